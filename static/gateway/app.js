@@ -1,0 +1,131 @@
+// Gateway Admin. Progressive enhancement only: every page works without this file.
+"use strict";
+
+const all = (selector, within = document) => [...(within.matches?.(selector) ? [within] : []), ...within.querySelectorAll(selector)];
+
+// Copy: data-copy="#id" copies that element; empty, the code block the button sits in.
+async function copy(button) {
+  const source = document.querySelector(button.dataset.copy || "#none") ?? button.closest("[role=tabpanel], .code").querySelector("pre");
+  try {
+    await navigator.clipboard.writeText((source.value ?? source.textContent).trim());
+  } catch { // No permission: select it, so Ctrl+C works.
+    return source.select ? source.select() : getSelection().selectAllChildren(source);
+  }
+  const label = button.querySelector("span");
+  button.dataset.copied = "";
+  if (label) label.textContent = "Copied";
+  announce("Copied");
+  button.dispatchEvent(new CustomEvent("copied", { bubbles: true }));
+  setTimeout(() => {
+    delete button.dataset.copied;
+    if (label) label.textContent = "Copy";
+  }, 2000);
+}
+
+// Toasts: the server sends HX-Trigger: {"toast": "Host disabled"}.
+function announce(text) {
+  const toast = Object.assign(document.createElement("p"), { className: "toast", textContent: text });
+  document.querySelector(".toasts")?.append(toast);
+  setTimeout(() => toast.remove(), 5000);
+}
+for (const toast of all(".toasts > .toast")) setTimeout(() => toast.remove(), 5000); // Rendered with the page.
+
+// Theme: the server renders data-theme from this cookie, so the first paint is right.
+function setTheme(theme) {
+  if (theme === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  document.cookie = `theme=${theme}; path=/; max-age=31536000; samesite=lax`;
+  for (const button of all("[data-set-theme]")) button.ariaPressed = button.dataset.setTheme === theme;
+}
+
+// Show once: Done waits for the checkbox or for Copy; Escape waits for Done. Closed, the secret leaves the page.
+function armShowOnce(dialog) {
+  const done = dialog.querySelector("[data-done]");
+  const stored = dialog.querySelector("[data-stored]");
+  const update = () => { done.disabled = !stored.checked; };
+  stored.addEventListener("change", update);
+  dialog.addEventListener("copied", () => { stored.checked = true; update(); });
+  dialog.addEventListener("cancel", (event) => done.disabled && event.preventDefault());
+  dialog.addEventListener("close", () => dialog.remove());
+  update();
+}
+addEventListener("pagehide", () => all("dialog:has([data-stored])").forEach((dialog) => dialog.remove())); // Back shows none.
+
+// Language tabs: without script all panels show, one under the other.
+function armTabs(list) {
+  const tabs = all("[role=tab]", list);
+  const choose = (chosen) => {
+    for (const tab of tabs) {
+      tab.ariaSelected = tab === chosen;
+      tab.tabIndex = tab === chosen ? 0 : -1;
+      document.getElementById(tab.getAttribute("aria-controls")).hidden = tab !== chosen;
+    }
+  };
+  list.addEventListener("click", (event) => tabs.includes(event.target) && choose(event.target));
+  list.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const next = tabs.at((tabs.indexOf(event.target) + step) % tabs.length);
+    choose(next);
+    next.focus();
+  });
+  choose(tabs.find((tab) => tab.ariaSelected === "true") ?? tabs[0]);
+}
+
+// Palette: links filtered by what is typed, arrows move, Enter follows.
+function armPalette(palette) {
+  const links = all(".results a", palette);
+  const shown = () => links.filter((link) => !link.hidden);
+  const mark = (chosen) => links.forEach((link) => link.toggleAttribute("data-active", link === chosen));
+  palette.addEventListener("input", (event) => {
+    const wanted = event.target.value.trim().toLowerCase();
+    for (const link of links) link.hidden = !link.textContent.toLowerCase().includes(wanted);
+    for (const group of all("section", palette)) group.hidden = !group.querySelector("a:not([hidden])");
+    mark(shown()[0]);
+  });
+  palette.addEventListener("keydown", (event) => {
+    const at = shown().findIndex((link) => "active" in link.dataset);
+    const act = { ArrowDown: () => mark(shown()[at + 1] ?? shown()[at]), ArrowUp: () => mark(shown()[Math.max(at - 1, 0)]), Enter: () => shown()[at]?.click() };
+    if (!act[event.key]) return;
+    event.preventDefault();
+    act[event.key]();
+  });
+  mark(links[0]);
+}
+
+function arm(within) {
+  all("dialog:has([data-stored])", within).forEach(armShowOnce);
+  all(".code [role=tablist]", within).forEach(armTabs);
+  for (const dialog of all("dialog[data-open]", within)) { // Rendered open, so it shows without script; here it becomes modal.
+    for (const name of ["data-open", "open"]) dialog.removeAttribute(name);
+    dialog.showModal();
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button?.hasAttribute("data-copy")) copy(button);
+  if (button?.dataset.setTheme) setTheme(button.dataset.setTheme);
+  if (button?.hasAttribute("commandfor") && !("commandForElement" in button)) { // Browsers before invoker commands.
+    const dialog = document.getElementById(button.getAttribute("commandfor"));
+    if (button.getAttribute("command") === "show-modal") dialog.showModal();
+    else dialog.close();
+  }
+});
+document.addEventListener("keydown", (event) => {
+  const palette = event.key === "k" && (event.metaKey || event.ctrlKey) && document.querySelector(".palette");
+  const search = event.key === "/" && !event.target.matches("input, textarea, select") && document.querySelector("main [type=search]");
+  if (palette || search) event.preventDefault();
+  palette ? palette.showModal() : search && search.focus();
+});
+// A switch shows the state the server knows: what was not swapped springs back. A dialog closes when its act is done.
+document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, requestConfig } }) => {
+  if (elt.matches("[role=switch]")) elt.checked = elt.defaultChecked;
+  if (!successful || requestConfig.verb !== "get") elt.closest("dialog")?.close();
+});
+document.addEventListener("htmx:responseError", ({ detail: { xhr } }) => xhr.status !== 403 && announce("That did not work. Try again."));
+document.addEventListener("htmx:sendError", () => announce("The server does not answer. Try again."));
+document.addEventListener("toast", (event) => announce(event.detail.value));
+document.addEventListener("htmx:load", (event) => arm(event.target));
+all(".palette").forEach(armPalette);
+arm(document);

@@ -1,0 +1,1 @@
+"""What all pages share: rendering helpers, template tags, error pages. No models."""

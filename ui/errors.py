@@ -1,0 +1,36 @@
+"""The pages for what went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.csrf import requires_csrf_token
+
+from ui.pages import wants_fragment
+
+
+@requires_csrf_token
+def permission_denied(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """403, naming the missing capability when the exception carries one."""
+    return _denied(request, {"capability": getattr(exception, "capability", None), "reason": str(exception or "")})
+
+
+@requires_csrf_token
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """403 for a form whose page is too old or was not ours."""
+    return _denied(request, {"reason": "This page was open too long. Load it again and repeat what you did."})
+
+
+def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+    if not wants_fragment(request):
+        return render(request, "403.html", context, status=403)
+    response = render(request, "403.html#notice", context, status=403)
+    response["HX-Push-Url"] = "false"
+    return response
+
+
+@requires_csrf_token
+def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    return render(request, "404.html", status=404)

@@ -1,0 +1,38 @@
+"""What htmx needs from every response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlencode, urlsplit
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import resolve_url
+from django_htmx.http import HttpResponseClientRedirect
+from django_htmx.middleware import HtmxDetails
+
+
+def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Turn a redirect into HX-Redirect: followed by htmx itself, the new page would land inside the old one.
+
+    Place it after HtmxMiddleware and before LoginRequiredMiddleware, so that an expired session goes to sign-in.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        if not getattr(request, "htmx", None) or response.status_code not in (301, 302, 303, 307, 308):
+            return response
+        client = HttpResponseClientRedirect(_destination(request, response["Location"]))
+        client.cookies = response.cookies
+        return client
+
+    return middleware
+
+
+def _destination(request: HttpRequest, location: str) -> str:
+    """Sign-in returns to the page that is open, not to the fragment it asked for."""
+    login = resolve_url(settings.LOGIN_URL)
+    htmx: HtmxDetails = request.htmx  # type: ignore[attr-defined]
+    if urlsplit(location).path != login or not htmx.current_url_abs_path:
+        return location
+    return f"{login}?{urlencode({'next': htmx.current_url_abs_path})}"

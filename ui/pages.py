@@ -1,0 +1,103 @@
+"""How a view answers: a whole page, a fragment for htmx, or a redirect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import messages
+from django.core.paginator import Page, Paginator
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.cache import patch_vary_headers
+from django_htmx.http import reswap, retarget, trigger_client_event
+from django_htmx.middleware import HtmxDetails
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+PAGE_SIZE = 50
+
+
+class AppRequest(HttpRequest):
+    """A request of a signed-in person, after all middleware."""
+
+    user: User  # type: ignore[assignment]
+    htmx: HtmxDetails
+
+
+def wants_fragment(request: HttpRequest) -> bool:
+    """Whether htmx asked for a piece of the page; going back in history needs the whole."""
+    htmx: HtmxDetails | None = getattr(request, "htmx", None)
+    return bool(htmx) and not (htmx.boosted or htmx.history_restore_request)
+
+
+def show(request: HttpRequest, template: str, context: dict[str, Any] | None = None, status: int = 200) -> HttpResponse:
+    """`page.html#fragment`: the fragment for htmx, the whole page otherwise.
+
+    Templates find out which by `fragment`; those that extend ui/dialog.html need no more than that.
+    """
+    fragment = wants_fragment(request)
+    name = template if fragment else template.partition("#")[0]
+    response = render(request, name, {"fragment": fragment, **(context or {})}, status=status)
+    patch_vary_headers(response, ["HX-Request"])
+    return response
+
+
+def answer(
+    request: HttpRequest, template: str, context: dict[str, Any], *, to: str | Model, toast: str = ""
+) -> HttpResponse:
+    """After an act: the changed fragment and a toast for htmx, else a redirect to `to` that shows the toast."""
+    if not wants_fragment(request):
+        return leave(request, to, toast)
+    response = render(request, template, context)
+    return trigger_client_event(response, "toast", {"value": toast}) if toast else response
+
+
+def leave(request: HttpRequest, to: str | Model, toast: str = "") -> HttpResponse:
+    """After an act that ends on another page: go there, with a toast."""
+    if toast:
+        messages.success(request, toast)
+    return redirect(to)
+
+
+def refuse(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
+    """A form with errors, status 422: its dialog again for htmx, its page otherwise."""
+    response = show(request, template, context, status=422)
+    return reswap(retarget(response, "#dialog"), "innerHTML") if wants_fragment(request) else response
+
+
+def confirm(
+    request: HttpRequest,
+    *,
+    title: str,
+    text: str,
+    back: str,
+    more: str = "",
+    target: str = "",
+    icon: str = "warning",
+    kind: str = "danger",
+    also: dict[str, str] | None = None,
+) -> HttpResponse:
+    """Ask before an act. OK posts to this same URL; Cancel holds the focus.
+
+    `target` is the CSS selector the answer of that POST replaces (outerHTML) when htmx is at work; `also` are names and
+    labels of further submit buttons.
+    """
+    context = {
+        "title": title,
+        "text": text,
+        "more": more,
+        "back": back,
+        "target": target,
+        "icon_name": icon,
+        "kind": kind,
+        "also": also or {},
+        "action": request.path,
+    }
+    return show(request, "ui/confirm.html", context)
+
+
+def page_of[M: Model](request: HttpRequest, rows: QuerySet[M], size: int = PAGE_SIZE) -> Page[M]:
+    """The page that `?page=` names, the nearest one when there is no such page."""
+    return Paginator(rows, size).get_page(request.GET.get("page"))

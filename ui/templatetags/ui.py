@@ -1,0 +1,95 @@
+"""Small pieces of markup that every page uses."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django import template
+from django.forms import BoundField, CheckboxInput, CheckboxSelectMultiple, RadioSelect, Select
+from django.http import HttpRequest
+from django.template.context import RequestContext
+from django.templatetags.static import static
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+register = template.Library()
+
+
+@register.simple_tag
+def icon(name: str, label: str = "") -> SafeString:
+    """One symbol of icons.svg; silent beside words, named when it stands alone."""
+    sprite = f"{static('gateway/icons.svg')}#{name}"
+    if label:
+        return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"></use></svg>', label, sprite)
+    return format_html('<svg class="icon" aria-hidden="true"><use href="{}"></use></svg>', sprite)
+
+
+@register.simple_tag
+def badge(state: str, text: str = "") -> SafeString:
+    """A state as word, shape and colour; the word is the state unless given."""
+    return format_html('<span class="badge" data-state="{}">{}</span>', state, text or state)
+
+
+def _date(moment: datetime) -> str:
+    return f"{moment:%b} {moment.day}, {moment.year}"
+
+
+def _time(moment: datetime, text: str) -> SafeString:
+    exact = moment.astimezone(UTC)
+    title = f"{_date(exact)} {exact:%H:%M:%S} UTC"
+    return format_html('<time datetime="{}" title="{}">{}</time>', f"{exact:%Y-%m-%dT%H:%M:%SZ}", title, text)
+
+
+@register.simple_tag
+def day(moment: datetime | None, never: str = "Never") -> str:
+    """A date such as "Jan 15, 2026", the exact time in its title."""
+    return _time(moment, _date(moment.astimezone(UTC))) if moment else never
+
+
+@register.simple_tag
+def ago(moment: datetime | None, never: str = "Never") -> str:
+    """An age such as "5m ago", the date once it is a week old."""
+    if not moment:
+        return never
+    age = timezone.now() - moment
+    if age < timedelta(minutes=1):
+        return _time(moment, "just now")
+    for unit, suffix, limit in ((60, "m", 3600), (3600, "h", 86400), (86400, "d", 7 * 86400)):
+        if age.total_seconds() < limit:
+            return _time(moment, f"{int(age.total_seconds() // unit)}{suffix} ago")
+    return _time(moment, _date(moment.astimezone(UTC)))
+
+
+@register.simple_tag(takes_context=True)
+def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str) -> SafeString:
+    """An entry of the rail; it is current on its own page and on all pages below it."""
+    request: HttpRequest = context["request"]
+    url = reverse(url_name)
+    here = request.path == url
+    below = url != "/" and request.path.startswith(url)
+    current = SafeString(' aria-current="page"') if here else SafeString(' aria-current="true"') if below else ""
+    return format_html('<a href="{}"{}>{}{}</a>', url, current, icon(icon_name), text)
+
+
+@register.inclusion_tag("ui/field.html")
+def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, Any]:
+    """A form field with label, control, help and error.
+
+    Further names become attributes of the control: `placeholder="Feedback bot" mono=True autofocus=True`.
+    """
+    widget = bound.field.widget
+    many = isinstance(widget, (RadioSelect, CheckboxSelectMultiple))
+    check = isinstance(widget, CheckboxInput)
+    names = {"mono": "data-mono"}
+    given = {names.get(name, name.replace("_", "-")): value for name, value in attrs.items()}
+    if not many and not check:
+        given["class"] = "input"
+    return {
+        "field": bound,
+        "control": bound.as_widget(attrs=given),
+        "kind": "choices" if many else "check" if check else "select" if isinstance(widget, Select) else "input",
+        "optional": optional,
+    }
