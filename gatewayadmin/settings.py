@@ -1,0 +1,252 @@
+"""All settings. Whatever may differ between installations is read from the environment, here and nowhere else."""
+
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from django.utils.csp import CSP
+
+from gatewayadmin import database, environment, keys, mail
+from gatewayadmin.environment import Refused, origins, networks, number, switch, text, web_address
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# --- The installation ---------------------------------------------------------------------------------------------
+
+DATA_DIR = Path(text("GATEWAY_DATA_DIR", str(BASE_DIR / "var"))).expanduser().resolve()
+DATABASE_URL = text("DATABASE_URL")
+PORT = number("PORT", 8000, low=1, high=65535)
+WORKERS = number("GATEWAY_WORKERS", 0, low=0, high=1024)  # 0: one per core.
+
+PUBLIC_URL_IS_SET = bool(text("GATEWAY_PUBLIC_URL"))
+PUBLIC_URL = web_address("GATEWAY_PUBLIC_URL", f"http://localhost:{PORT}")
+
+ADMIN_EMAIL = text("GATEWAY_ADMIN_EMAIL", "admin@localhost")
+ADMIN_PASSWORD = text("GATEWAY_ADMIN_PASSWORD")
+QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
+METRICS_TOKEN = text("GATEWAY_METRICS_TOKEN")
+PRIVATE_UPSTREAMS = networks("GATEWAY_PRIVATE_UPSTREAMS")
+TRUSTED_PROXIES = networks("GATEWAY_TRUSTED_PROXIES")
+ALLOWED_ORIGINS = origins("GATEWAY_ALLOWED_ORIGINS")
+
+_keys = keys.from_environment() if DATABASE_URL else keys.kept_in(DATA_DIR / "keys")
+SECRET_KEY = _keys.secret
+TOKEN_KEYS = _keys.tokens
+ENCRYPTION_KEYS = _keys.encryption
+
+DATABASES = {"default": database.configuration(DATABASE_URL, DATA_DIR)}
+MAILERS = mail.mailers(text("GATEWAY_EMAIL_URL"))
+
+if (_sentence := environment.misspelled()) is not None:
+    raise Refused(_sentence)
+
+# --- Addresses ----------------------------------------------------------------------------------------------------
+
+_public = urlsplit(PUBLIC_URL)
+_is_https = _public.scheme == "https"
+LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+_host = f"[{_public.hostname}]" if ":" in (_public.hostname or "") else str(_public.hostname)
+ALLOWED_HOSTS = LOOPBACK_NAMES if _host in LOOPBACK_NAMES else [_host]
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+
+# --- Django -------------------------------------------------------------------------------------------------------
+
+DEBUG = False
+ROOT_URLCONF = "gatewayadmin.urls"
+ASGI_APPLICATION = "gatewayadmin.asgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+INSTALLED_APPS = [
+    "gatewayadmin",
+    "ui",
+    "capabilities",
+    "auditlog",
+    "accounts",
+    "servers",
+    "gateways",
+    "hosts",
+    "connections",
+    "tokens",
+    "oauth",
+    "proxy",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "rest_framework",
+    "django_htmx",
+    "oauth2_provider",
+    "servestatic",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.csp.ContentSecurityPolicyMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "ui.middleware.htmx_redirects",
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "capabilities.can",
+            ],
+        },
+    },
+]
+
+CACHES = {
+    # Shared by all workers: the limits on sign-in count there. Never read on the way of an MCP request.
+    "default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"},
+}
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+
+STATIC_URL = "/static/"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
+SERVESTATIC_AUTOREFRESH = False
+
+# --- Signing in ---------------------------------------------------------------------------------------------------
+
+AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = ["accounts.backend.RoleBackend"]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+PASSWORD_RESET_TIMEOUT = int(timedelta(hours=1).total_seconds())
+LOGIN_URL = "account_login"
+LOGIN_REDIRECT_URL = "overview"
+LOGOUT_REDIRECT_URL = "account_login"
+
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*"]
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_EMAIL_VERIFICATION = "none"  # People are invited; nobody signs up.
+ACCOUNT_EMAIL_UNKNOWN_ACCOUNTS = False
+ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
+ACCOUNT_ADAPTER = "accounts.adapter.AccountAdapter"
+ACCOUNT_FORMS = {
+    "login": "accounts.sign_in.SignInForm",
+    "reset_password": "accounts.sign_in.ForgottenForm",
+    "reset_password_from_key": "accounts.sign_in.NewPasswordForm",
+    "change_password": "accounts.sign_in.OtherPasswordForm",
+}
+ACCOUNT_DEFAULT_HTTP_PROTOCOL = _public.scheme
+ACCOUNT_RATE_LIMITS = {
+    "login": "20/m/ip",
+    "login_failed": "20/m/ip,5/m/key",
+    "reset_password": "20/h/ip,3/h/key",
+    "reset_password_from_key": "20/m/ip",
+    "change_password": "5/m/user",
+    "reauthenticate": "10/m/user",
+}
+
+SESSION_COOKIE_NAME = "gateway_session"
+SESSION_COOKIE_AGE = int(timedelta(days=7).total_seconds())
+SESSION_COOKIE_SECURE = _is_https
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_NAME = "gateway_csrf"
+CSRF_COOKIE_SECURE = _is_https
+CSRF_COOKIE_HTTPONLY = True
+CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_FAILURE_VIEW = "ui.errors.csrf_failure"
+
+# --- What browsers are told ---------------------------------------------------------------------------------------
+
+SECURE_CSP = {
+    "default-src": [CSP.SELF],
+    "script-src": [CSP.SELF],
+    "style-src": [CSP.SELF],
+    "img-src": [CSP.SELF],
+    "font-src": [CSP.SELF],
+    "connect-src": [CSP.SELF],
+    "object-src": [CSP.NONE],
+    "base-uri": [CSP.NONE],
+    "form-action": [CSP.SELF],
+    "frame-ancestors": [CSP.NONE],
+}
+X_FRAME_OPTIONS = "DENY"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_HSTS_SECONDS = int(timedelta(days=365).total_seconds()) if _is_https else 0
+
+# --- REST and OAuth -----------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
+}
+
+OAUTH2_PROVIDER_APPLICATION_MODEL = "oauth2_provider.Application"
+OAUTH2_PROVIDER_GRANT_MODEL = "oauth2_provider.Grant"
+OAUTH2_PROVIDER_ACCESS_TOKEN_MODEL = "oauth2_provider.AccessToken"
+OAUTH2_PROVIDER_REFRESH_TOKEN_MODEL = "oauth2_provider.RefreshToken"
+OAUTH2_PROVIDER_ID_TOKEN_MODEL = "oauth2_provider.IDToken"
+OAUTH2_PROVIDER = {
+    "SCOPES": {"mcp": "Use the tools of the gateway you choose"},
+    "DEFAULT_SCOPES": ["mcp"],
+    "AUTHORIZATION_CODE_EXPIRE_SECONDS": 60,
+    "ACCESS_TOKEN_EXPIRE_SECONDS": 3600,
+    "PKCE_REQUIRED": True,
+    "ROTATE_REFRESH_TOKEN": True,
+    "REFRESH_TOKEN_REUSE_PROTECTION": True,
+    "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
+    "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
+    "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,
+    "COMPLIANT_BCP_RFC9700_ACCESS_TOKEN_TRANSPORT": True,
+    "COMPLIANT_BCP_RFC9700_AUTHZ_RESPONSE_ISS": True,
+    "COMPLIANT_BCP_RFC9700_TOKEN_STORAGE": True,
+    "COMPLIANT_BCP_RFC9700_REFRESH_TOKEN": True,
+    "COMPLIANT_BCP_RFC9700_REDIRECT_URI_MATCHING": True,
+    "COMPLIANT_BCP_RFC9700_PKCE_REQUIRED": True,
+    # COMPLIANT_BCP_RFC9700_REDIRECT_URI_SCHEME stays off: apps on one's own machine listen on loopback http. Our
+    # registration check refuses http everywhere else.
+}
+
+# --- Logs ---------------------------------------------------------------------------------------------------------
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "gatewayadmin.logs.JsonFormatter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    "loggers": {
+        "django": {"handlers": [], "level": "INFO", "propagate": True},
+        "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
+        "psycopg.pool": {"level": "ERROR"},
+    },
+}
