@@ -1,0 +1,181 @@
+"""What happened: calls through the gateways, and administrators' acts. Both are insert-only.
+
+Rows hold ids and names as plain columns: history outlives what it describes (decisions 4).
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Protocol
+from uuid import UUID, uuid4
+
+from django.db import models
+
+from auditlog import origin
+from auditlog.actions import Action
+from auditlog.origin import Via
+from auditlog.partitions import Partitions
+
+
+class Outcome(models.TextChoices):
+    """How a call ended (requirements 4.1)."""
+
+    OK = "ok", "ok"
+    TOOL_ERROR = "tool_error", "tool error"
+    RPC_ERROR = "rpc_error", "protocol error"
+    UNAUTHORIZED = "unauthorized", "unauthorized"
+    DENIED = "denied", "denied"
+    RATE_LIMITED = "rate_limited", "rate limited"
+    UPSTREAM_ERROR = "upstream_error", "upstream error"
+    TIMEOUT = "timeout", "timeout"
+    BAD_REQUEST = "bad_request", "bad request"
+    CANCELLED = "cancelled", "cancelled"
+
+
+class FeatureType(models.TextChoices):
+    NONE = "", "none"
+    TOOL = "tool", "tool"
+    PROMPT = "prompt", "prompt"
+    RESOURCE = "resource", "resource"
+
+
+class CallManager(models.Manager["Call"]):
+    def find(self, uid: UUID) -> "Call":
+        """The call with this uid; its time (UUIDv7) says in which partition to look.
+
+        Raises Call.DoesNotExist.
+        """
+        return self.get(uid=uid, created_at__range=_moment_of(uid))
+
+
+def _moment_of(uid: UUID) -> tuple[datetime, datetime]:
+    at = datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC)
+    return at - timedelta(milliseconds=1), at + timedelta(milliseconds=2)
+
+
+class Call(models.Model):
+    """One MCP message that arrived with a known token, answered or refused (decisions 7.5).
+
+    Range-partitioned by `created_at`, the time of arrival; written by auditlog.writer with COPY.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    uid = models.UUIDField()
+    created_at = models.DateTimeField()
+    correlation_id = models.UUIDField()
+
+    method = models.CharField(max_length=64)
+    feature_type = models.CharField(max_length=10, choices=FeatureType, blank=True)
+    feature_name = models.CharField(max_length=300, blank=True)
+    outcome = models.CharField(max_length=16, choices=Outcome)
+    deny_reason = models.CharField(max_length=40, blank=True)
+    http_status = models.PositiveSmallIntegerField()
+    rpc_error_code = models.IntegerField(null=True)
+
+    host_id = models.UUIDField(null=True)
+    gateway_id = models.UUIDField(null=True)
+    connection_id = models.UUIDField(null=True)
+    user_id = models.UUIDField(null=True)
+    token_id = models.UUIDField(null=True)
+    server_id = models.UUIDField(null=True)
+    identity_id = models.UUIDField(null=True)
+    host_name = models.CharField(max_length=120, blank=True)
+    gateway_name = models.CharField(max_length=120, blank=True)
+    server_name = models.CharField(max_length=120, blank=True)
+    user_email = models.CharField(max_length=254, blank=True)
+    identity_label = models.CharField(max_length=120, blank=True)
+    token_name = models.CharField(max_length=100, blank=True)
+    token_prefix = models.CharField(max_length=12, blank=True)
+
+    duration_ms = models.FloatField()
+    authorise_ms = models.FloatField(null=True)
+    upstream_ms = models.FloatField(null=True)
+    request_bytes = models.PositiveIntegerField(default=0)
+    response_bytes = models.PositiveIntegerField(default=0)
+
+    client_ip = models.GenericIPAddressField(null=True)
+    user_agent = models.CharField(max_length=300, blank=True)
+    client_name = models.CharField(max_length=120, blank=True)
+    client_version = models.CharField(max_length=60, blank=True)
+    protocol_version = models.CharField(max_length=20, blank=True)
+
+    request_payload = models.JSONField(null=True)
+    response_payload = models.JSONField(null=True)
+    payload_truncated = models.BooleanField(default=False)
+
+    objects: ClassVar[CallManager] = CallManager()
+    partitions: ClassVar[Partitions] = Partitions("auditlog_call")
+
+    class Meta:
+        ordering = ("-created_at", "-id")
+        default_permissions = ("view",)
+        indexes = tuple(
+            models.Index(fields=(name, "-created_at"), name=f"call_by_{name.removesuffix('_id')}")
+            for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id", "method", "outcome")
+        ) + (models.Index(fields=("correlation_id",), name="call_by_correlation"),)
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.feature_name}".strip()
+
+
+class Actor(Protocol):
+    """Somebody who changes things."""
+
+    pk: Any
+    email: str
+
+
+class EventManager(models.Manager["Event"]):
+    def record(
+        self,
+        action: Action,
+        target: models.Model,
+        *,
+        by: Actor | None,
+        changes: dict[str, Any] | None = None,
+        actor: str = "",
+    ) -> "Event":
+        """Write down that `by` (None: the system) did `action` to `target`.
+
+        Call it inside the transaction of the change. `changes` maps a field to [before, after] and
+        holds no secret; `actor` names an actor who is not simply a person, such as a token itself.
+        """
+        here = origin.present()
+        return self.create(
+            actor_id=by.pk if by else None,
+            actor_email=actor or (by.email if by else "system"),
+            via=here.via,
+            ip=here.ip,
+            correlation_id=here.correlation_id,
+            action=action,
+            target_type=target._meta.model_name or "",
+            target_id=str(target.pk),
+            target_label=str(target)[:200],
+            changes=changes or {},
+        )
+
+
+class Event(models.Model):
+    """One administrator's act, written in the transaction of the change it tells of."""
+
+    id = models.BigAutoField(primary_key=True)
+    uid = models.UUIDField(unique=True, default=uuid4, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True, db_index=True)
+    actor_id = models.UUIDField(null=True, db_index=True)
+    actor_email = models.CharField(max_length=254)
+    via = models.CharField(max_length=12, choices=Via)
+    ip = models.GenericIPAddressField(null=True)
+    action = models.CharField(max_length=60)
+    target_type = models.CharField(max_length=40)
+    target_id = models.CharField(max_length=40)
+    target_label = models.CharField(max_length=200)
+    changes = models.JSONField(default=dict)
+    correlation_id = models.UUIDField()
+
+    objects: ClassVar[EventManager] = EventManager()
+
+    class Meta:
+        ordering = ("-created_at", "-id")
+        default_permissions = ("view",)
+        indexes = (models.Index(fields=("target_type", "target_id"), name="event_by_target"),)
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.target_label}"

@@ -1,0 +1,47 @@
+"""Where the present change comes from: set once per request, read by `Event.objects.record`."""
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+from django.db import models
+
+
+class Via(models.TextChoices):
+    """The door through which a change came."""
+
+    WEB = "web", "Web"
+    API = "api", "API"
+    BEARER = "bearer", "Bearer token"
+    DJANGO_ADMIN = "django_admin", "Django admin"
+    SYSTEM = "system", "System"
+    OAUTH = "oauth", "OAuth"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The door, the address and the correlation id of the request that is being served."""
+
+    via: Via = Via.SYSTEM
+    ip: str | None = None
+    correlation_id: UUID = field(default_factory=uuid4)
+
+
+_present: ContextVar[Origin | None] = ContextVar("origin", default=None)
+
+
+def present() -> Origin:
+    """The origin of the change under way; the system itself outside of any request."""
+    return _present.get() or Origin()
+
+
+@contextmanager
+def coming_from(origin: Origin) -> Iterator[None]:
+    """Record changes inside the block as coming from `origin`."""
+    reset = _present.set(origin)
+    try:
+        yield
+    finally:
+        _present.reset(reset)

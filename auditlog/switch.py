@@ -1,0 +1,42 @@
+"""The enabled toggle that every layer carries, and the record of each flip (requirements 4.3)."""
+
+from typing import Any, Self
+
+from django.db import models, transaction
+
+from auditlog.actions import Action
+from auditlog.models import Actor, Event
+
+
+class Switchable(models.Model):
+    """A thing that can be switched off and on; the proxy reads the switch on every request."""
+
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        abstract = True
+
+    def disable(self, *, by: Actor | None) -> None:
+        """Switch off; the next request through this thing is refused. Nothing is lost."""
+        self._switch(on=False, by=by)
+
+    def enable(self, *, by: Actor | None) -> None:
+        """Switch on again; everything works as before."""
+        self._switch(on=True, by=by)
+
+    def _switch(self, *, on: bool, by: Actor | None) -> None:
+        with transaction.atomic():
+            row = self.lock()
+            if row.enabled != on:
+                type(self)._default_manager.filter(pk=self.pk).update(enabled=on, **self._switched(on, by))
+                action = Action(f"{self._meta.model_name}.{'enabled' if on else 'disabled'}")
+                Event.objects.record(action, self, by=by, changes={"enabled": [not on, on]})
+        self.enabled = on
+
+    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        """Further columns that a flip changes."""
+        return {}
+
+    def lock(self) -> Self:
+        """This row as it is now, locked until the transaction ends."""
+        return type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)

@@ -1,0 +1,90 @@
+"""One enum of capabilities and its two faces in Django: a view decorator and a template object.
+
+The third face, for REST, is `capabilities.rest.HasCapability`.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol
+
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+
+from capabilities.catalogue import Capability
+
+__all__ = ["Can", "Capability", "CapabilityRequired", "can", "requires", "signed_in"]
+
+type View = Callable[..., HttpResponse]
+
+
+class Holder(Protocol):
+    """Somebody whose role may hold capabilities."""
+
+    def has_perm(self, perm: str, obj: object = None) -> bool: ...
+
+
+class CapabilityRequired(PermissionDenied):
+    """The role holds none of the capabilities that open this door."""
+
+    def __init__(self, *capabilities: Capability) -> None:
+        super().__init__(f"Capability {' or '.join(repr(c.slug) for c in capabilities)} is required.")
+        self.capabilities = capabilities
+
+    @property
+    def capability(self) -> Capability:
+        """The capability to ask for first."""
+        return self.capabilities[0]
+
+
+def requires(*capabilities: Capability) -> Callable[[View], View]:
+    """Open a view to holders of any one of `capabilities`; others get CapabilityRequired.
+
+    The rule stays readable as `view.rule` for the test that walks all routes.
+    """
+
+    def guard(view: View) -> View:
+        @wraps(view)
+        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+            if not any(request.user.has_perm(capability) for capability in capabilities):
+                raise CapabilityRequired(*capabilities)
+            return view(request, *args, **kwargs)
+
+        guarded.rule = frozenset(capabilities)  # type: ignore[attr-defined]
+        return guarded
+
+    return guard
+
+
+def signed_in(why: str) -> Callable[[View], View]:
+    """Open a view to every active user; `why` says what limits it to the user's own things."""
+
+    def mark(view: View) -> View:
+        view.rule = why  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+class Can:
+    """What the viewer may do, for templates: `{% if can.hosts_toggle %}`.
+
+    An unknown name raises LookupError, so that a typo is a failing page and not a hidden button.
+    """
+
+    def __init__(self, holder: Holder) -> None:
+        self._holder = holder
+
+    def __getattr__(self, name: str) -> bool:
+        try:
+            capability = Capability[name.upper()]
+        except KeyError:
+            raise LookupError(f"No capability is called {name.upper()}.") from None
+        return self._holder.has_perm(capability)
+
+    def __getitem__(self, name: str) -> bool:
+        return getattr(self, name)
+
+
+def can(request: HttpRequest) -> dict[str, Can]:
+    """Context processor: puts `can` into every template."""
+    return {"can": Can(request.user)}

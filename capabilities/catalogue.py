@@ -1,0 +1,127 @@
+"""The capabilities of requirements 4.2: what a role may do, under one name each."""
+
+from enum import StrEnum
+from typing import Self
+
+
+class Capability(StrEnum):
+    """What a role may do. The value is the Django permission that grants it.
+
+    `slug` is its name in REST answers, `label` its name on pages, `allows` one sentence for the
+    capabilities reference.
+    """
+
+    slug: str
+    label: str
+    allows: str
+
+    def __new__(cls, permission: str, slug: str, label: str, allows: str) -> Self:
+        member = str.__new__(cls, permission)
+        member._value_ = permission
+        member.slug = slug
+        member.label = label
+        member.allows = allows
+        return member
+
+    API_TOKENS_MANAGE = (
+        "tokens.manage_token",
+        "api-tokens:manage",
+        "Create and manage API tokens",
+        "Create and rename token-based hosts, add a connection, see, edit, regenerate and revoke all API access tokens.",
+    )
+    MCP_CONNECTIONS_READ = (
+        "connections.view_connection",
+        "api-keys:read",
+        "View MCP connections",
+        "See the MCP Connections page and every connection with its details.",
+    )
+    MCP_CONNECTIONS_REVOKE = (
+        "connections.revoke_connection",
+        "api-keys:revoke",
+        "Revoke connections and regenerate API keys",
+        "Use the trash and key buttons on every connection.",
+    )
+    CONNECTIONS_TOGGLE = (
+        "connections.toggle_connection",
+        "connections:toggle",
+        "Disable and enable connections",
+        "Switch a single connection off and on.",
+    )
+    HOSTS_READ = (
+        "hosts.view_host",
+        "hosts:read",
+        "View Apps & Agents",
+        "See the list of apps and agents and their pages.",
+    )
+    HOSTS_TOGGLE = (
+        "hosts.toggle_host",
+        "hosts:toggle",
+        "Disable and enable hosts",
+        "Switch an app or agent off and on, and approve new apps.",
+    )
+    GATEWAYS_READ = (
+        "gateways.view_gateway",
+        "gateways:read",
+        "View and use all gateways",
+        "See and reach every gateway, whatever its teams.",
+    )
+    GATEWAYS_MANAGE = (
+        "gateways.manage_gateway",
+        "gateways:manage",
+        "Basic gateway management",
+        "Create and rename gateways, assign servers, choose identity schemes and tools.",
+    )
+    GATEWAYS_TOGGLE = (
+        "gateways.toggle_gateway",
+        "gateways:toggle",
+        "Disable and enable gateways",
+        "Switch gateways and their assigned servers off and on.",
+    )
+    SERVERS_MANAGE = (
+        "servers.manage_server",
+        "servers:manage",
+        "Basic server management",
+        "Create and edit servers and their shared identities.",
+    )
+    SERVERS_TOGGLE = (
+        "servers.toggle_server",
+        "servers:toggle",
+        "Disable and enable servers",
+        "Switch a server off and on, on every gateway at once.",
+    )
+    IDENTITIES_MANAGE = (
+        "servers.manage_identity",
+        "identities:manage",
+        "Identity management",
+        "See other people's identities (never the secret), disable, enable and revoke them.",
+    )
+    LOGS_READ = (
+        "auditlog.view_call",
+        "logs:read",
+        "View and export logs",
+        "See the Logs page and the log tabs, and export them.",
+    )
+    AUDIT_READ = (
+        "auditlog.view_event",
+        "audit:read",
+        "View admin events",
+        "See who changed what.",
+    )
+    PEOPLE_MANAGE = (
+        "accounts.manage_people",
+        "people:manage",
+        "Manage people",
+        "Invite and deactivate users, edit roles and teams.",
+    )
+    WORKSPACE_MANAGE = (
+        "accounts.manage_workspace",
+        "workspace:manage",
+        "Manage workspace settings",
+        "Change the settings of the workspace.",
+    )
+    OAUTH_CONNECT = (
+        "oauth.connect_app",
+        "oauth:connect",
+        "Authenticate via OAuth",
+        "Connect an app for oneself through the OAuth flow.",
+    )

@@ -1,0 +1,207 @@
+"""One host, one gateway, one user: the link that can be switched off or ended."""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Actor, Event
+from auditlog.switch import Switchable
+from gateways.models import Assignment, Gateway, IdentityScheme
+from hosts.models import Host
+from servers.models import Identity
+
+
+class ConnectionFault(Exception):
+    """A connection cannot be opened or changed like that; the message says why."""
+
+
+class Refused(ConnectionFault):
+    """This connection cannot be opened at present."""
+
+
+class AlreadyRevoked(ConnectionFault):
+    """This connection has been revoked before."""
+
+
+class RevokeReason(models.TextChoices):
+    NONE = "", ""
+    MANUAL = "manual", "manual"
+    PASSWORD_RESET = "password_reset", "password reset"  # noqa: S105  (a reason, no secret)
+    USER_DEACTIVATED = "user_deactivated", "user deactivated"
+    REFRESH_REUSE = "refresh_reuse", "refresh token reused"
+    ARCHIVED = "archived", "archived"
+
+
+class ConnectionQuerySet(models.QuerySet["Connection"]):
+    def live(self) -> "ConnectionQuerySet":
+        """Connections that have not been revoked."""
+        return self.filter(revoked_at=None)
+
+    def own(self, user: User) -> "ConnectionQuerySet":
+        """Connections that act as `user`."""
+        return self.filter(user=user)
+
+    def with_details(self) -> "ConnectionQuerySet":
+        """Everything a row shows, live ones first, then the newest."""
+        return (
+            self.select_related("host", "gateway", "user", "revoked_by")
+            .prefetch_related("tokens")
+            .order_by(models.F("revoked_at").desc(nulls_first=True), "-connected_at")
+        )
+
+    def open(
+        self, *, host: Host, gateway: Gateway, user: User, identities: Mapping[Assignment, Identity], by: User
+    ) -> "Connection":
+        """The live connection of this triple, made when there is none; `identities` are (re)bound to it.
+
+        Raises Refused, with a message for the person, when host, gateway or the connection itself is
+        switched off or the gateway is out of reach (R3.16).
+        """
+        with transaction.atomic():
+            _refuse_unless_open(host, gateway, user)
+            connection, made = (
+                self.live()
+                .select_for_update(of=("self",))
+                .get_or_create(host=host, gateway=gateway, user=user, revoked_at=None)
+            )
+            if not connection.enabled:
+                raise Refused("This connection has been disabled by an administrator.")
+            connection.bind(identities)
+            if made:
+                Event.objects.record(Action.CONNECTION_OPENED, connection, by=by)
+        return connection
+
+
+def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
+    host, gateway = host.lock(), gateway.lock()
+    if host.archived_at or not host.enabled:
+        raise Refused("An administrator has disabled this app.")
+    if host.is_pending:
+        raise Refused("This app is waiting for an administrator's approval.")
+    if gateway.archived_at or not gateway.enabled:
+        raise Refused("An administrator has disabled this gateway.")
+    if not gateway.is_reachable_by(user):
+        raise Refused("Your teams do not include this gateway.")
+
+
+class Connection(Switchable):
+    """A live or ended link of one host to one gateway, acting as one user.
+
+    Revoked rows stay; authorising again makes a new row (R3.2).
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    host = models.ForeignKey(Host, models.PROTECT, related_name="connections")
+    gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="connections")
+    user = models.ForeignKey(User, models.PROTECT, related_name="connections")
+    connected_at = models.DateTimeField(default=timezone.now)
+    last_token_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    disabled_at = models.DateTimeField(null=True, blank=True)
+    disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    revoke_reason = models.CharField(max_length=20, choices=RevokeReason, blank=True)
+
+    objects = ConnectionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-connected_at",)
+        permissions = (
+            ("revoke_connection", "Revoke connections and regenerate API keys"),
+            ("toggle_connection", "Disable and enable connections"),
+        )
+        constraints = (
+            models.UniqueConstraint(
+                fields=("host", "gateway", "user"),
+                condition=Q(revoked_at=None),
+                name="one_live_connection_per_host_gateway_user",
+            ),
+            models.CheckConstraint(
+                condition=Q(revoked_at=None, revoke_reason="") | (Q(revoked_at__isnull=False) & ~Q(revoke_reason="")),
+                name="revoked_connection_says_why",
+            ),
+        )
+        indexes = (
+            models.Index(fields=("gateway", "revoked_at"), name="connection_by_gateway"),
+            models.Index(fields=("host", "revoked_at"), name="connection_by_host"),
+            models.Index(fields=("user", "revoked_at"), name="connection_by_user"),
+            models.Index(fields=("-connected_at",), name="connection_by_date"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.host} / {self.user} / {self.gateway}"
+
+    @property
+    def is_live(self) -> bool:
+        return self.revoked_at is None
+
+    @property
+    def blocked_by(self) -> str:
+        """The layer above that stops this connection: `host`, `gateway`, `user` or nothing."""
+        if not self.host.enabled or self.host.is_pending:
+            return "host"
+        if not self.gateway.enabled:
+            return "gateway"
+        return "" if self.user.is_active else "user"
+
+    def bind(self, identities: Mapping[Assignment, Identity]) -> None:
+        """Use these identities of the connection's own user from now on."""
+        for assignment, identity in identities.items():
+            self.check_identity(assignment, identity)
+            self.identities.update_or_create(assignment=assignment, defaults={"identity": identity})
+
+    def check_identity(self, assignment: Assignment, identity: Identity) -> None:
+        """Raise Refused unless `identity` is the user's own for a per-user server of this gateway."""
+        fits = (
+            assignment.gateway_id == self.gateway_id
+            and assignment.identity_scheme == IdentityScheme.PER_USER
+            and identity.server_id == assignment.server_id
+            and identity.owner_id == self.user_id
+            and identity.revoked_at is None
+        )
+        if not fits:
+            raise Refused("This identity cannot be used for this server.")
+
+    def revoke(self, *, by: User | None, reason: str = RevokeReason.MANUAL) -> None:
+        """End this connection for good; its tokens stop working on their next request.
+
+        Raises AlreadyRevoked when it has ended before. Reconnecting makes a new row.
+        """
+        with transaction.atomic():
+            if self.lock().revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            self.revoked_at, self.revoked_by, self.revoke_reason = timezone.now(), by, reason
+            self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])
+            self.tokens.filter(revoked_at=None).update(revoked_at=self.revoked_at, revoked_by=by, revoke_reason=reason)
+            Event.objects.record(Action.CONNECTION_REVOKED, self, by=by, changes={"reason": [None, reason]})
+
+    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        self.disabled_at = None if on else timezone.now()
+        self.disabled_by_id = None if on or by is None else by.pk
+        return {"disabled_at": self.disabled_at, "disabled_by": self.disabled_by_id}
+
+
+class ConnectionIdentity(models.Model):
+    """Which of the user's own identities a connection carries to one per-user server."""
+
+    connection = models.ForeignKey(Connection, models.CASCADE, related_name="identities")
+    assignment = models.ForeignKey(Assignment, models.PROTECT, related_name="connection_identities")
+    identity = models.ForeignKey(Identity, models.PROTECT, related_name="connection_identities")
+
+    class Meta:
+        verbose_name_plural = "connection identities"
+        constraints = (
+            models.UniqueConstraint(
+                fields=("connection", "assignment"), name="one_identity_per_connection_and_assignment"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.identity} for {self.connection}"

@@ -1,0 +1,116 @@
+"""Apps and agents: who connects, and whether it may."""
+
+from uuid import uuid4
+
+from django.db import IntegrityError, models, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.switch import Switchable
+
+
+class HostError(Exception):
+    """A host cannot be changed like that; the message says why."""
+
+
+class NameTaken(HostError):
+    """An agent with this name already exists."""
+
+
+class Kind(models.TextChoices):
+    HEADED = "headed", "App (OAuth)"
+    TOKEN = "token", "Agent (token)"  # noqa: S105  (a kind, no secret)
+
+
+class HostQuerySet(models.QuerySet["Host"]):
+    def live(self) -> "HostQuerySet":
+        """Hosts that are not archived."""
+        return self.filter(archived_at=None)
+
+    def add_agent(self, *, name: str, description: str = "", by: User) -> "Host":
+        """Make the token-based host of an agent; made once, reused for all its connections.
+
+        Raises NameTaken.
+        """
+        try:
+            with transaction.atomic():
+                host = self.create(kind=Kind.TOKEN, name=name.strip(), description=description.strip(), created_by=by)
+                Event.objects.record(Action.HOST_CREATED, host, by=by, changes={"name": [None, host.name]})
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        return host
+
+
+class Host(Switchable):
+    """An app or agent that connects: the unit administrators allow or disable."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    kind = models.CharField(max_length=10, choices=Kind, editable=False)
+    name = models.CharField(max_length=120)
+    description = models.CharField(max_length=500, blank=True)
+    approved_at = models.DateTimeField(null=True, blank=True)
+    approved_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    needs_approval = models.BooleanField(default=False)
+    allow_enrolment = models.BooleanField(default=False)
+    dedupe_key = models.CharField(max_length=64, null=True, blank=True, unique=True)
+    first_seen_at = models.DateTimeField(null=True, blank=True)
+    last_seen_at = models.DateTimeField(null=True, blank=True)
+    archived_at = models.DateTimeField(null=True, blank=True)
+    created_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = HostQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        permissions = (("toggle_host", "Disable and enable hosts"),)
+        constraints = (
+            models.UniqueConstraint(
+                Lower("name"), condition=Q(kind=Kind.TOKEN, archived_at=None), name="live_agent_name_is_unique"
+            ),
+            models.CheckConstraint(
+                condition=~Q(kind=Kind.TOKEN) | Q(created_by__isnull=False, dedupe_key=None),
+                name="agent_has_a_creator_and_no_dedupe_key",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind=Kind.TOKEN) | Q(allow_enrolment=False), name="only_agents_allow_enrolment"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_agent(self) -> bool:
+        """Whether it authenticates with API access tokens instead of OAuth."""
+        return self.kind == Kind.TOKEN
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it still waits for an administrator's approval."""
+        return self.needs_approval and self.approved_at is None
+
+    @property
+    def status(self) -> str:
+        """`pending`, `enabled` or `disabled`."""
+        if self.is_pending:
+            return "pending"
+        return "enabled" if self.enabled else "disabled"
+
+    def rename(self, *, name: str, description: str, by: User) -> None:
+        """Give it another name and description. Raises NameTaken."""
+        before = {"name": self.name, "description": self.description}
+        self.name, self.description = name.strip(), description.strip()
+        changes = {f: [before[f], getattr(self, f)] for f in before if before[f] != getattr(self, f)}
+        try:
+            with transaction.atomic():
+                self.save(update_fields=["name", "description", "updated_at"])
+                if changes:
+                    Event.objects.record(Action.HOST_UPDATED, self, by=by, changes=changes)
+        except IntegrityError:
+            self.name, self.description = before["name"], before["description"]
+            raise NameTaken(NameTaken.__doc__) from None

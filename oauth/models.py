@@ -1,0 +1,121 @@
+"""What the authorize flow and the OAuth toolkit's rows mean here: whose host, which connection."""
+
+from uuid import uuid4
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.models import User
+from connections.models import Connection
+from gateways.models import Gateway
+from hosts.models import Host
+
+
+class Registration(models.Model):
+    """One registration of a headed app with the toolkit, and the host it belongs to (R3.7)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    application = models.OneToOneField(
+        settings.OAUTH2_PROVIDER_APPLICATION_MODEL, models.CASCADE, related_name="registration"
+    )
+    host = models.ForeignKey(Host, models.PROTECT, null=True, blank=True, related_name="registrations")
+    fingerprint = models.CharField(max_length=64, blank=True, db_index=True)
+    client_name = models.CharField(max_length=120, blank=True)
+    client_uri = models.CharField(max_length=500, blank=True)
+    software_id = models.CharField(max_length=120, blank=True)
+    software_version = models.CharField(max_length=60, blank=True)
+    registration_ip = models.GenericIPAddressField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+        verbose_name = "OAuth registration"
+
+    def __str__(self) -> str:
+        return self.client_name or "MCP Client"
+
+
+class Binding(models.Model):
+    """The one connection a toolkit grant, access token or refresh token belongs to (decisions 7.2).
+
+    Written in the transaction that makes the toolkit's row; without a binding there is no access.
+    An access token also names the generation of the connection's key it was made under.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    connection = models.ForeignKey(Connection, models.PROTECT, related_name="bindings")
+    generation = models.PositiveIntegerField(null=True)
+    grant = models.OneToOneField(
+        settings.OAUTH2_PROVIDER_GRANT_MODEL, models.CASCADE, null=True, related_name="binding"
+    )
+    access_token = models.OneToOneField(
+        settings.OAUTH2_PROVIDER_ACCESS_TOKEN_MODEL, models.CASCADE, null=True, related_name="binding"
+    )
+    refresh_token = models.OneToOneField(
+        settings.OAUTH2_PROVIDER_REFRESH_TOKEN_MODEL, models.CASCADE, null=True, related_name="binding"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = (
+            models.CheckConstraint(
+                condition=(
+                    Q(grant__isnull=False, access_token=None, refresh_token=None, generation=None)
+                    | Q(grant=None, access_token__isnull=False, refresh_token=None, generation__isnull=False)
+                    | Q(grant=None, access_token=None, refresh_token__isnull=False, generation=None)
+                ),
+                name="binding_ties_exactly_one_credential",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return str(self.connection)
+
+
+class Ending(models.TextChoices):
+    OAUTH = "oauth", "Redirect to the app"
+    TOKEN = "token", "Show a token once"  # noqa: S105  (an ending, no secret)
+
+
+class AuthorizeRequest(models.Model):
+    """An authorize flow under way: what was chosen so far, and the browser it belongs to (E15)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    kind = models.CharField(max_length=10, choices=Ending, editable=False)
+    host = models.ForeignKey(Host, models.CASCADE, null=True, blank=True, related_name="+")
+    application = models.ForeignKey(
+        settings.OAUTH2_PROVIDER_APPLICATION_MODEL, models.CASCADE, null=True, blank=True, related_name="+"
+    )
+    user = models.ForeignKey(User, models.CASCADE, null=True, blank=True, related_name="+")
+    gateway = models.ForeignKey(Gateway, models.CASCADE, null=True, blank=True, related_name="+")
+    parameters = models.JSONField(default=dict)
+    identities = models.JSONField(default=dict)
+    step = models.CharField(max_length=20, default="gateway")
+    browser_digest = models.BinaryField(max_length=32)
+    expires_at = models.DateTimeField()
+    completed_at = models.DateTimeField(null=True, blank=True)
+    error = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+        permissions = (("connect_app", "Authenticate via OAuth"),)
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(kind=Ending.TOKEN, host__isnull=False, application=None)
+                | Q(kind=Ending.OAUTH, application__isnull=False),
+                name="authorize_request_names_its_app",
+            ),
+        )
+        indexes = (models.Index(fields=("expires_at",), name="authorize_request_by_expiry"),)
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} ({self.step})"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was finished, refused or left too long."""
+        return self.completed_at is not None or self.expires_at <= timezone.now()

@@ -1,0 +1,267 @@
+"""Upstream MCP servers, and the credentials people bring for them."""
+
+from typing import Any
+from uuid import uuid4
+
+from django.core.validators import RegexValidator
+from django.db import models, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.switch import Switchable
+from servers.vault import cipher
+
+BUILT_IN_URL = "builtin:quickstart"
+HIDDEN = "***"
+
+slug_validator = RegexValidator(
+    r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens, for example “my-server”."
+)
+
+
+class ServerError(Exception):
+    """A server or identity cannot be changed like that; the message says why."""
+
+
+class InUse(ServerError):
+    """It is still switched on. Disable it first."""
+
+
+class AlreadyRevoked(ServerError):
+    """This identity has been revoked before."""
+
+
+class AuthType(models.TextChoices):
+    NONE = "none", "No credential"
+    BEARER = "bearer", "Bearer token"
+    HEADER = "header", "Own header"
+    OAUTH = "oauth", "OAuth"
+
+
+class Health(models.TextChoices):
+    UNKNOWN = "unknown", "unknown"
+    OK = "ok", "ok"
+    DOWN = "down", "down"
+
+
+class Era(models.TextChoices):
+    """Which wire an upstream speaks (protocol.md 0): `initialize` sessions, or 2026-07-28."""
+
+    UNKNOWN = "", "unknown"
+    SESSION = "session", "session"
+    MODERN = "modern", "2026-07-28"
+
+
+class ServerQuerySet(models.QuerySet["Server"]):
+    def live(self) -> "ServerQuerySet":
+        """Servers that are not archived."""
+        return self.filter(archived_at=None)
+
+    def add(self, *, by: User | None, **fields: Any) -> "Server":
+        """Register an upstream server; it is exposed to nobody until it is assigned to a gateway."""
+        with transaction.atomic():
+            server = self.create(created_by=by, **fields)
+            Event.objects.record(Action.SERVER_CREATED, server, by=by, changes={"url": [None, server.url]})
+        return server
+
+
+class Server(Switchable):
+    """An upstream MCP server that gateways can forward to."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    name = models.CharField(max_length=80)
+    slug = models.CharField(max_length=16, unique=True, validators=[slug_validator])
+    url = models.CharField("URL", max_length=500)
+    auth_type = models.CharField("authentication", max_length=10, choices=AuthType, default=AuthType.NONE)
+    header_name = models.CharField(max_length=80, blank=True)
+    timeout_seconds = models.PositiveSmallIntegerField(default=30)
+    max_concurrent = models.PositiveSmallIntegerField(default=64)
+    health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
+    health_checked_at = models.DateTimeField(null=True, blank=True)
+    health_error = models.CharField(max_length=300, blank=True)
+    protocol_era = models.CharField(max_length=10, choices=Era, default=Era.UNKNOWN, blank=True)
+    protocol_probed_at = models.DateTimeField(null=True, blank=True)
+    archived_at = models.DateTimeField(null=True, blank=True)
+    created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = ServerQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        permissions = (("manage_server", "Basic server management"), ("toggle_server", "Disable and enable servers"))
+        constraints = (
+            models.UniqueConstraint(Lower("name"), condition=Q(archived_at=None), name="live_server_name_is_unique"),
+            models.CheckConstraint(
+                condition=Q(url__startswith="https://") | Q(url__startswith="http://") | Q(url=BUILT_IN_URL),
+                name="server_url_is_http",
+            ),
+            models.CheckConstraint(
+                condition=Q(timeout_seconds__range=(1, 120)), name="server_timeout_is_two_minutes_at_most"
+            ),
+            models.CheckConstraint(condition=Q(max_concurrent__range=(1, 1000)), name="server_concurrency_is_bounded"),
+            models.CheckConstraint(
+                condition=~Q(auth_type=AuthType.HEADER) | ~Q(header_name=""), name="header_credential_names_its_header"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether this is the bundled Quickstart server, part of this process."""
+        return self.url == BUILT_IN_URL
+
+    @property
+    def needs_credential(self) -> bool:
+        return self.auth_type != AuthType.NONE
+
+    def edit(self, *, by: User, **fields: Any) -> None:
+        """Change name, URL, authentication or limits; records what changed."""
+        with transaction.atomic():
+            row = self.lock()
+            changes = {
+                name: [getattr(row, name), value] for name, value in fields.items() if getattr(row, name) != value
+            }
+            if "url" in changes:  # Another address may speak another wire.
+                fields |= {"protocol_era": Era.UNKNOWN, "health": Health.UNKNOWN, "health_error": ""}
+            for name, value in fields.items():
+                setattr(self, name, value)
+            self.save(update_fields=[*fields, "updated_at"])
+            if changes:
+                Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
+
+    def note_health(self, health: Health, error: str = "", era: Era | None = None) -> None:
+        """Remember how the last real contact went."""
+        self.health, self.health_error, self.health_checked_at = health, error[:300], timezone.now()
+        fields = ["health", "health_error", "health_checked_at"]
+        if era:
+            self.protocol_era, self.protocol_probed_at = era, self.health_checked_at
+            fields += ["protocol_era", "protocol_probed_at"]
+        self.save(update_fields=fields)
+
+
+class IdentityKind(models.TextChoices):
+    BEARER = "bearer", "Bearer token"
+    HEADER = "header", "Header"
+    OAUTH = "oauth", "OAuth"
+
+
+class IdentityQuerySet(models.QuerySet["Identity"]):
+    def live(self) -> "IdentityQuerySet":
+        """Identities that have not been revoked."""
+        return self.filter(revoked_at=None)
+
+    def usable(self) -> "IdentityQuerySet":
+        """Identities that a call could use now."""
+        return self.live().filter(enabled=True).exclude(expires_at__lte=timezone.now())
+
+    def own(self, user: User) -> "IdentityQuerySet":
+        """The identities `user` brought."""
+        return self.filter(owner=user)
+
+    def shared(self) -> "IdentityQuerySet":
+        """Service accounts that belong to nobody in particular."""
+        return self.filter(owner=None)
+
+    def bring(self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None) -> "Identity":
+        """Store a credential for `server`, encrypted; `owner` None makes a shared one."""
+        with transaction.atomic():
+            identity = Identity(server=server, owner=owner, label=label, kind=server.auth_type)
+            identity._seal(secret)
+            identity.save(force_insert=True)
+            Event.objects.record(Action.IDENTITY_CREATED, identity, by=by, changes={"secret": [None, HIDDEN]})
+        return identity
+
+
+class Identity(Switchable):
+    """A credential for one server: one user's own, or shared when it has no owner."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    server = models.ForeignKey(Server, models.PROTECT, related_name="identities")
+    owner = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="identities")
+    label = models.CharField(max_length=80)
+    kind = models.CharField(max_length=10, choices=IdentityKind)
+    secret_ciphertext = models.BinaryField(null=True, editable=False)
+    refresh_ciphertext = models.BinaryField(null=True, editable=False)
+    key_id = models.CharField(max_length=8, blank=True, editable=False)
+    secret_hint = models.CharField(max_length=4, blank=True, editable=False)
+    generation = models.PositiveIntegerField(default=1, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    last_error = models.CharField(max_length=300, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = IdentityQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("label",)
+        verbose_name_plural = "identities"
+        permissions = (("manage_identity", "Identity management"),)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("server", "owner", "label"),
+                condition=Q(revoked_at=None),
+                nulls_distinct=False,
+                name="live_identity_label_is_unique_per_server_and_owner",
+            ),
+            models.CheckConstraint(
+                condition=Q(revoked_at=None) | Q(secret_ciphertext=None, refresh_ciphertext=None),
+                name="revoked_identity_keeps_no_secret",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.server})"
+
+    @property
+    def is_shared(self) -> bool:
+        return self.owner_id is None
+
+    @property
+    def status(self) -> str:
+        """`revoked`, `disabled`, `expired` or `active`, in that order of precedence."""
+        if self.revoked_at:
+            return "revoked"
+        if not self.enabled:
+            return "disabled"
+        return "expired" if self.expires_at and self.expires_at <= timezone.now() else "active"
+
+    def replace(self, secret: str, *, by: User) -> None:
+        """Store another secret in its place; sessions opened with the old one are not used again.
+
+        Raises AlreadyRevoked.
+        """
+        with transaction.atomic():
+            row = self.lock()
+            if row.revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            self.generation = row.generation + 1
+            self._seal(secret)
+            self.save(update_fields=["secret_ciphertext", "key_id", "secret_hint", "generation", "updated_at"])
+            Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
+
+    def revoke(self, *, by: User | None) -> None:
+        """End this identity for good and wipe its secret. Raises AlreadyRevoked."""
+        with transaction.atomic():
+            if self.lock().revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            self.revoked_at, self.revoked_by = timezone.now(), by
+            self.secret_ciphertext = self.refresh_ciphertext = None
+            self.save(
+                update_fields=["revoked_at", "revoked_by", "secret_ciphertext", "refresh_ciphertext", "updated_at"]
+            )
+            Event.objects.record(Action.IDENTITY_REVOKED, self, by=by)
+
+    def _seal(self, secret: str) -> None:
+        self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
+        self.secret_hint = secret[-4:] if len(secret) >= 16 else ""

@@ -1,0 +1,13 @@
+"""The cipher of this installation, made from its settings."""
+
+from functools import cache
+
+from django.conf import settings
+
+from servers.crypto import Cipher
+
+
+@cache
+def cipher() -> Cipher:
+    """Seals and opens stored credentials under GATEWAY_ENCRYPTION_KEYS."""
+    return Cipher(settings.ENCRYPTION_KEYS)

@@ -1,0 +1,79 @@
+"""Rows for tests: plain functions that show their values, each with what the test is about in sight."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import uuid4
+
+from accounts.models import Role, User, permissions_of
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import Assignment, Gateway, IdentityScheme
+from hosts.models import Host
+from servers.models import AuthType, Identity, Server
+from tokens.models import Issued, Token
+
+PASSWORD = "correct horse battery staple"  # noqa: S105  (no account of anybody)
+
+
+def unique(word: str) -> str:
+    """`word` with an ending no other test uses."""
+    return f"{word}-{uuid4().hex[:6]}"
+
+
+def role(*capabilities: Capability, name: str = "") -> Role:
+    made = Role.objects.create(name=name or unique("role"))
+    made.permissions.set(permissions_of(capabilities))
+    return made
+
+
+def user(*capabilities: Capability, email: str = "", **fields: Any) -> User:
+    """A user whose role holds exactly `capabilities`."""
+    return User.objects.create_user(
+        email or f"{unique('user')}@example.com", PASSWORD, role=role(*capabilities), **fields
+    )
+
+
+def server(*, by: User | None = None, **fields: Any) -> Server:
+    slug = fields.pop("slug", None) or f"s{uuid4().hex[:8]}"
+    fields = {"name": slug, "url": f"https://{slug}.example.com/mcp"} | fields
+    return Server.objects.add(by=by, slug=slug, **fields)
+
+
+def gateway(*servers: Server, by: User | None = None, **fields: Any) -> Gateway:
+    """A gateway in front of `servers`, each under its own slug without a credential."""
+    slug = fields.pop("slug", None) or unique("gateway")
+    made = Gateway.objects.add(by=by, slug=slug, **({"name": slug} | fields))
+    for one in servers:
+        assignment(made, one)
+    return made
+
+
+def assignment(gateway: Gateway, server: Server, **fields: Any) -> Assignment:
+    fields = {"alias": server.slug, "identity_scheme": IdentityScheme.NONE} | fields
+    return Assignment.objects.assign(gateway=gateway, server=server, by=None, **fields)
+
+
+def identity(server: Server, owner: User | None = None, *, secret: str = "", label: str = "") -> Identity:
+    """A credential for `server`; shared when it has no owner."""
+    if server.auth_type == AuthType.NONE:
+        raise ValueError("A server without authentication takes no identity.")
+    return Identity.objects.bring(
+        server=server, owner=owner, label=label or unique("identity"), secret=secret or uuid4().hex, by=owner
+    )
+
+
+def agent(*, by: User, name: str = "") -> Host:
+    return Host.objects.add_agent(name=name or unique("agent"), by=by)
+
+
+def connection(host: Host, gateway: Gateway, user: User, identities: Iterable[Identity] = ()) -> Connection:
+    """A live connection that carries `identities` to the per-user servers they belong to."""
+    by_server = {one.server_id: one for one in identities}
+    assigned = gateway.assignments.live().filter(server__in=by_server)
+    return Connection.objects.open(
+        host=host, gateway=gateway, user=user, identities={a: by_server[a.server_id] for a in assigned}, by=user
+    )
+
+
+def token(connection: Connection, *, name: str = "", **fields: Any) -> Issued:
+    return Token.objects.issue(connection, name=name or unique("token"), by=connection.user, **fields)
