@@ -1,0 +1,157 @@
+"""JSON-RPC 2.0 as MCP uses it: read one message, build answers, name the errors."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Never
+
+import orjson
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+
+UNAUTHORIZED = -32001
+FORBIDDEN = -32003
+
+HEADER_MISMATCH = -32020
+MISSING_CAPABILITY = -32021
+UNSUPPORTED_VERSION = -32022
+
+type Id = int | str
+type Object = dict[str, Any]
+
+
+class Malformed(Exception):
+    """The body is not one JSON-RPC message; carries the code to answer with."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(slots=True)
+class Message:
+    """One message of a client: a request has a method and an id, a notification no id, a response no method."""
+
+    method: str
+    id: Id | None
+    params: Object
+
+    @property
+    def is_request(self) -> bool:
+        return self.id is not None and self.method != ""
+
+    @property
+    def meta(self) -> Object:
+        """The request's `_meta`, empty when it has none."""
+        meta = self.params.get("_meta")
+        return meta if isinstance(meta, dict) else {}
+
+
+def parse(body: bytes) -> Message:
+    """The one message in `body`; raises Malformed."""
+    try:
+        document = loads(body)
+    except ValueError:
+        raise Malformed(PARSE_ERROR, "Parse error") from None
+    return _message(document)
+
+
+def _message(document: Any) -> Message:
+    match document:
+        case {"jsonrpc": "2.0", "method": str(method)} if method:
+            params = document.get("params", {})
+            if isinstance(params, dict):
+                return Message(method, _id(document), params)
+        case {"jsonrpc": "2.0", "id": _, "result": _} | {"jsonrpc": "2.0", "id": _, "error": dict()}:
+            return Message("", _id(document), {})
+        case list():
+            raise Malformed(INVALID_REQUEST, "Batches are not supported")
+    raise Malformed(INVALID_REQUEST, "Invalid Request")
+
+
+def _id(document: Object) -> Id | None:
+    if "id" not in document:
+        return None
+    match document["id"]:
+        case bool():
+            pass
+        case int() | str() as known:
+            return known
+    raise Malformed(INVALID_REQUEST, "Invalid Request")
+
+
+def names_in(document: Any) -> tuple[str, str]:
+    """Method and tool named by a message that may be malformed; for the log, never for a decision."""
+    if not isinstance(document, dict):
+        return "", ""
+    method, params = document.get("method"), document.get("params")
+    name = params.get("name") if isinstance(params, dict) else ""
+    return method if isinstance(method, str) else "", name if isinstance(name, str) else ""
+
+
+# Reading and writing without changing a value
+
+_LONG_INTEGER = re.compile(rb"[0-9]{19}").search
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
+
+
+def loads(text: bytes) -> Any:
+    """The value of a JSON text; raises ValueError.
+
+    orjson turns integers beyond 64 bits into floats and refuses lone surrogates, both of which
+    servers send; those texts take the slower exact way.
+    """
+    try:
+        value = orjson.loads(text)
+    except ValueError:
+        if not _SURROGATE(text):
+            raise
+        return _exactly(text)
+    return _exactly(text) if _LONG_INTEGER(text) else value
+
+
+def _exactly(text: bytes) -> Any:
+    try:
+        return json.loads(text.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> Never:
+    raise ValueError(f"{name} is not JSON")
+
+
+def dumps(value: Any) -> bytes:
+    """The JSON text of a value that `loads` gave."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def result(request_id: Id | None, value: Any) -> bytes:
+    return dumps({"jsonrpc": "2.0", "id": request_id, "result": value})
+
+
+def error(request_id: Id | None, code: int, message: str, data: Any = None) -> bytes:
+    """An error answer, its members in the order of the published bodies (error before id)."""
+    details = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
+    return dumps({"jsonrpc": "2.0", "error": details, "id": request_id})
+
+
+def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
+    """`text` with its id replaced; all else stays byte for byte when that can be told.
+
+    An integer has one spelling in JSON, so a sole occurrence of its digits is the id itself.
+    """
+    minted = document.get("id")
+    if type(minted) is int and minted > 0:
+        digits = b"%d" % minted
+        if text.count(digits) == 1:
+            return text.replace(digits, dumps(request_id))
+    return dumps({**document, "id": request_id})

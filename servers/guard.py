@@ -1,0 +1,229 @@
+"""One judge of the addresses a server may live at, asked at connect time (requirements 8.12).
+
+A name is checked where it is used: after it was resolved, for the very address the socket goes to,
+literal addresses included. Adapters give that to aiohttp (the calls) and httpx (the control plane).
+Needs no Django.
+"""
+
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore
+import httpx
+
+type Address = IPv4Address | IPv6Address
+type Network = IPv4Network | IPv6Network
+type AddrInfo = tuple[Any, Any, int, str, tuple[Any, ...]]
+
+# Cloud metadata services hand out credentials: refused even inside an allowed range.
+METADATA = frozenset(
+    ip_address(text)
+    for text in (
+        "169.254.169.254",  # AWS, Google Cloud, Azure and most others
+        "169.254.170.2",  # AWS ECS
+        "169.254.170.23",  # AWS EKS
+        "100.100.100.200",  # Alibaba Cloud
+        "168.63.129.16",  # Azure
+        "192.0.0.192",  # Oracle Cloud
+        "fd00:ec2::254",  # AWS
+        "fd00:ec2::23",  # AWS EKS
+        "fd20:ce::254",  # Google Cloud
+    )
+)
+
+# What the standard library calls global although it leads inside, or to nobody.
+NOT_PUBLIC: tuple[Network, ...] = tuple(
+    ip_network(text)
+    for text in (
+        "192.88.99.0/24",  # 6to4 relays
+        "::/96",  # IPv4-compatible
+        "100::/64",  # discard
+        "2001::/23",  # protocol assignments, Teredo among them
+        "3fff::/20",  # documentation
+        "5f00::/16",  # segment routing
+        "64:ff9b:1::/48",  # NAT64 of the local network
+        "fec0::/10",  # site-local
+    )
+)
+
+NAT64 = ip_network("64:ff9b::/96")
+
+
+class AddressRefused(OSError):
+    """The server's address is not one that the gateway may call."""
+
+
+class UrlRefused(ValueError):
+    """The URL is not one that the gateway may call; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Decides by address; `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS."""
+
+    allowed: tuple[Network, ...] = ()
+
+    def admits(self, address: str, *, encrypted: bool = True) -> bool:
+        """Whether a socket may go to this literal address; without TLS only inside the allowed ranges."""
+        try:
+            target = _plain(ip_address(address))
+        except ValueError:
+            return False
+        if target in METADATA:
+            return False
+        if any(target in network for network in self.allowed):
+            return True
+        return encrypted and _is_public(target)
+
+    def check(self, address: str, *, encrypted: bool = True) -> None:
+        """Raises AddressRefused unless the guard admits the address."""
+        if not self.admits(address, encrypted=encrypted):
+            raise AddressRefused(AddressRefused.__doc__)
+
+    def check_url(self, url: str) -> None:
+        """Refuse what needs no look-up to be refused; raises UrlRefused.
+
+        A name is judged again, by its address, each time a socket is opened.
+        """
+        parts = _parts(url)
+        host = parts.hostname or ""
+        if _is_literal(host):
+            if not self.admits(host, encrypted=parts.scheme == "https"):
+                raise UrlRefused(f"The address {host} is not one the gateway may call.")
+        elif parts.scheme == "http" and not self.allowed:
+            raise UrlRefused("The URL must start with https://.")
+
+    def check_now(self, url: str) -> None:
+        """`check_url`, and a look-up: refuse a name none of whose addresses may be called. Raises UrlRefused."""
+        self.check_url(url)
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        try:
+            addresses = _addresses(host, parts.port or 443)
+        except httpcore.ConnectError:
+            raise UrlRefused(f"{host} cannot be found. Check the spelling.") from None
+        if not any(self.admits(address, encrypted=parts.scheme == "https") for address in addresses):
+            raise UrlRefused(f"{host} leads to an address the gateway may not call.")
+
+    def socket_factory(self, *, encrypted: bool) -> Callable[[AddrInfo], socket.socket]:
+        """A factory for aiohttp's connector, which asks it for each address it is about to connect to."""
+
+        def open_socket(info: AddrInfo) -> socket.socket:
+            family, kind, protocol, _, sockaddr = info
+            self.check(sockaddr[0], encrypted=encrypted)
+            return socket.socket(family, kind, protocol)
+
+        return open_socket
+
+
+def _plain(address: Address) -> Address:
+    """The IPv4 address inside an IPv6 one that merely wraps it, else the address itself."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address.scope_id:
+        address = IPv6Address(int(address))
+    inner = address.ipv4_mapped or address.sixtofour
+    if inner is None and address in NAT64:
+        inner = IPv4Address(int(address) & 0xFFFFFFFF)
+    return inner or address
+
+
+def _is_public(address: Address) -> bool:
+    if address.is_multicast or address.is_reserved or not address.is_global:
+        return False
+    return not any(address in network for network in NOT_PUBLIC)
+
+
+def _parts(url: str) -> Any:
+    try:
+        parts = urlsplit(url)
+        port_is_number = parts.port is None or 0 < parts.port
+    except ValueError:
+        raise UrlRefused("This is not a URL.") from None
+    if parts.scheme not in ("https", "http"):
+        raise UrlRefused("The URL must start with https://.")
+    if not parts.hostname or not port_is_number:
+        raise UrlRefused("The URL names no server.")
+    if parts.username is not None or parts.password is not None:
+        raise UrlRefused("Leave credentials out of the URL; store them as an identity.")
+    return parts
+
+
+def _is_literal(host: str) -> bool:
+    """Whether a resolver would take this host for an address, in whatever notation (0x7f.1, 2130706433)."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        return False
+    return True
+
+
+class _GuardedBackend(httpcore.NetworkBackend):
+    """Resolves a name, and connects to the first of its addresses that is admitted and answers."""
+
+    def __init__(self, guard: Guard, *, encrypted: bool) -> None:
+        self._guard = guard
+        self._encrypted = encrypted
+        self._backend = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        for address in _addresses(host, port):
+            try:
+                self._guard.check(address, encrypted=self._encrypted)
+                return self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+            except AddressRefused as refusal:
+                failure = refusal
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> httpcore.NetworkStream:
+        raise AddressRefused(AddressRefused.__doc__)
+
+
+def _addresses(host: str, port: int) -> Sequence[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise httpcore.ConnectError(f"{host} cannot be resolved") from error
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+
+class GuardedTransport(httpx.BaseTransport):
+    """httpx over guarded sockets, without proxies from the environment.
+
+    Use it as `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`; redirects are off
+    by default there. A refused address raises AddressRefused.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._by_scheme = {scheme: _transport(guard, encrypted=scheme == "https") for scheme in ("https", "http")}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self._by_scheme[request.url.scheme].handle_request(request)
+
+    def close(self) -> None:
+        for transport in self._by_scheme.values():
+            transport.close()
+
+
+def _transport(guard: Guard, *, encrypted: bool) -> httpx.HTTPTransport:
+    transport = httpx.HTTPTransport(trust_env=False)
+    # httpx has no parameter for it; its transport is a thin wrapper of this pool.
+    transport._pool = httpcore.ConnectionPool(
+        ssl_context=httpx.create_ssl_context(trust_env=False) if encrypted else None,
+        network_backend=_GuardedBackend(guard, encrypted=encrypted),
+    )
+    return transport
