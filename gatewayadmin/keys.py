@@ -29,7 +29,7 @@ def from_environment() -> Keys:
     missing = [name for name in NAMES if not text(name)]
     if missing:
         raise Refused(f"DATABASE_URL is set, so these must be set too: {', '.join(missing)}.")
-    return _keys(lambda name: text(name))
+    return _keys(text)
 
 
 def kept_in(folder: Path) -> Keys:
@@ -82,7 +82,7 @@ def _fresh(name: str) -> str:
 def _write_once(path: Path, key: str) -> None:
     """Write `key` unless another process was faster; nobody ever reads half a key."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(key + "\n")
         file.flush()
         os.fsync(file.fileno())

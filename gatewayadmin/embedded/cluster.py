@@ -165,9 +165,7 @@ class Cluster:
 
     def _is_ours(self, process: psutil.Process) -> bool:
         with suppress(psutil.Error):
-            return (
-                _alive(process) and process.name().startswith("postgres") and Path(process.cwd()) == self.folder
-            )
+            return _alive(process) and process.name().startswith("postgres") and Path(process.cwd()) == self.folder
         return False
 
     def _make(self) -> None:
@@ -209,21 +207,25 @@ class Cluster:
     def _demand(self, program: str, *arguments: str, text: str = "") -> None:
         done = self._run(program, *arguments, text=text)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
             raise ClusterError(f"{program} of the embedded PostgreSQL failed: {reason}")
 
     def _run(self, program: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        # Files, not pipes: the server inherits them from pg_ctl, and a pipe would stay open as long as it lives.
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as given:
-            given.write(text)
-            given.seek(0)
+        # A file, not a pipe: the server inherits it from pg_ctl, and a pipe would stay open as long as it lives.
+        with tempfile.TemporaryFile("w+") as output:
             done = subprocess.run(
                 [_programs() / program, *arguments],
-                stdin=given, stdout=out, stderr=err, cwd="/", env={"LC_ALL": "C"}, check=False, **_as_account(),
-            )  # fmt: skip
-            out.seek(0)
-            err.seek(0)
-            return subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
+                input=text,
+                text=True,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                env={"LC_ALL": "C"},
+                check=False,
+                **_as_account(),
+            )
+            output.seek(0)
+            return subprocess.CompletedProcess(done.args, done.returncode, output.read())
 
 
 @cache
