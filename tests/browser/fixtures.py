@@ -1,0 +1,116 @@
+"""A real Chromium, in which a word on the console is a failure."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    sync_playwright,
+)
+
+from tests import workspace
+from tests.browser import steps
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+type Open = Callable[..., BrowserContext]
+
+
+@dataclass
+class Trouble:
+    """What the browser complained of; a test that provokes an error page says so in `expected`."""
+
+    expected: set[str] = field(default_factory=set)
+    seen: list[str] = field(default_factory=list)
+
+    def watch(self, page: Page) -> None:
+        page.on("console", self.console)
+        page.on("pageerror", lambda error: self.seen.append(f"{page.url}: {error}"))
+
+    def console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.seen.append(f"{message.location.get('url')}: {message.text}")
+
+    def unexpected(self) -> list[str]:
+        return [line for line in self.seen if not any(words in line for words in self.expected)]
+
+
+def system_chromium() -> str | None:
+    """The Chromium of this machine, or None for the one that came with Playwright."""
+    named = os.environ.get("CHROMIUM")
+    return named or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+# Not for the session: Playwright's loop would lie open under the async tests of this process.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=system_chromium(), args=[*FLAGS])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def trouble() -> Iterator[Trouble]:
+    noticed = Trouble()
+    yield noticed
+    assert not noticed.unexpected()
+
+
+@pytest.fixture
+def open_browser(browser: Browser, trouble: Trouble) -> Iterator[Open]:
+    """A browser window with cookies of its own, for one person; takes Playwright's options."""
+    contexts: list[BrowserContext] = []
+
+    def window(**options: Any) -> BrowserContext:
+        context = browser.new_context(**options)
+        context.set_default_timeout(10_000)
+        context.on("page", trouble.watch)
+        contexts.append(context)
+        return context
+
+    yield window
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def signed_in(browser: Browser, live: workspace.Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cookies of the workspace's owner, signed in once through the page."""
+    context = browser.new_context()
+    steps.sign_in(context.new_page(), live.url)
+    cookies = tmp_path_factory.mktemp("browser") / "owner.json"
+    context.storage_state(path=cookies)
+    context.close()
+    return cookies
+
+
+@pytest.fixture
+def context(open_browser: Open, signed_in: Path) -> BrowserContext:
+    """A window in which the owner is signed in."""
+    context = open_browser(storage_state=signed_in)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    return context
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()

@@ -1,0 +1,91 @@
+"""What a person does on the pages, one function a step; found by the words on the screen."""
+
+from dataclasses import dataclass
+
+from playwright.sync_api import Dialog, Locator, Page, expect
+
+from tests import workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """What the show-once dialog gave."""
+
+    token: str
+    gateway_url: str
+    snippets: dict[str, str]
+
+
+def sign_in(page: Page, url: str) -> None:
+    page.goto(f"{url}/")
+    page.get_by_label("E-mail").fill(workspace.OWNER)
+    page.get_by_label("Password", exact=True).fill(workspace.PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{url}/")
+
+
+def add_host(page: Page, url: str, name: str) -> None:
+    """Apps & Agents, *Add API access token-based host*; ends on the host's Connections tab."""
+    page.goto(f"{url}/hosts/")
+    page.get_by_role("button", name="Add API access token-based host").click()
+    dialog = page.get_by_role("dialog", name="Add API access token-based host")
+    dialog.get_by_label("Name").fill(name)
+    dialog.get_by_role("button", name="Create").click()
+    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+
+
+def add_connection(page: Page, gateway: str) -> Page:
+    """From a host's Connections tab to the show-once dialog, which is open in the page given back."""
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="Add a connection").click()
+    flow = opened.value
+    flow.get_by_role("radio", name=gateway).check()
+    flow.get_by_role("button", name="Allow").click()
+    flow.get_by_role("button", name="Generate").click()
+    expect(token_dialog(flow)).to_be_visible()
+    return flow
+
+
+def token_dialog(flow: Page) -> Locator:
+    return flow.get_by_role("dialog", name="Your API access token")
+
+
+def copied(flow: Page) -> Minted:
+    """Everything the show-once dialog offers to take away."""
+    dialog = token_dialog(flow)
+    snippets = {}
+    for tab in dialog.get_by_role("tab").all():
+        tab.click()
+        snippets[tab.inner_text()] = dialog.get_by_role("tabpanel").locator("code").inner_text()
+    return Minted(
+        dialog.get_by_label("API access token").input_value(),
+        dialog.get_by_label("Gateway URL").input_value(),
+        snippets,
+    )
+
+
+def done(flow: Page) -> None:
+    dialog = token_dialog(flow)
+    dialog.get_by_label("I have stored it").check()
+    dialog.get_by_role("button", name="Done").click()
+    expect(dialog).to_be_hidden()
+
+
+def row(page: Page, *words: str) -> Locator:
+    """The table row that holds all of these words."""
+    rows = page.get_by_role("row")
+    for text in words:
+        rows = rows.filter(has_text=text)
+    return rows.first
+
+
+def refuse_dialogs(page: Page) -> list[str]:
+    """Note what native dialogs say and cancel them; our pages should open none."""
+    said: list[str] = []
+
+    def note(dialog: Dialog) -> None:
+        said.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", note)
+    return said

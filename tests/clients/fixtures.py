@@ -1,0 +1,100 @@
+"""The npm clients and servers of package.json: installed once, run as processes of their own.
+
+Without npm, or without a registry to install from, these tests fail: a check that skips itself
+proves nothing.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import free_port
+
+FOLDER = Path(__file__).resolve().parent
+MODULES = FOLDER / "node_modules"
+
+
+@dataclass(frozen=True, slots=True)
+class Npm:
+    """The installed packages, and a home that is thrown away."""
+
+    home: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Newer than most machines' Node is the one among the packages: it comes first."""
+        path = f"{MODULES / '.bin'}{os.pathsep}{os.environ['PATH']}"
+        return {"PATH": path, "HOME": str(self.home)}
+
+    def run(self, program: str, *arguments: str, **settings: str) -> str:
+        """What the program prints; fails unless it ends well within a minute."""
+        done = subprocess.run(
+            [MODULES / ".bin" / program, *arguments],
+            env=self.environment | settings,
+            cwd=FOLDER,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{program}: {done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Npm:
+    install()
+    return Npm(tmp_path_factory.mktemp("npm"))
+
+
+def install() -> None:
+    """Bring node_modules to what the lock file says; the other processes of the run wait."""
+    with (FOLDER / ".install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
+        mark = MODULES / ".installed"
+        if mark.exists() and mark.read_text() == wanted:
+            return
+        npm = shutil.which("npm")
+        assert npm, "npm is needed to run real MCP clients; install Node 20 or newer."
+        done = subprocess.run(
+            [npm, "ci", "--no-progress"], cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        mark.write_text(wanted)
+
+
+@pytest.fixture(scope="module")
+def everything(npm: Npm) -> Iterator[str]:
+    """The address of npm's server-everything, a server nobody here wrote."""
+    port = free_port()
+    command = [MODULES / ".bin" / "mcp-server-everything", "streamableHttp"]
+    with (npm.home / "everything.log").open("w") as log:
+        process = subprocess.Popen(command, env=npm.environment | {"PORT": str(port)}, stdout=log, stderr=log)
+    try:
+        wait_for(process, port)
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
+    """Return once the process listens on `port`."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "server-everything ended by itself"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise AssertionError("server-everything did not start")

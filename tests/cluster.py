@@ -1,0 +1,88 @@
+"""One PostgreSQL for a whole test run, and the environment the settings are read from.
+
+A plugin, named in pyproject.toml, because it must act before pytest-django reads the settings.
+The run's first process starts the embedded server in a folder of the run's own and takes both away
+at the end; xdist workers inherit the folder and make a database each. `TEST_DATABASE_URL` puts
+another PostgreSQL in its place, where databases may be made and dropped.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+from cryptography.fernet import Fernet
+from psycopg import sql
+
+from gatewayadmin.embedded.cluster import OWNER, Cluster
+
+HOME = "TEST_RUN_FOLDER"
+ADDRESS = "TEST_RUN_DATABASE"
+
+_own: list[Cluster] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
+    if HOME not in os.environ:
+        begin()
+    return (yield)
+
+
+def pytest_unconfigure() -> None:
+    for cluster in _own:
+        cluster.leave()
+        shutil.rmtree(os.environ[HOME], ignore_errors=True)
+    _own.clear()
+
+
+def begin() -> None:
+    """Set the environment of this run; nothing of the developer's own gets through."""
+    for name in [name for name in os.environ if name.startswith("GATEWAY_") or name == "DATABASE_URL"]:
+        del os.environ[name]
+    home = Path(tempfile.mkdtemp(prefix="gateway-admin-test-"))
+    os.environ[HOME] = os.environ["GATEWAY_DATA_DIR"] = str(home)
+    given = os.environ.get("TEST_DATABASE_URL")
+    os.environ[ADDRESS] = given or start(home)
+    if given:
+        os.environ.update({"DATABASE_URL": given, **keys()})
+
+
+def start(home: Path) -> str:
+    """Start the embedded server in `home` and give its address."""
+    cluster = Cluster(home)
+    cluster.ensure()
+    _own.append(cluster)
+    address = f"postgresql://{OWNER}@/postgres?host={quote(str(cluster.socket_folder), safe='')}"
+    with psycopg.connect(address, autocommit=True) as connection:
+        # These tests may lose the database with the machine. What must survive a kill is proven
+        # against servers of their own, which keep the defaults.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("ALTER SYSTEM SET full_page_writes = off")
+        connection.execute("SELECT pg_reload_conf()")
+    return address
+
+
+def keys() -> dict[str, str]:
+    """Fresh keys, as an operator would give them."""
+    return {
+        "GATEWAY_SECRET_KEY": uuid4().hex * 2,
+        "GATEWAY_TOKEN_KEYS": uuid4().hex * 2,
+        "GATEWAY_ENCRYPTION_KEYS": Fernet.generate_key().decode(),
+    }
+
+
+def fresh_database(name: str) -> str:
+    """Make an empty database beside the tests' own and give its address."""
+    address = os.environ[ADDRESS]
+    with psycopg.connect(address, autocommit=True) as connection:
+        identifier = sql.Identifier(name)
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
+    return urlunsplit(urlsplit(address)._replace(path=f"/{name}"))

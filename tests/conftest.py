@@ -1,0 +1,112 @@
+"""The cast of the journeys, their browsers, and the servers around them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from django.test import Client
+
+from accounts.models import Role, User, permissions_of
+from capabilities import Capability
+from capabilities.roles import MEMBER
+from tests import upstreams, workspace
+from tests.upstreams import App, Upstream
+
+pytest_plugins = ["tests.browser.fixtures", "tests.clients.fixtures"]
+
+type SignIn = Callable[[User], Client]
+type Run = Callable[[App], Upstream]
+
+
+def person(name: str, role: str, *capabilities: Capability, is_staff: bool = False) -> User:
+    """A user whose role of this name holds exactly these capabilities."""
+    held, made = Role.objects.get_or_create(name=role)
+    if made:
+        held.permissions.set(permissions_of(capabilities))
+    return User.objects.create_user(f"{name}@example.com", display_name=name.title(), role=held, is_staff=is_staff)
+
+
+@pytest.fixture
+def ana(db: None) -> User:
+    """Runs the gateways: every capability except managing people."""
+    return person("ana", "Operator", *(set(Capability) - {Capability.PEOPLE_MANAGE}))
+
+
+@pytest.fixture
+def viv(db: None) -> User:
+    """Looks, and changes nothing."""
+    seeing = (
+        Capability.MCP_CONNECTIONS_READ,
+        Capability.HOSTS_READ,
+        Capability.LOGS_READ,
+    )
+    return person("viv", "Viewer", *seeing)
+
+
+@pytest.fixture(name="max")
+def max_(db: None) -> User:
+    """A member, as most people are."""
+    return person("max", MEMBER.name, *MEMBER.capabilities)
+
+
+@pytest.fixture
+def ann(db: None) -> User:
+    """A member who enrols with a multi-user agent."""
+    return person("ann", MEMBER.name, *MEMBER.capabilities)
+
+
+@pytest.fixture
+def ben(db: None) -> User:
+    """The other member who enrols."""
+    return person("ben", MEMBER.name, *MEMBER.capabilities)
+
+
+@pytest.fixture
+def sam(db: None) -> User:
+    """Staff: may open the Django admin, where the role decides what is seen."""
+    seeing = (
+        Capability.HOSTS_READ,
+        Capability.MCP_CONNECTIONS_READ,
+        Capability.LOGS_READ,
+    )
+    return person("sam", "Support", *seeing, is_staff=True)
+
+
+@pytest.fixture
+def sign_in() -> SignIn:
+    """A browser without script, in which this user is signed in."""
+
+    def browser(user: User) -> Client:
+        client = Client()
+        client.force_login(user)
+        return client
+
+    return browser
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """Put an upstream app on the wire until the test ends: `run(upstreams.docs())`."""
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(upstreams.running(app))
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[workspace.Serve]:
+    """A running workspace with two workers, shared by the tests of this process: make your own rows."""
+    served = workspace.new(tmp_path_factory.mktemp("live"), "live")
+    try:
+        yield served.start()
+    finally:
+        served.stop()
+
+
+@pytest.fixture
+def live_alone(tmp_path: Path) -> Iterator[workspace.Serve]:
+    """A workspace of this test's own, not started yet."""
+    served = workspace.new(tmp_path, "alone")
+    try:
+        yield served
+    finally:
+        served.stop()

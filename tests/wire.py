@@ -1,0 +1,137 @@
+"""Put an ASGI app on a loopback port, in a thread, and remember what it is asked."""
+
+import json
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+type Scope = MutableMapping[str, Any]
+type Message = MutableMapping[str, Any]
+type Receive = Callable[[], Awaitable[Message]]
+type Send = Callable[[Message], Awaitable[None]]
+type App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One request as it arrived at the upstream."""
+
+    verb: str
+    headers: dict[str, str]
+    body: Any
+
+    @property
+    def method(self) -> str:
+        return str(self.body.get("method", "")) if isinstance(self.body, dict) else ""
+
+
+@dataclass
+class Upstream:
+    """A server on the wire: where it is and what it has been asked."""
+
+    port: int
+    seen: list[Seen] = field(default_factory=list)
+    clients_gone: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Released once for each caller that leaves before its answer is complete."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/mcp"
+
+    def asked(self, method: str) -> list[Seen]:
+        return [request for request in self.seen if request.method == method]
+
+
+@contextmanager
+def running(app: App, *, port: int = 0) -> Iterator[Upstream]:
+    """Serve `app` on a loopback port until the block ends; `port` brings a stopped one back."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    upstream = Upstream(listener.getsockname()[1])
+    config = uvicorn.Config(recorded(app, upstream), ws="none", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    # Connections made before uvicorn accepts wait in the backlog: nobody needs to poll.
+    listener.listen(128)
+    thread.start()
+    try:
+        yield upstream
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listener.close()
+        assert not thread.is_alive(), "an upstream server did not stop"
+
+
+def recorded(app: App, upstream: Upstream) -> App:
+    async def recorder(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read(receive)
+        upstream.seen.append(Seen(scope["method"], headers_of(scope), parsed(body)))
+        replay = [{"type": "http.request", "body": body, "more_body": False}]
+        ended = False
+
+        async def receive_again() -> Message:
+            if replay:
+                return replay.pop()
+            message = await receive()
+            if message["type"] == "http.disconnect" and not ended:
+                upstream.clients_gone.release()
+            return message
+
+        async def send_on(message: Message) -> None:
+            nonlocal ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        await app(scope, receive_again, send_on)
+
+    async def door(scope: Scope, receive: Receive, send: Send) -> None:
+        await (recorder if scope["type"] == "http" else app)(scope, receive, send)
+
+    return door
+
+
+async def read(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    return {name.decode().lower(): value.decode() for name, value in scope["headers"]}
+
+
+async def live(receive: Receive, send: Send) -> None:
+    for phase in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{phase}.complete"})
+
+
+async def answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    *,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    names = {name for name, _ in headers or []}
+    kind = [] if b"content-type" in names else [(b"content-type", b"application/json")]
+    start = [*kind, (b"content-length", str(len(body)).encode()), *(headers or [])]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})

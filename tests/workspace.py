@@ -1,0 +1,133 @@
+"""The real thing under test: `manage.py serve` as its own processes, seen from outside only."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, LiteralString, Self, cast
+
+import httpx
+import psycopg
+
+from tests import cluster
+
+ROOT = Path(__file__).resolve().parent.parent
+OWNER = "ana@example.com"
+PASSWORD = "correct horse battery staple"
+
+
+@dataclass
+class Serve:
+    """One `manage.py serve`, on a database and in a data directory of its own."""
+
+    data_dir: Path
+    database_url: str
+    port: int
+    settings: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.port}"
+
+    @property
+    def log_file(self) -> Path:
+        return self.data_dir.with_suffix(".log")
+
+    def start(self, *, workers: int = 2) -> Self:
+        """Start and wait until it is ready; fails with its output when it is not."""
+        command = [sys.executable, "manage.py", "serve", "--port", str(self.port)]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--workers", str(workers)],
+                cwd=ROOT,
+                env=self.environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.wait_until_ready()
+        return self
+
+    def environment(self) -> dict[str, str]:
+        """What the process is started with: nothing of the surrounding test run's settings."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DJANGO_"))}
+        own = {
+            "DATABASE_URL": self.database_url,
+            "GATEWAY_DATA_DIR": str(self.data_dir),
+            "GATEWAY_ADMIN_EMAIL": OWNER,
+            "GATEWAY_ADMIN_PASSWORD": PASSWORD,
+            "GATEWAY_PRIVATE_UPSTREAMS": "127.0.0.0/8",
+            "PYTHONUNBUFFERED": "1",
+        }
+        return inherited | own | self.settings
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            assert self.process.poll() is None, f"serve ended:\n{self.log()}"
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"serve was not ready in {seconds} s:\n{self.log()}")
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise
+        finally:
+            self.process = None
+
+    def log(self) -> str:
+        """Everything the processes have written."""
+        return self.log_file.read_text(errors="replace")
+
+    def rows(self, query: str, *params: object) -> list[dict[str, Any]]:
+        """Rows of the running database, read (or changed) behind the application's back."""
+        connect = psycopg.connect(self.database_url, autocommit=True, row_factory=psycopg.rows.dict_row)
+        with closing(connect) as connection:
+            cursor = connection.execute(cast(LiteralString, query), params)
+            return cursor.fetchall() if cursor.description else []
+
+    def manage(self, *arguments: str) -> str:
+        """Run a management command beside the running server and give what it prints."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def new(directory: Path, name: str, **settings: str) -> Serve:
+    """A workspace nobody has started yet, on a fresh database of the run's cluster."""
+    data_dir = directory / name
+    data_dir.mkdir(mode=0o700)
+    database_url = cluster.fresh_database(f"{name}_{os.getpid()}")
+    return Serve(data_dir, database_url, free_port(), {**cluster.keys(), **settings})
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
