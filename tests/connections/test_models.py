@@ -1,0 +1,148 @@
+"""A connection is one host, one gateway, one user (M16, M18, M21, W19, W20, R3.2, R3.4, R3.16)."""
+
+import pytest
+from django.db import IntegrityError, transaction
+
+from accounts.models import Team
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import AlreadyRevoked, Connection, ConnectionIdentity, Refused
+from gateways.models import IdentityScheme, Reach
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+
+def test_opening_the_same_triple_again_joins_the_live_connection() -> None:
+    ana = make.user()
+    host, gateway = make.agent(by=ana), make.gateway()
+
+    assert make.connection(host, gateway, ana) == make.connection(host, gateway, ana)
+    assert Event.objects.filter(action="connection.opened").count() == 1
+
+
+def test_the_database_holds_one_live_connection_per_triple() -> None:
+    ana = make.user()
+    first = make.connection(make.agent(by=ana), make.gateway(), ana)
+
+    with pytest.raises(IntegrityError, match="one_live_connection_per_host_gateway_user"), transaction.atomic():
+        Connection.objects.create(host=first.host, gateway=first.gateway, user=ana)
+
+
+def test_a_revoked_connection_stays_and_reconnecting_makes_a_new_row() -> None:
+    ana = make.user()
+    old = make.connection(make.agent(by=ana), make.gateway(), ana)
+    old.revoke(by=ana)
+
+    new = make.connection(old.host, old.gateway, ana)
+
+    assert new.pk != old.pk
+    assert set(Connection.objects.filter(host=old.host)) == {old, new}
+
+
+def test_revoking_ends_the_tokens_in_the_same_breath() -> None:
+    ana = make.user()
+    connection = make.connection(make.agent(by=ana), make.gateway(), ana)
+    token = make.token(connection).token
+
+    connection.revoke(by=ana)
+
+    token.refresh_from_db()
+    assert token.status == "revoked"
+    assert token.revoke_reason == "manual"
+    event = Event.objects.get(action="connection.revoked")
+    assert (event.actor_email, event.target_id) == (ana.email, str(connection.pk))
+
+
+def test_revoking_twice_is_refused() -> None:
+    ana = make.user()
+    connection = make.connection(make.agent(by=ana), make.gateway(), ana)
+    connection.revoke(by=ana)
+
+    with pytest.raises(AlreadyRevoked):
+        connection.revoke(by=ana)
+
+
+def test_disabling_loses_nothing_and_is_recorded_with_before_and_after() -> None:
+    ana = make.user()
+    connection = make.connection(make.agent(by=ana), make.gateway(), ana)
+    token = make.token(connection).token
+
+    connection.disable(by=ana)
+    connection.disable(by=ana)
+
+    connection.refresh_from_db()
+    token.refresh_from_db()
+    assert (connection.enabled, connection.disabled_by, token.status) == (False, ana, "active")
+    assert Event.objects.get(action="connection.disabled").changes == {"enabled": [True, False]}
+
+    connection.enable(by=ana)
+
+    connection.refresh_from_db()
+    assert (connection.enabled, connection.disabled_at) == (True, None)
+
+
+def test_a_disabled_connection_is_not_opened_again_by_the_flow() -> None:
+    ana = make.user()
+    connection = make.connection(make.agent(by=ana), make.gateway(), ana)
+    connection.disable(by=ana)
+
+    with pytest.raises(Refused, match="disabled by an administrator"):
+        make.connection(connection.host, connection.gateway, ana)
+
+
+def test_a_disabled_host_or_gateway_takes_no_connection() -> None:
+    ana = make.user()
+    host, gateway = make.agent(by=ana), make.gateway()
+    host.disable(by=ana)
+    with pytest.raises(Refused, match="disabled this app"):
+        make.connection(host, gateway, ana)
+
+    host.enable(by=ana)
+    gateway.disable(by=ana)
+    with pytest.raises(Refused, match="disabled this gateway"):
+        make.connection(host, gateway, ana)
+
+
+def test_a_gateway_of_another_team_takes_no_connection() -> None:
+    """T02, P01."""
+    ana, ben = make.user(), make.user()
+    gateway = make.gateway(reach=Reach.TEAMS)
+    team = Team.objects.create(name=make.unique("team"))
+    gateway.teams.add(team)
+    team.users.add(ben)
+
+    assert make.connection(make.agent(by=ana), gateway, ben)
+    with pytest.raises(Refused, match="teams do not include"):
+        make.connection(make.agent(by=ana), gateway, ana)
+
+
+def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
+    ana = make.user(Capability.GATEWAYS_READ)
+
+    assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana)
+
+
+def test_another_persons_identity_is_never_bound() -> None:
+    """M33, requirements 8.13: refused by the verb, and by the database behind it."""
+    ann, ben = make.user(), make.user()
+    github = make.server(auth_type="bearer")
+    gateway = make.gateway()
+    assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
+    bens = make.identity(github, ben)
+    anns_connection = make.connection(make.agent(by=ann), gateway, ann, [make.identity(github, ann)])
+
+    with pytest.raises(Refused, match="cannot be used"):
+        anns_connection.bind({assigned: bens})
+    with pytest.raises(IntegrityError, match="own user's identities only"), transaction.atomic():
+        ConnectionIdentity.objects.filter(connection=anns_connection).update(identity=bens)
+
+
+def test_an_identity_of_another_server_is_never_bound() -> None:
+    ann = make.user()
+    github, jira = make.server(auth_type="bearer"), make.server(auth_type="bearer")
+    gateway = make.gateway()
+    assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
+
+    with pytest.raises(Refused):
+        make.connection(make.agent(by=ann), gateway, ann).bind({assigned: make.identity(jira, ann)})

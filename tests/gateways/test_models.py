@@ -1,0 +1,84 @@
+"""Gateways, and servers behind them (P01-P03, requirements 4.1, decisions 7.11)."""
+
+import pytest
+from django.db import IntegrityError, transaction
+
+from accounts.models import Team
+from capabilities import Capability
+from gateways.models import Assignment, Gateway, IdentityScheme, Reach, WrongIdentity
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_user_reaches_open_gateways_and_those_of_the_own_teams() -> None:
+    ana = make.user()
+    team = Team.objects.create(name=make.unique("team"))
+    team.users.add(ana)
+    everyone, teams, others = make.gateway(), make.gateway(reach=Reach.TEAMS), make.gateway(reach=Reach.TEAMS)
+    teams.teams.add(team)
+
+    assert set(Gateway.objects.reachable_by(ana)) == {everyone, teams}
+    assert set(Gateway.objects.reachable_by(make.user(Capability.GATEWAYS_READ))) == {everyone, teams, others}
+
+
+def test_two_teams_show_a_gateway_once() -> None:
+    ana = make.user()
+    gateway = make.gateway(reach=Reach.TEAMS)
+    for _ in range(2):
+        team = Team.objects.create(name=make.unique("team"))
+        team.users.add(ana)
+        gateway.teams.add(team)
+
+    assert list(Gateway.objects.reachable_by(ana)) == [gateway]
+
+
+def test_the_url_of_a_gateway_is_built_from_the_public_url(settings: object) -> None:
+    settings.PUBLIC_URL = "https://mcp.example.com"  # type: ignore[attr-defined]
+
+    assert make.gateway(slug="work").url == "https://mcp.example.com/mcp/work"
+
+
+def test_an_alias_is_unique_on_its_gateway_unless_it_is_empty() -> None:
+    gateway = make.gateway()
+    make.assignment(gateway, make.server(), alias="")
+    make.assignment(gateway, make.server(), alias="")
+    make.assignment(gateway, make.server(), alias="docs")
+
+    with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
+        make.assignment(gateway, make.server(), alias="docs")
+
+
+def test_a_removed_assignment_frees_its_alias() -> None:
+    ana, gateway = make.user(), make.gateway()
+    make.assignment(gateway, make.server(), alias="docs").remove(by=ana)
+
+    assert make.assignment(gateway, make.server(), alias="docs")
+    assert gateway.assignments.live().count() == 1
+
+
+def test_a_shared_identity_must_be_a_service_account_of_that_server() -> None:
+    crm, other, ana = make.server(auth_type="bearer"), make.server(auth_type="bearer"), make.user()
+    gateway = make.gateway()
+
+    for wrong in (make.identity(other), make.identity(crm, ana)):
+        with pytest.raises(WrongIdentity):
+            make.assignment(gateway, crm, identity_scheme=IdentityScheme.SHARED, shared_identity=wrong)
+    assert make.assignment(
+        gateway, crm, identity_scheme=IdentityScheme.SHARED, shared_identity=make.identity(crm)
+    ).shared_identity
+
+
+def test_the_database_refuses_a_shared_identity_of_another_server() -> None:
+    crm, other = make.server(auth_type="bearer"), make.server(auth_type="bearer")
+    assigned = make.assignment(make.gateway(), crm, identity_scheme=IdentityScheme.SHARED)
+
+    with pytest.raises(IntegrityError, match="service account of the same server"), transaction.atomic():
+        Assignment.objects.filter(pk=assigned.pk).update(shared_identity=make.identity(other))
+
+
+def test_only_the_shared_scheme_names_a_shared_identity() -> None:
+    crm = make.server(auth_type="bearer")
+
+    with pytest.raises(IntegrityError, match="only_shared_scheme"), transaction.atomic():
+        make.assignment(make.gateway(), crm, shared_identity=make.identity(crm))

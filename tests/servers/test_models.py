@@ -1,0 +1,111 @@
+"""Servers and the identities people bring for them (M27, M35, requirements 4.1, 8.2)."""
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+
+from auditlog.models import Event
+from servers.models import AlreadyRevoked, Identity, Server
+from servers.vault import cipher
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+
+def test_an_identity_is_stored_encrypted_with_a_hint_only() -> None:
+    identity = make.identity(make.server(auth_type="bearer"), make.user(), secret="ghp_0123456789abcdef9f3a")
+
+    identity.refresh_from_db()
+    assert cipher().open(bytes(identity.secret_ciphertext)) == "ghp_0123456789abcdef9f3a"
+    assert (identity.secret_hint, identity.key_id) == ("9f3a", cipher().key_id)
+    assert "ghp_" not in str(Event.objects.get(action="identity.created").changes)
+
+
+def test_a_short_secret_gives_no_hint() -> None:
+    assert make.identity(make.server(auth_type="bearer"), make.user(), secret="hunter2").secret_hint == ""
+
+
+def test_replacing_a_secret_begins_a_new_generation() -> None:
+    ana = make.user()
+    identity = make.identity(make.server(auth_type="bearer"), ana, secret="before-before-before")
+
+    identity.replace("after-after-after-after", by=ana)
+
+    identity.refresh_from_db()
+    assert identity.generation == 2
+    assert cipher().open(bytes(identity.secret_ciphertext)) == "after-after-after-after"
+
+
+def test_revoking_wipes_the_secret_for_good() -> None:
+    ana = make.user()
+    identity = make.identity(make.server(auth_type="bearer"), ana)
+
+    identity.revoke(by=ana)
+
+    identity.refresh_from_db()
+    assert identity.secret_ciphertext is None
+    assert identity.status == "revoked"
+    with pytest.raises(AlreadyRevoked):
+        identity.revoke(by=ana)
+    with pytest.raises(AlreadyRevoked):
+        identity.replace("again", by=ana)
+
+
+def test_the_database_keeps_no_secret_of_a_revoked_identity() -> None:
+    identity = make.identity(make.server(auth_type="bearer"), make.user())
+
+    with pytest.raises(IntegrityError, match="revoked_identity_keeps_no_secret"), transaction.atomic():
+        Identity.objects.filter(pk=identity.pk).update(revoked_at="2026-01-01T00:00Z")
+
+
+def test_two_shared_identities_of_a_server_have_two_labels() -> None:
+    """E14: NULL owners count as one owner."""
+    crm = make.server(auth_type="header", header_name="X-Key")
+    make.identity(crm, label="robot")
+
+    with pytest.raises(IntegrityError), transaction.atomic():
+        make.identity(crm, label="robot")
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"url": "ftp://x/"}, "server_url_is_http"),
+        ({"url": "builtin:other"}, "server_url_is_http"),
+        ({"timeout_seconds": 0}, "server_timeout"),
+        ({"timeout_seconds": 121}, "server_timeout"),
+        ({"auth_type": "header"}, "header_credential_names_its_header"),
+    ],
+)
+def test_the_database_refuses_impossible_servers(fields: dict[str, object], rule: str) -> None:
+    with pytest.raises(IntegrityError, match=rule), transaction.atomic():
+        make.server(**fields)
+
+
+def test_names_of_live_servers_differ_also_in_case() -> None:
+    make.server(name="GitHub")
+
+    with pytest.raises(IntegrityError, match="live_server_name_is_unique"), transaction.atomic():
+        make.server(name="github")
+
+
+def test_another_url_forgets_what_was_known_of_the_old_one() -> None:
+    ana = make.user()
+    server = make.server(by=ana)
+    server.note_health("ok", era="modern")
+
+    server.edit(by=ana, url="https://elsewhere.example.com/mcp")
+
+    server.refresh_from_db()
+    assert (server.protocol_era, server.health) == ("", "unknown")
+    assert Event.objects.get(action="server.updated").changes["url"][1] == "https://elsewhere.example.com/mcp"
+
+
+def test_a_row_is_locked_while_it_is_switched() -> None:
+    server = make.server()
+
+    server.disable(by=None)
+
+    assert Server.objects.get(pk=server.pk).enabled is False
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT changes FROM auditlog_event WHERE action = 'server.disabled'")
+        assert "enabled" in str(cursor.fetchone())

@@ -1,0 +1,129 @@
+"""API access tokens: shown once, bounded, bound to one connection (C03-C08, X06-X12, R3.1, R3.4)."""
+
+from datetime import timedelta
+
+import pytest
+from django.conf import settings
+from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
+
+from accounts.models import WorkspaceSettings
+from connections.models import Connection
+from tests import make
+from tokens import secret as text
+from tokens.models import BadAddress, BadLifetime, NameTaken, NotYours, Token, TokenError, TokenScope, TooMany
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def link() -> Connection:
+    ana = make.user()
+    return make.connection(make.agent(by=ana), make.gateway(make.server()), ana)
+
+
+def test_only_prefix_and_digest_of_a_token_are_kept(link: Connection) -> None:
+    token, secret = make.token(link)
+
+    token.refresh_from_db()
+    assert text.well_formed(secret, {text.ACCESS})
+    assert token.prefix == secret[:12]
+    assert bytes(token.digest) == text.digest(secret, settings.TOKEN_KEYS[0])
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT t::text FROM tokens_token t WHERE id = %s", [token.pk])
+        assert secret[12:] not in cursor.fetchone()[0]
+
+
+@pytest.mark.parametrize("days", [7, 30, 90])
+def test_a_token_lives_7_30_or_90_days(link: Connection, days: int) -> None:
+    token = make.token(link, expires_in_days=days).token
+
+    assert abs(token.expires_at - timezone.now() - timedelta(days=days)) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("days", [0, -7, 1, 8, 91, 365, None])
+def test_other_lifetimes_are_refused(link: Connection, days: int | None) -> None:
+    with pytest.raises(BadLifetime, match="Must be 7, 30 or 90"):
+        make.token(link, expires_in_days=days)
+
+
+def test_no_expiry_is_possible_only_where_the_workspace_allows_it(link: Connection) -> None:
+    WorkspaceSettings.load()
+    WorkspaceSettings.objects.update(allow_non_expiring_tokens=True)
+
+    assert make.token(link, expires_in_days=None).token.expires_at is None
+
+
+def test_an_allowlist_becomes_canonical_ranges(link: Connection) -> None:
+    token = make.token(link, allowed_ips=[" 198.51.100.7", "2001:db8::/32", "10.1.2.3/8", "198.51.100.7/32", ""]).token
+
+    assert token.allowed_ips == ["198.51.100.7/32", "2001:db8::/32", "10.0.0.0/8"]
+
+
+def test_an_empty_allowlist_is_none(link: Connection) -> None:
+    assert make.token(link, allowed_ips=["", "  "]).token.allowed_ips is None
+
+
+@pytest.mark.parametrize("entry", ["300.1.1.1", "10.0.0.0/33", "example.com", "1.2.3.4:80", "::/129"])
+def test_a_bad_address_is_named(link: Connection, entry: str) -> None:
+    with pytest.raises(BadAddress) as refusal:
+        make.token(link, allowed_ips=["10.0.0.1", entry])
+    assert entry in str(refusal.value)
+
+
+def test_51_addresses_are_too_many(link: Connection) -> None:
+    with pytest.raises(BadAddress, match="At most 50"):
+        make.token(link, allowed_ips=[f"10.0.0.{n}" for n in range(51)])
+
+
+def test_a_token_acts_only_as_the_person_who_makes_it(link: Connection) -> None:
+    with pytest.raises(NotYours):
+        Token.objects.issue(link, name="sly", by=make.user())
+
+
+def test_two_live_tokens_of_a_connection_have_two_names(link: Connection) -> None:
+    make.token(link, name="CI")
+
+    with pytest.raises(NameTaken):
+        make.token(link, name="ci ")
+
+
+def test_the_name_of_a_revoked_token_is_free_again(link: Connection) -> None:
+    make.token(link, name="ci").token.revoke(by=link.user)
+
+    assert make.token(link, name="ci").token.status == "active"
+
+
+def test_a_connection_holds_twenty_active_tokens_at_most(link: Connection) -> None:
+    for _ in range(20):
+        make.token(link)
+
+    with pytest.raises(TooMany):
+        make.token(link)
+
+
+def test_a_revoked_connection_takes_no_token(link: Connection) -> None:
+    link.revoke(by=link.user)
+
+    with pytest.raises(TokenError, match="has been revoked"):
+        make.token(link)
+
+
+def test_a_narrowed_token_keeps_its_servers_for_good(link: Connection) -> None:
+    """X12, X29: refused by the database, whatever code asks."""
+    assigned = link.gateway.assignments.get()
+    token = make.token(link, servers=[assigned]).token
+
+    assert not token.scope_all
+    assert [scope.assignment for scope in token.scopes.all()] == [assigned]
+    with pytest.raises(IntegrityError, match="cannot be changed"), transaction.atomic():
+        TokenScope.objects.filter(token=token).delete()
+
+
+def test_revoking_one_token_leaves_its_sibling(link: Connection) -> None:
+    one, other = make.token(link).token, make.token(link).token
+
+    one.revoke(by=link.user)
+
+    other.refresh_from_db()
+    assert (one.status, other.status) == ("revoked", "active")
