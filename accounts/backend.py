@@ -13,7 +13,7 @@ class RoleBackend(BaseBackend):
 
     def authenticate(
         self,
-        request: HttpRequest | None,
+        request: HttpRequest | None,  # noqa: ARG002  (Django's signature)
         username: str | None = None,
         password: str | None = None,
         **credentials: Any,
@@ -34,9 +34,3 @@ class RoleBackend(BaseBackend):
         if not isinstance(user_obj, User) or not user_obj.is_active or obj is not None:
             return False
         return user_obj.is_superuser or perm in user_obj.permissions
-
-    def has_module_perms(self, user_obj: Any, app_label: str) -> bool:
-        """Whether the Django admin shows anything of this app."""
-        if not isinstance(user_obj, User) or not user_obj.is_active:
-            return False
-        return user_obj.is_superuser or any(p.startswith(f"{app_label}.") for p in user_obj.permissions)

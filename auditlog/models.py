@@ -107,10 +107,13 @@ class Call(models.Model):
     class Meta:
         ordering = ("-created_at", "-id")
         default_permissions = ("view",)
-        indexes = tuple(
-            models.Index(fields=(name, "-created_at"), name=f"call_by_{name.removesuffix('_id')}")
-            for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id", "method", "outcome")
-        ) + (models.Index(fields=("correlation_id",), name="call_by_correlation"),)
+        indexes = (
+            *(
+                models.Index(fields=(name, "-created_at"), name=f"call_by_{name.removesuffix('_id')}")
+                for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id", "method", "outcome")
+            ),
+            models.Index(fields=("correlation_id",), name="call_by_correlation"),
+        )
 
     def __str__(self) -> str:
         return f"{self.method} {self.feature_name}".strip()

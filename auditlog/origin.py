@@ -1,8 +1,8 @@
 """Where the present change comes from: set once per request, read by `Event.objects.record`."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 

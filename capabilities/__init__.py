@@ -20,7 +20,7 @@ type View = Callable[..., HttpResponse]
 class Holder(Protocol):
     """Somebody whose role may hold capabilities."""
 
-    def has_perm(self, perm: str, obj: object = None) -> bool: ...
+    def has_perm(self, perm: str) -> bool: ...
 
 
 class CapabilityRequired(PermissionDenied):
@@ -82,7 +82,7 @@ class Can:
         return self._holder.has_perm(capability)
 
     def __getitem__(self, name: str) -> bool:
-        return getattr(self, name)
+        return bool(getattr(self, name))
 
 
 def can(request: HttpRequest) -> dict[str, Can]:

@@ -32,7 +32,7 @@ class AlreadyRevoked(ConnectionFault):
 class RevokeReason(models.TextChoices):
     NONE = "", ""
     MANUAL = "manual", "manual"
-    PASSWORD_RESET = "password_reset", "password reset"  # noqa: S105  (a reason, no secret)
+    PASSWORD_RESET = "password_reset", "password reset"
     USER_DEACTIVATED = "user_deactivated", "user deactivated"
     REFRESH_REUSE = "refresh_reuse", "refresh token reused"
     ARCHIVED = "archived", "archived"

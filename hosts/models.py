@@ -22,7 +22,7 @@ class NameTaken(HostError):
 
 class Kind(models.TextChoices):
     HEADED = "headed", "App (OAuth)"
-    TOKEN = "token", "Agent (token)"  # noqa: S105  (a kind, no secret)
+    TOKEN = "token", "Agent (token)"
 
 
 class HostQuerySet(models.QuerySet["Host"]):

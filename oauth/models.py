@@ -77,7 +77,7 @@ class Binding(models.Model):
 
 class Ending(models.TextChoices):
     OAUTH = "oauth", "Redirect to the app"
-    TOKEN = "token", "Show a token once"  # noqa: S105  (an ending, no secret)
+    TOKEN = "token", "Show a token once"
 
 
 class AuthorizeRequest(models.Model):

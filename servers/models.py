@@ -174,7 +174,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         """Store a credential for `server`, encrypted; `owner` None makes a shared one."""
         with transaction.atomic():
             identity = Identity(server=server, owner=owner, label=label, kind=server.auth_type)
-            identity._seal(secret)
+            identity.seal(secret)
             identity.save(force_insert=True)
             Event.objects.record(Action.IDENTITY_CREATED, identity, by=by, changes={"secret": [None, HIDDEN]})
         return identity
@@ -246,7 +246,7 @@ class Identity(Switchable):
             if row.revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.generation = row.generation + 1
-            self._seal(secret)
+            self.seal(secret)
             self.save(update_fields=["secret_ciphertext", "key_id", "secret_hint", "generation", "updated_at"])
             Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
 
@@ -262,6 +262,7 @@ class Identity(Switchable):
             )
             Event.objects.record(Action.IDENTITY_REVOKED, self, by=by)
 
-    def _seal(self, secret: str) -> None:
+    def seal(self, secret: str) -> None:
+        """Hold `secret` encrypted, with a hint of its end when it is long enough to spare four characters."""
         self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
         self.secret_hint = secret[-4:] if len(secret) >= 16 else ""

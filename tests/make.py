@@ -12,7 +12,7 @@ from hosts.models import Host
 from servers.models import AuthType, Identity, Server
 from tokens.models import Issued, Token
 
-PASSWORD = "correct horse battery staple"  # noqa: S105  (no account of anybody)
+PASSWORD = "correct horse battery staple"
 
 
 def unique(word: str) -> str:
