@@ -45,6 +45,8 @@ class Action(StrEnum):
 
     TOKEN_ISSUED = "token.issued"  # noqa: S105  (a name, no secret)
     TOKEN_REVOKED = "token.revoked"  # noqa: S105
+    TOKEN_ROTATED = "token.rotated"  # noqa: S105
+    TOKEN_UPDATED = "token.updated"  # noqa: S105
 
     TOOL_DISABLED = "tool.disabled"
     TOOL_ENABLED = "tool.enabled"

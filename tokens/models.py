@@ -1,9 +1,8 @@
 """API access tokens of agents, and the never-shown keys of apps."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
-from ipaddress import ip_network
-from typing import NamedTuple
+from hmac import compare_digest
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from django.conf import settings
@@ -12,45 +11,47 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
-from accounts.models import User, WorkspaceSettings
+from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection, RevokeReason
 from gateways.models import Assignment
 from tokens import secret as text
+from tokens.rules import (
+    DEFAULT_LIFETIME,
+    LIFETIMES,
+    MOST_PER_CONNECTION,
+    AlreadyRevoked,
+    BadAddress,
+    BadLifetime,
+    Expired,
+    NameTaken,
+    NotYours,
+    Superseded,
+    TokenError,
+    TooMany,
+    canonical,
+    expiry,
+)
 
-LIFETIMES = (7, 30, 90)
-DEFAULT_LIFETIME = 90
-MOST_PER_CONNECTION = 20
-MOST_ADDRESSES = 50
-
-
-class TokenError(Exception):
-    """A token cannot be made or changed like that; the message says why."""
-
-
-class NameTaken(TokenError):
-    """This connection has an active token of that name already."""
-
-
-class TooMany(TokenError):
-    """A connection holds 20 active tokens at most. Revoke one first."""
-
-
-class NotYours(TokenError):
-    """A token always acts as the person who made it."""
-
-
-class AlreadyRevoked(TokenError):
-    """This token has been revoked before."""
-
-
-class BadLifetime(TokenError):
-    """Must be 7, 30 or 90."""
-
-
-class BadAddress(TokenError):
-    """An entry of the IP allowlist is no address and no CIDR range."""
+__all__ = [
+    "DEFAULT_LIFETIME",
+    "LIFETIMES",
+    "AlreadyRevoked",
+    "BadAddress",
+    "BadLifetime",
+    "Expired",
+    "Issued",
+    "Kind",
+    "NameTaken",
+    "NotYours",
+    "Superseded",
+    "Token",
+    "TokenError",
+    "TokenScope",
+    "TooMany",
+    "canonical",
+]
 
 
 class Issued(NamedTuple):
@@ -117,35 +118,6 @@ def _make_room(connection: Connection, name: str) -> None:
         raise TooMany(TooMany.__doc__)
     if Token.objects.live().filter(connection=connection, name__iexact=name.strip()).exists():
         raise NameTaken(NameTaken.__doc__)
-
-
-def expiry(days: int | None) -> datetime | None:
-    """The end of a life of 7, 30 or 90 days from now; None only where the workspace allows it (R3.1)."""
-    if days is None:
-        if not WorkspaceSettings.load().allow_non_expiring_tokens:
-            raise BadLifetime(BadLifetime.__doc__)
-        return None
-    if days not in LIFETIMES:
-        raise BadLifetime(BadLifetime.__doc__)
-    return timezone.now() + timedelta(days=days)
-
-
-def canonical(entries: Sequence[str] | None) -> list[str] | None:
-    """The allowlist as canonical CIDR ranges, without repeats; None when it is empty.
-
-    Raises BadAddress naming the entry.
-    """
-    ranges = dict.fromkeys(_network(entry) for entry in entries or () if entry.strip())
-    if len(ranges) > MOST_ADDRESSES:
-        raise BadAddress(f"At most {MOST_ADDRESSES} addresses or ranges are possible.")
-    return list(ranges) or None
-
-
-def _network(entry: str) -> str:
-    try:
-        return str(ip_network(entry.strip(), strict=False))
-    except ValueError:
-        raise BadAddress(f"“{entry.strip()}” is neither an IP address nor a CIDR range.") from None
 
 
 class Token(models.Model):
@@ -216,14 +188,93 @@ class Token(models.Model):
         self.prefix, self.key_id = text.shown(secret), text.key_id(key)
         self.digest = text.digest(secret, key)
 
+    @property
+    def days_left(self) -> int | None:
+        """Whole days until it expires; None when it never does."""
+        return None if self.expires_at is None else max((self.expires_at - timezone.now()).days, 0)
+
+    def rotate(self, *, by: User | None, presented: str | None = None) -> Issued:
+        """Give this token another secret; all else stays, the old secret is dead at commit (X15-X26).
+
+        `presented` is the secret a token rotates itself with: of two at once one wins, the other gets
+        Superseded. Raises AlreadyRevoked or Expired (R3.24).
+        """
+        secret = text.mint(self.kind_prefix)
+        with transaction.atomic():
+            row = self.lock()
+            row.must_be_active()
+            if presented is not None and not row.is_held_by(presented):
+                raise Superseded(Superseded.__doc__)
+            before, self.generation, self.rotated_at = row.prefix, row.generation + 1, timezone.now()
+            self.hold(secret)
+            self.save(update_fields=["prefix", "digest", "key_id", "generation", "rotated_at"])
+            Connection.objects.filter(pk=self.connection_id).update(last_token_at=self.rotated_at)
+            changes = {"prefix": [before, self.prefix], "owner": self.connection.user.email}
+            actor = f"token {self.name} (self)" if presented is not None else ""
+            Event.objects.record(Action.TOKEN_ROTATED, self, by=by, changes=changes, actor=actor)
+        return Issued(self, secret)
+
+    def edit(self, *, by: User, **fields: Any) -> None:
+        """Change `name`, `expires_in_days` (from now, R3.25) or `allowed_ips`, whichever are given.
+
+        Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress.
+        """
+        wanted: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
+        if "expires_in_days" in fields:
+            wanted["expires_at"] = expiry(fields["expires_in_days"])
+        if "allowed_ips" in fields:
+            wanted["allowed_ips"] = canonical(fields["allowed_ips"])
+        with transaction.atomic():
+            row = self.lock()
+            row.must_be_active()
+            if "name" in wanted:
+                row.must_be_free(wanted["name"])
+            changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in wanted.items() if getattr(row, n) != v}
+            for name, value in wanted.items():
+                setattr(self, name, value)
+            if changes:
+                self.save(update_fields=list(changes))
+                Event.objects.record(Action.TOKEN_UPDATED, self, by=by, changes=changes)
+
     def revoke(self, *, by: User | None, reason: str = RevokeReason.MANUAL) -> None:
         """End this token for good; its next request is refused. Raises AlreadyRevoked."""
         with transaction.atomic():
-            if Token.objects.select_for_update().get(pk=self.pk).revoked_at:
+            if self.lock().revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.revoked_at, self.revoked_by, self.revoke_reason = timezone.now(), by, reason
             self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])
-            Event.objects.record(Action.TOKEN_REVOKED, self, by=by)
+            Event.objects.record(Action.TOKEN_REVOKED, self, by=by, changes={"reason": [None, reason]})
+
+    def lock(self) -> "Token":
+        """This row as it is now, locked until the transaction ends."""
+        return Token.objects.select_for_update(of=("self",)).get(pk=self.pk)
+
+    @property
+    def kind_prefix(self) -> str:
+        return text.ACCESS if self.kind == Kind.ACCESS else text.KEY
+
+    def is_held_by(self, secret: str) -> bool:
+        """Whether `secret` is this token's text at present."""
+        stored = bytes(self.digest)
+        return any(compare_digest(stored, one) for one in text.candidates(secret, settings.TOKEN_KEYS))
+
+    def must_be_active(self) -> None:
+        """Raise AlreadyRevoked or Expired unless this token could be used now."""
+        if self.revoked_at:
+            raise AlreadyRevoked(AlreadyRevoked.__doc__)
+        if self.status == "expired":
+            raise Expired(Expired.__doc__)
+
+    def must_be_free(self, name: str) -> None:
+        """Raise NameTaken when a sibling has this name."""
+        siblings = Token.objects.live().filter(connection=self.connection_id, name__iexact=name).exclude(pk=self.pk)
+        if siblings.exists():
+            raise NameTaken(NameTaken.__doc__)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it may stand in an event."""
+    return value.isoformat() if hasattr(value, "isoformat") else value
 
 
 class TokenScope(models.Model):

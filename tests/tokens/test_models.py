@@ -8,10 +8,23 @@ from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
+from auditlog.models import Event
 from connections.models import Connection
 from tests import make
 from tokens import secret as text
-from tokens.models import BadAddress, BadLifetime, NameTaken, NotYours, Token, TokenError, TokenScope, TooMany
+from tokens.models import (
+    AlreadyRevoked,
+    BadAddress,
+    BadLifetime,
+    Expired,
+    NameTaken,
+    NotYours,
+    Superseded,
+    Token,
+    TokenError,
+    TokenScope,
+    TooMany,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -127,3 +140,88 @@ def test_revoking_one_token_leaves_its_sibling(link: Connection) -> None:
 
     other.refresh_from_db()
     assert (one.status, other.status) == ("revoked", "active")
+
+
+def test_rotating_changes_the_secret_and_nothing_else(link: Connection) -> None:
+    """X16-X20."""
+    token, old = make.token(link, expires_in_days=7, allowed_ips=["10.0.0.0/8"])
+    kept = (token.pk, token.name, token.expires_at, token.allowed_ips, token.scope_all, token.created_at)
+
+    rotated, new = token.rotate(by=link.user)
+
+    rotated.refresh_from_db()
+    assert new != old
+    assert rotated.prefix == new[:12]
+    assert (rotated.is_held_by(new), rotated.is_held_by(old)) == (True, False)
+    assert kept == (
+        rotated.pk,
+        rotated.name,
+        rotated.expires_at,
+        rotated.allowed_ips,
+        rotated.scope_all,
+        rotated.created_at,
+    )
+
+
+def test_a_token_that_rotates_itself_is_its_own_actor(link: Connection) -> None:
+    token, secret = make.token(link, name="ci-pipeline")
+
+    token.rotate(by=None, presented=secret)
+
+    assert Event.objects.get(action="token.rotated").actor_email == "token ci-pipeline (self)"
+
+
+def test_a_secret_that_was_rotated_away_rotates_nothing(link: Connection) -> None:
+    """X26."""
+    token, old = make.token(link)
+    token.rotate(by=None, presented=old)
+
+    with pytest.raises(Superseded):
+        token.rotate(by=None, presented=old)
+
+
+def test_rotating_moves_last_token_of_the_connection(link: Connection) -> None:
+    """R3.30."""
+    make.token(link).token.rotate(by=link.user)
+
+    link.refresh_from_db()
+    assert link.last_token_at is not None
+
+
+def test_ended_tokens_are_neither_edited_nor_rotated(link: Connection) -> None:
+    """R3.24."""
+    revoked, expired = make.token(link).token, make.token(link).token
+    revoked.revoke(by=link.user)
+    Token.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
+
+    for token, error in ((revoked, AlreadyRevoked), (expired, Expired)):
+        with pytest.raises(error):
+            token.rotate(by=link.user)
+        with pytest.raises(error):
+            token.edit(by=link.user, name="other")
+
+
+def test_editing_sets_a_new_life_from_now_on(link: Connection) -> None:
+    """R3.25, X28, X37."""
+    token = make.token(link, expires_in_days=90).token
+
+    token.edit(by=link.user, name="nightly", expires_in_days=7, allowed_ips=["127.0.0.0/8"])
+
+    token.refresh_from_db()
+    assert (token.name, token.allowed_ips, token.days_left) == ("nightly", ["127.0.0.0/8"], 6)
+    assert set(Event.objects.get(action="token.updated").changes) == {"name", "expires_at", "allowed_ips"}
+
+
+def test_an_edit_that_changes_nothing_leaves_no_event(link: Connection) -> None:
+    token = make.token(link, name="same").token
+
+    token.edit(by=link.user, name="same", allowed_ips=None)
+
+    assert not Event.objects.filter(action="token.updated").exists()
+
+
+def test_a_token_cannot_take_the_name_of_its_sibling(link: Connection) -> None:
+    make.token(link, name="one")
+
+    with pytest.raises(NameTaken):
+        make.token(link, name="other").token.edit(by=link.user, name="ONE")
