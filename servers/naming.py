@@ -1,0 +1,48 @@
+"""How a tool is called at a gateway, and how its definition is told from another. Needs no Django.
+
+The proxy and the pages both name tools; they must never differ.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MAX_NAME = 64
+SEPARATOR = "__"
+
+_foreign = re.compile(r"[^A-Za-z0-9_-]")
+_unstorable = re.compile("[\x00\ud800-\udfff]")
+
+
+def exposed_name(alias: str, tool: str) -> str:
+    """The name agents call `tool` by: `<alias>__<tool>`, at most 64 of [A-Za-z0-9_-].
+
+    Model providers accept nothing else. A name that has to be shortened or cleaned ends in six hex
+    digits of its own digest, so two of them stay apart. Without an alias a fitting name passes unchanged.
+    """
+    name = f"{alias}{SEPARATOR}{tool}" if alias else tool
+    cleaned = _foreign.sub("_", name)
+    if name and cleaned == name and len(name) <= MAX_NAME:
+        return name
+    mark = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:6]
+    return f"{cleaned[: MAX_NAME - 7]}_{mark}"
+
+
+def fingerprint(definition: Mapping[str, Any]) -> str:
+    """A digest of what a tool is and takes; `_meta` may differ from one answer to the next and is left out."""
+    told = {name: value for name, value in definition.items() if name != "_meta"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def storable(value: Any) -> Any:
+    """`value` without what PostgreSQL text cannot hold (NUL, lone surrogates), which servers do send."""
+    match value:
+        case str():
+            return _unstorable.sub("\N{REPLACEMENT CHARACTER}", value)
+        case Mapping():
+            return {storable(name): storable(inner) for name, inner in value.items()}
+        case list():
+            return [storable(inner) for inner in value]
+    return value
