@@ -75,6 +75,11 @@ def origin(value: str) -> str:
     return f"{parts.scheme}://{host}{port}"
 
 
+def hand_down(name: str, value: str) -> None:
+    """Give a value to the worker processes, and to whoever starts over in our place."""
+    os.environ[name] = value
+
+
 def misspelled() -> str | None:
     """A sentence about a variable that looks like one of ours but is not; None when there is none.
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from django.utils.csp import CSP
 
 from gatewayadmin import database, environment, keys, mail
-from gatewayadmin.environment import Refused, origins, networks, number, switch, text, web_address
+from gatewayadmin.environment import Refused, networks, number, origins, switch, text, web_address
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 

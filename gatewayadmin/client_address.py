@@ -1,0 +1,41 @@
+"""Who is really calling, when proxies stand in between (requirements 8.14)."""
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from gatewayadmin.environment import Network
+
+type Address = IPv4Address | IPv6Address
+
+
+def client_address(peer: str, forwarded: Sequence[str], trusted: Iterable[Network]) -> str:
+    """The right-most hop that is no trusted proxy, else the peer itself; IPv4 in IPv6 is shown as IPv4.
+
+    `forwarded` are the values of all X-Forwarded-For headers in order. They count only when the peer is trusted, and
+    only back to the first hop that is not: everything left of it may be invented.
+    """
+    address = _read(peer)
+    if address is None:
+        return peer
+    trusted = tuple(trusted)
+    hops = [hop for value in forwarded for hop in value.split(",")]
+    while hops and any(address in network for network in trusted):
+        hop = _read(hops.pop())
+        if hop is None:
+            break
+        address = hop
+    return str(address)
+
+
+def _read(hop: str) -> Address | None:
+    try:
+        address = ip_address(_without_port(hop.strip()))
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _without_port(hop: str) -> str:
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop

@@ -1,0 +1,105 @@
+"""The outermost layer, for every request alike: its id, its true sender, the Host check, one line in the log."""
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Sequence
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gatewayadmin.client_address import client_address
+from gatewayadmin.environment import Network
+from gatewayadmin.logs import request_id
+
+logger = logging.getLogger(__name__)
+
+# A path may hold a secret: the link of a password reset, or a token pasted into the wrong place.
+_SECRETS = re.compile(r"(?<=/reset/key/)[^/]+|(?<=gw[akorsp]_)[0-9A-Za-z]{10,}")
+
+
+class Edge:
+    """Wraps the whole application.
+
+    Sets `scope["request_id"]` (also sent as X-Request-Id), `scope["client"]` to the true sender and `scope["scheme"]`
+    to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Iterable[str],
+        scheme: str,
+        trusted: Sequence[Network],
+        unchecked: Iterable[str],
+    ) -> None:
+        self.app = app
+        self.hosts = frozenset(hosts)
+        self.scheme = scheme
+        self.trusted = tuple(trusted)
+        self.unchecked = frozenset(unchecked)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        line = _Line(scope, send)
+        headers = Headers(scope=scope)
+        peer = scope["client"][0] if scope.get("client") else ""
+        scope["client"] = (client_address(peer, headers.getlist("x-forwarded-for"), self.trusted), 0)
+        scope["scheme"] = self.scheme
+        app = self.app if self._serves(scope["path"], headers.get("host", "")) else _wrong_host
+        try:
+            await app(scope, receive, line.send)
+        finally:
+            line.write()
+
+    def _serves(self, path: str, host: str) -> bool:
+        return path in self.unchecked or host_name(host) in self.hosts
+
+
+class _Line:
+    """What becomes of one request: its id, its status, and at the end one line in the log. Never the query."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._started = time.perf_counter()
+        self._status = 0
+        self._id = uuid4()
+        scope["request_id"] = self._id
+        request_id.set(str(self._id))
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = str(self._id)
+        await self._send(message)
+
+    def write(self) -> None:
+        logger.info(
+            "request",
+            extra={
+                "method": self._scope["method"],
+                "path": _SECRETS.sub("...", self._scope["path"]),
+                "status": self._status,  # 0: the client left before there was an answer.
+                "ms": round((time.perf_counter() - self._started) * 1000, 1),
+                "client": self._scope["client"][0],
+            },
+        )
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and final dot, in lower case; IPv6 in brackets."""
+    name = host.lower()
+    if name.startswith("["):
+        return name.partition("]")[0] + "]"
+    return name.partition(":")[0].removesuffix(".")
+
+
+async def _wrong_host(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = PlainTextResponse("This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n", 400)
+    await answer(scope, receive, send)

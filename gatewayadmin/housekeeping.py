@@ -1,0 +1,72 @@
+"""The chores of an installation: partitions ahead, retention, sweeping what has expired."""
+
+import asyncio
+import logging
+import random
+from datetime import UTC, datetime, timedelta
+
+from django.contrib.sessions.models import Session as WebSession
+from django.db import Error, connection
+from django.utils import timezone
+
+from accounts.models import WorkspaceSettings
+from auditlog.models import Call
+from gatewayadmin import locks
+from gatewayadmin.locks import Lock
+from oauth.models import AuthorizeRequest
+from proxy.models import RateCounter, Session, StreamEvent
+
+logger = logging.getLogger(__name__)
+
+EVERY = timedelta(minutes=15)
+FIRST_S = (20, 60)  # Not all workers at the same moment.
+IDLE_SESSION = timedelta(days=7)
+STREAM_EVENT = timedelta(hours=1)
+RATE_COUNTER = timedelta(hours=1)
+
+
+def once() -> dict[str, int] | None:
+    """Do all chores; how many things each one touched. None when another process is at it already."""
+    with locks.held_if_free(Lock.HOUSEKEEPING) as free:
+        return _chores() if free else None
+
+
+async def forever() -> None:
+    """Do the chores again and again; a failure is logged and tried again next time."""
+    await asyncio.sleep(random.uniform(*FIRST_S))  # noqa: S311  no secret
+    while True:
+        await asyncio.to_thread(_once_logged)
+        await asyncio.sleep(EVERY.total_seconds())
+
+
+def _once_logged() -> None:
+    try:
+        done = once()
+    except Error:
+        logger.exception("housekeeping failed")
+    else:
+        if done and any(done.values()):
+            logger.info("housekeeping", extra=done)
+    finally:
+        connection.close()
+
+
+def _chores() -> dict[str, int]:
+    now = timezone.now()
+    keep_from = datetime.now(UTC).date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
+    return {
+        "partitions_made": len(Call.partitions.make_ahead()),
+        "partitions_dropped": len(Call.partitions.drop_before(keep_from)),
+        "web_sessions": WebSession.objects.filter(expire_date__lt=now).delete()[0],
+        "authorize_requests": AuthorizeRequest.objects.filter(expires_at__lt=now).delete()[0],
+        "mcp_sessions": Session.objects.filter(last_seen_at__lt=now - IDLE_SESSION).delete()[0],
+        "stream_events": StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT).delete()[0],
+        "rate_counters": RateCounter.objects.filter(window__lt=now - RATE_COUNTER).delete()[0],
+        "cache_entries": _sweep_cache(now),
+    }
+
+
+def _sweep_cache(now: datetime) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM cache WHERE expires < %s", [now])
+        return int(cursor.rowcount)

@@ -1,0 +1,23 @@
+"""The chores, once: for a timer, or before looking closer."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from gatewayadmin import database, housekeeping
+from gatewayadmin.database import Unusable
+
+
+class Command(BaseCommand):
+    help = "Make log partitions ahead, apply retention, sweep what has expired. `serve` does it by itself."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            database.require()
+        except Unusable as error:
+            raise CommandError(str(error)) from error
+        done = housekeeping.once()
+        if done is None:
+            self.stdout.write("Another process is at it already.")
+        else:
+            self.stdout.write(", ".join(f"{name} {count}" for name, count in done.items()))

@@ -1,0 +1,74 @@
+"""An API access token for an agent, from the command line: finds or makes its host and its connection."""
+
+import json
+import secrets
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+
+from accounts.models import User
+from connections.models import Connection, ConnectionFault
+from gatewayadmin import database
+from gatewayadmin.database import Unusable
+from gatewayadmin.public_url import public_url
+from gateways.models import Gateway
+from hosts.models import Host, HostError, Kind
+from tokens.models import DEFAULT_LIFETIME, Issued, Token, TokenError
+
+
+class Command(BaseCommand):
+    help = "Issue an API access token and print it as one line of JSON. The token is shown only here."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--user", required=True, metavar="EMAIL", help="the person the token acts as")
+        parser.add_argument("--host", required=True, metavar="NAME", help="the agent; made when there is none")
+        parser.add_argument("--gateway", required=True, metavar="SLUG")
+        parser.add_argument("--name", default="", help="what the token is called (default: made up)")
+        parser.add_argument("--expires-in-days", type=int, default=DEFAULT_LIFETIME, help="default: %(default)s")
+
+    def handle(self, *args: Any, user: str, host: str, gateway: str, **options: Any) -> None:
+        try:
+            database.require()
+            with transaction.atomic():
+                issued = _issue(_user(user), host, _gateway(gateway), options["name"], options["expires_in_days"])
+        except (Unusable, HostError, ConnectionFault, TokenError) as error:
+            raise CommandError(str(error)) from error
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from error
+        self.stdout.write(json.dumps(_line(issued)))
+
+
+def _user(email: str) -> User:
+    user = User.objects.filter(email=email.strip().lower()).first()
+    if user is None or not user.is_active:
+        raise CommandError(f"There is no active user {email}.")
+    return user
+
+
+def _gateway(slug: str) -> Gateway:
+    gateway = Gateway.objects.live().filter(slug=slug).first()
+    if gateway is None:
+        raise CommandError(f"There is no gateway {slug}.")
+    return gateway
+
+
+def _issue(user: User, host_name: str, gateway: Gateway, name: str, days: int) -> Issued:
+    agents = Host.objects.live().filter(kind=Kind.TOKEN, name__iexact=host_name.strip())
+    host = agents.first() or Host.objects.add_agent(name=host_name, by=user)
+    connection = Connection.objects.open(host=host, gateway=gateway, user=user, identities={}, by=user)
+    return Token.objects.issue(connection, name=name or f"issued {secrets.token_hex(4)}", expires_in_days=days, by=user)
+
+
+def _line(issued: Issued) -> dict[str, str | None]:
+    token = issued.token
+    return {
+        "token": issued.secret,
+        "id": str(token.pk),
+        "name": token.name,
+        "prefix": token.prefix,
+        "gateway_url": f"{public_url()}/mcp/{token.connection.gateway.slug}",
+        "expires_at": token.expires_at.isoformat() if token.expires_at else None,
+    }

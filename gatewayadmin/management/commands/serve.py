@@ -1,0 +1,65 @@
+"""Everything a fresh clone needs, then the server."""
+
+import os
+import secrets
+import sys
+from argparse import ArgumentParser
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from gatewayadmin import database, environment, first_start
+from gatewayadmin.database import Unusable
+from gatewayadmin.first_start import Welcome
+from gatewayadmin.server import PortTaken, Server, cores, listen, metrics_folder
+
+
+class Command(BaseCommand):
+    help = "Bring the database up to date, make what a first start needs, and serve."
+    requires_system_checks = ()  # The environment was judged on the way in.
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+        parser.add_argument("--port", type=int, default=settings.PORT, help="default: %(default)s")
+        parser.add_argument("--workers", type=int, default=settings.WORKERS, help="processes (default: one per core)")
+
+    def handle(self, *args: Any, host: str, port: int, workers: int, **options: Any) -> None:
+        try:
+            listener = listen(host, port)
+            self._start_over_at(port)
+            metrics = metrics_folder(settings.DATA_DIR)
+            database.require()
+        except (PortTaken, Unusable) as error:
+            raise CommandError(str(error)) from error
+        except OSError as error:
+            raise CommandError(f"GATEWAY_DATA_DIR: cannot write to {settings.DATA_DIR} ({error.strerror}).") from error
+        environment.hand_down("PROMETHEUS_MULTIPROC_DIR", str(metrics))
+        environment.hand_down("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
+        environment.hand_down("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
+        welcome = first_start.prepare()
+        processes = workers or cores()
+        Server(listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome)).run()
+
+    def _start_over_at(self, port: int) -> None:
+        """The settings were read with another port in mind, and links are built from it: read them again."""
+        if port != settings.PORT and not settings.PUBLIC_URL_IS_SET:
+            environment.hand_down("PORT", str(port))
+            os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+
+    def _greet(self, welcome: Welcome) -> None:
+        self.stdout.write(f"\nGateway Admin runs at {settings.PUBLIC_URL}\n")
+        if welcome.secret:
+            self.stdout.write(f"Sign in as {welcome.email} with the password {welcome.secret} (shown only now).\n\n")
+        else:
+            self.stdout.write(f"Sign in as {welcome.email}.\n\n")
+        self.stdout.flush()
+
+
+def _reachable(host: str) -> str:
+    """An address at which this machine itself reaches a listener on `host`."""
+    if host in {"0.0.0.0", ""}:  # noqa: S104
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host

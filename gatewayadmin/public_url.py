@@ -1,0 +1,12 @@
+"""The base of every link, also for commands that run without the server's environment."""
+
+from django.conf import settings
+
+from accounts.models import WorkspaceSettings
+
+
+def public_url() -> str:
+    """GATEWAY_PUBLIC_URL when it is set, else what the last `serve` recorded, else the default."""
+    if settings.PUBLIC_URL_IS_SET:
+        return str(settings.PUBLIC_URL)
+    return WorkspaceSettings.load().public_base_url or str(settings.PUBLIC_URL)
