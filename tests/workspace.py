@@ -9,7 +9,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, LiteralString, Self, cast
+from typing import Any, Self
 
 import httpx
 import psycopg
@@ -101,7 +101,7 @@ class Serve:
         """Rows of the running database, read (or changed) behind the application's back."""
         connect = psycopg.connect(self.database_url, autocommit=True, row_factory=psycopg.rows.dict_row)
         with closing(connect) as connection:
-            cursor = connection.execute(cast(LiteralString, query), params)
+            cursor = connection.execute(query.encode(), params)
             return cursor.fetchall() if cursor.description else []
 
     def manage(self, *arguments: str) -> str:

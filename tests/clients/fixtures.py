@@ -78,7 +78,7 @@ def install() -> None:
 def everything(npm: Npm) -> Iterator[str]:
     """The address of npm's server-everything, a server nobody here wrote."""
     port = free_port()
-    command = [MODULES / ".bin" / "mcp-server-everything", "streamableHttp"]
+    command = [str(MODULES / ".bin" / "mcp-server-everything"), "streamableHttp"]
     with (npm.home / "everything.log").open("w") as log:
         process = subprocess.Popen(command, env=npm.environment | {"PORT": str(port)}, stdout=log, stderr=log)
     try:

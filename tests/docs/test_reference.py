@@ -1,0 +1,43 @@
+"""The reference pages say what the code does: names are compared, not trusted."""
+
+import re
+
+import pytest
+
+from capabilities import Capability
+from capabilities.roles import BUILT_IN
+from gatewayadmin import environment
+from tests.docs.pages import ROOT, first_column
+from tokens import secret
+
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    assert set(first_column(REFERENCE / "settings.md")) == environment._seen
+
+
+def test_every_capability_is_documented_word_for_word() -> None:
+    text = (REFERENCE / "capabilities.md").read_text()
+
+    for one in Capability:
+        assert f"| `{one.name}` | `{one.slug}` | {one.label} | {one.allows} |" in text
+    for role in BUILT_IN:
+        assert f"| {role.name} |" in text
+
+
+@pytest.mark.parametrize("prefix", sorted(secret.PREFIXES))
+def test_the_documented_pattern_and_check_recognise_every_kind_of_token(prefix: str) -> None:
+    page = (REFERENCE / "token-format.md").read_text()
+    pattern, program = re.findall(r"^```(?:python)?\n(\\b.*?|from zlib.*?)\n```$", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    exec(program, names)
+    is_token = names["is_token"]
+    assert callable(is_token)
+
+    text = secret.mint(prefix)
+
+    assert re.search(pattern, f"token={text};")
+    assert is_token(text)
+    assert not is_token(text[:-1] + ("a" if text[-1] != "a" else "b"))
+    assert f"| `{prefix}_` |" in page
