@@ -1,0 +1,44 @@
+# `make` alone lists the targets. Each is a few lines you can type by hand.
+
+export PORT ?= 8000
+
+BIN := .venv/bin
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header
+
+# `check --deploy` judges an installation as it should be: public over https, mail that arrives.
+DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smtps://mail.example.com \
+	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
+
+.DEFAULT_GOAL := help
+.PHONY: help run setup test check format lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## set up whatever is missing, start everything, print where to sign in (PORT=8000)
+	@.ci/setup run
+	@exec $(BIN)/python manage.py serve
+
+setup: ## the environment with the development packages; starts nothing
+	@.ci/setup dev
+
+test: setup ## the whole test suite, browser tests included
+	@chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(BIN)/pytest -n auto --dist loadgroup $(TESTS)
+
+check: setup ## format, lint, templates, types, layers, deployment, migrations; stops at the first failure
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/djade --check $$(git ls-files 'templates/*.html')
+	$(BIN)/mypy .
+	$(BIN)/lint-imports
+	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
+	$(DEPLOYED) $(BIN)/python manage.py makemigrations --check --dry-run
+
+format: setup ## put code and templates into their form
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/djade $$(git ls-files 'templates/*.html')
+
+lock: setup ## resolve the packages of pyproject.toml again, with hashes and without index addresses
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
