@@ -23,6 +23,7 @@ class Action(StrEnum):
     GATEWAY_ENABLED = "gateway.enabled"
     GATEWAY_UPDATED = "gateway.updated"
 
+    HOST_APPROVED = "host.approved"
     HOST_ARCHIVED = "host.archived"
     HOST_CREATED = "host.created"
     HOST_DISABLED = "host.disabled"
@@ -35,6 +36,10 @@ class Action(StrEnum):
     IDENTITY_REPLACED = "identity.replaced"
     IDENTITY_REVOKED = "identity.revoked"
 
+    ROLE_CREATED = "role.created"
+    ROLE_REMOVED = "role.removed"
+    ROLE_UPDATED = "role.updated"
+
     SERVER_ARCHIVED = "server.archived"
     SERVER_CREATED = "server.created"
     SERVER_DISABLED = "server.disabled"
@@ -42,6 +47,10 @@ class Action(StrEnum):
     SERVER_UPDATED = "server.updated"
 
     SIGN_IN_REFUSED = "user.sign_in_refused"
+
+    TEAM_CREATED = "team.created"
+    TEAM_REMOVED = "team.removed"
+    TEAM_UPDATED = "team.updated"
 
     TOKEN_ISSUED = "token.issued"  # noqa: S105  (a name, no secret)
     TOKEN_REVOKED = "token.revoked"  # noqa: S105
@@ -54,3 +63,10 @@ class Action(StrEnum):
     UNKNOWN_TOKENS_REFUSED = "proxy.unknown_tokens_refused"
 
     USER_CREATED = "user.created"
+    USER_DEACTIVATED = "user.deactivated"
+    USER_REACTIVATED = "user.reactivated"
+    USER_ROLE_CHANGED = "user.role_changed"
+    USER_SIGNED_OUT_EVERYWHERE = "user.signed_out_everywhere"
+    USER_UPDATED = "user.updated"
+
+    WORKSPACE_UPDATED = "workspace.updated"

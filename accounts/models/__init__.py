@@ -1,0 +1,16 @@
+"""Who people are: users, their role, their teams, their API keys; and the settings they share."""
+
+from accounts.models.roles import Role, permissions_of
+from accounts.models.users import ApiKey, Team, User, make_first_owner
+from accounts.models.workspace import NewAppPolicy, WorkspaceSettings
+
+__all__ = [
+    "ApiKey",
+    "NewAppPolicy",
+    "Role",
+    "Team",
+    "User",
+    "WorkspaceSettings",
+    "make_first_owner",
+    "permissions_of",
+]

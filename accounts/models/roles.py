@@ -1,0 +1,117 @@
+"""Roles: named bundles of capabilities."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+from uuid import uuid4
+
+from django.contrib.auth.models import Permission
+from django.db import IntegrityError, models, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from accounts.rules import Giver, NameTaken, RoleInUse, RoleLocked, must_hold, must_keep_a_manager, one_at_a_time
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability
+from capabilities.roles import BUILT_IN
+
+
+def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:
+    """The permission rows behind `capabilities`."""
+    wanted = Q(pk=None)
+    for capability in capabilities:
+        app_label, codename = capability.split(".")
+        wanted |= Q(content_type__app_label=app_label, codename=codename)
+    return Permission.objects.filter(wanted)
+
+
+class RoleManager(models.Manager["Role"]):
+    def make_built_in(self) -> None:
+        """Make the built-in roles that are missing, and give the locked one all capabilities again."""
+        for built_in in BUILT_IN:
+            role, made = self.get_or_create(name=built_in.name, defaults={"locked": built_in.locked})
+            if made or built_in.locked:
+                role.permissions.set(permissions_of(built_in.capabilities))
+
+    def add(self, *, name: str, capabilities: Iterable[Capability], by: Giver | None) -> "Role":
+        """Make a role. Raises NameTaken, or BeyondYours for capabilities `by` lacks."""
+        capabilities = frozenset(capabilities)
+        must_hold(by, capabilities)
+        try:
+            with transaction.atomic():
+                role = self.create(name=name.strip())
+                role.permissions.set(permissions_of(capabilities))
+                Event.objects.record(Action.ROLE_CREATED, role, by=by, changes=_said(frozenset(), capabilities))
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        return role
+
+
+class Role(models.Model):
+    """A named bundle of capabilities; each user holds one (requirements 4.1)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    name = models.CharField(max_length=80)
+    locked = models.BooleanField(default=False, editable=False)
+    permissions = models.ManyToManyField(Permission, blank=True, related_name="roles")
+
+    objects: ClassVar[RoleManager] = RoleManager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(Lower("name"), name="role_name_is_unique"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """The capabilities this role bundles."""
+        held = {f"{p.content_type.app_label}.{p.codename}" for p in self.permissions.select_related("content_type")}
+        return frozenset(capability for capability in Capability if capability in held)
+
+    def edit(self, *, name: str, capabilities: Iterable[Capability], by: Giver | None) -> None:
+        """Rename the role and bundle other capabilities; acts on its people's next request.
+
+        Raises RoleLocked, NameTaken, BeyondYours for what is added, or LastManager.
+        """
+        wanted = frozenset(capabilities)
+        try:
+            with transaction.atomic():
+                one_at_a_time()
+                self._must_be_open()
+                before = self.capabilities
+                must_hold(by, wanted - before)
+                changes = _said(before, wanted)
+                if self.name != name.strip():
+                    changes["name"] = [self.name, name.strip()]
+                self.name = name.strip()
+                self.save(update_fields=["name"])
+                self.permissions.remove(*permissions_of(before - wanted))
+                self.permissions.add(*permissions_of(wanted - before))
+                must_keep_a_manager()
+                if changes:
+                    Event.objects.record(Action.ROLE_UPDATED, self, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+
+    def remove(self, *, by: Giver | None) -> None:
+        """Delete the role. Raises RoleLocked, or RoleInUse while people hold it."""
+        with transaction.atomic():
+            one_at_a_time()
+            self._must_be_open()
+            if self.users.exists():
+                raise RoleInUse(RoleInUse.__doc__)
+            Event.objects.record(Action.ROLE_REMOVED, self, by=by, changes=_said(self.capabilities, frozenset()))
+            self.delete()
+
+    def _must_be_open(self) -> None:
+        if self.locked:
+            raise RoleLocked(RoleLocked.__doc__)
+
+
+def _said(before: frozenset[Capability], after: frozenset[Capability]) -> dict[str, list[Any]]:
+    """The change of a bundle as an event tells it, in slugs; empty when nothing changed."""
+    if before == after:
+        return {}
+    return {"capabilities": [sorted(c.slug for c in before), sorted(c.slug for c in after)]}

@@ -1,0 +1,273 @@
+"""Users, their teams, and their API keys."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, ClassVar
+from uuid import uuid4
+
+from django.contrib.auth import get_backends
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.auth.models import Permission
+from django.contrib.postgres.fields import ArrayField
+from django.db import IntegrityError, models, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+from django.utils import timezone
+from django.utils.crypto import salted_hmac
+
+from accounts.models.roles import Role
+from accounts.rules import EmailTaken, Giver, NameTaken, must_hold, must_keep_a_manager, one_at_a_time
+from auditlog.actions import Action
+from auditlog.models import Actor, Event
+from capabilities.roles import SUPER_ADMIN
+
+
+class UserManager(BaseUserManager["User"]):
+    def create_user(self, email: str, password: str | None = None, **fields: Any) -> "User":
+        user = self.model(email=email.strip().lower(), **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def invite(self, *, email: str, display_name: str, role: Role, by: Giver | None) -> "User":
+        """Make a person who has no password yet; the invitation's link lets them choose one.
+
+        Raises EmailTaken, or BeyondYours for a role that holds more than `by` does.
+        """
+        must_hold(by, role.capabilities)
+        try:
+            with transaction.atomic():
+                user = self.create_user(email, None, display_name=display_name.strip(), role=role)
+                Event.objects.record(Action.USER_CREATED, user, by=by, changes={"role": [None, role.name]})
+        except IntegrityError:
+            raise EmailTaken(EmailTaken.__doc__) from None
+        return user
+
+    def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "User":
+        return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
+
+    def get_by_natural_key(self, username: str | None) -> "User":
+        return self.get(email=(username or "").lower())
+
+
+class User(AbstractBaseUser):
+    """A person who signs in with an e-mail; the one a connection acts as. Never deleted."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    email = models.EmailField(max_length=254, unique=True)
+    display_name = models.CharField(max_length=120, blank=True)
+    is_active = models.BooleanField(default=True)
+    is_staff = models.BooleanField(default=False)
+    is_superuser = models.BooleanField(default=False)
+    role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="users")
+    password_changed_at = models.DateTimeField(null=True, blank=True)
+    session_epoch = models.PositiveIntegerField(default=0)
+    date_joined = models.DateTimeField(default=timezone.now)
+
+    USERNAME_FIELD = "email"
+    EMAIL_FIELD = "email"
+    REQUIRED_FIELDS: ClassVar[list[str]] = []
+
+    objects: ClassVar[UserManager] = UserManager()
+
+    class Meta:
+        ordering = ("email",)
+        permissions = (("manage_people", "Manage people"),)
+        constraints = (models.CheckConstraint(condition=Q(email=Lower("email")), name="user_email_is_lower_case"),)
+
+    def __str__(self) -> str:
+        return self.email
+
+    @property
+    def name(self) -> str:
+        """The name to greet with."""
+        return self.display_name or self.email
+
+    @cached_property
+    def permissions(self) -> frozenset[str]:
+        """The Django permissions the role grants, as `app.codename`."""
+        if self.role_id is None:
+            return frozenset()
+        rows = Permission.objects.filter(roles=self.role_id).values_list("content_type__app_label", "codename")
+        return frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
+
+    def set_password(self, raw_password: str | None) -> None:
+        super().set_password(raw_password)
+        self.password_changed_at = timezone.now()
+
+    def _get_session_auth_hash(self, secret: str | bytes | None = None) -> str:
+        """What a session must match to stay signed in: it dies with the password and with the epoch."""
+        held = f"{self.password}:{self.session_epoch}"
+        return salted_hmac("accounts.User.session", held, secret=secret, algorithm="sha256").hexdigest()
+
+    def give_role(self, role: Role, *, by: Giver | None) -> None:
+        """Let this person hold `role` from the next request on. Raises BeyondYours or LastManager."""
+        with transaction.atomic():
+            one_at_a_time()
+            before = self.lock().role
+            must_hold(by, role.capabilities - (before.capabilities if before else frozenset()))
+            User.objects.filter(pk=self.pk).update(role=role)
+            must_keep_a_manager()
+            if before != role:
+                changes = {"role": [before.name if before else None, role.name]}
+                Event.objects.record(Action.USER_ROLE_CHANGED, self, by=by, changes=changes)
+        self.role = role
+        self.__dict__.pop("permissions", None)
+
+    def deactivate(self, *, by: Actor | None) -> None:
+        """Shut this person out until reactivated: sessions end, agents and apps get 401 (decisions 7.7).
+
+        Nothing is revoked. Raises LastManager.
+        """
+        self._set_active(False, by)
+
+    def reactivate(self, *, by: Actor | None) -> None:
+        """Let this person in again; connections and tokens work as before."""
+        self._set_active(True, by)
+
+    def _set_active(self, active: bool, by: Actor | None) -> None:
+        with transaction.atomic():
+            one_at_a_time()
+            if self.lock().is_active != active:
+                User.objects.filter(pk=self.pk).update(is_active=active, session_epoch=models.F("session_epoch") + 1)
+                must_keep_a_manager()
+                action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
+                Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
+        self.is_active = active
+
+    def end_sessions(self, *, by: Actor | None) -> None:
+        """Sign this person out everywhere; every session made before now is dead."""
+        with transaction.atomic():
+            User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
+            self.refresh_from_db(fields=["session_epoch"])
+            Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
+
+    def edit(self, *, email: str, display_name: str, by: Actor | None) -> None:
+        """Change name and e-mail. Raises EmailTaken."""
+        wanted = {"email": email.strip().lower(), "display_name": display_name.strip()}
+        changes = {name: [getattr(self, name), value] for name, value in wanted.items() if getattr(self, name) != value}
+        try:
+            with transaction.atomic():
+                User.objects.filter(pk=self.pk).update(**wanted)
+                if changes:
+                    Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
+        except IntegrityError:
+            raise EmailTaken(EmailTaken.__doc__) from None
+        self.refresh_from_db(fields=list(wanted))
+
+    def lock(self) -> "User":
+        """This row as it is now, locked until the transaction ends."""
+        return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
+
+    def has_perm(self, perm: str, obj: models.Model | None = None) -> bool:
+        return any(backend.has_perm(self, perm, obj) for backend in get_backends())
+
+    def has_perms(self, perm_list: Iterable[str], obj: models.Model | None = None) -> bool:
+        return all(self.has_perm(perm, obj) for perm in perm_list)
+
+    def has_module_perms(self, app_label: str) -> bool:
+        return any(permission.startswith(f"{app_label}.") for permission in self.get_all_permissions())
+
+    def get_all_permissions(self) -> frozenset[str]:
+        """Every permission this user holds now; a superuser holds all there are."""
+        if not self.is_active:
+            return frozenset()
+        if not self.is_superuser:
+            return self.permissions
+        rows = Permission.objects.values_list("content_type__app_label", "codename")
+        return frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
+
+
+class TeamManager(models.Manager["Team"]):
+    def add(self, *, name: str, users: Iterable[User], by: Actor | None) -> "Team":
+        """Make a team of these people. Raises NameTaken."""
+        try:
+            with transaction.atomic():
+                team = self.create(name=name.strip())
+                team.users.set(users)
+                changes = {"users": [[], team.emails()]}
+                Event.objects.record(Action.TEAM_CREATED, team, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        return team
+
+
+class Team(models.Model):
+    """A named set of users; a gateway may be open to some teams only."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    name = models.CharField(max_length=80)
+    users = models.ManyToManyField(User, blank=True, related_name="teams")
+
+    objects: ClassVar[TeamManager] = TeamManager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(Lower("name"), name="team_name_is_unique"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def emails(self) -> list[str]:
+        """Who is in it, as an event tells it."""
+        return list(self.users.order_by("email").values_list("email", flat=True))
+
+    def edit(self, *, name: str, users: Iterable[User], by: Actor | None) -> None:
+        """Rename the team and change who is in it; acts on their next request. Raises NameTaken."""
+        before = {"name": self.name, "users": self.emails()}
+        try:
+            with transaction.atomic():
+                self.name = name.strip()
+                self.save(update_fields=["name"])
+                self.users.set(users)
+                after = {"name": self.name, "users": self.emails()}
+                changes = {field: [before[field], after[field]] for field in before if before[field] != after[field]}
+                if changes:
+                    Event.objects.record(Action.TEAM_UPDATED, self, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+
+    def remove(self, *, by: Actor | None) -> None:
+        """Delete the team; gateways open to it alone are out of its people's reach."""
+        with transaction.atomic():
+            Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
+            self.delete()
+
+
+class ApiKey(models.Model):
+    """A person's key for the REST API (`gwp_`): a subset of its owner's capabilities, never used at /mcp."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    user = models.ForeignKey(User, models.PROTECT, related_name="api_keys")
+    name = models.CharField(max_length=100)
+    prefix = models.CharField(max_length=12)
+    digest = models.BinaryField(unique=True, max_length=32)
+    key_id = models.CharField(max_length=8)
+    capabilities = ArrayField(models.CharField(max_length=80), default=list)
+    expires_at = models.DateTimeField()
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+        verbose_name = "API key"
+        constraints = (
+            models.UniqueConstraint(
+                "user", Lower("name"), condition=Q(revoked_at=None), name="live_api_key_name_is_unique"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix})"
+
+
+def make_first_owner(email: str, password: str) -> User | None:
+    """Make the first owner, a Super admin and staff, when the workspace has no user yet; else None."""
+    with transaction.atomic():
+        if User.objects.exists():
+            return None
+        role = Role.objects.get(name=SUPER_ADMIN.name)
+        owner = User.objects.create_user(email, password, display_name="Owner", role=role, is_staff=True)
+        Event.objects.record(Action.USER_CREATED, owner, by=None)
+        return owner
