@@ -16,10 +16,10 @@ class Minted:
     snippets: dict[str, str]
 
 
-def sign_in(page: Page, url: str) -> None:
+def sign_in(page: Page, url: str, email: str = workspace.OWNER, password: str = workspace.PASSWORD) -> None:
     page.goto(f"{url}/")
-    page.get_by_label("E-mail").fill(workspace.OWNER)
-    page.get_by_label("Password", exact=True).fill(workspace.PASSWORD)
+    page.get_by_label("E-mail").fill(email)
+    page.get_by_label("Password", exact=True).fill(password)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{url}/")
 
@@ -69,6 +69,21 @@ def done(flow: Page) -> None:
     dialog.get_by_label("I have stored it").check()
     dialog.get_by_role("button", name="Done").click()
     expect(dialog).to_be_hidden()
+
+
+def open_connections(page: Page, url: str, host: str) -> None:
+    """From Apps & Agents to the Connections tab of this host."""
+    page.goto(f"{url}/hosts/")
+    page.get_by_role("link", name=host).click()
+    page.get_by_role("navigation", name=host).get_by_role("link", name="Connections").click()
+
+
+def revoke(page: Page, *words: str) -> None:
+    """Revoke the connection whose row holds these words, and see it end."""
+    connection = row(page, *words)
+    connection.get_by_role("button", name="Revoke").first.click()
+    page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
+    expect(connection).to_contain_text("revoked")
 
 
 def row(page: Page, *words: str) -> Locator:

@@ -2,12 +2,15 @@
 
 import re
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests import curl
 from tests.browser import steps
 from tests.browser.steps import Minted
 from tests.workspace import OWNER, Serve
+
+pytestmark = pytest.mark.xdist_group("browser")
 
 UNAUTHORIZED = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 REVOKE = (
@@ -87,9 +90,7 @@ def the_call_in_the_log(page: Page, live: Serve) -> None:
 
 def a_revocation_thought_over(page: Page, live: Serve, minted: Minted) -> None:
     """J1.7: Cancel changes nothing, OK ends it."""
-    page.goto(f"{live.url}/hosts/")
-    page.get_by_role("link", name="CI bot").click()
-    page.get_by_role("navigation", name="CI bot").get_by_role("link", name="Connections").click()
+    steps.open_connections(page, live.url, "CI bot")
     connection = steps.row(page, "Quickstart", OWNER)
     connection.get_by_role("button", name="Revoke").first.click()
     confirm = page.get_by_role("alertdialog")

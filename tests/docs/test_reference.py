@@ -14,7 +14,9 @@ REFERENCE = ROOT / "docs" / "reference"
 
 
 def test_every_setting_is_documented_and_no_other() -> None:
-    assert set(first_column(REFERENCE / "settings.md")) == environment._seen
+    ours = {name for name in environment._seen if not name.startswith("GATEWAY_BUILTIN_")}
+
+    assert set(first_column(REFERENCE / "settings.md")) == ours
 
 
 def test_every_capability_is_documented_word_for_word() -> None:
