@@ -50,7 +50,7 @@ def answer(
     """After an act: the changed fragment and a toast for htmx, else a redirect to `to` that shows the toast."""
     if not wants_fragment(request):
         return leave(request, to, toast)
-    response = render(request, template, context)
+    response = render(request, template, {"changed": True, **context})
     return trigger_client_event(response, "toast", {"value": toast}) if toast else response
 
 
@@ -77,12 +77,12 @@ def confirm(
     target: str = "",
     icon: str = "warning",
     kind: str = "danger",
-    also: dict[str, str] | None = None,
+    choice: tuple[str, str] | None = None,
 ) -> HttpResponse:
     """Ask before an act. OK posts to this same URL; Cancel holds the focus.
 
-    `target` is the CSS selector the answer of that POST replaces (outerHTML) when htmx is at work; `also` are names and
-    labels of further submit buttons.
+    `target` is the CSS selector the answer of that POST replaces (outerHTML) when htmx is at work; `choice` is the name
+    and the label of a checkbox, ticked at first.
     """
     context = {
         "title": title,
@@ -92,7 +92,7 @@ def confirm(
         "target": target,
         "icon_name": icon,
         "kind": kind,
-        "also": also or {},
+        "choice": choice,
         "action": request.path,
     }
     return show(request, "ui/confirm.html", context)

@@ -74,6 +74,12 @@ def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str)
     return format_html('<a href="{}"{}>{}{}</a>', url, current, icon(icon_name), text)
 
 
+@register.inclusion_tag("ui/opens.html")
+def opens(url: str, text: str, icon: str = "", kind: str = "", alone: bool = False) -> dict[str, Any]:
+    """A button that opens the dialog at `url`; without script it goes there. `alone` shows the icon only."""
+    return {"url": url, "text": text, "icon_name": icon, "kind": kind, "alone": alone}
+
+
 @register.inclusion_tag("ui/field.html")
 def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, Any]:
     """A form field with label, control, help and error.
