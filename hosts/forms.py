@@ -1,0 +1,45 @@
+"""Forms of the Apps & Agents pages."""
+
+from __future__ import annotations
+
+from django import forms
+from django.db.models import Q
+
+from hosts.models import HostQuerySet, Kind
+
+TYPES = {"app": Kind.HEADED, "agent": Kind.TOKEN}
+PENDING = Q(needs_approval=True, approved_at=None)
+STATUSES = {"enabled": Q(enabled=True) & ~PENDING, "disabled": Q(enabled=False) & ~PENDING, "pending": PENDING}
+
+
+class AgentForm(forms.Form):
+    """Name and description of a token-based host."""
+
+    name = forms.CharField(max_length=120, help_text="Shown in logs and on every connection.")
+    description = forms.CharField(max_length=500, required=False, widget=forms.Textarea(attrs={"rows": 3}))
+
+    def refuse_name(self) -> None:
+        """Say that the name is taken, in the words of the page."""
+        self.add_error("name", "An agent with this name already exists.")
+
+
+class HostFilter(forms.Form):
+    """What the list of hosts is narrowed to; a value nobody offers narrows nothing."""
+
+    q = forms.CharField(required=False)
+    type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])
+    status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
+
+    def narrow(self, hosts: HostQuerySet) -> HostQuerySet:
+        """The hosts that match."""
+        self.is_valid()
+        if words := self.cleaned_data.get("q"):
+            hosts = hosts.filter(name__icontains=words)
+        if kind := TYPES.get(self.cleaned_data.get("type", "")):
+            hosts = hosts.filter(kind=kind)
+        if statuses := self.cleaned_data.get("status"):
+            wanted = Q(pk=None)
+            for status in statuses:
+                wanted |= STATUSES[status]
+            hosts = hosts.filter(wanted)
+        return hosts

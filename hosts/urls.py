@@ -1,0 +1,14 @@
+from django.urls import path
+
+from hosts import views
+
+app_name = "hosts"
+
+urlpatterns = [
+    path("hosts/", views.listing, name="list"),
+    path("hosts/add/", views.add, name="add"),
+    path("hosts/<uuid:pk>/", views.detail, name="detail"),
+    path("hosts/<uuid:pk>/rename/", views.rename, name="rename"),
+    path("hosts/<uuid:pk>/disable/", views.disable, name="disable"),
+    path("hosts/<uuid:pk>/enable/", views.enable, name="enable"),
+]

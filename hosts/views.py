@@ -1,0 +1,121 @@
+"""Apps & Agents: the list, the page of one host, and its switch."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.db.models import Count, Q
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.models import User
+from capabilities import Capability, requires
+from hosts.forms import STATUSES, AgentForm, HostFilter
+from hosts.models import Host, HostQuerySet, NameTaken
+from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
+
+
+def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
+    """Hosts with the number of their live connections and users, as far as `viewer` may see connections."""
+    seen = Q(connections__revoked_at=None)
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+        seen &= Q(connections__user=viewer)
+    return hosts.annotate(
+        connection_count=Count("connections", filter=seen),
+        user_count=Count("connections__user", filter=seen, distinct=True),
+    )
+
+
+def find(viewer: User, pk: UUID) -> Host:
+    """The live host with its counts, or 404."""
+    return get_object_or_404(counted(Host.objects.live().select_related("created_by"), viewer), pk=pk)
+
+
+@require_GET
+@requires(Capability.HOSTS_READ)
+def listing(request: AppRequest) -> HttpResponse:
+    chosen = HostFilter(request.GET)
+    page = page_of(request, counted(chosen.narrow(Host.objects.live()), request.user))
+    context = {
+        "page": page,
+        "chosen": chosen.cleaned_data,
+        "statuses": STATUSES,
+        "narrowed": any(chosen.cleaned_data.values()),
+    }
+    return show(request, "hosts/list.html#results", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.API_TOKENS_MANAGE)
+def add(request: AppRequest) -> HttpResponse:
+    form = AgentForm(request.POST or None)
+    context = {"form": form, "heading": "Add API access token-based host", "submit": "Create"}
+    context["back"] = reverse("hosts:list") if request.user.has_perm(Capability.HOSTS_READ) else reverse("overview")
+    if request.method == "GET":
+        return show(request, "hosts/form.html", context)
+    if form.is_valid():
+        try:
+            host = Host.objects.add_agent(**form.cleaned_data, by=request.user)
+        except NameTaken:
+            form.refuse_name()
+        else:
+            return leave(request, reverse("connections:for_host", args=[host.pk]), f"{host.name} created")
+    return refuse(request, "hosts/form.html", context)
+
+
+@require_GET
+@requires(Capability.HOSTS_READ)
+def detail(request: AppRequest, pk: UUID) -> HttpResponse:
+    return show(request, "hosts/overview.html", {"host": find(request.user, pk), "tab": "overview"})
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.API_TOKENS_MANAGE)
+def rename(request: AppRequest, pk: UUID) -> HttpResponse:
+    host = get_object_or_404(Host.objects.live(), pk=pk)
+    form = AgentForm(request.POST or None, initial={"name": host.name, "description": host.description})
+    back = reverse("hosts:detail", args=[host.pk])
+    context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back}
+    if request.method == "GET":
+        return show(request, "hosts/form.html", context)
+    if form.is_valid():
+        try:
+            host.rename(**form.cleaned_data, by=request.user)
+        except NameTaken:
+            form.refuse_name()
+        else:
+            return leave(request, back, "Host renamed")
+    return refuse(request, "hosts/form.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.HOSTS_TOGGLE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    host = find(request.user, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable host",
+            text=f'Disable this host? Every connection of "{host.name}" stops on its next request. Nothing is deleted.',
+            more="To end access for good, revoke the connections.",
+            target="#host-head" if request.GET.get("on") == "page" else f"#host-{host.pk}",
+            back=reverse("hosts:detail", args=[host.pk]),
+        )
+    host.disable(by=request.user)
+    return _switched(request, host, "Host disabled")
+
+
+@require_POST
+@requires(Capability.HOSTS_TOGGLE)
+def enable(request: AppRequest, pk: UUID) -> HttpResponse:
+    host = find(request.user, pk)
+    host.enable(by=request.user)
+    return _switched(request, host, "Host enabled")
+
+
+def _switched(request: AppRequest, host: Host, toast: str) -> HttpResponse:
+    """The part of the page that shows the switch: the head of the host's page, or its row."""
+    fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
+    return answer(request, fragment, {"host": host}, to=reverse("hosts:detail", args=[host.pk]), toast=toast)
