@@ -1,0 +1,148 @@
+"""What the Connections tabs show of a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.db.models import Exists, OuterRef, Q
+from django.utils import timezone
+
+from accounts.models import User
+from capabilities import Capability
+from connections.models import Connection, ConnectionQuerySet
+from hosts.models import Kind
+
+if TYPE_CHECKING:
+    from django.db.models import Manager
+
+TYPES = {"app": Kind.HEADED, "agent": Kind.TOKEN}
+STATUSES = ("active", "disabled", "expired", "revoked")
+
+
+def visible(viewer: User) -> ConnectionQuerySet:
+    """The connections `viewer` may see: all with MCP_CONNECTIONS_READ, else their own."""
+    rows = Connection.objects.with_details()
+    return rows if viewer.has_perm(Capability.MCP_CONNECTIONS_READ) else rows.own(viewer)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One connection as `viewer` sees it; needs its details fetched (`with_details`)."""
+
+    connection: Connection
+    viewer: User
+
+    @property
+    def name(self) -> str:
+        """What a switch or a reader is told this is."""
+        return f"{self.connection.host.name} on {self.connection.gateway.name} as {self.connection.user.email}"
+
+    @cached_property
+    def tokens(self) -> list[Any]:
+        """The credentials that have not been revoked, newest first."""
+        return [token for token in self._all_tokens if not token.revoked_at]
+
+    @property
+    def _all_tokens(self) -> Iterable[Any]:
+        manager: Manager[Any] = self.connection.tokens
+        return manager.all()
+
+    @cached_property
+    def active(self) -> int:
+        """How many credentials could be used now."""
+        return sum(token.status == "active" for token in self.tokens)
+
+    @property
+    def status(self) -> str:
+        """`revoked`, `disabled`, `expired` or `active`, in that order of precedence (R3.2)."""
+        if not self.connection.is_live:
+            return "revoked"
+        if not self.connection.enabled:
+            return "disabled"
+        return "active" if self.active else "expired"
+
+    @property
+    def status_text(self) -> str:
+        """The status in words; a connection without any credential left says so."""
+        return "no active token" if self.status == "expired" and not self.tokens else self.status
+
+    @property
+    def blocked(self) -> str:
+        """What stops a connection that is active itself, so that its row never claims to work when it cannot."""
+        if self.status != "active" or not self.connection.blocked_by:
+            return ""
+        if self.connection.blocked_by == "host" and self.connection.host.is_pending:
+            return "blocked: host waiting for approval"
+        return f"blocked: {self.connection.blocked_by} {'deactivated' if self.connection.blocked_by == 'user' else 'disabled'}"
+
+    @property
+    def prefix(self) -> str:
+        """The first characters of the newest credential, revoked or not."""
+        newest = next(iter(self.tokens or self._all_tokens), None)
+        return newest.prefix if newest else ""
+
+    @property
+    def shows_tokens(self) -> bool:
+        """Whether tokens are listed below: agents may hold several, apps have the one key."""
+        return self.connection.is_live and self.connection.host.is_agent and bool(self.tokens)
+
+    @property
+    def is_own(self) -> bool:
+        return self.connection.user_id == self.viewer.pk
+
+    @property
+    def may_revoke(self) -> bool:
+        """Everybody may end their own connections; others' need the capability."""
+        return self.connection.is_live and (self.is_own or self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE))
+
+    @property
+    def may_add_token(self) -> bool:
+        """A token always acts as the person who makes it, so only one's own connection takes another."""
+        return self.is_own and (
+            self.connection.host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_MANAGE)
+        )
+
+
+class ConnectionFilter(forms.Form):
+    """What a list of connections is narrowed to; a value nobody offers narrows nothing."""
+
+    q = forms.CharField(required=False)
+    type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])
+    status = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in STATUSES])
+
+    def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
+        """The connections that match."""
+        self.is_valid()
+        if words := self.cleaned_data.get("q"):
+            rows = rows.filter(
+                Q(user__email__icontains=words) | Q(host__name__icontains=words) | Q(gateway__name__icontains=words)
+            )
+        if kind := TYPES.get(self.cleaned_data.get("type", "")):
+            rows = rows.filter(host__kind=kind)
+        if statuses := self.cleaned_data.get("status"):
+            rows = rows.annotate(usable=_usable()).filter(_any_of(statuses))
+        return rows
+
+
+def _usable() -> Exists:
+    """Whether a connection holds a credential that could be used now."""
+    unrevoked = Connection.objects.filter(pk=OuterRef("pk"), tokens__revoked_at=None, tokens__isnull=False)
+    return Exists(unrevoked.filter(Q(tokens__expires_at=None) | Q(tokens__expires_at__gt=timezone.now())))
+
+
+def _any_of(statuses: Iterable[str]) -> Q:
+    live = Q(revoked_at=None)
+    means = {
+        "active": live & Q(enabled=True, usable=True),
+        "disabled": live & Q(enabled=False),
+        "expired": live & Q(enabled=True, usable=False),
+        "revoked": ~live,
+    }
+    wanted = Q(pk=None)
+    for status in statuses:
+        wanted |= means[status]
+    return wanted

@@ -1,0 +1,13 @@
+from django.urls import path
+
+from connections import views
+
+app_name = "connections"
+
+urlpatterns = [
+    path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
+    path("gateways/<slug:slug>/connections/", views.for_gateway, name="for_gateway"),
+    path("connections/<uuid:pk>/disable/", views.disable, name="disable"),
+    path("connections/<uuid:pk>/enable/", views.enable, name="enable"),
+    path("connections/<uuid:pk>/revoke/", views.revoke, name="revoke"),
+]

@@ -1,0 +1,123 @@
+"""The Connections tab of a host and of a gateway, and what can be done to one connection."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from capabilities import Capability, CapabilityRequired, requires, signed_in
+from connections.models import AlreadyRevoked, Connection
+from connections.rows import STATUSES, ConnectionFilter, Row, visible
+from gateways.models import Gateway
+from hosts.views import find as find_host
+from ui.pages import AppRequest, answer, confirm, page_of, show
+
+REVOKE_TEXT = (
+    "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."
+)
+
+
+@require_GET
+@requires(Capability.HOSTS_READ)
+def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
+    host = find_host(request.user, pk)
+    may_add = host.is_agent and (host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE))
+    context = {"host": host, "tab": "connections", "may_add": may_add, **_listed(request, host=host)}
+    return show(request, "connections/for_host.html#connections", context)
+
+
+@require_GET
+@signed_in("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ")
+def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = get_object_or_404(Gateway.objects.reachable_by(request.user), slug=slug)
+    context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
+    return show(request, "connections/for_gateway.html#connections", context)
+
+
+def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
+    """The rows of a tab as the query string narrows them, one page of them."""
+    chosen = ConnectionFilter(request.GET)
+    page = page_of(request, chosen.narrow(visible(request.user).filter(**of)))
+    return {
+        "page": page,
+        "rows": [Row(connection, request.user) for connection in page],
+        "side": next(iter(of)),
+        "chosen": chosen.cleaned_data,
+        "statuses": STATUSES,
+        "narrowed": any(chosen.cleaned_data.values()),
+    }
+
+
+def _find(request: AppRequest, pk: UUID) -> Connection:
+    return get_object_or_404(visible(request.user), pk=pk)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.CONNECTIONS_TOGGLE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    connection = _find(request, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable connection",
+            text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
+            f"{connection.gateway.name} on the next request.",
+            more="Nothing is deleted. Enable it again and the same token works.",
+            target=f"#connection-{connection.pk}",
+            back=_back(connection),
+        )
+    connection.disable(by=request.user)
+    return changed(request, connection, "Connection disabled")
+
+
+@require_POST
+@requires(Capability.CONNECTIONS_TOGGLE)
+def enable(request: AppRequest, pk: UUID) -> HttpResponse:
+    connection = _find(request, pk)
+    connection.enable(by=request.user)
+    return changed(request, connection, "Connection enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in("own connections; others' need MCP_CONNECTIONS_REVOKE")
+def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
+    connection = _find(request, pk)
+    if connection.user_id != request.user.pk and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
+        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
+    if request.method == "GET":
+        tokens = len(Row(connection, request.user).tokens)
+        return confirm(
+            request,
+            title="Revoke connection",
+            text=REVOKE_TEXT,
+            more=f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}. {_ends(tokens)} Cannot be undone.",
+            icon="revoke",
+            target=f"#connection-{connection.pk}",
+            back=_back(connection),
+        )
+    try:
+        connection.revoke(by=request.user)
+    except AlreadyRevoked:
+        return changed(request, connection, "This connection had been revoked before")
+    return changed(request, connection, "Connection revoked")
+
+
+def _ends(tokens: int) -> str:
+    return {0: "It holds no token.", 1: "Its token ends."}.get(tokens, f"Its {tokens} tokens end.")
+
+
+def _back(connection: Connection) -> str:
+    """Where to go without script: the host's tab, which also names the gateway."""
+    return reverse("connections:for_host", args=[connection.host_id])
+
+
+def changed(request: AppRequest, connection: Connection, toast: str) -> HttpResponse:
+    """The row as it is now; on which tab it stands, the address of the open page tells."""
+    side = "gateway" if (request.htmx.current_url_abs_path or "").startswith("/gateways/") else "host"
+    row = Row(_find(request, connection.pk), request.user)
+    return answer(request, "connections/table.html#row", {"row": row, "side": side}, to=_back(connection), toast=toast)
