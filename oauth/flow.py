@@ -1,0 +1,123 @@
+"""The authorize flow under way: kept in the database, bound to one browser and one person."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from datetime import timedelta
+from uuid import UUID
+
+from django.db.models import Count, Q
+from django.http import Http404
+from django.utils import timezone
+
+from accounts.models import User
+from capabilities import Capability
+from connections.models import Connection, ConnectionIdentity
+from gateways.models import Assignment, Gateway, GatewayQuerySet, IdentityScheme
+from hosts.models import Host
+from oauth.models import AuthorizeRequest, Ending
+from servers.models import AuthType, Identity
+from ui.pages import AppRequest
+
+LIFETIME = timedelta(minutes=15)
+BROWSER = "authorize_browser"
+
+
+def browser_digest(request: AppRequest) -> bytes:
+    """What ties a flow to this browser: a random value in its session, for signing in changes the session's key."""
+    if BROWSER not in request.session:
+        request.session[BROWSER] = secrets.token_urlsafe(32)
+    return hashlib.sha256(request.session[BROWSER].encode()).digest()
+
+
+def begin(request: AppRequest, host: Host, gateway: Gateway | None) -> AuthorizeRequest:
+    """A new flow for the signed-in person, with the token ending."""
+    return AuthorizeRequest.objects.create(
+        kind=Ending.TOKEN,
+        host=host,
+        gateway=gateway,
+        user=request.user,
+        browser_digest=browser_digest(request),
+        expires_at=timezone.now() + LIFETIME,
+    )
+
+
+def find(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeRequest:
+    """This browser's and this person's flow; another's does not exist."""
+    flows = AuthorizeRequest.objects.select_related("host", "gateway")
+    if lock:
+        flows = flows.select_for_update(of=("self",))
+    flow = flows.filter(pk=pk, user=request.user, browser_digest=browser_digest(request)).first()
+    if flow is None:
+        raise Http404
+    return flow
+
+
+def refusal(flow: AuthorizeRequest, user: User) -> str:
+    """Why this flow must not go on, in plain words; empty when it may (R3.16)."""
+    host, gateway = flow.host, flow.gateway
+    assert host is not None  # Flows with the token ending always name theirs.
+    if not (user.has_perm(Capability.API_TOKENS_MANAGE) or host.allow_enrolment):
+        return f"Your role lacks {Capability.API_TOKENS_MANAGE.label}."
+    if host.archived_at or not host.enabled:
+        return "An administrator has disabled this app."
+    if host.is_pending:
+        return "This app is waiting for an administrator's approval."
+    if gateway is None:
+        return ""
+    if not gateway.is_reachable_by(user):
+        return "Your teams do not include this gateway."
+    if not gateway.enabled:
+        return "An administrator has disabled this gateway."
+    connection = live_connection(flow)
+    if connection and not connection.enabled:
+        return "This connection has been disabled by an administrator."
+    return ""
+
+
+def live_connection(flow: AuthorizeRequest) -> Connection | None:
+    """The connection of this triple that lives already; a new token joins it."""
+    return Connection.objects.live().filter(host=flow.host, gateway=flow.gateway, user=flow.user).first()
+
+
+def choices(user: User) -> GatewayQuerySet:
+    """The gateways `user` may choose: within reach and switched on, with the number of their servers."""
+    reachable = Gateway.objects.reachable_by(user).filter(enabled=True)
+    return Gateway.objects.filter(pk__in=reachable.values("pk")).annotate(
+        server_count=Count("assignments", filter=Q(assignments__removed_at=None))
+    )
+
+
+def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:
+    """Per gateway, the servers this person still has to bring an identity for.
+
+    A server whose identity the live connection carries already, and can use, is not asked for again.
+    """
+    asked: dict[UUID, list[Assignment]] = {gateway.pk: [] for gateway in gateways}
+    carried = ConnectionIdentity.objects.filter(
+        connection__host=flow.host,
+        connection__user=flow.user,
+        connection__revoked_at=None,
+        identity__in=Identity.objects.usable(),
+    )
+    assignments = (
+        Assignment.objects.live()
+        .filter(gateway__in=asked, identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)
+        .exclude(server__auth_type=AuthType.NONE)
+        .exclude(pk__in=carried.values("assignment"))
+        .select_related("server", "gateway")
+    )
+    for assignment in assignments:
+        asked[assignment.gateway_id].append(assignment)
+    return asked
+
+
+def chosen_identities(flow: AuthorizeRequest) -> dict[Assignment, Identity]:
+    """What was chosen for each server, skipped ones left out; only the person's own usable identities count."""
+    wanted = {key: value for key, value in flow.identities.items() if value}
+    own = Identity.objects.usable().filter(owner=flow.user, pk__in=wanted.values()).in_bulk()
+    assignments = Assignment.objects.live().filter(gateway=flow.gateway, pk__in=wanted).select_related("server")
+    pairs = ((assignment, own.get(UUID(wanted[str(assignment.pk)]))) for assignment in assignments)
+    return {assignment: identity for assignment, identity in pairs if identity}

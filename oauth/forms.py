@@ -1,0 +1,84 @@
+"""Forms of the authorize flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from accounts.models import User
+from servers.models import AuthType, Identity, Server
+
+NEW = "new"
+
+
+class IdentityForm(forms.Form):
+    """One of the person's own identities for a server, or a new one."""
+
+    identity = forms.ChoiceField(required=False)
+    label = forms.CharField(required=False, max_length=80)
+    secret = forms.CharField(required=False, max_length=4000, strip=True, widget=forms.PasswordInput)
+
+    def __init__(self, *args: Any, server: Server, user: User, chosen: str | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server, self.user = server, user
+        self.own = list(Identity.objects.live().own(user).filter(server=server))
+        self.usable = [identity for identity in self.own if identity.status == "active"]
+        values = [str(identity.pk) for identity in self.usable] + ([NEW] if self.takes_new else [])
+        self.fields["identity"].choices = [(value, value) for value in values]  # type: ignore[attr-defined]
+        self.initial.setdefault("identity", chosen if chosen in values else next(iter(values), ""))
+        self.initial.setdefault("label", self._free_label())
+        self.fields["secret"].label = self._secret_label()
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether a secret can be typed in; OAuth servers are signed in to instead."""
+        return self.server.auth_type in (AuthType.BEARER, AuthType.HEADER)
+
+    @property
+    def picked(self) -> str:
+        """The value of the radio that is on."""
+        return str(self["identity"].value() or "")
+
+    def _secret_label(self) -> str:
+        if self.server.auth_type == AuthType.HEADER:
+            return f"{self.server.name} {self.server.header_name}"
+        return f"{self.server.name} token"
+
+    def _free_label(self) -> str:
+        wanted = self.user.email.partition("@")[0][:70]
+        taken = {identity.label for identity in self.own}
+        return next(label for n in range(1, 1000) if (label := wanted if n == 1 else f"{wanted}-{n}") not in taken)
+
+    def clean_secret(self) -> str:
+        secret: str = self.cleaned_data["secret"]
+        if self.server.auth_type == AuthType.BEARER and secret[:7].lower() == "bearer ":
+            secret = secret[7:].strip()
+        if not (secret.isascii() and secret.isprintable()):
+            raise ValidationError("This cannot be sent as a header. Copy it again, without line breaks.")
+        return secret
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        if cleaned.get("identity") == NEW:
+            if not cleaned.get("secret") and "secret" not in self.errors:
+                self.add_error("secret", f"Paste your credential for {self.server.name}, or skip this server.")
+            cleaned["label"] = cleaned.get("label") or self._free_label()
+        elif not cleaned.get("identity") and "identity" not in self.errors:
+            self.add_error("identity", "Choose an identity, or skip this server.")
+        return cleaned
+
+    def bring(self) -> str | None:
+        """The id of the identity that was chosen or made; None when its label is taken, which the form then says."""
+        if self.cleaned_data["identity"] != NEW:
+            return str(self.cleaned_data["identity"])
+        new = {"label": self.cleaned_data["label"], "secret": self.cleaned_data["secret"]}
+        try:
+            with transaction.atomic():
+                identity = Identity.objects.bring(server=self.server, owner=self.user, by=self.user, **new)
+        except IntegrityError:
+            self.add_error("label", "You have an identity with this label already.")
+            return None
+        return str(identity.pk)

@@ -1,0 +1,58 @@
+"""Examples for the person who just made a token: they must work when pasted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from gateways.models import Gateway, Tool, ToolPolicy
+
+PLACEHOLDER = "<your-api-access-token>"
+EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}
+
+
+class ToolCall(NamedTuple):
+    """A tool of the gateway and arguments it accepts, as JSON fit for a single-quoted shell word."""
+
+    name: str
+    arguments: str
+
+
+def example_call(gateway: Gateway) -> ToolCall | None:
+    """The simplest harmless call this gateway is known to offer; None while no tool is known."""
+    tools = Tool.objects.filter(
+        enabled=True,
+        missing_since=None,
+        assignment__gateway=gateway,
+        assignment__removed_at=None,
+        assignment__enabled=True,
+        assignment__server__enabled=True,
+        assignment__server__archived_at=None,
+    ).exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+    tool = min(tools, key=_oddness, default=None)
+    return tool and ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema)))
+
+
+def _oddness(tool: Tool) -> tuple[bool, bool, int, str]:
+    """Smallest first: an echo, then what changes nothing, then what needs the fewest arguments."""
+    reads = bool(tool.annotations.get("readOnlyHint"))
+    return tool.name != "echo", not reads, len(tool.input_schema.get("required") or ()), tool.exposed_name
+
+
+def _arguments(schema: dict[str, Any]) -> dict[str, Any]:
+    properties = schema.get("properties") or {}
+    return {name: _example(properties.get(name) or {}) for name in schema.get("required") or ()}
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    for key in ("default", "const"):
+        if key in schema:
+            return schema[key]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    kind = schema.get("type")
+    return EXAMPLES.get(kind[0] if isinstance(kind, list) and kind else str(kind), "hello")
+
+
+def _shell(value: dict[str, Any]) -> str:
+    return json.dumps(value).replace("'", "'\\''")

@@ -1,0 +1,13 @@
+from django.urls import path
+
+from oauth import views
+
+app_name = "oauth"
+
+urlpatterns = [
+    path("connect/", views.connect, name="connect"),
+    path("connect/help/", views.how_to_connect, name="help"),
+    path("connect/<uuid:pk>/", views.gateway, name="gateway"),
+    path("connect/<uuid:pk>/identity/<uuid:assignment>/", views.identity, name="identity"),
+    path("connect/<uuid:pk>/token/", views.token, name="token"),
+]

@@ -1,0 +1,229 @@
+"""The authorize flow: choose a gateway, bring identities, and get a token that is shown once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.http import Http404, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods
+
+from capabilities import signed_in
+from connections.models import Connection, Refused
+from gateways.models import Assignment, Gateway
+from hosts.models import Host, Kind
+from oauth import flow as flows
+from oauth.forms import IdentityForm
+from oauth.models import AuthorizeRequest
+from oauth.snippets import PLACEHOLDER, example_call
+from tokens.forms import TokenForm
+from tokens.models import Issued, Token, TokenError
+from ui.pages import AppRequest, show
+
+type Step = Callable[..., HttpResponse]
+
+OWN = signed_in("a flow belongs to the browser and the person that began it; it checks what it may make")
+
+
+@never_cache
+@require_GET
+@OWN
+def connect(request: AppRequest) -> HttpResponse:
+    """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand."""
+    host = get_object_or_404(Host.objects.live().filter(kind=Kind.TOKEN), pk=_uuid(request.GET.get("host", "")))
+    gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
+    flow = flows.begin(request, host, gateway)
+    return redirect("oauth:gateway", flow.pk)
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise Http404 from None
+
+
+def step(view: Step) -> Step:
+    """A page of the flow: hand it the flow, or say why there is none to go on with."""
+
+    @never_cache
+    @require_http_methods(["GET", "POST"])
+    @OWN
+    @wraps(view)
+    def guarded(request: AppRequest, pk: UUID, **kwargs: Any) -> HttpResponse:
+        flow = flows.find(request, pk)
+        if flow.completed_at:
+            return _finished(request, flow)
+        if flow.is_over:
+            return render(request, "oauth/expired.html", {"flow": flow}, status=410)
+        if reason := flows.refusal(flow, request.user):
+            return _refused(request, flow, reason)
+        return view(request, flow, **kwargs)
+
+    return guarded
+
+
+@step
+def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
+    offered = list(flows.choices(request.user))
+    asked = flows.questions(flow, offered)
+    error = ""
+    if request.method == "POST":
+        chosen = next((one for one in offered if one.slug == request.POST.get("gateway")), None)
+        if chosen:
+            return _choose(flow, chosen)
+        error = "Choose a gateway."
+    context = {
+        "flow": flow,
+        "offered": [(one, asked[one.pk]) for one in offered],
+        "chosen": flow.gateway or next(iter(offered), None),
+        "has_identities": any(asked.values()),
+        "error": error,
+    }
+    return render(request, "oauth/gateway.html", context, status=422 if error else 200)
+
+
+def _choose(flow: AuthorizeRequest, chosen: Gateway) -> HttpResponse:
+    if chosen.pk != flow.gateway_id:
+        flow.identities = {}
+    flow.gateway = chosen
+    flow.save(update_fields=["gateway", "identities"])
+    return _next(flow, flows.questions(flow, [chosen])[chosen.pk])
+
+
+def _next(flow: AuthorizeRequest, asked: list[Assignment]) -> HttpResponse:
+    """On to the first server in `asked`, or to the token when there is none."""
+    if asked:
+        return redirect("oauth:identity", flow.pk, asked[0].pk)
+    return redirect("oauth:token", flow.pk)
+
+
+@step
+def identity(request: AppRequest, flow: AuthorizeRequest, assignment: UUID) -> HttpResponse:
+    if flow.gateway is None:
+        return redirect("oauth:gateway", flow.pk)
+    asked = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    at = next((index for index, one in enumerate(asked) if one.pk == assignment), None)
+    if at is None:
+        raise Http404
+    key = str(assignment)
+    form = IdentityForm(
+        request.POST or None, server=asked[at].server, user=request.user, chosen=flow.identities.get(key)
+    )
+    if request.method == "POST":
+        if "skip" in request.POST:
+            return _answer(flow, key, None, asked[at + 1 :])
+        if form.is_valid() and (brought := form.bring()):
+            return _answer(flow, key, brought, asked[at + 1 :])
+    context = {
+        "flow": flow,
+        "form": form,
+        "assignment": asked[at],
+        "number": at + 1,
+        "total": len(asked),
+        "back": reverse("oauth:identity", args=[flow.pk, asked[at - 1].pk])
+        if at
+        else reverse("oauth:gateway", args=[flow.pk]),
+        "ready": flow.gateway.assignments.live().exclude(pk__in=[one.pk for one in asked]).select_related("server"),
+    }
+    return render(request, "oauth/identity.html", context, status=422 if request.method == "POST" else 200)
+
+
+def _answer(flow: AuthorizeRequest, key: str, identity: str | None, rest: list[Assignment]) -> HttpResponse:
+    flow.identities[key] = identity
+    flow.save(update_fields=["identities"])
+    return _next(flow, rest)
+
+
+@step
+def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
+    if flow.gateway is None:
+        return redirect("oauth:gateway", flow.pk)
+    if request.method == "GET":
+        return _options(request, flow, _form(flow, None))
+    try:
+        with transaction.atomic():
+            return _generate(request, flows.find(request, flow.pk, lock=True))
+    except Refused as refused:
+        return _refused(request, flow, str(refused))
+
+
+def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
+    """Open the connection and issue its token; the lock on the flow lets a second submit come too late."""
+    if flow.completed_at:
+        return _finished(request, flow)
+    form = _form(flow, request.POST)
+    if not form.is_valid():
+        return _options(request, flow, form)
+    assert flow.host and flow.gateway
+    try:
+        with transaction.atomic():
+            connection = Connection.objects.open(
+                host=flow.host,
+                gateway=flow.gateway,
+                user=request.user,
+                identities=flows.chosen_identities(flow),
+                by=request.user,
+            )
+            issued = Token.objects.issue(connection, by=request.user, **form.terms())
+    except TokenError as error:
+        form.add_error(None, str(error))
+        return _options(request, flow, form)
+    flow.parameters["token"] = str(issued.token.pk)
+    flow.completed_at = timezone.now()
+    flow.save(update_fields=["parameters", "completed_at"])
+    return _finished(request, flow, issued)
+
+
+def _form(flow: AuthorizeRequest, data: Any) -> TokenForm:
+    assert flow.host and flow.gateway
+    return TokenForm(data, host=flow.host, gateway=flow.gateway, connection=flows.live_connection(flow))
+
+
+def _options(request: AppRequest, flow: AuthorizeRequest, form: TokenForm) -> HttpResponse:
+    assert flow.gateway
+    asked = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    last = (
+        reverse("oauth:identity", args=[flow.pk, asked[-1].pk]) if asked else reverse("oauth:gateway", args=[flow.pk])
+    )
+    context = {"flow": flow, "form": form, "back": last, "has_identities": bool(asked), "joins": form.connection}
+    return render(request, "oauth/token.html", context, status=422 if form.is_bound else 200)
+
+
+def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None = None) -> HttpResponse:
+    """The end of the flow; the secret is in the body of the answer that made it, and nowhere else (decisions 7.15)."""
+    token = issued.token if issued else Token.objects.filter(pk=flow.parameters.get("token")).first()
+    if token is None:
+        raise Http404
+    context = {
+        "flow": flow,
+        "token": token,
+        "servers": [scope.assignment.server.name for scope in token.scopes.select_related("assignment__server")],
+        "secret": issued.secret if issued else None,
+        "call": example_call(token.connection.gateway) if issued else None,
+    }
+    response = render(request, "oauth/issued.html", context)
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def _refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
+    return render(request, "oauth/refused.html", {"flow": flow, "reason": reason}, status=403)
+
+
+@require_GET
+@signed_in("it names only gateways within reach")
+def how_to_connect(request: AppRequest) -> HttpResponse:
+    """The How to Connect dialog for the gateway `?gateway=` names, or the first one within reach."""
+    gateways = list(Gateway.objects.reachable_by(request.user))
+    wanted = request.GET.get("gateway")
+    chosen = next((one for one in gateways if one.slug == wanted), next(iter(gateways), None))
+    context = {"gateways": gateways, "gateway": chosen, "secret": PLACEHOLDER, "way": request.GET.get("way", "")}
+    return show(request, "oauth/how_to_connect.html", context)
