@@ -4,6 +4,8 @@ from importlib.util import find_spec
 
 from django.urls import URLPattern, URLResolver, include, path
 
+from gatewayadmin.overview import overview
+
 _ROOMS = (
     "accounts",
     "hosts",
@@ -16,6 +18,7 @@ _ROOMS = (
 )
 
 urlpatterns: list[URLPattern | URLResolver] = [
+    path("", overview, name="overview"),
     path("accounts/", include("allauth.urls")),
 ]
 urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS if find_spec(f"{room}.urls")]
