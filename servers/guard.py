@@ -141,7 +141,7 @@ def _is_public(address: Address) -> bool:
 def _parts(url: str) -> Any:
     try:
         parts = urlsplit(url)
-        port_is_number = parts.port is None or 0 < parts.port
+        port_is_number = parts.port is None or parts.port > 0
     except ValueError:
         raise UrlRefused("This is not a URL.") from None
     if parts.scheme not in ("https", "http"):
@@ -189,9 +189,6 @@ class _GuardedBackend(httpcore.NetworkBackend):
                 failure = error
         raise failure
 
-    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> httpcore.NetworkStream:
-        raise AddressRefused(AddressRefused.__doc__)
-
 
 def _addresses(host: str, port: int) -> Sequence[str]:
     try:
@@ -222,7 +219,7 @@ class GuardedTransport(httpx.BaseTransport):
 def _transport(guard: Guard, *, encrypted: bool) -> httpx.HTTPTransport:
     transport = httpx.HTTPTransport(trust_env=False)
     # httpx has no parameter for it; its transport is a thin wrapper of this pool.
-    transport._pool = httpcore.ConnectionPool(
+    transport._pool = httpcore.ConnectionPool(  # noqa: SLF001
         ssl_context=httpx.create_ssl_context(trust_env=False) if encrypted else None,
         network_backend=_GuardedBackend(guard, encrypted=encrypted),
     )

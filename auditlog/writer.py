@@ -1,0 +1,190 @@
+"""Writes the rows of answered calls: those of concurrent requests share one COPY and one commit.
+
+The audit promise (decisions 4): an answer leaves only after `commit` returned. Needs no Django.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from auditlog.lane import Lane, Rejected, Unobtainable
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 500
+
+# Errors of single rows (bad data, a broken constraint): the others of the batch are innocent.
+_OF_A_ROW = ("22", "23")
+
+
+class NotRecorded(Exception):
+    """The gateway could not record this call."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One call as it will stand in auditlog_call; ids are UUIDs as text, empty for none."""
+
+    uid: str
+    created_at: float
+    method: str = ""
+    feature_type: str = ""
+    feature_name: str = ""
+    outcome: str = "ok"
+    deny_reason: str = ""
+    http_status: int = 200
+    rpc_error_code: int | None = None
+    host_id: str = ""
+    gateway_id: str = ""
+    connection_id: str = ""
+    user_id: str = ""
+    token_id: str = ""
+    server_id: str = ""
+    identity_id: str = ""
+    host_name: str = ""
+    gateway_name: str = ""
+    server_name: str = ""
+    user_email: str = ""
+    identity_label: str = ""
+    token_name: str = ""
+    token_prefix: str = ""
+    duration_ms: float = 0.0
+    authorise_ms: float | None = None
+    upstream_ms: float | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    client_ip: str = ""
+    user_agent: str = ""
+    client_name: str = ""
+    client_version: str = ""
+    protocol_version: str = ""
+
+    def line(self) -> bytes:
+        """The row in PostgreSQL's text format for COPY."""
+        at = datetime.fromtimestamp(self.created_at, UTC).isoformat()
+        free = (
+            self.method[:64],
+            self.feature_name[:300],
+            self.host_name[:120],
+            self.gateway_name[:120],
+            self.server_name[:120],
+            self.user_email[:254],
+            self.identity_label[:120],
+            self.token_name[:100],
+            self.user_agent[:300],
+            self.client_name[:120],
+            self.client_version[:60],
+            self.protocol_version[:20],
+        )
+        text = "\t".join(free)
+        if text.count("\t") != len(free) - 1 or "\\" in text or "\n" in text or "\r" in text or "\0" in text:
+            text = "\t".join(value.translate(_ESCAPES) for value in free)
+        exact = (
+            f"{self.uid}\t{at}\t{self.uid}\t{self.feature_type}\t{self.outcome}\t{self.deny_reason}"
+            f"\t{self.http_status}\t{_or_null(self.rpc_error_code)}\t{self.host_id or _N}\t{self.gateway_id or _N}"
+            f"\t{self.connection_id or _N}\t{self.user_id or _N}\t{self.token_id or _N}\t{self.server_id or _N}"
+            f"\t{self.identity_id or _N}\t{self.token_prefix}\t{self.duration_ms:.3f}\t{_ms(self.authorise_ms)}"
+            f"\t{_ms(self.upstream_ms)}\t{self.request_bytes}\t{self.response_bytes}\t{self.client_ip or _N}\tf"
+        )
+        return f"{exact}\t{text}\n".encode(errors="replace")
+
+
+COPY = (
+    b"COPY auditlog_call (uid, created_at, correlation_id, feature_type, outcome, deny_reason, http_status,"
+    b" rpc_error_code, host_id, gateway_id, connection_id, user_id, token_id, server_id, identity_id, token_prefix,"
+    b" duration_ms, authorise_ms, upstream_ms, request_bytes, response_bytes, client_ip, payload_truncated, method,"
+    b" feature_name, host_name, gateway_name, server_name, user_email, identity_label, token_name, user_agent,"
+    b" client_name, client_version, protocol_version) FROM STDIN"
+)
+
+_N = "\\N"
+_ESCAPES = {ord("\\"): "\\\\", ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r", 0: None}
+
+
+def _or_null(value: int | None) -> str:
+    return _N if value is None else str(value)
+
+
+def _ms(value: float | None) -> str:
+    return _N if value is None else f"{value:.3f}"
+
+
+def new_uid(at: float) -> str:
+    """A UUIDv7 (RFC 9562) of this moment; its time finds the row's partition."""
+    random = int.from_bytes(os.urandom(10))
+    low = (random & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000
+    high = (int(at * 1000) << 16) | 0x7000 | (random >> 68)
+    digits = f"{high:016x}{low:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+type Waiting = tuple[bytes, asyncio.Future[None]]
+
+
+class CallWriter:
+    """Commits rows; `observe` is told the size of each batch."""
+
+    def __init__(self, conninfo: str, *, observe: Callable[[int], None] = lambda _: None) -> None:
+        self._lane = Lane(conninfo, (b"SET statement_timeout = '10s'", b"SET lock_timeout = '5s'"), timeout=10)
+        self._observe = observe
+        self._waiting: list[Waiting] = []
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._worker = asyncio.create_task(self._work(), name="call writer")
+
+    async def stop(self) -> None:
+        """Write what is waiting, then stop."""
+        self._stopping = True
+        self._wake.set()
+        if self._worker is not None:
+            await self._worker
+        self._lane.close()
+
+    async def commit(self, row: Row) -> None:
+        """Return when `row` is committed. Raises NotRecorded."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((row.line(), future))
+        self._wake.set()
+        await future
+
+    async def _work(self) -> None:
+        while self._waiting or not self._stopping:
+            batch, self._waiting = self._waiting[:BATCH_ROWS], self._waiting[BATCH_ROWS:]
+            if not batch:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            self._observe(len(batch))
+            try:
+                await self._write(batch)
+            except Exception as error:  # noqa: BLE001 - a dead writer would leave every later caller waiting
+                _fail(batch, error)
+
+    async def _write(self, batch: list[Waiting]) -> None:
+        try:
+            await self._lane.copy(COPY, b"".join([line for line, _ in batch]))
+        except Unobtainable as error:
+            _fail(batch, error)
+        except Rejected as error:
+            if error.sqlstate.startswith(_OF_A_ROW) and len(batch) > 1:
+                for one in batch:
+                    await self._write([one])
+            else:
+                _fail(batch, error)
+        else:
+            for _, future in batch:
+                if not future.done():
+                    future.set_result(None)
+
+
+def _fail(batch: list[Waiting], error: Exception) -> None:
+    logger.error("calls not recorded", extra={"rows": len(batch), "error": str(error)})
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(NotRecorded(NotRecorded.__doc__))

@@ -1,0 +1,112 @@
+-- What a decision needs, read at once for all requests that wait together (requirements 4.4).
+--
+-- One row for each request whose token is known. Every switch is read here, each time; nothing is
+-- cached. `statement_timestamp()` judges expiry, so all workers agree.
+--
+-- $1 n       number of the request within the batch; repeated where keys are being rotated
+-- $2 digest  digest of its token
+-- $3 slug    gateway in the URL
+-- $4 wanted  what of the servers it needs: 0 nothing, 1 all of them, 2 those `tool` may lead to
+-- $5 tool    exposed name of the tool it calls
+SELECT
+    q.n,
+    t.id::text,
+    t.name,
+    t.prefix,
+    t.revoked_at IS NOT NULL,
+    coalesce(t.expires_at <= statement_timestamp(), false),
+    t.allowed_ips::text,
+    c.id::text,
+    c.revoked_at IS NOT NULL,
+    c.enabled,
+    g.id::text,
+    g.name,
+    CASE WHEN q.wanted = 0 THEN g.description ELSE '' END,
+    g.slug = q.slug AND g.archived_at IS NULL,
+    g.enabled,
+    h.id::text,
+    h.name,
+    h.enabled AND h.archived_at IS NULL,
+    h.needs_approval AND h.approved_at IS NULL,
+    u.id::text,
+    u.email,
+    u.is_active,
+    g.reach = 'everyone'
+    OR g.reach = 'teams' AND EXISTS (
+        SELECT FROM gateways_gateway_teams gt
+        JOIN accounts_team_users tu ON tu.team_id = gt.team_id
+        WHERE gt.gateway_id = g.id AND tu.user_id = u.id
+    )
+    OR u.is_superuser
+    OR EXISTS (
+        SELECT FROM accounts_role_permissions rp
+        JOIN auth_permission p ON p.id = rp.permission_id
+        JOIN django_content_type ct ON ct.id = p.content_type_id
+        WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways'
+    ),
+    CASE WHEN q.wanted > 0 AND g.slug = q.slug THEN (
+        SELECT json_agg(
+            json_build_array(
+                a.id,
+                a.alias,
+                a.enabled,
+                a.identity_scheme,
+                a.tool_policy,
+                t.scope_all OR EXISTS (
+                    SELECT FROM tokens_tokenscope ts WHERE ts.token_id = t.id AND ts.assignment_id = a.id
+                ),
+                s.id,
+                s.name,
+                s.url,
+                s.enabled,
+                s.auth_type,
+                s.header_name,
+                s.timeout_seconds,
+                s.max_concurrent,
+                s.protocol_era,
+                i.id,
+                i.label,
+                i.enabled,
+                i.expires_at <= statement_timestamp(),
+                encode(i.secret_ciphertext, 'escape'),
+                CASE q.wanted WHEN 1 THEN (
+                    -- Under `selected` the tools that may be used, else those that may not.
+                    SELECT json_agg(x.name) FROM gateways_tool x
+                    WHERE x.assignment_id = a.id AND x.enabled = (a.tool_policy = 'selected')
+                ) ELSE (
+                    SELECT json_agg(json_build_array(x.name, x.exposed_name, x.enabled, CASE
+                        WHEN s.protocol_era = 'modern' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
+                        THEN x.input_schema
+                    END))
+                    FROM (
+                        SELECT name, exposed_name, enabled, input_schema FROM gateways_tool
+                        WHERE assignment_id = a.id
+                            AND name = CASE a.alias WHEN '' THEN q.tool ELSE substr(q.tool, length(a.alias) + 3) END
+                        UNION ALL
+                        -- A name that was shortened for its length ends like this.
+                        SELECT name, exposed_name, enabled, input_schema FROM gateways_tool
+                        WHERE q.tool ~ '_[0-9a-f]{6}$' AND assignment_id = a.id AND exposed_name = q.tool
+                    ) x
+                ) END
+            ) ORDER BY a.alias, a.created_at, a.id
+        )
+        FROM gateways_assignment a
+        JOIN servers_server s ON s.id = a.server_id AND s.archived_at IS NULL
+        LEFT JOIN connections_connectionidentity ci
+            ON a.identity_scheme = 'per_user' AND ci.connection_id = c.id AND ci.assignment_id = a.id
+        LEFT JOIN servers_identity i
+            ON i.id = CASE a.identity_scheme WHEN 'shared' THEN a.shared_identity_id ELSE ci.identity_id END
+            AND i.server_id = s.id
+            AND i.revoked_at IS NULL
+            -- A shared identity has no owner; any other is the connection's own user's.
+            AND i.owner_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN u.id END
+        WHERE a.gateway_id = g.id
+            AND a.removed_at IS NULL
+            AND (q.wanted = 1 OR a.alias = '' OR a.alias = split_part(q.tool, '__', 1))
+    ) END
+FROM unnest($1::int[], $2::bytea[], $3::text[], $4::int[], $5::text[]) AS q (n, digest, slug, wanted, tool)
+JOIN tokens_token t ON t.digest = q.digest AND t.kind = 'access'
+JOIN connections_connection c ON c.id = t.connection_id
+JOIN gateways_gateway g ON g.id = c.gateway_id
+JOIN hosts_host h ON h.id = c.host_id
+JOIN accounts_user u ON u.id = c.user_id

@@ -1,0 +1,22 @@
+"""The two wires of MCP: `initialize` sessions, and the self-contained requests of 2026-07-28."""
+
+MODERN = "2026-07-28"
+SESSION_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26")
+SUPPORTED = (MODERN, *SESSION_VERSIONS)
+NEWEST_SESSION = SESSION_VERSIONS[0]
+
+# What a bare POST without a version header speaks (MCP 2025-11-25, Protocol Version Header).
+ASSUMED = "2025-03-26"
+
+MODERN_KEY = "io.modelcontextprotocol/protocolVersion"
+CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
+CLIENT_INFO_KEY = "io.modelcontextprotocol/clientInfo"
+SERVER_INFO_KEY = "io.modelcontextprotocol/serverInfo"
+
+# The member of `params` that a request repeats in its Mcp-Name header.
+NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+
+
+def negotiated(proposed: object) -> str:
+    """The version an `initialize` answer names: the proposed one when it is served, else the newest of its era."""
+    return proposed if isinstance(proposed, str) and proposed in SESSION_VERSIONS else NEWEST_SESSION
