@@ -29,6 +29,10 @@ class AlreadyRevoked(ConnectionFault):
     """This connection has been revoked before."""
 
 
+class StillEnabled(ConnectionFault):
+    """Disable it first; only what is switched off can be archived."""
+
+
 class RevokeReason(models.TextChoices):
     NONE = "", ""
     MANUAL = "manual", "manual"
@@ -76,6 +80,47 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             if made:
                 Event.objects.record(Action.CONNECTION_OPENED, connection, by=by)
         return connection
+
+    def revoke_all(self, *, by: User | None, reason: str = RevokeReason.MANUAL) -> int:
+        """End every live connection of this queryset for good; how many that were.
+
+        `Connection.objects.filter(host=host).revoke_all(by=user)`.
+        """
+        with transaction.atomic():
+            # In the order of their ids, so that two of these at once wait for each other instead of locking up.
+            ending = list(self.live().select_for_update(of=("self",)).order_by("pk"))
+            for connection in ending:
+                connection.revoke(by=by, reason=reason)
+        return len(ending)
+
+    def archive_host(self, host: Host, *, by: User) -> None:
+        """Put a disabled host away for good and revoke its connections. Raises StillEnabled."""
+        self._archive(host, Action.HOST_ARCHIVED, by=by, host=host)
+
+    def archive_gateway(self, gateway: Gateway, *, by: User) -> None:
+        """Put a disabled gateway away for good and revoke its connections. Raises StillEnabled."""
+        self._archive(gateway, Action.GATEWAY_ARCHIVED, by=by, gateway=gateway)
+
+    def _archive(self, thing: Host | Gateway, action: Action, *, by: User, **mine: Host | Gateway) -> None:
+        with transaction.atomic():
+            row = thing.lock()
+            if row.archived_at:
+                return
+            if row.enabled:
+                raise StillEnabled(StillEnabled.__doc__)
+            thing.archived_at = timezone.now()
+            thing.save(update_fields=["archived_at", "updated_at"])
+            revoked = self.filter(**mine).revoke_all(by=by, reason=RevokeReason.ARCHIVED)
+            Event.objects.record(action, thing, by=by, changes={"connections_revoked": [None, revoked]})
+
+    def cut_off(self, user: User, *, by: User) -> int:
+        """Deactivate a person and revoke every connection that acts as them; how many that were.
+
+        Raises LastManager.
+        """
+        with transaction.atomic():
+            user.deactivate(by=by)
+            return self.filter(user=user).revoke_all(by=by, reason=RevokeReason.USER_DEACTIVATED)
 
 
 def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:

@@ -26,6 +26,10 @@ class GatewayError(Exception):
     """A gateway or assignment cannot be changed like that; the message says why."""
 
 
+class StillEnabled(GatewayError):
+    """Disable it first; only what is switched off can be archived."""
+
+
 class WrongIdentity(GatewayError):
     """The shared identity belongs to another server or to a person."""
 
@@ -134,6 +138,20 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
             changes = {"alias": [None, assignment.alias], "identity_scheme": [None, assignment.identity_scheme]}
             Event.objects.record(Action.ASSIGNMENT_CREATED, assignment, by=by, changes=changes)
         return assignment
+
+    def archive_server(self, server: Server, *, by: User) -> None:
+        """Put a disabled server away for good and take it off every gateway. Raises StillEnabled."""
+        with transaction.atomic():
+            row = server.lock()
+            if row.archived_at:
+                return
+            if row.enabled:
+                raise StillEnabled(StillEnabled.__doc__)
+            server.archived_at = timezone.now()
+            server.save(update_fields=["archived_at", "updated_at"])
+            for assignment in self.live().filter(server=server).order_by("pk"):
+                assignment.remove(by=by)
+            Event.objects.record(Action.SERVER_ARCHIVED, server, by=by)
 
 
 class Assignment(Switchable):

@@ -5,6 +5,7 @@ from uuid import uuid4
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
+from django.utils import timezone
 
 from accounts.models import User
 from auditlog.actions import Action
@@ -14,6 +15,10 @@ from auditlog.switch import Switchable
 
 class HostError(Exception):
     """A host cannot be changed like that; the message says why."""
+
+
+class NotPending(HostError):
+    """This app is not waiting for approval."""
 
 
 class NameTaken(HostError):
@@ -100,6 +105,23 @@ class Host(Switchable):
         if self.is_pending:
             return "pending"
         return "enabled" if self.enabled else "disabled"
+
+    def approve(self, *, by: User) -> None:
+        """Let a new app connect. Raises NotPending when somebody else was faster."""
+        with transaction.atomic():
+            if not self.lock().is_pending:
+                raise NotPending(NotPending.__doc__)
+            self.approved_at, self.approved_by = timezone.now(), by
+            self.save(update_fields=["approved_at", "approved_by", "updated_at"])
+            Event.objects.record(Action.HOST_APPROVED, self, by=by)
+
+    def set_enrolment(self, allow: bool, *, by: User) -> None:
+        """Let every active user who reaches a gateway enrol themselves with this agent, or stop it (R3.15)."""
+        with transaction.atomic():
+            if self.lock().allow_enrolment != allow:
+                Host.objects.filter(pk=self.pk).update(allow_enrolment=allow)
+                Event.objects.record(Action.HOST_UPDATED, self, by=by, changes={"allow_enrolment": [not allow, allow]})
+        self.allow_enrolment = allow
 
     def rename(self, *, name: str, description: str, by: User) -> None:
         """Give it another name and description. Raises NameTaken."""
