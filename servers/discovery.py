@@ -1,0 +1,260 @@
+"""Find out what an upstream server speaks and offers: *Test connection* and *Refresh tools*.
+
+`discover` does not touch the database, so several servers can be asked at once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol, Self
+
+from django.conf import settings
+from django.utils import timezone
+
+from accounts.models import User
+from servers import builtin
+from servers.crypto import Unreadable
+from servers.guard import Guard
+from servers.models import Era, Health, Identity, IdentityKind, Server
+from servers.naming import storable
+from servers.vault import cipher
+from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
+
+__all__ = ["Discovered", "Failed", "Refused", "discover", "identity_for", "probe"]
+
+MODERN = "2026-07-28"
+SESSION_ERA = ("2025-11-25", "2025-06-18", "2025-03-26")
+PATIENCE_S = 10
+MAX_PAGES = 100
+
+METHOD_NOT_FOUND = -32601
+UNSUPPORTED_VERSION = -32022
+
+CLIENT = {"name": "gateway-admin", "version": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """What a server turned out to speak and to offer; `tools` are its definitions as it sent them."""
+
+    era: Era
+    version: str
+    tools: list[Object]
+    took_ms: int
+
+    def __str__(self) -> str:
+        count = len(self.tools)
+        return f"Answered in {self.took_ms:,} ms with {count:,} tool{'s' * (count != 1)}. It speaks MCP {self.version}."
+
+
+class Refused(Failed):
+    """The server is there, and does not let us in."""
+
+
+class _Locked(Exception):
+    """It answered 401 or 403."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def identity_for(server: Server, user: User) -> Identity | None:
+    """The credential `user` may test `server` with: their own, else a shared one; none where none is needed."""
+    if not server.needs_credential:
+        return None
+    usable = Identity.objects.filter(server=server).usable()
+    return usable.own(user).first() or usable.shared().first()
+
+
+def probe(server: Server, *, by: User) -> Discovered:
+    """Contact `server` now and remember how it went. Raises Failed."""
+    identity = identity_for(server, by)
+    try:
+        found = discover(server, identity)
+    except Failed as failure:
+        note(server, identity, failure)
+        raise
+    note(server, identity, found)
+    return found
+
+
+def note(server: Server, identity: Identity | None, outcome: Discovered | Failed) -> None:
+    """Remember on the rows how a contact went."""
+    match outcome:
+        case Discovered():
+            server.note_health(Health.OK, era=outcome.era)
+        case Refused():  # Who asks for a credential is up.
+            server.note_health(Health.OK)
+        case Failed():
+            server.note_health(Health.DOWN, str(outcome))
+    if identity:
+        error = str(outcome)[:300] if isinstance(outcome, Refused) else ""
+        Identity.objects.filter(pk=identity.pk).update(last_used_at=timezone.now(), last_error=error)
+
+
+def discover(server: Server, identity: Identity | None) -> Discovered:
+    """Ask `server` for all its tools, in whichever era it speaks (protocol.md 2.7). Raises Failed."""
+    begun = time.monotonic()
+    try:
+        with _wire(server, identity) as wire:
+            dialogue = Modern.begin(wire) or Session.begin(wire)
+            try:
+                tools = _all_tools(dialogue)
+            finally:
+                dialogue.end()
+    except _Locked as locked:
+        why = "it refused the credential" if identity else "it wants a credential"
+        raise Refused(f"answered {locked.status}: {why}") from None
+    return Discovered(dialogue.era, dialogue.version, tools, round((time.monotonic() - begun) * 1000))
+
+
+def _wire(server: Server, identity: Identity | None) -> Wire:
+    seconds = min(server.timeout_seconds, PATIENCE_S)
+    if server.is_built_in:
+        here = builtin.listener()
+        if here is None:
+            raise Failed("is part of the running gateway, which this command is not")
+        return Wire(here.url, {builtin.SECRET_HEADER: here.secret}, guard=here.guard, seconds=seconds)
+    guard = Guard(tuple(settings.PRIVATE_UPSTREAMS))
+    return Wire(server.url, _credential(server, identity), guard=guard, seconds=seconds)
+
+
+def _credential(server: Server, identity: Identity | None) -> dict[str, str]:
+    """The header that carries `identity`."""
+    if identity is None or identity.secret_ciphertext is None:
+        return {}
+    try:
+        secret = cipher().open(bytes(identity.secret_ciphertext))
+    except Unreadable:
+        raise Refused(f"was not asked: no encryption key opens the identity “{identity.label}”") from None
+    if identity.kind == IdentityKind.HEADER:
+        return {server.header_name: secret} if server.header_name else {}
+    return {"Authorization": f"Bearer {secret}"}
+
+
+class Dialogue(Protocol):
+    """An upstream that has been greeted in its era."""
+
+    era: Era
+    version: str
+
+    def ask(self, method: str, params: Object) -> Reply: ...
+
+    def end(self) -> None: ...
+
+
+class Modern:
+    """2026-07-28: every request stands for itself."""
+
+    era = Era.MODERN
+    version = MODERN
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    @classmethod
+    def begin(cls, wire: Wire) -> Self | None:
+        """Probe; None when the server knows sessions only. No contact at all is no verdict: it raises Failed."""
+        dialogue = cls(wire)
+        reply = dialogue.ask("server/discover", {})
+        _refuse_if_locked(reply)
+        versions = (reply.result or {}).get("supportedVersions")
+        if isinstance(versions, list) and MODERN in versions:
+            return dialogue
+        supported = _supported(reply)
+        if supported and not set(supported) & {MODERN, *SESSION_ERA}:
+            raise Failed(f"speaks only MCP {', '.join(supported)[:MAX_TOLD]}, which this gateway does not know")
+        return None
+
+    def ask(self, method: str, params: Object) -> Reply:
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": CLIENT,
+        }
+        return self._wire.ask(method, {**params, "_meta": meta}, {"MCP-Protocol-Version": MODERN, "Mcp-Method": method})
+
+    def end(self) -> None:
+        """Nothing to end."""
+
+
+class Session:
+    """`initialize` first, then a session if the server opened one."""
+
+    era = Era.SESSION
+
+    def __init__(self, wire: Wire, version: str, session: str) -> None:
+        self._wire = wire
+        self.version = version
+        self._session = session
+        self._headers = {"MCP-Protocol-Version": version} | ({"Mcp-Session-Id": session} if session else {})
+
+    @classmethod
+    def begin(cls, wire: Wire) -> Self:
+        params = {"protocolVersion": SESSION_ERA[0], "capabilities": {}, "clientInfo": CLIENT}
+        reply = wire.ask("initialize", params, {})
+        _refuse_if_locked(reply)
+        if reply.result is None:
+            raise Failed(_no_result(reply))
+        version = str(reply.result.get("protocolVersion", ""))
+        if version not in SESSION_ERA:
+            raise Failed(f"speaks MCP {version[:20] or 'of no version'}, which this gateway does not know")
+        dialogue = cls(wire, version, reply.session)
+        wire.tell("notifications/initialized", dialogue._headers)
+        return dialogue
+
+    def ask(self, method: str, params: Object) -> Reply:
+        return self._wire.ask(method, params, self._headers)
+
+    def end(self) -> None:
+        if self._session:
+            self._wire.end(self._headers)
+
+
+def _all_tools(dialogue: Dialogue) -> list[Object]:
+    """Every page of tools/list; a server without tools has none."""
+    tools: list[Object] = []
+    cursor: object = None
+    for _ in range(MAX_PAGES):
+        reply = dialogue.ask("tools/list", {"cursor": cursor} if cursor else {})
+        _refuse_if_locked(reply)
+        if reply.error.get("code") == METHOD_NOT_FOUND:
+            return tools
+        if reply.result is None:
+            raise Failed(_no_result(reply))
+        page = reply.result.get("tools")
+        tools += [tool for tool in page if isinstance(tool, dict)] if isinstance(page, list) else []
+        before, cursor = cursor, reply.result.get("nextCursor")
+        if not isinstance(cursor, str) or cursor in ("", before):
+            break
+    return tools
+
+
+def _supported(reply: Reply) -> list[str]:
+    data = reply.error.get("data")
+    if reply.error.get("code") != UNSUPPORTED_VERSION or not isinstance(data, dict):
+        return []
+    versions = data.get("supported")
+    return [str(version) for version in versions] if isinstance(versions, list) else []
+
+
+def _refuse_if_locked(reply: Reply) -> None:
+    if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise _Locked(reply.status)
+
+
+def _no_result(reply: Reply) -> str:
+    if reply.error:
+        told = storable(str(reply.error.get("message", "")))[:MAX_TOLD]
+        return f"answered with an error: {told} ({reply.error.get('code')})"
+    match reply.status:
+        case HTTPStatus.NOT_FOUND:
+            return "answered 404: there is no MCP endpoint at this URL"
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            return "answered 405: it may speak the older HTTP+SSE transport, which is not supported"
+        case status if status >= HTTPStatus.BAD_REQUEST:
+            return f"answered {status}"
+    return "answered, but not in MCP"

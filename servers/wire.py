@@ -1,0 +1,209 @@
+"""One JSON-RPC exchange with an upstream server over guarded HTTP: within its time and its size."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from servers.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
+
+CONNECT_SECONDS = 5.0
+EXCHANGES = 4  # So many may take their full time before a conversation is given up.
+MAX_ANSWER = 10 * 1024 * 1024
+MAX_TOLD = 200  # How much of a stranger's text goes into a sentence of ours.
+
+type Object = dict[str, Any]
+
+_end_of_event = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_end_of_line = re.compile(rb"\r\n|\n|\r")
+
+
+class Failed(Exception):
+    """The upstream gave no usable answer; the message goes on after "The server"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: the status, and the JSON-RPC response when there was one."""
+
+    status: int
+    message: Object = field(default_factory=dict)
+    session: str = ""
+
+    @property
+    def result(self) -> Object | None:
+        result = self.message.get("result")
+        return result if isinstance(result, dict) else None
+
+    @property
+    def error(self) -> Object:
+        """The JSON-RPC error, empty when there is none."""
+        error = self.message.get("error")
+        return error if isinstance(error, dict) else {}
+
+
+class Wire:
+    """Speaks to one URL. `seconds` bounds each exchange; a refused address, a silent or endless peer raise Failed."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], *, guard: Guard, seconds: float) -> None:
+        self._url = url
+        self._seconds = seconds
+        self._ends = time.monotonic() + EXCHANGES * seconds
+        self._last_id = 0
+        self._client = httpx.Client(
+            transport=GuardedTransport(guard),
+            trust_env=False,
+            timeout=httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
+            headers={
+                "User-Agent": "gateway-admin",
+                "Accept": "application/json, text/event-stream",
+                "Accept-Encoding": "identity",  # A small answer must not unpack into a large one.
+                "Content-Type": "application/json",
+                **headers,
+            },
+        )
+        try:
+            guard.check_url(url)
+        except UrlRefused as refusal:
+            raise Failed(f"cannot be called: {refusal}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._client.close()
+
+    def ask(self, method: str, params: Object, headers: Mapping[str, str]) -> Reply:
+        """Send a request and wait for its answer, in JSON or on an event stream."""
+        self._last_id += 1
+        message = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}
+        return self._post(message, headers, lambda response, deadline: _answer(response, self._last_id, deadline))
+
+    def tell(self, method: str, headers: Mapping[str, str]) -> None:
+        """Send a notification; what it answers says nothing."""
+        self._post({"jsonrpc": "2.0", "method": method}, headers, lambda *_: {})
+
+    def end(self, headers: Mapping[str, str]) -> None:
+        """End a session; a server may refuse that."""
+        with suppress(httpx.HTTPError, OSError), self._client.stream("DELETE", self._url, headers=headers):
+            pass
+
+    def _post(
+        self, message: Object, headers: Mapping[str, str], read: Callable[[httpx.Response, float], Object]
+    ) -> Reply:
+        deadline = time.monotonic() + self._seconds
+        if time.monotonic() > self._ends:
+            raise Failed(f"was not done after {EXCHANGES * self._seconds:g} s")
+        try:
+            with self._client.stream("POST", self._url, content=json.dumps(message), headers=headers) as response:
+                _refuse_redirect(response)
+                session = response.headers.get("mcp-session-id", "")
+                return Reply(response.status_code, read(response, deadline), session)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, _Late) as error:
+            raise Failed(self._why(error)) from None
+
+    def _why(self, error: Exception) -> str:
+        match error:
+            case AddressRefused():
+                return self._why_refused()
+            case httpx.ConnectTimeout():
+                return f"did not answer within {min(CONNECT_SECONDS, self._seconds):g} s"
+            case httpx.TimeoutException() | _Late():
+                return f"did not answer within {self._seconds:g} s"
+            case httpx.ConnectError():
+                return _why_not_connected(error)
+            case httpx.InvalidURL() | httpx.UnsupportedProtocol():
+                return "has a URL that cannot be called"
+        return "closed the connection without an answer"
+
+    def _why_refused(self) -> str:
+        if self._url.startswith("http://"):
+            return "is called without TLS; that is for addresses in GATEWAY_PRIVATE_UPSTREAMS only"
+        return "has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"
+
+
+class _Late(Exception):
+    """The answer went on past its time."""
+
+
+def _why_not_connected(error: Exception) -> str:
+    causes = [str(error), str(error.__cause__)]
+    if isinstance(_root(error), ssl.SSLError) or any("SSL" in cause for cause in causes):
+        return "has a TLS certificate that this gateway does not trust"
+    if any("resolve" in cause or "has no address" in cause for cause in causes):
+        return "has a name for which there is no address; check the spelling"
+    return "refused the connection"
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return error
+
+
+def _refuse_redirect(response: httpx.Response) -> None:
+    if HTTPStatus.MULTIPLE_CHOICES <= response.status_code < HTTPStatus.BAD_REQUEST:
+        to = response.headers.get("location", "")[:MAX_TOLD]
+        raise Failed(f"redirects to {to}; redirects are not followed" if to else f"answered {response.status_code}")
+
+
+def _answer(response: httpx.Response, request_id: int, deadline: float) -> Object:
+    """The JSON-RPC response in the body, empty when there is none."""
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "text/event-stream":
+        return _response_in(b"".join(_chunks(response, deadline)), None)
+    for data in _events(_chunks(response, deadline)):
+        if found := _response_in(data, request_id):
+            return found
+    return {}
+
+
+def _chunks(response: httpx.Response, deadline: float) -> Iterator[bytes]:
+    size = 0
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise Failed("packs its answers although it was asked not to")
+    for chunk in response.iter_raw():
+        size += len(chunk)
+        if size > MAX_ANSWER:
+            raise Failed(f"answered with more than {MAX_ANSWER // 1024 // 1024} MiB")
+        if time.monotonic() > deadline:
+            raise _Late
+        yield chunk
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The data of each event; the last one counts although its blank line is missing."""
+    text = b""
+    for chunk in chunks:
+        start = max(len(text) - 3, 0)  # The blank line may lie across two chunks.
+        text += chunk
+        while end := _end_of_event.search(text, start):
+            yield _data(text[: end.start()])
+            text, start = text[end.end() :], 0
+    yield _data(text)
+
+
+def _data(event: bytes) -> bytes:
+    fields = (line.partition(b":") for line in _end_of_line.split(event))
+    return b"\n".join(value.removeprefix(b" ") for name, _, value in fields if name == b"data")
+
+
+def _response_in(body: bytes, request_id: int | None) -> Object:
+    """The JSON-RPC response `body` holds; on a stream it is told from others by its id."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(message, dict) or not ("result" in message or "error" in message):
+        return {}
+    return message if request_id is None or message.get("id") in (request_id, None) else {}

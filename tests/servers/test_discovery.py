@@ -1,0 +1,256 @@
+"""*Test connection*, against real servers of both eras and against ones that misbehave."""
+
+import json
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from pytest_django import Settings
+
+from accounts.models import User
+from servers.discovery import Failed, Refused, discover, identity_for, probe
+from servers.models import AuthType, Era, Health, Identity, Server
+from tests import make, upstreams
+from tests.conftest import Run
+from tests.wire import Receive, Scope, Send, answer, live, read
+from tests.workspace import free_port
+
+pytestmark = pytest.mark.django_db
+
+DOCS_TOOLS = {"echo", "add", "search", "slow", "fail", "big"}
+
+
+@pytest.fixture(autouse=True)
+def loopback_is_allowed(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+def at(url: str, **fields: Any) -> Server:
+    return make.server(url=url, **fields)
+
+
+def names(tools: list[dict[str, Any]]) -> set[str]:
+    return {tool["name"] for tool in tools}
+
+
+@pytest.mark.parametrize("json_response", [True, False], ids=["json", "stream"])
+def test_a_server_of_both_eras_is_asked_in_the_newer_one(run: Run, json_response: bool) -> None:
+    upstream = run(upstreams.docs(json_response=json_response))
+
+    found = discover(at(upstream.url), None)
+
+    assert found.era == Era.MODERN
+    assert names(found.tools) == DOCS_TOOLS
+    assert upstream.asked("initialize") == []
+
+
+@pytest.mark.parametrize("json_response", [True, False], ids=["json", "stream"])
+def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run: Run, json_response: bool) -> None:
+    upstream = run(upstreams.session_era(upstreams.docs(json_response=json_response)))
+
+    found = discover(at(upstream.url), None)
+
+    assert (found.era, found.version) == (Era.SESSION, "2025-11-25")
+    assert names(found.tools) == DOCS_TOOLS
+    (listed,) = upstream.asked("tools/list")
+    assert listed.headers["mcp-session-id"]
+    assert listed.headers["mcp-protocol-version"] == "2025-11-25"
+    assert upstream.seen[-1].verb == "DELETE"
+
+
+def test_a_server_that_knows_only_the_newer_era_needs_no_session(run: Run) -> None:
+    found = discover(at(run(upstreams.modern_era(upstreams.docs())).url), None)
+
+    assert found.era == Era.MODERN
+    assert names(found.tools) == DOCS_TOOLS
+
+
+def test_a_bearer_credential_is_sent_and_no_other_header_of_ours(run: Run) -> None:
+    upstream = run(upstreams.github())
+    server = at(upstream.url, auth_type=AuthType.BEARER)
+
+    found = discover(server, make.identity(server, secret="gh-secret"))
+
+    assert names(found.tools) == {"whoami", "create_issue"}
+    assert {seen.headers["authorization"] for seen in upstream.seen} == {"Bearer gh-secret"}
+
+
+def test_a_header_credential_is_sent_under_its_own_name(run: Run) -> None:
+    upstream = run(upstreams.crm())
+    server = at(upstream.url, auth_type=AuthType.HEADER, header_name="X-Api-Key")
+
+    discover(server, make.identity(server, secret="crm-key"))
+
+    assert {seen.headers["x-api-key"] for seen in upstream.seen} == {"crm-key"}
+
+
+def test_a_server_that_wants_a_credential_says_so_and_counts_as_up(run: Run, ana: User) -> None:
+    server = at(run(upstreams.github()).url, auth_type=AuthType.BEARER)
+
+    with pytest.raises(Refused, match="answered 401: it wants a credential"):
+        probe(server, by=ana)
+
+    server.refresh_from_db()
+    assert server.health == Health.OK
+
+
+def test_a_refused_credential_is_noted_on_the_identity(run: Run, ana: User) -> None:
+    denied = upstreams.garbage(b'{"error":"unauthorized"}', status=401, kind="application/json")
+    server = at(run(denied).url, auth_type=AuthType.BEARER)
+    identity = make.identity(server, ana)
+
+    with pytest.raises(Refused, match="answered 401: it refused the credential"):
+        probe(server, by=ana)
+
+    identity.refresh_from_db()
+    assert identity.last_error == "answered 401: it refused the credential"
+
+
+def test_the_tester_s_own_identity_comes_before_a_shared_one_and_no_other_person_s_is_used(
+    ana: User, ben: User
+) -> None:
+    server = make.server(auth_type=AuthType.BEARER)
+    make.identity(server, ben)
+    assert identity_for(server, ana) is None
+
+    shared = make.identity(server)
+    assert identity_for(server, ana) == shared
+
+    own = make.identity(server, ana)
+    assert identity_for(server, ana) == own
+
+    own.disable(by=ana)
+    assert identity_for(server, ana) == shared
+
+
+def test_a_contact_is_remembered_on_the_row(run: Run, ana: User) -> None:
+    server = at(run(upstreams.docs()).url)
+
+    found = probe(server, by=ana)
+
+    server.refresh_from_db()
+    assert (server.health, server.health_error, server.protocol_era) == (Health.OK, "", Era.MODERN)
+    assert server.health_checked_at
+    assert str(found).endswith("with 6 tools. It speaks MCP 2026-07-28.")
+
+
+def test_a_server_that_does_not_answer_is_down_with_its_reason(run: Run, ana: User) -> None:
+    server = at(run(upstreams.silent()).url, timeout_seconds=1)
+
+    with pytest.raises(Failed, match="did not answer within 1 s"):
+        probe(server, by=ana)
+
+    server.refresh_from_db()
+    assert (server.health, server.health_error) == (Health.DOWN, "did not answer within 1 s")
+
+
+@pytest.mark.parametrize(
+    ("app", "why"),
+    [
+        (upstreams.garbage(), "answered, but not in MCP"),
+        (upstreams.garbage(status=404), "answered 404: there is no MCP endpoint at this URL"),
+        (upstreams.garbage(status=405), "answered 405: it may speak the older HTTP"),
+        (upstreams.garbage(status=502), "answered 502"),
+        (upstreams.garbage(b"[" * 100_000, kind="application/json"), "answered, but not in MCP"),
+        (upstreams.garbage(b"x" * (11 << 20)), "answered with more than 10 MiB"),
+        (upstreams.redirecting("https://elsewhere.example.com/"), "redirects to https://elsewhere.example.com/"),
+        (upstreams.cut_off(), "answered, but not in MCP|closed the connection"),
+    ],
+    ids=["html", "404", "405", "502", "nested", "endless", "redirect", "cut off"],
+)
+def test_every_misbehaviour_has_a_plain_sentence(run: Run, app: upstreams.App, why: str) -> None:
+    with pytest.raises(Failed, match=why):
+        discover(at(run(app).url, timeout_seconds=5), None)
+
+
+def test_a_redirect_is_not_followed(run: Run) -> None:
+    elsewhere = run(upstreams.docs())
+
+    with pytest.raises(Failed, match="redirects are not followed"):
+        discover(at(run(upstreams.redirecting(elsewhere.url)).url), None)
+
+    assert elsewhere.seen == []
+
+
+def test_a_server_that_is_not_there_refused_the_connection() -> None:
+    with pytest.raises(Failed, match="refused the connection"):
+        discover(at(f"http://127.0.0.1:{free_port()}/mcp"), None)
+
+
+def test_an_address_outside_the_allowed_ranges_is_never_contacted(run: Run, settings: Settings) -> None:
+    upstream = run(upstreams.docs())
+    settings.PRIVATE_UPSTREAMS = [ip_network("10.0.0.0/8")]
+
+    with pytest.raises(Failed, match="GATEWAY_PRIVATE_UPSTREAMS"):
+        discover(at(f"http://localhost:{upstream.port}/mcp"), None)
+
+    assert upstream.seen == []
+
+
+def test_a_private_address_behind_tls_is_refused_at_connect(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = []
+
+    with pytest.raises(Failed, match="has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"):
+        discover(at("https://localhost/mcp"), None)
+
+
+def test_a_certificate_nobody_vouches_for_is_named(run: Run) -> None:
+    port = run(upstreams.docs()).port
+
+    with pytest.raises(Failed, match=r"TLS certificate|closed the connection"):
+        discover(at(f"https://127.0.0.1:{port}/mcp"), None)
+
+
+def test_a_list_in_pages_is_followed_to_its_end(run: Run) -> None:
+    found = discover(at(run(paged(7)).url), None)
+
+    assert names(found.tools) == {f"tool_{number}" for number in range(7)}
+
+
+def test_a_list_that_repeats_its_cursor_ends(run: Run) -> None:
+    found = discover(at(run(paged(2, stuck=True)).url), None)
+
+    assert names(found.tools) == {"tool_0", "tool_1"}
+
+
+def test_a_server_without_tools_has_none(run: Run) -> None:
+    assert discover(at(run(paged(0, error=-32601)).url), None).tools == []
+
+
+def test_an_error_answer_is_quoted(run: Run) -> None:
+    with pytest.raises(Failed, match=r"answered with an error: paper jam \(-32000\)"):
+        discover(at(run(paged(0, error=-32000)).url), None)
+
+
+def test_an_identity_no_key_opens_is_named(ana: User) -> None:
+    server = make.server(auth_type=AuthType.BEARER)
+    identity = make.identity(server, ana, label="my key")
+    Identity.objects.filter(pk=identity.pk).update(secret_ciphertext=b"sealed under a lost key")
+    identity.refresh_from_db()
+
+    with pytest.raises(Refused, match="no encryption key opens the identity “my key”"):
+        discover(server, identity)
+
+
+def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:
+    """A server of the newer era that hands out one tool a page."""
+
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
+        if message["method"] == "server/discover":
+            return {"result": {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}}
+        if error:
+            return {"error": {"code": error, "message": "paper jam"}}
+        page = int(message["params"].get("cursor", 0))
+        last = page + 1 >= count
+        following = {} if last and not stuck else {"nextCursor": str(min(page + 1, count - 1))}
+        return {"result": {"tools": [{"name": f"tool_{page}", "inputSchema": {"type": "object"}}], **following}}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        message = json.loads(await read(receive))
+        body = {"jsonrpc": "2.0", "id": message["id"], **reply(message)}
+        await answer(send, 200, json.dumps(body).encode())
+
+    return app
