@@ -1,5 +1,6 @@
 """The real thing under test: `manage.py serve` as its own processes, seen from outside only."""
 
+import json
 import os
 import signal
 import socket
@@ -117,6 +118,11 @@ class Serve:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def issue_token(self, *, host: str, gateway: str) -> dict[str, str]:
+        """A token of the owner, as the command prints it."""
+        arguments = ("--user", OWNER, "--host", host, "--gateway", gateway)
+        return dict(json.loads(self.manage("issue_token", *arguments)))
 
 
 def new(directory: Path, name: str, **settings: str) -> Serve:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ FLAGS = (
     "--disable-sync",
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+FAILED = pytest.StashKey[bool]()
+RESULTS = workspace.ROOT / "test-results"
 
 type Open = Callable[..., BrowserContext]
 
@@ -75,8 +78,16 @@ def trouble() -> Iterator[Trouble]:
     assert not noticed.unexpected()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let fixtures see whether their test failed."""
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
 @pytest.fixture
-def open_browser(browser: Browser, trouble: Trouble) -> Iterator[Open]:
+def open_browser(browser: Browser, trouble: Trouble, request: pytest.FixtureRequest) -> Iterator[Open]:
     """A browser window with cookies of its own, for one person; takes Playwright's options."""
     contexts: list[BrowserContext] = []
 
@@ -89,7 +100,17 @@ def open_browser(browser: Browser, trouble: Trouble) -> Iterator[Open]:
 
     yield window
     for context in contexts:
+        if request.node.stash.get(FAILED, False):
+            keep_pictures(context, request.node.name)
         context.close()
+
+
+def keep_pictures(context: BrowserContext, name: str) -> None:
+    """What a failed test last saw, for the person who looks into it."""
+    RESULTS.mkdir(exist_ok=True)
+    for number, page in enumerate(context.pages):
+        page.screenshot(path=RESULTS / f"{name}-{number}.png", full_page=True)
+        (RESULTS / f"{name}-{number}.html").write_text(f"<!-- {page.url} -->\n{page.content()}")
 
 
 @pytest.fixture(scope="module")

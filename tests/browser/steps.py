@@ -24,10 +24,16 @@ def sign_in(page: Page, url: str, email: str = workspace.OWNER, password: str = 
     page.wait_for_url(f"{url}/")
 
 
+def press(page: Page | Locator, label: str) -> None:
+    """Press what carries this label: a button, or a link that looks like one."""
+    button = page.get_by_role("button", name=label, exact=True)
+    button.or_(page.get_by_role("link", name=label, exact=True)).first.click()
+
+
 def add_host(page: Page, url: str, name: str) -> None:
     """Apps & Agents, *Add API access token-based host*; ends on the host's Connections tab."""
     page.goto(f"{url}/hosts/")
-    page.get_by_role("button", name="Add API access token-based host").click()
+    press(page, "Add API access token-based host")
     dialog = page.get_by_role("dialog", name="Add API access token-based host")
     dialog.get_by_label("Name").fill(name)
     dialog.get_by_role("button", name="Create").click()
@@ -36,14 +42,27 @@ def add_host(page: Page, url: str, name: str) -> None:
 
 def add_connection(page: Page, gateway: str) -> Page:
     """From a host's Connections tab to the show-once dialog, which is open in the page given back."""
+    flow = start_connection(page)
+    choose_gateway(flow, gateway)
+    generate(flow)
+    return flow
+
+
+def start_connection(page: Page) -> Page:
     with page.context.expect_page() as opened:
         page.get_by_role("link", name="Add a connection").click()
-    flow = opened.value
+    return opened.value
+
+
+def choose_gateway(flow: Page, gateway: str) -> None:
     flow.get_by_role("radio", name=gateway).check()
     flow.get_by_role("button", name="Allow").click()
+    expect(flow.get_by_role("button", name="Generate")).to_be_visible()
+
+
+def generate(flow: Page) -> None:
     flow.get_by_role("button", name="Generate").click()
     expect(token_dialog(flow)).to_be_visible()
-    return flow
 
 
 def token_dialog(flow: Page) -> Locator:

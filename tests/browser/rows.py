@@ -1,0 +1,33 @@
+"""A workspace that has been lived in: run inside it by `manage.py shell`."""
+
+from accounts.models import User
+from servers.models import AuthType
+from tests import make
+
+ana = User.objects.get(email="ana@example.com")
+
+docs = make.server(by=ana, name="Handbook", slug="handbook")
+github = make.server(by=ana, name="GitHub", slug="github", auth_type=AuthType.BEARER)
+crm = make.server(by=ana, name="CRM", slug="crm", auth_type=AuthType.HEADER, header_name="X-Api-Key")
+crm.disable(by=ana)
+mine = make.identity(github, ana, label="work account")
+shared = make.identity(crm, label="service account")
+
+work = make.gateway(docs, by=ana, name="Work", slug="work", description="What the team uses every day.")
+make.assignment(work, github, identity_scheme="per_user")
+make.assignment(work, crm, identity_scheme="shared", shared_identity=shared)
+make.gateway(by=ana, name="Empty", slug="empty").disable(by=ana)
+
+bot = make.agent(by=ana, name="Feedback bot")
+active = make.connection(bot, work, ana, [mine])
+make.token(active, name="feedback", expires_in_days=7)
+make.token(active, name="feedback-next", allowed_ips=["198.51.100.7", "2001:db8::/32"])
+
+old = make.agent(by=ana, name="Old bot")
+ended = make.connection(old, work, ana)
+make.token(ended, name="old")
+ended.revoke(by=ana)
+
+paused = make.agent(by=ana, name="Paused bot")
+make.connection(paused, work, ana).disable(by=ana)
+paused.disable(by=ana)
