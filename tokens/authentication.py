@@ -1,0 +1,55 @@
+"""Data-plane tokens at the REST API: accepted by one endpoint, the rotation of themselves (requirements 6.1)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from django.conf import settings
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
+
+from accounts.models import User
+from tokens import secret as text
+from tokens.models import Kind, Token
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """The token a request came with, and its text."""
+
+    token: Token
+    secret: str
+    is_data_plane: ClassVar[bool] = True
+
+
+class BearerAuthentication(BaseAuthentication):
+    """Decides whenever a Bearer credential is there; the session cookie is then ignored (R3.19).
+
+    Yields the token's user with a `Presented` as `request.auth`. Missing, unknown, expired or revoked: 401.
+    """
+
+    def authenticate(self, request: Request) -> tuple[User, Presented] | None:
+        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        token = find(secret.strip())
+        if token is None:
+            raise AuthenticationFailed("This token is missing, unknown, expired or revoked.", code="unauthorized")
+        return token.connection.user, Presented(token, secret.strip())
+
+    def authenticate_header(self, request: Request) -> str:
+        return "Bearer"
+
+
+def find(secret: str) -> Token | None:
+    """The API access token whose text is `secret`, if it could be used now by an active user."""
+    if not text.well_formed(secret, {text.ACCESS}):
+        return None
+    digests = text.candidates(secret, settings.TOKEN_KEYS)
+    alive = {"connection__revoked_at": None, "connection__user__is_active": True}
+    return (
+        Token.objects.active()
+        .filter(digest__in=digests, kind=Kind.ACCESS, **alive)
+        .select_related("connection__user", "connection__host", "connection__gateway")
+        .first()
+    )
