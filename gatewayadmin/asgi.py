@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
 
@@ -69,7 +70,7 @@ application = Edge(
             Route("/readyz", health.readyz),
             Route("/metrics", health.metrics),
             Route(quickstart.PATH, Raw(quickstart.app(_secret))),
-            Mount("/", django),
+            Mount("/", cast(ASGIApp, django)),
         ],
         redirect_slashes=False,
         lifespan=lifespan,

@@ -1,11 +1,15 @@
-"""Log lines as JSON, each with the id of the request it belongs to."""
+"""Log lines as JSON, each with the id of the request it belongs to, none with a secret in its path."""
 
 import json
 import logging
+import re
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+# A path may hold a secret: the link of a password reset, or a token pasted into the wrong place.
+_SECRETS = re.compile(r"(?<=/reset/key/)[^/\s\"]+|(?<=gw[akorsp]_)[0-9A-Za-z]{9,}")
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "request", "taskName"}
 
@@ -25,4 +29,4 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _SECRETS.sub("...", json.dumps(line, default=str, ensure_ascii=False))

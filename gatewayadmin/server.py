@@ -30,7 +30,8 @@ def listen(host: str, port: int) -> socket.socket:
         both = host == "::" and socket.has_dualstack_ipv6()
         return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        raise PortTaken(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from error
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise PortTaken(f"Cannot listen on {host} port {port}: {reason}.") from error
 
 
 def cores() -> int:

@@ -2,7 +2,10 @@
 
 from importlib.util import find_spec
 
-from django.urls import URLPattern, URLResolver, include, path
+from allauth.account import views as account
+from allauth.account.decorators import secure_admin_login
+from django.contrib import admin
+from django.urls import URLPattern, URLResolver, include, path, re_path
 
 from gatewayadmin.overview import overview
 
@@ -17,9 +20,37 @@ _ROOMS = (
     "auditlog",
 )
 
+# Staff sign in like everybody: through the page with the limits.
+admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
+admin.site.site_header = "Gateway Admin"
+admin.site.site_title = "Gateway Admin"
+
+# What allauth offers beyond these (changing one's own e-mail, signing in by mailed code) is not ours.
+_signing_in = [
+    path("login/", account.login, name="account_login"),
+    path("logout/", account.logout, name="account_logout"),
+    path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page asks for its address.
+    path("inactive/", account.account_inactive, name="account_inactive"),
+    path("reauthenticate/", account.reauthenticate, name="account_reauthenticate"),
+    path("password/change/", account.password_change, name="account_change_password"),
+    path("password/reset/", account.password_reset, name="account_reset_password"),
+    path("password/reset/done/", account.password_reset_done, name="account_reset_password_done"),
+    re_path(
+        r"^password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
+        account.password_reset_from_key,
+        name="account_reset_password_from_key",
+    ),
+    path(
+        "password/reset/key/done/",
+        account.password_reset_from_key_done,
+        name="account_reset_password_from_key_done",
+    ),
+]
+
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
-    path("accounts/", include("allauth.urls")),
+    path("accounts/", include(_signing_in)),
+    path("admin/", admin.site.urls),
 ]
 urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS if find_spec(f"{room}.urls")]
 
