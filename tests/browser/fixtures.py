@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,32 @@ def system_chromium() -> str | None:
     return named or next(filter(None, map(shutil.which, NAMES)), None)
 
 
-# Not for the session: Playwright's loop would lie open under the async tests of this process.
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser until the block ends; while it is open no event loop of ours can run in this thread."""
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=system_chromium(), args=[*FLAGS])
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def owner_at(live: workspace.Serve) -> Iterator[Page]:
+    """A page in which the owner is signed in, in a browser of its own that may complain of nothing."""
+    noticed = Trouble()
+    with chromium() as opened:
+        page = opened.new_page()
+        noticed.watch(page)
+        steps.sign_in(page, live.url)
+        yield page
+    assert not noticed.unexpected()
+
+
+# Not for the session: async tests of this process have event loops of their own.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=system_chromium(), args=[*FLAGS])
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -123,3 +123,40 @@ def refuse_dialogs(page: Page) -> list[str]:
 
     page.on("dialog", note)
     return said
+
+
+def add_server(page: Page, url: str, name: str, address: str) -> None:
+    """Servers, *Add a server*, after *Test connection* has said that it answers."""
+    page.goto(f"{url}/servers/")
+    press(page, "Add a server")
+    dialog = page.get_by_role("dialog", name="Add a server")
+    dialog.get_by_label("Name", exact=True).fill(name)
+    dialog.get_by_label("URL").fill(address)
+    press(dialog, "Test connection")
+    expect(dialog.get_by_role("status")).to_contain_text("tools")
+    press(dialog, "Add a server")
+    expect(page.get_by_role("main")).to_contain_text(name)
+
+
+def add_gateway(page: Page, url: str, name: str) -> None:
+    """Gateways, *Add a gateway*; ends on its page."""
+    page.goto(f"{url}/gateways/")
+    press(page, "Add a gateway")
+    dialog = page.get_by_role("dialog", name="Add a gateway")
+    dialog.get_by_label("Name", exact=True).fill(name)
+    press(dialog, "Add a gateway")
+    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+
+
+def assign(page: Page, url: str, gateway: str, server: str, *, alias: str) -> None:
+    """The gateway's Servers tab, *Assign a server*, without a credential."""
+    page.goto(f"{url}/gateways/")
+    page.get_by_role("link", name=gateway, exact=True).click()
+    page.get_by_role("navigation", name=gateway).get_by_role("link", name="Servers").click()
+    press(page, "Assign a server")
+    dialog = page.get_by_role("dialog", name="Assign a server")
+    dialog.get_by_label("Server", exact=True).select_option(label=server)
+    dialog.get_by_label("Alias").fill(alias)
+    dialog.get_by_role("radio", name="No credential").check()
+    press(dialog, "Assign")
+    expect(row(page, server)).to_be_visible()
