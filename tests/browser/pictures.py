@@ -1,0 +1,82 @@
+"""The pictures of the README, taken of a real run: `python -m tests.browser.pictures`."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal
+
+from playwright.sync_api import Browser, BrowserContext, ViewportSize
+
+from tests import cluster, curl, upstreams, workspace
+from tests.browser import steps
+from tests.browser.fixtures import chromium
+
+ROWS = Path(__file__).with_name("rows.py")
+PICTURES = workspace.ROOT / "docs" / "images"
+PAGES = {"logs": "/logs/", "apps-and-agents": "/hosts/"}
+SIZE: ViewportSize = {"width": 1280, "height": 720}
+LOOKS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+
+
+def main() -> None:
+    cluster.begin()
+    try:
+        with running_workspace() as live, chromium() as browser:
+            for look in LOOKS:
+                take(signed_in(browser, live, look), live, look)
+    finally:
+        cluster.pytest_unconfigure()
+
+
+@contextmanager
+def running_workspace() -> Iterator[workspace.Serve]:
+    """A workspace with a morning's work in its log."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-admin-pictures-")))
+        live = workspace.new(folder, "pictures").start()
+        stack.callback(live.stop)
+        live.manage("shell", "--verbosity", "0", "-c", ROWS.read_text())
+        for slug, app in {"handbook": upstreams.docs(), "github": upstreams.github(), "crm": upstreams.crm()}.items():
+            url = stack.enter_context(upstreams.running(app)).url
+            live.rows("UPDATE servers_server SET url = %s, enabled = true WHERE slug = %s", url, slug)
+        work(live)
+        yield live
+
+
+def work(live: workspace.Serve) -> None:
+    """Calls of three agents, most of which end well."""
+    nightly = live.issue_token(host="Nightly report", gateway="work")
+    ci = live.issue_token(host="CI bot", gateway="quickstart")
+    for day in ("Monday", "Tuesday", "Wednesday"):
+        call(nightly, "handbook__search", query=f"holidays {day}")
+        call(nightly, "crm__find_customer", name=f"{day} Ltd.")
+        call(ci, "add", a=2, b=3)
+    call(nightly, "handbook__fail", reason="the printer is out of paper")
+    call(nightly, "github__create_issue", title="Nightly report")
+    curl.list_tools(nightly["gateway_url"].replace("work", "quickstart"), nightly["token"])
+    call(ci, "echo", text="All tests passed.")
+    call(nightly, "handbook__slow", seconds=0.4)
+    curl.list_tools(nightly["gateway_url"], nightly["token"])
+    call(nightly, "crm__find_customer", name="Ada Lovelace")
+
+
+def call(issued: dict[str, str], tool: str, **arguments: object) -> None:
+    curl.call_tool(issued["gateway_url"], issued["token"], tool, **arguments)
+
+
+def signed_in(browser: Browser, live: workspace.Serve, look: Literal["light", "dark"]) -> BrowserContext:
+    context = browser.new_context(viewport=SIZE, color_scheme=look, device_scale_factor=1.5)
+    steps.sign_in(context.new_page(), live.url)
+    return context
+
+
+def take(context: BrowserContext, live: workspace.Serve, look: str) -> None:
+    page = context.pages[0]
+    for name, path in PAGES.items():
+        page.goto(live.url + path)
+        page.screenshot(path=PICTURES / f"{name}-{look}.png")
+
+
+if __name__ == "__main__":
+    main()
