@@ -36,6 +36,10 @@ class Action(StrEnum):
     IDENTITY_REPLACED = "identity.replaced"
     IDENTITY_REVOKED = "identity.revoked"
 
+    KEY_REGENERATED = "connection.key_regenerated"
+
+    OAUTH_FAMILY_ENDED = "oauth.family_ended"
+
     ROLE_CREATED = "role.created"
     ROLE_REMOVED = "role.removed"
     ROLE_UPDATED = "role.updated"

@@ -42,7 +42,8 @@ class Binding(models.Model):
     """The one connection a toolkit grant, access token or refresh token belongs to (decisions 7.2).
 
     Written in the transaction that makes the toolkit's row; without a binding there is no access.
-    An access token also names the generation of the connection's key it was made under.
+    An access token also names the generation of the connection's key it was made under; a refresh
+    token when another took its place, and the digest of the code that began its family.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -57,6 +58,8 @@ class Binding(models.Model):
     refresh_token = models.OneToOneField(
         settings.OAUTH2_PROVIDER_REFRESH_TOKEN_MODEL, models.CASCADE, null=True, related_name="binding"
     )
+    superseded_at = models.DateTimeField(null=True)
+    code_digest = models.BinaryField(max_length=32, null=True, db_index=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -109,6 +109,37 @@ class TokenQuerySet(models.QuerySet["Token"]):
             Event.objects.record(Action.TOKEN_ISSUED, token, by=by, changes={"prefix": [None, token.prefix]})
         return Issued(token, secret)
 
+    def live_key(self, connection: Connection) -> "Token | None":
+        """The key behind an app's OAuth tokens on this connection, if it lives."""
+        return self.live().filter(connection=connection, kind=Kind.KEY).first()
+
+    def provide_key(self, connection: Connection, *, by: User) -> "Token":
+        """The live key of an app's connection, made when there is none; its text is shown to nobody (W09)."""
+        with transaction.atomic():
+            connection.lock()
+            key = self.live_key(connection)
+            if key is None:
+                key = Token(connection=connection, kind=Kind.KEY, name="key", created_by=by)
+                key.hold(text.mint(text.KEY))
+                key.save(force_insert=True)
+        return key
+
+    def renew_key(self, connection: Connection, *, by: User) -> "Token":
+        """Regenerate the key of an app's connection: every OAuth access token made under it is dead at commit.
+
+        The refresh token lives, so the app goes on by itself (W21-W25, R3.6). Raises AlreadyRevoked.
+        """
+        with transaction.atomic():
+            connection.lock()
+            key = self.live_key(connection)
+            if key is None:
+                raise AlreadyRevoked("This connection has been revoked before.")
+            before, key.generation, key.rotated_at = key.prefix, key.generation + 1, timezone.now()
+            key.hold(text.mint(text.KEY))
+            key.save(update_fields=["prefix", "digest", "key_id", "generation", "rotated_at"])
+            Event.objects.record(Action.KEY_REGENERATED, connection, by=by, changes={"prefix": [before, key.prefix]})
+        return key
+
 
 def _make_room(connection: Connection, name: str) -> None:
     if connection.lock().revoked_at:
