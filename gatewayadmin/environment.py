@@ -9,6 +9,8 @@ from urllib.parse import SplitResult, urlsplit
 
 type Network = IPv4Network | IPv6Network
 
+SHORTEST_PASSWORD = 12
+
 _seen: set[str] = set()
 
 
@@ -36,6 +38,21 @@ def switch(name: str, *, default: bool) -> bool:
             return False
         case other:
             refuse(name, f"must be 1 or 0, not {other!r}.")
+
+
+def email(name: str, default: str) -> str:
+    value = text(name, default)
+    local, _, domain = value.rpartition("@")
+    if not local or not domain or any(sign.isspace() for sign in value):
+        refuse(name, f"must be an e-mail address, not {value!r}.")
+    return value
+
+
+def password(name: str) -> str:
+    value = text(name)
+    if value and len(value) < SHORTEST_PASSWORD:
+        refuse(name, f"needs at least {SHORTEST_PASSWORD} characters.")
+    return value
 
 
 def number(name: str, default: int, *, low: int, high: int) -> int:

@@ -14,9 +14,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from proxy import eras, jsonrpc, sse
 from proxy.jsonrpc import Message, Object
+from servers import builtin
 
-PATH = "/builtin/quickstart"
-SECRET_HEADER = b"x-gateway-builtin-secret"
+PATH = builtin.PATH
+SECRET_HEADER = builtin.SECRET_HEADER.lower().encode()
 NAME = "Quickstart"
 VERSION = "1.0"
 BODY_LIMIT = 1 << 20

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from django.utils.csp import CSP
 
 from gatewayadmin import database, environment, keys, mail
-from gatewayadmin.environment import Refused, networks, number, origins, switch, text, web_address
+from gatewayadmin.environment import SHORTEST_PASSWORD, Refused, networks, number, origins, switch, text, web_address
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -21,8 +21,8 @@ WORKERS = number("GATEWAY_WORKERS", 0, low=0, high=1024)  # 0: one per core.
 PUBLIC_URL_IS_SET = bool(text("GATEWAY_PUBLIC_URL"))
 PUBLIC_URL = web_address("GATEWAY_PUBLIC_URL", f"http://localhost:{PORT}")
 
-ADMIN_EMAIL = text("GATEWAY_ADMIN_EMAIL", "admin@localhost")
-ADMIN_PASSWORD = text("GATEWAY_ADMIN_PASSWORD")
+ADMIN_EMAIL = environment.email("GATEWAY_ADMIN_EMAIL", "admin@localhost")
+ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
 QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
 METRICS_TOKEN = text("GATEWAY_METRICS_TOKEN")
 PRIVATE_UPSTREAMS = networks("GATEWAY_PRIVATE_UPSTREAMS")
@@ -140,7 +140,10 @@ AUTHENTICATION_BACKENDS = ["accounts.backend.RoleBackend"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
-    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {
+        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+        "OPTIONS": {"min_length": SHORTEST_PASSWORD},
+    },
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 PASSWORD_RESET_TIMEOUT = int(timedelta(hours=1).total_seconds())

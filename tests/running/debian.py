@@ -1,0 +1,52 @@
+"""A PostgreSQL that is not ours: the one this machine has installed, as a server of its own."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.workspace import free_port
+
+
+def programs() -> Path | None:
+    """Where this machine's PostgreSQL server lives; None when it has none."""
+    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    found += [Path(path).parent for path in [shutil.which("initdb")] if path]
+    return found[0] if found else None
+
+
+@contextmanager
+def postgres(binaries: Path) -> Iterator[str]:
+    """The URL of an empty database on a server that asks for a password over TCP."""
+    as_account = _as_account()
+    folder = Path(tempfile.mkdtemp(prefix="gateway-admin-pg-"))
+    port = free_port()
+    secret = folder / "secret"
+    secret.write_text("p@ss/word")
+    for path in (folder, secret):
+        shutil.chown(path, as_account.get("user", os.geteuid()))
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run([binaries / program, *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL, **as_account)
+
+    data = str(folder / "data")
+    run("initdb", "-D", data, "-U", "gateway", "--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8")
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder}"
+    run("pg_ctl", "start", "-w", "-D", data, "-l", str(folder / "log"), "-o", options)
+    try:
+        yield f"postgresql://gateway:p%40ss%2Fword@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", data)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_account() -> dict[str, Any]:
+    if os.geteuid() != 0:
+        return {}
+    account = pwd.getpwnam("postgres")
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}

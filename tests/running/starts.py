@@ -1,0 +1,128 @@
+"""`manage.py serve` started as an operator starts it: nothing set but what the test sets."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.workspace import ROOT, free_port
+
+PASSWORD_LINE = re.compile(r"^Sign in as (\S+) with the password (\S+) \(shown only now\)\.$", re.MULTILINE)
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    """What a command is started with: nothing of the test run's own settings."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DATABASE_", "DJANGO_"))
+    }
+    return inherited | {"GATEWAY_DATA_DIR": str(home), "PYTHONUNBUFFERED": "1"} | settings
+
+
+def manage(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a management command to its end."""
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env=environment(home, **settings),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@dataclass
+class Started:
+    """A running `serve` and its processes, in a group of their own."""
+
+    home: Path
+    port: int
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.port}"
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def greeting(self) -> str:
+        """What was printed for people, without the log lines."""
+        return "\n".join(line for line in self.log().splitlines() if line and not line.startswith("{"))
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def wait(self, seconds: float = 90) -> None:
+        """Return once it is ready; fails with its output when it ends or takes longer."""
+        deadline = time.monotonic() + seconds
+        while not self.is_ready():
+            assert self.process.poll() is None, f"serve ended with {self.process.returncode}:\n{self.log()}"
+            assert time.monotonic() < deadline, f"serve was not ready in {seconds} s:\n{self.log()}"
+            time.sleep(0.1)
+
+    def stop(self) -> int:
+        """Ask it to end, as Ctrl-C or a service manager does; its exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout=40)
+
+    def kill(self) -> None:
+        """The whole process group at once, without a chance to say goodbye."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def serving(home: Path, *, workers: int = 1, port: int = 0, **settings: str) -> Iterator[Started]:
+    """A `serve` on the data directory `home`, ready; killed at the end if it still runs."""
+    started = start(home, workers=workers, port=port, **settings)
+    try:
+        started.wait()
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.kill()
+
+
+def start(home: Path, *, workers: int = 1, port: int = 0, **settings: str) -> Started:
+    port = port or free_port()
+    log_file = home.with_name(f"{home.name}-{port}-{time.monotonic_ns()}.log")
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "serve", "--port", str(port), "--workers", str(workers)],
+            cwd=ROOT,
+            env=environment(home, **settings),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return Started(home, port, process, log_file)
+
+
+def password_of(greeting: str) -> tuple[str, str] | None:
+    """The e-mail and the password a first start printed; None when it printed none."""
+    found = PASSWORD_LINE.search(greeting)
+    return (found[1], found[2]) if found else None
+
+
+def signs_in(url: str, email: str, password: str) -> bool:
+    """Whether the sign-in page lets this person in."""
+    with httpx.Client(base_url=url, timeout=10) as browser:
+        page = browser.get("/accounts/login/")
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+        assert token, page.text
+        form = {"csrfmiddlewaretoken": token[1], "login": email, "password": password}
+        answer = browser.post("/accounts/login/", data=form, headers={"Origin": url})
+    return answer.status_code == httpx.codes.FOUND

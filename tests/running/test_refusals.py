@@ -1,0 +1,115 @@
+"""Whatever keeps us from starting is one line that says what to change."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+
+from tests.running.starts import manage
+from tests.workspace import free_port
+
+SECRET = "zYx9-wVu8-tSr7-qPo6-nMl5-kJi4-hGf3"
+KEYS = {
+    "GATEWAY_SECRET_KEY": SECRET,
+    "GATEWAY_TOKEN_KEYS": SECRET,
+    "GATEWAY_ENCRYPTION_KEYS": Fernet.generate_key().decode(),
+}
+NOWHERE = "postgresql://gateway:secret-word@127.0.0.1:1/gateway"
+
+
+def refusal(home: Path, *arguments: str, **settings: str) -> str:
+    """The one line with which `serve` ends."""
+    done = manage(home, *(arguments or ("serve", "--port", str(free_port()))), **settings)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_port_in_use(fresh: Path, taken: int) -> None:
+    line = refusal(fresh, "serve", "--port", str(taken))
+
+    assert line.endswith(f"Cannot listen on 127.0.0.1 port {taken}: Address already in use.")
+
+
+def test_missing_keys_are_all_named(fresh: Path) -> None:
+    line = refusal(fresh, DATABASE_URL=NOWHERE, GATEWAY_SECRET_KEY=SECRET)
+
+    assert line.endswith("these must be set too: GATEWAY_TOKEN_KEYS, GATEWAY_ENCRYPTION_KEYS.")
+
+
+def test_unreachable_database(fresh: Path) -> None:
+    line = refusal(fresh, DATABASE_URL=NOWHERE, **KEYS)
+
+    assert "The database cannot be reached" in line
+    assert "Connection refused" in line
+    assert "secret-word" not in line
+
+
+@pytest.mark.parametrize("command", ["issue_token --user a@b --host x --gateway y", "housekeeping", "keys"])
+def test_unreachable_database_for_a_command(fresh: Path, command: str) -> None:
+    assert "The database cannot be reached" in refusal(fresh, *command.split(), DATABASE_URL=NOWHERE, **KEYS)
+
+
+def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+
+    assert f"GATEWAY_DATA_DIR: cannot write to {path}" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PORT", "eighty", "PORT must be a whole number from 1 to 65535, not 'eighty'."),
+        ("GATEWAY_WORKERS", "-1", "GATEWAY_WORKERS must be a whole number"),
+        ("GATEWAY_QUICKSTART", "perhaps", "GATEWAY_QUICKSTART must be 1 or 0, not 'perhaps'."),
+        ("GATEWAY_PUBLIC_URL", "gateway.example.com", "GATEWAY_PUBLIC_URL must be a URL"),
+        ("GATEWAY_PUBLIC_URL", "https://example.com/gateway", "GATEWAY_PUBLIC_URL must be a URL"),
+        ("GATEWAY_PRIVATE_UPSTREAMS", "10.0.0.5/8", "GATEWAY_PRIVATE_UPSTREAMS must be a network"),
+        ("GATEWAY_TRUSTED_PROXIES", "proxy", "GATEWAY_TRUSTED_PROXIES must be a network"),
+        ("GATEWAY_ALLOWED_ORIGINS", "localhost:6274", "GATEWAY_ALLOWED_ORIGINS must be an origin"),
+        ("GATEWAY_EMAIL_URL", "mail.example.com", "GATEWAY_EMAIL_URL must be a URL"),
+        ("GATEWAY_ADMIN_EMAIL", "admin", "GATEWAY_ADMIN_EMAIL must be an e-mail address, not 'admin'."),
+        ("GATEWAY_ADMIN_PASSWORD", "admin", "GATEWAY_ADMIN_PASSWORD needs at least 12 characters."),
+        ("GATEWAY_SECRET_KEY", "short", "GATEWAY_SECRET_KEY holds a weak key"),
+        ("GATEWAY_TOKEN_KEYS", "a" * 40, "GATEWAY_TOKEN_KEYS holds a weak key"),
+        ("GATEWAY_ENCRYPTION_KEYS", SECRET, "GATEWAY_ENCRYPTION_KEYS must hold Fernet keys"),
+        ("GATEWAY_PUBLIC_ULR", "https://x.example", "GATEWAY_PUBLIC_ULR is not a variable of Gateway Admin; "),
+    ],
+)
+def test_wrong_variable(fresh: Path, name: str, value: str, words: str) -> None:
+    assert words in refusal(fresh, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "value", ["mysql://localhost/gateway", "postgresql://localhost", "postgresql://h/d?nonsense=1", "localhost"]
+)
+def test_wrong_database_url(fresh: Path, value: str) -> None:
+    assert "DATABASE_URL" in refusal(fresh, DATABASE_URL=value, **KEYS)
+
+
+def test_variables_of_others_are_left_alone(fresh: Path) -> None:
+    # Kubernetes sets these for every container beside a service called "gateway".
+    done = manage(fresh, "check", GATEWAY_SERVICE_HOST="10.0.0.1", GATEWAY_PORT_80_TCP="tcp://10.0.0.1:80")
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_issue_token_says_what_is_wrong(home: Path) -> None:
+    def issue(user: str = "admin@localhost", gateway: str = "quickstart", days: str = "90") -> str:
+        words = ["issue_token", "--user", user, "--host", "CI bot", "--gateway", gateway, "--expires-in-days", days]
+        return refusal(home, *words)
+
+    assert issue(user="nobody@example.com") == "CommandError: There is no active user nobody@example.com."
+    assert issue(gateway="nowhere") == "CommandError: There is no gateway nowhere."
+    assert issue(days="91") == "CommandError: Must be 7, 30 or 90."

@@ -1,0 +1,121 @@
+"""What one command does on a fresh clone, and what a second one leaves alone."""
+
+import json
+import stat
+from pathlib import Path
+
+from tests.running.conftest import postmaster
+from tests.running.starts import manage, password_of, serving, signs_in, start
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(fresh: Path) -> None:
+    with serving(fresh) as first:
+        printed = password_of(first.greeting())
+        assert printed is not None
+        assert f"Gateway Admin runs at {first.url}" in first.greeting()
+        assert signs_in(first.url, *printed)
+        assert first.stop() == 0
+    assert postmaster(fresh) is None
+
+    with serving(fresh) as second:
+        assert password_of(second.greeting()) is None
+        assert f"Sign in as {printed[0]}." in second.greeting()
+        assert signs_in(second.url, *printed)
+        assert second.stop() == 0
+
+
+def test_generated_keys_are_for_the_owner_only(home: Path) -> None:
+    keys = home / "keys"
+
+    assert mode(keys) == 0o700
+    assert {path.name: mode(path) for path in keys.iterdir()} == {
+        "secret_key": 0o600,
+        "token_keys": 0o600,
+        "encryption_keys": 0o600,
+    }
+    assert mode(home / "postgres") == 0o700
+
+
+def test_nothing_printed_is_an_access_log_with_a_query(home: Path) -> None:
+    with serving(home) as served:
+        signs_in(served.url, "admin@localhost", "?secret=in-the-form")
+        served.stop()
+
+    assert '"path": "/accounts/login/"' in served.log()
+    assert "in-the-form" not in served.log()
+    assert "Traceback" not in served.log()
+
+
+def test_two_first_starts_at_once_make_one_owner(fresh: Path) -> None:
+    one, other = start(fresh), start(fresh)
+    try:
+        one.wait()
+        other.wait()
+        printed = [password_of(started.greeting()) for started in (one, other)]
+        assert sum(found is not None for found in printed) == 1
+        email, password = next(filter(None, printed))
+        assert signs_in(one.url, email, password)
+        assert signs_in(other.url, email, password)
+
+        assert one.stop() == 0
+        assert other.is_ready()
+        assert signs_in(other.url, email, password)
+
+        assert other.stop() == 0
+        assert postmaster(fresh) is None
+    finally:
+        for started in (one, other):
+            if started.process.poll() is None:
+                started.kill()
+
+
+def test_issue_token_works_beside_the_server_and_disturbs_nothing(home: Path) -> None:
+    arguments = ("issue_token", "--user", "admin@localhost", "--host", "CI bot", "--gateway", "quickstart")
+    with serving(home) as served:
+        before = postmaster(home)
+
+        done = manage(home, *arguments, "--name", "nightly", "--expires-in-days", "7")
+
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        line = json.loads(done.stdout)
+        assert list(line) == ["token", "id", "name", "prefix", "gateway_url", "expires_at"]
+        assert (len(line["token"]), line["name"]) == (48, "nightly")
+        assert line["token"].startswith(line["prefix"])
+        assert line["gateway_url"] == f"{served.url}/mcp/quickstart"
+        assert served.is_ready()
+        assert postmaster(home) == before
+        assert manage(home, *arguments).returncode == 0
+
+
+def test_a_command_without_a_server_leaves_no_database_running(home: Path) -> None:
+    done = manage(home, "housekeeping")
+
+    assert done.returncode == 0, done.stderr
+    assert postmaster(home) is None
+
+
+def test_quickstart_can_be_left_out(fresh: Path) -> None:
+    with serving(fresh, GATEWAY_QUICKSTART="0", GATEWAY_ADMIN_PASSWORD="a long enough password") as served:
+        arguments = ("issue_token", "--user", "admin@localhost", "--host", "CI bot", "--gateway", "quickstart")
+        done = manage(fresh, *arguments)
+        greeting = served.greeting()
+
+    assert done.returncode == 1
+    assert done.stderr.strip() == "CommandError: There is no gateway quickstart."
+    assert "a long enough password" not in greeting
+
+
+def test_a_data_directory_too_long_for_a_socket_works(tmp_path: Path, home: Path) -> None:
+    long = tmp_path / ("long-" * 20) / "var"
+    long.parent.mkdir()
+    home.rename(long)
+
+    done = manage(long, "keys")
+
+    assert done.returncode == 0, done.stderr
+    assert postmaster(long) is None
