@@ -1,29 +1,26 @@
-"""The URLs agents reach, and the servers behind each."""
+"""A server behind a gateway, and the tools it offers there."""
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, ClassVar
 from uuid import uuid4
 
-from django.conf import settings
 from django.core.validators import RegexValidator
 from django.db import models, transaction
 from django.db.models import Q
-from django.db.models.functions import Lower
 from django.utils import timezone
 
-from accounts.models import Team, User
+from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.switch import Switchable
-from capabilities import Capability
-from servers.models import Identity, Server, slug_validator
+from gateways.models.gateway import Gateway, GatewayError
+from servers.models import Identity, Server
+from servers.naming import SEPARATOR, exposed_name, fingerprint, storable
 
 alias_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens; it begins every tool's name."
 )
-
-
-class GatewayError(Exception):
-    """A gateway or assignment cannot be changed like that; the message says why."""
 
 
 class StillEnabled(GatewayError):
@@ -34,82 +31,7 @@ class WrongIdentity(GatewayError):
     """The shared identity belongs to another server or to a person."""
 
 
-class Reach(models.TextChoices):
-    EVERYONE = "everyone", "Everyone"
-    TEAMS = "teams", "Teams"
-
-
-class GatewayQuerySet(models.QuerySet["Gateway"]):
-    def live(self) -> "GatewayQuerySet":
-        """Gateways that are not archived."""
-        return self.filter(archived_at=None)
-
-    def reachable_by(self, user: User) -> "GatewayQuerySet":
-        """Live gateways `user` may use: everyone's, their teams', or all of them with GATEWAYS_READ."""
-        if user.has_perm(Capability.GATEWAYS_READ):
-            return self.live()
-        open_to_user = Q(reach=Reach.EVERYONE) | Q(teams__in=user.teams.all())
-        return self.live().filter(open_to_user).distinct()
-
-    def add(self, *, by: User | None, **fields: Any) -> "Gateway":
-        """Make a gateway; its slug and so its URL stay for ever."""
-        with transaction.atomic():
-            gateway = self.create(created_by=by, **fields)
-            Event.objects.record(Action.GATEWAY_CREATED, gateway, by=by, changes={"slug": [None, gateway.slug]})
-        return gateway
-
-
-class Gateway(Switchable):
-    """One governed MCP endpoint, `/mcp/<slug>`, in front of one or more servers."""
-
-    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    name = models.CharField(max_length=80)
-    slug = models.CharField(max_length=40, unique=True, validators=[slug_validator])
-    description = models.TextField(max_length=1000, blank=True)
-    reach = models.CharField(max_length=10, choices=Reach, default=Reach.EVERYONE)
-    teams = models.ManyToManyField(Team, blank=True, related_name="gateways")
-    calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
-    archived_at = models.DateTimeField(null=True, blank=True)
-    created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
-    created_at = models.DateTimeField(auto_now_add=True)
-    updated_at = models.DateTimeField(auto_now=True)
-
-    objects = GatewayQuerySet.as_manager()
-
-    class Meta:
-        ordering = ("name",)
-        permissions = (
-            ("manage_gateway", "Basic gateway management"),
-            ("toggle_gateway", "Disable and enable gateways"),
-        )
-        constraints = (
-            models.UniqueConstraint(Lower("name"), condition=Q(archived_at=None), name="live_gateway_name_is_unique"),
-        )
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def url(self) -> str:
-        """The address agents post to."""
-        return f"{settings.PUBLIC_URL}/mcp/{self.slug}"
-
-    def is_reachable_by(self, user: User) -> bool:
-        """Whether `user` may use this gateway at present."""
-        return Gateway.objects.reachable_by(user).filter(pk=self.pk).exists()
-
-    def edit(self, *, by: User, **fields: Any) -> None:
-        """Change name, description or reach; records what changed."""
-        with transaction.atomic():
-            row = self.lock()
-            changes = {
-                name: [getattr(row, name), value] for name, value in fields.items() if getattr(row, name) != value
-            }
-            for name, value in fields.items():
-                setattr(self, name, value)
-            self.save(update_fields=[*fields, "updated_at"])
-            if changes:
-                Event.objects.record(Action.GATEWAY_UPDATED, self, by=by, changes=changes)
+LONGEST_NAME = 200  # Of a tool, as its server calls it.
 
 
 class IdentityScheme(models.TextChoices):
@@ -190,7 +112,7 @@ class Assignment(Switchable):
     @property
     def prefix(self) -> str:
         """What every tool name of this assignment begins with."""
-        return f"{self.alias}__" if self.alias else ""
+        return f"{self.alias}{SEPARATOR}" if self.alias else ""
 
     def check_identity(self) -> None:
         """Raise WrongIdentity unless the shared identity is a service account of this server."""
@@ -207,6 +129,8 @@ class Assignment(Switchable):
                 setattr(self, name, value)
             self.check_identity()
             self.save(update_fields=[*fields, "updated_at"])
+            if "alias" in changes:
+                Tool.objects.rename(self)
             if changes:
                 Event.objects.record(Action.ASSIGNMENT_UPDATED, self, by=by, changes=changes)
 
@@ -224,6 +148,51 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, models.Model) else value
 
 
+class ToolQuerySet(models.QuerySet["Tool"]):
+    def offered(self) -> "ToolQuerySet":
+        """Tools their server still offers."""
+        return self.filter(missing_since=None)
+
+    def rename(self, assignment: Assignment) -> None:
+        """Give the tools of `assignment` the names its present alias exposes them under."""
+        tools = list(self.filter(assignment=assignment))
+        for tool in tools:
+            tool.exposed_name = exposed_name(assignment.alias, tool.name)
+        self.bulk_update(tools, ["exposed_name"])
+
+    def learn(self, assignment: Assignment, definitions: Iterable[Mapping[str, Any]]) -> None:
+        """Take over the complete list a server gave: new tools, changed ones, and those it no longer has.
+
+        Under the policy `selected` a new tool starts switched off. A definition without a usable name
+        is left out: nothing could call it.
+        """
+        now = timezone.now()
+        with transaction.atomic():
+            assignment = assignment.lock()
+            known = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
+            told = {d["name"]: Tool.define(d, now) for d in definitions if _is_name(d.get("name"))}
+            for name, values in told.items():
+                if name in known:
+                    known[name].take_over(values)
+            fresh = {
+                "assignment": assignment,
+                "enabled": assignment.tool_policy != ToolPolicy.SELECTED,
+                "first_seen_at": now,
+            }
+            new = [
+                Tool(name=name, exposed_name=exposed_name(assignment.alias, name), **fresh, **values)
+                for name, values in told.items()
+                if name not in known
+            ]
+            self.bulk_create(new, ignore_conflicts=True)  # The proxy may have been faster.
+            self.bulk_update([known[name] for name in told if name in known], Tool.LEARNT)
+            self.filter(assignment=assignment, missing_since=None).exclude(name__in=told).update(missing_since=now)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and storable(value) == value
+
+
 class Tool(Switchable):
     """A tool an assigned server offers: its switch, its definition and its history.
 
@@ -233,7 +202,7 @@ class Tool(Switchable):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="tools")
-    name = models.CharField(max_length=200)
+    name = models.CharField(max_length=LONGEST_NAME)
     exposed_name = models.CharField(max_length=64)
     title = models.CharField(max_length=200, blank=True)
     description = models.TextField(blank=True)
@@ -245,6 +214,19 @@ class Tool(Switchable):
     changed_at = models.DateTimeField(null=True, blank=True)
     missing_since = models.DateTimeField(null=True, blank=True)
 
+    LEARNT: ClassVar = (
+        "title",
+        "description",
+        "input_schema",
+        "annotations",
+        "definition_hash",
+        "last_seen_at",
+        "changed_at",
+        "missing_since",
+    )
+
+    objects = ToolQuerySet.as_manager()
+
     class Meta:
         ordering = ("exposed_name",)
         constraints = (
@@ -253,3 +235,27 @@ class Tool(Switchable):
 
     def __str__(self) -> str:
         return self.exposed_name
+
+    @staticmethod
+    def define(definition: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+        """What a row remembers of a definition, which may hold anything anywhere."""
+        annotations, schema = (definition.get(key) for key in ("annotations", "inputSchema"))
+        annotations = annotations if isinstance(annotations, dict) else {}
+        title = definition.get("title") or annotations.get("title")
+        description = definition.get("description")
+        return {
+            "title": storable(title)[:200] if isinstance(title, str) else "",
+            "description": storable(description) if isinstance(description, str) else "",
+            "input_schema": storable(schema) if isinstance(schema, dict) else {},
+            "annotations": storable(annotations),
+            "definition_hash": fingerprint(definition),
+            "last_seen_at": now,
+            "missing_since": None,
+        }
+
+    def take_over(self, values: Mapping[str, Any]) -> None:
+        """Become what the server tells now; a definition that differs from the known one is marked as changed."""
+        if self.definition_hash not in ("", values["definition_hash"]):
+            self.changed_at = values["last_seen_at"]
+        for name, value in values.items():
+            setattr(self, name, value)

@@ -1,0 +1,114 @@
+"""The URL agents reach."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import uuid4
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+
+from accounts.models import Team, User
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.switch import Switchable
+from capabilities import Capability
+from servers.models import slug_validator
+
+
+class GatewayError(Exception):
+    """A gateway or assignment cannot be changed like that; the message says why."""
+
+
+class Reach(models.TextChoices):
+    EVERYONE = "everyone", "Everyone"
+    TEAMS = "teams", "Teams"
+
+
+class GatewayQuerySet(models.QuerySet["Gateway"]):
+    def live(self) -> "GatewayQuerySet":
+        """Gateways that are not archived."""
+        return self.filter(archived_at=None)
+
+    def reachable_by(self, user: User) -> "GatewayQuerySet":
+        """Live gateways `user` may use: everyone's, their teams', or all of them with GATEWAYS_READ."""
+        if user.has_perm(Capability.GATEWAYS_READ):
+            return self.live()
+        open_to_user = Q(reach=Reach.EVERYONE) | Q(teams__in=user.teams.all())
+        return self.live().filter(open_to_user).distinct()
+
+    def visible_to(self, user: User) -> "GatewayQuerySet":
+        """Live gateways whose page `user` may open: those within reach, all of them for who governs gateways."""
+        if any(user.has_perm(c) for c in (Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)):
+            return self.live()
+        return self.reachable_by(user)
+
+    def add(self, *, by: User | None, teams: Iterable[Team] = (), **fields: Any) -> "Gateway":
+        """Make a gateway; its slug and so its URL stay for ever."""
+        with transaction.atomic():
+            gateway = self.create(created_by=by, **fields)
+            gateway.teams.set(teams)
+            Event.objects.record(Action.GATEWAY_CREATED, gateway, by=by, changes={"slug": [None, gateway.slug]})
+        return gateway
+
+
+class Gateway(Switchable):
+    """One governed MCP endpoint, `/mcp/<slug>`, in front of one or more servers."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    name = models.CharField(max_length=80)
+    slug = models.CharField(max_length=40, unique=True, validators=[slug_validator])
+    description = models.TextField(max_length=1000, blank=True)
+    reach = models.CharField(max_length=10, choices=Reach, default=Reach.EVERYONE)
+    teams = models.ManyToManyField(Team, blank=True, related_name="gateways")
+    calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    archived_at = models.DateTimeField(null=True, blank=True)
+    created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = GatewayQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        permissions = (
+            ("manage_gateway", "Basic gateway management"),
+            ("toggle_gateway", "Disable and enable gateways"),
+        )
+        constraints = (
+            models.UniqueConstraint(Lower("name"), condition=Q(archived_at=None), name="live_gateway_name_is_unique"),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def url(self) -> str:
+        """The address agents post to."""
+        return f"{settings.PUBLIC_URL}/mcp/{self.slug}"
+
+    def is_reachable_by(self, user: User) -> bool:
+        """Whether `user` may use this gateway at present."""
+        return Gateway.objects.reachable_by(user).filter(pk=self.pk).exists()
+
+    def edit(self, *, by: User, teams: Iterable[Team] | None = None, **fields: Any) -> None:
+        """Change name, description, reach or teams; records what changed."""
+        with transaction.atomic():
+            row = self.lock()
+            changes = {
+                name: [getattr(row, name), value] for name, value in fields.items() if getattr(row, name) != value
+            }
+            for name, value in fields.items():
+                setattr(self, name, value)
+            self.save(update_fields=[*fields, "updated_at"])
+            if teams is not None:
+                changes |= self._open_to(teams)
+            if changes:
+                Event.objects.record(Action.GATEWAY_UPDATED, self, by=by, changes=changes)
+
+    def _open_to(self, teams: Iterable[Team]) -> dict[str, Any]:
+        before = sorted(team.name for team in self.teams.all())
+        self.teams.set(teams)
+        after = sorted(team.name for team in self.teams.all())
+        return {"teams": [before, after]} if before != after else {}
