@@ -1,0 +1,169 @@
+"""Forms of the Servers pages."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from django import forms
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db.models import Q
+
+from servers.guard import Guard, UrlRefused
+from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
+from servers.slugs import SlugField
+
+# OAuth joins them once the gateway can sign in at a server for somebody.
+OFFERED = [(kind.value, kind.label) for kind in (AuthType.NONE, AuthType.BEARER, AuthType.HEADER)]
+
+_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+_visible = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+# What the gateway itself says to a server; a credential in its place would break every call.
+_ours = re.compile(
+    r"accept(-encoding)?|connection|content-.*|cookie|expect|forwarded|host|keep-alive|last-event-id|mcp-.*|proxy-.*"
+    r"|te|trailer|transfer-encoding|upgrade|user-agent|x-forwarded-.*|x-gateway-.*",
+    re.IGNORECASE,
+)
+
+
+class ServerForm(forms.Form):
+    """What is known of an upstream server. `server` is the one being edited, None when one is added."""
+
+    name = forms.CharField(max_length=80)
+    slug = SlugField(Server.objects.all(), max_length=16)
+    url = forms.CharField(label="URL", max_length=500, widget=forms.URLInput)
+    auth_type = forms.ChoiceField(label="Auth type", choices=OFFERED, initial=AuthType.NONE)
+    header_name = forms.CharField(required=False, max_length=80, help_text="For “Own header” only.")
+    timeout_seconds = forms.IntegerField(
+        label="Time limit", min_value=1, max_value=120, initial=30, help_text="Seconds a call may take, 120 at most."
+    )
+
+    def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.server = server
+        if server is None:
+            return
+        del self.fields["slug"]
+        if server.auth_type == AuthType.OAUTH:
+            self.fields["auth_type"] = forms.ChoiceField(label="Auth type", choices=AuthType.choices)
+        if server.is_built_in:
+            for name in ("url", "auth_type", "header_name"):
+                del self.fields[name]
+        self.initial = {name: getattr(server, name) for name in self.fields}
+
+    def clean_name(self) -> str:
+        name = str(self.cleaned_data["name"])
+        if _others(self.server).filter(name__iexact=name).exists():
+            raise ValidationError("A server with this name already exists.")
+        return name
+
+    def clean_url(self) -> str:
+        url = str(self.cleaned_data["url"])
+        if self.server and url == self.server.url:
+            return url
+        return _callable(url)
+
+    def clean_header_name(self) -> str:
+        name = str(self.cleaned_data["header_name"])
+        if self.cleaned_data.get("auth_type") != AuthType.HEADER:
+            return ""
+        if not _token.fullmatch(name):
+            raise ValidationError("Name the header, for example X-Api-Key.")
+        if _ours.fullmatch(name):
+            raise ValidationError("The gateway fills in this header itself. Name another.")
+        return name
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or self.cleaned_data
+        if "slug" in self.fields and "name" in values and values.get("slug") == "":
+            try:
+                values["slug"] = self.fields["slug"].made_from(values["name"])  # type: ignore[attr-defined]
+            except ValidationError as refusal:
+                self.add_error("slug", refusal)
+        return values
+
+    def refuse(self) -> None:
+        """Say that somebody else was faster."""
+        self.add_error("name", "This name or slug was taken just now. Choose another.")
+
+
+def _others(server: Server | None) -> ServerQuerySet:
+    rows = Server.objects.live()
+    return rows.exclude(pk=server.pk) if server else rows
+
+
+def _callable(url: str) -> str:
+    """`url` with its scheme in lower case. Raises ValidationError unless the gateway may call it."""
+    if re.search(r"[\x00-\x20\x7f\\]", url):
+        raise ValidationError("This is not a URL.")
+    try:
+        Guard(tuple(settings.PRIVATE_UPSTREAMS)).check_now(url)
+    except UrlRefused as refusal:
+        raise ValidationError(str(refusal)) from None
+    scheme, _, rest = url.partition(":")
+    if urlsplit(url).fragment:
+        raise ValidationError("Leave out the # and what follows it.")
+    return f"{scheme.lower()}:{rest}"
+
+
+class SecretForm(forms.Form):
+    """A credential for one server. It is write-only: nothing ever fills the field."""
+
+    secret = forms.CharField(
+        max_length=4000,
+        strip=True,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password", "spellcheck": "false"}),
+        help_text="Stored encrypted. Nobody can see it again, only replace it.",
+    )
+
+    def __init__(self, *args: Any, server: Server, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.server = server
+        header = server.auth_type == AuthType.HEADER
+        self.fields["secret"].label = f"Value of {server.header_name}" if header else "Bearer token"
+
+    def clean_secret(self) -> str:
+        secret = str(self.cleaned_data["secret"])
+        if not _visible.fullmatch(secret):
+            raise ValidationError("A credential is one line of plain characters.")
+        if self.server.auth_type != AuthType.HEADER and secret.lower().startswith("bearer "):
+            raise ValidationError("Leave out the word Bearer; the gateway adds it.")
+        return secret
+
+
+class SharedIdentityForm(SecretForm):
+    """A service account: a credential that belongs to nobody in particular."""
+
+    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
+    field_order = ("label", "secret")
+
+    def clean_label(self) -> str:
+        label = str(self.cleaned_data["label"])
+        if Identity.objects.live().shared().filter(server=self.server, label=label).exists():
+            self.refuse_label()
+        return label
+
+    def refuse_label(self) -> None:
+        """Say that the label is taken."""
+        self.add_error("label", "A shared identity with this label already exists.")
+
+
+class ServerFilter(forms.Form):
+    """What the list of servers is narrowed to; a value nobody offers narrows nothing."""
+
+    q = forms.CharField(required=False)
+    health = forms.MultipleChoiceField(required=False, choices=Health.choices)
+    auth = forms.MultipleChoiceField(required=False, choices=AuthType.choices)
+
+    def narrow(self, servers: ServerQuerySet) -> ServerQuerySet:
+        """The servers that match."""
+        self.is_valid()
+        if words := self.cleaned_data.get("q"):
+            servers = servers.filter(Q(name__icontains=words) | Q(url__icontains=words))
+        if health := self.cleaned_data.get("health"):
+            servers = servers.filter(health__in=health)
+        if auth := self.cleaned_data.get("auth"):
+            servers = servers.filter(auth_type__in=auth)
+        return servers

@@ -1,0 +1,200 @@
+"""The Identities tab of a server, and what can be done to one identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.db import IntegrityError
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.models import User
+from capabilities import Capability, CapabilityRequired, requires, signed_in
+from servers.forms import SecretForm, SharedIdentityForm
+from servers.models import AlreadyRevoked, Identity, IdentityQuerySet, Server
+from servers.views import SEES
+from servers.views import find as find_server
+from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
+
+RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One identity as `viewer` sees it."""
+
+    identity: Identity
+    viewer: User
+
+    @property
+    def name(self) -> str:
+        """What a switch or a reader is told this is."""
+        return f"{self.identity.label} of {self.owner}"
+
+    @property
+    def owner(self) -> str:
+        return self.identity.owner.email if self.identity.owner else "Shared"
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the viewer may switch it off and on, and end it."""
+        return self.is_own or self.viewer.has_perm(self.needed)
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether the viewer may put another secret in its place: nobody does that to another person."""
+        if self.identity.revoked_at:
+            return False
+        return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
+
+    @property
+    def is_own(self) -> bool:
+        return self.identity.owner_id == self.viewer.pk
+
+    @property
+    def needed(self) -> Capability:
+        """What it takes to change it when it is not one's own."""
+        return Capability.SERVERS_MANAGE if self.identity.is_shared else Capability.IDENTITIES_MANAGE
+
+
+def visible(server: Server, viewer: User) -> IdentityQuerySet:
+    """The identities of `server` that `viewer` may see, live ones first; nobody sees a secret."""
+    rows = Identity.objects.filter(server=server).select_related("owner", "server")
+    if not viewer.has_perm(Capability.IDENTITIES_MANAGE):
+        rows = rows.own(viewer) | rows.shared() if viewer.has_perm(Capability.SERVERS_MANAGE) else rows.own(viewer)
+    return rows.order_by("revoked_at", "owner__email", "label")
+
+
+def find(request: AppRequest, pk: UUID) -> Identity:
+    """The identity, if the viewer may change it. Raises CapabilityRequired."""
+    identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
+    row = Row(identity, request.user)
+    if not row.may_change:
+        raise CapabilityRequired(row.needed)
+    return identity
+
+
+def tab_url(server: Server) -> str:
+    return reverse("servers:identities", args=[server.slug])
+
+
+@require_GET
+@requires(*SEES)
+def listing(request: AppRequest, slug: str) -> HttpResponse:
+    server = find_server(slug)
+    page = page_of(request, visible(server, request.user))
+    rows = [Row(identity, request.user) for identity in page]
+    context = {"server": server, "tab": "identities", "page": page, "rows": rows}
+    return show(request, "servers/identities.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_MANAGE)
+def add(request: AppRequest, slug: str) -> HttpResponse:
+    server = find_server(slug)
+    form = SharedIdentityForm(request.POST or None, server=server)
+    context = {
+        "form": form,
+        "server": server,
+        "heading": "Add a shared identity",
+        "submit": "Add",
+        "back": tab_url(server),
+    }
+    if request.method == "GET":
+        return show(request, "servers/identity_form.html", context)
+    if form.is_valid() and server.needs_credential:
+        try:
+            identity = Identity.objects.bring(server=server, owner=None, by=request.user, **form.cleaned_data)
+        except IntegrityError:
+            form.refuse_label()
+        else:
+            return leave(request, tab_url(server), f"{identity.label} added")
+    return refuse(request, "servers/identity_form.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in(RULE)
+def replace(request: AppRequest, pk: UUID) -> HttpResponse:
+    identity = find(request, pk)
+    if not Row(identity, request.user).may_replace:
+        raise CapabilityRequired(Capability.SERVERS_MANAGE)
+    form = SecretForm(request.POST or None, server=identity.server)
+    back = tab_url(identity.server)
+    context = {
+        "form": form,
+        "identity": identity,
+        "heading": "Replace secret",
+        "submit": "Replace secret",
+        "back": back,
+    }
+    if request.method == "GET":
+        return show(request, "servers/identity_form.html", context)
+    if not form.is_valid():
+        return refuse(request, "servers/identity_form.html", context)
+    identity.replace(form.cleaned_data["secret"], by=request.user)
+    return leave(request, back, "Secret replaced")
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in(RULE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    identity = find(request, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable identity",
+            text=f"Disable this identity? Calls to {identity.server.name} that use “{identity.label}” fail on the next "
+            "request. Nothing is deleted.",
+            more=_uses(identity),
+            target=f"#identity-{identity.pk}",
+            back=tab_url(identity.server),
+        )
+    identity.disable(by=request.user)
+    return _changed(request, identity, "Identity disabled")
+
+
+@require_POST
+@signed_in(RULE)
+def enable(request: AppRequest, pk: UUID) -> HttpResponse:
+    identity = find(request, pk)
+    identity.enable(by=request.user)
+    return _changed(request, identity, "Identity enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in(RULE)
+def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
+    identity = find(request, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Revoke identity",
+            text=f"Revoke this identity? Calls to {identity.server.name} that use “{identity.label}” fail on the next "
+            "request, and its secret is wiped.",
+            more=f"{_uses(identity)} Cannot be undone.".strip(),
+            icon="revoke",
+            target=f"#identity-{identity.pk}",
+            back=tab_url(identity.server),
+        )
+    try:
+        identity.revoke(by=request.user)
+    except AlreadyRevoked:
+        return _changed(request, identity, "This identity had been revoked before")
+    return _changed(request, identity, "Identity revoked")
+
+
+def _uses(identity: Identity) -> str:
+    """Where it is in use: a shared one on gateways, a person's own by connections."""
+    if identity.is_shared:
+        count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
+    else:
+        count, word = identity.connection_identities.filter(connection__revoked_at=None).count(), "connection"
+    return f"{count} {word}{' uses' if count == 1 else 's use'} it." if count else ""
+
+
+def _changed(request: AppRequest, identity: Identity, toast: str) -> HttpResponse:
+    row = Row(get_object_or_404(Identity.objects.select_related("server", "owner"), pk=identity.pk), request.user)
+    return answer(request, "servers/identities.html#row", {"row": row}, to=tab_url(identity.server), toast=toast)

@@ -1,0 +1,24 @@
+from django.urls import path
+
+from servers import identity_views, views
+
+app_name = "servers"
+
+urlpatterns = [
+    path("servers/", views.listing, name="list"),
+    path("servers/add/", views.add, name="add"),
+    path("servers/slug/", views.slug, name="slug"),
+    path("servers/find/<uuid:pk>/", views.find_by_id, name="find"),
+    path("servers/<slug:slug>/", views.detail, name="detail"),
+    path("servers/<slug:slug>/gateways/", views.gateways, name="gateways"),
+    path("servers/<slug:slug>/edit/", views.edit, name="edit"),
+    path("servers/<slug:slug>/test/", views.test, name="test"),
+    path("servers/<slug:slug>/disable/", views.disable, name="disable"),
+    path("servers/<slug:slug>/enable/", views.enable, name="enable"),
+    path("servers/<slug:slug>/identities/", identity_views.listing, name="identities"),
+    path("servers/<slug:slug>/identities/add/", identity_views.add, name="add_identity"),
+    path("identities/<uuid:pk>/replace/", identity_views.replace, name="replace_identity"),
+    path("identities/<uuid:pk>/disable/", identity_views.disable, name="disable_identity"),
+    path("identities/<uuid:pk>/enable/", identity_views.enable, name="enable_identity"),
+    path("identities/<uuid:pk>/revoke/", identity_views.revoke, name="revoke_identity"),
+]

@@ -1,0 +1,193 @@
+"""The Servers pages: the list, the page of one server, its switch, and *Test connection*."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import IntegrityError
+from django.db.models import Count, Q
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404, redirect
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from auditlog.models import Call
+from capabilities import Capability, requires
+from servers.discovery import Failed, Refused, discover, probe
+from servers.forms import ServerFilter, ServerForm
+from servers.models import AuthType, Health, Server, ServerQuerySet
+from servers.slugs import suggest
+from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
+
+SEES = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
+
+
+def counted(servers: ServerQuerySet) -> ServerQuerySet:
+    """Servers with the number of live gateways each stands behind."""
+    live = Q(assignments__removed_at=None, assignments__gateway__archived_at=None)
+    return servers.annotate(gateway_count=Count("assignments__gateway", filter=live, distinct=True))
+
+
+def find(slug: str) -> Server:
+    """The live server with its counts, or 404."""
+    return get_object_or_404(counted(Server.objects.live().select_related("created_by")), slug=slug)
+
+
+def page_url(server: Server) -> str:
+    return reverse("servers:detail", args=[server.slug])
+
+
+@require_GET
+@requires(*SEES)
+def listing(request: AppRequest) -> HttpResponse:
+    chosen = ServerFilter(request.GET)
+    page = page_of(request, counted(chosen.narrow(Server.objects.live())))
+    context = {
+        "page": page,
+        "chosen": chosen.cleaned_data,
+        "healths": Health.choices,
+        "auths": AuthType.choices,
+        "narrowed": any(chosen.cleaned_data.values()),
+    }
+    return show(request, "servers/list.html#results", context)
+
+
+@require_GET
+@requires(*SEES)
+def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
+    """The page of the server with this id, which logs hold instead of its slug."""
+    return redirect(page_url(get_object_or_404(Server.objects.live(), pk=pk)))
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_MANAGE)
+def add(request: AppRequest) -> HttpResponse:
+    form = ServerForm(request.POST or None)
+    context = {"form": form, "heading": "Add a server", "submit": "Add a server", "back": reverse("servers:list")}
+    if request.method == "GET":
+        return show(request, "servers/form.html", context)
+    if form.is_valid():
+        if "test" in request.POST:
+            return show(request, "servers/form.html", {**context, "contact": _tried(Server(**form.cleaned_data))})
+        try:
+            server = Server.objects.add(**form.cleaned_data, by=request.user)
+        except IntegrityError:
+            form.refuse()
+        else:
+            return leave(request, page_url(server), f"{server.name} added")
+    return refuse(request, "servers/form.html", context)
+
+
+@require_GET
+@requires(Capability.SERVERS_MANAGE)
+def slug(request: AppRequest) -> HttpResponse:
+    """What an empty slug would become, while the name is typed."""
+    made = request.GET.get("slug") or suggest(request.GET.get("name", ""), Server.objects.all(), 16)
+    return show(request, "servers/form.html#slug", {"made": made})
+
+
+@require_GET
+@requires(*SEES)
+def detail(request: AppRequest, slug: str) -> HttpResponse:
+    return show(request, "servers/overview.html", {"server": find(slug), "tab": "overview"})
+
+
+@require_GET
+@requires(*SEES)
+def gateways(request: AppRequest, slug: str) -> HttpResponse:
+    server = find(slug)
+    rows = (
+        server.assignments.filter(removed_at=None, gateway__archived_at=None)
+        .select_related("gateway", "shared_identity")
+        .order_by("gateway__name", "alias")
+    )
+    return show(request, "servers/gateways.html", {"server": server, "tab": "gateways", "rows": rows})
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_MANAGE)
+def edit(request: AppRequest, slug: str) -> HttpResponse:
+    server = find(slug)
+    form = ServerForm(request.POST or None, server=server)
+    context = {"form": form, "heading": f"Edit {server.name}", "submit": "Save", "back": page_url(server)}
+    if request.method == "GET":
+        return show(request, "servers/form.html", context)
+    if form.is_valid():
+        if "test" in request.POST:
+            return show(request, "servers/form.html", {**context, "contact": _tried(Server(**form.cleaned_data))})
+        try:
+            server.edit(**form.cleaned_data, by=request.user)
+        except IntegrityError:
+            form.refuse()
+        else:
+            return leave(request, page_url(server), "Server saved")
+    return refuse(request, "servers/form.html", context)
+
+
+@require_POST
+@requires(Capability.SERVERS_MANAGE)
+def test(request: AppRequest, slug: str) -> HttpResponse:
+    server = find(slug)
+    try:
+        told, kind = str(probe(server, by=request.user)), "good"
+    except Failed as failure:
+        told, kind = _told(failure)
+    context = {"server": server, "contact": {"text": told, "kind": kind}, "swapped": True}
+    return answer(request, "servers/overview.html#contact", context, to=page_url(server), toast=told)
+
+
+def _tried(server: Server) -> dict[str, str]:
+    """How a contact with a server that is not saved went."""
+    try:
+        return {"text": str(discover(server, None)), "kind": "good"}
+    except Failed as failure:
+        told, kind = _told(failure)
+        return {"text": told, "kind": kind}
+
+
+def _told(failure: Failed) -> tuple[str, str]:
+    """A failure as a sentence, and how bad it is: a server that asks for a credential is up."""
+    return f"The server {failure}.", "warn" if isinstance(failure, Refused) else "bad"
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_TOGGLE)
+def disable(request: AppRequest, slug: str) -> HttpResponse:
+    server = find(slug)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable server",
+            text=f"Disable this server? {server.name} {_stops(server)} on the next request. Nothing is deleted.",
+            more=_traffic(server),
+            target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.pk}",
+            back=page_url(server),
+        )
+    server.disable(by=request.user)
+    return _switched(request, server, "Server disabled")
+
+
+def _stops(server: Any) -> str:
+    return f"stops on {server.gateway_count} gateway{'' if server.gateway_count == 1 else 's'}"
+
+
+def _traffic(server: Server) -> str:
+    calls = Call.objects.filter(server_id=server.pk, created_at__gte=timezone.now() - timedelta(hours=24)).count()
+    return f"{calls:,} call{'' if calls == 1 else 's'} in the last 24 hours." if calls else ""
+
+
+@require_POST
+@requires(Capability.SERVERS_TOGGLE)
+def enable(request: AppRequest, slug: str) -> HttpResponse:
+    server = find(slug)
+    server.enable(by=request.user)
+    return _switched(request, server, "Server enabled")
+
+
+def _switched(request: AppRequest, server: Server, toast: str) -> HttpResponse:
+    """The part of the page that shows the switch: the head of the server's page, or its row."""
+    fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
+    return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast)
