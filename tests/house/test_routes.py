@@ -1,0 +1,57 @@
+"""Every route says who may enter; whoever adds one decides it here or beside the view."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.urls import URLPattern, URLResolver, get_resolver
+
+# Open to everybody: what one needs in order to sign in.
+PUBLIC = {
+    "account_login",
+    "account_logout",
+    "account_signup",
+    "account_inactive",
+    "account_reset_password",
+    "account_reset_password_done",
+    "account_reset_password_from_key",
+    "account_reset_password_from_key_done",
+}
+# Pages of others about nothing but oneself; sign-in is required for every route.
+OWN = {"account_change_password", "account_reauthenticate"}
+
+
+def routes(resolver: URLResolver | None = None, prefix: str = "") -> Iterator[tuple[str, URLPattern]]:
+    """Every route with its full name, without those of the Django admin, which asks the role by itself."""
+    resolver = resolver or get_resolver()
+    for entry in resolver.url_patterns:
+        if isinstance(entry, URLPattern):
+            yield f"{prefix}{entry.name}", entry
+        elif entry.app_name != "admin":
+            yield from routes(entry, f"{entry.namespace}:" if entry.namespace else prefix)
+
+
+def rule_of(view: Any) -> Any:
+    """What guards a view: `@requires`, `@signed_in`, or the capabilities of a REST view."""
+    rest = getattr(view, "cls", None)
+    return getattr(view, "rule", None) or getattr(rest, "capabilities", None)
+
+
+def test_every_route_declares_who_may_enter() -> None:
+    silent = {name for name, route in routes() if not rule_of(route.callback)}
+
+    assert silent == PUBLIC | OWN
+
+
+def test_every_route_has_a_name_of_its_own() -> None:
+    names = [name for name, _ in routes()]
+
+    assert "None" not in names
+    assert sorted(names) == sorted(set(names))
+
+
+def test_only_the_public_routes_let_strangers_in() -> None:
+    open_ones = {name for name, route in routes() if not getattr(route.callback, "login_required", True)}
+
+    # The forgotten password, and REST views, which answer 401 instead of sending a program to a sign-in page.
+    assert {name for name in open_ones if not name.startswith(("api", "account_"))} == set()
+    assert {name for name in open_ones if name.startswith("account_")} <= PUBLIC

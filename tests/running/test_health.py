@@ -1,0 +1,53 @@
+"""What machines may ask, and who may ask for the numbers."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from django.conf import settings
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from gatewayadmin import health
+from tests.running.starts import serving
+
+ROUTES = [Route(path, getattr(health, path[1:])) for path in health.PATHS]
+
+
+async def ask(path: str, peer: str = "127.0.0.1", **headers: str) -> int:
+    transport = httpx.ASGITransport(Starlette(routes=ROUTES), client=(peer, 5))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return (await client.get(path, headers=headers)).status_code
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("counting")
+async def test_metrics_are_for_this_machine_or_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = "203.0.113.9"
+    assert await ask("/metrics") == 200
+    assert await ask("/metrics", "::1") == 200
+    assert await ask("/metrics", elsewhere) == 403
+    assert await ask("/metrics", elsewhere, authorization="Bearer ") == 403
+
+    monkeypatch.setattr(settings, "METRICS_TOKEN", "the-token-of-prometheus")
+    assert await ask("/metrics", elsewhere, authorization="Bearer wrong") == 403
+    assert await ask("/metrics", elsewhere, authorization="bearer the-token-of-prometheus") == 200
+
+
+@pytest.mark.usefixtures("counting")
+async def test_a_proxy_on_this_machine_opens_the_metrics_to_nobody() -> None:
+    assert await ask("/metrics", **{"x-forwarded-for": "198.51.100.7"}) == 403
+
+
+def test_every_worker_is_counted_and_health_needs_no_host(home: Path) -> None:
+    with serving(home, workers=2) as served:
+        for path in ("/livez", "/readyz"):
+            assert httpx.get(served.url + path, headers={"Host": "10.1.2.3"}).text == "ok\n"
+        assert httpx.get(f"{served.url}/metrics").status_code == 200
+        assert httpx.get(served.url, headers={"Host": "rebound.example"}).status_code == 400
+        assert served.stop() == 0
+    assert not [path for path in (home / "metrics").iterdir() if path.name != str(served.process.pid)]
