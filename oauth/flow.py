@@ -11,13 +11,15 @@ from uuid import UUID
 from django.db.models import Count, Q
 from django.http import Http404
 from django.utils import timezone
+from oauth2_provider.models import Application
 
-from accounts.models import User
+from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from gateways.models import Assignment, Gateway, GatewayQuerySet, IdentityScheme
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
+from oauth.registration import host_of, known_host
 from servers.models import AuthType, Identity
 from ui.pages import AppRequest
 
@@ -44,9 +46,31 @@ def begin(request: AppRequest, host: Host, gateway: Gateway | None) -> Authorize
     )
 
 
+def begin_app(
+    request: AppRequest, application: Application, gateway: Gateway | None, asked: dict[str, str | None]
+) -> AuthorizeRequest:
+    """A new flow for the signed-in person that ends with a redirect to an app.
+
+    Where new apps need approval, the app shows itself now, so that there is something to approve.
+    """
+    host = known_host(application)
+    if host is None and WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE:
+        host = host_of(application, by=request.user)
+    return AuthorizeRequest.objects.create(
+        kind=Ending.OAUTH,
+        application=application,
+        host=host,
+        gateway=gateway,
+        user=request.user,
+        parameters=asked | {"locked": gateway is not None},
+        browser_digest=browser_digest(request),
+        expires_at=timezone.now() + LIFETIME,
+    )
+
+
 def find(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeRequest:
     """This browser's and this person's flow; another's does not exist."""
-    flows = AuthorizeRequest.objects.select_related("host", "gateway")
+    flows = AuthorizeRequest.objects.select_related("host", "gateway", "application")
     if lock:
         flows = flows.select_for_update(of=("self",))
     flow = flows.filter(pk=pk, user=request.user, browser_digest=browser_digest(request)).first()
@@ -57,14 +81,26 @@ def find(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeReque
 
 def refusal(flow: AuthorizeRequest, user: User) -> str:
     """Why this flow must not go on, in plain words; empty when it may (R3.16)."""
-    host, gateway = flow.host, flow.gateway
-    assert host is not None  # Flows with the token ending always name theirs.
-    if not (user.has_perm(Capability.API_TOKENS_MANAGE) or host.allow_enrolment):
-        return f"Your role lacks {Capability.API_TOKENS_MANAGE.label}."
+    return _capability_refusal(flow, user) or _host_refusal(flow.host) or _gateway_refusal(flow, user)
+
+
+def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
+    needed = Capability.OAUTH_CONNECT if flow.kind == Ending.OAUTH else Capability.API_TOKENS_MANAGE
+    enrolling = flow.kind == Ending.TOKEN and flow.host is not None and flow.host.allow_enrolment
+    return "" if enrolling or user.has_perm(needed) else f"Your role lacks {needed.label}."
+
+
+def _host_refusal(host: Host | None) -> str:
+    """An app that was never seen has no host yet, and nothing against it."""
+    if host is None:
+        return ""
     if host.archived_at or not host.enabled:
         return "An administrator has disabled this app."
-    if host.is_pending:
-        return "This app is waiting for an administrator's approval."
+    return "This app is waiting for an administrator's approval." if host.is_pending else ""
+
+
+def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
+    gateway = flow.gateway
     if gateway is None:
         return ""
     if not gateway.is_reachable_by(user):

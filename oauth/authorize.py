@@ -1,0 +1,101 @@
+"""Where an app sends a person to be connected: checked first, then handed to the authorize flow (RFC 6749 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.views import redirect_to_login
+from django.http import HttpResponse, HttpResponseRedirect
+from django.shortcuts import redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET
+from oauth2_provider.exceptions import FatalClientError, OAuthToolkitError
+from oauth2_provider.models import Application
+from oauth2_provider.oauth2_backends import get_oauthlib_core
+
+from connections.models import Connection
+from oauth import flow as flows
+from oauth.models import AuthorizeRequest
+from oauth.redirects import APP_SCHEMES
+from oauth.resources import UnknownResource, gateway_of
+from oauth.validator import SCOPES
+from ui.pages import AppRequest
+
+KEPT = ("client_id", "redirect_uri", "response_type", "state", "code_challenge", "code_challenge_method")
+
+
+class SentBack(HttpResponseRedirect):
+    """A redirect to an app, which may listen under a scheme of its own."""
+
+    allowed_schemes: ClassVar[list[str]] = ["https", "http", *sorted(APP_SCHEMES)]  # type: ignore[misc]
+
+
+@login_not_required
+@never_cache
+@require_GET
+def authorize(request: AppRequest) -> HttpResponse:
+    """Judge an authorization request, see who is there, and begin the flow.
+
+    Nothing is sent to a redirect address before client and address are known to belong together.
+    """
+    try:
+        _, credentials = get_oauthlib_core().validate_authorization_request(request)
+    except OAuthToolkitError as error:
+        return _refused(request, error)
+    asked = {name: credentials.get(name) for name in KEPT}
+    if asked["code_challenge_method"] != "S256":
+        return send_back(asked, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."})
+    try:
+        gateway = gateway_of(request.GET.getlist("resource"))
+    except UnknownResource as unknown:
+        return send_back(asked, {"error": "invalid_target", "error_description": str(unknown)})
+    if "none" in request.GET.get("prompt", "").split():  # Consent is always asked for.
+        return send_back(asked, {"error": "interaction_required"})
+    if not request.user.is_authenticated:
+        return redirect_to_login(request.get_full_path())
+    application = Application.objects.get(client_id=asked["client_id"])
+    flow = flows.begin_app(request, application, gateway, asked)
+    return redirect("oauth:gateway", flow.pk)
+
+
+def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
+    """An error the app may be told goes back to it; one about the app itself stays here, on a page (400)."""
+    said = error.oauthlib_error
+    redirect_uri = getattr(said, "redirect_uri", None)
+    if redirect_uri and not isinstance(error, FatalClientError):
+        return send_back({"redirect_uri": redirect_uri, "state": said.state}, dict(said.twotuples))
+    context = {"reason": said.description or "The app's request is not one this server can answer."}
+    return render(request, "oauth/bad_request.html", context, status=400)
+
+
+def send_back(asked: Mapping[str, Any], answer: Mapping[str, str]) -> HttpResponse:
+    """The browser goes to the app with `answer`, the state it gave, and who answers (RFC 9207)."""
+    return SentBack(answer_url(asked, answer))
+
+
+def answer_url(asked: Mapping[str, Any], answer: Mapping[str, str]) -> str:
+    parts = urlsplit(asked["redirect_uri"])
+    query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "iss"]
+    query += [(name, value) for name, value in answer.items() if name != "state"]
+    if asked.get("state"):
+        query.append(("state", asked["state"]))
+    query.append(("iss", settings.PUBLIC_URL))
+    return str(urlunsplit(parts._replace(query=urlencode(query), fragment="")))
+
+
+def grant(request: AppRequest, flow: AuthorizeRequest, connection: Connection) -> str:
+    """The address that brings the app its code, bound to `connection`. Call it inside a transaction."""
+    assert flow.application
+    credentials = {
+        **{name: value for name, value in flow.parameters.items() if name in KEPT},
+        "resource": [connection.gateway.url],
+        "connection": connection,
+    }
+    uri, _, _, _ = get_oauthlib_core().create_authorization_response(
+        request=request, scopes=list(SCOPES), credentials=credentials, allow=True
+    )
+    return str(uri)

@@ -1,0 +1,35 @@
+"""The OAuth endpoints, without final slashes, and the names the toolkit reverses."""
+
+from django.contrib.auth.decorators import login_not_required
+from django.urls import path
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from oauth2_provider.views import RevokeTokenView, TokenView
+
+from oauth import authorize, metadata
+from oauth.cors import cors
+from oauth.registration import Manage, Register
+
+app_name = "oauth2_provider"
+
+register = csrf_exempt(login_not_required(Register.as_view()))
+token = csrf_exempt(login_not_required(never_cache(cors(TokenView.as_view()))))
+revoke = csrf_exempt(login_not_required(never_cache(cors(RevokeTokenView.as_view()))))
+
+urlpatterns = [
+    path(".well-known/oauth-authorization-server", cors(metadata.authorization_server), name="server-metadata"),
+    path(
+        ".well-known/oauth-protected-resource/mcp/<slug:slug>",
+        cors(metadata.protected_resource),
+        name="resource-metadata",
+    ),
+    path("oauth/authorize", authorize.authorize, name="authorize"),
+    path("oauth/token", token, name="token"),
+    path("oauth/register", register, name="dcr-register"),
+    path("oauth/register/<str:client_id>", Manage.as_view(), name="dcr-register-management"),
+    path("oauth/revoke", revoke, name="revoke-token"),
+    # Clients of 2025-03-26 know no metadata of the resource and look at the root.
+    path("authorize", authorize.authorize),
+    path("token", token),
+    path("register", register),
+]

@@ -1,0 +1,19 @@
+"""The texts of OAuth tokens: the same 48-character form as all our credentials (decisions 7.1, trap E5)."""
+
+from oauthlib.common import Request
+
+from accounts.models import WorkspaceSettings
+from tokens import secret as text
+
+
+def access_token(request: Request, refresh_token: bool = False) -> str:
+    return text.mint(text.OAUTH_ACCESS)
+
+
+def refresh_token(request: Request, refresh_token: bool = False) -> str:
+    return text.mint(text.OAUTH_REFRESH)
+
+
+def lifetime(request: Request) -> int:
+    """How many seconds an access token lives: an hour at most (W26)."""
+    return WorkspaceSettings.load().oauth_access_token_seconds

@@ -1,0 +1,63 @@
+"""The documents clients discover us by: every address is built from the public URL (RFC 8414, RFC 9728)."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_not_required
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.http import require_safe
+from oauth2_provider.settings import oauth2_settings
+
+from gateways.models import Gateway
+from oauth.validator import SCOPES
+
+AUTH_METHODS = ["none", "client_secret_post", "client_secret_basic"]
+
+
+def _public(document: dict[str, object]) -> HttpResponse:
+    """A document that any page on the web may read."""
+    return JsonResponse(document, headers={"Access-Control-Allow-Origin": "*", "Cache-Control": "max-age=60"})
+
+
+@login_not_required
+@require_safe
+def authorization_server(request: HttpRequest) -> HttpResponse:
+    """Authorization server metadata; the issuer is the public URL without a path (P35)."""
+    issuer = settings.PUBLIC_URL
+    return _public(
+        {
+            "issuer": issuer,
+            "authorization_endpoint": f"{issuer}/oauth/authorize",
+            "token_endpoint": f"{issuer}/oauth/token",
+            "registration_endpoint": f"{issuer}/oauth/register",
+            "revocation_endpoint": f"{issuer}/oauth/revoke",
+            "scopes_supported": SCOPES,
+            "response_types_supported": ["code"],
+            "response_modes_supported": ["query"],
+            "grant_types_supported": ["authorization_code", "refresh_token"],
+            "token_endpoint_auth_methods_supported": AUTH_METHODS,
+            "revocation_endpoint_auth_methods_supported": AUTH_METHODS,
+            "code_challenge_methods_supported": ["S256"],
+            "authorization_response_iss_parameter_supported": True,
+            "client_id_metadata_document_supported": oauth2_settings.CIMD_ENABLED,
+            "service_documentation": f"{issuer}/",
+        }
+    )
+
+
+@login_not_required
+@require_safe
+def protected_resource(request: HttpRequest, slug: str) -> HttpResponse:
+    """Protected resource metadata of one gateway; an unknown one is 404 (P34)."""
+    gateway = Gateway.objects.live().filter(slug=slug).first()
+    if gateway is None:
+        raise Http404
+    return _public(
+        {
+            "resource": gateway.url,
+            "authorization_servers": [settings.PUBLIC_URL],
+            "scopes_supported": SCOPES,
+            "bearer_methods_supported": ["header"],
+            "resource_name": gateway.name,
+        }
+    )

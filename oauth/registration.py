@@ -1,0 +1,180 @@
+"""Registration of apps by themselves (RFC 7591), and the host each registration belongs to (R3.7)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from allauth.core import ratelimit
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from oauth2_provider.models import Application
+from oauth2_provider.views import DynamicClientRegistrationManagementView, DynamicClientRegistrationView
+
+from accounts.models import NewAppPolicy, User, WorkspaceSettings
+from hosts.models import Host
+from oauth import redirects
+from oauth.cors import cross_origin
+from oauth.models import Registration
+
+NAMELESS = "MCP Client"
+BIGGEST = 64 * 1024
+METHODS = ("none", "client_secret_post", "client_secret_basic")
+
+
+class BadMetadata(Exception):
+    """What the app says of itself cannot be registered."""
+
+    def __init__(self, sentence: str, code: str = "invalid_client_metadata") -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+@cross_origin
+class Register(DynamicClientRegistrationView):  # type: ignore[misc]
+    """POST /oauth/register: what the toolkit registers, after our rules and with the rest of the answer."""
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if not ratelimit.consume(request, action="oauth_register", limit=settings.OAUTH_REGISTER_RATE):
+            return _told("temporarily_unavailable", "Too many registrations from your address. Wait a minute.", 429)
+        try:
+            said = _read(request.body)
+            request._body = json.dumps(_toolkits(said)).encode()  # noqa: SLF001  (what the toolkit reads)
+        except BadMetadata as bad:
+            return _told(bad.code, str(bad))
+        response: HttpResponse = super().post(request, *args, **kwargs)
+        if response.status_code != 201:
+            return response
+        answer = json.loads(response.content)
+        _remember(answer["client_id"], said, request)
+        return JsonResponse(_whole(answer, said), status=201, headers={"Cache-Control": "no-store"})
+
+
+@cross_origin
+class Manage(DynamicClientRegistrationManagementView):  # type: ignore[misc]
+    """GET and DELETE of one's own registration (RFC 7592); a change would need our rules, so it is a new one."""
+
+    http_method_names = ("get", "delete", "options")
+
+
+def _told(code: str, sentence: str, status: int = 400) -> HttpResponse:
+    headers = {"Cache-Control": "no-store"} | ({"Retry-After": "60"} if status == 429 else {})
+    return JsonResponse({"error": code, "error_description": sentence}, status=status, headers=headers)
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    if len(body) > BIGGEST:
+        raise BadMetadata("The registration is too large.")
+    try:
+        said = json.loads(body)
+    except ValueError:
+        raise BadMetadata("The registration must be JSON.") from None
+    if not isinstance(said, dict):
+        raise BadMetadata("The registration must be a JSON object.")
+    return said
+
+
+def _toolkits(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The part the toolkit understands, once our rules hold: redirect addresses, code and refresh grants only."""
+    uris = said.get("redirect_uris")
+    if not isinstance(uris, list) or not 0 < len(uris) <= redirects.MOST or not all(isinstance(u, str) for u in uris):
+        raise BadMetadata(f"Give 1 to {redirects.MOST} redirect_uris.", "invalid_redirect_uri")
+    try:
+        for uri in uris:
+            redirects.check(uri)
+    except redirects.BadRedirect as bad:
+        raise BadMetadata(str(bad), "invalid_redirect_uri") from None
+    grants = said.get("grant_types", ["authorization_code"])
+    if not isinstance(grants, list) or "authorization_code" not in grants:
+        raise BadMetadata("The grant type authorization_code is needed.")
+    method = said.get("token_endpoint_auth_method", "client_secret_basic")
+    if method not in METHODS:
+        raise BadMetadata(f"token_endpoint_auth_method must be one of {', '.join(METHODS)}.")
+    return {
+        "redirect_uris": uris,
+        "client_name": _words(said, "client_name", 120),
+        "grant_types": ["authorization_code"],
+        "token_endpoint_auth_method": method,
+    }
+
+
+def _words(said: Mapping[str, Any], key: str, most: int) -> str:
+    """A self-asserted text on one line, without control characters and not too long."""
+    value = said.get(key)
+    if not isinstance(value, str):
+        return ""
+    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in value)).strip()[:most]
+
+
+def _remember(client_id: str, said: Mapping[str, Any], request: HttpRequest) -> None:
+    application = Application.objects.get(client_id=client_id)
+    Registration.objects.create(
+        application=application,
+        fingerprint=fingerprint(application),
+        client_name=application.name,
+        client_uri=_words(said, "client_uri", 500),
+        software_id=_words(said, "software_id", 120),
+        software_version=_words(said, "software_version", 60),
+        registration_ip=request.META.get("REMOTE_ADDR") or None,
+    )
+
+
+def _whole(answer: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The toolkit's answer with what RFC 7591 section 3.2.1 and real clients expect besides."""
+    method = said.get("token_endpoint_auth_method", "client_secret_basic")
+    echoed = {key: said[key] for key in ("client_uri", "logo_uri", "software_id", "software_version") if key in said}
+    secret = {"client_secret_expires_at": 0} if "client_secret" in answer else {}
+    return {
+        **echoed,
+        **answer,
+        **secret,
+        "client_id_issued_at": int(time.time()),
+        "response_types": ["code"],
+        "scope": "mcp",
+        "token_endpoint_auth_method": method,
+        "registration_client_uri": f"{settings.PUBLIC_URL}/oauth/register/{answer['client_id']}",
+    }
+
+
+def fingerprint(application: Application) -> str:
+    """What all registrations of one app share: its name and redirect origins, or its metadata document.
+
+    Self-asserted names never meet the documents, whose address is proof of who published them (decisions 7.3).
+    """
+    if application.registration_source == Application.RegistrationSource.CIMD:
+        said = f"document {application.client_id}"
+    else:
+        name = application.name.casefold().strip() or NAMELESS.casefold()
+        said = f"name {name} {' '.join(redirects.origins(application.redirect_uris.split()))}"
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def registration_of(application: Application) -> Registration:
+    """The registration row of a toolkit application; made for one that came by document or by hand."""
+    registration, _ = Registration.objects.get_or_create(
+        application=application,
+        defaults={"fingerprint": fingerprint(application), "client_name": application.name[:120]},
+    )
+    return registration
+
+
+def known_host(application: Application) -> Host | None:
+    """The host this app belongs to, if it was seen before under any of its registrations."""
+    return Host.objects.filter(dedupe_key=fingerprint(application)).first()
+
+
+def host_of(application: Application, *, by: User) -> Host:
+    """The host of this app; it appears by itself the first time someone connects it (M01, M03)."""
+    waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
+    host = Host.objects.appear(
+        name=application.name[:120] or NAMELESS, dedupe_key=fingerprint(application), needs_approval=waits, by=by
+    )
+    registration = registration_of(application)
+    if registration.host_id != host.pk:
+        registration.host = host
+        registration.save(update_fields=["host"])
+    return host

@@ -1,0 +1,188 @@
+"""The toolkit's validator with our rules: every credential belongs to one live connection (decisions 7.2)."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+from oauth2_provider.models import AccessToken, Grant, RefreshToken
+from oauth2_provider.oauth2_validators import OAuth2Validator
+from oauthlib.common import Request
+from oauthlib.oauth2.rfc6749 import errors
+
+from accounts.models import WorkspaceSettings
+from auditlog.actions import Action
+from auditlog.models import Event
+from connections.models import Connection
+from oauth.models import Binding
+from oauth.resources import same_resource
+from tokens.models import Token
+
+SCOPES = ["mcp"]
+GRACE = timedelta(seconds=60)
+
+
+class Validator(OAuth2Validator):  # type: ignore[misc]
+    """Issues and refreshes tokens for live connections only, and for their own gateway only.
+
+    A grant comes with its connection as `request.connection`; from then on its binding leads back there.
+    """
+
+    # --- One scope: what may be done is decided in the database ---------------------------------------------------
+
+    def validate_scopes(self, client_id: str, scopes: Any, client: Any, request: Request, *_: Any, **__: Any) -> bool:
+        """Whatever scopes a client asks for, it gets the one there is (P41)."""
+        request.scopes = SCOPES
+        return True
+
+    def get_default_scopes(self, client_id: str, request: Request, *_: Any, **__: Any) -> list[str]:
+        return SCOPES
+
+    def get_original_scopes(self, refresh_token: str, request: Request, *_: Any, **__: Any) -> list[str]:
+        return SCOPES
+
+    def is_within_original_scope(self, scopes: Any, refresh_token: str, request: Request, *_: Any, **__: Any) -> bool:
+        request.scopes = SCOPES
+        return True
+
+    # --- Codes ------------------------------------------------------------------------------------------------------
+
+    def _create_authorization_code(
+        self, request: Request, code: dict[str, str], expires: datetime | None = None
+    ) -> Any:
+        grant = super()._create_authorization_code(request, code, expires)
+        Binding.objects.create(connection=request.connection, grant=grant)
+        return grant
+
+    def validate_code(self, client_id: str, code: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
+        """Whether the code was never used, and its connection still lives.
+
+        A code that comes again ends what it brought the first time (OAuth 2.1 section 4.1.3).
+        """
+        if not super().validate_code(client_id, code, client, request):
+            _end_family_of_code(code, client)
+            return False
+        request.binding = Binding.objects.select_related("connection__user").filter(grant__code=code).first()
+        return request.binding is not None and _is_usable(request.binding.connection)
+
+    def invalidate_authorization_code(self, client_id: str, code: str, request: Request, *_: Any, **__: Any) -> None:
+        """Nothing is left to do: the code was spent in the transaction that stored the tokens."""
+
+    # --- Tokens -----------------------------------------------------------------------------------------------------
+
+    def validate_refresh_token(self, refresh_token: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
+        """Whether this refresh token may be used now.
+
+        One that was used before still works for 60 s, since several processes of a client may share it
+        (P40); later its return ends its whole family. One unused for too long is dead (P08).
+        """
+        row = _refresh_token(refresh_token, client)
+        if row is None or not _is_usable(row.binding.connection):
+            return False
+        if row.revoked is not None and not _is_in_grace(row):
+            _end_family(row, "reuse")
+            return False
+        idle = timedelta(days=WorkspaceSettings.load().oauth_refresh_idle_days)
+        if row.created + idle <= timezone.now():
+            return False
+        request.user, request.refresh_token, request.refresh_token_instance = row.user, refresh_token, row
+        request.binding = row.binding
+        return True
+
+    def _save_bearer_token(self, token: dict[str, Any], request: Request, *_: Any, **__: Any) -> None:
+        """Store a pair of tokens, tied to the connection and to the present generation of its key.
+
+        The connection's row is locked first, as everywhere, so a revoke and a refresh cannot cross.
+        """
+        connection = Connection.objects.select_for_update(of=("self",)).get(pk=request.binding.connection_id)
+        key = Token.objects.live_key(connection)
+        if connection.revoked_at or key is None:
+            raise errors.InvalidGrantError(request=request)
+        self._check_and_set_request_resource(request)
+        previous, code_digest = _spend(request)
+        expires = timezone.now() + timedelta(seconds=token["expires_in"])
+        access = self._create_access_token(expires, request, token)
+        refresh = self._create_refresh_token(request, token["refresh_token"], access, previous)
+        Binding.objects.create(connection=connection, access_token=access, generation=key.generation)
+        Binding.objects.create(connection=connection, refresh_token=refresh, code_digest=code_digest)
+        if previous:
+            Connection.objects.filter(pk=connection.pk).update(last_token_at=timezone.now())
+
+    def _check_and_set_request_resource(self, request: Request) -> None:
+        """A token is for its connection's gateway, under whatever public URL it has now (RFC 8707)."""
+        url = request.binding.connection.gateway.url
+        asked = [value for name, value in request.decoded_body or () if name == "resource" and value]
+        if not all(same_resource(one, url) for one in asked):
+            description = "The resource must be the gateway that was authorised."
+            raise errors.CustomOAuth2Error(error="invalid_target", description=description, request=request)
+        request.resource = [url]
+
+    def revoke_token(self, token: str, token_type_hint: str, request: Request, *_: Any, **__: Any) -> None:
+        """End the one family this access or refresh token belongs to (RFC 7009, decisions 7.2)."""
+        row = _refresh_token(token, request.client)
+        if row is None:
+            access = AccessToken.objects.filter(token_checksum=_sha256(token), application=request.client).first()
+            row = RefreshToken.objects.filter(access_token=access).first() if access else None
+        if row is not None:
+            _end_family(row, "revoked by the app")
+
+
+def _spend(request: Request) -> tuple[RefreshToken | None, bytes | None]:
+    """Use up what the request came with: a refresh token, or a code, of which its digest is kept."""
+    if request.grant_type == "refresh_token":
+        row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)
+        if row.revoked is None:
+            row.revoked = timezone.now()
+            row.save(update_fields=["revoked", "updated"])
+            Binding.objects.filter(refresh_token=row).update(superseded_at=row.revoked)
+        return row, None
+    spent, _ = Grant.objects.filter(code=request.code, application=request.client).delete()
+    if not spent:  # Another request was faster by a blink.
+        raise errors.InvalidGrantError(request=request)
+    return None, hashlib.sha256(request.code.encode()).digest()
+
+
+def _refresh_token(text: str, client: Any) -> RefreshToken | None:
+    """The refresh token of this client with this text, if it is bound to a connection."""
+    return (
+        RefreshToken.objects.filter(token_checksum=_sha256(text), application=client, binding__isnull=False)
+        .select_related("user", "binding__connection__user", "binding__connection__gateway")
+        .order_by("-pk")
+        .first()
+    )
+
+
+def _is_usable(connection: Connection) -> bool:
+    """Disabled layers do not matter here: each MCP request asks them anyway (requirements 6.10)."""
+    return connection.revoked_at is None and connection.user.is_active
+
+
+def _is_in_grace(row: RefreshToken) -> bool:
+    """Whether it was superseded, not repudiated, a moment ago, and its family still lives."""
+    superseded = row.binding.superseded_at
+    family = RefreshToken.objects.filter(token_family=row.token_family, revoked=None)
+    return superseded is not None and timezone.now() - superseded <= GRACE and family.exists()
+
+
+def _end_family(row: RefreshToken, reason: str) -> None:
+    """Kill every refresh and access token that descends from one authorisation; the connection lives on."""
+    if RefreshToken.objects.filter(token_family=row.token_family, revoked=None).exists():
+        RefreshToken.revoke_family(row.token_family)
+        binding = Binding.objects.filter(refresh_token=row).select_related("connection").first()
+        if binding:
+            Event.objects.record(
+                Action.OAUTH_FAMILY_ENDED, binding.connection, by=None, changes={"reason": [None, reason]}
+            )
+
+
+def _end_family_of_code(code: str, client: Any) -> None:
+    digest = hashlib.sha256(code.encode()).digest()
+    first = Binding.objects.filter(code_digest=digest, refresh_token__application=client).first()
+    if first is not None:
+        _end_family(first.refresh_token, "code used again")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
