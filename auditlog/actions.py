@@ -23,6 +23,7 @@ class Action(StrEnum):
     GATEWAY_ENABLED = "gateway.enabled"
     GATEWAY_UPDATED = "gateway.updated"
 
+    HOST_APPEARED = "host.appeared"
     HOST_APPROVED = "host.approved"
     HOST_ARCHIVED = "host.archived"
     HOST_CREATED = "host.created"

@@ -48,6 +48,16 @@ class HostQuerySet(models.QuerySet["Host"]):
             raise NameTaken(NameTaken.__doc__) from None
         return host
 
+    def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
+        """The host of a headed app, made the first time someone connects it (M01); grouped by `dedupe_key`."""
+        with transaction.atomic():
+            now = timezone.now()
+            defaults = {"kind": Kind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
+            host, made = self.get_or_create(dedupe_key=dedupe_key, defaults=defaults)
+            if made:
+                Event.objects.record(Action.HOST_APPEARED, host, by=by, changes={"name": [None, name]})
+        return host
+
 
 class Host(Switchable):
     """An app or agent that connects: the unit administrators allow or disable."""
