@@ -6,7 +6,7 @@ from allauth.account.adapter import DefaultAccountAdapter
 from django.http import HttpRequest
 
 
-class AccountAdapter(DefaultAccountAdapter):
+class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     """People are invited; wrong e-mail, wrong password and deactivated read the same."""
 
     error_messages: ClassVar[dict[str, Any]] = {

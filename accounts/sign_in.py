@@ -31,10 +31,10 @@ class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
 class NewPasswordForm(ResetPasswordKeyForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, password1="New password", password2="New password, again")  # noqa: S106
+        _relabel(self, password1="New password", password2="New password, again")
 
 
 class OtherPasswordForm(ChangePasswordForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, oldpassword="Current password", password1="New password", password2="New password, again")  # noqa: S106
+        _relabel(self, oldpassword="Current password", password1="New password", password2="New password, again")

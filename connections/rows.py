@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from django.db.models import Manager
 
 TYPES = {"app": Kind.HEADED, "agent": Kind.TOKEN}
+BLOCKED = {
+    "host": "blocked: host disabled",
+    "gateway": "blocked: gateway disabled",
+    "user": "blocked: user deactivated",
+}
 STATUSES = ("active", "disabled", "expired", "revoked")
 
 
@@ -77,7 +82,7 @@ class Row:
             return ""
         if self.connection.blocked_by == "host" and self.connection.host.is_pending:
             return "blocked: host waiting for approval"
-        return f"blocked: {self.connection.blocked_by} {'deactivated' if self.connection.blocked_by == 'user' else 'disabled'}"
+        return BLOCKED[self.connection.blocked_by]
 
     @property
     def prefix(self) -> str:

@@ -6,6 +6,7 @@ app_name = "connections"
 
 urlpatterns = [
     path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
+    path("hosts/<uuid:pk>/archive/", views.archive_host, name="archive_host"),
     path("gateways/<slug:slug>/connections/", views.for_gateway, name="for_gateway"),
     path("connections/<uuid:pk>/disable/", views.disable, name="disable"),
     path("connections/<uuid:pk>/enable/", views.enable, name="enable"),

@@ -8,6 +8,7 @@ from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path, re_path
 
 from gatewayadmin.overview import overview
+from gatewayadmin.password_reset import SetPassword
 
 _ROOMS = (
     "accounts",
@@ -37,7 +38,7 @@ _signing_in = [
     path("password/reset/done/", account.password_reset_done, name="account_reset_password_done"),
     re_path(
         r"^password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
-        account.password_reset_from_key,
+        SetPassword.as_view(),
         name="account_reset_password_from_key",
     ),
     path(
@@ -51,6 +52,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("accounts/", include(_signing_in)),
     path("admin/", admin.site.urls),
+    path("", include("oauth.endpoints")),
 ]
 urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS if find_spec(f"{room}.urls")]
 

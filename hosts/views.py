@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from django.db.models import Count, Q
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -29,15 +30,18 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 
 
 def find(viewer: User, pk: UUID) -> Host:
-    """The live host with its counts, or 404."""
-    return get_object_or_404(counted(Host.objects.live().select_related("created_by"), viewer), pk=pk)
+    """The live host with its counts, or 404; `row_count` counts its ended connections too."""
+    seen = Q() if viewer.has_perm(Capability.MCP_CONNECTIONS_READ) else Q(connections__user=viewer)
+    hosts = counted(Host.objects.live().select_related("created_by"), viewer)
+    return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=seen)), pk=pk)
 
 
 @require_GET
 @requires(Capability.HOSTS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     chosen = HostFilter(request.GET)
-    page = page_of(request, counted(chosen.narrow(Host.objects.live()), request.user))
+    hosts = counted(chosen.narrow(Host.objects.live()), request.user)
+    page = page_of(request, hosts.order_by(Lower("name"), "pk"))
     context = {
         "page": page,
         "chosen": chosen.cleaned_data,
@@ -99,12 +103,25 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Disable host",
             text=f'Disable this host? Every connection of "{host.name}" stops on its next request. Nothing is deleted.',
-            more="To end access for good, revoke the connections.",
+            more=_carried(request.user, host),
             target="#host-head" if request.GET.get("on") == "page" else f"#host-{host.pk}",
             back=reverse("hosts:detail", args=[host.pk]),
         )
     host.disable(by=request.user)
     return _switched(request, host, "Host disabled")
+
+
+def _carried(viewer: User, host: Host) -> str:
+    """How much stops, for those who may see it; and what a switch does not do."""
+    advice = "To end access for good, revoke the connections."
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+        return advice
+    connections, users = host.connection_count, host.user_count  # type: ignore[attr-defined]
+    return f"{_number(connections, 'connection')}, {_number(users, 'user')}. {advice}"
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 @require_POST

@@ -18,6 +18,13 @@ from tokens.models import DEFAULT_LIFETIME, LIFETIMES, BadAddress, canonical
 NEVER = "never"
 
 
+class ServersField(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
+    """Assignments, each under the name of its server."""
+
+    def label_from_instance(self, assignment: Any) -> str:
+        return str(assignment.server)
+
+
 class TokenForm(forms.Form):
     """Name, servers, expiration and IP allowlist; every field has a default, so an untouched form is a good one."""
 
@@ -26,7 +33,11 @@ class TokenForm(forms.Form):
         choices=[("all", "All servers of this gateway, including ones added later"), ("some", "Only these servers")],
         initial="all",
     )
-    servers = forms.ModelMultipleChoiceField(queryset=Assignment.objects.none(), required=False)
+    servers = ServersField(
+        queryset=Assignment.objects.none(),
+        required=False,
+        widget=forms.CheckboxSelectMultiple(attrs={"autocomplete": "off"}),
+    )
     expires_in_days = forms.ChoiceField(label="Expiration", initial=str(DEFAULT_LIFETIME), required=False)
     allowed_ips = forms.CharField(
         label="IP allowlist",

@@ -16,6 +16,8 @@ from connections.views import changed
 from tokens.models import AlreadyRevoked, Kind, Token
 from ui.pages import AppRequest, confirm
 
+REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
+
 
 @require_http_methods(["GET", "POST"])
 @signed_in("own tokens; others' need API_TOKENS_MANAGE or MCP_CONNECTIONS_REVOKE")
@@ -27,7 +29,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Revoke token",
-            text="Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone.",
+            text=REVOKE_TEXT,
             more=f"{token.name} {token.prefix}, {connection.host.name} on {connection.gateway.name}.",
             icon="revoke",
             target=f"#connection-{connection.pk}",

@@ -22,14 +22,14 @@ PAGE_SIZE = 50
 class AppRequest(HttpRequest):
     """A request of a signed-in person, after all middleware."""
 
-    user: User  # type: ignore[assignment]
+    user: User
     htmx: HtmxDetails
 
 
 def wants_fragment(request: HttpRequest) -> bool:
     """Whether htmx asked for a piece of the page; going back in history needs the whole."""
     htmx: HtmxDetails | None = getattr(request, "htmx", None)
-    return bool(htmx) and not (htmx.boosted or htmx.history_restore_request)
+    return htmx is not None and bool(htmx) and not (htmx.boosted or htmx.history_restore_request)
 
 
 def show(request: HttpRequest, template: str, context: dict[str, Any] | None = None, status: int = 200) -> HttpResponse:
@@ -45,7 +45,7 @@ def show(request: HttpRequest, template: str, context: dict[str, Any] | None = N
 
 
 def answer(
-    request: HttpRequest, template: str, context: dict[str, Any], *, to: str | Model, toast: str = ""
+    request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = ""
 ) -> HttpResponse:
     """After an act: the changed fragment and a toast for htmx, else a redirect to `to` that shows the toast."""
     if not wants_fragment(request):
@@ -54,7 +54,7 @@ def answer(
     return trigger_client_event(response, "toast", {"value": toast}) if toast else response
 
 
-def leave(request: HttpRequest, to: str | Model, toast: str = "") -> HttpResponse:
+def leave(request: HttpRequest, to: str, toast: str = "") -> HttpResponse:
     """After an act that ends on another page: go there, with a toast."""
     if toast:
         messages.success(request, toast)
@@ -67,7 +67,7 @@ def refuse(request: HttpRequest, template: str, context: dict[str, Any]) -> Http
     return reswap(retarget(response, "#dialog"), "innerHTML") if wants_fragment(request) else response
 
 
-def confirm(
+def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     request: HttpRequest,
     *,
     title: str,
