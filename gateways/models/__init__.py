@@ -9,6 +9,7 @@ from gateways.models.assignment import (
     ToolPolicy,
     ToolQuerySet,
     WrongIdentity,
+    alias_validator,
 )
 from gateways.models.gateway import Gateway, GatewayError, GatewayQuerySet, Reach
 
@@ -25,4 +26,5 @@ __all__ = [
     "ToolPolicy",
     "ToolQuerySet",
     "WrongIdentity",
+    "alias_validator",
 ]

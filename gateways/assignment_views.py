@@ -1,0 +1,180 @@
+"""The Servers tab of a gateway: which servers stand behind it, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db import IntegrityError
+from django.db.models import Count, Q
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.models import User
+from capabilities import Capability, requires, signed_in
+from gateways.forms import AssignmentForm
+from gateways.models import Assignment, AssignmentQuerySet, Gateway, ToolPolicy
+from gateways.views import WITHIN_REACH
+from gateways.views import find as find_gateway
+from servers.models import Server
+from ui.pages import AppRequest, answer, confirm, leave, refuse, show
+
+SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
+
+
+def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
+    """Live assignments with all a row shows: how many tools they offer, and how many of these may be called."""
+    offered = Q(tools__missing_since=None, tools__isnull=False)
+    allowed = offered & Q(tools__enabled=True) & ~Q(tool_policy=ToolPolicy.BLOCK_ALL)
+    return (
+        assignments.live()
+        .select_related("gateway", "server", "shared_identity")
+        .annotate(tool_count=Count("tools", filter=offered), allowed_count=Count("tools", filter=allowed))
+        .order_by("server__name", "alias")
+    )
+
+
+def find(viewer: User, pk: UUID) -> Any:
+    """The live assignment with its counts, or 404 when `viewer` may not see its gateway."""
+    rows = counted(Assignment.objects.filter(gateway__in=Gateway.objects.visible_to(viewer)))
+    return get_object_or_404(rows, pk=pk)
+
+
+def tab_url(gateway: Gateway) -> str:
+    return reverse("gateways:servers", args=[gateway.slug])
+
+
+def sees_servers(viewer: User) -> bool:
+    """Whether `viewer` may follow a link to a server's page (decisions 7.10)."""
+    return any(viewer.has_perm(capability) for capability in SEES_SERVERS)
+
+
+@require_GET
+@signed_in(WITHIN_REACH)
+def listing(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find_gateway(request.user, slug)
+    rows = counted(gateway.assignments.all())
+    context = {"gateway": gateway, "tab": "servers", "rows": rows, "sees_servers": sees_servers(request.user)}
+    return show(request, "gateways/servers.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def assign(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find_gateway(request.user, slug)
+    server = _chosen_server(request)
+    form = AssignmentForm(request.POST or None, gateway=gateway, server=server)
+    context = {
+        "form": form,
+        "gateway": gateway,
+        "heading": "Assign a server",
+        "submit": "Assign",
+        "back": tab_url(gateway),
+        "sees_servers": sees_servers(request.user),
+    }
+    if request.method == "GET":
+        return show(request, "gateways/assign.html", context)
+    if form.is_valid():
+        try:
+            assignment = Assignment.objects.assign(gateway=gateway, by=request.user, **form.cleaned_data)
+        except IntegrityError:
+            form.refuse()
+        else:
+            return leave(request, tab_url(gateway), f"{assignment.server.name} assigned")
+    return refuse(request, "gateways/assign.html", context)
+
+
+def _chosen_server(request: AppRequest) -> Server | None:
+    """The server the form is about: the one named, else the first that is on no gateway yet, else any."""
+    wanted = request.POST.get("server") or request.GET.get("server")
+    live = Server.objects.live()
+    if wanted:
+        return live.filter(slug=wanted).first()
+    return live.exclude(assignments__removed_at=None, assignments__isnull=False).first() or live.first()
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def edit(request: AppRequest, pk: UUID) -> HttpResponse:
+    assignment = find(request.user, pk)
+    form = AssignmentForm(
+        request.POST or None, gateway=assignment.gateway, server=assignment.server, assignment=assignment
+    )
+    context = {
+        "form": form,
+        "gateway": assignment.gateway,
+        "heading": f"Edit {assignment.server.name}",
+        "submit": "Save",
+        "back": tab_url(assignment.gateway),
+    }
+    if request.method == "GET":
+        return show(request, "gateways/assign.html", context)
+    if form.is_valid():
+        try:
+            assignment.edit(by=request.user, **form.cleaned_data)
+        except IntegrityError:
+            form.refuse()
+        else:
+            return leave(request, tab_url(assignment.gateway), "Assignment saved")
+    return refuse(request, "gateways/assign.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def remove(request: AppRequest, pk: UUID) -> HttpResponse:
+    assignment = find(request.user, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Remove server",
+            text=f"Remove {assignment.server.name} from {assignment.gateway.name}? {_tools(assignment)} on the next "
+            "request. Connections stay.",
+            more="Its tool switches and history on this gateway end with it.",
+            icon="remove",
+            back=tab_url(assignment.gateway),
+        )
+    assignment.remove(by=request.user)
+    return leave(request, tab_url(assignment.gateway), f"{assignment.server.name} removed")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_TOGGLE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    assignment = find(request.user, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable server on this gateway",
+            text=f"Disable {assignment.server.name} on {assignment.gateway.name}? {_tools(assignment)} on the next "
+            "request. Nothing is deleted.",
+            more="Other gateways keep it.",
+            target=f"#assignment-{assignment.pk}",
+            back=tab_url(assignment.gateway),
+        )
+    assignment.disable(by=request.user)
+    return _changed(request, assignment, "Server disabled on this gateway")
+
+
+def _tools(assignment: Any) -> str:
+    match assignment.tool_count:
+        case 0:
+            return "Its tools stop"
+        case 1:
+            return "Its 1 tool stops"
+        case count:
+            return f"Its {count:,} tools stop"
+
+
+@require_POST
+@requires(Capability.GATEWAYS_TOGGLE)
+def enable(request: AppRequest, pk: UUID) -> HttpResponse:
+    assignment = find(request.user, pk)
+    assignment.enable(by=request.user)
+    return _changed(request, assignment, "Server enabled on this gateway")
+
+
+def _changed(request: AppRequest, assignment: Assignment, toast: str) -> HttpResponse:
+    context = {"assignment": assignment, "gateway": assignment.gateway, "sees_servers": sees_servers(request.user)}
+    return answer(request, "gateways/servers.html#row", context, to=tab_url(assignment.gateway), toast=toast)

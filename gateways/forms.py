@@ -1,0 +1,216 @@
+"""Forms of the Gateways pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db.models import Q
+
+from accounts.models import Team
+from gateways.models import (
+    Assignment,
+    Gateway,
+    GatewayQuerySet,
+    IdentityScheme,
+    Reach,
+    Tool,
+    ToolQuerySet,
+    alias_validator,
+)
+from servers.models import Identity, Server
+from servers.slugs import SlugField
+
+SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)
+
+
+class ReachForm(forms.Form):
+    """Whom a gateway is open to."""
+
+    reach = forms.ChoiceField(choices=Reach.choices, initial=Reach.EVERYONE, widget=forms.RadioSelect)
+    teams = forms.ModelMultipleChoiceField(
+        Team.objects.all(), required=False, widget=forms.CheckboxSelectMultiple, help_text="For the reach “Teams”."
+    )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not Team.objects.exists():
+            del self.fields["teams"]
+            self.fields["reach"].help_text = "There is no team yet; until there is one, everyone is the only choice."
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or self.cleaned_data
+        if values.get("reach") == Reach.TEAMS and not values.get("teams"):
+            self.add_error("teams" if "teams" in self.fields else "reach", "Choose at least one team.")
+        if values.get("reach") == Reach.EVERYONE:
+            values["teams"] = []
+        return values
+
+
+class NameForm(forms.Form):
+    """Name and description. `gateway` is the one being renamed, None when one is added."""
+
+    name = forms.CharField(max_length=80)
+    description = forms.CharField(
+        required=False,
+        max_length=1000,
+        widget=forms.Textarea(attrs={"rows": 3}),
+        help_text="Shown where people choose a gateway.",
+    )
+
+    def __init__(self, *args: Any, gateway: Gateway | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gateway = gateway
+
+    def clean_name(self) -> str:
+        name = str(self.cleaned_data["name"])
+        others = Gateway.objects.live().filter(name__iexact=name)
+        if (others.exclude(pk=self.gateway.pk) if self.gateway else others).exists():
+            raise ValidationError("A gateway with this name already exists.")
+        return name
+
+    def refuse(self) -> None:
+        """Say that somebody else was faster."""
+        self.add_error("name", "This name or slug was taken just now. Choose another.")
+
+
+class GatewayForm(NameForm, ReachForm):
+    """A new gateway."""
+
+    slug = SlugField(Gateway.objects.all(), max_length=40)
+    field_order = ("name", "slug", "description", "reach", "teams")
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean()
+        if "name" in values and values.get("slug") == "":
+            try:
+                values["slug"] = self.fields["slug"].made_from(values["name"])  # type: ignore[attr-defined]
+            except ValidationError as refusal:
+                self.add_error("slug", refusal)
+        return values
+
+
+class AssignmentForm(forms.Form):
+    """How a server stands behind `gateway`; `assignment` is the one being edited, None when one is made."""
+
+    server = forms.ModelChoiceField(Server.objects.none(), to_field_name="slug", empty_label=None)
+    alias = forms.CharField(
+        required=False,
+        max_length=16,
+        validators=[alias_validator],
+        error_messages={"max_length": "An alias has 16 characters at most."},
+    )
+    identity_scheme = forms.ChoiceField(choices=[(s.value, s.label) for s in SCHEMES], widget=forms.RadioSelect)
+    shared_identity = forms.ModelChoiceField(Identity.objects.none(), required=False, empty_label="Choose an identity")
+
+    def __init__(
+        self,
+        *args: Any,
+        gateway: Gateway,
+        server: Server | None,
+        assignment: Assignment | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.gateway, self.upstream, self.assignment = gateway, server, assignment
+        if assignment:
+            del self.fields["server"]
+        else:
+            self.fields["server"].queryset = Server.objects.live()  # type: ignore[attr-defined]
+        if server:
+            shared = Identity.objects.live().shared().filter(server=server)
+            self.fields["shared_identity"].queryset = shared  # type: ignore[attr-defined]
+            self.fields["shared_identity"].label_from_instance = lambda identity: identity.label  # type: ignore[attr-defined]
+            self.initial = self._start(server)
+
+    def _start(self, server: Server) -> dict[str, Any]:
+        if self.assignment:
+            return {
+                "alias": self.assignment.alias,
+                "identity_scheme": self.assignment.identity_scheme,
+                "shared_identity": self.assignment.shared_identity_id,
+            }
+        scheme = IdentityScheme.PER_USER if server.needs_credential else IdentityScheme.NONE
+        return {"server": server.slug, "alias": server.slug, "identity_scheme": scheme}
+
+    def clean_alias(self) -> str:
+        alias = str(self.cleaned_data["alias"])
+        others = self._others()
+        if alias and others.filter(alias=alias).exists():
+            raise ValidationError(f"Another server on {self.gateway.name} has this alias.")
+        if not alias and (shared := self._names_in_use(others)):
+            raise ValidationError(f"Without an alias these names collide: {', '.join(shared)}. Give one.")
+        return alias
+
+    def _others(self) -> Any:
+        others = self.gateway.assignments.live()
+        return others.exclude(pk=self.assignment.pk) if self.assignment else others
+
+    def _names_in_use(self, others: Any) -> list[str]:
+        """Known tools of the server whose bare names other servers of the gateway expose already."""
+        taken = Tool.objects.offered().filter(assignment__in=others)
+        own = Tool.objects.offered().filter(assignment__server=self.upstream)
+        names = own.filter(name__in=taken.values("exposed_name")).values_list("name", flat=True)
+        return sorted(set(names))[:3]
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or self.cleaned_data
+        scheme = values.get("identity_scheme")
+        if self.upstream and not self.upstream.needs_credential and scheme not in (None, IdentityScheme.NONE):
+            self.add_error(
+                "identity_scheme", f"{self.upstream.name} needs no credential: its auth type is “No credential”."
+            )
+        elif (
+            scheme == IdentityScheme.SHARED
+            and not values.get("shared_identity")
+            and "shared_identity" not in self.errors
+        ):
+            self.add_error("shared_identity", "Choose the identity everyone uses.")
+        if scheme != IdentityScheme.SHARED:
+            values["shared_identity"] = None
+        return values
+
+    def refuse(self) -> None:
+        """Say that somebody else was faster."""
+        self.add_error("alias", f"Another server on {self.gateway.name} has taken this alias just now.")
+
+
+class GatewayFilter(forms.Form):
+    """What the list of gateways is narrowed to."""
+
+    q = forms.CharField(required=False)
+
+    def narrow(self, gateways: GatewayQuerySet) -> GatewayQuerySet:
+        """The gateways that match."""
+        self.is_valid()
+        if words := self.cleaned_data.get("q"):
+            gateways = gateways.filter(Q(name__icontains=words) | Q(slug__icontains=words))
+        return gateways
+
+
+class ToolFilter(forms.Form):
+    """What the list of tools is narrowed to; a value nobody offers narrows nothing."""
+
+    q = forms.CharField(required=False)
+    enabled = forms.ChoiceField(required=False, choices=[("on", "On"), ("off", "Off")])
+    server = forms.MultipleChoiceField(required=False)
+
+    def __init__(self, *args: Any, assignments: list[Assignment], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fields["server"].choices = [  # type: ignore[attr-defined]
+            (str(assignment.pk), assignment.server.name) for assignment in assignments
+        ]
+
+    def narrow(self, tools: ToolQuerySet) -> ToolQuerySet:
+        """The tools that match."""
+        self.is_valid()
+        if words := self.cleaned_data.get("q"):
+            tools = tools.filter(
+                Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
+            )
+        if enabled := self.cleaned_data.get("enabled"):
+            tools = tools.filter(enabled=enabled == "on")
+        if chosen := self.cleaned_data.get("server"):
+            tools = tools.filter(assignment__in=chosen)
+        return tools

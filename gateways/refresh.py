@@ -1,0 +1,69 @@
+"""*Refresh tools*: ask every server behind a gateway what it offers now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from accounts.models import User
+from gateways.models import Assignment, Gateway, IdentityScheme, Tool
+from servers.discovery import Discovered, Failed, discover, identity_for, note
+from servers.models import Identity
+
+AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """How it went with one assigned server."""
+
+    assignment: Assignment
+    outcome: Discovered | Failed
+
+    @property
+    def failure(self) -> str:
+        """What went wrong, as a sentence; empty when nothing did."""
+        if not isinstance(self.outcome, Failed):
+            return ""
+        return f"{self.assignment.server.name} {self.outcome}. Its tools are listed as they were last seen."
+
+
+def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
+    """Ask all enabled servers of `gateway` at once and learn their tools; what does not answer keeps its rows."""
+    rows = gateway.assignments.live().filter(server__enabled=True).select_related("server", "shared_identity")
+    asked = [(assignment, _identity(assignment, by)) for assignment in rows]
+    # No statement runs in these threads: each would hold a database connection of its own.
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = list(pool.map(_ask, asked))
+    return _learn(asked, outcomes)
+
+
+def _identity(assignment: Assignment, user: User) -> Identity | None:
+    match assignment.identity_scheme:
+        case IdentityScheme.SHARED:
+            shared = assignment.shared_identity
+            return shared if shared and shared.status == "active" else None
+        case IdentityScheme.PER_USER:
+            return identity_for(assignment.server, user)
+    return None
+
+
+def _ask(asked: tuple[Assignment, Identity | None]) -> Discovered | Failed:
+    assignment, identity = asked
+    try:
+        return discover(assignment.server, identity)
+    except Failed as failure:
+        return failure
+
+
+def _learn(
+    asked: Sequence[tuple[Assignment, Identity | None]], outcomes: Sequence[Discovered | Failed]
+) -> list[Refreshed]:
+    refreshed = []
+    for (assignment, identity), outcome in zip(asked, outcomes, strict=True):
+        note(assignment.server, identity, outcome)
+        if isinstance(outcome, Discovered):
+            Tool.objects.learn(assignment, outcome.tools)
+        refreshed.append(Refreshed(assignment, outcome))
+    return refreshed

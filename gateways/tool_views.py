@@ -1,0 +1,154 @@
+"""The Tools tab of a gateway: what its servers offer, and what of it may be called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import BadRequest
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_POST
+
+from capabilities import Capability, requires, signed_in
+from gateways import assignment_views
+from gateways.forms import ToolFilter
+from gateways.models import Gateway, Tool, ToolPolicy
+from gateways.refresh import Refreshed, refresh
+from gateways.views import WITHIN_REACH
+from gateways.views import find as find_gateway
+from ui.pages import AppRequest, answer, page_of, show, wants_fragment
+
+NEW_FOR = timedelta(days=7)
+SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tool of a table."""
+
+    tool: Tool
+
+    @property
+    def effect(self) -> str:
+        """What its server claims it does; a claim, nothing more."""
+        hints = self.tool.annotations
+        if hints.get("readOnlyHint") is True:
+            return "Read only"
+        if hints.get("destructiveHint") is True:
+            return "Destructive"
+        return "Writes" if hints.get("readOnlyHint") is False else ""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it came after its server was assigned, and lately."""
+        since = self.tool.first_seen_at - self.tool.assignment.created_at
+        return since > timedelta(hours=1) and timezone.now() - self.tool.first_seen_at < NEW_FOR
+
+    @property
+    def blocked(self) -> bool:
+        return self.tool.assignment.tool_policy == ToolPolicy.BLOCK_ALL
+
+
+@dataclass(frozen=True)
+class Group:
+    """One server of the page, and those of its tools that the page shows."""
+
+    assignment: Any
+    rows: list[Row]
+
+
+def tab_url(gateway: Gateway) -> str:
+    return reverse("gateways:tools", args=[gateway.slug])
+
+
+@require_GET
+@signed_in(WITHIN_REACH)
+def listing(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find_gateway(request.user, slug)
+    return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})
+
+
+def _listed(request: AppRequest, gateway: Gateway, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
+    assignments = list(assignment_views.counted(gateway.assignments.all()))
+    chosen = ToolFilter(request.GET, assignments=assignments)
+    tools = chosen.narrow(Tool.objects.filter(assignment__in=assignments)).select_related("assignment")
+    page = page_of(request, tools.order_by("assignment__server__name", "assignment__alias", "exposed_name"), SHOWN)
+    narrowed = any(chosen.cleaned_data.values())
+    return {
+        "gateway": gateway,
+        "assignments": assignments,
+        "groups": _grouped(assignments, list(page), with_empty=not narrowed and page.number == 1),
+        "page": page,
+        "policies": ToolPolicy.choices,
+        "chosen": chosen.cleaned_data,
+        "narrowed": narrowed,
+        "failures": [one.failure for one in refreshed if one.failure],
+    }
+
+
+def _grouped(assignments: list[Any], tools: list[Tool], *, with_empty: bool) -> list[Group]:
+    groups = [Group(a, [Row(tool) for tool in tools if tool.assignment_id == a.pk]) for a in assignments]
+    return [group for group in groups if group.rows or (with_empty and not group.assignment.tool_count)]
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def refresh_tools(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find_gateway(request.user, slug)
+    refreshed = refresh(gateway, by=request.user)
+    failures = [one.failure for one in refreshed if one.failure]
+    gateway = find_gateway(request.user, slug)
+    toast = f"{gateway.tool_count} tools known"
+    if failures and not wants_fragment(request):
+        toast = " ".join([toast + ".", *failures])
+    context = _listed(request, gateway, refreshed)
+    return answer(request, "gateways/tools.html#tools", {**context, "fragment": True}, to=tab_url(gateway), toast=toast)
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def policy(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Allow all, only the selected, or none of an assigned server's tools."""
+    assignment = assignment_views.find(request.user, pk)
+    wanted = request.POST.get("policy", "")
+    if wanted not in ToolPolicy.values:
+        raise BadRequest("There is no such policy.")
+    assignment.edit(tool_policy=wanted, by=request.user)
+    gateway = find_gateway(request.user, assignment.gateway.slug)
+    context = {**_listed(request, gateway), "fragment": True}
+    toast = f"{assignment.server.name}: {ToolPolicy(wanted).label}"
+    return answer(request, "gateways/tools.html#tools", context, to=tab_url(gateway), toast=toast)
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    tool = _find(request, pk)
+    tool.disable(by=request.user)
+    return _changed(request, tool, f"{tool.exposed_name} disabled")
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def enable(request: AppRequest, pk: UUID) -> HttpResponse:
+    tool = _find(request, pk)
+    tool.enable(by=request.user)
+    return _changed(request, tool, f"{tool.exposed_name} enabled")
+
+
+def _find(request: AppRequest, pk: UUID) -> Tool:
+    rows = Tool.objects.select_related("assignment__gateway").filter(
+        assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user)
+    )
+    return get_object_or_404(rows, pk=pk)
+
+
+def _changed(request: AppRequest, tool: Tool, toast: str) -> HttpResponse:
+    to = tab_url(tool.assignment.gateway)
+    return answer(request, "gateways/tools.html#row", {"row": Row(tool)}, to=to, toast=toast)

@@ -1,0 +1,28 @@
+from django.urls import path
+
+from gateways import assignment_views, tool_views, views
+
+app_name = "gateways"
+
+urlpatterns = [
+    path("gateways/", views.listing, name="list"),
+    path("gateways/add/", views.add, name="add"),
+    path("gateways/slug/", views.slug, name="slug"),
+    path("gateways/find/<uuid:pk>/", views.find_by_id, name="find"),
+    path("gateways/<slug:slug>/", views.detail, name="detail"),
+    path("gateways/<slug:slug>/rename/", views.rename, name="edit"),
+    path("gateways/<slug:slug>/reach/", views.reach, name="reach"),
+    path("gateways/<slug:slug>/disable/", views.disable, name="disable"),
+    path("gateways/<slug:slug>/enable/", views.enable, name="enable"),
+    path("gateways/<slug:slug>/servers/", assignment_views.listing, name="servers"),
+    path("gateways/<slug:slug>/assign/", assignment_views.assign, name="assign"),
+    path("gateways/<slug:slug>/tools/", tool_views.listing, name="tools"),
+    path("gateways/<slug:slug>/tools/refresh/", tool_views.refresh_tools, name="refresh"),
+    path("assignments/<uuid:pk>/edit/", assignment_views.edit, name="edit_assignment"),
+    path("assignments/<uuid:pk>/remove/", assignment_views.remove, name="remove_assignment"),
+    path("assignments/<uuid:pk>/disable/", assignment_views.disable, name="disable_assignment"),
+    path("assignments/<uuid:pk>/enable/", assignment_views.enable, name="enable_assignment"),
+    path("assignments/<uuid:pk>/policy/", tool_views.policy, name="policy"),
+    path("tools/<uuid:pk>/disable/", tool_views.disable, name="disable_tool"),
+    path("tools/<uuid:pk>/enable/", tool_views.enable, name="enable_tool"),
+]

@@ -1,0 +1,177 @@
+"""The Gateways pages: the list, the page of one gateway, and its switch."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db import IntegrityError
+from django.db.models import Count, IntegerField, OuterRef, Q, Subquery
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404, redirect
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.models import User
+from capabilities import Capability, requires, signed_in
+from gateways.forms import GatewayFilter, GatewayForm, NameForm, ReachForm
+from gateways.models import Gateway, GatewayQuerySet
+from servers.slugs import suggest
+from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
+
+WITHIN_REACH = "lists only gateways within one's reach"
+
+
+def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
+    """Gateways with the number of their servers, tools and live connections, as far as `viewer` may see these."""
+    assigned = Q(assignments__removed_at=None, assignments__isnull=False)
+    connected = Q(connections__revoked_at=None)
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+        connected &= Q(connections__user=viewer)
+    return gateways.annotate(
+        server_count=_number("assignments", assigned),
+        tool_count=_number("assignments__tools", assigned & Q(assignments__tools__missing_since=None)),
+        connection_count=_number("connections", connected),
+    )
+
+
+def _number(of: str, where: Q) -> Subquery:
+    """A count of its own: joined together, the three would multiply."""
+    rows = Gateway.objects.filter(pk=OuterRef("pk")).annotate(number=Count(of, filter=where))
+    return Subquery(rows.order_by().values("number"), output_field=IntegerField())
+
+
+def find(viewer: User, slug: str) -> Any:
+    """The live gateway with its counts, or 404 when `viewer` may not see it."""
+    rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
+    return get_object_or_404(rows, slug=slug)
+
+
+def page_url(gateway: Gateway) -> str:
+    return reverse("gateways:detail", args=[gateway.slug])
+
+
+@require_GET
+@signed_in(WITHIN_REACH)
+def listing(request: AppRequest) -> HttpResponse:
+    chosen = GatewayFilter(request.GET)
+    rows = chosen.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
+    context = {
+        "page": page_of(request, counted(rows, request.user)),
+        "chosen": chosen.cleaned_data,
+        "narrowed": any(chosen.cleaned_data.values()),
+    }
+    return show(request, "gateways/list.html#results", context)
+
+
+@require_GET
+@signed_in(WITHIN_REACH)
+def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
+    """The page of the gateway with this id, which logs hold instead of its slug."""
+    return redirect(page_url(get_object_or_404(Gateway.objects.visible_to(request.user), pk=pk)))
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def add(request: AppRequest) -> HttpResponse:
+    form = GatewayForm(request.POST or None)
+    context = {"form": form, "heading": "Add a gateway", "submit": "Add a gateway", "back": reverse("gateways:list")}
+    if request.method == "GET":
+        return show(request, "gateways/form.html", context)
+    if form.is_valid():
+        try:
+            gateway = Gateway.objects.add(**form.cleaned_data, by=request.user)
+        except IntegrityError:
+            form.refuse()
+        else:
+            return leave(request, reverse("gateways:servers", args=[gateway.slug]), f"{gateway.name} added")
+    return refuse(request, "gateways/form.html", context)
+
+
+@require_GET
+@requires(Capability.GATEWAYS_MANAGE)
+def slug(request: AppRequest) -> HttpResponse:
+    """What an empty slug would become, and the URL it makes, while the name is typed."""
+    made = request.GET.get("slug") or suggest(request.GET.get("name", ""), Gateway.objects.all(), 40)
+    return show(request, "gateways/form.html#slug", {"made": Gateway(slug=made) if made else None})
+
+
+@require_GET
+@signed_in(WITHIN_REACH)
+def detail(request: AppRequest, slug: str) -> HttpResponse:
+    return show(request, "gateways/overview.html", {"gateway": find(request.user, slug), "tab": "overview"})
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def rename(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find(request.user, slug)
+    initial = {"name": gateway.name, "description": gateway.description}
+    form = NameForm(request.POST or None, gateway=gateway, initial=initial)
+    context = {"form": form, "gateway": gateway, "heading": "Rename", "submit": "Rename", "back": page_url(gateway)}
+    if request.method == "GET":
+        return show(request, "gateways/form.html", context)
+    if form.is_valid():
+        try:
+            gateway.edit(**form.cleaned_data, by=request.user)
+        except IntegrityError:
+            form.refuse()
+        else:
+            return leave(request, page_url(gateway), "Gateway renamed")
+    return refuse(request, "gateways/form.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def reach(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find(request.user, slug)
+    form = ReachForm(request.POST or None, initial={"reach": gateway.reach, "teams": gateway.teams.all()})
+    context = {"form": form, "gateway": gateway, "heading": "Change reach", "submit": "Save", "back": page_url(gateway)}
+    if request.method == "GET":
+        return show(request, "gateways/form.html", context)
+    if not form.is_valid():
+        return refuse(request, "gateways/form.html", context)
+    gateway.edit(**form.cleaned_data, by=request.user)
+    return leave(request, page_url(gateway), "Reach changed")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_TOGGLE)
+def disable(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find(request.user, slug)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable gateway",
+            text=f"Disable this gateway? {_stops(gateway, request.user)} Nothing is deleted.",
+            target="#gateway-head" if request.GET.get("on") == "page" else f"#gateway-{gateway.pk}",
+            back=page_url(gateway),
+        )
+    gateway.disable(by=request.user)
+    return _switched(request, gateway, "Gateway disabled")
+
+
+def _stops(gateway: Any, viewer: User) -> str:
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+        return "All its connections stop on their next request."
+    match gateway.connection_count:
+        case 0:
+            return "Nothing is connected to it."
+        case 1:
+            return "Its 1 connection stops on its next request."
+        case count:
+            return f"All {count:,} connections stop on their next request."
+
+
+@require_POST
+@requires(Capability.GATEWAYS_TOGGLE)
+def enable(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find(request.user, slug)
+    gateway.enable(by=request.user)
+    return _switched(request, gateway, "Gateway enabled")
+
+
+def _switched(request: AppRequest, gateway: Gateway, toast: str) -> HttpResponse:
+    """The part of the page that shows the switch: the head of the gateway's page, or its row."""
+    fragment = "gateways/base.html#head" if request.htmx.target == "gateway-head" else "gateways/list.html#row"
+    return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast)
