@@ -13,8 +13,8 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from capabilities import Capability, CapabilityRequired, requires, signed_in
 from connections.models import AlreadyRevoked, Connection, StillEnabled
 from connections.rows import STATUSES, ConnectionFilter, Row, visible
-from gateways.models import Gateway
 from hosts.models import Host
+from gateways.views import find as find_gateway
 from hosts.views import find as find_host
 from ui.pages import AppRequest, answer, confirm, leave, page_of, show
 
@@ -69,7 +69,7 @@ def _revoked_with(host: Host) -> str:
 @require_GET
 @signed_in("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ")
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = get_object_or_404(Gateway.objects.reachable_by(request.user), slug=slug)
+    gateway = find_gateway(request.user, slug)
     context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
     return show(request, "connections/for_gateway.html#connections", context)
 
