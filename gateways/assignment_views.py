@@ -75,7 +75,8 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
         "sees_servers": sees_servers(request.user),
     }
     if request.method == "GET":
-        return show(request, "gateways/assign.html", context)
+        part = "#scheme" if request.htmx.target == "scheme" else ""
+        return show(request, f"gateways/assign.html{part}", context)
     if form.is_valid():
         try:
             assignment = Assignment.objects.assign(gateway=gateway, by=request.user, **form.cleaned_data)

@@ -100,6 +100,10 @@ class AssignmentForm(forms.Form):
         max_length=16,
         validators=[alias_validator],
         error_messages={"max_length": "An alias has 16 characters at most."},
+        help_text="Begins the name of each tool. Empty: the server's slug.",
+    )
+    bare = forms.BooleanField(
+        label="Without alias", required=False, help_text="Tools keep their own names, unless these collide."
     )
     identity_scheme = forms.ChoiceField(choices=[(s.value, s.label) for s in SCHEMES], widget=forms.RadioSelect)
     shared_identity = forms.ModelChoiceField(Identity.objects.none(), required=False, empty_label="Choose an identity")
@@ -128,20 +132,25 @@ class AssignmentForm(forms.Form):
         if self.assignment:
             return {
                 "alias": self.assignment.alias,
+                "bare": not self.assignment.alias,
                 "identity_scheme": self.assignment.identity_scheme,
                 "shared_identity": self.assignment.shared_identity_id,
             }
         scheme = IdentityScheme.PER_USER if server.needs_credential else IdentityScheme.NONE
-        return {"server": server.slug, "alias": server.slug, "identity_scheme": scheme}
+        return {"server": server.slug, "identity_scheme": scheme}
 
-    def clean_alias(self) -> str:
-        alias = str(self.cleaned_data["alias"])
+    def _alias(self, values: dict[str, Any]) -> str:
+        """The alias that is meant. Raises ValidationError when it is taken, or needed."""
+        alias, bare = values["alias"], values.pop("bare", False)
         others = self._others()
+        if bare and alias:
+            raise ValidationError("Leave this empty, or untick “Without alias”.")
+        if bare and (shared := self._names_in_use(others)):
+            raise ValidationError(f"Another server here has tools of these names: {', '.join(shared)}. Give an alias.")
+        alias = alias if alias or bare or self.upstream is None else self.upstream.slug
         if alias and others.filter(alias=alias).exists():
-            raise ValidationError(f"Another server on {self.gateway.name} has this alias.")
-        if not alias and (shared := self._names_in_use(others)):
-            raise ValidationError(f"Without an alias these names collide: {', '.join(shared)}. Give one.")
-        return alias
+            raise ValidationError(f"Another server on {self.gateway.name} has the alias “{alias}”.")
+        return str(alias)
 
     def _others(self) -> Any:
         others = self.gateway.assignments.live()
@@ -156,20 +165,25 @@ class AssignmentForm(forms.Form):
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
-        scheme = values.get("identity_scheme")
-        if self.upstream and not self.upstream.needs_credential and scheme not in (None, IdentityScheme.NONE):
-            self.add_error(
-                "identity_scheme", f"{self.upstream.name} needs no credential: its auth type is “No credential”."
-            )
-        elif (
-            scheme == IdentityScheme.SHARED
-            and not values.get("shared_identity")
-            and "shared_identity" not in self.errors
-        ):
+        if "alias" in values:
+            try:
+                values["alias"] = self._alias(values)
+            except ValidationError as refusal:
+                self.add_error("alias", refusal)
+        if self.upstream and "identity_scheme" in values:
+            self._check_scheme(self.upstream, values)
+        return values
+
+    def _check_scheme(self, server: Server, values: dict[str, Any]) -> None:
+        scheme = values["identity_scheme"]
+        if server.needs_credential and scheme == IdentityScheme.NONE:
+            self.add_error("identity_scheme", f"{server.name} wants a credential. Choose whose it gets.")
+        if not server.needs_credential and scheme != IdentityScheme.NONE:
+            self.add_error("identity_scheme", f"{server.name} takes no credential: its auth type is “No credential”.")
+        elif scheme == IdentityScheme.SHARED and not values.get("shared_identity"):
             self.add_error("shared_identity", "Choose the identity everyone uses.")
         if scheme != IdentityScheme.SHARED:
             values["shared_identity"] = None
-        return values
 
     def refuse(self) -> None:
         """Say that somebody else was faster."""
