@@ -13,8 +13,8 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from capabilities import Capability, CapabilityRequired, requires, signed_in
 from connections.models import AlreadyRevoked, Connection, StillEnabled
 from connections.rows import STATUSES, ConnectionFilter, Row, visible
-from hosts.models import Host
 from gateways.views import find as find_gateway
+from hosts.models import Host
 from hosts.views import find as find_host
 from ui.pages import AppRequest, answer, confirm, leave, page_of, show
 
