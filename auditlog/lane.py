@@ -21,6 +21,10 @@ class Unobtainable(Exception):
     """The database did not answer."""
 
 
+class Late(Unobtainable):
+    """The database did not answer in time."""
+
+
 class Rejected(Exception):
     """The database refused the statement; `sqlstate` says why."""
 
@@ -49,7 +53,7 @@ class Lane:
             pgconn.send_query_prepared(name, parameters)
             self._flush(pgconn)
         except psycopg.Error as error:
-            self._lose(str(error))
+            self._lose(error)
         return await self._end(waiter)
 
     async def copy(self, statement: bytes, data: bytes) -> None:
@@ -64,7 +68,7 @@ class Lane:
             pgconn.send_query(statement)
             self._flush(pgconn)
         except psycopg.Error as error:
-            self._lose(str(error))
+            self._lose(error)
         await self._end(waiter)
 
     def close(self) -> None:
@@ -107,7 +111,7 @@ class Lane:
         return self._waiter
 
     async def _end(self, waiter: asyncio.Future[PGresult]) -> PGresult:
-        timer = waiter.get_loop().call_later(self._timeout, self._lose, "The database did not answer in time.")
+        timer = waiter.get_loop().call_later(self._timeout, self._lose, Late(Late.__doc__))
         try:
             return _checked(await waiter)
         except asyncio.CancelledError:
@@ -130,7 +134,7 @@ class Lane:
             if not pgconn.flush():
                 asyncio.get_running_loop().remove_writer(pgconn.socket)
         except psycopg.Error as error:
-            self._lose(str(error))
+            self._lose(error)
 
     def _readable(self) -> None:
         if self._connection is None:
@@ -138,7 +142,7 @@ class Lane:
         try:
             self._read(self._connection.pgconn)
         except psycopg.Error as error:
-            self._lose(str(error))
+            self._lose(error)
 
     def _read(self, pgconn: PGconn) -> None:
         pgconn.consume_input()
@@ -156,14 +160,14 @@ class Lane:
 
     def _finish(self, pgconn: PGconn) -> None:
         if pgconn.status != ConnStatus.OK:
-            self._lose(pgconn.get_error_message())
+            self._lose(Unobtainable(pgconn.get_error_message()))
         elif self._waiter is not None and not self._waiter.done() and self._result is not None:
             self._waiter.set_result(self._result)
 
-    def _lose(self, message: str) -> None:
+    def _lose(self, why: Exception) -> None:
         self.close()
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(Unobtainable(message))
+            self._waiter.set_exception(why if isinstance(why, Unobtainable) else Unobtainable(str(why)))
 
 
 def _checked(result: PGresult) -> PGresult:

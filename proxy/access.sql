@@ -103,7 +103,7 @@ SELECT
         WHERE a.gateway_id = g.id
             AND a.removed_at IS NULL
             AND (q.wanted = 1 OR a.alias = '' OR a.alias = split_part(q.tool, '__', 1))
-    ) END
+    ) END::text
 FROM unnest($1::int[], $2::bytea[], $3::text[], $4::int[], $5::text[]) AS q (n, digest, slug, wanted, tool)
 JOIN tokens_token t ON t.digest = q.digest AND t.kind = 'access'
 JOIN connections_connection c ON c.id = t.connection_id

@@ -85,13 +85,14 @@ def _id(document: Object) -> Id | None:
     raise Malformed(INVALID_REQUEST, "Invalid Request")
 
 
-def names_in(document: Any) -> tuple[str, str]:
-    """Method and tool named by a message that may be malformed; for the log, never for a decision."""
-    if not isinstance(document, dict):
-        return "", ""
-    method, params = document.get("method"), document.get("params")
-    name = params.get("name") if isinstance(params, dict) else ""
-    return method if isinstance(method, str) else "", name if isinstance(name, str) else ""
+def method_in(body: bytes) -> str:
+    """The method named in a body that is no valid message; for the log, never for a decision."""
+    try:
+        document = loads(body)
+    except ValueError:
+        return ""
+    method = document.get("method") if isinstance(document, dict) else ""
+    return method if isinstance(method, str) else ""
 
 
 # Reading and writing without changing a value

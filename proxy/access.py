@@ -1,0 +1,295 @@
+"""The one statement that decides a request, and the decision itself (requirements 4.4).
+
+Requests that arrive while a statement is under way wait for it and then share the next one, so each
+is decided by what the database says after its arrival; nothing is cached.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGresult
+
+from auditlog.lane import Lane, Late, Rejected, Unobtainable
+from proxy import jsonrpc
+from tokens import secret
+
+logger = logging.getLogger(__name__)
+
+STATEMENT = Path(__file__).with_name("access.sql").read_bytes()
+SETUP = (
+    b"SET plan_cache_mode = 'force_generic_plan'",
+    b"SET jit = off",
+    b"SET statement_timeout = '4s'",
+    b"SET default_transaction_read_only = on",
+    b"PREPARE decide (int[], bytea[], text[], int[], text[]) AS " + STATEMENT,
+)
+BATCH = 200
+
+SLUG = re.compile(r"[a-z0-9-]{1,40}").fullmatch
+
+# What a request needs to know of the servers behind its gateway.
+NOTHING, ALL, ADDRESSED = 0, 1, 2
+
+
+class Facts(NamedTuple):
+    """What the statement says about the token of one request, in its columns' order."""
+
+    token_id: str
+    token_name: str
+    token_prefix: str
+    token_revoked: bool
+    token_expired: bool
+    allowed_ips: str | None
+    connection_id: str
+    connection_revoked: bool
+    connection_enabled: bool
+    gateway_id: str
+    gateway_name: str
+    gateway_description: str
+    gateway_matches: bool
+    gateway_enabled: bool
+    host_id: str
+    host_name: str
+    host_enabled: bool
+    host_pending: bool
+    user_id: str
+    user_email: str
+    user_active: bool
+    reaches: bool
+    assigned: str | None
+
+    @property
+    def assignments(self) -> "list[Assigned]":
+        """The servers behind the gateway that were asked for, in the order of their aliases."""
+        return [Assigned._make(row) for row in orjson.loads(self.assigned)] if self.assigned else []
+
+
+class Assigned(NamedTuple):
+    """A server behind the gateway, and the identity this connection uses there.
+
+    `tools` depends on what was asked. ALL: names under `selected` that may be used, else that may
+    not. ADDRESSED: [name, exposed name, enabled, schema with x-mcp-header] of the tools that fit.
+    """
+
+    id: str
+    alias: str
+    enabled: bool
+    scheme: str
+    policy: str
+    in_scope: bool
+    server_id: str
+    server_name: str
+    url: str
+    server_enabled: bool
+    auth_type: str
+    header_name: str
+    timeout_s: int
+    max_concurrent: int
+    era: str
+    identity_id: str | None
+    identity_label: str | None
+    identity_enabled: bool | None
+    identity_expired: bool | None
+    ciphertext: str | None
+    tools: list[list[object]] | list[str] | None
+
+
+class Denied(NamedTuple):
+    """A refusal of the whole request: why (for the log), and exactly what is answered."""
+
+    reason: str
+    status: int
+    body: bytes
+
+
+def _denied(status: int, code: int, message: str, *reasons: str, told: bool = False) -> dict[str, Denied]:
+    return {
+        reason: Denied(reason, status, jsonrpc.error(None, code, message, {"reason": reason} if told else None))
+        for reason in reasons
+    }
+
+
+# The bodies are byte-exact (X39, X43, requirements 6.9).
+DENIALS: dict[str, Denied] = {
+    **_denied(
+        401,
+        jsonrpc.UNAUTHORIZED,
+        "Unauthorized",
+        "unknown",
+        "revoked",
+        "stale_generation",
+        "connection_revoked",
+        "expired",
+        "user_inactive",
+    ),
+    **_denied(403, jsonrpc.FORBIDDEN, "Forbidden", "wrong_gateway", "out_of_scope"),
+    **_denied(403, jsonrpc.FORBIDDEN, "IP Not Allowed", "ip"),
+    **_denied(
+        403,
+        jsonrpc.FORBIDDEN,
+        "Forbidden",
+        "origin",
+        "host_disabled",
+        "host_pending",
+        "gateway_disabled",
+        "connection_disabled",
+        "gateway_not_reachable",
+        told=True,
+    ),
+}
+
+
+def decide(facts: Facts, client_ip: str) -> Denied | None:
+    """Rows 4 to 10 of requirements 4.4, in that order; None when all of them say yes."""
+    if facts.token_revoked:
+        reason = "revoked"
+    elif facts.connection_revoked:
+        reason = "connection_revoked"
+    elif facts.token_expired:
+        reason = "expired"
+    elif not facts.user_active:
+        reason = "user_inactive"
+    elif not facts.gateway_matches:
+        reason = "wrong_gateway"
+    elif facts.allowed_ips is not None and not _is_allowed(client_ip, facts.allowed_ips):
+        reason = "ip"
+    else:
+        return _switched_off(facts)
+    return DENIALS[reason]
+
+
+def _switched_off(facts: Facts) -> Denied | None:
+    if not facts.host_enabled:
+        reason = "host_disabled"
+    elif facts.host_pending:
+        reason = "host_pending"
+    elif not facts.gateway_enabled:
+        reason = "gateway_disabled"
+    elif not facts.connection_enabled:
+        reason = "connection_disabled"
+    elif not facts.reaches:
+        reason = "gateway_not_reachable"
+    else:
+        return None
+    return DENIALS[reason]
+
+
+def _is_allowed(client_ip: str, allowed_ips: str) -> bool:
+    try:
+        address = ip_address(client_ip)
+        ranges = orjson.loads(allowed_ips)
+        return ranges is None or any(address in ip_network(text) for text in ranges)
+    except (ValueError, TypeError):
+        return False
+
+
+class Question(NamedTuple):
+    """What one request asks the database."""
+
+    digests: list[bytes]
+    slug: str
+    wanted: int
+    tool: str
+
+
+type Waiting = tuple[Question, asyncio.Future[Facts | None]]
+
+
+class Access:
+    """Asks for the facts of requests, in batches."""
+
+    def __init__(self, conninfo: str, token_keys: Sequence[bytes]) -> None:
+        self._lane = Lane(conninfo, SETUP)
+        self._keys = token_keys
+        self._waiting: list[Waiting] = []
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._worker = asyncio.create_task(self._work(), name="access")
+
+    async def stop(self) -> None:
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        self._lane.close()
+
+    async def facts(self, token: str, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
+        """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
+        future: asyncio.Future[Facts | None] = asyncio.get_running_loop().create_future()
+        question = Question(secret.candidates(token, self._keys), slug if SLUG(slug) else "", wanted, tool)
+        self._waiting.append((question, future))
+        self._wake.set()
+        return await future
+
+    async def _work(self) -> None:
+        while True:
+            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            if not batch:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            try:
+                await self._answer(batch)
+            except Exception as error:  # noqa: BLE001 - a dead worker would leave every later request waiting
+                logger.error("access not checked", extra={"requests": len(batch), "error": str(error)})  # noqa: TRY400
+                _fail(batch, Unobtainable(str(error)))
+
+    async def _answer(self, batch: list[Waiting]) -> None:
+        found = _rows(await self._ask(parameters([question for question, _ in batch])))
+        for number, (_, future) in enumerate(batch):
+            if not future.done():
+                future.set_result(found.get(number))
+
+    async def _ask(self, given: list[bytes]) -> PGresult:
+        try:
+            return await self._lane.query(b"decide", given)
+        except Late:
+            raise
+        except (Unobtainable, Rejected):
+            # A server that restarted, or a migration that changed a table: both want a new connection.
+            self._lane.close()
+            return await self._lane.query(b"decide", given)
+
+
+def _fail(batch: list[Waiting], error: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _rows(result: PGresult) -> dict[int, Facts]:
+    transformer = Transformer()
+    transformer.set_pgresult(result)
+    rows: list[tuple[object, ...]] = transformer.load_rows(0, result.ntuples, tuple)
+    return {int(str(row[0])): Facts._make(row[1:]) for row in rows}
+
+
+def parameters(questions: Sequence[Question]) -> list[bytes]:
+    """The parameters of the statement as PostgreSQL array texts, a place for each digest to look for."""
+    places = [(n, question, digest) for n, question in enumerate(questions) for digest in question.digests]
+    return [
+        _array([str(n) for n, _, _ in places]),
+        _array([f'"\\\\x{digest.hex()}"' for _, _, digest in places]),
+        _array([f'"{question.slug}"' for _, question, _ in places]),
+        _array([str(question.wanted) for _, question, _ in places]),
+        _array([_quoted(question.tool) for _, question, _ in places]),
+    ]
+
+
+def _array(elements: list[str]) -> bytes:
+    return ("{" + ",".join(elements) + "}").encode(errors="replace")
+
+
+def _quoted(text: str) -> str:
+    """`text` as an element of an array; PostgreSQL knows no NUL, and no tool has one in its name."""
+    if "\\" in text or '"' in text or "\0" in text:
+        text = text.replace("\0", "").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

@@ -1,0 +1,45 @@
+"""The proxy as an ASGI app: one runtime per process, opened and closed by whoever mounts it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from auditlog.writer import CallWriter
+from proxy import metrics
+from proxy.access import Access
+from proxy.calling import Caller
+from proxy.config import Config
+from proxy.endpoint import PREFIX, Endpoint
+from proxy.listing import Lister
+from proxy.marks import Marks
+from proxy.methods import Methods
+from proxy.transport import Transport
+from proxy.upstream import Upstreams
+from servers.crypto import Cipher
+from servers.guard import Guard
+
+__all__ = ["PREFIX", "Config", "runtime"]
+
+
+@asynccontextmanager
+async def runtime(config: Config) -> AsyncIterator[Endpoint]:
+    """The app that serves paths under PREFIX, for as long as the block runs."""
+    access = Access(config.conninfo, config.token_keys)
+    writer = CallWriter(config.conninfo, observe=metrics.BATCHES.observe)
+    marks = Marks(config.conninfo)
+    cipher = Cipher(config.encryption_keys)
+    transport = Transport(
+        Guard(config.private_upstreams),
+        limit=config.answer_limit,
+        listener=config.listener,
+        secret=config.listener_secret,
+    )
+    async with transport, Upstreams(transport, marks.era) as upstreams:
+        lister = Lister(upstreams, cipher, marks, config.list_seconds)
+        methods = Methods(lister, Caller(upstreams, lister, cipher, marks))
+        for part in (access, writer, marks):
+            part.start()
+        try:
+            yield Endpoint(config, access, writer, marks, methods)
+        finally:
+            for part in (access, writer, marks):
+                await part.stop()

@@ -1,0 +1,180 @@
+"""Which server and tool a name means, and whether they may be used: rows 13 to 15 of requirements 4.4.
+
+Lists and calls ask the same functions, so nobody sees a tool that cannot be called, nor calls one
+that is not shown.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from proxy import jsonrpc
+from proxy.access import Assigned
+from proxy.faults import Fault
+from servers.naming import SEPARATOR
+
+MOST_TOLD = 200
+
+
+class Refusal(Fault):
+    """A rule of the gateway's forbids this server or tool; told in HTTP 200 (requirements 6.9)."""
+
+    code = jsonrpc.FORBIDDEN
+    outcome = "denied"
+
+    def __init__(self, reason: str, assigned: Assigned, tool: str = "") -> None:
+        self.reason = reason
+        self.sentence = SENTENCES[reason].replace("{tool}", tool.replace("{", "{{").replace("}", "}}"))
+        self.assigned = assigned
+        super().__init__(assigned.server_name)
+
+
+SENTENCES = {
+    "server_disabled": 'Server "{server}" is disabled by an administrator.',
+    "tool_disabled": 'Tool "{tool}" of server "{server}" is disabled by an administrator.',
+    "identity_missing": 'No identity for server "{server}" is connected. Add one to this connection.',
+    "identity_disabled": 'The identity for server "{server}" is disabled by an administrator.',
+    "identity_expired": 'The identity for server "{server}" has expired. Bring a new one.',
+}
+
+
+class UnknownTool(Fault):
+    """No server behind the gateway has a tool of this name."""
+
+    code = jsonrpc.INVALID_PARAMS
+    outcome = "rpc_error"
+    reason = "unknown_tool"
+    sentence = "Unknown tool: {server}"
+
+    @property
+    def data(self) -> None:
+        return None
+
+
+class OutOfScope(Exception):
+    """The token does not reach this server; answered with X43 in HTTP 403."""
+
+    def __init__(self, assigned: Assigned) -> None:
+        super().__init__()
+        self.assigned = assigned
+
+
+class Found(NamedTuple):
+    """The server a call goes to, the tool's own name there, and its schema when headers must repeat arguments."""
+
+    assigned: Assigned
+    tool: str
+    schema: object = None
+
+
+class Row(NamedTuple):
+    """What the database knows of a tool that fits the name of a call."""
+
+    name: str
+    exposed_name: str
+    enabled: bool
+    schema: object
+
+
+def server_refusal(assigned: Assigned) -> str:
+    """Why nothing of this server may be used at this gateway; empty when it may."""
+    return "" if assigned.enabled and assigned.server_enabled else "server_disabled"
+
+
+def identity_refusal(assigned: Assigned) -> str:
+    """Why this connection has no identity to use at the server; empty when it has, or needs none."""
+    if assigned.scheme == "none" or assigned.auth_type == "none":
+        return ""
+    if assigned.identity_id is None or assigned.ciphertext is None or assigned.auth_type not in SENDABLE:
+        return "identity_missing"
+    if not assigned.identity_enabled:
+        return "identity_disabled"
+    return "identity_expired" if assigned.identity_expired else ""
+
+
+SENDABLE = frozenset({"bearer", "header"})
+
+
+def allows(policy: str, enabled: bool | None) -> bool:
+    """Whether a tool may be used; `enabled` is its switch, None for one that has no row yet."""
+    match policy:
+        case "allow_all":
+            return enabled is not False
+        case "selected":
+            return enabled is True
+    return False
+
+
+def shows(assigned: Assigned, tool: str) -> bool:
+    """Whether a listed tool may be used. Needs the facts of a list."""
+    named = assigned.tools is not None and tool in assigned.tools
+    exception = assigned.policy == "selected"
+    return allows(assigned.policy, exception if named else None)
+
+
+def owner(assignments: Sequence[Assigned], exposed: str) -> Found | None:
+    """The server and tool this name means; None when only a fresh list of `candidates` can tell.
+
+    An alias names its server; a name without one, or one that was shortened, is found by its row.
+    Raises OutOfScope, Refusal or UnknownTool.
+    """
+    for assigned in assignments:
+        if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):
+            return _owned_by_alias(assigned, exposed)
+    refusal: Exception = UnknownTool(exposed[:MOST_TOLD])
+    for assigned in assignments:
+        if (row := _row(assigned, exposed)) is not None:
+            try:
+                return judged(assigned, row.name, row)
+            except (OutOfScope, Refusal) as error:
+                refusal = error
+    if isinstance(refusal, UnknownTool) and candidates(assignments, exposed):
+        return None
+    raise refusal
+
+
+def _owned_by_alias(assigned: Assigned, exposed: str) -> Found | None:
+    row = _row(assigned, exposed)
+    if row is not None:
+        return judged(assigned, row.name, row)
+    if looks_shortened(exposed) and candidates([assigned], exposed):
+        return None
+    return judged(assigned, exposed.removeprefix(assigned.alias + SEPARATOR), None)
+
+
+def judged(assigned: Assigned, tool: str, row: Row | None) -> Found:
+    """`tool` of this server, when this connection may call it. Raises OutOfScope, Refusal or UnknownTool."""
+    if not assigned.in_scope:
+        raise OutOfScope(assigned)
+    if reason := server_refusal(assigned):
+        raise Refusal(reason, assigned)
+    if not allows(assigned.policy, row.enabled if row else None):
+        if row is None:
+            raise UnknownTool(tool[:MOST_TOLD])
+        raise Refusal("tool_disabled", assigned, tool)
+    if reason := identity_refusal(assigned):
+        raise Refusal(reason, assigned)
+    return Found(assigned, tool, row.schema if row else None)
+
+
+def candidates(assignments: Sequence[Assigned], exposed: str) -> list[Assigned]:
+    """The servers whose fresh list may hold a name that no row and no alias explains."""
+    return [assigned for assigned in assignments if _may_list(assigned) and _could_expose(assigned, exposed)]
+
+
+def _may_list(assigned: Assigned) -> bool:
+    # A tool without a row can be called under `allow_all` only.
+    refused = server_refusal(assigned) or identity_refusal(assigned)
+    return assigned.in_scope and not refused and allows(assigned.policy, None)
+
+
+def _could_expose(assigned: Assigned, exposed: str) -> bool:
+    return not assigned.alias or exposed.startswith(assigned.alias + SEPARATOR)
+
+
+def _row(assigned: Assigned, exposed: str) -> Row | None:
+    rows = [Row._make(each) for each in assigned.tools or () if not isinstance(each, str)]
+    return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
+
+
+looks_shortened = re.compile(r"_[0-9a-f]{6}\Z").search

@@ -1,0 +1,32 @@
+"""What the proxy is told by the application it is mounted in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from servers.guard import Network
+
+type ClientAddress = Callable[[str, Sequence[str]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one runtime.
+
+    `client_address(peer, values of X-Forwarded-For)` says who really calls. `listener` is the origin
+    at which this process reaches itself, and `listener_secret` opens the Quickstart server there.
+    """
+
+    conninfo: str
+    token_keys: Sequence[bytes]
+    encryption_keys: Sequence[bytes]
+    public_url: str
+    client_address: ClientAddress = lambda peer, _: peer
+    hosts: frozenset[str] = frozenset()
+    allowed_origins: Sequence[str] = ()
+    private_upstreams: tuple[Network, ...] = ()
+    listener: str = ""
+    listener_secret: str = field(default="", repr=False)
+    body_limit: int = 1 << 20
+    answer_limit: int = 10 << 20
+    list_seconds: float = 10.0
+    ping_seconds: float = 15.0

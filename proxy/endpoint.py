@@ -1,0 +1,226 @@
+"""The MCP endpoint: authenticate, decide, dispatch, record, answer (requirements 4.4 and 6.9)."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+
+from auditlog.lane import Unobtainable
+from auditlog.writer import CallWriter, NotRecorded
+from proxy import eras, jsonrpc, ladder, metrics, outbound
+from proxy.access import DENIALS, Access, Denied, Facts, decide
+from proxy.config import Config
+from proxy.inbound import Inbound, Receive, Scope, Send, accepted
+from proxy.jsonrpc import Message
+from proxy.marks import Marks
+from proxy.methods import Methods, refused, wanted
+from proxy.outbound import Origins, Response, Stream
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "/mcp/"
+CLIENT_LEFT = 499
+
+NOT_CHECKED = "The gateway could not check access."
+NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
+
+
+class Endpoint:
+    """The ASGI app under /mcp/."""
+
+    def __init__(self, config: Config, access: Access, writer: CallWriter, marks: Marks, methods: Methods) -> None:
+        self._config = config
+        self._access = access
+        self._writer = writer
+        self._marks = marks
+        self._methods = methods
+        self._origins = Origins(config.public_url, config.allowed_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        slug = scope["path"].removeprefix(PREFIX).removesuffix("/")
+        request = Inbound(scope, receive, send, slug)
+        if "/" in slug or not slug:
+            await outbound.send(request, Response(404))
+        elif not self._is_ours(request):
+            await outbound.send(request, Response(400, b"", "bad_request"))
+        else:
+            peer = scope["client"][0] if scope.get("client") else ""
+            await self._serve(request, peer)
+
+    def _is_ours(self, request: Inbound) -> bool:
+        hosts = self._config.hosts
+        return not hosts or outbound.host_name(request.header(b"host")) in hosts
+
+    async def _serve(self, request: Inbound, peer: str) -> None:
+        refusal = await self._first_look(request)
+        if refusal is None and request.verb == "OPTIONS":
+            await outbound.send(request, Response(204, headers=outbound.preflight(request)))
+            return
+        token = request.token()
+        ip = self._config.client_address(peer, request.values(b"x-forwarded-for"))
+        if request.verb == "POST":
+            request.parse()
+        try:
+            facts = await self._facts(request, token) if token else None
+        except Unobtainable:
+            metrics.UNAVAILABLE.labels("access").inc()
+            await outbound.send(request, _unavailable(request, NOT_CHECKED))
+            return
+        if facts is None:
+            await outbound.send(request, refusal or self._stranger(request, ip))
+            return
+        request.note(facts, ip)
+        if refusal is None and (denied := decide(facts, ip)) is not None:
+            refusal = self._denied(request, denied)
+        await self._known(request, facts, refusal)
+
+    async def _first_look(self, request: Inbound) -> Response | None:
+        """Row 1 of requirements 4.4: what is refused whoever asks."""
+        origin = request.headers.get(b"origin")
+        named = None if origin is None else origin.decode("latin-1")
+        if not self._origins.admits(named):
+            return self._denied(request, DENIALS["origin"])
+        request.origin = named
+        if await request.read(self._config.body_limit):
+            return None
+        body = jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "The request is larger than this gateway accepts")
+        return Response(413, body, "bad_request", code=jsonrpc.INVALID_REQUEST)
+
+    async def _facts(self, request: Inbound, token: str) -> Facts | None:
+        began = time.perf_counter()
+        facts = await self._access.facts(token, request.slug, *wanted(request.message))
+        request.row.authorise_ms = (time.perf_counter() - began) * 1000
+        return facts
+
+    def _stranger(self, request: Inbound, ip: str) -> Response:
+        """No call, since it is nobody's: counted instead (decisions 7.5)."""
+        metrics.STRANGERS.inc()
+        if request.presents_bearer:
+            self._marks.stranger(ip)
+        return self._denied(request, DENIALS["unknown"])
+
+    def _denied(self, request: Inbound, denied: Denied) -> Response:
+        if denied.status != 401:
+            return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
+        challenge = outbound.challenge(self._config.public_url, request.slug, presented=request.presents_bearer)
+        return Response(401, denied.body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
+
+    # A call: whatever becomes of it, one row is committed before the answer leaves
+
+    async def _known(self, request: Inbound, facts: Facts, refusal: Response | None) -> None:
+        stream = None
+        if refusal is None:
+            self._marks.used(facts, request.row.client_ip, request.arrived)
+            refusal = _protocol_refusal(request)
+            if refusal is None and request.accepted.stream:
+                stream = Stream(request, self._config.ping_seconds)
+        response = refusal or await self._answered(request, facts, stream)
+        await self._finish(request, response, stream)
+
+    async def _answered(self, request: Inbound, facts: Facts, stream: Stream | None) -> Response:
+        message = request.message
+        if message is None or not message.is_request:
+            return Response(202)
+        work = self._methods.answer(request, facts, message, stream)
+        pinging = stream.keep_alive() if stream is not None else None
+        try:
+            return await (_until_left(request, work) if request.modern else work)
+        except asyncio.CancelledError:
+            # The server is being stopped, and whoever waits will not hear of it; the log shall.
+            await self._finish(request, Response(CLIENT_LEFT, b"", "cancelled"), None)
+            raise
+        except Exception:
+            logger.exception("a call failed inside the gateway")
+            return refused(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
+        finally:
+            if pinging is not None:
+                pinging.cancel()
+
+    async def _finish(self, request: Inbound, response: Response, stream: Stream | None) -> None:
+        row = request.row
+        row.outcome, row.deny_reason, row.rpc_error_code = response.outcome, response.deny_reason, response.code
+        row.http_status = response.status
+        row.response_bytes = len(response.body)
+        took = time.perf_counter() - request.began
+        row.duration_ms = took * 1000
+        try:
+            await self._writer.commit(row)
+        except NotRecorded:
+            metrics.UNAVAILABLE.labels("record").inc()
+            response = _unavailable(request, NOT_RECORDED)
+        metrics.CALLS.labels(response.outcome, response.deny_reason).inc()
+        metrics.SECONDS.observe(took)
+        if response.status == CLIENT_LEFT:
+            return
+        if stream is not None and (stream.opened or (response.status == 200 and not request.accepted.json)):
+            await stream.end(response.body)
+        else:
+            await outbound.send(request, response)
+
+
+def _protocol_refusal(request: Inbound) -> Response | None:
+    """Row 12: what is wrong with the request as HTTP and as JSON-RPC; settles the era."""
+    if request.verb != "POST":
+        return Response(405, b"", "bad_request", headers=(outbound.ALLOW_POST,))
+    if request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+        return _bad(415, "The Content-Type must be application/json")
+    forms = accepted(request.headers.get(b"accept"))
+    if forms is None:
+        return _bad(406, "The Accept header must allow application/json or text/event-stream")
+    request.accepted = forms
+    if request.malformed is not None:
+        return _bad(400, request.malformed.message, request.malformed.code)
+    return _ladder_refusal(request, request.message) if request.message is not None else None
+
+
+def _ladder_refusal(request: Inbound, message: Message) -> Response | None:
+    version = request.header(b"mcp-protocol-version")
+    request.modern = ladder.is_modern(version, message)
+    if not request.modern:
+        request.note_client(message.params.get("clientInfo"))
+        return None
+    request.note_client(message.meta.get(eras.CLIENT_INFO_KEY))
+    try:
+        if message.is_request:
+            ladder.check(message, request.pairs)
+        elif version not in eras.SUPPORTED:
+            raise ladder.unsupported(version)
+        elif not message.method:
+            raise ladder.Refused(jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version")
+    except ladder.Refused as refusal:
+        return refused(request, refusal.code, refusal.message, refusal.data)
+    return None
+
+
+def _bad(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> Response:
+    return Response(status, jsonrpc.error(None, code, text), "bad_request", code=code)
+
+
+def _unavailable(request: Inbound, text: str) -> Response:
+    body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text)
+    return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, (outbound.RETRY,))
+
+
+async def _until_left(request: Inbound, work: Awaitable[Response]) -> Response:
+    """The result of `work`, or its end when the client closes: in 2026-07-28 that cancels the request."""
+    task = asyncio.current_task()
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        if task is not None:
+            task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not left or task is None:
+            raise
+        task.uncancel()
+        return Response(CLIENT_LEFT, b"", "cancelled")
+    finally:
+        watcher.cancel()

@@ -1,0 +1,60 @@
+"""What can go wrong between the gateway and a server, in words that name the server (requirements 6.9)."""
+
+from proxy import jsonrpc
+
+
+class Fault(Exception):
+    """A call that ends in a JSON-RPC error of the gateway's own, in HTTP 200.
+
+    `reason` is from the log's vocabulary and told in `data`; `outcome` is the log's.
+    """
+
+    code = jsonrpc.INTERNAL_ERROR
+    outcome = "upstream_error"
+    reason = "unreachable"
+    sentence = 'Server "{server}" did not answer.'
+
+    def __init__(self, server: str, detail: str = "") -> None:
+        super().__init__(self.sentence.format(server=server))
+        self.server = server
+        self.detail = detail or type(self).__name__
+
+    @property
+    def data(self) -> jsonrpc.Object | None:
+        """What accompanies the error; `detail` is for administrators and not part of it."""
+        return {"reason": self.reason, "server": self.server}
+
+
+class Unreachable(Fault):
+    """No connection could be made, or it ended before the answer."""
+
+
+class TimedOut(Fault):
+    outcome = "timeout"
+    reason = "timeout"
+
+
+class BadAnswer(Fault):
+    """Something came back that is not MCP."""
+
+    reason = "bad_answer"
+
+
+class TooLarge(Fault):
+    reason = "too_large"
+    sentence = 'Server "{server}" gave an answer larger than the gateway passes on.'
+
+
+class AddressBlocked(Fault):
+    reason = "address_blocked"
+    sentence = 'Server "{server}" lives at an address the gateway may not call.'
+
+
+class CredentialRefused(Fault):
+    reason = "credential_refused"
+    sentence = 'Server "{server}" refused the credential stored for it.'
+
+
+class Busy(Fault):
+    reason = "busy"
+    sentence = 'Server "{server}" has too many calls under way. Try again soon.'

@@ -1,0 +1,188 @@
+"""tools/list over all servers behind a gateway: asked live and at once, merged in a fixed order (decisions 7.6)."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from proxy import headers, jsonrpc
+from proxy.access import Assigned
+from proxy.catalog import UnknownTool, allows, identity_refusal, server_refusal, shows
+from proxy.faults import BadAnswer, Fault
+from proxy.identity import target
+from proxy.jsonrpc import Object
+from proxy.marks import Marks
+from proxy.upstream import Upstreams
+from servers.crypto import Cipher
+from servers.naming import exposed_name
+
+MOST_PAGES = 100
+
+# Under this key a list names the servers it could not ask, and why.
+UNAVAILABLE = "gateway-admin/unavailable"
+
+
+class Unavailable(NamedTuple):
+    """A server whose tools are missing from a list."""
+
+    assigned: Assigned
+    reason: str
+
+
+class Listing(NamedTuple):
+    """The tools that may be used, under the names of the gateway."""
+
+    tools: list[Object]
+    unavailable: list[Unavailable]
+
+    def result(self) -> Object:
+        found: Object = {"tools": self.tools}
+        if self.unavailable:
+            told = [{"server": a.server_name, "alias": a.alias, "reason": reason} for a, reason in self.unavailable]
+            found["_meta"] = {UNAVAILABLE: told}
+        return found
+
+
+class Offer(NamedTuple):
+    """The tools of one server as it sent them; `annotated` when some repeat arguments in headers."""
+
+    tools: list[Object]
+    annotated: bool
+
+
+class NoneAnswered(Fault):
+    """All servers that should have been asked are out of reach."""
+
+    sentence = "No server of this gateway answered: {server}."
+
+
+class Lister:
+    """Asks servers for their tools."""
+
+    def __init__(self, upstreams: Upstreams, cipher: Cipher, marks: Marks, seconds: float) -> None:
+        self._upstreams = upstreams
+        self._cipher = cipher
+        self._marks = marks
+        self._seconds = seconds
+
+    async def merged(self, assignments: Sequence[Assigned], connection_id: str) -> Listing:
+        """What this connection may use of these servers; raises NoneAnswered, or the sole server's Fault."""
+        asked, unavailable = _sorted_out(assignments)
+        answers = await self._ask_all(asked, connection_id)
+        tools: dict[str, Object] = {}
+        for assigned, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Fault):
+                unavailable.append(Unavailable(assigned, answer.reason))
+                continue
+            for tool in answer.tools:
+                name = exposed_name(assigned.alias, tool["name"])
+                # Two servers without an alias may name a tool alike: the first one has it, here as in calls.
+                if name not in tools and shows(assigned, tool["name"]):
+                    tools[name] = _exposed(tool, name, annotated=answer.annotated)
+        _raise_if_none(answers)
+        return Listing(list(tools.values()), unavailable)
+
+    async def find(self, assignments: Sequence[Assigned], connection_id: str, exposed: str) -> tuple[Assigned, Object]:
+        """The server and tool that a name no row explains means. Raises UnknownTool or a Fault."""
+        answers = await self._ask_all(assignments, connection_id)
+        for assigned, answer in zip(assignments, answers, strict=True):
+            if isinstance(answer, Fault) or not allows(assigned.policy, None):
+                continue
+            for tool in answer.tools:
+                if exposed_name(assigned.alias, tool["name"]) == exposed:
+                    return assigned, tool
+        _raise_if_none(answers)
+        raise UnknownTool(exposed[:200])
+
+    async def tools_of(self, assigned: Assigned, connection_id: str) -> Offer:
+        """All tools of one server, under its own names. Raises a Fault."""
+        try:
+            offer = await self._pages(assigned, connection_id)
+        except Fault as fault:
+            self._marks.contacted(assigned, fault.detail, credential_refused=fault.reason == "credential_refused")
+            raise
+        self._marks.contacted(assigned)
+        self._marks.tools(assigned, offer.tools)
+        return offer
+
+    async def _ask_all(self, assignments: Sequence[Assigned], connection_id: str) -> list[Offer | Fault]:
+        if len(assignments) == 1:
+            return [await self._try(assignments[0], connection_id)]
+        return await asyncio.gather(*(self._try(assigned, connection_id) for assigned in assignments))
+
+    async def _try(self, assigned: Assigned, connection_id: str) -> Offer | Fault:
+        try:
+            return await self.tools_of(assigned, connection_id)
+        except Fault as fault:
+            return fault
+
+    async def _pages(self, assigned: Assigned, connection_id: str) -> Offer:
+        called = target(assigned, connection_id, self._cipher)
+        clock = asyncio.get_running_loop().time
+        ends = clock() + self._seconds
+        offer = Offer([], annotated=False)
+        params: Object = {}
+        for _ in range(MOST_PAGES):
+            left = max(ends - clock(), 0.001)
+            answer = await self._upstreams.ask(called, "tools/list", params, _ignore, seconds=left)
+            if answer.error_code == jsonrpc.METHOD_NOT_FOUND:
+                break
+            page = answer.document.get("result", {})
+            if not isinstance(page.get("tools"), list):
+                raise BadAnswer(assigned.server_name, f"tools/list: error {answer.error_code}")
+            annotated = headers.ANNOTATION.encode() in answer.text
+            offer = Offer(offer.tools + _usable(page["tools"], annotated=annotated), offer.annotated or annotated)
+            cursor = page.get("nextCursor")
+            if not isinstance(cursor, str) or not cursor or cursor == params.get("cursor"):
+                break
+            params = {"cursor": cursor}
+        return offer
+
+
+def _sorted_out(assignments: Sequence[Assigned]) -> tuple[list[Assigned], list[Unavailable]]:
+    """Whom to ask, and whom only the lack of a usable identity keeps from being asked."""
+    asked, unavailable = [], []
+    for assigned in assignments:
+        if not assigned.in_scope or server_refusal(assigned) or assigned.policy not in {"allow_all", "selected"}:
+            continue
+        if reason := identity_refusal(assigned):
+            unavailable.append(Unavailable(assigned, reason))
+        else:
+            asked.append(assigned)
+    return asked, unavailable
+
+
+def _raise_if_none(answers: Sequence[Offer | Fault]) -> None:
+    """Never an empty list because of trouble (decisions 7.6)."""
+    faults = [answer for answer in answers if isinstance(answer, Fault)]
+    if faults and len(faults) == len(answers):
+        if len(faults) == 1:
+            raise faults[0]
+        raise NoneAnswered(", ".join(f'"{fault.server}"' for fault in faults))
+
+
+def _usable(page: list[Any], *, annotated: bool) -> list[Object]:
+    """The tools of a page that can be called through us, without what we do for the client."""
+    tools = [tool for tool in page if isinstance(tool, dict) and isinstance(tool.get("name"), str) and tool["name"]]
+    if annotated:
+        tools = [tool for tool in tools if headers.is_sound(tool.get("inputSchema"))]
+    return [tool for tool in tools if _task_support(tool) != "required"]
+
+
+def _task_support(tool: Object) -> object:
+    """Tasks are not served, so a tool that runs only as one cannot be called."""
+    execution = tool.get("execution")
+    return execution.get("taskSupport") if isinstance(execution, dict) else None
+
+
+def _exposed(tool: Object, name: str, *, annotated: bool) -> Object:
+    """The tool as the client sees it: everything the server said, less what the gateway does or lacks itself."""
+    shown = {**tool, "name": name}
+    if annotated and "inputSchema" in shown:
+        shown["inputSchema"] = headers.without_annotations(shown["inputSchema"])
+    if _task_support(tool) is not None:
+        shown["execution"] = {key: value for key, value in tool["execution"].items() if key != "taskSupport"}
+    return shown
+
+
+async def _ignore(_: Object) -> None:
+    """Nothing that precedes a list matters."""

@@ -1,0 +1,188 @@
+"""What is remembered beside the answer: last used, health, wire, tools seen, unknown callers.
+
+Best effort, at most once a second, in a transaction of its own (decisions 7.4). It may be lost with
+the process and is no part of the audit promise.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from proxy import jsonrpc, queries
+from proxy.access import Assigned, Facts
+from servers.naming import exposed_name, fingerprint, storable
+
+logger = logging.getLogger(__name__)
+
+STATEMENTS = queries.load(Path(__file__).with_name("marks.sql"))
+FLUSH_SECONDS = 1.0
+STRANGERS_SECONDS = 60.0
+MOST_STRANGERS = 1000
+TOOLS_SECONDS = 60.0
+LONGEST_NAME = 200
+
+type Marked = dict[str, dict[str, Any]]
+
+
+class Marks:
+    """Collects marks and flushes them; everything it takes, it takes without waiting."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._connection: psycopg.AsyncConnection | None = None
+        self._marked: dict[str, Marked] = {}
+        self._tools: dict[str, tuple[Assigned, list[jsonrpc.Object]]] = {}
+        self._tools_known: dict[str, tuple[str, float]] = {}
+        self._strangers: Counter[str | None] = Counter()
+        self._strangers_told = time.monotonic()
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._worker = asyncio.create_task(self._work(), name="marks")
+
+    async def stop(self) -> None:
+        """Flush a last time and stop."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        self._strangers_told = float("-inf")
+        await self._flush_or_drop()
+        if self._connection is not None:
+            await self._connection.close()
+
+    # What is marked
+
+    def used(self, facts: Facts, ip: str, at: float) -> None:
+        """This token was used, and with it its connection and host."""
+        moment = datetime.fromtimestamp(at, UTC)
+        self._mark("tokens", facts.token_id, at=moment, ip=ip or None)
+        self._mark("connections", facts.connection_id, at=moment)
+        self._mark("hosts", facts.host_id, at=moment)
+
+    def contacted(self, assigned: Assigned, fault: str = "", *, credential_refused: bool = False) -> None:
+        """The server answered, or did not; one that refuses a credential is there."""
+        now = datetime.now(UTC)
+        down = bool(fault) and not credential_refused
+        error = storable(fault)[:300]
+        health = "down" if down else "ok"
+        self._mark("health", assigned.server_id, at=now, health=health, error=error if down else "")
+        if assigned.identity_id is not None and not down:
+            self._mark("identities", assigned.identity_id, at=now, error=error)
+
+    def era(self, server_id: str, url: str, era: str) -> None:
+        """This server turned out to speak this wire."""
+        self._mark("eras", server_id, at=datetime.now(UTC), url=url, era=era)
+
+    def tools(self, assigned: Assigned, tools: list[jsonrpc.Object]) -> None:
+        """The server listed these tools, under its own names."""
+        self._tools[assigned.id] = assigned, tools
+
+    def stranger(self, ip: str) -> None:
+        """Somebody came with a token nobody knows."""
+        known = ip in self._strangers or len(self._strangers) < MOST_STRANGERS
+        self._strangers[ip if known and ip else None] += 1
+
+    def _mark(self, kind: str, key: str, **values: Any) -> None:
+        self._marked.setdefault(kind, {})[key] = values
+
+    # How it is flushed
+
+    async def _work(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self._flush_or_drop()
+
+    async def _flush_or_drop(self) -> None:
+        try:
+            await self._flush()
+        except (psycopg.Error, OSError, ValueError) as error:
+            logger.warning("marks not written", extra={"error": str(error)})
+            if self._connection is not None:
+                await self._connection.close()
+                self._connection = None
+
+    async def _flush(self) -> None:
+        marked, self._marked = self._marked, {}
+        tools, self._tools = self._tools, {}
+        strangers = self._take_strangers()
+        if not (marked or tools or strangers):
+            return
+        connection = await self._open()
+        for kind in ("tokens", "connections", "hosts", "identities", "health", "eras"):
+            if kind in marked:
+                await _update(connection, kind, marked[kind])
+        if strangers:
+            given = {"ip": list(strangers), "requests": list(strangers.values())}
+            await connection.execute(STATEMENTS["strangers"], given)
+        for assigned, seen in tools.values():
+            await self._write_tools(connection, assigned, seen)
+
+    def _take_strangers(self) -> Counter[str | None]:
+        if time.monotonic() - self._strangers_told < STRANGERS_SECONDS:
+            return Counter()
+        strangers, self._strangers = self._strangers, Counter()
+        self._strangers_told = time.monotonic()
+        return strangers
+
+    async def _open(self) -> psycopg.AsyncConnection:
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True, connect_timeout=5)
+            await self._connection.execute("SET lock_timeout = '1s'")
+            await self._connection.execute("SET statement_timeout = '5s'")
+        return self._connection
+
+    async def _write_tools(
+        self, connection: psycopg.AsyncConnection, assigned: Assigned, tools: list[jsonrpc.Object]
+    ) -> None:
+        rows = _tool_rows(assigned, tools)
+        digest = fingerprint({"policy": assigned.policy, "tools": [row["definition_hash"] for row in rows]})
+        known, told = self._tools_known.get(assigned.id, ("", 0.0))
+        if known == digest and time.monotonic() - told < TOOLS_SECONDS:
+            return
+        async with connection.transaction():
+            await connection.execute(STATEMENTS["tools"], {"assignment": assigned.id, "tools": Jsonb(rows)})
+            # Users may be shown different tools: one user's list does not say what is gone.
+            if assigned.scheme != "per_user":
+                names = [row["name"] for row in rows]
+                await connection.execute(STATEMENTS["missing"], {"assignment": assigned.id, "names": names})
+        self._tools_known[assigned.id] = digest, time.monotonic()
+
+
+async def _update(connection: psycopg.AsyncConnection, kind: str, marked: Marked) -> None:
+    ids = sorted(marked)
+    columns = {name: [marked[key][name] for key in ids] for name in marked[ids[0]]}
+    await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})
+
+
+def _tool_rows(assigned: Assigned, tools: list[jsonrpc.Object]) -> list[jsonrpc.Object]:
+    """The tools as rows; what a row cannot hold stays out of it, and out of the pages only."""
+    rows: dict[str, jsonrpc.Object] = {}
+    for tool in tools:
+        name = tool.get("name")
+        if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and storable(name) == name:
+            rows.setdefault(name, _tool_row(assigned, name, tool))
+    return [rows[name] for name in sorted(rows)]
+
+
+def _tool_row(assigned: Assigned, name: str, tool: jsonrpc.Object) -> jsonrpc.Object:
+    annotations = tool.get("annotations")
+    title = tool.get("title")
+    if not isinstance(title, str) and isinstance(annotations, dict):
+        title = annotations.get("title")
+    description, schema = tool.get("description"), tool.get("inputSchema")
+    return {
+        "name": name,
+        "exposed_name": exposed_name(assigned.alias, name),
+        "title": storable(title)[:200] if isinstance(title, str) else "",
+        "description": storable(description) if isinstance(description, str) else "",
+        "input_schema": storable(schema) if isinstance(schema, dict) else {},
+        "annotations": storable(annotations) if isinstance(annotations, dict) else {},
+        "definition_hash": fingerprint(tool),
+    }

@@ -1,0 +1,99 @@
+-- One row per thing that was used; ids in order, so that no two workers wait for each other, rows
+-- that somebody else holds are left for the next second, and the newest mark wins.
+
+-- name: tokens
+UPDATE tokens_token t SET last_used_at = m.at, last_used_ip = m.ip
+FROM (
+    SELECT r.id, v.at, v.ip FROM tokens_token r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(ip)s::inet[]) AS v (id, at, ip) USING (id)
+    WHERE r.last_used_at IS NULL OR r.last_used_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: connections
+UPDATE connections_connection t SET last_used_at = m.at
+FROM (
+    SELECT r.id, v.at FROM connections_connection r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[]) AS v (id, at) USING (id)
+    WHERE r.last_used_at IS NULL OR r.last_used_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: hosts
+UPDATE hosts_host t SET last_seen_at = m.at, first_seen_at = coalesce(t.first_seen_at, m.at)
+FROM (
+    SELECT r.id, v.at FROM hosts_host r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[]) AS v (id, at) USING (id)
+    WHERE r.last_seen_at IS NULL OR r.last_seen_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: identities
+UPDATE servers_identity t SET last_used_at = m.at, last_error = m.error
+FROM (
+    SELECT r.id, v.at, v.error FROM servers_identity r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(error)s::text[]) AS v (id, at, error) USING (id)
+    WHERE r.last_used_at IS NULL OR r.last_used_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: health
+UPDATE servers_server t SET health = m.health, health_error = m.error, health_checked_at = m.at
+FROM (
+    SELECT r.id, v.at, v.health, v.error FROM servers_server r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(health)s::text[], %(error)s::text[])
+        AS v (id, at, health, error) USING (id)
+    WHERE r.health_checked_at IS NULL OR r.health_checked_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: eras
+UPDATE servers_server t SET protocol_era = m.era, protocol_probed_at = m.at
+FROM (
+    SELECT r.id, v.at, v.era FROM servers_server r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(url)s::text[], %(era)s::text[])
+        AS v (id, at, url, era) USING (id)
+    WHERE r.url = v.url
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: strangers
+INSERT INTO auditlog_event (
+    uid, created_at, actor_id, actor_email, via, ip, action, target_type, target_id, target_label, changes,
+    correlation_id
+)
+SELECT gen_random_uuid(), statement_timestamp(), NULL, '', 'bearer', v.ip, 'proxy.unknown_tokens_refused',
+    'address', '', coalesce(host(v.ip), 'many addresses'),
+    jsonb_build_object('requests', jsonb_build_array(NULL, v.requests)), gen_random_uuid()
+FROM unnest(%(ip)s::inet[], %(requests)s::int[]) AS v (ip, requests)
+
+-- name: tools
+INSERT INTO gateways_tool AS t (
+    id, assignment_id, name, exposed_name, title, description, input_schema, annotations, definition_hash, enabled,
+    first_seen_at, last_seen_at
+)
+SELECT gen_random_uuid(), a.id, v.name, v.exposed_name, v.title, v.description, v.input_schema, v.annotations,
+    -- Under `selected` a tool that appears later is not selected.
+    v.definition_hash, a.tool_policy <> 'selected', statement_timestamp(), statement_timestamp()
+FROM gateways_assignment a, jsonb_to_recordset(%(tools)s::jsonb) AS v (
+    name text, exposed_name text, title text, description text, input_schema jsonb, annotations jsonb,
+    definition_hash text
+)
+WHERE a.id = %(assignment)s AND a.removed_at IS NULL
+ORDER BY v.name
+ON CONFLICT (assignment_id, name) DO UPDATE SET
+    exposed_name = excluded.exposed_name,
+    title = excluded.title,
+    description = excluded.description,
+    input_schema = excluded.input_schema,
+    annotations = excluded.annotations,
+    definition_hash = excluded.definition_hash,
+    changed_at = CASE
+        WHEN t.definition_hash NOT IN ('', excluded.definition_hash) THEN statement_timestamp() ELSE t.changed_at
+    END,
+    last_seen_at = excluded.last_seen_at,
+    missing_since = NULL
+
+-- name: missing
+UPDATE gateways_tool SET missing_since = statement_timestamp()
+WHERE assignment_id = %(assignment)s AND missing_since IS NULL AND name <> ALL(%(names)s)

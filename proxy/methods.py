@@ -1,0 +1,126 @@
+"""What each MCP method answers, once the request may be served at all."""
+
+import time
+
+from proxy import eras, jsonrpc, ladder
+from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Facts
+from proxy.calling import Caller
+from proxy.catalog import OutOfScope
+from proxy.faults import Fault
+from proxy.inbound import Inbound
+from proxy.jsonrpc import Message, Object
+from proxy.listing import Lister
+from proxy.outbound import Response, Stream
+
+VERSION = "0.1.0"
+CAPABILITIES: Object = {"tools": {}}
+PRIVATE: Object = {"ttlMs": 0, "cacheScope": "private"}
+
+SESSION_METHODS = frozenset({"initialize", "ping", "server/discover", "tools/list", "tools/call"})
+MODERN_METHODS = frozenset({"server/discover", "tools/list", "tools/call"})
+
+# What the statement has to say about the servers for a method; for all others nothing.
+WANTED = {"tools/list": ALL, "tools/call": ADDRESSED}
+
+
+def wanted(message: Message | None) -> tuple[int, str]:
+    """What of the servers this message needs, and the tool it names."""
+    if message is None or message.id is None:
+        return NOTHING, ""
+    name = message.params.get("name") if message.method == "tools/call" else ""
+    return WANTED.get(message.method, NOTHING), name if isinstance(name, str) else ""
+
+
+def refused(request: Inbound, code: int, text: str, data: Object | None = None) -> Response:
+    """A JSON-RPC error of our own, with the HTTP status of the client's era."""
+    message = request.message
+    body = jsonrpc.error(message.id if message else None, code, text, data)
+    status = ladder.STATUS.get(code, 200) if request.modern else 200
+    return Response(status, body, "bad_request" if status != 200 else "rpc_error", code=code)
+
+
+class Methods:
+    """The methods that are served; every other is not found."""
+
+    def __init__(self, lister: Lister, caller: Caller) -> None:
+        self._lister = lister
+        self._caller = caller
+
+    async def answer(self, request: Inbound, facts: Facts, message: Message, stream: Stream | None) -> Response:
+        """The answer to one request; faults become errors here and nowhere else."""
+        if message.method not in (MODERN_METHODS if request.modern else SESSION_METHODS):
+            return refused(request, jsonrpc.METHOD_NOT_FOUND, f"Method not found: {message.method[:100]}")
+        try:
+            return await self._answer(request, facts, message, stream)
+        except OutOfScope:
+            denied = DENIALS["out_of_scope"]
+            return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
+        except Fault as fault:
+            return _told(request, fault)
+
+    async def _answer(self, request: Inbound, facts: Facts, message: Message, stream: Stream | None) -> Response:
+        match message.method:
+            case "tools/call":
+                return await self._call(request, facts, message, stream)
+            case "tools/list":
+                return await self._list(request, facts, message)
+            case "initialize":
+                return _initialize(request, facts, message)
+            case "server/discover":
+                return _found(request, message, _discovered(facts), cacheable=True)
+        return _found(request, message, {})
+
+    async def _call(self, request: Inbound, facts: Facts, message: Message, stream: Stream | None) -> Response:
+        name, arguments = message.params.get("name"), message.params.get("arguments", {})
+        if not isinstance(name, str) or not name or not isinstance(arguments, dict | None):
+            return refused(request, jsonrpc.INVALID_PARAMS, "Invalid params: a name and an object of arguments")
+        if "task" in message.params:
+            return refused(request, jsonrpc.METHOD_NOT_FOUND, "Tasks are not supported")
+        return await self._caller.call(request, facts, message, stream)
+
+    async def _list(self, request: Inbound, facts: Facts, message: Message) -> Response:
+        if message.params.get("cursor") is not None:
+            # Everything is on the first page, so no cursor is ours.
+            return refused(request, jsonrpc.INVALID_PARAMS, "Invalid cursor")
+        assignments = facts.assignments
+        if len(assignments) == 1:
+            request.note_server(assignments[0])
+        began = time.perf_counter()
+        try:
+            listing = await self._lister.merged(assignments, facts.connection_id)
+        finally:
+            request.row.upstream_ms = (time.perf_counter() - began) * 1000
+        return _found(request, message, listing.result(), cacheable=True)
+
+
+def _initialize(request: Inbound, facts: Facts, message: Message) -> Response:
+    version = eras.negotiated(message.params.get("protocolVersion"))
+    request.row.protocol_version = version
+    result: Object = {"protocolVersion": version, "capabilities": CAPABILITIES, "serverInfo": _server(facts)}
+    if facts.gateway_description:
+        result["instructions"] = facts.gateway_description
+    return _found(request, message, result)
+
+
+def _discovered(facts: Facts) -> Object:
+    result: Object = {"supportedVersions": list(eras.SUPPORTED), "capabilities": CAPABILITIES}
+    result["_meta"] = {eras.SERVER_INFO_KEY: _server(facts)}
+    if facts.gateway_description:
+        result["instructions"] = facts.gateway_description
+    return result
+
+
+def _server(facts: Facts) -> Object:
+    return {"name": "gateway-admin", "title": facts.gateway_name, "version": VERSION}
+
+
+def _found(request: Inbound, message: Message, result: Object, *, cacheable: bool = False) -> Response:
+    if request.modern or message.method == "server/discover":
+        result |= {"resultType": "complete", **(PRIVATE if cacheable else {})}
+    return Response(200, jsonrpc.result(message.id, result))
+
+
+def _told(request: Inbound, fault: Fault) -> Response:
+    response = refused(request, fault.code, str(fault), fault.data)
+    reason = fault.reason if fault.outcome == "denied" else ""
+    return response._replace(outcome=fault.outcome, deny_reason=reason)

@@ -1,0 +1,63 @@
+"""The wire of 2026-07-28: each request stands alone and repeats its routing in headers."""
+
+from proxy import eras, headers, jsonrpc
+from proxy.exchange import CLIENT, MODERN, Answer, Hear, Target, WrongEra, answer_of, mint
+from proxy.faults import BadAnswer
+from proxy.jsonrpc import Object
+from proxy.transport import Transport
+
+ENVELOPE = {
+    eras.MODERN_KEY: eras.MODERN,
+    eras.CLIENT_INFO_KEY: CLIENT,
+    # None is declared, so the server asks nothing back that could not be passed on.
+    eras.CAPABILITIES_KEY: {},
+}
+
+# What only a server of this era answers to a request it has not processed.
+OWN_CODES = frozenset(
+    {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.HEADER_MISMATCH, jsonrpc.MISSING_CAPABILITY}
+)
+
+
+async def ask(
+    transport: Transport, target: Target, method: str, params: Object, hear: Hear, *, schema: object = None
+) -> Answer:
+    """One request, and its answer. `schema` is the called tool's, for its Mcp-Param headers.
+
+    Raises a Fault, or WrongEra when the server does not know this wire.
+    """
+    minted = mint()
+    meta = {**params.get("_meta", {}), **ENVELOPE}
+    body = jsonrpc.dumps({"jsonrpc": "2.0", "id": minted, "method": method, "params": {**params, "_meta": meta}})
+    own = {**target.headers(), **_routing(method, params), **headers.for_arguments(schema, params.get("arguments"))}
+    async with transport.send("POST", target.server_name, target.url, own, body) as reply:
+        try:
+            answer = await answer_of(reply, target, minted, MODERN, hear)
+        except BadAnswer as fault:
+            if 400 <= reply.status < 500:
+                raise WrongEra from fault
+            raise
+        if reply.status >= 400 and answer.error_code not in OWN_CODES:
+            raise WrongEra
+        return answer
+
+
+def _routing(method: str, params: Object) -> dict[str, str]:
+    routing = {"MCP-Protocol-Version": eras.MODERN, "Mcp-Method": method}
+    if method in eras.NAMED_BY:
+        routing["Mcp-Name"] = headers.encoded(str(params.get(eras.NAMED_BY[method], "")))
+    return routing
+
+
+async def is_spoken(transport: Transport, target: Target) -> bool:
+    """Whether the server speaks this wire (protocol.md 2.7). Raises a Fault when it cannot be told."""
+    try:
+        answer = await ask(transport, target, "server/discover", {}, _ignore)
+    except (WrongEra, BadAnswer):
+        return False
+    versions = answer.document.get("result", {}).get("supportedVersions")
+    return isinstance(versions, list) and eras.MODERN in versions
+
+
+async def _ignore(_: Object) -> None:
+    """Nothing that precedes the answer matters."""
