@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import cast
@@ -21,6 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gatewayadmin import database, environment, health, housekeeping, quickstart
 from gatewayadmin.database import Unusable
 from gatewayadmin.edge import Edge
+from proxy import app as proxy
+from servers import builtin
 
 logger = logging.getLogger(__name__)
 
@@ -28,48 +29,66 @@ WATCH_S = 1
 
 
 class Raw:
-    """An ASGI app as the endpoint of one route; a plain function would be taken for a view."""
+    """An ASGI app as the endpoint of a route; a plain function would be taken for a view."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp | None = None) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.app is not None, "not before the application has started"
         await self.app(scope, receive, send)
 
 
-async def _watch(parent: int) -> None:
-    """Bring a killed embedded PostgreSQL back; stop when the process that started us is gone."""
+_mcp = Raw()
+_listener = environment.text("GATEWAY_BUILTIN_URL")
+_secret = environment.text("GATEWAY_BUILTIN_SECRET")
+builtin.listen_at(_listener, _secret)
+
+
+def proxy_config() -> proxy.Config:
+    """What the proxy needs of our settings. Host and true sender are the edge's business."""
+    return proxy.Config(
+        conninfo=database.conninfo(),
+        token_keys=settings.TOKEN_KEYS,
+        encryption_keys=settings.ENCRYPTION_KEYS,
+        public_url=settings.PUBLIC_URL,
+        allowed_origins=settings.ALLOWED_ORIGINS,
+        private_upstreams=tuple(settings.PRIVATE_UPSTREAMS),
+        listener=_listener,
+        listener_secret=_secret,
+    )
+
+
+@asynccontextmanager
+async def lifespan(router: Router) -> AsyncIterator[None]:
+    await asyncio.to_thread(database.ensure)
+    async with proxy.runtime(proxy_config()) as _mcp.app:
+        chores = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
+        try:
+            yield
+        finally:
+            for chore in chores:
+                chore.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*chores)
+
+
+async def _watch() -> None:
+    """Bring a killed embedded PostgreSQL back."""
     while True:
         await asyncio.sleep(WATCH_S)
         try:
             await asyncio.to_thread(database.ensure)
         except Unusable:
             logger.exception("the database cannot be started")
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
-@asynccontextmanager
-async def lifespan(router: Router) -> AsyncIterator[None]:
-    await asyncio.to_thread(database.ensure)
-    chores = [asyncio.create_task(_watch(os.getppid())), asyncio.create_task(housekeeping.forever())]
-    try:
-        yield
-    finally:
-        for chore in chores:
-            chore.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*chores)
-
-
-_secret = environment.text("GATEWAY_BUILTIN_SECRET")
 application = Edge(
     Router(
         [
-            Route("/livez", health.livez),
-            Route("/readyz", health.readyz),
-            Route("/metrics", health.metrics),
+            *(Route(path, getattr(health, path[1:])) for path in health.PATHS),
             Route(quickstart.PATH, Raw(quickstart.app(_secret))),
+            Mount(proxy.PREFIX.rstrip("/"), _mcp),
             Mount("/", cast(ASGIApp, django)),
         ],
         redirect_slashes=False,

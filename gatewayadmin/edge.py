@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class Edge:
     """Wraps the whole application.
 
-    Sets `scope["request_id"]` (also sent as X-Request-Id), `scope["client"]` to the true sender and `scope["scheme"]`
+    Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender and `scope["scheme"]`
     to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
     """
 
@@ -72,7 +72,8 @@ class _Line:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = str(self._id)
+            # A call has an id of its own already, the one it bears in the log table.
+            request_id.set(MutableHeaders(scope=message).setdefault("x-request-id", str(self._id)))
         await self._send(message)
 
     def write(self) -> None:

@@ -13,9 +13,16 @@ def note_origin(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
     def middleware(request: HttpRequest) -> HttpResponse:
         scope = getattr(request, "scope", {})
-        via = Via.DJANGO_ADMIN if request.path.startswith("/admin/") else Via.WEB
-        origin = Origin(via, request.META.get("REMOTE_ADDR") or None, scope.get("request_id") or uuid4())
+        origin = Origin(
+            _door(request.path), request.META.get("REMOTE_ADDR") or None, scope.get("request_id") or uuid4()
+        )
         with coming_from(origin):
             return get_response(request)
 
     return middleware
+
+
+def _door(path: str) -> Via:
+    if path.startswith("/api/"):
+        return Via.API
+    return Via.DJANGO_ADMIN if path.startswith("/admin/") else Via.WEB

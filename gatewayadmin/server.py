@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,11 +51,18 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "access_log": False,  # Its line holds the query, and the query may hold a token.
         "server_header": False,
         "timeout_graceful_shutdown": DRAIN_S,
+        "timeout_notify": 1,
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         logging.getLogger("uvicorn.error").propagate = True
+
+    async def callback_notify(self) -> None:
+        """Every second: tell gunicorn that we live, and end when gunicorn does not."""
+        await super().callback_notify()
+        if os.getppid() != self.ppid:  # Else we would hold the port, and nobody would replace us.
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class PlainLogger(Logger):  # type: ignore[misc]

@@ -58,3 +58,4 @@ urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS if find_spe
 
 handler403 = "ui.errors.permission_denied"
 handler404 = "ui.errors.not_found"
+handler500 = "gatewayadmin.api.failed"

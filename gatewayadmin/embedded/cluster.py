@@ -151,8 +151,7 @@ class Cluster:
         if not status or not psutil.pid_exists(int(status[0])):
             return
         with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(int(status[0]))
-            if _alive(process) and process.name().startswith("postgres"):
+            if self._is_ours(psutil.Process(int(status[0]))):
                 return
         self._end_orphans()
         (self.folder / "postmaster.pid").unlink(missing_ok=True)

@@ -15,7 +15,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory whose first start has been and gone."""
     home = tmp_path_factory.mktemp("finished") / "var"
     with serving(home) as served:
-        served.stop()
+        assert served.stop() == 0, served.log()
+    assert postmaster(home) is None, served.log()
     return home
 
 

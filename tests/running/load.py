@@ -1,0 +1,83 @@
+"""A few agents calling a tool without pause, noting every answer they got."""
+
+import asyncio
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import httpx
+import psycopg
+
+from gatewayadmin.embedded.cluster import DATABASE, OWNER, socket_folder
+from tests.running.starts import Started, manage
+
+AGENTS = 6
+CALL = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "echo", "arguments": {"text": "hello"}}}
+
+
+@dataclass
+class Load:
+    """Agents at work in a thread until the block ends. `answered` are the request ids of all answers."""
+
+    url: str
+    token: str
+    answered: set[UUID] = field(default_factory=set)
+    refused: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work()))
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        assert self._thread is not None
+        self._thread.join()
+
+    def wait_for(self, more: int, seconds: float = 60) -> None:
+        """Return once so many more calls have been answered."""
+        goal, deadline = len(self.answered) + more, time.monotonic() + seconds
+        while len(self.answered) < goal:
+            assert time.monotonic() < deadline, f"{len(self.answered)} answers, {goal} wanted"
+            time.sleep(0.02)
+
+    async def _work(self) -> None:
+        limits = httpx.Limits(max_connections=AGENTS)
+        headers = {"Authorization": f"Bearer {self.token}"}
+        async with httpx.AsyncClient(limits=limits, headers=headers, timeout=10) as client:
+            await asyncio.gather(*(self._agent(client, number) for number in range(AGENTS)))
+
+    async def _agent(self, client: httpx.AsyncClient, number: int) -> None:
+        while not self._stop.is_set():
+            try:
+                answer = await client.post(self.url, json=CALL | {"id": number})
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+                continue
+            if answer.status_code == httpx.codes.OK and "result" in answer.json():
+                self.answered.add(UUID(answer.headers["x-request-id"]))
+            else:
+                self.refused += 1
+                await asyncio.sleep(0.05)
+
+
+def on(served: Started) -> Load:
+    """Load on the Quickstart gateway with a token of its own."""
+    words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
+    done = manage(served.home, *words)
+    assert done.returncode == 0, done.stderr
+    return Load(f"{served.url}/mcp/quickstart", json.loads(done.stdout)["token"])
+
+
+def recorded(home: Path) -> set[UUID]:
+    """The request ids of all calls in the log."""
+    address = f"host={socket_folder(home / 'postgres')} dbname={DATABASE} user={OWNER}"
+    with psycopg.connect(address) as connection:
+        return {row[0] for row in connection.execute("SELECT correlation_id FROM auditlog_call")}

@@ -1,0 +1,93 @@
+"""kill -9 at any moment: no answered call is missing from the log, and everything comes back."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.running import load
+from tests.running.conftest import postmaster
+from tests.running.starts import Started, serving
+
+pytestmark = pytest.mark.xdist_group("kill")  # Each of these keeps both cores busy.
+
+
+def workers(served: Started) -> list[psutil.Process]:
+    return [child for child in psutil.Process(served.process.pid).children() if runs(child)]
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it does anything; a zombie only waits for somebody to read its exit code."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_killed_worker_loses_no_answered_call_and_is_replaced(home: Path) -> None:
+    with serving(home, workers=2) as served:
+        with load.on(served) as agents:
+            agents.wait_for(50)
+            victim = workers(served)[0]
+            victim.kill()
+            agents.wait_for(100)
+        wait_until(lambda: len([worker for worker in workers(served) if worker != victim]) == 2)
+        assert agents.answered <= load.recorded(home)
+        assert served.stop() == 0
+
+
+def test_killed_process_group_loses_no_answered_call_and_the_next_start_goes_on(home: Path) -> None:
+    with serving(home, workers=2) as served, load.on(served) as agents:
+        agents.wait_for(100)
+        served.kill()
+    with serving(home, workers=2, port=served.port) as again:
+        assert agents.answered <= load.recorded(home)
+        with load.on(again) as more:
+            more.wait_for(20)
+        assert again.stop() == 0
+    assert postmaster(home) is None
+
+
+def test_killed_postgres_loses_no_answered_call_and_comes_back(home: Path) -> None:
+    with serving(home, workers=2) as served:
+        with load.on(served) as agents:
+            agents.wait_for(50)
+            pid = postmaster(home)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            agents.wait_for(100)
+        assert postmaster(home) not in {None, pid}
+        assert served.is_ready()
+        assert agents.answered <= load.recorded(home)
+        assert served.stop() == 0
+
+
+def test_everything_killed_at_once_recovers_with_the_next_start(home: Path) -> None:
+    with serving(home, workers=2) as served, load.on(served) as agents:
+        agents.wait_for(100)
+        pid = postmaster(home)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        served.kill()
+    with serving(home) as again:
+        assert agents.answered <= load.recorded(home)
+        assert again.stop() == 0
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(home: Path) -> None:
+    with serving(home, workers=2) as served:
+        orphans = workers(served)
+        served.process.kill()
+        served.process.wait()
+        wait_until(lambda: not any(runs(orphan) for orphan in orphans))
