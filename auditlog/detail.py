@@ -1,0 +1,116 @@
+"""What the page of one call tells: where its time went, and which check decided it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from auditlog.models import Call, Outcome
+from auditlog.reasons import Reason, Step, reason_of
+
+OWN_ANSWERS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
+
+
+class Part(NamedTuple):
+    """A stretch of the timing bar, in per cent of the whole."""
+
+    name: str
+    label: str
+    ms: float
+    start: float
+    width: float
+
+
+class Check(NamedTuple):
+    """One line of the decision: `result` is pass, stop or skip."""
+
+    name: str
+    result: str
+    told: str
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One call, explained."""
+
+    call: Call
+
+    @property
+    def reason(self) -> Reason | None:
+        """What stopped it; None when nothing did."""
+        found = reason_of(self.call.outcome, self.call.deny_reason)
+        if found and not self.call.deny_reason and self.call.outcome == Outcome.RPC_ERROR and not self.call.upstream_ms:
+            return Reason(Step.REQUEST, found.sentence)
+        return found
+
+    @property
+    def kind(self) -> str:
+        """How bad it ended, for the notice."""
+        if self.call.outcome == Outcome.OK:
+            return "good"
+        return "warn" if self.call.outcome in (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.CANCELLED) else "bad"
+
+    @property
+    def timing(self) -> list[Part]:
+        """Where the time went, in order."""
+        call = self.call
+        known = (call.authorise_ms or 0) + (call.upstream_ms or 0)
+        stretches = (
+            ("auth", "authorise", call.authorise_ms),
+            ("rules", "rules", max(call.duration_ms - known, 0)),
+            ("upstream", "upstream", call.upstream_ms),
+        )
+        return list(_laid_out([(n, label, ms) for n, label, ms in stretches if ms], max(call.duration_ms, known)))
+
+    @property
+    def checks(self) -> list[Check]:
+        """The decision, check by check, and where it stopped."""
+        stop = self.reason.step if self.reason else None
+        lines = []
+        for step, name, told in self._steps():
+            if stop is None or step < stop:
+                lines.append(Check(name, "pass" if told else "skip", told or "Not needed"))
+            elif step == stop and self.reason:
+                lines.append(Check(name, "stop", self.reason.sentence))
+            else:
+                lines.append(Check(name, "skip", "Not reached"))
+        return [*lines, Check("Recorded", "pass", "The row was committed before the answer left")]
+
+    def _steps(self) -> Iterator[tuple[Step, str, str]]:
+        """Each check with what it found; empty when this call did not need it."""
+        call = self.call
+        yield Step.TOKEN, "Token", f"{call.token_prefix or 'The token'} is known, not revoked, not expired"
+        yield Step.USER, "User", f"{call.user_email} is active"
+        yield Step.GATEWAY, "Gateway", f"The token is for {call.gateway_name}"
+        yield Step.ADDRESS, "Address", f"{call.client_ip or 'The caller'} may use the token"
+        yield Step.HOST, "Host and gateway", f"{call.host_name} and {call.gateway_name} are enabled"
+        yield Step.CONNECTION, "Connection", "Enabled"
+        yield Step.REACH, "Reach", f"{call.user_email} reaches {call.gateway_name}"
+        yield Step.LIMIT, "Limits", "Within all limits"
+        yield Step.REQUEST, "Request", f"One message: {call.method}" if call.method else ""
+        yield Step.SERVER, "Server", self._server()
+        yield Step.TOOL, "Tool", f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""
+        yield Step.IDENTITY, "Identity", self._identity()
+        yield Step.UPSTREAM, "Upstream", self._upstream()
+
+    def _server(self) -> str:
+        if self.call.server_name:
+            return f"{self.call.server_name} is assigned, enabled and within the token's scope"
+        return "All that the caller may use were asked" if self.call.method.endswith("/list") else ""
+
+    def _identity(self) -> str:
+        return f"“{self.call.identity_label}” was used" if self.call.identity_label else ""
+
+    def _upstream(self) -> str:
+        if self.call.method in OWN_ANSWERS:
+            return ""
+        return f"{self.call.server_name or 'The servers'} answered"
+
+
+def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator[Part]:
+    start = 0.0
+    for name, label, ms in stretches:
+        width = round(100 * ms / whole, 1) if whole else 0.0
+        yield Part(name, label, ms, round(start, 1), width)
+        start += width

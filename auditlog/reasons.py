@@ -1,0 +1,81 @@
+"""Why a call was denied or failed, in words: one sentence for each reason of the log's vocabulary."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Step(IntEnum):
+    """The checks a call passes, in their order (requirements 4.4)."""
+
+    TOKEN = 1
+    USER = 2
+    GATEWAY = 3
+    ADDRESS = 4
+    HOST = 5
+    CONNECTION = 6
+    REACH = 7
+    LIMIT = 8
+    REQUEST = 9
+    SERVER = 10
+    TOOL = 11
+    IDENTITY = 12
+    UPSTREAM = 13
+
+
+class Reason(NamedTuple):
+    """The check that stopped the call, and what it found."""
+
+    step: Step
+    sentence: str
+
+
+REASONS = {
+    "unknown": Reason(Step.TOKEN, "The token is not known here."),
+    "revoked": Reason(Step.TOKEN, "The token has been revoked."),
+    "connection_revoked": Reason(Step.TOKEN, "The connection has been revoked."),
+    "stale_generation": Reason(Step.TOKEN, "The key behind the token has been regenerated since."),
+    "expired": Reason(Step.TOKEN, "The token has expired."),
+    "user_inactive": Reason(Step.USER, "The user has been deactivated."),
+    "wrong_gateway": Reason(Step.GATEWAY, "The token belongs to another gateway."),
+    "ip": Reason(Step.ADDRESS, "The address is not on the token's IP allow-list."),
+    "origin": Reason(Step.ADDRESS, "The browser page that called is not on an allowed origin."),
+    "host_disabled": Reason(Step.HOST, "An administrator switched this app or agent off."),
+    "host_pending": Reason(Step.HOST, "The app waits for an administrator's approval."),
+    "gateway_disabled": Reason(Step.HOST, "An administrator switched this gateway off."),
+    "connection_disabled": Reason(Step.CONNECTION, "An administrator switched this connection off."),
+    "gateway_not_reachable": Reason(Step.REACH, "The user's teams do not include this gateway."),
+    "rate_limited": Reason(Step.LIMIT, "There were more calls than the limit allows."),
+    "out_of_scope": Reason(Step.SERVER, "The token does not reach this server."),
+    "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool of this name."),
+    "server_disabled": Reason(Step.SERVER, "An administrator switched this server off, or off on this gateway."),
+    "tool_disabled": Reason(Step.TOOL, "An administrator switched this tool off, or the policy does not allow it."),
+    "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for this server."),
+    "identity_disabled": Reason(Step.IDENTITY, "The identity for this server is switched off."),
+    "identity_expired": Reason(Step.IDENTITY, "The identity for this server has expired."),
+    "identity_revoked": Reason(Step.IDENTITY, "The identity for this server has been revoked."),
+    "identity_unreadable": Reason(Step.IDENTITY, "No encryption key opens the stored identity."),
+    "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it."),
+    "address_blocked": Reason(Step.UPSTREAM, "The server lives at an address the gateway may not call."),
+    "unreachable": Reason(Step.UPSTREAM, "The server did not answer."),
+    "timeout": Reason(Step.UPSTREAM, "The server did not answer in its time."),
+    "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
+    "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway passes on."),
+    "busy": Reason(Step.UPSTREAM, "The server had too many calls under way."),
+}
+
+OUTCOMES = {
+    "tool_error": Reason(Step.UPSTREAM, "The tool ran and reported an error."),
+    "rpc_error": Reason(Step.UPSTREAM, "The call was answered with a protocol error."),
+    "unauthorized": Reason(Step.TOKEN, "The token did not let the caller in."),
+    "denied": Reason(Step.SERVER, "The gateway did not allow the call."),
+    "rate_limited": REASONS["rate_limited"],
+    "upstream_error": REASONS["unreachable"],
+    "timeout": REASONS["timeout"],
+    "bad_request": Reason(Step.REQUEST, "The request was not one MCP message."),
+    "cancelled": Reason(Step.UPSTREAM, "The caller left before the answer was there."),
+}
+
+
+def reason_of(outcome: str, deny_reason: str) -> Reason | None:
+    """What stopped a call that ended like this; None when nothing did."""
+    return REASONS.get(deny_reason) or OUTCOMES.get(outcome)

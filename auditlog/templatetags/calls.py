@@ -1,0 +1,36 @@
+"""How times stand in the log."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from django import template
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+register = template.Library()
+
+
+@register.simple_tag
+def moment(at: datetime, full: bool = False) -> SafeString:
+    """A time of day in UTC to the millisecond, with its date unless that is today."""
+    at = at.astimezone(UTC)
+    text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
+    if full or at.date() != timezone.now().astimezone(UTC).date():
+        text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}"
+    return format_html('<time datetime="{}">{}</time>', f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z", text)
+
+
+@register.filter
+def ms(value: float | None) -> str:
+    """A duration: "212 ms", "0.4 ms"."""
+    if value is None:
+        return ""
+    return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
+
+
+@register.filter
+def size(value: int) -> str:
+    """A number of bytes: "812 B", "14.2 KB"."""
+    return f"{value:,} B" if value < 1000 else f"{value / 1000:,.1f} KB"
