@@ -211,10 +211,13 @@ SECURE_HSTS_SECONDS = int(timedelta(days=365).total_seconds()) if _is_https else
 # --- REST and OAuth -----------------------------------------------------------------------------------------------
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["tokens.authentication.BearerAuthentication", "ui.rest.SessionCookie"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "tokens.authentication.BearerAuthentication",
+        "ui.rest_requests.SessionCookie",
+    ],
     "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["ui.rest.Json"],
+    "DEFAULT_PARSER_CLASSES": ["ui.rest_requests.Json"],
     "EXCEPTION_HANDLER": "ui.rest.problem",
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
     "URL_FORMAT_OVERRIDE": None,  # `format` is a parameter of our own.

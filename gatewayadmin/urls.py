@@ -52,6 +52,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("accounts/", include(_signing_in)),
     path("admin/", admin.site.urls),
+    path("api/", include("gatewayadmin.api")),
     path("", include("oauth.endpoints")),
 ]
 urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS if find_spec(f"{room}.urls")]

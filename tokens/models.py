@@ -227,20 +227,23 @@ class Token(models.Model):
     def rotate(self, *, by: User | None, presented: str | None = None) -> Issued:
         """Give this token another secret; all else stays, the old secret is dead at commit (X15-X26).
 
-        `presented` is the secret a token rotates itself with: of two at once one wins, the other gets
+        `presented` is the secret a token rotates itself with. Of two at once one wins, the other gets
         Superseded. Raises AlreadyRevoked or Expired (R3.24).
         """
         secret = text.mint(self.kind_prefix)
         with transaction.atomic():
+            self.connection.lock()  # First, as its own revocation does: the other way round the two could lock up.
             row = self.lock()
             row.must_be_active()
-            if presented is not None and not row.is_held_by(presented):
+            if row.generation != self.generation or (presented is not None and not row.is_held_by(presented)):
                 raise Superseded(Superseded.__doc__)
             before, self.generation, self.rotated_at = row.prefix, row.generation + 1, timezone.now()
             self.hold(secret)
             self.save(update_fields=["prefix", "digest", "key_id", "generation", "rotated_at"])
             Connection.objects.filter(pk=self.connection_id).update(last_token_at=self.rotated_at)
-            changes = {"prefix": [before, self.prefix], "owner": self.connection.user.email}
+            changes: dict[str, Any] = {"prefix": [before, self.prefix], "owner": self.connection.user.email}
+            if by is not None and by.pk != self.connection.user_id:
+                changes["note"] = "acted on another user's token"
             actor = f"token {self.name} (self)" if presented is not None else ""
             Event.objects.record(Action.TOKEN_ROTATED, self, by=by, changes=changes, actor=actor)
         return Issued(self, secret)

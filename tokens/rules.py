@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from django.utils import timezone
 
@@ -47,7 +47,7 @@ class Expired(TokenError):
 
 
 class Superseded(TokenError):
-    """The secret that was shown is not this token's any more."""
+    """This token was rotated a moment ago by somebody else."""
 
 
 def expiry(days: int | None) -> datetime | None:
@@ -77,3 +77,14 @@ def _network(entry: str) -> str:
         return str(ip_network(entry.strip(), strict=False))
     except ValueError:
         raise BadAddress(f"“{entry.strip()}” is neither an IP address nor a CIDR range.") from None
+
+
+def admits(ranges: Sequence[str] | None, address: str | None) -> bool:
+    """Whether an allowlist lets `address` through; without a list everybody is."""
+    if ranges is None:
+        return True
+    try:
+        here = ip_address(address or "")
+    except ValueError:
+        return False
+    return any(here in ip_network(entry) for entry in ranges)

@@ -1,13 +1,18 @@
 """What all REST endpoints share: problem bodies, paging, times, and the base of their views (requirements 6.1)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar, NamedTuple
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from urllib.parse import urlencode
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.http import Http404
-from rest_framework import serializers, status
-from rest_framework.exceptions import APIException, NotFound, ValidationError
+from rest_framework import exceptions, serializers
+from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -15,7 +20,9 @@ from rest_framework.settings import api_settings
 from rest_framework.views import exception_handler
 from rest_framework.viewsets import GenericViewSet
 
-from capabilities import Capability, CapabilityRequired
+if TYPE_CHECKING:
+    from accounts.models import User
+    from capabilities.rest import Rule
 
 
 def stamp(moment: datetime | None) -> str | None:
@@ -32,6 +39,13 @@ class Moment(serializers.DateTimeField):
         return stamp(value)
 
 
+class Reference(serializers.Serializer[Any]):
+    """Another object, by id and name."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+
+
 class Problem(NamedTuple):
     """How a refusal of a verb is told: its status, its code, and the field it is about, if any."""
 
@@ -40,10 +54,33 @@ class Problem(NamedTuple):
     field: str = ""
 
 
-class Conflict(APIException):
-    """The thing is not in a state that allows this."""
+class Told(APIException):
+    """A refusal with a status and a code of its own."""
 
-    status_code = status.HTTP_409_CONFLICT
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail, code)
+        self.status_code = status
+
+
+class Body(serializers.Serializer[Any]):
+    """What may be sent, and nothing else: a key it does not name is refused, not ignored."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping) and (extra := sorted(set(data) - set(self.fields))):
+            raise ValidationError({key: ["Cannot be set."] for key in extra})
+        return super().to_internal_value(data)
+
+
+class Query(serializers.Serializer[Any]):
+    """The query parameters an action knows; any other is refused."""
+
+
+class ListQuery(Query):
+    """The query parameters every list of pages knows."""
+
+    page = serializers.IntegerField(min_value=1, required=False)
+    page_size = serializers.IntegerField(min_value=1, required=False)
+    ordering = serializers.CharField(required=False)
 
 
 class Paging(PageNumberPagination):
@@ -53,27 +90,52 @@ class Paging(PageNumberPagination):
     page_size_query_param = "page_size"
     max_page_size = 200
 
+    def get_next_link(self) -> str | None:
+        return self._link(self.page.next_page_number()) if self.page and self.page.has_next() else None
+
+    def get_previous_link(self) -> str | None:
+        return self._link(self.page.previous_page_number()) if self.page and self.page.has_previous() else None
+
+    def _link(self, number: int) -> str:
+        request: Any = self.request
+        return link(request, page=str(number))
+
+
+def link(request: Request, **changed: str) -> str:
+    """The address of this same list with other parameters, built from the public URL."""
+    parameters = {name: request.query_params.getlist(name) for name in request.query_params} | changed
+    return f"{settings.PUBLIC_URL}{request.path}?{urlencode(parameters, doseq=True)}"
+
 
 class Resource(GenericViewSet[Any]):
-    """The base of every resource: one capability per action, plain words for every refusal.
+    """The base of every resource: one rule per action, plain words for every refusal.
 
-    `capabilities` maps an action to the capability it takes (None: any signed-in user, whose rows
-    `get_queryset` limits). `problems` says how each refusal of a verb is told. `filters` are the query
-    parameters its list knows; any other is refused with 400.
+    `capabilities` maps an action to what it takes: a capability, a tuple of which any one will do, or None
+    for any signed-in user, whose rows `get_queryset` limits. `problems` says how each refusal of a verb is
+    told. `queries` are the query parameters an action knows, all of them in `chosen`.
     """
 
-    capabilities: ClassVar[Mapping[str, Capability | None]] = {}
+    capabilities: ClassVar[Mapping[str, Rule]] = {}
     problems: ClassVar[Mapping[type[Exception], Problem]] = {}
-    filters: ClassVar[frozenset[str]] = frozenset()
+    queries: ClassVar[Mapping[str, type[Query]]] = {}
     orderings: ClassVar[frozenset[str]] = frozenset()
+    lookup_value_converter = "uuid"
     pagination_class = Paging
+    metadata_class = None
+    chosen: dict[str, Any]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        known = self.filters | {"page", "page_size", "ordering"} if self.action == "list" else frozenset()
-        unknown = sorted(set(request.query_params) - known)
-        if unknown:
-            raise ValidationError({name: ["Unknown parameter."] for name in unknown})
+        self.chosen = _chosen(request, self._query())
+
+    def _query(self) -> Query:
+        default = ListQuery if self.action == "list" else Query
+        return self.queries.get(self.action or "", default)()
+
+    @property
+    def me(self) -> User:
+        """The person who asks; permissions have been checked."""
+        return cast("User", self.request.user)
 
     def handle_exception(self, exc: Exception) -> Response:
         for kind, problem in self.problems.items():
@@ -81,13 +143,27 @@ class Resource(GenericViewSet[Any]):
                 return super().handle_exception(_told(exc, problem))
         return super().handle_exception(exc)
 
+    def body(self, kind: type[Body], *, partial: bool = False) -> dict[str, Any]:
+        """The body of this request as `kind` lets it through. Raises ValidationError."""
+        body = kind(data=self.request.data, partial=partial, context=self.get_serializer_context())
+        body.is_valid(raise_exception=True)
+        told: dict[str, Any] = body.validated_data
+        return told
+
     def page(self, rows: Any) -> Response:
         """One page of `rows` in the order asked for."""
-        serializer = self.get_serializer(self.paginate_queryset(self._ordered(rows)), many=True)
-        return self.get_paginated_response(serializer.data)
+        return self.get_paginated_response(self.told(self.paginate_queryset(self._ordered(rows)), many=True))
+
+    def told(self, thing: Any, *, many: bool = False) -> Any:
+        """`thing` as this resource tells it."""
+        return self.get_serializer(thing, many=many).data
+
+    def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
+        """An answer that holds `thing`."""
+        return Response(self.told(thing), status=status)
 
     def _ordered(self, rows: Any) -> Any:
-        wanted = self.request.query_params.get("ordering")
+        wanted = self.chosen.get("ordering")
         if wanted is None:
             return rows
         if wanted.removeprefix("-") not in self.orderings:
@@ -95,30 +171,35 @@ class Resource(GenericViewSet[Any]):
         return rows.order_by(wanted, "pk")
 
 
+def _chosen(request: Request, query: Query) -> dict[str, Any]:
+    """The query parameters as `query` reads them; empty ones count as not given."""
+    given = request.query_params
+    unknown = sorted(set(given) - set(query.fields))
+    if unknown:
+        raise ValidationError({name: ["Unknown parameter."] for name in unknown})
+    data = {
+        name: given.getlist(name) if isinstance(field, serializers.ListField) else given[name]
+        for name, field in query.fields.items()
+        if given.get(name)
+    }
+    filled = type(query)(data=data)
+    filled.is_valid(raise_exception=True)
+    chosen: dict[str, Any] = filled.validated_data
+    return chosen
+
+
 def _told(exc: Exception, problem: Problem) -> APIException:
     if problem.field:
         return ValidationError({problem.field: [str(exc)]})
-    told = Conflict(str(exc), code=problem.code)
-    told.status_code = problem.status
-    return told
-
-
-def unknown_keys(data: Mapping[str, Any], allowed: frozenset[str]) -> None:
-    """Raise ValidationError for every key of a body that is not `allowed`."""
-    extra = sorted(set(data) - allowed)
-    if extra:
-        raise ValidationError({key: ["Cannot be set."] for key in extra})
+    return Told(problem.status, problem.code, str(exc))
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler: every refusal has `detail` and `code`, and `errors` for bad input."""
-    if isinstance(exc, CapabilityRequired):
-        body = {"detail": str(exc), "code": "capability_required", "capability": exc.capability.slug}
-        return Response(body, status=status.HTTP_403_FORBIDDEN)
+    if isinstance(exc, PermissionDenied):
+        return _denied(exc)
     if isinstance(exc, Http404):
-        exc = NotFound()
-    elif isinstance(exc, PermissionDenied):
-        return Response({"detail": str(exc) or "Forbidden.", "code": "forbidden"}, status=status.HTTP_403_FORBIDDEN)
+        exc = exceptions.NotFound()
     response = exception_handler(exc, context)
     if response is None or not isinstance(exc, APIException):
         return response
@@ -130,12 +211,19 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
     return response
 
 
+def _denied(denied: PermissionDenied) -> Response:
+    """403, naming the missing capability when the exception carries one."""
+    capability = getattr(denied, "capability", None)
+    body = {"detail": str(denied) or "Forbidden.", "code": "capability_required" if capability else "forbidden"}
+    return Response(body | ({"capability": capability.slug} if capability else {}), status=HTTPStatus.FORBIDDEN)
+
+
 def _by_field(errors: Any) -> dict[str, Any]:
     if isinstance(errors, Mapping):
         return dict(errors)
     return {api_settings.NON_FIELD_ERRORS_KEY: errors}
 
 
-def secret_answer(body: Mapping[str, Any], status: int = 200) -> Response:
+def secret_answer(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
     """An answer that holds a secret: no cache keeps it (requirements 8.3)."""
     return Response(body, status=status, headers={"Cache-Control": "no-store"})

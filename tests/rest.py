@@ -1,0 +1,69 @@
+"""A program that talks to the REST API, with a person's session, with a token, or as nobody."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.test import Client
+
+from accounts.models import User
+
+
+@dataclass
+class Rest:
+    """`Rest.of(user).get("/tokens", status="all")`; every answer has `.status_code` and `.json()`."""
+
+    client: Client = field(default_factory=Client)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, user: User | None = None) -> "Rest":
+        """Signed in as `user`; None is nobody."""
+        client = Client()
+        if user:
+            client.force_login(user)
+        return cls(client)
+
+    @classmethod
+    def bearing(cls, secret: str) -> "Rest":
+        """With nothing but a Bearer token; a CSRF check would stop it."""
+        return cls(Client(enforce_csrf_checks=True), {"Authorization": f"Bearer {secret}"})
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self.client.get(f"/api{path}", query, headers=self.headers)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self.send("post", path, body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        return self.send("patch", path, body)
+
+    def put(self, path: str, body: Any) -> Any:
+        return self.send("put", path, body)
+
+    def delete(self, path: str) -> Any:
+        return self.send("delete", path)
+
+    def send(self, method: str, path: str, body: Any = None) -> Any:
+        if body is None:
+            return self.client.generic(method.upper(), f"/api{path}", headers=self.headers)
+        ask = getattr(self.client, method)
+        return ask(f"/api{path}", body, content_type="application/json", headers=self.headers)
+
+
+def results(answer: Any) -> list[Any]:
+    """The rows of one page of a list."""
+    assert answer.status_code == 200, answer.content
+    rows: list[Any] = answer.json()["results"]
+    return rows
+
+
+def problem(answer: Any) -> tuple[int, str]:
+    """Status and code of a refusal."""
+    return answer.status_code, answer.json()["code"]
+
+
+def errors(answer: Any) -> dict[str, list[str]]:
+    """What was wrong with which field."""
+    assert problem(answer) == (400, "invalid"), answer.content
+    told: dict[str, list[str]] = answer.json()["errors"]
+    return told

@@ -1,0 +1,208 @@
+"""/api/tokens: one's own API access tokens, everybody's for those who manage them (requirements 6.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Q
+from django.shortcuts import get_object_or_404
+from django.utils import timezone
+from rest_framework.decorators import action
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.throttling import SimpleRateThrottle
+
+from auditlog import origin
+from auditlog.origin import Via
+from capabilities import Capability
+from capabilities.rest import Rule, allow
+from connections.models import Connection, Refused
+from tokens.authentication import Presented
+from tokens.models import (
+    AlreadyRevoked,
+    BadAddress,
+    BadLifetime,
+    Expired,
+    Issued,
+    Kind,
+    NameTaken,
+    NotYours,
+    Superseded,
+    Token,
+    TokenError,
+    TokenQuerySet,
+    TooMany,
+)
+from tokens.reach import with_reach
+from tokens.rules import admits
+from tokens.serializers import NewToken, TokenChanges, TokenQuery, TokenSerializer, issued, rotated
+from ui.rest import Problem, Query, Resource, Told, secret_answer
+
+PROBLEMS: Mapping[type[Exception], Problem] = {
+    AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
+    Expired: Problem(HTTPStatus.CONFLICT, "token_expired"),
+    Superseded: Problem(HTTPStatus.CONFLICT, "superseded"),
+    NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    TooMany: Problem(HTTPStatus.CONFLICT, "too_many_tokens"),
+    NotYours: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
+    BadLifetime: Problem(HTTPStatus.BAD_REQUEST, "invalid", "expires_in_days"),
+    BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "allowed_ips"),
+    TokenError: Problem(HTTPStatus.CONFLICT, "conflict"),
+    Refused: Problem(HTTPStatus.CONFLICT, "refused"),
+}
+
+
+class RotationLimit(SimpleRateThrottle):
+    """A token may rotate itself 60 times an hour: once a minute for a job that does so on every run."""
+
+    rate = "60/h"
+
+    def get_cache_key(self, request: Request, view: Any) -> str | None:
+        return f"rotation:{request.auth.token.pk}" if isinstance(request.auth, Presented) else None
+
+
+class TokenResource(Resource):
+    """API access tokens. A token's secret is told by its creation and its rotation, never again."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "list": None,
+        "create": Capability.API_TOKENS_MANAGE,
+        "retrieve": None,
+        "partial_update": None,
+        "destroy": None,
+        "revoke": None,
+        "rotate": None,
+    }
+    bearer_actions = frozenset({"rotate"})
+    problems = PROBLEMS
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": TokenQuery}
+    orderings = frozenset({"name", "created_at", "expires_at", "last_used_at"})
+    serializer_class = TokenSerializer
+
+    # Beside the owner's and the managers' own, these may be reached by whoever may end connections.
+    ending = frozenset({"destroy", "revoke", "rotate"})
+
+    def get_queryset(self) -> TokenQuerySet:
+        """The tokens this person may see, or end when that is what is asked for; keys of apps are none."""
+        tokens = with_reach(Token.objects.filter(kind=Kind.ACCESS))
+        ends = self.action in self.ending and self.me.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
+        if ends or self.me.has_perm(Capability.API_TOKENS_MANAGE):
+            return tokens
+        return tokens.filter(connection__user=self.me)
+
+    def list(self, request: Request) -> Response:
+        tokens = self.get_queryset()
+        if self.chosen["scope"] == "all":
+            allow(self.me, Capability.API_TOKENS_MANAGE)
+        else:
+            tokens = tokens.filter(connection__user=self.me)
+        return self.page(narrowed(tokens, self.chosen))
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self.answer(self._find(pk))
+
+    def create(self, request: Request) -> Response:
+        wanted = self.body(NewToken)
+        triple = {key: wanted.pop(key) for key in ("host", "gateway", "identities")}
+        with transaction.atomic():
+            connection = Connection.objects.open(**triple, user=self.me, by=self.me)
+            new = Token.objects.issue(connection, **wanted, by=self.me)
+        return secret_answer(issued(self._again(new)), HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        token = self._find(pk)
+        changes = self.body(TokenChanges, partial=True)
+        token.edit(**changes, by=self.me)
+        return self.answer(token)
+
+    def destroy(self, request: Request, pk: UUID) -> Response:
+        return self._end(pk)
+
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: UUID) -> Response:
+        return self._end(pk)
+
+    def _end(self, pk: UUID) -> Response:
+        self._find(pk).revoke(by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    @action(detail=True, methods=["post"], throttle_classes=[RotationLimit])
+    def rotate(self, request: Request, pk: UUID) -> Response:
+        presented: Any = request.auth
+        itself = isinstance(presented, Presented)
+        new = self._by_itself(presented, pk) if itself else self._by_person(pk)
+        return secret_answer(rotated(self._again(new)))
+
+    def _by_itself(self, presented: Presented, pk: UUID) -> Issued:
+        """A token rotates itself, and nothing else (X15, X25)."""
+        token = presented.token
+        if token.pk != pk:
+            raise Told(HTTPStatus.FORBIDDEN, "not_own_token", "A token can rotate only itself.")
+        if not admits(token.allowed_ips, self.request.META.get("REMOTE_ADDR")):
+            raise Told(HTTPStatus.FORBIDDEN, "ip_not_allowed", "The IP allowlist of this token lacks your address.")
+        must_be_on(token.connection)
+        with origin.coming_from(replace(origin.present(), via=Via.BEARER)):
+            try:
+                return token.rotate(by=None, presented=presented.secret)
+            except (AlreadyRevoked, Expired, Superseded):  # Since it was presented a moment ago.
+                raise AuthenticationFailed(code="unauthorized") from None
+
+    def _by_person(self, pk: UUID) -> Issued:
+        """One's own token, or with both capabilities that of another (R3.14)."""
+        token = self._find(pk)
+        if token.connection.user_id != self.me.pk:
+            allow(self.me, Capability.MCP_CONNECTIONS_REVOKE)
+            allow(self.me, Capability.API_TOKENS_MANAGE)
+        token.must_be_active()
+        must_be_on(token.connection)
+        return token.rotate(by=self.me)
+
+    def _find(self, pk: UUID) -> Token:
+        return get_object_or_404(self.get_queryset(), pk=pk)
+
+    def _again(self, new: Issued) -> Issued:
+        """The same with everything that is told of a token."""
+        return Issued(with_reach(Token.objects.all()).get(pk=new.token.pk), new.secret)
+
+
+def must_be_on(connection: Connection) -> None:
+    """Refuse while a layer is switched off: a stolen token must not renew itself past the break-glass."""
+    if not connection.enabled or connection.blocked_by in ("host", "gateway"):
+        raise Told(HTTPStatus.FORBIDDEN, "disabled", "The host, the gateway or the connection is disabled.")
+
+
+def narrowed(tokens: TokenQuerySet, chosen: Mapping[str, Any]) -> TokenQuerySet:
+    """The tokens that match the query."""
+    ended = Q(expires_at__lte=timezone.now())
+    means = {
+        "active": Q(revoked_at=None) & (Q(expires_at=None) | ~ended),
+        "expired": Q(revoked_at=None) & ended,
+        "revoked": Q(revoked_at__isnull=False),
+        "all": Q(),
+    }
+    tokens = tokens.filter(means[chosen["status"]])
+    if host := chosen.get("host"):
+        tokens = tokens.filter(connection__host=host)
+    if gateway := chosen.get("gateway"):
+        tokens = tokens.filter(named(gateway, "connection__gateway", "slug"))
+    if user := chosen.get("user"):
+        tokens = tokens.filter(named(user.lower(), "connection__user", "email"))
+    if words := chosen.get("q"):
+        tokens = tokens.filter(Q(name__icontains=words) | Q(prefix__startswith=words))
+    if before := chosen.get("expires_before"):
+        tokens = tokens.filter(expires_at__lt=before)
+    return tokens
+
+
+def named(text: str, relation: str, name: str) -> Q:
+    """The row `text` means: by its id when it is one, else by its name."""
+    try:
+        return Q(**{relation: UUID(text)})
+    except ValueError:
+        return Q(**{f"{relation}__{name}": text})

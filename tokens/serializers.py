@@ -1,0 +1,144 @@
+"""What the API says of a token, and what it takes for one."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+
+from gateways.models import Assignment, Gateway, IdentityScheme
+from hosts.models import Host
+from hosts.models import Kind as HostKind
+from servers.models import Identity
+from tokens.models import DEFAULT_LIFETIME, Issued, Token
+from tokens.reach import servers_of
+from ui.rest import Body, ListQuery, Moment, Reference
+
+SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at")
+
+
+class GatewayReference(Reference):
+    """A gateway, with the address agents post to."""
+
+    slug = serializers.CharField()
+    url = serializers.CharField()
+
+
+class TokenSerializer(serializers.Serializer[Token]):
+    """A token without its secret."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    prefix = serializers.CharField()
+    expires_at = Moment()
+    allowed_ips = serializers.ListField(child=serializers.CharField(), allow_null=True)
+    scopes = serializers.SerializerMethodField()
+    created_at = Moment()
+    status = serializers.CharField()
+    last_used_at = Moment()
+    host = Reference(source="connection.host")
+    gateway = GatewayReference(source="connection.gateway")
+    connection_id = serializers.UUIDField()
+    user_email = serializers.CharField(source="connection.user.email")
+    rotated_at = Moment()
+    revoked_at = Moment()
+
+    def get_scopes(self, token: Token) -> list[dict[str, str]]:
+        return [
+            {"server_id": str(server.pk), "server_name": server.name, "server_slug": server.slug}
+            for server in servers_of(token)
+        ]
+
+
+def issued(new: Issued) -> dict[str, Any]:
+    """A new token with its secret, the only time it is told."""
+    return {"token": new.secret, **TokenSerializer(new.token).data}
+
+
+def rotated(new: Issued) -> dict[str, Any]:
+    """Exactly the eight keys of a rotation (X16)."""
+    told = issued(new)
+    return {key: told[key] for key in SHOWN_ONCE}
+
+
+class TokenQuery(ListQuery):
+    """How a list of tokens is narrowed."""
+
+    scope = serializers.ChoiceField(["own", "all"], default="own")
+    status = serializers.ChoiceField(["active", "expired", "revoked", "all"], default="active")
+    host = serializers.UUIDField(required=False)
+    gateway = serializers.CharField(required=False)
+    user = serializers.CharField(required=False)
+    q = serializers.CharField(required=False)
+    expires_before = serializers.DateTimeField(required=False)
+
+
+class TokenChanges(Body):
+    """The three things of a token that may change (X30)."""
+
+    name = serializers.CharField(max_length=100)
+    expires_in_days = serializers.IntegerField(allow_null=True)
+    allowed_ips = serializers.ListField(child=serializers.CharField(max_length=64), allow_null=True)
+
+
+class NewToken(Body):
+    """A token for oneself: on which agent's connection to which gateway, and how far it reaches."""
+
+    host_id = serializers.UUIDField()
+    gateway_id = serializers.UUIDField()
+    name = serializers.CharField(max_length=100)
+    server_ids = serializers.ListField(child=serializers.UUIDField(), allow_null=True, allow_empty=False, default=None)
+    expires_in_days = serializers.IntegerField(allow_null=True, default=DEFAULT_LIFETIME)
+    allowed_ips = serializers.ListField(child=serializers.CharField(max_length=64), allow_null=True, default=None)
+    identities = serializers.DictField(child=serializers.UUIDField(), default=dict)
+
+    def validate_host_id(self, pk: UUID) -> Host:
+        host = Host.objects.live().filter(kind=HostKind.TOKEN, pk=pk).first()
+        if host is None:
+            raise ValidationError("There is no such token-based host.")
+        return host
+
+    def validate_gateway_id(self, pk: UUID) -> Gateway:
+        gateway = Gateway.objects.reachable_by(self.context["request"].user).filter(pk=pk).first()
+        if gateway is None:
+            raise ValidationError("There is no such gateway, or your teams do not include it.")
+        return gateway
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """What was named by id, found: `host`, `gateway`, `servers` and `identities`."""
+        gateway = attrs["gateway_id"]
+        offered = Assignment.objects.live().filter(gateway=gateway, server__archived_at=None).select_related("server")
+        found = {
+            "host": attrs["host_id"],
+            "gateway": gateway,
+            "servers": _chosen(offered, attrs["server_ids"]),
+            "identities": _brought(offered, attrs["identities"], self.context["request"].user),
+        }
+        return {key: attrs[key] for key in ("name", "expires_in_days", "allowed_ips")} | found
+
+
+def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None:
+    """The assignments of the chosen servers; None is all of them, those added later included."""
+    if servers is None:
+        return None
+    missing = set(servers) - {assignment.server_id for assignment in offered}
+    if missing:
+        raise ValidationError({"server_ids": [f"Server {pk} is not on this gateway." for pk in sorted(missing)]})
+    return [assignment for assignment in offered if assignment.server_id in servers]
+
+
+def _brought(offered: Any, wanted: dict[str, UUID], user: Any) -> dict[Assignment, Identity]:
+    """The user's own usable identity for each per-user server that was named."""
+    per_user = [a for a in offered if a.identity_scheme == IdentityScheme.PER_USER]
+    own = Identity.objects.usable().own(user).in_bulk(list(wanted.values()))
+    brought: dict[Assignment, Identity] = {}
+    for server, pk in wanted.items():
+        assignments = [assignment for assignment in per_user if str(assignment.server_id) == server.lower()]
+        if not assignments:
+            raise ValidationError({"identities": [f"Server {server} takes no identity of yours on this gateway."]})
+        if pk not in own or own[pk].server_id != assignments[0].server_id:
+            raise ValidationError({"identities": [f"You have no usable identity {pk} for server {server}."]})
+        brought |= dict.fromkeys(assignments, own[pk])
+    return brought

@@ -1,0 +1,55 @@
+"""How REST requests are let in and read; apart from ui.rest, whose views are built on these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import IO, Any, cast
+
+from rest_framework import exceptions
+from rest_framework.authentication import SessionAuthentication
+from rest_framework.exceptions import APIException
+from rest_framework.parsers import JSONParser
+
+MOST_BYTES = 1024 * 1024
+
+
+class TooLarge(APIException):
+    """The body is larger than 1 MiB."""
+
+    status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    default_code = "too_large"
+    default_detail = "The body is larger than 1 MiB."
+
+
+class Json(JSONParser):
+    """Reads JSON of at most 1 MiB, however deep it pretends to be."""
+
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None) -> Any:
+        try:
+            return super().parse(cast("IO[bytes]", _Bounded(stream)), media_type, parser_context)
+        except RecursionError:
+            raise exceptions.ParseError("JSON parse error - nested too deeply.") from None
+
+
+class _Bounded:
+    """A stream that gives 1 MiB at most."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise TooLarge
+        return data
+
+
+class SessionCookie(SessionAuthentication):
+    """A signed-in person's session, with Django's CSRF check."""
+
+    def enforce_csrf(self, request: Any) -> None:
+        try:
+            super().enforce_csrf(request)
+        except exceptions.PermissionDenied as denied:
+            raise exceptions.PermissionDenied(str(denied.detail), code="csrf_failed") from None
