@@ -82,25 +82,24 @@ class Detail:
         call = self.call
         yield Step.TOKEN, "Token", f"{call.token_prefix or 'The token'} is known, not revoked, not expired"
         yield Step.USER, "User", f"{call.user_email} is active"
-        yield Step.GATEWAY, "Gateway", f"The token is for {call.gateway_name}"
-        yield Step.ADDRESS, "Address", f"{call.client_ip or 'The caller'} may use the token"
-        yield Step.HOST, "Host and gateway", f"{call.host_name} and {call.gateway_name} are enabled"
-        yield Step.CONNECTION, "Connection", "Enabled"
-        yield Step.REACH, "Reach", f"{call.user_email} reaches {call.gateway_name}"
-        yield Step.LIMIT, "Limits", "Within all limits"
+        yield (
+            Step.ADDRESS,
+            "Address",
+            f"{call.client_ip or 'The caller'} may use the token, which is for {call.gateway_name}",
+        )
+        yield Step.HOST, "Host", f"{call.host_name} is enabled"
+        yield Step.GATEWAY, "Gateway and connection", f"{call.gateway_name} and this connection are enabled"
+        yield Step.REACH, "Reach and limits", f"{call.user_email} reaches {call.gateway_name}, within all limits"
         yield Step.REQUEST, "Request", f"One message: {call.method}" if call.method else ""
         yield Step.SERVER, "Server", self._server()
         yield Step.TOOL, "Tool", f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""
-        yield Step.IDENTITY, "Identity", self._identity()
+        yield Step.IDENTITY, "Identity", f"“{call.identity_label}” was used" if call.identity_label else ""
         yield Step.UPSTREAM, "Upstream", self._upstream()
 
     def _server(self) -> str:
         if self.call.server_name:
             return f"{self.call.server_name} is assigned, enabled and within the token's scope"
         return "All that the caller may use were asked" if self.call.method.endswith("/list") else ""
-
-    def _identity(self) -> str:
-        return f"“{self.call.identity_label}” was used" if self.call.identity_label else ""
 
     def _upstream(self) -> str:
         if self.call.method in OWN_ANSWERS:

@@ -9,17 +9,15 @@ class Step(IntEnum):
 
     TOKEN = 1
     USER = 2
-    GATEWAY = 3
-    ADDRESS = 4
-    HOST = 5
-    CONNECTION = 6
-    REACH = 7
-    LIMIT = 8
-    REQUEST = 9
-    SERVER = 10
-    TOOL = 11
-    IDENTITY = 12
-    UPSTREAM = 13
+    ADDRESS = 3
+    HOST = 4
+    GATEWAY = 5
+    REACH = 6
+    REQUEST = 7
+    SERVER = 8
+    TOOL = 9
+    IDENTITY = 10
+    UPSTREAM = 11
 
 
 class Reason(NamedTuple):
@@ -36,15 +34,15 @@ REASONS = {
     "stale_generation": Reason(Step.TOKEN, "The key behind the token has been regenerated since."),
     "expired": Reason(Step.TOKEN, "The token has expired."),
     "user_inactive": Reason(Step.USER, "The user has been deactivated."),
-    "wrong_gateway": Reason(Step.GATEWAY, "The token belongs to another gateway."),
+    "wrong_gateway": Reason(Step.ADDRESS, "The token belongs to another gateway."),
     "ip": Reason(Step.ADDRESS, "The address is not on the token's IP allow-list."),
     "origin": Reason(Step.ADDRESS, "The browser page that called is not on an allowed origin."),
     "host_disabled": Reason(Step.HOST, "An administrator switched this app or agent off."),
     "host_pending": Reason(Step.HOST, "The app waits for an administrator's approval."),
-    "gateway_disabled": Reason(Step.HOST, "An administrator switched this gateway off."),
-    "connection_disabled": Reason(Step.CONNECTION, "An administrator switched this connection off."),
+    "gateway_disabled": Reason(Step.GATEWAY, "An administrator switched this gateway off."),
+    "connection_disabled": Reason(Step.GATEWAY, "An administrator switched this connection off."),
     "gateway_not_reachable": Reason(Step.REACH, "The user's teams do not include this gateway."),
-    "rate_limited": Reason(Step.LIMIT, "There were more calls than the limit allows."),
+    "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows."),
     "out_of_scope": Reason(Step.SERVER, "The token does not reach this server."),
     "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool of this name."),
     "server_disabled": Reason(Step.SERVER, "An administrator switched this server off, or off on this gateway."),

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.db import IntegrityError
 from django.db.models import Count, Q
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -32,7 +33,7 @@ def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
         assignments.live()
         .select_related("gateway", "server", "shared_identity")
         .annotate(tool_count=Count("tools", filter=offered), allowed_count=Count("tools", filter=allowed))
-        .order_by("server__name", "alias")
+        .order_by(Lower("server__name"), "alias")
     )
 
 
@@ -64,7 +65,7 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def assign(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
-    server = _chosen_server(request)
+    server = _chosen_server(request, gateway)
     form = AssignmentForm(request.POST or None, gateway=gateway, server=server)
     context = {
         "form": form,
@@ -87,13 +88,14 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
     return refuse(request, "gateways/assign.html", context)
 
 
-def _chosen_server(request: AppRequest) -> Server | None:
-    """The server the form is about: the one named, else the first that is on no gateway yet, else any."""
+def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
+    """The server the form is about: the one named, else the first that is not on this gateway yet, else any."""
     wanted = request.POST.get("server") or request.GET.get("server")
     live = Server.objects.live()
     if wanted:
         return live.filter(slug=wanted).first()
-    return live.exclude(assignments__removed_at=None, assignments__isnull=False).first() or live.first()
+    absent = live.exclude(pk__in=gateway.assignments.live().values("server"))
+    return absent.filter(enabled=True).first() or absent.first() or live.first()
 
 
 @require_http_methods(["GET", "POST"])

@@ -78,7 +78,7 @@ class NameForm(forms.Form):
 class GatewayForm(NameForm, ReachForm):
     """A new gateway."""
 
-    slug = SlugField(Gateway.objects.all(), max_length=40)
+    slug = SlugField(Gateway.objects.all(), max_length=40, help_text="Ends the Gateway URL. It never changes.")
     field_order = ("name", "slug", "description", "reach", "teams")
 
     def clean(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import BadRequest
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -78,7 +79,9 @@ def _listed(request: AppRequest, gateway: Gateway, refreshed: Iterable[Refreshed
     assignments = list(assignment_views.counted(gateway.assignments.all()))
     chosen = ToolFilter(request.GET, assignments=assignments)
     tools = chosen.narrow(Tool.objects.filter(assignment__in=assignments)).select_related("assignment")
-    page = page_of(request, tools.order_by("assignment__server__name", "assignment__alias", "exposed_name"), SHOWN)
+    page = page_of(
+        request, tools.order_by(Lower("assignment__server__name"), "assignment__alias", "exposed_name"), SHOWN
+    )
     narrowed = any(chosen.cleaned_data.values())
     return {
         "gateway": gateway,

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.db import IntegrityError
 from django.db.models import Count, IntegerField, OuterRef, Q, Subquery
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
@@ -32,7 +33,7 @@ def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
         server_count=_number("assignments", assigned),
         tool_count=_number("assignments__tools", assigned & Q(assignments__tools__missing_since=None)),
         connection_count=_number("connections", connected),
-    )
+    ).order_by(Lower("name"))
 
 
 def _number(of: str, where: Q) -> Subquery:

@@ -32,7 +32,7 @@ class ServerForm(forms.Form):
     """What is known of an upstream server. `server` is the one being edited, None when one is added."""
 
     name = forms.CharField(max_length=80)
-    slug = SlugField(Server.objects.all(), max_length=16)
+    slug = SlugField(Server.objects.all(), max_length=16, help_text="Tools begin with it. It never changes.")
     url = forms.CharField(label="URL", max_length=500, widget=forms.URLInput)
     auth_type = forms.ChoiceField(label="Auth type", choices=OFFERED, initial=AuthType.NONE)
     header_name = forms.CharField(required=False, max_length=80, help_text="For “Own header” only.")

@@ -1,12 +1,12 @@
 """One judge of the addresses a server may live at, asked at connect time (requirements 8.12).
 
 A name is checked where it is used: after it was resolved, for the very address the socket goes to,
-literal addresses included. Adapters give that to aiohttp (the calls) and httpx (the control plane).
-Needs no Django.
+literal addresses included. The proxy asks before it connects; an adapter asks for httpx, which
+serves the control plane. Needs no Django.
 """
 
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -17,7 +17,6 @@ import httpx
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
-type AddrInfo = tuple[Any, Any, int, str, tuple[Any, ...]]
 
 # Cloud metadata services hand out credentials: refused even inside an allowed range.
 METADATA = frozenset(
@@ -108,16 +107,6 @@ class Guard:
             raise UrlRefused(f"{host} cannot be found. Check the spelling.") from None
         if not any(self.admits(address, encrypted=parts.scheme == "https") for address in addresses):
             raise UrlRefused(f"{host} leads to an address the gateway may not call.")
-
-    def socket_factory(self, *, encrypted: bool) -> Callable[[AddrInfo], socket.socket]:
-        """A factory for aiohttp's connector, which asks it for each address it is about to connect to."""
-
-        def open_socket(info: AddrInfo) -> socket.socket:
-            family, kind, protocol, _, sockaddr = info
-            self.check(sockaddr[0], encrypted=encrypted)
-            return socket.socket(family, kind, protocol)
-
-        return open_socket
 
 
 def _plain(address: Address) -> Address:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from django.db import IntegrityError
+from django.db.models import F
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -65,7 +67,9 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
     rows = Identity.objects.filter(server=server).select_related("owner", "server")
     if not viewer.has_perm(Capability.IDENTITIES_MANAGE):
         rows = rows.own(viewer) | rows.shared() if viewer.has_perm(Capability.SERVERS_MANAGE) else rows.own(viewer)
-    return rows.order_by("revoked_at", "owner__email", "label")
+    return rows.order_by(
+        F("revoked_at").desc(nulls_first=True), F("owner__email").asc(nulls_first=True), Lower("label")
+    )
 
 
 def find(request: AppRequest, pk: UUID) -> Identity:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.db import IntegrityError
 from django.db.models import Count, Q
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
@@ -16,9 +17,9 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from auditlog.models import Call
 from capabilities import Capability, requires
-from servers.discovery import Failed, Refused, discover, probe
+from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
-from servers.models import AuthType, Health, Server, ServerQuerySet
+from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import suggest
 from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
 
@@ -28,7 +29,8 @@ SEES = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTIT
 def counted(servers: ServerQuerySet) -> ServerQuerySet:
     """Servers with the number of live gateways each stands behind."""
     live = Q(assignments__removed_at=None, assignments__gateway__archived_at=None)
-    return servers.annotate(gateway_count=Count("assignments__gateway", filter=live, distinct=True))
+    counts = servers.annotate(gateway_count=Count("assignments__gateway", filter=live, distinct=True))
+    return counts.order_by(Lower("name"))
 
 
 def find(slug: str) -> Server:
@@ -71,7 +73,7 @@ def add(request: AppRequest) -> HttpResponse:
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
-            return show(request, "servers/form.html", {**context, "contact": _tried(Server(**form.cleaned_data))})
+            return show(request, "servers/form.html", {**context, "contact": _tried(form.cleaned_data)})
         try:
             server = Server.objects.add(**form.cleaned_data, by=request.user)
         except IntegrityError:
@@ -117,7 +119,8 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
-            return show(request, "servers/form.html", {**context, "contact": _tried(Server(**form.cleaned_data))})
+            contact = _tried(form.cleaned_data, identity_for(server, request.user))
+            return show(request, "servers/form.html", {**context, "contact": contact})
         try:
             server.edit(**form.cleaned_data, by=request.user)
         except IntegrityError:
@@ -139,10 +142,10 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
     return answer(request, "servers/overview.html#contact", context, to=page_url(server), toast=told)
 
 
-def _tried(server: Server) -> dict[str, str]:
-    """How a contact with a server that is not saved went."""
+def _tried(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
+    """How a contact with the server these values describe went; nothing is saved."""
     try:
-        return {"text": str(discover(server, None)), "kind": "good"}
+        return {"text": str(discover(Server(**values), identity)), "kind": "good"}
     except Failed as failure:
         told, kind = _told(failure)
         return {"text": told, "kind": kind}
