@@ -156,7 +156,7 @@ def assign(page: Page, url: str, gateway: str, server: str, *, alias: str) -> No
     press(page, "Assign a server")
     dialog = page.get_by_role("dialog", name="Assign a server")
     dialog.get_by_label("Server", exact=True).select_option(label=server)
-    dialog.get_by_label("Alias").fill(alias)
+    dialog.get_by_role("textbox", name="Alias").fill(alias)
     dialog.get_by_role("radio", name="No credential").check()
     press(dialog, "Assign")
     expect(row(page, server)).to_be_visible()

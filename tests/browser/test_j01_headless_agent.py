@@ -85,7 +85,7 @@ def the_call_in_the_log(page: Page, live: Serve) -> None:
         expect(entry).to_contain_text(words)
     entry.get_by_role("link").first.click()
     expect(page).to_have_url(re.compile(r"/logs/[0-9a-f-]{36}/"))
-    assert live.rows("SELECT outcome, tool FROM auditlog_call WHERE method = 'tools/call'")
+    assert live.rows("SELECT uid FROM auditlog_call WHERE method = 'tools/call' AND feature_name = 'echo'")
 
 
 def a_revocation_thought_over(page: Page, live: Serve, minted: Minted) -> None:

@@ -22,7 +22,6 @@ LOOKS = {
     "light": {"viewport": DESK, "color_scheme": "light"},
     "dark": {"viewport": DESK, "color_scheme": "dark"},
     "phone": {"viewport": PHONE, "color_scheme": "light"},
-    "dark-phone": {"viewport": PHONE, "color_scheme": "dark"},
 }
 IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/")
