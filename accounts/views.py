@@ -8,7 +8,7 @@ from django.views.decorators.http import require_http_methods
 
 from accounts.forms import THEMES, ProfileForm
 from capabilities import signed_in
-from ui.pages import AppRequest, leave, show
+from ui.pages import AppRequest, leave, posted, show
 
 YEAR_S = 365 * 24 * 3600
 
@@ -18,7 +18,7 @@ YEAR_S = 365 * 24 * 3600
 def profile(request: AppRequest) -> HttpResponse:
     theme = request.COOKIES.get("theme", "")
     initial = {"display_name": request.user.display_name, "theme": theme if theme in dict(THEMES) else "system"}
-    form = ProfileForm(request.POST or None, initial=initial)
+    form = ProfileForm(posted(request), initial=initial)
     if request.method == "GET":
         return show(request, "accounts/profile.html", {"form": form})
     if not form.is_valid():

@@ -19,6 +19,7 @@ from hosts.views import find as find_host
 from ui.pages import AppRequest, answer, confirm, leave, page_of, show
 
 NAMED = 5
+ROWS = 20  # Each may bring a list of its tokens; fifty of them would make the page too heavy.
 
 REVOKE_TEXT = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."
@@ -77,7 +78,7 @@ def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
 def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     """The rows of a tab as the query string narrows them, one page of them."""
     chosen = ConnectionFilter(request.GET)
-    page = page_of(request, chosen.narrow(visible(request.user).filter(**of)))
+    page = page_of(request, chosen.narrow(visible(request.user).filter(**of)), size=ROWS)
     return {
         "page": page,
         "rows": [Row(connection, request.user) for connection in page],

@@ -15,7 +15,7 @@ from accounts.models import User
 from capabilities import Capability, requires
 from hosts.forms import STATUSES, AgentForm, HostFilter
 from hosts.models import Host, HostQuerySet, NameTaken
-from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
+from ui.pages import AppRequest, answer, confirm, leave, page_of, posted, refuse, show
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
@@ -54,7 +54,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    form = AgentForm(request.POST or None)
+    form = AgentForm(posted(request))
     context = {"form": form, "heading": "Add API access token-based host", "submit": "Create"}
     context["back"] = reverse("hosts:list") if request.user.has_perm(Capability.HOSTS_READ) else reverse("overview")
     if request.method == "GET":
@@ -79,7 +79,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.API_TOKENS_MANAGE)
 def rename(request: AppRequest, pk: UUID) -> HttpResponse:
     host = get_object_or_404(Host.objects.live(), pk=pk)
-    form = AgentForm(request.POST or None, initial={"name": host.name, "description": host.description})
+    form = AgentForm(posted(request), initial={"name": host.name, "description": host.description})
     back = reverse("hosts:detail", args=[host.pk])
     context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back}
     if request.method == "GET":

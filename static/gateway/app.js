@@ -112,6 +112,12 @@ document.addEventListener("click", (event) => {
     else dialog.close();
   }
 });
+// A button that opens a dialog is a form that leads to a page; htmx fetches that page's dialog into this one.
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches(".opens")) return;
+  event.preventDefault();
+  htmx.ajax("GET", event.target.getAttribute("action"), { source: event.target, target: "#dialog", swap: "innerHTML" });
+});
 document.addEventListener("keydown", (event) => {
   const palette = event.key === "k" && (event.metaKey || event.ctrlKey) && document.querySelector(".palette");
   const search = event.key === "/" && !event.target.matches("input, textarea, select") && document.querySelector("main [type=search]");

@@ -1,0 +1,91 @@
+"""What people see when something is not theirs, not there, or too old."""
+
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true", "HX-Current-URL": "http://testserver/hosts/?type=agent"}
+
+
+def test_a_missing_capability_is_named_on_a_page(max: User, sign_in: SignIn) -> None:
+    response = sign_in(max).get("/hosts/add/")
+
+    assert response.status_code == 403
+    page = response.content.decode()
+    assert "Permission Denied</h1>" in page
+    assert "You need the <b>Create and manage API tokens</b> capability (<code>API_TOKENS_MANAGE</code>)." in page
+    assert "Access depends on the capability, not on a role name. Ask a workspace administrator." in page
+
+
+def test_a_missing_capability_is_a_notice_for_htmx_and_moves_no_address(max: User, sign_in: SignIn) -> None:
+    response = sign_in(max).get("/hosts/add/", headers=HTMX)
+
+    assert response.status_code == 403
+    assert response["HX-Push-Url"] == "false"
+    assert response.content.decode().strip().startswith('<p class="notice"')
+
+
+def test_an_ended_session_takes_htmx_to_sign_in_and_back_to_the_page() -> None:
+    response = Client().post(f"/hosts/{make.unique('x')}/disable/", headers=HTMX)
+    assert response.status_code == 404
+
+    response = Client().get("/hosts/", headers=HTMX)
+
+    assert response["HX-Redirect"] == "/accounts/login/?next=%2Fhosts%2F%3Ftype%3Dagent"
+    assert "Location" not in response
+
+
+def test_what_is_not_there_says_so_inside_the_frame(max: User, sign_in: SignIn) -> None:
+    response = sign_in(max).get("/nothing/here/")
+
+    assert response.status_code == 404
+    assert "<h1" in response.content.decode()
+    assert "Not found" in response.content.decode()
+
+
+def test_a_stranger_meets_errors_without_the_navigation() -> None:
+    response = Client().get("/nothing/here/")
+
+    assert response.status_code == 404
+    assert 'class="rail"' not in response.content.decode()
+
+
+def test_a_form_without_its_csrf_token_is_refused_in_words(max: User) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(max)
+
+    response = client.post("/settings/profile", {"display_name": "Eve", "theme": "dark"})
+
+    assert response.status_code == 403
+    assert "Load it again" in response.content.decode()
+    max.refresh_from_db()
+    assert max.display_name == "Max"
+
+
+def test_pages_keep_their_policy_and_load_nothing_from_elsewhere(max: User, sign_in: SignIn) -> None:
+    response = sign_in(max).get("/")
+
+    policy = response["Content-Security-Policy"]
+    assert "unsafe" not in policy
+    assert "script-src 'self'" in policy
+    assert "http" not in policy
+
+
+@pytest.mark.parametrize(("cookie", "shown"), [("dark", ' data-theme="dark"'), ("light", ' data-theme="light"')])
+def test_the_first_paint_has_the_chosen_theme(cookie: str, shown: str) -> None:
+    client = Client()
+    client.cookies["theme"] = cookie
+
+    assert f'<html lang="en"{shown}>' in client.get("/accounts/login/").content.decode()
+
+
+def test_a_theme_nobody_offers_is_the_systems() -> None:
+    client = Client()
+    client.cookies["theme"] = '"><script>'
+
+    assert '<html lang="en">' in client.get("/accounts/login/").content.decode()

@@ -1,0 +1,66 @@
+"""The small pieces of markup every page uses."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+from django import forms
+from django.template import Context, Template
+from django.utils import timezone
+
+NOW = datetime(2026, 11, 20, 14, 2, 8, tzinfo=UTC)
+
+
+def rendered(text: str, **values: object) -> str:
+    return Template("{% load ui %}" + text).render(Context(values)).strip()
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (timedelta(seconds=0), "just now"),
+        (timedelta(seconds=59), "just now"),
+        (timedelta(minutes=5, seconds=30), "5m ago"),
+        (timedelta(hours=3, minutes=59), "3h ago"),
+        (timedelta(days=2), "2d ago"),
+        (timedelta(days=6, hours=23), "6d ago"),
+        (timedelta(days=8), "Nov 12, 2026"),
+    ],
+)
+def test_an_age_is_said_in_the_largest_unit_that_fits(age: timedelta, words: str) -> None:
+    with time_machine.travel(NOW, tick=False):
+        assert f">{words}</time>" in rendered("{% ago moment %}", moment=timezone.now() - age)
+
+
+def test_a_time_carries_its_exact_moment() -> None:
+    html = rendered("{% day moment %}", moment=NOW)
+
+    assert html == '<time datetime="2026-11-20T14:02:08Z" title="Nov 20, 2026 14:02:08 UTC">Nov 20, 2026</time>'
+
+
+def test_what_never_happened_says_so() -> None:
+    assert rendered("{% ago moment %}", moment=None) == "Never"
+    assert rendered('{% ago moment "never used" %}', moment=None) == "never used"
+
+
+def test_a_badge_shows_its_state_as_a_word_and_escapes_it() -> None:
+    assert rendered('{% badge "active" %}') == '<span class="badge" data-state="active">active</span>'
+    assert "&lt;b&gt;" in rendered("{% badge state %}", state="<b>")
+
+
+def test_an_icon_alone_has_a_name_and_one_beside_words_is_silent() -> None:
+    assert 'role="img" aria-label="Key"' in rendered('{% icon "key" "Key" %}')
+    assert 'aria-hidden="true"' in rendered('{% icon "key" %}')
+
+
+class Trial(forms.Form):
+    name = forms.CharField(help_text="Shown in logs.")
+
+
+def test_a_field_ties_its_error_and_help_to_the_control() -> None:
+    html = rendered("{% field form.name %}", form=Trial({"name": ""}))
+
+    assert 'aria-invalid="true"' in html
+    assert 'aria-describedby="id_name_helptext id_name_error"' in html
+    assert 'id="id_name_error"' in html
+    assert 'id="id_name_helptext"' in html
