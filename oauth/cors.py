@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from django.conf import settings
@@ -27,6 +28,7 @@ def allow(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
 def cors(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
     """Answer preflights without authentication, and mark every answer for allowed origins."""
 
+    @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         if request.method != "OPTIONS":
             return allow(request, view(request, *args, **kwargs))

@@ -1,8 +1,12 @@
 """The OAuth endpoints, without final slashes, and the names the toolkit reverses."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 from django.contrib.auth.decorators import login_not_required
+from django.http import HttpRequest, HttpResponse
 from django.urls import path
-from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from oauth2_provider.views import RevokeTokenView, TokenView
 
@@ -12,9 +16,24 @@ from oauth.registration import Manage, Register
 
 app_name = "oauth2_provider"
 
+
+def always_json(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Some of the toolkit's error answers forget their content type and cache rule (RFC 6749 section 5)."""
+
+    @wraps(view)
+    def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response = view(request, *args, **kwargs)
+        if response.content:
+            response["Content-Type"] = "application/json"
+        response["Cache-Control"] = "no-store"
+        return response
+
+    return answered
+
+
 register = csrf_exempt(login_not_required(Register.as_view()))
-token = csrf_exempt(login_not_required(never_cache(cors(TokenView.as_view()))))
-revoke = csrf_exempt(login_not_required(never_cache(cors(RevokeTokenView.as_view()))))
+token = csrf_exempt(login_not_required(cors(always_json(TokenView.as_view()))))
+revoke = csrf_exempt(login_not_required(cors(always_json(RevokeTokenView.as_view()))))
 
 urlpatterns = [
     path(".well-known/oauth-authorization-server", cors(metadata.authorization_server), name="server-metadata"),

@@ -1,5 +1,6 @@
 """What the authorize flow and the OAuth toolkit's rows mean here: whose host, which connection."""
 
+from urllib.parse import urlencode
 from uuid import uuid4
 
 from django.conf import settings
@@ -117,6 +118,33 @@ class AuthorizeRequest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} ({self.step})"
+
+    @property
+    def app_name(self) -> str:
+        """What the person is asked about: the agent's name, or the name the app gives itself."""
+        if self.host:
+            return self.host.name
+        return (self.application.name if self.application else "") or "MCP Client"
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the app itself named the gateway, so that the person cannot choose another."""
+        return bool(self.parameters.get("locked"))
+
+    @property
+    def redirect_uri(self) -> str:
+        """Where the person will be sent; empty for the token ending."""
+        return str(self.parameters.get("redirect_uri", ""))
+
+    @property
+    def start_url(self) -> str:
+        """Where the same flow begins again, for another person."""
+        if self.kind == Ending.OAUTH:
+            asked = {name: value for name, value in self.parameters.items() if name != "locked" and value}
+            resource = {"resource": self.gateway.url} if self.gateway and self.is_locked else {}
+            return f"/oauth/authorize?{urlencode(asked | resource)}"
+        gateway = {"gateway": self.gateway.slug} if self.gateway else {}
+        return f"/connect/?{urlencode({'host': self.host_id} | gateway)}"
 
     @property
     def is_over(self) -> bool:

@@ -39,7 +39,7 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
     """POST /oauth/register: what the toolkit registers, after our rules and with the rest of the answer."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if not ratelimit.consume(request, action="oauth_register", limit=settings.OAUTH_REGISTER_RATE):
+        if not ratelimit.consume(request, action="oauth_register"):
             return _told("temporarily_unavailable", "Too many registrations from your address. Wait a minute.", 429)
         try:
             said = _read(request.body)

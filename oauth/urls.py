@@ -1,6 +1,6 @@
 from django.urls import path
 
-from oauth import views
+from oauth import consent, views
 
 app_name = "oauth"
 
@@ -9,5 +9,6 @@ urlpatterns = [
     path("connect/help/", views.how_to_connect, name="help"),
     path("connect/<uuid:pk>/", views.gateway, name="gateway"),
     path("connect/<uuid:pk>/identity/<uuid:assignment>/", views.identity, name="identity"),
+    path("connect/<uuid:pk>/allow/", consent.consent, name="consent"),
     path("connect/<uuid:pk>/token/", views.token, name="token"),
 ]

@@ -21,7 +21,7 @@ from gateways.models import Assignment, Gateway
 from hosts.models import Host, Kind
 from oauth import flow as flows
 from oauth.forms import IdentityForm
-from oauth.models import AuthorizeRequest
+from oauth.models import AuthorizeRequest, Ending
 from oauth.snippets import PLACEHOLDER, example_call
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
@@ -29,6 +29,7 @@ from ui.pages import AppRequest, show
 
 type Step = Callable[..., HttpResponse]
 
+ENDINGS = {Ending.TOKEN: "oauth:token", Ending.OAUTH: "oauth:consent"}
 OWN = signed_in("a flow belongs to the browser and the person that began it; it checks what it may make")
 
 
@@ -59,12 +60,12 @@ def step(view: Step) -> Step:
     @wraps(view)
     def guarded(request: AppRequest, pk: UUID, **kwargs: Any) -> HttpResponse:
         flow = flows.find(request, pk)
-        if flow.completed_at:
+        if flow.completed_at and flow.kind == Ending.TOKEN:
             return _finished(request, flow)
         if flow.is_over:
             return render(request, "oauth/expired.html", {"flow": flow}, status=410)
         if reason := flows.refusal(flow, request.user):
-            return _refused(request, flow, reason)
+            return refused(request, flow, reason)
         return view(request, flow, **kwargs)
 
     return guarded
@@ -73,6 +74,8 @@ def step(view: Step) -> Step:
 @step
 def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     offered = list(flows.choices(request.user))
+    if flow.is_locked:
+        offered = [one for one in offered if one.pk == flow.gateway_id]
     asked = flows.questions(flow, offered)
     error = ""
     if request.method == "POST":
@@ -99,10 +102,10 @@ def _choose(flow: AuthorizeRequest, chosen: Gateway) -> HttpResponse:
 
 
 def _next(flow: AuthorizeRequest, asked: list[Assignment]) -> HttpResponse:
-    """On to the first server in `asked`, or to the token when there is none."""
+    """On to the first server in `asked`, or to the ending when there is none."""
     if asked:
         return redirect("oauth:identity", flow.pk, asked[0].pk)
-    return redirect("oauth:token", flow.pk)
+    return redirect(ENDINGS[Ending(flow.kind)], flow.pk)
 
 
 @step
@@ -144,15 +147,15 @@ def _answer(flow: AuthorizeRequest, key: str, identity: str | None, rest: list[A
 
 @step
 def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    if flow.gateway is None:
+    if flow.gateway is None or flow.kind != Ending.TOKEN:
         return redirect("oauth:gateway", flow.pk)
     if request.method == "GET":
         return _options(request, flow, _form(flow, None))
     try:
         with transaction.atomic():
             return _generate(request, flows.find(request, flow.pk, lock=True))
-    except Refused as refused:
-        return _refused(request, flow, str(refused))
+    except Refused as reason:
+        return refused(request, flow, str(reason))
 
 
 def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
@@ -162,7 +165,8 @@ def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     form = _form(flow, request.POST)
     if not form.is_valid():
         return _options(request, flow, form)
-    assert flow.host and flow.gateway
+    assert flow.host
+    assert flow.gateway
     try:
         with transaction.atomic():
             connection = Connection.objects.open(
@@ -183,7 +187,8 @@ def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _form(flow: AuthorizeRequest, data: Any) -> TokenForm:
-    assert flow.host and flow.gateway
+    assert flow.host
+    assert flow.gateway
     return TokenForm(data, host=flow.host, gateway=flow.gateway, connection=flows.live_connection(flow))
 
 
@@ -214,7 +219,7 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
     return response
 
 
-def _refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
+def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     return render(request, "oauth/refused.html", {"flow": flow, "reason": reason}, status=403)
 
 

@@ -1,0 +1,114 @@
+"""The last step for an app: what it will be able to do, said plainly, with Allow and Deny (5.6, P41)."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.db import transaction
+from django.db.models import Q
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from oauth2_provider.models import Application
+
+from connections.models import Connection, Refused
+from gateways.models import Assignment, Gateway, Tool
+from oauth import flow as flows
+from oauth.authorize import answer_url, grant
+from oauth.models import AuthorizeRequest, Ending
+from oauth.redirects import only_loopback
+from oauth.registration import host_of
+from oauth.views import refused, step
+from servers.models import Identity
+from tokens.models import Token
+from ui.pages import AppRequest
+
+
+@step
+def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
+    if flow.gateway is None or flow.kind != Ending.OAUTH:
+        return redirect("oauth:gateway", flow.pk)
+    if request.method == "GET":
+        return render(request, "oauth/consent.html", _summary(flow))
+    try:
+        with transaction.atomic():
+            url = _decide(request, flows.find(request, flow.pk, lock=True))
+    except Refused as reason:
+        return refused(request, flow, str(reason))
+    return _send(request, flow, url)
+
+
+def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
+    """Allow or deny, once; None when a second submit came too late."""
+    if flow.is_over:
+        return None
+    flow.completed_at = timezone.now()
+    if request.POST.get("decision") == "allow":
+        url = grant(request, flow, _connect(request, flow))
+    else:
+        flow.error = "access_denied"
+        url = answer_url(flow.parameters, {"error": "access_denied", "error_description": "The person said no."})
+    flow.save(update_fields=["completed_at", "error", "host"])
+    return url
+
+
+def _connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
+    assert flow.application
+    assert flow.gateway
+    flow.host = host_of(flow.application, by=request.user)
+    connection = Connection.objects.open(
+        host=flow.host,
+        gateway=flow.gateway,
+        user=request.user,
+        identities=flows.chosen_identities(flow),
+        by=request.user,
+    )
+    Token.objects.provide_key(connection, by=request.user)
+    return connection
+
+
+def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
+    """A page that leads on by itself: a redirect out of a form would be stopped by our own policy (trap E12)."""
+    if url is None:
+        return render(request, "oauth/expired.html", {"flow": flow}, status=410)
+    response = render(request, "oauth/sent.html", {"flow": flow, "url": url, "denied": bool(flow.error)})
+    response["Refresh"] = f"0; url={url}"
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
+    """What the app will be able to do as this person, on which servers, and where the answer goes."""
+    assert flow.gateway
+    assert flow.application
+    asked = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    chosen = flows.chosen_identities(flow)
+    assignments = (
+        flow.gateway.assignments.live().filter(enabled=True, server__archived_at=None).select_related("server")
+    )
+    document = flow.application.registration_source == Application.RegistrationSource.CIMD
+    return {
+        "flow": flow,
+        "servers": [(one, _identity_words(one, chosen)) for one in assignments],
+        "tool_count": _tool_count(flow.gateway),
+        "published_by": urlsplit(flow.application.client_id).hostname if document else "",
+        "only_loopback": only_loopback(flow.application.redirect_uris.split()),
+        "has_identities": bool(asked),
+        "back_to_identity": asked[-1].pk if asked else None,
+    }
+
+
+def _identity_words(assignment: Assignment, chosen: dict[Assignment, Identity]) -> str:
+    if assignment.identity_scheme == "per_user":
+        return (
+            f"as {chosen[assignment].label}" if assignment in chosen else "as the identity you chose before, or skipped"
+        )
+    return "shared identity" if assignment.identity_scheme == "shared" else "no credential"
+
+
+def _tool_count(gateway: Gateway) -> int:
+    on = Q(assignment__gateway=gateway, assignment__removed_at=None, assignment__enabled=True)
+    return (
+        Tool.objects.filter(on, enabled=True, missing_since=None).exclude(assignment__tool_policy="block_all").count()
+    )

@@ -1,0 +1,489 @@
+"""A headed app connects by itself (J6, M01-M04, P35-P41): register, authorise, exchange, refresh, revoke."""
+
+import base64
+import hashlib
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+from oauth2_provider.models import Grant, RefreshToken
+
+from accounts.models import User, WorkspaceSettings
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import Gateway
+from hosts.models import Host
+from oauth.models import Binding, Registration
+from tests import make
+from tokens import secret as text
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+CALLBACK = "http://127.0.0.1:33418/callback"
+
+
+@pytest.fixture
+def member() -> User:
+    return make.user(Capability.OAUTH_CONNECT)
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return make.gateway(make.server(), name="Quickstart")
+
+
+@dataclass
+class App:
+    """A client on the other side: registered, with a verifier of its own."""
+
+    client_id: str
+    verifier: str
+    redirect_uri: str = CALLBACK
+
+    def question(self, gateway: Gateway | None, **more: Any) -> str:
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).rstrip(b"=").decode()
+        asked = {
+            "response_type": "code",
+            "client_id": self.client_id,
+            "redirect_uri": self.redirect_uri,
+            "state": "xyz",
+            "code_challenge": challenge,
+            "code_challenge_method": "S256",
+        }
+        if gateway:
+            asked["resource"] = gateway.url
+        kept = {name: value for name, value in (asked | more).items() if value is not None}
+        return f"/oauth/authorize?{urlencode(kept)}"
+
+    def exchange(self, code: str, **more: Any) -> Any:
+        body = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "client_id": self.client_id,
+            "redirect_uri": self.redirect_uri,
+            "code_verifier": self.verifier,
+        }
+        return Client().post("/oauth/token", body | more)
+
+    def refresh(self, refresh_token: str, **more: Any) -> Any:
+        body = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": self.client_id}
+        return Client().post("/oauth/token", body | more)
+
+
+def register(**said: Any) -> Any:
+    body = {
+        "client_name": "Claude Desktop",
+        "redirect_uris": [CALLBACK],
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
+        "token_endpoint_auth_method": "none",
+    } | said
+    return Client().post("/oauth/register", json.dumps(body), content_type="application/json")
+
+
+@pytest.fixture
+def app() -> App:
+    return App(register().json()["client_id"], secrets.token_urlsafe(48))
+
+
+def browser(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def decide(client: Client, question: str, decision: str = "allow") -> dict[str, str]:
+    """Go through the flow as a person does; the answer the app gets, as one dict."""
+    begun = client.get(question)
+    assert begun.status_code == 302, begun.content
+    gateway_page = begun["Location"]
+    chosen = client.get(gateway_page).context["chosen"]
+    consent = client.post(gateway_page, {"gateway": chosen.slug})["Location"]
+    page = client.get(consent)
+    assert b"Allow" in page.content
+    sent = client.post(consent, {"decision": decision})
+    assert sent.status_code == 200
+    url = sent["Refresh"].removeprefix("0; url=")
+    answer = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    return answer | {"to": url.partition("?")[0]}
+
+
+def connect(app: App, user: User, gateway: Gateway) -> dict[str, Any]:
+    """The whole way to a pair of tokens."""
+    answer = decide(browser(user), app.question(gateway))
+    response = app.exchange(answer["code"])
+    assert response.status_code == 200, response.content
+    tokens: dict[str, Any] = response.json()
+    return tokens
+
+
+def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, member: User, gateway: Gateway) -> None:
+    """J6.2-J6.4, M01, M02, M04, W04, W09."""
+    answer = decide(browser(member), app.question(gateway))
+    tokens = app.exchange(answer["code"]).json()
+
+    assert answer["to"] == CALLBACK
+    assert (answer["state"], answer["iss"]) == ("xyz", "http://localhost:8000")
+    assert tokens["expires_in"] <= 3600
+    assert text.well_formed(tokens["access_token"], {"gwo"})
+    assert text.well_formed(tokens["refresh_token"], {"gwr"})
+    connection = Connection.objects.get()
+    assert (connection.user, connection.gateway, connection.host.name) == (member, gateway, "Claude Desktop")
+    assert connection.host.kind == "headed"
+    assert connection.last_token_at is None
+    assert Token.objects.get(connection=connection, kind="key").prefix.startswith("gwk_")
+    assert Binding.objects.filter(access_token__isnull=False).get().connection == connection
+
+
+def test_no_secret_of_the_flow_is_stored_in_clear(app: App, member: User, gateway: Gateway) -> None:
+    tokens = connect(app, member, gateway)
+
+    stored = RefreshToken.objects.get()
+    assert tokens["refresh_token"] not in str(vars(stored))
+    assert tokens["access_token"] not in str(vars(stored.access_token))
+
+
+def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: User, gateway: Gateway) -> None:
+    """J6.6, R3.7: the port of the loopback address is another one each time."""
+    connect(app, member, gateway)
+    again = register(redirect_uris=["http://127.0.0.1:51000/callback"], client_name="claude desktop").json()
+    other = App(again["client_id"], secrets.token_urlsafe(48), "http://127.0.0.1:51000/callback")
+
+    connect(other, make.user(Capability.OAUTH_CONNECT), gateway)
+
+    assert Host.objects.count() == 1
+    assert Connection.objects.count() == 2
+    assert Registration.objects.filter(host=Host.objects.get()).count() == 2
+
+
+def test_an_app_that_borrows_a_name_is_another_host(app: App, member: User, gateway: Gateway) -> None:
+    """Attack: the same name, sent elsewhere."""
+    connect(app, member, gateway)
+    thief = register(redirect_uris=["https://thief.example.com/cb"]).json()
+
+    connect(App(thief["client_id"], secrets.token_urlsafe(48), "https://thief.example.com/cb"), member, gateway)
+
+    assert Host.objects.filter(name="Claude Desktop").count() == 2
+
+
+def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> None:
+    """J6.7, W06."""
+    nameless = App(register(client_name=None).json()["client_id"], secrets.token_urlsafe(48))
+
+    connect(nameless, member, gateway)
+
+    assert Host.objects.get().name == "MCP Client"
+
+
+def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gateway: Gateway) -> None:
+    """Decisions 7.2: same row, same key, one more family."""
+    connect(app, member, gateway)
+    key = Token.objects.get().prefix
+
+    connect(app, member, gateway)
+
+    assert Connection.objects.count() == 1
+    assert Token.objects.get().prefix == key
+    assert RefreshToken.objects.values("token_family").distinct().count() == 2
+
+
+def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member: User, gateway: Gateway) -> None:
+    """J6.3, P37; OAuth 2.1 section 4.1.3."""
+    code = decide(browser(member), app.question(gateway))["code"]
+    tokens = app.exchange(code).json()
+
+    assert app.exchange(code).json()["error"] == "invalid_grant"
+    assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
+    assert Event.objects.get(action="oauth.family_ended").changes == {"reason": [None, "code used again"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"code_verifier": "x" * 64}, "invalid_grant"),
+        ({"code_verifier": ""}, "invalid_grant"),
+        ({"redirect_uri": "http://127.0.0.1:33418/other"}, "invalid_request"),
+        ({"resource": "http://localhost:8000/mcp/another"}, "invalid_target"),
+        ({"resource": "http://localhost:8000"}, "invalid_target"),
+        ({"client_id": "somebody"}, "invalid_client"),
+    ],
+)
+def test_a_code_is_worth_nothing_to_others(
+    app: App, member: User, gateway: Gateway, change: dict[str, str], error: str
+) -> None:
+    code = decide(browser(member), app.question(gateway))["code"]
+
+    response = app.exchange(code, **change)
+
+    assert response.status_code in {400, 401}
+    assert response.json()["error"] == error
+
+
+def test_the_resource_may_end_with_a_slash(app: App, member: User, gateway: Gateway) -> None:
+    """P39."""
+    code = decide(browser(member), app.question(None, resource=gateway.url + "/"))["code"]
+
+    assert app.exchange(code, resource=gateway.url).status_code == 200
+
+
+def test_an_old_code_is_dead(app: App, member: User, gateway: Gateway) -> None:
+    code = decide(browser(member), app.question(gateway))["code"]
+    Grant.objects.update(expires=timezone.now())
+
+    assert app.exchange(code).json()["error"] == "invalid_grant"
+
+
+def test_refreshing_moves_last_token_and_forgives_a_race(app: App, member: User, gateway: Gateway) -> None:
+    """J6.5, W11, P40: the previous refresh token still works for a minute."""
+    first = connect(app, member, gateway)["refresh_token"]
+
+    second = app.refresh(first).json()
+    raced = app.refresh(first)
+
+    assert raced.status_code == 200
+    assert app.refresh(second["refresh_token"]).status_code == 200
+    assert app.refresh(raced.json()["refresh_token"]).status_code == 200
+    assert Connection.objects.get().last_token_at is not None
+
+
+def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: User, gateway: Gateway) -> None:
+    first = connect(app, member, gateway)["refresh_token"]
+    second = app.refresh(first).json()["refresh_token"]
+    Binding.objects.filter(superseded_at__isnull=False).update(superseded_at=timezone.now() - timedelta(seconds=61))
+
+    assert app.refresh(first).json()["error"] == "invalid_grant"
+    assert app.refresh(second).json()["error"] == "invalid_grant"
+    assert Connection.objects.get().is_live
+
+
+def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gateway: Gateway) -> None:
+    """P08."""
+    first = connect(app, member, gateway)["refresh_token"]
+    RefreshToken.objects.update(created=timezone.now() - timedelta(days=30))
+
+    assert app.refresh(first).json()["error"] == "invalid_grant"
+
+
+def test_revoking_the_connection_kills_everything_for_good(app: App, member: User, gateway: Gateway) -> None:
+    """J7, W16-W20: also after the same person authorised the same app again."""
+    tokens = connect(app, member, gateway)
+    Connection.objects.get().revoke(by=member)
+
+    assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
+    new = connect(app, member, gateway)
+    assert app.refresh(tokens["refresh_token"]).json()["error"] == "invalid_grant"
+    assert app.refresh(new["refresh_token"]).status_code == 200
+    assert Connection.objects.count() == 2
+
+
+def test_a_code_of_a_revoked_connection_is_dead(app: App, member: User, gateway: Gateway) -> None:
+    code = decide(browser(member), app.question(gateway))["code"]
+    Connection.objects.get().revoke(by=member)
+
+    assert app.exchange(code).json()["error"] == "invalid_grant"
+
+
+def test_regenerating_keeps_the_refresh_token(app: App, member: User, gateway: Gateway) -> None:
+    """J8, R3.6: the next access token is of the new generation."""
+    tokens = connect(app, member, gateway)
+    Token.objects.renew_key(Connection.objects.get(), by=member)
+
+    assert app.refresh(tokens["refresh_token"]).status_code == 200
+    made = Binding.objects.filter(access_token__isnull=False).order_by("generation")
+    assert [binding.generation for binding in made] == [1, 2]
+
+
+def test_a_deactivated_person_refreshes_nothing_until_reactivated(app: App, member: User, gateway: Gateway) -> None:
+    make.user(Capability.PEOPLE_MANAGE)
+    refresh = connect(app, member, gateway)["refresh_token"]
+
+    member.deactivate(by=None)
+    assert app.refresh(refresh).json()["error"] == "invalid_grant"
+    member.reactivate(by=None)
+    assert app.refresh(refresh).status_code == 200
+
+
+@pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
+def test_a_disabled_layer_does_not_stop_a_refresh(app: App, member: User, gateway: Gateway, layer: str) -> None:
+    """Requirements 6.10: the proxy refuses; a failed refresh would only open browsers."""
+    refresh = connect(app, member, gateway)["refresh_token"]
+    connection = Connection.objects.get()
+    {"host": connection.host, "gateway": gateway, "connection": connection}[layer].disable(by=member)
+
+    assert app.refresh(refresh).status_code == 200
+
+
+def test_the_app_itself_ends_one_family_only(app: App, member: User, gateway: Gateway) -> None:
+    """RFC 7009."""
+    one, other = connect(app, member, gateway), connect(app, member, gateway)
+
+    gone = Client().post("/oauth/revoke", {"token": one["access_token"], "client_id": app.client_id})
+
+    assert gone.status_code == 200
+    assert app.refresh(one["refresh_token"]).json()["error"] == "invalid_grant"
+    assert app.refresh(other["refresh_token"]).status_code == 200
+
+
+def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, gateway: Gateway) -> None:
+    """P41."""
+    answer = decide(browser(member), app.question(gateway), "deny")
+
+    assert (answer["error"], answer["state"], answer["iss"]) == ("access_denied", "xyz", "http://localhost:8000")
+    assert not Connection.objects.exists()
+
+
+def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gateway) -> None:
+    """P41: also with the toolkit's own short cut."""
+    connect(app, member, gateway)
+
+    begun = browser(member).get(app.question(gateway, approval_prompt="auto"))
+
+    assert begun["Location"].startswith("/connect/")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"client_id": "nobody"},
+        {"redirect_uri": "http://127.0.0.1:33418/other"},
+        {"redirect_uri": "https://evil.example/callback"},
+        {"redirect_uri": "http://evil.example:33418/callback"},
+        {"redirect_uri": "http://127.0.0.1@evil.example/callback"},
+        {"redirect_uri": "http://127.0.0.1:33418/callback#x"},
+        {"redirect_uri": "https://127.0.0.1:33418/callback"},
+        {"redirect_uri": "javascript:alert(1)"},
+    ],
+)
+def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
+    app: App, member: User, gateway: Gateway, change: dict[str, str]
+) -> None:
+    """No open redirect: a page with 400 instead (P38)."""
+    response = browser(member).get(app.question(gateway, **change))
+
+    assert response.status_code == 400
+    assert "Location" not in response
+
+
+def test_another_loopback_port_is_the_same_address(app: App, member: User, gateway: Gateway) -> None:
+    """P38, RFC 8252 section 7.3."""
+    app.redirect_uri = "http://127.0.0.1:50123/callback"
+
+    assert "code" in decide(browser(member), app.question(gateway))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"code_challenge": None, "code_challenge_method": None}, "invalid_request"),
+        ({"code_challenge_method": "plain"}, "invalid_request"),
+        ({"code_challenge_method": None}, "invalid_request"),
+        ({"resource": "https://elsewhere.example/mcp/x"}, "invalid_target"),
+        ({"resource": "http://localhost:8000"}, "invalid_target"),
+        ({"resource": "http://localhost:8000/mcp/unknown"}, "invalid_target"),
+        ({"response_type": "token"}, "unauthorized_client"),
+        ({"prompt": "none"}, "interaction_required"),
+    ],
+)
+def test_a_wrong_question_goes_back_with_its_error_state_and_issuer(
+    app: App, member: User, gateway: Gateway, change: dict[str, Any], error: str
+) -> None:
+    """P35, P37, P39."""
+    response = browser(member).get(app.question(gateway, **change))
+
+    assert response.status_code == 302
+    answer = parse_qs(urlsplit(response["Location"]).query)
+    assert response["Location"].startswith(CALLBACK)
+    assert (answer["error"], answer["state"], answer["iss"]) == ([error], ["xyz"], ["http://localhost:8000"])
+
+
+def test_a_stranger_signs_in_first_and_comes_back(app: App, gateway: Gateway) -> None:
+    response = Client().get(app.question(gateway))
+
+    assert response.status_code == 302
+    assert parse_qs(urlsplit(response["Location"]).query)["next"][0].startswith("/oauth/authorize?")
+
+
+def test_unknown_scopes_are_dropped(app: App, member: User, gateway: Gateway) -> None:
+    """P41."""
+    code = decide(browser(member), app.question(gateway, scope="claudeai offline_access openid"))["code"]
+
+    assert app.exchange(code).json()["scope"] == "mcp"
+
+
+def test_without_a_resource_the_person_picks_the_gateway(app: App, member: User) -> None:
+    gateway = make.gateway()
+
+    code = decide(browser(member), app.question(None))["code"]
+
+    assert app.exchange(code).status_code == 200
+    assert Connection.objects.get().gateway == gateway
+
+
+def test_a_flow_belongs_to_the_person_and_browser_that_began_it(app: App, member: User, gateway: Gateway) -> None:
+    mine = browser(member)
+    page = mine.get(app.question(gateway))["Location"]
+
+    assert browser(member).get(page).status_code == 404
+    mine.force_login(make.user(Capability.OAUTH_CONNECT))
+    assert mine.get(page).status_code == 404
+
+
+def test_a_finished_flow_gives_no_second_code(app: App, member: User, gateway: Gateway) -> None:
+    client = browser(member)
+    page = client.get(app.question(gateway))["Location"]
+    consent = client.post(page, {"gateway": gateway.slug})["Location"]
+    client.post(consent, {"decision": "allow"})
+
+    again = client.post(consent, {"decision": "allow"})
+
+    assert again.status_code == 410
+    assert "Refresh" not in again
+
+
+def test_a_member_without_the_capability_connects_nothing(app: App, gateway: Gateway) -> None:
+    client = browser(make.user())
+
+    response = client.get(client.get(app.question(gateway))["Location"])
+
+    assert response.status_code == 403
+    assert b"Authenticate via OAuth" in response.content
+
+
+def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, member: User, gateway: Gateway) -> None:
+    """P09, decisions 7.3."""
+    WorkspaceSettings.edit(by=None, new_app_policy="approve")
+    client = browser(member)
+
+    waiting = client.get(client.get(app.question(gateway))["Location"])
+    assert waiting.status_code == 403
+    assert b"waiting for an administrator" in waiting.content
+
+    Host.objects.get().approve(by=make.user())
+    assert "code" in decide(client, app.question(gateway))
+
+
+def test_a_disabled_app_is_told_so(app: App, member: User, gateway: Gateway) -> None:
+    connect(app, member, gateway)
+    Host.objects.get().disable(by=member)
+    client = browser(member)
+
+    response = client.get(client.get(app.question(gateway))["Location"])
+
+    assert response.status_code == 403
+    assert b"An administrator has disabled this app." in response.content
+
+
+def test_the_consent_page_is_never_framed(app: App, member: User, gateway: Gateway) -> None:
+    client = browser(member)
+    page = client.get(client.get(app.question(gateway))["Location"])
+
+    assert "frame-ancestors 'none'" in page["Content-Security-Policy"]
+    assert page["X-Frame-Options"] == "DENY"

@@ -1,0 +1,210 @@
+"""Apps register themselves: real clients' bodies pass, everything risky does not (P38, P42, decisions 7.3)."""
+
+import json
+from typing import Any
+
+import pytest
+from django.core.cache import cache
+from django.test import Client
+from oauth2_provider.models import AccessToken, Application
+
+from oauth.models import Registration
+from oauth.redirects import BadRedirect, check, origins
+
+pytestmark = pytest.mark.django_db
+
+BOTH = ["authorization_code", "refresh_token"]
+REAL: dict[str, dict[str, Any]] = {
+    "Claude Code": {"redirect_uris": ["http://localhost:54321/callback"], "token_endpoint_auth_method": "none"},
+    "Claude": {
+        "redirect_uris": ["https://claude.ai/api/mcp/auth_callback"],
+        "scope": "claudeai",
+        "token_endpoint_auth_method": "client_secret_post",
+    },
+    "ChatGPT": {"redirect_uris": ["https://chatgpt.com/connector/oauth/abc"]},
+    "Cursor": {
+        "redirect_uris": [
+            "cursor://anysphere.cursor-mcp/oauth/callback",
+            "https://www.cursor.com/agents/mcp/oauth/callback",
+            "http://localhost:8787/callback",
+        ],
+        "token_endpoint_auth_method": "none",
+    },
+    "Visual Studio Code": {
+        "redirect_uris": [
+            "https://vscode.dev/redirect",
+            "https://insiders.vscode.dev/redirect",
+            "http://127.0.0.1/",
+            "http://127.0.0.1:33418/",
+        ],
+        "grant_types": [*BOTH, "urn:ietf:params:oauth:grant-type:device_code"],
+        "token_endpoint_auth_method": "none",
+        "application_type": "native",
+    },
+    "MCP CLI Proxy": {
+        "redirect_uris": ["http://localhost:13802/oauth/callback"],
+        "client_uri": "https://github.com/modelcontextprotocol/mcp-cli",
+        "software_id": "2e6dc280-f3c3-4e01-99a7-8181dbd1d23d",
+        "software_version": "0.15.1",
+        "token_endpoint_auth_method": "none",
+    },
+    "MCP Inspector": {
+        "redirect_uris": ["http://localhost:6274/oauth/callback", "http://localhost:6274/oauth/callback/debug"],
+        "token_endpoint_auth_method": "none",
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_limits() -> None:
+    cache.clear()
+
+
+def register(body: Any) -> Any:
+    text = body if isinstance(body, str | bytes) else json.dumps(body)
+    return Client().post("/oauth/register", text, content_type="application/json")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_what_real_clients_send_is_accepted(name: str) -> None:
+    response = register({"client_name": name, "grant_types": BOTH, "response_types": ["code"]} | REAL[name])
+
+    said = response.json()
+    assert response.status_code == 201
+    assert said["client_name"] == name
+    assert said["redirect_uris"] == REAL[name]["redirect_uris"]
+    assert said["grant_types"] == BOTH
+    assert (said["response_types"], said["scope"]) == (["code"], "mcp")
+    assert said["token_endpoint_auth_method"] == REAL[name].get("token_endpoint_auth_method", "client_secret_basic")
+    assert said["registration_client_uri"] == f"http://localhost:8000/oauth/register/{said['client_id']}"
+    assert ("client_secret" in said) == (said["token_endpoint_auth_method"] != "none")
+    assert response["Cache-Control"] == "no-store"
+
+
+def test_a_registration_remembers_what_the_app_said_of_itself() -> None:
+    register({"client_name": "  A\n\tname\x00 ", **REAL["MCP CLI Proxy"]})
+
+    remembered = Registration.objects.get()
+    assert remembered.client_name == "A name"
+    assert remembered.software_version == "0.15.1"
+    assert remembered.registration_ip == "127.0.0.1"
+    assert remembered.host is None
+
+
+def test_a_client_secret_is_stored_hashed() -> None:
+    said = register(REAL["ChatGPT"]).json()
+
+    stored = Application.objects.get(client_id=said["client_id"])
+    assert said["client_secret"] not in stored.client_secret
+    assert said["registration_access_token"] not in str(AccessToken.objects.values())
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://evil.example/cb",
+        "http://evil.example:80/cb",
+        "http://127.0.0.1.evil.example/cb",
+        "http://127.0.0.1@evil.example/cb",
+        "https://user:pass@good.example/cb",
+        "https://good.example/cb#fragment",
+        "https://good.example/cb#",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "file:///etc/passwd",
+        "ftp://good.example/cb",
+        "myapp://cb",
+        "https://",
+        "https:///cb",
+        "/relative",
+        "",
+        "https://good.example/c b",
+        "https://good.example:port/cb",
+        "http://0.0.0.0/cb",
+        "http://2130706433/cb",
+        "https://x/" + "a" * 2000,
+    ],
+)
+def test_a_dangerous_redirect_address_is_refused(uri: str) -> None:
+    """P38."""
+    response = register({"client_name": "X", "redirect_uris": [uri]})
+
+    assert response.status_code == 400
+    assert response.json()["error"] == "invalid_redirect_uri"
+    assert not Application.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "no json",
+        "[]",
+        "null",
+        {"redirect_uris": "http://localhost/"},
+        {"redirect_uris": []},
+        {"redirect_uris": [1]},
+        {"redirect_uris": ["http://localhost/"] * 21},
+        {},
+        {"redirect_uris": ["http://localhost/"], "grant_types": ["client_credentials"]},
+        {"redirect_uris": ["http://localhost/"], "grant_types": "authorization_code"},
+        {"redirect_uris": ["http://localhost/"], "token_endpoint_auth_method": "private_key_jwt"},
+        "{" + " " * 70_000 + "}",
+    ],
+)
+def test_a_broken_registration_is_answered_in_plain_words(body: Any) -> None:
+    response = register(body)
+
+    assert response.status_code == 400
+    assert response.json()["error"] in {"invalid_client_metadata", "invalid_redirect_uri"}
+    assert response.json()["error_description"]
+
+
+def test_a_flood_of_registrations_is_throttled() -> None:
+    """P42: 60 a minute and address."""
+    statuses = [register(REAL["Cursor"]).status_code for _ in range(62)]
+
+    assert statuses.count(201) == 60
+    last = register(REAL["Cursor"])
+    assert (last.status_code, last["Retry-After"]) == (429, "60")
+
+
+def test_an_app_reads_and_deletes_its_own_registration_and_changes_nothing() -> None:
+    """RFC 7592: changed redirect addresses would pass by our rules, so a change is a new registration."""
+    said = register({"client_name": "X", **REAL["Claude Code"]}).json()
+    path = said["registration_client_uri"].removeprefix("http://localhost:8000")
+    proof = {"Authorization": f"Bearer {said['registration_access_token']}"}
+
+    changed = Client().put(path, json.dumps({"redirect_uris": ["http://evil/"]}), "application/json", headers=proof)
+    assert Client().get(path, headers=proof).status_code == 200
+    assert changed.status_code == 405
+    assert Client().delete(path).status_code in {401, 403}
+    assert Client().delete(path, headers=proof).status_code == 204
+    assert not Application.objects.exists()
+
+
+def test_a_deleted_client_is_told_with_401() -> None:
+    """P40: Claude registers anew on exactly that."""
+    body = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": "gone"}
+
+    response = Client().post("/oauth/token", body)
+
+    assert (response.status_code, response.json()["error"]) == (401, "invalid_client")
+
+
+def test_ports_of_the_loopback_address_are_no_part_of_an_origin() -> None:
+    assert origins(["http://127.0.0.1:1/a", "http://127.0.0.1:2/b", "https://X.example:8443/cb", "cursor://a/b"]) == [
+        "cursor://",
+        "http://127.0.0.1",
+        "https://x.example:8443",
+    ]
+
+
+@pytest.mark.parametrize("uri", ["http://[::1]:8080/cb", "http://localhost/", "https://a.example/", "vscode://x/y"])
+def test_safe_addresses_pass(uri: str) -> None:
+    check(uri)
+
+
+def test_a_refusal_names_the_address() -> None:
+    with pytest.raises(BadRedirect, match=r"http://evil\.example/cb"):
+        check("http://evil.example/cb")
