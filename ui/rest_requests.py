@@ -50,6 +50,7 @@ class SessionCookie(SessionAuthentication):
 
     def enforce_csrf(self, request: Any) -> None:
         try:
-            super().enforce_csrf(request)
+            # Django's own request: ours would refuse the type of a form's body before it is known to be needed.
+            super().enforce_csrf(request._request)  # noqa: SLF001
         except exceptions.PermissionDenied as denied:
             raise exceptions.PermissionDenied(str(denied.detail), code="csrf_failed") from None

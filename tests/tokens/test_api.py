@@ -73,8 +73,8 @@ def test_creating_joins_the_live_connection(ana: User, link: Connection) -> None
     assert made.json()["connection_id"] == str(link.pk)
 
 
-def test_creating_takes_the_capability(max: User, bot: Host, work: Gateway) -> None:
-    refused = Rest.of(max).post("/tokens", wanted(bot, work))
+def test_creating_takes_the_capability(ann: User, bot: Host, work: Gateway) -> None:
+    refused = Rest.of(ann).post("/tokens", wanted(bot, work))
 
     assert (refused.status_code, refused.json()) == (
         403,
@@ -86,9 +86,9 @@ def test_creating_takes_the_capability(max: User, bot: Host, work: Gateway) -> N
     )
 
 
-def test_nobody_makes_a_token_for_another(ana: User, max: User, bot: Host, work: Gateway) -> None:
+def test_nobody_makes_a_token_for_another(ana: User, ann: User, bot: Host, work: Gateway) -> None:
     """J5.8: there is no field for another user."""
-    refused = Rest.of(ana).post("/tokens", wanted(bot, work, user=max.email))
+    refused = Rest.of(ana).post("/tokens", wanted(bot, work, user=ann.email))
 
     assert errors(refused) == {"user": ["Cannot be set."]}
 
@@ -183,10 +183,10 @@ def test_a_server_may_be_left_without_identity(ana: User, bot: Host, work: Gatew
     assert Rest.of(ana).post("/tokens", wanted(bot, work)).status_code == 201
 
 
-def test_anothers_identity_cannot_be_brought(ana: User, max: User, bot: Host, work: Gateway) -> None:
+def test_anothers_identity_cannot_be_brought(ana: User, ann: User, bot: Host, work: Gateway) -> None:
     github = make.server(auth_type=AuthType.BEARER)
     make.assignment(work, github, identity_scheme=IdentityScheme.PER_USER)
-    theirs = make.identity(github, max)
+    theirs = make.identity(github, ann)
 
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, identities={str(github.pk): str(theirs.pk)}))
 
@@ -196,10 +196,10 @@ def test_anothers_identity_cannot_be_brought(ana: User, max: User, bot: Host, wo
 # --- Read -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_holds_ones_own_active_tokens(ana: User, max: User, link: Connection) -> None:
+def test_a_list_holds_ones_own_active_tokens(ana: User, ann: User, link: Connection) -> None:
     active, revoked = make.token(link).token, make.token(link).token
     revoked.revoke(by=ana)
-    make.token(make.connection(link.host, link.gateway, max))
+    make.token(make.connection(link.host, link.gateway, ann))
 
     mine = Rest.of(ana).get("/tokens")
 
@@ -208,17 +208,17 @@ def test_a_list_holds_ones_own_active_tokens(ana: User, max: User, link: Connect
     assert mine.json() == {"count": 1, "next": None, "previous": None, "results": results(mine)}
 
 
-def test_everybodys_tokens_take_the_capability(ana: User, max: User, link: Connection) -> None:
+def test_everybodys_tokens_take_the_capability(ana: User, ann: User, link: Connection) -> None:
     make.token(link)
-    make.token(make.connection(link.host, link.gateway, max))
+    make.token(make.connection(link.host, link.gateway, ann))
 
     assert len(results(Rest.of(ana).get("/tokens", scope="all"))) == 2
-    assert problem(Rest.of(max).get("/tokens", scope="all")) == (403, "capability_required")
+    assert problem(Rest.of(ann).get("/tokens", scope="all")) == (403, "capability_required")
 
 
-def test_a_list_is_narrowed(ana: User, max: User, link: Connection) -> None:
+def test_a_list_is_narrowed(ana: User, ann: User, link: Connection) -> None:
     ours = make.token(link, name="nightly", expires_in_days=7).token
-    theirs = make.token(make.connection(link.host, link.gateway, max), name="other").token
+    theirs = make.token(make.connection(link.host, link.gateway, ann), name="other").token
     expired, revoked = make.token(link).token, make.token(link).token
     revoked.revoke(by=ana)
     Token.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
@@ -228,7 +228,7 @@ def test_a_list_is_narrowed(ana: User, max: User, link: Connection) -> None:
         return {token["id"] for token in results(rest.get("/tokens", scope="all", **query))}
 
     assert found(q="NIGHT") == {str(ours.pk)}
-    assert found(user=max.email) == {str(theirs.pk)}
+    assert found(user=ann.email) == {str(theirs.pk)}
     assert found(user=ana.pk) == {str(ours.pk)}
     assert found(host=link.host_id) == found(gateway="work") == found(gateway=link.gateway_id)
     assert found(gateway="elsewhere") == set()
@@ -250,8 +250,8 @@ def test_a_list_is_narrowed(ana: User, max: User, link: Connection) -> None:
         ({"expires_before": "soon"}, "expires_before"),
     ],
 )
-def test_unknown_parameters_and_values_are_refused(max: User, query: dict[str, str], field: str) -> None:
-    assert set(errors(Rest.of(max).get("/tokens", **query))) == {field}
+def test_unknown_parameters_and_values_are_refused(ann: User, query: dict[str, str], field: str) -> None:
+    assert set(errors(Rest.of(ann).get("/tokens", **query))) == {field}
 
 
 def test_pages_link_to_each_other_by_the_public_url(ana: User, link: Connection) -> None:
@@ -274,12 +274,12 @@ def test_times_are_told_in_utc_with_milliseconds(ana: User, link: Connection) ->
     assert results(Rest.of(ana).get("/tokens"))[0]["expires_at"] == "2036-06-18T12:00:00.000Z"
 
 
-def test_anothers_token_does_not_exist(ana: User, max: User, link: Connection) -> None:
+def test_anothers_token_does_not_exist(ana: User, ann: User, link: Connection) -> None:
     token = make.token(link).token
 
-    assert problem(Rest.of(max).get(f"/tokens/{token.pk}")) == (404, "not_found")
-    assert problem(Rest.of(max).patch(f"/tokens/{token.pk}", {"name": "x"})) == (404, "not_found")
-    assert problem(Rest.of(max).delete(f"/tokens/{token.pk}")) == (404, "not_found")
+    assert problem(Rest.of(ann).get(f"/tokens/{token.pk}")) == (404, "not_found")
+    assert problem(Rest.of(ann).patch(f"/tokens/{token.pk}", {"name": "x"})) == (404, "not_found")
+    assert problem(Rest.of(ann).delete(f"/tokens/{token.pk}")) == (404, "not_found")
 
 
 def test_the_key_of_an_app_is_no_token(ana: User, link: Connection) -> None:
@@ -293,11 +293,11 @@ def test_the_key_of_an_app_is_no_token(ana: User, link: Connection) -> None:
 # --- Edit and end ---------------------------------------------------------------------------------------------------
 
 
-def test_three_things_may_change(max: User, link: Connection) -> None:
+def test_three_things_may_change(ann: User, link: Connection) -> None:
     """X30, R3.25; an owner needs no capability (R3.13)."""
-    token = make.token(make.connection(link.host, link.gateway, max), expires_in_days=90).token
+    token = make.token(make.connection(link.host, link.gateway, ann), expires_in_days=90).token
 
-    changed = Rest.of(max).patch(
+    changed = Rest.of(ann).patch(
         f"/tokens/{token.pk}", {"name": "nightly", "expires_in_days": 30, "allowed_ips": ["127.0.0.0/8"]}
     )
 
@@ -309,7 +309,7 @@ def test_three_things_may_change(max: User, link: Connection) -> None:
     )
     assert token.days_left == 29
     event = Event.objects.get(action="token.updated")
-    assert (event.via, event.actor_email, event.ip) == ("api", max.email, "127.0.0.1")
+    assert (event.via, event.actor_email, event.ip) == ("api", ann.email, "127.0.0.1")
 
 
 @pytest.mark.parametrize("key", ["scopes", "server_ids", "id", "digest", "connection_id", "revoked_at", "scope_all"])
@@ -343,9 +343,9 @@ def test_ended_tokens_say_so(ana: User, link: Connection) -> None:
 
 
 @pytest.mark.parametrize("way", ["revoke", "delete"])
-def test_revoking_works_once(max: User, link: Connection, way: str) -> None:
-    token = make.token(make.connection(link.host, link.gateway, max)).token
-    rest = Rest.of(max)
+def test_revoking_works_once(ann: User, link: Connection, way: str) -> None:
+    token = make.token(make.connection(link.host, link.gateway, ann)).token
+    rest = Rest.of(ann)
 
     def end() -> Any:
         return rest.delete(f"/tokens/{token.pk}") if way == "delete" else rest.post(f"/tokens/{token.pk}/revoke")

@@ -1,0 +1,288 @@
+"""POST /api/tokens/{id}/rotate: what a token does to itself, and a person to a token (X15-X26, R3.14, R3.19, J4)."""
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+from typing import Any
+
+import pytest
+from django.core.cache import cache
+from django.db import connections
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from hosts.models import Host
+from tests import make
+from tests.rest import Rest, problem
+from tokens.models import Issued, Token
+
+pytestmark = pytest.mark.django_db
+
+EIGHT = ["token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at"]
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+@pytest.fixture
+def link(ana: User) -> Connection:
+    return make.connection(make.agent(by=ana), make.gateway(make.server(), make.server()), ana)
+
+
+@pytest.fixture
+def ci(link: Connection) -> Issued:
+    return make.token(link, name="ci-pipeline")
+
+
+def rotate(secret: str, pk: Any) -> Any:
+    return Rest.bearing(secret).post(f"/tokens/{pk}/rotate")
+
+
+# --- By itself ------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_exactly_eight_keys(ci: Issued) -> None:
+    """X16."""
+    answer = rotate(ci.secret, ci.token.pk)
+
+    told = answer.json()
+    assert (answer.status_code, list(told)) == (200, EIGHT)
+    assert (told["id"], told["name"], told["allowed_ips"]) == (str(ci.token.pk), "ci-pipeline", None)
+    assert TIME.fullmatch(told["expires_at"])
+    assert TIME.fullmatch(told["created_at"])
+    assert [set(scope) for scope in told["scopes"]] == [{"server_id", "server_name", "server_slug"}] * 2
+
+
+def test_no_cookie_is_set_and_no_cache_keeps_the_answer(ci: Issued) -> None:
+    answer = rotate(ci.secret, ci.token.pk)
+
+    assert not answer.cookies
+    assert answer["Cache-Control"] == "no-store"
+
+
+def test_only_secret_and_prefix_change(ana: User, ci: Issued) -> None:
+    """X17, X18, X20."""
+    before = Rest.of(ana).get(f"/tokens/{ci.token.pk}").json()
+
+    told = rotate(ci.secret, ci.token.pk).json()
+
+    after = Rest.of(ana).get(f"/tokens/{ci.token.pk}").json()
+    assert told["token"] != ci.secret
+    assert told["prefix"] == told["token"][:12]
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {"prefix", "rotated_at"}
+    assert {key: told[key] for key in EIGHT if key in before} == {key: after[key] for key in EIGHT if key in after}
+
+
+def test_the_old_secret_is_dead_at_once_and_the_new_one_works(ci: Issued) -> None:
+    """X19, X23."""
+    new = rotate(ci.secret, ci.token.pk).json()["token"]
+
+    assert problem(rotate(ci.secret, ci.token.pk)) == (401, "unauthorized")
+    assert rotate(new, ci.token.pk).status_code == 200
+
+
+def test_a_token_rotates_only_itself(link: Connection, ci: Issued) -> None:
+    """X25."""
+    sibling = make.token(link).token
+
+    assert problem(rotate(ci.secret, sibling.pk)) == (403, "not_own_token")
+    sibling.refresh_from_db()
+    assert sibling.rotated_at is None
+
+
+def test_a_token_opens_no_other_door(ci: Issued) -> None:
+    """R6.1: on any other REST endpoint a Bearer token gives 403."""
+    rest = Rest.bearing(ci.secret)
+
+    assert problem(rest.get("/tokens")) == (403, "token_not_accepted")
+    assert problem(rest.get(f"/tokens/{ci.token.pk}")) == (403, "token_not_accepted")
+    assert problem(rest.patch(f"/tokens/{ci.token.pk}", {"name": "x"})) == (403, "token_not_accepted")
+    assert problem(rest.delete(f"/tokens/{ci.token.pk}")) == (403, "token_not_accepted")
+
+
+def bad_secrets(ci: Issued) -> dict[str, str]:
+    return {
+        "typo": ci.secret[:-1] + ("a" if ci.secret[-1] != "a" else "b"),
+        "unknown": make.token(ci.token.connection).token.prefix + "x" * 36,
+        "short": "gwa_abc",
+        "empty": "",
+    }
+
+
+@pytest.mark.parametrize("which", ["typo", "unknown", "short", "empty"])
+def test_a_bad_secret_gets_401(ci: Issued, which: str) -> None:
+    answer = rotate(bad_secrets(ci)[which], ci.token.pk)
+
+    assert problem(answer) == (401, "unauthorized")
+    assert answer["WWW-Authenticate"] == "Bearer"
+
+
+def test_no_credential_gets_401(ci: Issued) -> None:
+    answer = Rest.of().post(f"/tokens/{ci.token.pk}/rotate")
+
+    assert problem(answer) == (401, "not_authenticated")
+    assert answer["WWW-Authenticate"] == "Bearer"
+
+
+def test_ended_tokens_get_401(ana: User, ann: User, link: Connection, ci: Issued) -> None:
+    revoked, expired, cut = make.token(link), make.token(link), make.token(link)
+    theirs = make.token(make.connection(link.host, link.gateway, ann))
+    revoked.token.revoke(by=ana)
+    Token.objects.filter(pk=expired.token.pk).update(expires_at=timezone.now() - timedelta(seconds=1))
+    make.user(Capability.PEOPLE_MANAGE)
+    ann.deactivate(by=ana)
+    answers = [rotate(one.secret, one.token.pk) for one in (revoked, expired, theirs)]
+    link.revoke(by=ana)
+    answers.append(rotate(cut.secret, cut.token.pk))
+
+    assert {problem(answer) for answer in answers} == {(401, "unauthorized")}
+    assert len({answer.content for answer in answers}) == 1
+
+
+def test_break_glass_covers_rotation(ana: User, link: Connection, ci: Issued) -> None:
+    """J4.6: host, gateway or connection off; a stolen token must not renew itself."""
+    for layer in (link.host, link.gateway, link):
+        layer.disable(by=ana)
+        assert problem(rotate(ci.secret, ci.token.pk)) == (403, "disabled")
+        layer.enable(by=ana)
+
+    assert rotate(ci.secret, ci.token.pk).status_code == 200
+
+
+def test_an_app_that_waits_for_approval_stays_out(link: Connection, ci: Issued) -> None:
+    Host.objects.filter(pk=link.host_id).update(needs_approval=True)
+
+    assert problem(rotate(ci.secret, ci.token.pk)) == (403, "disabled")
+
+
+def test_the_allowlist_covers_rotation(link: Connection) -> None:
+    outside, inside = make.token(link, allowed_ips=["198.51.100.7"]), make.token(link, allowed_ips=["127.0.0.0/8"])
+
+    assert problem(rotate(outside.secret, outside.token.pk)) == (403, "ip_not_allowed")
+    assert rotate(inside.secret, inside.token.pk).status_code == 200
+
+
+def test_the_event_names_the_token_and_the_door(ci: Issued) -> None:
+    """J4.7."""
+    rotate(ci.secret, ci.token.pk)
+
+    event = Event.objects.get(action="token.rotated")
+    assert (event.actor_email, event.via, event.ip) == ("token ci-pipeline (self)", "bearer", "127.0.0.1")
+    assert ci.secret not in str(event.changes)
+
+
+def test_a_token_rotates_60_times_an_hour_at_most(link: Connection) -> None:
+    """Requirements 8.9."""
+    token, secret = make.token(link)
+    cache.set(f"rotation:{token.pk}", [time.time()] * 59, 3600)
+    secret = rotate(secret, token.pk).json()["token"]
+
+    answer = rotate(secret, token.pk)
+
+    assert problem(answer) == (429, "throttled")
+    assert 0 < int(answer["Retry-After"]) <= 3600
+
+
+# --- By a person ----------------------------------------------------------------------------------------------------
+
+
+def test_an_owner_rotates_by_session(ann: User, link: Connection) -> None:
+    """X24."""
+    mine = make.token(make.connection(link.host, link.gateway, ann))
+
+    answer = Rest.of(ann).post(f"/tokens/{mine.token.pk}/rotate")
+
+    assert (answer.status_code, list(answer.json())) == (200, EIGHT)
+    assert problem(rotate(mine.secret, mine.token.pk)) == (401, "unauthorized")
+    assert Event.objects.get(action="token.rotated").via == "api"
+
+
+def test_a_session_needs_csrf_and_a_bearer_does_not(ana: User, ci: Issued) -> None:
+    """R3.19."""
+    browser = Client(enforce_csrf_checks=True)
+    browser.force_login(ana)
+    path = f"/api/tokens/{ci.token.pk}/rotate"
+
+    assert problem(browser.post(path)) == (403, "csrf_failed")
+    browser.cookies["gateway_csrf"] = "a" * 32
+    assert browser.post(path, headers={"X-CSRFToken": "a" * 32}).status_code == 200
+
+
+def test_if_both_are_present_the_bearer_decides(ana: User, link: Connection, ci: Issued) -> None:
+    """R3.19."""
+    other = make.token(link).token
+    both = Rest(Client(enforce_csrf_checks=True), {"Authorization": f"Bearer {ci.secret}"})
+    both.client.force_login(ana)
+
+    assert problem(both.post(f"/tokens/{other.pk}/rotate")) == (403, "not_own_token")
+    assert both.post(f"/tokens/{ci.token.pk}/rotate").status_code == 200
+    assert problem(both.post(f"/tokens/{ci.token.pk}/rotate")) == (401, "unauthorized")
+
+
+def test_another_persons_token_takes_both_capabilities(link: Connection, ci: Issued) -> None:
+    """R3.14."""
+    path = f"/tokens/{ci.token.pk}/rotate"
+    managing = make.user(Capability.API_TOKENS_MANAGE)
+    ending = make.user(Capability.MCP_CONNECTIONS_REVOKE)
+    both = make.user(Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+
+    assert Rest.of(make.user()).post(path).status_code == 404
+    assert Rest.of(managing).post(path).json()["capability"] == "api-keys:revoke"
+    assert Rest.of(ending).post(path).json()["capability"] == "api-tokens:manage"
+    assert Rest.of(both).post(path).status_code == 200
+    event = Event.objects.get(action="token.rotated")
+    assert event.changes["note"] == "acted on another user's token"
+
+
+def test_a_person_cannot_rotate_behind_the_break_glass_either(ana: User, link: Connection, ci: Issued) -> None:
+    link.gateway.disable(by=ana)
+
+    assert problem(Rest.of(ana).post(f"/tokens/{ci.token.pk}/rotate")) == (403, "disabled")
+
+
+# --- At once --------------------------------------------------------------------------------------------------------
+
+
+def at_once(*calls: Any) -> list[Any]:
+    """What these callables give when all start at the same moment, each on a database connection of its own."""
+    together = Barrier(len(calls))
+
+    def run(call: Any) -> Any:
+        together.wait(timeout=10)
+        try:
+            return call()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_rotations_at_once_one_wins(ci: Issued) -> None:
+    """X26, J4.4."""
+    first, second = at_once(*[lambda: rotate(ci.secret, ci.token.pk)] * 2)
+
+    assert sorted([first.status_code, second.status_code]) == [200, 401]
+    winner = first if first.status_code == 200 else second
+    assert rotate(winner.json()["token"], ci.token.pk).status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rotating_while_the_connection_is_revoked_never_locks_up(ana: User) -> None:
+    for _ in range(10):
+        link = make.connection(make.agent(by=ana), make.gateway(), ana)
+        token, secret = make.token(link)
+
+        rotated, _ = at_once(
+            lambda token=token, secret=secret: rotate(secret, token.pk), lambda link=link: link.revoke(by=None)
+        )
+
+        assert rotated.status_code in (200, 401)
+        token.refresh_from_db()
+        assert token.status == "revoked"
