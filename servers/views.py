@@ -21,7 +21,7 @@ from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
 from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import suggest
-from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
+from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show, wants_fragment
 
 SEES = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
 
@@ -138,8 +138,9 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
         told, kind = str(probe(server, by=request.user)), "good"
     except Failed as failure:
         told, kind = _told(failure)
-    context = {"server": server, "contact": {"text": told, "kind": kind}, "swapped": True}
-    return answer(request, "servers/overview.html#contact", context, to=page_url(server), toast=told)
+    if not wants_fragment(request):
+        return leave(request, page_url(server), told)
+    return show(request, "servers/overview.html#contact", {"server": server, "contact": {"text": told, "kind": kind}})
 
 
 def _tried(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
@@ -164,7 +165,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
         return confirm(
             request,
             title="Disable server",
-            text=f"Disable this server? {server.name} {_stops(server)} on the next request. Nothing is deleted.",
+            text=f"Disable this server? {server.name} {_stops(server)}. Nothing is deleted.",
             more=_traffic(server),
             target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.pk}",
             back=page_url(server),
@@ -174,7 +175,9 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _stops(server: Any) -> str:
-    return f"stops on {server.gateway_count} gateway{'' if server.gateway_count == 1 else 's'}"
+    if not server.gateway_count:
+        return "is on no gateway"
+    return f"stops on {server.gateway_count} gateway{'' if server.gateway_count == 1 else 's'} on the next request"
 
 
 def _traffic(server: Server) -> str:
