@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django import forms
@@ -12,6 +13,7 @@ from accounts.models import User
 from servers.models import AuthType, Identity, Server
 
 NEW = "new"
+SCHEME = re.compile(r"\Abearer(\s+|\Z)", re.IGNORECASE)  # Pasted along with the token; we send it ourselves.
 
 
 class IdentityForm(forms.Form):
@@ -54,8 +56,8 @@ class IdentityForm(forms.Form):
 
     def clean_secret(self) -> str:
         secret: str = self.cleaned_data["secret"]
-        if self.server.auth_type == AuthType.BEARER and secret[:7].lower() == "bearer ":
-            secret = secret[7:].strip()
+        if self.server.auth_type == AuthType.BEARER:
+            secret = SCHEME.sub("", secret)
         if not (secret.isascii() and secret.isprintable()):
             raise ValidationError("This cannot be sent as a header. Copy it again, without line breaks.")
         return secret

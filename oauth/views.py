@@ -25,7 +25,7 @@ from oauth.models import AuthorizeRequest, Ending
 from oauth.snippets import PLACEHOLDER, example_call
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, posted, show
 
 type Step = Callable[..., HttpResponse]
 
@@ -117,9 +117,7 @@ def identity(request: AppRequest, flow: AuthorizeRequest, assignment: UUID) -> H
     if at is None:
         raise Http404
     key = str(assignment)
-    form = IdentityForm(
-        request.POST or None, server=asked[at].server, user=request.user, chosen=flow.identities.get(key)
-    )
+    form = IdentityForm(posted(request), server=asked[at].server, user=request.user, chosen=flow.identities.get(key))
     if request.method == "POST":
         if "skip" in request.POST:
             return _answer(flow, key, None, asked[at + 1 :])

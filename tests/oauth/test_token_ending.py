@@ -133,7 +133,9 @@ def test_snippets_call_a_tool_the_gateway_really_has(ana: User, sign_in: SignIn)
     Tool.objects.create(assignment=assignment, name="a", exposed_name="docs__a")
     client = sign_in(ana)
 
-    issued = client.post(f"{begin(client, make.agent(by=ana), gateway=gateway.slug)}token/", {"name": "x", "scope": "all"})
+    issued = client.post(
+        f"{begin(client, make.agent(by=ana), gateway=gateway.slug)}token/", {"name": "x", "scope": "all"}
+    )
 
     assert '"name":"docs__echo","arguments":{"text": "hello"}' in text(issued).replace("&quot;", '"')
 
@@ -456,9 +458,7 @@ def test_the_twenty_first_token_is_refused_in_words(ana: User, sign_in: SignIn) 
 def test_the_token_acts_as_the_person_signed_in_whatever_is_posted(ana: User, max: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
-    client.post(
-        options(client, make.agent(by=ana), make.gateway()), {"name": "x", "scope": "all", "user": str(max.pk)}
-    )
+    client.post(options(client, make.agent(by=ana), make.gateway()), {"name": "x", "scope": "all", "user": str(max.pk)})
 
     assert Token.objects.get().connection.user == ana
 
