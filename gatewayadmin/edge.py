@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 class Edge:
     """Wraps the whole application.
 
-    Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender and `scope["scheme"]`
-    to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
+    Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender
+    and `scope["scheme"]` to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
     """
 
     def __init__(

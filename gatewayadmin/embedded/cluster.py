@@ -9,6 +9,7 @@ stops the server; a killed process loses its lock by itself.
 
 import atexit
 import fcntl
+import logging
 import os
 import pwd
 import shlex
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+logger = logging.getLogger(__name__)
 
 DATABASE = "gateway"
 OWNER = "postgres"
@@ -71,10 +74,19 @@ class Cluster:
         if self._place is None:
             return
         place, self._place, self._server = self._place, None, None
-        with suppress(BlockingIOError):
+        try:
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
+        except BlockingIOError:
+            logger.debug("the embedded PostgreSQL stays up for another process")
+        else:
+            self._stop()
         os.close(place)
+
+    def _stop(self) -> None:
+        self._open_path()  # Somebody may have closed a folder above in the meantime.
+        done = self._run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
+        if done.returncode:
+            logger.warning("the embedded PostgreSQL was not stopped", extra={"output": done.stdout.strip()})
 
     def _take_place(self) -> None:
         if self._place is not None:

@@ -3,38 +3,48 @@
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.running.starts import serving
 
 
+# Not pytest's own folder: each pytest run closes that one to others, also to the account of PostgreSQL.
+@contextmanager
+def folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="gateway-admin-", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished() -> Iterator[Path]:
     """A data directory whose first start has been and gone."""
-    home = tmp_path_factory.mktemp("finished") / "var"
-    with serving(home) as served:
-        assert served.stop() == 0, served.log()
-    assert postmaster(home) is None, served.log()
-    return home
+    with folder() as path:
+        with serving(path / "var") as served:
+            assert served.stop() == 0, served.log()
+        assert postmaster(path / "var") is None, served.log()
+        yield path / "var"
 
 
 @pytest.fixture
-def home(finished: Path, tmp_path: Path) -> Iterator[Path]:
+def home(finished: Path) -> Iterator[Path]:
     """A copy of it for one test; its PostgreSQL is ended with the test."""
-    copy = tmp_path / "var"
-    subprocess.run(["cp", "-a", str(finished), str(copy)], check=True)
-    yield copy
-    end_postgres(copy)
+    with folder() as path:
+        copy = path / "var"
+        subprocess.run(["cp", "-a", str(finished), str(copy)], check=True)
+        yield copy
+        end_postgres(copy)
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Path]:
+def fresh() -> Iterator[Path]:
     """A data directory nobody has started in."""
-    home = tmp_path / "var"
-    yield home
-    end_postgres(home)
+    with folder() as path:
+        yield path / "var"
+        end_postgres(path / "var")
 
 
 def end_postgres(home: Path) -> None:

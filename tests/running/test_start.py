@@ -110,8 +110,8 @@ def test_quickstart_can_be_left_out(fresh: Path) -> None:
     assert "a long enough password" not in greeting
 
 
-def test_a_data_directory_too_long_for_a_socket_works(tmp_path: Path, home: Path) -> None:
-    long = tmp_path / ("long-" * 20) / "var"
+def test_a_data_directory_too_long_for_a_socket_works(home: Path) -> None:
+    long = home.parent / ("long-" * 20) / "var"
     long.parent.mkdir()
     home.rename(long)
 
