@@ -105,7 +105,7 @@ class SessionWire:
         fresh = Session("", "", target)
         async with self._send("POST", fresh, _request(minted, "initialize", params)) as reply:
             answer = await answer_of(reply, target, minted, SESSION, _ignore)
-            session_id = reply.header("Mcp-Session-Id")
+            session_id = reply.header("mcp-session-id")
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
             raise WrongEra
         version = answer.document.get("result", {}).get("protocolVersion")

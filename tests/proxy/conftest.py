@@ -1,0 +1,138 @@
+"""The proxy on the wire: the real app on a loopback port, over the test database."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any
+
+import httpx
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from auditlog.models import Call
+from connections.models import Connection
+from gatewayadmin import database
+from proxy.app import Config, runtime
+from tests import make
+from tests.wire import Receive, Scope, Send, Upstream, running
+from tokens.models import Issued
+
+type Start = Callable[..., "Proxy"]
+
+
+@dataclass
+class Agent:
+    """A client with one token at one gateway: bare POSTs, as curl sends them."""
+
+    url: str
+    secret: str | None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def post(self, body: object, **headers: str) -> httpx.Response:
+        own = {"Authorization": f"Bearer {self.secret}"} if self.secret is not None else {}
+        spelled = {name.replace("_", "-"): value for name, value in headers.items()}
+        content = {"content": body} if isinstance(body, bytes) else {"json": body}
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            return client.post(self.url, headers={**own, **self.headers, **spelled}, **content)  # type: ignore[arg-type]
+
+    def ask(self, method: str, params: object = None, **headers: str) -> httpx.Response:
+        body: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": method}
+        return self.post(body | ({"params": params} if params is not None else {}), **headers)
+
+    def list(self, **headers: str) -> httpx.Response:
+        return self.ask("tools/list", **headers)
+
+    def tools(self) -> "list[str]":
+        """The names of the tools it is shown."""
+        return [tool["name"] for tool in self.list().json()["result"]["tools"]]
+
+    def call(self, tool: str, arguments: object = None, **headers: str) -> httpx.Response:
+        return self.ask("tools/call", {"name": tool, "arguments": arguments or {}}, **headers)
+
+
+@dataclass
+class Proxy:
+    """The proxy that is running, and what it has written down."""
+
+    upstream: Upstream
+
+    def url(self, slug: str) -> str:
+        return f"http://127.0.0.1:{self.upstream.port}/mcp/{slug}"
+
+    def agent(self, connection: Connection, **token: Any) -> Agent:
+        """An agent with a fresh token of this connection."""
+        return self.holding(make.token(connection, **token))
+
+    def holding(self, issued: Issued, slug: str = "") -> Agent:
+        return Agent(self.url(slug or issued.token.connection.gateway.slug), issued.secret)
+
+    def calls(self) -> list[Call]:
+        """The rows of the log, oldest first."""
+        return list(Call.objects.order_by("id"))
+
+    def last(self) -> Call:
+        return self.calls()[-1]
+
+
+def config(**changes: Any) -> Config:
+    given: dict[str, Any] = {
+        "conninfo": database.conninfo(),
+        "token_keys": settings.TOKEN_KEYS,
+        "encryption_keys": settings.ENCRYPTION_KEYS,
+        "public_url": "https://gateway.example.com",
+        "private_upstreams": (ip_network("127.0.0.0/8"),),
+        "list_seconds": 2.0,
+    }
+    return Config(**{**given, **changes})
+
+
+@contextmanager
+def served(**changes: Any) -> Iterator[Proxy]:
+    """The proxy on a port of its own, as one worker process would run it."""
+    settled = config(**changes)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal endpoint
+        if scope["type"] != "lifespan":
+            await endpoint(scope, receive, send)
+            return
+        await receive()
+        async with runtime(settled) as endpoint:
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    endpoint: Any = None
+    with running(app) as upstream:
+        yield Proxy(upstream)
+
+
+@pytest.fixture
+def start(transactional_db: None) -> Iterator[Start]:
+    """Start a proxy with these settings changed: `start(body_limit=100)`."""
+    Call.partitions.make_ahead()
+    with ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(served(**changes))
+
+
+@pytest.fixture(name="proxy")
+def proxy_(start: Start) -> Proxy:
+    """The proxy with settings as they are."""
+    return start()
+
+
+def sql(statement: str, *parameters: object) -> None:
+    """Change rows behind the application's back."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+
+
+def eventually(fact: Callable[[], object], seconds: float = 10) -> None:
+    """Return as soon as `fact` is true: for what is written beside the answer."""
+    deadline = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)

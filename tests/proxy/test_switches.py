@@ -1,0 +1,128 @@
+"""Break-glass at every toggle: the next request obeys (J2). Every switch is flipped behind our back, by SQL."""
+
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from accounts.models import User
+from gateways.models import IdentityScheme, Tool
+from servers.models import AuthType
+from tests import make, upstreams
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy, eventually, sql
+
+
+@dataclass
+class World:
+    """Journey J2: `CI bot` and `Bot 2` on the gateway `work`, in front of docs and github."""
+
+    bot: Agent
+    other: Agent
+    ids: dict[str, object]
+
+
+@pytest.fixture
+def world(proxy: Proxy, run: Run, ana: User, ann: User) -> World:
+    docs = make.server(slug="docs", url=run(upstreams.docs()).url)
+    github = make.server(slug="github", url=run(upstreams.github()).url, auth_type=AuthType.BEARER)
+    work = make.gateway(slug="work")
+    make.assignment(work, docs)
+    assigned = make.assignment(work, github, identity_scheme=IdentityScheme.PER_USER)
+    own = make.identity(github, ana, secret="secret of ana")
+    connected = make.connection(make.agent(by=ana, name="CI bot"), work, ana, [own])
+    second = make.connection(make.agent(by=ann, name="Bot 2"), work, ann, [make.identity(github, ann, secret="of ann")])
+    bot = proxy.agent(connected)
+    assert "github__whoami" in bot.tools()
+    ids = {
+        "hosts_host": connected.host_id,
+        "connections_connection": connected.pk,
+        "gateways_gateway": work.pk,
+        "servers_server": github.pk,
+        "gateways_assignment": assigned.pk,
+        "servers_identity": own.pk,
+        "accounts_user": ana.pk,
+    }
+    return World(bot, proxy.agent(second), ids)
+
+
+def outcome(response: httpx.Response) -> object:
+    """What an agent sees: a status with its reason, an error's reason, or that it worked."""
+    body = response.json()
+    if "error" in body:
+        reason = body["error"].get("data", {}).get("reason", body["error"]["message"])
+        return (response.status_code, reason)
+    return response.status_code
+
+
+def refused(status: int, reason: str) -> tuple[object, ...]:
+    return ((status, reason),) * 3
+
+
+ALL_BUT_GITHUB = "without github"
+FINE = (200, 200, 200)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "bot", "other"),
+    [
+        ("hosts_host", "enabled", refused(403, "host_disabled"), FINE),
+        ("connections_connection", "enabled", refused(403, "connection_disabled"), FINE),
+        ("gateways_gateway", "enabled", refused(403, "gateway_disabled"), refused(403, "gateway_disabled")),
+        (
+            "servers_server",
+            "enabled",
+            (ALL_BUT_GITHUB, (200, "server_disabled"), 200),
+            (ALL_BUT_GITHUB, (200, "server_disabled"), 200),
+        ),
+        (
+            "gateways_assignment",
+            "enabled",
+            (ALL_BUT_GITHUB, (200, "server_disabled"), 200),
+            (ALL_BUT_GITHUB, (200, "server_disabled"), 200),
+        ),
+        ("servers_identity", "enabled", (ALL_BUT_GITHUB, (200, "identity_disabled"), 200), FINE),
+        ("accounts_user", "is_active", refused(401, "Unauthorized"), FINE),
+    ],
+)
+def test_j2_a_switch_stops_the_next_request_and_lets_it_go_on(
+    world: World, table: str, column: str, bot: tuple[object, ...], other: tuple[object, ...]
+) -> None:
+    def seen(agent: Agent) -> tuple[object, ...]:
+        listed = agent.list()
+        shown = outcome(listed)
+        if shown == 200 and not any(tool["name"].startswith("github__") for tool in listed.json()["result"]["tools"]):
+            shown = ALL_BUT_GITHUB
+        return shown, outcome(agent.call("github__whoami")), outcome(agent.call("docs__echo", {"text": "hi"}))
+
+    assert (seen(world.bot), seen(world.other)) == (FINE, FINE)
+
+    sql(f"UPDATE {table} SET {column} = false WHERE id = %s", world.ids[table])
+    assert (seen(world.bot), seen(world.other)) == (bot, other)
+
+    sql(f"UPDATE {table} SET {column} = true WHERE id = %s", world.ids[table])
+    assert (seen(world.bot), seen(world.other)) == (FINE, FINE)
+
+
+def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
+    eventually(Tool.objects.filter(exposed_name="github__whoami").exists)
+    sql("UPDATE gateways_tool SET enabled = false WHERE exposed_name = 'github__whoami'")
+
+    assert "github__whoami" not in world.bot.tools()
+    assert "github__create_issue" in world.bot.tools()
+    assert "github__whoami" not in world.other.tools()
+    error = world.bot.call("github__whoami").json()["error"]
+    assert error == {
+        "code": -32003,
+        "message": 'Tool "whoami" of server "github" is disabled by an administrator.',
+        "data": {"reason": "tool_disabled", "server": "github"},
+    }
+    assert (proxy.last().outcome, proxy.last().deny_reason, proxy.last().server_name) == (
+        "denied",
+        "tool_disabled",
+        "github",
+    )
+
+    sql("UPDATE gateways_tool SET enabled = true WHERE exposed_name = 'github__whoami'")
+    assert "github__whoami" in world.bot.tools()
+    assert outcome(world.bot.call("github__whoami")) == 200

@@ -1,0 +1,149 @@
+"""Which addresses a server may live at (requirements 8.12, J14.2)."""
+
+from ipaddress import IPv4Address, IPv6Address, ip_network
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from servers.guard import METADATA, AddressRefused, Guard, GuardedTransport, UrlRefused
+from tests import upstreams
+from tests.conftest import Run
+
+PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+INSIDE = [
+    "127.0.0.1",
+    "127.255.255.254",
+    "0.0.0.0",
+    "10.0.0.5",
+    "172.16.0.1",
+    "192.168.1.1",
+    "100.64.0.1",
+    "169.254.1.1",
+    "192.0.0.1",
+    "192.0.2.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::7f00:1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.5",
+    "64:ff9b::7f00:1",
+    "64:ff9b:1::1",
+    "2002:7f00:1::",
+    "2002:a00:5::1",
+    "2001:0:53aa::1",
+    "2001:db8::1",
+    "fc00::1",
+    "fd12::1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "ff02::1",
+    "100::1",
+]
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_are_admitted_with_tls_only(address: str) -> None:
+    assert Guard().admits(address)
+    assert not Guard().admits(address, encrypted=False)
+
+
+@pytest.mark.parametrize("address", [*INSIDE, *map(str, METADATA)])
+def test_addresses_that_lead_inside_are_refused(address: str) -> None:
+    assert not Guard().admits(address)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5", "::ffff:10.0.0.5", "64:ff9b::a00:5", "2002:a00:5::"])
+def test_an_allowed_range_opens_its_addresses_in_every_form(address: str) -> None:
+    guard = Guard((ip_network("10.0.0.0/8"),))
+
+    assert guard.admits(address)
+    assert guard.admits(address, encrypted=False)
+    assert not guard.admits("192.168.0.1")
+
+
+@pytest.mark.parametrize("address", [str(each) for each in METADATA])
+def test_metadata_services_stay_closed_inside_an_allowed_range(address: str) -> None:
+    everything = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
+    assert not Guard(everything).admits(address)
+
+
+@given(st.ip_addresses(v=4))
+def test_an_ipv4_address_is_judged_alike_in_every_wrapping(address: IPv4Address) -> None:
+    wrapped = (
+        IPv6Address(int(IPv6Address("::ffff:0:0")) | int(address)),
+        IPv6Address(int(IPv6Address("64:ff9b::")) | int(address)),
+        IPv6Address(int(IPv6Address("2002::")) | int(address) << 80),
+    )
+
+    assert {Guard().admits(str(each)) for each in wrapped} == {Guard().admits(str(address))}
+
+
+@given(st.ip_addresses())
+def test_nothing_private_is_ever_admitted(address: IPv4Address | IPv6Address) -> None:
+    if Guard().admits(str(address)):
+        inner = address.ipv4_mapped or address.sixtofour if isinstance(address, IPv6Address) else None
+        assert (inner or address).is_global or address in ip_network("64:ff9b::/96")
+        assert not address.is_multicast
+
+
+@pytest.mark.parametrize("text", ["", "localhost", "0x7f.1", "1", "not an address", "127.0.0.1:80"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    assert not Guard((ip_network("0.0.0.0/0"),)).admits(text)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/mcp",
+        "ftp://example.com/",
+        "file:///etc/passwd",
+        "https://",
+        "https:///mcp",
+        "https://example.com:99999/",
+        "https://example.com:0/",
+        "https://user:secret@example.com/",
+        "https://[::1/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://0x7f.1/",
+        "https://2130706433/",
+        "https://[::ffff:127.0.0.1]/",
+        "http://169.254.169.254/",
+        "builtin:quickstart",
+        "",
+    ],
+)
+def test_urls_that_can_be_refused_at_sight_are(url: str) -> None:
+    with pytest.raises(UrlRefused):
+        Guard().check_url(url)
+
+
+def test_a_name_is_judged_by_its_address() -> None:
+    with pytest.raises(UrlRefused, match="leads to an address"):
+        Guard().check_now("https://localhost/mcp")
+    Guard((ip_network("127.0.0.0/8"), ip_network("::1/128"))).check_now("http://localhost:1/mcp")
+
+
+def test_httpx_asks_the_guard_for_names_and_literals(run: Run) -> None:
+    upstream = run(upstreams.garbage(b"{}", kind="application/json"))
+    open_guard = Guard((ip_network("127.0.0.0/8"), ip_network("::1/128")))
+
+    for host in ("127.0.0.1", "localhost"):
+        url = f"http://{host}:{upstream.port}/"
+        with (
+            httpx.Client(transport=GuardedTransport(Guard()), trust_env=False) as client,
+            pytest.raises(AddressRefused),
+        ):
+            client.get(url)
+        with httpx.Client(transport=GuardedTransport(open_guard), trust_env=False) as client:
+            assert client.get(url).json() == {}
+
+    assert len(upstream.seen) == 2
