@@ -58,8 +58,8 @@ def list_tools(url: str, token: str | None) -> Answer:
     return post(url, token, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
 
 
-def call_tool(url: str, token: str | None, name: str, **arguments: object) -> Answer:
-    params = {"name": name, "arguments": arguments}
+def call_tool(url: str, token: str | None, tool: str, /, **arguments: object) -> Answer:
+    params = {"name": tool, "arguments": arguments}
     return post(
         url,
         token,

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
 
 from tests.wire import App, Receive, Scope, Send, Upstream, answer, headers_of, live, read, running
 
@@ -74,7 +75,7 @@ async def slow(seconds: float, ctx: Context[Any, Any]) -> str:
 
 def fail(reason: str = "out of paper") -> str:
     """Always end in a tool error."""
-    raise ValueError(reason)
+    raise ToolError(reason)
 
 
 def big(kilobytes: int) -> str:

@@ -119,9 +119,9 @@ class Serve:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def issue_token(self, *, host: str, gateway: str) -> dict[str, str]:
-        """A token of the owner, as the command prints it."""
-        arguments = ("--user", OWNER, "--host", host, "--gateway", gateway)
+    def issue_token(self, *, host: str, gateway: str, user: str = OWNER) -> dict[str, str]:
+        """A token that acts as `user`, as the command prints it."""
+        arguments = ("--user", user, "--host", host, "--gateway", gateway)
         return dict(json.loads(self.manage("issue_token", *arguments)))
 
 

@@ -14,8 +14,8 @@ from tests.browser.fixtures import chromium
 
 ROWS = Path(__file__).with_name("rows.py")
 PICTURES = workspace.ROOT / "docs" / "images"
-PAGES = {"logs": "/logs/", "apps-and-agents": "/hosts/"}
-SIZE: ViewportSize = {"width": 1280, "height": 720}
+PAGES = {"logs": "/logs/"}
+SIZE: ViewportSize = {"width": 1280, "height": 660}
 LOOKS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -47,14 +47,15 @@ def running_workspace() -> Iterator[workspace.Serve]:
 def work(live: workspace.Serve) -> None:
     """Calls of three agents, most of which end well."""
     nightly = live.issue_token(host="Nightly report", gateway="work")
+    feedback = live.issue_token(host="Feedback bot", gateway="work", user="max@example.com")
     ci = live.issue_token(host="CI bot", gateway="quickstart")
     for day in ("Monday", "Tuesday", "Wednesday"):
         call(nightly, "handbook__search", query=f"holidays {day}")
-        call(nightly, "crm__find_customer", name=f"{day} Ltd.")
+        call(feedback, "crm__find_customer", name=f"{day} Ltd.")
         call(ci, "add", a=2, b=3)
     call(nightly, "handbook__fail", reason="the printer is out of paper")
     call(nightly, "github__create_issue", title="Nightly report")
-    curl.list_tools(nightly["gateway_url"].replace("work", "quickstart"), nightly["token"])
+    curl.list_tools(feedback["gateway_url"].replace("work", "quickstart"), feedback["token"])
     call(ci, "echo", text="All tests passed.")
     call(nightly, "handbook__slow", seconds=0.4)
     curl.list_tools(nightly["gateway_url"], nightly["token"])

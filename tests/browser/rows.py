@@ -1,10 +1,11 @@
 """A workspace that has been lived in: run inside it by `manage.py shell`."""
 
-from accounts.models import User
+from accounts.models import Role, User
 from servers.models import AuthType
 from tests import make
 
 ana = User.objects.get(email="ana@example.com")
+User.objects.create_user("max@example.com", display_name="Max", role=Role.objects.get(name="Member"))
 
 docs = make.server(by=ana, name="Handbook", slug="handbook")
 github = make.server(by=ana, name="GitHub", slug="github", auth_type=AuthType.BEARER)

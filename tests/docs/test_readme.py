@@ -52,9 +52,7 @@ class Terminal:
         return "".join(iter(self.shell.stdout.readline, "end of block\n")).strip()
 
     def close(self) -> None:
-        assert self.shell.stdin is not None
-        self.shell.stdin.close()
-        self.shell.wait(timeout=10)
+        self.shell.communicate(timeout=10)
 
 
 @dataclass(frozen=True, slots=True)
