@@ -30,7 +30,7 @@ def example_call(gateway: Gateway) -> ToolCall | None:
         assignment__server__archived_at=None,
     ).exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
     tool = min(tools, key=_oddness, default=None)
-    return tool and ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema)))
+    return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
 
 
 def _oddness(tool: Tool) -> tuple[bool, bool, int, str]:

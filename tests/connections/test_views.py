@@ -97,23 +97,23 @@ def test_a_viewer_sees_rows_without_any_control(viv: User, sign_in: SignIn) -> N
 
 
 @pytest.mark.parametrize("where", ["hosts", "gateways"])
-def test_without_the_capability_only_ones_own_rows_are_listed(where: str, max: User, sign_in: SignIn) -> None:
+def test_without_the_capability_only_ones_own_rows_are_listed(where: str, ann: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=make.user()), make.gateway()
-    own = make.connection(host, gateway, max)
+    own = make.connection(host, gateway, ann)
     other = make.connection(host, gateway, make.user())
     path = f"/hosts/{host.pk}/connections/" if where == "hosts" else f"/gateways/{gateway.slug}/connections/"
 
-    page = text(sign_in(max).get(path))
+    page = text(sign_in(ann).get(path))
 
     assert str(own.pk) in page
     assert str(other.pk) not in page
     assert other.user.email not in page
 
 
-def test_a_gateway_out_of_reach_does_not_exist(max: User, sign_in: SignIn) -> None:
+def test_a_gateway_out_of_reach_does_not_exist(ann: User, sign_in: SignIn) -> None:
     gateway = make.gateway(reach="teams")
 
-    assert sign_in(max).get(f"/gateways/{gateway.slug}/connections/").status_code == 404
+    assert sign_in(ann).get(f"/gateways/{gateway.slug}/connections/").status_code == 404
 
 
 # --- What a row says ----------------------------------------------------------------------------------------------

@@ -108,12 +108,12 @@ def test_the_list_says_type_status_and_counts(ana: User, sign_in: SignIn) -> Non
     assert 'class="number">1</td>' in row
 
 
-def test_counts_are_ones_own_without_the_connections_capability(max: User, sign_in: SignIn) -> None:
-    bot, gateway = make.agent(by=max), make.gateway()
-    make.connection(bot, gateway, max)
+def test_counts_are_ones_own_without_the_connections_capability(ann: User, sign_in: SignIn) -> None:
+    bot, gateway = make.agent(by=ann), make.gateway()
+    make.connection(bot, gateway, ann)
     make.connection(bot, gateway, make.user())
 
-    row = text(sign_in(max).get("/hosts/")).split(f'id="host-{bot.pk}"')[1].split("</tr>")[0]
+    row = text(sign_in(ann).get("/hosts/")).split(f'id="host-{bot.pk}"')[1].split("</tr>")[0]
 
     assert 'class="number">1</td>' in row
     assert 'class="number">2</td>' not in row

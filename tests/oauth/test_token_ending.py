@@ -18,6 +18,7 @@ from gateways.models import Gateway, IdentityScheme, Tool
 from hosts.models import Host
 from oauth.models import AuthorizeRequest
 from servers.models import AuthType, Identity, Server
+from servers.vault import cipher
 from tests import make
 from tests.conftest import SignIn
 from tokens import secret
@@ -25,7 +26,7 @@ from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
 
-SECRET = "ghp_a_secret_of_ana"  # noqa: S105
+SECRET = "ghp_a_secret_of_ana"
 
 
 def text(response: Any) -> str:
@@ -57,7 +58,8 @@ def per_user(gateway: Gateway, name: str = "GitHub", **fields: Any) -> Server:
 
 
 def test_the_bare_path_ends_with_a_token_shown_once(ana: User, sign_in: SignIn) -> None:
-    host, gateway = make.agent(by=ana, name="CI bot"), make.gateway(make.server(), name="Quickstart", slug="quickstart")
+    host = make.agent(by=ana, name="CI bot")
+    make.gateway(make.server(), name="Quickstart", slug="quickstart")
     client = sign_in(ana)
 
     first = begin(client, host)
@@ -231,8 +233,7 @@ def test_each_person_brings_an_identity_per_server_and_the_connection_carries_it
     assert ">Allow</button>" in text(asked)
     identity = Identity.objects.get()
     assert (identity.owner, identity.server, identity.label) == (ana, github, "ana-ci")
-    from servers.vault import cipher
-
+    assert identity.secret_ciphertext is not None
     assert cipher().open(bytes(identity.secret_ciphertext)) == SECRET
     assert Connection.objects.get().identities.get().identity == identity
     assert SECRET not in text(options) + text(asked)
@@ -455,10 +456,10 @@ def test_the_twenty_first_token_is_refused_in_words(ana: User, sign_in: SignIn) 
     assert "A connection holds 20 active tokens at most. Revoke one first." in text(response)
 
 
-def test_the_token_acts_as_the_person_signed_in_whatever_is_posted(ana: User, max: User, sign_in: SignIn) -> None:
+def test_the_token_acts_as_the_person_signed_in_whatever_is_posted(ana: User, ann: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
-    client.post(options(client, make.agent(by=ana), make.gateway()), {"name": "x", "scope": "all", "user": str(max.pk)})
+    client.post(options(client, make.agent(by=ana), make.gateway()), {"name": "x", "scope": "all", "user": str(ann.pk)})
 
     assert Token.objects.get().connection.user == ana
 
@@ -466,10 +467,10 @@ def test_the_token_acts_as_the_person_signed_in_whatever_is_posted(ana: User, ma
 # --- Refusals -----------------------------------------------------------------------------------------------------
 
 
-def test_without_the_capability_the_flow_refuses_in_words(max: User, sign_in: SignIn) -> None:
-    host = make.agent(by=max)
+def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
+    host = make.agent(by=ann)
     make.gateway()
-    client = sign_in(max)
+    client = sign_in(ann)
 
     response = client.get(begin(client, host))
 
@@ -477,14 +478,14 @@ def test_without_the_capability_the_flow_refuses_in_words(max: User, sign_in: Si
     assert "Your role lacks Create and manage API tokens." in text(response)
 
 
-def test_an_agent_open_for_enrolment_needs_no_capability(max: User, sign_in: SignIn) -> None:
+def test_an_agent_open_for_enrolment_needs_no_capability(ann: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=make.user()), make.gateway()
     Host.objects.filter(pk=host.pk).update(allow_enrolment=True)
-    client = sign_in(max)
+    client = sign_in(ann)
 
     minted(client.post(options(client, host, gateway), {"name": "mine", "scope": "all"}))
 
-    assert Token.objects.get().connection.user == max
+    assert Token.objects.get().connection.user == ann
 
 
 @pytest.mark.parametrize(
@@ -615,10 +616,10 @@ def test_how_to_connect_has_its_three_steps_and_the_right_address(ana: User, sig
     assert "Authorization: Bearer <mark>&lt;your-api-access-token&gt;</mark>" in page
 
 
-def test_how_to_connect_names_only_gateways_within_reach(max: User, sign_in: SignIn) -> None:
+def test_how_to_connect_names_only_gateways_within_reach(ann: User, sign_in: SignIn) -> None:
     make.gateway(name="Others", slug="others", reach="teams")
 
-    page = text(sign_in(max).get("/connect/help/", {"gateway": "others"}))
+    page = text(sign_in(ann).get("/connect/help/", {"gateway": "others"}))
 
     assert "Others" not in page
     assert "There is no gateway you can reach yet." in page

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.django_db
 HTMX = {"HX-Request": "true", "HX-Current-URL": "http://testserver/hosts/?type=agent"}
 
 
-def test_a_missing_capability_is_named_on_a_page(max: User, sign_in: SignIn) -> None:
-    response = sign_in(max).get("/hosts/add/")
+def test_a_missing_capability_is_named_on_a_page(ann: User, sign_in: SignIn) -> None:
+    response = sign_in(ann).get("/hosts/add/")
 
     assert response.status_code == 403
     page = response.content.decode()
@@ -22,8 +22,8 @@ def test_a_missing_capability_is_named_on_a_page(max: User, sign_in: SignIn) -> 
     assert "Access depends on the capability, not on a role name. Ask a workspace administrator." in page
 
 
-def test_a_missing_capability_is_a_notice_for_htmx_and_moves_no_address(max: User, sign_in: SignIn) -> None:
-    response = sign_in(max).get("/hosts/add/", headers=HTMX)
+def test_a_missing_capability_is_a_notice_for_htmx_and_moves_no_address(ann: User, sign_in: SignIn) -> None:
+    response = sign_in(ann).get("/hosts/add/", headers=HTMX)
 
     assert response.status_code == 403
     assert response["HX-Push-Url"] == "false"
@@ -40,8 +40,8 @@ def test_an_ended_session_takes_htmx_to_sign_in_and_back_to_the_page() -> None:
     assert "Location" not in response
 
 
-def test_what_is_not_there_says_so_inside_the_frame(max: User, sign_in: SignIn) -> None:
-    response = sign_in(max).get("/nothing/here/")
+def test_what_is_not_there_says_so_inside_the_frame(ann: User, sign_in: SignIn) -> None:
+    response = sign_in(ann).get("/nothing/here/")
 
     assert response.status_code == 404
     assert "<h1" in response.content.decode()
@@ -55,20 +55,20 @@ def test_a_stranger_meets_errors_without_the_navigation() -> None:
     assert 'class="rail"' not in response.content.decode()
 
 
-def test_a_form_without_its_csrf_token_is_refused_in_words(max: User) -> None:
+def test_a_form_without_its_csrf_token_is_refused_in_words(ann: User) -> None:
     client = Client(enforce_csrf_checks=True)
-    client.force_login(max)
+    client.force_login(ann)
 
     response = client.post("/settings/profile", {"display_name": "Eve", "theme": "dark"})
 
     assert response.status_code == 403
     assert "Load it again" in response.content.decode()
-    max.refresh_from_db()
-    assert max.display_name == "Max"
+    ann.refresh_from_db()
+    assert ann.display_name == "Ann"
 
 
-def test_pages_keep_their_policy_and_load_nothing_from_elsewhere(max: User, sign_in: SignIn) -> None:
-    response = sign_in(max).get("/")
+def test_pages_keep_their_policy_and_load_nothing_from_elsewhere(ann: User, sign_in: SignIn) -> None:
+    response = sign_in(ann).get("/")
 
     policy = response["Content-Security-Policy"]
     assert "unsafe" not in policy

@@ -1,0 +1,47 @@
+"""One's own account (requirements 5.11)."""
+
+import pytest
+
+from accounts.models import User
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+
+def test_name_and_theme_are_kept(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    response = client.post("/settings/profile", {"display_name": "Ana S.", "theme": "dark"}, follow=True)
+
+    ana.refresh_from_db()
+    assert ana.display_name == "Ana S."
+    assert client.cookies["theme"].value == "dark"
+    assert 'data-theme="dark"' in response.content.decode()
+    assert "Profile saved" in response.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"display_name": "x" * 121, "theme": "dark"}, "at most 120 characters"),
+        ({"display_name": "Ana", "theme": "pink"}, "Select a valid choice"),
+        ({}, "This field is required."),
+    ],
+)
+def test_bad_input_is_refused_in_words(data: dict[str, str], words: str, ana: User, sign_in: SignIn) -> None:
+    response = sign_in(ana).post("/settings/profile", data)
+
+    assert response.status_code == 422
+    assert words in response.content.decode()
+    ana.refresh_from_db()
+    assert ana.display_name == "Ana"
+
+
+def test_nothing_but_ones_own_name_can_be_posted(ana: User, sign_in: SignIn) -> None:
+    posted = {"display_name": "Ana", "theme": "light", "email": "eve@example.com", "is_superuser": "on", "role": ""}
+
+    sign_in(ana).post("/settings/profile", posted)
+
+    ana.refresh_from_db()
+    assert (ana.email, ana.is_superuser) == ("ana@example.com", False)
+    assert ana.role is not None

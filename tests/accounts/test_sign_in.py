@@ -1,0 +1,216 @@
+"""Sign-in, sign-out and passwords (requirements 5.15, R3.20)."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.core import mail
+from django.core.cache import cache
+from django.test import Client
+
+from accounts.models import User
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+REFUSED = "The e-mail or the password is not right."
+
+
+@pytest.fixture(autouse=True)
+def fresh_limits(db: None) -> Iterator[None]:
+    """Attempts of other tests count for nothing here."""
+    cache.clear()
+    yield
+    cache.clear()
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+def sign_in_as(email: str, password: str, **more: str) -> Any:
+    return Client().post("/accounts/login/", {"login": email, "password": password} | more)
+
+
+def test_a_person_signs_in_by_e_mail_in_any_case() -> None:
+    person = make.user()
+
+    response = sign_in_as(person.email.upper(), make.PASSWORD)
+
+    assert (response.status_code, response["Location"]) == (302, "/")
+
+
+def test_a_refusal_reads_the_same_whatever_the_cause() -> None:
+    person, gone = make.user(), make.user(is_active=False)
+
+    answers = {
+        text(sign_in_as(email, password)).split('role="alert"')[1].split("</p>")[0]
+        for email, password in (
+            (person.email, "wrong"),
+            ("nobody@example.com", make.PASSWORD),
+            (gone.email, make.PASSWORD),
+        )
+    }
+
+    assert len(answers) == 1
+    assert REFUSED in answers.pop()
+
+
+@pytest.mark.parametrize(
+    ("email", "password"), [("", ""), ("not an address", "x"), ("a@example.com", ""), ("a@example.com\x00", "x")]
+)
+def test_a_bad_form_is_shown_again(email: str, password: str) -> None:
+    response = sign_in_as(email, password)
+
+    assert response.status_code == 200
+    assert 'class="error"' in text(response)
+
+
+def test_sign_in_leads_to_no_other_site() -> None:
+    person = make.user()
+
+    response = sign_in_as(person.email, make.PASSWORD, next="https://evil.example/")
+
+    assert response["Location"] == "/"
+
+
+def test_guessing_is_slowed_down() -> None:
+    person = make.user()
+    for _ in range(5):
+        sign_in_as(person.email, "wrong")
+
+    response = sign_in_as(person.email, make.PASSWORD)
+
+    assert response.status_code in (200, 429)
+    assert "Location" not in response
+
+
+def test_nobody_signs_up() -> None:
+    for response in (
+        Client().get("/accounts/signup/"),
+        Client().post("/accounts/signup/", {"email": "eve@example.com", "password1": make.PASSWORD}),
+    ):
+        assert "Sign-up is closed" in text(response)
+    assert not User.objects.exists()
+
+
+def test_signing_out_needs_a_press_and_ends_the_session(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    asked = client.get("/accounts/logout/")
+    assert "Sign out" in text(asked)
+    assert client.get("/").status_code == 200
+    client.post("/accounts/logout/")
+
+    assert client.get("/").status_code == 302
+
+
+def test_every_page_wants_one_signed_in() -> None:
+    for path in ("/", "/hosts/", "/settings/profile", "/connect/help/"):
+        assert Client().get(path)["Location"].startswith("/accounts/login/?next=")
+
+
+# --- Reset --------------------------------------------------------------------------------------------------------
+
+
+def ask_for_reset(email: str) -> Any:
+    return Client().post("/accounts/password/reset/", {"email": email}, follow=True)
+
+
+def mailed_link() -> str:
+    found = re.search(r"https?://[^/]+(/accounts/password/reset/key/\S+)", str(mail.outbox[-1].body))
+    assert found
+    return found[1]
+
+
+def test_asking_for_a_reset_tells_nobody_whether_the_account_exists() -> None:
+    person = make.user()
+
+    known, unknown = ask_for_reset(person.email), ask_for_reset("nobody@example.com")
+
+    assert "If an account exists, we sent a link" in text(known)
+    assert text(known).split("<main")[1] == text(unknown).split("<main")[1]
+    assert [message.to for message in mail.outbox] == [[person.email]]
+
+
+def test_a_deactivated_person_gets_no_link() -> None:
+    ask_for_reset(make.user(is_active=False).email)
+
+    assert mail.outbox == []
+
+
+def test_a_reset_sets_the_password_once_and_ends_what_acts_as_the_person(sign_in: SignIn) -> None:
+    person, other = make.user(), make.user()
+    host, gateway = make.agent(by=person), make.gateway()
+    own, others = make.connection(host, gateway, person), make.connection(host, gateway, other)
+    make.token(own)
+    elsewhere = sign_in(person)
+    ask_for_reset(person.email)
+    client = Client()
+
+    form = client.get(mailed_link(), follow=True)
+    own.refresh_from_db()
+    assert own.is_live  # Asking and looking end nothing.
+    fresh = {"password1": "another horse battery staple", "password2": "another horse battery staple"}
+    done = client.post(form.redirect_chain[-1][0], fresh, follow=True)
+
+    assert (
+        "Resetting your password revokes all your API tokens and app connections. You will need to create new ones."
+    ) in text(form)
+    assert "Your password is set" in text(done)
+    own.refresh_from_db()
+    others.refresh_from_db()
+    assert (own.is_live, own.revoke_reason, others.is_live) == (False, "password_reset", True)
+    assert not own.tokens.filter(revoked_at=None).exists()
+    assert elsewhere.get("/").status_code == 302
+    assert sign_in_as(person.email, fresh["password1"]).status_code == 302
+    assert "This link no longer works" in text(Client().get(mailed_link(), follow=True))
+
+
+def test_a_link_works_for_one_hour() -> None:
+    ask_for_reset(make.user().email)
+
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=1, seconds=2)):
+        assert "This link no longer works" in text(Client().get(mailed_link(), follow=True))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("short", "short", "at least 12"),
+        ("another horse battery", "another horse", "You must type the same password each time."),
+        ("", "", "This field is required."),
+    ],
+)
+def test_a_bad_new_password_changes_nothing(first: str, second: str, words: str) -> None:
+    person = make.user()
+    connection = make.connection(make.agent(by=person), make.gateway(), person)
+    ask_for_reset(person.email)
+    client = Client()
+    page = client.get(mailed_link(), follow=True).redirect_chain[-1][0]
+
+    response = client.post(page, {"password1": first, "password2": second})
+
+    assert words in text(response)
+    connection.refresh_from_db()
+    assert connection.is_live
+
+
+def test_changing_the_password_keeps_connections_and_ends_other_sessions(sign_in: SignIn) -> None:
+    person = make.user()
+    connection = make.connection(make.agent(by=person), make.gateway(), person)
+    here, elsewhere = sign_in(person), sign_in(person)
+
+    here.post(
+        "/accounts/password/change/",
+        {"oldpassword": make.PASSWORD, "password1": "another horse battery", "password2": "another horse battery"},
+    )
+
+    assert here.get("/").status_code == 200
+    assert elsewhere.get("/").status_code == 302
+    connection.refresh_from_db()
+    assert connection.is_live

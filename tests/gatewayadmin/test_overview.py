@@ -1,0 +1,91 @@
+"""The dashboard: what is yours, and the numbers your role may see (requirements 5.1)."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import User
+from auditlog.models import Call, Outcome
+from capabilities import Capability
+from servers.models import Health
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+def a_call(outcome: Outcome, **fields: Any) -> Call:
+    at = fields.pop("created_at", datetime.now(UTC) - timedelta(minutes=1))
+    Call.partitions.make_ahead(at.date())
+    defaults = {"uid": uuid4(), "correlation_id": uuid4(), "method": "tools/call", "http_status": 200, "duration_ms": 1}
+    return Call.objects.create(created_at=at, outcome=outcome, **(defaults | fields))
+
+
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [
+        (Capability.HOSTS_READ, "<span>Hosts</span>"),
+        (Capability.MCP_CONNECTIONS_READ, "<span>Connections</span>"),
+        (Capability.LOGS_READ, "<span>Requests 24 h</span>"),
+        (Capability.SERVERS_TOGGLE, "Servers down"),
+    ],
+)
+def test_each_number_needs_its_capability(capability: Capability, words: str, sign_in: SignIn) -> None:
+    make.server().note_health(Health.DOWN, "connect timeout")
+
+    assert words in text(sign_in(make.user(capability)).get("/"))
+    assert words not in text(sign_in(make.user(*set(Capability) - {capability, Capability.SERVERS_MANAGE})).get("/"))
+
+
+def test_a_person_without_any_capability_sees_their_own_things(sign_in: SignIn) -> None:
+    person = make.user()
+    own = make.connection(make.agent(by=make.user(), name="Feedback bot"), make.gateway(), person)
+    make.token(own, name="feedback-mine")
+    other = make.user()
+    make.token(make.connection(make.agent(by=other, name="Secret bot"), make.gateway(), other), name="not-mine")
+
+    page = text(sign_in(person).get("/"))
+
+    for words in ("Your connections", "Feedback bot", "Your API tokens", "feedback-mine"):
+        assert words in page
+    for words in ("Secret bot", "not-mine", 'class="tile"'):
+        assert words not in page
+
+
+def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in: SignIn) -> None:
+    a_call(Outcome.OK)
+    a_call(Outcome.DENIED, host_name="CI bot", deny_reason="host_disabled")
+    a_call(Outcome.OK, created_at=datetime.now(UTC) - timedelta(hours=25))
+
+    response = sign_in(ana).get("/")
+
+    assert response.context["calls"] == {"all": 2, "denied": 1}
+    assert "CI bot" in text(response)
+
+
+def test_without_traffic_the_page_says_how_to_begin(ana: User, sign_in: SignIn) -> None:
+    page = text(sign_in(ana).get("/"))
+
+    assert "No traffic yet. Create" in page
+    assert "No app or agent acts as you yet." in page
+    assert "You have no API tokens." in page
+
+
+def test_the_page_costs_the_same_however_much_there_is(
+    ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(5):
+        make.token(make.connection(make.agent(by=ana), make.gateway(), ana))
+        a_call(Outcome.DENIED)
+    client = sign_in(ana)
+
+    # Session, user, permissions, own connections, their tokens, own tokens, hosts, connections, calls, denials, servers.
+    with django_assert_num_queries(11):
+        client.get("/")
