@@ -41,6 +41,8 @@ class Lane:
         self._setup = setup
         self._timeout = timeout
         self._connection: psycopg.AsyncConnection | None = None
+        # Kept beside the connection, which forgets it when it is lost.
+        self._socket = -1
         self._waiter: asyncio.Future[PGresult] | None = None
         self._result: PGresult | None = None
         self._copy = b""
@@ -76,10 +78,9 @@ class Lane:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        loop, socket = asyncio.get_running_loop(), connection.pgconn.socket
-        if socket >= 0:
-            loop.remove_reader(socket)
-            loop.remove_writer(socket)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        loop.remove_writer(self._socket)
         connection.pgconn.finish()
 
     async def _ready(self) -> PGconn:
@@ -91,8 +92,8 @@ class Lane:
         except (psycopg.Error, OSError) as error:
             raise Unobtainable(str(error)) from error
         connection.pgconn.nonblocking = 1
-        asyncio.get_running_loop().add_reader(connection.pgconn.socket, self._readable)
-        self._connection = connection
+        self._connection, self._socket = connection, connection.pgconn.socket
+        asyncio.get_running_loop().add_reader(self._socket, self._readable)
         return connection.pgconn
 
     async def _connect(self) -> psycopg.AsyncConnection:
@@ -124,7 +125,7 @@ class Lane:
 
     def _flush(self, pgconn: PGconn) -> None:
         if pgconn.flush():
-            asyncio.get_running_loop().add_writer(pgconn.socket, self._writable)
+            asyncio.get_running_loop().add_writer(self._socket, self._writable)
 
     def _writable(self) -> None:
         if self._connection is None:
@@ -132,7 +133,7 @@ class Lane:
         pgconn = self._connection.pgconn
         try:
             if not pgconn.flush():
-                asyncio.get_running_loop().remove_writer(pgconn.socket)
+                asyncio.get_running_loop().remove_writer(self._socket)
         except psycopg.Error as error:
             self._lose(error)
 

@@ -15,6 +15,11 @@ from auditlog.lane import Lane, Rejected, Unobtainable
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 500
+SETUP = (
+    b"SET application_name = 'gateway call log'",
+    b"SET statement_timeout = '9s'",
+    b"SET lock_timeout = '5s'",
+)
 
 # Errors of single rows (bad data, a broken constraint): the others of the batch are innocent.
 _OF_A_ROW = ("22", "23")
@@ -128,7 +133,7 @@ class CallWriter:
     """Commits rows; `observe` is told the size of each batch."""
 
     def __init__(self, conninfo: str, *, observe: Callable[[int], None] = lambda _: None) -> None:
-        self._lane = Lane(conninfo, (b"SET statement_timeout = '10s'", b"SET lock_timeout = '5s'"), timeout=10)
+        self._lane = Lane(conninfo, SETUP, timeout=10)
         self._observe = observe
         self._waiting: list[Waiting] = []
         self._wake = asyncio.Event()

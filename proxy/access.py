@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 STATEMENT = Path(__file__).with_name("access.sql").read_bytes()
 SETUP = (
+    b"SET application_name = 'gateway access'",
     b"SET plan_cache_mode = 'force_generic_plan'",
     b"SET jit = off",
     b"SET statement_timeout = '4s'",

@@ -134,6 +134,7 @@ class Marks:
     async def _open(self) -> psycopg.AsyncConnection:
         if self._connection is None or self._connection.closed:
             self._connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True, connect_timeout=5)
+            await self._connection.execute("SET application_name = 'gateway marks'")
             await self._connection.execute("SET lock_timeout = '1s'")
             await self._connection.execute("SET statement_timeout = '5s'")
         return self._connection

@@ -1,0 +1,359 @@
+"""The decision is requirements 4.4 in its order, and the statement tells it the truth."""
+
+import asyncio
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+
+import psycopg
+import pytest
+from django.conf import settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accounts.models import Team
+from auditlog.lane import Rejected, Unobtainable
+from capabilities import Capability
+from connections.models import Connection
+from gatewayadmin import database
+from gateways.models import Reach
+from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Access, Facts, Question, decide, parameters
+from tests import make
+from tests.proxy.conftest import sql
+from tokens import secret as text
+
+GOOD = Facts(
+    token_id="t",
+    token_name="ci",
+    token_prefix="gwa_Ab3dE5gH",
+    token_revoked=False,
+    token_expired=False,
+    allowed_ips=None,
+    connection_id="c",
+    connection_revoked=False,
+    connection_enabled=True,
+    gateway_id="g",
+    gateway_name="work",
+    gateway_description="",
+    gateway_matches=True,
+    gateway_enabled=True,
+    host_id="h",
+    host_name="CI bot",
+    host_enabled=True,
+    host_pending=False,
+    user_id="u",
+    user_email="ana@example.com",
+    user_active=True,
+    reaches=True,
+    assigned=None,
+)
+
+# Rows 4 to 10 of requirements 4.4: the fact, the value that refuses, and the reason.
+ORDER = (
+    ("token_revoked", True, "revoked"),
+    ("connection_revoked", True, "connection_revoked"),
+    ("token_expired", True, "expired"),
+    ("user_active", False, "user_inactive"),
+    ("gateway_matches", False, "wrong_gateway"),
+    ("allowed_ips", '["203.0.113.0/24"]', "ip"),
+    ("host_enabled", False, "host_disabled"),
+    ("host_pending", True, "host_pending"),
+    ("gateway_enabled", False, "gateway_disabled"),
+    ("connection_enabled", False, "connection_disabled"),
+    ("reaches", False, "gateway_not_reachable"),
+)
+
+X39 = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
+X43 = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
+IP = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"IP Not Allowed"},"id":null}'
+
+
+@given(st.sets(st.sampled_from(ORDER)))
+def test_the_first_row_that_refuses_gives_the_reason(refusing: set[tuple[str, object, str]]) -> None:
+    facts = GOOD._replace(**{name: value for name, value, _ in refusing})
+    expected = next((reason for row in ORDER if row in refusing for reason in [row[2]]), None)
+
+    denied = decide(facts, "198.51.100.7")
+
+    assert (denied.reason if denied else None) == expected
+
+
+@pytest.mark.parametrize(
+    "reason", ["unknown", "revoked", "stale_generation", "connection_revoked", "expired", "user_inactive"]
+)
+def test_x39_x40_every_dead_credential_gets_the_same_body(reason: str) -> None:
+    assert DENIALS[reason][1:] == (401, X39)
+
+
+@pytest.mark.parametrize("reason", ["wrong_gateway", "out_of_scope"])
+def test_x43_a_token_for_something_else_gets_its_exact_body(reason: str) -> None:
+    assert DENIALS[reason][1:] == (403, X43)
+
+
+def test_x44_an_address_outside_the_allowlist_is_told_so() -> None:
+    assert DENIALS["ip"][1:] == (403, IP)
+
+
+@pytest.mark.parametrize(
+    "reason", ["host_disabled", "host_pending", "gateway_disabled", "connection_disabled", "gateway_not_reachable"]
+)
+def test_a_switch_is_named(reason: str) -> None:
+    body = X43.replace(b'"Forbidden"', b'"Forbidden","data":{"reason":"%s"}' % reason.encode())
+
+    assert DENIALS[reason][1:] == (403, body)
+
+
+@given(
+    st.lists(st.ip_addresses(v=4).flatmap(lambda a: st.integers(8, 32).map(lambda n: f"{a}/{n}")), max_size=5),
+    st.ip_addresses(),
+)
+def test_the_allowlist_is_a_list_of_ranges(ranges: list[str], address: object) -> None:
+    canonical = [str(ip_network(each, strict=False)) for each in ranges]
+    allowed = "[" + ",".join(f'"{each}"' for each in canonical) + "]"
+
+    denied = decide(GOOD._replace(allowed_ips=allowed), str(address))
+
+    assert (denied is None) == any(ip_address(str(address)) in ip_network(each) for each in canonical)
+
+
+@pytest.mark.parametrize("broken", ["{}", "[1]", '["x"]', "nonsense", '"10.0.0.0/8"', '[["10.0.0.0/8"]]'])
+def test_an_allowlist_nobody_understands_admits_nobody(broken: str) -> None:
+    assert decide(GOOD._replace(allowed_ips=broken), "10.0.0.1") == DENIALS["ip"]
+
+
+def test_a_caller_without_an_address_is_outside_of_every_allowlist() -> None:
+    assert decide(GOOD._replace(allowed_ips='["0.0.0.0/0"]'), "") == DENIALS["ip"]
+
+
+# The statement
+
+
+@dataclass
+class Known:
+    """A token the database knows, and how to ask about it."""
+
+    connection: Connection
+    token_id: object
+    secret: str
+
+    def facts(self, slug: str = "", wanted: int = NOTHING, tool: str = "") -> Facts | None:
+        return ask([(self.secret, slug or self.connection.gateway.slug, wanted, tool)])[0]
+
+    def reason(self, slug: str = "") -> str | None:
+        facts = self.facts(slug)
+        assert facts is not None
+        denied = decide(facts, "127.0.0.1")
+        return denied.reason if denied else None
+
+
+def ask(questions: list[tuple[str, str, int, str]], keys: list[bytes] | None = None) -> list[Facts | None]:
+    """Put questions to the statement, all at once."""
+
+    async def main() -> list[Facts | None]:
+        access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
+        access.start()
+        try:
+            return await asyncio.gather(*(access.facts(*question) for question in questions))
+        finally:
+            await access.stop()
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def known(transactional_db: None) -> Known:
+    user = make.user(email="ana@example.com")
+    connection = make.connection(make.agent(by=user, name="CI bot"), make.gateway(slug="work"), user)
+    issued = make.token(connection, name="ci-pipeline")
+    return Known(connection, issued.token.pk, issued.secret)
+
+
+def test_a_good_token_has_all_facts(known: Known) -> None:
+    facts = known.facts()
+
+    assert facts is not None
+    assert decide(facts, "127.0.0.1") is None
+    assert facts._replace(token_id="", connection_id="", gateway_id="", host_id="", user_id="") == GOOD._replace(
+        token_id="",
+        token_name="ci-pipeline",
+        token_prefix=known.secret[:12],
+        connection_id="",
+        gateway_id="",
+        host_id="",
+        user_id="",
+    )
+    assert facts.token_id == str(known.token_id)
+    assert facts.connection_id == str(known.connection.pk)
+
+
+def test_a_token_nobody_knows_has_none(known: Known) -> None:
+    assert ask([(text.mint(text.ACCESS), "work", NOTHING, "")]) == [None]
+
+
+FLIPS = [
+    ("UPDATE tokens_token SET revoked_at = now(), revoke_reason = 'manual'", "revoked"),
+    ("UPDATE connections_connection SET revoked_at = now(), revoke_reason = 'manual'", "connection_revoked"),
+    ("UPDATE tokens_token SET expires_at = now()", "expired"),
+    ("UPDATE tokens_token SET expires_at = now() + interval '1 hour'", None),
+    ("UPDATE tokens_token SET expires_at = NULL", None),
+    ("UPDATE accounts_user SET is_active = false", "user_inactive"),
+    ("UPDATE gateways_gateway SET archived_at = now()", "wrong_gateway"),
+    ("""UPDATE tokens_token SET allowed_ips = '["10.0.0.0/8"]'""", "ip"),
+    ("""UPDATE tokens_token SET allowed_ips = '["127.0.0.0/8"]'""", None),
+    ("UPDATE tokens_token SET allowed_ips = 'null'", None),
+    ("UPDATE hosts_host SET enabled = false", "host_disabled"),
+    ("UPDATE hosts_host SET archived_at = now()", "host_disabled"),
+    ("UPDATE hosts_host SET needs_approval = true", "host_pending"),
+    ("UPDATE hosts_host SET needs_approval = true, approved_at = now()", None),
+    ("UPDATE gateways_gateway SET enabled = false", "gateway_disabled"),
+    ("UPDATE connections_connection SET enabled = false", "connection_disabled"),
+    ("UPDATE gateways_gateway SET reach = 'teams'", "gateway_not_reachable"),
+    ("UPDATE gateways_gateway SET reach = 'nonsense'", "gateway_not_reachable"),
+    ("UPDATE gateways_gateway SET reach = 'teams'; UPDATE accounts_user SET is_superuser = true", None),
+]
+
+
+RESTORE = """
+    UPDATE tokens_token SET revoked_at = NULL, revoke_reason = '', expires_at = now() + interval '1 day';
+    UPDATE tokens_token SET allowed_ips = NULL;
+    UPDATE connections_connection SET revoked_at = NULL, revoke_reason = '', enabled = true;
+    UPDATE accounts_user SET is_active = true, is_superuser = false;
+    UPDATE gateways_gateway SET archived_at = NULL, enabled = true, reach = 'everyone';
+    UPDATE hosts_host SET enabled = true, archived_at = NULL, needs_approval = false, approved_at = NULL;
+"""
+
+
+def test_a_change_in_the_database_decides_the_next_request(known: Known) -> None:
+    seen = []
+    for flip, _ in FLIPS:
+        sql(flip)
+        seen.append((flip, known.reason()))
+        sql(RESTORE)
+        assert known.reason() is None
+
+    assert seen == FLIPS
+
+
+def test_a_token_is_for_its_own_gateway_only(known: Known) -> None:
+    slugs = ["other", "WORK", "work-", "", "wörk", "w'ork", "x" * 100, "{}", '"', "\\", "work,work"]
+
+    denials = [
+        decide(facts, "127.0.0.1") for facts in ask([(known.secret, slug, NOTHING, "") for slug in slugs]) if facts
+    ]
+
+    assert denials == [DENIALS["wrong_gateway"]] * len(slugs)
+
+
+def test_a_connections_own_key_opens_nothing(known: Known) -> None:
+    sql("UPDATE tokens_token SET kind = 'key'")
+
+    assert known.facts() is None
+
+
+def test_reach_follows_teams_and_capabilities(known: Known) -> None:
+    user, gateway = known.connection.user, known.connection.gateway
+    sql("UPDATE gateways_gateway SET reach = 'teams'")
+    assert known.reason() == "gateway_not_reachable"
+
+    team = Team.objects.create(name="Platform")
+    team.users.add(user)
+    assert known.reason() == "gateway_not_reachable"
+    gateway.teams.add(team)
+    assert known.reason() is None
+    team.users.clear()
+    assert known.reason() == "gateway_not_reachable"
+
+    user.role = make.role(Capability.GATEWAYS_READ)
+    user.save()
+    assert known.reason() is None
+    user.role = make.role(*(set(Capability) - {Capability.GATEWAYS_READ}))
+    user.save()
+    assert known.reason() == "gateway_not_reachable"
+    assert gateway.reach == Reach.EVERYONE  # as the model was loaded: it was changed behind its back
+
+
+def test_tokens_stay_known_while_keys_are_rotated(known: Known) -> None:
+    newest = b"a newer key, thirty-two bytes long!"
+    question = (known.secret, "work", NOTHING, "")
+
+    assert ask([question], [newest]) == [None]
+    facts = ask([question, question], [newest, *settings.TOKEN_KEYS])
+    assert [fact.token_name for fact in facts if fact] == ["ci-pipeline"] * 2
+
+
+def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(known: Known) -> None:
+    others = [make.token(known.connection) for _ in range(5)]
+    secrets = [known.secret, text.mint(text.ACCESS), *(other.secret for other in others)]
+
+    facts = ask([(secret, "work", NOTHING, "") for secret in secrets * 10])
+
+    expected = [known.secret[:12], None, *(other.secret[:12] for other in others)] * 10
+    assert [fact.token_prefix if fact else None for fact in facts] == expected
+
+
+TOOLS = ["", "a__b", "\\", '"', "'", "{,}", "\0", "\udfff", "NULL", "ü日\n\t", "x" * 5000, "a__b_0123ab", "%s", "$1"]
+
+
+def test_no_name_of_a_tool_breaks_the_statement(known: Known) -> None:
+    for tool in TOOLS:
+        assert None not in ask([(known.secret, "work", NOTHING, ""), (known.secret, "work", ADDRESSED, tool)])
+
+    assert None not in ask([(known.secret, "work", ADDRESSED, tool) for tool in TOOLS])
+
+
+def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
+    with psycopg.connect(database.conninfo()) as connection:
+
+        @given(st.text())
+        def stored_as_given(tool: str) -> None:
+            arrays = parameters([Question([b"\x00\xff"], "work", ALL, tool)])
+            result = connection.pgconn.exec_params(b"SELECT ($1::text[])[1], ($2::bytea[])[1]", [arrays[4], arrays[1]])
+            assert (result.get_value(0, 0) or b"").decode() == tool.replace("\0", "")
+            assert result.get_value(0, 1) == b"\\x00ff"
+
+        stored_as_given()
+
+
+async def test_without_a_database_nothing_is_known() -> None:
+    access = Access("host=/nowhere dbname=none", settings.TOKEN_KEYS)
+    access.start()
+
+    with pytest.raises(Unobtainable):
+        await access.facts(text.mint(text.ACCESS), "work")
+
+    await access.stop()
+
+
+def test_a_lost_connection_is_replaced_by_the_next_request(known: Known) -> None:
+    async def main() -> tuple[object, object]:
+        access = Access(database.conninfo(), settings.TOKEN_KEYS)
+        access.start()
+        before = await access.facts(known.secret, "work")
+        async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as admin:
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'gateway access'"
+            )
+        after = await access.facts(known.secret, "work")
+        await access.stop()
+        return before, after
+
+    before, after = asyncio.run(main())
+    assert before == after
+    assert before is not None
+
+
+def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
+    async def main() -> None:
+        access = Access(database.conninfo(), settings.TOKEN_KEYS)
+        access.start()
+        try:
+            await access.facts(known.secret, "work")
+        finally:
+            await access.stop()
+
+    sql("ALTER TABLE tokens_token RENAME TO tokens_elsewhere")
+    try:
+        with pytest.raises((Unobtainable, Rejected)):
+            asyncio.run(main())
+    finally:
+        sql("ALTER TABLE tokens_elsewhere RENAME TO tokens_token")
