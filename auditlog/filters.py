@@ -174,20 +174,20 @@ class CallPage:
     newer: str
 
 
-def page(calls: QuerySet[Call], *, before: str = "", after: str = "") -> CallPage:
+def page(calls: QuerySet[Call], *, before: str = "", after: str = "", size: int = PAGE_SIZE) -> CallPage:
     """The page older than `before`, or newer than `after`, else the newest one; new rows shift nothing."""
     if (mark := _read(after)) is not None:
         at, pk = mark
         later = Q(created_at__gt=at) | Q(created_at=at, pk__gt=pk)
-        rows = list(calls.filter(later, created_at__gte=at).order_by("created_at", "pk")[: PAGE_SIZE + 1])
-        more_newer, rows = len(rows) > PAGE_SIZE, rows[:PAGE_SIZE][::-1]
+        rows = list(calls.filter(later, created_at__gte=at).order_by("created_at", "pk")[: size + 1])
+        more_newer, rows = len(rows) > size, rows[:size][::-1]
         return CallPage(rows, _mark(rows[-1]) if rows else after, _mark(rows[0]) if more_newer else "")
     mark = _read(before)
     if mark is not None:
         at, pk = mark
         calls = calls.filter(Q(created_at__lt=at) | Q(created_at=at, pk__lt=pk), created_at__lte=at)
-    rows = list(calls[: PAGE_SIZE + 1])
-    more_older, rows = len(rows) > PAGE_SIZE, rows[:PAGE_SIZE]
+    rows = list(calls[: size + 1])
+    more_older, rows = len(rows) > size, rows[:size]
     newer = (_mark(rows[0]) if rows else before) if mark is not None else ""
     return CallPage(rows, _mark(rows[-1]) if more_older else "", newer)
 

@@ -18,6 +18,8 @@ from auditlog.models import Call
 from capabilities import Capability, requires
 from ui.pages import AppRequest, show
 
+BESIDE = 25  # Rows beside an open call: enough to see what came before.
+
 
 @require_GET
 @requires(Capability.LOGS_READ)
@@ -43,18 +45,18 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
     context = {"call": found, "detail": Detail(found), "same_request": _same_request(found)}
     if _is_for_drawer(request):
         return render(request, "auditlog/drawer.html", {**context, "query": CallFilter(request.GET).query})
-    return render(request, "auditlog/calls.html", {**_listed(request), **context})
+    return render(request, "auditlog/calls.html", {**_listed(request, BESIDE), **context})
 
 
 def _is_for_drawer(request: AppRequest) -> bool:
     return request.htmx.target == "drawer" and not request.htmx.history_restore_request
 
 
-def _listed(request: AppRequest) -> dict[str, Any]:
+def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
     chosen = CallFilter(request.GET)
     rows = chosen.narrow()
     return {
-        "page": filters.page(rows, before=request.GET.get("before", ""), after=request.GET.get("after", "")),
+        "page": filters.page(rows, before=request.GET.get("before", ""), after=request.GET.get("after", ""), size=size),
         "count": filters.count(rows),
         "narrowed": bool(chosen.asked),
         "span": chosen.span,

@@ -92,6 +92,7 @@ def _listed(request: AppRequest, gateway: Gateway, refreshed: Iterable[Refreshed
         "chosen": chosen.cleaned_data,
         "narrowed": narrowed,
         "failures": [one.failure for one in refreshed if one.failure],
+        "changed": False,
     }
 
 

@@ -9,7 +9,7 @@ from django.db import IntegrityError
 from django.db.models import Count, IntegerField, OuterRef, Q, Subquery
 from django.db.models.functions import Lower
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, redirect
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
@@ -94,7 +94,7 @@ def add(request: AppRequest) -> HttpResponse:
 def slug(request: AppRequest) -> HttpResponse:
     """What an empty slug would become, and the URL it makes, while the name is typed."""
     made = request.GET.get("slug") or suggest(request.GET.get("name", ""), Gateway.objects.all(), 40)
-    return show(request, "gateways/form.html#slug", {"made": Gateway(slug=made) if made else None})
+    return render(request, "gateways/form.html#slug", {"made": Gateway(slug=made) if made else None})
 
 
 @require_GET
@@ -145,7 +145,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             request,
             title="Disable gateway",
             text=f"Disable this gateway? {_stops(gateway, request.user)} Nothing is deleted.",
-            target="#gateway-head" if request.GET.get("on") == "page" else f"#gateway-{gateway.pk}",
+            target="#gateway-head" if request.GET.get("on") == "page" else f"#gateway-{gateway.slug}",
             back=page_url(gateway),
         )
     gateway.disable(by=request.user)

@@ -21,6 +21,7 @@ from servers.views import SEES
 from servers.views import find as find_server
 from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
 
+ROWS = 25  # Each has a switch and two buttons; more would make the page too heavy.
 RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
 
 
@@ -89,7 +90,7 @@ def tab_url(server: Server) -> str:
 @requires(*SEES)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
-    page = page_of(request, visible(server, request.user))
+    page = page_of(request, visible(server, request.user), ROWS)
     rows = [Row(identity, request.user) for identity in page]
     context = {"server": server, "tab": "identities", "page": page, "rows": rows}
     return show(request, "servers/identities.html", context)

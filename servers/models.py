@@ -4,7 +4,7 @@ from typing import Any
 from uuid import uuid4
 
 from django.core.validators import RegexValidator
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
@@ -33,6 +33,10 @@ class InUse(ServerError):
 
 class AlreadyRevoked(ServerError):
     """This identity has been revoked before."""
+
+
+class LabelTaken(ServerError):
+    """An identity with this label already exists for this server."""
 
 
 class AuthType(models.TextChoices):
@@ -235,6 +239,18 @@ class Identity(Switchable):
         if not self.enabled:
             return "disabled"
         return "expired" if self.expires_at and self.expires_at <= timezone.now() else "active"
+
+    def rename(self, label: str, *, by: User) -> None:
+        """Give it another label. Raises LabelTaken."""
+        before, self.label = self.label, label.strip()
+        try:
+            with transaction.atomic():
+                self.save(update_fields=["label", "updated_at"])
+                if before != self.label:
+                    Event.objects.record(Action.IDENTITY_UPDATED, self, by=by, changes={"label": [before, self.label]})
+        except IntegrityError:
+            self.label = before
+            raise LabelTaken(LabelTaken.__doc__) from None
 
     def replace(self, secret: str, *, by: User) -> None:
         """Store another secret in its place; sessions opened with the old one are not used again.

@@ -10,7 +10,7 @@ from django.db import IntegrityError
 from django.db.models import Count, Q
 from django.db.models.functions import Lower
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, redirect
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -88,7 +88,7 @@ def add(request: AppRequest) -> HttpResponse:
 def slug(request: AppRequest) -> HttpResponse:
     """What an empty slug would become, while the name is typed."""
     made = request.GET.get("slug") or suggest(request.GET.get("name", ""), Server.objects.all(), 16)
-    return show(request, "servers/form.html#slug", {"made": made})
+    return render(request, "servers/form.html#slug", {"made": made})
 
 
 @require_GET
@@ -167,7 +167,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             title="Disable server",
             text=f"Disable this server? {server.name} {_stops(server)}. Nothing is deleted.",
             more=_traffic(server),
-            target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.pk}",
+            target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
             back=page_url(server),
         )
     server.disable(by=request.user)
