@@ -36,6 +36,7 @@ class Action(StrEnum):
     IDENTITY_ENABLED = "identity.enabled"
     IDENTITY_REPLACED = "identity.replaced"
     IDENTITY_REVOKED = "identity.revoked"
+    IDENTITY_UPDATED = "identity.updated"
 
     KEY_REGENERATED = "connection.key_regenerated"
 

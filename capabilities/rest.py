@@ -1,6 +1,8 @@
 """The REST face of the capabilities."""
 
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
@@ -8,16 +10,29 @@ from rest_framework.request import Request
 
 from capabilities import Capability, CapabilityRequired
 
-type Rule = Capability | tuple[Capability, ...] | None
+type Held = Capability | tuple[Capability, ...] | frozenset[Capability] | None
+type Rule = Held | Own
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Open to every signed-in user for what is theirs; others' things take `others`."""
+
+    others: Held
+
+    def check(self, user: Any, owner: UUID | None) -> None:
+        """Raise CapabilityRequired when the thing is another's and `user` may not go to others'."""
+        if owner != user.pk:
+            must_hold(user, self.others)
 
 
 class HasCapability(BasePermission):
-    """Allows an action to holders of the capability its view declares.
+    """Allows an action to whom its view's rule allows it.
 
-    The view lists `capabilities = {"list": Capability.HOSTS_READ, ...}`, several of which any one will do
-    as a tuple; an action without an entry is refused, and `None` opens an action to every signed-in user.
-    A credential made for the proxy (`request.auth.is_data_plane`) opens only what the view lists in
-    `bearer_actions`.
+    The view lists `capabilities = {"list": Capability.HOSTS_READ, ...}`: one capability, a tuple of which any one
+    will do, a frozenset of which all are needed, None for every signed-in user, or `Own`. An action without an
+    entry is refused. A credential made for the proxy (`request.auth.is_data_plane`) opens only what the view
+    lists in `bearer_actions`.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
@@ -29,12 +44,29 @@ class HasCapability(BasePermission):
             return True  # No action of this view has this method: 405 follows.
         if view.action not in view.capabilities:
             return False
-        return allow(request.user, view.capabilities[view.action])
+        rule: Rule = view.capabilities[view.action]
+        if not isinstance(rule, Own):
+            must_hold(request.user, rule)
+        return True
 
 
-def allow(user: Any, rule: Rule) -> bool:
-    """True when `user` satisfies `rule`. Raises CapabilityRequired."""
-    needed = (rule,) if isinstance(rule, Capability) else rule or ()
-    if needed and not any(user.has_perm(capability) for capability in needed):
-        raise CapabilityRequired(*needed)
-    return True
+def must_hold(user: Any, needed: Held) -> None:
+    """Raise CapabilityRequired unless `user` holds what is needed."""
+    match needed:
+        case None:
+            return
+        case frozenset():
+            missing = tuple(sorted(capability for capability in needed if not user.has_perm(capability)))[:1]
+        case _:
+            anyone = (needed,) if isinstance(needed, Capability) else needed
+            missing = () if any(user.has_perm(capability) for capability in anyone) else anyone
+    if missing:
+        raise CapabilityRequired(*missing)
+
+
+def capabilities_in(rule: Rule) -> frozenset[Capability]:
+    """Every capability that `rule` speaks of."""
+    needed = rule.others if isinstance(rule, Own) else rule
+    if needed is None:
+        return frozenset()
+    return frozenset({needed}) if isinstance(needed, Capability) else frozenset(needed)

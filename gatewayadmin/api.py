@@ -5,18 +5,55 @@ from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.urls import URLPattern, URLResolver, re_path
+from django.urls import URLPattern, URLResolver, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.defaults import server_error
 from rest_framework.routers import SimpleRouter
 
 from capabilities import signed_in
+from connections.api import Archives, ConnectionResource, GatewayConnections
+from gateways.api import GatewayResource, ServerArchive
+from gateways.assignment_api import AssignmentResource
+from gateways.tool_api import ToolResource
+from hosts.api import HostResource
+from servers.api import ServerResource
+from servers.identity_api import IdentityResource
 from tokens.api import TokenResource
+from tokens.key_api import Regenerate
+from ui.rest import Resource
 
 app_name = "api"
 
 router = SimpleRouter(trailing_slash=False, use_regex_path=False)
+router.register("connections", ConnectionResource, "connection")
+router.register("gateways", GatewayResource, "gateway")
+router.register("hosts", HostResource, "host")
+router.register("identities", IdentityResource, "identity")
+router.register("servers", ServerResource, "server")
 router.register("tokens", TokenResource, "token")
+
+
+def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPattern:
+    """Serve `actions`, by method, of `view` at a path no router makes: below a gateway, or across rooms."""
+    return path(route, view.as_view(actions), name=name)
+
+
+_gateway = "gateways/<slug:slug>"
+_server = f"{_gateway}/servers/<str:alias>"
+_below = [
+    at("connections/<uuid:pk>/regenerate", "connection-regenerate", Regenerate, post="regenerate"),
+    at("hosts/<uuid:pk>/archive", "host-archive", Archives, post="host"),
+    at("servers/<slug:slug>/archive", "server-archive", ServerArchive, post="archive"),
+    at(f"{_gateway}/archive", "gateway-archive", Archives, post="gateway"),
+    at(f"{_gateway}/connections", "gateway-connections", GatewayConnections, get="list"),
+    at(f"{_gateway}/servers", "assignment-list", AssignmentResource, get="list", post="create"),
+    at(_server, "assignment-detail", AssignmentResource, get="retrieve", patch="partial_update", delete="destroy"),
+    at(f"{_server}/disable", "assignment-disable", AssignmentResource, post="disable"),
+    at(f"{_server}/enable", "assignment-enable", AssignmentResource, post="enable"),
+    at(f"{_gateway}/tools", "tool-list", ToolResource, get="list"),
+    at(f"{_gateway}/tools/refresh", "tool-refresh", ToolResource, post="refresh"),
+    at(f"{_gateway}/tools/<uuid:pk>", "tool-detail", ToolResource, get="retrieve", patch="partial_update"),
+]
 
 
 @csrf_exempt
@@ -38,4 +75,4 @@ def _problem(status: int, code: str, detail: str) -> HttpResponse:
     return JsonResponse({"detail": detail, "code": code}, status=status)
 
 
-urlpatterns: list[URLPattern | URLResolver] = [*router.urls, re_path(r"", nothing, name="nothing")]
+urlpatterns: list[URLPattern | URLResolver] = [*router.urls, *_below, re_path(r"", nothing, name="nothing")]

@@ -21,7 +21,7 @@ from rest_framework.throttling import SimpleRateThrottle
 from auditlog import origin
 from auditlog.origin import Via
 from capabilities import Capability
-from capabilities.rest import Rule, allow
+from capabilities.rest import Own, Rule, must_hold
 from connections.models import Connection, Refused
 from tokens.authentication import Presented
 from tokens.models import (
@@ -42,7 +42,7 @@ from tokens.models import (
 from tokens.reach import with_reach
 from tokens.rules import admits
 from tokens.serializers import NewToken, TokenChanges, TokenQuery, TokenSerializer, issued, rotated
-from ui.rest import Problem, Query, Resource, Told, secret_answer
+from ui.rest import Problem, Query, Resource, Told, named, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
@@ -58,6 +58,11 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 }
 
 
+ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+BOTH = frozenset(ENDING)
+SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A token's name and prefix stand in its connection's row.
+
+
 class RotationLimit(SimpleRateThrottle):
     """A token may rotate itself 60 times an hour: once a minute for a job that does so on every run."""
 
@@ -71,13 +76,13 @@ class TokenResource(Resource):
     """API access tokens. A token's secret is told by its creation and its rotation, never again."""
 
     capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": None,
+        "list": Own(Capability.API_TOKENS_MANAGE),
         "create": Capability.API_TOKENS_MANAGE,
-        "retrieve": None,
-        "partial_update": None,
-        "destroy": None,
-        "revoke": None,
-        "rotate": None,
+        "retrieve": Own(Capability.API_TOKENS_MANAGE),
+        "partial_update": Own(Capability.API_TOKENS_MANAGE),
+        "destroy": Own(ENDING),
+        "revoke": Own(ENDING),
+        "rotate": Own(BOTH),
     }
     bearer_actions = frozenset({"rotate"})
     problems = PROBLEMS
@@ -85,21 +90,15 @@ class TokenResource(Resource):
     orderings = frozenset({"name", "created_at", "expires_at", "last_used_at"})
     serializer_class = TokenSerializer
 
-    # Beside the owner's and the managers' own, these may be reached by whoever may end connections.
-    ending = frozenset({"destroy", "revoke", "rotate"})
-
     def get_queryset(self) -> TokenQuerySet:
-        """The tokens this person may see, or end when that is what is asked for; keys of apps are none."""
+        """The tokens this person may know of; keys of apps are none."""
         tokens = with_reach(Token.objects.filter(kind=Kind.ACCESS))
-        ends = self.action in self.ending and self.me.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
-        if ends or self.me.has_perm(Capability.API_TOKENS_MANAGE):
-            return tokens
-        return tokens.filter(connection__user=self.me)
+        return tokens if any(map(self.me.has_perm, SEES)) else tokens.filter(connection__user=self.me)
 
     def list(self, request: Request) -> Response:
         tokens = self.get_queryset()
         if self.chosen["scope"] == "all":
-            allow(self.me, Capability.API_TOKENS_MANAGE)
+            must_hold(self.me, Capability.API_TOKENS_MANAGE)
         else:
             tokens = tokens.filter(connection__user=self.me)
         return self.page(narrowed(tokens, self.chosen))
@@ -156,15 +155,15 @@ class TokenResource(Resource):
     def _by_person(self, pk: UUID) -> Issued:
         """One's own token, or with both capabilities that of another (R3.14)."""
         token = self._find(pk)
-        if token.connection.user_id != self.me.pk:
-            allow(self.me, Capability.MCP_CONNECTIONS_REVOKE)
-            allow(self.me, Capability.API_TOKENS_MANAGE)
         token.must_be_active()
         must_be_on(token.connection)
         return token.rotate(by=self.me)
 
     def _find(self, pk: UUID) -> Token:
-        return get_object_or_404(self.get_queryset(), pk=pk)
+        """The token, if its owner asks or the rule of the action allows it."""
+        token = get_object_or_404(self.get_queryset(), pk=pk)
+        self.must_own(token.connection.user_id)
+        return token
 
     def _again(self, new: Issued) -> Issued:
         """The same with everything that is told of a token."""
@@ -198,11 +197,3 @@ def narrowed(tokens: TokenQuerySet, chosen: Mapping[str, Any]) -> TokenQuerySet:
     if before := chosen.get("expires_before"):
         tokens = tokens.filter(expires_at__lt=before)
     return tokens
-
-
-def named(text: str, relation: str, name: str) -> Q:
-    """The row `text` means: by its id when it is one, else by its name."""
-    try:
-        return Q(**{relation: UUID(text)})
-    except ValueError:
-        return Q(**{f"{relation}__{name}": text})

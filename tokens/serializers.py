@@ -8,6 +8,7 @@ from uuid import UUID
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
+from gateways.api import GatewayReference
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host
 from hosts.models import Kind as HostKind
@@ -17,13 +18,6 @@ from tokens.reach import servers_of
 from ui.rest import Body, ListQuery, Moment, Reference
 
 SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at")
-
-
-class GatewayReference(Reference):
-    """A gateway, with the address agents post to."""
-
-    slug = serializers.CharField()
-    url = serializers.CharField()
 
 
 class TokenSerializer(serializers.Serializer[Token]):

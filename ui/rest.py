@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 from urllib.parse import urlencode
+from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
+from django.db.models import Q
 from django.http import Http404
 from rest_framework import exceptions, serializers
 from rest_framework.exceptions import APIException, ValidationError
@@ -21,8 +23,10 @@ from rest_framework.views import exception_handler
 from rest_framework.viewsets import GenericViewSet
 
 if TYPE_CHECKING:
+    from django.forms import BaseForm
+
     from accounts.models import User
-    from capabilities.rest import Rule
+    from capabilities.rest import Own, Rule
 
 
 def stamp(moment: datetime | None) -> str | None:
@@ -107,11 +111,35 @@ def link(request: Request, **changed: str) -> str:
     return f"{settings.PUBLIC_URL}{request.path}?{urlencode(parameters, doseq=True)}"
 
 
+def checked(form: BaseForm, **called: str) -> dict[str, Any]:
+    """What the form of a page lets through, so that page and API cannot differ; `called` are other names of its fields.
+
+    Raises ValidationError.
+    """
+    if form.is_valid():
+        return form.cleaned_data
+    raise ValidationError(
+        {called.get(name, name): [str(error) for error in told] for name, told in form.errors.items()}
+    )
+
+
+def already_exists(detail: str) -> Told:
+    """409: this name is in use."""
+    return Told(HTTPStatus.CONFLICT, "already_exists", detail)
+
+
+def named(text: str, relation: str, name: str) -> Q:
+    """The rows `text` means: by the id of `relation` when it is one, else by its `name`."""
+    try:
+        return Q(**{relation: UUID(text)})
+    except ValueError:
+        return Q(**{f"{relation}__{name}": text})
+
+
 class Resource(GenericViewSet[Any]):
     """The base of every resource: one rule per action, plain words for every refusal.
 
-    `capabilities` maps an action to what it takes: a capability, a tuple of which any one will do, or None
-    for any signed-in user, whose rows `get_queryset` limits. `problems` says how each refusal of a verb is
+    `capabilities` maps an action to its rule (see capabilities.rest). `problems` says how each refusal of a verb is
     told. `queries` are the query parameters an action knows, all of them in `chosen`.
     """
 
@@ -136,6 +164,11 @@ class Resource(GenericViewSet[Any]):
     def me(self) -> User:
         """The person who asks; permissions have been checked."""
         return cast("User", self.request.user)
+
+    def must_own(self, owner: UUID | None) -> None:
+        """Raise CapabilityRequired for another person's thing unless the action's rule, an `Own`, allows it."""
+        rule = cast("Own", self.capabilities[self.action or ""])
+        rule.check(self.me, owner)
 
     def handle_exception(self, exc: Exception) -> Response:
         for kind, problem in self.problems.items():

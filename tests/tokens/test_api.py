@@ -358,5 +358,5 @@ def test_whoever_may_end_connections_may_end_tokens(link: Connection) -> None:
     token = make.token(link).token
     rest = Rest.of(make.user(Capability.MCP_CONNECTIONS_REVOKE))
 
-    assert rest.get(f"/tokens/{token.pk}").status_code == 404
+    assert problem(rest.get(f"/tokens/{token.pk}")) == (403, "capability_required")
     assert rest.post(f"/tokens/{token.pk}/revoke").status_code == 204

@@ -1,0 +1,183 @@
+"""/api/connections, and what else lists or ends them: a gateway's connections, the archives (requirements 6.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db.models import F
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import Own, Rule, capabilities_in
+from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
+from connections.rows import STATUSES, ConnectionFilter, Row
+from gateways.api import GatewayReference
+from gateways.views import find as find_gateway
+from hosts.models import Kind
+from hosts.views import find as find_host
+from ui.rest import ListQuery, Moment, Problem, Query, Reference, Resource, named
+
+PROBLEMS: Mapping[type[Exception], Problem] = {
+    AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
+    StillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
+}
+
+
+class ConnectionSerializer(serializers.Serializer[Row]):
+    """A connection as its row on a page."""
+
+    id = serializers.UUIDField(source="connection.pk")
+    client_name = serializers.CharField(source="connection.host.name")
+    kind = serializers.CharField(source="connection.host.kind")
+    status = serializers.CharField()
+    enabled = serializers.BooleanField(source="connection.enabled")
+    blocked_by = serializers.SerializerMethodField()
+    user_email = serializers.EmailField(source="connection.user.email")
+    host = Reference(source="connection.host")
+    gateway = GatewayReference(source="connection.gateway")
+    api_key_prefix = serializers.CharField(source="prefix")
+    connected_at = Moment(source="connection.connected_at")
+    last_token_at = Moment(source="connection.last_token_at")
+    last_used_at = Moment(source="connection.last_used_at")
+    revoked_at = Moment(source="connection.revoked_at")
+    tokens_active = serializers.IntegerField(source="active")
+
+    def get_blocked_by(self, row: Row) -> str | None:
+        """`host`, `gateway` or `user`."""
+        return row.connection.blocked_by or None
+
+
+class GatewayConnectionQuery(ListQuery):
+    """How the connections of a gateway are narrowed."""
+
+    host = serializers.UUIDField(required=False)
+    user = serializers.CharField(required=False)
+    status = serializers.ChoiceField(STATUSES, required=False)
+    kind = serializers.ChoiceField(Kind.choices, required=False)
+    q = serializers.CharField(required=False)
+
+
+class ConnectionQuery(GatewayConnectionQuery):
+    """How a list of connections is narrowed."""
+
+    gateway = serializers.CharField(required=False)
+
+
+class Connections(Resource):
+    """What all views of connections share."""
+
+    problems = PROBLEMS
+    orderings = frozenset({"connected_at", "last_token_at", "last_used_at", "revoked_at"})
+    serializer_class = ConnectionSerializer
+
+    def get_queryset(self) -> ConnectionQuerySet:
+        """The connections this person may see, or do this to: their own without a capability."""
+        opening = {Capability.MCP_CONNECTIONS_READ} | capabilities_in(self.capabilities[self.action or ""])
+        rows = Connection.objects.with_details()
+        return rows if any(map(self.me.has_perm, opening)) else rows.own(self.me)
+
+    def told(self, thing: Any, *, many: bool = False) -> Any:
+        rows = [Row(connection, self.me) for connection in thing] if many else Row(thing, self.me)
+        return super().told(rows, many=many)
+
+    def now(self, connection: Connection) -> Response:
+        """The connection as it is now."""
+        return self.answer(Connection.objects.with_details().get(pk=connection.pk))
+
+
+class ConnectionResource(Connections):
+    """Who is connected to what, as whom."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "list": Own(Capability.MCP_CONNECTIONS_READ),
+        "retrieve": Own(Capability.MCP_CONNECTIONS_READ),
+        "disable": Capability.CONNECTIONS_TOGGLE,
+        "enable": Capability.CONNECTIONS_TOGGLE,
+        "revoke": Own(Capability.MCP_CONNECTIONS_REVOKE),
+    }
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": ConnectionQuery}
+
+    def list(self, request: Request) -> Response:
+        return self.page(narrowed(self.get_queryset(), self.chosen))
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self.answer(self._find(pk))
+
+    @action(detail=True, methods=["post"])
+    def disable(self, request: Request, pk: UUID) -> Response:
+        connection = self._live(pk)
+        connection.disable(by=self.me)
+        return self.now(connection)
+
+    @action(detail=True, methods=["post"])
+    def enable(self, request: Request, pk: UUID) -> Response:
+        connection = self._live(pk)
+        connection.enable(by=self.me)
+        return self.now(connection)
+
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: UUID) -> Response:
+        connection = self._find(pk)
+        self.must_own(connection.user_id)
+        connection.revoke(by=self.me)
+        return self.now(connection)
+
+    def _find(self, pk: UUID) -> Connection:
+        return get_object_or_404(self.get_queryset(), pk=pk)
+
+    def _live(self, pk: UUID) -> Connection:
+        connection = self._find(pk)
+        if not connection.is_live:
+            raise AlreadyRevoked(AlreadyRevoked.__doc__)
+        return connection
+
+
+class GatewayConnections(Connections):
+    """The connections of one gateway within reach."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {"list": Own(Capability.MCP_CONNECTIONS_READ)}
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": GatewayConnectionQuery}
+
+    def list(self, request: Request, slug: str) -> Response:
+        gateway = find_gateway(self.me, slug)
+        return self.page(narrowed(self.get_queryset().filter(gateway=gateway.pk), self.chosen))
+
+
+class Archives(Resource):
+    """Puts hosts and gateways away for good; their connections end with them."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "host": frozenset({Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE}),
+        "gateway": frozenset({Capability.GATEWAYS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
+    }
+    problems = PROBLEMS
+
+    def host(self, request: Request, pk: UUID) -> Response:
+        Connection.objects.archive_host(find_host(self.me, pk), by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def gateway(self, request: Request, slug: str) -> Response:
+        Connection.objects.archive_gateway(find_gateway(self.me, slug), by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+
+def narrowed(rows: ConnectionQuerySet, chosen: Mapping[str, Any]) -> ConnectionQuerySet:
+    """The connections that match the query, live ones first, then the newest."""
+    statuses = [chosen["status"]] if "status" in chosen else []
+    rows = ConnectionFilter({"q": chosen.get("q", ""), "status": statuses}).narrow(rows)
+    if host := chosen.get("host"):
+        rows = rows.filter(host=host)
+    if kind := chosen.get("kind"):
+        rows = rows.filter(host__kind=kind)
+    if gateway := chosen.get("gateway"):
+        rows = rows.filter(named(gateway, "gateway", "slug"))
+    if user := chosen.get("user"):
+        rows = rows.filter(named(user.lower(), "user", "email"))
+    return rows.order_by(F("revoked_at").desc(nulls_first=True), "-connected_at", "pk")

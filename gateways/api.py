@@ -1,0 +1,179 @@
+"""/api/gateways: the URLs agents reach (requirements 6.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db import IntegrityError
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.models import Team
+from capabilities import Capability
+from capabilities.rest import Own, Rule
+from gateways.forms import GatewayForm, NameForm, ReachForm
+from gateways.models import Assignment, Gateway, Reach, StillEnabled
+from gateways.views import counted, find
+from servers.views import find as find_server
+from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, already_exists, checked
+
+TAKEN = "A gateway with this name or slug already exists."
+WITHIN_REACH = Own((Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE))
+
+
+class GatewayReference(Reference):
+    """A gateway, with the address agents post to."""
+
+    slug = serializers.CharField()
+    url = serializers.CharField()
+
+
+class GatewaySerializer(serializers.Serializer[Gateway]):
+    """A gateway, with its live connections as far as the reader may see them."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    slug = serializers.CharField()
+    url = serializers.CharField()
+    description = serializers.CharField()
+    enabled = serializers.BooleanField()
+    reach = serializers.CharField()
+    teams = Reference(many=True)
+    calls_per_minute = serializers.IntegerField(allow_null=True)
+    servers_count = serializers.IntegerField(source="server_count")
+    tools_count = serializers.IntegerField(source="tool_count")
+    connections_count = serializers.IntegerField(source="connection_count")
+    created_by = serializers.EmailField(source="created_by.email", default=None)
+    created_at = Moment()
+    updated_at = Moment()
+
+
+class GatewayQuery(ListQuery):
+    """How a list of gateways is narrowed."""
+
+    q = serializers.CharField(required=False)
+    enabled = serializers.BooleanField(required=False)
+    reach = serializers.ChoiceField(Reach.choices, required=False)
+
+
+class GatewayChanges(Body):
+    """What may change of a gateway; its slug and so its URL never do."""
+
+    name = serializers.CharField(max_length=80)
+    description = serializers.CharField(max_length=1000, allow_blank=True)
+    reach = serializers.ChoiceField(Reach.choices)
+    team_ids = serializers.ListField(child=serializers.UUIDField())
+    calls_per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, allow_null=True)
+
+    def validate_team_ids(self, pks: list[UUID]) -> list[UUID]:
+        missing = set(pks) - set(Team.objects.filter(pk__in=pks).values_list("pk", flat=True))
+        if missing:
+            raise ValidationError([f"There is no team {pk}." for pk in sorted(missing)])
+        return pks
+
+
+class NewGateway(GatewayChanges):
+    """A gateway to make; without a slug one is made from its name."""
+
+    slug = serializers.CharField(max_length=40, allow_blank=True, default="")
+    description = serializers.CharField(max_length=1000, allow_blank=True, default="")
+    reach = serializers.ChoiceField(Reach.choices, default=Reach.EVERYONE)
+    team_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
+    calls_per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, allow_null=True, default=None)
+
+
+class GatewayResource(Resource):
+    """Governed MCP endpoints."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "list": WITHIN_REACH,
+        "retrieve": WITHIN_REACH,
+        "create": Capability.GATEWAYS_MANAGE,
+        "partial_update": Capability.GATEWAYS_MANAGE,
+        "disable": Capability.GATEWAYS_TOGGLE,
+        "enable": Capability.GATEWAYS_TOGGLE,
+    }
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": GatewayQuery}
+    orderings = frozenset({"name", "created_at"})
+    serializer_class = GatewaySerializer
+    lookup_url_kwarg = "slug"
+    lookup_value_converter = "slug"
+
+    def list(self, request: Request) -> Response:
+        rows = Gateway.objects.visible_to(self.me).select_related("created_by").prefetch_related("teams")
+        rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in ("enabled", "reach")})
+        if words := self.chosen.get("q"):
+            rows = rows.filter(name__icontains=words) | rows.filter(slug__icontains=words)
+        return self.page(counted(rows, self.me))
+
+    def retrieve(self, request: Request, slug: str) -> Response:
+        return self.answer(find(self.me, slug))
+
+    def create(self, request: Request) -> Response:
+        wanted = self.body(NewGateway)
+        limit = wanted.pop("calls_per_minute")
+        if _named(wanted["name"]).exists() or Gateway.objects.filter(slug=wanted["slug"]).exists():
+            raise already_exists(TAKEN)
+        fields = checked(GatewayForm({**wanted, "teams": wanted["team_ids"]}), teams="team_ids")
+        try:
+            gateway = Gateway.objects.add(**fields, calls_per_minute=limit, by=self.me)
+        except IntegrityError:
+            raise already_exists(TAKEN) from None
+        return self._now(gateway, HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, slug: str) -> Response:
+        gateway = find(self.me, slug)
+        changes = self.body(GatewayChanges, partial=True)
+        if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
+            raise already_exists(TAKEN)
+        fields = {name: value for name, value in changes.items() if name == "calls_per_minute"}
+        if {"name", "description"} & set(changes):
+            now = {"name": gateway.name, "description": gateway.description}
+            fields |= checked(NameForm({**now, **changes}, gateway=gateway))
+        if {"reach", "team_ids"} & set(changes):
+            teams = changes.get("team_ids", [team.pk for team in gateway.teams.all()])
+            fields |= checked(ReachForm({"reach": gateway.reach, **changes, "teams": teams}), teams="team_ids")
+        try:
+            gateway.edit(**fields, by=self.me)
+        except IntegrityError:
+            raise already_exists(TAKEN) from None
+        return self._now(gateway)
+
+    @action(detail=True, methods=["post"])
+    def disable(self, request: Request, slug: str) -> Response:
+        gateway = find(self.me, slug)
+        gateway.disable(by=self.me)
+        return self._now(gateway)
+
+    @action(detail=True, methods=["post"])
+    def enable(self, request: Request, slug: str) -> Response:
+        gateway = find(self.me, slug)
+        gateway.enable(by=self.me)
+        return self._now(gateway)
+
+    def _now(self, gateway: Any, status: int = HTTPStatus.OK) -> Response:
+        """The gateway as it is now."""
+        return self.answer(find(self.me, gateway.slug), status)
+
+
+def _named(name: str) -> Any:
+    return Gateway.objects.live().filter(name__iexact=name.strip())
+
+
+class ServerArchive(Resource):
+    """Puts a server away for good; it leaves every gateway (decisions 7.7)."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {"archive": Capability.SERVERS_MANAGE}
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        StillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
+    }
+
+    def archive(self, request: Request, slug: str) -> Response:
+        Assignment.objects.archive_server(find_server(slug), by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)

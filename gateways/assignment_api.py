@@ -1,0 +1,179 @@
+"""/api/gateways/{slug}/servers: which servers stand behind a gateway, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db import IntegrityError
+from django.db.models import Q
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import Rule
+from gateways.api import WITHIN_REACH
+from gateways.assignment_views import counted
+from gateways.forms import AssignmentForm
+from gateways.models import Assignment, Gateway, IdentityScheme, ToolPolicy
+from gateways.views import find as find_gateway
+from servers.api import ServerReference
+from servers.models import Server
+from ui.rest import Body, Moment, Resource, already_exists, checked
+
+TAKEN = "Another server of this gateway has this alias."
+CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare": "alias"}
+
+
+class SharedIdentity(serializers.Serializer[Any]):
+    """The service account everybody uses."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField(source="label")
+
+
+class AssignmentSerializer(serializers.Serializer[Assignment]):
+    """A server behind a gateway."""
+
+    id = serializers.UUIDField()
+    alias = serializers.CharField()
+    server = ServerReference()
+    identity_scheme = serializers.CharField()
+    shared_identity = SharedIdentity(allow_null=True)
+    tool_policy = serializers.CharField()
+    enabled = serializers.BooleanField()
+    server_enabled = serializers.BooleanField(source="server.enabled")
+    health = serializers.CharField(source="server.health")
+    tools_count = serializers.IntegerField(source="tool_count")
+    tools_allowed = serializers.IntegerField(source="allowed_count")
+    created_at = Moment()
+
+
+class AssignmentChanges(Body):
+    """How a server stands behind a gateway. An empty alias leaves the names of its tools as they are."""
+
+    alias = serializers.CharField(max_length=16, allow_blank=True, required=False)
+    identity_scheme = serializers.ChoiceField(IdentityScheme.choices, required=False)
+    shared_identity_id = serializers.UUIDField(allow_null=True, required=False)
+    tool_policy = serializers.ChoiceField(ToolPolicy.choices, required=False)
+
+
+class NewAssignment(AssignmentChanges):
+    """A server to put behind a gateway; without an alias it gets its slug."""
+
+    server_id = serializers.UUIDField()
+
+    def validate_server_id(self, pk: UUID) -> Server:
+        server = Server.objects.live().filter(pk=pk).first()
+        if server is None:
+            raise ValidationError("There is no such server.")
+        return server
+
+
+class AssignmentResource(Resource):
+    """The servers of one gateway, each by its alias or, having none, by its id."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "list": WITHIN_REACH,
+        "retrieve": WITHIN_REACH,
+        "create": Capability.GATEWAYS_MANAGE,
+        "partial_update": Capability.GATEWAYS_MANAGE,
+        "destroy": Capability.GATEWAYS_MANAGE,
+        "disable": Capability.GATEWAYS_TOGGLE,
+        "enable": Capability.GATEWAYS_TOGGLE,
+    }
+    orderings = frozenset({"alias", "created_at"})
+    serializer_class = AssignmentSerializer
+
+    def list(self, request: Request, slug: str) -> Response:
+        return self.page(counted(find_gateway(self.me, slug).assignments.all()))
+
+    def retrieve(self, request: Request, slug: str, alias: str) -> Response:
+        return self.answer(self._find(slug, alias))
+
+    def create(self, request: Request, slug: str) -> Response:
+        gateway = find_gateway(self.me, slug)
+        wanted = self.body(NewAssignment)
+        server = wanted["server_id"]
+        policy = wanted.pop("tool_policy", ToolPolicy.ALLOW_ALL)
+        _must_be_free(gateway, wanted.get("alias", server.slug))
+        scheme = IdentityScheme.PER_USER if server.needs_credential else IdentityScheme.NONE
+        data = {"server": server.slug, "identity_scheme": scheme, **_as_form(wanted)}
+        fields = checked(AssignmentForm(data, gateway=gateway, server=server), **CALLED)
+        try:
+            assignment = Assignment.objects.assign(gateway=gateway, tool_policy=policy, by=self.me, **fields)
+        except IntegrityError:
+            raise already_exists(TAKEN) from None
+        return self._now(assignment, HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, slug: str, alias: str) -> Response:
+        assignment = self._find(slug, alias)
+        changes = self.body(AssignmentChanges, partial=True)
+        if changes.get("alias"):
+            _must_be_free(assignment.gateway, changes["alias"], assignment)
+        fields = {name: value for name, value in changes.items() if name == "tool_policy"}
+        if set(changes) - set(fields):
+            known: dict[str, Any] = {
+                "gateway": assignment.gateway,
+                "server": assignment.server,
+                "assignment": assignment,
+            }
+            start = AssignmentForm(**known).initial
+            fields |= checked(AssignmentForm({**start, **_as_form(changes)}, **known), **CALLED)
+        try:
+            assignment.edit(**fields, by=self.me)
+        except IntegrityError:
+            raise already_exists(TAKEN) from None
+        return self._now(assignment)
+
+    def destroy(self, request: Request, slug: str, alias: str) -> Response:
+        self._find(slug, alias).remove(by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def disable(self, request: Request, slug: str, alias: str) -> Response:
+        assignment = self._find(slug, alias)
+        assignment.disable(by=self.me)
+        return self._now(assignment)
+
+    def enable(self, request: Request, slug: str, alias: str) -> Response:
+        assignment = self._find(slug, alias)
+        assignment.enable(by=self.me)
+        return self._now(assignment)
+
+    def _find(self, slug: str, alias: str) -> Assignment:
+        return get_object_or_404(counted(find_gateway(self.me, slug).assignments.all()), meant_by(alias))
+
+    def _now(self, assignment: Assignment, status: int = HTTPStatus.OK) -> Response:
+        """The assignment as it is now."""
+        return self.answer(counted(Assignment.objects.all()).get(pk=assignment.pk), status)
+
+
+def meant_by(alias: str) -> Q:
+    """The assignment an address means; an id is longer than any alias."""
+    try:
+        return Q(pk=UUID(alias))
+    except ValueError:
+        return Q(alias=alias)
+
+
+def _must_be_free(gateway: Gateway, alias: str, but: Assignment | None = None) -> None:
+    """409 when another live server of `gateway` has this alias."""
+    others = gateway.assignments.live()
+    others = others.exclude(pk=but.pk) if but else others
+    if alias and others.filter(alias=alias).exists():
+        raise already_exists(TAKEN)
+
+
+def _as_form(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What the form of the page calls the same."""
+    data = {name: wanted[name] for name in ("alias", "identity_scheme") if name in wanted}
+    if "alias" in wanted:
+        data["bare"] = not wanted["alias"]
+    if "shared_identity_id" in wanted:
+        data["shared_identity"] = wanted["shared_identity_id"]
+    return data

@@ -1,0 +1,118 @@
+"""/api/gateways/{slug}/tools: what the servers of a gateway offer, and the switch of each tool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+from uuid import UUID
+
+from django.db.models import Q
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import Rule
+from gateways.api import WITHIN_REACH
+from gateways.models import Tool, ToolQuerySet
+from gateways.refresh import Refreshed, refresh
+from gateways.views import find as find_gateway
+from servers.api import ServerReference
+from servers.discovery import Discovered
+from ui.rest import Body, ListQuery, Moment, Query, Resource
+
+
+class ToolSerializer(serializers.Serializer[Tool]):
+    """A tool as its server last defined it."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    exposed_name = serializers.CharField()
+    title = serializers.CharField()
+    description = serializers.CharField()
+    server = ServerReference(source="assignment.server")
+    alias = serializers.CharField(source="assignment.alias")
+    enabled = serializers.BooleanField()
+    tool_policy = serializers.CharField(source="assignment.tool_policy")
+    input_schema = serializers.JSONField()
+    annotations = serializers.JSONField()
+    first_seen_at = Moment()
+    last_seen_at = Moment()
+    changed_at = Moment()
+    missing_since = Moment()
+
+
+class ToolQuery(ListQuery):
+    """How a list of tools is narrowed."""
+
+    q = serializers.CharField(required=False)
+    enabled = serializers.BooleanField(required=False)
+    server = serializers.CharField(required=False)
+
+
+class ToolChanges(Body):
+    """The switch of a tool."""
+
+    enabled = serializers.BooleanField()
+
+
+class ToolResource(Resource):
+    """The tools of one gateway."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "list": WITHIN_REACH,
+        "retrieve": WITHIN_REACH,
+        "partial_update": Capability.GATEWAYS_MANAGE,
+        "refresh": Capability.GATEWAYS_MANAGE,
+    }
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": ToolQuery}
+    orderings = frozenset({"exposed_name", "first_seen_at", "last_seen_at"})
+    serializer_class = ToolSerializer
+
+    def list(self, request: Request, slug: str) -> Response:
+        tools = self._tools(slug)
+        if "enabled" in self.chosen:
+            tools = tools.filter(enabled=self.chosen["enabled"])
+        if server := self.chosen.get("server"):
+            tools = tools.filter(Q(assignment__server__slug=server) | Q(assignment__alias=server))
+        if words := self.chosen.get("q"):
+            tools = tools.filter(
+                Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
+            )
+        return self.page(tools)
+
+    def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
+        return self.answer(get_object_or_404(self._tools(slug), pk=pk))
+
+    def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
+        tool = get_object_or_404(self._tools(slug), pk=pk)
+        match self.body(ToolChanges, partial=True).get("enabled"):
+            case True:
+                tool.enable(by=self.me)
+            case False:
+                tool.disable(by=self.me)
+        return self.answer(tool)
+
+    def refresh(self, request: Request, slug: str) -> Response:
+        """*Refresh tools*: ask every enabled server now; one that does not answer keeps its rows."""
+        gateway = find_gateway(self.me, slug)
+        servers = [told(one) for one in refresh(gateway, by=self.me)]
+        return Response({"tools_count": find_gateway(self.me, slug).tool_count, "servers": servers})
+
+    def _tools(self, slug: str) -> ToolQuerySet:
+        gateway = find_gateway(self.me, slug)
+        tools = Tool.objects.filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
+        return tools.select_related("assignment__server").order_by("exposed_name", "pk")
+
+
+def told(one: Refreshed) -> dict[str, object]:
+    """How a refresh went with one server."""
+    found = one.outcome if isinstance(one.outcome, Discovered) else None
+    return {
+        "alias": one.assignment.alias,
+        "server": ServerReference(one.assignment.server).data,
+        "ok": found is not None,
+        "tools": len(found.tools) if found else None,
+        "detail": str(found) if found else one.failure,
+    }

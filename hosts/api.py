@@ -1,0 +1,141 @@
+"""/api/hosts: apps and agents (requirements 6.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models.functions import Lower
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import Rule
+from hosts.models import Host, Kind, NameTaken, NotPending
+from hosts.views import counted, find
+from ui.rest import Body, ListQuery, Moment, Problem, Query, Resource
+
+PROBLEMS: Mapping[type[Exception], Problem] = {
+    NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    NotPending: Problem(HTTPStatus.CONFLICT, "not_pending"),
+}
+
+
+class HostSerializer(serializers.Serializer[Host]):
+    """An app or agent, with its live connections as far as the reader may see them."""
+
+    id = serializers.UUIDField()
+    kind = serializers.CharField()
+    name = serializers.CharField()
+    description = serializers.CharField()
+    enabled = serializers.BooleanField()
+    approved = serializers.SerializerMethodField()
+    allow_enrolment = serializers.BooleanField()
+    connections_count = serializers.IntegerField(source="connection_count")
+    users_count = serializers.IntegerField(source="user_count")
+    created_by = serializers.EmailField(source="created_by.email", default=None)
+    created_at = Moment()
+    first_seen_at = Moment()
+    last_seen_at = Moment()
+
+    def get_approved(self, host: Host) -> bool:
+        return not host.is_pending
+
+
+class HostQuery(ListQuery):
+    """How a list of hosts is narrowed."""
+
+    kind = serializers.ChoiceField(Kind.choices, required=False)
+    enabled = serializers.BooleanField(required=False)
+    q = serializers.CharField(required=False)
+
+
+class NewHost(Body):
+    """The token-based host of an agent; apps appear by themselves."""
+
+    name = serializers.CharField(max_length=120)
+    description = serializers.CharField(max_length=500, allow_blank=True, default="")
+
+
+class HostChanges(Body):
+    """What may change of a host."""
+
+    name = serializers.CharField(max_length=120)
+    description = serializers.CharField(max_length=500, allow_blank=True)
+    allow_enrolment = serializers.BooleanField()
+
+
+class HostResource(Resource):
+    """Apps and agents."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "list": Capability.HOSTS_READ,
+        "retrieve": Capability.HOSTS_READ,
+        "create": Capability.API_TOKENS_MANAGE,
+        "partial_update": Capability.API_TOKENS_MANAGE,
+        "disable": Capability.HOSTS_TOGGLE,
+        "enable": Capability.HOSTS_TOGGLE,
+        "approve": Capability.HOSTS_TOGGLE,
+    }
+    problems = PROBLEMS
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": HostQuery}
+    orderings = frozenset({"name", "created_at", "first_seen_at", "last_seen_at"})
+    serializer_class = HostSerializer
+
+    def list(self, request: Request) -> Response:
+        hosts = Host.objects.live().select_related("created_by").order_by(Lower("name"), "pk")
+        if "kind" in self.chosen:
+            hosts = hosts.filter(kind=self.chosen["kind"])
+        if "enabled" in self.chosen:
+            hosts = hosts.filter(enabled=self.chosen["enabled"])
+        if words := self.chosen.get("q"):
+            hosts = hosts.filter(name__icontains=words)
+        return self.page(counted(hosts, self.me))
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self.answer(find(self.me, pk))
+
+    def create(self, request: Request) -> Response:
+        host = Host.objects.add_agent(**self.body(NewHost), by=self.me)
+        return self._now(host, HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        host = find(self.me, pk)
+        changes = self.body(HostChanges, partial=True)
+        allow = changes.pop("allow_enrolment", None)
+        if allow and not host.is_agent:
+            raise ValidationError({"allow_enrolment": ["Only token-based hosts take enrolment."]})
+        with transaction.atomic():
+            if changes:
+                host.rename(**{"name": host.name, "description": host.description} | changes, by=self.me)
+            if allow is not None:
+                host.set_enrolment(allow, by=self.me)
+        return self._now(host)
+
+    @action(detail=True, methods=["post"])
+    def disable(self, request: Request, pk: UUID) -> Response:
+        host = find(self.me, pk)
+        host.disable(by=self.me)
+        return self._now(host)
+
+    @action(detail=True, methods=["post"])
+    def enable(self, request: Request, pk: UUID) -> Response:
+        host = find(self.me, pk)
+        host.enable(by=self.me)
+        return self._now(host)
+
+    @action(detail=True, methods=["post"])
+    def approve(self, request: Request, pk: UUID) -> Response:
+        host = find(self.me, pk)
+        host.approve(by=self.me)
+        return self._now(host)
+
+    def _now(self, host: Any, status: int = HTTPStatus.OK) -> Response:
+        """The host as it is now."""
+        return self.answer(find(self.me, host.pk), status)

@@ -1,0 +1,168 @@
+"""/api/servers: upstream servers (requirements 6.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.db import IntegrityError
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import Rule
+from servers.discovery import Failed, Refused, probe
+from servers.forms import ServerForm
+from servers.models import AuthType, Health, Server
+from servers.views import SEES, counted, find
+from ui.rest import Body, ListQuery, Moment, Query, Reference, Resource, already_exists, checked
+
+TAKEN = "A server with this name or slug already exists."
+
+
+class ServerReference(Reference):
+    """A server, by the slug its own address has."""
+
+    slug = serializers.CharField()
+
+
+class ServerSerializer(serializers.Serializer[Server]):
+    """An upstream server."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    slug = serializers.CharField()
+    url = serializers.CharField()
+    auth_type = serializers.CharField()
+    header_name = serializers.CharField()
+    timeout_seconds = serializers.IntegerField()
+    max_concurrent = serializers.IntegerField()
+    enabled = serializers.BooleanField()
+    health = serializers.CharField()
+    health_error = serializers.CharField()
+    health_checked_at = Moment()
+    protocol_era = serializers.CharField()
+    gateways_count = serializers.IntegerField(source="gateway_count")
+    created_by = serializers.EmailField(source="created_by.email", default=None)
+    created_at = Moment()
+    updated_at = Moment()
+
+
+class ServerQuery(ListQuery):
+    """How a list of servers is narrowed."""
+
+    q = serializers.CharField(required=False)
+    enabled = serializers.BooleanField(required=False)
+    health = serializers.ChoiceField(Health.choices, required=False)
+    auth_type = serializers.ChoiceField(AuthType.choices, required=False)
+
+
+class ServerChanges(Body):
+    """What may change of a server; its slug never does."""
+
+    name = serializers.CharField(max_length=80)
+    url = serializers.CharField(max_length=500)
+    auth_type = serializers.ChoiceField(AuthType.choices)
+    header_name = serializers.CharField(max_length=80, allow_blank=True)
+    timeout_seconds = serializers.IntegerField(min_value=1, max_value=120)
+    max_concurrent = serializers.IntegerField(min_value=1, max_value=1000)
+
+
+class NewServer(ServerChanges):
+    """A server to register; without a slug one is made from its name."""
+
+    slug = serializers.CharField(max_length=16, allow_blank=True, default="")
+    auth_type = serializers.ChoiceField(AuthType.choices, default=AuthType.NONE)
+    header_name = serializers.CharField(max_length=80, allow_blank=True, default="")
+    timeout_seconds = serializers.IntegerField(min_value=1, max_value=120, default=30)
+    max_concurrent = serializers.IntegerField(min_value=1, max_value=1000, default=64)
+
+
+class ServerResource(Resource):
+    """Upstream MCP servers. One is exposed to nobody until it is assigned to a gateway."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "list": SEES,
+        "retrieve": SEES,
+        "create": Capability.SERVERS_MANAGE,
+        "partial_update": Capability.SERVERS_MANAGE,
+        "disable": Capability.SERVERS_TOGGLE,
+        "enable": Capability.SERVERS_TOGGLE,
+        "test": Capability.SERVERS_MANAGE,
+    }
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": ServerQuery}
+    orderings = frozenset({"name", "created_at", "health_checked_at"})
+    serializer_class = ServerSerializer
+    lookup_url_kwarg = "slug"
+    lookup_value_converter = "slug"
+
+    def list(self, request: Request) -> Response:
+        servers = Server.objects.live().select_related("created_by")
+        exact = {name: value for name, value in self.chosen.items() if name in ("enabled", "health", "auth_type")}
+        servers = servers.filter(**exact)
+        if words := self.chosen.get("q"):
+            servers = servers.filter(name__icontains=words) | servers.filter(url__icontains=words)
+        return self.page(counted(servers))
+
+    def retrieve(self, request: Request, slug: str) -> Response:
+        return self.answer(find(slug))
+
+    def create(self, request: Request) -> Response:
+        wanted = self.body(NewServer)
+        others = Server.objects.live().filter(name__iexact=wanted["name"].strip())
+        if others.exists() or Server.objects.filter(slug=wanted["slug"]).exists():
+            raise already_exists(TAKEN)
+        fields = {"max_concurrent": wanted["max_concurrent"], **checked(ServerForm(wanted))}
+        try:
+            server = Server.objects.add(**fields, by=self.me)
+        except IntegrityError:
+            raise already_exists(TAKEN) from None
+        return self._now(server, HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, slug: str) -> Response:
+        server = find(slug)
+        changes = self.body(ServerChanges, partial=True)
+        form = ServerForm(server=server)
+        if fixed := sorted(set(changes) - set(form.fields) - {"max_concurrent"}):
+            raise ValidationError({name: ["Cannot be set: this server is part of the gateway."] for name in fixed})
+        others = Server.objects.live().exclude(pk=server.pk).filter(name__iexact=changes.get("name", "").strip())
+        if others.exists():
+            raise already_exists(TAKEN)
+        fields = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
+        try:
+            server.edit(**fields, by=self.me)
+        except IntegrityError:
+            raise already_exists(TAKEN) from None
+        return self._now(server)
+
+    @action(detail=True, methods=["post"])
+    def disable(self, request: Request, slug: str) -> Response:
+        server = find(slug)
+        server.disable(by=self.me)
+        return self._now(server)
+
+    @action(detail=True, methods=["post"])
+    def enable(self, request: Request, slug: str) -> Response:
+        server = find(slug)
+        server.enable(by=self.me)
+        return self._now(server)
+
+    @action(detail=True, methods=["post"])
+    def test(self, request: Request, slug: str) -> Response:
+        """*Test connection*: contact the server now. That it does not answer is an answer, and no error of ours."""
+        try:
+            found = probe(find(slug), by=self.me)
+        except Failed as failure:
+            wants = isinstance(failure, Refused)
+            return Response({"ok": False, "detail": f"The server {failure}.", "wants_credential": wants, "tools": []})
+        tools = [tool.get("name") for tool in found.tools]
+        told = {"era": found.era, "version": found.version, "took_ms": found.took_ms}
+        return Response({"ok": True, "detail": str(found), "wants_credential": False, "tools": tools, **told})
+
+    def _now(self, server: Any, status: int = HTTPStatus.OK) -> Response:
+        """The server as it is now."""
+        return self.answer(find(server.slug), status)

@@ -1,0 +1,208 @@
+"""/api/identities: credentials for upstream servers. Secrets go in and never come out (requirements 6.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import ClassVar
+from uuid import UUID
+
+from django.db import IntegrityError
+from django.db.models import Q
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.exceptions import PermissionDenied, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import Own, Rule, must_hold
+from servers.api import ServerReference
+from servers.forms import SecretForm
+from servers.identity_views import Row
+from servers.models import AlreadyRevoked, AuthType, Identity, IdentityQuerySet, LabelTaken, Server
+from ui.rest import Body, ListQuery, Moment, Problem, Query, Resource, already_exists, checked, named
+
+OTHERS = Own((Capability.IDENTITIES_MANAGE, Capability.SERVERS_MANAGE))
+SHARED = Own(Capability.SERVERS_MANAGE)
+
+
+class IdentitySerializer(serializers.Serializer[Identity]):
+    """A stored credential, without its secret."""
+
+    id = serializers.UUIDField()
+    label = serializers.CharField()  # type: ignore[assignment]  # DRF takes it out of the class
+    server = ServerReference()
+    shared = serializers.BooleanField(source="is_shared")
+    owner_email = serializers.EmailField(source="owner.email", default=None)
+    kind = serializers.CharField()
+    status = serializers.CharField()
+    enabled = serializers.BooleanField()
+    secret_hint = serializers.CharField()
+    expires_at = Moment()
+    last_used_at = Moment()
+    last_error = serializers.CharField()
+    created_at = Moment()
+    revoked_at = Moment()
+
+
+class IdentityQuery(ListQuery):
+    """How a list of identities is narrowed."""
+
+    scope = serializers.ChoiceField(["own", "shared", "all"], default="own")
+    server = serializers.CharField(required=False)
+    user = serializers.CharField(required=False)
+    q = serializers.CharField(required=False)
+
+
+class NewIdentity(Body):
+    """A credential for one server: one's own, or shared by all."""
+
+    server_id = serializers.UUIDField()
+    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
+    secret = serializers.CharField(max_length=4000, write_only=True)
+    shared = serializers.BooleanField(default=False)
+
+    def validate_server_id(self, pk: UUID) -> Server:
+        server = Server.objects.live().filter(pk=pk).first()
+        if server is None:
+            raise ValidationError("There is no such server.")
+        if server.auth_type not in (AuthType.BEARER, AuthType.HEADER):
+            raise ValidationError("This server takes no credential that can be given here.")
+        return server
+
+
+class Label(Body):
+    """Another label for an identity."""
+
+    label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
+
+
+class Secret(Body):
+    """Another secret for an identity."""
+
+    secret = serializers.CharField(max_length=4000, write_only=True)
+
+
+class IdentityResource(Resource):
+    """One's own identities; shared and other people's by capability."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {
+        "list": OTHERS,
+        "retrieve": OTHERS,
+        "create": SHARED,
+        "partial_update": SHARED,
+        "secret": SHARED,
+        "disable": OTHERS,
+        "enable": OTHERS,
+        "revoke": OTHERS,
+    }
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
+        LabelTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    }
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": IdentityQuery}
+    orderings = frozenset({"label", "created_at", "last_used_at"})
+    serializer_class = IdentitySerializer
+
+    def get_queryset(self) -> IdentityQuerySet:
+        """The identities this person may know of."""
+        rows = Identity.objects.select_related("server", "owner").order_by("label", "pk")
+        if self.me.has_perm(Capability.IDENTITIES_MANAGE):
+            return rows
+        mine = Q(owner=self.me)
+        return rows.filter(mine | Q(owner=None) if self.me.has_perm(Capability.SERVERS_MANAGE) else mine)
+
+    def list(self, request: Request) -> Response:
+        rows = self.get_queryset()
+        match self.chosen["scope"]:
+            case "own":
+                rows = rows.own(self.me)
+            case "shared":
+                must_hold(self.me, OTHERS.others)
+                rows = rows.shared()
+            case _:
+                must_hold(self.me, Capability.IDENTITIES_MANAGE)
+        if server := self.chosen.get("server"):
+            rows = rows.filter(named(server, "server", "slug"))
+        if user := self.chosen.get("user"):
+            rows = rows.filter(named(user.lower(), "owner", "email"))
+        if words := self.chosen.get("q"):
+            rows = rows.filter(label__icontains=words)
+        return self.page(rows)
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self.answer(self._find(pk))
+
+    def create(self, request: Request) -> Response:
+        wanted = self.body(NewIdentity)
+        if wanted["shared"]:
+            must_hold(self.me, Capability.SERVERS_MANAGE)
+        server = wanted["server_id"]
+        secret = checked(SecretForm({"secret": wanted["secret"]}, server=server))["secret"]
+        owner = None if wanted["shared"] else self.me
+        label = wanted["label"]
+        try:
+            identity = Identity.objects.bring(server=server, owner=owner, label=label, secret=secret, by=self.me)
+        except IntegrityError:
+            raise already_exists(LabelTaken.__doc__ or "") from None
+        return self.answer(identity, HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        identity = self._replaceable(pk)
+        changes = self.body(Label, partial=True)
+        if changes:
+            identity.rename(**changes, by=self.me)
+        return self.answer(identity)
+
+    @action(detail=True, methods=["put"])
+    def secret(self, request: Request, pk: UUID) -> Response:
+        identity = self._replaceable(pk)
+        given = self.body(Secret)
+        identity.replace(checked(SecretForm(given, server=identity.server))["secret"], by=self.me)
+        return self.answer(identity)
+
+    @action(detail=True, methods=["post"])
+    def disable(self, request: Request, pk: UUID) -> Response:
+        identity = self._changeable(pk)
+        identity.disable(by=self.me)
+        return self.answer(identity)
+
+    @action(detail=True, methods=["post"])
+    def enable(self, request: Request, pk: UUID) -> Response:
+        identity = self._changeable(pk)
+        identity.enable(by=self.me)
+        return self.answer(identity)
+
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: UUID) -> Response:
+        identity = self._changeable(pk)
+        identity.revoke(by=self.me)
+        return self.answer(identity)
+
+    def _find(self, pk: UUID) -> Identity:
+        return get_object_or_404(self.get_queryset(), pk=pk)
+
+    def _changeable(self, pk: UUID) -> Identity:
+        """The identity, live, if this person may switch and end it."""
+        identity = self._find(pk)
+        row = Row(identity, self.me)
+        if not row.is_own:
+            must_hold(self.me, row.needed)
+        return _live(identity)
+
+    def _replaceable(self, pk: UUID) -> Identity:
+        """The identity, live, if it is this person's own, or shared and theirs to manage."""
+        identity = self._find(pk)
+        if identity.owner_id != self.me.pk:
+            must_hold(self.me, Capability.SERVERS_MANAGE)
+        if identity.owner_id not in (self.me.pk, None):
+            raise PermissionDenied("Nobody changes another person's credential.", code="not_yours")
+        return _live(identity)
+
+
+def _live(identity: Identity) -> Identity:
+    if identity.revoked_at:
+        raise AlreadyRevoked(AlreadyRevoked.__doc__)
+    return identity

@@ -1,0 +1,57 @@
+"""POST /api/connections/{id}/regenerate: another key for an app, another secret for an agent (R3.3, R3.6, R3.14)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import ClassVar
+from uuid import UUID
+
+from django.shortcuts import get_object_or_404
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import Own, Rule, must_hold
+from connections.api import PROBLEMS as CONNECTION_PROBLEMS
+from connections.api import Connections
+from connections.models import AlreadyRevoked, Connection
+from tokens.api import BOTH, PROBLEMS, must_be_on
+from tokens.models import Kind, Token
+from tokens.reach import with_reach
+from tokens.serializers import rotated
+from ui.rest import Problem, Told, secret_answer
+
+
+class Regenerate(Connections):
+    """Gives the credential of a connection another secret; the old one is dead at once."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {"regenerate": Own(Capability.MCP_CONNECTIONS_REVOKE)}
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
+
+    def regenerate(self, request: Request, pk: UUID) -> Response:
+        connection = get_object_or_404(self.get_queryset(), pk=pk)
+        self.must_own(connection.user_id)
+        if not connection.is_live:
+            raise AlreadyRevoked(AlreadyRevoked.__doc__)
+        return self._token(connection) if connection.host.is_agent else self._key(connection)
+
+    def _key(self, connection: Connection) -> Response:
+        """An app goes on by itself; its key is shown to nobody."""
+        must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
+        must_be_on(connection)
+        Token.objects.renew_key(connection, by=self.me)
+        return self.now(connection)
+
+    def _token(self, connection: Connection) -> Response:
+        """The only active token of an agent, shown once to its owner or to who may do both (R3.14)."""
+        if connection.user_id != self.me.pk:
+            must_hold(self.me, BOTH)
+        must_be_on(connection)
+        active = list(Token.objects.active().filter(connection=connection, kind=Kind.ACCESS)[:2])
+        if not active:
+            raise Told(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
+        if len(active) > 1:
+            raise Told(HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id.")
+        new = active[0].rotate(by=self.me)
+        return secret_answer(rotated(new._replace(token=with_reach(Token.objects.all()).get(pk=new.token.pk))))
