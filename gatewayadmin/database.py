@@ -8,7 +8,8 @@ from django.conf import settings
 from django.db import connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from gatewayadmin.embedded.cluster import DATABASE, OWNER, ClusterError, cluster, socket_folder
+from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
+from gatewayadmin.embedded.programs import ClusterError
 from gatewayadmin.environment import Refused, refuse
 
 OLDEST = 150000

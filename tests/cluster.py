@@ -21,6 +21,7 @@ from cryptography.fernet import Fernet
 from psycopg import sql
 
 from gatewayadmin.embedded.cluster import OWNER, Cluster
+from gatewayadmin.embedded.cluster import cluster as cluster_of
 
 HOME = "TEST_RUN_FOLDER"
 ADDRESS = "TEST_RUN_DATABASE"
@@ -56,7 +57,7 @@ def begin() -> None:
 
 def start(home: Path) -> str:
     """Start the embedded server in `home` and give its address."""
-    cluster = Cluster(home)
+    cluster = cluster_of(home.resolve())  # The one Django's connections use: one process, one place in the queue.
     cluster.ensure()
     _own.append(cluster)
     address = f"postgresql://{OWNER}@/postgres?host={quote(str(cluster.socket_folder), safe='')}"

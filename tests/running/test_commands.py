@@ -1,0 +1,128 @@
+"""The commands, by what they print and what they leave in the database."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+
+import pytest
+from django.conf import settings
+from django.core.management import CommandError, call_command
+
+from accounts.models import WorkspaceSettings
+from auditlog.models import Call
+from gatewayadmin import housekeeping
+from hosts.models import Host
+from oauth.models import AuthorizeRequest, Ending
+from proxy.models import RateCounter
+from tests import make
+from tokens import secret
+from tokens.models import Token
+
+
+def printed(*words: str) -> str:
+    out = StringIO()
+    call_command(*words, stdout=out)
+    return out.getvalue()
+
+
+def issue(user: str, gateway: str, *more: str) -> dict[str, str]:
+    line: dict[str, str] = json.loads(
+        printed("issue_token", "--user", user, "--host", "CI bot", "--gateway", gateway, *more)
+    )
+    return line
+
+
+@pytest.mark.django_db(transaction=True)
+def test_issue_token_makes_host_and_connection_once() -> None:
+    user, gateway = make.user(), make.gateway()
+
+    lines = [issue(user.email, gateway.slug, "--expires-in-days", "7"), issue(user.email, gateway.slug)]
+
+    one, other = Token.objects.order_by("created_at")
+    assert one.connection == other.connection
+    assert (one.connection.host.name, one.connection.user, one.connection.gateway) == ("CI bot", user, gateway)
+    assert Host.objects.count() == 1
+    for line, token in zip(lines, (one, other), strict=True):
+        assert list(line) == ["token", "id", "name", "prefix", "gateway_url", "expires_at"]
+        assert bytes(token.digest) in secret.candidates(line["token"], settings.TOKEN_KEYS)
+        assert (line["id"], line["name"], line["prefix"]) == (str(token.pk), token.name, line["token"][:12])
+    lived = datetime.fromisoformat(lines[0]["expires_at"]) - one.created_at
+    assert timedelta(days=6, hours=23) < lived < timedelta(days=7, hours=1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_issue_token_prints_the_address_the_server_recorded() -> None:
+    user, gateway = make.user(), make.gateway()
+    WorkspaceSettings.load()
+    WorkspaceSettings.objects.update(public_base_url="https://gateway.example.com")
+
+    line = issue(user.email, gateway.slug)
+
+    assert line["gateway_url"] == f"https://gateway.example.com/mcp/{gateway.slug}"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_issue_token_says_what_is_wrong() -> None:
+    user, gateway = make.user(), make.gateway()
+    gone = make.user(is_active=False)
+    shut = make.gateway(enabled=False)
+
+    def refusal(*words: str) -> str:
+        with pytest.raises(CommandError) as caught:
+            issue(*words)
+        return str(caught.value)
+
+    assert refusal("nobody@example.com", gateway.slug) == "There is no active user nobody@example.com."
+    assert refusal(gone.email, gateway.slug) == f"There is no active user {gone.email}."
+    assert refusal(user.email, "nowhere") == "There is no gateway nowhere."
+    assert refusal(user.email, gateway.slug, "--expires-in-days", "91") == "Must be 7, 30 or 90."
+    assert refusal(user.email, shut.slug) == "An administrator has disabled this gateway."
+    assert not Host.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_housekeeping_sweeps_what_has_expired_and_keeps_the_rest() -> None:
+    now = datetime.now(UTC)
+    user = make.user()
+    host = make.agent(by=user)
+    for age in (timedelta(minutes=1), timedelta(days=1)):
+        flow = {"kind": Ending.TOKEN, "host": host, "user": user, "browser_digest": b"d" * 32}
+        AuthorizeRequest.objects.create(expires_at=now - age, **flow)
+        AuthorizeRequest.objects.create(expires_at=now + age, **flow)
+        RateCounter.objects.create(subject_type="workspace", window=now - age)
+
+    line = printed("housekeeping")
+
+    assert "authorize_requests 2" in line
+    assert "rate_counters 1" in line
+    assert AuthorizeRequest.objects.count() == 2
+    assert [counter.window for counter in RateCounter.objects.all()] == [now - timedelta(minutes=1)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_housekeeping_keeps_partitions_three_months_ahead() -> None:
+    housekeeping.once()
+
+    names = Call.partitions.names()
+    month = datetime.now(UTC).date().replace(day=1)
+    for _ in range(4):
+        assert f"auditlog_call_{month:%Y_%m}" in names
+        month = (month + timedelta(days=32)).replace(day=1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    user, gateway = make.user(), make.gateway()
+    old, new, unused = b"o" * 32, b"n" * 32, b"u" * 32
+    monkeypatch.setattr(settings, "TOKEN_KEYS", [old])
+    issue(user.email, gateway.slug)
+    monkeypatch.setattr(settings, "TOKEN_KEYS", [new, old, unused])
+
+    lines = printed("keys").splitlines()
+
+    assert lines[1].split() == [secret.key_id(new), "0", "newest,", "in", "use"]
+    assert lines[2].split() == [secret.key_id(old), "1", "still", "needed"]
+    assert lines[3].split() == [secret.key_id(unused), "0", "may", "be", "removed"]
+
+    monkeypatch.setattr(settings, "TOKEN_KEYS", [new])
+    assert f"{secret.key_id(old)}       1  MISSING" in printed("keys")
