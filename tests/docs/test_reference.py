@@ -7,6 +7,9 @@ import pytest
 from capabilities import Capability
 from capabilities.roles import BUILT_IN
 from gatewayadmin import environment
+from proxy.access import DENIALS
+from proxy.catalog import SENTENCES
+from proxy.faults import Fault
 from tests.docs.pages import ROOT, first_column
 from tokens import secret
 
@@ -26,6 +29,22 @@ def test_every_capability_is_documented_word_for_word() -> None:
         assert f"| `{one.name}` | `{one.slug}` | {one.label} | {one.allows} |" in text
     for role in BUILT_IN:
         assert f"| {role.name} |" in text
+
+
+def test_every_reason_for_a_refusal_is_documented() -> None:
+    told = set(re.findall(r"`([a-z_]+)`", (REFERENCE / "error-codes.md").read_text()))
+
+    assert {reason for reason in DENIALS if reason != "unknown"} <= told
+    assert set(SENTENCES) <= told
+    assert {fault.reason for fault in faults()} <= told | {"unknown_tool"}
+
+
+def faults() -> list[type[Fault]]:
+    """Everything that can go wrong between the gateway and a server."""
+    kinds = Fault.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return kinds
 
 
 @pytest.mark.parametrize("prefix", sorted(secret.PREFIXES))
