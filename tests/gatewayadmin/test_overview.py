@@ -86,6 +86,6 @@ def test_the_page_costs_the_same_however_much_there_is(
         a_call(Outcome.DENIED)
     client = sign_in(ana)
 
-    # Session, user, permissions, own connections, their tokens, own tokens, hosts, connections, calls, denials, servers.
+    # Viewer (3), own connections and their tokens, own tokens, hosts, connections, calls, denials, servers
     with django_assert_num_queries(11):
         client.get("/")

@@ -1,0 +1,213 @@
+"""The Connections tabs of a host and of a gateway (requirements 5.3, 5.4)."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import User
+from connections.models import Connection
+from hosts.models import Host, Kind
+from tests import make
+from tests.conftest import SignIn
+from tests.connections.rows import HTMX, a_connection, row, text
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_row_says_everything_5_3_asks_for(ana: User, sign_in: SignIn) -> None:
+    with time_machine.travel(datetime(2026, 11, 20, 12, tzinfo=UTC), tick=False):
+        connection = a_connection(ana)
+        issued = make.token(connection, name="ci-pipeline")
+        Connection.objects.filter(pk=connection.pk).update(last_used_at=datetime(2026, 11, 20, 11, 55, tzinfo=UTC))
+
+        seen = row(sign_in(ana).get(f"/hosts/{connection.host_id}/connections/"), connection)
+
+    for words in (
+        connection.gateway.name,
+        ana.email,
+        ">active</span>",
+        issued.token.prefix,
+        "Nov 20, 2026",
+        "Never",
+        "5m ago",
+        "ci-pipeline",
+        "Feb 18, 2027",
+        "Create Token",
+    ):
+        assert words in seen
+    assert issued.secret not in seen
+
+
+def test_on_the_gateways_tab_a_row_leads_with_the_client(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana, "CI bot")
+
+    page = sign_in(ana).get(f"/gateways/{connection.gateway.slug}/connections/")
+
+    assert "Client name" in text(page)
+    assert "CI bot" in row(page, connection)
+
+
+def app_connection(user: User) -> Connection:
+    """A connection of an app, with its never-shown key."""
+    host = Host.objects.create(kind=Kind.HEADED, name="Claude Desktop", dedupe_key=make.unique("key"))
+    return make.connection(host, make.gateway(), user)
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "words"),
+    [
+        ("nothing", "active", ">active<"),
+        ("connection", "disabled", ">disabled<"),
+        ("expire", "expired", ">expired<"),
+        ("no token", "expired", ">no active token<"),
+        ("revoke", "revoked", ">revoked<"),
+        ("host", "active", "blocked: host disabled"),
+        ("gateway", "active", "blocked: gateway disabled"),
+        ("user", "active", "blocked: user deactivated"),
+    ],
+)
+def test_the_status_never_claims_to_work_when_it_cannot(
+    change: str, state: str, words: str, ana: User, sign_in: SignIn
+) -> None:
+    person = make.user()
+    connection = a_connection(person)
+    token = make.token(connection).token
+    match change:
+        case "connection":
+            connection.disable(by=ana)
+        case "expire":
+            Token.objects.filter(pk=token.pk).update(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+        case "no token":
+            token.revoke(by=ana)
+        case "revoke":
+            connection.revoke(by=ana)
+        case "host":
+            connection.host.disable(by=ana)
+        case "gateway":
+            connection.gateway.disable(by=ana)
+        case "user":
+            User.objects.filter(pk=person.pk).update(is_active=False)
+
+    seen = row(sign_in(ana).get(f"/hosts/{connection.host_id}/connections/"), connection)
+
+    assert f'data-state="{state}"' in seen
+    assert words in seen
+
+
+def test_revoked_outranks_disabled_and_disabled_outranks_expired(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    path = f"/hosts/{connection.host_id}/connections/"
+    connection.disable(by=ana)
+
+    assert ">disabled<" in row(sign_in(ana).get(path), connection)
+    connection.revoke(by=ana)
+    assert ">revoked<" in row(sign_in(ana).get(path), connection)
+
+
+def test_a_revoked_row_stays_last_with_its_date_and_no_button(ana: User, sign_in: SignIn) -> None:
+    host, gateway = make.agent(by=ana), make.gateway()
+    with time_machine.travel(datetime(2026, 11, 1, tzinfo=UTC), tick=False):
+        ended = make.connection(host, gateway, ana)
+        make.token(ended)
+        ended.revoke(by=ana)
+    live = make.connection(host, gateway, ana)
+
+    page = sign_in(ana).get(f"/hosts/{host.pk}/connections/")
+
+    assert text(page).index(str(live.pk)) < text(page).index(str(ended.pk))
+    seen = row(page, ended)
+    assert "Revoked <time" in seen
+    assert "Nov 1, 2026" in seen
+    for control in ("<button", "<input", "<form"):
+        assert control not in seen
+
+
+def test_add_a_connection_opens_the_flow_in_a_new_tab(ana: User, sign_in: SignIn) -> None:
+    host = make.agent(by=ana)
+
+    page = text(sign_in(ana).get(f"/hosts/{host.pk}/connections/"))
+
+    link = page.split("Add a connection</a>")[0].rsplit("<a ", 1)[1]
+    assert f'href="/connect/?host={host.pk}"' in link
+    assert 'target="_blank"' in link
+    assert 'rel="noopener"' in link
+
+
+def test_an_apps_tab_says_that_connections_appear_by_themselves(ana: User, sign_in: SignIn) -> None:
+    page = text(sign_in(ana).get(f"/hosts/{app_connection(ana).host_id}/connections/"))
+
+    assert "Connections of this app appear when someone connects it." in page
+    assert "How to Connect" in page
+    assert "Add a connection" not in page
+
+
+def test_the_list_refreshes_itself_when_the_window_is_looked_at_again(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    path = f"/hosts/{connection.host_id}/connections/"
+
+    whole = text(sign_in(ana).get(path))
+    fragment = text(sign_in(ana).get(path, headers=HTMX))
+
+    assert 'hx-trigger="focus from:window"' in whole
+    assert "<html" not in fragment
+    assert 'id="connection-count" hx-swap-oob="true">1</span>' in fragment
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("", {"live", "off", "old", "ended", "app"}),
+        ("?status=active", {"live", "app"}),
+        ("?status=disabled", {"off"}),
+        ("?status=expired", {"old"}),
+        ("?status=revoked", {"ended"}),
+        ("?status=revoked&status=disabled", {"ended", "off"}),
+        ("?type=app", {"app"}),
+        ("?type=agent&status=active", {"live"}),
+        ("?q=OF", {"off"}),
+        ("?q=nobody", set()),
+        ("?status=x&type=y&page=z", {"live", "off", "old", "ended", "app"}),
+    ],
+)
+def test_the_query_string_narrows_the_tab(query: str, names: set[str], ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    made = {
+        name: make.connection(make.agent(by=ana, name=name), gateway, ana) for name in ("live", "off", "old", "ended")
+    }
+    host = Host.objects.create(kind=Kind.HEADED, name="app", dedupe_key="a")
+    made["app"] = make.connection(host, gateway, ana)
+    tokens = {name: make.token(connection).token for name, connection in made.items()}
+    made["off"].disable(by=ana)
+    made["ended"].revoke(by=ana)
+    Token.objects.filter(pk=tokens["old"].pk).update(expires_at=datetime.now(UTC))
+
+    response = sign_in(ana).get(f"/gateways/{gateway.slug}/connections/{query}")
+
+    assert {one.connection.host.name for one in response.context["rows"]} == names
+
+
+def test_the_tab_costs_the_same_for_one_row_and_for_many(
+    ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    host = make.agent(by=ana)
+    for _ in range(12):
+        make.token(make.connection(host, make.gateway(), ana))
+    client = sign_in(ana)
+
+    with django_assert_num_queries(7):  # session, user, permissions, host, count, rows, tokens
+        client.get(f"/hosts/{host.pk}/connections/")
+
+
+def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
+    host = make.agent(by=ana)
+    for _ in range(25):
+        make.token(make.connection(host, make.gateway(), ana))
+
+    response = sign_in(ana).get(f"/hosts/{host.pk}/connections/")
+
+    assert len(response.context["rows"]) == 20
+    assert "21" in text(sign_in(ana).get(f"/hosts/{host.pk}/connections/?page=2"))
+    assert len(response.content) <= 60 * 1024

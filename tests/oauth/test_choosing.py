@@ -1,0 +1,213 @@
+"""Choosing a gateway and bringing identities in the authorize flow (requirements 5.6; M11, M31, T08, T09)."""
+
+import pytest
+
+from accounts.models import User
+from capabilities import Capability
+from connections.models import Connection
+from oauth.models import AuthorizeRequest
+from servers.models import Identity
+from servers.vault import cipher
+from tests import make
+from tests.conftest import SignIn
+from tests.oauth.steps import begin, per_user, text
+
+pytestmark = pytest.mark.django_db
+
+
+def test_only_gateways_within_reach_and_switched_on_are_offered(sign_in: SignIn) -> None:
+    person = make.user(Capability.API_TOKENS_MANAGE)
+    make.gateway(name="Open")
+    make.gateway(name="Closed").disable(by=person)
+    make.gateway(name="Others", reach="teams")
+    client = sign_in(person)
+
+    page = text(client.get(begin(client, make.agent(by=person))))
+
+    assert "Open" in page
+    assert "Closed" not in page
+    assert "Others" not in page
+
+
+@pytest.mark.parametrize("slug", ["", "nothing", "others", "closed"])
+def test_a_gateway_that_was_not_offered_is_not_taken(slug: str, sign_in: SignIn) -> None:
+    person = make.user(Capability.API_TOKENS_MANAGE)
+    make.gateway()
+    make.gateway(slug="others", reach="teams")
+    make.gateway(slug="closed").disable(by=person)
+    client = sign_in(person)
+    first = begin(client, make.agent(by=person))
+
+    response = client.post(first, {"gateway": slug})
+
+    assert response.status_code == 422
+    assert "Choose a gateway." in text(response)
+
+
+def test_without_any_gateway_the_page_says_whom_to_ask(sign_in: SignIn) -> None:
+    person = make.user(Capability.API_TOKENS_MANAGE)
+    client = sign_in(person)
+
+    page = text(client.get(begin(client, make.agent(by=person))))
+
+    assert "There is no gateway you can reach. Ask a workspace administrator for one." in page
+
+
+def test_the_button_reads_next_where_identities_are_asked_for_and_allow_where_not(ana: User, sign_in: SignIn) -> None:
+    make.gateway(make.server(), slug="plain")
+    per_user(make.gateway(slug="asking"))
+    client = sign_in(ana)
+
+    page = text(client.get(begin(client, make.agent(by=ana))))
+
+    def radio(slug: str) -> str:
+        return page.split(f'value="{slug}"')[1].split(">")[0]
+
+    assert "data-more" in radio("asking")
+    assert "data-more" not in radio("plain")
+    assert ">Next</span>" in page
+    assert ">Allow</span>" in page
+
+
+@pytest.mark.parametrize("host", ["", "nonsense", "00000000-0000-4000-8000-000000000000"])
+def test_a_host_nobody_made_starts_no_flow(host: str, ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get("/connect/", {"host": host}).status_code == 404
+    assert not AuthorizeRequest.objects.exists()
+
+
+SECRET = "ghp_a_secret_of_ana"
+
+
+def test_each_person_brings_an_identity_per_server_and_the_connection_carries_it(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway(make.server(name="Docs"))
+    github = per_user(gateway)
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana))
+
+    asked = client.post(first, {"gateway": gateway.slug}, follow=True)
+    page = asked.redirect_chain[-1][0]
+    options = client.post(page, {"identity": "new", "label": "ana-ci", "secret": f" Bearer {SECRET} "}, follow=True)
+    client.post(options.redirect_chain[-1][0], {"name": "x", "scope": "all"})
+
+    assert f"Server 1 of 1: <b>{github.name}</b>" in text(asked)
+    assert "Ready, nothing to do" in text(asked)
+    assert ">Allow</button>" in text(asked)
+    identity = Identity.objects.get()
+    assert (identity.owner, identity.server, identity.label) == (ana, github, "ana-ci")
+    assert identity.secret_ciphertext is not None
+    assert cipher().open(bytes(identity.secret_ciphertext)) == SECRET
+    assert Connection.objects.get().identities.get().identity == identity
+    assert SECRET not in text(options) + text(asked)
+
+
+def test_an_own_identity_is_offered_and_another_persons_is_not(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    github = per_user(gateway)
+    own = make.identity(github, ana, label="ana-work")
+    others = make.identity(github, make.user(), label="bo-work")
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana), gateway=gateway.slug)
+    page = client.post(first, {"gateway": gateway.slug})["Location"]
+
+    seen = text(client.get(page))
+    stolen = client.post(page, {"identity": str(others.pk)})
+    taken = client.post(page, {"identity": str(own.pk)})
+
+    assert "ana-work" in seen
+    assert "bo-work" not in seen
+    assert stolen.status_code == 422
+    assert taken.status_code == 302
+    assert AuthorizeRequest.objects.get().identities == {str(gateway.assignments.get().pk): str(own.pk)}
+
+
+def test_an_identity_taken_away_meanwhile_is_not_carried(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    identity = make.identity(per_user(gateway), ana)
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana))
+    page = client.post(first, {"gateway": gateway.slug})["Location"]
+    client.post(page, {"identity": str(identity.pk)})
+    identity.revoke(by=ana)
+
+    client.post(f"{first}token/", {"name": "x", "scope": "all"})
+
+    assert not Connection.objects.get().identities.exists()
+
+
+def test_every_server_may_be_skipped(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    github = per_user(gateway)
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana))
+    page = client.post(first, {"gateway": gateway.slug})["Location"]
+
+    seen = text(client.get(page))
+    options = client.post(page, {"skip": "1"})
+    client.post(options["Location"], {"name": "x", "scope": "all"})
+
+    assert f"You can skip {github.name}. Without it this server&#x27;s tools will not be available." in seen or (
+        f"You can skip {github.name}. Without it this server's tools will not be available." in seen
+    )
+    assert not Connection.objects.get().identities.exists()
+
+
+def test_what_the_connection_carries_already_is_not_asked_again(ana: User, sign_in: SignIn) -> None:
+    host, gateway = make.agent(by=ana), make.gateway()
+    make.connection(host, gateway, ana, [make.identity(per_user(gateway), ana)])
+    client = sign_in(ana)
+
+    answer = client.post(begin(client, host), {"gateway": gateway.slug})
+
+    assert answer["Location"].endswith("/token/")
+
+
+def test_back_from_the_second_server_leads_to_the_first(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    per_user(gateway, "A")
+    per_user(gateway, "B")
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana))
+    page = client.post(first, {"gateway": gateway.slug})["Location"]
+    second = client.post(page, {"skip": "1"})["Location"]
+
+    assert ">Next</button>" in text(client.get(page))
+    assert f'href="{page}">Back' in text(client.get(second))
+    assert f'href="{second}">Back' in text(client.get(f"{first}token/"))
+    assert ">Allow</button>" in text(client.get(second))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"identity": "new", "secret": ""}, "or skip this server."),
+        ({"identity": "new", "secret": "Bearer  "}, "or skip this server."),
+        ({"identity": "new", "secret": "two\r\nlines"}, "cannot be sent as a header"),
+        ({"identity": "new", "secret": "ключ"}, "cannot be sent as a header"),
+        ({"identity": "new", "secret": "x" * 4001}, "at most 4000 characters"),
+        ({"identity": "new", "secret": "ok", "label": "x" * 81}, "at most 80 characters"),
+        ({"identity": "new", "secret": "ok", "label": "taken"}, "You have an identity with this label already."),
+        ({"identity": "nonsense"}, "Select a valid choice"),
+        ({}, "Choose an identity, or skip this server."),
+    ],
+)
+def test_a_bad_identity_is_refused_in_words(data: dict[str, str], words: str, ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    make.identity(per_user(gateway), ana, label="taken")
+    client = sign_in(ana)
+    page = client.post(begin(client, make.agent(by=ana)), {"gateway": gateway.slug})["Location"]
+
+    response = client.post(page, data)
+
+    assert response.status_code == 422
+    assert words in text(response)
+    assert Identity.objects.count() == 1
+    assert data.get("secret", "") not in ("ok", "ключ") or f'value="{data["secret"]}"' not in text(response)
+
+
+def test_a_server_of_another_gateway_has_no_page(ana: User, sign_in: SignIn) -> None:
+    gateway, other = make.gateway(), make.gateway()
+    per_user(other)
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana), gateway=gateway.slug)
+
+    assert client.get(f"{first}identity/{other.assignments.get().pk}/").status_code == 404

@@ -1,0 +1,35 @@
+"""The How to Connect dialog (requirements 5.13, W30, W31)."""
+
+import pytest
+
+from accounts.models import User
+from tests import make
+from tests.conftest import SignIn
+from tests.oauth.steps import text
+
+pytestmark = pytest.mark.django_db
+
+
+def test_how_to_connect_has_its_three_steps_and_the_right_address(ana: User, sign_in: SignIn) -> None:
+    make.gateway(name="A first one")
+    gateway = make.gateway(slug="quickstart")
+
+    page = text(sign_in(ana).get("/connect/help/", {"gateway": gateway.slug}, headers={"HX-Request": "true"}))
+
+    for step in (
+        "Open Claude Desktop settings and navigate to Developer &gt; Edit Config",
+        "Add the MCP server URL as a remote MCP server entry",
+        "Authorize in the browser when prompted",
+    ):
+        assert step in page
+    assert '"url": "<mark>http://localhost:8000/mcp/quickstart</mark>"' in page
+    assert "Authorization: Bearer <mark>&lt;your-api-access-token&gt;</mark>" in page
+
+
+def test_how_to_connect_names_only_gateways_within_reach(ann: User, sign_in: SignIn) -> None:
+    make.gateway(name="Others", slug="others", reach="teams")
+
+    page = text(sign_in(ann).get("/connect/help/", {"gateway": "others"}))
+
+    assert "Others" not in page
+    assert "There is no gateway you can reach yet." in page

@@ -1,0 +1,145 @@
+"""Whose flow it is, when it ends, and what refuses it (requirements 5.6, R3.16, trap E15)."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+from django.test import Client
+
+from accounts.models import User
+from capabilities import Capability
+from gateways.models import Gateway
+from hosts.models import Host
+from tests import make
+from tests.conftest import SignIn
+from tests.oauth.steps import begin, minted, options, text
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+
+def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
+    host = make.agent(by=ann)
+    make.gateway()
+    client = sign_in(ann)
+
+    response = client.get(begin(client, host))
+
+    assert response.status_code == 403
+    assert "Your role lacks Create and manage API tokens." in text(response)
+
+
+def test_an_agent_open_for_enrolment_needs_no_capability(ann: User, sign_in: SignIn) -> None:
+    host, gateway = make.agent(by=make.user()), make.gateway()
+    Host.objects.filter(pk=host.pk).update(allow_enrolment=True)
+    client = sign_in(ann)
+
+    minted(client.post(options(client, host, gateway), {"name": "mine", "scope": "all"}))
+
+    assert Token.objects.get().connection.user == ann
+
+
+@pytest.mark.parametrize(
+    ("off", "words"),
+    [
+        ("host", "An administrator has disabled this app."),
+        ("gateway", "An administrator has disabled this gateway."),
+        ("connection", "This connection has been disabled by an administrator."),
+        ("reach", "Your teams do not include this gateway."),
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_what_was_switched_off_meanwhile_refuses_at_every_step(
+    off: str, words: str, method: str, sign_in: SignIn
+) -> None:
+    person = make.user(Capability.API_TOKENS_MANAGE)
+    host, gateway = make.agent(by=person), make.gateway()
+    connection = make.connection(host, gateway, person)
+    client = sign_in(person)
+    page = options(client, host, gateway)
+    match off:
+        case "host":
+            host.disable(by=person)
+        case "gateway":
+            gateway.disable(by=person)
+        case "connection":
+            connection.disable(by=person)
+        case "reach":
+            Gateway.objects.update(reach="teams")
+
+    response = getattr(client, method)(page, {"name": "x", "scope": "all"})
+
+    assert response.status_code == 403
+    assert words in text(response)
+    assert not Token.objects.exists()
+
+
+def test_a_stranger_signs_in_first_and_comes_back_to_the_flow(ana: User) -> None:
+    ana.set_password(make.PASSWORD)
+    ana.save()
+    host = make.agent(by=ana)
+    make.gateway()
+    client = Client()
+
+    asked = client.get("/connect/", {"host": str(host.pk)}, follow=True)
+    arrived = client.post(
+        "/accounts/login/",
+        {"login": ana.email, "password": make.PASSWORD, "next": f"/connect/?host={host.pk}"},
+        follow=True,
+    )
+
+    assert asked.redirect_chain[0][0] == f"/accounts/login/?next=/connect/%3Fhost%3D{host.pk}"
+    assert "to a gateway" in text(arrived)
+
+
+def test_another_browser_of_the_same_person_does_not_see_the_flow(ana: User, sign_in: SignIn) -> None:
+    make.gateway()
+    first = begin(sign_in(ana), make.agent(by=ana))
+
+    assert sign_in(ana).get(first).status_code == 404
+
+
+def test_another_person_in_the_same_browser_does_not_see_the_flow(ana: User, viv: User, sign_in: SignIn) -> None:
+    make.gateway()
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana))
+    bound = client.session["authorize_browser"]
+    client.force_login(viv)
+    session = client.session
+    session["authorize_browser"] = bound
+    session.save()
+
+    assert client.get(first).status_code == 404
+
+
+def test_signing_in_again_keeps_the_flow(ana: User, sign_in: SignIn) -> None:
+    make.gateway()
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana))
+
+    client.force_login(ana)  # Signing in gives the session another key.
+
+    assert client.get(first).status_code == 200
+
+
+def test_after_a_quarter_of_an_hour_the_flow_has_expired(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    client = sign_in(ana)
+    page = options(client, make.agent(by=ana), gateway)
+
+    with time_machine.travel(datetime.now(UTC) + timedelta(minutes=15, seconds=1)):
+        response = client.post(page, {"name": "x", "scope": "all"})
+
+    assert response.status_code == 410
+    assert "This request has expired. Start again from Apps &amp; Agents." in text(response)
+    assert not Token.objects.exists()
+
+
+def test_switching_the_account_starts_the_flow_again(ana: User, sign_in: SignIn) -> None:
+    host, gateway = make.agent(by=ana), make.gateway()
+    client = sign_in(ana)
+
+    page = text(client.get(begin(client, host, gateway=gateway.slug)))
+
+    assert "Not you? Switch account" in page
+    assert f'name="next" value="/connect/?host={host.pk}&amp;gateway={gateway.slug}"' in page
