@@ -25,7 +25,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     """The app that serves paths under PREFIX, for as long as the block runs."""
     access = Access(config.conninfo, config.token_keys)
     writer = CallWriter(config.conninfo, observe=metrics.BATCHES.observe)
-    marks = Marks(config.conninfo)
+    marks = Marks(config.conninfo, config.stranger_seconds)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams),

@@ -30,3 +30,4 @@ class Config:
     answer_limit: int = 10 << 20
     list_seconds: float = 10.0
     ping_seconds: float = 15.0
+    stranger_seconds: float = 60.0

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 STATEMENTS = queries.load(Path(__file__).with_name("marks.sql"))
 FLUSH_SECONDS = 1.0
-STRANGERS_SECONDS = 60.0
 MOST_STRANGERS = 1000
 TOOLS_SECONDS = 60.0
 LONGEST_NAME = 200
@@ -34,8 +33,9 @@ type Marked = dict[str, dict[str, Any]]
 class Marks:
     """Collects marks and flushes them; everything it takes, it takes without waiting."""
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, stranger_seconds: float) -> None:
         self._conninfo = conninfo
+        self._stranger_seconds = stranger_seconds
         self._connection: psycopg.AsyncConnection | None = None
         self._marked: dict[str, Marked] = {}
         self._tools: dict[str, tuple[Assigned, list[jsonrpc.Object]]] = {}
@@ -125,7 +125,7 @@ class Marks:
             await self._write_tools(connection, assigned, seen)
 
     def _take_strangers(self) -> Counter[str | None]:
-        if time.monotonic() - self._strangers_told < STRANGERS_SECONDS:
+        if time.monotonic() - self._strangers_told < self._stranger_seconds:
             return Counter()
         strangers, self._strangers = self._strangers, Counter()
         self._strangers_told = time.monotonic()

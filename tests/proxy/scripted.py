@@ -1,0 +1,131 @@
+"""Servers whose every byte a test decides: for what no SDK would send."""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.wire import App, Receive, Scope, Send, headers_of, live, read
+
+type Object = dict[str, Any]
+
+MODERN = "2026-07-28"
+
+
+@dataclass
+class Request:
+    """What arrived, and the way back."""
+
+    message: Object
+    headers: dict[str, str]
+    receive: Receive
+    send: Send
+
+    async def answer(self, body: bytes | Object, *, status: int = 200, **headers: str) -> None:
+        """Answer with this body, or with this result."""
+        if isinstance(body, dict):
+            body = json.dumps({"jsonrpc": "2.0", "id": self.message.get("id"), "result": body}).encode()
+        await self.respond(status, body, {"content-type": "application/json", **headers})
+
+    async def fail(self, code: int, message: str, *, status: int = 200, data: object = None) -> None:
+        error = {"code": code, "message": message} | ({"data": data} if data is not None else {})
+        await self.answer(
+            json.dumps({"jsonrpc": "2.0", "id": self.message.get("id"), "error": error}).encode(), status=status
+        )
+
+    async def respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": pairs})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def open_stream(self) -> None:
+        pairs = [(b"content-type", b"text/event-stream")]
+        await self.send({"type": "http.response.start", "status": 200, "headers": pairs})
+
+    async def event(self, message: Object, *, last: bool = False) -> None:
+        data = b"data: " + json.dumps(message).encode() + b"\n\n"
+        await self.send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+type Handler = Callable[[Request], Awaitable[None]]
+
+
+@dataclass
+class Script:
+    """An MCP server: its tools, and what becomes of a call. `pages` holds the tools page by page."""
+
+    pages: Sequence[Sequence[Object]] = ()
+    call: Handler | None = None
+    modern: bool = False
+    sessions: bool = False
+    opened: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def app(self) -> App:
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await live(receive, send)
+                return
+            body = await read(receive)
+            request = Request(json.loads(body) if body else {}, headers_of(scope), receive, send)
+            await self.serve(request, scope["method"])
+
+        return serve
+
+    async def serve(self, request: Request, verb: str) -> None:
+        session = request.headers.get("mcp-session-id", "")
+        if verb == "DELETE":
+            self.ended.append(session)
+            await request.answer(b"")
+        elif self.modern != (request.headers.get("mcp-protocol-version") == MODERN):
+            await request.fail(-32022 if self.modern else -32600, "Unsupported protocol version", status=400)
+        elif self.sessions and request.message["method"] != "initialize" and session not in self.opened:
+            await request.fail(-32001, "Session not found", status=404)
+        else:
+            await self.method(request)
+
+    async def method(self, request: Request) -> None:
+        match request.message["method"]:
+            case "initialize":
+                await self.initialize(request)
+            case "server/discover":
+                await request.answer({"supportedVersions": [MODERN], "capabilities": {"tools": {}}})
+            case "tools/list":
+                await self.list(request)
+            case "tools/call" if self.call is not None:
+                await self.call(request)
+            case method if method.startswith("notifications/"):
+                await request.answer(b"", status=202)
+            case method:
+                await request.fail(-32601, f"Method not found: {method}")
+
+    async def initialize(self, request: Request) -> None:
+        result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "scripted"}}
+        if not self.sessions:
+            await request.answer(result)
+            return
+        self.opened.append(f"session-{len(self.opened)}")
+        await request.answer(result, mcp_session_id=self.opened[-1])
+
+    async def list(self, request: Request) -> None:
+        page = int(request.message.get("params", {}).get("cursor", 0))
+        more = {"nextCursor": str(page + 1)} if page + 1 < len(self.pages) else {}
+        await request.answer({"tools": list(self.pages[page]) if self.pages else [], **more})
+
+
+def tool(name: str, **more: Any) -> Object:
+    return {"name": name, "inputSchema": {"type": "object"}, **more}
+
+
+def offering(*names: str) -> App:
+    """A server that offers these tools; each answers with its own name."""
+
+    async def call(request: Request) -> None:
+        await request.answer({"content": [{"type": "text", "text": request.message["params"]["name"]}]})
+
+    return Script([[tool(name) for name in names]], call).app()
+
+
+def calling(call: Handler, *, modern: bool = False, **schema: Any) -> App:
+    """A server with one tool, `it`, whose calls `call` answers."""
+    return Script([[tool("it", **schema)]], call, modern=modern).app()

@@ -1,0 +1,409 @@
+"""The endpoint as HTTP and as JSON-RPC: exact statuses, bodies and headers (requirements 6.9, protocol.md 1 and 2)."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from auditlog.models import Event
+from connections.models import Connection
+from tests import make, upstreams
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy, Start, eventually
+from tests.wire import Upstream
+from tokens import secret as text
+
+X39 = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
+X43 = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
+METADATA = "https://gateway.example.com/.well-known/oauth-protected-resource/mcp"
+MODERN = "2026-07-28"
+PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+
+
+@dataclass
+class World:
+    proxy: Proxy
+    docs: Upstream
+    connection: Connection
+    agent: Agent
+
+
+def world_of(proxy: Proxy, run: Run) -> World:
+    docs = run(upstreams.docs(json_response=True, stateless=True))
+    user = make.user(email="ana@example.com")
+    gateway = make.gateway(make.server(slug="docs", url=docs.url), slug="work", description="Look things up here.")
+    connection = make.connection(make.agent(by=user, name="CI bot"), gateway, user)
+    return World(proxy, docs, connection, proxy.agent(connection, name="ci-pipeline"))
+
+
+@pytest.fixture
+def world(proxy: Proxy, run: Run) -> World:
+    return world_of(proxy, run)
+
+
+def modern(method: str, params: dict[str, Any] | None = None, **changes: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """A request of 2026-07-28 and its headers."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": MODERN,
+        "io.modelcontextprotocol/clientInfo": {"name": "probe", "version": "2"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    } | changes
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**(params or {}), "_meta": meta}}
+    headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": method, "Accept": "application/json, text/event-stream"}
+    if "name" in (params or {}):
+        headers["Mcp-Name"] = (params or {})["name"]
+    return body, headers
+
+
+def test_t14_x13_a_bare_post_is_the_first_call(world: World) -> None:
+    listed = world.agent.list(Accept="*/*")
+
+    assert listed.status_code == 200
+    assert [tool["name"] for tool in listed.json()["result"]["tools"]][:3] == [
+        "docs__echo",
+        "docs__add",
+        "docs__search",
+    ]
+    assert listed.headers["content-type"] == "application/json"
+    assert listed.headers["cache-control"] == "no-store"
+    assert "set-cookie" not in listed.headers
+    assert "mcp-session-id" not in listed.headers
+
+    called = world.agent.call("docs__echo", {"text": "hello"})
+
+    result = called.json()["result"]
+    assert (result["content"], result["isError"]) == ([{"type": "text", "text": "hello"}], False)
+    row = world.proxy.last()
+    assert row.uid == row.correlation_id == UUID(called.headers["x-request-id"])
+    assert (row.method, row.feature_type, row.feature_name) == ("tools/call", "tool", "docs__echo")
+    assert (row.outcome, row.deny_reason, row.http_status, row.rpc_error_code) == ("ok", "", 200, None)
+    assert (row.host_name, row.gateway_name, row.server_name) == ("CI bot", "work", "docs")
+    assert (row.user_email, row.token_name, row.token_prefix) == (
+        "ana@example.com",
+        "ci-pipeline",
+        (world.agent.secret or "")[:12],
+    )
+    assert (row.client_ip, row.connection_id) == ("127.0.0.1", world.connection.pk)
+    assert row.user_agent.startswith("python-httpx/")
+    assert 0 < (row.authorise_ms or 0) < row.duration_ms
+    assert 0 < (row.upstream_ms or 0) < row.duration_ms
+    assert (row.request_bytes, row.response_bytes) == (len(called.request.content), len(called.content))
+
+
+def test_x39_x41_x42_a_credential_that_is_none_gets_401(world: World) -> None:
+    good = world.agent.secret or ""
+    wrong = {
+        "absent": {},
+        "basic": {"Authorization": "Basic YTpi"},
+        "bare": {"Authorization": good},
+        "unknown": {"Authorization": f"Bearer {text.mint(text.ACCESS)}"},
+        "wrong checksum": {"Authorization": f"Bearer {good[:-1]}{'a' if good[-1] != 'a' else 'b'}"},
+        "short": {"Authorization": f"Bearer {good[:-1]}"},
+        "own key": {"Authorization": f"Bearer {text.mint(text.KEY)}"},
+        "session id": {"Authorization": f"Bearer {text.mint(text.SESSION)}"},
+        "personal": {"Authorization": f"Bearer {text.mint(text.PERSONAL)}"},
+        "empty": {"Authorization": "Bearer"},
+        "cookie": {"Cookie": f"token={good}"},
+    }
+    stranger = Agent(world.agent.url, None)
+    for name, headers in wrong.items():
+        for url in (world.agent.url, world.proxy.url("no-such-gateway")):
+            answer = httpx.post(url, json=LIST, headers=headers, trust_env=False)
+            assert (name, answer.status_code, answer.content) == (name, 401, X39)
+            assert answer.headers["content-type"] == "application/json"
+            presented = ', error="invalid_token"' if headers.get("Authorization", "").startswith("Bearer ") else ""
+            slug = url.rpartition("/")[2]
+            assert answer.headers["www-authenticate"] == f'Bearer resource_metadata="{METADATA}/{slug}"{presented}'
+    in_query = httpx.post(f"{world.agent.url}?access_token={good}", json=LIST, trust_env=False)
+    assert (in_query.status_code, in_query.content) == (401, X39)
+    twice = httpx.post(world.agent.url, json=LIST, headers=[("Authorization", f"Bearer {good}")] * 2, trust_env=False)
+    assert (twice.status_code, twice.content) == (401, X39)
+    assert world.proxy.calls() == []
+    assert stranger.list().status_code == 401
+
+
+def test_p1_get_and_delete_need_the_token_too(world: World) -> None:
+    for verb in ("GET", "DELETE"):
+        without = httpx.request(verb, world.agent.url, trust_env=False)
+        assert (without.status_code, without.content) == (401, X39)
+        assert "www-authenticate" in without.headers
+        given = {"Authorization": f"Bearer {world.agent.secret}", "Accept": "text/event-stream"}
+        with_token = httpx.request(verb, world.agent.url, headers=given, trust_env=False)
+        assert (with_token.status_code, with_token.headers["allow"]) == (405, "POST")
+
+    assert [(row.method, row.outcome, row.http_status) for row in world.proxy.calls()] == [
+        ("GET", "bad_request", 405),
+        ("DELETE", "bad_request", 405),
+    ]
+
+
+def test_x43_a_token_at_another_gateway_gets_its_exact_body(world: World) -> None:
+    make.gateway(slug="other")
+    for slug in ("other", "no-such-gateway"):
+        answer = Agent(world.proxy.url(slug), world.agent.secret).list()
+        assert (answer.status_code, answer.content) == (403, X43)
+
+    assert [row.deny_reason for row in world.proxy.calls()] == ["wrong_gateway"] * 2
+
+
+def test_a_slash_at_the_end_changes_nothing_and_redirects_nobody(world: World) -> None:
+    assert Agent(world.agent.url + "/", world.agent.secret).list().status_code == 200
+    for path in ("//", "/work/tools", "/a/b/c"):
+        url = world.agent.url.removesuffix("/work") + path
+        assert Agent(url, world.agent.secret).list().status_code == 404
+
+
+def test_x40_dead_credentials_are_denied_alike_and_logged_with_their_reason(world: World) -> None:
+    world.connection.revoke(by=world.connection.user)
+
+    answer = world.agent.list()
+
+    assert (answer.status_code, answer.content) == (401, X39)
+    assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+    row = world.proxy.last()
+    assert (row.outcome, row.deny_reason, row.http_status, row.method) == ("unauthorized", "revoked", 401, "tools/list")
+    assert row.host_name == "CI bot"
+
+
+def test_p7_what_is_wrong_with_a_request_is_told_after_authentication(world: World) -> None:
+    def status(body: object = PING, **headers: str) -> tuple[int, int | None, object]:
+        answer = world.agent.post(body, **headers)
+        document = answer.json() if answer.content else {}
+        return answer.status_code, document.get("error", {}).get("code"), document.get("id")
+
+    assert status(b"{") == (415, -32600, None)
+    assert status(b"{", Content_Type="application/json") == (400, -32700, None)
+    assert status([PING]) == (400, -32600, None)
+    assert status({"jsonrpc": "2.0", "id": None, "method": "ping"}) == (400, -32600, None)
+    assert status(Content_Type="text/plain") == (415, -32600, None)
+    assert status(json.dumps(PING).encode(), Content_Type="Application/JSON; charset=utf-8") == (200, None, 1)
+    assert status(Accept="text/html") == (406, -32600, None)
+    assert status(Accept="application/json;q=0") == (406, -32600, None)
+    assert status(Accept="text/html, application/*;q=0.8") == (200, None, 1)
+    assert status(Accept="application/json") == (200, None, 1)
+    assert status({"jsonrpc": "2.0", "id": "a", "method": "resources/list"}) == (200, -32601, "a")
+    assert {row.outcome for row in world.proxy.calls()} == {"ok", "bad_request", "rpc_error"}
+
+
+def test_an_accept_that_names_streams_only_gets_one(world: World) -> None:
+    answer = world.agent.post(PING, Accept="text/event-stream")
+
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert "no-transform" in answer.headers["cache-control"]
+    assert answer.text == 'event: message\r\ndata: {"jsonrpc":"2.0","id":1,"result":{}}\r\n\r\n'
+
+
+def test_p6_notifications_and_responses_are_accepted_without_a_body(world: World) -> None:
+    for message in (
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}},
+        {"jsonrpc": "2.0", "id": 5, "result": {}},
+    ):
+        answer = world.agent.post(message)
+        assert (answer.status_code, answer.content) == (202, b"")
+    assert [row.method for row in world.proxy.calls()] == [
+        "notifications/initialized",
+        "notifications/cancelled",
+        "response",
+    ]
+
+
+def test_p8_initialize_agrees_on_a_version_of_its_era(world: World) -> None:
+    newest = "2025-11-25"
+    agreements: dict[object, str] = {version: version for version in ("2025-03-26", "2025-06-18", newest)}
+    agreements |= dict.fromkeys(("2024-11-05", MODERN, "nonsense", None, 7), newest)
+    for proposed, agreed in agreements.items():
+        params = {"protocolVersion": proposed, "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
+
+        result = world.agent.ask("initialize", params).json()["result"]
+
+        assert (proposed, result["protocolVersion"]) == (proposed, agreed)
+        assert result["capabilities"] == {"tools": {}}
+        assert result["serverInfo"]["title"] == "work"
+        assert result["instructions"] == "Look things up here."
+        row = world.proxy.last()
+        assert (row.client_name, row.client_version, row.protocol_version) == ("probe", "1", agreed)
+    assert world.docs.seen == []
+
+
+def test_p11_a_version_header_of_the_session_era_is_served_and_an_unknown_one_refused(world: World) -> None:
+    for version in ("2025-03-26", "2025-06-18", "2025-11-25"):
+        assert world.agent.post(PING, MCP_Protocol_Version=version).json()["result"] == {}
+    assert world.agent.post(PING, MCP_Protocol_Version="1999-01-01").status_code == 400
+
+
+def test_p15_the_ladder_of_2026_07_28(world: World) -> None:
+    def answer(body: Any, headers: dict[str, str]) -> tuple[int, Any]:
+        given = world.agent.post(body, **headers)
+        error = given.json().get("error", {})
+        return given.status_code, error.get("code")
+
+    body, headers = modern("tools/list")
+    assert answer(body, headers) == (200, None)
+    for name in ("MCP-Protocol-Version", "Mcp-Method"):
+        assert answer(body, {key: value for key, value in headers.items() if key != name}) == (400, -32020)
+    assert answer(body, headers | {"Mcp-Method": "tools/call"}) == (400, -32020)
+    assert answer(body, headers | {"MCP-Protocol-Version": "2025-11-25"}) == (400, -32020)
+    doubled = httpx.post(
+        world.agent.url,
+        json=body,
+        headers=[("Authorization", f"Bearer {world.agent.secret}"), *headers.items(), ("Mcp-Method", "tools/list")],
+        trust_env=False,
+    )
+    assert (doubled.status_code, doubled.json()["error"]["code"]) == (400, -32020)
+
+    meta = body["params"]["_meta"]
+    for key in ("io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientCapabilities"):
+        without = body | {"params": {"_meta": {name: value for name, value in meta.items() if name != key}}}
+        assert answer(without, headers) == (400, -32602)
+    assert answer(body | {"params": {}}, headers) == (400, -32602)
+    assert answer(*modern("tools/list", **{"io.modelcontextprotocol/protocolVersion": 1})) == (400, -32602)
+
+    unknown, _ = modern("tools/list", **{"io.modelcontextprotocol/protocolVersion": "2027-01-01"})
+    refused = world.agent.post(unknown, **headers | {"MCP-Protocol-Version": "2027-01-01"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, -32022)
+    assert refused.json()["error"]["data"] == {
+        "supported": ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"],
+        "requested": "2027-01-01",
+    }
+    for method in ("ping", "prompts/list", "nonsense"):
+        assert answer(*modern(method)) == (404, -32601)
+    assert answer(*modern("tools/call", {"name": "docs__nothing", "arguments": []})) == (400, -32602)
+    assert answer(*modern("tools/call", {"name": "nothing"})) == (400, -32602)
+    call, named = modern("tools/call", {"name": "docs__echo", "arguments": {"text": "x"}})
+    assert answer(call, named | {"Mcp-Name": "docs__add"}) == (400, -32020)
+    assert answer(call, {key: value for key, value in named.items() if key != "Mcp-Name"}) == (400, -32020)
+    assert answer(call, named | {"Mcp-Name": "=?base64?ZG9jc19fZWNobw==?="}) == (200, None)
+
+    note = {"jsonrpc": "2.0", "method": "notifications/cancelled"}
+    assert world.agent.post(note, **headers).status_code == 202
+    assert world.agent.post(note, MCP_Protocol_Version="2027-01-01").status_code == 400
+    assert world.agent.post({"jsonrpc": "2.0", "id": 1, "result": {}}, **headers).status_code == 400
+
+
+def test_p16_p17_discover_names_both_eras_and_nothing_that_is_not_served(world: World) -> None:
+    body, headers = modern("server/discover")
+
+    answer = world.agent.post(body, **headers)
+
+    result = answer.json()["result"]
+    assert result["supportedVersions"] == ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"]
+    assert result["capabilities"] == {"tools": {}}
+    assert (result["resultType"], result["ttlMs"], result["cacheScope"]) == ("complete", 0, "private")
+    assert "mcp-session-id" not in answer.headers
+    assert world.agent.ask("server/discover").json()["result"]["supportedVersions"][0] == MODERN
+    for verb in ("GET", "DELETE"):
+        given = {"Authorization": f"Bearer {world.agent.secret}", "MCP-Protocol-Version": MODERN}
+        assert httpx.request(verb, world.agent.url, headers=given, trust_env=False).status_code == 405
+    row = world.proxy.calls()[0]
+    assert (row.client_name, row.client_version, row.protocol_version) == ("probe", "2", MODERN)
+
+
+def test_p17_a_modern_list_says_that_it_is_private_and_fresh(world: World) -> None:
+    body, headers = modern("tools/list")
+
+    result = world.agent.post(body, **headers).json()["result"]
+
+    assert (result["resultType"], result["ttlMs"], result["cacheScope"]) == ("complete", 0, "private")
+    assert "docs__echo" in {tool["name"] for tool in result["tools"]}
+
+
+def test_p4_p5_browsers_are_let_in_by_origin(start: Start, run: Run) -> None:
+    world = world_of(start(allowed_origins=["http://localhost:6274"]), run)
+    agent = world.agent
+    evil = agent.list(Origin="http://evil.example")
+    assert (evil.status_code, evil.json()["error"]["data"]["reason"]) == (403, "origin")
+    assert "access-control-allow-origin" not in evil.headers
+    assert agent.list(Origin="null").status_code == 403
+    assert world.proxy.last().deny_reason == "origin"
+
+    for origin in ("http://localhost:6274", "https://gateway.example.com"):
+        allowed = agent.list(Origin=origin)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, origin)
+        assert "access-control-allow-credentials" not in allowed.headers
+        refused = Agent(agent.url, None).list(Origin=origin)
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, origin)
+        assert "WWW-Authenticate" in refused.headers["access-control-expose-headers"]
+
+    asked = {
+        "Origin": "http://localhost:6274",
+        "Access-Control-Request-Headers": "authorization, mcp-param-region, x-evil",
+    }
+    preflight = httpx.options(agent.url, headers=asked, trust_env=False)
+    assert (preflight.status_code, preflight.content) == (204, b"")
+    assert preflight.headers["access-control-allow-methods"] == "GET, POST, DELETE, OPTIONS"
+    names = preflight.headers["access-control-allow-headers"].split(", ")
+    assert {
+        "Authorization",
+        "Mcp-Session-Id",
+        "MCP-Protocol-Version",
+        "Mcp-Method",
+        "Mcp-Name",
+        "mcp-param-region",
+    } <= set(names)
+    assert "x-evil" not in names
+    assert httpx.options(agent.url, headers={"Origin": "http://evil.example"}, trust_env=False).status_code == 403
+
+
+def test_a_body_past_the_limit_is_413_and_a_call_of_its_token(start: Start, run: Run) -> None:
+    world = world_of(start(body_limit=1000), run)
+    large = {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "y" * 1000}}
+
+    assert world.agent.post(large).status_code == 413
+    assert world.agent.post(PING).status_code == 200
+    assert Agent(world.agent.url, None).post(large).status_code == 413
+
+    def drip() -> Any:
+        yield json.dumps(large).encode()
+
+    given = {"Authorization": f"Bearer {world.agent.secret}", "Content-Type": "application/json"}
+    assert httpx.post(world.agent.url, content=drip(), headers=given, trust_env=False).status_code == 413
+    assert [row.http_status for row in world.proxy.calls()] == [413, 200, 413]
+
+
+def test_the_client_address_comes_from_whom_the_application_trusts(start: Start, run: Run) -> None:
+    world = world_of(start(client_address=lambda peer, hops: hops[-1] if hops else peer), run)
+    narrow = world.proxy.agent(world.connection, allowed_ips=["203.0.113.0/24"])
+
+    assert narrow.list(X_Forwarded_For="203.0.113.9").status_code == 200
+    refused = narrow.list(X_Forwarded_For="198.51.100.1")
+
+    assert (refused.status_code, refused.json()["error"]["message"]) == (403, "IP Not Allowed")
+    assert [row.client_ip for row in world.proxy.calls()] == ["203.0.113.9", "198.51.100.1"]
+
+
+def test_a_host_that_is_not_ours_is_refused(start: Start, run: Run) -> None:
+    world = world_of(start(hosts=frozenset({"127.0.0.1", "gateway.example.com"})), run)
+
+    assert world.agent.list().status_code == 200
+    assert world.agent.list(Host="gateway.example.com:443").status_code == 200
+    assert world.agent.list(Host="evil.example").status_code == 400
+
+
+def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run) -> None:
+    world = world_of(start(stranger_seconds=0.0), run)
+    for _ in range(3):
+        Agent(world.agent.url, text.mint(text.ACCESS)).list()
+
+    eventually(Event.objects.filter(action="proxy.unknown_tokens_refused").exists)
+    events = Event.objects.filter(action="proxy.unknown_tokens_refused")
+    assert {event.ip for event in events} == {"127.0.0.1"}
+    assert sum(event.changes["requests"][1] for event in events) <= 3
+
+
+def test_use_is_remembered_on_token_connection_and_host(world: World) -> None:
+    world.agent.list()
+
+    def used() -> bool:
+        token = world.connection.tokens.get()
+        world.connection.refresh_from_db()
+        world.connection.host.refresh_from_db()
+        times = [token.last_used_at, world.connection.last_used_at, world.connection.host.last_seen_at]
+        return None not in times and token.last_used_ip == "127.0.0.1"
+
+    eventually(used)
