@@ -40,6 +40,8 @@ class Action(StrEnum):
 
     KEY_REGENERATED = "connection.key_regenerated"
 
+    LOGS_EXPORTED = "logs.exported"
+
     OAUTH_FAMILY_ENDED = "oauth.family_ended"
 
     ROLE_CREATED = "role.created"

@@ -14,6 +14,8 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
+from accounts.models import User
 from capabilities import Capability
 from capabilities.rest import Own, Rule, capabilities_in
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
@@ -150,14 +152,15 @@ class GatewayConnections(Connections):
         return self.page(narrowed(self.get_queryset().filter(gateway=gateway.pk), self.chosen))
 
 
-class Archives(Resource):
-    """Puts hosts and gateways away for good; their connections end with them."""
+class Endings(Resource):
+    """Puts hosts and gateways away for good, and cuts people off; their connections end with that."""
 
     capabilities: ClassVar[Mapping[str, Rule]] = {
         "host": frozenset({Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE}),
         "gateway": frozenset({Capability.GATEWAYS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
+        "user": frozenset({Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
     }
-    problems = PROBLEMS
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
 
     def host(self, request: Request, pk: UUID) -> Response:
         Connection.objects.archive_host(find_host(self.me, pk), by=self.me)
@@ -166,6 +169,11 @@ class Archives(Resource):
     def gateway(self, request: Request, slug: str) -> Response:
         Connection.objects.archive_gateway(find_gateway(self.me, slug), by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
+
+    def user(self, request: Request, pk: UUID) -> Response:
+        """*Cut this person off*: deactivate, and revoke all connections (decisions 7.7)."""
+        revoked = Connection.objects.cut_off(get_object_or_404(User, pk=pk), by=self.me)
+        return Response({"connections_revoked": revoked})
 
 
 def narrowed(rows: ConnectionQuerySet, chosen: Mapping[str, Any]) -> ConnectionQuerySet:

@@ -10,8 +10,11 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.defaults import server_error
 from rest_framework.routers import SimpleRouter
 
+from accounts.api import CapabilityResource, Me, UserResource
+from accounts.groups_api import RoleResource, TeamResource, Workspace
+from auditlog.api import CallResource, EventResource
 from capabilities import signed_in
-from connections.api import Archives, ConnectionResource, GatewayConnections
+from connections.api import ConnectionResource, Endings, GatewayConnections
 from gateways.api import GatewayResource, ServerArchive
 from gateways.assignment_api import AssignmentResource
 from gateways.tool_api import ToolResource
@@ -25,12 +28,18 @@ from ui.rest import Resource
 app_name = "api"
 
 router = SimpleRouter(trailing_slash=False, use_regex_path=False)
+router.register("admin-events", EventResource, "event")
+router.register("capabilities", CapabilityResource, "capability")
 router.register("connections", ConnectionResource, "connection")
 router.register("gateways", GatewayResource, "gateway")
 router.register("hosts", HostResource, "host")
 router.register("identities", IdentityResource, "identity")
+router.register("logs", CallResource, "call")
+router.register("roles", RoleResource, "role")
 router.register("servers", ServerResource, "server")
+router.register("teams", TeamResource, "team")
 router.register("tokens", TokenResource, "token")
+router.register("users", UserResource, "user")
 
 
 def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPattern:
@@ -42,9 +51,12 @@ _gateway = "gateways/<slug:slug>"
 _server = f"{_gateway}/servers/<str:alias>"
 _below = [
     at("connections/<uuid:pk>/regenerate", "connection-regenerate", Regenerate, post="regenerate"),
-    at("hosts/<uuid:pk>/archive", "host-archive", Archives, post="host"),
+    at("hosts/<uuid:pk>/archive", "host-archive", Endings, post="host"),
     at("servers/<slug:slug>/archive", "server-archive", ServerArchive, post="archive"),
-    at(f"{_gateway}/archive", "gateway-archive", Archives, post="gateway"),
+    at("users/<uuid:pk>/cut-off", "user-cut-off", Endings, post="user"),
+    at("me", "me", Me, get="retrieve"),
+    at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
+    at(f"{_gateway}/archive", "gateway-archive", Endings, post="gateway"),
     at(f"{_gateway}/connections", "gateway-connections", GatewayConnections, get="list"),
     at(f"{_gateway}/servers", "assignment-list", AssignmentResource, get="list", post="create"),
     at(_server, "assignment-detail", AssignmentResource, get="retrieve", patch="partial_update", delete="destroy"),

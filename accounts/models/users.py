@@ -19,6 +19,7 @@ from accounts.models.roles import Role
 from accounts.rules import EmailTaken, Giver, NameTaken, must_hold, must_keep_a_manager, one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
+from capabilities import Capability
 from capabilities.roles import SUPER_ADMIN
 
 
@@ -142,10 +143,17 @@ class User(AbstractBaseUser):
             self.refresh_from_db(fields=["session_epoch"])
             Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
 
-    def edit(self, *, email: str, display_name: str, by: Actor | None) -> None:
-        """Change name and e-mail. Raises EmailTaken."""
+    @property
+    def granted(self) -> frozenset[Capability]:
+        """What this person may do while active."""
+        return frozenset(one for one in Capability if self.is_superuser or one in self.permissions)
+
+    def edit(self, *, email: str, display_name: str, by: Giver | None) -> None:
+        """Change name and e-mail. Raises EmailTaken, or BeyondYours for the e-mail of who may do more than `by`."""
         wanted = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {name: [getattr(self, name), value] for name, value in wanted.items() if getattr(self, name) != value}
+        if "email" in changes:
+            must_hold(by, self.granted)  # Whoever reads the mail can reset the password.
         try:
             with transaction.atomic():
                 User.objects.filter(pk=self.pk).update(**wanted)

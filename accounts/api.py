@@ -1,0 +1,184 @@
+"""/api/users, /api/me and /api/capabilities: people, and what one may do (requirements 6.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db import transaction
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.models import Role, User
+from accounts.rules import BeyondYours, EmailTaken, LastManager, NameTaken, RoleInUse, RoleLocked
+from capabilities import Capability
+from capabilities.rest import Rule
+from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, named
+
+PROBLEMS: Mapping[type[Exception], Problem] = {
+    EmailTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    LastManager: Problem(HTTPStatus.CONFLICT, "last_admin"),
+    RoleInUse: Problem(HTTPStatus.CONFLICT, "role_in_use"),
+    RoleLocked: Problem(HTTPStatus.CONFLICT, "role_locked"),
+    BeyondYours: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
+}
+
+
+class UserSerializer(serializers.Serializer[User]):
+    """A person."""
+
+    id = serializers.UUIDField()
+    email = serializers.EmailField()
+    display_name = serializers.CharField()
+    role = Reference(allow_null=True)
+    teams = Reference(many=True)
+    is_active = serializers.BooleanField()
+    is_staff = serializers.BooleanField()
+    date_joined = Moment()
+    last_login = Moment()
+
+
+class UserQuery(ListQuery):
+    """How a list of people is narrowed."""
+
+    q = serializers.CharField(required=False)
+    active = serializers.BooleanField(required=False)
+    role = serializers.CharField(required=False)
+    team = serializers.CharField(required=False)
+
+
+class UserChanges(Body):
+    """What may change of a person."""
+
+    email = serializers.EmailField(max_length=254)
+    display_name = serializers.CharField(max_length=120, allow_blank=True)
+    role_id = serializers.UUIDField()
+
+    def validate_role_id(self, pk: UUID) -> Role:
+        role = Role.objects.filter(pk=pk).first()
+        if role is None:
+            raise ValidationError("There is no such role.")
+        return role
+
+
+class NewUser(UserChanges):
+    """A person to invite."""
+
+    display_name = serializers.CharField(max_length=120, allow_blank=True, default="")
+
+
+class UserResource(Resource):
+    """People. They are never deleted, only deactivated."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
+        ("list", "retrieve", "create", "partial_update", "deactivate", "reactivate", "sign_out"),
+        Capability.PEOPLE_MANAGE,
+    )
+    problems = PROBLEMS
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": UserQuery}
+    orderings = frozenset({"email", "display_name", "date_joined", "last_login"})
+    serializer_class = UserSerializer
+    queryset = User.objects.select_related("role").prefetch_related("teams").order_by("email")
+
+    def list(self, request: Request) -> Response:
+        people = self.get_queryset()
+        if "active" in self.chosen:
+            people = people.filter(is_active=self.chosen["active"])
+        if role := self.chosen.get("role"):
+            people = people.filter(named(role, "role", "name"))
+        if team := self.chosen.get("team"):
+            people = people.filter(named(team, "teams", "name"))
+        if words := self.chosen.get("q"):
+            people = people.filter(email__icontains=words) | people.filter(display_name__icontains=words)
+        return self.page(people)
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self.answer(self._find(pk))
+
+    def create(self, request: Request) -> Response:
+        wanted = self.body(NewUser)
+        person = User.objects.invite(**_with_role(wanted), by=self.me)
+        return self.answer(person, HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        person = self._find(pk)
+        changes = _with_role(self.body(UserChanges, partial=True))
+        role = changes.pop("role", None)
+        with transaction.atomic():
+            if changes:
+                person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)
+            if role:
+                person.give_role(role, by=self.me)
+        return self.answer(person)
+
+    @action(detail=True, methods=["post"])
+    def deactivate(self, request: Request, pk: UUID) -> Response:
+        person = self._find(pk)
+        person.deactivate(by=self.me)
+        return self.answer(person)
+
+    @action(detail=True, methods=["post"])
+    def reactivate(self, request: Request, pk: UUID) -> Response:
+        person = self._find(pk)
+        person.reactivate(by=self.me)
+        return self.answer(person)
+
+    @action(detail=True, methods=["post"], url_path="sign-out")
+    def sign_out(self, request: Request, pk: UUID) -> Response:
+        person = self._find(pk)
+        person.end_sessions(by=self.me)
+        return self.answer(person)
+
+    def _find(self, pk: UUID) -> User:
+        person: User = get_object_or_404(self.get_queryset(), pk=pk)
+        return person
+
+
+def _with_role(wanted: dict[str, Any]) -> dict[str, Any]:
+    """The same with the role, found, under its own name."""
+    return {name.removesuffix("_id"): value for name, value in wanted.items()}
+
+
+class CapabilitySerializer(serializers.Serializer[Capability]):
+    """One thing a role may allow."""
+
+    constant = serializers.CharField(source="name")
+    slug = serializers.CharField()
+    label = serializers.CharField(read_only=True)  # type: ignore[assignment]  # DRF takes it out of the class
+    allows = serializers.CharField()
+
+
+class CapabilityResource(Resource):
+    """The catalogue of capabilities, for everybody."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {"list": None}
+    serializer_class = CapabilitySerializer
+
+    def list(self, request: Request) -> Response:
+        return self.page(list(Capability))
+
+
+class MeSerializer(UserSerializer):
+    """Oneself, and what one may do."""
+
+    capabilities = serializers.SerializerMethodField()
+
+    def get_capabilities(self, person: User) -> list[str]:
+        return [capability.slug for capability in Capability if person.has_perm(capability)]
+
+
+class Me(Resource):
+    """Who is asking."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {"retrieve": None}
+    serializer_class = MeSerializer
+
+    def retrieve(self, request: Request) -> Response:
+        return self.answer(self.me)

@@ -1,0 +1,201 @@
+"""/api/roles, /api/teams and /api/workspace: what people share (requirements 6.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.conf import settings
+from django.db.models import Count
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api import PROBLEMS
+from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
+from capabilities import Capability
+from capabilities.rest import Rule
+from ui.rest import Body, ListQuery, Query, Resource
+
+SLUGS = {capability.slug: capability for capability in Capability}
+PEOPLE: Mapping[str, Rule] = dict.fromkeys(
+    ("list", "retrieve", "create", "partial_update", "destroy"), Capability.PEOPLE_MANAGE
+)
+
+
+class RoleSerializer(serializers.Serializer[Role]):
+    """A role, with its capabilities by slug."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    locked = serializers.BooleanField()
+    capabilities = serializers.SerializerMethodField()
+    users_count = serializers.IntegerField()
+
+    def get_capabilities(self, role: Role) -> list[str]:
+        held = {f"{one.content_type.app_label}.{one.codename}" for one in role.permissions.all()}
+        return [capability.slug for capability in Capability if capability in held]
+
+
+class RoleBody(Body):
+    """A role to make, or what changes of it."""
+
+    name = serializers.CharField(max_length=80)
+    capabilities = serializers.ListField(child=serializers.ChoiceField([(slug, slug) for slug in SLUGS]))
+
+    def validate_capabilities(self, slugs: list[str]) -> set[Capability]:
+        return {SLUGS[slug] for slug in slugs}
+
+
+class NameQuery(ListQuery):
+    """How a list is narrowed by name."""
+
+    q = serializers.CharField(required=False)
+
+
+class RoleResource(Resource):
+    """Named bundles of capabilities; nobody bundles what they do not hold."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = PEOPLE
+    problems = PROBLEMS
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
+    orderings = frozenset({"name"})
+    serializer_class = RoleSerializer
+    queryset = Role.objects.annotate(users_count=Count("users")).prefetch_related("permissions__content_type")
+
+    def list(self, request: Request) -> Response:
+        return self.page(self.get_queryset().filter(name__icontains=self.chosen.get("q", "")))
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self._now(pk)
+
+    def create(self, request: Request) -> Response:
+        role = Role.objects.add(**self.body(RoleBody), by=self.me)
+        return self._now(role.pk, HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        role = get_object_or_404(Role, pk=pk)
+        role.edit(
+            **{"name": role.name, "capabilities": role.capabilities} | self.body(RoleBody, partial=True), by=self.me
+        )
+        return self._now(pk)
+
+    def destroy(self, request: Request, pk: UUID) -> Response:
+        get_object_or_404(Role, pk=pk).remove(by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
+        """The role as it is now."""
+        return self.answer(get_object_or_404(self.get_queryset(), pk=pk), status)
+
+
+class Member(serializers.Serializer[User]):
+    """Somebody in a team."""
+
+    id = serializers.UUIDField()
+    email = serializers.EmailField()
+
+
+class TeamSerializer(serializers.Serializer[Team]):
+    """A team and who is in it."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    users = Member(many=True)
+
+
+class TeamBody(Body):
+    """A team to make, or what changes of it."""
+
+    name = serializers.CharField(max_length=80)
+    user_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
+
+    def validate_user_ids(self, pks: list[UUID]) -> list[User]:
+        people = list(User.objects.filter(pk__in=pks))
+        if missing := set(pks) - {person.pk for person in people}:
+            raise ValidationError([f"There is no user {pk}." for pk in sorted(missing)])
+        return people
+
+
+class TeamResource(Resource):
+    """Named sets of people; a gateway may be open to some teams only."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = PEOPLE
+    problems = PROBLEMS
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
+    orderings = frozenset({"name"})
+    serializer_class = TeamSerializer
+    queryset = Team.objects.prefetch_related("users")
+
+    def list(self, request: Request) -> Response:
+        return self.page(self.get_queryset().filter(name__icontains=self.chosen.get("q", "")))
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self._now(pk)
+
+    def create(self, request: Request) -> Response:
+        wanted = self.body(TeamBody)
+        team = Team.objects.add(name=wanted["name"], users=wanted["user_ids"], by=self.me)
+        return self._now(team.pk, HTTPStatus.CREATED)
+
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        team = get_object_or_404(Team, pk=pk)
+        changes = self.body(TeamBody, partial=True)
+        users = changes.get("user_ids", list(team.users.all()))
+        team.edit(name=changes.get("name", team.name), users=users, by=self.me)
+        return self._now(pk)
+
+    def destroy(self, request: Request, pk: UUID) -> Response:
+        get_object_or_404(Team, pk=pk).remove(by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
+        """The team as it is now."""
+        return self.answer(get_object_or_404(self.get_queryset(), pk=pk), status)
+
+
+class WorkspaceChanges(Body):
+    """The settings that may be changed here."""
+
+    name = serializers.CharField(max_length=80)
+    allow_non_expiring_tokens = serializers.BooleanField()
+    new_app_policy = serializers.ChoiceField(NewAppPolicy.choices)
+    record_payloads = serializers.BooleanField()
+    payload_limit_bytes = serializers.IntegerField(min_value=0, max_value=1024 * 1024)
+    log_retention_days = serializers.IntegerField(min_value=1, max_value=3650)
+    oauth_access_token_seconds = serializers.IntegerField(min_value=60, max_value=3600)
+    oauth_refresh_idle_days = serializers.IntegerField(min_value=1, max_value=365)
+    calls_per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, allow_null=True)
+    token_calls_per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, allow_null=True)
+
+
+class WorkspaceSerializer(WorkspaceChanges):
+    """All settings; the last two come from the environment."""
+
+    public_url = serializers.SerializerMethodField()
+    private_upstreams = serializers.SerializerMethodField()
+
+    def get_public_url(self, workspace: Any) -> str:
+        return str(settings.PUBLIC_URL)
+
+    def get_private_upstreams(self, workspace: Any) -> list[str]:
+        return [str(network) for network in settings.PRIVATE_UPSTREAMS]
+
+
+class Workspace(Resource):
+    """The settings of the workspace."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
+        ("retrieve", "partial_update"), Capability.WORKSPACE_MANAGE
+    )
+    serializer_class = WorkspaceSerializer
+
+    def retrieve(self, request: Request) -> Response:
+        return self.answer(WorkspaceSettings.load())
+
+    def partial_update(self, request: Request) -> Response:
+        return self.answer(WorkspaceSettings.edit(by=self.me, **self.body(WorkspaceChanges, partial=True)))

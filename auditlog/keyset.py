@@ -1,0 +1,92 @@
+"""Pages of a log that grows while it is read: a cursor names the row where a page ends, and new rows shift nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.db.models import Q, QuerySet
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+OLDER, NEWER = "o", "n"
+
+
+class BadCursor(ValueError):
+    """This cursor was not made here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the log, and the way to go from there."""
+
+    way: str
+    at: datetime
+    pk: int
+
+    def __str__(self) -> str:
+        return f"{self.way}{(self.at - EPOCH) // MICROSECOND}-{self.pk}"
+
+    @classmethod
+    def read(cls, text: str) -> Cursor:
+        """The cursor `text` says. Raises BadCursor."""
+        way, (micros, _, pk) = text[:1], text[1:].partition("-")
+        if way not in (OLDER, NEWER) or not (text.isascii() and micros.isdecimal() and pk.isdecimal()):
+            raise BadCursor(BadCursor.__doc__)
+        try:
+            return cls(way, EPOCH + int(micros[:20]) * MICROSECOND, min(int(pk[:20]), 2**63 - 1))
+        except OverflowError:
+            raise BadCursor(BadCursor.__doc__) from None
+
+
+def older_than[M: Any](rows: QuerySet[M], at: datetime, pk: int) -> QuerySet[M]:
+    """The rows before a place. The first condition is the one an index and the partitions know."""
+    return rows.filter(Q(created_at__lt=at) | Q(pk__lt=pk), created_at__lte=at).order_by("-created_at", "-pk")
+
+
+def newer_than[M: Any](rows: QuerySet[M], at: datetime, pk: int) -> QuerySet[M]:
+    """The rows after a place, the nearest first."""
+    return rows.filter(Q(created_at__gt=at) | Q(pk__gt=pk), created_at__gte=at).order_by("created_at", "pk")
+
+
+@dataclass(frozen=True, slots=True)
+class Page[M: Any]:
+    """Some rows, newest first, and the cursors of its neighbours; None where the log ends."""
+
+    rows: Sequence[M]
+    older: Cursor | None
+    newer: Cursor | None
+
+
+def page[M: Any](rows: QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
+    """The page a cursor names, the newest one without."""
+    if cursor is not None and cursor.way == NEWER:
+        found = list(newer_than(rows, cursor.at, cursor.pk)[: size + 1])
+        shown = found[:size][::-1]
+        return Page(shown, _from(shown, OLDER), _from(shown, NEWER) if len(found) > size else None)
+    wanted = older_than(rows, cursor.at, cursor.pk) if cursor else rows.order_by("-created_at", "-pk")
+    found = list(wanted[: size + 1])
+    shown = found[:size]
+    return Page(shown, _from(shown, OLDER) if len(found) > size else None, _from(shown, NEWER) if cursor else None)
+
+
+def _from(rows: Sequence[Any], way: str) -> Cursor | None:
+    if not rows:
+        return None
+    edge = rows[-1] if way == OLDER else rows[0]
+    return Cursor(way, edge.created_at, edge.pk)
+
+
+def chunks[M: Any](rows: QuerySet[M], most: int, size: int = 2000) -> Iterator[list[M]]:
+    """All rows, newest first, `most` at most: some at a time, so that none waits for the others."""
+    place: M | None = None
+    while most > 0:
+        wanted = older_than(rows, place.created_at, place.pk) if place else rows.order_by("-created_at", "-pk")
+        found = list(wanted[: min(size, most)])
+        if found:
+            yield found
+        if len(found) < min(size, most):
+            return
+        place, most = found[-1], most - len(found)

@@ -1,0 +1,215 @@
+"""/api/users, roles, teams, capabilities, workspace and me (requirements 6.8)."""
+
+from typing import Any
+
+import pytest
+
+from accounts.models import Role, Team, User, WorkspaceSettings
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from tests import make
+from tests.rest import Rest, errors, problem, results
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def boss(db: None) -> User:
+    """Holds everything."""
+    return make.user(*Capability, email="boss@example.com")
+
+
+@pytest.fixture
+def people(db: None) -> Rest:
+    """Manages people, and nothing else."""
+    return Rest.of(make.user(Capability.PEOPLE_MANAGE, email="hr@example.com"))
+
+
+# --- Oneself --------------------------------------------------------------------------------------------------------
+
+
+def test_me(ann: User) -> None:
+    told = Rest.of(ann).get("/me").json()
+
+    assert (told["id"], told["email"], told["role"]["name"]) == (str(ann.pk), ann.email, "Member")
+    assert told["capabilities"] == ["hosts:read", "oauth:connect"]
+    assert problem(Rest.of().get("/me")) == (401, "not_authenticated")
+
+
+def test_everybody_reads_the_catalogue(ann: User) -> None:
+    rows = results(Rest.of(ann).get("/capabilities"))
+
+    assert len(rows) == len(Capability)
+    assert rows[1] == {
+        "constant": "MCP_CONNECTIONS_READ",
+        "slug": "api-keys:read",
+        "label": "View MCP connections",
+        "allows": "See the MCP Connections page and every connection with its details.",
+    }
+
+
+# --- Users ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_person_is_invited(boss: User, ann: User) -> None:
+    rest = Rest.of(boss)
+    body = {"email": "New@Example.com", "display_name": "New", "role_id": str(ann.role_id)}
+
+    made = rest.post("/users", body)
+
+    told = made.json()
+    assert (made.status_code, told["email"], told["role"]["name"], told["is_active"]) == (
+        201,
+        "new@example.com",
+        "Member",
+        True,
+    )
+    assert not User.objects.get(email="new@example.com").has_usable_password()
+    assert problem(rest.post("/users", body)) == (409, "already_exists")
+    assert set(errors(rest.post("/users", {**body, "is_superuser": True}))) == {"is_superuser"}
+
+
+def test_people_are_found(boss: User, ann: User, ben: User) -> None:
+    Team.objects.create(name="Support").users.add(ann)
+    ben.deactivate(by=boss)
+    rest = Rest.of(boss)
+
+    def found(**query: Any) -> list[str]:
+        return [person["email"] for person in results(rest.get("/users", **query))]
+
+    assert found() == [ann.email, ben.email, boss.email]
+    assert found(q="ANN") == found(team="Support") == found(role="Member", active="true") == [ann.email]
+    assert found(active="false") == [ben.email]
+
+
+def test_a_person_is_changed(boss: User, ann: User) -> None:
+    role = make.role(Capability.LOGS_READ)
+    rest = Rest.of(boss)
+
+    changed = rest.patch(f"/users/{ann.pk}", {"display_name": "Ann B.", "role_id": str(role.pk)}).json()
+
+    assert (changed["display_name"], changed["email"], changed["role"]["id"]) == ("Ann B.", ann.email, str(role.pk))
+    assert set(errors(rest.patch(f"/users/{ann.pk}", {"password": "x"}))) == {"password"}
+    assert {event.action for event in Event.objects.filter(via="api")} == {"user.updated", "user.role_changed"}
+
+
+def test_nobody_grants_what_they_do_not_hold(people: Rest, boss: User, ann: User) -> None:
+    assert problem(people.patch(f"/users/{ann.pk}", {"role_id": str(boss.role_id)})) == (403, "beyond_yours")
+    refused = people.post("/users", {"email": "x@example.com", "role_id": str(boss.role_id)})
+    assert problem(refused) == (403, "beyond_yours")
+    assert not User.objects.filter(email="x@example.com").exists()
+
+
+def test_nobody_takes_over_who_may_do_more(people: Rest, boss: User) -> None:
+    """Whoever changes an e-mail address can reset the password."""
+    assert problem(people.patch(f"/users/{boss.pk}", {"email": "mine@example.com"})) == (403, "beyond_yours")
+    assert people.patch(f"/users/{boss.pk}", {"display_name": "Boss"}).status_code == 200
+
+
+def test_people_are_shut_out_and_let_in(people: Rest, ann: User) -> None:
+    guest = Rest.of(ann)
+
+    assert people.post(f"/users/{ann.pk}/deactivate").json()["is_active"] is False
+    assert guest.get("/me").status_code == 401
+    assert people.post(f"/users/{ann.pk}/reactivate").json()["is_active"] is True
+    assert Rest.of(User.objects.get(pk=ann.pk)).get("/me").status_code == 200
+
+
+def test_signing_out_everywhere_ends_sessions(people: Rest, ann: User) -> None:
+    guest = Rest.of(ann)
+
+    assert people.post(f"/users/{ann.pk}/sign-out").status_code == 200
+    assert guest.get("/me").status_code == 401
+
+
+def test_the_last_manager_stays(boss: User) -> None:
+    rest = Rest.of(boss)
+
+    assert problem(rest.post(f"/users/{boss.pk}/deactivate")) == (409, "last_admin")
+    assert problem(rest.patch(f"/users/{boss.pk}", {"role_id": str(make.role().pk)})) == (409, "last_admin")
+    assert problem(rest.patch(f"/roles/{boss.role_id}", {"capabilities": []})) == (409, "last_admin")
+
+
+def test_cutting_a_person_off_ends_their_connections(boss: User, ann: User) -> None:
+    link = make.connection(make.agent(by=boss), make.gateway(), ann)
+
+    assert Rest.of(boss).post(f"/users/{ann.pk}/cut-off").json() == {"connections_revoked": 1}
+
+    assert Connection.objects.get(pk=link.pk).revoke_reason == "user_deactivated"
+    assert not User.objects.get(pk=ann.pk).is_active
+
+
+# --- Roles and teams ------------------------------------------------------------------------------------------------
+
+
+def test_a_role_is_made_changed_and_removed(boss: User) -> None:
+    rest = Rest.of(boss)
+
+    made = rest.post("/roles", {"name": "Auditor", "capabilities": ["logs:read", "audit:read"]})
+    path = f"/roles/{made.json()['id']}"
+
+    assert made.status_code == 201
+    assert (made.json()["capabilities"], made.json()["users_count"]) == (["logs:read", "audit:read"], 0)
+    assert rest.patch(path, {"name": "Reader"}).json()["capabilities"] == ["logs:read", "audit:read"]
+    assert rest.patch(path, {"capabilities": ["logs:read"]}).json()["name"] == "Reader"
+    assert problem(rest.post("/roles", {"name": "READER", "capabilities": []})) == (409, "already_exists")
+    assert set(errors(rest.post("/roles", {"name": "x", "capabilities": ["all"]}))) == {"capabilities"}
+    assert rest.delete(path).status_code == 204
+    assert rest.get(path).status_code == 404
+
+
+def test_roles_in_use_and_locked_ones_stay(boss: User) -> None:
+    Role.objects.make_built_in()
+    locked = Role.objects.get(locked=True)
+    rest = Rest.of(boss)
+
+    assert problem(rest.delete(f"/roles/{boss.role_id}")) == (409, "role_in_use")
+    assert problem(rest.patch(f"/roles/{locked.pk}", {"name": "x"})) == (409, "role_locked")
+
+
+def test_nobody_bundles_what_they_do_not_hold(people: Rest) -> None:
+    refused = people.post("/roles", {"name": "x", "capabilities": ["logs:read"]})
+
+    assert problem(refused) == (403, "beyond_yours")
+
+
+def test_a_team_is_made_changed_and_removed(people: Rest, ann: User, ben: User) -> None:
+    made = people.post("/teams", {"name": "Support", "user_ids": [str(ann.pk)]})
+    path = f"/teams/{made.json()['id']}"
+
+    assert made.status_code == 201
+    assert made.json()["users"] == [{"id": str(ann.pk), "email": ann.email}]
+    assert len(people.patch(path, {"user_ids": [str(ann.pk), str(ben.pk)]}).json()["users"]) == 2
+    assert people.patch(path, {"name": "Help"}).json()["name"] == "Help"
+    assert set(errors(people.post("/teams", {"name": "x", "user_ids": [str(ann.role_id)]}))) == {"user_ids"}
+    assert problem(people.post("/teams", {"name": "HELP"})) == (409, "already_exists")
+    assert people.delete(path).status_code == 204
+    assert results(people.get("/teams")) == []
+
+
+# --- Workspace ------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_read_and_changed(boss: User) -> None:
+    rest = Rest.of(boss)
+
+    assert rest.get("/workspace").json()["log_retention_days"] == 90
+    assert rest.patch("/workspace", {"log_retention_days": 30}).json()["log_retention_days"] == 30
+
+    assert WorkspaceSettings.load().log_retention_days == 30
+    assert Event.objects.get(action="workspace.updated").changes == {"log_retention_days": [90, 30]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"public_url": "https://evil.example.com"},
+        {"private_upstreams": ["0.0.0.0/0"]},
+        {"oauth_access_token_seconds": 7200},
+        {"log_retention_days": 0},
+        {"id": 2},
+    ],
+)
+def test_what_is_not_set_here_is_refused(boss: User, change: dict[str, Any]) -> None:
+    assert set(errors(Rest.of(boss).patch("/workspace", change))) == set(change)

@@ -1,0 +1,241 @@
+"""/api/logs and /api/admin-events (requirements 6.7)."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.keyset import Cursor, chunks
+from auditlog.models import Call, Event
+from tests import make
+from tests.calls import call, uid_at
+from tests.rest import Rest, errors, problem, results
+
+pytestmark = pytest.mark.django_db
+
+NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)
+
+
+def lines(answer: Any) -> list[str]:
+    return answer.getvalue().decode().splitlines()
+
+
+# --- Pages ----------------------------------------------------------------------------------------------------------
+
+
+def test_pages_follow_each_other_without_gap_or_repeat(viv: User) -> None:
+    made = [call(NOON - timedelta(seconds=number // 2)) for number in range(7)]  # Two at a time.
+    newest_first = [str(one.uid) for one in sorted(made, key=lambda one: (one.created_at, one.pk), reverse=True)]
+    rest = Rest.of(viv)
+
+    pages, link = [], "/logs?page_size=3"
+    while link:
+        answer = rest.get(link)
+        pages.append([row["id"] for row in results(answer)])
+        link = (answer.json()["next"] or "").removeprefix("http://localhost:8000/api")
+
+    assert pages == [newest_first[:3], newest_first[3:6], newest_first[6:]]
+
+
+def test_new_rows_shift_nothing_and_are_found_going_back(viv: User) -> None:
+    made = [call(NOON - timedelta(seconds=number)) for number in range(4)]
+    rest = Rest.of(viv)
+    first = rest.get("/logs", page_size=2).json()
+    newer = call(NOON + timedelta(seconds=1))
+
+    second = rest.get(first["next"].removeprefix("http://localhost:8000/api")).json()
+    back = rest.get(second["previous"].removeprefix("http://localhost:8000/api")).json()
+
+    assert [row["id"] for row in second["results"]] == [str(one.uid) for one in made[2:]]
+    assert (second["next"], first["previous"]) == (None, None)
+    assert [row["id"] for row in back["results"]] == [str(one.uid) for one in made[:2]]
+    assert [row["id"] for row in rest.get(back["previous"].partition("/api")[2]).json()["results"]] == [str(newer.uid)]
+
+
+@pytest.mark.parametrize("cursor", ["x", "o", "o1", "o1-", "o1-x", "q1-1", "o9999999999999999999999-1", "o²-1"])
+def test_a_cursor_not_made_here_is_refused(viv: User, cursor: str) -> None:
+    assert set(errors(Rest.of(viv).get("/logs", cursor=cursor))) == {"cursor"}
+
+
+def test_a_cursor_says_exactly_where() -> None:
+    place = Cursor("o", datetime(2031, 11, 20, 12, 0, 0, 1, tzinfo=UTC), 7)
+
+    assert Cursor.read(str(place)) == place
+
+
+def test_chunks_cover_everything_up_to_the_limit() -> None:
+    made = {call(NOON - timedelta(seconds=number // 3)).pk for number in range(8)}
+
+    assert [len(some) for some in chunks(Call.objects.all(), most=100, size=3)] == [3, 3, 2]
+    assert {one.pk for some in chunks(Call.objects.all(), most=100, size=3) for one in some} == made
+    assert [len(some) for some in chunks(Call.objects.all(), most=5, size=3)] == [3, 2]
+
+
+# --- Filters --------------------------------------------------------------------------------------------------------
+
+
+def test_every_filter_narrows(viv: User) -> None:
+    ids = {f"{name}_id": uuid4() for name in ("host", "gateway", "server", "connection", "user", "token")}
+    names = {"host_name": "CI bot", "gateway_name": "Work", "server_name": "GitHub", "user_email": "ana@example.com"}
+    wanted = call(
+        NOON,
+        **ids,
+        **names,
+        outcome="denied",
+        deny_reason="tool_disabled",
+        http_status=403,
+        feature_type="tool",
+        feature_name="github__search",
+        token_prefix="gwa_Ab3dE5gH",
+        client_ip="198.51.100.7",
+    )
+    call(NOON - timedelta(hours=2), method="tools/list", outcome="timeout")
+    rest = Rest.of(viv)
+
+    def found(query: dict[str, Any]) -> bool:
+        return [row["id"] for row in results(rest.get("/logs", **query))] == [str(wanted.uid)]
+
+    assert all(found({name.removesuffix("_id"): pk}) for name, pk in ids.items())
+    assert all(found({name.partition("_")[0]: value}) for name, value in names.items())
+    assert found({"from": "2031-11-20T11:00:00Z"})
+    assert found({"from": "2031-11-20T12:00:00Z", "to": "2031-11-20T12:00:00.001Z"})
+    assert found({"method": "tools/call"})
+    assert found({"outcome": "denied"})
+    assert found({"deny_reason": "tool_disabled"})
+    assert found({"http_status": 403})
+    assert found({"tool": "github__search"})
+    assert found({"token": "gwa_Ab3dE5gH"})
+    assert found({"ip": "198.51.100.7"})
+    assert found({"correlation_id": wanted.correlation_id})
+    assert found({"q": "SEARCH"})
+    assert found({"q": "ana@"})
+    assert len(results(rest.get("/logs", outcome=["denied", "timeout"]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"page": 2}, "page"),
+        ({"outcome": "fine"}, "outcome"),
+        ({"from": "yesterday"}, "from"),
+        ({"connection": "x"}, "connection"),
+        ({"ip": "300.1.1.1"}, "ip"),
+        ({"format": "csv"}, "format"),
+    ],
+)
+def test_unknown_parameters_and_values_are_refused(viv: User, query: dict[str, Any], field: str) -> None:
+    assert set(errors(Rest.of(viv).get("/logs", **query))) == {field}
+
+
+# --- One call -------------------------------------------------------------------------------------------------------
+
+
+def test_one_call_shows_what_it_carried(viv: User) -> None:
+    one = call(NOON, outcome="denied", deny_reason="ip", request_payload={"name": "search"})
+    rest = Rest.of(viv)
+
+    told = rest.get(f"/logs/{one.uid}").json()
+
+    assert (told["request_payload"], told["created_at"]) == ({"name": "search"}, "2031-11-20T12:00:00.000Z")
+    assert told["reason"] == "The address is not on the token's IP allow-list."
+    assert "request_payload" not in results(rest.get("/logs"))[0]
+
+
+@pytest.mark.parametrize("uid", [str(uuid4()), "ffffffff-ffff-ffff-ffff-ffffffffffff", str(uid_at(NOON))])
+def test_a_call_that_is_not_there_is_not_found(viv: User, uid: str) -> None:
+    assert problem(Rest.of(viv).get(f"/logs/{uid}")) == (404, "not_found")
+
+
+def test_the_log_has_no_write_verbs(viv: User) -> None:
+    one = call(NOON)
+    rest = Rest.of(viv)
+
+    for method in ("post", "put", "patch", "delete"):
+        assert problem(rest.send(method, "/logs")) == (405, "method_not_allowed")
+        assert problem(rest.send(method, f"/logs/{one.uid}")) == (405, "method_not_allowed")
+
+
+# --- Export ---------------------------------------------------------------------------------------------------------
+
+
+def test_csv_is_safe_for_spreadsheets(viv: User) -> None:
+    evil = ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\tx", 'quo"te, comma', "search"]
+    for number, name in enumerate(evil):
+        call(NOON - timedelta(seconds=number), feature_name=name, rpc_error_code=-32003)
+
+    answer = Rest.of(viv).get("/logs/export", format="csv")
+
+    rows = list(csv.DictReader(io.StringIO(answer.getvalue().decode())))
+    assert answer["Content-Type"] == "text/csv; charset=utf-8"
+    assert 'attachment; filename="logs-' in answer["Content-Disposition"]
+    assert [row["feature_name"] for row in rows] == [*(f"'{name}" for name in evil[:5]), *evil[5:]]
+    assert rows[0]["created_at"] == "2031-11-20T12:00:00.000Z"
+    assert rows[0]["rpc_error_code"] == "-32003"
+
+
+def test_json_lines_hold_what_a_page_holds(viv: User) -> None:
+    call(NOON, host_id=uuid4(), client_ip="::1", feature_name="größe")
+    call(NOON - timedelta(days=1))
+    rest = Rest.of(viv)
+
+    told = [json.loads(line) for line in lines(rest.get("/logs/export", format="jsonl"))]
+
+    assert told == results(rest.get("/logs"))
+
+
+def test_an_export_is_narrowed_and_recorded(viv: User) -> None:
+    call(NOON, outcome="timeout")
+    call(NOON)
+
+    answer = Rest.of(viv).get("/logs/export", format="jsonl", outcome="timeout")
+
+    assert len(lines(answer)) == 1
+    event = Event.objects.get(action="logs.exported")
+    assert (event.actor_email, event.via) == (viv.email, "api")
+    assert event.changes == {"format": [None, ["jsonl"]], "outcome": [None, ["timeout"]]}
+
+
+def test_an_empty_export_still_names_its_columns(viv: User) -> None:
+    assert lines(Rest.of(viv).get("/logs/export"))[0].startswith("id,created_at,")
+
+
+# --- Admin events ---------------------------------------------------------------------------------------------------
+
+
+def test_events_are_listed_and_narrowed(ana: User) -> None:
+    host = make.agent(by=ana, name="CI bot")
+    host.disable(by=ana)
+    rest = Rest.of(ana)
+
+    def found(**query: Any) -> list[str]:
+        return [event["action"] for event in results(rest.get("/admin-events", **query))]
+
+    assert found() == ["host.disabled", "host.created"]
+    assert found(action="host.disabled") == ["host.disabled"]
+    assert found(actor=ana.email, target_type="host") == found(actor=ana.pk) == found(target_id=host.pk)
+    assert found(via="system", q="ci bot", page_size=1) == ["host.disabled"]
+    assert found(via="web") == []
+    assert set(errors(rest.get("/admin-events", actions="x"))) == {"actions"}
+
+
+def test_an_event_tells_before_and_after(ana: User) -> None:
+    make.agent(by=ana).disable(by=ana)
+    rest = Rest.of(ana)
+
+    (event, _) = results(rest.get("/admin-events"))
+
+    assert event["changes"] == {"enabled": [True, False]}
+    assert rest.get(f"/admin-events/{event['id']}").json() == event
+    assert rest.get(f"/admin-events/{uuid4()}").status_code == 404
+
+
+def test_events_take_their_own_capability(viv: User) -> None:
+    Event.objects.record(Action.HOST_CREATED, viv, by=None)
+
+    assert Rest.of(viv).get("/admin-events").json()["capability"] == "audit:read"

@@ -1,0 +1,21 @@
+"""Rows of the call log for tests, written as the proxy writes them: a uid whose time finds the partition."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from auditlog.models import Call
+
+
+def uid_at(at: datetime) -> UUID:
+    """A UUIDv7 of this moment."""
+    milliseconds = int(at.timestamp() * 1000)
+    return UUID(int=(milliseconds << 80) | (7 << 76) | (2 << 62) | (uuid4().int & ((1 << 62) - 1)))
+
+
+def call(at: datetime | None = None, **fields: Any) -> Call:
+    """A successful tool call, now unless told otherwise."""
+    at = at or datetime.now(UTC)
+    Call.partitions.make_ahead(at.date())
+    fields = {"method": "tools/call", "outcome": "ok", "http_status": 200, "duration_ms": 1.5} | fields
+    return Call.objects.create(uid=uid_at(at), created_at=at, correlation_id=uuid4(), **fields)
