@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +85,11 @@ class Started:
 
 
 @contextmanager
-def serving(home: Path, *, workers: int = 1, port: int = 0, **settings: str) -> Iterator[Started]:
+def serving(
+    home: Path, settings: Mapping[str, str] | None = None, *, workers: int = 1, port: int = 0
+) -> Iterator[Started]:
     """A `serve` on the data directory `home`, ready; killed at the end if it still runs."""
-    started = start(home, workers=workers, port=port, **settings)
+    started = start(home, settings, workers=workers, port=port)
     try:
         started.wait()
         yield started
@@ -96,14 +98,14 @@ def serving(home: Path, *, workers: int = 1, port: int = 0, **settings: str) -> 
             started.kill()
 
 
-def start(home: Path, *, workers: int = 1, port: int = 0, **settings: str) -> Started:
+def start(home: Path, settings: Mapping[str, str] | None = None, *, workers: int = 1, port: int = 0) -> Started:
     port = port or free_port()
     log_file = home.with_name(f"{home.name}-{port}-{time.monotonic_ns()}.log")
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "manage.py", "serve", "--port", str(port), "--workers", str(workers)],
             cwd=ROOT,
-            env=environment(home, **settings),
+            env=environment(home, **(settings or {})),
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -29,7 +29,7 @@ def test_serves_from_another_postgresql(fresh: Path, database_url: str) -> None:
     given = {"GATEWAY_ADMIN_EMAIL": owner[0], "GATEWAY_ADMIN_PASSWORD": owner[1]}
     settings = {"DATABASE_URL": database_url, **KEYS}
 
-    with serving(fresh, workers=2, **settings, **given) as served:
+    with serving(fresh, settings | given, workers=2) as served:
         assert password_of(served.greeting()) is None
         assert owner[1] not in served.log()
         assert signs_in(served.url, *owner)
@@ -39,6 +39,6 @@ def test_serves_from_another_postgresql(fresh: Path, database_url: str) -> None:
 
     assert not (fresh / "postgres").exists()
     assert not (fresh / "keys").exists()
-    with serving(fresh, **settings) as again:
+    with serving(fresh, settings) as again:
         assert f"Sign in as {owner[0]}." in again.greeting()
         assert signs_in(again.url, *owner)

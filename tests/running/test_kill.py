@@ -23,7 +23,7 @@ def workers(served: Started) -> list[psutil.Process]:
 def runs(process: psutil.Process) -> bool:
     """Whether it does anything; a zombie only waits for somebody to read its exit code."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -51,7 +51,8 @@ def test_nothing_printed_is_an_access_log_with_a_query(home: Path) -> None:
 
 
 def test_two_first_starts_at_once_make_one_owner(fresh: Path) -> None:
-    one, other = start(fresh, GATEWAY_QUICKSTART="0"), start(fresh, GATEWAY_QUICKSTART="0")
+    settings = {"GATEWAY_QUICKSTART": "0"}
+    one, other = start(fresh, settings), start(fresh, settings)
     try:
         one.wait()
         other.wait()
