@@ -12,10 +12,14 @@ class Action(StrEnum):
     ASSIGNMENT_REMOVED = "assignment.removed"
     ASSIGNMENT_UPDATED = "assignment.updated"
 
+    ATTEMPT_REFUSED = "attempt.refused"
+
     CONNECTION_DISABLED = "connection.disabled"
     CONNECTION_ENABLED = "connection.enabled"
     CONNECTION_OPENED = "connection.opened"
     CONNECTION_REVOKED = "connection.revoked"
+
+    EVENTS_EXPORTED = "events.exported"
 
     GATEWAY_ARCHIVED = "gateway.archived"
     GATEWAY_CREATED = "gateway.created"
@@ -44,9 +48,14 @@ class Action(StrEnum):
 
     OAUTH_FAMILY_ENDED = "oauth.family_ended"
 
+    RECOVERY_CODES_REPLACED = "user.recovery_codes_replaced"
+
     ROLE_CREATED = "role.created"
     ROLE_REMOVED = "role.removed"
     ROLE_UPDATED = "role.updated"
+
+    SECOND_FACTOR_ADDED = "user.second_factor_added"
+    SECOND_FACTOR_REMOVED = "user.second_factor_removed"
 
     SERVER_ARCHIVED = "server.archived"
     SERVER_CREATED = "server.created"
@@ -72,8 +81,13 @@ class Action(StrEnum):
 
     USER_CREATED = "user.created"
     USER_DEACTIVATED = "user.deactivated"
+    USER_INVITATION_RENEWED = "user.invitation_renewed"
+    USER_PASSWORD_CHANGED = "user.password_changed"  # noqa: S105
+    USER_PASSWORD_RESET = "user.password_reset"  # noqa: S105
     USER_REACTIVATED = "user.reactivated"
+    USER_RESET_SENT = "user.password_reset_sent"
     USER_ROLE_CHANGED = "user.role_changed"
+    USER_SESSION_ENDED = "user.session_ended"
     USER_SIGNED_OUT_EVERYWHERE = "user.signed_out_everywhere"
     USER_UPDATED = "user.updated"
 

@@ -5,7 +5,12 @@ from uuid import uuid4
 
 from django.http import HttpRequest, HttpResponse
 
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event
 from auditlog.origin import Origin, Via, coming_from
+
+SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
 def note_origin(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
@@ -26,3 +31,17 @@ def _door(path: str) -> Via:
     if path.startswith("/api/"):
         return Via.API
     return Via.DJANGO_ADMIN if path.startswith("/admin/") else Via.WEB
+
+
+def note_refusals(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Record who tried to change something without the capability for it (J12.2); place it after note_origin."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        missing = getattr(response, "missing", None)
+        if missing is not None and request.method not in SAFE and isinstance(request.user, User):
+            changes = {"capability": missing.slug, "method": request.method, "path": request.path[:200]}
+            Event.objects.record(Action.ATTEMPT_REFUSED, request.user, by=request.user, changes=changes)
+        return response
+
+    return middleware

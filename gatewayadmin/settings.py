@@ -97,6 +97,7 @@ MIDDLEWARE = [
     "ui.middleware.htmx_redirects",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "gatewayadmin.middleware.note_origin",
+    "gatewayadmin.middleware.note_refusals",
     "allauth.account.middleware.AccountMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",

@@ -14,7 +14,10 @@ from ui.pages import wants_fragment
 @requires_csrf_token
 def permission_denied(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """403, naming the missing capability when the exception carries one."""
-    return _denied(request, {"capability": getattr(exception, "capability", None), "reason": str(exception or "")})
+    capability = getattr(exception, "capability", None)
+    response = _denied(request, {"capability": capability, "reason": str(exception or "")})
+    response.missing = capability  # type: ignore[attr-defined]  # Recorded by gatewayadmin.middleware.
+    return response
 
 
 @requires_csrf_token

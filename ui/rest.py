@@ -248,7 +248,9 @@ def _denied(denied: PermissionDenied) -> Response:
     """403, naming the missing capability when the exception carries one."""
     capability = getattr(denied, "capability", None)
     body = {"detail": str(denied) or "Forbidden.", "code": "capability_required" if capability else "forbidden"}
-    return Response(body | ({"capability": capability.slug} if capability else {}), status=HTTPStatus.FORBIDDEN)
+    response = Response(body | ({"capability": capability.slug} if capability else {}), status=HTTPStatus.FORBIDDEN)
+    response.missing = capability  # type: ignore[attr-defined]  # Recorded by gatewayadmin.middleware.
+    return response
 
 
 def _by_field(errors: Any) -> dict[str, Any]:
