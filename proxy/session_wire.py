@@ -73,10 +73,14 @@ class SessionWire:
             async with self._send("POST", session, _request(minted, method, params)) as reply:
                 if await _is_lost(reply, session):
                     raise Lost
-                return await answer_of(reply, session.target, minted, SESSION, hear_or_answer)
+                answer = await answer_of(reply, session.target, minted, SESSION, hear_or_answer)
         except asyncio.CancelledError:
             self._run(self._cancel(session, minted))
             raise
+        if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
+            self._forget(session)
+            raise WrongEra
+        return answer
 
     # Sessions
 

@@ -58,6 +58,7 @@ class Proxy:
     """The proxy that is running, and what it has written down."""
 
     upstream: Upstream
+    stop: Callable[[], None] = lambda: None
 
     def url(self, slug: str) -> str:
         return f"http://127.0.0.1:{self.upstream.port}/mcp/{slug}"
@@ -106,8 +107,9 @@ def served(**changes: Any) -> Iterator[Proxy]:
         await send({"type": "lifespan.shutdown.complete"})
 
     endpoint: Any = None
-    with running(app) as upstream:
-        yield Proxy(upstream)
+    with ExitStack() as stack:
+        upstream = stack.enter_context(running(app))
+        yield Proxy(upstream, stack.close)
 
 
 @pytest.fixture

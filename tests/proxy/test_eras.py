@@ -1,0 +1,302 @@
+"""Both wires on both sides, sessions that come and go, and identities that never meet (P30-P32, J5)."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from accounts.models import User
+from gateways.models import Gateway, IdentityScheme
+from servers.models import AuthType, Era, Server
+from tests import make, upstreams
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy, eventually, sql
+from tests.proxy.scripted import Request, Script, offering, tool
+from tests.proxy.test_endpoint import modern
+from tests.wire import App, Upstream, running
+
+
+@dataclass
+class Work:
+    proxy: Proxy
+    gateway: Gateway
+    user: User
+    agent: Agent
+    run: Run
+
+    def put(self, app: App, slug: str = "docs", **fields: Any) -> Upstream:
+        upstream = self.run(app)
+        make.assignment(self.gateway, make.server(slug=slug, url=upstream.url), **fields)
+        return upstream
+
+    def another_agent(self) -> Agent:
+        user = make.user()
+        return self.proxy.agent(make.connection(make.agent(by=user), self.gateway, user))
+
+
+@pytest.fixture
+def work(proxy: Proxy, run: Run) -> Work:
+    user = make.user(email="ana@example.com")
+    gateway = make.gateway(slug="work")
+    return Work(proxy, gateway, user, proxy.agent(make.connection(make.agent(by=user), gateway, user)), run)
+
+
+SHAPES: dict[str, App] = {
+    "dual": upstreams.docs(),
+    "json": upstreams.docs(json_response=True),
+    "stateless": upstreams.docs(stateless=True),
+    "session": upstreams.session_era(upstreams.docs()),
+    "old-json": upstreams.session_era(upstreams.docs(json_response=True, stateless=True)),
+    "modern": upstreams.modern_era(upstreams.docs()),
+}
+
+
+def test_p30_every_client_reaches_every_server(work: Work) -> None:
+    for slug, app in SHAPES.items():
+        work.put(app, slug)
+    expected = sorted(f"{slug}__{name}" for slug in SHAPES for name in ("echo", "add", "search", "slow", "fail", "big"))
+
+    def asked(method: str, params: dict[str, Any]) -> list[Any]:
+        body, headers = modern(method, params)
+        return [work.agent.ask(method, params).json()["result"], work.agent.post(body, **headers).json()["result"]]
+
+    for listed in asked("tools/list", {}):
+        assert sorted(each["name"] for each in listed["tools"]) == expected
+    for slug in SHAPES:
+        for result in asked("tools/call", {"name": f"{slug}__echo", "arguments": {"text": slug}}):
+            assert result["content"] == [{"type": "text", "text": slug}]
+        for result in asked("tools/call", {"name": f"{slug}__fail", "arguments": {}}):
+            assert result["isError"] is True
+
+    eventually(lambda: not Server.objects.filter(protocol_era=Era.UNKNOWN).exists())
+    eras = dict(Server.objects.values_list("slug", "protocol_era"))
+    assert eras == dict.fromkeys(SHAPES, Era.MODERN) | {"session": Era.SESSION, "old-json": Era.SESSION}
+
+
+def test_a_server_is_probed_once_and_the_verdict_kept(work: Work) -> None:
+    docs = work.put(offering("it"))
+
+    for agent in (work.agent, work.another_agent(), work.agent):
+        agent.call("docs__it")
+
+    assert [request.method for request in docs.seen].count("server/discover") == 1
+    assert len(docs.asked("initialize")) == 2
+
+
+@pytest.mark.parametrize("modern_then", [True, False])
+def test_a_server_that_changed_its_wire_is_found_out(work: Work, modern_then: bool) -> None:
+    first, second = (upstreams.modern_era(upstreams.docs()), upstreams.session_era(upstreams.docs()))
+    before, after = (first, second) if modern_then else (second, first)
+    with running(before) as docs:
+        make.assignment(work.gateway, make.server(slug="docs", url=docs.url))
+        assert work.agent.call("docs__echo", {"text": "before"}).json()["result"]
+    with running(after, port=docs.port):
+        assert work.agent.call("docs__echo", {"text": "after"}).json()["result"]
+
+    expected = Era.SESSION if modern_then else Era.MODERN
+    eventually(Server.objects.filter(protocol_era=expected).exists)
+
+
+def test_p31_a_lost_session_is_opened_anew_once(work: Work) -> None:
+    script = Script([[tool("it")]], sessions=True)
+
+    async def call(request: Request) -> None:
+        await request.answer({"content": [{"type": "text", "text": request.headers["mcp-session-id"]}]})
+
+    script.call = call
+    docs = work.put(script.app())
+
+    def session() -> str:
+        return str(work.agent.call("docs__it").json()["result"]["content"][0]["text"])
+
+    assert [session(), session()] == ["session-0", "session-0"]
+    script.opened.clear()
+    script.opened.append("an older one")
+    assert [session(), session()] == ["session-1", "session-1"]
+    assert [request.headers.get("mcp-protocol-version") for request in docs.asked("tools/call")] == ["2025-06-18"] * 5
+
+    # A server that never knows its sessions is asked no more than twice.
+    async def forget(request: Request) -> None:
+        await request.fail(-32001, "Session not found", status=404)
+
+    script.call = forget
+    before = len(docs.asked("tools/call"))
+    assert work.agent.call("docs__it").json()["error"]["data"]["reason"] == "bad_answer"
+    assert len(docs.asked("tools/call")) == before + 2
+
+
+@pytest.mark.parametrize("words", ["Bad Request: No valid session ID provided", "Missing session ID"])
+def test_p31_servers_that_say_400_to_an_unknown_session_are_understood(work: Work, words: str) -> None:
+    script = Script(sessions=True)
+    fails = 1
+
+    async def call(request: Request) -> None:
+        nonlocal fails
+        fails -= 1
+        if fails == 0:
+            await request.fail(-32000, words, status=400)
+        else:
+            await request.answer({"content": []})
+
+    script.call = call
+    work.put(script.app())
+
+    assert work.agent.call("docs__it").json()["result"] == {"content": []}
+    assert len(script.opened) == 2
+
+
+def test_p31_an_upstream_that_restarts_is_reached_again(work: Work) -> None:
+    with running(upstreams.session_era(upstreams.docs())) as docs:
+        make.assignment(work.gateway, make.server(slug="docs", url=docs.url))
+        assert work.agent.call("docs__echo", {"text": "1"}).json()["result"]
+    assert work.agent.call("docs__echo", {"text": "2"}).json()["error"]["data"]["reason"] == "unreachable"
+    with running(upstreams.session_era(upstreams.docs()), port=docs.port):
+        assert work.agent.call("docs__echo", {"text": "3"}).json()["result"]
+
+
+def test_p32_connections_never_share_an_upstream_session(work: Work) -> None:
+    async def call(request: Request) -> None:
+        await request.answer({"content": [{"type": "text", "text": request.headers["mcp-session-id"]}]})
+
+    script = Script([[tool("it")]], call, sessions=True)
+    work.put(script.app())
+    agents = [work.agent, work.another_agent(), work.another_agent()]
+
+    def session(agent: Agent) -> str:
+        return str(agent.call("docs__it").json()["result"]["content"][0]["text"])
+
+    with ThreadPoolExecutor(9) as pool:
+        seen = list(pool.map(session, agents * 6))
+
+    assert len(set(seen)) == 3
+    assert seen == seen[:3] * 6
+    assert len(script.opened) == 3
+
+
+def test_sessions_are_ended_when_the_gateway_stops(work: Work) -> None:
+    script = Script([[tool("it")]], sessions=True)
+    work.put(script.app())
+    work.agent.list()
+    assert (script.opened, script.ended) == (["session-0"], [])
+
+    work.proxy.stop()
+
+    assert script.ended == ["session-0"]
+
+
+# Identities
+
+
+@dataclass
+class Identities:
+    """`work` in front of github (per user) and crm (shared); ana and ben at it."""
+
+    proxy: Proxy
+    gateway: Gateway
+    github: Server
+    crm: Server
+    users: dict[str, User]
+    agents: dict[str, Agent]
+
+    def credential(self, name: str, tool: str) -> str:
+        answer = self.agents[name].call(tool).json()
+        if "error" in answer:
+            return str(answer["error"]["data"]["reason"])
+        return str(answer["result"]["content"][0]["text"])
+
+
+@pytest.fixture
+def identities(proxy: Proxy, run: Run) -> Identities:
+    github = make.server(slug="github", url=run(upstreams.github()).url, auth_type=AuthType.BEARER)
+    crm = make.server(slug="crm", url=run(upstreams.crm()).url, auth_type=AuthType.HEADER, header_name="X-Api-Key")
+    gateway = make.gateway(slug="work")
+    make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
+    shared = make.identity(crm, secret="the service account", label="service")
+    make.assignment(gateway, crm, identity_scheme=IdentityScheme.SHARED, shared_identity=shared)
+    users, agents = {}, {}
+    for name in ("ana", "ben"):
+        user = users[name] = make.user(email=f"{name}@example.com")
+        own = make.identity(github, user, secret=f"of {name}", label=f"{name}'s")
+        agents[name] = proxy.agent(make.connection(make.agent(by=user), gateway, user, [own]))
+    return Identities(proxy, gateway, github, crm, users, agents)
+
+
+def test_j5_each_call_carries_the_identity_of_its_own_user(identities: Identities) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        seen = list(pool.map(lambda name: (name, identities.credential(name, "github__whoami")), ["ana", "ben"] * 8))
+
+    assert set(seen) == {("ana", "Bearer of ana"), ("ben", "Bearer of ben")}
+    assert {identities.credential(name, "crm__which_key") for name in ("ana", "ben")} == {"the service account"}
+    rows = {(row.user_email, row.server_name, row.identity_label) for row in identities.proxy.calls()}
+    assert rows == {
+        ("ana@example.com", "github", "ana's"),
+        ("ben@example.com", "github", "ben's"),
+        ("ana@example.com", "crm", "service"),
+        ("ben@example.com", "crm", "service"),
+    }
+
+
+def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identities: Identities) -> None:
+    changes = {
+        "enabled = false": "identity_disabled",
+        "enabled = true, expires_at = now()": "identity_expired",
+        "expires_at = NULL, revoked_at = now(), secret_ciphertext = NULL": "identity_missing",
+    }
+    for change, reason in changes.items():
+        sql(f"UPDATE servers_identity SET {change} WHERE label = %s", "ana's")
+        assert identities.credential("ana", "github__whoami") == reason
+        assert (identities.proxy.last().outcome, identities.proxy.last().deny_reason) == ("denied", reason)
+        assert identities.credential("ben", "github__whoami") == "Bearer of ben"
+    sql("UPDATE servers_identity SET enabled = false WHERE label = 'service'")
+    assert {identities.credential(name, "crm__which_key") for name in ("ana", "ben")} == {"identity_disabled"}
+    assert identities.agents["ana"].tools() == []
+
+
+def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identities: Identities) -> None:
+    assert identities.credential("ana", "github__whoami") == "Bearer of ana"
+    own = identities.users["ana"].identities.get()
+
+    own.replace("newer", by=identities.users["ana"])
+
+    assert identities.credential("ana", "github__whoami") == "Bearer newer"
+    assert identities.credential("ben", "github__whoami") == "Bearer of ben"
+
+
+def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: Identities) -> None:
+    """Wrong rows cannot be made; and if they could, the statement would not read them."""
+    ben = identities.users["ben"].identities.get()
+    sql("ALTER TABLE connections_connectionidentity DISABLE TRIGGER USER")
+    sql("ALTER TABLE gateways_assignment DISABLE TRIGGER USER")
+    try:
+        sql(
+            "UPDATE connections_connectionidentity SET identity_id = %s WHERE connection_id IN"
+            " (SELECT id FROM connections_connection WHERE user_id = %s)",
+            ben.pk,
+            identities.users["ana"].pk,
+        )
+        assert identities.credential("ana", "github__whoami") == "identity_missing"
+        sql("UPDATE gateways_assignment SET shared_identity_id = %s WHERE alias = 'crm'", ben.pk)
+        assert identities.credential("ana", "crm__which_key") == "identity_missing"
+        sql("UPDATE gateways_assignment SET identity_scheme = 'nonsense', shared_identity_id = NULL")
+        assert identities.credential("ana", "github__whoami") == "identity_missing"
+    finally:
+        sql("ALTER TABLE connections_connectionidentity ENABLE TRIGGER USER")
+        sql("ALTER TABLE gateways_assignment ENABLE TRIGGER USER")
+
+
+def test_a_secret_no_key_opens_is_told_from_one_that_is_missing(identities: Identities) -> None:
+    sql("UPDATE servers_identity SET secret_ciphertext = 'garbage' WHERE label = %s", "ana's")
+
+    error = identities.agents["ana"].call("github__whoami").json()["error"]
+
+    assert error["message"] == 'The identity stored for server "github" can no longer be read.'
+    assert settings.ENCRYPTION_KEYS[0].decode() not in str(error)
+
+
+def test_a_server_that_needs_no_credential_gets_none(work: Work) -> None:
+    docs = work.put(offering("it"), identity_scheme=IdentityScheme.PER_USER)
+
+    assert work.agent.call("docs__it").json()["result"]
+    assert all("authorization" not in request.headers for request in docs.seen)
