@@ -8,6 +8,8 @@ another PostgreSQL in its place, where databases may be made and dropped.
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -22,11 +24,15 @@ from psycopg import sql
 
 from gatewayadmin.embedded.cluster import OWNER, Cluster
 from gatewayadmin.embedded.cluster import cluster as cluster_of
+from tests import reaper
 
-HOME = "TEST_RUN_FOLDER"
+HOME = reaper.MARK
 ADDRESS = "TEST_RUN_DATABASE"
 
+ROOT = Path(__file__).resolve().parent.parent
+
 _own: list[Cluster] = []
+_watchers: list[subprocess.Popen[bytes]] = []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,6 +47,8 @@ def pytest_unconfigure() -> None:
         cluster.leave()
         shutil.rmtree(os.environ[HOME], ignore_errors=True)
     _own.clear()
+    while _watchers:
+        _watchers.pop().communicate(timeout=20)
 
 
 def begin() -> None:
@@ -49,10 +57,17 @@ def begin() -> None:
         del os.environ[name]
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-test-"))
     os.environ[HOME] = os.environ["GATEWAY_DATA_DIR"] = str(home)
+    watch(home)
     given = os.environ.get("TEST_DATABASE_URL")
     os.environ[ADDRESS] = given or start(home)
     if given:
         os.environ.update({"DATABASE_URL": given, **keys()})
+
+
+def watch(home: Path) -> None:
+    """Have somebody tidy up should this run be killed: the pipe to them closes with this process."""
+    command = [sys.executable, "-m", reaper.__name__, str(home)]
+    _watchers.append(subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True))
 
 
 def start(home: Path) -> str:

@@ -1,0 +1,44 @@
+"""Ends what a killed test run leaves behind: `python -m tests.reaper FOLDER`, with the run at its standard input.
+
+A run that ends in peace has tidied up itself; the end of its pipe then finds nothing to do.
+"""
+
+import contextlib
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+
+MARK = "TEST_RUN_FOLDER"
+
+
+def main(home: Path) -> None:
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sig, signal.SIG_IGN)  # What ends the run must not end us first.
+    sys.stdin.buffer.read()
+    psutil.wait_procs(ended(home), timeout=10)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def ended(home: Path) -> list[psutil.Process]:
+    """The processes of this run, which have been told to end."""
+    found = [process for process in psutil.process_iter() if belongs(process, home)]
+    with contextlib.suppress(OSError, psutil.NoSuchProcess):
+        postmaster = (home / "postgres" / "postmaster.pid").read_text().splitlines()[0]
+        found.append(psutil.Process(int(postmaster)))
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGQUIT if process.name().startswith("postgres") else signal.SIGTERM)
+    return found
+
+
+def belongs(process: psutil.Process, home: Path) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.pid != psutil.Process().pid and process.environ().get(MARK) == str(home))
+    return False
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
