@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.test import Client
 
 from accounts.models import Role, User, permissions_of
@@ -14,6 +15,8 @@ from tests import upstreams, workspace
 from tests.upstreams import App, Upstream
 
 pytest_plugins = ["tests.browser.fixtures", "tests.clients.fixtures"]
+
+settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2"]
 
 type SignIn = Callable[[User], Client]
 type Run = Callable[[App], Upstream]
