@@ -26,7 +26,7 @@ from gateways.views import find as find_gateway
 from ui.pages import AppRequest, answer, page_of, show, wants_fragment
 
 NEW_FOR = timedelta(days=7)
-SHOWN = 40
+SHOWN = 32  # Tools a page; more would make it too heavy.
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from gateways.models import Gateway, GatewayQuerySet
 from servers.slugs import suggest
 from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
 
+ROWS = 40  # Each carries a URL to copy; fifty of them would make the page too heavy.
 WITHIN_REACH = "lists only gateways within one's reach"
 
 
@@ -58,7 +59,7 @@ def listing(request: AppRequest) -> HttpResponse:
     chosen = GatewayFilter(request.GET)
     rows = chosen.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
     context = {
-        "page": page_of(request, counted(rows, request.user)),
+        "page": page_of(request, counted(rows, request.user), ROWS),
         "chosen": chosen.cleaned_data,
         "narrowed": any(chosen.cleaned_data.values()),
     }

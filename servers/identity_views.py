@@ -49,8 +49,6 @@ class Row:
     @property
     def may_replace(self) -> bool:
         """Whether the viewer may put another secret in its place: nobody does that to another person."""
-        if self.identity.revoked_at:
-            return False
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
 
     @property
@@ -126,6 +124,8 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     if not Row(identity, request.user).may_replace:
         raise CapabilityRequired(Capability.SERVERS_MANAGE)
+    if identity.revoked_at:
+        return leave(request, tab_url(identity.server), "This identity has been revoked. Add a new one.")
     form = SecretForm(request.POST or None, server=identity.server)
     back = tab_url(identity.server)
     context = {

@@ -241,10 +241,10 @@ class Tool(Switchable):
         """What a row remembers of a definition, which may hold anything anywhere."""
         annotations, schema = (definition.get(key) for key in ("annotations", "inputSchema"))
         annotations = annotations if isinstance(annotations, dict) else {}
-        title = definition.get("title") or annotations.get("title")
+        titles = (definition.get("title"), annotations.get("title"))
         description = definition.get("description")
         return {
-            "title": storable(title)[:200] if isinstance(title, str) else "",
+            "title": next((storable(title)[:200] for title in titles if isinstance(title, str)), ""),
             "description": storable(description) if isinstance(description, str) else "",
             "input_schema": storable(schema) if isinstance(schema, dict) else {},
             "annotations": storable(annotations),

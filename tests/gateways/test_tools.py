@@ -1,0 +1,333 @@
+"""What servers offer behind a gateway: learning it, the Tools tab, policies and switches."""
+
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from accounts.models import User
+from auditlog.models import Event
+from gateways.models import Assignment, Gateway, IdentityScheme, Tool, ToolPolicy
+from gateways.refresh import refresh
+from servers.models import AuthType, Health
+from servers.naming import fingerprint
+from tests import make, upstreams
+from tests.conftest import Run, SignIn
+from tests.workspace import free_port
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture(autouse=True)
+def loopback_is_allowed(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.fixture
+def work() -> Gateway:
+    return make.gateway(name="Work", slug="work")
+
+
+@pytest.fixture
+def docs(work: Gateway) -> Assignment:
+    return make.assignment(work, make.server(name="Docs", slug="docs"))
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+# --- Learning -----------------------------------------------------------------------------------------------------
+
+
+def test_a_tool_is_learnt_with_all_its_server_says(docs: Assignment) -> None:
+    definition = {
+        "name": "search",
+        "title": "Search",
+        "description": "Find pages.",
+        "inputSchema": {"type": "object", "properties": {"q": {"type": "string"}}},
+        "annotations": {"readOnlyHint": True},
+    }
+
+    Tool.objects.learn(docs, [definition])
+
+    tool = docs.tools.get()
+    assert (tool.exposed_name, tool.title, tool.description) == ("docs__search", "Search", "Find pages.")
+    assert tool.input_schema == definition["inputSchema"]
+    assert tool.annotations == {"readOnlyHint": True}
+    assert tool.definition_hash == fingerprint(definition)
+    assert tool.enabled
+    assert tool.changed_at is None
+
+
+def test_learning_again_changes_nothing_but_when_it_was_last_seen(docs: Assignment) -> None:
+    Tool.objects.learn(docs, [{"name": "search"}])
+    before = docs.tools.get()
+
+    Tool.objects.learn(docs, [{"name": "search"}])
+
+    after = docs.tools.get()
+    assert after.pk == before.pk
+    assert after.last_seen_at > before.last_seen_at
+    assert (after.first_seen_at, after.changed_at) == (before.first_seen_at, None)
+
+
+def test_a_changed_definition_is_marked_and_keeps_its_switch(docs: Assignment, ana: User) -> None:
+    Tool.objects.learn(docs, [{"name": "search", "description": "Find."}])
+    docs.tools.get().disable(by=ana)
+
+    Tool.objects.learn(docs, [{"name": "search", "description": "Find, and delete."}])
+
+    tool = docs.tools.get()
+    assert tool.changed_at == tool.last_seen_at
+    assert tool.description == "Find, and delete."
+    assert not tool.enabled
+
+
+def test_a_missing_tool_is_marked_until_it_returns(docs: Assignment) -> None:
+    Tool.objects.learn(docs, [{"name": "search"}, {"name": "add"}])
+
+    Tool.objects.learn(docs, [{"name": "add"}])
+    since = docs.tools.get(name="search").missing_since
+    Tool.objects.learn(docs, [{"name": "add"}])
+    assert docs.tools.get(name="search").missing_since == since is not None
+
+    Tool.objects.learn(docs, [{"name": "add"}, {"name": "search"}])
+    assert docs.tools.get(name="search").missing_since is None
+
+
+@pytest.mark.parametrize(("policy", "enabled"), [("allow_all", True), ("selected", False), ("block_all", True)])
+def test_a_new_tool_starts_off_where_tools_are_selected(
+    policy: str, enabled: bool, docs: Assignment, ana: User
+) -> None:
+    docs.edit(tool_policy=policy, by=ana)
+
+    Tool.objects.learn(docs, [{"name": "search"}])
+
+    assert docs.tools.get().enabled == enabled
+
+
+@pytest.mark.parametrize("name", [None, 7, "", "x" * 201, "nul\0", "lone\ud800"])
+def test_a_tool_without_a_usable_name_is_left_out(name: object, docs: Assignment) -> None:
+    Tool.objects.learn(docs, [{"name": name}, {"title": "no name"}, {"name": "fine"}])
+
+    assert [tool.name for tool in docs.tools.all()] == ["fine"]
+
+
+def test_whatever_a_definition_holds_can_be_stored(docs: Assignment) -> None:
+    wild = {
+        "name": "x" * 150,
+        "title": ["not text"],
+        "description": "nul\0 and lone \ud800",
+        "inputSchema": "not an object",
+        "annotations": {"title": "From the annotations", "deep": ["\0"]},
+    }
+
+    Tool.objects.learn(docs, [wild])
+
+    tool = docs.tools.get()
+    assert (tool.title, tool.input_schema) == ("From the annotations", {})
+    assert tool.description == "nul\ufffd and lone \ufffd"
+    assert len(tool.exposed_name) == 64
+
+
+# --- Refresh tools ------------------------------------------------------------------------------------------------
+
+
+def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(run: Run, work: Gateway, ana: User) -> None:
+    crm = make.server(
+        url=run(upstreams.crm()).url, auth_type=AuthType.HEADER, header_name="X-Api-Key", slug="crm", name="CRM"
+    )
+    shared = make.identity(crm, secret="crm-key")
+    make.assignment(work, crm, identity_scheme=IdentityScheme.SHARED, shared_identity=shared)
+    dead = make.assignment(work, make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp"))
+    Tool.objects.learn(dead, [{"name": "kept"}])
+    off = run(upstreams.docs())
+    make.assignment(work, make.server(url=off.url, enabled=False))
+
+    refreshed = refresh(work, by=ana)
+
+    assert {tool.exposed_name for tool in Tool.objects.offered()} == {
+        "crm__which_key",
+        "crm__find_customer",
+        f"{dead.alias}__kept",
+    }
+    failures = [one.failure for one in refreshed if one.failure]
+    assert failures == ["Dead refused the connection. Its tools are listed as they were last seen."]
+    dead.server.refresh_from_db()
+    assert dead.server.health == Health.DOWN
+    assert off.seen == []
+
+
+def test_a_refresh_never_borrows_another_person_s_identity(run: Run, work: Gateway, ana: User, ben: User) -> None:
+    upstream = run(upstreams.github())
+    server = make.server(url=upstream.url, auth_type=AuthType.BEARER, name="GitHub")
+    make.assignment(work, server, identity_scheme=IdentityScheme.PER_USER)
+    make.identity(server, ben, secret="ben-secret")
+
+    (refreshed,) = refresh(work, by=ana)
+
+    assert refreshed.failure.startswith("GitHub answered 401: it wants a credential.")
+    assert not any("authorization" in seen.headers for seen in upstream.seen)
+
+
+def test_a_disabled_shared_identity_is_not_used(run: Run, work: Gateway, ana: User) -> None:
+    upstream = run(upstreams.github())
+    server = make.server(url=upstream.url, auth_type=AuthType.BEARER)
+    shared = make.identity(server)
+    make.assignment(work, server, identity_scheme=IdentityScheme.SHARED, shared_identity=shared)
+    shared.disable(by=ana)
+
+    refresh(work, by=ana)
+
+    assert not any("authorization" in seen.headers for seen in upstream.seen)
+
+
+def test_the_button_shows_the_new_list_and_what_failed(run: Run, work: Gateway, ana: User, sign_in: SignIn) -> None:
+    make.assignment(work, make.server(url=run(upstreams.docs()).url, slug="docs", name="Docs"))
+    make.assignment(work, make.server(url=f"http://127.0.0.1:{free_port()}/mcp", name="Dead"))
+    client = sign_in(ana)
+
+    fragment = client.post("/gateways/work/tools/refresh/", headers=HTMX)
+    page = client.post("/gateways/work/tools/refresh/", follow=True)
+
+    assert "docs__echo" in text(fragment)
+    assert "Dead refused the connection." in text(fragment)
+    assert 'id="tool-count" hx-swap-oob="true">6<' in text(fragment)
+    assert "6 tools known. Dead refused the connection." in text(page)
+
+
+# --- The tab ------------------------------------------------------------------------------------------------------
+
+
+def test_the_tab_groups_tools_by_server_with_what_they_claim_to_do(
+    docs: Assignment, work: Gateway, ana: User, sign_in: SignIn
+) -> None:
+    definitions = [
+        {"name": "read", "annotations": {"readOnlyHint": True}},
+        {"name": "wipe", "annotations": {"destructiveHint": True}},
+        {"name": "write", "annotations": {"readOnlyHint": False}},
+        {"name": "odd", "annotations": {"readOnlyHint": "yes"}},
+    ]
+    Tool.objects.learn(docs, definitions)
+    docs.tools.get(name="wipe").disable(by=ana)
+
+    page = text(sign_in(ana).get("/gateways/work/tools/"))
+
+    assert "3 of 4" in page
+    for name, effect in (("read", "Read only"), ("wipe", "Destructive"), ("write", "Writes")):
+        row = page.split(f'id="tool-{docs.tools.get(name=name).pk}"')[1].split("</tr>", maxsplit=1)[0]
+        assert f"docs__{name}" in row
+        assert effect in row
+
+
+def test_changed_missing_and_new_tools_are_marked(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    Assignment.objects.update(created_at="2026-01-01T00:00Z")
+    Tool.objects.learn(docs, [{"name": "one"}, {"name": "two"}])
+    Tool.objects.learn(docs, [{"name": "one", "description": "Other than before"}])
+
+    page = text(sign_in(ana).get("/gateways/work/tools/"))
+
+    assert ">missing<" in page
+    assert ">New<" in page
+    assert "changed <time" in page
+
+
+def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    assert "This gateway exposes nothing yet" in text(client.get("/gateways/work/tools/"))
+
+    make.assignment(work, make.server())
+    assert "No tools known. Refresh tools." in text(client.get("/gateways/work/tools/"))
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("?q=ech", {"docs__echo"}),
+        ("?q=sums", {"docs__add"}),
+        ("?enabled=off", {"docs__add"}),
+        ("?enabled=on", {"docs__echo", "wiki__find"}),
+        ("?server={docs}", {"docs__echo", "docs__add"}),
+        ("?server=nonsense", {"docs__echo", "docs__add", "wiki__find"}),
+        ("?q=nothing", set()),
+    ],
+)
+def test_the_tab_is_narrowed_by_the_query_string(
+    query: str, names: set[str], docs: Assignment, work: Gateway, ana: User, sign_in: SignIn
+) -> None:
+    Tool.objects.learn(docs, [{"name": "echo"}, {"name": "add", "description": "Sums up."}])
+    docs.tools.get(name="add").disable(by=ana)
+    Tool.objects.learn(make.assignment(work, make.server(slug="wiki")), [{"name": "find"}])
+
+    response = sign_in(ana).get(f"/gateways/work/tools/{query.format(docs=docs.pk)}")
+
+    assert {row.tool.exposed_name for group in response.context["groups"] for row in group.rows} == names
+
+
+def test_the_tab_costs_the_same_for_one_row_and_for_many(
+    work: Gateway, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(4):
+        Tool.objects.learn(make.assignment(work, make.server()), [{"name": f"tool_{n}"} for n in range(5)])
+    client = sign_in(ana)
+
+    with django_assert_num_queries(7):  # session, user, permissions, gateway, assignments, count, rows
+        client.get("/gateways/work/tools/")
+
+
+def test_a_full_tab_stays_light(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    definitions = [
+        {"name": f"a_tool_with_a_long_name_{n}", "description": "Does what it says. " * 20} for n in range(100)
+    ]
+    Tool.objects.learn(docs, definitions)
+
+    assert len(sign_in(ana).get("/gateways/work/tools/").content) < 60 * 1024
+
+
+# --- Policy and switches ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ToolPolicy.values)
+def test_a_policy_is_chosen_per_server(policy: str, docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    Tool.objects.learn(docs, [{"name": "echo"}])
+
+    fragment = text(sign_in(ana).post(f"/assignments/{docs.pk}/policy/", {"policy": policy}, headers=HTMX))
+
+    docs.refresh_from_db()
+    assert docs.tool_policy == policy
+    assert f'value="{policy}" aria-pressed="true"' in fragment
+    assert ("blocked by the policy" in fragment) == (policy == "block_all")
+
+
+def test_an_unknown_policy_is_refused(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).post(f"/assignments/{docs.pk}/policy/", {"policy": "magic"}).status_code == 400
+    docs.refresh_from_db()
+    assert docs.tool_policy == "allow_all"
+
+
+def test_a_tool_is_switched_at_once_and_recorded(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    Tool.objects.learn(docs, [{"name": "echo"}])
+    tool = docs.tools.get()
+    client = sign_in(ana)
+
+    row = text(client.post(f"/tools/{tool.pk}/disable/", headers=HTMX))
+    tool.refresh_from_db()
+    assert not tool.enabled
+    assert row.lstrip().startswith(f'<tr id="tool-{tool.pk}" data-state="disabled" class="changed">')
+
+    assert client.post(f"/tools/{tool.pk}/enable/")["Location"] == "/gateways/work/tools/"
+    assert [event.action for event in Event.objects.filter(target_type="tool").order_by("id")] == [
+        "tool.disabled",
+        "tool.enabled",
+    ]
+
+
+def test_nothing_is_switched_by_looking(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    Tool.objects.learn(docs, [{"name": "echo"}])
+
+    assert sign_in(ana).get(f"/tools/{docs.tools.get().pk}/disable/").status_code == 405

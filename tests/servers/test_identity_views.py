@@ -1,0 +1,227 @@
+"""The Identities tab of a server: shared ones are added, none is ever shown, all can be ended."""
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from gateways.models import IdentityScheme
+from servers.models import AuthType, Identity, Server
+from servers.vault import cipher
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true"}
+SECRET = "sk-0123456789abcdef9f3a"
+
+
+@pytest.fixture
+def github() -> Server:
+    return make.server(slug="github", name="GitHub", auth_type=AuthType.BEARER)
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+# --- Who may do what ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["disable", "enable", "revoke", "replace"])
+@pytest.mark.parametrize(
+    ("whose", "capability"),
+    [("shared", Capability.SERVERS_MANAGE), ("another's", Capability.IDENTITIES_MANAGE)],
+)
+def test_acts_on_an_identity_need_the_capability_for_its_kind(
+    verb: str, whose: str, capability: Capability, github: Server, ben: User, sign_in: SignIn
+) -> None:
+    identity = make.identity(github, ben if whose == "another's" else None)
+    path = f"/identities/{identity.pk}/{verb}/"
+
+    assert Client().post(path).status_code == 302
+    assert sign_in(make.user(*(set(Capability) - {capability}))).post(path).status_code == 403
+    holder = sign_in(make.user(capability)).post(path)
+    # Nobody puts a secret in another person's place.
+    assert holder.status_code == (
+        403 if verb == "replace" and whose == "another's" else 302 if verb != "replace" else 422
+    )
+
+
+@pytest.mark.parametrize("verb", ["disable", "enable", "revoke"])
+def test_one_s_own_identity_is_one_s_own_to_end(verb: str, github: Server, ben: User, sign_in: SignIn) -> None:
+    identity = make.identity(github, ben)
+
+    assert sign_in(ben).post(f"/identities/{identity.pk}/{verb}/").status_code == 302
+
+
+def test_one_sees_one_s_own_shared_ones_and_others_by_capability(
+    github: Server, ana: User, ben: User, sign_in: SignIn
+) -> None:
+    viewer = make.user(Capability.SERVERS_TOGGLE)
+    make.identity(github, viewer, label="mine")
+    make.identity(github, label="service")
+    make.identity(github, ben, label="ben's own")
+
+    def labels(user: User) -> set[str]:
+        response = sign_in(user).get("/servers/github/identities/")
+        return {row.identity.label for row in response.context["rows"]}
+
+    assert labels(viewer) == {"mine"}
+    assert labels(make.user(Capability.SERVERS_MANAGE)) == {"service"}
+    assert labels(ana) == {"mine", "service", "ben's own"}
+
+
+# --- The list -----------------------------------------------------------------------------------------------------
+
+
+def test_the_list_shows_a_hint_and_never_a_secret(github: Server, ana: User, ben: User, sign_in: SignIn) -> None:
+    identity = make.identity(github, ben, label="ben's token", secret=SECRET)
+    make.identity(github, label="short", secret="tiny-secret")
+
+    page = text(sign_in(ana).get("/servers/github/identities/"))
+
+    for words in ("ben&#x27;s token", "ben@example.com", "Shared", "Bearer token", "...9f3a", "Never", "active"):
+        assert words in page
+    assert SECRET not in page
+    assert "tiny-secret" not in page
+    assert "cret</code>" not in page  # a short secret has no hint
+    assert bytes(identity.secret_ciphertext or b"").decode() not in page
+
+
+def test_a_server_without_authentication_takes_no_identity(ana: User, sign_in: SignIn) -> None:
+    make.server(slug="docs")
+    client = sign_in(ana)
+
+    page = text(client.get("/servers/docs/identities/"))
+    response = client.post("/servers/docs/identities/add/", {"label": "x", "secret": SECRET})
+
+    assert "This server needs no credential." in page
+    assert "Add a shared identity" not in page
+    assert response.status_code == 422
+    assert not Identity.objects.exists()
+
+
+def test_the_tab_costs_the_same_for_one_row_and_for_many(
+    github: Server, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(12):
+        make.identity(github, make.user())
+    client = sign_in(ana)
+
+    with django_assert_num_queries(6):  # session, user, permissions, server, count, rows
+        client.get("/servers/github/identities/")
+
+
+def test_a_full_tab_stays_light(github: Server, ana: User, sign_in: SignIn) -> None:
+    for number in range(30):
+        make.identity(github, label=f"service account number {number}", secret=SECRET)
+
+    assert len(sign_in(ana).get("/servers/github/identities/").content) < 60 * 1024
+
+
+# --- Adding and replacing -----------------------------------------------------------------------------------------
+
+
+def test_a_shared_identity_is_stored_encrypted_and_recorded_without_its_secret(
+    github: Server, ana: User, sign_in: SignIn
+) -> None:
+    response = sign_in(ana).post("/servers/github/identities/add/", {"label": "service", "secret": SECRET})
+
+    assert response["Location"] == "/servers/github/identities/"
+    identity = Identity.objects.get()
+    assert (identity.label, identity.owner, identity.secret_hint) == ("service", None, "9f3a")
+    assert cipher().open(bytes(identity.secret_ciphertext or b"")) == SECRET
+    assert SECRET not in str(list(Event.objects.values_list("changes", flat=True)))
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "words"),
+    [
+        ({"label": ""}, "label", "This field is required."),
+        ({"label": "taken"}, "label", "A shared identity with this label already exists."),
+        ({"label": "x" * 81}, "label", "at most 80 characters"),
+        ({"secret": ""}, "secret", "This field is required."),
+        ({"secret": "two\nlines"}, "secret", "one line of plain characters"),
+        ({"secret": "smörgås"}, "secret", "one line of plain characters"),
+        ({"secret": "Bearer abc"}, "secret", "Leave out the word Bearer"),
+        ({"secret": "x" * 4001}, "secret", "at most 4000 characters"),
+    ],
+)
+def test_every_bad_input_is_explained_and_no_secret_comes_back(
+    values: dict[str, str], field: str, words: str, github: Server, ana: User, sign_in: SignIn
+) -> None:
+    make.identity(github, label="taken")
+
+    response = sign_in(ana).post("/servers/github/identities/add/", {"label": "service", "secret": SECRET} | values)
+
+    assert response.status_code == 422
+    page = text(response)
+    assert words in page.split(f'id="id_{field}_error"')[1].split("</span>")[0]
+    assert (values.get("secret") or SECRET) not in page
+    assert Identity.objects.count() == 1
+
+
+def test_a_revoked_label_may_be_used_again(github: Server, ana: User, sign_in: SignIn) -> None:
+    make.identity(github, label="service").revoke(by=ana)
+
+    sign_in(ana).post("/servers/github/identities/add/", {"label": "service", "secret": SECRET})
+
+    assert Identity.objects.live().count() == 1
+
+
+def test_a_secret_is_replaced_in_place(github: Server, ana: User, sign_in: SignIn) -> None:
+    identity = make.identity(github, ana, secret="old-secret")
+
+    form = text(sign_in(ana).get(f"/identities/{identity.pk}/replace/"))
+    sign_in(ana).post(f"/identities/{identity.pk}/replace/", {"secret": SECRET})
+
+    assert "old-secret" not in form
+    identity.refresh_from_db()
+    assert cipher().open(bytes(identity.secret_ciphertext or b"")) == SECRET
+    assert identity.generation == 2
+
+
+# --- Switch and end -----------------------------------------------------------------------------------------------
+
+
+def test_a_switch_answers_with_its_row(github: Server, ana: User, sign_in: SignIn) -> None:
+    identity = make.identity(github)
+
+    dialog = text(sign_in(ana).get(f"/identities/{identity.pk}/disable/", headers=HTMX))
+    row = text(sign_in(ana).post(f"/identities/{identity.pk}/disable/", headers=HTMX))
+
+    assert "Disable this identity? Calls to GitHub" in dialog
+    assert row.lstrip().startswith(f'<tr id="identity-{identity.pk}" data-state="disabled" class="changed">')
+
+
+def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, ana: User, sign_in: SignIn) -> None:
+    identity = make.identity(github, label="service")
+    make.assignment(make.gateway(), github, identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
+
+    dialog = text(sign_in(ana).get(f"/identities/{identity.pk}/revoke/", headers=HTMX))
+    row = text(sign_in(ana).post(f"/identities/{identity.pk}/revoke/", headers=HTMX))
+    again = sign_in(ana).post(f"/identities/{identity.pk}/revoke/", headers=HTMX)
+
+    assert "1 gateway uses it. Cannot be undone." in dialog
+    assert "revoked" in row
+    assert 'role="switch"' not in row
+    assert "had been revoked before" in again["HX-Trigger"]
+    identity.refresh_from_db()
+    assert identity.secret_ciphertext is None
+
+
+def test_a_revoked_identity_takes_no_other_secret(github: Server, ana: User, sign_in: SignIn) -> None:
+    identity = make.identity(github, ana)
+    identity.revoke(by=ana)
+
+    page = text(sign_in(ana).post(f"/identities/{identity.pk}/replace/", {"secret": SECRET}, follow=True))
+
+    assert "This identity has been revoked. Add a new one." in page
+    identity.refresh_from_db()
+    assert identity.secret_ciphertext is None
