@@ -42,7 +42,8 @@ def server(*, by: User | None = None, **fields: Any) -> Server:
 def gateway(*servers: Server, by: User | None = None, **fields: Any) -> Gateway:
     """A gateway in front of `servers`, each under its own slug without a credential."""
     slug = fields.pop("slug", None) or unique("gateway")
-    made = Gateway.objects.add(by=by, slug=slug, **({"name": slug} | fields))
+    values: dict[str, Any] = {"name": slug} | fields
+    made = Gateway.objects.add(by=by, slug=slug, **values)
     for one in servers:
         assignment(made, one)
     return made
