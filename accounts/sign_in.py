@@ -2,8 +2,14 @@
 
 from typing import Any
 
-from allauth.account.forms import ChangePasswordForm, LoginForm, ResetPasswordForm, ResetPasswordKeyForm
-from django.forms import Form
+from allauth.account.forms import (
+    ChangePasswordForm,
+    LoginForm,
+    ReauthenticateForm,
+    ResetPasswordForm,
+    ResetPasswordKeyForm,
+)
+from django.forms import BooleanField, Form
 
 
 def _relabel(form: Form, **labels: str) -> None:
@@ -34,7 +40,18 @@ class NewPasswordForm(ResetPasswordKeyForm):  # type: ignore[misc]
         _relabel(self, password1="New password", password2="New password, again")
 
 
+class AgainForm(ReauthenticateForm):  # type: ignore[misc]
+    """The password asked for again before something grave."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _relabel(self, password="Password")  # noqa: S106
+        self.fields["password"].help_text = ""
+
+
 class OtherPasswordForm(ChangePasswordForm):  # type: ignore[misc]
+    revoke = BooleanField(label="Also revoke my API tokens and connections", required=False)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _relabel(self, oldpassword="Current password", password1="New password", password2="New password, again")

@@ -2,29 +2,67 @@
 
 from __future__ import annotations
 
-from django.http import HttpResponse
+from allauth.usersessions.models import UserSession
+from django.contrib.auth import logout
+from django.http import Http404, HttpResponse
 from django.urls import reverse
-from django.views.decorators.http import require_http_methods
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from accounts import second_factor, sessions
 from accounts.forms import THEMES, ProfileForm
 from capabilities import signed_in
-from ui.pages import AppRequest, leave, posted, show
+from ui.pages import AppRequest, confirm, leave, posted, show
 
 YEAR_S = 365 * 24 * 3600
+OWN_SESSIONS = "one's own sessions"
 
 
 @require_http_methods(["GET", "POST"])
 @signed_in("one's own name and theme")
 def profile(request: AppRequest) -> HttpResponse:
-    theme = request.COOKIES.get("theme", "")
-    initial = {"display_name": request.user.display_name, "theme": theme if theme in dict(THEMES) else "system"}
+    user, theme = request.user, request.COOKIES.get("theme", "")
+    initial = {"display_name": user.display_name, "theme": theme if theme in dict(THEMES) else "system"}
     form = ProfileForm(posted(request), initial=initial)
+    context = {"form": form, "second_factor": second_factor.is_on(user)}
     if request.method == "GET":
-        return show(request, "accounts/profile.html", {"form": form})
+        return show(request, "accounts/profile.html", context)
     if not form.is_valid():
-        return show(request, "accounts/profile.html", {"form": form}, status=422)
-    request.user.display_name = form.cleaned_data["display_name"]
-    request.user.save(update_fields=["display_name"])
+        return show(request, "accounts/profile.html", context, status=422)
+    user.edit(email=user.email, display_name=form.cleaned_data["display_name"], by=user)
     response = leave(request, reverse("accounts:profile"), "Profile saved")
     response.set_cookie("theme", form.cleaned_data["theme"], max_age=YEAR_S, samesite="Lax")
     return response
+
+
+@require_GET
+@signed_in(OWN_SESSIONS)
+def own_sessions(request: AppRequest) -> HttpResponse:
+    found = sessions.open_sessions(request.user, request.session.session_key)
+    return show(request, "accounts/sessions.html", {"sessions": found})
+
+
+@require_POST
+@signed_in(OWN_SESSIONS)
+def end_session(request: AppRequest, pk: int) -> HttpResponse:
+    try:
+        sessions.end(request.user, pk, by=request.user)
+    except UserSession.DoesNotExist as missing:
+        raise Http404 from missing
+    return leave(request, reverse("accounts:sessions"), "Signed out there")
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in(OWN_SESSIONS)
+def sign_out_everywhere(request: AppRequest) -> HttpResponse:
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Sign out everywhere",
+            text="Sign out everywhere? All your sessions end, this one too.",
+            more="Agents and apps that act as you keep working.",
+            icon="sign-out",
+            back=reverse("accounts:sessions"),
+        )
+    request.user.end_sessions(by=request.user)
+    logout(request)
+    return leave(request, reverse("account_login"), "You are signed out everywhere")

@@ -1,22 +1,42 @@
-"""Setting a new password after a reset."""
+"""Choosing a password: by a link, or as somebody who knows the present one (R3.20)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from allauth.account.views import PasswordResetFromKeyView
+from allauth.account.views import PasswordChangeView, PasswordResetFromKeyView
 from django.db import transaction
 from django.http import HttpResponse
 
+from auditlog.actions import Action
+from auditlog.models import Event
 from connections.models import Connection, RevokeReason
 
 
 class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
-    """Whoever lost a password may have lost more: what acts as them ends with it (R3.20)."""
+    """By a link. Whoever lost a password may have lost more: what acts as them ends with it."""
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        invited = self.reset_user is not None and not self.reset_user.has_usable_password()
+        return {**super().get_context_data(**kwargs), "invited": invited}
 
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
             response: HttpResponse = super().form_valid(form)
             own = Connection.objects.filter(user=self.reset_user)
             own.revoke_all(by=self.reset_user, reason=RevokeReason.PASSWORD_RESET)
+            Event.objects.record(Action.USER_PASSWORD_RESET, self.reset_user, by=self.reset_user)
+        return response
+
+
+class ChangePassword(PasswordChangeView):  # type: ignore[misc]
+    """By the present password. Other sessions end; what acts as the person goes on, unless the box is ticked."""
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        user = self.request.user
+        with transaction.atomic():
+            response: HttpResponse = super().form_valid(form)
+            Event.objects.record(Action.USER_PASSWORD_CHANGED, user, by=user)
+            if form.cleaned_data["revoke"]:
+                Connection.objects.filter(user=user).revoke_all(by=user)
         return response

@@ -4,11 +4,13 @@ from importlib.util import find_spec
 
 from allauth.account import views as account
 from allauth.account.decorators import secure_admin_login
+from allauth.mfa.base import views as mfa
 from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path, re_path
 
+from accounts import second_factor_views as second_factor
 from gatewayadmin.overview import overview
-from gatewayadmin.password_reset import SetPassword
+from gatewayadmin.password_reset import ChangePassword, SetPassword
 
 _ROOMS = (
     "accounts",
@@ -33,7 +35,9 @@ _signing_in = [
     path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page asks for its address.
     path("inactive/", account.account_inactive, name="account_inactive"),
     path("reauthenticate/", account.reauthenticate, name="account_reauthenticate"),
-    path("password/change/", account.password_change, name="account_change_password"),
+    path("password/change/", ChangePassword.as_view(), name="account_change_password"),
+    path("second-factor/", mfa.authenticate, name="mfa_authenticate"),
+    path("second-factor/again/", mfa.reauthenticate, name="mfa_reauthenticate"),
     path("password/reset/", account.password_reset, name="account_reset_password"),
     path("password/reset/done/", account.password_reset_done, name="account_reset_password_done"),
     re_path(
@@ -48,9 +52,17 @@ _signing_in = [
     ),
 ]
 
+_second_factor = [
+    path("", second_factor.index, name="mfa_index"),
+    path("activate/", second_factor.activate, name="mfa_activate_totp"),
+    path("deactivate/", second_factor.deactivate, name="mfa_deactivate_totp"),
+    path("codes/", second_factor.new_codes, name="mfa_generate_recovery_codes"),
+]
+
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("accounts/", include(_signing_in)),
+    path("settings/second-factor/", include(_second_factor)),
     path("admin/", admin.site.urls),
     path("api/", include("gatewayadmin.api")),
     path("", include("oauth.endpoints")),

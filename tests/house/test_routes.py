@@ -15,9 +15,10 @@ PUBLIC = {
     "account_reset_password_done",
     "account_reset_password_from_key",
     "account_reset_password_from_key_done",
+    "mfa_authenticate",
 }
 # Pages of others about nothing but oneself; sign-in is required for every route.
-OWN = {"account_change_password", "account_reauthenticate"}
+OWN = {"account_change_password", "account_reauthenticate", "mfa_reauthenticate"}
 # The authorization server: it knows clients, not roles. Only `authorize` has a person before it, and asks them to sign
 # in; the token and registration endpoints judge the client.
 PROTOCOL = {

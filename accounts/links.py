@@ -1,0 +1,42 @@
+"""The links that let a person choose a password: an invitation's, and a reset's."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.tokens import PasswordResetTokenGenerator
+from django.urls import reverse
+from django.utils.http import base36_to_int
+
+INVITATION = timedelta(hours=72)
+RESET = timedelta(hours=1)
+
+_BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django counts the seconds from here, without a zone)
+
+
+class LinkTokens(PasswordResetTokenGenerator):
+    """Tokens that work once: 72 hours for who has no password yet, else one hour.
+
+    The longest of them is settings.PASSWORD_RESET_TIMEOUT. Deactivating a person, or signing them out everywhere, ends
+    their links for good.
+    """
+
+    def _make_hash_value(self, user: Any, timestamp: int) -> str:
+        return f"{super()._make_hash_value(user, timestamp)}{user.session_epoch}"
+
+    def check_token(self, user: Any, token: str | None) -> bool:
+        if not (user and user.is_active and token and super().check_token(user, token)):
+            return False
+        lifetime = RESET if user.has_usable_password() else INVITATION
+        return self._now() - self._made_at(token) <= lifetime
+
+    def _made_at(self, token: str) -> datetime:
+        return _BEGINNING + timedelta(seconds=base36_to_int(token.partition("-")[0]))
+
+
+def link_at(key: str) -> str:
+    """The address that lets a person choose a password; `key` is their id and a token."""
+    path = reverse("account_reset_password_from_key", kwargs={"uidb36": "UID", "key": "KEY"})
+    return f"{settings.PUBLIC_URL}{path.replace('UID-KEY', key)}"

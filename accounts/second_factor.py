@@ -1,0 +1,135 @@
+"""The second factor: an authenticator app and recovery codes, their secrets sealed at rest (architecture.md E9)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, cast
+
+import qrcode
+from allauth.core import context
+from allauth.mfa.adapter import DefaultMFAAdapter
+from allauth.mfa.base.forms import AuthenticateForm, BaseAuthenticateForm, ReauthenticateForm
+from allauth.mfa.models import Authenticator
+from allauth.mfa.totp.forms import ActivateTOTPForm
+from allauth.mfa.totp.internal.auth import SECRET_SESSION_KEY, generate_totp_secret
+from allauth.mfa.utils import decrypt, encrypt
+from django import forms
+from django.conf import settings
+from django.core.cache import cache
+from django.db import transaction
+from django.utils.html import format_html
+from django.utils.module_loading import import_string
+
+from accounts.models import User, WorkspaceSettings
+from accounts.rules import Giver, must_hold
+from auditlog.actions import Action
+from auditlog.models import Event
+
+CODE_LIVES_S = 90  # Its own half minute, and one before and after it.
+
+
+class Cipher(Protocol):
+    """Seals and opens secrets under the installation's encryption keys."""
+
+    key_id: str
+
+    def seal(self, secret: str) -> bytes: ...
+
+    def open(self, ciphertext: bytes) -> str: ...
+
+
+def _cipher() -> Cipher:
+    return cast("Cipher", import_string(settings.SECRETS_CIPHER)())
+
+
+class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
+    """Keeps what allauth stores of a second factor sealed, beside the id of the key that did it."""
+
+    error_messages: ClassVar[dict[str, Any]] = {
+        **DefaultMFAAdapter.error_messages,
+        "incorrect_code": "This code is not right, or was used before.",
+    }
+
+    def encrypt(self, text: str) -> str:
+        cipher = _cipher()
+        return f"{cipher.key_id}:{cipher.seal(text).decode()}"
+
+    def decrypt(self, encrypted_text: str) -> str:
+        return _cipher().open(encrypted_text.partition(":")[2].encode())
+
+    def get_totp_issuer(self) -> str:
+        return WorkspaceSettings.load().name
+
+    def build_totp_svg(self, url: str) -> str:
+        """The QR code as markup for the page itself: the CSP lets no data: image in."""
+        code = qrcode.QRCode(border=4)
+        code.add_data(url)
+        rows = code.get_matrix()
+        dark = "".join(f"M{x} {y}h1v1h-1z" for y, row in enumerate(rows) for x, on in enumerate(row) if on)
+        return format_html(
+            '<svg class="qr" viewBox="0 0 {0} {0}" role="img" aria-label="QR code"><path d="{1}"/></svg>',
+            len(rows),
+            dark,
+        )
+
+
+class ActivateForm(ActivateTOTPForm):  # type: ignore[misc]
+    """Takes the first code of a new authenticator app; until then its secret waits in the session, sealed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.user = kwargs.pop("user")
+        forms.Form.__init__(self, *args, **kwargs)
+        _dress(self)
+        self.secret = _waiting(fresh=not self.is_bound)
+
+
+def _waiting(*, fresh: bool) -> str:
+    session = context.request.session
+    if fresh or SECRET_SESSION_KEY not in session:
+        session[SECRET_SESSION_KEY] = encrypt(generate_totp_secret())
+    return str(decrypt(session[SECRET_SESSION_KEY]))
+
+
+def _dress(form: forms.Form) -> None:
+    """Make the field of a code look and type like one."""
+    form.fields["code"].label = "Code"
+    form.fields["code"].widget.attrs = {"autocomplete": "one-time-code", "inputmode": "numeric", "maxlength": 20}
+
+
+class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
+    """Takes a code of the app, or a recovery code, once for as long as it is right."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _dress(self)
+
+    def clean_code(self) -> str:
+        code = str(super().clean_code())
+        if not cache.add(f"second-factor:{self.user.pk}:{code}", "used", timeout=CODE_LIVES_S):
+            raise Adapter().validation_error("incorrect_code")
+        return code
+
+
+class CodeForm(OnceForm, AuthenticateForm):  # type: ignore[misc]
+    """The code asked for when signing in."""
+
+
+class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
+    """The code asked for again before something grave."""
+
+
+def is_on(person: User) -> bool:
+    """Whether this person signs in with a code too."""
+    on: bool = Authenticator.objects.filter(user=person).exists()
+    return on
+
+
+def remove(person: User, *, by: Giver | None) -> None:
+    """Let this person, who lost app and recovery codes, sign in with the password alone.
+
+    Raises BeyondYours for who may do more than `by`: it takes a lock from their door.
+    """
+    must_hold(by, person.granted)
+    with transaction.atomic():
+        removed, _ = Authenticator.objects.filter(user=person).delete()
+        if removed:
+            Event.objects.record(Action.SECOND_FACTOR_REMOVED, person, by=by)

@@ -1,0 +1,89 @@
+"""The pages of one's own second factor: allauth's, with our records and with codes that are shown once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from allauth.mfa.models import Authenticator
+from allauth.mfa.recovery_codes.views import GenerateRecoveryCodesView
+from allauth.mfa.totp.views import ActivateTOTPView, DeactivateTOTPView
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import reverse
+from django.utils.decorators import method_decorator
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET
+
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import signed_in
+from ui.pages import AppRequest, show
+
+OWN = "one's own second factor"
+
+
+@require_GET
+@signed_in(OWN)
+def index(request: AppRequest) -> HttpResponse:
+    """Whether it is on, and how many recovery codes are left."""
+    kinds = {one.type: one for one in Authenticator.objects.filter(user=request.user)}
+    codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
+    context = {
+        "app": kinds.get(Authenticator.Type.TOTP),
+        "left": len(codes.wrap().get_unused_codes()) if codes else 0,
+    }
+    return show(request, "mfa/index.html", context)
+
+
+def _codes(request: HttpRequest) -> HttpResponse:
+    """The recovery codes, once: they are in the body of this answer to a POST and nowhere else."""
+    made = Authenticator.objects.get(user=request.user.pk, type=Authenticator.Type.RECOVERY_CODES)
+    return render(request, "mfa/recovery_codes/index.html", {"codes": made.wrap().get_unused_codes()})
+
+
+def _record(request: HttpRequest, action: Action) -> None:
+    Event.objects.record(action, request.user, by=request.user)  # type: ignore[arg-type]  # signed in: the URL says so
+
+
+@method_decorator(never_cache, name="dispatch")
+class Activate(ActivateTOTPView):  # type: ignore[misc]
+    """Turns the second factor on; the answer shows the recovery codes."""
+
+    def get_success_url(self) -> str:
+        return reverse("mfa_index")
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        with transaction.atomic():
+            super().form_valid(form)
+            _record(self.request, Action.SECOND_FACTOR_ADDED)
+        return _codes(self.request)
+
+
+@method_decorator(never_cache, name="dispatch")
+class NewCodes(GenerateRecoveryCodesView):  # type: ignore[misc]
+    """Makes new recovery codes; those there were stop working."""
+
+    def get_success_url(self) -> str:
+        return reverse("mfa_index")
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        with transaction.atomic():
+            super().form_valid(form)
+            _record(self.request, Action.RECOVERY_CODES_REPLACED)
+        return _codes(self.request)
+
+
+class Deactivate(DeactivateTOTPView):  # type: ignore[misc]
+    """Turns the second factor off."""
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        with transaction.atomic():
+            response: HttpResponse = super().form_valid(form)
+            _record(self.request, Action.SECOND_FACTOR_REMOVED)
+        return response
+
+
+activate = signed_in(OWN)(Activate.as_view())
+new_codes = signed_in(OWN)(NewCodes.as_view())
+deactivate = signed_in(OWN)(Deactivate.as_view())
