@@ -22,9 +22,9 @@ from hosts.models import Host, Kind
 from oauth import flow as flows
 from oauth.forms import IdentityForm
 from oauth.models import AuthorizeRequest, Ending
-from oauth.snippets import PLACEHOLDER, example_call
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
+from tokens.snippets import PLACEHOLDER, once
 from ui.pages import AppRequest, posted, show
 
 type Step = Callable[..., HttpResponse]
@@ -209,8 +209,7 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
         "flow": flow,
         "token": token,
         "servers": [scope.assignment.server.name for scope in token.scopes.select_related("assignment__server")],
-        "secret": issued.secret if issued else None,
-        "call": example_call(token.connection.gateway) if issued else None,
+        **(once(issued) if issued else {}),
     }
     response = render(request, "oauth/issued.html", context)
     response["Referrer-Policy"] = "no-referrer"

@@ -5,10 +5,27 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from django.conf import settings
+from django.urls import reverse
+
 from gateways.models import Gateway, Tool, ToolPolicy
+from tokens.models import Issued
 
 PLACEHOLDER = "<your-api-access-token>"
 EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}
+
+
+def once(new: Issued) -> dict[str, Any]:
+    """What tokens/once.html shows; it belongs into the answer that made the secret and nowhere else."""
+    gateway = new.token.connection.gateway
+    return {
+        "token": new.token,
+        "secret": new.secret,
+        "url": gateway.url,
+        "name": gateway.slug,
+        "call": example_call(gateway),
+        "rotate_url": settings.PUBLIC_URL + reverse("api:token-rotate", args=[new.token.pk]),
+    }
 
 
 class ToolCall(NamedTuple):
