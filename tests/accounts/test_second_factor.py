@@ -1,0 +1,271 @@
+"""The second factor: turning it on and off, signing in with it, and what is stored of it (requirements 5.11)."""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from allauth.mfa.models import Authenticator
+from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
+from django.core.cache import cache
+from django.db import connection
+from django.test import Client
+
+from accounts import second_factor
+from accounts.models import User
+from accounts.rules import BeyondYours
+from auditlog.models import Event
+from capabilities import Capability
+from servers.vault import cipher
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def noon(db: None) -> Iterator[Any]:
+    """A clock that stands, and attempts of other tests that count for nothing."""
+    cache.clear()
+    with time_machine.travel(NOON, tick=False) as clock:
+        yield clock
+    cache.clear()
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+def code_of(secret: str, ahead: int = 0) -> str:
+    """What an authenticator app shows now, or so many half minutes from now."""
+    return format_hotp_value(hotp_value(secret, int(datetime.now(UTC).timestamp()) // 30 + ahead))
+
+
+def confirm(client: Client, path: str) -> Any:
+    """Type the password again, on the way to `path`."""
+    return client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": path}, follow=True)
+
+
+def turn_on(client: Client) -> tuple[str, list[str]]:
+    """Turn the second factor on; its secret and the recovery codes."""
+    page = text(confirm(client, "/settings/second-factor/activate/"))
+    secret = re.search(r'id="totp-secret"[^>]*value="([A-Z2-7]+)"', page)
+    assert secret
+    done = text(client.post("/settings/second-factor/activate/", {"code": code_of(secret[1])}))
+    codes = re.search(r'id="codes"[^>]*>([^<]+)<', done)
+    assert codes
+    return secret[1], codes[1].split("&#10;")
+
+
+def sign_in_by_page(person: User) -> Client:
+    client = Client()
+    response = client.post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})
+    assert response["Location"] == "/accounts/second-factor/"
+    return client
+
+
+def test_turning_it_on_asks_for_the_password_first(sign_in: SignIn) -> None:
+    client = sign_in(make.user())
+
+    asked = client.get("/settings/second-factor/activate/")
+
+    assert asked["Location"] == "/accounts/reauthenticate/?next=%2Fsettings%2Fsecond-factor%2Factivate%2F"
+    assert "Confirm that it is you" in text(client.get(asked["Location"]))
+
+
+def test_a_wrong_password_confirms_nothing(sign_in: SignIn) -> None:
+    client = sign_in(make.user())
+
+    response = client.post("/accounts/reauthenticate/", {"password": "wrong", "next": "/settings/second-factor/"})
+
+    assert 'class="error"' in text(response)
+    assert client.get("/settings/second-factor/activate/").status_code == 302
+
+
+def test_the_code_of_the_app_turns_it_on_and_shows_recovery_codes_once(sign_in: SignIn) -> None:
+    person = make.user()
+    client = sign_in(person)
+
+    _, codes = turn_on(client)
+    again = text(client.get("/settings/second-factor/"))
+
+    assert len(set(codes)) == 10
+    assert not any(code in again for code in codes)
+    assert "10 of 10 left" in again
+    assert Event.objects.get(action="user.second_factor_added").actor_email == person.email
+
+
+def test_the_page_with_secrets_is_kept_by_no_cache(sign_in: SignIn) -> None:
+    assert "no-store" in confirm(sign_in(make.user()), "/settings/second-factor/activate/")["Cache-Control"]
+
+
+@pytest.mark.parametrize("code", ["", "000000", "abc", "0" * 200, "12\x0034"])
+def test_a_bad_code_turns_nothing_on(code: str, sign_in: SignIn) -> None:
+    client = sign_in(make.user())
+    confirm(client, "/settings/second-factor/activate/")
+
+    response = client.post("/settings/second-factor/activate/", {"code": code})
+
+    assert 'class="error"' in text(response)
+    assert not Authenticator.objects.exists()
+
+
+def test_after_the_password_signing_in_takes_the_code(sign_in: SignIn, noon: Any) -> None:
+    person = make.user()
+    secret, _ = turn_on(sign_in(person))
+    client = sign_in_by_page(person)
+    assert client.get("/settings/profile").status_code == 302
+
+    wrong = client.post("/accounts/second-factor/", {"code": "000000"})
+    right = client.post("/accounts/second-factor/", {"code": code_of(secret)})
+
+    assert "This code is not right, or was used before." in text(wrong)
+    assert right["Location"] == "/"
+    assert client.get("/settings/profile").status_code == 200
+
+
+def test_a_code_works_half_a_minute_early_or_late_and_no_more(sign_in: SignIn, noon: Any) -> None:
+    person = make.user()
+    secret, _ = turn_on(sign_in(person))
+
+    for ahead, works in ((-2, False), (-1, True), (1, True), (2, False)):
+        response = sign_in_by_page(person).post("/accounts/second-factor/", {"code": code_of(secret, ahead)})
+        assert (response.status_code == 302) == works
+
+
+def test_a_code_works_once(sign_in: SignIn, noon: Any) -> None:
+    person = make.user()
+    secret, _ = turn_on(sign_in(person))
+    code = code_of(secret, 1)
+    sign_in_by_page(person).post("/accounts/second-factor/", {"code": code})
+    noon.shift(timedelta(seconds=45))
+
+    response = sign_in_by_page(person).post("/accounts/second-factor/", {"code": code})
+
+    assert "This code is not right, or was used before." in text(response)
+
+
+def test_a_recovery_code_signs_in_once(sign_in: SignIn) -> None:
+    person = make.user()
+    _, codes = turn_on(sign_in(person))
+
+    first = sign_in_by_page(person).post("/accounts/second-factor/", {"code": codes[0]})
+    second = sign_in_by_page(person).post("/accounts/second-factor/", {"code": codes[0]})
+
+    assert (first.status_code, second.status_code) == (302, 200)
+
+
+def test_guessing_codes_is_slowed_down(sign_in: SignIn) -> None:
+    person = make.user()
+    secret, _ = turn_on(sign_in(person))
+    client = sign_in_by_page(person)
+    for _ in range(5):
+        client.post("/accounts/second-factor/", {"code": "000000"})
+
+    response = client.post("/accounts/second-factor/", {"code": code_of(secret)})
+
+    assert "Too many failed attempts." in text(response)
+
+
+def test_new_recovery_codes_replace_the_old(sign_in: SignIn) -> None:
+    person = make.user()
+    client = sign_in(person)
+    _, old = turn_on(client)
+
+    page = text(client.post("/settings/second-factor/codes/"))
+    tried = sign_in_by_page(person).post("/accounts/second-factor/", {"code": old[0]})
+
+    assert page.count("&#10;") == 9
+    assert not any(code in page for code in old)
+    assert tried.status_code == 200
+    assert Event.objects.filter(action="user.recovery_codes_replaced").count() == 1
+
+
+def test_without_a_second_factor_there_are_no_recovery_codes_to_make(sign_in: SignIn) -> None:
+    client = sign_in(make.user())
+    confirm(client, "/settings/second-factor/")
+
+    client.post("/settings/second-factor/codes/")
+
+    assert not Authenticator.objects.exists()
+
+
+def test_turned_off_the_password_is_enough_again(sign_in: SignIn) -> None:
+    person = make.user()
+    client = sign_in(person)
+    turn_on(client)
+
+    client.post("/settings/second-factor/deactivate/")
+    response = Client().post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})
+
+    assert response["Location"] == "/"
+    assert not Authenticator.objects.exists()
+    assert Event.objects.get(action="user.second_factor_removed").actor_email == person.email
+
+
+def test_a_code_confirms_in_place_of_the_password(sign_in: SignIn, noon: Any) -> None:
+    person = make.user()
+    secret, _ = turn_on(sign_in(person))
+    client = sign_in(person)
+
+    asked = client.get("/accounts/second-factor/again/?next=/settings/second-factor/deactivate/")
+    done = client.post(
+        "/accounts/second-factor/again/", {"code": code_of(secret), "next": "/settings/second-factor/deactivate/"}
+    )
+
+    assert "Use your password instead" in text(asked)
+    assert done["Location"] == "/settings/second-factor/deactivate/"
+    assert client.get("/settings/second-factor/deactivate/").status_code == 200
+
+
+# --- What is stored -----------------------------------------------------------------------------------------------
+
+
+def stored() -> str:
+    """Everything sessions and authenticators hold, as it lies in the database, opened as far as anybody can."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT data::text FROM mfa_authenticator")
+        rows = [row for (row,) in cursor.fetchall()]
+    from django.contrib.sessions.models import Session
+
+    return "\n".join([*rows, *(json.dumps(one.get_decoded()) for one in Session.objects.all())])
+
+
+def test_no_secret_is_stored_in_clear(sign_in: SignIn) -> None:
+    client = sign_in(make.user())
+    page = text(confirm(client, "/settings/second-factor/activate/"))
+    waiting = re.search(r'id="totp-secret"[^>]*value="([A-Z2-7]+)"', page)
+    assert waiting
+    before = stored()
+    secret, codes = turn_on(sign_in(make.user()))
+
+    for one in (waiting[1], secret, *codes):
+        assert one not in before + stored()
+
+
+def test_what_is_stored_names_the_key_that_sealed_it(sign_in: SignIn) -> None:
+    secret, _ = turn_on(sign_in(make.user()))
+
+    sealed = Authenticator.objects.get(type="totp").data["secret"]
+
+    assert sealed.startswith(f"{cipher().key_id}:")
+    assert second_factor.Adapter().decrypt(sealed) == secret
+
+
+# --- Taken off by an administrator --------------------------------------------------------------------------------
+
+
+def test_who_may_do_less_takes_no_second_factor_off(sign_in: SignIn) -> None:
+    person, clerk = make.user(Capability.LOGS_READ), make.user(Capability.PEOPLE_MANAGE)
+    turn_on(sign_in(person))
+
+    with pytest.raises(BeyondYours):
+        second_factor.remove(person, by=clerk)
+    second_factor.remove(person, by=make.user(Capability.LOGS_READ))
+
+    assert not second_factor.is_on(person)
