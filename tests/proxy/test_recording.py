@@ -1,0 +1,313 @@
+"""No answered call is missing from the log, and one statement decides (decisions 4, 7.4, 7.5)."""
+
+import asyncio
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from auditlog.models import Call
+from auditlog.writer import CallWriter, NotRecorded, Row, new_uid
+from gatewayadmin import database
+from tests import make, upstreams
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy, Start, sql
+from tests.proxy.scripted import Request, calling
+from tests.proxy.test_endpoint import modern
+from tests.proxy.test_streams import call, listen
+
+UNRECORDED = (
+    b'{"jsonrpc":"2.0","error":{"code":-32603,"message":"The gateway could not record this call;'
+    b' the server may have executed it."},"id":1}'
+)
+UNCHECKED = b'{"jsonrpc":"2.0","error":{"code":-32603,"message":"The gateway could not check access."},"id":1}'
+
+
+@dataclass
+class Relay:
+    """Stands between the proxy and PostgreSQL, and writes down each statement that is run."""
+
+    place: tuple[str, int] | str
+    statements: list[str] = field(default_factory=list)
+    sockets: list[socket.socket] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+    open: bool = True
+
+    def serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                if not self.open:
+                    near.close()
+                    continue
+                far = socket.socket(socket.AF_UNIX if isinstance(self.place, str) else socket.AF_INET)
+                far.connect(self.place)
+                self.sockets += [near, far]
+                for way in ((near, far, True), (far, near, False)):
+                    self.threads.append(threading.Thread(target=self.carry, args=way, daemon=True))
+                    self.threads[-1].start()
+
+    def carry(self, source: socket.socket, target: socket.socket, listens: bool) -> None:
+        pending = b""
+        started = not listens
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if listens:
+                    pending += data
+                    pending, started = self.note(pending, started)
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def note(self, pending: bytes, started: bool) -> tuple[bytes, bool]:
+        """Take whole messages off; a Query or the Bind of a prepared statement is one statement run."""
+        while True:
+            skip = 0 if not started else 1
+            if len(pending) < skip + 4:
+                return pending, started
+            length = int.from_bytes(pending[skip : skip + 4])
+            if len(pending) < skip + length:
+                return pending, started
+            kind, content = pending[:skip], pending[skip + 4 : skip + length]
+            pending = pending[skip + length :]
+            if kind == b"Q":
+                self.statements.append(content.rstrip(b"\0").decode())
+            elif kind == b"B" or (kind == b"P" and content.split(b"\0")[1]):
+                self.statements.append(content.split(b"\0")[1].decode())
+            started = started or not content.startswith(b"\x04\xd2\x16/")
+
+    def cut(self) -> None:
+        """Lose every connection and admit no other."""
+        self.open = False
+        for each in self.sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        for thread in self.threads:
+            thread.join(5)
+        for each in self.sockets:
+            each.close()
+
+    def run(self, start: int, end: int | None = None) -> list[str]:
+        """The statements of requests run in between, without the set-up of connections and what is best effort."""
+        beside = re.compile(r"SET |PREPARE |UPDATE|INSERT|BEGIN|COMMIT|$")
+        return [each for each in self.statements[start:end] if not beside.match(each)]
+
+
+@pytest.fixture
+def relay() -> Iterator[tuple[Relay, str]]:
+    words = conninfo_to_dict(database.conninfo())
+    host, port = str(words["host"]), int(words.get("port") or 5432)
+    relay = Relay(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=relay.serve, args=(listener,), daemon=True).start()
+        place = {"host": "127.0.0.1", "port": str(listener.getsockname()[1]), "sslmode": "disable"}
+        yield relay, make_conninfo("", **{**{k: v for k, v in words.items() if v is not None}, **place})
+        relay.close()
+
+
+def agent_at(proxy: Proxy, run: Run, app: Any) -> Agent:
+    user = make.user(email="ana@example.com")
+    gateway = make.gateway(make.server(slug="docs", url=run(app).url), slug="work")
+    return proxy.agent(make.connection(make.agent(by=user), gateway, user))
+
+
+def test_one_select_decides_and_nothing_else_is_read_before_the_hop(
+    start: Start, run: Run, relay: tuple[Relay, str]
+) -> None:
+    between, conninfo = relay
+    at_hop: list[int] = []
+
+    async def call(request: Request) -> None:
+        at_hop.append(len(between.statements))
+        await request.answer({"content": []})
+
+    agent = agent_at(start(conninfo=conninfo), run, calling(call, modern=True))
+    for _ in range(4):
+        mark = len(between.statements)
+        assert agent.call("docs__it").json()["result"] == {"content": []}
+        assert between.run(mark, at_hop[-1]) == ["decide"]
+        assert [each.split()[0] for each in between.run(mark)] == ["decide", "COPY"]
+
+
+def test_without_the_database_nothing_is_forwarded(start: Start, run: Run, relay: tuple[Relay, str]) -> None:
+    between, conninfo = relay
+    proxy = start(conninfo=conninfo)
+    agent = agent_at(proxy, run, upstreams.docs())
+    assert agent.call("docs__echo", {"text": "x"}).status_code == 200
+
+    between.cut()
+    for answer in (agent.call("docs__echo", {"text": "y"}), agent.list()):
+        assert (answer.status_code, answer.content) == (503, UNCHECKED)
+        assert answer.headers["retry-after"] == "1"
+    assert len(proxy.calls()) == 1
+
+    between.open = True
+    assert agent.call("docs__echo", {"text": "z"}).status_code == 200
+
+
+def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) -> None:
+    agent = agent_at(proxy, run, upstreams.docs())
+    agent.list()
+    sql("ALTER TABLE auditlog_call ADD CONSTRAINT full_disk CHECK (method <> 'tools/call') NOT VALID")
+    try:
+        answer = agent.call("docs__echo", {"text": "x"})
+        assert (answer.status_code, answer.content) == (503, UNRECORDED)
+        assert answer.headers["retry-after"] == "1"
+        assert agent.list().status_code == 200
+        heard = listen(agent, call("docs__slow", {"seconds": 0.1}, token=1))
+        assert heard.events[-1]["error"]["message"].startswith("The gateway could not record this call")
+    finally:
+        sql("ALTER TABLE auditlog_call DROP CONSTRAINT full_disk")
+    assert {row.method for row in proxy.calls()} == {"tools/list"}
+
+
+def test_denials_are_recorded_before_they_are_told(proxy: Proxy, run: Run) -> None:
+    agent = agent_at(proxy, run, upstreams.docs())
+    sql("UPDATE hosts_host SET enabled = false")
+    sql("ALTER TABLE auditlog_call ADD CONSTRAINT full_disk CHECK (outcome <> 'denied') NOT VALID")
+    try:
+        assert agent.list().status_code == 503
+    finally:
+        sql("ALTER TABLE auditlog_call DROP CONSTRAINT full_disk")
+
+
+def test_the_row_is_there_when_the_answer_is(proxy: Proxy, run: Run) -> None:
+    agent = agent_at(proxy, run, upstreams.docs(json_response=True, stateless=True))
+
+    def recorded(number: int) -> bool:
+        text = f"{number}"
+        answer = agent.call("docs__echo", {"text": text})
+        with psycopg.connect(database.conninfo()) as reader:
+            uid = answer.headers["x-request-id"]
+            row = reader.execute("SELECT 1 FROM auditlog_call WHERE uid = %s", [uid]).fetchone()
+        return row is not None and answer.json()["result"]["content"][0]["text"] == text
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(recorded, range(40)))
+
+
+def test_p50_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) -> None:
+    agent = agent_at(proxy, run, upstreams.docs())
+    body, headers = modern("tools/list")
+    requests = [
+        agent.list,
+        lambda: agent.ask("ping"),
+        lambda: agent.ask("nonsense"),
+        lambda: agent.call("docs__echo", {"text": "x"}),
+        lambda: agent.call("docs__fail"),
+        lambda: agent.call("nothing"),
+        lambda: agent.post({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+        lambda: agent.post(b"{", Content_Type="application/json"),
+        lambda: agent.post([]),
+        lambda: agent.list(Accept="text/html"),
+        lambda: agent.post(body, **headers | {"Mcp-Method": "x"}),
+        lambda: agent.post(body, **headers),
+    ]
+
+    for number, request in enumerate(requests, 1):
+        request()
+        assert len(proxy.calls()) == number
+
+
+# The writer
+
+
+def rows(*methods: str) -> list[Row]:
+    return [Row(new_uid(AT), AT, method=method) for method in methods]
+
+
+AT = 1_795_000_000.125
+
+
+async def written(given: list[Row]) -> list[bool]:
+    sizes: list[int] = []
+    writer = CallWriter(database.conninfo(), observe=sizes.append)
+    writer.start()
+    done = await asyncio.gather(*(writer.commit(row) for row in given), return_exceptions=True)
+    await writer.stop()
+    assert sizes == [len(given)]
+    return [not isinstance(each, NotRecorded) for each in done]
+
+
+def test_rows_of_concurrent_requests_share_one_commit(transactional_db: None) -> None:
+    Call.partitions.make_ahead()
+
+    assert asyncio.run(written(rows(*["tools/call"] * 50))) == [True] * 50
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*), count(DISTINCT xmin::text) FROM auditlog_call")
+        assert cursor.fetchone() == (50, 1)
+
+
+def test_a_bad_row_fails_alone(transactional_db: None) -> None:
+    Call.partitions.make_ahead()
+    given = rows("good", "bad", "good")
+    given[1].client_ip = "not an address"
+
+    assert asyncio.run(written(given)) == [True, False, True]
+
+    assert [row.method for row in Call.objects.all()] == ["good", "good"]
+
+
+def test_a_row_for_which_there_is_no_partition_is_not_recorded(transactional_db: None) -> None:
+    Call.partitions.make_ahead()
+    given = rows("now", "long ago")
+    given[1].created_at = 0.0
+
+    assert asyncio.run(written(given)) == [True, False]
+
+
+HOSTILE = [
+    "",
+    "\t",
+    "\\",
+    "\\N",
+    "\\.",
+    "a\nb",
+    "a\r\nb",
+    "\0",
+    "\udfff",
+    "ü日\u2028",
+    "'; DROP TABLE x; --",
+    "x" * 5000,
+]
+
+
+def test_whatever_clients_and_servers_are_called_is_recorded(transactional_db: None) -> None:
+    Call.partitions.make_ahead()
+    free = ("method", "feature_name", "server_name", "user_agent", "client_name", "client_version", "protocol_version")
+    given = [Row(new_uid(AT), AT, **dict.fromkeys(free, text)) for text in HOSTILE]  # type: ignore[arg-type]
+
+    assert asyncio.run(written(given)) == [True] * len(HOSTILE)
+
+    stored = {str(row.uid): row for row in Call.objects.all()}
+    for text, row in zip(HOSTILE, given, strict=True):
+        expected = text.replace("\0", "").encode(errors="replace").decode()
+        call = stored[row.uid]
+        assert (call.method, call.feature_name, call.protocol_version) == (expected[:64], expected[:300], expected[:20])
+        assert call.created_at.timestamp() == AT
+        assert (call.rpc_error_code, call.host_id, call.client_ip) == (None, None, None)
+        assert Call.objects.find(call.uid) == call
+
+
+async def test_without_a_database_nothing_is_recorded() -> None:
+    writer = CallWriter("host=/nowhere dbname=none")
+    writer.start()
+
+    with pytest.raises(NotRecorded, match="could not record"):
+        await writer.commit(rows("x")[0])
+
+    await writer.stop()
