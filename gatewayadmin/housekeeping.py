@@ -1,12 +1,14 @@
-"""The chores of an installation: partitions ahead, retention, sweeping what has expired."""
+"""The chores of an installation: partitions ahead, retention, sweeping what has expired, asking who is up."""
 
 import asyncio
 import logging
 import random
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 from django.contrib.sessions.models import Session as WebSession
 from django.db import Error, connection
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
@@ -15,6 +17,10 @@ from gatewayadmin import locks
 from gatewayadmin.locks import Lock
 from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter, Session, StreamEvent
+from servers import builtin, discovery
+from servers.discovery import Discovered
+from servers.models import Identity, Server
+from servers.wire import Failed
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +29,8 @@ FIRST_S = (20, 60)  # Not all workers at the same moment.
 IDLE_SESSION = timedelta(days=7)
 STREAM_EVENT = timedelta(hours=1)
 RATE_COUNTER = timedelta(hours=1)
+HEARD_OF = timedelta(minutes=10)
+AT_ONCE = 8
 
 
 def once() -> dict[str, int] | None:
@@ -63,7 +71,31 @@ def _chores() -> dict[str, int]:
         "stream_events": StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT).delete()[0],
         "rate_counters": RateCounter.objects.filter(window__lt=now - RATE_COUNTER).delete()[0],
         "cache_entries": _sweep_cache(now),
+        "servers_asked": _ask_servers(now),
     }
+
+
+def _ask_servers(now: datetime) -> int:
+    """Ask the servers nobody has heard of lately whether they are up, and remember it."""
+    silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - HEARD_OF)
+    servers = [server for server in Server.objects.live().filter(silent, enabled=True) if _is_reachable(server)]
+    identities = [Identity.objects.filter(server=server).usable().shared().first() for server in servers]
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        outcomes = list(pool.map(_ask, servers, identities))
+    for server, identity, outcome in zip(servers, identities, outcomes, strict=True):
+        discovery.note(server, identity, outcome)
+    return len(servers)
+
+
+def _is_reachable(server: Server) -> bool:
+    return not server.is_built_in or builtin.listener() is not None
+
+
+def _ask(server: Server, identity: Identity | None) -> Discovered | Failed:
+    try:
+        return discovery.discover(server, identity)
+    except Failed as failure:
+        return failure
 
 
 def _sweep_cache(now: datetime) -> int:

@@ -16,7 +16,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(text("GATEWAY_DATA_DIR", str(BASE_DIR / "var"))).expanduser().resolve()
 DATABASE_URL = text("DATABASE_URL")
 PORT = number("PORT", 8000, low=1, high=65535)
-WORKERS = number("GATEWAY_WORKERS", 0, low=0, high=1024)  # 0: one per core.
+WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
 
 PUBLIC_URL_IS_SET = bool(text("GATEWAY_PUBLIC_URL"))
 PUBLIC_URL = web_address("GATEWAY_PUBLIC_URL", f"http://localhost:{PORT}")

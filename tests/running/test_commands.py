@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from io import StringIO
+from ipaddress import ip_network
 
 import pytest
 from django.conf import settings
@@ -14,7 +15,10 @@ from gatewayadmin import housekeeping
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
 from proxy.models import RateCounter
-from tests import make
+from servers.models import Health, Server
+from tests import make, upstreams
+from tests.conftest import Run
+from tests.workspace import free_port
 from tokens import secret
 from tokens.models import Token
 
@@ -126,3 +130,17 @@ def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new])
     assert f"{secret.key_id(old)}       1  MISSING" in printed("keys")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_housekeeping_asks_the_servers_nobody_has_heard_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "PRIVATE_UPSTREAMS", [ip_network("127.0.0.0/8")])
+    up = make.server(url=run(upstreams.docs()).url)
+    down = make.server(url=f"http://127.0.0.1:{free_port()}/mcp")
+    off = make.server(url=down.url, enabled=False)
+    heard = make.server(url=down.url, health=Health.OK, health_checked_at=datetime.now(UTC))
+
+    assert "servers_asked 2" in printed("housekeeping")
+
+    health = {server.pk: server.health for server in Server.objects.all()}
+    assert health == {up.pk: Health.OK, down.pk: Health.DOWN, off.pk: Health.UNKNOWN, heard.pk: Health.OK}
