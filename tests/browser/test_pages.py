@@ -110,6 +110,9 @@ def crawl(page: Page, start: str) -> Iterator[str]:
         kinds.add(kind)
         response = page.goto(url)
         assert response is not None
+        if page.url != url and kind_of(page.url) in kinds:
+            continue
+        kinds.add(kind_of(page.url))
         yield check(response)
         hrefs = page.eval_on_selector_all("a[href]", "links => links.map(link => link.getAttribute('href'))")
         absolute = (urldefrag(urljoin(page.url, href)).url for href in hrefs)
