@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import time_machine
+from django.conf import settings
 from django.core import mail
 from django.core.cache import cache
 from django.test import Client
 
+from accounts.adapter import AccountAdapter
 from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
 
@@ -166,6 +170,7 @@ def test_a_reset_sets_the_password_once_and_ends_what_acts_as_the_person(sign_in
     others.refresh_from_db()
     assert (own.is_live, own.revoke_reason, others.is_live) == (False, "password_reset", True)
     assert not own.tokens.filter(revoked_at=None).exists()
+    assert Event.objects.get(action="user.password_reset").actor_email == person.email
     assert elsewhere.get("/").status_code == 302
     assert sign_in_as(person.email, fresh["password1"]).status_code == 302
     assert "This link no longer works" in text(Client().get(mailed_link(), follow=True))
@@ -214,3 +219,78 @@ def test_changing_the_password_keeps_connections_and_ends_other_sessions(sign_in
     assert elsewhere.get("/").status_code == 302
     connection.refresh_from_db()
     assert connection.is_live
+
+
+def other_password(**more: str) -> dict[str, str]:
+    return {
+        "oldpassword": make.PASSWORD,
+        "password1": "another horse battery",
+        "password2": "another horse battery",
+    } | more
+
+
+def test_the_box_ends_what_acts_as_the_person_too(sign_in: SignIn) -> None:
+    person, other = make.user(), make.user()
+    host, gateway = make.agent(by=person), make.gateway()
+    own, others = make.connection(host, gateway, person), make.connection(host, gateway, other)
+    issued = make.token(own)
+
+    asked = text(sign_in(person).get("/accounts/password/change/"))
+    sign_in(person).post("/accounts/password/change/", other_password(revoke="on"))
+
+    assert "Also revoke my API tokens and connections" in asked
+    own.refresh_from_db()
+    others.refresh_from_db()
+    issued.token.refresh_from_db()
+    assert (own.is_live, others.is_live, issued.token.status) == (False, True, "revoked")
+    assert Event.objects.get(action="user.password_changed").actor_email == person.email
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"oldpassword": "wrong"}, "Please type your current password."),
+        ({"password1": "short", "password2": "short"}, "at least 12"),
+        ({"password2": "yet another horse"}, "You must type the same password each time."),
+        ({"oldpassword": "", "password1": "", "password2": ""}, "This field is required."),
+    ],
+)
+def test_a_refused_change_of_password_ends_nothing(wrong: dict[str, str], words: str, sign_in: SignIn) -> None:
+    person = make.user()
+    connection = make.connection(make.agent(by=person), make.gateway(), person)
+
+    response = sign_in(person).post("/accounts/password/change/", other_password(revoke="on", **wrong))
+
+    assert words in text(response)
+    connection.refresh_from_db()
+    assert connection.is_live
+
+
+def test_changing_the_password_undoes_nothing_an_administrator_does_meanwhile(sign_in: SignIn) -> None:
+    person = make.user()
+    stale = User.objects.get(pk=person.pk)
+    make.user(Capability.PEOPLE_MANAGE)
+    person.deactivate(by=None)
+
+    AccountAdapter().set_password(stale, "another horse battery")
+
+    person.refresh_from_db()
+    assert not person.is_active
+
+
+def test_a_link_in_the_mail_leads_to_the_public_address_whatever_host_was_asked() -> None:
+    person = make.user()
+
+    Client().post("/accounts/password/reset/", {"email": person.email}, headers={"Host": "127.0.0.1"})
+
+    assert f"{settings.PUBLIC_URL}/accounts/password/reset/key/" in mail.outbox[-1].body
+
+
+def test_guessing_passwords_is_recorded_once_a_minute() -> None:
+    person = make.user()
+    for _ in range(8):
+        sign_in_as(person.email, "wrong")
+
+    event = Event.objects.get(action="user.sign_in_refused")
+
+    assert (event.target_label, event.changes, event.ip) == (person.email, {"email": person.email}, "127.0.0.1")
