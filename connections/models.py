@@ -196,6 +196,11 @@ class Connection(Switchable):
             return "gateway"
         return "" if self.user.is_active else "user"
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it, its host and its gateway are all switched on."""
+        return self.enabled and self.blocked_by not in ("host", "gateway")
+
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:
         """Use these identities of the connection's own user from now on."""
         for assignment, identity in identities.items():

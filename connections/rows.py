@@ -34,6 +34,13 @@ def visible(viewer: User) -> ConnectionQuerySet:
     return rows if viewer.has_perm(Capability.MCP_CONNECTIONS_READ) else rows.own(viewer)
 
 
+def blocked(connection: Connection) -> str:
+    """Which layer above stops `connection`, in words; empty when none does."""
+    if connection.blocked_by == "host" and connection.host.is_pending:
+        return "blocked: host waiting for approval"
+    return BLOCKED.get(connection.blocked_by, "")
+
+
 @dataclass(frozen=True)
 class Row:
     """One connection as `viewer` sees it; needs its details fetched (`with_details`)."""
@@ -78,11 +85,7 @@ class Row:
     @property
     def blocked(self) -> str:
         """What stops a connection that is active itself, so that its row never claims to work when it cannot."""
-        if self.status != "active" or not self.connection.blocked_by:
-            return ""
-        if self.connection.blocked_by == "host" and self.connection.host.is_pending:
-            return "blocked: host waiting for approval"
-        return BLOCKED[self.connection.blocked_by]
+        return blocked(self.connection) if self.status == "active" else ""
 
     @property
     def prefix(self) -> str:
@@ -93,7 +96,7 @@ class Row:
     @property
     def shows_tokens(self) -> bool:
         """Whether tokens are listed below: agents may hold several, apps have the one key."""
-        return self.connection.is_live and self.connection.host.is_agent and bool(self.tokens)
+        return self.connection.is_live and self.connection.host.is_agent and bool(self.tokens or self.may_add_token)
 
     @property
     def is_own(self) -> bool:
@@ -103,6 +106,31 @@ class Row:
     def may_revoke(self) -> bool:
         """Everybody may end their own connections; others' need the capability."""
         return self.connection.is_live and (self.is_own or self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE))
+
+    @property
+    def may_regenerate(self) -> bool:
+        """Whether the viewer may give its credential another secret (R3.14).
+
+        An agent's secret is shown once, so that is for its owner, or takes both capabilities; an app's key is shown to
+        nobody and takes one.
+        """
+        revokes = self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
+        if not self.connection.host.is_agent:
+            return revokes
+        return self.is_own or (revokes and self.viewer.has_perm(Capability.API_TOKENS_MANAGE))
+
+    @property
+    def offers_key(self) -> bool:
+        """Whether the key button is there: the break-glass covers regeneration too (W21, 5.5)."""
+        return self.status == "active" and self.connection.is_on and self.may_regenerate
+
+    @property
+    def may_edit_tokens(self) -> bool:
+        return self.is_own or self.viewer.has_perm(Capability.API_TOKENS_MANAGE)
+
+    @property
+    def may_end_tokens(self) -> bool:
+        return self.may_edit_tokens or self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
     def may_add_token(self) -> bool:

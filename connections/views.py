@@ -12,11 +12,12 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from capabilities import Capability, CapabilityRequired, requires, signed_in
 from connections.models import AlreadyRevoked, Connection, StillEnabled
+from connections.places import back, changed
 from connections.rows import STATUSES, ConnectionFilter, Row, visible
 from gateways.views import find as find_gateway
 from hosts.models import Host
 from hosts.views import find as find_host
-from ui.pages import AppRequest, answer, confirm, leave, page_of, show
+from ui.pages import AppRequest, confirm, leave, page_of, show
 
 NAMED = 5
 ROWS = 20  # Each may bring a list of its tokens; fifty of them would make the page too heavy.
@@ -105,7 +106,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             f"{connection.gateway.name} on the next request.",
             more="Nothing is deleted. Enable it again and the same token works.",
             target=f"#connection-{connection.pk}",
-            back=_back(connection),
+            back=back(connection),
         )
     connection.disable(by=request.user)
     return changed(request, connection, "Connection disabled")
@@ -135,7 +136,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             "Cannot be undone.",
             icon="revoke",
             target=f"#connection-{connection.pk}",
-            back=_back(connection),
+            back=back(connection),
         )
     try:
         connection.revoke(by=request.user)
@@ -146,15 +147,3 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def _ends(tokens: int) -> str:
     return {0: "It holds no token.", 1: "Its token ends."}.get(tokens, f"Its {tokens} tokens end.")
-
-
-def _back(connection: Connection) -> str:
-    """Where to go without script: the host's tab, which also names the gateway."""
-    return reverse("connections:for_host", args=[connection.host_id])
-
-
-def changed(request: AppRequest, connection: Connection, toast: str) -> HttpResponse:
-    """The row as it is now; on which tab it stands, the address of the open page tells."""
-    side = "gateway" if (request.htmx.current_url_abs_path or "").startswith("/gateways/") else "host"
-    row = Row(_find(request, connection.pk), request.user)
-    return answer(request, "connections/table.html#row", {"row": row, "side": side}, to=_back(connection), toast=toast)

@@ -11,7 +11,6 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q
 from django.shortcuts import get_object_or_404
-from django.utils import timezone
 from rest_framework.decorators import action
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
@@ -30,7 +29,6 @@ from tokens.models import (
     BadLifetime,
     Expired,
     Issued,
-    Kind,
     NameTaken,
     NotYours,
     Superseded,
@@ -39,7 +37,7 @@ from tokens.models import (
     TokenQuerySet,
     TooMany,
 )
-from tokens.reach import with_reach
+from tokens.reach import BOTH, ENDING, known_to, of_status, with_reach
 from tokens.rules import admits
 from tokens.serializers import NewToken, TokenChanges, TokenQuery, TokenSerializer, issued, rotated
 from ui.rest import Problem, Query, Resource, Told, named, secret_answer
@@ -56,11 +54,6 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     TokenError: Problem(HTTPStatus.CONFLICT, "conflict"),
     Refused: Problem(HTTPStatus.CONFLICT, "refused"),
 }
-
-
-ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
-BOTH = frozenset(ENDING)
-SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A token's name and prefix stand in its connection's row.
 
 
 class RotationLimit(SimpleRateThrottle):
@@ -92,8 +85,7 @@ class TokenResource(Resource):
 
     def get_queryset(self) -> TokenQuerySet:
         """The tokens this person may know of; keys of apps are none."""
-        tokens = with_reach(Token.objects.filter(kind=Kind.ACCESS))
-        return tokens if any(map(self.me.has_perm, SEES)) else tokens.filter(connection__user=self.me)
+        return with_reach(known_to(self.me))
 
     def list(self, request: Request) -> Response:
         tokens = self.get_queryset()
@@ -172,20 +164,13 @@ class TokenResource(Resource):
 
 def must_be_on(connection: Connection) -> None:
     """Refuse while a layer is switched off: a stolen token must not renew itself past the break-glass."""
-    if not connection.enabled or connection.blocked_by in ("host", "gateway"):
+    if not connection.is_on:
         raise Told(HTTPStatus.FORBIDDEN, "disabled", "The host, the gateway or the connection is disabled.")
 
 
 def narrowed(tokens: TokenQuerySet, chosen: Mapping[str, Any]) -> TokenQuerySet:
     """The tokens that match the query."""
-    ended = Q(expires_at__lte=timezone.now())
-    means = {
-        "active": Q(revoked_at=None) & (Q(expires_at=None) | ~ended),
-        "expired": Q(revoked_at=None) & ended,
-        "revoked": Q(revoked_at__isnull=False),
-        "all": Q(),
-    }
-    tokens = tokens.filter(means[chosen["status"]])
+    tokens = tokens.filter(of_status(chosen["status"]))
     if host := chosen.get("host"):
         tokens = tokens.filter(connection__host=host)
     if gateway := chosen.get("gateway"):

@@ -1,25 +1,59 @@
-"""Which servers a token reaches, told without asking the database once per token."""
+"""Which tokens somebody may know of and change, and which servers a token reaches; pages and REST ask the same."""
 
 from __future__ import annotations
 
-from django.db.models import Prefetch
+from django.db.models import Prefetch, Q
+from django.utils import timezone
 
+from accounts.models import User
+from capabilities import Capability
 from gateways.models import Assignment
 from servers.models import Server
-from tokens.models import Token, TokenQuerySet, TokenScope
+from tokens.models import Kind, Token, TokenQuerySet, TokenScope
+
+# What it takes for another person's token; one's own are always one's own (R3.13, R3.14).
+EDITING = Capability.API_TOKENS_MANAGE
+ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+BOTH = frozenset(ENDING)
+SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A token's name and prefix stand in its connection's row.
+
+STATUSES = ("active", "expired", "revoked", "all")
+
+
+def known_to(viewer: User) -> TokenQuerySet:
+    """The tokens `viewer` may know of; keys of apps are none."""
+    tokens = Token.objects.filter(kind=Kind.ACCESS)
+    return tokens if any(map(viewer.has_perm, SEES)) else tokens.filter(connection__user=viewer)
+
+
+def of_status(status: str) -> Q:
+    """The tokens of one of STATUSES at this moment."""
+    ended = Q(expires_at__lte=timezone.now())
+    means = {
+        "active": Q(revoked_at=None) & (Q(expires_at=None) | ~ended),
+        "expired": Q(revoked_at=None) & ended,
+        "revoked": Q(revoked_at__isnull=False),
+    }
+    return means.get(status, Q())
+
+
+def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
+    """Tokens with everything that is told of them; of those that reach all servers, the servers are left out."""
+    offered = Assignment.objects.live().filter(server__archived_at=None)
+    narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
+    return tokens.select_related("connection__host", "connection__gateway", "connection__user").prefetch_related(
+        Prefetch("scopes", narrowed)
+    )
 
 
 def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
     """Tokens with everything that is told of them, their servers included."""
     offered = Assignment.objects.live().filter(server__archived_at=None).select_related("server")
-    narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
-    return tokens.select_related("connection__host", "connection__gateway", "connection__user").prefetch_related(
-        Prefetch("connection__gateway__assignments", offered), Prefetch("scopes", narrowed)
-    )
+    return with_scope(tokens).prefetch_related(Prefetch("connection__gateway__assignments", offered))
 
 
 def servers_of(token: Token) -> list[Server]:
-    """The servers `token` reaches at present, each once; needs `with_reach`."""
+    """The servers `token` reaches at present, each once; needs `with_reach`, or `with_scope` for a narrowed one."""
     if token.scope_all:
         assignments = list(token.connection.gateway.assignments.all())
     else:

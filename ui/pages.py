@@ -83,11 +83,13 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     icon: str = "warning",
     kind: str = "danger",
     choice: tuple[str, str] | None = None,
+    second: tuple[str, str] | None = None,
+    hidden: dict[str, Any] | None = None,
 ) -> HttpResponse:
     """Ask before an act. OK posts to this same URL; Cancel holds the focus.
 
-    `target` is the CSS selector the answer of that POST replaces (outerHTML) when htmx is at work; `choice` is the name
-    and the label of a checkbox, ticked at first.
+    `target` is the CSS selector the answer of that POST replaces (outerHTML) when htmx is at work. `choice` is the name
+    and the label of a checkbox, ticked at first; `second` those of a further button; `hidden` fields go along.
     """
     context = {
         "title": title,
@@ -98,6 +100,8 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
         "icon_name": icon,
         "kind": kind,
         "choice": choice,
+        "second": second,
+        "hidden": hidden or {},
         "action": request.path,
     }
     return show(request, "ui/confirm.html", context)

@@ -1,0 +1,51 @@
+"""Where a connection stands on the page that asked for an act, and so what changes there when the act is done."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from django.http import HttpResponse
+from django.template.loader import render_to_string
+from django.urls import reverse
+
+from connections.models import Connection
+from connections.rows import Row, visible
+from ui.pages import AppRequest, answer
+
+
+class Place(NamedTuple):
+    """The template and the context that draw a thing on the open page."""
+
+    template: str
+    context: dict[str, Any]
+
+
+def open_page(request: AppRequest) -> str:
+    """The path of the page that is open in the browser, when htmx tells it."""
+    return (request.htmx.current_url_abs_path or "").partition("?")[0]
+
+
+def place(request: AppRequest, connection: Connection) -> Place:
+    """The row of `connection` on the open page, as it is now."""
+    page = open_page(request)
+    row = Row(visible(request.user).get(pk=connection.pk), request.user)
+    return Place(
+        "connections/table.html#row", {"row": row, "side": "gateway" if page.startswith("/gateways/") else "host"}
+    )
+
+
+def changed(request: AppRequest, connection: Connection, toast: str) -> HttpResponse:
+    """The answer to an act: the row as it is now."""
+    template, context = place(request, connection)
+    return answer(request, template, context, to=back(connection), toast=toast)
+
+
+def beside(request: AppRequest, connection: Connection) -> str:
+    """The same row, to go along with another fragment."""
+    template, context = place(request, connection)
+    return render_to_string(template, {**context, "changed": True, "aside": True}, request)
+
+
+def back(connection: Connection) -> str:
+    """Where to go without script: the host's tab, which also names the gateway."""
+    return reverse("connections:for_host", args=[connection.host_id])
