@@ -10,9 +10,9 @@ from django.db.models import Q
 
 from accounts.models import Role, User, WorkspaceSettings, make_first_owner
 from auditlog.models import Call
-from gatewayadmin import locks
+from gatewayadmin import locks, quickstart
 from gatewayadmin.locks import Lock
-from gateways.models import Assignment, Gateway
+from gateways.models import Assignment, Gateway, Tool
 from servers.models import BUILT_IN_URL, Server
 
 QUICKSTART = "quickstart"
@@ -57,7 +57,8 @@ def _make_quickstart() -> None:
         server = Server.objects.add(name="Quickstart", slug=QUICKSTART, url=BUILT_IN_URL, by=None)
         about = "Harmless tools to try things out with. Needs nothing but this installation."
         gateway = Gateway.objects.add(name="Quickstart", slug=QUICKSTART, description=about, by=None)
-        Assignment.objects.assign(gateway=gateway, server=server, alias="", by=None)
+        assignment = Assignment.objects.assign(gateway=gateway, server=server, alias="", by=None)
+        Tool.objects.learn(assignment, quickstart.TOOLS)  # So that the first snippet names a tool that works.
 
 
 def _remember_public_url() -> None:
