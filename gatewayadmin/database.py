@@ -62,16 +62,19 @@ def ensure() -> None:
             raise Unusable(f"{error}.") from error
 
 
-def require() -> None:
-    """Return when the database answers and is new enough. Raises Unusable."""
+def require(*, tables: bool = True) -> None:
+    """Return when the database answers, is new enough and, with `tables`, has been set up. Raises Unusable."""
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5) as probe:
             version = probe.info.server_version
-    except psycopg.OperationalError as error:
+            found = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
+    except psycopg.Error as error:
         raise Unusable(f"The database cannot be reached: {' '.join(str(error).split())}") from error
     if version < OLDEST:
         raise Unusable(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
+    if tables and (found is None or found[0] is None):
+        raise Unusable("The database is empty: start `manage.py serve` once, it makes the tables.")
 
 
 def _parsed(url: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True
-        self.error_log.setLevel(logging.WARNING)
+        self.error_log.setLevel(logging.ERROR)  # Its warnings tell of every Ctrl-C.
 
 
 class Server(BaseApplication):  # type: ignore[misc]

@@ -61,6 +61,13 @@ def test_unreachable_database_for_a_command(fresh: Path) -> None:
     assert "The database cannot be reached" in refusal(fresh, *words, DATABASE_URL=NOWHERE, **KEYS)
 
 
+def test_command_before_the_first_start(fresh: Path) -> None:
+    assert (
+        refusal(fresh, "keys")
+        == "CommandError: The database is empty: start `manage.py serve` once, it makes the tables."
+    )
+
+
 def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")

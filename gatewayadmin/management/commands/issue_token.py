@@ -17,6 +17,7 @@ from gatewayadmin.public_url import public_url
 from gateways.models import Gateway
 from hosts.models import Host, HostError, Kind
 from tokens.models import DEFAULT_LIFETIME, Issued, Token, TokenError
+from ui.rest import stamp
 
 
 class Command(BaseCommand):
@@ -70,5 +71,5 @@ def _line(issued: Issued) -> dict[str, str | None]:
         "name": token.name,
         "prefix": token.prefix,
         "gateway_url": f"{public_url()}/mcp/{token.connection.gateway.slug}",
-        "expires_at": token.expires_at.isoformat() if token.expires_at else None,
+        "expires_at": stamp(token.expires_at),
     }

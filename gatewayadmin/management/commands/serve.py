@@ -29,7 +29,7 @@ class Command(BaseCommand):
             listener = listen(host, port)
             self._start_over_at(port)
             metrics = metrics_folder(settings.DATA_DIR)
-            database.require()
+            database.require(tables=False)
         except (PortTaken, Unusable) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
