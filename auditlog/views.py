@@ -18,6 +18,7 @@ from auditlog.models import Call
 from capabilities import Capability, requires
 from ui.pages import AppRequest, show
 
+SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
 BESIDE = 25  # Rows beside an open call: enough to see what came before.
 
 
@@ -42,7 +43,12 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
         found = Call.objects.find(uid)
     except (Call.DoesNotExist, ValueError, OverflowError) as missing:
         raise Http404 from missing
-    context = {"call": found, "detail": Detail(found), "same_request": _same_request(found)}
+    context = {
+        "call": found,
+        "detail": Detail(found),
+        "same_request": _same_request(found),
+        "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
+    }
     if _is_for_drawer(request):
         return render(request, "auditlog/drawer.html", {**context, "query": CallFilter(request.GET).query})
     return render(request, "auditlog/calls.html", {**_listed(request, BESIDE), **context})

@@ -1,10 +1,13 @@
 """Rows for tests: plain functions that show their values, each with what the test is about in sight."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 from accounts.models import Role, User, permissions_of
+from auditlog.models import Call
+from auditlog.writer import new_uid
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
@@ -78,3 +81,17 @@ def connection(host: Host, gateway: Gateway, user: User, identities: Iterable[Id
 
 def token(connection: Connection, *, name: str = "", **fields: Any) -> Issued:
     return Token.objects.issue(connection, name=name or unique("token"), by=connection.user, **fields)
+
+
+def call(*, at: datetime | None = None, **fields: Any) -> Call:
+    """A logged call, of this moment and answered unless said otherwise."""
+    at = at or datetime.now(UTC)
+    Call.partitions.make_ahead(at.date())
+    told: dict[str, Any] = {
+        "correlation_id": uuid4(),
+        "method": "tools/call",
+        "outcome": "ok",
+        "http_status": 200,
+        "duration_ms": 1.5,
+    }
+    return Call.objects.create(uid=new_uid(at.timestamp()), created_at=at, **(told | fields))

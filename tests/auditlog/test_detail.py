@@ -1,0 +1,98 @@
+"""Why a call ended as it did: one sentence for each reason, and the check that stopped it."""
+
+from typing import Any
+
+import pytest
+
+from auditlog.detail import Detail
+from auditlog.models import Call, Outcome
+from auditlog.reasons import OUTCOMES, REASONS, reason_of
+from proxy import access, catalog, identity  # noqa: F401  (the last brings faults of its own)
+from proxy.faults import Fault
+
+
+def detail(**fields: Any) -> Detail:
+    told: dict[str, Any] = {
+        "method": "tools/call",
+        "feature_name": "github__search",
+        "outcome": "ok",
+        "server_name": "GitHub",
+        "server_id": "7b0c8a3e-0000-4000-8000-000000000000",
+        "gateway_name": "Work",
+        "host_name": "CI bot",
+        "user_email": "ana@example.com",
+        "token_prefix": "gwa_Ab3dE5gH",
+        "client_ip": "203.0.113.24",
+        "duration_ms": 10.0,
+    }
+    return Detail(Call(**(told | fields)))
+
+
+def faults_of(kind: type[Fault] = Fault) -> set[str]:
+    """The reasons of all faults the proxy knows."""
+    return {kind.reason} | {reason for sub in kind.__subclasses__() for reason in faults_of(sub)}
+
+
+def test_every_reason_the_proxy_can_give_has_a_sentence() -> None:
+    given = set(access.DENIALS) | set(catalog.SENTENCES) | faults_of()
+
+    assert given - set(REASONS) == set()
+
+
+def test_every_outcome_but_success_has_a_sentence() -> None:
+    assert set(Outcome.values) - set(OUTCOMES) == {"ok"}
+
+
+def test_a_call_that_went_well_passed_every_check() -> None:
+    checks = detail(upstream_ms=5.0, identity_label="service").checks
+
+    assert {check.result for check in checks} == {"pass"}
+    assert [check.name for check in checks][-1] == "Recorded"
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_denied_call_stops_at_one_check_and_goes_no_further(reason: str) -> None:
+    checks = detail(outcome="denied", deny_reason=reason).checks
+
+    results = [check.result for check in checks]
+    stop = results.index("stop")
+    assert results.count("stop") == 1
+    assert checks[stop].told == REASONS[reason].sentence
+    assert "stop" not in results[:stop]
+    assert set(results[stop + 1 : -1]) <= {"skip"}
+    assert results[-1] == "pass"
+
+
+def test_what_a_call_did_not_need_is_skipped() -> None:
+    own = {
+        check.name: check.result
+        for check in detail(method="ping", feature_name="", server_name="", server_id=None).checks
+    }
+
+    assert [own[name] for name in ("Server", "Tool", "Identity", "Upstream")] == ["skip"] * 4
+
+
+def test_a_protocol_error_before_the_hop_is_the_request_s_own() -> None:
+    before = detail(outcome="rpc_error").checks
+    after = detail(outcome="rpc_error", upstream_ms=3.0).checks
+
+    assert next(check.name for check in before if check.result == "stop") == "Request"
+    assert next(check.name for check in after if check.result == "stop") == "Upstream"
+
+
+def test_the_timing_bar_adds_up_to_the_whole() -> None:
+    parts = detail(duration_ms=20.0, authorise_ms=1.0, upstream_ms=15.0).timing
+
+    assert [(part.name, part.ms) for part in parts] == [("auth", 1.0), ("rules", 4.0), ("upstream", 15.0)]
+    assert sum(part.width for part in parts) == pytest.approx(100, abs=0.3)
+    assert [part.start for part in parts] == [0.0, 5.0, 25.0]
+
+
+@pytest.mark.parametrize("fields", [{"duration_ms": 0.0}, {"duration_ms": 1.0, "upstream_ms": 2.0}])
+def test_odd_times_draw_no_bar_beyond_its_frame(fields: dict[str, float]) -> None:
+    assert all(part.start + part.width <= 100.1 for part in detail(**fields).timing)
+
+
+def test_an_unknown_reason_falls_back_to_its_outcome() -> None:
+    assert reason_of("denied", "of tomorrow") == OUTCOMES["denied"]
+    assert reason_of("ok", "") is None

@@ -1,0 +1,367 @@
+"""Logs: the list with its filters and pages, and the page of one call (requirements 5.9)."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import User
+from auditlog.filters import PAGE_SIZE
+from auditlog.models import Call, Outcome
+from capabilities import Capability
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true"}
+DRAWER = HTMX | {"HX-Target": "drawer"}
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+def ago(**span: float) -> datetime:
+    return datetime.now(UTC) - timedelta(**span)
+
+
+def shown(response: Any) -> list[str]:
+    """The names of what was called, as listed."""
+    return [call.feature_name for call in response.context["page"].calls]
+
+
+# --- Who may look -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/logs/", "/logs/{uid}/"])
+def test_logs_open_with_their_capability_alone(path: str, sign_in: SignIn) -> None:
+    path = path.format(uid=make.call().uid)
+
+    assert Client().get(path).status_code == 302
+    assert sign_in(make.user(*(set(Capability) - {Capability.LOGS_READ}))).get(path).status_code == 403
+    assert sign_in(make.user(Capability.LOGS_READ)).get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/logs/", "/logs/{uid}/"])
+def test_logs_are_only_looked_at(path: str, ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).post(path.format(uid=make.call().uid)).status_code == 405
+
+
+# --- The list -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_tells_who_called_what_and_how_it_went(viv: User, sign_in: SignIn) -> None:
+    make.call(
+        at=datetime.now(UTC).replace(microsecond=204_000),
+        host_name="CI bot",
+        user_email="ana@example.com",
+        gateway_name="Quickstart",
+        server_name="GitHub",
+        feature_name="search_issues",
+        duration_ms=212.4,
+    )
+
+    page = text(sign_in(viv).get("/logs/"))
+
+    row = page.split("<tbody")[1]
+    for words in (
+        "CI bot",
+        "ana@example.com",
+        "Quickstart",
+        "GitHub",
+        "tools/call",
+        "search_issues",
+        "ok",
+        "200",
+        "212 ms",
+    ):
+        assert words in row
+    assert ".204</time>" in row
+    assert "1 in last 24 hours" in page
+
+
+def test_the_newest_stands_first_and_a_day_is_shown_by_default(ana: User, sign_in: SignIn) -> None:
+    make.call(at=ago(hours=25), feature_name="yesterday")
+    make.call(at=ago(hours=2), feature_name="earlier")
+    make.call(at=ago(minutes=1), feature_name="now")
+    client = sign_in(ana)
+
+    assert shown(client.get("/logs/")) == ["now", "earlier"]
+    assert shown(client.get("/logs/?range=1h")) == ["now"]
+    assert shown(client.get("/logs/?range=7d")) == ["now", "earlier", "yesterday"]
+    assert shown(client.get("/logs/?range=nonsense")) == ["now", "earlier"]
+
+
+def test_an_empty_range_says_so(ana: User, sign_in: SignIn) -> None:
+    assert "No entries in this time range." in text(sign_in(ana).get("/logs/"))
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("method=tools/list", {"b"}),
+        ("method=tools/list&method=tools/call", {"a", "b", "c"}),
+        ("outcome=denied", {"c"}),
+        ("outcome=denied&outcome=tool_error", {"b", "c"}),
+        ("host=ci", {"a", "c"}),
+        ("host={host}", {"a"}),
+        ("gateway=work", {"c"}),
+        ("server=github", {"c"}),
+        ("tool=b", {"b"}),
+        ("user=ben@", {"b"}),
+        ("user=ben@&outcome=denied", set()),
+        ("correlation={correlation}", {"c"}),
+        ("correlation=not-an-id", set()),
+        ("outcome=nonsense", {"a", "b", "c"}),
+        ("host=%00", {"a", "b", "c"}),
+        ("method=", {"a", "b", "c"}),
+    ],
+)
+def test_the_list_is_narrowed_by_the_query_string(query: str, names: set[str], ana: User, sign_in: SignIn) -> None:
+    host = uuid4()
+    make.call(feature_name="a", host_name="CI bot", host_id=host)
+    make.call(feature_name="b", method="tools/list", outcome="tool_error", user_email="ben@example.com")
+    denied = make.call(
+        feature_name="c", outcome="denied", host_name="CI bot 2", gateway_name="Work", server_name="GitHub"
+    )
+
+    response = sign_in(ana).get(f"/logs/?{query.format(host=host, correlation=denied.correlation_id)}")
+
+    assert set(shown(response)) == names
+
+
+def test_one_request_is_found_whenever_it_was(ana: User, sign_in: SignIn) -> None:
+    old = make.call(at=ago(days=20), feature_name="old")
+
+    assert shown(sign_in(ana).get(f"/logs/?correlation={old.correlation_id}")) == ["old"]
+
+
+def test_a_filter_by_id_bears_its_name_and_can_be_removed(ana: User, sign_in: SignIn) -> None:
+    gateway = uuid4()
+    make.call(gateway_id=gateway, gateway_name="Old name", at=ago(hours=2))
+    make.call(gateway_id=gateway, gateway_name="New name")
+
+    page = text(sign_in(ana).get(f"/logs/?gateway={gateway}&outcome=ok"))
+
+    chip = page.split('class="chip"')[1].split("</span>", maxsplit=1)[0]
+    assert "New name" in chip
+    assert 'href="/logs/?outcome=ok"' in chip
+    assert f'name="gateway" value="{gateway}"' in chip
+
+
+def test_the_form_keeps_what_was_chosen(ana: User, sign_in: SignIn) -> None:
+    make.call()
+
+    page = text(sign_in(ana).get("/logs/?outcome=denied&outcome=timeout&tool=search&range=7d"))
+
+    assert 'name="outcome" value="denied" checked' in page
+    assert 'name="range" value="7d" checked' in page
+    assert 'name="tool" value="search"' in page
+    assert "Outcome: <b>denied +1</b>" in page
+
+
+# --- Pages --------------------------------------------------------------------------------------------------------
+
+
+def test_older_and_newer_walk_every_call_once_while_new_ones_arrive(ana: User, sign_in: SignIn) -> None:
+    count = PAGE_SIZE * 2 + 7
+    same_moment = ago(minutes=5)
+    for number in range(count):
+        make.call(at=same_moment - timedelta(seconds=number // 10), feature_name=f"call-{number}")
+    client = sign_in(ana)
+
+    first = client.get("/logs/")
+    make.call(feature_name="arrived in between")
+    second = client.get(f"/logs/?before={first.context['page'].older}")
+    third = client.get(f"/logs/?before={second.context['page'].older}")
+    back = client.get(f"/logs/?after={third.context['page'].newer}")
+
+    seen = shown(first) + shown(second) + shown(third)
+    assert sorted(seen) == sorted(f"call-{number}" for number in range(count))
+    assert len(shown(third)) == 7
+    assert third.context["page"].older == ""
+    assert first.context["page"].newer == ""
+    assert shown(back) == shown(second)
+    assert shown(client.get(f"/logs/?after={back.context['page'].newer}")) == shown(first)
+
+
+@pytest.mark.parametrize("cursor", ["x", "1-", "-1", "1-2-3", "9" * 60, "9" * 30 + "-1", "1-" + "9" * 30, "¹-1"])
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_cursor_nobody_gave_out_does_no_harm(cursor: str, side: str, ana: User, sign_in: SignIn) -> None:
+    make.call()
+
+    assert sign_in(ana).get("/logs/", {side: cursor}).status_code == 200
+
+
+def test_links_to_other_pages_keep_the_filters(ana: User, sign_in: SignIn) -> None:
+    for _ in range(PAGE_SIZE + 1):
+        make.call(outcome="denied")
+
+    page = text(sign_in(ana).get("/logs/?outcome=denied&host=&range=24h"))
+
+    assert 'href="/logs/?outcome=denied&amp;before=' in page
+    assert "/?outcome=denied" in page.split("<tbody")[1].split("</tr>", maxsplit=1)[0]
+
+
+def test_htmx_gets_rows_count_and_labels_and_a_clean_address(ana: User, sign_in: SignIn) -> None:
+    make.call(outcome="denied")
+
+    response = sign_in(ana).get("/logs/?range=24h&outcome=denied&host=&tool=", headers=HTMX)
+
+    fragment = text(response)
+    assert fragment.lstrip().startswith('<div class="stack" id="entries"')
+    assert 'id="call-count" hx-swap-oob="true">1 in last 24 hours<' in fragment
+    assert 'id="label-outcome" hx-swap-oob="true">Outcome: <b>denied</b>' in fragment
+    assert response["HX-Push-Url"] == "/logs/?outcome=denied"
+
+
+def test_the_list_costs_the_same_for_one_row_and_for_many(
+    ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(12):
+        make.call()
+    client = sign_in(ana)
+
+    with django_assert_num_queries(5):  # session, user, permissions, rows, count
+        client.get("/logs/")
+
+
+def test_a_full_page_stays_light_with_and_without_an_open_call(ana: User, sign_in: SignIn) -> None:
+    names = {"host_name": "Nightly report agent", "gateway_name": "Engineering", "server_name": "GitHub Enterprise"}
+    for _ in range(PAGE_SIZE + 5):
+        call = make.call(**names, user_email="somebody.with.a.name@example.com", feature_name="github__search_issues")
+    client = sign_in(ana)
+
+    assert len(client.get("/logs/").content) < 60 * 1024
+    assert len(client.get(f"/logs/{call.uid}/").content) < 60 * 1024
+
+
+# --- One call -----------------------------------------------------------------------------------------------------
+
+
+def test_a_call_has_a_page_and_is_a_drawer_beside_the_list(ana: User, sign_in: SignIn) -> None:
+    call = make.call(feature_name="search_issues")
+    make.call(feature_name="another")
+    client = sign_in(ana)
+
+    page = text(client.get(f"/logs/{call.uid}/"))
+    drawer = text(client.get(f"/logs/{call.uid}/?outcome=ok", headers=DRAWER))
+    restored = text(client.get(f"/logs/{call.uid}/", headers=DRAWER | {"HX-History-Restore-Request": "true"}))
+
+    assert page.count('<aside class="drawer"') == 1
+    assert "another" in page
+    assert 'aria-selected="true"' in page
+    assert drawer.lstrip().startswith('<aside class="drawer"')
+    assert 'href="/logs/?outcome=ok"' in drawer
+    assert "<!doctype html>" in restored
+
+
+def test_closing_the_drawer_leaves_its_place_empty(ana: User, sign_in: SignIn) -> None:
+    closed = text(sign_in(ana).get("/logs/?outcome=ok", headers=DRAWER))
+
+    assert closed.strip() == '<div id="drawer" hidden></div>'
+
+
+@pytest.mark.parametrize(
+    "uid",
+    [
+        "0192f3a1-7c4e-4000-8000-000000000000",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "00000000-0000-0000-0000-000000000000",
+    ],
+)
+def test_a_call_nobody_made_is_not_found(uid: object, ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get(f"/logs/{uid}/").status_code == 404
+
+
+def test_the_summary_tells_everything_that_was_recorded(ana: User, sign_in: SignIn) -> None:
+    call = make.call(
+        host_name="CI bot",
+        user_email="ana@example.com",
+        gateway_name="Quickstart",
+        server_name="Docs",
+        token_name="ci-pipeline",
+        token_prefix="gwa_Ab3dE5gH",
+        identity_label="service",
+        client_name="cursor-vscode",
+        client_version="1.7.2",
+        protocol_version="2025-11-25",
+        client_ip="203.0.113.24",
+        user_agent="curl/8.4",
+        request_bytes=812,
+        response_bytes=14_200,
+    )
+
+    page = text(sign_in(ana).get(f"/logs/{call.uid}/", headers=DRAWER))
+
+    for words in (
+        "CI bot",
+        "ana@example.com",
+        "Quickstart",
+        "Docs",
+        "ci-pipeline",
+        "gwa_Ab3dE5gH",
+        "service",
+        "cursor-vscode 1.7.2, MCP 2025-11-25",
+        "203.0.113.24",
+        "curl/8.4",
+        "812 B in, 14.2 KB out",
+        str(call.correlation_id),
+        "Payload recording is off.",
+    ):
+        assert words in page
+
+
+def test_links_lead_only_where_the_viewer_may_go(ana: User, sign_in: SignIn) -> None:
+    ids = {f"{name}_id": uuid4() for name in ("host", "gateway", "server", "connection")}
+    call = make.call(**ids, host_name="CI bot", gateway_name="Work", server_name="GitHub", user_email="ana@example.com")
+
+    everything = text(sign_in(ana).get(f"/logs/{call.uid}/", headers=DRAWER))
+    little = text(sign_in(make.user(Capability.LOGS_READ)).get(f"/logs/{call.uid}/", headers=DRAWER))
+
+    links = [
+        f"/hosts/{ids['host_id']}/",
+        f"/servers/find/{ids['server_id']}/",
+        f"/hosts/{ids['host_id']}/connections/#connection-{ids['connection_id']}",
+    ]
+    for link in links:
+        assert f'href="{link}"' in everything
+        assert link not in little
+    assert f'href="/gateways/find/{ids["gateway_id"]}/"' in everything
+
+
+def test_calls_of_the_same_request_are_counted(ana: User, sign_in: SignIn) -> None:
+    call = make.call()
+    make.call(correlation_id=call.correlation_id)
+
+    page = text(sign_in(ana).get(f"/logs/{call.uid}/", headers=DRAWER))
+
+    assert f'href="/logs/?correlation={call.correlation_id}">2 from the same request<' in page
+
+
+def test_everything_a_stranger_chose_is_escaped(ana: User, sign_in: SignIn) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    names = ("method", "feature_name", "host_name", "gateway_name", "server_name", "user_email", "identity_label")
+    more = ("token_name", "client_name", "client_version", "user_agent", "deny_reason")
+    call = make.call(**{name: hostile[: Call._meta.get_field(name).max_length or 99] for name in (*names, *more)})
+    client = sign_in(ana)
+
+    listed, page = text(client.get("/logs/")), text(client.get(f"/logs/{call.uid}/"))
+    searched = text(client.get("/logs/", {"host": hostile, "tool": hostile}))
+
+    for body in (listed, page, searched):
+        assert "<img src=x" not in body
+        assert "&lt;img src=x" in body
+
+
+@pytest.mark.parametrize("outcome", Outcome.values)
+def test_every_outcome_has_a_page(outcome: str, ana: User, sign_in: SignIn) -> None:
+    call = make.call(outcome=outcome)
+
+    page = text(sign_in(ana).get(f"/logs/{call.uid}/", headers=DRAWER))
+
+    assert ("stopped here" in page) == (outcome != "ok")
