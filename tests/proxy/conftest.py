@@ -17,7 +17,7 @@ from connections.models import Connection
 from gatewayadmin import database
 from proxy.app import Config, runtime
 from tests import make
-from tests.wire import Receive, Scope, Send, Upstream, running
+from tests.wire import App, Receive, Scope, Send, Upstream, running
 from tokens.models import Issued
 
 type Start = Callable[..., "Proxy"]
@@ -34,20 +34,20 @@ class Agent:
     def post(self, body: object, **headers: str) -> httpx.Response:
         own = {"Authorization": f"Bearer {self.secret}"} if self.secret is not None else {}
         spelled = {name.replace("_", "-"): value for name, value in headers.items()}
-        content = {"content": body} if isinstance(body, bytes) else {"json": body}
+        content: dict[str, Any] = {"content": body} if isinstance(body, bytes) else {"json": body}
         with httpx.Client(trust_env=False, timeout=30) as client:
-            return client.post(self.url, headers={**own, **self.headers, **spelled}, **content)  # type: ignore[arg-type]
+            return client.post(self.url, headers={**own, **self.headers, **spelled}, **content)
 
     def ask(self, method: str, params: object = None, **headers: str) -> httpx.Response:
         body: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": method}
         return self.post(body | ({"params": params} if params is not None else {}), **headers)
 
-    def list(self, **headers: str) -> httpx.Response:
+    def listed(self, **headers: str) -> httpx.Response:
         return self.ask("tools/list", **headers)
 
-    def tools(self) -> "list[str]":
+    def tools(self) -> list[str]:
         """The names of the tools it is shown."""
-        return [tool["name"] for tool in self.list().json()["result"]["tools"]]
+        return [tool["name"] for tool in self.listed().json()["result"]["tools"]]
 
     def call(self, tool: str, arguments: object = None, **headers: str) -> httpx.Response:
         return self.ask("tools/call", {"name": tool, "arguments": arguments or {}}, **headers)
@@ -94,10 +94,12 @@ def config(**changes: Any) -> Config:
 def served(**changes: Any) -> Iterator[Proxy]:
     """The proxy on a port of its own, as one worker process would run it."""
     settled = config(**changes)
+    endpoint: App | None = None
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal endpoint
         if scope["type"] != "lifespan":
+            assert endpoint is not None
             await endpoint(scope, receive, send)
             return
         await receive()
@@ -106,7 +108,6 @@ def served(**changes: Any) -> Iterator[Proxy]:
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    endpoint: Any = None
     with ExitStack() as stack:
         upstream = stack.enter_context(running(app))
         yield Proxy(upstream, stack.close)
@@ -126,7 +127,7 @@ def proxy_(start: Start) -> Proxy:
     return start()
 
 
-def sql(statement: str, *parameters: object) -> None:
+def sql(statement: str, *parameters: Any) -> None:
     """Change rows behind the application's back."""
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)

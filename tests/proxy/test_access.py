@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import psycopg
 import pytest
@@ -69,7 +70,8 @@ IP = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"IP Not Allowed"},"id":
 
 @given(st.sets(st.sampled_from(ORDER)))
 def test_the_first_row_that_refuses_gives_the_reason(refusing: set[tuple[str, object, str]]) -> None:
-    facts = GOOD._replace(**{name: value for name, value, _ in refusing})
+    flipped: dict[str, Any] = {name: value for name, value, _ in refusing}
+    facts = GOOD._replace(**flipped)
     expected = next((reason for row in ORDER if row in refusing for reason in [row[2]]), None)
 
     denied = decide(facts, "198.51.100.7")

@@ -60,7 +60,7 @@ def modern(method: str, params: dict[str, Any] | None = None, **changes: Any) ->
 
 
 def test_t14_x13_a_bare_post_is_the_first_call(world: World) -> None:
-    listed = world.agent.list(Accept="*/*")
+    listed = world.agent.listed(Accept="*/*")
 
     assert listed.status_code == 200
     assert [tool["name"] for tool in listed.json()["result"]["tools"]][:3] == [
@@ -123,7 +123,7 @@ def test_x39_x41_x42_a_credential_that_is_none_gets_401(world: World) -> None:
     twice = httpx.post(world.agent.url, json=LIST, headers=[("Authorization", f"Bearer {good}")] * 2, trust_env=False)
     assert (twice.status_code, twice.content) == (401, X39)
     assert world.proxy.calls() == []
-    assert stranger.list().status_code == 401
+    assert stranger.listed().status_code == 401
 
 
 def test_p1_get_and_delete_need_the_token_too(world: World) -> None:
@@ -144,23 +144,23 @@ def test_p1_get_and_delete_need_the_token_too(world: World) -> None:
 def test_x43_a_token_at_another_gateway_gets_its_exact_body(world: World) -> None:
     make.gateway(slug="other")
     for slug in ("other", "no-such-gateway"):
-        answer = Agent(world.proxy.url(slug), world.agent.secret).list()
+        answer = Agent(world.proxy.url(slug), world.agent.secret).listed()
         assert (answer.status_code, answer.content) == (403, X43)
 
     assert [row.deny_reason for row in world.proxy.calls()] == ["wrong_gateway"] * 2
 
 
 def test_a_slash_at_the_end_changes_nothing_and_redirects_nobody(world: World) -> None:
-    assert Agent(world.agent.url + "/", world.agent.secret).list().status_code == 200
+    assert Agent(world.agent.url + "/", world.agent.secret).listed().status_code == 200
     for path in ("//", "/work/tools", "/a/b/c"):
         url = world.agent.url.removesuffix("/work") + path
-        assert Agent(url, world.agent.secret).list().status_code == 404
+        assert Agent(url, world.agent.secret).listed().status_code == 404
 
 
 def test_x40_dead_credentials_are_denied_alike_and_logged_with_their_reason(world: World) -> None:
     world.connection.revoke(by=world.connection.user)
 
-    answer = world.agent.list()
+    answer = world.agent.listed()
 
     assert (answer.status_code, answer.content) == (401, X39)
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
@@ -262,9 +262,9 @@ def test_p15_the_ladder_of_2026_07_28(world: World) -> None:
         without = body | {"params": {"_meta": {name: value for name, value in meta.items() if name != key}}}
         assert answer(without, headers) == (400, -32602)
     assert answer(body | {"params": {}}, headers) == (400, -32602)
-    assert answer(*modern("tools/list", **{"io.modelcontextprotocol/protocolVersion": 1})) == (400, -32602)
+    assert answer(*modern("tools/list", None, **{"io.modelcontextprotocol/protocolVersion": 1})) == (400, -32602)
 
-    unknown, _ = modern("tools/list", **{"io.modelcontextprotocol/protocolVersion": "2027-01-01"})
+    unknown, _ = modern("tools/list", None, **{"io.modelcontextprotocol/protocolVersion": "2027-01-01"})
     refused = world.agent.post(unknown, **headers | {"MCP-Protocol-Version": "2027-01-01"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, -32022)
     assert refused.json()["error"]["data"] == {
@@ -316,17 +316,17 @@ def test_p17_a_modern_list_says_that_it_is_private_and_fresh(world: World) -> No
 def test_p4_p5_browsers_are_let_in_by_origin(start: Start, run: Run) -> None:
     world = world_of(start(allowed_origins=["http://localhost:6274"]), run)
     agent = world.agent
-    evil = agent.list(Origin="http://evil.example")
+    evil = agent.listed(Origin="http://evil.example")
     assert (evil.status_code, evil.json()["error"]["data"]["reason"]) == (403, "origin")
     assert "access-control-allow-origin" not in evil.headers
-    assert agent.list(Origin="null").status_code == 403
+    assert agent.listed(Origin="null").status_code == 403
     assert world.proxy.last().deny_reason == "origin"
 
     for origin in ("http://localhost:6274", "https://gateway.example.com"):
-        allowed = agent.list(Origin=origin)
+        allowed = agent.listed(Origin=origin)
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, origin)
         assert "access-control-allow-credentials" not in allowed.headers
-        refused = Agent(agent.url, None).list(Origin=origin)
+        refused = Agent(agent.url, None).listed(Origin=origin)
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, origin)
         assert "WWW-Authenticate" in refused.headers["access-control-expose-headers"]
 
@@ -370,8 +370,8 @@ def test_the_client_address_comes_from_whom_the_application_trusts(start: Start,
     world = world_of(start(client_address=lambda peer, hops: hops[-1] if hops else peer), run)
     narrow = world.proxy.agent(world.connection, allowed_ips=["203.0.113.0/24"])
 
-    assert narrow.list(X_Forwarded_For="203.0.113.9").status_code == 200
-    refused = narrow.list(X_Forwarded_For="198.51.100.1")
+    assert narrow.listed(X_Forwarded_For="203.0.113.9").status_code == 200
+    refused = narrow.listed(X_Forwarded_For="198.51.100.1")
 
     assert (refused.status_code, refused.json()["error"]["message"]) == (403, "IP Not Allowed")
     assert [row.client_ip for row in world.proxy.calls()] == ["203.0.113.9", "198.51.100.1"]
@@ -380,15 +380,15 @@ def test_the_client_address_comes_from_whom_the_application_trusts(start: Start,
 def test_a_host_that_is_not_ours_is_refused(start: Start, run: Run) -> None:
     world = world_of(start(hosts=frozenset({"127.0.0.1", "gateway.example.com"})), run)
 
-    assert world.agent.list().status_code == 200
-    assert world.agent.list(Host="gateway.example.com:443").status_code == 200
-    assert world.agent.list(Host="evil.example").status_code == 400
+    assert world.agent.listed().status_code == 200
+    assert world.agent.listed(Host="gateway.example.com:443").status_code == 200
+    assert world.agent.listed(Host="evil.example").status_code == 400
 
 
 def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run) -> None:
     world = world_of(start(stranger_seconds=0.0), run)
     for _ in range(3):
-        Agent(world.agent.url, text.mint(text.ACCESS)).list()
+        Agent(world.agent.url, text.mint(text.ACCESS)).listed()
 
     eventually(Event.objects.filter(action="proxy.unknown_tokens_refused").exists)
     events = Event.objects.filter(action="proxy.unknown_tokens_refused")
@@ -397,7 +397,7 @@ def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run
 
 
 def test_use_is_remembered_on_token_connection_and_host(world: World) -> None:
-    world.agent.list()
+    world.agent.listed()
 
     def used() -> bool:
         token = world.connection.tokens.get()

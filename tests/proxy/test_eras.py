@@ -178,7 +178,7 @@ def test_p32_connections_never_share_an_upstream_session(work: Work) -> None:
 def test_sessions_are_ended_when_the_gateway_stops(work: Work) -> None:
     script = Script([[tool("it")]], sessions=True)
     work.put(script.app())
-    work.agent.list()
+    work.agent.listed()
     assert (script.opened, script.ended) == (["session-0"], [])
 
     work.proxy.stop()

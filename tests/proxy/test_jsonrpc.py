@@ -100,7 +100,7 @@ def test_json_that_is_not_one_message_is_an_invalid_request(body: bytes) -> None
 @given(st.binary(max_size=200))
 def test_no_bytes_do_anything_but_parse_or_be_malformed(body: bytes) -> None:
     with suppress(Malformed):
-        assert jsonrpc.parse(body)
+        assert jsonrpc.parse(body) is not None
 
 
 @given(values)

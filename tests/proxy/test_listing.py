@@ -119,7 +119,7 @@ def test_p23_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     for server in (gone, private):
         make.assignment(work.gateway, server)
 
-    listed = work.agent.list()
+    listed = work.agent.listed()
 
     assert listed.status_code == 200
     result = listed.json()["result"]
@@ -146,7 +146,7 @@ def test_p23_when_no_server_answers_the_list_is_an_error_and_never_empty(work: W
     for slug in ("one", "two"):
         make.assignment(work.gateway, make.server(slug=slug, url="http://127.0.0.1:1/mcp"))
 
-    answer = work.agent.list()
+    answer = work.agent.listed()
 
     assert answer.status_code == 200
     error = answer.json()["error"]
@@ -154,17 +154,17 @@ def test_p23_when_no_server_answers_the_list_is_an_error_and_never_empty(work: W
     assert work.proxy.last().outcome == "upstream_error"
 
     sql("UPDATE gateways_assignment SET removed_at = now() WHERE alias = 'two'")
-    assert work.agent.list().json()["error"]["message"] == 'Server "one" did not answer.'
+    assert work.agent.listed().json()["error"]["message"] == 'Server "one" did not answer.'
     row = work.proxy.last()
     assert (row.server_name, row.outcome, row.rpc_error_code) == ("one", "upstream_error", -32603)
 
 
 def test_everything_removed_by_policy_is_an_empty_list(work: Work) -> None:
-    assert work.agent.list().json()["result"] == {"tools": []}
+    assert work.agent.listed().json()["result"] == {"tools": []}
 
     work.put("docs", offering("echo"), tool_policy=ToolPolicy.BLOCK_ALL)
 
-    assert work.agent.list().json()["result"] == {"tools": []}
+    assert work.agent.listed().json()["result"] == {"tools": []}
     assert work.agent.call("docs__echo").json()["error"]["code"] == -32602
 
 
@@ -214,7 +214,7 @@ def test_servers_without_a_usable_identity_are_named(work: Work, run: Run) -> No
     github = make.server(slug="github", url=run(upstreams.github()).url, auth_type=AuthType.BEARER)
     make.assignment(work.gateway, github, identity_scheme=IdentityScheme.PER_USER)
 
-    result = work.agent.list().json()["result"]
+    result = work.agent.listed().json()["result"]
 
     assert [each["name"] for each in result["tools"]] == ["docs__echo"]
     told = {"server": "github", "alias": "github", "reason": "identity_missing"}
@@ -237,14 +237,14 @@ def test_tools_are_remembered_with_their_history(work: Work) -> None:
         [[tool("echo", title="Echo", description="Say it."), tool("add"), tool("bad\0name"), tool("x" * 201)]]
     )
     work.put("docs", script.app())
-    work.agent.list()
+    work.agent.listed()
     eventually(lambda: Tool.objects.count() == 2)
     echo = Tool.objects.get(name="echo")
     assert (echo.title, echo.description, echo.exposed_name) == ("Echo", "Say it.", "docs__echo")
     assert (echo.input_schema, echo.enabled, echo.changed_at) == ({"type": "object"}, True, None)
 
     script.pages = [[tool("echo", description="Send it elsewhere.")]]
-    work.agent.list()
+    work.agent.listed()
 
     eventually(Tool.objects.filter(name="add", missing_since__isnull=False).exists)
     later = Tool.objects.get(name="echo")
@@ -254,7 +254,7 @@ def test_tools_are_remembered_with_their_history(work: Work) -> None:
 
     sql("UPDATE gateways_assignment SET tool_policy = 'selected'")
     script.pages = [[tool("echo", description="Send it elsewhere."), tool("add"), tool("new")]]
-    work.agent.list()
+    work.agent.listed()
     eventually(Tool.objects.filter(name="add", missing_since=None).exists)
     assert Tool.objects.get(name="new").enabled is False
     assert Tool.objects.get(name="add").enabled is True
@@ -279,7 +279,7 @@ def test_p25_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> 
     broken: list[Any] = ["no object", {}, {"name": 7}, {"name": ""}]
     work.put("docs", Script([[definition, needs_task, mirrored, unsound, *broken]], modern=True).app())
 
-    shown = {each["name"]: each for each in work.agent.list().json()["result"]["tools"]}
+    shown = {each["name"]: each for each in work.agent.listed().json()["result"]["tools"]}
 
     assert shown["docs__echo"] == {**definition, "name": "docs__echo", "execution": {"other": 1}}
     assert shown["docs__mirrored"]["inputSchema"] == {"type": "object", "properties": {"region": {"type": "string"}}}

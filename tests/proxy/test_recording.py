@@ -5,7 +5,7 @@ import contextlib
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,7 +149,7 @@ def test_without_the_database_nothing_is_forwarded(start: Start, run: Run, relay
     assert agent.call("docs__echo", {"text": "x"}).status_code == 200
 
     between.cut()
-    for answer in (agent.call("docs__echo", {"text": "y"}), agent.list()):
+    for answer in (agent.call("docs__echo", {"text": "y"}), agent.listed()):
         assert (answer.status_code, answer.content) == (503, UNCHECKED)
         assert answer.headers["retry-after"] == "1"
     assert len(proxy.calls()) == 1
@@ -160,13 +160,13 @@ def test_without_the_database_nothing_is_forwarded(start: Start, run: Run, relay
 
 def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs())
-    agent.list()
+    agent.listed()
     sql("ALTER TABLE auditlog_call ADD CONSTRAINT full_disk CHECK (method <> 'tools/call') NOT VALID")
     try:
         answer = agent.call("docs__echo", {"text": "x"})
         assert (answer.status_code, answer.content) == (503, UNRECORDED)
         assert answer.headers["retry-after"] == "1"
-        assert agent.list().status_code == 200
+        assert agent.listed().status_code == 200
         heard = listen(agent, call("docs__slow", {"seconds": 0.1}, token=1))
         assert heard.events[-1]["error"]["message"].startswith("The gateway could not record this call")
     finally:
@@ -179,7 +179,7 @@ def test_denials_are_recorded_before_they_are_told(proxy: Proxy, run: Run) -> No
     sql("UPDATE hosts_host SET enabled = false")
     sql("ALTER TABLE auditlog_call ADD CONSTRAINT full_disk CHECK (outcome <> 'denied') NOT VALID")
     try:
-        assert agent.list().status_code == 503
+        assert agent.listed().status_code == 503
     finally:
         sql("ALTER TABLE auditlog_call DROP CONSTRAINT full_disk")
 
@@ -202,8 +202,8 @@ def test_the_row_is_there_when_the_answer_is(proxy: Proxy, run: Run) -> None:
 def test_p50_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs())
     body, headers = modern("tools/list")
-    requests = [
-        agent.list,
+    requests: list[Callable[[], object]] = [
+        agent.listed,
         lambda: agent.ask("ping"),
         lambda: agent.ask("nonsense"),
         lambda: agent.call("docs__echo", {"text": "x"}),
@@ -212,7 +212,7 @@ def test_p50_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) 
         lambda: agent.post({"jsonrpc": "2.0", "method": "notifications/initialized"}),
         lambda: agent.post(b"{", Content_Type="application/json"),
         lambda: agent.post([]),
-        lambda: agent.list(Accept="text/html"),
+        lambda: agent.listed(Accept="text/html"),
         lambda: agent.post(body, **headers | {"Mcp-Method": "x"}),
         lambda: agent.post(body, **headers),
     ]

@@ -1,5 +1,6 @@
 """Break-glass at every toggle: the next request obeys (J2). Every switch is flipped behind our back, by SQL."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -19,7 +20,7 @@ class World:
 
     bot: Agent
     other: Agent
-    ids: dict[str, object]
+    ids: Mapping[str, object]
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_j2_a_switch_stops_the_next_request_and_lets_it_go_on(
     world: World, table: str, column: str, bot: tuple[object, ...], other: tuple[object, ...]
 ) -> None:
     def seen(agent: Agent) -> tuple[object, ...]:
-        listed = agent.list()
+        listed = agent.listed()
         shown = outcome(listed)
         if shown == 200 and not any(tool["name"].startswith("github__") for tool in listed.json()["result"]["tools"]):
             shown = ALL_BUT_GITHUB

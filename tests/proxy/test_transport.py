@@ -104,11 +104,11 @@ def chunked(*parts: bytes, headers: str = "") -> bytes:
         chunked(b"he", b"llo"),
         b"HTTP/1.1 100 Continue\r\n\r\n" + whole(b"hello"),
         b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nContent-Length: 9\r\n\r\n" + whole(b"hello"),
-        whole(gzip.compress(b"hello"), "Content-Encoding: gzip"),
+        whole(gzip.compress(b"hello", mtime=0), "Content-Encoding: gzip"),
         whole(zlib.compress(b"hello"), "Content-Encoding: deflate"),
         whole(zlib.compress(b"hello")[2:-4], "Content-Encoding: deflate"),
         whole(b"hello", "Content-Encoding: identity"),
-        chunked(*(bytes([byte]) for byte in gzip.compress(b"hello")), headers="Content-Encoding: GZIP\r\n"),
+        chunked(*(bytes([byte]) for byte in gzip.compress(b"hello", mtime=0)), headers="Content-Encoding: GZIP\r\n"),
         chunked(b"he", b"llo", headers="Content-Type: text/event-stream\r\n"),
     ],
 )
@@ -177,7 +177,7 @@ async def test_what_is_not_http_is_an_unreachable_server(answer: bytes) -> None:
     [
         whole(b"x" * (LIMIT + 1)),
         chunked(*[b"x" * 1000] * (LIMIT // 1000 + 1)),
-        whole(gzip.compress(b"x" * 50 * LIMIT), "Content-Encoding: gzip"),
+        whole(gzip.compress(b"x" * 50 * LIMIT, mtime=0), "Content-Encoding: gzip"),
         chunked(b"x" * (LIMIT + 1), headers="Content-Type: text/event-stream\r\n"),
         b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * LIMIT,
         b"HTTP/1.1 200 OK\r\n" + b"X-Many: x\r\n" * LIMIT,
