@@ -1,6 +1,7 @@
 """Who is really calling, when proxies stand in between (requirements 8.14)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from gatewayadmin.environment import Network
@@ -8,7 +9,7 @@ from gatewayadmin.environment import Network
 type Address = IPv4Address | IPv6Address
 
 
-def client_address(peer: str, forwarded: Sequence[str], trusted: Iterable[Network]) -> str:
+def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
     """The right-most hop that is no trusted proxy, else the peer itself; IPv4 in IPv6 is shown as IPv4.
 
     `forwarded` are the values of all X-Forwarded-For headers in order. They count only when the peer is trusted, and
@@ -17,7 +18,6 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Iterable[Networ
     address = _read(peer)
     if address is None:
         return peer
-    trusted = tuple(trusted)
     hops = [hop for value in forwarded for hop in value.split(",")]
     while hops and any(address in network for network in trusted):
         hop = _read(hops.pop())
@@ -27,6 +27,7 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Iterable[Networ
     return str(address)
 
 
+@lru_cache(4096)
 def _read(hop: str) -> Address | None:
     try:
         address = ip_address(_without_port(hop.strip()))

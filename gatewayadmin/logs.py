@@ -6,12 +6,15 @@ import re
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+import orjson
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 # A path may hold a secret: the link of a password reset, or a token pasted into the wrong place.
 _SECRETS = re.compile(r"(?<=/reset/key/)[^/\s\"]+|(?<=gw[akorsp]_)[0-9A-Za-z]{9,}")
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "request", "taskName"}
+_BARE = len(vars(logging.makeLogRecord({})))
 
 
 class JsonFormatter(logging.Formatter):
@@ -26,7 +29,16 @@ class JsonFormatter(logging.Formatter):
         }
         if (present := request_id.get()) is not None:
             line["request_id"] = present
-        line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        fields = vars(record)
+        if len(fields) > _BARE:
+            line |= {name: fields[name] for name in fields.keys() - _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _SECRETS.sub("...", json.dumps(line, default=str, ensure_ascii=False))
+        return _SECRETS.sub("...", _written(line))
+
+
+def _written(line: dict[str, object]) -> str:
+    try:
+        return orjson.dumps(line, default=str).decode()
+    except TypeError:  # orjson is fast, and refuses half characters and huge numbers.
+        return json.dumps(line, default=str)

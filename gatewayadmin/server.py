@@ -47,6 +47,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "loop": "uvloop",
         "http": "httptools",
         "lifespan": "on",
+        "ws": "none",
         "proxy_headers": False,  # uvicorn believes X-Forwarded-For from loopback; we read it ourselves.
         "access_log": False,  # Its line holds the query, and the query may hold a token.
         "server_header": False,

@@ -108,3 +108,13 @@ def test_log_lines_lose_secrets_in_paths() -> None:
     line = JsonFormatter().format(record)
 
     assert json.loads(line)["message"] == "GET /accounts/password/reset/key/.../ gwa_... 200"
+
+
+def test_log_lines_take_whatever_they_are_given() -> None:
+    record = logging.makeLogRecord(
+        {"msg": "odd", "levelname": "INFO", "name\udce9": "caf\udce9", "size": 1 << 70, 5: object}
+    )
+
+    line = json.loads(JsonFormatter().format(record))
+
+    assert (line["message"], line["size"]) == ("odd", 1 << 70)
