@@ -147,7 +147,10 @@ def test_one_call_shows_what_it_carried(viv: User) -> None:
     assert "request_payload" not in results(rest.get("/logs"))[0]
 
 
-@pytest.mark.parametrize("uid", [str(uuid4()), "ffffffff-ffff-ffff-ffff-ffffffffffff", str(uid_at(NOON))])
+UNKNOWN = {"random": str(uuid4()), "all-ones": "ffffffff-ffff-ffff-ffff-ffffffffffff", "in-range": str(uid_at(NOON))}
+
+
+@pytest.mark.parametrize("uid", UNKNOWN.values(), ids=UNKNOWN)
 def test_a_call_that_is_not_there_is_not_found(viv: User, uid: str) -> None:
     assert problem(Rest.of(viv).get(f"/logs/{uid}")) == (404, "not_found")
 
