@@ -65,7 +65,11 @@ class RoleResource(Resource):
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
     orderings = frozenset({"name"})
     serializer_class = RoleSerializer
-    queryset = Role.objects.annotate(users_count=Count("users")).prefetch_related("permissions__content_type")
+    queryset = (
+        Role.objects.annotate(users_count=Count("users"))
+        .prefetch_related("permissions__content_type")
+        .order_by("name")  # An aggregate forgets the order of the model.
+    )
 
     def list(self, request: Request) -> Response:
         return self.page(self.get_queryset().filter(name__icontains=self.chosen.get("q", "")))

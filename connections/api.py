@@ -19,8 +19,8 @@ from accounts.models import User
 from capabilities import Capability
 from capabilities.rest import Own, Rule, capabilities_in
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
-from connections.rows import STATUSES, ConnectionFilter, Row
-from gateways.api import GatewayReference
+from connections.rows import STATUSES, ConnectionFilter, Row, visible
+from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.views import find as find_gateway
 from hosts.models import Kind
 from hosts.views import find as find_host
@@ -142,14 +142,14 @@ class ConnectionResource(Connections):
 
 
 class GatewayConnections(Connections):
-    """The connections of one gateway within reach."""
+    """The connections of one gateway within reach; others' rows need MCP_CONNECTIONS_READ."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"list": Own(Capability.MCP_CONNECTIONS_READ)}
+    capabilities: ClassVar[Mapping[str, Rule]] = {"list": WITHIN_REACH}
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": GatewayConnectionQuery}
 
     def list(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
-        return self.page(narrowed(self.get_queryset().filter(gateway=gateway.pk), self.chosen))
+        return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.chosen))
 
 
 class Endings(Resource):

@@ -16,9 +16,9 @@ from capabilities.rest import Own, Rule, must_hold
 from connections.api import PROBLEMS as CONNECTION_PROBLEMS
 from connections.api import Connections
 from connections.models import AlreadyRevoked, Connection
-from tokens.api import BOTH, PROBLEMS, must_be_on
+from tokens.api import PROBLEMS, must_be_on
 from tokens.models import Kind, Token
-from tokens.reach import with_reach
+from tokens.reach import BOTH, with_reach
 from tokens.serializers import rotated
 from ui.rest import Problem, Told, secret_answer
 
@@ -26,28 +26,24 @@ from ui.rest import Problem, Told, secret_answer
 class Regenerate(Connections):
     """Gives the credential of a connection another secret; the old one is dead at once."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"regenerate": Own(Capability.MCP_CONNECTIONS_REVOKE)}
+    capabilities: ClassVar[Mapping[str, Rule]] = {"regenerate": Own(BOTH)}
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
 
     def regenerate(self, request: Request, pk: UUID) -> Response:
         connection = get_object_or_404(self.get_queryset(), pk=pk)
-        self.must_own(connection.user_id)
-        if not connection.is_live:
-            raise AlreadyRevoked(AlreadyRevoked.__doc__)
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """An app goes on by itself; its key is shown to nobody."""
+        """An app goes on by itself, and its key is shown to nobody; even one's own takes the capability (W29)."""
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
-        must_be_on(connection)
+        _must_regenerate(connection)
         Token.objects.renew_key(connection, by=self.me)
         return self.now(connection)
 
     def _token(self, connection: Connection) -> Response:
         """The only active token of an agent, shown once to its owner or to who may do both (R3.14)."""
-        if connection.user_id != self.me.pk:
-            must_hold(self.me, BOTH)
-        must_be_on(connection)
+        self.must_own(connection.user_id)
+        _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=Kind.ACCESS)[:2])
         if not active:
             raise Told(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
@@ -55,3 +51,10 @@ class Regenerate(Connections):
             raise Told(HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id.")
         new = active[0].rotate(by=self.me)
         return secret_answer(rotated(new._replace(token=with_reach(Token.objects.all()).get(pk=new.token.pk))))
+
+
+def _must_regenerate(connection: Connection) -> None:
+    """Refuse for what has ended or is switched off."""
+    if not connection.is_live:
+        raise AlreadyRevoked(AlreadyRevoked.__doc__)
+    must_be_on(connection)

@@ -1,0 +1,186 @@
+"""Every route of the API for everybody: nobody, without, with exactly, with every other capability, and the owner.
+
+Written from the rules the views declare: a route without one, or without an address here, fails.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.test import Client
+from django.urls import reverse
+
+from capabilities import Capability
+from capabilities.rest import Own, capabilities_in
+from gatewayadmin.api import urlpatterns
+from tests.api.world import World, build, holder
+from tests.rest import Rest
+
+pytestmark = pytest.mark.django_db
+
+# What a person may not see is not there; what they see and may not touch is refused.
+HIDDEN = {403, 404}
+# The state of a thing may stand against it; that is no question of permission.
+LET_IN = {200, 201, 204, 409}
+METHODS = ("get", "post", "put", "patch", "delete")
+
+
+@dataclass(frozen=True)
+class Door:
+    """One method of one route."""
+
+    name: str
+    method: str
+    action: str
+    view: Any
+
+    @property
+    def rule(self) -> Any:
+        return self.view.capabilities[self.action]
+
+    @property
+    def is_of_one_thing(self) -> bool:
+        return "list" not in self.name or self.name.startswith(("assignment", "tool"))
+
+    def knock(self, world: World, rest: Rest) -> int:
+        body = world.bodies.get((self.name, self.method))
+        if body is None and self.method in ("patch", "put"):
+            body = {}
+        return int(rest.send(self.method, self.path(world), body).status_code)
+
+    def path(self, world: World) -> str:
+        address = world.addresses
+        kwargs = address.get(self.name) or address.get(self.name.partition("-")[0], {})
+        if self.name not in address and (self.name.endswith("-list") or self.name == "call-export"):
+            kwargs = {}
+        return reverse(f"api:{self.name}", kwargs=kwargs).removeprefix("/api")
+
+
+def doors() -> Iterator[Door]:
+    for route in urlpatterns:
+        view: Any = route.callback
+        for method, action in getattr(view, "actions", {}).items():
+            if method != "head":
+                yield Door(str(getattr(route, "name", "")), method, action, view.cls)
+
+
+DOORS = list(doors())
+every_door = pytest.mark.parametrize("door", DOORS, ids=[f"{door.method}-{door.name}" for door in DOORS])
+
+
+@contextmanager
+def for_a_moment() -> Iterator[None]:
+    """Undo everything at the end, so that each person finds the same world."""
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+def answer(door: Door, world: World, *capabilities: Capability) -> int:
+    """What somebody with exactly these capabilities gets."""
+    with for_a_moment():
+        return door.knock(world, Rest.of(holder(*capabilities)))
+
+
+def sufficient(rule: Any) -> list[set[Capability]]:
+    """The smallest sets of capabilities that open a door."""
+    needed = rule.others if isinstance(rule, Own) else rule
+    match needed:
+        case None:
+            return []
+        case tuple():
+            return [{one} for one in needed]
+        case frozenset():
+            return [set(needed)]
+    return [{needed}]
+
+
+@pytest.fixture(scope="module")
+def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
+    """One world for all tests of this module; each leaves it as it was."""
+    with django_db_blocker.unblock(), for_a_moment():
+        yield build()
+
+
+@every_door
+def test_nobody_is_let_in(door: Door, world: World) -> None:
+    assert door.knock(world, Rest.of()) == 401
+
+
+@every_door
+def test_without_a_capability(door: Door, world: World) -> None:
+    status = answer(door, world)
+
+    if isinstance(door.rule, Own) and door.is_of_one_thing:
+        assert status in HIDDEN
+    elif isinstance(door.rule, Own) or door.rule is None:
+        assert status in LET_IN
+    else:
+        assert status == 403
+
+
+@every_door
+def test_with_exactly_what_it_takes(door: Door, world: World) -> None:
+    for enough in sufficient(door.rule):
+        # Managing identities opens other people's, managing servers the shared ones; this one is a person's.
+        if door.name.startswith("identity") and door.is_of_one_thing and enough == {Capability.SERVERS_MANAGE}:
+            continue
+        assert answer(door, world, *enough) in LET_IN, enough
+        if len(enough) > 1:
+            for one in enough:
+                assert answer(door, world, *(enough - {one})) == 403
+
+
+@every_door
+def test_with_every_other_capability(door: Door, world: World) -> None:
+    status = answer(door, world, *(set(Capability) - capabilities_in(door.rule)))
+
+    if door.rule is None or (isinstance(door.rule, Own) and not door.is_of_one_thing):
+        assert status in LET_IN
+    else:
+        assert status in (HIDDEN if isinstance(door.rule, Own) else {403})
+
+
+@every_door
+def test_the_owner(door: Door, world: World) -> None:
+    with for_a_moment():
+        status = door.knock(world, Rest.of(world.owner))
+
+    assert status in (LET_IN if isinstance(door.rule, Own) or door.rule is None else {403})
+
+
+@every_door
+def test_a_session_changes_nothing_without_csrf(door: Door, world: World) -> None:
+    if door.method == "get":
+        return
+    rest = Rest(Client(enforce_csrf_checks=True))
+
+    with for_a_moment():
+        rest.client.force_login(holder(*Capability))
+        assert door.knock(world, rest) == 403
+
+
+@every_door
+def test_a_token_of_the_data_plane_opens_no_door_but_one(door: Door, world: World) -> None:
+    with for_a_moment():
+        assert door.knock(world, Rest.bearing(world.secret)) == (200 if door.action == "rotate" else 403)
+
+
+@every_door
+def test_no_path_is_redirected(door: Door, world: World) -> None:
+    answer = Rest.of().get(f"{door.path(world)}/")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_other_methods_are_not_allowed(world: World) -> None:
+    known = {door.name: {other.method for other in DOORS if other.name == door.name} for door in DOORS}
+
+    with for_a_moment():
+        everything = Rest.of(holder(*Capability))
+        for door in DOORS:
+            for method in (set(METHODS) | {"options"}) - known[door.name]:
+                assert everything.send(method, door.path(world)).status_code == 405, (method, door.name)

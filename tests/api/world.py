@@ -1,0 +1,97 @@
+"""One of everything the API speaks of, none of it anybody's but the owner's."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from accounts.models import Role, Team, User, permissions_of
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability
+from gateways.models import IdentityScheme, Tool
+from hosts.models import Host
+from servers.models import AuthType
+from tests import make
+from tests.calls import call
+from tokens.models import Token
+
+
+def holder(*capabilities: Capability) -> User:
+    """Somebody whose role holds exactly these; without a password, which would take its time."""
+    role = Role.objects.create(name=uuid4().hex)
+    role.permissions.set(permissions_of(capabilities))
+    return User.objects.create_user(f"{uuid4().hex}@example.com", None, role=role)
+
+
+@dataclass(frozen=True)
+class World:
+    """Who owns things, what stands in each route's address, and a body each change accepts."""
+
+    owner: User
+    secret: str
+    addresses: dict[str, dict[str, Any]]
+    bodies: dict[tuple[str, str], Any]
+
+
+def build() -> World:
+    """The rows behind every route; no server of it can be reached, so that nothing waits for the network."""
+    holder(Capability.PEOPLE_MANAGE)  # So that nobody else is the last one.
+    owner, boss = holder(), holder(*Capability)
+    server = make.server(slug="docs", url="https://127.0.0.1:9/mcp", auth_type=AuthType.BEARER)
+    closed = make.gateway(slug="closed", reach="teams")
+    team = Team.objects.create(name="Insiders")
+    team.users.add(owner)
+    closed.teams.add(team)
+    assignment = make.assignment(closed, server, identity_scheme=IdentityScheme.PER_USER)
+    tool = Tool.objects.create(assignment=assignment, name="search", exposed_name="docs__search")
+    bot, waiting = make.agent(by=boss), Host.objects.create(kind="headed", name="App", needs_approval=True)
+    link = make.connection(bot, closed, owner)
+    token, secret = make.token(link)
+    identity = make.identity(server, owner)
+    event = Event.objects.record(Action.HOST_CREATED, bot, by=boss)
+    lonely = Role.objects.create(name="Nobody's")
+    everyones = make.gateway(slug="open")
+    gateway = {"slug": "closed"}
+    one_server = {**gateway, "alias": "docs"}
+    return World(
+        owner=owner,
+        secret=secret,
+        addresses={
+            "call-detail": {"pk": call().uid},
+            "event-detail": {"pk": event.uid},
+            "host-approve": {"pk": waiting.pk},
+            "role-detail": {"pk": lonely.pk},
+            "team-detail": {"pk": team.pk},
+            "tool-detail": {**gateway, "pk": tool.pk},
+            "tool-list": gateway,
+            "tool-refresh": gateway,
+            "assignment-list": gateway,
+            "assignment-detail": one_server,
+            "assignment-disable": one_server,
+            "assignment-enable": one_server,
+            "connection": {"pk": link.pk},
+            "gateway": gateway,
+            "host": {"pk": bot.pk},
+            "identity": {"pk": identity.pk},
+            "server": {"slug": "docs"},
+            "token": {"pk": token.pk},
+            "user": {"pk": holder().pk},
+        },
+        bodies={
+            ("assignment-list", "post"): {"server_id": str(make.server().pk)},
+            ("gateway-list", "post"): {"name": "Made"},
+            ("host-list", "post"): {"name": "Made"},
+            ("identity-list", "post"): {"server_id": str(server.pk), "label": "Made", "secret": "s3cret"},
+            ("identity-secret", "put"): {"secret": "s3cret"},
+            ("role-list", "post"): {"name": "Made", "capabilities": []},
+            ("server-list", "post"): {"name": "Made", "url": "https://93.184.216.34/mcp"},
+            ("team-list", "post"): {"name": "Made"},
+            ("token-list", "post"): {"host_id": str(bot.pk), "gateway_id": str(everyones.pk), "name": "Made"},
+            ("user-list", "post"): {"email": "made@example.com", "role_id": str(lonely.pk)},
+        },
+    )
+
+
+def alive(secret: str) -> bool:
+    """Whether the token of the world still holds its secret."""
+    return Token.objects.get(prefix=secret[:12]).is_held_by(secret)
