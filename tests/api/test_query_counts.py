@@ -1,0 +1,105 @@
+"""How many statements each list takes: the same for one row as for many, and no more than before.
+
+Two of each count are the session and its user, one the role's capabilities.
+"""
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from accounts.models import Team, User
+from auditlog.models import Call
+from capabilities import Capability
+from gateways.models import Gateway, Tool
+from servers.models import AuthType, Server
+from tests import make
+from tests.api.world import holder
+from tests.calls import call
+from tests.rest import Rest, results
+
+pytestmark = pytest.mark.django_db
+
+FROZEN = {
+    "/admin-events": 4,
+    "/capabilities": 2,
+    "/connections": 6,
+    "/gateways": 6,
+    "/gateways/busy/connections": 7,
+    "/gateways/busy/servers": 6,
+    "/gateways/busy/tools": 6,
+    "/hosts": 5,
+    "/identities?scope=all": 5,
+    "/logs": 4,
+    "/roles": 7,
+    "/servers": 5,
+    "/teams": 6,
+    "/tokens?scope=all": 7,
+    "/users": 6,
+}
+
+
+@pytest.fixture
+def boss(db: None) -> User:
+    return holder(*Capability)
+
+
+def one_more_of_everything(boss: User) -> None:
+    """Adds rows to every list, each with rows of its own below it."""
+    busy = Gateway.objects.filter(slug="busy").first() or make.gateway(slug="busy", by=boss)
+    server = make.server(by=boss, auth_type=AuthType.BEARER)
+    assignment = make.assignment(busy, server, identity_scheme="shared", shared_identity=make.identity(server))
+    Tool.objects.create(assignment=assignment, name="search", exposed_name=make.unique("tool"))
+    somebody = holder(Capability.LOGS_READ, Capability.HOSTS_READ)
+    link = make.connection(make.agent(by=boss), busy, somebody)
+    make.token(link)
+    make.token(link, servers=[assignment])
+    team = Team.objects.create(name=make.unique("team"))
+    team.users.add(somebody)
+    make.gateway(by=boss, reach="teams").teams.add(team)
+    call()
+
+
+def counted(rest: Rest, path: str) -> tuple[int, int]:
+    """Statements and rows."""
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        rows = results(rest.get(path))
+    return len(queries), len(rows)
+
+
+@pytest.mark.parametrize("path", FROZEN)
+def test_a_list_takes_as_many_statements_as_ever(boss: User, path: str) -> None:
+    one_more_of_everything(boss)
+    rest = Rest.of(boss)
+
+    few, some_rows = counted(rest, path)
+    for _ in range(3):
+        one_more_of_everything(boss)
+    many, more_rows = counted(rest, path)
+
+    assert more_rows > some_rows or path == "/capabilities"
+    assert (few, many) == (FROZEN[path], FROZEN[path])
+
+
+def test_an_export_takes_a_statement_per_2000_rows(boss: User) -> None:
+    for _ in range(3):
+        call()
+    rest = Rest.of(boss)
+
+    with CaptureQueriesContext(connection) as queries:
+        answer = rest.get("/logs/export?format=jsonl")
+        assert len(answer.getvalue().splitlines()) == Call.objects.count() == 3
+
+    assert len([query for query in queries if 'FROM "auditlog_call"' in query["sql"]]) == 2  # The last is mine.
+
+
+def test_one_of_a_kind_takes_no_statement_per_part(boss: User) -> None:
+    for _ in range(3):
+        one_more_of_everything(boss)
+    rest = Rest.of(boss)
+
+    with CaptureQueriesContext(connection) as queries:
+        assert rest.get(f"/servers/{Server.objects.values_list('slug', flat=True)[0]}").status_code == 200
+
+    assert len(queries) <= 6
