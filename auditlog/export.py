@@ -12,7 +12,6 @@ from asgiref.sync import sync_to_async
 from django.db.models import QuerySet
 
 from auditlog.keyset import chunks
-from auditlog.models import Call
 
 MOST_ROWS = 100_000
 TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
@@ -21,15 +20,15 @@ TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def export(
-    calls: QuerySet[Call], kind: str, tell: Callable[[Call], Mapping[str, Any]], columns: Sequence[str]
+def export[M: Any](
+    rows: QuerySet[M], kind: str, tell: Callable[[M], Mapping[str, Any]], columns: Sequence[str]
 ) -> Iterator[str]:
-    """The calls as a file of this kind, in pieces; `tell` says what is told of one, in the order of `columns`."""
+    """The rows as a file of this kind, in pieces; `tell` says what is told of one, in the order of `columns`."""
     if kind == "csv":
         yield _csv([columns])
-    for some in chunks(calls, MOST_ROWS):
-        rows = [tell(call) for call in some]
-        yield _csv([row.values() for row in rows]) if kind == "csv" else _jsonl(rows)
+    for some in chunks(rows, MOST_ROWS):
+        told = [tell(row) for row in some]
+        yield _csv([row.values() for row in told]) if kind == "csv" else _jsonl(told)
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:

@@ -43,7 +43,8 @@ METHODS = (
 )
 
 
-def _is_uuid(text: str) -> bool:
+def is_uuid(text: str) -> bool:
+    """Whether `text` is an id rather than a name."""
     try:
         UUID(text)
     except ValueError:
@@ -51,7 +52,7 @@ def _is_uuid(text: str) -> bool:
     return True
 
 
-def _some(values: Sequence[str]) -> str:
+def first_of(values: Sequence[str]) -> str:
     """The first of some values, and how many more."""
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
@@ -130,20 +131,20 @@ class CallFilter(forms.Form):
         wanted = Q()
         for name in ("host", "gateway", "server"):
             if text := self.chosen[name]:
-                wanted &= Q(**{f"{name}_id": text}) if _is_uuid(text) else Q(**{f"{name}_name__icontains": text})
+                wanted &= Q(**{f"{name}_id": text}) if is_uuid(text) else Q(**{f"{name}_name__icontains": text})
         if text := self.chosen["tool"]:
             wanted &= Q(feature_name__icontains=text)
         if text := self.chosen["user"]:
             wanted &= Q(user_email__icontains=text)
         if text := self.chosen["correlation"]:
-            wanted &= Q(correlation_id=text) if _is_uuid(text) else Q(pk=None)
+            wanted &= Q(correlation_id=text) if is_uuid(text) else Q(pk=None)
         return wanted
 
     def chips(self) -> list[Chip]:
         """The chosen ids, under the names their newest calls give them."""
         chips = []
         for name in ("host", "gateway", "server"):
-            if _is_uuid(text := self.chosen[name]):
+            if is_uuid(text := self.chosen[name]):
                 names = Call.objects.filter(**{f"{name}_id": text}).values_list(f"{name}_name", flat=True)
                 without = {key: value for key, value in self.asked.items() if key != name}
                 chips.append(Chip(name, text, names[:1].first() or text[:8], urlencode(without, doseq=True)))
@@ -155,12 +156,14 @@ class CallFilter(forms.Form):
         facets = [
             Facet("range", "Time range", chosen["range"], self.span, [(k, label) for k, (label, _) in RANGES.items()])
         ]
-        facets.append(Facet("method", "Method", chosen["method"], _some(chosen["method"]), [(m, m) for m in METHODS]))
+        facets.append(
+            Facet("method", "Method", chosen["method"], first_of(chosen["method"]), [(m, m) for m in METHODS])
+        )
         outcomes = [str(Outcome(value).label) for value in chosen["outcome"]]
-        facets.append(Facet("outcome", "Outcome", chosen["outcome"], _some(outcomes), Outcome.choices))
+        facets.append(Facet("outcome", "Outcome", chosen["outcome"], first_of(outcomes), Outcome.choices))
         texts = {"host": "Host", "gateway": "Gateway", "server": "Server", "tool": "Tool", "user": "User"}
         for name, label in (texts | {"correlation": "Correlation id"}).items():
-            if not (name in ("host", "gateway", "server") and _is_uuid(chosen[name])):
+            if not (name in ("host", "gateway", "server") and is_uuid(chosen[name])):
                 facets.append(Facet(name, label, chosen[name], chosen[name][:24], []))
         return facets
 
@@ -207,7 +210,7 @@ def _read(mark: str) -> tuple[datetime, int] | None:
         return None
 
 
-def count(calls: QuerySet[Call]) -> str:
-    """How many calls match, at most "10,000+"."""
-    number = calls.order_by()[: COUNTED + 1].count()
+def count[M: Any](rows: QuerySet[M]) -> str:
+    """How many rows match, at most "10,000+"."""
+    number = rows.order_by()[: COUNTED + 1].count()
     return f"{COUNTED:,}+" if number > COUNTED else f"{number:,}"

@@ -1,0 +1,89 @@
+"""What the admin events are narrowed to."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+from django import forms
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+
+from auditlog.actions import Action
+from auditlog.filters import RANGES, Facet, first_of, is_uuid
+from auditlog.models import Event
+from auditlog.origin import Via
+
+DEFAULT_RANGE = "30d"
+TEXTS = {"actor": "Actor", "target": "Target", "correlation": "Correlation id"}
+
+
+class EventFilter(forms.Form):
+    """The query string of the page; a value nobody offers narrows nothing."""
+
+    range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
+    action = forms.MultipleChoiceField(required=False, choices=[(one.value, one.value) for one in Action])
+    via = forms.MultipleChoiceField(required=False, choices=Via.choices)
+    actor = forms.CharField(required=False, max_length=254)
+    target = forms.CharField(required=False, max_length=200)
+    correlation = forms.CharField(required=False, max_length=40)
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+        self.is_valid()
+        self.chosen: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
+        self.chosen["range"] = self.chosen["range"] or DEFAULT_RANGE
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for beyond the default."""
+        return {
+            name: value for name, value in self.chosen.items() if value and (name, value) != ("range", DEFAULT_RANGE)
+        }
+
+    @property
+    def query(self) -> str:
+        """The query string that asks for the same again."""
+        return urlencode(self.asked, doseq=True)
+
+    @property
+    def span(self) -> str:
+        """The time range in words."""
+        return RANGES[self.chosen["range"]][0]
+
+    def narrow(self) -> QuerySet[Event]:
+        """The events that match."""
+        events = Event.objects.filter(self._subjects())
+        length = RANGES[self.chosen["range"]][1]
+        # What one request did is found whenever it was.
+        if length and not self.chosen["correlation"]:
+            events = events.filter(created_at__gte=timezone.now() - length)
+        for name in ("action", "via"):
+            if self.chosen[name]:
+                events = events.filter(**{f"{name}__in": self.chosen[name]})
+        return events
+
+    def _subjects(self) -> Q:
+        wanted = Q()
+        if text := self.chosen["actor"]:
+            wanted &= Q(actor_id=text) if is_uuid(text) else Q(actor_email__icontains=text)
+        if text := self.chosen["target"]:
+            named = Q(target_label__icontains=text) | Q(target_type__iexact=text)
+            wanted &= Q(target_id=text) if is_uuid(text) else named
+        if text := self.chosen["correlation"]:
+            wanted &= Q(correlation_id=text) if is_uuid(text) else Q(pk=None)
+        return wanted
+
+    def facets(self) -> list[Facet]:
+        """The filters that open on demand, each with what is chosen in it."""
+        chosen = self.chosen
+        vias = [str(Via(value).label) for value in chosen["via"]]
+        ranges = [(key, label) for key, (label, _) in RANGES.items()]
+        return [
+            Facet("range", "Time range", chosen["range"], self.span, ranges),
+            Facet(
+                "action", "Action", chosen["action"], first_of(chosen["action"]), [(one, one) for one in sorted(Action)]
+            ),
+            Facet("via", "Via", chosen["via"], first_of(vias), Via.choices),
+            *(Facet(name, label, chosen[name], chosen[name][:24], []) for name, label in TEXTS.items()),
+        ]

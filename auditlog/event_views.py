@@ -1,0 +1,166 @@
+"""The admin events: who changed what, as a page, one by one, and as a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpResponse, HttpResponseBadRequest, StreamingHttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.http import require_GET
+
+from auditlog import filters
+from auditlog.actions import Action
+from auditlog.changes import Change, told
+from auditlog.event_filters import EventFilter
+from auditlog.export import TYPES, export, flowing
+from auditlog.keyset import BadCursor, Cursor, page
+from auditlog.models import Event
+from capabilities import Capability, requires
+from ui.pages import AppRequest, show
+
+BESIDE = 25  # Rows beside an open event.
+IN_ROW = 3
+COLUMNS = (
+    *("id", "time", "actor", "via", "address", "action", "target_type", "target_id", "target"),
+    *("changes", "correlation_id"),
+)
+
+# The page of a target, by its type, and who may open it: anyone of these capabilities, everybody when there is none.
+PAGES: dict[str, tuple[str, tuple[Capability, ...]]] = {
+    "gateway": ("gateways:find", ()),
+    "host": ("hosts:detail", (Capability.HOSTS_READ,)),
+    "role": ("accounts:role", (Capability.PEOPLE_MANAGE,)),
+    "server": (
+        "servers:find",
+        (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE),
+    ),
+    "team": ("gateways:team", (Capability.PEOPLE_MANAGE,)),
+    "user": ("accounts:person", (Capability.PEOPLE_MANAGE,)),
+    "workspacesettings": ("accounts:workspace", (Capability.WORKSPACE_MANAGE,)),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One event as `viewer` sees it."""
+
+    event: Event
+    viewer: Any
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        return told(self.event.changes)
+
+    @property
+    def first_changes(self) -> list[Change]:
+        """As many as a row has room for."""
+        return self.changes[:IN_ROW]
+
+    @property
+    def more(self) -> int:
+        """How many there are beyond these."""
+        return max(len(self.changes) - IN_ROW, 0)
+
+    @property
+    def target_url(self) -> str:
+        """The page of what was changed; empty when it has none, is gone, or is not for the viewer."""
+        name, capabilities = PAGES.get(self.event.target_type, ("", ()))
+        if not name or self.event.action.endswith((".removed", ".archived")):
+            return ""
+        if capabilities and not any(self.viewer.has_perm(one) for one in capabilities):
+            return ""
+        return reverse(name, args=[] if self.event.target_type == "workspacesettings" else [self.event.target_id])
+
+
+@require_GET
+@requires(Capability.AUDIT_READ)
+def listing(request: AppRequest) -> HttpResponse:
+    if _is_for_drawer(request):
+        return render(request, "auditlog/events.html#closed")
+    context = _listed(request)
+    response = show(request, "auditlog/events.html#entries", context)
+    if request.htmx:
+        # What htmx would push names every empty field of the form.
+        response["HX-Push-Url"] = f"{request.path}?{context['query']}".removesuffix("?")
+    return response
+
+
+@require_GET
+@requires(Capability.AUDIT_READ)
+def detail(request: AppRequest, uid: UUID) -> HttpResponse:
+    """One event, as a drawer beside the list it was opened from."""
+    found = get_object_or_404(Event, uid=uid)
+    same_request = Event.objects.filter(correlation_id=found.correlation_id).count()
+    context = {"opened": Row(found, request.user), "same_request": same_request}
+    if _is_for_drawer(request):
+        return render(request, "auditlog/event_drawer.html", {**context, "query": EventFilter(request.GET).query})
+    return render(request, "auditlog/events.html", {**_listed(request, BESIDE), **context})
+
+
+def _is_for_drawer(request: AppRequest) -> bool:
+    return request.htmx.target == "drawer" and not request.htmx.history_restore_request
+
+
+def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
+    chosen = EventFilter(request.GET)
+    events = chosen.narrow()
+    found = page(events, _cursor(request), size)
+    return {
+        "page": found,
+        "rows": [Row(event, request.user) for event in found.rows],
+        "count": filters.count(events),
+        "narrowed": bool(chosen.asked),
+        "span": chosen.span,
+        "query": chosen.query,
+        "facets": chosen.facets(),
+        "list_url": reverse("auditlog:events"),
+    }
+
+
+def _cursor(request: AppRequest) -> Cursor | None:
+    try:
+        return Cursor.read(request.GET.get("cursor", ""))
+    except BadCursor:
+        return None
+
+
+@require_GET
+@requires(Capability.AUDIT_READ)
+def export_events(request: AppRequest) -> HttpResponse:
+    """The events as the page narrows them, as a file; that they were taken away is recorded too."""
+    kind = request.GET.get("format", "")
+    if kind not in TYPES:
+        return HttpResponseBadRequest("format must be csv or jsonl.", content_type="text/plain")
+    chosen = EventFilter(request.GET)
+    asked = {name: [None, value] for name, value in chosen.asked.items()}
+    Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=asked)
+    pieces = export(chosen.narrow(), kind, _in_cells if kind == "csv" else _in_full, COLUMNS)
+    name = f"admin-events-{timezone.now():%Y-%m-%d-%H%M%S}.{kind}"
+    return StreamingHttpResponse(  # type: ignore[return-value]  # A stream is an answer too.
+        flowing(pieces) if isinstance(request, ASGIRequest) else pieces,
+        content_type=TYPES[kind],
+        headers={"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"},
+    )
+
+
+def _in_full(event: Event) -> dict[str, Any]:
+    """What the file says of an event."""
+    at = event.created_at.astimezone(UTC).isoformat(timespec="milliseconds")
+    values = (
+        *(str(event.uid), at.replace("+00:00", "Z"), event.actor_email, event.via, event.ip, event.action),
+        *(event.target_type, event.target_id, event.target_label, event.changes, str(event.correlation_id)),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _in_cells(event: Event) -> dict[str, Any]:
+    """The same where a value cannot have parts."""
+    return _in_full(event) | {"changes": json.dumps(event.changes, ensure_ascii=False) if event.changes else ""}
