@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.contrib.auth.tokens import PasswordResetTokenGenerator
+from django.core.mail import send_mail
+from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.http import base36_to_int
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+logger = logging.getLogger(__name__)
 
 INVITATION = timedelta(hours=72)
 RESET = timedelta(hours=1)
@@ -40,3 +48,20 @@ def link_at(key: str) -> str:
     """The address that lets a person choose a password; `key` is their id and a token."""
     path = reverse("account_reset_password_from_key", kwargs={"uidb36": "UID", "key": "KEY"})
     return f"{settings.PUBLIC_URL}{path.replace('UID-KEY', key)}"
+
+
+def invitation(person: User) -> str:
+    """The link with which an invited person chooses a password; it works once, for 72 hours."""
+    return link_at(f"{person.pk.hex}-{LinkTokens().make_token(person)}")
+
+
+def mail_invitation(person: User, link: str, *, by: User) -> bool:
+    """Send the link to the person it is for; whether the mail could be handed over."""
+    context = {"person": person, "link": link, "by": by}
+    subject = render_to_string("account/email/invitation_subject.txt", context).strip()
+    try:
+        send_mail(subject, render_to_string("account/email/invitation_message.txt", context), None, [person.email])
+    except OSError:  # What smtplib raises is one too.
+        logger.exception("mail not sent")
+        return False
+    return True

@@ -21,6 +21,10 @@ class EmailTaken(PeopleError):
     """Somebody with this e-mail address exists already."""
 
 
+class AlreadyJoined(PeopleError):
+    """Only who has not chosen a password yet can be invited again."""
+
+
 class NameTaken(PeopleError):
     """This name is in use already."""
 

@@ -87,6 +87,6 @@ def end(person: User, pk: int, *, by: User) -> None:
 
 def browser_of(user_agent: str) -> str:
     """A browser in words: "Firefox on Windows"; what it says itself when that is nothing we know."""
-    name = next((name for mark, name in BROWSERS.items() if re.search(rf"\b{mark}\w*/", user_agent)), "")
+    name = next((name for mark, name in BROWSERS.items() if re.search(rf"{mark}\w*/", user_agent)), "")
     system = next((name for mark, name in SYSTEMS.items() if mark in user_agent), "")
     return " on ".join(filter(None, (name, system))) or user_agent[:60] or "Unknown browser"

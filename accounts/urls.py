@@ -1,10 +1,26 @@
 from django.urls import path
 
-from accounts import views
+from accounts import people_views, role_views, views, workspace_views
 
 app_name = "accounts"
 
 urlpatterns = [
+    path("people/", people_views.listing, name="people"),
+    path("people/invite/", people_views.invite, name="invite"),
+    path("people/<uuid:pk>/", people_views.person, name="person"),
+    path("people/<uuid:pk>/edit/", people_views.edit, name="edit_person"),
+    path("people/<uuid:pk>/role/", people_views.change_role, name="change_role"),
+    path("people/<uuid:pk>/invite/", people_views.invite_again, name="invite_again"),
+    path("people/<uuid:pk>/reactivate/", people_views.reactivate, name="reactivate"),
+    path("people/<uuid:pk>/reset/", people_views.send_reset, name="send_reset"),
+    path("people/<uuid:pk>/sign-out/", people_views.end_sessions, name="end_sessions"),
+    path("people/<uuid:pk>/second-factor/", people_views.remove_second_factor, name="remove_second_factor"),
+    path("people/roles/", role_views.listing, name="roles"),
+    path("people/roles/add/", role_views.add, name="add_role"),
+    path("people/roles/<uuid:pk>/", role_views.edit, name="role"),
+    path("people/roles/<uuid:pk>/delete/", role_views.remove, name="remove_role"),
+    path("people/capabilities/", role_views.reference, name="capabilities"),
+    path("settings/workspace", workspace_views.workspace, name="workspace"),
     path("settings/profile", views.profile, name="profile"),
     path("settings/sessions", views.own_sessions, name="sessions"),
     path("settings/sessions/<int:pk>/end", views.end_session, name="end_session"),

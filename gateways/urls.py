@@ -1,6 +1,6 @@
 from django.urls import path
 
-from gateways import assignment_views, tool_views, views
+from gateways import assignment_views, team_views, tool_views, views
 
 app_name = "gateways"
 
@@ -18,6 +18,14 @@ urlpatterns = [
     path("gateways/<slug:slug>/assign/", assignment_views.assign, name="assign"),
     path("gateways/<slug:slug>/tools/", tool_views.listing, name="tools"),
     path("gateways/<slug:slug>/tools/refresh/", tool_views.refresh_tools, name="refresh"),
+    path("people/teams/", team_views.listing, name="teams"),
+    path("people/teams/add/", team_views.add, name="add_team"),
+    path("people/teams/<uuid:pk>/", team_views.detail, name="team"),
+    path("people/teams/<uuid:pk>/rename/", team_views.rename, name="rename_team"),
+    path("people/teams/<uuid:pk>/delete/", team_views.remove, name="remove_team"),
+    path("people/teams/<uuid:pk>/add/", team_views.add_people, name="add_to_team"),
+    path("people/teams/<uuid:pk>/gateways/", team_views.choose_gateways, name="team_gateways"),
+    path("people/teams/<uuid:pk>/remove/<uuid:user_pk>/", team_views.remove_person, name="remove_from_team"),
     path("assignments/<uuid:pk>/edit/", assignment_views.edit, name="edit_assignment"),
     path("assignments/<uuid:pk>/remove/", assignment_views.remove, name="remove_assignment"),
     path("assignments/<uuid:pk>/disable/", assignment_views.disable, name="disable_assignment"),

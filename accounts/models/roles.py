@@ -33,6 +33,10 @@ class RoleManager(models.Manager["Role"]):
             if made or built_in.locked:
                 role.permissions.set(permissions_of(built_in.capabilities))
 
+    def with_capabilities(self) -> models.QuerySet["Role"]:
+        """Roles whose `capabilities` are fetched with them."""
+        return self.prefetch_related(models.Prefetch("permissions", Permission.objects.select_related("content_type")))
+
     def add(self, *, name: str, capabilities: Iterable[Capability], by: Giver | None) -> "Role":
         """Make a role. Raises NameTaken, or BeyondYours for capabilities `by` lacks."""
         capabilities = frozenset(capabilities)
@@ -67,8 +71,14 @@ class Role(models.Model):
     @property
     def capabilities(self) -> frozenset[Capability]:
         """The capabilities this role bundles."""
-        held = {f"{p.content_type.app_label}.{p.codename}" for p in self.permissions.select_related("content_type")}
+        held = self._held()
         return frozenset(capability for capability in Capability if capability in held)
+
+    def _held(self) -> frozenset[str]:
+        """The permissions as `app.codename`; of a role `with_capabilities`, without asking the database again."""
+        fetched = "permissions" in getattr(self, "_prefetched_objects_cache", {})
+        rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
+        return frozenset(f"{one.content_type.app_label}.{one.codename}" for one in rows)
 
     def edit(self, *, name: str, capabilities: Iterable[Capability], by: Giver | None) -> None:
         """Rename the role and bundle other capabilities; acts on its people's next request.

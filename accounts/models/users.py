@@ -16,7 +16,15 @@ from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from accounts.models.roles import Role
-from accounts.rules import EmailTaken, Giver, NameTaken, must_hold, must_keep_a_manager, one_at_a_time
+from accounts.rules import (
+    AlreadyJoined,
+    EmailTaken,
+    Giver,
+    NameTaken,
+    must_hold,
+    must_keep_a_manager,
+    one_at_a_time,
+)
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from capabilities import Capability
@@ -84,6 +92,13 @@ class User(AbstractBaseUser):
         """The name to greet with."""
         return self.display_name or self.email
 
+    @property
+    def status(self) -> str:
+        """`deactivated`, `invited` (has not chosen a password yet) or `active`."""
+        if not self.is_active:
+            return "deactivated"
+        return "active" if self.has_usable_password() else "invited"
+
     @cached_property
     def permissions(self) -> frozenset[str]:
         """The Django permissions the role grants, as `app.codename`."""
@@ -114,6 +129,19 @@ class User(AbstractBaseUser):
                 Event.objects.record(Action.USER_ROLE_CHANGED, self, by=by, changes=changes)
         self.role = role
         self.__dict__.pop("permissions", None)
+
+    def renew_invitation(self, *, by: Giver | None) -> None:
+        """End the invitation's links made so far; whoever asked may send a new one.
+
+        Raises AlreadyJoined, or BeyondYours for who may do more than `by`: the link makes one that person.
+        """
+        must_hold(by, self.granted)
+        with transaction.atomic():
+            if self.lock().status != "invited":
+                raise AlreadyJoined(AlreadyJoined.__doc__)
+            User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
+            self.refresh_from_db(fields=["session_epoch"])
+            Event.objects.record(Action.USER_INVITATION_RENEWED, self, by=by)
 
     def deactivate(self, *, by: Actor | None) -> None:
         """Shut this person out until reactivated: sessions end, agents and apps get 401 (decisions 7.7).

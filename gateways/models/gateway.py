@@ -52,6 +52,15 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
             Event.objects.record(Action.GATEWAY_CREATED, gateway, by=by, changes={"slug": [None, gateway.slug]})
         return gateway
 
+    def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User) -> None:
+        """Open exactly the gateways `wanted`, of those that are open to teams, to `team`; each change is recorded."""
+        chosen = {gateway.pk for gateway in wanted}
+        with transaction.atomic():
+            for gateway in self.live().filter(reach=Reach.TEAMS).prefetch_related("teams").order_by("pk"):
+                teams = {*gateway.teams.all()}
+                if (gateway.pk in chosen) != (team in teams):
+                    gateway.edit(teams=teams ^ {team}, by=by)
+
 
 class Gateway(Switchable):
     """One governed MCP endpoint, `/mcp/<slug>`, in front of one or more servers."""

@@ -1,0 +1,54 @@
+"""The capabilities in the groups pages show them in, and which of them a person may hand out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from accounts.models import User
+from capabilities import Capability
+
+AREAS: dict[str, tuple[Capability, ...]] = {
+    "Apps and agents": (
+        Capability.HOSTS_READ,
+        Capability.HOSTS_TOGGLE,
+        Capability.OAUTH_CONNECT,
+        Capability.API_TOKENS_MANAGE,
+    ),
+    "Connections": (
+        Capability.MCP_CONNECTIONS_READ,
+        Capability.MCP_CONNECTIONS_REVOKE,
+        Capability.CONNECTIONS_TOGGLE,
+    ),
+    "Gateways": (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE),
+    "Servers and identities": (
+        Capability.SERVERS_MANAGE,
+        Capability.SERVERS_TOGGLE,
+        Capability.IDENTITIES_MANAGE,
+    ),
+    "Logs": (Capability.LOGS_READ, Capability.AUDIT_READ),
+    "People and workspace": (Capability.PEOPLE_MANAGE, Capability.WORKSPACE_MANAGE),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the check-list: a capability, whether it is ticked, and why it cannot be changed, if so."""
+
+    capability: Capability
+    ticked: bool
+    withheld: str
+
+
+def check_list(
+    editor: User, ticked: Collection[Capability], *, locked: bool = False
+) -> Iterator[tuple[str, list[Check]]]:
+    """The capabilities by area as `editor` may tick them."""
+    for area, capabilities in AREAS.items():
+        yield area, [Check(one, one in ticked, _withheld(editor, one, locked)) for one in capabilities]
+
+
+def _withheld(editor: User, capability: Capability, locked: bool) -> str:
+    if locked:
+        return "This role is built in."
+    return "" if editor.has_perm(capability) else "You do not hold this capability yourself."

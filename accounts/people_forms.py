@@ -1,0 +1,144 @@
+"""Forms of the People pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
+from django.db.models import Q, QuerySet
+
+from accounts.models import Role, User
+from capabilities import Capability
+
+_invited = Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
+STATUSES = {
+    "active": Q(is_active=True) & ~_invited,
+    "invited": Q(is_active=True) & _invited,
+    "deactivated": Q(is_active=False),
+}
+
+
+class PeopleFilter(forms.Form):
+    """What the list of people is narrowed to; a value nobody offers narrows nothing."""
+
+    q = forms.CharField(required=False)
+    role = forms.ModelMultipleChoiceField(Role.objects.none(), required=False)
+    status = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in STATUSES])
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+        self.fields["role"].queryset = Role.objects.all()  # type: ignore[attr-defined]
+        self.is_valid()
+
+    def narrow(self, people: QuerySet[User]) -> QuerySet[User]:
+        """The people who match."""
+        if words := self.cleaned_data.get("q"):
+            people = people.filter(Q(email__icontains=words) | Q(display_name__icontains=words))
+        if roles := self.cleaned_data.get("role"):
+            people = people.filter(role__in=roles)
+        if statuses := self.cleaned_data.get("status"):
+            wanted = Q(pk=None)
+            for status in statuses:
+                wanted |= STATUSES[status]
+            people = people.filter(wanted)
+        return people
+
+
+class RoleRadios(forms.RadioSelect):
+    """Roles to choose from; those that hold more than the giver cannot be chosen, and say why."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.withheld: Mapping[str, str] = {}
+
+    def create_option(self, name: str, value: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        option: dict[str, Any] = super().create_option(name, value, *args, **options)
+        if reason := self.withheld.get(str(value)):
+            option["attrs"] |= {"disabled": True, "title": reason}
+        return option
+
+
+class RoleChoice(forms.Form):
+    """Which role a person holds. `giver` hands out no more than they hold; `now` is the role there is already."""
+
+    role = forms.ModelChoiceField(Role.objects.none(), empty_label=None, widget=RoleRadios)
+
+    def __init__(self, *args: Any, giver: User, now: Role | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        roles = list(Role.objects.with_capabilities())
+        field = self.fields["role"]
+        field.queryset = Role.objects.all()  # type: ignore[attr-defined]
+        field.choices = [(role.pk, role.name) for role in roles]  # type: ignore[attr-defined]
+        kept = now.capabilities if now else frozenset()
+        field.widget.withheld = _withheld(roles, giver, kept)
+
+
+def _withheld(roles: list[Role], giver: User, kept: frozenset[Capability]) -> dict[str, str]:
+    """Why a role cannot be given, by its id; what the person holds already is no gift."""
+    lacking = {capability for capability in Capability if not giver.has_perm(capability)} - kept
+    return {
+        str(role.pk): f"You lack: {', '.join(sorted(one.label for one in beyond))}."
+        for role in roles
+        if (beyond := role.capabilities & lacking)
+    }
+
+
+class InviteForm(RoleChoice):
+    """Somebody new."""
+
+    email = forms.EmailField(label="E-mail", max_length=254)
+    display_name = forms.CharField(label="Name", max_length=120)
+    field_order = ("display_name", "email", "role")
+
+
+class PersonForm(forms.Form):
+    """Name and e-mail of a person."""
+
+    display_name = forms.CharField(label="Name", max_length=120, required=False)
+    email = forms.EmailField(
+        label="E-mail", max_length=254, help_text="They sign in with it, and reset mails go there from now on."
+    )
+
+
+class AgainForm(forms.Form):
+    """Asks for a new invitation link; `epoch` says which one it replaces, so that a repeated form makes no second."""
+
+    epoch = forms.IntegerField(widget=forms.HiddenInput)
+
+
+class RoleForm(forms.Form):
+    """Name and capabilities of a role. What `editor` lacks stays as `before` has it."""
+
+    name = forms.CharField(max_length=80)
+    capabilities = forms.MultipleChoiceField(required=False, choices=[(one.slug, one.label) for one in Capability])
+
+    def __init__(self, *args: Any, editor: User, before: frozenset[Capability] = frozenset(), **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.editor, self.before = editor, before
+
+    @property
+    def kept(self) -> frozenset[Capability]:
+        """What the role holds and the editor does not: theirs neither to give nor to take."""
+        return frozenset(one for one in self.before if not self.editor.has_perm(one))
+
+    def clean_capabilities(self) -> frozenset[Capability]:
+        return self.kept | {one for one in Capability if one.slug in self.cleaned_data["capabilities"]}
+
+    @property
+    def ticked(self) -> frozenset[Capability]:
+        """What the check-list shows as ticked."""
+        if not self.is_bound:
+            return frozenset(self.initial.get("capabilities", self.before))
+        posted = self["capabilities"].data or ()
+        return self.kept | {one for one in Capability if one.slug in posted}
+
+
+def role_from(pk: str) -> Role | None:
+    """The role a query string names, if there is one."""
+    try:
+        return Role.objects.filter(pk=UUID(pk)).first()
+    except ValueError:
+        return None

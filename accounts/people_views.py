@@ -1,0 +1,237 @@
+"""The people of the workspace: the list, the page of one person, and what can be done to them.
+
+What ends connections too is in connections.people_views.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Count, Q
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts import links, second_factor
+from accounts.models import Role, User
+from accounts.password_again import ask_again
+from accounts.people_forms import STATUSES, AgainForm, InviteForm, PeopleFilter, PersonForm, RoleChoice
+from accounts.rules import AlreadyJoined, BeyondYours, EmailTaken, LastManager, PeopleError
+from accounts.sessions import open_sessions
+from accounts.sign_in import ForgottenForm
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability, requires
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+
+
+def find(pk: UUID) -> Any:
+    """The person with the number of their live connections, or 404."""
+    people = User.objects.select_related("role").prefetch_related("teams")
+    live = Count("connections", filter=Q(connections__revoked_at=None))
+    return get_object_or_404(people.annotate(connection_count=live), pk=pk)
+
+
+def page_url(person: User) -> str:
+    return reverse("accounts:person", args=[person.pk])
+
+
+@require_GET
+@requires(Capability.PEOPLE_MANAGE)
+def listing(request: AppRequest) -> HttpResponse:
+    chosen = PeopleFilter(request.GET)
+    people = chosen.narrow(User.objects.select_related("role").prefetch_related("teams"))
+    context = {
+        "tab": "users",
+        "page": page_of(request, people.order_by("email")),
+        "chosen": chosen.cleaned_data,
+        "roles": Role.objects.all(),
+        "statuses": STATUSES,
+        "narrowed": any(chosen.cleaned_data.values()),
+    }
+    return show(request, "accounts/people.html#results", context)
+
+
+@require_GET
+@requires(Capability.PEOPLE_MANAGE)
+def person(request: AppRequest, pk: UUID) -> HttpResponse:
+    found = find(pk)
+    context = {
+        "person": found,
+        "second_factor": second_factor.is_on(found),
+        "sessions": len(open_sessions(found)),
+        "beyond": not all(request.user.has_perm(one) for one in found.granted),
+    }
+    return show(request, "accounts/person.html", context)
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def invite(request: AppRequest) -> HttpResponse:
+    form = InviteForm(posted(request), giver=request.user)
+    context = {"form": form, "heading": "Invite", "submit": "Invite", "back": reverse("accounts:people")}
+    if request.method == "GET":
+        return show(request, "accounts/invite.html", context)
+    if form.is_valid():
+        try:
+            invited = User.objects.invite(**form.cleaned_data, by=request.user)
+        except EmailTaken as error:
+            form.add_error("email", str(error))
+        except BeyondYours as error:
+            form.add_error("role", str(error))
+        else:
+            return _invited(request, invited)
+    return refuse(request, "accounts/invite.html", context)
+
+
+def _invited(request: AppRequest, invited: User) -> HttpResponse:
+    """The invitation's link, once: it is in the body of this answer to a POST and nowhere else."""
+    link = links.invitation(invited)
+    mailed = links.mail_invitation(invited, link, by=request.user)
+    return show(request, "accounts/invited.html", {"person": invited, "link": link, "mailed": mailed})
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
+    invited = find(pk)
+    form = AgainForm(posted(request), initial={"epoch": invited.session_epoch})
+    context = {
+        "form": form,
+        "person": invited,
+        "heading": "Send a new invitation",
+        "submit": "Send",
+        "back": page_url(invited),
+    }
+    if request.method == "GET":
+        return show(request, "accounts/invite_again.html", context)
+    if not form.is_valid() or form.cleaned_data["epoch"] != invited.session_epoch:
+        return leave(request, page_url(invited), "This link is no longer shown. Send a new invitation if it is needed.")
+    try:
+        invited.renew_invitation(by=request.user)
+    except (AlreadyJoined, BeyondYours) as error:
+        return leave(request, page_url(invited), str(error))
+    return _invited(request, invited)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def edit(request: AppRequest, pk: UUID) -> HttpResponse:
+    found = find(pk)
+    form = PersonForm(posted(request), initial={"display_name": found.display_name, "email": found.email})
+    context = {"form": form, "heading": "Edit", "back": page_url(found)}
+    if request.method == "GET":
+        return show(request, "accounts/person_form.html", context)
+    if form.is_valid():
+        try:
+            found.edit(**form.cleaned_data, by=request.user)
+        except (EmailTaken, BeyondYours) as error:
+            form.add_error("email", str(error))
+        else:
+            return leave(request, page_url(found), "Saved")
+    return refuse(request, "accounts/person_form.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
+    found = find(pk)
+    form = RoleChoice(posted(request), giver=request.user, now=found.role, initial={"role": found.role_id})
+    context = {"form": form, "person": found, "heading": "Change role", "back": page_url(found)}
+    if request.method == "GET":
+        return show(request, "accounts/person_form.html", context)
+    if form.is_valid():
+        try:
+            found.give_role(form.cleaned_data["role"], by=request.user)
+        except (BeyondYours, LastManager) as error:
+            form.add_error("role", str(error))
+        else:
+            return leave(request, page_url(found), "Role changed")
+    return refuse(request, "accounts/person_form.html", context)
+
+
+@require_POST
+@requires(Capability.PEOPLE_MANAGE)
+def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
+    found = find(pk)
+    found.reactivate(by=request.user)
+    return leave(request, page_url(found), f"{found.email} can sign in again")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
+    found = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Send password reset",
+            text=f"Send {found.email} a link to set a new password?",
+            more="It works once, for one hour. Using it revokes all their API tokens and app connections.",
+            icon="mail",
+            kind="primary",
+            back=page_url(found),
+        )
+    return leave(request, page_url(found), _reset_sent(request, found))
+
+
+def _reset_sent(request: AppRequest, found: User) -> str:
+    """Mail the link, to nobody but its owner; what became of it in words."""
+    if found.status != "active":
+        return "Only who is active and has a password can reset it."
+    form = ForgottenForm({"email": found.email})
+    try:
+        if form.is_valid():
+            form.save(request)
+    except OSError:
+        links.logger.exception("mail not sent")
+        return "The mail could not be sent. See the server's log."
+    Event.objects.record(Action.USER_RESET_SENT, found, by=request.user)
+    return f"A link is on its way to {found.email}"
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
+    found = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="End all sessions",
+            text=f"Sign {found.email} out of every browser?",
+            more="Agents and apps acting as this user keep working.",
+            icon="sign-out",
+            back=page_url(found),
+        )
+    found.end_sessions(by=request.user)
+    return leave(request, page_url(found), "All sessions ended")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
+    found = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Take second factor off",
+            text=f"Let {found.email} sign in with the password alone?",
+            more="For who has lost both phone and recovery codes. Make sure that it is them who asks.",
+            icon="shield",
+            back=page_url(found),
+        )
+    try:
+        second_factor.remove(found, by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(found), str(error))
+    return leave(request, page_url(found), "Second factor taken off")

@@ -1,0 +1,121 @@
+"""Roles, and the reference of what they can hold."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Count
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods
+
+from accounts.areas import AREAS, check_list
+from accounts.models import Role
+from accounts.password_again import ask_again
+from accounts.people_forms import RoleForm, role_from
+from accounts.rules import BeyondYours, LastManager, NameTaken, RoleInUse, RoleLocked
+from capabilities import Capability, requires, signed_in
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+
+
+def find(pk: UUID) -> Any:
+    """The role with the number of its people, or 404."""
+    return get_object_or_404(Role.objects.with_capabilities().annotate(user_count=Count("users")), pk=pk)
+
+
+@require_GET
+@requires(Capability.PEOPLE_MANAGE)
+def listing(request: AppRequest) -> HttpResponse:
+    roles = Role.objects.with_capabilities().annotate(user_count=Count("users"))
+    context = {"tab": "roles", "page": page_of(request, roles.order_by("name")), "of": len(Capability)}
+    return show(request, "accounts/roles.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def add(request: AppRequest) -> HttpResponse:
+    """A new role; `?from=` names the one it starts as a copy of, as far as the editor may hand its capabilities out."""
+    initial = _copy_of(role_from(request.GET.get("from", "")), request)
+    form = RoleForm(posted(request), editor=request.user, initial=initial)
+    context = {"form": form, "heading": "Add a role"}
+    if request.method == "POST" and form.is_valid():
+        try:
+            role = Role.objects.add(**form.cleaned_data, by=request.user)
+        except NameTaken as error:
+            form.add_error("name", str(error))
+        except BeyondYours as error:
+            form.add_error("capabilities", str(error))
+        else:
+            return leave(request, reverse("accounts:roles"), f"{role.name} added")
+    return _shown(request, form, context)
+
+
+def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
+    if role is None:
+        return {}
+    handed = {one for one in role.capabilities if request.user.has_perm(one)}
+    return {"name": f"Copy of {role.name}"[:80], "capabilities": handed}
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def edit(request: AppRequest, pk: UUID) -> HttpResponse:
+    role = find(pk)
+    form = RoleForm(posted(request), editor=request.user, before=role.capabilities, initial={"name": role.name})
+    context = {"form": form, "role": role, "heading": role.name}
+    if request.method == "POST" and form.is_valid():
+        try:
+            role.edit(**form.cleaned_data, by=request.user)
+        except NameTaken as error:
+            form.add_error("name", str(error))
+        except (BeyondYours, LastManager, RoleLocked) as error:
+            form.add_error("capabilities", str(error))
+        else:
+            return leave(request, reverse("accounts:roles"), "Role saved")
+    return _shown(request, form, context)
+
+
+def _shown(request: AppRequest, form: RoleForm, context: dict[str, Any]) -> HttpResponse:
+    locked = bool(context.get("role") and context["role"].locked)
+    context |= {"tab": "roles", "areas": check_list(request.user, form.ticked, locked=locked), "locked": locked}
+    if request.method == "GET":
+        return show(request, "accounts/role.html", context)
+    return refuse(request, "accounts/role.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def remove(request: AppRequest, pk: UUID) -> HttpResponse:
+    role = find(pk)
+    back = reverse("accounts:roles")
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Delete role",
+            text=f'Delete "{role.name}"? This cannot be undone.',
+            more=f"{role.user_count} people hold it; give them another role first." if role.user_count else "",
+            icon="revoke",
+            back=back,
+        )
+    try:
+        role.remove(by=request.user)
+    except (RoleInUse, RoleLocked) as error:
+        return leave(request, back, str(error))
+    return leave(request, back, "Role deleted")
+
+
+@require_GET
+@signed_in("what the words on these pages mean")
+def reference(request: AppRequest) -> HttpResponse:
+    """Every capability: its names, what it allows, and which roles hold it."""
+    roles = [(role.name, role.capabilities) for role in Role.objects.with_capabilities()]
+    areas = {
+        area: [(one, [name for name, held in roles if one in held]) for one in capabilities]
+        for area, capabilities in AREAS.items()
+    }
+    return show(request, "accounts/capabilities.html", {"tab": "capabilities", "areas": areas})

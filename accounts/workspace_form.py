@@ -1,0 +1,90 @@
+"""The form of the workspace's settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+
+from accounts.models import NewAppPolicy, WorkspaceSettings
+
+MOST_CALLS = 1_000_000
+MOST_PAYLOAD = 1024 * 1024
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Workspace": ("name", "new_app_policy"),
+    "Tokens": ("allow_non_expiring_tokens", "oauth_access_token_seconds", "oauth_refresh_idle_days"),
+    "Logs": ("log_retention_days", "record_payloads", "payload_limit_bytes"),
+    "Rate limits at /mcp": ("calls_per_minute", "token_calls_per_minute"),
+}
+
+
+class WorkspaceForm(forms.Form):
+    """Every setting that may be changed while running; what is empty among the limits is off."""
+
+    name = forms.CharField(max_length=80, help_text="Shown in authenticator apps.")
+    new_app_policy = forms.ChoiceField(
+        label="New apps",
+        choices=NewAppPolicy.choices,
+        widget=forms.RadioSelect,
+        help_text="Whether an app that connects for the first time may go on, or waits on Apps & Agents for an "
+        "administrator. Apps there are already stay as they are.",
+    )
+    allow_non_expiring_tokens = forms.BooleanField(
+        label="Allow tokens that never expire",
+        required=False,
+        help_text="Adds “No expiry” beside 7, 30 and 90 days. Switched off again, such tokens live on but are marked.",
+    )
+    oauth_access_token_seconds = forms.IntegerField(
+        label="Lifetime of an app's access token",
+        min_value=60,
+        max_value=3600,
+        help_text="Seconds, from 60 to 3600. Apps renew it by themselves.",
+    )
+    oauth_refresh_idle_days = forms.IntegerField(
+        label="An unused app must sign in again after",
+        min_value=1,
+        max_value=365,
+        help_text="Days without a refresh, from 1 to 365.",
+    )
+    log_retention_days = forms.IntegerField(
+        label="Keep logs for",
+        min_value=1,
+        max_value=3650,
+        help_text="Days, from 1 to 3650. Logs are dropped a month at a time, so some stay a little longer. "
+        "Admin events are kept for ever.",
+    )
+    record_payloads = forms.BooleanField(
+        label="Record payloads",
+        required=False,
+        disabled=True,
+        help_text="Not available yet: what calls send and get is never stored.",
+    )
+    payload_limit_bytes = forms.IntegerField(
+        label="Largest payload recorded",
+        min_value=0,
+        max_value=MOST_PAYLOAD,
+        disabled=True,
+        help_text="Bytes; what is longer would be cut there.",
+    )
+    calls_per_minute = forms.IntegerField(
+        label="Calls a minute, all together",
+        required=False,
+        min_value=1,
+        max_value=MOST_CALLS,
+        help_text="Empty: off. Over it, callers get 429 and a time to wait; nothing is locked.",
+    )
+    token_calls_per_minute = forms.IntegerField(
+        label="Calls a minute, each token",
+        required=False,
+        min_value=1,
+        max_value=MOST_CALLS,
+        help_text="Empty: off.",
+    )
+
+    def __init__(self, data: Any, *, workspace: WorkspaceSettings) -> None:
+        super().__init__(data, initial={name: getattr(workspace, name) for name in self.base_fields})
+
+    def groups(self) -> dict[str, list[forms.BoundField]]:
+        """The fields under their headings."""
+        return {heading: [self[name] for name in names] for heading, names in GROUPS.items()}

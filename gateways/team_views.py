@@ -1,0 +1,158 @@
+"""Teams: who is in one, and which gateways are open to it (requirements 5.12)."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Count, Q
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.models import Team, User
+from accounts.rules import NameTaken
+from capabilities import Capability, CapabilityRequired, requires
+from gateways.models import Gateway, Reach
+from gateways.team_forms import GatewaysForm, PeopleForm, TeamForm
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+
+
+def page_url(team: Team) -> str:
+    return reverse("gateways:team", args=[team.pk])
+
+
+def _locked(pk: UUID) -> Team:
+    """The team, which nobody else changes until this transaction ends."""
+    return get_object_or_404(Team.objects.select_for_update(), pk=pk)
+
+
+def _live(team: Team) -> Any:
+    """The gateways that are open to `team` at present."""
+    return Gateway.objects.live().filter(reach=Reach.TEAMS, teams=team).order_by("name")
+
+
+@require_GET
+@requires(Capability.PEOPLE_MANAGE)
+def listing(request: AppRequest) -> HttpResponse:
+    live = Q(gateways__archived_at=None, gateways__reach=Reach.TEAMS)
+    teams = Team.objects.annotate(
+        user_count=Count("users", distinct=True), gateway_count=Count("gateways", filter=live, distinct=True)
+    )
+    return show(request, "gateways/teams.html", {"tab": "teams", "page": page_of(request, teams.order_by("name"))})
+
+
+@require_GET
+@requires(Capability.PEOPLE_MANAGE)
+def detail(request: AppRequest, pk: UUID) -> HttpResponse:
+    team = get_object_or_404(Team, pk=pk)
+    people = User.objects.filter(teams=team).select_related("role").order_by("email")
+    context = {"team": team, "page": page_of(request, people), "gateways": _live(team)}
+    return show(request, "gateways/team.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def add(request: AppRequest) -> HttpResponse:
+    form = TeamForm(posted(request))
+    context = {"form": form, "heading": "Add a team", "submit": "Add a team", "back": reverse("gateways:teams")}
+    if request.method == "GET":
+        return show(request, "gateways/team_form.html", context)
+    if form.is_valid():
+        try:
+            team = Team.objects.add(name=form.cleaned_data["name"], users=(), by=request.user)
+        except NameTaken as error:
+            form.add_error("name", str(error))
+        else:
+            return leave(request, page_url(team), f"{team.name} added")
+    return refuse(request, "gateways/team_form.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def rename(request: AppRequest, pk: UUID) -> HttpResponse:
+    team = get_object_or_404(Team, pk=pk)
+    form = TeamForm(posted(request), initial={"name": team.name})
+    context = {"form": form, "heading": "Rename", "submit": "Rename", "back": page_url(team)}
+    if request.method == "GET":
+        return show(request, "gateways/team_form.html", context)
+    if form.is_valid():
+        try:
+            with transaction.atomic():
+                team = _locked(pk)
+                team.edit(name=form.cleaned_data["name"], users=list(team.users.all()), by=request.user)
+        except NameTaken as error:
+            form.add_error("name", str(error))
+        else:
+            return leave(request, page_url(team), "Team renamed")
+    return refuse(request, "gateways/team_form.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def add_people(request: AppRequest, pk: UUID) -> HttpResponse:
+    team = get_object_or_404(Team, pk=pk)
+    form = PeopleForm(posted(request))
+    context = {"form": form, "heading": f"Add people to {team.name}", "submit": "Add", "back": page_url(team)}
+    if request.method == "GET":
+        return show(request, "gateways/team_form.html", context)
+    if not form.is_valid():
+        return refuse(request, "gateways/team_form.html", context)
+    with transaction.atomic():
+        team = _locked(pk)
+        team.edit(name=team.name, users={*team.users.all(), *form.cleaned_data["emails"]}, by=request.user)
+    return leave(request, page_url(team), "People added")
+
+
+@require_POST
+@requires(Capability.PEOPLE_MANAGE)
+def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
+    with transaction.atomic():
+        team = _locked(pk)
+        person = get_object_or_404(team.users.all(), pk=user_pk)
+        team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=request.user)
+    return leave(request, page_url(team), f"{person.email} is out of {team.name}")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Which gateways a team reaches; that is management of gateways too."""
+    if not request.user.has_perm(Capability.GATEWAYS_MANAGE):
+        raise CapabilityRequired(Capability.GATEWAYS_MANAGE)
+    team = get_object_or_404(Team, pk=pk)
+    form = GatewaysForm(posted(request), team=team)
+    context = {"form": form, "heading": f"Gateways open to {team.name}", "back": page_url(team)}
+    if request.method == "GET":
+        return show(request, "gateways/team_form.html", context)
+    if not form.is_valid():
+        return refuse(request, "gateways/team_form.html", context)
+    Gateway.objects.open_to(team, form.cleaned_data["gateways"], by=request.user)
+    return leave(request, page_url(team), "Gateways saved")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def remove(request: AppRequest, pk: UUID) -> HttpResponse:
+    team = get_object_or_404(Team, pk=pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Delete team",
+            text=f'Delete "{team.name}"? This cannot be undone.',
+            more=_lost(team),
+            icon="revoke",
+            back=page_url(team),
+        )
+    team.remove(by=request.user)
+    return leave(request, reverse("gateways:teams"), f"{team.name} deleted")
+
+
+def _lost(team: Team) -> str:
+    """What its people can no longer reach."""
+    names = [gateway.name for gateway in _live(team)]
+    if not names:
+        return "No gateway is open to it."
+    return f"Its people no longer reach {', '.join(names)}, unless another team of theirs does."
