@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from django.http import HttpResponse
+from django.http import HttpResponse, QueryDict
+from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
 from django.urls import reverse
 
 from connections.models import Connection
 from connections.rows import Row, visible
-from ui.pages import AppRequest, answer
+from ui.pages import AppRequest, answer, leave, wants_fragment
 
 
 class Place(NamedTuple):
@@ -25,19 +26,30 @@ def open_page(request: AppRequest) -> str:
     return (request.htmx.current_url_abs_path or "").partition("?")[0]
 
 
+def open_query(request: AppRequest) -> QueryDict:
+    """What the open page is narrowed to."""
+    return QueryDict((request.htmx.current_url_abs_path or "").partition("?")[2])
+
+
 def place(request: AppRequest, connection: Connection) -> Place:
     """The row of `connection` on the open page, as it is now."""
     page = open_page(request)
-    row = Row(visible(request.user).get(pk=connection.pk), request.user)
+    row = Row(get_object_or_404(visible(request.user), pk=connection.pk), request.user)
     return Place(
         "connections/table.html#row", {"row": row, "side": "gateway" if page.startswith("/gateways/") else "host"}
     )
 
 
-def changed(request: AppRequest, connection: Connection, toast: str) -> HttpResponse:
-    """The answer to an act: the row as it is now."""
+def changed(request: AppRequest, connection: Connection, toast: str, *, stays: bool = False) -> HttpResponse:
+    """The answer to an act: the row as it is now, and a toast, or a notice that stays."""
+    if not wants_fragment(request):
+        return leave(request, back(connection), toast)
     template, context = place(request, connection)
-    return answer(request, template, context, to=back(connection), toast=toast)
+    if not stays:
+        return answer(request, template, context, to=back(connection), toast=toast)
+    response = answer(request, template, context, to=back(connection))
+    response.write(render_to_string("ui/notice.html", {"text": toast}))
+    return response
 
 
 def beside(request: AppRequest, connection: Connection) -> str:

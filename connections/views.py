@@ -20,7 +20,7 @@ from hosts.views import find as find_host
 from ui.pages import AppRequest, confirm, leave, page_of, show
 
 NAMED = 5
-ROWS = 20  # Each may bring a list of its tokens; fifty of them would make the page too heavy.
+ROWS = 15  # Each brings its tokens, and buttons for all of them; fifty would make the page too heavy.
 
 REVOKE_TEXT = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."

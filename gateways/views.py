@@ -20,7 +20,7 @@ from gateways.models import Gateway, GatewayQuerySet
 from servers.slugs import suggest
 from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
 
-ROWS = 40  # Each carries a URL to copy; fifty of them would make the page too heavy.
+ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 WITHIN_REACH = "lists only gateways within one's reach"
 
 

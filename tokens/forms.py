@@ -1,9 +1,9 @@
-"""The form of an API access token: what is fixed when it is made."""
+"""The forms of an API access token: what is chosen when it is made, and what may change."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, TypedDict
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -13,9 +13,18 @@ from accounts.models import WorkspaceSettings
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
-from tokens.models import DEFAULT_LIFETIME, LIFETIMES, BadAddress, canonical
+from tokens.models import DEFAULT_LIFETIME, LIFETIMES, BadAddress, NameTaken, Token, canonical
 
 NEVER = "never"
+
+
+class Lifetime(TypedDict):
+    """One lifetime a person may choose: its value, words, the date it comes to, and whether it is chosen."""
+
+    value: str
+    words: str
+    ends: datetime | None
+    checked: bool
 
 
 class ServersField(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
@@ -23,6 +32,27 @@ class ServersField(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
 
     def label_from_instance(self, assignment: Any) -> str:
         return str(assignment.server)
+
+
+class AllowlistField(forms.CharField):
+    """An IP allowlist, one entry per line; its value is what a token keeps."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            label="IP allowlist",
+            required=False,
+            widget=forms.Textarea(attrs={"rows": 3, "placeholder": "198.51.100.7\n2001:db8::/32"}),
+            help_text="One address or CIDR range per line. Empty means anywhere.",
+        )
+
+    def prepare_value(self, value: Any) -> Any:
+        return "\n".join(value) if isinstance(value, list) else value
+
+    def clean(self, value: Any) -> list[str] | None:
+        try:
+            return canonical(super().clean(value).replace(",", "\n").splitlines())
+        except BadAddress as error:
+            raise ValidationError(str(error)) from error
 
 
 class TokenForm(forms.Form):
@@ -39,12 +69,7 @@ class TokenForm(forms.Form):
         widget=forms.CheckboxSelectMultiple(attrs={"autocomplete": "off"}),
     )
     expires_in_days = forms.ChoiceField(label="Expiration", initial=str(DEFAULT_LIFETIME), required=False)
-    allowed_ips = forms.CharField(
-        label="IP allowlist",
-        required=False,
-        widget=forms.Textarea(attrs={"rows": 3, "placeholder": "198.51.100.7\n2001:db8::/32"}),
-        help_text="One address or CIDR range per line. Empty means anywhere.",
-    )
+    allowed_ips = AllowlistField()
 
     def __init__(self, *args: Any, host: Host, gateway: Gateway, connection: Connection | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,18 +97,10 @@ class TokenForm(forms.Form):
         return {name.lower() for name in live.values_list("name", flat=True)}
 
     @property
-    def lifetimes(self) -> list[dict[str, Any]]:
-        """The lifetimes on offer: value, words, the date it comes to, and whether it is chosen."""
+    def lifetimes(self) -> list[Lifetime]:
+        """The lifetimes on offer."""
         chosen = self["expires_in_days"].value() or str(DEFAULT_LIFETIME)
-        return [
-            {
-                "value": value,
-                "words": words,
-                "ends": None if value == NEVER else timezone.now() + timedelta(days=int(value)),
-                "checked": str(chosen) == value,
-            }
-            for value, words in _lifetimes()
-        ]
+        return _offered(chosen)
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"].strip()
@@ -95,12 +112,6 @@ class TokenForm(forms.Form):
         """A number of days, None for no expiry; nothing chosen means the default."""
         value: str = self.cleaned_data["expires_in_days"] or str(DEFAULT_LIFETIME)
         return None if value == NEVER else int(value)
-
-    def clean_allowed_ips(self) -> list[str] | None:
-        try:
-            return canonical(self.cleaned_data["allowed_ips"].replace(",", "\n").splitlines())
-        except BadAddress as error:
-            raise ValidationError(str(error)) from error
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
@@ -122,6 +133,53 @@ class TokenForm(forms.Form):
 def _numbered(name: str, number: int) -> str:
     suffix = "" if number == 1 else f"-{number}"
     return name[: 100 - len(suffix)] + suffix
+
+
+class EditForm(forms.Form):
+    """What may change of a token: its name, how long it lives from now on, and its IP allowlist (X28)."""
+
+    name = forms.CharField(max_length=100)
+    expires_in_days = forms.ChoiceField(label="Expiration", required=False)
+    allowed_ips = AllowlistField()
+
+    def __init__(self, *args: Any, token: Token, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.token = token
+        self.fields["expires_in_days"].choices = _lifetimes()  # type: ignore[attr-defined]
+        self.initial = {"name": token.name, "allowed_ips": token.allowed_ips}
+
+    @property
+    def lifetimes(self) -> list[Lifetime]:
+        """What it has now, and the lifetimes on offer, which begin today."""
+        chosen = self["expires_in_days"].value() or ""
+        kept: Lifetime = {"value": "", "words": "Keep", "ends": self.token.expires_at, "checked": not chosen}
+        return [kept, *_offered(chosen)]
+
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"].strip()
+        try:
+            self.token.must_be_free(name)
+        except NameTaken as error:
+            raise ValidationError(str(error)) from error
+        return name
+
+    def changes(self) -> dict[str, Any]:
+        """What `Token.edit` takes; an expiration that is kept is not among it."""
+        chosen = dict(self.cleaned_data)
+        days = chosen.pop("expires_in_days")
+        return chosen | ({"expires_in_days": None if days == NEVER else int(days)} if days else {})
+
+
+def _offered(chosen: str) -> list[Lifetime]:
+    return [
+        {
+            "value": value,
+            "words": words,
+            "ends": None if value == NEVER else timezone.now() + timedelta(days=int(value)),
+            "checked": str(chosen) == value,
+        }
+        for value, words in _lifetimes()
+    ]
 
 
 def _lifetimes() -> list[tuple[str, str]]:

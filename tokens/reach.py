@@ -8,6 +8,8 @@ from django.utils import timezone
 from accounts.models import User
 from capabilities import Capability
 from gateways.models import Assignment
+from hosts.models import Host, HostQuerySet
+from hosts.models import Kind as HostKind
 from servers.models import Server
 from tokens.models import Kind, Token, TokenQuerySet, TokenScope
 
@@ -24,6 +26,12 @@ def known_to(viewer: User) -> TokenQuerySet:
     """The tokens `viewer` may know of; keys of apps are none."""
     tokens = Token.objects.filter(kind=Kind.ACCESS)
     return tokens if any(map(viewer.has_perm, SEES)) else tokens.filter(connection__user=viewer)
+
+
+def hosts_for(viewer: User) -> HostQuerySet:
+    """The agents `viewer` may make a token for: all, or those that take enrolment (R3.13, R3.15)."""
+    agents = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True)
+    return agents if viewer.has_perm(Capability.API_TOKENS_MANAGE) else agents.filter(allow_enrolment=True)
 
 
 def of_status(status: str) -> Q:

@@ -1,9 +1,15 @@
 from django.urls import path
 
-from tokens import views
+from tokens import key_views, views
 
 app_name = "tokens"
 
 urlpatterns = [
+    path("settings/api-tokens", views.listing, name="list"),
+    path("settings/api-tokens/create", views.create, name="create"),
+    path("gateways/<slug:slug>/tokens/", views.for_gateway, name="for_gateway"),
+    path("tokens/<uuid:pk>/edit/", views.edit, name="edit"),
+    path("tokens/<uuid:pk>/regenerate/", views.regenerate, name="regenerate"),
     path("tokens/<uuid:pk>/revoke/", views.revoke, name="revoke"),
+    path("connections/<uuid:pk>/regenerate/", key_views.regenerate, name="regenerate_key"),
 ]

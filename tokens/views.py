@@ -1,29 +1,193 @@
-"""What can be done to one API access token."""
+"""The API Tokens page, and what can be done to one token."""
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
-from django.urls import reverse
-from django.views.decorators.http import require_http_methods
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods
 
-from capabilities import Capability, CapabilityRequired, signed_in
-from connections.rows import visible
-from connections.views import changed
-from tokens.models import AlreadyRevoked, Kind, Token
-from ui.pages import AppRequest, confirm
+from accounts.models import User
+from capabilities import CapabilityRequired, signed_in
+from connections.models import Connection
+from gateways.views import find as find_gateway
+from tokens.forms import EditForm
+from tokens.models import AlreadyRevoked, BadLifetime, Expired, Issued, NameTaken, Superseded, Token
+from tokens.places import back, beside, changed, hidden, of_gateway, target
+from tokens.reach import BOTH, EDITING, ENDING, hosts_for, known_to, with_scope
+from tokens.rows import CARES, Row, TokenFilter, listed, numbers
+from tokens.snippets import once
+from ui.pages import AppRequest, confirm, page_of, posted, refuse, show, wants_fragment
+
+ROWS = 30
+HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
+REGENERATE_TEXT = "Regenerate the API key for this connection? The old key will be deactivated immediately."
+OFF = "The host, the gateway or the connection is disabled. Enable it first."
+
+
+@require_GET
+@signed_in("one's own tokens; everybody's need API_TOKENS_MANAGE")
+def listing(request: AppRequest) -> HttpResponse:
+    asked = TokenFilter(request.GET)
+    tokens = listed(request.user, request.GET)
+    page = page_of(request, asked.narrow(with_scope(tokens)), ROWS)
+    counts = numbers(tokens)
+    context = {
+        "page": page,
+        "rows": [Row(token, request.user) for token in page],
+        "chosen": asked.chosen,
+        "counts": counts,
+        "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
+        "care": CARES.get(asked.chosen.get("care", "")),
+        "may_create": hosts_for(request.user).exists(),
+    }
+    return show(request, "tokens/list.html#results", context)
+
+
+@require_GET
+@signed_in("offers the agents one may make a token for")
+def create(request: AppRequest) -> HttpResponse:
+    """Choose the agent; the authorize flow does the rest. `?gateway=` goes along."""
+    words = request.GET.get("q", "")
+    hosts = hosts_for(request.user).filter(name__icontains=words).order_by(Lower("name"))
+    context = {
+        "hosts": hosts[:HOSTS],
+        "more": max(hosts.count() - HOSTS, 0),
+        "q": words,
+        "gateway": request.GET.get("gateway", ""),
+    }
+    part = "#hosts" if request.htmx.target == "hosts" else ""
+    return show(request, f"tokens/create.html{part}", context)
+
+
+@require_GET
+@signed_in("one's own tokens on a gateway within reach")
+def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
+    context = of_gateway(request.user, find_gateway(request.user, slug))
+    return show(request, "tokens/for_gateway.html", context)
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("own tokens; others' need API_TOKENS_MANAGE or MCP_CONNECTIONS_REVOKE")
+@signed_in("one's own tokens; others' need API_TOKENS_MANAGE")
+def edit(request: AppRequest, pk: UUID) -> HttpResponse:
+    token = _find(request, pk)
+    if token.connection.user_id != request.user.pk and not request.user.has_perm(EDITING):
+        raise CapabilityRequired(EDITING)
+    if token.status != "active":
+        return changed(request, token, _ended(token))
+    form = EditForm(posted(request), token=token)
+    context = {
+        "form": form,
+        "row": Row(token, request.user),
+        "heading": f"Edit {token.name}",
+        "back": back(request, token),
+        "target": target(request, token),
+        "hidden": hidden(request),
+    }
+    if request.method == "GET":
+        return show(request, "tokens/edit.html", context)
+    if form.is_valid() and _edited(form, request.user):
+        return changed(request, token, "Token saved")
+    return refuse(request, "tokens/edit.html", context)
+
+
+def _edited(form: EditForm, by: User) -> bool:
+    """Whether it was saved; if not, the form says why: somebody else was faster."""
+    try:
+        form.token.edit(**form.changes(), by=by)
+    except NameTaken as error:
+        form.add_error("name", str(error))
+    except BadLifetime as error:
+        form.add_error("expires_in_days", str(error))
+    except (AlreadyRevoked, Expired) as error:
+        form.add_error(None, str(error))
+    return not form.errors
+
+
+def _ended(token: Token) -> str:
+    try:
+        token.must_be_active()
+    except (AlreadyRevoked, Expired) as error:
+        return str(error)
+    return ""
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@signed_in("one's own tokens; others' need API_TOKENS_MANAGE and MCP_CONNECTIONS_REVOKE")
+def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
+    return regenerated(request, _find(request, pk))
+
+
+def regenerated(request: AppRequest, token: Token) -> HttpResponse:
+    """Ask, then give `token` another secret and show it in this answer, once (decisions 7.15)."""
+    must_hold_both(request.user, token.connection)
+    if token.status != "active":
+        return changed(request, token, _ended(token))
+    if not token.connection.is_on:
+        raise PermissionDenied(OFF)
+    if request.method == "GET":
+        return _ask(request, token)
+    if request.POST.get("generation", str(token.generation)) != str(token.generation):
+        return _shown(request, token)
+    try:
+        return _shown(request, token, token.rotate(by=request.user))
+    except (Superseded, AlreadyRevoked, Expired):
+        return _shown(request, _find(request, token.pk))
+
+
+def must_hold_both(viewer: User, connection: Connection) -> None:
+    """Raise CapabilityRequired unless the new secret may be shown to `viewer` (R3.14)."""
+    missing = sorted(one for one in BOTH if not viewer.has_perm(one))
+    if connection.user_id != viewer.pk and missing:
+        raise CapabilityRequired(missing[0])
+
+
+def _ask(request: AppRequest, token: Token) -> HttpResponse:
+    link = token.connection
+    return confirm(
+        request,
+        title="Regenerate API key",
+        text=REGENERATE_TEXT,
+        more=f"{token.name} {token.prefix}, {link.host.name} on {link.gateway.name}. "
+        "Name, servers, expiration and IP allowlist stay. The new key is shown once.",
+        icon="key",
+        kind="primary",
+        target="#dialog",
+        back=back(request, token),
+        # A reload repeats the POST; the generation tells it from a new wish.
+        hidden={"generation": token.generation, **hidden(request)},
+    )
+
+
+def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> HttpResponse:
+    """The new secret; without one, that it is no longer shown."""
+    if new is None and wants_fragment(request):
+        return changed(request, token, "This token was regenerated already. Its secret is no longer shown.")
+    context: dict[str, Any] = {"token": token, "row": Row(token, request.user), "back": back(request, token)}
+    response = show(request, "tokens/issued.html#once", context | (once(new) if new else {}))
+    response["Referrer-Policy"] = "no-referrer"
+    if wants_fragment(request):
+        response["HX-Reswap"] = "innerHTML"
+        response.write(beside(request, token))
+    return response
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in("one's own tokens; others' need API_TOKENS_MANAGE or MCP_CONNECTIONS_REVOKE")
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     connection = token.connection
+    if connection.user_id != request.user.pk and not any(map(request.user.has_perm, ENDING)):
+        raise CapabilityRequired(*ENDING)
     others = Token.objects.active().filter(connection=connection).exclude(pk=pk).exists()
     if request.method == "GET":
         return confirm(
@@ -32,16 +196,17 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             text=REVOKE_TEXT,
             more=f"{token.name} {token.prefix}, {connection.host.name} on {connection.gateway.name}.",
             icon="revoke",
-            target=f"#connection-{connection.pk}",
-            back=reverse("connections:for_host", args=[connection.host_id]),
+            target=target(request, token),
+            back=back(request, token),
             choice=None if others else ("connection", "Also revoke the connection; this is its last active token"),
+            hidden=hidden(request),
         )
     with transaction.atomic():
         if "connection" in request.POST and not others and connection.is_live:
             connection.revoke(by=request.user)
         else:
             _revoke(token, request)
-    return changed(request, connection, "Token revoked")
+    return changed(request, token, "Token revoked")
 
 
 def _revoke(token: Token, request: AppRequest) -> None:
@@ -52,10 +217,5 @@ def _revoke(token: Token, request: AppRequest) -> None:
 
 
 def _find(request: AppRequest, pk: UUID) -> Token:
-    """The token, if its connection may be seen; ending another person's needs a capability."""
-    tokens = Token.objects.filter(kind=Kind.ACCESS, connection__in=visible(request.user).order_by())
-    token = get_object_or_404(tokens.select_related("connection__host", "connection__gateway"), pk=pk)
-    may = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
-    if token.connection.user_id != request.user.pk and not any(map(request.user.has_perm, may)):
-        raise CapabilityRequired(*may)
-    return token
+    """The token, or 404 when the viewer may not know of it."""
+    return get_object_or_404(with_scope(known_to(request.user)), pk=pk)

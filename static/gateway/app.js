@@ -114,6 +114,7 @@ document.addEventListener("click", (event) => {
 });
 // A button that opens a dialog is a form that leads to a page; htmx fetches that page's dialog into this one.
 document.addEventListener("submit", (event) => {
+  if (event.target.target === "_blank") event.target.closest("dialog")?.close(); // It goes on in the new tab.
   if (!event.target.matches(".opens")) return;
   event.preventDefault();
   htmx.ajax("GET", event.target.getAttribute("action"), { source: event.target, target: "#dialog", swap: "innerHTML" });

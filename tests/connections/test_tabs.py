@@ -1,5 +1,6 @@
 """The Connections tabs of a host and of a gateway (requirements 5.3, 5.4)."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,6 +8,7 @@ import time_machine
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
+from capabilities import Capability
 from connections.models import Connection
 from hosts.models import Host, Kind
 from tests import make
@@ -208,6 +210,85 @@ def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
 
     response = sign_in(ana).get(f"/hosts/{host.pk}/connections/")
 
-    assert len(response.context["rows"]) == 20
-    assert "21" in text(sign_in(ana).get(f"/hosts/{host.pk}/connections/?page=2"))
+    assert len(response.context["rows"]) == 15
+    assert "16" in text(sign_in(ana).get(f"/hosts/{host.pk}/connections/?page=2"))
     assert len(response.content) <= 60 * 1024
+
+
+# --- Key buttons and tokens (R3.3, R3.14, R3.21) --------------------------------------------------------------------
+
+
+def offered(response: object, connection: Connection) -> set[str]:
+    """Which acts the rows of a connection offer, as the ends of their addresses."""
+    return set(re.findall(r'action="/((?:connections|tokens)/)[0-9a-f-]{36}(/\w+/)"', row(response, connection)))
+
+
+KEY, TRASH = ("connections/", "/regenerate/"), ("connections/", "/revoke/")
+TOKEN_KEY, TOKEN_TRASH = ("tokens/", "/regenerate/"), ("tokens/", "/revoke/")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ((), set()),
+        ((Capability.MCP_CONNECTIONS_REVOKE,), {TRASH, TOKEN_TRASH}),
+        ((Capability.API_TOKENS_MANAGE,), {TOKEN_TRASH}),
+        ((Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE), {KEY, TRASH, TOKEN_KEY, TOKEN_TRASH}),
+    ],
+)
+def test_of_anothers_agent_one_is_offered_what_ones_role_allows(
+    capabilities: tuple[Capability, ...], expected: set[tuple[str, str]], sign_in: SignIn
+) -> None:
+    connection = a_connection(make.user())
+    make.token(connection)
+    viewer = make.user(Capability.MCP_CONNECTIONS_READ, Capability.HOSTS_READ, *capabilities)
+
+    page = sign_in(viewer).get(f"/hosts/{connection.host_id}/connections/")
+
+    assert offered(page, connection) == expected
+    assert ("/edit/" in row(page, connection)) is (Capability.API_TOKENS_MANAGE in capabilities)
+
+
+def test_of_ones_own_agent_everything_is_offered(ann: User, sign_in: SignIn) -> None:
+    connection = a_connection(ann)
+    make.token(connection)
+
+    page = sign_in(ann).get(f"/hosts/{connection.host_id}/connections/")
+
+    assert offered(page, connection) == {KEY, TRASH, TOKEN_KEY, TOKEN_TRASH}
+    assert "Regenerate API key" in row(page, connection)
+    assert "/edit/" in row(page, connection)
+
+
+@pytest.mark.parametrize(("capability", "there"), [(Capability.MCP_CONNECTIONS_REVOKE, True), (None, False)])
+def test_an_apps_key_button_takes_its_capability(capability: Capability | None, there: bool, sign_in: SignIn) -> None:
+    owner = make.user(*([capability] if capability else []), Capability.HOSTS_READ)
+    connection = app_connection(owner)
+    Token.objects.provide_key(connection, by=owner)
+
+    page = sign_in(owner).get(f"/hosts/{connection.host_id}/connections/")
+
+    assert (KEY in offered(page, connection)) is there
+
+
+@pytest.mark.parametrize("state", ["connection", "host", "gateway", "expired"])
+def test_no_key_button_where_there_is_nothing_to_regenerate(state: str, ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    token = make.token(connection).token
+    if state == "expired":
+        Token.objects.filter(pk=token.pk).update(expires_at=datetime.now(UTC))
+    else:
+        (connection if state == "connection" else getattr(connection, state)).disable(by=ana)
+
+    page = sign_in(ana).get(f"/hosts/{connection.host_id}/connections/")
+
+    assert offered(page, connection) - {("connections/", "/enable/")} == {TRASH, TOKEN_TRASH}
+
+
+def test_a_connection_without_any_token_takes_another(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+
+    page = sign_in(ana).get(f"/hosts/{connection.host_id}/connections/")
+
+    assert "Create Token" in row(page, connection)
+    assert f"host={connection.host_id}&amp;gateway={connection.gateway.slug}" in row(page, connection)

@@ -113,3 +113,16 @@ def test_a_stranger_is_asked_to_sign_in() -> None:
 
     assert Client().post(f"/tokens/{token.pk}/revoke/").status_code == 302
     assert Token.objects.live().exists()
+
+
+def test_on_the_api_tokens_page_its_row_and_the_numbers_come_back(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    token, _ = make.token(connection).token, make.token(connection)
+    page = HTMX | {"HX-Current-URL": "http://testserver/settings/api-tokens?status=active"}
+
+    asked = text(sign_in(ana).get(f"/tokens/{token.pk}/revoke/", headers=page))
+    answer = text(sign_in(ana).post(f"/tokens/{token.pk}/revoke/", headers=page))
+
+    assert f'hx-target="#token-{token.pk}" hx-swap="outerHTML"' in asked
+    assert answer.lstrip().startswith(f'<tr id="token-{token.pk}" data-state="revoked" class="changed">')
+    assert '<span class="count" id="count-revoked" hx-swap-oob="true">1</span>' in answer

@@ -75,9 +75,14 @@ def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str)
 
 
 @register.inclusion_tag("ui/opens.html")
-def opens(url: str, text: str, icon: str = "", kind: str = "", alone: bool = False) -> dict[str, Any]:
-    """A button that opens the dialog at `url`; without script it goes there. `alone` shows the icon only."""
-    return {"url": url, "text": text, "icon_name": icon, "kind": kind, "alone": alone}
+def opens(
+    url: str, text: str, icon: str = "", kind: str = "", alone: bool = False, small: bool = False, **fields: str
+) -> dict[str, Any]:
+    """A button that opens the dialog at `url`; without script it goes there. `alone` shows the icon only.
+
+    Further names go along in the query string.
+    """
+    return {"url": url, "text": text, "icon_name": icon, "kind": kind, "alone": alone, "small": small, "fields": fields}
 
 
 @register.inclusion_tag("ui/field.html")

@@ -1,0 +1,194 @@
+"""Editing a token: name, expiration and IP allowlist, nothing else (X28-X31, J9, J10, R3.24, R3.25)."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import User, WorkspaceSettings
+from auditlog.models import Event
+from capabilities import Capability
+from tests import make
+from tests.conftest import SignIn
+from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, text
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+KEPT: dict[str, str] = {"name": "ci", "expires_in_days": "", "allowed_ips": ""}
+
+
+@pytest.fixture
+def token(ana: User) -> Token:
+    return make.token(a_connection(ana), name="ci").token
+
+
+def path(token: Token) -> str:
+    return f"/tokens/{token.pk}/edit/"
+
+
+def test_the_dialog_shows_what_is_and_says_what_cannot_change(ana: User, sign_in: SignIn) -> None:
+    with time_machine.travel(NOW, tick=False):
+        token = make.token(a_connection(ana), name="ci-pipeline", allowed_ips=["198.51.100.7", "2001:db8::/32"]).token
+
+        dialog = text(sign_in(ana).get(path(token), headers=HTMX))
+
+    assert 'value="ci-pipeline"' in dialog
+    assert '<label>Keep<small><time datetime="2027-02-18T12:00:00Z"' in dialog
+    for words in ("7 days", "30 days", "90 days", "Nov 27, 2026", "Dec 20, 2026"):
+        assert words in dialog
+    assert "198.51.100.7/32\n2001:db8::/32</textarea>" in dialog
+    assert "The servers of a token cannot be changed. Create a new token instead." in dialog
+    assert "No expiry" not in dialog
+
+
+def test_nothing_touched_is_nothing_changed(ana: User, token: Token, sign_in: SignIn) -> None:
+    before = Token.objects.filter(pk=token.pk).values().get()
+
+    answer = sign_in(ana).post(path(token), KEPT, headers=ON_LIST)
+
+    assert answer.status_code == 200
+    assert Token.objects.filter(pk=token.pk).values().get() == before
+    assert not Event.objects.filter(action="token.updated").exists()
+
+
+def test_name_expiration_and_allowlist_change_and_are_recorded(ana: User, sign_in: SignIn) -> None:
+    with time_machine.travel(NOW, tick=False):
+        token = make.token(a_connection(ana), name="ci", expires_in_days=7).token
+        wanted = {"name": "ci-next", "expires_in_days": "30", "allowed_ips": "198.51.100.7, 10.0.0.0/8"}
+
+        answer = sign_in(ana).post(path(token), wanted, headers=ON_LIST)
+
+    token.refresh_from_db()
+    assert (token.name, token.expires_at) == ("ci-next", NOW + timedelta(days=30))
+    assert token.allowed_ips == ["198.51.100.7/32", "10.0.0.0/8"]
+    assert "ci-next" in row(answer, token)
+    assert '"toast": {"value": "Token saved"}' in answer["HX-Trigger"]
+    assert set(Event.objects.get(action="token.updated").changes) == {"name", "expires_at", "allowed_ips"}
+
+
+def test_an_empty_allowlist_means_anywhere(ana: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ana), name="ci", allowed_ips=["10.0.0.1"]).token
+
+    sign_in(ana).post(path(token), KEPT)
+
+    token.refresh_from_db()
+    assert token.allowed_ips is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": " "}, "This field is required."),
+        ({"name": "x" * 101}, "at most 100 characters"),
+        ({"name": "TAKEN"}, "This connection has an active token of that name already."),
+        ({"expires_in_days": "365"}, "Select a valid choice"),
+        ({"expires_in_days": "never"}, "Select a valid choice"),
+        ({"allowed_ips": "10.0.0.1\n300.1.1.1"}, "“300.1.1.1” is neither an IP address nor a CIDR range."),
+    ],
+)
+def test_bad_input_is_refused_in_words(
+    change: dict[str, str], words: str, ana: User, token: Token, sign_in: SignIn
+) -> None:
+    make.token(token.connection, name="taken")
+    before = Token.objects.filter(pk=token.pk).values().get()
+
+    answer = sign_in(ana).post(path(token), KEPT | change, headers=ON_LIST)
+
+    assert answer.status_code == 422
+    assert answer["HX-Retarget"] == "#dialog"
+    assert words in text(answer)
+    assert Token.objects.filter(pk=token.pk).values().get() == before
+
+
+def test_no_expiry_is_offered_where_the_workspace_allows_it(ana: User, token: Token, sign_in: SignIn) -> None:
+    WorkspaceSettings.edit(by=ana, allow_non_expiring_tokens=True)
+    client = sign_in(ana)
+
+    assert "No expiry" in text(client.get(path(token)))
+    client.post(path(token), KEPT | {"expires_in_days": "never"})
+
+    token.refresh_from_db()
+    assert token.expires_at is None
+
+
+def test_keeping_no_expiry_needs_no_permission_of_the_workspace(ana: User, token: Token, sign_in: SignIn) -> None:
+    """R3.1: turning the setting off does not touch the tokens there are."""
+    Token.objects.filter(pk=token.pk).update(expires_at=None)
+
+    answer = sign_in(ana).post(path(token), KEPT | {"name": "renamed"}, headers=ON_LIST)
+
+    token.refresh_from_db()
+    assert (answer.status_code, token.name, token.expires_at) == (200, "renamed", None)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("expired", "This token has expired. Create a new one."), ("revoked", "This token has been revoked before.")],
+)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_what_has_ended_is_not_edited(
+    method: str, state: str, words: str, ana: User, token: Token, sign_in: SignIn
+) -> None:
+    if state == "expired":
+        Token.objects.filter(pk=token.pk).update(expires_at=timezone.now())
+    else:
+        token.revoke(by=ana)
+
+    answer = getattr(sign_in(ana), method)(path(token), KEPT | {"name": "renamed"}, headers=ON_LIST)
+
+    assert words in answer["HX-Trigger"]
+    token.refresh_from_db()
+    assert token.name == "ci"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "status"),
+    [
+        (set(), 404),
+        ({Capability.MCP_CONNECTIONS_READ}, 403),
+        ({Capability.MCP_CONNECTIONS_REVOKE}, 403),
+        (set(Capability) - {Capability.API_TOKENS_MANAGE}, 403),
+        ({Capability.API_TOKENS_MANAGE}, 302),
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_others_tokens_take_the_capability(
+    method: str, capabilities: set[Capability], status: int, token: Token, sign_in: SignIn
+) -> None:
+    client: Any = sign_in(make.user(*capabilities))
+
+    answer = getattr(client, method)(path(token), KEPT | {"name": "renamed"})
+
+    assert answer.status_code == (200 if method == "get" and status == 302 else status)
+    token.refresh_from_db()
+    assert (token.name == "renamed") is (method == "post" and status == 302)
+
+
+def test_everybody_edits_their_own(ann: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ann), name="ci").token
+
+    answer = sign_in(ann).post(path(token), KEPT | {"name": "mine"}, follow=True)
+
+    assert answer.redirect_chain == [("/settings/api-tokens", 302)]
+    assert "Token saved" in text(answer)
+
+
+def test_a_stranger_is_asked_to_sign_in(token: Token) -> None:
+    assert Client().post(path(token), KEPT)["Location"].startswith("/accounts/login/")
+
+
+def test_on_a_connections_tab_the_connections_row_comes_back(ana: User, token: Token, sign_in: SignIn) -> None:
+    link = token.connection
+    tab = HTMX | {"HX-Current-URL": f"http://testserver/hosts/{link.host_id}/connections/"}
+
+    dialog = text(sign_in(ana).get(path(token), headers=tab))
+    answer = text(sign_in(ana).post(path(token), KEPT | {"name": "renamed"}, headers=tab))
+
+    assert f'hx-target="#connection-{link.pk}" hx-swap="outerHTML"' in dialog
+    assert answer.lstrip().startswith(f'<tbody id="connection-{link.pk}" class="changed">')
+    assert "renamed" in answer

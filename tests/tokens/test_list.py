@@ -1,0 +1,274 @@
+"""The API Tokens page (requirements 5.8)."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+from django.test import Client
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import User
+from capabilities import Capability
+from tests import make
+from tests.conftest import SignIn
+from tests.tokens.rows import HTMX, a_connection, names, row, text
+from tokens.models import Kind, Token
+
+pytestmark = pytest.mark.django_db
+
+PATH = "/settings/api-tokens"
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def test_a_row_says_everything_5_8_asks_for(ana: User, sign_in: SignIn) -> None:
+    with time_machine.travel(NOW, tick=False):
+        github = make.server(name="GitHub")
+        gateway = make.gateway(github, make.server(), name="Work")
+        connection = make.connection(make.agent(by=ana, name="CI bot"), gateway, ana)
+        new = make.token(connection, name="ci-pipeline", servers=[gateway.assignments.get(server=github)])
+        Token.objects.filter(pk=new.token.pk).update(last_used_at=NOW - timedelta(minutes=5))
+
+        page = sign_in(ana).get(PATH)
+
+    heads = ("Name", "Prefix", "Host", "Gateway", "Servers", "Expiration date", "Last used date", "Status", "Actions")
+    assert [head for head in heads if f">{head}</" in text(page)] == list(heads)
+    for words in ("ci-pipeline", new.token.prefix, "CI bot", "Work", "GitHub", "Feb 18, 2027", "5m ago", ">active<"):
+        assert words in row(page, new.token)
+    assert new.secret not in text(page)
+
+
+def test_one_sees_ones_own_and_no_key_of_an_app(ana: User, ann: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    make.token(connection, name="mine")
+    make.token(a_connection(ann), name="hers")
+    Token.objects.provide_key(a_connection(ana, name="app"), by=ana)
+
+    page = sign_in(ana).get(PATH)
+
+    assert names(page) == ["mine"]
+    assert Token.objects.filter(kind=Kind.KEY).exists()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "status"),
+    [
+        ((), 403),
+        (tuple(set(Capability) - {Capability.API_TOKENS_MANAGE}), 403),
+        ((Capability.API_TOKENS_MANAGE,), 200),
+    ],
+)
+def test_everyones_tokens_need_the_capability(
+    capabilities: tuple[Capability, ...], status: int, ann: User, sign_in: SignIn
+) -> None:
+    make.token(a_connection(ann), name="hers")
+    client = sign_in(make.user(*capabilities))
+
+    everyone = client.get(PATH, {"owner": "all"})
+
+    assert everyone.status_code == status
+    assert client.get(PATH).status_code == 200
+    assert ("Everyone" in text(client.get(PATH))) is (status == 200)
+    if status == 200:
+        assert ann.email in row(everyone, Token.objects.get())
+
+
+def test_a_stranger_is_asked_to_sign_in() -> None:
+    for path in (PATH, f"{PATH}/create"):
+        assert Client().get(path)["Location"].startswith("/accounts/login/")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", ["soon", "live"]),
+        ("?status=expired", ["old"]),
+        ("?status=revoked", ["ended"]),
+        ("?status=all", ["old", "soon", "ended", "live"]),
+        ("?q=LIV", ["live"]),
+        ("?q=feedback", ["soon", "live"]),
+        ("?q=nobody", []),
+        ("?care=expiring", ["soon"]),
+        ("?care=idle", ["live"]),
+        ("?care=unused", ["soon"]),
+        ("?status=nonsense&care=nonsense&page=nonsense", ["soon", "live"]),
+    ],
+)
+def test_the_query_string_narrows_the_list(query: str, expected: list[str], ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana, name="Feedback bot")
+    made = {name: make.token(connection, name=name).token for name in ("live", "soon", "old", "ended")}
+    now = timezone.now()
+    changes = {
+        "live": {"last_used_at": now - timedelta(days=91)},
+        "soon": {"expires_at": now + timedelta(days=2)},
+        "old": {"expires_at": now - timedelta(seconds=1)},
+        "ended": {"expires_at": now + timedelta(days=3)},
+    }
+    for name, change in changes.items():
+        Token.objects.filter(pk=made[name].pk).update(**change)
+    made["ended"].revoke(by=ana)
+
+    assert names(sign_in(ana).get(PATH + query)) == expected
+
+
+def test_a_prefix_finds_its_token(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    wanted, _ = make.token(connection, name="wanted").token, make.token(connection)
+
+    assert names(sign_in(ana).get(PATH, {"q": wanted.prefix})) == ["wanted"]
+
+
+def test_the_segments_and_cards_count_what_they_open(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    make.token(connection)
+    unlimited = make.token(connection).token
+    Token.objects.filter(pk=unlimited.pk).update(expires_at=None, last_used_at=timezone.now())
+    make.token(connection).token.revoke(by=ana)
+
+    page = sign_in(ana).get(PATH)
+
+    assert page.context["counts"] | {"active": 2, "expired": 0, "revoked": 1} == page.context["counts"]
+    assert [(name, number) for name, _, number in page.context["cares"]] == [("unused", 1), ("unlimited", 1)]
+    assert 'href="?care=unlimited"' in text(page)
+
+
+def test_what_needs_care_is_amber(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    unlimited, soon = make.token(connection).token, make.token(connection, expires_in_days=7).token
+    Token.objects.filter(pk=unlimited.pk).update(expires_at=None)
+
+    page = sign_in(ana).get(PATH)
+
+    assert '<span class="badge" data-kind="warn">No expiry</span>' in row(page, unlimited)
+    assert '<span class="badge" data-state="expired">in 6d</span>' in row(page, soon)
+
+
+def test_a_row_never_claims_to_work_when_it_cannot(ana: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ana)).token
+    client = sign_in(ana)
+
+    token.connection.gateway.disable(by=ana)
+    assert "blocked: gateway disabled" in row(client.get(PATH), token)
+    token.connection.disable(by=ana)
+    assert "blocked: connection disabled" in row(client.get(PATH), token)
+
+
+@pytest.mark.parametrize(
+    ("state", "offered"),
+    [
+        ("active", {"edit", "regenerate", "revoke"}),
+        ("blocked", {"edit", "revoke"}),
+        ("expired", {"revoke"}),
+        ("revoked", set()),
+    ],
+)
+def test_a_row_offers_what_its_token_allows(state: str, offered: set[str], ana: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ana)).token
+    match state:
+        case "blocked":
+            token.connection.host.disable(by=ana)
+        case "expired":
+            Token.objects.filter(pk=token.pk).update(expires_at=timezone.now())
+        case "revoked":
+            token.revoke(by=ana)
+
+    seen = row(sign_in(ana).get(PATH, {"status": "all"}), token)
+
+    assert {verb for verb in ("edit", "regenerate", "revoke") if f"/tokens/{token.pk}/{verb}/" in seen} == offered
+    assert ("Revoked <time" in seen) is (state == "revoked")
+
+
+def test_of_others_a_manager_regenerates_only_with_both_capabilities(ann: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ann)).token
+    manager = make.user(Capability.API_TOKENS_MANAGE)
+    both = make.user(Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+
+    assert "/regenerate/" not in row(sign_in(manager).get(PATH, {"owner": "all"}), token)
+    assert "/regenerate/" in row(sign_in(both).get(PATH, {"owner": "all"}), token)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("", "You have no API tokens."),
+        ("?owner=all", "Nobody has an API token yet."),
+        ("?q=x", "No token matches."),
+        ("?status=revoked", "No token of this kind."),
+    ],
+)
+def test_an_empty_list_says_so(query: str, words: str, ana: User, sign_in: SignIn) -> None:
+    assert words in text(sign_in(ana).get(PATH + query))
+
+
+def test_htmx_gets_the_rows_alone(ana: User, sign_in: SignIn) -> None:
+    make.token(a_connection(ana))
+
+    fragment = text(sign_in(ana).get(PATH, headers=HTMX))
+
+    assert "<html" not in fragment
+    assert fragment.lstrip().startswith('<div class="stack" id="tokens">')
+
+
+def test_the_list_costs_the_same_for_one_token_and_for_many(
+    ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(6):
+        connection = a_connection(ana)
+        make.token(connection)
+        make.token(connection)
+    client = sign_in(ana)
+
+    with django_assert_num_queries(8):  # session, user, permissions, count, rows, scopes, numbers, may create
+        client.get(PATH)
+
+
+def test_a_full_page_stays_light(ana: User, sign_in: SignIn) -> None:
+    for _ in range(5):
+        connection = a_connection(ana)
+        for _ in range(8):
+            make.token(connection)
+
+    page = sign_in(ana).get(PATH)
+
+    assert len(page.context["rows"]) == 30
+    assert len(page.content) <= 60 * 1024
+
+
+# --- Create Token -----------------------------------------------------------------------------------------------------
+
+
+def test_create_token_offers_the_agents_one_may_use(ana: User, ann: User, sign_in: SignIn) -> None:
+    make.agent(by=ana, name="CI bot")
+    make.agent(by=ana, name="Feedback bot").set_enrolment(True, by=ana)
+    make.agent(by=ana, name="Off").disable(by=ana)
+
+    everything = sign_in(ana).get(f"{PATH}/create")
+    enrolment = sign_in(ann).get(f"{PATH}/create")
+
+    assert [host.name for host in everything.context["hosts"]] == ["CI bot", "Feedback bot"]
+    assert [host.name for host in enrolment.context["hosts"]] == ["Feedback bot"]
+    assert 'action="/connect/" target="_blank" rel="noopener"' in text(everything)
+
+
+def test_the_button_is_there_for_those_it_leads_somewhere(ana: User, ann: User, sign_in: SignIn) -> None:
+    host = make.agent(by=ana)
+
+    assert "Create Token" in text(sign_in(ana).get(PATH))
+    assert "Create Token" not in text(sign_in(ann).get(PATH))
+    host.set_enrolment(True, by=ana)
+    assert "Create Token" in text(sign_in(ann).get(PATH))
+
+
+def test_of_many_agents_a_few_are_offered_and_the_rest_is_found_by_name(ana: User, sign_in: SignIn) -> None:
+    for number in range(11):
+        make.agent(by=ana, name=f"bot {number:02}")
+    client = sign_in(ana)
+
+    first = client.get(f"{PATH}/create", {"gateway": "work"})
+    found = client.get(f"{PATH}/create", {"q": "10"}, headers=HTMX | {"HX-Target": "hosts"})
+
+    assert "and 3 more" in text(first)
+    assert '<input type="hidden" name="gateway" value="work">' in text(first)
+    assert [host.name for host in found.context["hosts"]] == ["bot 10"]
+    assert text(found).lstrip().startswith('<fieldset class="field" id="hosts">')
+    assert "No token-based host matches." in text(client.get(f"{PATH}/create", {"q": "x"}))

@@ -1,0 +1,265 @@
+"""Regenerating a token: asked for in these words, its secret shown in one answer, to those who may see it (W22, J8)."""
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from hosts.models import Host
+from tests import make
+from tests.conftest import SignIn
+from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, secret_in, text
+from tokens import secret
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+ASKED = "Regenerate the API key for this connection? The old key will be deactivated immediately."
+RENEWED = "API key regenerated. The client picks up a new access token on its own, within 1 hour at most."
+GONE = "This token is no longer shown."
+
+
+@pytest.fixture
+def token(ana: User) -> Token:
+    return make.token(a_connection(ana, name="CI bot"), name="ci").token
+
+
+@pytest.fixture
+def app(ann: User) -> Connection:
+    """The connection of an app, with its never-shown key."""
+    link = make.connection(Host.objects.create(kind="headed", name="Claude Desktop"), make.gateway(), ann)
+    Token.objects.provide_key(link, by=ann)
+    return link
+
+
+def path(token: Token) -> str:
+    return f"/tokens/{token.pk}/regenerate/"
+
+
+def key_path(link: Connection) -> str:
+    return f"/connections/{link.pk}/regenerate/"
+
+
+def generation(token: Token) -> int:
+    return Token.objects.get(pk=token.pk).generation
+
+
+def test_it_asks_in_these_words_with_the_focus_on_cancel(ana: User, token: Token, sign_in: SignIn) -> None:
+    asked = text(sign_in(ana).get(path(token), headers=ON_LIST))
+
+    assert ASKED in asked
+    assert "Name, servers, expiration and IP allowlist stay. The new key is shown once." in asked
+    assert "autofocus>Cancel" in asked
+    assert ">OK<" in asked
+    assert generation(token) == 1
+
+
+def test_the_new_secret_is_in_that_one_answer_beside_the_changed_row(ana: User, token: Token, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    answer = client.post(path(token), {"generation": 1}, headers=ON_LIST)
+
+    new = secret_in(answer)
+    assert new
+    assert secret.well_formed(new, {secret.ACCESS})
+    assert Token.objects.get(pk=token.pk).is_held_by(new)
+    assert new[:12] != token.prefix
+    assert answer["HX-Reswap"] == "innerHTML"
+    assert 'hx-swap-oob="true"' in row(answer, token).partition(">")[0]
+    assert new[:12] in row(answer, token)
+    assert "no-store" in answer["Cache-Control"]
+    assert answer["Referrer-Policy"] == "no-referrer"
+    assert new not in str(dict(client.session)) + str(list(Event.objects.values()))
+    assert new not in text(client.get("/settings/api-tokens"))
+
+
+def test_everything_but_the_secret_stays(ana: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ana), name="ci", allowed_ips=["10.0.0.1"]).token
+    kept = ("id", "name", "expires_at", "allowed_ips", "scope_all", "created_at", "connection_id")
+    before = Token.objects.filter(pk=token.pk).values(*kept).get()
+
+    sign_in(ana).post(path(token))
+
+    assert Token.objects.filter(pk=token.pk).values(*kept).get() == before
+    token.connection.refresh_from_db()
+    assert token.connection.last_token_at
+
+
+def test_the_same_post_again_shows_nothing_and_changes_nothing(ana: User, token: Token, sign_in: SignIn) -> None:
+    """Decisions 7.15: a reload repeats the POST."""
+    client = sign_in(ana)
+    first = client.post(path(token), {"generation": 1})
+
+    again = client.post(path(token), {"generation": 1})
+    clicked_twice = client.post(path(token), {"generation": 1}, headers=ON_LIST)
+
+    assert secret_in(first)
+    assert GONE in text(first)  # What is left once the dialog is closed.
+    assert GONE in text(again)
+    assert secret_in(again) is secret_in(clicked_twice) is None
+    assert "no longer shown" in clicked_twice["HX-Trigger"]
+    assert generation(token) == 2
+
+
+def test_without_script_the_page_holds_the_dialog(ana: User, token: Token, sign_in: SignIn) -> None:
+    page = text(sign_in(ana).post(path(token), {"generation": 1}))
+
+    assert "<html" in page
+    assert '<dialog class="dialog" id="token-issued"' in page
+    assert 'hx-history="false"' in page
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "status"),
+    [
+        (set(), 404),
+        ({Capability.MCP_CONNECTIONS_READ}, 403),
+        ({Capability.API_TOKENS_MANAGE}, 403),
+        (set(Capability) - {Capability.API_TOKENS_MANAGE}, 403),
+        (set(Capability) - {Capability.MCP_CONNECTIONS_REVOKE}, 403),
+        ({Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}, 200),
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_others_secrets_take_both_capabilities(
+    method: str, capabilities: set[Capability], status: int, token: Token, sign_in: SignIn
+) -> None:
+    """R3.14."""
+    client: Any = sign_in(make.user(*capabilities))
+
+    assert getattr(client, method)(path(token)).status_code == status
+    assert generation(token) == (2 if (method, status) == ("post", 200) else 1)
+
+
+def test_acting_on_anothers_token_is_marked(ann: User, ana: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ann)).token
+
+    sign_in(ana).post(path(token))
+
+    event = Event.objects.get(action="token.rotated")
+    assert (event.actor_email, event.changes["note"]) == (ana.email, "acted on another user's token")
+
+
+def test_a_stranger_is_asked_to_sign_in(token: Token, app: Connection) -> None:
+    for url in (path(token), key_path(app)):
+        assert Client().post(url)["Location"].startswith("/accounts/login/")
+
+
+@pytest.mark.parametrize("layer", ["connection", "host", "gateway"])
+def test_the_break_glass_covers_it_too(layer: str, ana: User, token: Token, app: Connection, sign_in: SignIn) -> None:
+    for link in (token.connection, app):
+        (link if layer == "connection" else getattr(link, layer)).disable(by=ana)
+    client = sign_in(ana)
+
+    assert [client.post(url).status_code for url in (path(token), key_path(token.connection), key_path(app))] == [
+        403
+    ] * 3
+    assert set(Token.objects.values_list("generation", flat=True)) == {1}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("expired", "This token has expired. Create a new one."), ("revoked", "This token has been revoked before.")],
+)
+def test_what_has_ended_gets_no_other_secret(state: str, words: str, ana: User, token: Token, sign_in: SignIn) -> None:
+    if state == "expired":
+        Token.objects.filter(pk=token.pk).update(expires_at=timezone.now())
+    else:
+        token.revoke(by=ana)
+
+    for method in ("get", "post"):
+        assert words in getattr(sign_in(ana), method)(path(token), headers=ON_LIST)["HX-Trigger"]
+    assert generation(token) == 1
+
+
+# --- The key button of a connection -----------------------------------------------------------------------------------
+
+
+def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, sign_in: SignIn) -> None:
+    """J8.1: prefix changes, status and connected date do not, no secret is shown."""
+    before = Token.objects.get(connection=app)
+    client = sign_in(ana)
+
+    asked = text(client.get(key_path(app), headers=HTMX))
+    answer = client.post(key_path(app), headers=HTMX)
+
+    after = Token.objects.get(connection=app)
+    connected = app.connected_at
+    app.refresh_from_db()
+    assert ASKED in asked
+    assert "If a refresh token leaked, revoke the connection instead." in asked
+    assert (after.generation, after.prefix != before.prefix, app.connected_at) == (2, True, connected)
+    assert app.last_token_at is None  # It counts refreshes (W11).
+    assert 'data-state="active"' in text(answer)
+    assert after.prefix in text(answer)
+    assert RENEWED in text(answer)
+    assert 'id="notices" hx-swap-oob="true"' in text(answer)
+    assert secret_in(answer) is None
+    assert Event.objects.filter(action="connection.key_regenerated").count() == 1
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "status"),
+    [
+        (set(), 404),
+        (set(Capability) - {Capability.MCP_CONNECTIONS_READ}, 404),
+        ({Capability.MCP_CONNECTIONS_READ}, 403),
+        (set(Capability) - {Capability.MCP_CONNECTIONS_REVOKE}, 403),
+        ({Capability.MCP_CONNECTIONS_READ, Capability.MCP_CONNECTIONS_REVOKE}, 302),
+    ],
+)
+def test_an_apps_key_takes_one_capability(
+    capabilities: set[Capability], status: int, app: Connection, sign_in: SignIn
+) -> None:
+    client = sign_in(make.user(*capabilities))
+
+    assert client.get(key_path(app)).status_code == (200 if status == 302 else status)
+    assert client.post(key_path(app)).status_code == status
+    assert Token.objects.get(connection=app).generation == (2 if status == 302 else 1)
+
+
+def test_an_owner_without_the_capability_keeps_the_key(ann: User, app: Connection, sign_in: SignIn) -> None:
+    assert sign_in(ann).post(key_path(app)).status_code == 403
+
+
+def test_an_agents_only_token_is_regenerated_by_the_same_button(ana: User, token: Token, sign_in: SignIn) -> None:
+    """J8.5."""
+    client = sign_in(ana)
+
+    asked = client.get(key_path(token.connection), headers=HTMX)
+    answer = client.post(key_path(token.connection), {"generation": 1}, headers=HTMX)
+
+    assert ASKED in text(asked)
+    assert Token.objects.get(pk=token.pk).is_held_by(secret_in(answer) or "")
+    assert f'<tbody id="connection-{token.connection_id}" class="changed" hx-swap-oob="true">' in text(answer)
+
+
+def test_of_several_tokens_one_is_chosen_first(ana: User, token: Token, sign_in: SignIn) -> None:
+    other = make.token(token.connection).token
+    client = sign_in(ana)
+
+    for answer in (client.get(key_path(token.connection)), client.post(key_path(token.connection))):
+        assert {path(token), path(other)} <= set(text(answer).split('"'))
+    assert (generation(token), generation(other)) == (1, 1)
+
+
+def test_without_an_active_token_it_says_so(ana: User, token: Token, sign_in: SignIn) -> None:
+    token.revoke(by=ana)
+
+    answer = sign_in(ana).post(key_path(token.connection), headers=HTMX)
+
+    assert "This connection has no active token." in answer["HX-Trigger"]
+
+
+def test_a_revoked_connection_gets_no_other_key(ana: User, app: Connection, sign_in: SignIn) -> None:
+    app.revoke(by=ana)
+
+    answer = sign_in(ana).post(key_path(app), headers=HTMX)
+
+    assert "revoked before" in answer["HX-Trigger"]
+    assert not Event.objects.filter(action="connection.key_regenerated").exists()

@@ -1,0 +1,148 @@
+"""What the API Tokens page shows of a token, and how its list is narrowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import NamedTuple
+
+from django import forms
+from django.db.models import Count, F, Q
+from django.http import QueryDict
+from django.utils import timezone
+
+from accounts.models import User
+from capabilities import CapabilityRequired
+from connections import rows as connections
+from tokens.models import Kind, Token, TokenQuerySet
+from tokens.reach import EDITING, STATUSES, of_status, servers_of
+
+SOON = timedelta(days=7)
+IDLE = timedelta(days=90)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token as `viewer` sees it; needs `with_scope`."""
+
+    token: Token
+    viewer: User
+
+    @cached_property
+    def connection(self) -> connections.Row:
+        return connections.Row(self.token.connection, self.viewer)
+
+    @property
+    def is_own(self) -> bool:
+        return self.connection.is_own
+
+    @property
+    def servers(self) -> str:
+        """The servers it may reach, in words."""
+        return (
+            "All servers" if self.token.scope_all else ", ".join(one.name for one in servers_of(self.token)) or "None"
+        )
+
+    @property
+    def soon(self) -> str:
+        """How little time is left, when it is a week or less."""
+        left = self.token.expires_at - timezone.now() if self.token.expires_at else None
+        if left is None or self.token.status != "active" or left > SOON:
+            return ""
+        return f"in {left.days}d" if left.days else f"in {left.seconds // 3600}h"
+
+    @property
+    def blocked(self) -> str:
+        """What stops a token that is active itself."""
+        if self.token.status != "active":
+            return ""
+        link = self.token.connection
+        if not link.enabled:
+            return "blocked: connection disabled"
+        return connections.blocked(link)
+
+    @property
+    def may_edit(self) -> bool:
+        return self.token.status == "active" and self.connection.may_edit_tokens
+
+    @property
+    def may_regenerate(self) -> bool:
+        """Whether its new secret may be shown to the viewer, now."""
+        return self.token.status == "active" and self.token.connection.is_on and self.connection.may_regenerate
+
+    @property
+    def may_revoke(self) -> bool:
+        return not self.token.revoked_at and self.connection.may_end_tokens
+
+
+class Care(NamedTuple):
+    """A reason to look after active tokens: its card says `title`, and opens the list of those it is about."""
+
+    title: str
+    note: str
+
+
+CARES = {
+    "unused": Care("Never used", "safe to revoke, or not set up yet"),
+    "idle": Care("Idle for 90 days", "nobody may need them"),
+    "unlimited": Care("No expiry", "valid until revoked"),
+    "expiring": Care("Expiring within 7 days", "replace or extend them"),
+}
+
+
+def needing(care: str) -> Q:
+    """The tokens that a card of CARES is about."""
+    now = timezone.now()
+    means = {
+        "unused": Q(last_used_at=None),
+        "idle": Q(last_used_at__lte=now - IDLE),
+        "unlimited": Q(expires_at=None),
+        "expiring": Q(expires_at__lte=now + SOON),
+    }
+    return of_status("active") & means[care]
+
+
+def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
+    """The viewer's own tokens, or everybody's with `?owner=all`. Raises CapabilityRequired."""
+    tokens = Token.objects.filter(kind=Kind.ACCESS)
+    if query.get("owner") != "all":
+        return tokens.filter(connection__user=viewer)
+    if not viewer.has_perm(EDITING):
+        raise CapabilityRequired(EDITING)
+    return tokens
+
+
+class TokenFilter(forms.Form):
+    """What the list of tokens is narrowed to; a value nobody offers narrows nothing."""
+
+    q = forms.CharField(required=False)
+    owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
+    status = forms.ChoiceField(required=False, choices=[(name, name) for name in STATUSES])
+    care = forms.ChoiceField(required=False, choices=[(name, care.title) for name, care in CARES.items()])
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self.is_valid()
+        self.chosen: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
+
+    def narrow(self, tokens: TokenQuerySet) -> TokenQuerySet:
+        """The tokens that match, those that end first at the top."""
+        chosen = self.chosen
+        tokens = tokens.filter(needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"]))
+        if words := chosen.get("q"):
+            tokens = tokens.filter(
+                Q(name__icontains=words)
+                | Q(prefix__startswith=words)
+                | Q(connection__host__name__icontains=words)
+                | (Q(connection__user__email__icontains=words) if "owner" in chosen else Q())
+            )
+        if chosen["status"] == "revoked":
+            return tokens.order_by("-revoked_at", "pk")
+        return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
+
+
+def numbers(tokens: TokenQuerySet) -> dict[str, int]:
+    """How many of `tokens` have each status, and how many each card is about."""
+    counts = {name: Count("pk", filter=of_status(name)) for name in STATUSES if name != "all"}
+    return tokens.aggregate(**counts, **{care: Count("pk", filter=needing(care)) for care in CARES})
