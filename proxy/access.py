@@ -5,6 +5,7 @@ is decided by what the database says after its arrival; nothing is cached.
 """
 
 import asyncio
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ SETUP = (
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
-    b"PREPARE decide (int[], bytea[], text[], int[], text[]) AS " + STATEMENT,
+    b"PREPARE decide (int[], bytea[], text[], text[], int[], text[]) AS " + STATEMENT,
 )
 BATCH = 200
 
@@ -45,7 +46,9 @@ class Facts(NamedTuple):
     token_id: str
     token_name: str
     token_prefix: str
+    by_oauth: bool
     token_revoked: bool
+    token_stale: bool
     token_expired: bool
     allowed_ips: str | None
     connection_id: str
@@ -147,10 +150,16 @@ DENIALS: dict[str, Denied] = {
 }
 
 
+# An app that brings a token made for another gateway shall ask for one of this (decisions 5).
+WRONG_AUDIENCE = Denied("wrong_gateway", 401, DENIALS["unknown"].body)
+
+
 def decide(facts: Facts, client_ip: str) -> Denied | None:
     """Rows 4 to 10 of requirements 4.4, in that order; None when all of them say yes."""
     if facts.token_revoked:
         reason = "revoked"
+    elif facts.token_stale:
+        reason = "stale_generation"
     elif facts.connection_revoked:
         reason = "connection_revoked"
     elif facts.token_expired:
@@ -158,7 +167,7 @@ def decide(facts: Facts, client_ip: str) -> Denied | None:
     elif not facts.user_active:
         reason = "user_inactive"
     elif not facts.gateway_matches:
-        reason = "wrong_gateway"
+        return WRONG_AUDIENCE if facts.by_oauth else DENIALS["wrong_gateway"]
     elif facts.allowed_ips is not None and not _is_allowed(client_ip, facts.allowed_ips):
         reason = "ip"
     else:
@@ -192,9 +201,10 @@ def _is_allowed(client_ip: str, allowed_ips: str) -> bool:
 
 
 class Question(NamedTuple):
-    """What one request asks the database."""
+    """What one request asks the database; its token is looked for under each of these digests or checksums."""
 
-    digests: list[bytes]
+    digests: list[bytes | None]
+    checksums: list[str | None]
     slug: str
     wanted: int
     tool: str
@@ -225,10 +235,17 @@ class Access:
     async def facts(self, token: str, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
         """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
         future: asyncio.Future[Facts | None] = asyncio.get_running_loop().create_future()
-        question = Question(secret.candidates(token, self._keys), slug if SLUG(slug) else "", wanted, tool)
+        digests, checksums = self._stored_as(token)
+        question = Question(digests, checksums, slug if SLUG(slug) else "", wanted, tool)
         self._waiting.append((question, future))
         self._wake.set()
         return await future
+
+    def _stored_as(self, token: str) -> tuple[list[bytes | None], list[str | None]]:
+        """What the database may know this text as; its prefix says which table is asked (decisions 7.1)."""
+        if token.startswith(secret.OAUTH_ACCESS):
+            return [None], [hashlib.sha256(token.encode()).hexdigest()]
+        return [*secret.candidates(token, self._keys)], [None] * len(self._keys)
 
     async def _work(self) -> None:
         while True:
@@ -275,13 +292,18 @@ def _rows(result: PGresult) -> dict[int, Facts]:
 
 def parameters(questions: Sequence[Question]) -> list[bytes]:
     """The parameters of the statement as PostgreSQL array texts, a place for each digest to look for."""
-    places = [(n, question, digest) for n, question in enumerate(questions) for digest in question.digests]
+    places = [
+        (n, question, digest, checksum)
+        for n, question in enumerate(questions)
+        for digest, checksum in zip(question.digests, question.checksums, strict=True)
+    ]
     return [
-        _array([str(n) for n, _, _ in places]),
-        _array([f'"\\\\x{digest.hex()}"' for _, _, digest in places]),
-        _array([f'"{question.slug}"' for _, question, _ in places]),
-        _array([str(question.wanted) for _, question, _ in places]),
-        _array([_quoted(question.tool) for _, question, _ in places]),
+        _array([str(n) for n, _, _, _ in places]),
+        _array(["NULL" if digest is None else f'"\\\\x{digest.hex()}"' for _, _, digest, _ in places]),
+        _array([checksum or "NULL" for _, _, _, checksum in places]),
+        _array([f'"{question.slug}"' for _, question, _, _ in places]),
+        _array([str(question.wanted) for _, question, _, _ in places]),
+        _array([_quoted(question.tool) for _, question, _, _ in places]),
     ]
 
 

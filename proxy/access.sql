@@ -3,17 +3,20 @@
 -- One row for each request whose token is known. Every switch is read here, each time; nothing is
 -- cached. `statement_timestamp()` judges expiry, so all workers agree.
 --
--- $1 n       number of the request within the batch; repeated where keys are being rotated
--- $2 digest  digest of its token
--- $3 slug    gateway in the URL
--- $4 wanted  what of the servers it needs: 0 nothing, 1 all of them, 2 those `tool` may lead to
--- $5 tool    exposed name of the tool it calls
+-- $1 n         number of the request within the batch; repeated where keys are being rotated
+-- $2 digest    digest of its API access token, NULL for another kind
+-- $3 checksum  checksum of its OAuth access token, NULL for another kind
+-- $4 slug      gateway in the URL
+-- $5 wanted    what of the servers it needs: 0 nothing, 1 all of them, 2 those `tool` may lead to
+-- $6 tool      exposed name of the tool it calls
 SELECT
     q.n,
     t.id::text,
     t.name,
     t.prefix,
+    t.by_oauth,
     t.revoked_at IS NOT NULL,
+    t.stale,
     coalesce(t.expires_at <= statement_timestamp(), false),
     t.allowed_ips::text,
     c.id::text,
@@ -104,8 +107,26 @@ SELECT
             AND a.removed_at IS NULL
             AND (q.wanted = 1 OR a.alias = '' OR a.alias = split_part(q.tool, '__', 1))
     ) END::text
-FROM unnest($1::int[], $2::bytea[], $3::text[], $4::int[], $5::text[]) AS q (n, digest, slug, wanted, tool)
-JOIN tokens_token t ON t.digest = q.digest AND t.kind = 'access'
+FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[])
+    AS q (n, digest, checksum, slug, wanted, tool)
+CROSS JOIN LATERAL (
+    SELECT id, name, prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
+        false AS by_oauth, false AS stale
+    FROM tokens_token
+    WHERE digest = q.digest AND kind = 'access'
+    UNION ALL
+    -- An OAuth token is as good as the key of the connection it is bound to, and as its generation.
+    SELECT k.id, k.name, k.prefix, k.revoked_at, o.expires, NULL, true, b.connection_id,
+        true, b.generation <> k.generation
+    FROM oauth2_provider_accesstoken o
+    JOIN oauth_binding b ON b.access_token_id = o.id
+    CROSS JOIN LATERAL (
+        SELECT * FROM tokens_token
+        WHERE connection_id = b.connection_id AND kind = 'key'
+        ORDER BY revoked_at DESC NULLS FIRST, created_at DESC LIMIT 1
+    ) k
+    WHERE o.token_checksum = q.checksum
+) t
 JOIN connections_connection c ON c.id = t.connection_id
 JOIN gateways_gateway g ON g.id = c.gateway_id
 JOIN hosts_host h ON h.id = c.host_id

@@ -17,8 +17,8 @@ type Send = Callable[[Event], Awaitable[None]]
 type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 type Pair = tuple[bytes, bytes]
 
-# Kinds of API access tokens that open an MCP endpoint (decisions 7.1).
-OPENING = (secret.ACCESS,)
+# The kinds of tokens that open an MCP endpoint (decisions 7.1).
+OPENING = (secret.ACCESS, secret.OAUTH_ACCESS)
 
 BOTH = b"application/json, text/event-stream"
 

@@ -2,14 +2,17 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 import psycopg
 import pytest
 from django.conf import settings
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
+from oauth2_provider.models import AccessToken, Application
 
 from accounts.models import Team
 from auditlog.lane import Rejected, Unobtainable
@@ -17,16 +20,21 @@ from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin import database
 from gateways.models import Reach
+from hosts.models import Host, Kind
+from oauth.models import Binding
 from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Access, Facts, Question, decide, parameters
 from tests import make
 from tests.proxy.conftest import sql
 from tokens import secret as text
+from tokens.models import Token
 
 GOOD = Facts(
     token_id="t",
     token_name="ci",
     token_prefix="gwa_Ab3dE5gH",
+    by_oauth=False,
     token_revoked=False,
+    token_stale=False,
     token_expired=False,
     allowed_ips=None,
     connection_id="c",
@@ -51,6 +59,7 @@ GOOD = Facts(
 # Rows 4 to 10 of requirements 4.4: the fact, the value that refuses, and the reason.
 ORDER = (
     ("token_revoked", True, "revoked"),
+    ("token_stale", True, "stale_generation"),
     ("connection_revoked", True, "connection_revoked"),
     ("token_expired", True, "expired"),
     ("user_active", False, "user_inactive"),
@@ -77,6 +86,12 @@ def test_the_first_row_that_refuses_gives_the_reason(refusing: set[tuple[str, ob
     denied = decide(facts, "198.51.100.7")
 
     assert (denied.reason if denied else None) == expected
+
+
+def test_an_app_with_a_token_of_another_gateway_is_told_to_get_one_of_this() -> None:
+    denied = decide(GOOD._replace(by_oauth=True, gateway_matches=False), "127.0.0.1")
+
+    assert denied == ("wrong_gateway", 401, X39)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +322,8 @@ def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
 
         @given(st.text())
         def stored_as_given(tool: str) -> None:
-            arrays = parameters([Question([b"\x00\xff"], "work", ALL, tool)])
-            result = connection.pgconn.exec_params(b"SELECT ($1::text[])[1], ($2::bytea[])[1]", [arrays[4], arrays[1]])
+            arrays = parameters([Question([b"\x00\xff"], [None], "work", ALL, tool)])
+            result = connection.pgconn.exec_params(b"SELECT ($1::text[])[1], ($2::bytea[])[1]", [arrays[5], arrays[1]])
             assert (result.get_value(0, 0) or b"").decode() == tool.replace("\0", "")
             assert result.get_value(0, 1) == b"\\x00ff"
 
@@ -359,3 +374,61 @@ def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
             asyncio.run(main())
     finally:
         sql("ALTER TABLE tokens_elsewhere RENAME TO tokens_token")
+
+
+# Tokens of apps
+
+
+@pytest.fixture
+def app_token(transactional_db: None) -> Known:
+    """An access token of a headed app, bound to its connection and to the generation of its key (decisions 7.2)."""
+    user = make.user(email="ana@example.com")
+    host = Host.objects.create(kind=Kind.HEADED, name="Claude Desktop")
+    connection = make.connection(host, make.gateway(slug="work"), user)
+    key = Token.objects.provide_key(connection, by=user)
+    secret = text.mint(text.OAUTH_ACCESS)
+    application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")
+    access = AccessToken.objects.create(
+        user=user, application=application, token=secret, expires=timezone.now() + timedelta(hours=1), scope="mcp"
+    )
+    Binding.objects.create(connection=connection, access_token=access, generation=key.generation)
+    return Known(connection, key.pk, secret)
+
+
+def test_an_apps_token_stands_for_the_key_of_its_connection(app_token: Known) -> None:
+    facts = app_token.facts()
+
+    assert facts is not None
+    assert decide(facts, "127.0.0.1") is None
+    assert (facts.by_oauth, facts.token_id, facts.token_name) == (True, str(app_token.token_id), "key")
+    assert facts.host_name == "Claude Desktop"
+
+
+def test_an_apps_token_dies_of_its_time_its_binding_and_its_keys_generation(app_token: Known) -> None:
+    user = app_token.connection.user
+    assert app_token.reason("elsewhere") == "wrong_gateway"
+
+    Token.objects.renew_key(app_token.connection, by=user)
+    assert app_token.reason() == "stale_generation"
+    sql("UPDATE oauth_binding SET generation = 2")
+    assert app_token.reason() is None
+
+    sql("UPDATE oauth2_provider_accesstoken SET expires = now()")
+    assert app_token.reason() == "expired"
+    sql("UPDATE oauth2_provider_accesstoken SET expires = now() + interval '1 hour'")
+
+    app_token.connection.revoke(by=user)
+    assert app_token.reason() == "revoked"
+    sql("UPDATE tokens_token SET revoked_at = NULL, revoke_reason = ''")
+    assert app_token.reason() == "connection_revoked"
+
+    sql("DELETE FROM oauth_binding")
+    assert app_token.facts() is None
+
+
+def test_each_kind_of_token_is_looked_for_in_its_own_table_only(app_token: Known) -> None:
+    as_access = "gwa" + app_token.secret[3:]
+
+    assert ask([(as_access, "work", NOTHING, "")]) == [None]
+    sql("UPDATE oauth2_provider_accesstoken SET token_checksum = ''")
+    assert ask([(as_access, "work", NOTHING, ""), (app_token.secret, "work", NOTHING, "")]) == [None, None]
