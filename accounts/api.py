@@ -88,7 +88,7 @@ class UserResource(Resource):
     queryset = User.objects.select_related("role").prefetch_related("teams").order_by("email")
 
     def list(self, request: Request) -> Response:
-        people = self.get_queryset()
+        people = User.objects.order_by("email")
         if "active" in self.chosen:
             people = people.filter(is_active=self.chosen["active"])
         if role := self.chosen.get("role"):
@@ -97,7 +97,7 @@ class UserResource(Resource):
             people = people.filter(named(team, "teams", "name"))
         if words := self.chosen.get("q"):
             people = people.filter(email__icontains=words) | people.filter(display_name__icontains=words)
-        return self.page(people)
+        return self.page(people, lambda people: people.select_related("role").prefetch_related("teams"))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
@@ -162,7 +162,7 @@ class CapabilityResource(Resource):
     serializer_class = CapabilitySerializer
 
     def list(self, request: Request) -> Response:
-        return self.page(list(Capability))
+        return self.get_paginated_response(self.told(self.paginate_queryset(list(Capability)), many=True))
 
 
 class MeSerializer(UserSerializer):

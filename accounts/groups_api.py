@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from django.conf import settings
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
@@ -57,6 +57,10 @@ class NameQuery(ListQuery):
     q = serializers.CharField(required=False)
 
 
+def _counted(roles: QuerySet[Role]) -> QuerySet[Role]:
+    return roles.annotate(users_count=Count("users")).prefetch_related("permissions__content_type")
+
+
 class RoleResource(Resource):
     """Named bundles of capabilities; nobody bundles what they do not hold."""
 
@@ -65,14 +69,11 @@ class RoleResource(Resource):
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
     orderings = frozenset({"name"})
     serializer_class = RoleSerializer
-    queryset = (
-        Role.objects.annotate(users_count=Count("users"))
-        .prefetch_related("permissions__content_type")
-        .order_by("name")  # An aggregate forgets the order of the model.
-    )
+    queryset = _counted(Role.objects.all())
 
     def list(self, request: Request) -> Response:
-        return self.page(self.get_queryset().filter(name__icontains=self.chosen.get("q", "")))
+        roles = Role.objects.filter(name__icontains=self.chosen.get("q", ""))
+        return self.page(roles, _counted)
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self._now(pk)
@@ -136,7 +137,8 @@ class TeamResource(Resource):
     queryset = Team.objects.prefetch_related("users")
 
     def list(self, request: Request) -> Response:
-        return self.page(self.get_queryset().filter(name__icontains=self.chosen.get("q", "")))
+        teams = Team.objects.filter(name__icontains=self.chosen.get("q", ""))
+        return self.page(teams, lambda teams: teams.prefetch_related("users"))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self._now(pk)

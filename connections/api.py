@@ -107,7 +107,7 @@ class ConnectionResource(Connections):
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": ConnectionQuery}
 
     def list(self, request: Request) -> Response:
-        return self.page(narrowed(self.get_queryset(), self.chosen))
+        return self.page(narrowed(self.get_queryset(), self.chosen), _detailed)
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
@@ -149,7 +149,7 @@ class GatewayConnections(Connections):
 
     def list(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
-        return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.chosen))
+        return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.chosen), _detailed)
 
 
 class Endings(Resource):
@@ -174,6 +174,10 @@ class Endings(Resource):
         """*Cut this person off*: deactivate, and revoke all connections (decisions 7.7)."""
         revoked = Connection.objects.cut_off(get_object_or_404(User, pk=pk), by=self.me)
         return Response({"connections_revoked": revoked})
+
+
+def _detailed(rows: ConnectionQuerySet) -> ConnectionQuerySet:
+    return rows.with_details()
 
 
 def narrowed(rows: ConnectionQuerySet, chosen: Mapping[str, Any]) -> ConnectionQuerySet:

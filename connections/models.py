@@ -178,6 +178,12 @@ class Connection(Switchable):
             models.Index(fields=("host", "revoked_at"), name="connection_by_host"),
             models.Index(fields=("user", "revoked_at"), name="connection_by_user"),
             models.Index(fields=("-connected_at",), name="connection_by_date"),
+            models.Index(
+                models.F("revoked_at").desc(nulls_first=True),
+                models.F("connected_at").desc(),
+                "id",
+                name="connection_live_first",
+            ),
         )
 
     def __str__(self) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 from django import forms
@@ -152,7 +153,10 @@ class ConnectionFilter(forms.Form):
         self.is_valid()
         if words := self.cleaned_data.get("q"):
             rows = rows.filter(
-                Q(user__email__icontains=words) | Q(host__name__icontains=words) | Q(gateway__name__icontains=words)
+                Q(user__email__icontains=words)
+                | Q(host__name__icontains=words)
+                | Q(gateway__name__icontains=words)
+                | _by_prefix(words)
             )
         if kind := TYPES.get(self.cleaned_data.get("type", "")):
             rows = rows.filter(host__kind=kind)
@@ -161,10 +165,18 @@ class ConnectionFilter(forms.Form):
         return rows
 
 
+def _by_prefix(words: str) -> Q:
+    """The connections that hold a credential with this prefix; only what begins like one is looked up."""
+    if not words.startswith("gw"):
+        return Q()
+    return Q(pk__in=Connection.objects.filter(tokens__prefix__startswith=words).values("pk"))
+
+
 def _usable() -> Exists:
-    """Whether a connection holds a credential that could be used now."""
-    unrevoked = Connection.objects.filter(pk=OuterRef("pk"), tokens__revoked_at=None, tokens__isnull=False)
-    return Exists(unrevoked.filter(Q(tokens__expires_at=None) | Q(tokens__expires_at__gt=timezone.now())))
+    """Whether a connection holds a credential that could be used now: one that is neither revoked nor expired."""
+    tokens: Any = Connection._meta.get_field("tokens").related_model
+    unexpired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
+    return Exists(tokens.objects.filter(unexpired, connection=OuterRef("pk"), revoked_at=None))
 
 
 def _any_of(statuses: Iterable[str]) -> Q:
@@ -175,7 +187,4 @@ def _any_of(statuses: Iterable[str]) -> Q:
         "expired": live & Q(enabled=True, usable=False),
         "revoked": ~live,
     }
-    wanted = Q(pk=None)
-    for status in statuses:
-        wanted |= means[status]
-    return wanted
+    return reduce(or_, (means[status] for status in statuses))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db import IntegrityError
+from django.db.models.functions import Lower
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
@@ -18,7 +19,7 @@ from accounts.models import Team
 from capabilities import Capability
 from capabilities.rest import Own, Rule
 from gateways.forms import GatewayForm, NameForm, ReachForm
-from gateways.models import Assignment, Gateway, Reach, StillEnabled
+from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, StillEnabled
 from gateways.views import counted, find
 from servers.views import find as find_server
 from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, already_exists, checked
@@ -106,11 +107,11 @@ class GatewayResource(Resource):
     lookup_value_converter = "slug"
 
     def list(self, request: Request) -> Response:
-        rows = Gateway.objects.visible_to(self.me).select_related("created_by").prefetch_related("teams")
+        rows = Gateway.objects.visible_to(self.me).order_by(Lower("name"), "pk")
         rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in ("enabled", "reach")})
         if words := self.chosen.get("q"):
             rows = rows.filter(name__icontains=words) | rows.filter(slug__icontains=words)
-        return self.page(counted(rows, self.me))
+        return self.page(rows, self._detailed)
 
     def retrieve(self, request: Request, slug: str) -> Response:
         return self.answer(find(self.me, slug))
@@ -156,6 +157,9 @@ class GatewayResource(Resource):
         gateway = find(self.me, slug)
         gateway.enable(by=self.me)
         return self._now(gateway)
+
+    def _detailed(self, rows: GatewayQuerySet) -> GatewayQuerySet:
+        return counted(rows.select_related("created_by").prefetch_related("teams"), self.me)
 
     def _now(self, gateway: Any, status: int = HTTPStatus.OK) -> Response:
         """The gateway as it is now."""

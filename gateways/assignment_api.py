@@ -91,7 +91,7 @@ class AssignmentResource(Resource):
     serializer_class = AssignmentSerializer
 
     def list(self, request: Request, slug: str) -> Response:
-        return self.page(counted(find_gateway(self.me, slug).assignments.all()))
+        return self.page(find_gateway(self.me, slug).assignments.live().order_by("alias", "pk"), counted)
 
     def retrieve(self, request: Request, slug: str, alias: str) -> Response:
         return self.answer(self._find(slug, alias))

@@ -80,7 +80,7 @@ class ToolResource(Resource):
             tools = tools.filter(
                 Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
             )
-        return self.page(tools)
+        return self.page(tools, lambda tools: tools.select_related("assignment__server"))
 
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
         return self.answer(get_object_or_404(self._tools(slug), pk=pk))

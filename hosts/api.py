@@ -89,14 +89,14 @@ class HostResource(Resource):
     serializer_class = HostSerializer
 
     def list(self, request: Request) -> Response:
-        hosts = Host.objects.live().select_related("created_by").order_by(Lower("name"), "pk")
+        hosts = Host.objects.live().order_by(Lower("name"), "pk")
         if "kind" in self.chosen:
             hosts = hosts.filter(kind=self.chosen["kind"])
         if "enabled" in self.chosen:
             hosts = hosts.filter(enabled=self.chosen["enabled"])
         if words := self.chosen.get("q"):
             hosts = hosts.filter(name__icontains=words)
-        return self.page(counted(hosts, self.me))
+        return self.page(hosts, lambda hosts: counted(hosts.select_related("created_by"), self.me))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(find(self.me, pk))

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 from django.db import IntegrityError
+from django.db.models.functions import Lower
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
@@ -101,12 +102,12 @@ class ServerResource(Resource):
     lookup_value_converter = "slug"
 
     def list(self, request: Request) -> Response:
-        servers = Server.objects.live().select_related("created_by")
+        servers = Server.objects.live().order_by(Lower("name"), "pk")
         exact = {name: value for name, value in self.chosen.items() if name in ("enabled", "health", "auth_type")}
         servers = servers.filter(**exact)
         if words := self.chosen.get("q"):
             servers = servers.filter(name__icontains=words) | servers.filter(url__icontains=words)
-        return self.page(counted(servers))
+        return self.page(servers, lambda servers: counted(servers.select_related("created_by")))
 
     def retrieve(self, request: Request, slug: str) -> Response:
         return self.answer(find(slug))

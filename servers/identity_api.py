@@ -130,7 +130,7 @@ class IdentityResource(Resource):
             rows = rows.filter(named(user.lower(), "owner", "email"))
         if words := self.chosen.get("q"):
             rows = rows.filter(label__icontains=words)
-        return self.page(rows)
+        return self.page(rows, lambda rows: rows.select_related("server", "owner"))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))

@@ -88,12 +88,12 @@ class TokenResource(Resource):
         return with_reach(known_to(self.me))
 
     def list(self, request: Request) -> Response:
-        tokens = self.get_queryset()
+        tokens = known_to(self.me)
         if self.chosen["scope"] == "all":
             must_hold(self.me, Capability.API_TOKENS_MANAGE)
         else:
             tokens = tokens.filter(connection__user=self.me)
-        return self.page(narrowed(tokens, self.chosen))
+        return self.page(narrowed(tokens, self.chosen).order_by("-created_at", "pk"), with_reach)
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))

@@ -201,6 +201,7 @@ class Token(models.Model):
         indexes = (
             models.Index(fields=("connection", "revoked_at"), name="token_by_connection"),
             models.Index(fields=("expires_at",), name="token_by_expiry"),
+            models.Index(fields=("-created_at", "id"), name="token_by_age"),
         )
 
     def __str__(self) -> str:

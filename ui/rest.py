@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
@@ -11,7 +11,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.http import Http404
 from rest_framework import exceptions, serializers
 from rest_framework.exceptions import APIException, ValidationError
@@ -183,9 +183,14 @@ class Resource(GenericViewSet[Any]):
         told: dict[str, Any] = body.validated_data
         return told
 
-    def page(self, rows: Any) -> Response:
-        """One page of `rows` in the order asked for."""
-        return self.get_paginated_response(self.told(self.paginate_queryset(self._ordered(rows)), many=True))
+    def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
+        """One page of `rows` in the order asked for, each with what `detail` adds to a queryset.
+
+        Which rows make the page is asked first: joins and counts are for those alone.
+        """
+        keys = list(self.paginate_queryset(self._ordered(rows).values_list("pk", flat=True)) or ())
+        found = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
+        return self.get_paginated_response(self.told([found[key] for key in keys if key in found], many=True))
 
     def told(self, thing: Any, *, many: bool = False) -> Any:
         """`thing` as this resource tells it."""

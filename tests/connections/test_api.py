@@ -83,6 +83,15 @@ def test_a_list_is_narrowed(ana: User, ann: User, link: Connection, app: Connect
     assert set(errors(rest.get("/connections", host="CI bot"))) == {"host"}
 
 
+def test_one_token_expired_and_another_revoked_are_no_active_one(ana: User, link: Connection) -> None:
+    expired, revoked = make.token(link).token, make.token(link).token
+    Token.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
+    revoked.revoke(by=ana)
+
+    (row,) = results(Rest.of(ana).get("/connections", status="expired"))
+    assert (row["status"], results(Rest.of(ana).get("/connections", status="active"))) == ("expired", [])
+
+
 def test_the_rows_of_one_gateway(ana: User, ann: User, link: Connection, app: Connection) -> None:
     make.connection(link.host, make.gateway(slug="other"), ana)
     closed = make.gateway(slug="closed", reach="teams")
