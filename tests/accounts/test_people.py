@@ -1,0 +1,585 @@
+"""The users of the People pages: the list, one person, inviting, roles, resets (requirements 5.12)."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.conf import settings
+from django.core import mail
+from django.core.cache import cache
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import Role, Team, User
+from auditlog.models import Event
+from capabilities import Capability
+from tests import make
+from tests.accounts.again import confirmed
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_limits(db: None) -> Iterator[None]:
+    cache.clear()
+    yield
+    cache.clear()
+
+
+@pytest.fixture
+def chief() -> User:
+    """Holds everything."""
+    return make.user(*Capability, email="chief@example.com", display_name="Chief")
+
+
+@pytest.fixture
+def clerk() -> User:
+    """May manage people, and nothing else."""
+    return make.user(Capability.PEOPLE_MANAGE, email="clerk@example.com")
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+# --- Who may do what ----------------------------------------------------------------------------------------------
+
+ACTS = ("edit", "role", "invite", "reset", "sign-out", "second-factor", "deactivate")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("get", "/people/"),
+        ("get", "/people/{pk}/"),
+        *((method, "/people/invite/") for method in ("get", "post")),
+        *((method, f"/people/{{pk}}/{act}/") for act in ACTS for method in ("get", "post")),
+        ("post", "/people/{pk}/reactivate/"),
+    ],
+)
+def test_each_page_opens_with_its_capability_alone(method: str, path: str, sign_in: SignIn) -> None:
+    person = make.user()
+    path = path.format(pk=person.pk)
+
+    anonymous = getattr(Client(), method)(path)
+    without = getattr(sign_in(make.user(*(set(Capability) - {Capability.PEOPLE_MANAGE}))), method)(path)
+    holder = getattr(sign_in(make.user(Capability.PEOPLE_MANAGE)), method)(path)
+
+    assert anonymous.status_code == 302
+    assert anonymous["Location"].startswith("/accounts/login/")
+    assert without.status_code == 403
+    assert holder.status_code in (200, 302, 422)
+
+
+@pytest.mark.parametrize(
+    "act", ["edit", "role", "invite", "reset", "sign-out", "second-factor", "deactivate", "cut-off"]
+)
+def test_looking_changes_nothing(act: str, chief: User, sign_in: SignIn) -> None:
+    person = make.user()
+    before = User.objects.filter(pk=person.pk).values().get()
+
+    assert sign_in(chief).get(f"/people/{person.pk}/{act}/").status_code == 200
+
+    assert User.objects.filter(pk=person.pk).values().get() == before
+    assert not mail.outbox
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        ("/people/invite/", {"email": "bo@example.com", "display_name": "Bo", "role": "{role}"}),
+        ("/people/{pk}/edit/", {"email": "new@example.com", "display_name": "New"}),
+        ("/people/{pk}/role/", {"role": "{role}"}),
+        ("/people/{pk}/second-factor/", {}),
+    ],
+)
+def test_grave_acts_wait_for_the_password_and_are_done_then(
+    path: str, form: dict[str, str], chief: User, sign_in: SignIn
+) -> None:
+    person, role, client = make.user(), make.role(), sign_in(chief)
+    path = path.format(pk=person.pk)
+    form = {name: value.format(role=role.pk) for name, value in form.items()}
+    before = Event.objects.count()
+
+    asked = client.post(path, form)
+    wrong = client.post("/accounts/reauthenticate/", {"password": "wrong", "next": path})
+    done_before = Event.objects.count() - before
+    right = client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": path})
+
+    assert asked["Location"].startswith("/accounts/reauthenticate/?next=")
+    assert wrong.status_code == 200
+    assert done_before == 0
+    assert right.status_code in (200, 302)
+    assert right.headers.get("Location", "") in ("", f"/people/{person.pk}/")
+    assert Event.objects.count() - before == (0 if path.endswith("factor/") else 1)
+
+
+def test_a_dialog_that_waited_for_the_password_ends_on_a_page(chief: User, sign_in: SignIn) -> None:
+    person, role, client = make.user(), make.role(), sign_in(chief)
+    path = f"/people/{person.pk}/role/"
+
+    asked = client.post(path, {"role": str(role.pk)}, headers=HTMX | {"HX-Current-URL": "http://testserver/people/"})
+    done = client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": path})
+
+    assert asked["HX-Redirect"].startswith("/accounts/reauthenticate/?next=")
+    assert (done.status_code, done.get("Location")) == (302, f"/people/{person.pk}/")
+    person.refresh_from_db()
+    assert person.role == role
+
+
+# --- The list -----------------------------------------------------------------------------------------------------
+
+
+def test_the_list_says_who_is_who(chief: User, sign_in: SignIn) -> None:
+    bo = User.objects.invite(email="bo@example.com", display_name="Bo Berg", role=make.role(name="Helper"), by=chief)
+    Team.objects.add(name="Support", users=[bo], by=chief)
+    make.user(email="gone@example.com", is_active=False)
+
+    page = text(sign_in(chief).get("/people/"))
+
+    row = page.split("Bo Berg")[1].split("</tr>")[0]
+    for words in ("bo@example.com", "Helper", "Support", "invited", "Never"):
+        assert words in row
+    assert "deactivated" in page
+    assert "3 people" in page
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("", {"chief", "bo", "gone"}),
+        ("?q=BERG", {"bo"}),
+        ("?q=bo@", {"bo"}),
+        ("?status=active", {"chief"}),
+        ("?status=invited", {"bo"}),
+        ("?status=deactivated", {"gone"}),
+        ("?status=invited&status=deactivated", {"bo", "gone"}),
+        ("?role={role}", {"bo"}),
+        ("?role={role}&status=active", set()),
+        ("?role=nonsense&status=nonsense&page=nonsense", {"chief", "bo", "gone"}),
+        ("?q=%00", {"chief", "bo", "gone"}),
+    ],
+)
+def test_the_query_string_narrows_the_list(query: str, names: set[str], chief: User, sign_in: SignIn) -> None:
+    role = make.role()
+    User.objects.invite(email="bo@example.com", display_name="Bo Berg", role=role, by=chief)
+    make.user(email="gone@example.com", is_active=False)
+
+    response = sign_in(chief).get(f"/people/{query.format(role=role.pk)}")
+
+    assert {person.email.partition("@")[0] for person in response.context["page"]} == names
+
+
+def test_htmx_gets_the_rows_and_the_count_alone(chief: User, sign_in: SignIn) -> None:
+    fragment = text(sign_in(chief).get("/people/?q=nobody", headers=HTMX))
+
+    assert "<html" not in fragment
+    assert "Nobody matches." in fragment
+    assert 'hx-swap-oob="true">0 people</span>' in fragment
+
+
+def test_the_list_costs_the_same_for_few_and_for_many(
+    chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    people = [User.objects.create_user(f"p{number}@example.com", role=make.role()) for number in range(12)]
+    Team.objects.add(name="All", users=people, by=chief)
+    client = sign_in(chief)
+
+    with django_assert_num_queries(7):  # session, user, permissions, count, rows, teams, roles
+        client.get("/people/")
+
+
+def test_the_list_stays_light(chief: User, sign_in: SignIn) -> None:
+    role = make.role(name="A role with quite a long name")
+    for number in range(50):
+        User.objects.create_user(f"person-with-a-long-name-{number}@example.com", display_name="x" * 40, role=role)
+
+    response = sign_in(chief).get("/people/")
+
+    assert len(response.context["page"]) == 50
+    assert len(response.content) <= 60 * 1024
+
+
+# --- One person ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_person_tells_what_they_have(chief: User, sign_in: SignIn) -> None:
+    bo = make.user(email="bo@example.com", display_name="Bo <b>Berg</b>")
+    make.connection(make.agent(by=bo), make.gateway(), bo)
+
+    page = text(sign_in(chief).get(f"/people/{bo.pk}/"))
+
+    for words in ("Bo &lt;b&gt;Berg&lt;/b&gt;", "bo@example.com", "1 live", "0 open", "Cut this person off"):
+        assert words in page
+    assert "<b>Berg" not in page
+
+
+def test_the_page_of_a_person_costs_the_same_however_much_they_have(
+    chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    bo = make.user()
+    for _ in range(3):
+        make.connection(make.agent(by=bo), make.gateway(), bo)
+        Team.objects.add(name=make.unique("team"), users=[bo], by=chief)
+    client = sign_in(chief)
+
+    with django_assert_num_queries(8):  # session, user, person, teams, second factor, sessions, two permissions
+        client.get(f"/people/{bo.pk}/")
+
+
+def test_what_ends_connections_needs_that_capability_too(clerk: User, sign_in: SignIn) -> None:
+    person, client = make.user(), sign_in(clerk)
+
+    assert "Cut this person off" not in text(client.get(f"/people/{person.pk}/"))
+    for method in (client.get, client.post):
+        assert method(f"/people/{person.pk}/cut-off/").status_code == 403
+    assert User.objects.get(pk=person.pk).is_active
+
+
+def test_nobody_unknown_has_a_page(chief: User, sign_in: SignIn) -> None:
+    assert sign_in(chief).get("/people/00000000-0000-4000-8000-000000000000/").status_code == 404
+
+
+# --- Inviting -----------------------------------------------------------------------------------------------------
+
+
+def invite(client: Client, role: Role, fields: dict[str, str] | None = None) -> Any:
+    form = {"email": "bo@example.com", "display_name": "Bo Berg", "role": str(role.pk)} | (fields or {})
+    return client.post("/people/invite/", form)
+
+
+def link_in(response: Any) -> str:
+    found = re.search(r'id="invitation-link"[^>]*value="([^"]+)"', text(response))
+    assert found
+    return found[1]
+
+
+def choose_password(link: str, password: str = "another horse battery") -> Any:
+    client = Client()
+    opened = client.get(link.removeprefix(settings.PUBLIC_URL), follow=True)
+    if not opened.redirect_chain:
+        return opened
+    return client.post(opened.redirect_chain[-1][0], {"password1": password, "password2": password}, follow=True)
+
+
+def test_an_invited_person_chooses_a_password_by_the_link_and_signs_in(chief: User, sign_in: SignIn) -> None:
+    response = invite(confirmed(sign_in(chief)), make.role(Capability.LOGS_READ))
+    link = link_in(response)
+
+    bo = User.objects.get(email="bo@example.com")
+    assert not bo.has_usable_password()
+    done = choose_password(link)
+
+    assert "Your password is set" in text(done)
+    assert User.objects.get(pk=bo.pk).check_password("another horse battery")
+    browser = Client()
+    browser.post("/accounts/login/", {"login": "bo@example.com", "password": "another horse battery"})
+    assert browser.get("/logs/").status_code == 200
+
+
+def test_the_invitation_is_mailed_to_the_person_it_is_for(chief: User, sign_in: SignIn) -> None:
+    link = link_in(invite(confirmed(sign_in(chief)), make.role()))
+
+    (message,) = mail.outbox
+    assert message.to == ["bo@example.com"]
+    assert link in message.body
+    assert link.startswith(f"{settings.PUBLIC_URL}/accounts/password/reset/key/")
+    assert "Chief (chief@example.com) invited you" in message.body
+    assert "72 hours" in message.body
+
+
+@pytest.fixture
+def no_mail(settings: Any) -> None:
+    """A mail server at which nobody listens."""
+    options = {"host": "127.0.0.1", "port": 1, "timeout": 1}
+    settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
+
+
+def test_a_mail_that_cannot_be_sent_is_said_and_the_link_still_shown(
+    chief: User, sign_in: SignIn, no_mail: None
+) -> None:
+    response = invite(confirmed(sign_in(chief)), make.role())
+
+    assert "The mail could not be sent." in text(response)
+    assert "Your password is set" in text(choose_password(link_in(response)))
+
+
+def test_a_reset_that_cannot_be_sent_is_said(chief: User, sign_in: SignIn, no_mail: None) -> None:
+    response = sign_in(chief).post(f"/people/{make.user().pk}/reset/", follow=True)
+
+    assert "The mail could not be sent." in text(response)
+    assert not Event.objects.filter(action="user.password_reset_sent").exists()
+
+
+def test_the_link_is_in_this_one_answer_and_nowhere_else(chief: User, sign_in: SignIn) -> None:
+    client = confirmed(sign_in(chief))
+    response = invite(client, make.role())
+    link = link_in(response)
+    token = link.rstrip("/").rpartition("-")[2]
+
+    bo = User.objects.get(email="bo@example.com")
+    again = invite(client, make.role())
+
+    assert "no-store" in response["Cache-Control"]
+    assert token not in str(dict(client.session))
+    assert token not in text(client.get(f"/people/{bo.pk}/"))
+    assert "Somebody with this e-mail address exists already." in text(again)
+    assert token not in str(list(Event.objects.values()))
+
+
+def test_the_link_works_once_for_72_hours(chief: User, sign_in: SignIn) -> None:
+    client = confirmed(sign_in(chief))
+    link = link_in(invite(client, make.role()))
+
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=72, seconds=2)):
+        assert "This link no longer works" in text(choose_password(link))
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=71, minutes=59)):
+        assert "Your password is set" in text(choose_password(link))
+    assert "This link no longer works" in text(choose_password(link))
+
+
+def test_the_page_of_an_invitation_does_not_speak_of_a_reset(chief: User, sign_in: SignIn) -> None:
+    link = link_in(invite(confirmed(sign_in(chief)), make.role()))
+
+    page = text(Client().get(link.removeprefix(settings.PUBLIC_URL), follow=True))
+
+    assert "Choose a password" in page
+    assert "Resetting your password" not in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"email": ""}, "This field is required."),
+        ({"email": "nonsense"}, "Enter a valid email address."),
+        ({"email": f"{'x' * 250}@example.com"}, "at most 254 characters"),
+        ({"email": "CHIEF@example.com"}, "Somebody with this e-mail address exists already."),
+        ({"display_name": " "}, "This field is required."),
+        ({"display_name": "x" * 121}, "at most 120 characters"),
+        ({"display_name": "a\x00b"}, "Null characters are not allowed."),
+        ({"role": ""}, "This field is required."),
+        ({"role": "nonsense"}, "Select a valid choice."),
+        ({"role": "00000000-0000-4000-8000-000000000000"}, "Select a valid choice."),
+    ],
+)
+def test_a_bad_invitation_is_refused_in_words(fields: dict[str, str], words: str, chief: User, sign_in: SignIn) -> None:
+    response = invite(confirmed(sign_in(chief)), make.role(), fields)
+
+    assert response.status_code == 422
+    assert words in text(response)
+    assert User.objects.count() == 1
+    assert not mail.outbox
+
+
+def test_a_role_that_holds_more_than_ones_own_cannot_be_given(clerk: User, sign_in: SignIn) -> None:
+    strong, client = make.role(Capability.LOGS_READ, name="Strong"), confirmed(sign_in(clerk))
+
+    form = text(client.get("/people/invite/"))
+    response = invite(client, strong)
+
+    choice = form.split(f'value="{strong.pk}"')[1].split(">")[0]
+    assert "disabled" in choice
+    assert "You lack: View and export logs." in form
+    assert "Nobody can grant a capability they do not hold themselves. You lack: View and export logs." in text(
+        response
+    )
+    assert not User.objects.filter(email="bo@example.com").exists()
+
+
+# --- Inviting again -----------------------------------------------------------------------------------------------
+
+
+def invite_again(client: Client, person: User) -> Any:
+    return client.post(f"/people/{person.pk}/invite/", {"epoch": str(person.session_epoch)})
+
+
+def test_a_new_invitation_ends_the_link_of_the_one_before(chief: User, sign_in: SignIn) -> None:
+    client = confirmed(sign_in(chief))
+    first = link_in(invite(client, make.role()))
+    second = link_in(invite_again(client, User.objects.get(email="bo@example.com")))
+
+    assert "This link no longer works" in text(choose_password(first))
+    assert "Your password is set" in text(choose_password(second))
+    assert Event.objects.filter(action="user.invitation_renewed").count() == 1
+
+
+def test_the_same_form_makes_no_second_link(chief: User, sign_in: SignIn) -> None:
+    client = confirmed(sign_in(chief))
+    invite(client, make.role())
+    bo = User.objects.get(email="bo@example.com")
+    link = link_in(invite_again(client, bo))
+
+    repeated = client.post(f"/people/{bo.pk}/invite/", {"epoch": str(bo.session_epoch)}, follow=True)
+
+    assert "This link is no longer shown." in text(repeated)
+    assert "Your password is set" in text(choose_password(link))
+
+
+@pytest.mark.parametrize("form", [{}, {"epoch": "nonsense"}, {"epoch": "-1"}])
+def test_a_bad_form_makes_no_link(form: dict[str, str], chief: User, sign_in: SignIn) -> None:
+    bo = User.objects.invite(email="bo@example.com", display_name="Bo", role=make.role(), by=chief)
+
+    response = confirmed(sign_in(chief)).post(f"/people/{bo.pk}/invite/", form, follow=True)
+
+    assert "This link is no longer shown." in text(response)
+    assert not mail.outbox
+
+
+def test_nobody_sees_the_link_of_who_may_do_more_than_they(chief: User, clerk: User, sign_in: SignIn) -> None:
+    bo = User.objects.invite(email="bo@example.com", display_name="Bo", role=make.role(Capability.LOGS_READ), by=chief)
+
+    response = confirmed(sign_in(clerk)).post(f"/people/{bo.pk}/invite/", {"epoch": "0"}, follow=True)
+
+    assert "Nobody can grant a capability they do not hold themselves." in text(response)
+    assert "invitation-link" not in text(response)
+    assert not mail.outbox
+
+
+def test_who_has_chosen_a_password_is_not_invited_again(chief: User, sign_in: SignIn) -> None:
+    person = make.user()
+
+    response = confirmed(sign_in(chief)).post(f"/people/{person.pk}/invite/", {"epoch": "0"}, follow=True)
+
+    assert "Only who has not chosen a password yet can be invited again." in text(response)
+    assert not mail.outbox
+
+
+def test_deactivating_ends_the_link_for_good(chief: User, sign_in: SignIn) -> None:
+    link = link_in(invite(confirmed(sign_in(chief)), make.role()))
+    bo = User.objects.get(email="bo@example.com")
+
+    bo.deactivate(by=chief)
+    assert "This link no longer works" in text(choose_password(link))
+    bo.reactivate(by=chief)
+    assert "This link no longer works" in text(choose_password(link))
+
+
+# --- Changing -----------------------------------------------------------------------------------------------------
+
+
+def test_a_role_is_changed_and_acts_at_once(chief: User, sign_in: SignIn) -> None:
+    bo, role = make.user(), make.role(Capability.LOGS_READ, name="Watcher")
+    browser = sign_in(bo)
+    assert browser.get("/logs/").status_code == 403
+
+    response = confirmed(sign_in(chief)).post(f"/people/{bo.pk}/role/", {"role": str(role.pk)}, follow=True)
+
+    assert "Role changed" in text(response)
+    assert browser.get("/logs/").status_code == 200
+    assert Event.objects.get(action="user.role_changed").changes["role"][1] == "Watcher"
+
+
+@pytest.mark.parametrize("role", ["", "nonsense", "00000000-0000-4000-8000-000000000000"])
+def test_a_bad_role_changes_nothing(role: str, chief: User, sign_in: SignIn) -> None:
+    bo = make.user()
+
+    response = confirmed(sign_in(chief)).post(f"/people/{bo.pk}/role/", {"role": role})
+
+    assert response.status_code == 422
+    assert 'class="error"' in text(response)
+    assert User.objects.get(pk=bo.pk).role == bo.role
+
+
+def test_nobody_lifts_another_above_themselves(chief: User, clerk: User, sign_in: SignIn) -> None:
+    bo, strong = make.user(), make.role(Capability.LOGS_READ)
+
+    response = confirmed(sign_in(clerk)).post(f"/people/{bo.pk}/role/", {"role": str(strong.pk)})
+
+    assert response.status_code == 422
+    assert "You lack: View and export logs." in text(response)
+    assert User.objects.get(pk=bo.pk).role == bo.role
+
+
+def test_the_last_manager_of_people_cannot_step_down(chief: User, sign_in: SignIn) -> None:
+    response = confirmed(sign_in(chief)).post(f"/people/{chief.pk}/role/", {"role": str(make.role().pk)})
+
+    assert "The last active person who can manage people must keep that capability." in text(response)
+
+
+def test_name_and_e_mail_are_edited(chief: User, sign_in: SignIn) -> None:
+    bo = make.user(email="bo@example.com")
+
+    confirmed(sign_in(chief)).post(f"/people/{bo.pk}/edit/", {"email": "Bo.Berg@example.com", "display_name": "Bo"})
+
+    bo.refresh_from_db()
+    assert (bo.email, bo.display_name) == ("bo.berg@example.com", "Bo")
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"email": "chief@example.com", "display_name": "x"}, "Somebody with this e-mail address exists already."),
+        ({"email": "nonsense", "display_name": "x"}, "Enter a valid email address."),
+        ({"email": "ok@example.com", "display_name": "x" * 121}, "at most 120 characters"),
+        ({}, "This field is required."),
+    ],
+)
+def test_a_bad_edit_changes_nothing(form: dict[str, str], words: str, chief: User, sign_in: SignIn) -> None:
+    bo = make.user(email="bo@example.com")
+
+    response = confirmed(sign_in(chief)).post(f"/people/{bo.pk}/edit/", form)
+
+    assert response.status_code == 422
+    assert words in text(response)
+    assert User.objects.get(pk=bo.pk).email == "bo@example.com"
+
+
+def test_the_e_mail_of_who_may_do_more_is_not_theirs_to_change(chief: User, clerk: User, sign_in: SignIn) -> None:
+    form = {"email": "clerk2@example.com", "display_name": "Chief"}
+
+    response = confirmed(sign_in(clerk)).post(f"/people/{chief.pk}/edit/", form)
+
+    assert "Nobody can grant a capability they do not hold themselves." in text(response)
+    assert User.objects.get(pk=chief.pk).email == "chief@example.com"
+
+
+# --- Resets, sessions, the account --------------------------------------------------------------------------------
+
+
+def test_a_reset_is_mailed_and_shown_to_nobody(chief: User, sign_in: SignIn) -> None:
+    bo = make.user(email="bo@example.com")
+
+    response = sign_in(chief).post(f"/people/{bo.pk}/reset/", follow=True)
+
+    (message,) = mail.outbox
+    assert message.to == ["bo@example.com"]
+    link = re.search(r"/accounts/password/reset/key/\S+", str(message.body))
+    assert link
+    assert link[0] not in text(response)
+    assert "A link is on its way to bo@example.com" in text(response)
+    assert Event.objects.get(action="user.password_reset_sent").actor_email == chief.email
+    assert "Your password is set" in text(choose_password(link[0]))
+
+
+def test_who_is_deactivated_or_never_came_gets_no_reset(chief: User, sign_in: SignIn) -> None:
+    client = sign_in(chief)
+    for person in (make.user(is_active=False), User.objects.create_user("new@example.com", role=make.role())):
+        response = client.post(f"/people/{person.pk}/reset/", follow=True)
+        assert "Only who is active and has a password can reset it." in text(response)
+    assert not mail.outbox
+
+
+def test_all_sessions_of_a_person_end(chief: User, sign_in: SignIn) -> None:
+    bo = make.user()
+    browser = sign_in(bo)
+
+    asked = text(sign_in(chief).get(f"/people/{bo.pk}/sign-out/"))
+    sign_in(chief).post(f"/people/{bo.pk}/sign-out/")
+
+    assert f"Sign {bo.email} out of every browser?" in asked
+    assert browser.get("/").status_code == 302
+
+
+def test_a_deactivated_person_is_let_in_again(chief: User, sign_in: SignIn) -> None:
+    bo = make.user(is_active=False)
+
+    response = sign_in(chief).post(f"/people/{bo.pk}/reactivate/", follow=True)
+
+    assert f"{bo.email} can sign in again" in text(response)
+    assert User.objects.get(pk=bo.pk).is_active
