@@ -1,10 +1,12 @@
 """Servers and the identities people bring for them (M27, M35, requirements 4.1, 8.2)."""
 
+from typing import Any
+
 import pytest
 from django.db import IntegrityError, connection, transaction
 
 from auditlog.models import Event
-from servers.models import AlreadyRevoked, Identity, Server
+from servers.models import AlreadyRevoked, Era, Health, Identity, Server
 from servers.vault import cipher
 from tests import make
 
@@ -15,7 +17,7 @@ def test_an_identity_is_stored_encrypted_with_a_hint_only() -> None:
     identity = make.identity(make.server(auth_type="bearer"), make.user(), secret="ghp_0123456789abcdef9f3a")
 
     identity.refresh_from_db()
-    assert cipher().open(bytes(identity.secret_ciphertext)) == "ghp_0123456789abcdef9f3a"
+    assert cipher().open(bytes(identity.secret_ciphertext or b"")) == "ghp_0123456789abcdef9f3a"
     assert (identity.secret_hint, identity.key_id) == ("9f3a", cipher().key_id)
     assert "ghp_" not in str(Event.objects.get(action="identity.created").changes)
 
@@ -32,7 +34,7 @@ def test_replacing_a_secret_begins_a_new_generation() -> None:
 
     identity.refresh_from_db()
     assert identity.generation == 2
-    assert cipher().open(bytes(identity.secret_ciphertext)) == "after-after-after-after"
+    assert cipher().open(bytes(identity.secret_ciphertext or b"")) == "after-after-after-after"
 
 
 def test_revoking_wipes_the_secret_for_good() -> None:
@@ -76,7 +78,7 @@ def test_two_shared_identities_of_a_server_have_two_labels() -> None:
         ({"auth_type": "header"}, "header_credential_names_its_header"),
     ],
 )
-def test_the_database_refuses_impossible_servers(fields: dict[str, object], rule: str) -> None:
+def test_the_database_refuses_impossible_servers(fields: dict[str, Any], rule: str) -> None:
     with pytest.raises(IntegrityError, match=rule), transaction.atomic():
         make.server(**fields)
 
@@ -91,7 +93,7 @@ def test_names_of_live_servers_differ_also_in_case() -> None:
 def test_another_url_forgets_what_was_known_of_the_old_one() -> None:
     ana = make.user()
     server = make.server(by=ana)
-    server.note_health("ok", era="modern")
+    server.note_health(Health.OK, era=Era.MODERN)
 
     server.edit(by=ana, url="https://elsewhere.example.com/mcp")
 
