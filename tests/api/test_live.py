@@ -1,0 +1,102 @@
+"""The API as programs meet it: real processes, real HTTP."""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.make import unique
+from tests.workspace import OWNER, PASSWORD, Serve
+
+FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
+ROWS = """
+INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason,
+  http_status, host_name, gateway_name, server_name, user_email, identity_label, token_name, token_prefix, duration_ms,
+  request_bytes, response_bytes, user_agent, client_name, client_version, protocol_version, payload_truncated)
+SELECT gen_random_uuid(), now(), gen_random_uuid(), 'tools/call', 'tool', %s, 'ok', '',
+  200, '', '', '', '', '', '', '', number, 0, 0, '', '', '', '', false FROM generate_series(1, %s) number
+"""
+
+
+@pytest.fixture
+def owner(live: Serve) -> Iterator[httpx.Client]:
+    """The first owner's browser: signed in, sending the token its pages hold."""
+    with httpx.Client(base_url=live.url, follow_redirects=True, timeout=60) as browser:
+        token = FIELD.findall(browser.get("/accounts/login/").text)[0]
+        form = {"login": OWNER, "password": PASSWORD, "csrfmiddlewaretoken": token}
+        page = browser.post("/accounts/login/", data=form, headers={"Referer": live.url})
+        browser.headers["X-CSRFToken"] = FIELD.findall(page.text)[0]
+        yield browser
+
+
+def test_every_answer_has_a_request_id(live: Serve, owner: httpx.Client) -> None:
+    answers = [owner.get("/api/me"), owner.get("/api/nowhere"), httpx.get(f"{live.url}/api/tokens")]
+
+    assert [answer.status_code for answer in answers] == [200, 404, 401]
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 3
+    assert all(answer.headers["content-type"] == "application/json" for answer in answers)
+
+
+def test_a_person_changes_things_with_session_and_csrf(owner: httpx.Client) -> None:
+    name = unique("bot")
+
+    made = owner.post("/api/hosts", json={"name": name})
+    bare = owner.post("/api/hosts", json={"name": unique("bot")}, headers={"X-CSRFToken": ""})
+
+    assert (made.status_code, made.json()["name"]) == (201, name)
+    assert (bare.status_code, bare.json()["code"]) == (403, "csrf_failed")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "parse_error"),
+        (b"[" * 100_000, 400, "parse_error"),
+        (b'{"name": NaN}', 400, "parse_error"),
+        (b'{"name": "\xff"}', 400, "parse_error"),
+        (b'{"name": "\\ud800"}', 400, "invalid"),
+        (b'"' + b"x" * 1024 * 1024 + b'"', 413, "too_large"),
+    ],
+)
+def test_bad_bodies_are_told_apart(owner: httpx.Client, body: bytes, status: int, code: str) -> None:
+    answer = owner.post("/api/hosts", content=body, headers={"Content-Type": "application/json"})
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_other_types_than_json_are_refused(owner: httpx.Client) -> None:
+    answer = owner.post("/api/hosts", content=b"name=x", headers={"Content-Type": "text/plain"})
+
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+def test_an_export_streams_all_rows(live: Serve, owner: httpx.Client) -> None:
+    tool = unique("tool")
+    live.rows(ROWS, tool, 6_000)
+
+    with owner.stream("GET", "/api/logs/export", params={"format": "jsonl", "tool": tool}) as answer:
+        assert answer.headers["transfer-encoding"] == "chunked"
+        told = [json.loads(line) for line in answer.iter_lines()]
+
+    assert {row["duration_ms"] for row in told} == set(range(1, 6_001))
+    assert len(told) == 6_000
+
+
+def test_two_workers_agree_on_who_was_first(owner: httpx.Client) -> None:
+    """Of many revocations, toggles and approvals at once one acts; the others get a clear answer."""
+    host = owner.post("/api/hosts", json={"name": unique("bot")}).json()["id"]
+    gateway = owner.get("/api/gateways/quickstart").json()["id"]
+    body = {"host_id": host, "gateway_id": gateway, "name": "ci"}
+    token = owner.post("/api/tokens", json=body).json()["id"]
+
+    with ThreadPoolExecutor(6) as pool:
+        ends = list(pool.map(lambda _: owner.post(f"/api/tokens/{token}/revoke"), range(6)))
+        switches = list(pool.map(lambda _: owner.post(f"/api/hosts/{host}/disable"), range(6)))
+
+    assert sorted(answer.status_code for answer in ends) == [204] + [409] * 5
+    assert [answer.status_code for answer in switches] == [200] * 6
+    events = owner.get("/api/admin-events", params={"target_id": host, "action": "host.disabled"}).json()
+    assert len(events["results"]) == 1
