@@ -98,7 +98,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Delete role",
             text=f'Delete "{role.name}"? This cannot be undone.',
-            more=f"{role.user_count} people hold it; give them another role first." if role.user_count else "",
+            more=_held_by(role.user_count),
             icon="revoke",
             back=back,
         )
@@ -107,6 +107,12 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     except (RoleInUse, RoleLocked) as error:
         return leave(request, back, str(error))
     return leave(request, back, "Role deleted")
+
+
+def _held_by(count: int) -> str:
+    if not count:
+        return ""
+    return f"{'1 person holds' if count == 1 else f'{count} people hold'} it; give them another role first."
 
 
 @require_GET

@@ -1,0 +1,274 @@
+"""Roles and the reference of capabilities (requirements 4.2, 5.12, R3.13)."""
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.areas import AREAS
+from accounts.models import Role, User
+from auditlog.models import Event
+from capabilities import Capability
+from tests import make
+from tests.accounts.again import confirmed
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+HELD = Capability.LOGS_READ
+
+
+@pytest.fixture
+def chief() -> User:
+    return make.user(*Capability, email="chief@example.com")
+
+
+@pytest.fixture
+def clerk() -> User:
+    """May manage people and see hosts, and nothing else."""
+    return make.user(Capability.PEOPLE_MANAGE, Capability.HOSTS_READ, email="clerk@example.com")
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+def check_of(page: str, capability: Capability) -> str:
+    """The checkbox of one capability, as markup."""
+    return page.split(f'value="{capability.slug}"')[1].split(">", maxsplit=1)[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("get", "/people/roles/"),
+        *((method, "/people/roles/add/") for method in ("get", "post")),
+        *((method, "/people/roles/{pk}/") for method in ("get", "post")),
+        *((method, "/people/roles/{pk}/delete/") for method in ("get", "post")),
+    ],
+)
+def test_each_page_opens_with_its_capability_alone(method: str, path: str, sign_in: SignIn) -> None:
+    role = make.role()
+    path = path.format(pk=role.pk)
+
+    anonymous = getattr(Client(), method)(path)
+    without = getattr(sign_in(make.user(*(set(Capability) - {Capability.PEOPLE_MANAGE}))), method)(path)
+    holder = getattr(sign_in(make.user(Capability.PEOPLE_MANAGE)), method)(path)
+
+    assert anonymous["Location"].startswith("/accounts/login/")
+    assert without.status_code == 403
+    assert holder.status_code in (200, 302)
+
+
+@pytest.mark.parametrize("path", ["/people/roles/add/", "/people/roles/{pk}/", "/people/roles/{pk}/delete/"])
+def test_changes_ask_for_the_password_again(path: str, chief: User, sign_in: SignIn) -> None:
+    role = make.role(name="Helper")
+
+    response = sign_in(chief).post(path.format(pk=role.pk), {"name": "Other", "capabilities": [HELD.slug]})
+
+    assert response["Location"].startswith("/accounts/reauthenticate/?next=")
+    assert (Role.objects.filter(name="Other").count(), Role.objects.filter(name="Helper").count()) == (0, 1)
+
+
+def test_the_list_counts_users_and_capabilities(chief: User, sign_in: SignIn) -> None:
+    role = make.role(HELD, name="Watcher")
+    User.objects.create_user("bo@example.com", role=role)
+
+    row = text(sign_in(chief).get("/people/roles/")).split("Watcher</a>")[1].split("</tr>")[0]
+
+    assert 'class="number">1</td>' in row
+    assert 'class="number">1 of 17</td>' in row
+
+
+def test_the_list_costs_the_same_for_few_and_for_many(
+    chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(10):
+        make.role(*Capability)
+    client = sign_in(chief)
+
+    with django_assert_num_queries(6):  # session, user, permissions, count, rows, their permissions
+        client.get("/people/roles/")
+
+
+def test_the_check_list_names_every_capability_in_its_area(chief: User, sign_in: SignIn) -> None:
+    assert sorted(one for ones in AREAS.values() for one in ones) == sorted(Capability)
+
+    page = text(sign_in(chief).get("/people/roles/add/"))
+
+    for area in AREAS:
+        assert f">{area}</h2>" in page
+    for capability in Capability:
+        assert capability.label.replace("&", "&amp;") in page
+        assert capability.slug in page
+
+
+def test_a_role_is_made_with_what_was_ticked(chief: User, sign_in: SignIn) -> None:
+    form = {"name": " On call ", "capabilities": ["logs:read", "hosts:toggle"]}
+
+    response = confirmed(sign_in(chief)).post("/people/roles/add/", form, follow=True)
+
+    assert "On call added" in text(response)
+    assert Role.objects.get(name="On call").capabilities == {Capability.LOGS_READ, Capability.HOSTS_TOGGLE}
+
+
+def test_a_role_is_edited_and_acts_at_once(chief: User, sign_in: SignIn) -> None:
+    role = make.role(Capability.HOSTS_READ, name="Helper")
+    browser = sign_in(User.objects.create_user("bo@example.com", role=role))
+
+    confirmed(sign_in(chief)).post(f"/people/roles/{role.pk}/", {"name": "Watcher", "capabilities": ["logs:read"]})
+
+    assert (browser.get("/logs/").status_code, browser.get("/hosts/").status_code) == (200, 403)
+    assert Event.objects.get(action="role.updated").changes == {
+        "name": ["Helper", "Watcher"],
+        "capabilities": [["hosts:read"], ["logs:read"]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"name": ""}, "This field is required."),
+        ({"name": "  "}, "This field is required."),
+        ({"name": "x" * 81}, "at most 80 characters"),
+        ({"name": "TAKEN"}, "This name is in use already."),
+        ({"name": "ok", "capabilities": ["nonsense"]}, "Select a valid choice."),
+        ({"name": "a\x00b"}, "Null characters are not allowed."),
+        ({}, "This field is required."),
+    ],
+)
+def test_a_bad_role_is_refused_in_words(form: dict[str, Any], words: str, chief: User, sign_in: SignIn) -> None:
+    make.role(name="Taken")
+    role, client = make.role(name="Helper"), confirmed(sign_in(chief))
+
+    added, edited = client.post("/people/roles/add/", form), client.post(f"/people/roles/{role.pk}/", form)
+
+    for response in (added, edited):
+        assert response.status_code == 422
+        assert words in text(response)
+    assert set(Role.objects.exclude(users=chief).values_list("name", flat=True)) == {"Taken", "Helper"}
+
+
+# --- Nobody hands out what they do not hold -----------------------------------------------------------------------
+
+
+def test_what_the_editor_lacks_cannot_be_ticked_and_says_why(clerk: User, sign_in: SignIn) -> None:
+    page = text(sign_in(clerk).get("/people/roles/add/"))
+
+    assert "disabled" in check_of(page, HELD)
+    assert "disabled" not in check_of(page, Capability.HOSTS_READ)
+    assert 'title="You do not hold this capability yourself."' in page
+
+
+def test_what_the_editor_lacks_is_refused_however_it_is_sent(clerk: User, sign_in: SignIn) -> None:
+    role, client = make.role(name="Helper"), confirmed(sign_in(clerk))
+    form = {"name": "Mine", "capabilities": [HELD.slug]}
+
+    for path in ("/people/roles/add/", f"/people/roles/{role.pk}/"):
+        response = client.post(path, form)
+        assert response.status_code == 422
+        assert "Nobody can grant a capability they do not hold themselves. You lack: View and export logs." in text(
+            response
+        )
+    assert Role.objects.get(pk=role.pk).capabilities == frozenset()
+    assert not Role.objects.filter(name="Mine").exists()
+
+
+def test_what_the_editor_lacks_stays_where_it_is(clerk: User, sign_in: SignIn) -> None:
+    role = make.role(HELD, name="Helper")
+
+    page = text(sign_in(clerk).get(f"/people/roles/{role.pk}/"))
+    form = {"name": "Helpers", "capabilities": ["hosts:read"]}
+    confirmed(sign_in(clerk)).post(f"/people/roles/{role.pk}/", form)
+
+    assert "checked disabled" in check_of(page, HELD)
+    assert Role.objects.get(pk=role.pk).capabilities == {HELD, Capability.HOSTS_READ}
+
+
+def test_a_copy_holds_no_more_than_its_maker(clerk: User, sign_in: SignIn) -> None:
+    role = make.role(HELD, Capability.HOSTS_READ, name="Helper")
+
+    page = text(sign_in(clerk).get(f"/people/roles/add/?from={role.pk}"))
+
+    assert 'value="Copy of Helper"' in page
+    assert "checked" in check_of(page, Capability.HOSTS_READ)
+    assert "checked" not in check_of(page, HELD)
+
+
+@pytest.mark.parametrize("start", ["", "nonsense", "00000000-0000-4000-8000-000000000000"])
+def test_a_copy_of_nothing_is_an_empty_role(start: str, chief: User, sign_in: SignIn) -> None:
+    page = text(sign_in(chief).get(f"/people/roles/add/?from={start}"))
+
+    assert "Copy of" not in page
+    assert " checked" not in page
+
+
+# --- What cannot be changed ---------------------------------------------------------------------------------------
+
+
+def test_the_locked_role_is_shown_and_cannot_be_changed(chief: User, sign_in: SignIn) -> None:
+    Role.objects.make_built_in()
+    locked = Role.objects.get(name="Super admin")
+    client = confirmed(sign_in(chief))
+
+    page = text(client.get(f"/people/roles/{locked.pk}/"))
+    response = client.post(f"/people/roles/{locked.pk}/", {"name": "Weak", "capabilities": []})
+    removed = client.post(f"/people/roles/{locked.pk}/delete/", follow=True)
+
+    assert "This role is built in." in page
+    assert all("disabled" in check_of(page, one) for one in Capability)
+    assert ">Save<" not in page
+    assert "This built-in role cannot be changed." in text(response)
+    assert "This built-in role cannot be changed." in text(removed)
+    assert Role.objects.get(pk=locked.pk).capabilities == frozenset(Capability)
+
+
+def test_the_last_manager_of_people_keeps_that_capability(chief: User, sign_in: SignIn) -> None:
+    assert chief.role
+    response = confirmed(sign_in(chief)).post(f"/people/roles/{chief.role_id}/", {"name": "Chief"})
+
+    assert response.status_code == 422
+    assert "The last active person who can manage people must keep that capability." in text(response)
+
+
+def test_a_role_in_use_is_not_deleted_and_an_unused_one_is(chief: User, sign_in: SignIn) -> None:
+    used, free = make.role(name="Used"), make.role(name="Free")
+    User.objects.create_user("bo@example.com", role=used)
+    client = confirmed(sign_in(chief))
+
+    asked = text(client.get(f"/people/roles/{used.pk}/delete/"))
+    refused = client.post(f"/people/roles/{used.pk}/delete/", follow=True)
+    done = client.post(f"/people/roles/{free.pk}/delete/", follow=True)
+
+    assert "1 people hold it" not in asked
+    assert "1 person holds it; give them another role first." in asked
+    assert "People still hold this role. Give them another one first." in text(refused)
+    assert "Role deleted" in text(done)
+    assert set(Role.objects.filter(name__in=("Used", "Free")).values_list("name", flat=True)) == {"Used"}
+
+
+# --- The reference ------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_for_everybody_signed_in(sign_in: SignIn) -> None:
+    make.role(HELD, name="Watcher <b>")
+
+    page = text(sign_in(make.user()).get("/people/capabilities/"))
+
+    row = page.split('id="LOGS_READ"')[1].split("</tr>")[0]
+    for words in ("View and export logs", "logs:read", "LOGS_READ", "See the Logs page", "Watcher &lt;b&gt;"):
+        assert words in row
+    assert 'aria-label="People"' not in page
+    assert Client().get("/people/capabilities/").status_code == 302
+
+
+def test_the_reference_costs_the_same_however_many_roles_there_are(
+    sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(8):
+        make.role(*Capability)
+    client = sign_in(make.user())
+
+    with django_assert_num_queries(5):  # session, user, roles, their permissions, one's own
+        client.get("/people/capabilities/")

@@ -1,0 +1,251 @@
+"""Teams: who is in one and what it reaches (requirements 5.12)."""
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import Team, User
+from auditlog.models import Event
+from capabilities import Capability
+from gateways.models import Gateway
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def chief() -> User:
+    return make.user(*Capability, email="chief@example.com")
+
+
+@pytest.fixture
+def clerk() -> User:
+    """May manage people, but no gateways."""
+    return make.user(Capability.PEOPLE_MANAGE, email="clerk@example.com")
+
+
+def team(*users: User, name: str = "Support") -> Team:
+    return Team.objects.add(name=name, users=users, by=None)
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+ACTS = ("rename", "delete", "add", "gateways")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("get", "/people/teams/"),
+        ("get", "/people/teams/{pk}/"),
+        *((method, "/people/teams/add/") for method in ("get", "post")),
+        *((method, f"/people/teams/{{pk}}/{act}/") for act in ACTS for method in ("get", "post")),
+        ("post", "/people/teams/{pk}/remove/{user}/"),
+    ],
+)
+def test_each_page_opens_with_its_capability_alone(method: str, path: str, sign_in: SignIn) -> None:
+    person = make.user()
+    path = path.format(pk=team(person).pk, user=person.pk)
+    needed = {Capability.PEOPLE_MANAGE} | ({Capability.GATEWAYS_MANAGE} if path.endswith("/gateways/") else set())
+
+    anonymous = getattr(Client(), method)(path)
+    without = getattr(sign_in(make.user(*(set(Capability) - {Capability.PEOPLE_MANAGE}))), method)(path)
+    holder = getattr(sign_in(make.user(*needed)), method)(path)
+
+    assert anonymous["Location"].startswith("/accounts/login/")
+    assert without.status_code == 403
+    assert holder.status_code in (200, 302, 422)
+
+
+def test_the_list_counts_people_and_gateways_open_to_teams(chief: User, sign_in: SignIn) -> None:
+    support = team(make.user(), make.user())
+    make.gateway(reach="teams", teams=[support])
+    make.gateway(reach="everyone", teams=[support])
+
+    row = text(sign_in(chief).get("/people/teams/")).split("Support</a>")[1].split("</tr>")[0]
+
+    assert 'class="number">2</td>' in row
+    assert 'class="number">1</td>' in row
+
+
+def test_the_empty_list_says_what_teams_are_for(chief: User, sign_in: SignIn) -> None:
+    assert "No teams yet. A gateway can be open to everyone or to some teams only." in text(
+        sign_in(chief).get("/people/teams/")
+    )
+
+
+def test_the_pages_cost_the_same_for_few_and_for_many(
+    chief: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    support = team(*(make.user() for _ in range(6)))
+    for _ in range(6):
+        make.gateway(reach="teams", teams=[support])
+        team(make.user(), name=make.unique("team"))
+    client = sign_in(chief)
+
+    with django_assert_num_queries(5):  # session, user, permissions, count, rows
+        client.get("/people/teams/")
+    with django_assert_num_queries(7):  # session, user, permissions, team, gateways, count, people
+        client.get(f"/people/teams/{support.pk}/")
+
+
+def test_a_full_page_of_people_stays_light(chief: User, sign_in: SignIn) -> None:
+    role = make.role(name="A role with quite a long name")
+    people = [
+        User.objects.create_user(f"a-long-name-{n}@example.com", display_name="x" * 40, role=role) for n in range(50)
+    ]
+
+    response = sign_in(chief).get(f"/people/teams/{team(*people).pk}/")
+
+    assert len(response.context["page"]) == 50
+    assert len(response.content) <= 60 * 1024
+
+
+def test_a_team_is_made_renamed_and_deleted(chief: User, sign_in: SignIn) -> None:
+    client = sign_in(chief)
+
+    made = client.post("/people/teams/add/", {"name": " Support "})
+    support = Team.objects.get(name="Support")
+    client.post(f"/people/teams/{support.pk}/rename/", {"name": "Help"})
+    assert Team.objects.get().name == "Help"
+    gone = client.post(f"/people/teams/{support.pk}/delete/", follow=True)
+
+    assert made["Location"] == f"/people/teams/{support.pk}/"
+    assert "Help deleted" in text(gone)
+    assert not Team.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", "This field is required."),
+        ("TAKEN", "This name is in use already."),
+        ("x" * 81, "at most 80 characters"),
+        ("a\x00b", "Null characters are not allowed."),
+    ],
+)
+def test_a_bad_name_is_refused_in_words(name: str, words: str, chief: User, sign_in: SignIn) -> None:
+    team(name="Taken")
+    support, client = team(), sign_in(chief)
+
+    for path in ("/people/teams/add/", f"/people/teams/{support.pk}/rename/"):
+        response = client.post(path, {"name": name})
+        assert response.status_code == 422
+        assert words in text(response)
+    assert {one.name for one in Team.objects.all()} == {"Taken", "Support"}
+
+
+# --- People -------------------------------------------------------------------------------------------------------
+
+
+def test_people_are_added_by_e_mail_and_reach_at_once(chief: User, sign_in: SignIn) -> None:
+    ann, ben = make.user(email="ann@example.com"), make.user(email="ben@example.com")
+    support = team(make.user(email="cy@example.com"))
+    gateway = make.gateway(reach="teams", teams=[support])
+    assert not gateway.is_reachable_by(ann)
+
+    sign_in(chief).post(f"/people/teams/{support.pk}/add/", {"emails": "ANN@example.com,\n ben@example.com; "})
+
+    assert support.emails() == ["ann@example.com", "ben@example.com", "cy@example.com"]
+    assert gateway.is_reachable_by(User.objects.get(pk=ann.pk))
+    assert gateway.is_reachable_by(User.objects.get(pk=ben.pk))
+
+
+@pytest.mark.parametrize(
+    ("emails", "words"),
+    [
+        ("", "This field is required."),
+        (" ,; ", "Type at least one e-mail."),
+        ("ann@example.com nobody@example.com", "Nobody here has the e-mail nobody@example.com."),
+        ("<b>", "Nobody here has the e-mail &lt;b&gt;."),
+        ("\n".join(f"p{n}@example.com" for n in range(501)), "Add at most 500 people at a time."),
+    ],
+)
+def test_bad_e_mails_add_nobody(emails: str, words: str, chief: User, sign_in: SignIn) -> None:
+    make.user(email="ann@example.com")
+    support = team()
+
+    response = sign_in(chief).post(f"/people/teams/{support.pk}/add/", {"emails": emails})
+
+    assert response.status_code == 422
+    assert words in text(response)
+    assert support.emails() == []
+
+
+def test_a_person_leaves_a_team_and_its_reach(chief: User, sign_in: SignIn) -> None:
+    ann, ben = make.user(email="ann@example.com"), make.user(email="ben@example.com")
+    support = team(ann, ben)
+    gateway = make.gateway(reach="teams", teams=[support])
+    client = sign_in(chief)
+
+    response = client.post(f"/people/teams/{support.pk}/remove/{ann.pk}/", follow=True)
+    again = client.post(f"/people/teams/{support.pk}/remove/{ann.pk}/")
+
+    assert "ann@example.com is out of Support" in text(response)
+    assert again.status_code == 404
+    assert support.emails() == ["ben@example.com"]
+    assert not gateway.is_reachable_by(User.objects.get(pk=ann.pk))
+
+
+# --- Gateways -----------------------------------------------------------------------------------------------------
+
+
+def test_gateways_are_opened_and_closed_to_a_team_and_to_no_other(chief: User, sign_in: SignIn) -> None:
+    support, other = team(), team(name="Other")
+    first = make.gateway(name="First", reach="teams", teams=[support, other])
+    second = make.gateway(name="Second", reach="teams", teams=[other])
+    untouched = make.gateway(name="Third", reach="teams", teams=[other])
+    client = sign_in(chief)
+
+    form = text(client.get(f"/people/teams/{support.pk}/gateways/"))
+    client.post(f"/people/teams/{support.pk}/gateways/", {"gateways": [str(second.pk)]})
+
+    assert form.count(" checked") == 1
+    assert {one.name for one in first.teams.all()} == {"Other"}
+    assert {one.name for one in second.teams.all()} == {"Support", "Other"}
+    assert {one.name for one in untouched.teams.all()} == {"Other"}
+    assert set(Event.objects.filter(action="gateway.updated").values_list("target_label", flat=True)) == {
+        "First",
+        "Second",
+    }
+
+
+def test_only_gateways_for_teams_can_be_chosen(chief: User, sign_in: SignIn) -> None:
+    support, everyones = team(), make.gateway(name="Everyone's")
+    client = sign_in(chief)
+
+    for wrong in (str(everyones.pk), "nonsense"):
+        response = client.post(f"/people/teams/{support.pk}/gateways/", {"gateways": [wrong]})
+        assert response.status_code == 422
+    assert not support.gateways.exists()
+
+
+def test_opening_gateways_takes_their_capability_too(clerk: User, sign_in: SignIn) -> None:
+    support = team()
+    gateway = make.gateway(reach="teams", teams=[support])
+    client = sign_in(clerk)
+
+    page = text(client.get(f"/people/teams/{support.pk}/"))
+    response = client.post(f"/people/teams/{support.pk}/gateways/", {"gateways": []})
+
+    assert gateway.name in page
+    assert f"/gateways/{gateway.slug}/" not in page
+    assert f"/people/teams/{support.pk}/gateways/" not in page
+    assert response.status_code == 403
+    assert list(gateway.teams.all()) == [support]
+
+
+def test_deleting_says_what_its_people_lose(chief: User, sign_in: SignIn) -> None:
+    support = team()
+    make.gateway(name="Work", reach="teams", teams=[support])
+
+    asked = text(sign_in(chief).get(f"/people/teams/{support.pk}/delete/"))
+
+    assert "Its people no longer reach Work, unless another team of theirs does." in asked
+    assert Team.objects.exists()
+    assert Gateway.objects.get().teams.exists()
