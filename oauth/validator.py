@@ -6,6 +6,7 @@ import hashlib
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import transaction
 from django.utils import timezone
 from oauth2_provider.models import AccessToken, Grant, RefreshToken
 from oauth2_provider.oauth2_validators import OAuth2Validator
@@ -124,7 +125,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         row = _refresh_token(token, request.client)
         if row is None:
             access = AccessToken.objects.filter(token_checksum=_sha256(token), application=request.client).first()
-            row = RefreshToken.objects.filter(access_token=access).first() if access else None
+            bound = RefreshToken.objects.filter(access_token=access, binding__isnull=False)
+            row = bound.select_related("binding__connection").first() if access else None
         if row is not None:
             _end_family(row, "revoked by the app")
 
@@ -133,6 +135,8 @@ def _spend(request: Request) -> tuple[RefreshToken | None, bytes | None]:
     """Use up what the request came with: a refresh token, or a code, of which its digest is kept."""
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)
+        if row.revoked is not None and not _is_in_grace(row):  # Its family ended since it was judged.
+            raise errors.InvalidGrantError(request=request)
         if row.revoked is None:
             row.revoked = timezone.now()
             row.save(update_fields=["revoked", "updated"])
@@ -168,18 +172,18 @@ def _is_in_grace(row: RefreshToken) -> bool:
 
 def _end_family(row: RefreshToken, reason: str) -> None:
     """Kill every refresh and access token that descends from one authorisation; the connection lives on."""
-    if RefreshToken.objects.filter(token_family=row.token_family, revoked=None).exists():
-        RefreshToken.revoke_family(row.token_family)
-        binding = Binding.objects.filter(refresh_token=row).select_related("connection").first()
-        if binding:
-            Event.objects.record(
-                Action.OAUTH_FAMILY_ENDED, binding.connection, by=None, changes={"reason": [None, reason]}
-            )
+    with transaction.atomic():
+        # The connection first, as everywhere: a refresh under way has then either happened or will see the end.
+        connection = row.binding.connection.lock()
+        if RefreshToken.objects.filter(token_family=row.token_family, revoked=None).exists():
+            RefreshToken.revoke_family(row.token_family)
+            Event.objects.record(Action.OAUTH_FAMILY_ENDED, connection, by=None, changes={"reason": [None, reason]})
 
 
 def _end_family_of_code(code: str, client: Any) -> None:
     digest = hashlib.sha256(code.encode()).digest()
-    first = Binding.objects.filter(code_digest=digest, refresh_token__application=client).first()
+    family = Binding.objects.filter(code_digest=digest, refresh_token__application=client)
+    first = family.select_related("refresh_token").first()
     if first is not None:
         _end_family(first.refresh_token, "code used again")
 

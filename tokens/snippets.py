@@ -52,20 +52,30 @@ def example_call(gateway: Gateway) -> ToolCall | None:
 
 def _oddness(tool: Tool) -> tuple[bool, bool, int, str]:
     """Smallest first: an echo, then what changes nothing, then what needs the fewest arguments."""
-    reads = bool(tool.annotations.get("readOnlyHint"))
-    return tool.name != "echo", not reads, len(tool.input_schema.get("required") or ()), tool.exposed_name
+    reads = isinstance(tool.annotations, dict) and bool(tool.annotations.get("readOnlyHint"))
+    return tool.name != "echo", not reads, len(_required(tool.input_schema)), tool.exposed_name
 
 
-def _arguments(schema: dict[str, Any]) -> dict[str, Any]:
-    properties = schema.get("properties") or {}
-    return {name: _example(properties.get(name) or {}) for name in schema.get("required") or ()}
+def _arguments(schema: Any) -> dict[str, Any]:
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    return {
+        name: _example(properties.get(name) if isinstance(properties, dict) else None) for name in _required(schema)
+    }
 
 
-def _example(schema: dict[str, Any]) -> Any:
+def _required(schema: Any) -> list[str]:
+    """The names a schema requires; a server may say anything there, and a snippet must not fail for it."""
+    names = schema.get("required") if isinstance(schema, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _example(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return "hello"
     for key in ("default", "const"):
         if key in schema:
             return schema[key]
-    if schema.get("enum"):
+    if isinstance(schema.get("enum"), list) and schema["enum"]:
         return schema["enum"][0]
     kind = schema.get("type")
     return EXAMPLES.get(kind[0] if isinstance(kind, list) and kind else str(kind), "hello")
