@@ -9,6 +9,7 @@ from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
 from django.urls import reverse
 
+from connections.mcp_rows import McpFilter, number
 from connections.models import Connection
 from connections.rows import Row, visible
 from ui.pages import AppRequest, answer, leave, wants_fragment
@@ -35,6 +36,10 @@ def place(request: AppRequest, connection: Connection) -> Place:
     """The row of `connection` on the open page, as it is now."""
     page = open_page(request)
     row = Row(get_object_or_404(visible(request.user), pk=connection.pk), request.user)
+    if page == reverse("connections:mcp"):
+        return Place(
+            "connections/mcp.html#row", {"row": row, "number": number(request.user, McpFilter(open_query(request)))}
+        )
     return Place(
         "connections/table.html#row", {"row": row, "side": "gateway" if page.startswith("/gateways/") else "host"}
     )

@@ -1,10 +1,11 @@
 from django.urls import path
 
-from connections import people_views, views
+from connections import mcp, people_views, views
 
 app_name = "connections"
 
 urlpatterns = [
+    path("settings/mcp-connections", mcp.listing, name="mcp"),
     path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
     path("hosts/<uuid:pk>/archive/", views.archive_host, name="archive_host"),
     path("people/<uuid:pk>/deactivate/", people_views.deactivate, name="deactivate_person"),

@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from capabilities import Capability, CapabilityRequired, requires, signed_in
-from connections.models import AlreadyRevoked, Connection, StillEnabled
+from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
 from connections.places import back, changed
 from connections.rows import STATUSES, ConnectionFilter, Row, visible
 from gateways.views import find as find_gateway
@@ -79,7 +79,7 @@ def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
 def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     """The rows of a tab as the query string narrows them, one page of them."""
     chosen = ConnectionFilter(request.GET)
-    page = page_of(request, chosen.narrow(visible(request.user).filter(**of)), size=ROWS)
+    page = page_of(request, chosen.narrow(visible(request.user).filter(**of)), ROWS, ConnectionQuerySet.with_details)
     return {
         "page": page,
         "rows": [Row(connection, request.user) for connection in page],

@@ -11,7 +11,7 @@ from auditlog.writer import new_uid
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
-from hosts.models import Host
+from hosts.models import Host, Kind
 from servers.models import AuthType, Identity, Server
 from tokens.models import Issued, Token
 
@@ -77,6 +77,20 @@ def connection(host: Host, gateway: Gateway, user: User, identities: Iterable[Id
     return Connection.objects.open(
         host=host, gateway=gateway, user=user, identities={a: by_server[a.server_id] for a in assigned}, by=user
     )
+
+
+def app(name: str = "Claude Desktop", **fields: Any) -> Host:
+    """The host of a headed app, as it appears by itself."""
+    return Host.objects.create(kind=Kind.HEADED, name=name, dedupe_key=unique("key"), **fields)
+
+
+def app_connection(
+    user: User, gateway: Gateway, *, name: str = "Claude Desktop", host: Host | None = None
+) -> Connection:
+    """A live connection of an app, with its never-shown key."""
+    made = connection(host or app(name), gateway, user)
+    Token.objects.provide_key(made, by=user)
+    return made
 
 
 def token(connection: Connection, *, name: str = "", **fields: Any) -> Issued:

@@ -38,7 +38,7 @@ OFF = "The host, the gateway or the connection is disabled. Enable it first."
 def listing(request: AppRequest) -> HttpResponse:
     asked = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
-    page = page_of(request, asked.narrow(with_scope(tokens)), ROWS)
+    page = page_of(request, asked.narrow(tokens), ROWS, with_scope)
     counts = numbers(tokens)
     context = {
         "page": page,

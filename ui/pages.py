@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
@@ -49,9 +50,7 @@ def show(request: HttpRequest, template: str, context: dict[str, Any] | None = N
     return response
 
 
-def answer(
-    request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = ""
-) -> HttpResponse:
+def answer(request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = "") -> HttpResponse:
     """After an act: the changed fragment and a toast for htmx, else a redirect to `to` that shows the toast."""
     if not wants_fragment(request):
         return leave(request, to, toast)
@@ -107,6 +106,19 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     return show(request, "ui/confirm.html", context)
 
 
-def page_of[M: Model](request: HttpRequest, rows: QuerySet[M], size: int = PAGE_SIZE) -> Page[M]:
-    """The page that `?page=` names, the nearest one when there is no such page."""
-    return Paginator(rows, size).get_page(request.GET.get("page"))
+def page_of[M: Model](
+    request: HttpRequest,
+    rows: QuerySet[M],
+    size: int = PAGE_SIZE,
+    detail: Callable[[Any], QuerySet[M]] | None = None,
+) -> Page[M]:
+    """The page that `?page=` names, the nearest one when there is no such page.
+
+    With `detail`, which rows make the page is asked first: the joins and counts it adds are for those alone.
+    """
+    if detail is None:
+        return Paginator(rows, size).get_page(request.GET.get("page"))
+    page: Page[Any] = Paginator(rows.values_list("pk", flat=True), size).get_page(request.GET.get("page"))
+    found = detail(rows.model._default_manager.filter(pk__in=list(page))).in_bulk()
+    page.object_list = [found[key] for key in page if key in found]
+    return page
