@@ -1,7 +1,9 @@
 -- What a decision needs, read at once for all requests that wait together (requirements 4.4).
 --
 -- One row for each request whose token is known. Every switch is read here, each time; nothing is
--- cached. `statement_timestamp()` judges expiry, so all workers agree.
+-- cached. `statement_timestamp()` judges expiry, so all workers agree. `OFFSET 0` keeps the order: from
+-- the token along its keys, one index look-up each. The planner, who judges by how small the tables
+-- were when it last looked, would begin elsewhere.
 --
 -- $1 n         number of the request within the batch; repeated where keys are being rotated
 -- $2 digest    digest of its API access token, NULL for another kind
@@ -38,14 +40,14 @@ SELECT
     OR g.reach = 'teams' AND EXISTS (
         SELECT FROM gateways_gateway_teams gt
         JOIN accounts_team_users tu ON tu.team_id = gt.team_id
-        WHERE gt.gateway_id = g.id AND tu.user_id = u.id
+        WHERE gt.gateway_id = g.id AND tu.user_id = u.id OFFSET 0
     )
     OR u.is_superuser
     OR EXISTS (
         SELECT FROM accounts_role_permissions rp
         JOIN auth_permission p ON p.id = rp.permission_id
         JOIN django_content_type ct ON ct.id = p.content_type_id
-        WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways'
+        WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
     ),
     CASE WHEN q.wanted > 0 AND g.slug = q.slug THEN (
         SELECT json_agg(
@@ -56,7 +58,7 @@ SELECT
                 a.identity_scheme,
                 a.tool_policy,
                 t.scope_all OR EXISTS (
-                    SELECT FROM tokens_tokenscope ts WHERE ts.token_id = t.id AND ts.assignment_id = a.id
+                    SELECT FROM tokens_tokenscope ts WHERE ts.token_id = t.id AND ts.assignment_id = a.id OFFSET 0
                 ),
                 s.id,
                 s.name,
@@ -94,12 +96,20 @@ SELECT
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a
-        JOIN servers_server s ON s.id = a.server_id AND s.archived_at IS NULL
-        LEFT JOIN connections_connectionidentity ci
-            ON a.identity_scheme = 'per_user' AND ci.connection_id = c.id AND ci.assignment_id = a.id
-        LEFT JOIN servers_identity i
-            ON i.id = CASE a.identity_scheme WHEN 'shared' THEN a.shared_identity_id ELSE ci.identity_id END
-            AND i.server_id = s.id
+        CROSS JOIN LATERAL (
+            SELECT * FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0
+        ) s
+        LEFT JOIN LATERAL (
+            SELECT * FROM servers_identity
+            WHERE id = CASE a.identity_scheme
+                    WHEN 'shared' THEN a.shared_identity_id
+                    WHEN 'per_user' THEN (
+                        SELECT identity_id FROM connections_connectionidentity
+                        WHERE connection_id = c.id AND assignment_id = a.id
+                    )
+                END
+            OFFSET 0
+        ) i ON i.server_id = s.id
             AND i.revoked_at IS NULL
             -- A shared identity has no owner; any other is the connection's own user's.
             AND i.owner_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN u.id END
@@ -127,7 +137,7 @@ CROSS JOIN LATERAL (
     ) k
     WHERE o.token_checksum = q.checksum
 ) t
-JOIN connections_connection c ON c.id = t.connection_id
-JOIN gateways_gateway g ON g.id = c.gateway_id
-JOIN hosts_host h ON h.id = c.host_id
-JOIN accounts_user u ON u.id = c.user_id
+CROSS JOIN LATERAL (SELECT * FROM connections_connection WHERE id = t.connection_id OFFSET 0) c
+CROSS JOIN LATERAL (SELECT * FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0) g
+CROSS JOIN LATERAL (SELECT * FROM hosts_host WHERE id = c.host_id OFFSET 0) h
+CROSS JOIN LATERAL (SELECT * FROM accounts_user WHERE id = c.user_id OFFSET 0) u

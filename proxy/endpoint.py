@@ -133,8 +133,9 @@ class Endpoint:
             logger.exception("a call failed inside the gateway")
             return refused(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
         finally:
-            if pinging is not None:
+            if stream is not None and pinging is not None:
                 pinging.cancel()
+                stream.hush()
 
     async def _finish(self, request: Inbound, response: Response, stream: Stream | None) -> None:
         row = request.row

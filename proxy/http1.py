@@ -165,6 +165,9 @@ class Channel(asyncio.Protocol):
             raise Broken("an answer too many")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value)
+        if self._head_size > 2 * HEAD_LIMIT:  # Trailers come here too.
+            raise Oversized("the head")
         self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -237,9 +240,10 @@ def _inflater(encoding: bytes) -> _Inflate | None:
 
 
 def _is_at_end(sock: socket.socket) -> bool:
-    """Whether the other side has closed, as far as the socket knows."""
+    """Whether the other side has closed, or sent what nobody asked for, as far as the socket knows."""
     try:
-        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return True
     except BlockingIOError:
         return False
     except OSError:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from proxy import headers, jsonrpc
 from proxy.access import Assigned
 from proxy.catalog import UnknownTool, allows, identity_refusal, server_refusal, shows
-from proxy.faults import BadAnswer, Fault
+from proxy.faults import BadAnswer, Fault, TooLarge
 from proxy.identity import target
 from proxy.jsonrpc import Object
 from proxy.marks import Marks
@@ -16,6 +16,9 @@ from servers.crypto import Cipher
 from servers.naming import exposed_name
 
 MOST_PAGES = 100
+MOST_BYTES = 10 << 20
+MOST_TOOLS = 5_000
+DEEPEST = 64
 
 # Under this key a list names the servers it could not ask, and why.
 UNAVAILABLE = "gateway-admin/unavailable"
@@ -75,6 +78,8 @@ class Lister:
                 continue
             for tool in answer.tools:
                 name = exposed_name(assigned.alias, tool["name"])
+                if _borrows(name, assigned, assignments):
+                    continue
                 # Two servers without an alias may name a tool alike: the first one has it, here as in calls.
                 if name not in tools and shows(assigned, tool["name"]):
                     tools[name] = _exposed(tool, name, annotated=answer.annotated)
@@ -119,7 +124,7 @@ class Lister:
         called = target(assigned, connection_id, self._cipher)
         clock = asyncio.get_running_loop().time
         ends = clock() + self._seconds
-        offer = Offer([], annotated=False)
+        offer, size = Offer([], annotated=False), 0
         params: Object = {}
         for _ in range(MOST_PAGES):
             left = max(ends - clock(), 0.001)
@@ -129,6 +134,9 @@ class Lister:
             page = answer.document.get("result", {})
             if not isinstance(page.get("tools"), list):
                 raise BadAnswer(assigned.server_name, f"tools/list: error {answer.error_code}")
+            size += len(answer.text)
+            if size > MOST_BYTES or len(offer.tools) > MOST_TOOLS:
+                raise TooLarge(assigned.server_name, "its list of tools")
             annotated = headers.ANNOTATION.encode() in answer.text
             offer = Offer(offer.tools + _usable(page["tools"], annotated=annotated), offer.annotated or annotated)
             cursor = page.get("nextCursor")
@@ -136,6 +144,11 @@ class Lister:
                 break
             params = {"cursor": cursor}
         return offer
+
+
+def _borrows(name: str, assigned: Assigned, assignments: Sequence[Assigned]) -> bool:
+    """Whether a server without an alias names a tool as if it were another's; a call would go to the other."""
+    return not assigned.alias and any(other.alias and name.startswith(f"{other.alias}__") for other in assignments)
 
 
 def _sorted_out(assignments: Sequence[Assigned]) -> tuple[list[Assigned], list[Unavailable]]:
@@ -163,9 +176,17 @@ def _raise_if_none(answers: Sequence[Offer | Fault]) -> None:
 def _usable(page: list[Any], *, annotated: bool) -> list[Object]:
     """The tools of a page that can be called through us, without what we do for the client."""
     tools = [tool for tool in page if isinstance(tool, dict) and isinstance(tool.get("name"), str) and tool["name"]]
+    tools = [tool for tool in tools if _is_shallow(tool)]
     if annotated:
         tools = [tool for tool in tools if headers.is_sound(tool.get("inputSchema"))]
     return [tool for tool in tools if _task_support(tool) != "required"]
+
+
+def _is_shallow(value: Any, room: int = DEEPEST) -> bool:
+    """Whether nothing in it lies deeper than any honest schema; walking what does would end the walker."""
+    if isinstance(value, dict):
+        return room > 0 and all(_is_shallow(inner, room - 1) for inner in value.values())
+    return not isinstance(value, list) or (room > 0 and all(_is_shallow(inner, room - 1) for inner in value))
 
 
 def _task_support(tool: Object) -> object:

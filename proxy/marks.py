@@ -102,7 +102,7 @@ class Marks:
     async def _flush_or_drop(self) -> None:
         try:
             await self._flush()
-        except (psycopg.Error, OSError, ValueError) as error:
+        except (psycopg.Error, OSError, ValueError, RecursionError) as error:
             logger.warning("marks not written", extra={"error": str(error)})
             if self._connection is not None:
                 await self._connection.close()

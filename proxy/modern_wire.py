@@ -37,7 +37,7 @@ async def ask(
             if 400 <= reply.status < 500:
                 raise WrongEra from fault
             raise
-        if reply.status >= 400 and answer.error_code not in OWN_CODES:
+        if 400 <= reply.status < 500 and answer.error_code not in OWN_CODES:
             raise WrongEra
         return answer
 

@@ -135,9 +135,13 @@ class Stream:
 
     async def end(self, body: bytes) -> None:
         """Send the answer as the last event."""
+        self.hush()
+        await self._write(sse.event(body), last=True)
+
+    def hush(self) -> None:
+        """Ping no more: the answer is there, or nobody listens."""
         if self._pinging is not None:
             self._pinging.cancel()
-        await self._write(sse.event(body), last=True)
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
         async with self._lock:

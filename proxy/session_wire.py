@@ -16,10 +16,11 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 600
 MOST_SESSIONS = 10_000
+MOST_QUESTIONS = 8  # Requests a server may make during one of ours; each answer takes a connection.
 FAREWELL_SECONDS = 2
 ERRAND_SECONDS = 10
 
-type Key = tuple[str, str, str, str]
+type Key = tuple[str, str, str, str, str]
 
 
 class Session(NamedTuple):
@@ -61,11 +62,14 @@ class SessionWire:
             raise BadAnswer(target.server_name, "the server forgets its sessions") from None
 
     async def _ask(self, session: Session, method: str, params: Object, hear: Hear) -> Answer:
-        minted = mint()
+        minted, questions = mint(), 0
 
         async def hear_or_answer(message: Object) -> None:
+            nonlocal questions
             if "id" in message:
-                self._run(self._answer(session, message))
+                questions += 1
+                if questions <= MOST_QUESTIONS:
+                    self._run(self._answer(session, message))
             else:
                 await hear(message)
 
@@ -189,7 +193,12 @@ async def _quietly(errand: Coroutine[Any, Any, None]) -> None:
 
 
 def _key(target: Target) -> Key:
-    return target.connection_id, target.server_id, target.url, target.generation
+    return target.connection_id, target.server_id, target.url, target.generation, _header(target)
+
+
+def _header(target: Target) -> str:
+    """The header the credential travels in: a session opened without it, or with another, is another session."""
+    return target.credential[0] if target.credential else ""
 
 
 def _request(minted: int, method: str, params: Object) -> bytes:

@@ -19,7 +19,9 @@ class Event:
 
 
 def event(data: bytes) -> bytes:
-    """One `message` event holding `data`, which has no line break (JSON has none)."""
+    """One `message` event holding `data`; a line break, as in JSON laid out for reading, begins another data line."""
+    if b"\n" in data or b"\r" in data:
+        data = b"\r\ndata: ".join(data.splitlines())
     return b"event: message\r\ndata: " + data + b"\r\n\r\n"
 
 
