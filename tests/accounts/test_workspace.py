@@ -1,0 +1,147 @@
+"""The settings of the workspace (requirements 4.1, R3.1)."""
+
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from accounts.models import User, WorkspaceSettings
+from auditlog.models import Event
+from capabilities import Capability
+from tests import make
+from tests.accounts.again import confirmed
+from tests.conftest import SignIn
+from tokens.rules import BadLifetime, expiry
+
+pytestmark = pytest.mark.django_db
+
+PATH = "/settings/workspace"
+FORM = {
+    "name": "Acme",
+    "new_app_policy": "approve",
+    "allow_non_expiring_tokens": "on",
+    "oauth_access_token_seconds": "600",
+    "oauth_refresh_idle_days": "14",
+    "log_retention_days": "365",
+    "calls_per_minute": "6000",
+    "token_calls_per_minute": "600",
+}
+
+
+@pytest.fixture
+def keeper() -> User:
+    """May manage the workspace, and nothing else."""
+    return make.user(Capability.WORKSPACE_MANAGE)
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_it_takes_the_capability_for_the_workspace(method: str, keeper: User, sign_in: SignIn) -> None:
+    anonymous = getattr(Client(), method)(PATH)
+    without = getattr(sign_in(make.user(*(set(Capability) - {Capability.WORKSPACE_MANAGE}))), method)(PATH)
+    holder = getattr(sign_in(keeper), method)(PATH)
+
+    assert anonymous["Location"].startswith("/accounts/login/")
+    assert without.status_code == 403
+    assert holder.status_code in (200, 302)
+
+
+def test_saving_asks_for_the_password_again_and_then_saves(keeper: User, sign_in: SignIn) -> None:
+    client = sign_in(keeper)
+
+    asked = client.post(PATH, FORM)
+    assert WorkspaceSettings.load().name == "Gateway Admin"
+    done = client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": PATH}, follow=True)
+
+    assert asked["Location"] == "/accounts/reauthenticate/?next=%2Fsettings%2Fworkspace"
+    assert "Settings saved" in text(done)
+    assert WorkspaceSettings.load().name == "Acme"
+
+
+def test_all_settings_are_saved_and_recorded_as_from_and_to(keeper: User, sign_in: SignIn) -> None:
+    confirmed(sign_in(keeper)).post(PATH, FORM)
+
+    saved = WorkspaceSettings.load()
+    assert {name: str(getattr(saved, name)) for name in FORM} == FORM | {"allow_non_expiring_tokens": "True"}
+    changes = Event.objects.get(action="workspace.updated").changes
+    assert set(changes) == set(FORM)
+    assert changes["log_retention_days"] == [90, 365]
+    assert changes["calls_per_minute"] == [None, 6000]
+
+
+def test_empty_limits_are_off_and_an_unticked_box_too(keeper: User, sign_in: SignIn) -> None:
+    client = confirmed(sign_in(keeper))
+    client.post(PATH, FORM)
+
+    form = FORM | {"calls_per_minute": "", "token_calls_per_minute": ""}
+    del form["allow_non_expiring_tokens"]
+    client.post(PATH, form)
+
+    saved = WorkspaceSettings.load()
+    assert (saved.calls_per_minute, saved.token_calls_per_minute, saved.allow_non_expiring_tokens) == (
+        None,
+        None,
+        False,
+    )
+
+
+def test_tokens_without_expiry_can_be_had_once_allowed(keeper: User, sign_in: SignIn) -> None:
+    with pytest.raises(BadLifetime):
+        expiry(None)
+
+    confirmed(sign_in(keeper)).post(PATH, FORM)
+
+    assert expiry(None) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"name": ""}, "This field is required."),
+        ({"name": "x" * 81}, "at most 80 characters"),
+        ({"new_app_policy": "maybe"}, "Select a valid choice."),
+        ({"new_app_policy": ""}, "This field is required."),
+        ({"oauth_access_token_seconds": "3601"}, "less than or equal to 3600"),
+        ({"oauth_access_token_seconds": "59"}, "greater than or equal to 60"),
+        ({"oauth_refresh_idle_days": "0"}, "greater than or equal to 1"),
+        ({"oauth_refresh_idle_days": "366"}, "less than or equal to 365"),
+        ({"log_retention_days": "0"}, "greater than or equal to 1"),
+        ({"log_retention_days": "ninety"}, "Enter a whole number."),
+        ({"log_retention_days": "9" * 5000}, "Enter a whole number."),
+        ({"calls_per_minute": "0"}, "greater than or equal to 1"),
+        ({"calls_per_minute": "-5"}, "greater than or equal to 1"),
+        ({"token_calls_per_minute": "1000001"}, "less than or equal to 1000000"),
+        ({"name": "a\x00b"}, "Null characters are not allowed."),
+    ],
+)
+def test_a_bad_setting_saves_none(wrong: dict[str, str], words: str, keeper: User, sign_in: SignIn) -> None:
+    response = confirmed(sign_in(keeper)).post(PATH, FORM | wrong)
+
+    assert response.status_code == 422
+    assert words in text(response)
+    assert WorkspaceSettings.load().log_retention_days == 90
+    assert not Event.objects.filter(action="workspace.updated").exists()
+
+
+def test_what_is_not_to_be_set_here_is_not_set(keeper: User, sign_in: SignIn) -> None:
+    more = {"record_payloads": "on", "payload_limit_bytes": "1", "public_base_url": "https://evil.example", "id": "2"}
+
+    confirmed(sign_in(keeper)).post(PATH, FORM | more)
+
+    saved = WorkspaceSettings.load()
+    assert (saved.record_payloads, saved.payload_limit_bytes, saved.public_base_url) == (False, 16384, "")
+    assert WorkspaceSettings.objects.count() == 1
+
+
+def test_private_upstreams_are_shown_and_cannot_be_typed(keeper: User, sign_in: SignIn, settings: Any) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("10.1.0.0/16"), ip_network("fd00::/8")]
+
+    page = text(sign_in(keeper).get(PATH))
+
+    for words in ("10.1.0.0/16", "fd00::/8", "GATEWAY_PRIVATE_UPSTREAMS"):
+        assert words in page
+    assert 'name="private_upstreams"' not in page
