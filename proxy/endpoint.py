@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 
 from auditlog.lane import Unobtainable
 from auditlog.writer import CallWriter, NotRecorded
 from proxy import eras, jsonrpc, ladder, metrics, outbound
 from proxy.access import DENIALS, Access, Denied, Facts, decide
 from proxy.config import Config
-from proxy.inbound import Inbound, Receive, Scope, Send, accepted
+from proxy.inbound import ClientLeft, Inbound, Receive, Scope, Send, accepted
 from proxy.jsonrpc import Message
 from proxy.marks import Marks
 from proxy.methods import Methods, refused, wanted
@@ -45,7 +46,8 @@ class Endpoint:
             await outbound.send(request, Response(400, b"", "bad_request"))
         else:
             peer = scope["client"][0] if scope.get("client") else ""
-            await self._serve(request, peer)
+            with suppress(ClientLeft):
+                await self._serve(request, peer)
 
     def _is_ours(self, request: Inbound) -> bool:
         hosts = self._config.hosts
@@ -130,7 +132,7 @@ class Endpoint:
             await self._finish(request, Response(CLIENT_LEFT, b"", "cancelled"), None)
             raise
         except Exception:
-            logger.exception("a call failed inside the gateway")
+            logger.exception("a call failed inside the gateway", extra={"request_id": request.uid})
             return refused(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
         finally:
             if stream is not None and pinging is not None:

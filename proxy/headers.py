@@ -38,6 +38,11 @@ def decoded(value: str) -> str | None:
     return text if base64.b64encode(content).decode() == wrapped[1] else None
 
 
+def is_name(text: str) -> bool:
+    """Whether this can be the name of a header (RFC 9110 section 5.1)."""
+    return _TOKEN(text) is not None
+
+
 def for_arguments(schema: Any, arguments: Any) -> dict[str, str]:
     """The Mcp-Param headers of a call with these arguments to a tool of this schema."""
     headers = {}

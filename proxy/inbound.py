@@ -23,6 +23,10 @@ OPENING = (secret.ACCESS, secret.OAUTH_ACCESS)
 BOTH = b"application/json, text/event-stream"
 
 
+class ClientLeft(Exception):
+    """The client went away before its request was complete."""
+
+
 class Accepted(NamedTuple):
     """The forms of an answer that the client takes; an event stream only when it names it."""
 
@@ -96,22 +100,21 @@ class Inbound:
         return text if secret.well_formed(text, OPENING) else None
 
     async def read(self, limit: int) -> bool:
-        """Read the body; False when it is larger than `limit`."""
+        """Read the body; False when it is larger than `limit`. Raises ClientLeft."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             return False
-        event = await self.receive()
-        body: bytes = event.get("body", b"")
-        if event.get("more_body"):
-            parts = [body]
-            size = len(body)
-            while event.get("more_body") and size <= limit:
-                event = await self.receive()
-                parts.append(event.get("body", b""))
-                size += len(parts[-1])
-            body = b"".join(parts)
-        self.body = body
-        return len(body) <= limit
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more and size <= limit:
+            event = await self.receive()
+            if event["type"] == "http.disconnect":
+                raise ClientLeft
+            parts.append(event.get("body", b""))
+            size += len(parts[-1])
+            more = event.get("more_body", False)
+        self.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        return size <= limit
 
     def parse(self) -> None:
         """Take the message out of the body; what is wrong with it is told later, after authentication."""

@@ -10,6 +10,7 @@ import pytest
 
 from auditlog.models import Event
 from connections.models import Connection
+from proxy.inbound import ClientLeft, Inbound
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
@@ -364,6 +365,21 @@ def test_a_body_past_the_limit_is_413_and_a_call_of_its_token(start: Start, run:
     given = {"Authorization": f"Bearer {world.agent.secret}", "Content-Type": "application/json"}
     assert httpx.post(world.agent.url, content=drip(), headers=given, trust_env=False).status_code == 413
     assert [row.http_status for row in world.proxy.calls()] == [413, 200, 413]
+
+
+async def test_a_request_that_never_arrives_whole_is_no_request() -> None:
+    events = iter([{"type": "http.request", "body": b"{}", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(events)
+
+    async def send(_: Any) -> None:
+        raise AssertionError("nobody is there")
+
+    request = Inbound({"method": "POST", "headers": []}, receive, send, "work")
+
+    with pytest.raises(ClientLeft):
+        await request.read(1000)
 
 
 def test_the_client_address_comes_from_whom_the_application_trusts(start: Start, run: Run) -> None:

@@ -295,6 +295,12 @@ def test_a_secret_no_key_opens_is_told_from_one_that_is_missing(identities: Iden
     assert settings.ENCRYPTION_KEYS[0].decode() not in str(error)
 
 
+def test_a_credential_never_takes_the_place_of_a_header_that_frames_the_message(identities: Identities) -> None:
+    for name in ("Content-Length", "transfer-encoding", "Host", "X-Key: 1\r\nX-Evil"):
+        sql("UPDATE servers_server SET header_name = %s WHERE slug = 'crm'", name)
+        assert identities.credential("ana", "crm__which_key") == "identity_unreadable"
+
+
 def test_a_server_that_needs_no_credential_gets_none(work: Work) -> None:
     docs = work.put(offering("it"), identity_scheme=IdentityScheme.PER_USER)
 
