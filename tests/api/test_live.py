@@ -1,17 +1,14 @@
 """The API as programs meet it: real processes, real HTTP."""
 
 import json
-import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from tests.make import unique
-from tests.workspace import OWNER, PASSWORD, Serve
+from tests.workspace import Serve
 
-FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 ROWS = """
 INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason,
   http_status, host_name, gateway_name, server_name, user_email, identity_label, token_name, token_prefix, duration_ms,
@@ -19,17 +16,6 @@ INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type
 SELECT gen_random_uuid(), now(), gen_random_uuid(), 'tools/call', 'tool', %s, 'ok', '',
   200, '', '', '', '', '', '', '', number, 0, 0, '', '', '', '', false FROM generate_series(1, %s) number
 """
-
-
-@pytest.fixture
-def owner(live: Serve) -> Iterator[httpx.Client]:
-    """The first owner's browser: signed in, sending the token its pages hold."""
-    with httpx.Client(base_url=live.url, follow_redirects=True, timeout=60) as browser:
-        token = FIELD.findall(browser.get("/accounts/login/").text)[0]
-        form = {"login": OWNER, "password": PASSWORD, "csrfmiddlewaretoken": token}
-        page = browser.post("/accounts/login/", data=form, headers={"Referer": live.url})
-        browser.headers["X-CSRFToken"] = FIELD.findall(page.text)[0]
-        yield browser
 
 
 def test_every_answer_has_a_request_id(live: Serve, owner: httpx.Client) -> None:

@@ -23,7 +23,7 @@ NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)
 
 
 def lines(answer: Any) -> list[str]:
-    return answer.getvalue().decode().splitlines()
+    return str(answer.getvalue(), "utf-8").splitlines()
 
 
 # --- Pages ----------------------------------------------------------------------------------------------------------

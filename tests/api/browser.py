@@ -1,0 +1,22 @@
+"""A person's session as a program uses it: the cookie, and the CSRF token that stands in the pages."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from tests.workspace import PASSWORD, Serve
+
+FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
+
+
+@contextmanager
+def signed_in(live: Serve, email: str) -> Iterator[httpx.Client]:
+    """Signed in as this person, whose password is the tests' own."""
+    with httpx.Client(base_url=live.url, follow_redirects=True, timeout=60) as browser:
+        token = FIELD.findall(browser.get("/accounts/login/").text)[0]
+        form = {"login": email, "password": PASSWORD, "csrfmiddlewaretoken": token}
+        page = browser.post("/accounts/login/", data=form, headers={"Referer": live.url})
+        browser.headers["X-CSRFToken"] = FIELD.findall(page.text)[0]
+        yield browser
