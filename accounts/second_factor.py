@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, ClassVar, Protocol, cast
 
 import qrcode
@@ -24,6 +25,7 @@ from accounts.rules import Giver, must_hold
 from auditlog.actions import Action
 from auditlog.models import Event
 
+SEALED = ("secret", "seed")  # What allauth stores of an app, and of recovery codes.
 CODE_LIVES_S = 90  # Its own half minute, and one before and after it.
 
 
@@ -34,7 +36,9 @@ class Cipher(Protocol):
 
     def seal(self, secret: str) -> bytes: ...
 
-    def open(self, ciphertext: bytes) -> str: ...
+    def open(self, ciphertext: bytes) -> str:
+        """The secret; raises ValueError when no key fits."""
+        ...
 
 
 def _cipher() -> Cipher:
@@ -47,6 +51,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultMFAAdapter.error_messages,
         "incorrect_code": "This code is not right, or was used before.",
+        "unreadable": "Your second factor cannot be checked: its encryption key is gone. Ask an administrator.",
     }
 
     def encrypt(self, text: str) -> str:
@@ -54,7 +59,10 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
         return f"{cipher.key_id}:{cipher.seal(text).decode()}"
 
     def decrypt(self, encrypted_text: str) -> str:
-        return _cipher().open(encrypted_text.partition(":")[2].encode())
+        try:
+            return _cipher().open(encrypted_text.partition(":")[2].encode())
+        except ValueError:
+            raise self.validation_error("unreadable") from None
 
     def get_totp_issuer(self) -> str:
         return WorkspaceSettings.load().name
@@ -133,3 +141,22 @@ def remove(person: User, *, by: Giver | None) -> None:
         removed, _ = Authenticator.objects.filter(user=person).delete()
         if removed:
             Event.objects.record(Action.SECOND_FACTOR_REMOVED, person, by=by)
+
+
+def key_uses() -> Counter[str]:
+    """How many secrets each encryption key holds, by the key's id."""
+    rows = Authenticator.objects.values_list("data", flat=True)
+    return Counter(data[name].partition(":")[0] for data in rows for name in SEALED if name in data)
+
+
+def reseal() -> int:
+    """Seal what an older key holds with the newest one; how many secrets that were."""
+    newest, moved = f"{_cipher().key_id}:", 0
+    with transaction.atomic():
+        for one in Authenticator.objects.select_for_update().order_by("pk"):
+            old = [name for name in SEALED if name in one.data and not one.data[name].startswith(newest)]
+            one.data |= {name: encrypt(decrypt(one.data[name])) for name in old}
+            if old:
+                one.save(update_fields=["data"])
+            moved += len(old)
+    return moved

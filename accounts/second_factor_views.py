@@ -7,6 +7,7 @@ from typing import Any
 from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.views import GenerateRecoveryCodesView
 from allauth.mfa.totp.views import ActivateTOTPView, DeactivateTOTPView
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -31,9 +32,17 @@ def index(request: AppRequest) -> HttpResponse:
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
     context = {
         "app": kinds.get(Authenticator.Type.TOTP),
-        "left": len(codes.wrap().get_unused_codes()) if codes else 0,
+        "left": _left(codes),
     }
     return show(request, "mfa/index.html", context)
+
+
+def _left(codes: Any) -> int:
+    """How many recovery codes still work; none whose key is gone."""
+    try:
+        return len(codes.wrap().get_unused_codes()) if codes else 0
+    except ValidationError:
+        return 0
 
 
 def _codes(request: HttpRequest) -> HttpResponse:

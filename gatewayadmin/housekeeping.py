@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+from allauth.usersessions.models import UserSession
 from django.contrib.sessions.models import Session as WebSession
 from django.db import Error, connection
 from django.db.models import Q
@@ -66,6 +67,7 @@ def _chores() -> dict[str, int]:
         "partitions_made": len(Call.partitions.make_ahead()),
         "partitions_dropped": len(Call.partitions.drop_before(keep_from)),
         "web_sessions": WebSession.objects.filter(expire_date__lt=now).delete()[0],
+        "signed_in_browsers": _sweep_browsers(),
         "authorize_requests": AuthorizeRequest.objects.filter(expires_at__lt=now).delete()[0],
         "mcp_sessions": Session.objects.filter(last_seen_at__lt=now - IDLE_SESSION).delete()[0],
         "stream_events": StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT).delete()[0],
@@ -96,6 +98,12 @@ def _ask(server: Server, identity: Identity | None) -> Discovered | Failed:
         return discovery.discover(server, identity)
     except Failed as failure:
         return failure
+
+
+def _sweep_browsers() -> int:
+    """What is noted of browsers whose web session is gone."""
+    there = WebSession.objects.values("session_key")
+    return int(UserSession.objects.exclude(session_key__in=there).delete()[0])
 
 
 def _sweep_cache(now: datetime) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 
-class Unreadable(Exception):
+class Unreadable(ValueError):
     """No configured encryption key opens this credential."""
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from accounts.models import User
+from auditlog.models import Event
 from tests.conftest import SignIn
 
 pytestmark = pytest.mark.django_db
@@ -45,3 +46,36 @@ def test_nothing_but_ones_own_name_can_be_posted(ana: User, sign_in: SignIn) -> 
     ana.refresh_from_db()
     assert (ana.email, ana.is_superuser) == ("ana@example.com", False)
     assert ana.role is not None
+
+
+def test_a_new_name_is_recorded_and_an_old_one_is_not(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    client.post("/settings/profile", {"display_name": "Ana", "theme": "dark"})
+    client.post("/settings/profile", {"display_name": " Ana S. ", "theme": "dark"})
+
+    event = Event.objects.get(action="user.updated")
+    assert (event.actor_email, event.changes) == (ana.email, {"display_name": ["Ana", "Ana S."]})
+
+
+def test_the_page_leads_to_password_second_factor_and_sessions(ana: User, sign_in: SignIn) -> None:
+    page = sign_in(ana).get("/settings/profile").content.decode()
+
+    for url in (
+        "/accounts/password/change/",
+        "/settings/second-factor/",
+        "/settings/sessions",
+        "/people/capabilities/",
+    ):
+        assert f'href="{url}"' in page
+
+
+def test_the_rail_shows_what_one_may_open(ana: User, max: User, sign_in: SignIn) -> None:  # noqa: A002  (the fixture)
+    mine = sign_in(ana).get("/settings/profile").content.decode().split('id="rail"')[1].split("</nav>")[0]
+    theirs = sign_in(max).get("/settings/profile").content.decode().split('id="rail"')[1].split("</nav>")[0]
+
+    for url in ("/settings/workspace", "/settings/admin-events/"):
+        assert f'href="{url}"' in mine
+        assert f'href="{url}"' not in theirs
+    for page in (mine, theirs):
+        assert 'href="/people/"' not in page
+        assert 'href="/settings/sessions"' in page

@@ -10,6 +10,7 @@ import pytest
 import time_machine
 from allauth.mfa.models import Authenticator
 from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
+from cryptography.fernet import Fernet
 from django.core.cache import cache
 from django.db import connection
 from django.test import Client
@@ -255,6 +256,45 @@ def test_what_is_stored_names_the_key_that_sealed_it(sign_in: SignIn) -> None:
 
     assert sealed.startswith(f"{cipher().key_id}:")
     assert second_factor.Adapter().decrypt(sealed) == secret
+
+
+@pytest.fixture
+def rotated(settings: Any) -> Iterator[Any]:
+    """Puts a new encryption key before the present one, when called."""
+
+    def rotate(*, keep: bool) -> None:
+        settings.ENCRYPTION_KEYS = [Fernet.generate_key(), *(settings.ENCRYPTION_KEYS if keep else [])]
+        cipher.cache_clear()
+
+    yield rotate
+    cipher.cache_clear()
+
+
+def test_a_rotated_key_may_go_once_its_secrets_are_sealed_again(sign_in: SignIn, settings: Any, rotated: Any) -> None:
+    person = make.user()
+    secret, codes = turn_on(sign_in(person))
+    old = cipher().key_id
+    assert second_factor.key_uses() == {old: 2}
+
+    rotated(keep=True)
+    moved = second_factor.reseal()
+    settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[:1]
+    cipher.cache_clear()
+
+    assert (moved, second_factor.reseal()) == (2, 0)
+    assert second_factor.key_uses() == {cipher().key_id: 2}
+    for code in (code_of(secret, 1), codes[0]):
+        assert sign_in_by_page(person).post("/accounts/second-factor/", {"code": code}).status_code == 302
+
+
+def test_without_its_key_a_second_factor_lets_nobody_in(sign_in: SignIn, rotated: Any) -> None:
+    person = make.user()
+    secret, _ = turn_on(sign_in(person))
+    rotated(keep=False)
+
+    response = sign_in_by_page(person).post("/accounts/second-factor/", {"code": code_of(secret, 1)})
+
+    assert "cannot be checked" in text(response)
 
 
 # --- Taken off by an administrator --------------------------------------------------------------------------------

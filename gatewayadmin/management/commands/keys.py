@@ -8,6 +8,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Count, QuerySet
 
+from accounts import second_factor
 from accounts.models import ApiKey
 from gatewayadmin import database
 from gatewayadmin.database import Unusable
@@ -28,7 +29,8 @@ class Command(BaseCommand):
         tokens = _uses(Token.objects.live()) + _uses(ApiKey.objects.filter(revoked_at=None))
         self._list("GATEWAY_TOKEN_KEYS", [secret.key_id(key) for key in settings.TOKEN_KEYS], tokens)
         sealed = [crypto.key_id(key) for key in settings.ENCRYPTION_KEYS]
-        self._list("GATEWAY_ENCRYPTION_KEYS", sealed, _uses(Identity.objects.exclude(secret_ciphertext=None)))
+        secrets = _uses(Identity.objects.exclude(secret_ciphertext=None)) + second_factor.key_uses()
+        self._list("GATEWAY_ENCRYPTION_KEYS", sealed, secrets)
 
     def _list(self, variable: str, present: Sequence[str], uses: Counter[str]) -> None:
         self.stdout.write(variable)
