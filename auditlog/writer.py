@@ -119,11 +119,26 @@ def _ms(value: float | None) -> str:
 
 def new_uid(at: float) -> str:
     """A UUIDv7 (RFC 9562) of this moment; its time finds the row's partition."""
-    random = int.from_bytes(os.urandom(10))
+    random = _random()
     low = (random & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000
     high = (int(at * 1000) << 16) | 0x7000 | (random >> 68)
     digits = f"{high:016x}{low:016x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+# Fetched for many ids at once: each fetch is a call into the kernel.
+_pool: list[int] = []
+
+
+def _random() -> int:
+    if not _pool:
+        fetched = os.urandom(10 * 256)
+        _pool.extend(int.from_bytes(fetched[n : n + 10]) for n in range(0, len(fetched), 10))
+    return _pool.pop()
+
+
+# A forked process would hand out the ids of its parent again.
+os.register_at_fork(after_in_child=_pool.clear)
 
 
 type Waiting = tuple[bytes, asyncio.Future[None]]

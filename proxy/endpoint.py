@@ -151,8 +151,7 @@ class Endpoint:
         except NotRecorded:
             metrics.UNAVAILABLE.labels("record").inc()
             response = _unavailable(request, NOT_RECORDED)
-        metrics.CALLS.labels(response.outcome, response.deny_reason).inc()
-        metrics.SECONDS.observe(took)
+        metrics.count(response.outcome, response.deny_reason, took)
         if response.status == CLIENT_LEFT:
             return
         if stream is not None and (stream.opened or (response.status == 200 and not request.accepted.json)):

@@ -62,26 +62,30 @@ def parse(body: bytes) -> Message:
 
 
 def _message(document: Any) -> Message:
-    match document:
-        case {"jsonrpc": "2.0", "method": str(method)} if method:
-            params = document.get("params", {})
+    # Plain conditions: patterns of mappings take three times as long, and every call comes through here.
+    if isinstance(document, dict) and document.get("jsonrpc") == "2.0":
+        method = document.get("method")
+        if method is None:
+            if "id" in document and ("result" in document or isinstance(document.get("error"), dict)):
+                return Message("", _id(document), {})
+        elif isinstance(method, str) and method:
+            params = document.get("params", _NONE)
             if isinstance(params, dict):
                 return Message(method, _id(document), params)
-        case {"jsonrpc": "2.0", "id": _, "result": _} | {"jsonrpc": "2.0", "id": _, "error": dict()}:
-            return Message("", _id(document), {})
-        case list():
-            raise Malformed(INVALID_REQUEST, "Batches are not supported")
+    elif isinstance(document, list):
+        raise Malformed(INVALID_REQUEST, "Batches are not supported")
     raise Malformed(INVALID_REQUEST, "Invalid Request")
 
 
+_NONE: Object = {}
+
+
 def _id(document: Object) -> Id | None:
+    known = document.get("id")
+    if type(known) is int or type(known) is str:
+        return known
     if "id" not in document:
         return None
-    match document["id"]:
-        case bool():
-            pass
-        case int() | str() as known:
-            return known
     raise Malformed(INVALID_REQUEST, "Invalid Request")
 
 

@@ -10,12 +10,12 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.types.json import Jsonb
 
-from proxy import jsonrpc, queries
+from proxy import jsonrpc, metrics, queries
 from proxy.access import Assigned, Facts
 from servers.naming import exposed_name, fingerprint, storable
 
@@ -30,6 +30,15 @@ LONGEST_NAME = 200
 type Marked = dict[str, dict[str, Any]]
 
 
+class Contact(NamedTuple):
+    """How it went with a server; `fault` is empty when it answered."""
+
+    assigned: Assigned
+    at: float
+    fault: str
+    down: bool
+
+
 class Marks:
     """Collects marks and flushes them; everything it takes, it takes without waiting."""
 
@@ -37,6 +46,8 @@ class Marks:
         self._conninfo = conninfo
         self._stranger_seconds = stranger_seconds
         self._connection: psycopg.AsyncConnection | None = None
+        self._used: dict[str, tuple[Facts, str, float]] = {}
+        self._contacts: dict[tuple[str, str | None], Contact] = {}
         self._marked: dict[str, Marked] = {}
         self._tools: dict[str, tuple[Assigned, list[jsonrpc.Object]]] = {}
         self._tools_known: dict[str, tuple[str, float]] = {}
@@ -53,6 +64,7 @@ class Marks:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
         self._strangers_told = float("-inf")
+        metrics.hand_over()
         await self._flush_or_drop()
         if self._connection is not None:
             await self._connection.close()
@@ -61,20 +73,13 @@ class Marks:
 
     def used(self, facts: Facts, ip: str, at: float) -> None:
         """This token was used, and with it its connection and host."""
-        moment = datetime.fromtimestamp(at, UTC)
-        self._mark("tokens", facts.token_id, at=moment, ip=ip or None)
-        self._mark("connections", facts.connection_id, at=moment)
-        self._mark("hosts", facts.host_id, at=moment)
+        self._used[facts.token_id] = facts, ip, at
 
     def contacted(self, assigned: Assigned, fault: str = "", *, credential_refused: bool = False) -> None:
         """The server answered, or did not; one that refuses a credential is there."""
-        now = datetime.now(UTC)
-        down = bool(fault) and not credential_refused
-        error = storable(fault)[:300]
-        health = "down" if down else "ok"
-        self._mark("health", assigned.server_id, at=now, health=health, error=error if down else "")
-        if assigned.identity_id is not None and not down:
-            self._mark("identities", assigned.identity_id, at=now, error=error)
+        self._contacts[assigned.server_id, assigned.identity_id] = Contact(
+            assigned, time.time(), fault, down=bool(fault) and not credential_refused
+        )
 
     def era(self, server_id: str, url: str, era: str) -> None:
         """This server turned out to speak this wire."""
@@ -97,6 +102,7 @@ class Marks:
     async def _work(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
+            metrics.hand_over()
             await self._flush_or_drop()
 
     async def _flush_or_drop(self) -> None:
@@ -108,7 +114,24 @@ class Marks:
                 await self._connection.close()
                 self._connection = None
 
+    def _spread(self) -> None:
+        """Turn what was noted in passing into marks; on the way of a call even a date costs."""
+        used, self._used = self._used, {}
+        contacts, self._contacts = self._contacts, {}
+        for facts, ip, at in used.values():
+            moment = datetime.fromtimestamp(at, UTC)
+            self._mark("tokens", facts.token_id, at=moment, ip=ip or None)
+            self._mark("connections", facts.connection_id, at=moment)
+            self._mark("hosts", facts.host_id, at=moment)
+        for assigned, at, fault, down in contacts.values():
+            moment, error = datetime.fromtimestamp(at, UTC), storable(fault)[:300]
+            health = "down" if down else "ok"
+            self._mark("health", assigned.server_id, at=moment, health=health, error=error if down else "")
+            if assigned.identity_id is not None and not down:
+                self._mark("identities", assigned.identity_id, at=moment, error=error)
+
     async def _flush(self) -> None:
+        self._spread()
         marked, self._marked = self._marked, {}
         tools, self._tools = self._tools, {}
         strangers = self._take_strangers()
