@@ -132,7 +132,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Remove server",
-            text=f"Remove {assignment.server.name} from {assignment.gateway.name}? {_tools(assignment)} on the next "
+            text=f"Remove {assignment.server.name} from {assignment.gateway.name}? {tools(assignment)} on the next "
             "request. Connections stay.",
             more="Its tool switches and history on this gateway end with it.",
             icon="remove",
@@ -142,25 +142,8 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     return leave(request, tab_url(assignment.gateway), f"{assignment.server.name} removed")
 
 
-@require_http_methods(["GET", "POST"])
-@requires(Capability.GATEWAYS_TOGGLE)
-def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    assignment = find(request.user, pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Disable server on this gateway",
-            text=f"Disable {assignment.server.name} on {assignment.gateway.name}? {_tools(assignment)} on the next "
-            "request. Nothing is deleted.",
-            more="Other gateways keep it.",
-            target=f"#assignment-{assignment.pk}",
-            back=tab_url(assignment.gateway),
-        )
-    assignment.disable(by=request.user)
-    return _changed(request, assignment, "Server disabled on this gateway")
-
-
-def _tools(assignment: Any) -> str:
+def tools(assignment: Any) -> str:
+    """The tools that stop with `assignment`, as the beginning of a sentence."""
     match assignment.tool_count:
         case 0:
             return "Its tools stop"
@@ -175,9 +158,9 @@ def _tools(assignment: Any) -> str:
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     assignment = find(request.user, pk)
     assignment.enable(by=request.user)
-    return _changed(request, assignment, "Server enabled on this gateway")
+    return changed(request, assignment, "Server enabled on this gateway")
 
 
-def _changed(request: AppRequest, assignment: Assignment, toast: str) -> HttpResponse:
+def changed(request: AppRequest, assignment: Assignment, toast: str) -> HttpResponse:
     context = {"assignment": assignment, "gateway": assignment.gateway, "sees_servers": sees_servers(request.user)}
     return answer(request, "gateways/servers.html#row", context, to=tab_url(assignment.gateway), toast=toast)

@@ -132,27 +132,20 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
 
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
-def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    tool = _find(request, pk)
-    tool.disable(by=request.user)
-    return _changed(request, tool, f"{tool.exposed_name} disabled")
-
-
-@require_POST
-@requires(Capability.GATEWAYS_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
-    tool = _find(request, pk)
+    tool = find(request, pk)
     tool.enable(by=request.user)
-    return _changed(request, tool, f"{tool.exposed_name} enabled")
+    return changed(request, tool, f"{tool.exposed_name} enabled")
 
 
-def _find(request: AppRequest, pk: UUID) -> Tool:
+def find(request: AppRequest, pk: UUID) -> Tool:
+    """The tool, or 404 when its gateway is out of sight."""
     rows = Tool.objects.select_related("assignment__gateway").filter(
         assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user)
     )
     return get_object_or_404(rows, pk=pk)
 
 
-def _changed(request: AppRequest, tool: Tool, toast: str) -> HttpResponse:
+def changed(request: AppRequest, tool: Tool, toast: str) -> HttpResponse:
     to = tab_url(tool.assignment.gateway)
     return answer(request, "gateways/tools.html#row", {"row": Row(tool)}, to=to, toast=toast)

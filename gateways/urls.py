@@ -12,7 +12,6 @@ urlpatterns = [
     path("gateways/<slug:slug>/", views.detail, name="detail"),
     path("gateways/<slug:slug>/rename/", views.rename, name="edit"),
     path("gateways/<slug:slug>/reach/", views.reach, name="reach"),
-    path("gateways/<slug:slug>/disable/", views.disable, name="disable"),
     path("gateways/<slug:slug>/enable/", views.enable, name="enable"),
     path("gateways/<slug:slug>/servers/", assignment_views.listing, name="servers"),
     path("gateways/<slug:slug>/assign/", assignment_views.assign, name="assign"),
@@ -28,9 +27,7 @@ urlpatterns = [
     path("people/teams/<uuid:pk>/remove/<uuid:user_pk>/", team_views.remove_person, name="remove_from_team"),
     path("assignments/<uuid:pk>/edit/", assignment_views.edit, name="edit_assignment"),
     path("assignments/<uuid:pk>/remove/", assignment_views.remove, name="remove_assignment"),
-    path("assignments/<uuid:pk>/disable/", assignment_views.disable, name="disable_assignment"),
     path("assignments/<uuid:pk>/enable/", assignment_views.enable, name="enable_assignment"),
     path("assignments/<uuid:pk>/policy/", tool_views.policy, name="policy"),
-    path("tools/<uuid:pk>/disable/", tool_views.disable, name="disable_tool"),
     path("tools/<uuid:pk>/enable/", tool_views.enable, name="enable_tool"),
 ]

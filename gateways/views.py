@@ -18,7 +18,7 @@ from capabilities import Capability, requires, signed_in
 from gateways.forms import GatewayFilter, GatewayForm, NameForm, ReachForm
 from gateways.models import Gateway, GatewayQuerySet
 from servers.slugs import suggest
-from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
+from ui.pages import AppRequest, answer, leave, page_of, refuse, show
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 WITHIN_REACH = "lists only gateways within one's reach"
@@ -137,43 +137,15 @@ def reach(request: AppRequest, slug: str) -> HttpResponse:
     return leave(request, page_url(gateway), "Reach changed")
 
 
-@require_http_methods(["GET", "POST"])
-@requires(Capability.GATEWAYS_TOGGLE)
-def disable(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find(request.user, slug)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Disable gateway",
-            text=f"Disable this gateway? {_stops(gateway, request.user)} Nothing is deleted.",
-            target="#gateway-head" if request.GET.get("on") == "page" else f"#gateway-{gateway.slug}",
-            back=page_url(gateway),
-        )
-    gateway.disable(by=request.user)
-    return _switched(request, gateway, "Gateway disabled")
-
-
-def _stops(gateway: Any, viewer: User) -> str:
-    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
-        return "All its connections stop on their next request."
-    match gateway.connection_count:
-        case 0:
-            return "Nothing is connected to it."
-        case 1:
-            return "Its 1 connection stops on its next request."
-        case count:
-            return f"All {count:,} connections stop on their next request."
-
-
 @require_POST
 @requires(Capability.GATEWAYS_TOGGLE)
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find(request.user, slug)
     gateway.enable(by=request.user)
-    return _switched(request, gateway, "Gateway enabled")
+    return switched(request, gateway, "Gateway enabled")
 
 
-def _switched(request: AppRequest, gateway: Gateway, toast: str) -> HttpResponse:
+def switched(request: AppRequest, gateway: Gateway, toast: str) -> HttpResponse:
     """The part of the page that shows the switch: the head of the gateway's page, or its row."""
     fragment = "gateways/base.html#head" if request.htmx.target == "gateway-head" else "gateways/list.html#row"
     return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast)

@@ -92,7 +92,7 @@ class Guard:
         host = parts.hostname or ""
         if _is_literal(host):
             if not self.admits(host, encrypted=parts.scheme == "https"):
-                raise UrlRefused(f"The address {host} is not one the gateway may call.")
+                raise UrlRefused(f"The address {host} {_why_not(parts.scheme)}.")
         elif parts.scheme == "http" and not self.allowed:
             raise UrlRefused("The URL must start with https://.")
 
@@ -106,7 +106,13 @@ class Guard:
         except httpcore.ConnectError:
             raise UrlRefused(f"{host} cannot be found. Check the spelling.") from None
         if not any(self.admits(address, encrypted=parts.scheme == "https") for address in addresses):
-            raise UrlRefused(f"{host} leads to an address the gateway may not call.")
+            raise UrlRefused(f"{host} leads to an address that {_why_not(parts.scheme)}.")
+
+
+def _why_not(scheme: str) -> str:
+    if scheme == "http":
+        return "is not inside GATEWAY_PRIVATE_UPSTREAMS, the only place that may be called without TLS"
+    return "is private or reserved; GATEWAY_PRIVATE_UPSTREAMS does not allow it"
 
 
 def _plain(address: Address) -> Address:

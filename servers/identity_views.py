@@ -11,15 +11,15 @@ from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, requires, signed_in
 from servers.forms import SecretForm, SharedIdentityForm
-from servers.models import AlreadyRevoked, Identity, IdentityQuerySet, Server
+from servers.models import Identity, IdentityQuerySet, Server
 from servers.views import SEES
 from servers.views import find as find_server
-from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show
+from ui.pages import AppRequest, leave, page_of, refuse, show
 
 ROWS = 25  # Each has a switch and two buttons; more would make the page too heavy.
 RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
@@ -84,6 +84,11 @@ def tab_url(server: Server) -> str:
     return reverse("servers:identities", args=[server.slug])
 
 
+def page_url(viewer: User, identity: Identity) -> str:
+    """The page that lists `identity`: the tab of its server, or one's own identities for who may not open that."""
+    return tab_url(identity.server) if any(map(viewer.has_perm, SEES)) else reverse("connections:mine")
+
+
 @require_GET
 @requires(*SEES)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
@@ -124,10 +129,10 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     if not Row(identity, request.user).may_replace:
         raise CapabilityRequired(Capability.SERVERS_MANAGE)
+    back = page_url(request.user, identity)
     if identity.revoked_at:
-        return leave(request, tab_url(identity.server), "This identity has been revoked. Add a new one.")
+        return leave(request, back, "This identity has been revoked. Add a new one.")
     form = SecretForm(request.POST or None, server=identity.server)
-    back = tab_url(identity.server)
     context = {
         "form": form,
         "identity": identity,
@@ -141,65 +146,3 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
         return refuse(request, "servers/identity_form.html", context)
     identity.replace(form.cleaned_data["secret"], by=request.user)
     return leave(request, back, "Secret replaced")
-
-
-@require_http_methods(["GET", "POST"])
-@signed_in(RULE)
-def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    identity = find(request, pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Disable identity",
-            text=f"Disable this identity? Calls to {identity.server.name} that use “{identity.label}” fail on the next "
-            "request. Nothing is deleted.",
-            more=_uses(identity),
-            target=f"#identity-{identity.pk}",
-            back=tab_url(identity.server),
-        )
-    identity.disable(by=request.user)
-    return _changed(request, identity, "Identity disabled")
-
-
-@require_POST
-@signed_in(RULE)
-def enable(request: AppRequest, pk: UUID) -> HttpResponse:
-    identity = find(request, pk)
-    identity.enable(by=request.user)
-    return _changed(request, identity, "Identity enabled")
-
-
-@require_http_methods(["GET", "POST"])
-@signed_in(RULE)
-def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
-    identity = find(request, pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Revoke identity",
-            text=f"Revoke this identity? Calls to {identity.server.name} that use “{identity.label}” fail on the next "
-            "request, and its secret is wiped.",
-            more=f"{_uses(identity)} Cannot be undone.".strip(),
-            icon="revoke",
-            target=f"#identity-{identity.pk}",
-            back=tab_url(identity.server),
-        )
-    try:
-        identity.revoke(by=request.user)
-    except AlreadyRevoked:
-        return _changed(request, identity, "This identity had been revoked before")
-    return _changed(request, identity, "Identity revoked")
-
-
-def _uses(identity: Identity) -> str:
-    """Where it is in use: a shared one on gateways, a person's own by connections."""
-    if identity.is_shared:
-        count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
-    else:
-        count, word = identity.connection_identities.filter(connection__revoked_at=None).count(), "connection"
-    return f"{count} {word}{' uses' if count == 1 else 's use'} it." if count else ""
-
-
-def _changed(request: AppRequest, identity: Identity, toast: str) -> HttpResponse:
-    row = Row(get_object_or_404(Identity.objects.select_related("server", "owner"), pk=identity.pk), request.user)
-    return answer(request, "servers/identities.html#row", {"row": row}, to=tab_url(identity.server), toast=toast)

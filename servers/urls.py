@@ -13,12 +13,8 @@ urlpatterns = [
     path("servers/<slug:slug>/gateways/", views.gateways, name="gateways"),
     path("servers/<slug:slug>/edit/", views.edit, name="edit"),
     path("servers/<slug:slug>/test/", views.test, name="test"),
-    path("servers/<slug:slug>/disable/", views.disable, name="disable"),
     path("servers/<slug:slug>/enable/", views.enable, name="enable"),
     path("servers/<slug:slug>/identities/", identity_views.listing, name="identities"),
     path("servers/<slug:slug>/identities/add/", identity_views.add, name="add_identity"),
     path("identities/<uuid:pk>/replace/", identity_views.replace, name="replace_identity"),
-    path("identities/<uuid:pk>/disable/", identity_views.disable, name="disable_identity"),
-    path("identities/<uuid:pk>/enable/", identity_views.enable, name="enable_identity"),
-    path("identities/<uuid:pk>/revoke/", identity_views.revoke, name="revoke_identity"),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,17 +11,16 @@ from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
-from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from auditlog.models import Call
 from capabilities import Capability, requires
 from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
 from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import suggest
-from ui.pages import AppRequest, answer, confirm, leave, page_of, refuse, show, wants_fragment
+from ui.pages import AppRequest, answer, leave, page_of, refuse, show, wants_fragment
 
+ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
 SEES = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
 
 
@@ -46,7 +44,7 @@ def page_url(server: Server) -> str:
 @requires(*SEES)
 def listing(request: AppRequest) -> HttpResponse:
     chosen = ServerFilter(request.GET)
-    page = page_of(request, counted(chosen.narrow(Server.objects.live())))
+    page = page_of(request, counted(chosen.narrow(Server.objects.live())), ROWS)
     context = {
         "page": page,
         "chosen": chosen.cleaned_data,
@@ -157,43 +155,15 @@ def _told(failure: Failed) -> tuple[str, str]:
     return f"The server {failure}.", "warn" if isinstance(failure, Refused) else "bad"
 
 
-@require_http_methods(["GET", "POST"])
-@requires(Capability.SERVERS_TOGGLE)
-def disable(request: AppRequest, slug: str) -> HttpResponse:
-    server = find(slug)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Disable server",
-            text=f"Disable this server? {server.name} {_stops(server)}. Nothing is deleted.",
-            more=_traffic(server),
-            target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
-            back=page_url(server),
-        )
-    server.disable(by=request.user)
-    return _switched(request, server, "Server disabled")
-
-
-def _stops(server: Any) -> str:
-    if not server.gateway_count:
-        return "is on no gateway"
-    return f"stops on {server.gateway_count} gateway{'' if server.gateway_count == 1 else 's'} on the next request"
-
-
-def _traffic(server: Server) -> str:
-    calls = Call.objects.filter(server_id=server.pk, created_at__gte=timezone.now() - timedelta(hours=24)).count()
-    return f"{calls:,} call{'' if calls == 1 else 's'} in the last 24 hours." if calls else ""
-
-
 @require_POST
 @requires(Capability.SERVERS_TOGGLE)
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     server.enable(by=request.user)
-    return _switched(request, server, "Server enabled")
+    return switched(request, server, "Server enabled")
 
 
-def _switched(request: AppRequest, server: Server, toast: str) -> HttpResponse:
+def switched(request: AppRequest, server: Server, toast: str) -> HttpResponse:
     """The part of the page that shows the switch: the head of the server's page, or its row."""
     fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
     return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast)

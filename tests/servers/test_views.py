@@ -260,7 +260,10 @@ def test_a_name_that_leads_to_a_private_address_is_refused(ana: User, sign_in: S
     response = sign_in(ana).post("/servers/add/", filled(url="https://localhost/mcp"))
 
     assert response.status_code == 422
-    assert "localhost leads to an address the gateway may not call." in text(response)
+    assert (
+        "localhost leads to an address that is private or reserved; GATEWAY_PRIVATE_UPSTREAMS does not allow it."
+        in text(response)
+    )
 
 
 def test_a_header_name_is_kept_for_own_headers_only(ana: User, sign_in: SignIn) -> None:
