@@ -16,6 +16,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
+from gatewayadmin.request_head import BoundedHead
+
 BACKLOG = 2048
 DRAIN_S = 10
 
@@ -45,7 +47,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     CONFIG_KWARGS = {  # noqa: RUF012  gunicorn's own name and form
         "loop": "uvloop",
-        "http": "httptools",
+        "http": BoundedHead,
         "lifespan": "on",
         "ws": "none",
         "proxy_headers": False,  # uvicorn believes X-Forwarded-For from loopback; we read it ourselves.
