@@ -1,11 +1,13 @@
-"""The outermost layer, for every request alike: its id, its true sender, the Host check, one line in the log."""
+"""The outermost layer, for every request alike: its id, its true sender, the Host check, its size, a log line."""
 
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,12 +17,15 @@ from gatewayadmin.logs import request_id
 
 logger = logging.getLogger(__name__)
 
+LARGEST_BODY = 3 * 1024 * 1024
+
 
 class Edge:
     """Wraps the whole application.
 
     Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender
     and `scope["scheme"]` to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
+    A body above LARGEST_BODY gets 413; Django would write all of it to the disk before it looks at anything.
     """
 
     def __init__(
@@ -48,13 +53,36 @@ class Edge:
         scope["client"] = (client_address(peer, headers.getlist("x-forwarded-for"), self.trusted), 0)
         scope["scheme"] = self.scheme
         app = self.app if self._serves(scope["path"], headers.get("host", "")) else _wrong_host
+        if _announced(headers) > LARGEST_BODY:
+            app = _too_large
+        body = _Body(receive)
         try:
-            await app(scope, receive, line.send)
+            with suppress(ClientDisconnect):
+                await app(scope, body.receive, line.send)
+            if body.is_too_large and not line.has_begun:
+                await _too_large(scope, receive, line.send)
         finally:
             line.write()
 
     def _serves(self, path: str, host: str) -> bool:
         return path in self.unchecked or host_name(host) in self.hosts
+
+
+class _Body:
+    """What the client sends. Past LARGEST_BODY it is as if the client had left: then readers drop what they have."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._size = 0
+
+    @property
+    def is_too_large(self) -> bool:
+        return self._size > LARGEST_BODY
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if self.is_too_large else message
 
 
 class _Line:
@@ -68,6 +96,11 @@ class _Line:
         self._id = uuid4()
         scope["request_id"] = self._id
         request_id.set(str(self._id))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an answer is on its way."""
+        return self._status != 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -99,4 +132,14 @@ def host_name(host: str) -> str:
 
 async def _wrong_host(scope: Scope, receive: Receive, send: Send) -> None:
     answer = PlainTextResponse("This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n", 400)
+    await answer(scope, receive, send)
+
+
+def _announced(headers: Headers) -> int:
+    length = headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdecimal() else 0
+
+
+async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = PlainTextResponse("The request is larger than 3 MiB.\n", 413, {"Connection": "close"})
     await answer(scope, receive, send)

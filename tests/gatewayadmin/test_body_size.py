@@ -1,0 +1,54 @@
+"""How much a client may send outside /mcp."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import cast
+
+from django.core.asgi import get_asgi_application
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gatewayadmin.edge import LARGEST_BODY, Edge
+
+
+async def greedy(scope: Scope, receive: Receive, send: Send) -> None:
+    await Request(scope, receive).body()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def status_of(
+    pieces: Iterable[bytes], headers: list[tuple[bytes, bytes]] | None = None, *, app: ASGIApp = greedy
+) -> tuple[int, int]:
+    """The status of a POST with this body, and how many pieces were never asked for."""
+    left = [*pieces]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"x"), *(headers or [])]}
+    edge = Edge(app, hosts=["x"], scheme="http", trusted=[], unchecked=[])
+    asyncio.run(edge(scope, receive, send))
+    return sent[0]["status"], len(left)
+
+
+def test_a_body_of_three_mebibytes_is_taken() -> None:
+    length = [(b"content-length", str(LARGEST_BODY).encode())]
+    assert status_of([b"x" * LARGEST_BODY], length) == (200, 0)
+
+
+def test_a_body_announced_as_larger_is_refused_unread() -> None:
+    length = [(b"content-length", str(LARGEST_BODY + 1).encode())]
+    assert status_of([b"x"], length) == (413, 1)
+
+
+def test_a_body_that_grows_too_large_is_refused_where_it_does() -> None:
+    assert status_of([b"x" * (1024 * 1024)] * 6) == (413, 2)
+
+
+def test_django_stops_reading_a_body_that_grows_too_large() -> None:
+    assert status_of([b"x" * (1024 * 1024)] * 6, app=cast(ASGIApp, get_asgi_application())) == (413, 2)
