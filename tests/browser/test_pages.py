@@ -127,7 +127,9 @@ def kind_of(url: str) -> str:
 
 
 def is_page(url: str) -> bool:
-    return not urlsplit(url).path.startswith(NOT_PAGES)
+    """Files, the Django admin and downloads are looked at elsewhere."""
+    path = urlsplit(url).path
+    return not path.startswith(NOT_PAGES) and not path.endswith("/export/")
 
 
 def check(response: Response) -> str:
