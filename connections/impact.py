@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.models import Call
+from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, Tool
 from hosts.models import Host
@@ -46,6 +47,17 @@ def impact_of(thing: models.Model) -> Impact:
     )
     recent = Call.objects.filter(calls, created_at__gte=timezone.now() - WINDOW)
     return Impact(**counted, calls=recent.count())
+
+
+def cuts(thing: models.Model, viewer: User) -> str:
+    """What switching `thing` off cuts, as a sentence for the question before it.
+
+    Empty for who may see neither everybody's connections nor `thing` as their own (decisions 7.10).
+    """
+    own = viewer.pk in (getattr(thing, "user_id", None), getattr(thing, "owner_id", None))
+    if not own and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+        return ""
+    return f"Cuts {impact_of(thing)}."
 
 
 @singledispatch

@@ -11,7 +11,8 @@ from accounts.models import User
 from accounts.people_views import find, page_url
 from accounts.rules import LastManager
 from capabilities import Capability, CapabilityRequired, requires
-from connections.impact import impact_of
+from connections.cutting import joined
+from connections.impact import cuts
 from connections.models import Connection
 from ui.pages import AppRequest, confirm, leave
 
@@ -28,7 +29,7 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
             title="Deactivate",
             text=f"Deactivate {person.email}? All sessions end and every connection acting as this user stops on its "
             "next request.",
-            more=f"{impact_of(person)}. Nothing is revoked: reactivated, everything works as before.",
+            more=joined(cuts(person, request.user), "Nothing is revoked: reactivated, everything works as before."),
             icon="pause",
             back=page_url(person),
         )
@@ -52,7 +53,7 @@ def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
             title="Cut this person off",
             text=f"Cut {person.email} off? The account is deactivated, all sessions end, and every connection acting "
             "as this user is revoked with its tokens.",
-            more=f"{impact_of(person)}. {_revoked(person)} This cannot be undone.",
+            more=joined(cuts(person, request.user), _revoked(person), "This cannot be undone."),
             icon="revoke",
             back=page_url(person),
         )

@@ -9,6 +9,7 @@ from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
 from django.urls import reverse
 
+from capabilities import Capability
 from connections.mcp_rows import McpFilter, number
 from connections.models import Connection
 from connections.rows import Row, visible
@@ -36,6 +37,8 @@ def place(request: AppRequest, connection: Connection) -> Place:
     """The row of `connection` on the open page, as it is now."""
     page = open_page(request)
     row = Row(get_object_or_404(visible(request.user), pk=connection.pk), request.user)
+    if page == reverse("connections:mine"):
+        return Place("connections/mine.html#connection", {"row": row})
     if page == reverse("connections:mcp"):
         return Place(
             "connections/mcp.html#row", {"row": row, "number": number(request.user, McpFilter(open_query(request)))}
@@ -48,11 +51,11 @@ def place(request: AppRequest, connection: Connection) -> Place:
 def changed(request: AppRequest, connection: Connection, toast: str, *, stays: bool = False) -> HttpResponse:
     """The answer to an act: the row as it is now, and a toast, or a notice that stays."""
     if not wants_fragment(request):
-        return leave(request, back(connection), toast)
+        return leave(request, back(request, connection), toast)
     template, context = place(request, connection)
     if not stays:
-        return answer(request, template, context, to=back(connection), toast=toast)
-    response = answer(request, template, context, to=back(connection))
+        return answer(request, template, context, to=back(request, connection), toast=toast)
+    response = answer(request, template, context, to=back(request, connection))
     response.write(render_to_string("ui/notice.html", {"text": toast}))
     return response
 
@@ -63,6 +66,8 @@ def beside(request: AppRequest, connection: Connection) -> str:
     return render_to_string(template, {**context, "changed": True, "aside": True}, request)
 
 
-def back(connection: Connection) -> str:
-    """Where to go without script: the host's tab, which also names the gateway."""
-    return reverse("connections:for_host", args=[connection.host_id])
+def back(request: AppRequest, connection: Connection) -> str:
+    """Where to go without script: the host's tab, which also names the gateway, or the list of one's own."""
+    if request.user.has_perm(Capability.HOSTS_READ):
+        return reverse("connections:for_host", args=[connection.host_id])
+    return reverse("connections:mine")

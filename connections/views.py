@@ -7,19 +7,18 @@ from uuid import UUID
 
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
-from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from capabilities import Capability, CapabilityRequired, requires, signed_in
-from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
+from connections.cutting import joined
+from connections.impact import cuts
+from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
 from connections.places import back, changed
 from connections.rows import STATUSES, ConnectionFilter, Row, visible
 from gateways.views import find as find_gateway
-from hosts.models import Host
 from hosts.views import find as find_host
-from ui.pages import AppRequest, confirm, leave, page_of, show
+from ui.pages import AppRequest, confirm, page_of, show
 
-NAMED = 5
 ROWS = 15  # Each brings its tokens, and buttons for all of them; fifty would make the page too heavy.
 
 REVOKE_TEXT = (
@@ -34,38 +33,6 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
     may_add = host.is_agent and (host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE))
     context = {"host": host, "tab": "connections", "may_add": may_add, **_listed(request, host=host)}
     return show(request, "connections/for_host.html#connections", context)
-
-
-@require_http_methods(["GET", "POST"])
-@requires(Capability.HOSTS_TOGGLE)
-def archive_host(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Put a host away for good; its connections end with it, so that takes both capabilities."""
-    if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
-        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
-    host = find_host(request.user, pk)
-    page = reverse("hosts:detail", args=[host.pk])
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Archive host",
-            text=f'Archive "{host.name}"? It leaves the list for good. This cannot be undone.',
-            more=_revoked_with(host),
-            icon="archive",
-            back=page,
-        )
-    try:
-        Connection.objects.archive_host(host, by=request.user)
-    except StillEnabled as error:
-        return leave(request, page, str(error))
-    return leave(request, reverse("hosts:list"), f"{host.name} archived")
-
-
-def _revoked_with(host: Host) -> str:
-    """The connections that end when `host` is archived, the first of them by name."""
-    live = Connection.objects.live().filter(host=host).select_related("user", "gateway")
-    ending = [f"{one.user.email} on {one.gateway.name}" for one in live]
-    named = ", ".join(ending[:NAMED]) + (f" and {len(ending) - NAMED} more" if len(ending) > NAMED else "")
-    return f"These connections are revoked: {named}." if ending else "It has no connection left to revoke."
 
 
 @require_GET
@@ -104,9 +71,11 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             title="Disable connection",
             text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
             f"{connection.gateway.name} on the next request.",
-            more="Nothing is deleted. Enable it again and the same token works.",
+            more=joined(
+                cuts(connection, request.user), "Nothing is deleted. Enable it again and the same token works."
+            ),
             target=f"#connection-{connection.pk}",
-            back=back(connection),
+            back=back(request, connection),
         )
     connection.disable(by=request.user)
     return changed(request, connection, "Connection disabled")
@@ -136,7 +105,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             "Cannot be undone.",
             icon="revoke",
             target=f"#connection-{connection.pk}",
-            back=back(connection),
+            back=back(request, connection),
         )
     try:
         connection.revoke(by=request.user)

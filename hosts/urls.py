@@ -9,6 +9,5 @@ urlpatterns = [
     path("hosts/add/", views.add, name="add"),
     path("hosts/<uuid:pk>/", views.detail, name="detail"),
     path("hosts/<uuid:pk>/rename/", views.rename, name="rename"),
-    path("hosts/<uuid:pk>/disable/", views.disable, name="disable"),
     path("hosts/<uuid:pk>/enable/", views.enable, name="enable"),
 ]

@@ -15,7 +15,7 @@ from accounts.models import User
 from capabilities import Capability, requires
 from hosts.forms import STATUSES, AgentForm, HostFilter
 from hosts.models import Host, HostQuerySet, NameTaken
-from ui.pages import AppRequest, answer, confirm, leave, page_of, posted, refuse, show
+from ui.pages import AppRequest, answer, leave, page_of, posted, refuse, show
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
@@ -94,45 +94,15 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
     return refuse(request, "hosts/form.html", context)
 
 
-@require_http_methods(["GET", "POST"])
-@requires(Capability.HOSTS_TOGGLE)
-def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    host = find(request.user, pk)
-    if request.method == "GET":
-        return confirm(
-            request,
-            title="Disable host",
-            text=f'Disable this host? Every connection of "{host.name}" stops on its next request. Nothing is deleted.',
-            more=_carried(request.user, host),
-            target="#host-head" if request.GET.get("on") == "page" else f"#host-{host.pk}",
-            back=reverse("hosts:detail", args=[host.pk]),
-        )
-    host.disable(by=request.user)
-    return _switched(request, host, "Host disabled")
-
-
-def _carried(viewer: User, host: Host) -> str:
-    """How much stops, for those who may see it; and what a switch does not do."""
-    advice = "To end access for good, revoke the connections."
-    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
-        return advice
-    connections, users = host.connection_count, host.user_count  # type: ignore[attr-defined]
-    return f"{_number(connections, 'connection')}, {_number(users, 'user')}. {advice}"
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
-
-
 @require_POST
 @requires(Capability.HOSTS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     host.enable(by=request.user)
-    return _switched(request, host, "Host enabled")
+    return switched(request, host, "Host enabled")
 
 
-def _switched(request: AppRequest, host: Host, toast: str) -> HttpResponse:
+def switched(request: AppRequest, host: Host, toast: str) -> HttpResponse:
     """The part of the page that shows the switch: the head of the host's page, or its row."""
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
     return answer(request, fragment, {"host": host}, to=reverse("hosts:detail", args=[host.pk]), toast=toast)

@@ -48,7 +48,7 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
             icon="key",
             kind="primary",
             target=f"#connection-{connection.pk}",
-            back=back(connection),
+            back=back(request, connection),
         )
     try:
         Token.objects.renew_key(connection, by=request.user)
@@ -65,4 +65,6 @@ def _token(request: AppRequest, connection: Connection) -> HttpResponse:
         return regenerated(request, active[0])
     if not active:
         return changed(request, connection, "This connection has no active token.")
-    return show(request, "tokens/choose.html", {"connection": connection, "tokens": active, "back": back(connection)})
+    return show(
+        request, "tokens/choose.html", {"connection": connection, "tokens": active, "back": back(request, connection)}
+    )

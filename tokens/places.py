@@ -80,7 +80,7 @@ def back(request: AppRequest, token: Token) -> str:
         return reverse("tokens:list")
     if request.user.has_perm(Capability.API_TOKENS_MANAGE):
         return f"{reverse('tokens:list')}?owner=all"
-    return connection_places.back(token.connection)
+    return connection_places.back(request, token.connection)
 
 
 def _in_dialog(request: AppRequest) -> bool:

@@ -310,7 +310,19 @@ def test_an_unknown_policy_is_refused(docs: Assignment, ana: User, sign_in: Sign
     assert docs.tool_policy == "allow_all"
 
 
-def test_a_tool_is_switched_at_once_and_recorded(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+def test_switching_a_tool_off_asks_first(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    Tool.objects.learn(docs, [{"name": "echo"}])
+    tool = docs.tools.get()
+
+    asked = text(sign_in(ana).get(f"/tools/{tool.pk}/disable/", headers=HTMX))
+
+    assert "Disable this tool? docs__echo leaves Work on the next request. Nothing is deleted." in asked
+    assert f'hx-target="#tool-{tool.pk}"' in asked
+    tool.refresh_from_db()
+    assert tool.enabled
+
+
+def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Tool.objects.learn(docs, [{"name": "echo"}])
     tool = docs.tools.get()
     client = sign_in(ana)
@@ -330,4 +342,4 @@ def test_a_tool_is_switched_at_once_and_recorded(docs: Assignment, ana: User, si
 def test_nothing_is_switched_by_looking(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Tool.objects.learn(docs, [{"name": "echo"}])
 
-    assert sign_in(ana).get(f"/tools/{docs.tools.get().pk}/disable/").status_code == 405
+    assert sign_in(ana).get(f"/tools/{docs.tools.get().pk}/enable/").status_code == 405

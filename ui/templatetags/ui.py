@@ -23,8 +23,8 @@ def icon(name: str, label: str = "") -> SafeString:
     """One symbol of icons.svg; silent beside words, named when it stands alone."""
     sprite = f"{static('gateway/icons.svg')}#{name}"
     if label:
-        return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"></use></svg>', label, sprite)
-    return format_html('<svg class="icon" aria-hidden="true"><use href="{}"></use></svg>', sprite)
+        return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"/></svg>', label, sprite)
+    return format_html('<svg class="icon" aria-hidden="true"><use href="{}"/></svg>', sprite)
 
 
 @register.simple_tag
