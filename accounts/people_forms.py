@@ -68,12 +68,12 @@ class RoleChoice(forms.Form):
 
     def __init__(self, *args: Any, giver: User, now: Role | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.roles = list(Role.objects.with_capabilities())
+        roles = list(Role.objects.with_capabilities())
         field = self.fields["role"]
         field.queryset = Role.objects.all()  # type: ignore[attr-defined]
-        field.choices = [(role.pk, role.name) for role in self.roles]  # type: ignore[attr-defined]
+        field.choices = [(role.pk, role.name) for role in roles]  # type: ignore[attr-defined]
         kept = now.capabilities if now else frozenset()
-        field.widget.withheld = _withheld(self.roles, giver, kept)
+        field.widget.withheld = _withheld(roles, giver, kept)
 
 
 def _withheld(roles: list[Role], giver: User, kept: frozenset[Capability]) -> dict[str, str]:
@@ -92,11 +92,6 @@ class InviteForm(RoleChoice):
     email = forms.EmailField(label="E-mail", max_length=254)
     display_name = forms.CharField(label="Name", max_length=120)
     field_order = ("display_name", "email", "role")
-
-    def __init__(self, *args: Any, giver: User, **options: Any) -> None:
-        super().__init__(*args, giver=giver, **options)
-        least = min(self.roles, key=lambda role: len(role.capabilities), default=None)
-        self.initial.setdefault("role", least.pk if least else None)
 
 
 class PersonForm(forms.Form):
