@@ -13,7 +13,7 @@ class RoleBackend(BaseBackend):
 
     def authenticate(
         self,
-        request: HttpRequest | None,  # noqa: ARG002  (Django's signature)
+        request: HttpRequest | None,
         username: str | None = None,
         password: str | None = None,
         **credentials: Any,

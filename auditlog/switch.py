@@ -33,7 +33,7 @@ class Switchable(models.Model):
                 Event.objects.record(action, self, by=by, changes={"enabled": [not on, on]})
         self.enabled = on
 
-    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:  # noqa: ARG002  (for those that override it)
+    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
         """Further columns that a flip changes."""
         return {}
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from allauth.usersessions.models import UserSession
 from django.contrib.sessions.models import Session as WebSession
-from django.db import Error, connection
+from django.db import connection
 from django.db.models import Q
 from django.utils import timezone
 
@@ -37,7 +37,9 @@ AT_ONCE = 8
 def once() -> dict[str, int] | None:
     """Do all chores; how many things each one touched. None when another process is at it already."""
     with locks.held_if_free(Lock.HOUSEKEEPING) as free:
-        return _chores() if free else None
+        done = _chores() if free else None
+    # Servers may take their time: nobody else's chores wait for that.
+    return done if done is None else done | {"servers_asked": _ask_servers(timezone.now())}
 
 
 async def forever() -> None:
@@ -51,7 +53,7 @@ async def forever() -> None:
 def _once_logged() -> None:
     try:
         done = once()
-    except Error:
+    except Exception:
         logger.exception("housekeeping failed")
     else:
         if done and any(done.values()):
@@ -73,7 +75,6 @@ def _chores() -> dict[str, int]:
         "stream_events": StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT).delete()[0],
         "rate_counters": RateCounter.objects.filter(window__lt=now - RATE_COUNTER).delete()[0],
         "cache_entries": _sweep_cache(now),
-        "servers_asked": _ask_servers(now),
     }
 
 
@@ -98,6 +99,9 @@ def _ask(server: Server, identity: Identity | None) -> Discovered | Failed:
         return discovery.discover(server, identity)
     except Failed as failure:
         return failure
+    except Exception as error:
+        logger.exception("asking a server failed", extra={"server": server.name})
+        return Failed(f"answered in a way that cannot be read ({type(error).__name__}).")
 
 
 def _sweep_browsers() -> int:

@@ -3,12 +3,13 @@
 from importlib.util import find_spec
 
 from allauth.account import views as account
-from allauth.account.decorators import secure_admin_login
 from allauth.mfa.base import views as mfa
 from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path, re_path
+from django.views.generic import RedirectView
 
 from accounts import second_factor_views as second_factor
+from gatewayadmin import staff
 from gatewayadmin.overview import overview
 from gatewayadmin.password_reset import ChangePassword, SetPassword
 
@@ -23,8 +24,7 @@ _ROOMS = (
     "auditlog",
 )
 
-# Staff sign in like everybody: through the page with the limits.
-admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
+admin.site.login = staff.sign_in  # type: ignore[method-assign]
 admin.site.site_header = "Gateway Admin"
 admin.site.site_title = "Gateway Admin"
 
@@ -63,6 +63,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),
+    path("admin/password_change/", RedirectView.as_view(pattern_name="account_change_password")),
     path("admin/", admin.site.urls),
     path("api/", include("gatewayadmin.api")),
     path("", include("oauth.endpoints")),

@@ -44,7 +44,7 @@ def text(response: Any) -> str:
 
 def code_of(secret: str, ahead: int = 0) -> str:
     """What an authenticator app shows now, or so many half minutes from now."""
-    return format_hotp_value(hotp_value(secret, int(datetime.now(UTC).timestamp()) // 30 + ahead))
+    return str(format_hotp_value(hotp_value(secret, int(datetime.now(UTC).timestamp()) // 30 + ahead)))
 
 
 def confirm(client: Client, path: str) -> Any:

@@ -32,7 +32,7 @@ def test_every_custom_permission_belongs_to_a_capability() -> None:
 def test_a_capability_knows_its_slug_and_label() -> None:
     assert Capability.MCP_CONNECTIONS_REVOKE.slug == "api-keys:revoke"
     assert Capability.MCP_CONNECTIONS_REVOKE.label == "Revoke connections and regenerate API keys"
-    assert Capability("connections.revoke_connection") is Capability.MCP_CONNECTIONS_REVOKE
+    assert Capability.MCP_CONNECTIONS_REVOKE.value == "connections.revoke_connection"
 
 
 def test_a_user_may_what_the_role_holds_and_nothing_else() -> None:

@@ -112,7 +112,7 @@ def test_a_gateway_of_another_team_takes_no_connection() -> None:
     gateway.teams.add(team)
     team.users.add(ben)
 
-    assert make.connection(make.agent(by=ana), gateway, ben)
+    assert make.connection(make.agent(by=ana), gateway, ben).is_live
     with pytest.raises(Refused, match="teams do not include"):
         make.connection(make.agent(by=ana), gateway, ana)
 
@@ -120,7 +120,7 @@ def test_a_gateway_of_another_team_takes_no_connection() -> None:
 def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
     ana = make.user(Capability.GATEWAYS_READ)
 
-    assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana)
+    assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana).is_live
 
 
 def test_another_persons_identity_is_never_bound() -> None:

@@ -218,7 +218,7 @@ def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
 # --- Key buttons and tokens (R3.3, R3.14, R3.21) --------------------------------------------------------------------
 
 
-def offered(response: object, connection: Connection) -> set[str]:
+def offered(response: object, connection: Connection) -> set[tuple[str, str]]:
     """Which acts the rows of a connection offer, as the ends of their addresses."""
     return set(re.findall(r'action="/((?:connections|tokens)/)[0-9a-f-]{36}(/\w+/)"', row(response, connection)))
 

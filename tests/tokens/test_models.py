@@ -51,6 +51,7 @@ def test_only_prefix_and_digest_of_a_token_are_kept(link: Connection) -> None:
 def test_a_token_lives_7_30_or_90_days(link: Connection, days: int) -> None:
     token = make.token(link, expires_in_days=days).token
 
+    assert token.expires_at is not None
     assert abs(token.expires_at - timezone.now() - timedelta(days=days)) < timedelta(minutes=1)
 
 

@@ -1,0 +1,44 @@
+"""The Django admin is behind the one sign-in (trap E10, J13.5)."""
+
+import pytest
+from django.test import Client
+
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+
+def browser(*, is_staff: bool) -> Client:
+    client = Client()
+    client.force_login(make.user(is_staff=is_staff))
+    return client
+
+
+def test_a_stranger_is_sent_to_our_sign_in() -> None:
+    for path in ("/admin/", "/admin/login/?next=/admin/"):
+        assert Client().get(path, follow=True).redirect_chain[-1][0].startswith("/accounts/login/?next=/admin/")
+
+
+def test_a_password_alone_opens_nothing() -> None:
+    """No second factor, no limit and no record would stand before it."""
+    owner = make.user(is_staff=True)
+    form = {"username": owner.email, "password": make.PASSWORD}
+
+    assert "_auth_user_id" not in (stranger := Client()).post("/admin/login/", form).wsgi_request.session
+    assert stranger.get("/admin/").status_code == 302
+    staff = browser(is_staff=True)
+    before = staff.session["_auth_user_id"]
+    staff.post("/admin/login/", form)
+    assert staff.session["_auth_user_id"] == before
+
+
+def test_whoever_is_no_staff_is_told_so() -> None:
+    assert browser(is_staff=False).get("/admin/", follow=True).status_code == 403
+
+
+def test_staff_come_in() -> None:
+    assert browser(is_staff=True).get("/admin/").status_code == 200
+
+
+def test_the_password_is_changed_where_everybody_changes_it() -> None:
+    assert browser(is_staff=True).get("/admin/password_change/")["Location"] == "/accounts/password/change/"
