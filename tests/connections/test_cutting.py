@@ -1,0 +1,146 @@
+"""Each switch says what it will cut before it is pressed (M22-M29, R3.31)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import IdentityScheme, Tool
+from tests import make
+from tests.conftest import SignIn
+from tests.connections.rows import HTMX, text
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+CUT = "Cuts 1 host, 1 user, 0 calls in 24 h."
+BOTH = (Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
+
+
+def path_of(layer: str, link: Connection) -> str:
+    """Where the switch of this layer is."""
+    assignment = link.gateway.assignments.get()
+    paths: dict[str, Callable[[], str]] = {
+        "host": lambda: f"/hosts/{link.host_id}",
+        "connection": lambda: f"/connections/{link.pk}",
+        "gateway": lambda: f"/gateways/{link.gateway.slug}",
+        "server": lambda: f"/servers/{assignment.server.slug}",
+        "assignment": lambda: f"/assignments/{assignment.pk}",
+        "tool": lambda: f"/tools/{assignment.tools.get().pk}",
+        "identity": lambda: f"/identities/{link.identities.get().identity_id}",
+    }
+    return f"{paths[layer]()}/disable/"
+
+
+LAYERS = {
+    "host": Capability.HOSTS_TOGGLE,
+    "connection": Capability.CONNECTIONS_TOGGLE,
+    "gateway": Capability.GATEWAYS_TOGGLE,
+    "server": Capability.SERVERS_TOGGLE,
+    "assignment": Capability.GATEWAYS_TOGGLE,
+    "tool": Capability.GATEWAYS_MANAGE,
+    "identity": Capability.IDENTITIES_MANAGE,
+}
+
+
+@pytest.fixture
+def link(ann: User) -> Connection:
+    """A connection through every layer there is."""
+    github = make.server(auth_type="bearer")
+    gateway = make.gateway()
+    assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
+    Tool.objects.create(assignment=assigned, name="search", exposed_name=f"{assigned.alias}__search")
+    link = make.connection(make.agent(by=ann, name="CI bot"), gateway, ann, [make.identity(github, ann)])
+    make.token(link)
+    return link
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_layer_says_what_it_cuts_and_changes_nothing_yet(
+    layer: str, link: Connection, ana: User, sign_in: SignIn
+) -> None:
+    asked = text(sign_in(ana).get(path_of(layer, link), headers=HTMX))
+
+    assert CUT in asked
+    assert "Nothing is deleted." in asked
+    assert "autofocus>Cancel" in asked
+    assert not Event.objects.filter(action__endswith=".disabled").exists()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_each_switch_takes_its_own_capability(method: str, layer: str, link: Connection, sign_in: SignIn) -> None:
+    path, needed = path_of(layer, link), LAYERS[layer]
+    without: Any = sign_in(make.user(*set(Capability) - {needed}))
+    holder: Any = sign_in(make.user(needed, Capability.MCP_CONNECTIONS_READ))
+
+    assert getattr(Client(), method)(path)["Location"].startswith("/accounts/login/")
+    assert getattr(without, method)(path).status_code == 403
+    assert not Event.objects.filter(action__endswith=".disabled").exists()
+    assert getattr(holder, method)(path).status_code in (200, 302)
+    assert Event.objects.filter(action=f"{layer}.disabled").exists() is (method == "post")
+
+
+@pytest.mark.parametrize("layer", set(LAYERS) - {"connection"})
+def test_who_may_not_see_connections_is_told_no_number(layer: str, link: Connection, sign_in: SignIn) -> None:
+    """Decisions 7.10."""
+    asked = text(sign_in(make.user(LAYERS[layer])).get(path_of(layer, link)))
+
+    assert "Disable" in asked
+    assert "in 24 h" not in asked
+
+
+def test_of_ones_own_everybody_is_told(ann: User, link: Connection, sign_in: SignIn) -> None:
+    assert CUT in text(sign_in(ann).get(path_of("identity", link)))
+
+
+def test_a_tool_comes_back_as_its_row(ana: User, link: Connection, sign_in: SignIn) -> None:
+    tool = Tool.objects.get()
+
+    answer = text(sign_in(ana).post(path_of("tool", link), headers=HTMX))
+
+    assert answer.lstrip().startswith(f'<tr id="tool-{tool.pk}" data-state="disabled" class="changed">')
+
+
+# --- Disable and revoke all connections -------------------------------------------------------------------------------
+
+
+def test_the_second_button_is_for_those_who_hold_both(link: Connection, sign_in: SignIn) -> None:
+    path, words = path_of("host", link), "Disable and revoke all connections"
+
+    assert words in text(sign_in(make.user(*BOTH)).get(path))
+    assert words not in text(sign_in(make.user(Capability.HOSTS_TOGGLE)).get(path))
+
+
+def test_it_disables_the_host_and_ends_its_connections(ana: User, link: Connection, sign_in: SignIn) -> None:
+    elsewhere = make.connection(make.agent(by=ana), link.gateway, ana)
+
+    done = sign_in(ana).post(path_of("host", link), {"revoke": "1"}, follow=True)
+
+    link.refresh_from_db()
+    elsewhere.refresh_from_db()
+    assert (link.host.enabled, link.is_live, link.revoked_by) == (False, False, ana)
+    assert not Token.objects.live().filter(connection=link).exists()
+    assert elsewhere.is_live
+    assert "Host disabled, 1 connection revoked" in text(done)
+    assert {"host.disabled", "connection.revoked"} <= set(Event.objects.values_list("action", flat=True))
+
+
+def test_with_one_capability_the_second_button_does_nothing_at_all(link: Connection, sign_in: SignIn) -> None:
+    answer = sign_in(make.user(Capability.HOSTS_TOGGLE)).post(path_of("host", link), {"revoke": "1"})
+
+    link.refresh_from_db()
+    assert answer.status_code == 403
+    assert (link.host.enabled, link.is_live) == (True, True)
+
+
+def test_the_first_button_revokes_nothing(ana: User, link: Connection, sign_in: SignIn) -> None:
+    sign_in(ana).post(path_of("host", link))
+
+    link.refresh_from_db()
+    assert (link.host.enabled, link.is_live) == (False, True)
