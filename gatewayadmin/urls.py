@@ -63,7 +63,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),
-    path("admin/password_change/", RedirectView.as_view(pattern_name="account_change_password")),
+    path("admin/password_change/", RedirectView.as_view(pattern_name="account_change_password"), name="staff_password"),
     path("admin/", admin.site.urls),
     path("api/", include("gatewayadmin.api")),
     path("", include("oauth.endpoints")),

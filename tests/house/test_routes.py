@@ -18,7 +18,7 @@ PUBLIC = {
     "mfa_authenticate",
 }
 # Pages of others about nothing but oneself; sign-in is required for every route.
-OWN = {"account_change_password", "account_reauthenticate", "mfa_reauthenticate"}
+OWN = {"account_change_password", "account_reauthenticate", "mfa_reauthenticate", "staff_password"}
 # The authorization server: it knows clients, not roles. Only `authorize` has a person before it, and asks them to sign
 # in; the token and registration endpoints judge the client.
 PROTOCOL = {
