@@ -10,4 +10,7 @@ urlpatterns = [
     path("hosts/<uuid:pk>/", views.detail, name="detail"),
     path("hosts/<uuid:pk>/rename/", views.rename, name="rename"),
     path("hosts/<uuid:pk>/enable/", views.enable, name="enable"),
+    path("hosts/<uuid:pk>/approve/", views.approve, name="approve"),
+    path("hosts/<uuid:pk>/enrolment/on/", views.enrolment, {"allow": True}, name="enrolment_on"),
+    path("hosts/<uuid:pk>/enrolment/off/", views.enrolment, {"allow": False}, name="enrolment_off"),
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
 from uuid import UUID
 
+from django.conf import settings
 from django.db.models import Count, Q
 from django.db.models.functions import Lower
 from django.http import HttpResponse
@@ -14,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from capabilities import Capability, requires
 from hosts.forms import STATUSES, AgentForm, HostFilter
-from hosts.models import Host, HostQuerySet, NameTaken
+from hosts.models import Host, HostQuerySet, Kind, NameTaken, NotPending
 from ui.pages import AppRequest, answer, leave, page_of, posted, refuse, show
 
 
@@ -72,7 +74,13 @@ def add(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.HOSTS_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    return show(request, "hosts/overview.html", {"host": find(request.user, pk), "tab": "overview"})
+    host = find(request.user, pk)
+    return show(request, "hosts/overview.html", {"host": host, "tab": "overview", "link": enrolment_url(host)})
+
+
+def enrolment_url(host: Host) -> str:
+    """Where a person makes their own token for `host`, once it takes enrolment (R3.15)."""
+    return f"{settings.PUBLIC_URL}{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
 
 
 @require_http_methods(["GET", "POST"])
@@ -100,6 +108,30 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     host.enable(by=request.user)
     return switched(request, host, "Host enabled")
+
+
+@require_POST
+@requires(Capability.HOSTS_TOGGLE)
+def approve(request: AppRequest, pk: UUID) -> HttpResponse:
+    host = find(request.user, pk)
+    try:
+        host.approve(by=request.user)
+    except NotPending as error:
+        return switched(request, host, str(error))
+    return switched(request, host, f"{host.name} allowed")
+
+
+@require_POST
+@requires(Capability.API_TOKENS_MANAGE)
+def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
+    """Let people enrol themselves, or stop that; the tokens there are keep working."""
+    host = get_object_or_404(Host.objects.live().filter(kind=Kind.TOKEN), pk=pk)
+    host.set_enrolment(allow, by=request.user)
+    context = {"host": host, "link": enrolment_url(host)}
+    to = reverse("hosts:detail", args=[host.pk])
+    return answer(
+        request, "hosts/overview.html#enrolment", context, to=to, toast=f"Enrolment {'on' if allow else 'off'}"
+    )
 
 
 def switched(request: AppRequest, host: Host, toast: str) -> HttpResponse:

@@ -34,9 +34,9 @@ def browser_digest(request: AppRequest) -> bytes:
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
 
 
-def begin(request: AppRequest, host: Host, gateway: Gateway | None) -> AuthorizeRequest:
-    """A new flow for the signed-in person, with the token ending."""
-    return AuthorizeRequest.objects.create(
+def draft(request: AppRequest, host: Host, gateway: Gateway | None) -> AuthorizeRequest:
+    """A flow for the signed-in person, with the token ending; not saved yet."""
+    return AuthorizeRequest(
         kind=Ending.TOKEN,
         host=host,
         gateway=gateway,
@@ -87,7 +87,10 @@ def refusal(flow: AuthorizeRequest, user: User) -> str:
 def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
     needed = Capability.OAUTH_CONNECT if flow.kind == Ending.OAUTH else Capability.API_TOKENS_MANAGE
     enrolling = flow.kind == Ending.TOKEN and flow.host is not None and flow.host.allow_enrolment
-    return "" if enrolling or user.has_perm(needed) else f"Your role lacks {needed.label}."
+    if enrolling or user.has_perm(needed):
+        return ""
+    closed = " Enrolment with this agent is off." if flow.kind == Ending.TOKEN else ""
+    return f"Your role lacks {needed.label}.{closed}"
 
 
 def _host_refusal(host: Host | None) -> str:

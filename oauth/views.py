@@ -37,10 +37,16 @@ OWN = signed_in("a flow belongs to the browser and the person that began it; it 
 @require_GET
 @OWN
 def connect(request: AppRequest) -> HttpResponse:
-    """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand."""
+    """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand.
+
+    It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment (R3.15).
+    """
     host = get_object_or_404(Host.objects.live().filter(kind=Kind.TOKEN), pk=_uuid(request.GET.get("host", "")))
     gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
-    flow = flows.begin(request, host, gateway)
+    flow = flows.draft(request, host, gateway)
+    if reason := flows.refusal(flow, request.user):
+        return refused(request, flow, reason)
+    flow.save(force_insert=True)
     return redirect("oauth:gateway", flow.pk)
 
 

@@ -12,13 +12,14 @@ async function copy(button) {
     return source.select ? source.select() : getSelection().selectAllChildren(source);
   }
   const label = button.querySelector("span");
+  const before = "copied" in button.dataset ? "" : label?.textContent; // Pressed again, it says "Copied" already.
   button.dataset.copied = "";
   if (label) label.textContent = "Copied";
   announce("Copied");
   button.dispatchEvent(new CustomEvent("copied", { bubbles: true }));
   setTimeout(() => {
     delete button.dataset.copied;
-    if (label) label.textContent = "Copy";
+    if (before) label.textContent = before;
   }, 2000);
 }
 

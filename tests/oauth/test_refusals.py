@@ -10,6 +10,7 @@ from accounts.models import User
 from capabilities import Capability
 from gateways.models import Gateway
 from hosts.models import Host
+from oauth.models import AuthorizeRequest
 from tests import make
 from tests.conftest import SignIn
 from tests.oauth.steps import begin, minted, options, text
@@ -19,14 +20,28 @@ pytestmark = pytest.mark.django_db
 
 
 def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
+    """J5.7: the enrolment link answers 403 while enrolment is off, and begins nothing."""
     host = make.agent(by=ann)
     make.gateway()
-    client = sign_in(ann)
 
-    response = client.get(begin(client, host))
+    response = sign_in(ann).get("/connect/", {"host": str(host.pk)})
 
     assert response.status_code == 403
-    assert "Your role lacks Create and manage API tokens." in text(response)
+    assert "Your role lacks Create and manage API tokens. Enrolment with this agent is off." in text(response)
+    assert not AuthorizeRequest.objects.exists()
+
+
+def test_enrolment_switched_off_meanwhile_refuses_at_the_next_step(ann: User, sign_in: SignIn) -> None:
+    host, gateway = make.agent(by=make.user()), make.gateway()
+    host.set_enrolment(True, by=ann)
+    client = sign_in(ann)
+    page = options(client, host, gateway)
+    host.set_enrolment(False, by=ann)
+
+    response = client.post(page, {"name": "mine", "scope": "all"})
+
+    assert response.status_code == 403
+    assert not Token.objects.exists()
 
 
 def test_an_agent_open_for_enrolment_needs_no_capability(ann: User, sign_in: SignIn) -> None:
