@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from proxy.faults import AddressBlocked, BadAnswer, TooLarge, Unreachable
 from proxy.http1 import Broken, Channel, Oversized
+from proxy.resolver import Resolver
 from servers import builtin
 from servers.guard import AddressRefused, Guard
 
@@ -139,6 +140,7 @@ class Transport:
         self._idle: dict[Place, deque[Channel]] = {}
         self._addresses: dict[str, Address] = {}
         self._tls = ssl.create_default_context()
+        self._resolver = Resolver()
         self.limit = limit
 
     async def __aenter__(self) -> Self:
@@ -149,6 +151,7 @@ class Transport:
             for channel in channels:
                 channel.close()
         self._idle.clear()
+        self._resolver.close()
 
     def send(self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Sending:
         """Send one request to `url`; enter the result to get the Reply. `server` is for the messages.
@@ -187,8 +190,7 @@ class Transport:
             channel.close()
 
     async def _connect(self, place: Place) -> Channel:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        found = await self._resolver.find(place.host, place.port)
         failure = OSError("the name has no address")
         for family, kind, protocol, _, sockaddr in found:
             try:
