@@ -1,0 +1,38 @@
+"""Seal every stored secret with the newest encryption key, after GATEWAY_ENCRYPTION_KEYS got a new first one."""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts import second_factor
+from gatewayadmin import database
+from gatewayadmin.database import Unusable
+from servers import resealing
+
+
+class Command(BaseCommand):
+    help = "Seal every stored secret with the newest encryption key; safe while the server runs, and safe to repeat."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            database.require()
+        except Unusable as error:
+            raise CommandError(str(error)) from error
+        identities = resealing.reseal()
+        self.stdout.write(f"identities      {identities.moved:>6}  resealed")
+        factors = self._second_factors()
+        if identities.unreadable:
+            self.stdout.write(f"identities      {identities.unreadable:>6}  UNREADABLE: no configured key opens them")
+        if identities.unreadable or factors is None:
+            raise CommandError("Some secrets stay as they are. Configure the key that `manage.py keys` calls MISSING.")
+
+    def _second_factors(self) -> int | None:
+        """How many secrets of second factors were moved; None when one of them could not be read."""
+        try:
+            moved = second_factor.reseal()
+        except ValidationError:
+            self.stdout.write("second factors          UNREADABLE: no configured key opens all of them")
+            return None
+        self.stdout.write(f"second factors  {moved:>6}  resealed")
+        return moved

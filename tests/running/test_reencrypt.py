@@ -1,0 +1,140 @@
+"""`manage.py reencrypt`: every stored secret moves to the newest key, while everything runs."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
+
+import pytest
+from cryptography.fernet import Fernet
+from django.conf import settings
+from django.core.management import CommandError, call_command
+from django.db import connection as database
+
+from servers.crypto import key_id
+from servers.models import Identity
+from servers.resealing import reseal
+from servers.vault import cipher
+from tests import make
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+OLD, NEW = Fernet.generate_key(), Fernet.generate_key()
+SECRET = "ghp_0123456789abcdef9f3a"
+
+type Keys = Callable[..., None]
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keys]:
+    """Restart with these keys, newest first."""
+
+    def restart(*newest_first: bytes) -> None:
+        monkeypatch.setattr(settings, "ENCRYPTION_KEYS", list(newest_first))
+        cipher.cache_clear()
+
+    yield restart
+    cipher.cache_clear()
+
+
+def printed(*words: str) -> str:
+    out = StringIO()
+    call_command(*words, stdout=out)
+    return " ".join(out.getvalue().split())
+
+
+def an_identity() -> Identity:
+    return make.identity(make.server(auth_type="bearer"), make.user(), secret=SECRET)
+
+
+def opened(identity: Identity) -> str:
+    identity.refresh_from_db()
+    return cipher().open(bytes(identity.secret_ciphertext or b""))
+
+
+def test_every_secret_moves_and_the_old_key_may_go(keys: Keys) -> None:
+    keys(OLD)
+    first, second = an_identity(), an_identity()
+    Identity.objects.filter(pk=second.pk).update(refresh_ciphertext=cipher().seal("refresh"))
+    keys(NEW, OLD)
+    third = an_identity()
+
+    told = printed("reencrypt")
+
+    assert "identities 2 resealed" in told
+    assert f"{key_id(OLD)} 0 may be removed" in printed("keys")
+    keys(NEW)
+    assert [opened(one) for one in (first, second, third)] == [SECRET] * 3
+    assert cipher().open(bytes(second.refresh_ciphertext or b"")) == "refresh"
+
+
+def test_a_second_run_finds_nothing_to_do(keys: Keys) -> None:
+    keys(OLD)
+    identity = an_identity()
+    keys(NEW, OLD)
+    printed("reencrypt")
+    before = Identity.objects.filter(pk=identity.pk).values().get()
+
+    assert "identities 0 resealed" in printed("reencrypt")
+    assert Identity.objects.filter(pk=identity.pk).values().get() == before
+
+
+def test_nothing_but_the_sealing_changes(keys: Keys) -> None:
+    keys(OLD)
+    identity = an_identity()
+    kept = ("label", "secret_hint", "generation", "enabled", "updated_at", "last_used_at")
+    before = Identity.objects.filter(pk=identity.pk).values(*kept).get()
+    keys(NEW, OLD)
+
+    printed("reencrypt")
+
+    assert Identity.objects.filter(pk=identity.pk).values(*kept).get() == before
+
+
+def test_what_no_key_opens_is_told_and_stops_nothing_else(keys: Keys) -> None:
+    keys(Fernet.generate_key())
+    lost = an_identity()
+    keys(OLD)
+    found = an_identity()
+    keys(NEW, OLD)
+
+    out = StringIO()
+    with pytest.raises(CommandError, match="MISSING"):
+        call_command("reencrypt", stdout=out)
+
+    assert "UNREADABLE" in out.getvalue()
+    assert opened(found) == SECRET
+    lost.refresh_from_db()
+    assert lost.key_id not in (key_id(NEW), key_id(OLD))
+
+
+def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:
+    keys(OLD)
+    identity = an_identity()
+    identity.revoke(by=identity.owner)
+    keys(NEW, OLD)
+
+    assert reseal() == (0, 0)
+    identity.refresh_from_db()
+    assert identity.secret_ciphertext is None
+
+
+def test_replacing_meanwhile_loses_nothing(keys: Keys) -> None:
+    """Whoever comes first, the replaced secret is what is left."""
+    keys(OLD)
+    identities = [an_identity() for _ in range(20)]
+    keys(NEW, OLD)
+
+    def replace(identity: Identity) -> None:
+        try:
+            assert identity.owner
+            identity.replace("replaced-meanwhile-secret", by=identity.owner)
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(2) as others:
+        done = others.map(replace, identities)
+        reseal()
+        list(done)
+
+    keys(NEW)
+    assert {opened(one) for one in identities} == {"replaced-meanwhile-secret"}
