@@ -31,7 +31,7 @@ class JsonFormatter(logging.Formatter):
             line["request_id"] = present
         fields = vars(record)
         if len(fields) > _BARE:
-            line |= {name: fields[name] for name in fields.keys() - _PLAIN}
+            line |= {name: value for name, value in fields.items() if name not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return _SECRETS.sub("...", _written(line))
