@@ -170,13 +170,9 @@ class WorkspaceChanges(Body):
     name = serializers.CharField(max_length=80)
     allow_non_expiring_tokens = serializers.BooleanField()
     new_app_policy = serializers.ChoiceField(NewAppPolicy.choices)
-    record_payloads = serializers.BooleanField()
-    payload_limit_bytes = serializers.IntegerField(min_value=0, max_value=1024 * 1024)
     log_retention_days = serializers.IntegerField(min_value=1, max_value=3650)
     oauth_access_token_seconds = serializers.IntegerField(min_value=60, max_value=3600)
     oauth_refresh_idle_days = serializers.IntegerField(min_value=1, max_value=365)
-    calls_per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, allow_null=True)
-    token_calls_per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, allow_null=True)
 
 
 class WorkspaceSerializer(WorkspaceChanges):

@@ -72,14 +72,16 @@ class WorkspaceForm(forms.Form):
         required=False,
         min_value=1,
         max_value=MOST_CALLS,
-        help_text="Empty: off. Over it, callers get 429 and a time to wait; nothing is locked.",
+        disabled=True,
+        help_text="Not available yet: no call is limited.",
     )
     token_calls_per_minute = forms.IntegerField(
         label="Calls a minute, each token",
         required=False,
         min_value=1,
         max_value=MOST_CALLS,
-        help_text="Empty: off.",
+        disabled=True,
+        help_text="Not available yet: no call is limited.",
     )
 
     def __init__(self, data: Any, *, workspace: WorkspaceSettings) -> None:

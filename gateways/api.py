@@ -46,7 +46,6 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     enabled = serializers.BooleanField()
     reach = serializers.CharField()
     teams = Reference(many=True)
-    calls_per_minute = serializers.IntegerField(allow_null=True)
     servers_count = serializers.IntegerField(source="server_count")
     tools_count = serializers.IntegerField(source="tool_count")
     connections_count = serializers.IntegerField(source="connection_count")
@@ -70,7 +69,6 @@ class GatewayChanges(Body):
     description = serializers.CharField(max_length=1000, allow_blank=True)
     reach = serializers.ChoiceField(Reach.choices)
     team_ids = serializers.ListField(child=serializers.UUIDField())
-    calls_per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, allow_null=True)
 
     def validate_team_ids(self, pks: list[UUID]) -> list[UUID]:
         missing = set(pks) - set(Team.objects.filter(pk__in=pks).values_list("pk", flat=True))
@@ -86,7 +84,6 @@ class NewGateway(GatewayChanges):
     description = serializers.CharField(max_length=1000, allow_blank=True, default="")
     reach = serializers.ChoiceField(Reach.choices, default=Reach.EVERYONE)
     team_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
-    calls_per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, allow_null=True, default=None)
 
 
 class GatewayResource(Resource):
@@ -118,12 +115,11 @@ class GatewayResource(Resource):
 
     def create(self, request: Request) -> Response:
         wanted = self.body(NewGateway)
-        limit = wanted.pop("calls_per_minute")
         if _named(wanted["name"]).exists() or Gateway.objects.filter(slug=wanted["slug"]).exists():
             raise already_exists(TAKEN)
         fields = checked(GatewayForm({**wanted, "teams": wanted["team_ids"]}), teams="team_ids")
         try:
-            gateway = Gateway.objects.add(**fields, calls_per_minute=limit, by=self.me)
+            gateway = Gateway.objects.add(**fields, by=self.me)
         except IntegrityError:
             raise already_exists(TAKEN) from None
         return self._now(gateway, HTTPStatus.CREATED)
@@ -133,7 +129,7 @@ class GatewayResource(Resource):
         changes = self.body(GatewayChanges, partial=True)
         if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
             raise already_exists(TAKEN)
-        fields = {name: value for name, value in changes.items() if name == "calls_per_minute"}
+        fields: dict[str, Any] = {}
         if {"name", "description"} & set(changes):
             now = {"name": gateway.name, "description": gateway.description}
             fields |= checked(NameForm({**now, **changes}, gateway=gateway))
