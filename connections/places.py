@@ -62,8 +62,13 @@ def changed(request: AppRequest, connection: Connection, toast: str, *, stays: b
 
 def beside(request: AppRequest, connection: Connection) -> str:
     """The same row, to go along with another fragment."""
-    template, context = place(request, connection)
-    return render_to_string(template, {**context, "changed": True, "aside": True}, request)
+    return alongside(request, place(request, connection))
+
+
+def alongside(request: AppRequest, shown: Place) -> str:
+    """A row that goes along with another fragment; outside of a template element the browser would drop it."""
+    row = render_to_string(shown.template, {**shown.context, "changed": True, "aside": True}, request)
+    return f"<template>{row}</template>"
 
 
 def back(request: AppRequest, connection: Connection) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
-from django.template.loader import render_to_string
 from django.urls import reverse
 from django_htmx.http import reswap, retarget
 
@@ -68,8 +67,7 @@ def beside(request: AppRequest, token: Token) -> str:
     """The same, to go along with the dialog that shows a secret."""
     if _in_dialog(request):
         return ""
-    template, context = place(request, token)
-    return render_to_string(template, {**context, "changed": True, "aside": True}, request)
+    return connection_places.alongside(request, place(request, token))
 
 
 def back(request: AppRequest, token: Token) -> str:

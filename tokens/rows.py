@@ -84,10 +84,10 @@ class Care(NamedTuple):
 
 
 CARES = {
-    "unused": Care("Never used", "safe to revoke, or not set up yet"),
-    "idle": Care("Idle for 90 days", "nobody may need them"),
-    "unlimited": Care("No expiry", "valid until revoked"),
-    "expiring": Care("Expiring within 7 days", "replace or extend them"),
+    "unused": Care("Never used", "check or revoke"),
+    "idle": Care("Idle for 90 days", "likely not needed"),
+    "unlimited": Care("No expiry", "until revoked"),
+    "expiring": Care("Expiring within 7 days", "replace or extend"),
 }
 
 

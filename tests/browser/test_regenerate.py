@@ -1,0 +1,39 @@
+"""Regenerating in a real browser: the secret once, and the row beside it as it is now (J8)."""
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests import curl
+from tests.browser import steps
+from tests.make import unique
+from tests.workspace import Serve
+
+
+def regenerate(page: Page, name: str, button: str) -> str:
+    """Give the token of this row another secret, and put the dialog away; the new secret."""
+    row = page.get_by_role("row").filter(has_text=name)
+    row.get_by_role("button", name=button).first.click()
+    page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
+    secret = steps.token_dialog(page).get_by_label("API access token").input_value()
+    steps.done(page)
+    return secret
+
+
+def test_the_secret_is_shown_once_and_its_row_changes_beside_it(live: Serve, page: Page) -> None:
+    host = unique("bot")
+    issued = live.issue_token(host=host, gateway="quickstart")
+    first, url = issued["token"], issued["gateway_url"]
+
+    page.goto(f"{live.url}/settings/api-tokens?q={host}")
+    second = regenerate(page, issued["name"], "Regenerate")
+    expect(page.get_by_role("row").filter(has_text=issued["name"])).to_contain_text(second[:12])
+
+    steps.open_connections(page, live.url, host)
+    third = regenerate(page, issued["name"], "Regenerate API key")
+    expect(page.locator("#connections")).to_contain_text(third[:12])
+    expect(page.locator("#connections")).not_to_contain_text(second[:12])
+
+    assert len({first, second, third}) == 3
+    assert not re.search(f"{second}|{third}", page.content())
+    assert [curl.list_tools(url, token).status for token in (first, second, third)] == [401, 401, 200]
