@@ -13,7 +13,8 @@ ROWS = """
 INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason,
   http_status, host_name, gateway_name, server_name, user_email, identity_label, token_name, token_prefix, duration_ms,
   request_bytes, response_bytes, user_agent, client_name, client_version, protocol_version, payload_truncated)
-SELECT gen_random_uuid(), now(), gen_random_uuid(), 'tools/call', 'tool', %s, 'ok', '',
+SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7' || substr(md5(number::text), 1, 3)
+    || 'a' || substr(md5(random()::text), 1, 15))::uuid, now(), gen_random_uuid(), 'tools/call', 'tool', %s, 'ok', '',
   200, '', '', '', '', '', '', '', number, 0, 0, '', '', '', '', false FROM generate_series(1, %s) number
 """
 
