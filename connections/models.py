@@ -123,12 +123,17 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             return self.filter(user=user).revoke_all(by=by, reason=RevokeReason.USER_DEACTIVATED)
 
 
+def host_refusal(host: Host) -> str:
+    """Why this host takes no connection at present, in words for the person; empty when it does."""
+    if host.archived_at or not host.enabled:
+        return "An administrator has disabled this app."
+    return "This app is waiting for an administrator's approval." if host.is_pending else ""
+
+
 def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
     host, gateway = host.lock(), gateway.lock()
-    if host.archived_at or not host.enabled:
-        raise Refused("An administrator has disabled this app.")
-    if host.is_pending:
-        raise Refused("This app is waiting for an administrator's approval.")
+    if reason := host_refusal(host):
+        raise Refused(reason)
     if gateway.archived_at or not gateway.enabled:
         raise Refused("An administrator has disabled this gateway.")
     if not gateway.is_reachable_by(user):

@@ -1,7 +1,5 @@
 """Every URL prefix, and who answers it."""
 
-from importlib.util import find_spec
-
 from allauth.account import views as account
 from allauth.mfa.base import views as mfa
 from django.contrib import admin
@@ -68,7 +66,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/", include("gatewayadmin.api")),
     path("", include("oauth.endpoints")),
 ]
-urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS if find_spec(f"{room}.urls")]
+urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS]
 
 handler403 = "ui.errors.permission_denied"
 handler404 = "ui.errors.not_found"

@@ -15,7 +15,7 @@ from oauth2_provider.models import Application
 
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from capabilities import Capability
-from connections.models import Connection, ConnectionIdentity
+from connections.models import Connection, ConnectionIdentity, host_refusal
 from gateways.models import Assignment, Gateway, GatewayQuerySet, IdentityScheme
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
@@ -95,11 +95,7 @@ def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 def _host_refusal(host: Host | None) -> str:
     """An app that was never seen has no host yet, and nothing against it."""
-    if host is None:
-        return ""
-    if host.archived_at or not host.enabled:
-        return "An administrator has disabled this app."
-    return "This app is waiting for an administrator's approval." if host.is_pending else ""
+    return host_refusal(host) if host else ""
 
 
 def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:

@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from django.conf import settings
-
 from gateways.models import Gateway
-
-MCP = "/mcp/"
 
 
 class UnknownResource(Exception):
@@ -40,8 +36,3 @@ def gateway_of(resources: Sequence[str]) -> Gateway | None:
     if len(resources) != 1 or gateway is None or not same_resource(resources[0], gateway.url):
         raise UnknownResource(UnknownResource.__doc__)
     return gateway
-
-
-def metadata_url(gateway_slug: str) -> str:
-    """Where the protected-resource metadata of a gateway is (RFC 9728 section 3.1)."""
-    return f"{settings.PUBLIC_URL}/.well-known/oauth-protected-resource{MCP}{gateway_slug}"

@@ -5,9 +5,6 @@ SESSION_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26")
 SUPPORTED = (MODERN, *SESSION_VERSIONS)
 NEWEST_SESSION = SESSION_VERSIONS[0]
 
-# What a bare POST without a version header speaks (MCP 2025-11-25, Protocol Version Header).
-ASSUMED = "2025-03-26"
-
 MODERN_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_INFO_KEY = "io.modelcontextprotocol/clientInfo"

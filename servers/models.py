@@ -27,10 +27,6 @@ class ServerError(Exception):
     """A server or identity cannot be changed like that; the message says why."""
 
 
-class InUse(ServerError):
-    """It is still switched on. Disable it first."""
-
-
 class AlreadyRevoked(ServerError):
     """This identity has been revoked before."""
 
