@@ -14,7 +14,7 @@ from capabilities.roles import MEMBER
 from tests import upstreams, workspace
 from tests.upstreams import App, Upstream
 
-pytest_plugins = ["tests.browser.fixtures", "tests.clients.fixtures"]
+pytest_plugins = ["tests.browser.fixtures", "tests.clients.fixtures", "tests.clients.apps"]
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2"]
 

@@ -1,0 +1,157 @@
+"""Headed apps as processes of their own: they open pages, somebody answers, they go on."""
+
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import workspace
+from tests.clients.fixtures import FOLDER, MODULES, Npm
+from tests.clients.person import Person
+from tests.workspace import Serve
+
+SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Desktop:
+    """A machine on which programs open pages: what $BROWSER is asked to open comes out of a pipe."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    @property
+    def pipe(self) -> Path:
+        return self.folder / "opened"
+
+    @property
+    def browser(self) -> Path:
+        return self.folder / "browser"
+
+    @contextmanager
+    def app(self, command: list[str], **settings: str) -> Iterator["App"]:
+        """Start a program here; it is ended with the block."""
+        pipe = os.open(self.pipe, os.O_RDWR | os.O_NONBLOCK)
+        output = self.folder / f"app-{time.monotonic_ns()}.out"
+        errors = output.with_suffix(".err")
+        with output.open("w") as out, errors.open("w") as err:
+            process = subprocess.Popen(
+                command,
+                env=dict(self.environment) | settings,
+                cwd=workspace.ROOT,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        try:
+            yield App(process, output, errors, pipe)
+        finally:
+            process.kill()
+            process.communicate()
+            os.close(pipe)
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A running program that may open pages."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    errors: Path
+    pipe: int
+
+    def opened(self) -> str:
+        """The address of the page it opens; fails with its output when it opens none."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            ready, _, _ = select.select([self.pipe], [], [], 0.2)
+            if ready:
+                return os.read(self.pipe, 65536).decode().splitlines()[0]
+            assert self.process.poll() is None, f"it ended before it opened a page:\n{self.everything()}"
+        raise AssertionError(f"it opened no page:\n{self.everything()}")
+
+    def opened_nothing(self) -> bool:
+        return not select.select([self.pipe], [], [], 0)[0]
+
+    def send(self, *messages: dict[str, Any]) -> None:
+        """JSON-RPC messages for a program that speaks it on its standard streams."""
+        assert self.process.stdin
+        for message in messages:
+            self.process.stdin.write(json.dumps({"jsonrpc": "2.0"} | message).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def answer(self, number: int) -> dict[str, Any]:
+        """The result it gives to the message with this id."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            for line in self.said().split("\n")[:-1]:
+                message = json.loads(line) if line.startswith("{") else {}
+                if message.get("id") == number:
+                    return dict(message["result"])
+            assert self.process.poll() is None, self.everything()
+            time.sleep(0.05)
+        raise AssertionError(f"no answer to {number}:\n{self.everything()}")
+
+    def wait_for(self, pattern: str) -> str:
+        """The first thing it says that looks like this."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            if found := re.search(pattern, self.said()):
+                return found[0]
+            assert self.process.poll() is None, self.everything()
+            time.sleep(0.05)
+        raise AssertionError(f"it said nothing like {pattern}:\n{self.everything()}")
+
+    def said(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def everything(self) -> str:
+        """For the person who looks into a failure."""
+        return self.said() + self.errors.read_text(errors="replace")
+
+    def ended(self) -> str:
+        """What it had said when it ended well."""
+        self.process.wait(timeout=SECONDS)
+        assert self.process.returncode == 0, self.everything()
+        return self.said()
+
+    def result(self) -> dict[str, Any]:
+        """The last line it said, which is JSON."""
+        return dict(json.loads(self.ended().splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def desktop(npm: Npm, tmp_path_factory: pytest.TempPathFactory) -> Desktop:
+    folder = tmp_path_factory.mktemp("desktop")
+    made = Desktop(folder, npm.environment | {"BROWSER": str(folder / "browser"), "PYTHONPATH": str(workspace.ROOT)})
+    os.mkfifo(made.pipe)
+    made.browser.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$1\" > '{made.pipe}'\n")
+    made.browser.chmod(0o755)
+    return made
+
+
+@pytest.fixture(scope="module")
+def owner(live: Serve) -> Iterator[Person]:
+    """The workspace's owner at a browser without script."""
+    person = Person.signed_in(live.url)
+    yield person
+    person.http.close()
+
+
+def node(program: str) -> list[str]:
+    return [str(MODULES / ".bin" / "node"), str(FOLDER / program)]
+
+
+def python(program: str) -> list[str]:
+    return [sys.executable, str(FOLDER / program)]
