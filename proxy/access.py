@@ -70,6 +70,14 @@ class Facts(NamedTuple):
     user_active: bool
     reaches: bool
     assigned: str | None
+    token_limit: int | None = None
+    gateway_limit: int | None = None
+    workspace_limit: int | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the calls of this token are counted, and may be too many."""
+        return self.token_limit is not None or self.gateway_limit is not None or self.workspace_limit is not None
 
     @property
     def assignments(self) -> "list[Assigned]":
@@ -149,6 +157,7 @@ DENIALS: dict[str, Denied] = {
         "gateway_not_reachable",
         told=True,
     ),
+    **_denied(429, jsonrpc.FORBIDDEN, "Too Many Requests", "rate_limited"),
 }
 
 

@@ -116,18 +116,22 @@ SELECT
         WHERE a.gateway_id = g.id
             AND a.removed_at IS NULL
             AND (q.wanted = 1 OR a.alias = '' OR a.alias = split_part(q.tool, '__', 1))
-    ) END::text
+    ) END::text,
+    -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
+    least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
+    g.calls_per_minute,
+    (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1)
 FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[])
     AS q (n, digest, checksum, slug, wanted, tool)
 CROSS JOIN LATERAL (
     SELECT id, name, prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
-        false AS by_oauth, false AS stale
+        false AS by_oauth, false AS stale, calls_per_minute
     FROM tokens_token
     WHERE digest = q.digest AND kind = 'access'
     UNION ALL
     -- An OAuth token is as good as the key of the connection it is bound to, and as its generation.
     SELECT k.id, k.name, k.prefix, k.revoked_at, o.expires, NULL, true, b.connection_id,
-        true, b.generation <> k.generation
+        true, b.generation <> k.generation, k.calls_per_minute
     FROM oauth2_provider_accesstoken o
     JOIN oauth_binding b ON b.access_token_id = o.id
     CROSS JOIN LATERAL (

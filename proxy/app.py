@@ -9,6 +9,7 @@ from proxy.access import Access
 from proxy.calling import Caller
 from proxy.config import Config
 from proxy.endpoint import PREFIX, Endpoint
+from proxy.limits import Limits
 from proxy.listing import Lister
 from proxy.marks import Marks
 from proxy.methods import Methods
@@ -25,6 +26,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     """The app that serves paths under PREFIX, for as long as the block runs."""
     access = Access(config.conninfo, config.token_keys)
     writer = CallWriter(config.conninfo, observe=metrics.BATCHES.observe)
+    limits = Limits(config.conninfo, config.limit_seconds)
     marks = Marks(config.conninfo, config.stranger_seconds)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
@@ -36,10 +38,10 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     async with transport, Upstreams(transport, marks.era) as upstreams:
         lister = Lister(upstreams, cipher, marks, config.list_seconds)
         methods = Methods(lister, Caller(upstreams, lister, cipher, marks))
-        for part in (access, writer, marks):
+        for part in (access, limits, writer, marks):
             part.start()
         try:
-            yield Endpoint(config, access, writer, marks, methods)
+            yield Endpoint(config, access, limits, writer, marks, methods)
         finally:
-            for part in (access, writer, marks):
+            for part in (access, limits, writer, marks):
                 await part.stop()

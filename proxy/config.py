@@ -31,3 +31,4 @@ class Config:
     list_seconds: float = 10.0
     ping_seconds: float = 15.0
     stranger_seconds: float = 60.0
+    limit_seconds: float = 60.0

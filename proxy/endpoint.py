@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from proxy.access import DENIALS, Access, Denied, Facts, decide
 from proxy.config import Config
 from proxy.inbound import ClientLeft, Inbound, Receive, Scope, Send, accepted
 from proxy.jsonrpc import Message
+from proxy.limits import Limits
 from proxy.marks import Marks
 from proxy.methods import Methods, refused, wanted
 from proxy.outbound import Origins, Response, Stream
@@ -29,9 +31,12 @@ NOT_RECORDED = "The gateway could not record this call; the server may have exec
 class Endpoint:
     """The ASGI app under /mcp/."""
 
-    def __init__(self, config: Config, access: Access, writer: CallWriter, marks: Marks, methods: Methods) -> None:
+    def __init__(
+        self, config: Config, access: Access, limits: Limits, writer: CallWriter, marks: Marks, methods: Methods
+    ) -> None:
         self._config = config
         self._access = access
+        self._limits = limits
         self._writer = writer
         self._marks = marks
         self._methods = methods
@@ -64,6 +69,12 @@ class Endpoint:
             request.parse()
         try:
             facts = await self._facts(request, token) if token else None
+            if facts is not None:
+                request.note(facts, ip)
+                if refusal is None and (denied := decide(facts, ip)) is not None:
+                    refusal = self._denied(request, denied)
+                if refusal is None and facts.limited:
+                    refusal = await self._limited(facts)
         except Unobtainable:
             metrics.UNAVAILABLE.labels("access").inc()
             await outbound.send(request, _unavailable(request, NOT_CHECKED))
@@ -71,9 +82,6 @@ class Endpoint:
         if facts is None:
             await outbound.send(request, refusal or self._stranger(request, ip))
             return
-        request.note(facts, ip)
-        if refusal is None and (denied := decide(facts, ip)) is not None:
-            refusal = self._denied(request, denied)
         await self._known(request, facts, refusal)
 
     async def _first_look(self, request: Inbound) -> Response | None:
@@ -106,6 +114,15 @@ class Endpoint:
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         challenge = outbound.challenge(self._config.public_url, request.slug, presented=request.presents_bearer)
         return Response(401, denied.body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
+
+    async def _limited(self, facts: Facts) -> Response | None:
+        """Row 11 of requirements 4.4: too many calls, with the time to wait; the next one may be let through."""
+        seconds = await self._limits.wait(facts)
+        if not seconds:
+            return None
+        wait = (b"retry-after", b"%d" % max(1, math.ceil(seconds)))
+        denied = DENIALS["rate_limited"]
+        return Response(denied.status, denied.body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
     # A call: whatever becomes of it, one row is committed before the answer leaves
 

@@ -1,0 +1,186 @@
+"""Rate limits at /mcp, shared by all workers; nothing here runs unless somebody sets one (decisions 7.4, 7.12).
+
+A worker takes calls off the shared counter in batches and lets them through without asking again; a
+request waits for the counter only when its worker has none left. No more is taken than the limit
+allows, so no more is let through. What a worker holds when the minute ends is lost: one call in a
+hundred at most.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from psycopg.pq.abc import PGresult
+
+from auditlog.lane import Lane, Late, Rejected, Unobtainable
+from proxy.access import Facts
+
+logger = logging.getLogger(__name__)
+
+STATEMENT = Path(__file__).with_name("limits.sql").read_bytes()
+SETUP = (
+    b"SET application_name = 'gateway limits'",
+    b"SET statement_timeout = '4s'",
+    # A count that is lost with the database's machine lets a few calls more through.
+    b"SET synchronous_commit = off",
+    b"PREPARE take (text[], uuid[], int[], int[], float) AS " + STATEMENT,
+)
+AHEAD = 100  # One call in so many is taken before it is needed.
+
+
+class Subject(NamedTuple):
+    """Whose calls are counted, and how many a minute may have."""
+
+    kind: str
+    id: str | None
+    most: int
+
+
+class Share:
+    """What this worker may still let through until `until`, by its own clock; `last` when there is no more to take."""
+
+    __slots__ = ("last", "left", "until")
+
+    def __init__(self, left: int, until: float, *, last: bool) -> None:
+        self.left, self.until, self.last = left, until, last
+
+
+type Waiting = tuple[list[Subject], asyncio.Future[None]]
+
+
+def subjects(facts: Facts) -> list[Subject]:
+    """Whose limits a call of this token is under, the narrowest first."""
+    limits = (
+        ("token", facts.token_id, facts.token_limit),
+        ("gateway", facts.gateway_id, facts.gateway_limit),
+        ("workspace", None, facts.workspace_limit),
+    )
+    return [Subject(kind, pk, most) for kind, pk, most in limits if most is not None]
+
+
+class Limits:
+    """Lets calls through, as many in `seconds` as their limits say."""
+
+    def __init__(self, conninfo: str, seconds: float) -> None:
+        self._lane = Lane(conninfo, SETUP)
+        self._seconds = seconds
+        self._shares: dict[Subject, Share] = {}
+        self._swept = 0.0
+        self._waiting: list[Waiting] = []
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._worker = asyncio.create_task(self._work(), name="limits")
+
+    async def stop(self) -> None:
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        self._lane.close()
+
+    async def wait(self, facts: Facts) -> float:
+        """Seconds until such a call may be tried again; 0 lets this one through. Raises Unobtainable."""
+        wanted = subjects(facts)
+        while True:
+            now, lacking = time.monotonic(), []
+            for subject in wanted:
+                share = self._shares.get(subject)
+                if share is not None and share.until > now and (share.left or share.last):
+                    if not share.left:
+                        return share.until - now
+                else:
+                    lacking.append(subject)
+            if not lacking:
+                for subject in wanted:
+                    self._shares[subject].left -= 1
+                return 0.0
+            await self._ask_for(lacking)
+
+    async def _ask_for(self, lacking: list[Subject]) -> None:
+        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((lacking, asked))
+        self._wake.set()
+        await asked
+
+    async def _work(self) -> None:
+        while True:
+            batch, self._waiting = self._waiting, []
+            if not batch:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            try:
+                await self._take(batch)
+            except Exception as error:  # noqa: BLE001 - a dead worker would leave every later request waiting
+                logger.error("limits not checked", extra={"requests": len(batch), "error": str(error)})  # noqa: TRY400
+                _fail(batch, Unobtainable(str(error)))
+
+    async def _take(self, batch: list[Waiting]) -> None:
+        """Take for all who wait at once; each looks again at what there is."""
+        wanted = demand(batch)
+        result = await self._query(parameters(wanted.items(), self._seconds))
+        now = time.monotonic()
+        self._sweep(now)
+        for subject, taken, seconds in rows(result, wanted):
+            held = self._shares.get(subject)
+            left = held.left if held is not None and held.until > now else 0
+            self._shares[subject] = Share(left + taken, now + seconds, last=taken < wanted[subject])
+        for _, asked in batch:
+            if not asked.done():
+                asked.set_result(None)
+
+    async def _query(self, given: list[bytes]) -> PGresult:
+        try:
+            return await self._lane.query(b"take", given)
+        except Late:
+            raise
+        except (Unobtainable, Rejected):
+            # A server that restarted, or a migration that changed a table: both want a new connection.
+            self._lane.close()
+            return await self._lane.query(b"take", given)
+
+    def _sweep(self, now: float) -> None:
+        if now - self._swept >= self._seconds:
+            self._swept = now
+            self._shares = {subject: share for subject, share in self._shares.items() if share.until > now}
+
+
+def demand(batch: Iterable[Waiting]) -> dict[Subject, int]:
+    """How many calls to take of each subject: for those who wait, and a few ahead.
+
+    A subject stands here once: of two that differ in the limit, which was changed just now, the other
+    is asked for next.
+    """
+    waiting = Counter(subject for lacking, _ in batch for subject in lacking)
+    once = {(subject.kind, subject.id): subject for subject in waiting}
+    return {subject: max(waiting[subject], subject.most // AHEAD) for subject in once.values()}
+
+
+def parameters(wanted: Iterable[tuple[Subject, int]], seconds: float) -> list[bytes]:
+    """The parameters of the statement, arrays as PostgreSQL writes them."""
+    columns = zip(*((s.kind, s.id or "NULL", str(s.most), str(count)) for s, count in wanted), strict=True)
+    return [*(("{" + ",".join(column) + "}").encode() for column in columns), str(seconds).encode()]
+
+
+def rows(result: PGresult, wanted: Iterable[Subject]) -> list[tuple[Subject, int, float]]:
+    """What was taken of each subject, and the seconds until its minute ends."""
+    asked = {(subject.kind, subject.id): subject for subject in wanted}
+    told = []
+    for row in range(result.ntuples):
+        kind, pk, taken, seconds = (result.get_value(row, column) for column in range(4))
+        assert kind is not None
+        assert taken is not None
+        assert seconds is not None
+        told.append((asked[kind.decode(), pk.decode() if pk else None], int(taken), float(seconds)))
+    return told
+
+
+def _fail(batch: Iterable[Waiting], error: Exception) -> None:
+    for _, asked in batch:
+        if not asked.done():
+            asked.set_exception(error)
