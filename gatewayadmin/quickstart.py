@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from proxy import eras, jsonrpc, sse
+from proxy import jsonrpc, sse
 from proxy.jsonrpc import Message, Object
-from servers import builtin
+from servers import builtin, eras
 
 PATH = builtin.PATH
 SECRET_HEADER = builtin.SECRET_HEADER.lower().encode()

@@ -2,7 +2,7 @@
 
 import time
 
-from proxy import eras, jsonrpc
+from proxy import jsonrpc
 from proxy.access import Facts
 from proxy.catalog import Found, OutOfScope, Refusal, candidates, judged, owner
 from proxy.exchange import MODERN, Answer, mint
@@ -14,6 +14,7 @@ from proxy.listing import Lister
 from proxy.marks import Marks
 from proxy.outbound import Response, Stream
 from proxy.upstream import Upstreams
+from servers import eras
 from servers.crypto import Cipher
 
 # Members of a client's `_meta` that are between it and us; all others go on to the server.

@@ -112,6 +112,11 @@ def shows(assigned: Assigned, tool: str) -> bool:
     return allows(assigned.policy, exception if named else None)
 
 
+def offers(assigned: Assigned) -> bool:
+    """Whether any tool of this server may be used here; the identity is another question."""
+    return assigned.in_scope and not server_refusal(assigned) and allows(assigned.policy, enabled=True)
+
+
 def owner(assignments: Sequence[Assigned], exposed: str) -> Found | None:
     """The server and tool this name means; None when only a fresh list of `candidates` can tell.
 
@@ -164,8 +169,7 @@ def candidates(assignments: Sequence[Assigned], exposed: str) -> list[Assigned]:
 
 def _may_list(assigned: Assigned) -> bool:
     # A tool without a row can be called under `allow_all` only.
-    refused = server_refusal(assigned) or identity_refusal(assigned)
-    return assigned.in_scope and not refused and allows(assigned.policy, None)
+    return offers(assigned) and not identity_refusal(assigned) and allows(assigned.policy, None)
 
 
 def _could_expose(assigned: Assigned, exposed: str) -> bool:

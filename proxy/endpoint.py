@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from auditlog.lane import Unobtainable
 from auditlog.writer import CallWriter, NotRecorded
-from proxy import eras, jsonrpc, ladder, metrics, outbound
+from proxy import jsonrpc, ladder, metrics, outbound
 from proxy.access import DENIALS, Access, Denied, Facts, decide
 from proxy.config import Config
 from proxy.inbound import ClientLeft, Inbound, Receive, Scope, Send, accepted
@@ -18,6 +18,7 @@ from proxy.limits import Limits
 from proxy.marks import Marks
 from proxy.methods import Methods, refused, wanted
 from proxy.outbound import Origins, Response, Stream
+from servers import eras
 
 logger = logging.getLogger(__name__)
 

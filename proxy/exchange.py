@@ -10,7 +10,6 @@ from proxy.faults import BadAnswer, CredentialRefused, TooLarge, Unreachable
 from proxy.jsonrpc import Object
 from proxy.transport import Reply
 
-CLIENT = {"name": "gateway-admin", "version": "0.1.0"}
 ACCEPT = "application/json, text/event-stream"
 
 SESSION, MODERN = "session", "modern"

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from proxy import jsonrpc
+from servers.credential import is_header_name
 
 ANNOTATION = "x-mcp-header"
 PREFIX = "Mcp-Param-"
 
 _SAFE = re.compile(r"[\x20-\x7E]*").fullmatch
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _SENTINEL = re.compile(r"=\?base64\?(.*)\?=").fullmatch
 _TYPES = frozenset({"string", "integer", "boolean"})
 
@@ -38,11 +38,6 @@ def decoded(value: str) -> str | None:
     return text if base64.b64encode(content).decode() == wrapped[1] else None
 
 
-def is_name(text: str) -> bool:
-    """Whether this can be the name of a header (RFC 9110 section 5.1)."""
-    return _TOKEN(text) is not None
-
-
 def for_arguments(schema: Any, arguments: Any) -> dict[str, str]:
     """The Mcp-Param headers of a call with these arguments to a tool of this schema."""
     headers = {}
@@ -60,7 +55,7 @@ def is_sound(schema: Any) -> bool:
     """Whether every annotation in the schema is one a client may follow; a tool with another is not shown."""
     names = [annotated for _, annotated in _annotated(schema)]
     spelled = [each[ANNOTATION] for each in names]
-    if len(names) != _count(schema) or not all(isinstance(name, str) and _TOKEN(name) for name in spelled):
+    if len(names) != _count(schema) or not all(isinstance(name, str) and is_header_name(name) for name in spelled):
         return False
     if len({name.lower() for name in spelled}) != len(spelled):
         return False

@@ -1,15 +1,10 @@
 """The credential a call carries to a server: the connection's own, the shared one, or none."""
 
-from proxy import headers
 from proxy.access import Assigned
 from proxy.exchange import Target
 from proxy.faults import Fault
+from servers import credential
 from servers.crypto import Cipher, Unreadable
-
-# Headers that say where a message begins and ends, and where it goes: never a credential's place.
-FRAMING = frozenset(
-    {"host", "connection", "content-length", "content-type", "transfer-encoding", "upgrade", "te", "trailer", "expect"}
-)
 
 
 class IdentityUnreadable(Fault):
@@ -42,12 +37,8 @@ def _credential(assigned: Assigned, cipher: Cipher) -> tuple[str, str] | None:
         return None
     try:
         secret = cipher.open(assigned.ciphertext.encode())
+        return credential.header_of(assigned.auth_type, assigned.header_name, secret)
     except Unreadable:
         raise IdentityUnreadable(assigned.server_name) from None
-    if not (secret.isascii() and secret.isprintable()):
-        raise IdentityUnreadable(assigned.server_name, "it holds characters no header can carry")
-    if assigned.auth_type == "header":
-        if not headers.is_name(assigned.header_name) or assigned.header_name.lower() in FRAMING:
-            raise IdentityUnreadable(assigned.server_name, f"{assigned.header_name!r} cannot carry a credential")
-        return assigned.header_name, secret
-    return "Authorization", f"Bearer {secret}"
+    except credential.Unsendable as reason:
+        raise IdentityUnreadable(assigned.server_name, str(reason)) from None

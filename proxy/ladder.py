@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-from proxy import eras, headers, jsonrpc
+from proxy import headers, jsonrpc
 from proxy.jsonrpc import Message, Object
+from servers import eras
 
 ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 

@@ -6,19 +6,18 @@ from typing import Any, NamedTuple
 
 from proxy import headers, jsonrpc
 from proxy.access import Assigned
-from proxy.catalog import UnknownTool, allows, identity_refusal, server_refusal, shows
+from proxy.catalog import UnknownTool, identity_refusal, offers, shows
 from proxy.faults import BadAnswer, Fault, TooLarge
 from proxy.identity import target
 from proxy.jsonrpc import Object
 from proxy.marks import Marks
 from proxy.upstream import Upstreams
 from servers.crypto import Cipher
-from servers.naming import exposed_name
+from servers.naming import exposed_name, is_shallow
 
 MOST_PAGES = 100
 MOST_BYTES = 10 << 20
 MOST_TOOLS = 5_000
-DEEPEST = 64
 
 # Under this key a list names the servers it could not ask, and why.
 UNAVAILABLE = "gateway-admin/unavailable"
@@ -87,10 +86,10 @@ class Lister:
         return Listing(list(tools.values()), unavailable)
 
     async def find(self, assignments: Sequence[Assigned], connection_id: str, exposed: str) -> tuple[Assigned, Object]:
-        """The server and tool that a name no row explains means. Raises UnknownTool or a Fault."""
+        """The server and tool that a name no row explains means, of `candidates`. Raises UnknownTool or a Fault."""
         answers = await self._ask_all(assignments, connection_id)
         for assigned, answer in zip(assignments, answers, strict=True):
-            if isinstance(answer, Fault) or not allows(assigned.policy, None):
+            if isinstance(answer, Fault):
                 continue
             for tool in answer.tools:
                 if exposed_name(assigned.alias, tool["name"]) == exposed:
@@ -155,7 +154,7 @@ def _sorted_out(assignments: Sequence[Assigned]) -> tuple[list[Assigned], list[U
     """Whom to ask, and whom only the lack of a usable identity keeps from being asked."""
     asked, unavailable = [], []
     for assigned in assignments:
-        if not assigned.in_scope or server_refusal(assigned) or assigned.policy not in {"allow_all", "selected"}:
+        if not offers(assigned):
             continue
         if reason := identity_refusal(assigned):
             unavailable.append(Unavailable(assigned, reason))
@@ -176,17 +175,10 @@ def _raise_if_none(answers: Sequence[Offer | Fault]) -> None:
 def _usable(page: list[Any], *, annotated: bool) -> list[Object]:
     """The tools of a page that can be called through us, without what we do for the client."""
     tools = [tool for tool in page if isinstance(tool, dict) and isinstance(tool.get("name"), str) and tool["name"]]
-    tools = [tool for tool in tools if _is_shallow(tool)]
+    tools = [tool for tool in tools if is_shallow(tool)]
     if annotated:
         tools = [tool for tool in tools if headers.is_sound(tool.get("inputSchema"))]
     return [tool for tool in tools if _task_support(tool) != "required"]
-
-
-def _is_shallow(value: Any, room: int = DEEPEST) -> bool:
-    """Whether nothing in it lies deeper than any honest schema; walking what does would end the walker."""
-    if isinstance(value, dict):
-        return room > 0 and all(_is_shallow(inner, room - 1) for inner in value.values())
-    return not isinstance(value, list) or (room > 0 and all(_is_shallow(inner, room - 1) for inner in value))
 
 
 def _task_support(tool: Object) -> object:

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from proxy import jsonrpc, metrics, queries
 from proxy.access import Assigned, Facts
-from servers.naming import exposed_name, fingerprint, storable
+from servers.naming import exposed_name, fingerprint, is_tool_name, storable
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ STATEMENTS = queries.load(Path(__file__).with_name("marks.sql"))
 FLUSH_SECONDS = 1.0
 MOST_STRANGERS = 1000
 TOOLS_SECONDS = 60.0
-LONGEST_NAME = 200
 
 type Marked = dict[str, dict[str, Any]]
 
@@ -189,8 +188,7 @@ def _tool_rows(assigned: Assigned, tools: list[jsonrpc.Object]) -> list[jsonrpc.
     """The tools as rows; what a row cannot hold stays out of it, and out of the pages only."""
     rows: dict[str, jsonrpc.Object] = {}
     for tool in tools:
-        name = tool.get("name")
-        if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and storable(name) == name:
+        if is_tool_name(name := tool.get("name")):
             rows.setdefault(name, _tool_row(assigned, name, tool))
     return [rows[name] for name in sorted(rows)]
 

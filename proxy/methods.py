@@ -2,7 +2,7 @@
 
 import time
 
-from proxy import eras, jsonrpc, ladder
+from proxy import jsonrpc, ladder
 from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Facts
 from proxy.calling import Caller
 from proxy.catalog import OutOfScope
@@ -11,8 +11,8 @@ from proxy.inbound import Inbound
 from proxy.jsonrpc import Message, Object
 from proxy.listing import Lister
 from proxy.outbound import Response, Stream
+from servers import eras, product
 
-VERSION = "0.1.0"
 CAPABILITIES: Object = {"tools": {}}
 PRIVATE: Object = {"ttlMs": 0, "cacheScope": "private"}
 
@@ -111,7 +111,7 @@ def _discovered(facts: Facts) -> Object:
 
 
 def _server(facts: Facts) -> Object:
-    return {"name": "gateway-admin", "title": facts.gateway_name, "version": VERSION}
+    return {**product.INFO, "title": facts.gateway_name}
 
 
 def _found(request: Inbound, message: Message, result: Object, *, cacheable: bool = False) -> Response:

@@ -1,14 +1,15 @@
 """The wire of 2026-07-28: each request stands alone and repeats its routing in headers."""
 
-from proxy import eras, headers, jsonrpc
-from proxy.exchange import CLIENT, MODERN, Answer, Hear, Target, WrongEra, answer_of, mint
+from proxy import headers, jsonrpc
+from proxy.exchange import MODERN, Answer, Hear, Target, WrongEra, answer_of, mint
 from proxy.faults import BadAnswer
 from proxy.jsonrpc import Object
 from proxy.transport import Transport
+from servers import eras, product
 
 ENVELOPE = {
     eras.MODERN_KEY: eras.MODERN,
-    eras.CLIENT_INFO_KEY: CLIENT,
+    eras.CLIENT_INFO_KEY: product.INFO,
     # None is declared, so the server asks nothing back that could not be passed on.
     eras.CAPABILITIES_KEY: {},
 }

@@ -6,11 +6,12 @@ import time
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
-from proxy import eras, jsonrpc
-from proxy.exchange import CLIENT, SESSION, Answer, Hear, Target, WrongEra, answer_of, mint
+from proxy import jsonrpc
+from proxy.exchange import SESSION, Answer, Hear, Target, WrongEra, answer_of, mint
 from proxy.faults import BadAnswer, Fault
 from proxy.jsonrpc import Object
 from proxy.transport import Reply, Sending, Transport
+from servers import eras, product
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class SessionWire:
 
     async def _initialize(self, target: Target) -> Session:
         minted = mint()
-        params = {"protocolVersion": eras.NEWEST_SESSION, "capabilities": {}, "clientInfo": CLIENT}
+        params = {"protocolVersion": eras.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
         fresh = Session("", "", target)
         async with self._send("POST", fresh, _request(minted, "initialize", params)) as reply:
             answer = await answer_of(reply, target, minted, SESSION, _ignore)

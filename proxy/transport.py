@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 from proxy.faults import AddressBlocked, BadAnswer, TooLarge, Unreachable
 from proxy.http1 import Broken, Channel, Oversized
 from proxy.resolver import Resolver
-from servers import builtin
+from servers import builtin, product
 from servers.guard import AddressRefused, Guard
 
 CONNECT_SECONDS = 5.0
@@ -228,7 +228,7 @@ class Transport:
         path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")
         secret = f"{builtin.SECRET_HEADER}: {self._secret}\r\n" if own else ""
         host = parts.netloc.rpartition("@")[2]
-        head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: gateway-admin\r\n{secret}"
+        head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {product.NAME}\r\n{secret}"
         if len(self._addresses) >= MOST_ADDRESSES:
             self._addresses.clear()
         address = Address(Place(OWN if own else parts.scheme, parts.hostname, port), head)

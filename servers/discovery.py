@@ -14,25 +14,22 @@ from django.conf import settings
 from django.utils import timezone
 
 from accounts.models import User
-from servers import builtin
+from servers import builtin, eras, product
+from servers.credential import Unsendable, fits_a_header, header_of
 from servers.crypto import Unreadable
 from servers.guard import Guard
-from servers.models import Era, Health, Identity, IdentityKind, Server
-from servers.naming import storable
+from servers.models import Era, Health, Identity, Server
+from servers.naming import is_shallow, is_tool_name
 from servers.vault import cipher
 from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
 
 __all__ = ["Discovered", "Failed", "Refused", "discover", "identity_for", "probe"]
 
-MODERN = "2026-07-28"
-SESSION_ERA = ("2025-11-25", "2025-06-18", "2025-03-26")
 PATIENCE_S = 10
 MAX_PAGES = 100
 
 METHOD_NOT_FOUND = -32601
 UNSUPPORTED_VERSION = -32022
-
-CLIENT = {"name": "gateway-admin", "version": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +121,16 @@ def _wire(server: Server, identity: Identity | None) -> Wire:
 
 def _credential(server: Server, identity: Identity | None) -> dict[str, str]:
     """The header that carries `identity`."""
-    if identity is None or identity.secret_ciphertext is None:
+    if identity is None or identity.secret_ciphertext is None or not server.needs_credential:
         return {}
     try:
         secret = cipher().open(bytes(identity.secret_ciphertext))
     except Unreadable:
         raise Refused(f"was not asked: no encryption key opens the identity “{identity.label}”") from None
-    if identity.kind == IdentityKind.HEADER:
-        return {server.header_name: secret} if server.header_name else {}
-    return {"Authorization": f"Bearer {secret}"}
+    try:
+        return dict([header_of(server.auth_type, server.header_name, secret)])
+    except Unsendable as reason:
+        raise Refused(f"was not asked: the identity “{identity.label}” cannot be sent, {reason}") from None
 
 
 class Dialogue(Protocol):
@@ -150,7 +148,7 @@ class Modern:
     """2026-07-28: every request stands for itself."""
 
     era = Era.MODERN
-    version = MODERN
+    version = eras.MODERN
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -162,20 +160,22 @@ class Modern:
         reply = dialogue.ask("server/discover", {})
         _refuse_if_locked(reply)
         versions = (reply.result or {}).get("supportedVersions")
-        if isinstance(versions, list) and MODERN in versions:
+        if isinstance(versions, list) and eras.MODERN in versions:
             return dialogue
         supported = _supported(reply)
-        if supported and not set(supported) & {MODERN, *SESSION_ERA}:
+        if supported and not set(supported) & set(eras.SUPPORTED):
             raise Failed(f"speaks only MCP {', '.join(supported)[:MAX_TOLD]}, which this gateway does not know")
         return None
 
     def ask(self, method: str, params: Object) -> Reply:
         meta = {
-            "io.modelcontextprotocol/protocolVersion": MODERN,
-            "io.modelcontextprotocol/clientCapabilities": {},
-            "io.modelcontextprotocol/clientInfo": CLIENT,
+            eras.MODERN_KEY: eras.MODERN,
+            eras.CAPABILITIES_KEY: {},
+            eras.CLIENT_INFO_KEY: product.INFO,
         }
-        return self._wire.ask(method, {**params, "_meta": meta}, {"MCP-Protocol-Version": MODERN, "Mcp-Method": method})
+        return self._wire.ask(
+            method, {**params, "_meta": meta}, {"MCP-Protocol-Version": eras.MODERN, "Mcp-Method": method}
+        )
 
     def end(self) -> None:
         """Nothing to end."""
@@ -194,14 +194,17 @@ class Session:
 
     @classmethod
     def begin(cls, wire: Wire) -> Self:
-        params = {"protocolVersion": SESSION_ERA[0], "capabilities": {}, "clientInfo": CLIENT}
+        params = {"protocolVersion": eras.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
         reply = wire.ask("initialize", params, {})
         _refuse_if_locked(reply)
         if reply.result is None:
             raise Failed(_no_result(reply))
-        version = str(reply.result.get("protocolVersion", ""))
-        if version not in SESSION_ERA:
-            raise Failed(f"speaks MCP {version[:20] or 'of no version'}, which this gateway does not know")
+        version = reply.result.get("protocolVersion")
+        if version not in eras.SESSION_VERSIONS:
+            told = version[:20] if isinstance(version, str) and version else "of no version"
+            raise Failed(f"speaks MCP {told}, which this gateway does not know")
+        if reply.session and not fits_a_header(reply.session):
+            raise Failed("opened a session whose id no header can carry")
         dialogue = cls(wire, version, reply.session)
         wire.tell("notifications/initialized", dialogue._headers)
         return dialogue
@@ -226,11 +229,16 @@ def _all_tools(dialogue: Dialogue) -> list[Object]:
         if reply.result is None:
             raise Failed(_no_result(reply))
         page = reply.result.get("tools")
-        tools += [tool for tool in page if isinstance(tool, dict)] if isinstance(page, list) else []
+        tools += [tool for tool in page if _is_usable(tool)] if isinstance(page, list) else []
         before, cursor = cursor, reply.result.get("nextCursor")
         if not isinstance(cursor, str) or cursor in ("", before):
             break
     return tools
+
+
+def _is_usable(tool: object) -> bool:
+    """Whether a definition can be kept, and the tool be called by its name."""
+    return isinstance(tool, dict) and is_tool_name(tool.get("name")) and is_shallow(tool)
 
 
 def _supported(reply: Reply) -> list[str]:
@@ -238,7 +246,7 @@ def _supported(reply: Reply) -> list[str]:
     if reply.error.get("code") != UNSUPPORTED_VERSION or not isinstance(data, dict):
         return []
     versions = data.get("supported")
-    return [str(version) for version in versions] if isinstance(versions, list) else []
+    return [version for version in versions if isinstance(version, str)] if isinstance(versions, list) else []
 
 
 def _refuse_if_locked(reply: Reply) -> None:
@@ -248,8 +256,9 @@ def _refuse_if_locked(reply: Reply) -> None:
 
 def _no_result(reply: Reply) -> str:
     if reply.error:
-        told = storable(str(reply.error.get("message", "")))[:MAX_TOLD]
-        return f"answered with an error: {told} ({reply.error.get('code')})"
+        told, code = reply.error.get("message"), reply.error.get("code")
+        text = told[:MAX_TOLD] if isinstance(told, str) else ""
+        return f"answered with an error: {text} ({code if isinstance(code, int) else 'without a code'})"
     match reply.status:
         case HTTPStatus.NOT_FOUND:
             return "answered 404: there is no MCP endpoint at this URL"

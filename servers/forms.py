@@ -11,21 +11,13 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db.models import Q
 
+from servers.credential import fits_a_header, is_header_name, may_carry
 from servers.guard import Guard, UrlRefused
 from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import SlugField
 
 # OAuth joins them once the gateway can sign in at a server for somebody.
 OFFERED = [(kind.value, kind.label) for kind in (AuthType.NONE, AuthType.BEARER, AuthType.HEADER)]
-
-_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-_visible = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
-# What the gateway itself says to a server; a credential in its place would break every call.
-_ours = re.compile(
-    r"accept(-encoding)?|connection|content-.*|cookie|expect|forwarded|host|keep-alive|last-event-id|mcp-.*|proxy-.*"
-    r"|te|trailer|transfer-encoding|upgrade|user-agent|x-forwarded-.*|x-gateway-.*",
-    re.IGNORECASE,
-)
 
 
 class ServerForm(forms.Form):
@@ -69,9 +61,9 @@ class ServerForm(forms.Form):
         name = str(self.cleaned_data["header_name"])
         if self.cleaned_data.get("auth_type") != AuthType.HEADER:
             return ""
-        if not _token.fullmatch(name):
+        if not is_header_name(name):
             raise ValidationError("Name the header, for example X-Api-Key.")
-        if _ours.fullmatch(name):
+        if not may_carry(name):
             raise ValidationError("The gateway fills in this header itself. Name another.")
         return name
 
@@ -126,7 +118,7 @@ class SecretForm(forms.Form):
 
     def clean_secret(self) -> str:
         secret = str(self.cleaned_data["secret"])
-        if not _visible.fullmatch(secret):
+        if not fits_a_header(secret):
             raise ValidationError("A credential is one line of plain characters.")
         if self.server.auth_type != AuthType.HEADER and secret.lower().startswith("bearer "):
             raise ValidationError("Leave out the word Bearer; the gateway adds it.")

@@ -13,6 +13,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.switch import Switchable
+from servers import eras
 from servers.vault import cipher
 
 BUILT_IN_URL = "builtin:quickstart"
@@ -53,7 +54,7 @@ class Era(models.TextChoices):
 
     UNKNOWN = "", "unknown"
     SESSION = "session", "session"
-    MODERN = "modern", "2026-07-28"
+    MODERN = "modern", eras.MODERN
 
 
 class ServerQuerySet(models.QuerySet["Server"]):

@@ -7,9 +7,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 MAX_NAME = 64
+LONGEST_NAME = 200  # Of a tool, as its server calls it.
+DEEPEST = 64
 SEPARATOR = "__"
 
 _foreign = re.compile(r"[^A-Za-z0-9_-]")
@@ -34,6 +36,18 @@ def fingerprint(definition: Mapping[str, Any]) -> str:
     """A digest of what a tool is and takes; `_meta` may differ from one answer to the next and is left out."""
     told = {name: value for name, value in definition.items() if name != "_meta"}
     return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_tool_name(value: Any) -> TypeGuard[str]:
+    """Whether a server's name for a tool is one that can be kept and called."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and storable(value) == value
+
+
+def is_shallow(value: Any, room: int = DEEPEST) -> bool:
+    """Whether nothing in it lies deeper than any honest schema; walking what does would end the walker."""
+    if isinstance(value, dict):
+        return room > 0 and all(is_shallow(inner, room - 1) for inner in value.values())
+    return not isinstance(value, list) or (room > 0 and all(is_shallow(inner, room - 1) for inner in value))
 
 
 def storable(value: Any) -> Any:

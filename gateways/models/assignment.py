@@ -16,7 +16,7 @@ from auditlog.models import Event
 from auditlog.switch import Switchable
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity, Server
-from servers.naming import SEPARATOR, exposed_name, fingerprint, storable
+from servers.naming import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, is_tool_name, storable
 
 alias_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens; it begins every tool's name."
@@ -29,9 +29,6 @@ class StillEnabled(GatewayError):
 
 class WrongIdentity(GatewayError):
     """The shared identity belongs to another server or to a person."""
-
-
-LONGEST_NAME = 200  # Of a tool, as its server calls it.
 
 
 class IdentityScheme(models.TextChoices):
@@ -170,7 +167,7 @@ class ToolQuerySet(models.QuerySet["Tool"]):
         with transaction.atomic():
             assignment = assignment.lock()
             known = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
-            told = {d["name"]: Tool.define(d, now) for d in definitions if _is_name(d.get("name"))}
+            told = {d["name"]: Tool.define(d, now) for d in definitions if is_tool_name(d.get("name"))}
             for name, values in told.items():
                 if name in known:
                     known[name].take_over(values)
@@ -187,10 +184,6 @@ class ToolQuerySet(models.QuerySet["Tool"]):
             self.bulk_create(new, ignore_conflicts=True)  # The proxy may have been faster.
             self.bulk_update([known[name] for name in told if name in known], Tool.LEARNT)
             self.filter(assignment=assignment, missing_since=None).exclude(name__in=told).update(missing_since=now)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and storable(value) == value
 
 
 class Tool(Switchable):

@@ -10,6 +10,7 @@ from pytest_django import Settings
 from accounts.models import User
 from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.models import AuthType, Era, Health, Identity, Server
+from servers.product import VERSION
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.wire import Receive, Scope, Send, answer, live, read
@@ -56,6 +57,8 @@ def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run
     assert listed.headers["mcp-session-id"]
     assert listed.headers["mcp-protocol-version"] == "2025-11-25"
     assert upstream.seen[-1].verb == "DELETE"
+    (greeted,) = upstream.asked("initialize")
+    assert greeted.body["params"]["clientInfo"] == {"name": "gateway-admin", "version": VERSION}
 
 
 def test_a_server_that_knows_only_the_newer_era_needs_no_session(run: Run) -> None:

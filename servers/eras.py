@@ -1,4 +1,4 @@
-"""The two wires of MCP: `initialize` sessions, and the self-contained requests of 2026-07-28."""
+"""The two wires of MCP: `initialize` sessions, and the self-contained requests of 2026-07-28. Needs no Django."""
 
 MODERN = "2026-07-28"
 SESSION_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26")
