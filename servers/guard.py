@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import httpcore
 import httpx
 
+from servers.deadline import Deadline, TimedStream
+
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
 
@@ -160,8 +162,9 @@ def _is_literal(host: str) -> bool:
 class _GuardedBackend(httpcore.NetworkBackend):
     """Resolves a name, and connects to the first of its addresses that is admitted and answers."""
 
-    def __init__(self, guard: Guard, *, encrypted: bool) -> None:
+    def __init__(self, guard: Guard, deadline: Deadline, *, encrypted: bool) -> None:
         self._guard = guard
+        self._deadline = deadline
         self._encrypted = encrypted
         self._backend = httpcore.SyncBackend()
 
@@ -177,7 +180,9 @@ class _GuardedBackend(httpcore.NetworkBackend):
         for address in _addresses(host, port):
             try:
                 self._guard.check(address, encrypted=self._encrypted)
-                return self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+                left = self._deadline.left(timeout)
+                stream = self._backend.connect_tcp(address, port, left, local_address, socket_options)
+                return TimedStream(stream, self._deadline)
             except AddressRefused as refusal:
                 failure = refusal
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
@@ -197,11 +202,12 @@ class GuardedTransport(httpx.BaseTransport):
     """httpx over guarded sockets, without proxies from the environment.
 
     Use it as `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`; redirects are off
-    by default there. A refused address raises AddressRefused.
+    by default there. A refused address raises AddressRefused. After `deadline` every wait is a timeout.
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self._by_scheme = {scheme: _transport(guard, encrypted=scheme == "https") for scheme in ("https", "http")}
+    def __init__(self, guard: Guard, deadline: Deadline | None = None) -> None:
+        ends = deadline or Deadline()
+        self._by_scheme = {scheme: _transport(guard, ends, encrypted=scheme == "https") for scheme in ("https", "http")}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         return self._by_scheme[request.url.scheme].handle_request(request)
@@ -211,11 +217,11 @@ class GuardedTransport(httpx.BaseTransport):
             transport.close()
 
 
-def _transport(guard: Guard, *, encrypted: bool) -> httpx.HTTPTransport:
+def _transport(guard: Guard, deadline: Deadline, *, encrypted: bool) -> httpx.HTTPTransport:
     transport = httpx.HTTPTransport(trust_env=False)
     # httpx has no parameter for it; its transport is a thin wrapper of this pool.
     transport._pool = httpcore.ConnectionPool(  # noqa: SLF001
         ssl_context=httpx.create_ssl_context(trust_env=False) if encrypted else None,
-        network_backend=_GuardedBackend(guard, encrypted=encrypted),
+        network_backend=_GuardedBackend(guard, deadline, encrypted=encrypted),
     )
     return transport

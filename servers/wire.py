@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import ssl
 import time
@@ -10,17 +11,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import httpx
 
+from servers import product
+from servers.deadline import Deadline
 from servers.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
+from servers.naming import storable
 
 CONNECT_SECONDS = 5.0
+FAREWELL_SECONDS = 2.0
 EXCHANGES = 4  # So many may take their full time before a conversation is given up.
 MAX_ANSWER = 10 * 1024 * 1024
 MAX_TOLD = 200  # How much of a stranger's text goes into a sentence of ours.
+MAX_SENTENCE = 300
 
 type Object = dict[str, Any]
 
@@ -29,7 +36,13 @@ _end_of_line = re.compile(rb"\r\n|\n|\r")
 
 
 class Failed(Exception):
-    """The upstream gave no usable answer; the message goes on after "The server"."""
+    """The upstream gave no usable answer; the message goes on after "The server".
+
+    It may quote the server, and yet can be stored and shown.
+    """
+
+    def __init__(self, told: str) -> None:
+        super().__init__(storable(told)[:MAX_SENTENCE])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +72,15 @@ class Wire:
         self._url = url
         self._seconds = seconds
         self._ends = time.monotonic() + EXCHANGES * seconds
+        self._deadline = Deadline()
         self._last_id = 0
         self._client = httpx.Client(
-            transport=GuardedTransport(guard),
+            transport=GuardedTransport(guard, self._deadline),
             trust_env=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # Each request stands for itself.
             timeout=httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
             headers={
-                "User-Agent": "gateway-admin",
+                "User-Agent": product.NAME,
                 "Accept": "application/json, text/event-stream",
                 "Accept-Encoding": "identity",  # A small answer must not unpack into a large one.
                 "Content-Type": "application/json",
@@ -87,29 +102,29 @@ class Wire:
         """Send a request and wait for its answer, in JSON or on an event stream."""
         self._last_id += 1
         message = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}
-        return self._post(message, headers, lambda response, deadline: _answer(response, self._last_id, deadline))
+        return self._post(message, headers, lambda response: _answer(response, self._last_id))
 
     def tell(self, method: str, headers: Mapping[str, str]) -> None:
         """Send a notification; what it answers says nothing."""
-        self._post({"jsonrpc": "2.0", "method": method}, headers, lambda *_: {})
+        self._post({"jsonrpc": "2.0", "method": method}, headers, lambda _: {})
 
     def end(self, headers: Mapping[str, str]) -> None:
         """End a session; a server may refuse that."""
+        self._deadline.set(min(FAREWELL_SECONDS, self._seconds))
         with suppress(httpx.HTTPError, OSError), self._client.stream("DELETE", self._url, headers=headers):
             pass
 
-    def _post(
-        self, message: Object, headers: Mapping[str, str], read: Callable[[httpx.Response, float], Object]
-    ) -> Reply:
-        deadline = time.monotonic() + self._seconds
-        if time.monotonic() > self._ends:
+    def _post(self, message: Object, headers: Mapping[str, str], read: Callable[[httpx.Response], Object]) -> Reply:
+        left = self._ends - time.monotonic()
+        if left <= 0:
             raise Failed(f"was not done after {EXCHANGES * self._seconds:g} s")
+        self._deadline.set(min(self._seconds, left))
         try:
             with self._client.stream("POST", self._url, content=json.dumps(message), headers=headers) as response:
                 _refuse_redirect(response)
                 session = response.headers.get("mcp-session-id", "")
-                return Reply(response.status_code, read(response, deadline), session)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, _Late) as error:
+                return Reply(response.status_code, read(response), session)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Failed(self._why(error)) from None
 
     def _why(self, error: Exception) -> str:
@@ -118,7 +133,7 @@ class Wire:
                 return self._why_refused()
             case httpx.ConnectTimeout():
                 return f"did not answer within {min(CONNECT_SECONDS, self._seconds):g} s"
-            case httpx.TimeoutException() | _Late():
+            case httpx.TimeoutException():
                 return f"did not answer within {self._seconds:g} s"
             case httpx.ConnectError():
                 return _why_not_connected(error)
@@ -130,10 +145,6 @@ class Wire:
         if self._url.startswith("http://"):
             return "is called without TLS; that is for addresses in GATEWAY_PRIVATE_UPSTREAMS only"
         return "has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"
-
-
-class _Late(Exception):
-    """The answer went on past its time."""
 
 
 def _why_not_connected(error: Exception) -> str:
@@ -157,18 +168,18 @@ def _refuse_redirect(response: httpx.Response) -> None:
         raise Failed(f"redirects to {to}; redirects are not followed" if to else f"answered {response.status_code}")
 
 
-def _answer(response: httpx.Response, request_id: int, deadline: float) -> Object:
+def _answer(response: httpx.Response, request_id: int) -> Object:
     """The JSON-RPC response in the body, empty when there is none."""
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "text/event-stream":
-        return _response_in(b"".join(_chunks(response, deadline)), None)
-    for data in _events(_chunks(response, deadline)):
+        return _response_in(b"".join(_chunks(response)), None)
+    for data in _events(_chunks(response)):
         if found := _response_in(data, request_id):
             return found
     return {}
 
 
-def _chunks(response: httpx.Response, deadline: float) -> Iterator[bytes]:
+def _chunks(response: httpx.Response) -> Iterator[bytes]:
     size = 0
     if response.headers.get("content-encoding", "identity") != "identity":
         raise Failed("packs its answers although it was asked not to")
@@ -176,8 +187,6 @@ def _chunks(response: httpx.Response, deadline: float) -> Iterator[bytes]:
         size += len(chunk)
         if size > MAX_ANSWER:
             raise Failed(f"answered with more than {MAX_ANSWER // 1024 // 1024} MiB")
-        if time.monotonic() > deadline:
-            raise _Late
         yield chunk
 
 
@@ -201,9 +210,18 @@ def _data(event: bytes) -> bytes:
 def _response_in(body: bytes, request_id: int | None) -> Object:
     """The JSON-RPC response `body` holds; on a stream it is told from others by its id."""
     try:
-        message = json.loads(body)
+        message = json.loads(body, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(message, dict) or not ("result" in message or "error" in message):
         return {}
     return message if request_id is None or message.get("id") in (request_id, None) else {}
+
+
+def _refuse(name: str) -> Never:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """A number that JSON can say again; one beyond all bounds would become `Infinity`."""
+    return number if math.isfinite(number := float(text)) else _refuse(text)

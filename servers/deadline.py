@@ -1,0 +1,60 @@
+"""An end that no peer can put off: every wait on a socket is cut to what is left until then.
+
+httpx limits each wait by itself, so a peer that sends a byte now and then would be listened to for ever.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+import time
+from typing import Any
+
+import httpcore
+
+PART = 16 * 1024  # So much is written before the clock is looked at again.
+
+
+class Deadline:
+    """A moment that can be set anew; until it is set there is none."""
+
+    def __init__(self) -> None:
+        self._at = math.inf
+
+    def set(self, seconds: float) -> None:
+        """Let it be `seconds` from now."""
+        self._at = time.monotonic() + seconds
+
+    def left(self, most: float | None) -> float:
+        """How long one wait may take, `most` at most. Raises httpcore.ReadTimeout when nothing is left."""
+        left = min(self._at - time.monotonic(), math.inf if most is None else most)
+        if left <= 0:
+            raise httpcore.ReadTimeout
+        return left
+
+
+class TimedStream(httpcore.NetworkStream):
+    """A connection that is listened to until the deadline and not a moment longer."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._deadline.left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), PART):
+            self._stream.write(buffer[start : start + PART], self._deadline.left(timeout))
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        stream = self._stream.start_tls(ssl_context, server_hostname, self._deadline.left(timeout))
+        return TimedStream(stream, self._deadline)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)

@@ -1,0 +1,167 @@
+"""What a hostile or broken server may answer: it ends in time, in a sentence, in rows that can be kept."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from pytest_django import Settings
+
+from accounts.models import User
+from gateways.models import Tool
+from servers.discovery import Failed, discover
+from servers.models import Health
+from tests import make
+from tests.conftest import Run, SignIn
+from tests.upstreams import App
+from tests.wire import Receive, Scope, Send, answer, live, read
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture(autouse=True)
+def loopback_is_allowed(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+# A peer that never stops talking
+
+
+@contextmanager
+def dripping(head: bytes) -> Iterator[str]:
+    """A server that says `head` at once and then a byte now and then, for as long as anybody listens."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def drip() -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peer.sendall(head)
+            while not over.wait(0.05):
+                try:
+                    peer.sendall(b"x")
+                except OSError:
+                    return
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    finally:
+        over.set()
+        thread.join()
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"],
+    ids=["head", "body"],
+)
+def test_a_dripped_answer_is_given_up_when_its_time_is_over(head: bytes) -> None:
+    with dripping(head) as url:
+        server = make.server(url=url, timeout_seconds=1)
+        began = time.monotonic()
+
+        with pytest.raises(Failed, match="did not answer within 1 s"):
+            discover(server, None)
+
+    assert time.monotonic() - began < 2
+
+
+# Words that no row and no header can hold
+
+
+def scripted(replies: dict[str, Any], headers: list[tuple[bytes, bytes]] | None = None) -> App:
+    """A server that answers each method with the JSON text made of its reply."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        message = json.loads(await read(receive) or "{}")
+        reply = replies.get(message.get("method"), {"error": {"code": -32601, "message": "no such method"}})
+        body = {"jsonrpc": "2.0", "id": message.get("id"), **reply}
+        await answer(send, 200, json.dumps(body).encode(), headers=headers)
+
+    return app
+
+
+GREETING = {"result": {"protocolVersion": "2025-11-25", "capabilities": {}}}
+UNSUPPORTED = {"error": {"code": -32022, "message": "", "data": {"supported": ["\ud800", 7]}}}
+
+
+@pytest.mark.parametrize(
+    ("app", "why"),
+    [
+        (
+            scripted({"initialize": GREETING}, [(b"mcp-session-id", "sé".encode("latin-1"))]),
+            "opened a session whose id no header can carry",
+        ),
+        (scripted({"initialize": {"result": {"protocolVersion": "\ud800"}}}), "speaks MCP \N{REPLACEMENT CHARACTER},"),
+        (scripted({"initialize": {"result": {"protocolVersion": ["2025-11-25"]}}}), "speaks MCP of no version"),
+        (
+            scripted({"initialize": {"error": {"code": "\ud800" * 900, "message": "a\0b\udfff"}}}),
+            "answered with an error: a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER} (without a code)",
+        ),
+        (scripted({"server/discover": UNSUPPORTED}), "speaks only MCP \N{REPLACEMENT CHARACTER}, which"),
+    ],
+    ids=["session id", "version", "no version", "error", "versions"],
+)
+def test_strange_words_end_in_a_sentence_that_is_kept(app: App, why: str, run: Run, ana: User, sign_in: SignIn) -> None:
+    server = make.server(url=run(app).url)
+
+    response = sign_in(ana).post(f"/servers/{server.slug}/test/", headers=HTMX)
+
+    assert response.status_code == 200
+    assert why in response.content.decode()
+    server.refresh_from_db()
+    assert server.health == Health.DOWN
+    assert why in server.health_error
+
+
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"items": value}
+    return value
+
+
+def test_tools_that_cannot_be_kept_are_left_out_and_the_others_are_learnt(run: Run, ana: User, sign_in: SignIn) -> None:
+    tools = [
+        {"name": "good", "description": "a\0b\ud800"},
+        {"name": "bad\ud800"},
+        {"name": 7},
+        {"name": "x" * 201},
+        {"name": "deep", "inputSchema": nested(500)},
+        "no tool",
+    ]
+    replies = {"initialize": GREETING, "tools/list": {"result": {"tools": tools}}}
+    server = make.server(url=run(scripted(replies, [(b"set-cookie", "a=é".encode())])).url)
+    gateway = make.gateway(server)
+    client = sign_in(ana)
+
+    assert client.post(f"/gateways/{gateway.slug}/tools/refresh/", headers=HTMX).status_code == 200
+    assert client.post(f"/api/servers/{server.slug}/test").json()["tools"] == ["good"]
+
+    (known,) = Tool.objects.all()
+    assert (known.name, known.description) == ("good", "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_json_does_not_know_is_no_answer(number: str, run: Run) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+        else:
+            await answer(send, 200, f'{{"jsonrpc":"2.0","id":1,"result":{{"n":{number}}}}}'.encode())
+
+    with pytest.raises(Failed, match="answered, but not in MCP"):
+        discover(make.server(url=run(app).url), None)
