@@ -1,12 +1,44 @@
 """uvicorn's HTTP protocol with bounds on what a client may send before we know what it wants."""
 
-from asyncio import TimerHandle, Transport
+from asyncio import AbstractEventLoop, TimerHandle, Transport
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST = 64 * 1024
 TOO_LARGE = "The request's head is too large."
+
+
+class Joined:
+    """A transport that sends what is written in one turn of the loop at once: uvicorn writes head and body apart.
+
+    Each send costs its own way through the kernel, and wakes the client once more.
+    """
+
+    __slots__ = ("_held", "_loop", "_transport", "is_closing")
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            self._transport.write(b"".join(held))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class BoundedHead(HttpToolsProtocol):
@@ -19,13 +51,13 @@ class BoundedHead(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._handed_over = 0
         self._withheld = 0
         self._in_head = True
         self._too_slow: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -33,26 +65,17 @@ class BoundedHead(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head and self._too_slow is None:
-            self._start_clock()
         self._withheld += len(data)
         super().data_received(data)
-        if self._withheld > MOST and not self.transport.is_closing():
-            self._refuse()
-
-    def on_message_begin(self) -> None:
-        self._handed_over = 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + len(b": \r\n"))
-        super().on_header(name, value)
+        if self._withheld > MOST:
+            if not self.transport.is_closing():
+                self._refuse()
+        elif self._withheld and self._in_head and self._too_slow is None:
+            self._start_clock()
 
     def on_headers_complete(self) -> None:
+        if self._withheld > MOST and _size(self.url, self.headers) > MOST:
+            raise ValueError(TOO_LARGE)  # The parser makes it an error of its own, which ends at send_400_response.
         self._withheld = 0
         self._in_head = False
         self._stop_clock()
@@ -68,15 +91,10 @@ class BoundedHead(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        if self._handed_over > MOST:
+        if self._withheld > MOST:
             self._refuse()
         else:
             super().send_400_response(msg)
-
-    def _count(self, size: int) -> None:
-        self._handed_over += size
-        if self._handed_over > MOST:
-            raise ValueError(TOO_LARGE)  # The parser makes it an error of its own, which ends at send_400_response.
 
     def _refuse(self) -> None:
         if not self._is_answering():  # Else our words would land in the middle of another answer.
@@ -102,3 +120,7 @@ class BoundedHead(HttpToolsProtocol):
             self._start_clock()
         else:
             self.transport.close()
+
+
+def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
+    return len(url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in headers)
