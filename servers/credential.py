@@ -4,6 +4,7 @@ The pages that take one, *Test connection* and the proxy ask the same functions.
 """
 
 import re
+from urllib.parse import urlsplit
 
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110 section 5.6.2
 _visible = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?").fullmatch
@@ -32,6 +33,12 @@ def may_carry(header: str) -> bool:
 def fits_a_header(text: str) -> bool:
     """Whether `text` is one line of plain characters, as a header holds it."""
     return _visible(text) is not None
+
+
+def place_of(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port: a credential stored for one place is never sent to another."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
 
 
 def header_of(auth_type: str, header_name: str, secret: str) -> tuple[str, str]:

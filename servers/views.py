@@ -13,7 +13,9 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from accounts.models import User
 from capabilities import Capability, requires
+from servers.credential import place_of
 from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
 from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
@@ -117,7 +119,7 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
-            contact = _tried(form.cleaned_data, identity_for(server, request.user))
+            contact = _tried_as(server, form.cleaned_data, request.user)
             return show(request, "servers/form.html", {**context, "contact": contact})
         try:
             server.edit(**form.cleaned_data, by=request.user)
@@ -139,6 +141,17 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
     if not wants_fragment(request):
         return leave(request, page_url(server), told)
     return show(request, "servers/overview.html#contact", {"server": server, "contact": {"text": told, "kind": kind}})
+
+
+def _tried_as(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
+    """The same for a server that is being edited, with its identity unless that was stored for another place."""
+    kept = {name: getattr(server, name) for name in ("url", "auth_type", "header_name")}
+    values = kept | values
+    identity = identity_for(server, user)
+    if identity is None or place_of(values["url"]) == place_of(server.url):
+        return _tried(values, identity)
+    contact = _tried(values)
+    return contact | {"text": f"{contact['text']} Tested without the stored identity: it is for {server.url} only."}
 
 
 def _tried(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:

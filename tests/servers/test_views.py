@@ -384,6 +384,30 @@ def test_an_edited_server_is_tested_with_the_tester_s_identity_and_not_saved(
     assert server.timeout_seconds == 7
 
 
+@pytest.mark.parametrize(
+    ("was", "typed", "sent"),
+    [
+        ("http://127.0.0.1:{port}/old", "http://127.0.0.1:{port}/mcp", True),
+        ("http://127.0.0.1:1/mcp", "http://127.0.0.1:{port}/mcp", False),
+        ("http://localhost:{port}/mcp", "http://127.0.0.1:{port}/mcp", False),
+        ("https://127.0.0.1:{port}/mcp", "http://127.0.0.1:{port}/mcp", False),
+    ],
+    ids=["path", "port", "host", "scheme"],
+)
+def test_a_stored_secret_is_not_sent_to_a_place_that_was_merely_typed(
+    was: str, typed: str, sent: bool, run: Run, ana: User, sign_in: SignIn
+) -> None:
+    upstream = run(upstreams.github())
+    server = make.server(slug="github", url=was.format(port=upstream.port), auth_type=AuthType.BEARER)
+    make.identity(server, ana, secret="ana-secret")
+
+    values = filled(name="GitHub", url=typed.format(port=upstream.port), auth_type="bearer", test="1")
+    page = text(sign_in(ana).post("/servers/github/edit/", values))
+
+    assert {seen.headers.get("authorization") for seen in upstream.seen} == {"Bearer ana-secret" if sent else None}
+    assert ("Tested without the stored identity" in page) is not sent
+
+
 # --- The switch ---------------------------------------------------------------------------------------------------
 
 
