@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api import PROBLEMS
+from accounts.limits import Limit
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from capabilities import Capability
 from capabilities.rest import Rule
@@ -173,6 +174,8 @@ class WorkspaceChanges(Body):
     log_retention_days = serializers.IntegerField(min_value=1, max_value=3650)
     oauth_access_token_seconds = serializers.IntegerField(min_value=60, max_value=3600)
     oauth_refresh_idle_days = serializers.IntegerField(min_value=1, max_value=365)
+    calls_per_minute = Limit()
+    token_calls_per_minute = Limit()
 
 
 class WorkspaceSerializer(WorkspaceChanges):

@@ -6,9 +6,9 @@ from typing import Any
 
 from django import forms
 
+from accounts.limits import LimitField
 from accounts.models import NewAppPolicy, WorkspaceSettings
 
-MOST_CALLS = 1_000_000
 MOST_PAYLOAD = 1024 * 1024
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -67,21 +67,13 @@ class WorkspaceForm(forms.Form):
         disabled=True,
         help_text="Bytes; what is longer would be cut there.",
     )
-    calls_per_minute = forms.IntegerField(
-        label="Calls a minute, all together",
-        required=False,
-        min_value=1,
-        max_value=MOST_CALLS,
-        disabled=True,
-        help_text="Not available yet: no call is limited.",
+    calls_per_minute = LimitField(
+        "Calls a minute, all together",
+        "Empty: no limit. Over it, callers get 429 and a time to wait; nothing is locked.",
     )
-    token_calls_per_minute = forms.IntegerField(
-        label="Calls a minute, each token",
-        required=False,
-        min_value=1,
-        max_value=MOST_CALLS,
-        disabled=True,
-        help_text="Not available yet: no call is limited.",
+    token_calls_per_minute = LimitField(
+        "Calls a minute, each token",
+        "Empty: no limit. A gateway and a token may have a limit of their own; the narrowest counts.",
     )
 
     def __init__(self, data: Any, *, workspace: WorkspaceSettings) -> None:

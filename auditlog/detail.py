@@ -89,7 +89,7 @@ class Detail:
         )
         yield Step.HOST, "Host", f"{call.host_name} is enabled"
         yield Step.GATEWAY, "Gateway and connection", f"{call.gateway_name} and this connection are enabled"
-        yield Step.REACH, "Reach", f"{call.user_email} reaches {call.gateway_name}"
+        yield Step.REACH, "Reach and limits", f"{call.user_email} reaches {call.gateway_name}, within all limits"
         yield Step.REQUEST, "Request", f"One message: {call.method}" if call.method else ""
         yield Step.SERVER, "Server", self._server()
         yield Step.TOOL, "Tool", f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""

@@ -15,6 +15,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.limits import Limit
 from accounts.models import Team
 from capabilities import Capability
 from capabilities.rest import Own, Rule
@@ -46,6 +47,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     enabled = serializers.BooleanField()
     reach = serializers.CharField()
     teams = Reference(many=True)
+    calls_per_minute = Limit()
     servers_count = serializers.IntegerField(source="server_count")
     tools_count = serializers.IntegerField(source="tool_count")
     connections_count = serializers.IntegerField(source="connection_count")
@@ -69,6 +71,7 @@ class GatewayChanges(Body):
     description = serializers.CharField(max_length=1000, allow_blank=True)
     reach = serializers.ChoiceField(Reach.choices)
     team_ids = serializers.ListField(child=serializers.UUIDField())
+    calls_per_minute = Limit()
 
     def validate_team_ids(self, pks: list[UUID]) -> list[UUID]:
         missing = set(pks) - set(Team.objects.filter(pk__in=pks).values_list("pk", flat=True))
@@ -84,6 +87,7 @@ class NewGateway(GatewayChanges):
     description = serializers.CharField(max_length=1000, allow_blank=True, default="")
     reach = serializers.ChoiceField(Reach.choices, default=Reach.EVERYONE)
     team_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
+    calls_per_minute = Limit(default=None)
 
 
 class GatewayResource(Resource):
@@ -115,11 +119,12 @@ class GatewayResource(Resource):
 
     def create(self, request: Request) -> Response:
         wanted = self.body(NewGateway)
+        limit = wanted.pop("calls_per_minute")
         if _named(wanted["name"]).exists() or Gateway.objects.filter(slug=wanted["slug"]).exists():
             raise already_exists(TAKEN)
         fields = checked(GatewayForm({**wanted, "teams": wanted["team_ids"]}), teams="team_ids")
         try:
-            gateway = Gateway.objects.add(**fields, by=self.me)
+            gateway = Gateway.objects.add(**fields, calls_per_minute=limit, by=self.me)
         except IntegrityError:
             raise already_exists(TAKEN) from None
         return self._now(gateway, HTTPStatus.CREATED)
@@ -129,7 +134,7 @@ class GatewayResource(Resource):
         changes = self.body(GatewayChanges, partial=True)
         if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
             raise already_exists(TAKEN)
-        fields: dict[str, Any] = {}
+        fields = {name: value for name, value in changes.items() if name == "calls_per_minute"}
         if {"name", "description"} & set(changes):
             now = {"name": gateway.name, "description": gateway.description}
             fields |= checked(NameForm({**now, **changes}, gateway=gateway))

@@ -8,6 +8,7 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.db.models import Q
 
+from accounts.limits import LimitField
 from accounts.models import Team
 from gateways.models import (
     Assignment,
@@ -46,6 +47,12 @@ class ReachForm(forms.Form):
         if values.get("reach") == Reach.EVERYONE:
             values["teams"] = []
         return values
+
+
+class LimitForm(forms.Form):
+    """How many calls a minute a gateway lets through."""
+
+    calls_per_minute = LimitField(help_text="Of all its connections together. Empty: no limit.")
 
 
 class NameForm(forms.Form):

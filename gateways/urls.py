@@ -12,6 +12,7 @@ urlpatterns = [
     path("gateways/<slug:slug>/", views.detail, name="detail"),
     path("gateways/<slug:slug>/rename/", views.rename, name="edit"),
     path("gateways/<slug:slug>/reach/", views.reach, name="reach"),
+    path("gateways/<slug:slug>/limit/", views.limit, name="limit"),
     path("gateways/<slug:slug>/enable/", views.enable, name="enable"),
     path("gateways/<slug:slug>/servers/", assignment_views.listing, name="servers"),
     path("gateways/<slug:slug>/assign/", assignment_views.assign, name="assign"),

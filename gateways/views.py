@@ -8,6 +8,7 @@ from uuid import UUID
 from django.db import IntegrityError
 from django.db.models import Count, IntegerField, OuterRef, Q, Subquery
 from django.db.models.functions import Lower
+from django.forms import Form
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -15,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import Capability, requires, signed_in
-from gateways.forms import GatewayFilter, GatewayForm, NameForm, ReachForm
+from gateways.forms import GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
 from gateways.models import Gateway, GatewayQuerySet
 from servers.slugs import suggest
 from ui.pages import AppRequest, answer, leave, page_of, refuse, show
@@ -128,13 +129,27 @@ def rename(request: AppRequest, slug: str) -> HttpResponse:
 def reach(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find(request.user, slug)
     form = ReachForm(request.POST or None, initial={"reach": gateway.reach, "teams": gateway.teams.all()})
-    context = {"form": form, "gateway": gateway, "heading": "Change reach", "submit": "Save", "back": page_url(gateway)}
+    return _edited(request, gateway, form, "Reach")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def limit(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find(request.user, slug)
+    form = LimitForm(request.POST or None, initial={"calls_per_minute": gateway.calls_per_minute})
+    return _edited(request, gateway, form, "Limit")
+
+
+def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str) -> HttpResponse:
+    """Ask for one side of the gateway, then change it."""
+    heading = f"Change {what.lower()}"
+    context = {"form": form, "gateway": gateway, "heading": heading, "submit": "Save", "back": page_url(gateway)}
     if request.method == "GET":
         return show(request, "gateways/form.html", context)
     if not form.is_valid():
         return refuse(request, "gateways/form.html", context)
     gateway.edit(**form.cleaned_data, by=request.user)
-    return leave(request, page_url(gateway), "Reach changed")
+    return leave(request, page_url(gateway), f"{what} changed")
 
 
 @require_POST

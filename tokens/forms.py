@@ -9,6 +9,7 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
+from accounts.limits import LimitField
 from accounts.models import WorkspaceSettings
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
@@ -16,6 +17,7 @@ from hosts.models import Host
 from tokens.models import DEFAULT_LIFETIME, LIFETIMES, BadAddress, NameTaken, Token, canonical
 
 NEVER = "never"
+LIMIT = "Empty: only what the workspace and the gateway allow."
 
 
 class Lifetime(TypedDict):
@@ -70,6 +72,7 @@ class TokenForm(forms.Form):
     )
     expires_in_days = forms.ChoiceField(label="Expiration", initial=str(DEFAULT_LIFETIME), required=False)
     allowed_ips = AllowlistField()
+    calls_per_minute = LimitField(help_text=LIMIT)
 
     def __init__(self, *args: Any, host: Host, gateway: Gateway, connection: Connection | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -126,6 +129,7 @@ class TokenForm(forms.Form):
             "name": chosen["name"],
             "expires_in_days": chosen["expires_in_days"],
             "allowed_ips": chosen["allowed_ips"],
+            "calls_per_minute": chosen["calls_per_minute"],
             "servers": None if chosen["scope"] == "all" else list(chosen["servers"]),
         }
 
@@ -136,17 +140,18 @@ def _numbered(name: str, number: int) -> str:
 
 
 class EditForm(forms.Form):
-    """What may change of a token: its name, how long it lives from now on, and its IP allowlist (X28)."""
+    """What may change of a token: its name, how long it lives from now on, its IP allowlist (X28) and limit."""
 
     name = forms.CharField(max_length=100)
     expires_in_days = forms.ChoiceField(label="Expiration", required=False)
     allowed_ips = AllowlistField()
+    calls_per_minute = LimitField(help_text=LIMIT)
 
     def __init__(self, *args: Any, token: Token, **options: Any) -> None:
         super().__init__(*args, **options)
         self.token = token
         self.fields["expires_in_days"].choices = _lifetimes()  # type: ignore[attr-defined]
-        self.initial = {"name": token.name, "allowed_ips": token.allowed_ips}
+        self.initial = {name: getattr(token, name) for name in ("name", "allowed_ips", "calls_per_minute")}
 
     @property
     def lifetimes(self) -> list[Lifetime]:

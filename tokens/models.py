@@ -83,6 +83,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         by: User,
         expires_in_days: int | None = DEFAULT_LIFETIME,
         allowed_ips: Sequence[str] | None = None,
+        calls_per_minute: int | None = None,
         servers: Iterable[Assignment] | None = None,
     ) -> Issued:
         """Make an API access token of `connection`; `servers` None reaches all, also those added later.
@@ -100,6 +101,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
                 name=name.strip(),
                 expires_at=expiry(expires_in_days),
                 allowed_ips=canonical(allowed_ips),
+                calls_per_minute=calls_per_minute,
                 scope_all=servers is None,
                 created_by=by,
             )
@@ -250,7 +252,7 @@ class Token(models.Model):
         return Issued(self, secret)
 
     def edit(self, *, by: User, **fields: Any) -> None:
-        """Change `name`, `expires_in_days` (from now, R3.25) or `allowed_ips`, whichever are given.
+        """Change `name`, `expires_in_days` (from now, R3.25), `allowed_ips` or `calls_per_minute`, whichever are given.
 
         Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress.
         """
@@ -259,6 +261,8 @@ class Token(models.Model):
             wanted["expires_at"] = expiry(fields["expires_in_days"])
         if "allowed_ips" in fields:
             wanted["allowed_ips"] = canonical(fields["allowed_ips"])
+        if "calls_per_minute" in fields:
+            wanted["calls_per_minute"] = fields["calls_per_minute"]
         with transaction.atomic():
             row = self.lock()
             row.must_be_active()

@@ -8,6 +8,7 @@ from uuid import UUID
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
+from accounts.limits import Limit
 from gateways.api import GatewayReference
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host
@@ -38,6 +39,7 @@ class TokenSerializer(serializers.Serializer[Token]):
     user_email = serializers.CharField(source="connection.user.email")
     rotated_at = Moment()
     revoked_at = Moment()
+    calls_per_minute = Limit()
 
     def get_scopes(self, token: Token) -> list[dict[str, str]]:
         return [
@@ -70,11 +72,12 @@ class TokenQuery(ListQuery):
 
 
 class TokenChanges(Body):
-    """The three things of a token that may change (X30)."""
+    """What of a token may change (X30); its servers never do."""
 
     name = serializers.CharField(max_length=100)
     expires_in_days = serializers.IntegerField(allow_null=True)
     allowed_ips = serializers.ListField(child=serializers.CharField(max_length=64), allow_null=True)
+    calls_per_minute = Limit()
 
 
 class NewToken(Body):
@@ -86,6 +89,7 @@ class NewToken(Body):
     server_ids = serializers.ListField(child=serializers.UUIDField(), allow_null=True, allow_empty=False, default=None)
     expires_in_days = serializers.IntegerField(allow_null=True, default=DEFAULT_LIFETIME)
     allowed_ips = serializers.ListField(child=serializers.CharField(max_length=64), allow_null=True, default=None)
+    calls_per_minute = Limit(default=None)
     identities = serializers.DictField(child=serializers.UUIDField(), default=dict)
 
     def validate_host_id(self, pk: UUID) -> Host:
@@ -110,7 +114,8 @@ class NewToken(Body):
             "servers": _chosen(offered, attrs["server_ids"]),
             "identities": _brought(offered, attrs["identities"], self.context["request"].user),
         }
-        return {key: attrs[key] for key in ("name", "expires_in_days", "allowed_ips")} | found
+        kept = ("name", "expires_in_days", "allowed_ips", "calls_per_minute")
+        return {key: attrs[key] for key in kept} | found
 
 
 def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None:

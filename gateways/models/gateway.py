@@ -102,7 +102,7 @@ class Gateway(Switchable):
         return Gateway.objects.reachable_by(user).filter(pk=self.pk).exists()
 
     def edit(self, *, by: User, teams: Iterable[Team] | None = None, **fields: Any) -> None:
-        """Change name, description, reach or teams; records what changed."""
+        """Change name, description, reach, teams or limit; records what changed."""
         with transaction.atomic():
             row = self.lock()
             changes = {

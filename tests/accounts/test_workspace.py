@@ -24,6 +24,8 @@ FORM = {
     "oauth_access_token_seconds": "600",
     "oauth_refresh_idle_days": "14",
     "log_retention_days": "365",
+    "calls_per_minute": "6000",
+    "token_calls_per_minute": "600",
 }
 
 
@@ -68,15 +70,19 @@ def test_all_settings_are_saved_and_recorded_as_from_and_to(keeper: User, sign_i
     changes = Event.objects.get(action="workspace.updated").changes
     assert set(changes) == set(FORM)
     assert changes["log_retention_days"] == [90, 365]
+    assert changes["calls_per_minute"] == [None, 6000]
 
 
-def test_an_unticked_box_is_off(keeper: User, sign_in: SignIn) -> None:
+def test_an_unticked_box_and_an_empty_limit_are_off(keeper: User, sign_in: SignIn) -> None:
     client = confirmed(sign_in(keeper))
     client.post(PATH, FORM)
 
-    client.post(PATH, {name: value for name, value in FORM.items() if name != "allow_non_expiring_tokens"})
+    emptied = FORM | {"calls_per_minute": "", "token_calls_per_minute": ""}
+    client.post(PATH, {name: value for name, value in emptied.items() if name != "allow_non_expiring_tokens"})
 
-    assert WorkspaceSettings.load().allow_non_expiring_tokens is False
+    saved = WorkspaceSettings.load()
+    assert saved.allow_non_expiring_tokens is False
+    assert (saved.calls_per_minute, saved.token_calls_per_minute) == (None, None)
 
 
 def test_tokens_without_expiry_can_be_had_once_allowed(keeper: User, sign_in: SignIn) -> None:
@@ -102,6 +108,8 @@ def test_tokens_without_expiry_can_be_had_once_allowed(keeper: User, sign_in: Si
         ({"log_retention_days": "0"}, "greater than or equal to 1"),
         ({"log_retention_days": "ninety"}, "Enter a whole number."),
         ({"log_retention_days": "9" * 5000}, "Enter a whole number."),
+        ({"calls_per_minute": "0"}, "greater than or equal to 1"),
+        ({"token_calls_per_minute": "1000001"}, "less than or equal to 1000000"),
         ({"name": "a\x00b"}, "Null characters are not allowed."),
     ],
 )
@@ -116,13 +124,11 @@ def test_a_bad_setting_saves_none(wrong: dict[str, str], words: str, keeper: Use
 
 def test_what_is_not_to_be_set_here_is_not_set(keeper: User, sign_in: SignIn) -> None:
     more = {"record_payloads": "on", "payload_limit_bytes": "1", "public_base_url": "https://evil.example", "id": "2"}
-    more |= {"calls_per_minute": "6000", "token_calls_per_minute": "600"}
 
     confirmed(sign_in(keeper)).post(PATH, FORM | more)
 
     saved = WorkspaceSettings.load()
     assert (saved.record_payloads, saved.payload_limit_bytes, saved.public_base_url) == (False, 16384, "")
-    assert (saved.calls_per_minute, saved.token_calls_per_minute) == (None, None)
     assert WorkspaceSettings.objects.count() == 1
 
 

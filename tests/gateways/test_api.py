@@ -41,7 +41,7 @@ def test_a_gateway_is_told_with_its_counts(ana: User, work: Gateway, search: Too
     told = Rest.of(ana).get("/gateways/work").json()
 
     assert set(told) == {
-        *("id", "name", "slug", "url", "description", "enabled", "reach", "teams"),
+        *("id", "name", "slug", "url", "description", "enabled", "reach", "teams", "calls_per_minute"),
         *("servers_count", "tools_count", "connections_count", "created_by", "created_at", "updated_at"),
     }
     assert (told["servers_count"], told["tools_count"], told["connections_count"]) == (1, 1, 1)
@@ -78,9 +78,9 @@ def test_a_gateway_is_edited_but_for_its_slug(ana: User, work: Gateway) -> None:
     team = Team.objects.create(name="Support")
     rest = Rest.of(ana)
 
-    changed = rest.patch("/gateways/work", {"description": "For all"}).json()
+    changed = rest.patch("/gateways/work", {"description": "For all", "calls_per_minute": 600}).json()
 
-    assert (changed["name"], changed["description"]) == ("Work", "For all")
+    assert (changed["name"], changed["description"], changed["calls_per_minute"]) == ("Work", "For all", 600)
     assert rest.patch("/gateways/work", {"reach": "teams", "team_ids": [str(team.pk)]}).json()["reach"] == "teams"
     assert rest.patch("/gateways/work", {"reach": "everyone"}).json()["teams"] == []
     assert set(errors(rest.patch("/gateways/work", {"slug": "play"}))) == {"slug"}

@@ -45,6 +45,8 @@ def row_of(page: str, gateway: Gateway) -> str:
         ("post", "/gateways/{slug}/rename/", Capability.GATEWAYS_MANAGE),
         ("get", "/gateways/{slug}/reach/", Capability.GATEWAYS_MANAGE),
         ("post", "/gateways/{slug}/reach/", Capability.GATEWAYS_MANAGE),
+        ("get", "/gateways/{slug}/limit/", Capability.GATEWAYS_MANAGE),
+        ("post", "/gateways/{slug}/limit/", Capability.GATEWAYS_MANAGE),
         ("get", "/gateways/{slug}/assign/", Capability.GATEWAYS_MANAGE),
         ("post", "/gateways/{slug}/assign/", Capability.GATEWAYS_MANAGE),
         ("post", "/gateways/{slug}/tools/refresh/", Capability.GATEWAYS_MANAGE),
@@ -268,6 +270,21 @@ def test_reach_is_changed_to_teams_and_back(ana: User, max: User, sign_in: SignI
     client.post(f"/gateways/{gateway.slug}/reach/", {"reach": "everyone", "teams": str(team.pk)})
     assert gateway.is_reachable_by(max)
     assert not gateway.teams.exists()
+
+
+def test_a_limit_is_set_shown_and_taken_off(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    client = sign_in(ana)
+    page = f"/gateways/{gateway.slug}/"
+    assert "<b>not limited</b>" in text(client.get(page))
+
+    client.post(f"{page}limit/", {"calls_per_minute": "600"})
+    assert "<b>600</b> calls a minute" in text(client.get(page))
+    assert Event.objects.get(action="gateway.updated").changes == {"calls_per_minute": [None, 600]}
+    assert "greater than or equal to 1" in text(client.post(f"{page}limit/", {"calls_per_minute": "0"}))
+
+    client.post(f"{page}limit/", {"calls_per_minute": ""})
+    assert "<b>not limited</b>" in text(client.get(page))
 
 
 def test_without_a_team_everyone_is_the_only_reach(ana: User, sign_in: SignIn) -> None:

@@ -130,6 +130,7 @@ def test_the_options_narrow_the_token(ana: User, sign_in: SignIn) -> None:
             "servers": [str(wanted.pk)],
             "expires_in_days": "7",
             "allowed_ips": "198.51.100.7\n2001:db8::/32",
+            "calls_per_minute": "60",
         },
     )
 
@@ -138,6 +139,7 @@ def test_the_options_narrow_the_token(ana: User, sign_in: SignIn) -> None:
     assert not token.scope_all
     assert [scope.assignment for scope in token.scopes.all()] == [wanted]
     assert token.allowed_ips == ["198.51.100.7/32", "2001:db8::/32"]
+    assert token.calls_per_minute == 60
     assert token.expires_at is not None
     assert token.expires_at - datetime.now(UTC) < timedelta(days=7)
 

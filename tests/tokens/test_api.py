@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 KEYS = {
     *("id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at", "status", "last_used_at", "host"),
-    *("gateway", "connection_id", "user_email", "rotated_at", "revoked_at"),
+    *("gateway", "connection_id", "user_email", "rotated_at", "revoked_at", "calls_per_minute"),
 }
 
 
@@ -291,6 +291,18 @@ def test_the_key_of_an_app_is_no_token(ana: User, link: Connection) -> None:
 
 
 # --- Edit and end ---------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_is_set_and_taken_off(ana: User, bot: Host, work: Gateway) -> None:
+    rest = Rest.of(ana)
+    made = rest.post("/tokens", wanted(bot, work, calls_per_minute=600)).json()
+    path = f"/tokens/{made['id']}"
+
+    assert made["calls_per_minute"] == 600
+    assert rest.patch(path, {"calls_per_minute": None}).json()["calls_per_minute"] is None
+    assert Event.objects.get(action="token.updated").changes == {"calls_per_minute": [600, None]}
+    for wrong in (0, -1, 1_000_001, "many"):
+        assert set(errors(rest.patch(path, {"calls_per_minute": wrong}))) == {"calls_per_minute"}
 
 
 def test_three_things_may_change(ann: User, link: Connection) -> None:

@@ -71,6 +71,21 @@ def test_name_expiration_and_allowlist_change_and_are_recorded(ana: User, sign_i
     assert set(Event.objects.get(action="token.updated").changes) == {"name", "expires_at", "allowed_ips"}
 
 
+def test_a_limit_is_set_and_taken_off(ana: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ana), name="ci").token
+    client = sign_in(ana)
+
+    client.post(path(token), KEPT | {"calls_per_minute": "600"})
+    token.refresh_from_db()
+    assert token.calls_per_minute == 600
+    assert 'value="600"' in client.get(path(token)).content.decode()
+
+    assert client.post(path(token), KEPT | {"calls_per_minute": "0"}).status_code == 422
+    client.post(path(token), KEPT)
+    token.refresh_from_db()
+    assert token.calls_per_minute is None
+
+
 def test_an_empty_allowlist_means_anywhere(ana: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ana), name="ci", allowed_ips=["10.0.0.1"]).token
 
