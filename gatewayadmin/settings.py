@@ -123,7 +123,11 @@ TEMPLATES = [
 
 CACHES = {
     # Shared by all workers: the limits on sign-in count there. Never read on the way of an MCP request.
-    "default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"},
+    "default": {
+        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "LOCATION": "cache",
+        "OPTIONS": {"MAX_ENTRIES": 20_000},  # Past it a third is forgotten, limits too.
+    },
 }
 
 LANGUAGE_CODE = "en-us"
@@ -140,7 +144,7 @@ SERVESTATIC_AUTOREFRESH = False
 
 AUTH_USER_MODEL = "accounts.User"
 AUTHENTICATION_BACKENDS = ["accounts.backend.RoleBackend"]
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher", "oauth.client_secrets.Hasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {
@@ -180,6 +184,8 @@ ACCOUNT_RATE_LIMITS = {
     "change_password": "5/m/user",
     "reauthenticate": "10/m/user",
     "oauth_register": "60/m/ip",
+    "oauth_document": "10/m/ip",
+    "oauth_token": "30/m/key",  # An address and a client.
 }
 
 MFA_ADAPTER = "accounts.second_factor.Adapter"
@@ -262,7 +268,8 @@ OAUTH2_PROVIDER = {
     "ALLOW_LOCALHOST_LOOPBACK": True,
     "DCR_ENABLED": True,
     "DCR_REGISTRATION_PERMISSION_CLASSES": ("oauth2_provider.dcr.AllowAllDCRPermission",),
-    "CIMD_ENABLED": True,
+    "CLIENT_SECRET_HASHER": "client_secret",
+    "CIMD_ENABLED": False,  # oauth.published reads documents: not for strangers, not in every request.
     "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,

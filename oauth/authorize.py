@@ -19,7 +19,9 @@ from oauth2_provider.oauth2_backends import get_oauthlib_core
 
 from connections.models import Connection
 from oauth import flow as flows
+from oauth.documents import Unreadable
 from oauth.models import AuthorizeRequest
+from oauth.published import learn, needs_somebody
 from oauth.redirects import APP_SCHEMES
 from oauth.resources import UnknownResource, gateway_of
 from oauth.validator import SCOPES
@@ -43,10 +45,20 @@ def authorize(request: AppRequest) -> HttpResponse:
     Nothing is sent to a redirect address before client and address are known to belong together.
     """
     try:
+        if needs_somebody(request, request.GET.get("client_id", "")):
+            return redirect_to_login(request.get_full_path())
+        if request.user.is_authenticated:
+            learn(request, request.GET.get("client_id", ""))
         _, credentials = get_oauthlib_core().validate_authorization_request(request)
+    except Unreadable as reason:
+        return _bad_request(request, str(reason))
     except OAuthToolkitError as error:
         return _refused(request, error)
-    asked = {name: credentials.get(name) for name in KEPT}
+    return _begin(request, {name: credentials.get(name) for name in KEPT})
+
+
+def _begin(request: AppRequest, asked: dict[str, str | None]) -> HttpResponse:
+    """The flow's first page, or back to the app: now client and address are known to belong together."""
     if asked["code_challenge_method"] != "S256":
         return send_back(asked, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."})
     try:
@@ -58,8 +70,7 @@ def authorize(request: AppRequest) -> HttpResponse:
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path())
     application = Application.objects.get(client_id=asked["client_id"])
-    flow = flows.begin_app(request, application, gateway, asked)
-    return redirect("oauth:gateway", flow.pk)
+    return redirect("oauth:gateway", flows.begin_app(request, application, gateway, asked).pk)
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
@@ -68,8 +79,11 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
     redirect_uri = getattr(said, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
         return send_back({"redirect_uri": redirect_uri, "state": said.state}, dict(said.twotuples))
-    context = {"reason": said.description or "The app's request is not one this server can answer."}
-    return render(request, "oauth/bad_request.html", context, status=400)
+    return _bad_request(request, said.description or "The app's request is not one this server can answer.")
+
+
+def _bad_request(request: AppRequest, reason: str) -> HttpResponse:
+    return render(request, "oauth/bad_request.html", {"reason": reason}, status=400)
 
 
 def send_back(asked: Mapping[str, Any], answer: Mapping[str, str]) -> HttpResponse:

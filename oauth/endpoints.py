@@ -12,6 +12,7 @@ from oauth2_provider.views import RevokeTokenView, TokenView
 
 from oauth import authorize, metadata
 from oauth.cors import cors
+from oauth.limits import each_client
 from oauth.registration import Manage, Register
 
 app_name = "oauth2_provider"
@@ -32,7 +33,7 @@ def always_json(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
 
 
 register = csrf_exempt(login_not_required(Register.as_view()))
-token = csrf_exempt(login_not_required(cors(always_json(TokenView.as_view()))))
+token = csrf_exempt(login_not_required(cors(each_client(always_json(TokenView.as_view())))))
 revoke = csrf_exempt(login_not_required(cors(always_json(RevokeTokenView.as_view()))))
 
 urlpatterns = [

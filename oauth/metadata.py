@@ -6,7 +6,6 @@ from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_safe
-from oauth2_provider.settings import oauth2_settings
 
 from gateways.models import Gateway
 from oauth.validator import SCOPES
@@ -39,7 +38,7 @@ def authorization_server(request: HttpRequest) -> HttpResponse:
             "revocation_endpoint_auth_methods_supported": AUTH_METHODS,
             "code_challenge_methods_supported": ["S256"],
             "authorization_response_iss_parameter_supported": True,
-            "client_id_metadata_document_supported": oauth2_settings.CIMD_ENABLED,
+            "client_id_metadata_document_supported": True,
             "service_documentation": f"{issuer}/",
         }
     )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from allauth.core import ratelimit
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from oauth2_provider.models import Application
@@ -17,21 +15,13 @@ from oauth2_provider.views import DynamicClientRegistrationManagementView, Dynam
 
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from hosts.models import Host
-from oauth import redirects
+from oauth import limits, redirects
 from oauth.cors import cross_origin
+from oauth.described import BadMetadata, accepted, details, read
 from oauth.models import Registration
 
 NAMELESS = "MCP Client"
 BIGGEST = 64 * 1024
-METHODS = ("none", "client_secret_post", "client_secret_basic")
-
-
-class BadMetadata(Exception):
-    """What the app says of itself cannot be registered."""
-
-    def __init__(self, sentence: str, code: str = "invalid_client_metadata") -> None:
-        super().__init__(sentence)
-        self.code = code
 
 
 @cross_origin
@@ -39,11 +29,11 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
     """POST /oauth/register: what the toolkit registers, after our rules and with the rest of the answer."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if not ratelimit.consume(request, action="oauth_register"):
-            return _told("temporarily_unavailable", "Too many registrations from your address. Wait a minute.", 429)
+        if not limits.consume(request, "oauth_register"):
+            return limits.too_many("Too many registrations from your address. Wait a minute.")
         try:
-            said = _read(request.body)
-            request._body = json.dumps(_toolkits(said)).encode()  # noqa: SLF001  (what the toolkit reads)
+            said = read(request.body, biggest=BIGGEST)
+            request._body = json.dumps(accepted(said)).encode()  # noqa: SLF001  (what the toolkit reads)
         except BadMetadata as bad:
             return _told(bad.code, str(bad))
         response: HttpResponse = super().post(request, *args, **kwargs)
@@ -61,53 +51,9 @@ class Manage(DynamicClientRegistrationManagementView):  # type: ignore[misc]
     http_method_names = ("get", "delete", "options")
 
 
-def _told(code: str, sentence: str, status: int = 400) -> HttpResponse:
-    headers = {"Cache-Control": "no-store"} | ({"Retry-After": "60"} if status == 429 else {})
-    return JsonResponse({"error": code, "error_description": sentence}, status=status, headers=headers)
-
-
-def _read(body: bytes) -> dict[str, Any]:
-    if len(body) > BIGGEST:
-        raise BadMetadata("The registration is too large.")
-    try:
-        said = json.loads(body)
-    except ValueError:
-        raise BadMetadata("The registration must be JSON.") from None
-    if not isinstance(said, dict):
-        raise BadMetadata("The registration must be a JSON object.")
-    return said
-
-
-def _toolkits(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The part the toolkit understands, once our rules hold: redirect addresses, code and refresh grants only."""
-    uris = said.get("redirect_uris")
-    if not isinstance(uris, list) or not 0 < len(uris) <= redirects.MOST or not all(isinstance(u, str) for u in uris):
-        raise BadMetadata(f"Give 1 to {redirects.MOST} redirect_uris.", "invalid_redirect_uri")
-    try:
-        for uri in uris:
-            redirects.check(uri)
-    except redirects.BadRedirect as bad:
-        raise BadMetadata(str(bad), "invalid_redirect_uri") from None
-    grants = said.get("grant_types", ["authorization_code"])
-    if not isinstance(grants, list) or "authorization_code" not in grants:
-        raise BadMetadata("The grant type authorization_code is needed.")
-    method = said.get("token_endpoint_auth_method", "client_secret_basic")
-    if method not in METHODS:
-        raise BadMetadata(f"token_endpoint_auth_method must be one of {', '.join(METHODS)}.")
-    return {
-        "redirect_uris": uris,
-        "client_name": _words(said, "client_name", 120),
-        "grant_types": ["authorization_code"],
-        "token_endpoint_auth_method": method,
-    }
-
-
-def _words(said: Mapping[str, Any], key: str, most: int) -> str:
-    """A self-asserted text on one line, without control characters and not too long."""
-    value = said.get(key)
-    if not isinstance(value, str):
-        return ""
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in value)).strip()[:most]
+def _told(code: str, sentence: str) -> HttpResponse:
+    told = {"error": code, "error_description": sentence}
+    return JsonResponse(told, status=400, headers={"Cache-Control": "no-store"})
 
 
 def _remember(client_id: str, said: Mapping[str, Any], request: HttpRequest) -> None:
@@ -116,10 +62,8 @@ def _remember(client_id: str, said: Mapping[str, Any], request: HttpRequest) -> 
         application=application,
         fingerprint=fingerprint(application),
         client_name=application.name,
-        client_uri=_words(said, "client_uri", 500),
-        software_id=_words(said, "software_id", 120),
-        software_version=_words(said, "software_version", 60),
         registration_ip=request.META.get("REMOTE_ADDR") or None,
+        **details(said),
     )
 
 

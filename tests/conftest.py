@@ -16,7 +16,7 @@ from tests.upstreams import App, Upstream
 
 pytest_plugins = ["tests.browser.fixtures", "tests.clients.fixtures", "tests.clients.apps"]
 
-settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2"]
+settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.Hasher"]
 
 type SignIn = Callable[[User], Client]
 type Run = Callable[[App], Upstream]

@@ -1,13 +1,8 @@
 """A headed app connects by itself (J6, M01-M04, P35-P41): register, authorise, exchange, refresh, revoke."""
 
-import base64
-import hashlib
-import json
-import secrets
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.test import Client
@@ -22,12 +17,11 @@ from gateways.models import Gateway
 from hosts.models import Host
 from oauth.models import Binding, Registration
 from tests import make
+from tests.oauth.apps import CALLBACK, App, browser, connect, decide, register
 from tokens import secret as text
 from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
-
-CALLBACK = "http://127.0.0.1:33418/callback"
 
 
 @pytest.fixture
@@ -40,89 +34,9 @@ def gateway() -> Gateway:
     return make.gateway(make.server(), name="Quickstart")
 
 
-@dataclass
-class App:
-    """A client on the other side: registered, with a verifier of its own."""
-
-    client_id: str
-    verifier: str
-    redirect_uri: str = CALLBACK
-
-    def question(self, gateway: Gateway | None, **more: Any) -> str:
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).rstrip(b"=").decode()
-        asked = {
-            "response_type": "code",
-            "client_id": self.client_id,
-            "redirect_uri": self.redirect_uri,
-            "state": "xyz",
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-        }
-        if gateway:
-            asked["resource"] = gateway.url
-        kept = {name: value for name, value in (asked | more).items() if value is not None}
-        return f"/oauth/authorize?{urlencode(kept)}"
-
-    def exchange(self, code: str, **more: Any) -> Any:
-        body = {
-            "grant_type": "authorization_code",
-            "code": code,
-            "client_id": self.client_id,
-            "redirect_uri": self.redirect_uri,
-            "code_verifier": self.verifier,
-        }
-        return Client().post("/oauth/token", body | more)
-
-    def refresh(self, refresh_token: str, **more: Any) -> Any:
-        body = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": self.client_id}
-        return Client().post("/oauth/token", body | more)
-
-
-def register(**said: Any) -> Any:
-    body = {
-        "client_name": "Claude Desktop",
-        "redirect_uris": [CALLBACK],
-        "grant_types": ["authorization_code", "refresh_token"],
-        "response_types": ["code"],
-        "token_endpoint_auth_method": "none",
-    } | said
-    return Client().post("/oauth/register", json.dumps(body), content_type="application/json")
-
-
 @pytest.fixture
 def app() -> App:
-    return App(register().json()["client_id"], secrets.token_urlsafe(48))
-
-
-def browser(user: User) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
-
-
-def decide(client: Client, question: str, decision: str = "allow") -> dict[str, str]:
-    """Go through the flow as a person does; the answer the app gets, as one dict."""
-    begun = client.get(question)
-    assert begun.status_code == 302, begun.content
-    gateway_page = begun["Location"]
-    chosen = client.get(gateway_page).context["chosen"]
-    consent = client.post(gateway_page, {"gateway": chosen.slug})["Location"]
-    page = client.get(consent)
-    assert b"Allow" in page.content
-    sent = client.post(consent, {"decision": decision})
-    assert sent.status_code == 200
-    url = sent["Refresh"].removeprefix("0; url=")
-    answer = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
-    return answer | {"to": url.partition("?")[0]}
-
-
-def connect(app: App, user: User, gateway: Gateway) -> dict[str, Any]:
-    """The whole way to a pair of tokens."""
-    answer = decide(browser(user), app.question(gateway))
-    response = app.exchange(answer["code"])
-    assert response.status_code == 200, response.content
-    tokens: dict[str, Any] = response.json()
-    return tokens
+    return App(register().json()["client_id"])
 
 
 def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, member: User, gateway: Gateway) -> None:
@@ -155,7 +69,7 @@ def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: 
     """J6.6, R3.7: the port of the loopback address is another one each time."""
     connect(app, member, gateway)
     again = register(redirect_uris=["http://127.0.0.1:51000/callback"], client_name="claude desktop").json()
-    other = App(again["client_id"], secrets.token_urlsafe(48), "http://127.0.0.1:51000/callback")
+    other = App(again["client_id"], redirect_uri="http://127.0.0.1:51000/callback")
 
     connect(other, make.user(Capability.OAUTH_CONNECT), gateway)
 
@@ -169,14 +83,14 @@ def test_an_app_that_borrows_a_name_is_another_host(app: App, member: User, gate
     connect(app, member, gateway)
     thief = register(redirect_uris=["https://thief.example.com/cb"]).json()
 
-    connect(App(thief["client_id"], secrets.token_urlsafe(48), "https://thief.example.com/cb"), member, gateway)
+    connect(App(thief["client_id"], redirect_uri="https://thief.example.com/cb"), member, gateway)
 
     assert Host.objects.filter(name="Claude Desktop").count() == 2
 
 
 def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> None:
     """J6.7, W06."""
-    nameless = App(register(client_name=None).json()["client_id"], secrets.token_urlsafe(48))
+    nameless = App(register(client_name=None).json()["client_id"])
 
     connect(nameless, member, gateway)
 

@@ -1,0 +1,13 @@
+"""How the secrets we give to clients are kept."""
+
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
+
+
+class Hasher(PBKDF2PasswordHasher):
+    """One round: nobody guesses 128 random characters, and a slow hash at every token request would let anybody
+
+    who knows a client_id keep our processors busy.
+    """
+
+    algorithm = "client_secret"
+    iterations = 1

@@ -1,0 +1,393 @@
+"""Apps that describe themselves in a document (P43): read over the wire from servers that behave, and from others."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from ipaddress import ip_network
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.core.cache import cache
+from django.db import connection
+from django.test import Client, RequestFactory
+from django.utils import timezone
+from oauth2_provider.models import Application
+
+from accounts.models import User
+from capabilities import Capability
+from connections.models import Connection
+from oauth import documents
+from oauth.documents import Document, Unreadable
+from oauth.models import Registration
+from oauth.published import learn
+from servers.guard import Guard
+from tests import make
+from tests.oauth.apps import CALLBACK, App, browser, connect
+from tests.wire import Receive, Scope, Send, Upstream, answer, running
+
+NEAR = Guard((ip_network("127.0.0.0/8"),))
+ID = "https://app.example.com/client.json"
+SAID: dict[str, Any] = {
+    "client_id": ID,
+    "client_name": "Pub\x00lished\n app ",
+    "client_uri": "https://app.example.com/",
+    "redirect_uris": [CALLBACK],
+    "grant_types": ["authorization_code", "refresh_token"],
+    "token_endpoint_auth_method": "none",
+}
+DAY = timedelta(days=1)
+
+
+GOOD = json.dumps(SAID).encode()
+ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
+    "good": (200, GOOD, {"cache-control": "public, max-age=600"}),
+    "redirect": (302, b"", {"location": "/good"}),
+    "missing": (404, b"{}", {}),
+    "huge": (200, b"{" + b" " * documents.BIGGEST + b"}", {}),
+    "words": (200, GOOD, {"content-type": "text/html"}),
+    "packed": (200, GOOD, {"content-encoding": "gzip"}),
+    "broken": (200, b"{", {}),
+    "deep": (200, b"[" * 15_000, {}),
+    "list": (200, b"[]", {}),
+}
+
+
+async def publisher(scope: Scope, receive: Receive, send: Send) -> None:
+    """A web server that answers each path in its own way."""
+    if scope["type"] == "http":
+        status, body, headers = ANSWERS[scope["path"].rpartition("/")[2]]
+        await answer(send, status, body, headers=[(name.encode(), said.encode()) for name, said in headers.items()])
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Upstream]:
+    with running(publisher) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """The address of a server that sends the head of its answer byte by byte and never ends."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def drip() -> None:
+        with suppress(OSError):
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                while not over.wait(0.05):
+                    peer.sendall(b"a")
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    over.set()
+    listener.close()
+    thread.join(timeout=5)
+
+
+def near(web: Upstream, name: str) -> str:
+    return f"http://127.0.0.1:{web.port}/{name}"
+
+
+# Reading
+
+
+def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web: Upstream) -> None:
+    document = documents.fetch(near(web, "good"), guard=NEAR)
+
+    assert document.said == SAID
+    assert document.fresh_for == timedelta(minutes=10)
+    asked = web.seen[-1].headers
+    assert {"cookie", "authorization", "referer"}.isdisjoint(asked)
+    assert asked["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("redirect", "the answer was 302"),
+        ("missing", "the answer was 404"),
+        ("huge", "larger than 16 KiB"),
+        ("words", "not sent as JSON"),
+        ("packed", "packed"),
+        ("broken", "no JSON object"),
+        ("deep", "no JSON object"),
+        ("list", "no JSON object"),
+    ],
+)
+def test_what_is_no_plain_small_json_document_is_not_read(web: Upstream, name: str, why: str) -> None:
+    """P43."""
+    with pytest.raises(Unreadable, match=why):
+        documents.fetch(near(web, name), guard=NEAR)
+
+
+def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
+    """P43: the whole of it has one end, however often a byte comes."""
+    began = time.monotonic()
+
+    with pytest.raises(Unreadable, match="too long"):
+        documents.fetch(dripping, guard=NEAR, seconds=0.3)
+
+    assert time.monotonic() - began < 2
+
+
+def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstream) -> None:
+    """Two readers in a process; the time runs while one queues."""
+    free = threading.Event()
+    try:
+        for _ in range(documents.AT_ONCE):
+            documents._readers.submit(free.wait)  # As one that looks up a name for ever.
+        with pytest.raises(Unreadable, match="too long"):
+            documents.fetch(near(web, "good"), guard=NEAR, seconds=0.2)
+    finally:
+        free.set()
+
+    assert documents.fetch(near(web, "good"), guard=NEAR).said == SAID
+
+
+def test_a_private_address_is_never_called(web: Upstream) -> None:
+    """Attack: a metadata document at a private address, whatever is opened to servers."""
+    before = len(web.seen)
+
+    for host in ("127.0.0.1", "localhost"):
+        with pytest.raises(Unreadable, match="private"):
+            documents.fetch(f"https://{host}:{web.port}/good")
+
+    assert len(web.seen) == before
+
+
+@pytest.mark.parametrize(
+    ("rules", "age"),
+    [
+        ("", DAY),
+        ("max-age=0", timedelta(minutes=5)),
+        ("no-store", timedelta(minutes=5)),
+        ("no-cache, max-age=900", timedelta(minutes=5)),
+        ("public,max-age=900", timedelta(minutes=15)),
+        ("s-maxage=1, Max-Age = 900", timedelta(minutes=15)),
+        ("max-age=99999999999999", DAY),
+        ("max-age=soon", DAY),
+    ],
+)
+def test_its_publisher_says_how_long_it_lasts_within_bounds(rules: str, age: timedelta) -> None:
+    assert documents._fresh_for(rules) == age
+
+
+@pytest.mark.parametrize(
+    "client_id",
+    [
+        "https://127.0.0.1/x",
+        "https://0x7f.1/x",
+        "https://2130706433/x",
+        "https://[::1]/x",
+        "https://[::ffff:10.0.0.5]/x",
+        "https://169.254.169.254/latest/meta-data",
+        "https://10.0.0.5/x",
+    ],
+)
+def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
+    with pytest.raises(Unreadable, match="private"):
+        documents.check(client_id)
+
+
+@pytest.mark.parametrize(
+    "client_id",
+    [
+        "https://app.example.com",
+        "https:///x",
+        "https://user@app.example.com/x",
+        "https://app.example.com\\@evil.example/x",
+        "https://app.example.com/x#y",
+        "https://app.example.com/../x",
+        "https://app.example.com/%2E%2e/x",
+        "https://app.example.com/a/.",
+        "https://app.example.com:99999/x",
+        "https://app.example.com:0/x",
+        "https://аpp.example.com/x",  # noqa: RUF001  (a Cyrillic letter)
+        "https://app.example.com/" + "x" * 255,
+        "HTTPS://app.example.com/x",
+    ],
+)
+def test_ambiguous_addresses_are_refused(client_id: str) -> None:
+    with pytest.raises(Unreadable):
+        documents.check(client_id)
+
+
+# Judging and remembering
+
+
+def request_of(user: User, ip: str = "203.0.113.7") -> Any:
+    request = RequestFactory().get("/oauth/authorize", REMOTE_ADDR=ip)
+    request.user = user
+    return request
+
+
+@pytest.fixture
+def somebody(db: None) -> Any:
+    return request_of(make.user(Capability.OAUTH_CONNECT))
+
+
+def telling(**changes: Any) -> Any:
+    said = {name: value for name, value in (SAID | changes).items() if value is not None}
+    return lambda _: Document(said, DAY)
+
+
+def failing(_: str) -> Document:
+    raise Unreadable("out of order")
+
+
+def test_a_good_document_makes_an_app_under_the_rules_of_registration(somebody: Any) -> None:
+    learn(somebody, ID, fetch=telling())
+
+    application = Application.objects.get(client_id=ID)
+    assert (application.name, application.client_type) == ("Pub lished app", "public")
+    assert application.registration_source == "cimd"
+    registration = Registration.objects.get()
+    assert (registration.client_name, registration.registration_ip) == ("Pub lished app", "203.0.113.7")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"client_id": "https://app.example.com/other.json"},
+        {"client_id": None},
+        {"redirect_uris": ["http://evil.example/cb"]},
+        {"redirect_uris": ["javascript:alert(1)"]},
+        {"redirect_uris": ["https://good.example/cb#x"]},
+        {"redirect_uris": ["myapp://cb"]},
+        {"redirect_uris": []},
+        {"redirect_uris": None},
+        {"redirect_uris": [CALLBACK] * 21},
+        {"grant_types": ["client_credentials"]},
+        {"token_endpoint_auth_method": "client_secret_post"},
+        {"token_endpoint_auth_method": "private_key_jwt"},
+        {"client_secret": "s3cret"},
+    ],
+)
+def test_a_document_that_breaks_a_rule_makes_no_app(somebody: Any, changes: dict[str, Any]) -> None:
+    """P43."""
+    with pytest.raises(Unreadable):
+        learn(somebody, ID, fetch=telling(**changes))
+
+    assert not Application.objects.exists()
+
+
+def test_after_a_failure_nobody_is_asked_for_a_minute(somebody: Any) -> None:
+    with pytest.raises(Unreadable, match="out of order"):
+        learn(somebody, ID, fetch=failing)
+    with pytest.raises(Unreadable, match="out of order"):
+        learn(somebody, ID, fetch=telling())
+
+    cache.clear()
+    learn(somebody, ID, fetch=telling())
+
+
+def test_one_address_has_ten_new_documents_a_minute(somebody: Any) -> None:
+    for number in range(10):
+        address = f"https://app.example.com/{number}"
+        learn(somebody, address, fetch=telling(client_id=address))
+
+    with pytest.raises(Unreadable, match="Wait a minute"):
+        learn(somebody, ID, fetch=telling())
+    learn(request_of(somebody.user, "203.0.113.8"), ID, fetch=telling())
+
+
+def test_a_fresh_document_is_not_read_again_and_a_stale_one_is(somebody: Any) -> None:
+    learn(somebody, ID, fetch=telling())
+    learn(somebody, ID, fetch=telling(client_name="Not yet"))
+    assert Application.objects.get().name == "Pub lished app"
+
+    Application.objects.update(cimd_expires_at=timezone.now())
+    learn(somebody, ID, fetch=telling(client_name="Now"))
+    assert (Application.objects.get().name, Registration.objects.get().client_name) == ("Now", "Now")
+
+
+def test_a_document_that_cannot_be_read_anew_is_believed_for_a_week(somebody: Any) -> None:
+    learn(somebody, ID, fetch=telling())
+    Application.objects.update(cimd_expires_at=timezone.now() - timedelta(days=6))
+    learn(somebody, ID, fetch=failing)
+
+    Application.objects.update(cimd_expires_at=timezone.now() - timedelta(days=8))
+    with pytest.raises(Unreadable):
+        learn(somebody, ID, fetch=failing)
+
+
+def test_a_document_never_takes_over_an_app_made_by_hand(somebody: Any) -> None:
+    Application.objects.create(client_id=ID, name="By hand", client_type="public", redirect_uris=CALLBACK)
+
+    learn(somebody, ID, fetch=telling())
+
+    assert Application.objects.get().name == "By hand"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_database_connection_is_held_while_a_stranger_is_read() -> None:
+    """A pool of four must not be what slow documents use up."""
+    request = request_of(make.user(Capability.OAUTH_CONNECT))
+    held: list[bool] = []
+
+    def watching(_: str) -> Document:
+        held.append(connection.connection is not None)
+        return Document(SAID, DAY)
+
+    learn(request, ID, fetch=watching)
+
+    assert held == [False]
+    assert Application.objects.get().client_id == ID
+
+
+# The way of a person
+
+
+@pytest.mark.django_db
+def test_a_stranger_makes_us_read_nothing() -> None:
+    """Who is not signed in is sent to sign in first; an address nothing is read from is refused at once."""
+    asked = Client().get(App(ID).question(None))
+    refused = Client().get(App("https://10.0.0.5/client.json").question(None))
+
+    assert parse_qs(urlsplit(asked["Location"]).query)["next"][0].startswith("/oauth/authorize?")
+    assert refused.status_code == 400
+    assert not Application.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("endpoint", ["/oauth/token", "/oauth/revoke"])
+def test_other_endpoints_read_no_documents(endpoint: str) -> None:
+    """The answer of an unknown client, at once."""
+    body = {"grant_type": "refresh_token", "refresh_token": "x", "token": "x", "client_id": "https://10.255.255.1/x"}
+
+    assert Client().post(endpoint, body).json()["error"] == "invalid_client"
+
+
+@pytest.mark.django_db
+def test_an_app_whose_document_cannot_be_read_is_refused_on_a_page() -> None:
+    """P43: an error page, no redirect."""
+    client = browser(make.user(Capability.OAUTH_CONNECT))
+
+    response = client.get(App("https://localhost/client.json").question(None))
+
+    assert response.status_code == 400
+    assert "leads to a private or reserved address" in response.content.decode()
+
+
+def test_an_app_with_a_document_is_connected_and_named_by_its_publisher(somebody: Any) -> None:
+    """P43, decisions 7.3: grouped by its address, and never with an app that only uses the same name."""
+    learn(somebody, ID, fetch=telling())
+    gateway = make.gateway()
+    client = browser(somebody.user)
+    app = App(ID)
+
+    page = client.get(app.question(gateway))["Location"]
+    consent = client.get(client.post(page, {"gateway": gateway.slug})["Location"])
+    tokens = connect(app, somebody.user, gateway)
+
+    assert "Published by app.example.com." in consent.content.decode()
+    assert app.refresh(tokens["refresh_token"]).status_code == 200
+    assert Connection.objects.get().host.name == "Pub lished app"
