@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
-from capabilities import CapabilityRequired, signed_in
+from capabilities import Capability, CapabilityRequired, signed_in
 from connections.models import Connection
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm
@@ -188,8 +188,8 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = token.connection
     if connection.user_id != request.user.pk and not any(map(request.user.has_perm, ENDING)):
         raise CapabilityRequired(*ENDING)
-    others = Token.objects.active().filter(connection=connection).exclude(pk=pk).exists()
     if request.method == "GET":
+        offered = _is_last(token) and Row(token, request.user).connection.may_revoke
         return confirm(
             request,
             title="Revoke token",
@@ -198,20 +198,39 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="revoke",
             target=target(request, token),
             back=back(request, token),
-            choice=None if others else ("connection", "Also revoke the connection; this is its last active token"),
+            choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
             hidden=hidden(request),
         )
-    with transaction.atomic():
-        if "connection" in request.POST and not others and connection.is_live:
-            connection.revoke(by=request.user)
-        else:
-            _revoke(token, request)
+    if "connection" in request.POST:
+        _revoke_last(token, request.user)
+    else:
+        _revoke(token, request.user)
     return changed(request, token, "Token revoked")
 
 
-def _revoke(token: Token, request: AppRequest) -> None:
+def _is_last(token: Token) -> bool:
+    """Whether its connection has no other token that could be used now."""
+    return not Token.objects.active().filter(connection=token.connection_id).exclude(pk=token.pk).exists()
+
+
+def _revoke_last(token: Token, by: User) -> None:
+    """End the connection with its last token; that one alone when another has been made meanwhile.
+
+    Raises CapabilityRequired: who may end tokens may not therefore end connections.
+    """
+    with transaction.atomic():
+        connection = token.connection.lock()  # Tokens are made under this lock, so the last one stays the last.
+        if not connection.is_live or not _is_last(token):
+            _revoke(token, by)
+        elif Row(token, by).connection.may_revoke:
+            connection.revoke(by=by)
+        else:
+            raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
+
+
+def _revoke(token: Token, by: User) -> None:
     try:
-        token.revoke(by=request.user)
+        token.revoke(by=by)
     except AlreadyRevoked:
         return  # It has ended, which is what was asked for.
 

@@ -126,3 +126,30 @@ def test_on_the_api_tokens_page_its_row_and_the_numbers_come_back(ana: User, sig
     assert f'hx-target="#token-{token.pk}" hx-swap="outerHTML"' in asked
     assert answer.lstrip().startswith(f'<tr id="token-{token.pk}" data-state="revoked" class="changed">')
     assert '<span class="count" id="count-revoked" hx-swap-oob="true">1</span>' in answer
+
+
+@pytest.mark.parametrize(
+    ("held", "status", "lives"),
+    [
+        ([Capability.API_TOKENS_MANAGE], 403, True),
+        ([Capability.MCP_CONNECTIONS_REVOKE], 302, False),
+        ([Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE], 302, False),
+    ],
+    ids=["tokens", "connections", "both"],
+)
+def test_anothers_connection_ends_only_by_who_may_end_connections(
+    held: list[Capability], status: int, lives: bool, ana: User, sign_in: SignIn
+) -> None:
+    connection = a_connection(ana)
+    token = make.token(connection).token
+    client = sign_in(make.user(*held))
+
+    asked = text(client.get(f"/tokens/{token.pk}/revoke/"))
+    answer = client.post(f"/tokens/{token.pk}/revoke/", {"connection": "1"})
+
+    assert ("Also revoke the connection" in asked) is not lives
+    assert answer.status_code == status
+    token.refresh_from_db()
+    connection.refresh_from_db()
+    assert connection.is_live is lives
+    assert token.status == ("active" if lives else "revoked")
