@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 from oauth2_provider.models import AccessToken, Grant, RefreshToken
 from oauth2_provider.oauth2_validators import OAuth2Validator
@@ -17,7 +18,7 @@ from accounts.models import WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
-from oauth.models import Binding
+from oauth.models import Binding, Registration
 from oauth.resources import same_resource
 from tokens.models import Token
 
@@ -110,6 +111,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         Binding.objects.create(connection=connection, refresh_token=refresh, code_digest=code_digest)
         if previous:
             Connection.objects.filter(pk=connection.pk).update(last_token_at=timezone.now())
+        _note_use(request.client)
 
     def _check_and_set_request_resource(self, request: Request) -> None:
         """A token is for its connection's gateway, under whatever public URL it has now (RFC 8707)."""
@@ -146,6 +148,13 @@ def _spend(request: Request) -> tuple[RefreshToken | None, bytes | None]:
     if not spent:  # Another request was faster by a blink.
         raise errors.InvalidGrantError(request=request)
     return None, hashlib.sha256(request.code.encode()).digest()
+
+
+def _note_use(client: Any) -> None:
+    """Once an hour is enough to tell an app that is used from one that is not."""
+    now = timezone.now()
+    unnoted = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(hours=1))
+    Registration.objects.filter(unnoted, application=client).update(last_used_at=now)
 
 
 def _refresh_token(text: str, client: Any) -> RefreshToken | None:

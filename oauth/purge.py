@@ -1,0 +1,70 @@
+"""What nobody can use any more goes: codes, tokens, and the registrations of apps that never came back.
+
+Each function does its part of the chores and says how many rows went, a bounded number at a time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
+from django.db.models.functions import Coalesce
+from oauth2_provider.models import AccessToken, Application, Grant, RefreshToken
+
+from accounts.models import WorkspaceSettings
+from oauth.models import AuthorizeRequest
+
+AT_ONCE = 5_000
+UNUSED = timedelta(days=1)  # Decisions 7.3: registrations nobody connected with.
+TOLD_APART = timedelta(days=1)  # So long a dead token is still known, and the log can say how it died.
+
+SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.CIMD)
+
+
+def codes(now: datetime) -> int:
+    """Codes past their minute. A used one is gone already, and its digest stays with what it brought."""
+    return _delete(Grant.objects.filter(expires__lt=now))
+
+
+def refresh_tokens(now: datetime) -> int:
+    """Those too old to be used, those of families that ended, and those of connections that were revoked.
+
+    A live family keeps the ones it has used up: their return is what ends it (P40).
+    """
+    alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
+    ended = Q(revoked__lt=now - TOLD_APART) & ~Exists(alive)
+    cut = Q(binding__connection__revoked_at__lt=now - TOLD_APART)
+    return _delete(RefreshToken.objects.filter(Q(created__lte=now - _idle()) | ended | cut))
+
+
+def access_tokens(now: datetime) -> int:
+    """Those that expired, but for each living family's last one: an app may end its family by naming it."""
+    last = Q(refresh_token__isnull=False, refresh_token__revoked=None)
+    return _delete(AccessToken.objects.filter(expires__lt=now - TOLD_APART).exclude(last))
+
+
+def registrations(now: datetime) -> int:
+    """Those apps made themselves and nobody connected with for a day, or of which nothing has lived for long.
+
+    A registration that was connected once stays as long as a refresh token would: its app may come back with it.
+    """
+    of_this = {"application": OuterRef("pk")}
+    used = Coalesce(F("registration__last_used_at"), F("created"))
+    unused = Application.objects.filter(registration_source__in=SELF_MADE, created__lt=now - UNUSED).exclude(
+        Exists(Grant.objects.filter(**of_this))
+        | Exists(RefreshToken.objects.filter(**of_this))
+        | Exists(AccessToken.objects.filter(**of_this, binding__isnull=False))
+        | Exists(AuthorizeRequest.objects.filter(**of_this, expires_at__gt=now))
+    )
+    never = Q(registration__host=None)
+    return _delete(unused.annotate(used_at=used).filter(never | Q(used_at__lt=now - _idle())))
+
+
+def _idle() -> timedelta:
+    return timedelta(days=WorkspaceSettings.load().oauth_refresh_idle_days)
+
+
+def _delete[M: Model](rows: QuerySet[M]) -> int:
+    pks = list(rows.values_list("pk", flat=True)[:AT_ONCE])
+    _, gone = rows.model._default_manager.filter(pk__in=pks).delete()
+    return gone.get(rows.model._meta.label, 0)
