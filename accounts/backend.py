@@ -33,4 +33,6 @@ class RoleBackend(BaseBackend):
     def has_perm(self, user_obj: Any, perm: str, obj: object = None) -> bool:
         if not isinstance(user_obj, User) or not user_obj.is_active or obj is not None:
             return False
+        if user_obj.narrowed_to is not None and perm not in user_obj.narrowed_to:
+            return False
         return user_obj.is_superuser or perm in user_obj.permissions

@@ -50,7 +50,11 @@ class AgainForm(ReauthenticateForm):  # type: ignore[misc]
 
 
 class OtherPasswordForm(ChangePasswordForm):  # type: ignore[misc]
-    revoke = BooleanField(label="Also revoke my API tokens and connections", required=False)
+    revoke = BooleanField(
+        label="Also revoke my API tokens and connections",
+        required=False,
+        help_text="Your API keys are revoked with them.",
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

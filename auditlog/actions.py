@@ -6,6 +6,9 @@ from enum import StrEnum
 class Action(StrEnum):
     """What an Event says was done. A retired name stays here as a comment, so history stays readable."""
 
+    API_KEY_CREATED = "api_key.created"
+    API_KEY_REVOKED = "api_key.revoked"
+
     ASSIGNMENT_CREATED = "assignment.created"
     ASSIGNMENT_DISABLED = "assignment.disabled"
     ASSIGNMENT_ENABLED = "assignment.enabled"

@@ -152,7 +152,7 @@ class EventManager(models.Manager["Event"]):
             target_type=target._meta.model_name or "",
             target_id=str(target.pk),
             target_label=str(target)[:200],
-            changes=changes or {},
+            changes=(changes or {}) | ({"through": here.through} if here.through else {}),
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
 from django.db import models
@@ -22,11 +22,15 @@ class Via(models.TextChoices):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The door, the address and the correlation id of the request that is being served."""
+    """The door, the address and the correlation id of the request that is being served.
+
+    `through` names the API key it came with, if it did.
+    """
 
     via: Via = Via.SYSTEM
     ip: str | None = None
     correlation_id: UUID = field(default_factory=uuid4)
+    through: str = ""
 
 
 _present: ContextVar[Origin | None] = ContextVar("origin", default=None)
@@ -45,3 +49,8 @@ def coming_from(origin: Origin) -> Iterator[None]:
         yield
     finally:
         _present.reset(reset)
+
+
+def note_key(name: str) -> None:
+    """From here to the end of the request under way, changes say that they came through this API key."""
+    _present.set(replace(present(), through=name))

@@ -8,9 +8,8 @@ from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from capabilities import Capability, CapabilityRequired
+from capabilities import Capability, CapabilityRequired, Held
 
-type Held = Capability | tuple[Capability, ...] | frozenset[Capability] | None
 type Rule = Held | Own
 
 
@@ -32,7 +31,8 @@ class HasCapability(BasePermission):
     The view lists `capabilities = {"list": Capability.HOSTS_READ, ...}`: one capability, a tuple of which any one
     will do, a frozenset of which all are needed, None for every signed-in user, or `Own`. An action without an
     entry is refused. A credential made for the proxy (`request.auth.is_data_plane`) opens only what the view
-    lists in `bearer_actions`.
+    lists in `bearer_actions`. A person's API key (`request.auth.is_api_key`) opens nothing in `session_actions`, and
+    for `Own` it needs the capability even for what is its owner's: a key does what it was made with and no more.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
@@ -45,6 +45,10 @@ class HasCapability(BasePermission):
         if view.action not in view.capabilities:
             return False
         rule: Rule = view.capabilities[view.action]
+        if getattr(request.auth, "is_api_key", False):
+            if view.action in getattr(view, "session_actions", ()):
+                raise PermissionDenied("API keys are not accepted here. Sign in.", code="key_not_accepted")
+            rule = rule.others if isinstance(rule, Own) else rule
         if not isinstance(rule, Own):
             must_hold(request.user, rule)
         return True

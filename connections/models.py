@@ -8,7 +8,7 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import ApiKey, KeyEnd, User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from auditlog.switch import Switchable
@@ -114,12 +114,13 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             Event.objects.record(action, thing, by=by, changes={"connections_revoked": [None, revoked]})
 
     def cut_off(self, user: User, *, by: User) -> int:
-        """Deactivate a person and revoke every connection that acts as them; how many that were.
+        """Deactivate a person and revoke their API keys and every connection that acts as them.
 
-        Raises LastManager.
+        Yields how many connections that were. Raises LastManager.
         """
         with transaction.atomic():
             user.deactivate(by=by)
+            ApiKey.objects.filter(user=user).revoke_all(by=by, reason=KeyEnd.USER_DEACTIVATED)
             return self.filter(user=user).revoke_all(by=by, reason=RevokeReason.USER_DEACTIVATED)
 
 

@@ -22,6 +22,7 @@ from hosts.api import HostResource
 from servers.api import ServerResource
 from servers.identity_api import IdentityResource
 from tokens.api import TokenResource
+from tokens.api_key_api import ApiKeyResource
 from tokens.key_api import Regenerate
 from ui.rest import Resource
 
@@ -29,6 +30,7 @@ app_name = "api"
 
 router = SimpleRouter(trailing_slash=False, use_regex_path=False)
 router.register("admin-events", EventResource, "event")
+router.register("api-keys", ApiKeyResource, "apikey")
 router.register("capabilities", CapabilityResource, "capability")
 router.register("connections", ConnectionResource, "connection")
 router.register("gateways", GatewayResource, "gateway")

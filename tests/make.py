@@ -13,6 +13,8 @@ from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host, Kind
 from servers.models import AuthType, Identity, Server
+from tokens import api_keys
+from tokens.api_keys import IssuedKey
 from tokens.models import Issued, Token
 
 PASSWORD = "correct horse battery staple"
@@ -95,6 +97,11 @@ def app_connection(
 
 def token(connection: Connection, *, name: str = "", **fields: Any) -> Issued:
     return Token.objects.issue(connection, name=name or unique("token"), by=connection.user, **fields)
+
+
+def api_key(owner: User, *capabilities: Capability, name: str = "", days: int = 30) -> IssuedKey:
+    """A key that acts as `owner` with `capabilities`."""
+    return api_keys.issue(name=name or unique("key"), capabilities=capabilities, days=days, by=owner)
 
 
 def call(*, at: datetime | None = None, **fields: Any) -> Call:

@@ -1,4 +1,4 @@
-"""Data-plane tokens at the REST API: accepted by one endpoint, the rotation of themselves (requirements 6.1)."""
+"""Bearer credentials at the REST API: API keys, and tokens, which only rotate themselves (requirements 6.1)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,9 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from accounts.models import User
+from accounts.models import ApiKey, User
+from auditlog import origin
+from tokens import api_keys
 from tokens import secret as text
 from tokens.models import Kind, Token
 
@@ -22,20 +24,33 @@ class Presented:
     is_data_plane: ClassVar[bool] = True
 
 
+@dataclass(frozen=True, slots=True)
+class ByKey:
+    """The API key a request came with; its user has been narrowed to what the key may do."""
+
+    key: ApiKey
+    is_api_key: ClassVar[bool] = True
+
+
 class BearerAuthentication(BaseAuthentication):
     """Decides whenever a Bearer credential is there; the session cookie is then ignored (R3.19).
 
-    Yields the token's user with a `Presented` as `request.auth`. Missing, unknown, expired or revoked: 401.
+    Yields the credential's user, with a `Presented` or a `ByKey` as `request.auth`. Unknown, expired or revoked: 401.
     """
 
-    def authenticate(self, request: Request) -> tuple[User, Presented] | None:
+    def authenticate(self, request: Request) -> tuple[User, Presented | ByKey] | None:
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
-        token = find(secret.strip())
+        secret = secret.strip()
+        if key := api_keys.find(secret):
+            api_keys.note_use(key)
+            origin.note_key(f"API key {key}")
+            return key.acting, ByKey(key)
+        token = find(secret)
         if token is None:
             raise AuthenticationFailed("This token is missing, unknown, expired or revoked.", code="unauthorized")
-        return token.connection.user, Presented(token, secret.strip())
+        return token.connection.user, Presented(token, secret)
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"

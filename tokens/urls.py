@@ -1,12 +1,15 @@
 from django.urls import path
 
-from tokens import key_views, views
+from tokens import api_key_views, key_views, views
 
 app_name = "tokens"
 
 urlpatterns = [
     path("settings/api-tokens", views.listing, name="list"),
     path("settings/api-tokens/create", views.create, name="create"),
+    path("settings/api-keys", api_key_views.listing, name="api_keys"),
+    path("settings/api-keys/create", api_key_views.create, name="create_api_key"),
+    path("settings/api-keys/<uuid:pk>/revoke", api_key_views.revoke, name="revoke_api_key"),
     path("gateways/<slug:slug>/tokens/", views.for_gateway, name="for_gateway"),
     path("tokens/<uuid:pk>/edit/", views.edit, name="edit"),
     path("tokens/<uuid:pk>/regenerate/", views.regenerate, name="regenerate"),

@@ -1,4 +1,4 @@
-"""Users, their teams, and their API keys."""
+"""Users and their teams."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -8,7 +8,6 @@ from uuid import uuid4
 from django.contrib.auth import get_backends
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import Permission
-from django.contrib.postgres.fields import ArrayField
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
@@ -76,6 +75,9 @@ class User(AbstractBaseUser):
     USERNAME_FIELD = "email"
     EMAIL_FIELD = "email"
     REQUIRED_FIELDS: ClassVar[list[str]] = []
+
+    # While an API key acts for this person: the permissions it has at most. None is no limit.
+    narrowed_to: frozenset[str] | None = None
 
     objects: ClassVar[UserManager] = UserManager()
 
@@ -208,10 +210,11 @@ class User(AbstractBaseUser):
         """Every permission this user holds now; a superuser holds all there are."""
         if not self.is_active:
             return frozenset()
-        if not self.is_superuser:
-            return self.permissions
-        rows = Permission.objects.values_list("content_type__app_label", "codename")
-        return frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
+        held = self.permissions
+        if self.is_superuser:
+            rows = Permission.objects.values_list("content_type__app_label", "codename")
+            held = frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
+        return held if self.narrowed_to is None else held & self.narrowed_to
 
 
 class TeamManager(models.Manager["Team"]):
@@ -268,34 +271,6 @@ class Team(models.Model):
         with transaction.atomic():
             Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
             self.delete()
-
-
-class ApiKey(models.Model):
-    """A person's key for the REST API (`gwp_`): a subset of its owner's capabilities, never used at /mcp."""
-
-    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    user = models.ForeignKey(User, models.PROTECT, related_name="api_keys")
-    name = models.CharField(max_length=100)
-    prefix = models.CharField(max_length=12)
-    digest = models.BinaryField(unique=True, max_length=32)
-    key_id = models.CharField(max_length=8)
-    capabilities = ArrayField(models.CharField(max_length=80), default=list)
-    expires_at = models.DateTimeField()
-    last_used_at = models.DateTimeField(null=True, blank=True)
-    revoked_at = models.DateTimeField(null=True, blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
-
-    class Meta:
-        ordering = ("-created_at",)
-        verbose_name = "API key"
-        constraints = (
-            models.UniqueConstraint(
-                "user", Lower("name"), condition=Q(revoked_at=None), name="live_api_key_name_is_unique"
-            ),
-        )
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.prefix})"
 
 
 def make_first_owner(email: str, password: str) -> User | None:

@@ -13,7 +13,7 @@ from django.core.cache import cache
 from django.test import Client
 
 from accounts.adapter import AccountAdapter
-from accounts.models import User
+from accounts.models import User, permissions_of
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
@@ -152,6 +152,8 @@ def test_a_reset_sets_the_password_once_and_ends_what_acts_as_the_person(sign_in
     host, gateway = make.agent(by=person), make.gateway()
     own, others = make.connection(host, gateway, person), make.connection(host, gateway, other)
     make.token(own)
+    person.role.permissions.set(permissions_of({Capability.HOSTS_READ}))
+    make.api_key(person, Capability.HOSTS_READ)
     elsewhere = sign_in(person)
     ask_for_reset(person.email)
     client = Client()
@@ -170,6 +172,7 @@ def test_a_reset_sets_the_password_once_and_ends_what_acts_as_the_person(sign_in
     others.refresh_from_db()
     assert (own.is_live, own.revoke_reason, others.is_live) == (False, "password_reset", True)
     assert not own.tokens.filter(revoked_at=None).exists()
+    assert [one.revoke_reason for one in person.api_keys.all()] == ["password_reset"]
     assert Event.objects.get(action="user.password_reset").actor_email == person.email
     assert elsewhere.get("/").status_code == 302
     assert sign_in_as(person.email, fresh["password1"]).status_code == 302
@@ -234,6 +237,8 @@ def test_the_box_ends_what_acts_as_the_person_too(sign_in: SignIn) -> None:
     host, gateway = make.agent(by=person), make.gateway()
     own, others = make.connection(host, gateway, person), make.connection(host, gateway, other)
     issued = make.token(own)
+    person.role.permissions.set(permissions_of({Capability.HOSTS_READ}))
+    key = make.api_key(person, Capability.HOSTS_READ).key
 
     asked = text(sign_in(person).get("/accounts/password/change/"))
     sign_in(person).post("/accounts/password/change/", other_password(revoke="on"))
@@ -242,7 +247,8 @@ def test_the_box_ends_what_acts_as_the_person_too(sign_in: SignIn) -> None:
     own.refresh_from_db()
     others.refresh_from_db()
     issued.token.refresh_from_db()
-    assert (own.is_live, others.is_live, issued.token.status) == (False, True, "revoked")
+    key.refresh_from_db()
+    assert (own.is_live, others.is_live, issued.token.status, key.status) == (False, True, "revoked", "revoked")
     assert Event.objects.get(action="user.password_changed").actor_email == person.email
 
 

@@ -16,6 +16,7 @@ from django.urls import reverse
 from capabilities import Capability
 from capabilities.rest import Own, capabilities_in
 from gatewayadmin.api import urlpatterns
+from tests import make
 from tests.api.world import World, build, holder
 from tests.rest import Rest
 
@@ -98,6 +99,13 @@ def sufficient(rule: Any) -> list[set[Capability]]:
     return [{needed}]
 
 
+def enough_for(door: Door) -> list[set[Capability]]:
+    """The smallest sets of capabilities with which this door of this world opens."""
+    # Managing identities opens other people's, managing servers the shared ones; this one is a person's.
+    persons = door.name.startswith("identity") and door.is_of_one_thing
+    return [one for one in sufficient(door.rule) if not (persons and one == {Capability.SERVERS_MANAGE})]
+
+
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
     """One world for all tests of this module; each leaves it as it was."""
@@ -124,10 +132,7 @@ def test_without_a_capability(door: Door, world: World) -> None:
 
 @every_door
 def test_with_exactly_what_it_takes(door: Door, world: World) -> None:
-    for enough in sufficient(door.rule):
-        # Managing identities opens other people's, managing servers the shared ones; this one is a person's.
-        if door.name.startswith("identity") and door.is_of_one_thing and enough == {Capability.SERVERS_MANAGE}:
-            continue
+    for enough in enough_for(door):
         assert answer(door, world, *enough) in LET_IN, enough
         if len(enough) > 1:
             for one in enough:
@@ -167,6 +172,28 @@ def test_a_session_changes_nothing_without_csrf(door: Door, world: World) -> Non
 def test_a_token_of_the_data_plane_opens_no_door_but_one(door: Door, world: World) -> None:
     with for_a_moment():
         assert door.knock(world, Rest.bearing(world.secret)) == (200 if door.action == "rotate" else 403)
+
+
+def by_key(door: Door, world: World, *capabilities: Capability) -> int:
+    """What an API key with exactly these capabilities gets, of somebody who holds all."""
+    with for_a_moment():
+        return door.knock(world, Rest.bearing(make.api_key(world.boss, *capabilities).secret))
+
+
+@every_door
+def test_an_api_key_does_what_it_was_made_with(door: Door, world: World) -> None:
+    for_people = door.action in getattr(door.view, "session_actions", ())
+
+    for enough in enough_for(door):
+        assert by_key(door, world, *enough) in ({403} if for_people else LET_IN), enough
+
+
+@every_door
+def test_an_api_key_does_nothing_else(door: Door, world: World) -> None:
+    """Not even with what is its owner's own."""
+    status = by_key(door, world, *(set(Capability) - capabilities_in(door.rule)))
+
+    assert status in (LET_IN if door.rule is None else {403})
 
 
 @every_door

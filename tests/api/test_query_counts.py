@@ -21,6 +21,7 @@ pytestmark = pytest.mark.django_db
 
 FROZEN = {
     "/admin-events": 4,
+    "/api-keys?scope=all": 6,
     "/capabilities": 2,
     "/connections": 7,
     "/gateways": 7,
@@ -53,6 +54,7 @@ def one_more_of_everything(boss: User) -> None:
     link = make.connection(make.agent(by=boss), busy, somebody)
     make.token(link)
     make.token(link, servers=[assignment])
+    make.api_key(somebody, Capability.LOGS_READ)
     team = Team.objects.create(name=make.unique("team"))
     team.users.add(somebody)
     make.gateway(by=boss, reach="teams").teams.add(team)

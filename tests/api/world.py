@@ -1,10 +1,13 @@
 """One of everything the API speaks of, none of it anybody's but the owner's."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from accounts.models import Role, Team, User, permissions_of
+from django.utils import timezone
+
+from accounts.models import ApiKey, Role, Team, User, permissions_of
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
@@ -14,6 +17,8 @@ from servers.models import AuthType
 from tests import make
 from tests.calls import call
 from tokens.models import Token
+
+YEAR = timedelta(days=365)
 
 
 def holder(*capabilities: Capability) -> User:
@@ -28,6 +33,7 @@ class World:
     """Who owns things, what stands in each route's address, and a body each change accepts."""
 
     owner: User
+    boss: User
     secret: str
     addresses: dict[str, dict[str, Any]]
     bodies: dict[tuple[str, str], Any]
@@ -49,14 +55,17 @@ def build() -> World:
     token, secret = make.token(link)
     identity = make.identity(server, owner)
     event = Event.objects.record(Action.HOST_CREATED, bot, by=boss)
+    key = ApiKey.objects.create(user=owner, name="Owner's", digest=b"none", expires_at=timezone.now() + YEAR)
     lonely = Role.objects.create(name="Nobody's")
     everyones = make.gateway(slug="open")
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
     return World(
         owner=owner,
+        boss=boss,
         secret=secret,
         addresses={
+            "apikey": {"pk": key.pk},
             "call-detail": {"pk": call().uid},
             "event-detail": {"pk": event.uid},
             "host-approve": {"pk": waiting.pk},

@@ -1,0 +1,129 @@
+"""People's keys for the REST API. Their texts are made and read in tokens.api_keys, which lies above."""
+
+from uuid import uuid4
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+from accounts.models.users import User
+from auditlog.actions import Action
+from auditlog.models import Actor, Event
+from capabilities import Capability
+
+
+class KeyEnd(models.TextChoices):
+    """Why an API key was revoked."""
+
+    MANUAL = "manual", "Revoked"
+    PASSWORD_RESET = "password_reset", "Password reset"
+    USER_DEACTIVATED = "user_deactivated", "Owner cut off"
+
+
+class AlreadyRevoked(Exception):
+    """This API key has been revoked before."""
+
+
+class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
+    def live(self) -> "ApiKeyQuerySet":
+        """Keys that have not been revoked; they may have expired."""
+        return self.filter(revoked_at=None)
+
+    def active(self) -> "ApiKeyQuerySet":
+        """Keys that are neither revoked nor expired."""
+        return self.live().filter(expires_at__gt=timezone.now())
+
+    def of_status(self, status: str) -> "ApiKeyQuerySet":
+        """Keys that are `active`, `expired` or `revoked` at this moment; any other word means all."""
+        match status:
+            case "active":
+                return self.active()
+            case "expired":
+                return self.live().filter(expires_at__lte=timezone.now())
+            case "revoked":
+                return self.exclude(revoked_at=None)
+        return self
+
+    def revoke_all(self, *, by: Actor | None, reason: str = KeyEnd.MANUAL) -> int:
+        """End every live key of these, in one transaction; how many that were."""
+        with transaction.atomic():
+            ending = list(self.live().select_for_update(of=("self",)).order_by("pk"))
+            for key in ending:
+                key.end(by=by, reason=reason)
+        return len(ending)
+
+
+class ApiKey(models.Model):
+    """A person's key for the REST API (`gwp_`): a subset of its owner's capabilities, never used at /mcp.
+
+    Only its prefix and its digest (HMAC-SHA-256) are kept.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    user = models.ForeignKey(User, models.PROTECT, related_name="api_keys")
+    name = models.CharField(max_length=100)
+    prefix = models.CharField(max_length=12)
+    digest = models.BinaryField(unique=True, max_length=32)
+    key_id = models.CharField(max_length=8)
+    capabilities = ArrayField(models.CharField(max_length=80), default=list)  # Slugs.
+    expires_at = models.DateTimeField()
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    revoke_reason = models.CharField(max_length=20, choices=KeyEnd, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = ApiKeyQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-created_at",)
+        verbose_name = "API key"
+        constraints = (
+            models.UniqueConstraint(
+                "user", Lower("name"), condition=Q(revoked_at=None), name="live_api_key_name_is_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(revoked_at=None, revoke_reason="") | (Q(revoked_at__isnull=False) & ~Q(revoke_reason="")),
+                name="revoked_api_key_says_why",
+            ),
+        )
+        indexes = (models.Index(fields=("-created_at", "id"), name="api_key_by_age"),)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix})"
+
+    @property
+    def status(self) -> str:
+        """`revoked`, `expired` or `active`."""
+        if self.revoked_at:
+            return "revoked"
+        return "expired" if self.expires_at <= timezone.now() else "active"
+
+    @property
+    def chosen(self) -> list[Capability]:
+        """The capabilities it was made with; a name that no capability has any more opens nothing."""
+        return [capability for capability in Capability if capability.slug in self.capabilities]
+
+    @property
+    def acting(self) -> User:
+        """Its owner with no more rights than this key has: what it was made with, as far as they hold it now."""
+        owner = self.user
+        owner.narrowed_to = frozenset(self.chosen)
+        return owner
+
+    def revoke(self, *, by: Actor | None) -> None:
+        """End this key for good; its next request is refused. Raises AlreadyRevoked."""
+        with transaction.atomic():
+            if ApiKey.objects.select_for_update(of=("self",)).get(pk=self.pk).revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            self.end(by=by, reason=KeyEnd.MANUAL)
+
+    def end(self, *, by: Actor | None, reason: str) -> None:
+        """Mark this row, which the caller has locked, as revoked."""
+        self.revoked_at, self.revoke_reason = timezone.now(), reason
+        self.revoked_by_id = by.pk if by else None
+        self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])
+        changes = {"reason": [None, reason], "owner": self.user.email}
+        Event.objects.record(Action.API_KEY_REVOKED, self, by=by, changes=changes)

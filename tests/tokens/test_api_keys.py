@@ -1,0 +1,375 @@
+"""People's keys for the REST API (decisions 7.1): what they may do, and when they end."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import ApiKey, User
+from accounts.rules import BeyondYours
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from tests import make
+from tests.accounts.again import confirmed
+from tests.rest import Rest, problem, results
+from tokens import api_keys
+from tokens.api_keys import BadDays, KeyNameTaken, NoCapability, TooManyKeys
+
+pytestmark = pytest.mark.django_db
+
+READER = (Capability.HOSTS_READ, Capability.LOGS_READ)
+UNAUTHORIZED = (401, "unauthorized")
+
+
+@pytest.fixture
+def eve() -> User:
+    return make.user(*READER, Capability.API_TOKENS_MANAGE)
+
+
+def knock(secret: str) -> Any:
+    return Rest.bearing(secret).get("/hosts")
+
+
+# --- What a key may do ----------------------------------------------------------------------------------------------
+
+
+def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
+    rest = Rest.bearing(make.api_key(eve, Capability.HOSTS_READ).secret)
+
+    me = rest.get("/me").json()
+
+    assert (me["email"], me["capabilities"]) == (eve.email, ["hosts:read"])
+    assert rest.get("/hosts").status_code == 200
+    assert rest.get("/logs").json()["capability"] == "logs:read"
+    assert rest.post("/hosts", {"name": "bot"}).json()["capability"] == "api-tokens:manage"
+
+
+def test_what_the_owner_loses_the_key_loses(eve: User) -> None:
+    secret = make.api_key(eve, Capability.HOSTS_READ).secret
+    make.user(Capability.PEOPLE_MANAGE)  # Nobody may change a role while there is none.
+
+    eve.give_role(make.role(Capability.LOGS_READ), by=None)
+    lost = problem(knock(secret))
+    eve.give_role(make.role(Capability.HOSTS_READ), by=None)
+
+    assert lost == (403, "capability_required")
+    assert knock(secret).status_code == 200
+
+
+def test_what_the_owner_gains_the_key_does_not(eve: User) -> None:
+    secret = make.api_key(eve, Capability.LOGS_READ).secret
+
+    eve.is_superuser = True
+    eve.save()
+
+    assert problem(knock(secret)) == (403, "capability_required")
+
+
+def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
+    key, secret = make.api_key(eve, Capability.API_TOKENS_MANAGE, Capability.HOSTS_READ, name="nightly")
+
+    made = Rest.bearing(secret).post("/hosts", {"name": "bot"})
+
+    event = Event.objects.get(action="host.created")
+    assert made.status_code == 201
+    assert (event.actor_email, event.via) == (eve.email, "api")
+    assert event.changes["through"] == f"API key nightly ({key.prefix})"
+    Rest.of(eve).post("/hosts", {"name": "other"})
+    assert "through" not in Event.objects.filter(action="host.created").latest("id").changes
+
+
+def test_a_key_hands_out_no_more_than_it_has() -> None:
+    boss = make.user(*Capability)
+    rest = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE).secret)
+
+    assert problem(rest.post("/roles", {"name": "r", "capabilities": ["logs:read"]})) == (403, "beyond_yours")
+    assert problem(rest.patch(f"/users/{boss.pk}", {"email": "other@example.com"})) == (403, "beyond_yours")
+
+
+def test_a_key_does_not_renew_its_owners_own_tokens(eve: User) -> None:
+    """It would get a secret for /mcp out of a key that may only read."""
+    token = make.token(make.connection(make.agent(by=eve), make.gateway(), eve)).token
+
+    rest = Rest.bearing(make.api_key(eve, Capability.HOSTS_READ).secret)
+
+    assert problem(rest.post(f"/tokens/{token.pk}/rotate")) == (403, "capability_required")
+
+
+def test_no_key_makes_changes_or_ends_keys() -> None:
+    boss = make.user(*Capability)
+    key, secret = make.api_key(boss, *Capability)
+    rest = Rest.bearing(secret)
+
+    assert results(rest.get("/api-keys"))[0]["id"] == str(key.pk)
+    assert rest.post("/api-keys", {"name": "more"}).status_code == 405
+    assert rest.patch(f"/api-keys/{key.pk}", {"name": "more"}).status_code == 405
+    assert problem(rest.post(f"/api-keys/{key.pk}/revoke")) == (403, "key_not_accepted")
+    assert problem(rest.delete(f"/api-keys/{key.pk}")) == (403, "key_not_accepted")
+    assert Client(headers={"Authorization": f"Bearer {secret}"}).post("/settings/api-keys/create").status_code == 302
+    assert ApiKey.objects.live().count() == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/hosts/", "/settings/api-keys", "/admin/", "/oauth/authorize"])
+def test_a_key_opens_no_page(path: str, eve: User) -> None:
+    secret = make.api_key(eve, *READER).secret
+
+    answer = Client().get(path, headers={"Authorization": f"Bearer {secret}"})
+
+    assert answer.status_code in (302, 400)
+
+
+def test_a_key_is_no_credential_of_the_authorization_server(eve: User) -> None:
+    key, secret = make.api_key(eve, *READER)
+
+    form = {"grant_type": "refresh_token", "refresh_token": secret, "client_id": "none"}
+    refreshed = Client().post("/oauth/token", form)
+    Client().post("/oauth/revoke", {"token": secret, "client_id": "none"})
+
+    assert refreshed.status_code in (400, 401)
+    assert ApiKey.objects.get(pk=key.pk).status == "active"
+
+
+# --- When it ends ---------------------------------------------------------------------------------------------------
+
+
+def test_an_ended_key_is_refused_like_an_unknown_one(eve: User) -> None:
+    key, secret = make.api_key(eve, *READER, days=1)
+    foreign = secret[:-1] + ("a" if secret[-1] != "a" else "b")
+    with time_machine.travel(timezone.now() + timedelta(days=1), tick=False):
+        expired = knock(secret)
+    key.revoke(by=eve)
+
+    answers = [expired, knock(secret), knock(foreign), knock("gwp_"), knock("")]
+
+    assert {problem(answer) for answer in answers} == {UNAUTHORIZED}
+    assert len({answer.content for answer in answers}) == 1
+    assert {answer["WWW-Authenticate"] for answer in answers} == {"Bearer"}
+
+
+def test_a_key_sleeps_while_its_owner_is_deactivated(eve: User) -> None:
+    secret = make.api_key(eve, *READER).secret
+    make.user(Capability.PEOPLE_MANAGE)
+
+    eve.deactivate(by=None)
+    asleep = problem(knock(secret))
+    eve.reactivate(by=None)
+
+    assert asleep == UNAUTHORIZED
+    assert knock(secret).status_code == 200
+
+
+def test_cutting_a_person_off_ends_their_keys(eve: User) -> None:
+    boss = make.user(Capability.PEOPLE_MANAGE)
+    key, secret = make.api_key(eve, *READER)
+
+    Connection.objects.cut_off(eve, by=boss)
+    eve.reactivate(by=boss)
+
+    key.refresh_from_db()
+    assert problem(knock(secret)) == UNAUTHORIZED
+    assert (key.status, key.revoke_reason, key.revoked_by) == ("revoked", "user_deactivated", boss)
+
+
+def test_ending_is_for_good_and_recorded(eve: User) -> None:
+    key = make.api_key(eve, *READER).key
+    rest = Rest.of(eve)
+
+    assert rest.post(f"/api-keys/{key.pk}/revoke").status_code == 204
+    assert problem(rest.post(f"/api-keys/{key.pk}/revoke")) == (409, "api_key_revoked")
+    assert problem(rest.delete(f"/api-keys/{key.pk}")) == (409, "api_key_revoked")
+
+    created, revoked = Event.objects.filter(target_id=str(key.pk)).order_by("id")
+    assert (created.action, revoked.action) == ("api_key.created", "api_key.revoked")
+    assert created.changes["capabilities"] == [[], ["hosts:read", "logs:read"]]
+
+
+# --- Making one -----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_the_secret_is_kept_but_its_prefix(eve: User) -> None:
+    key, secret = make.api_key(eve, *READER)
+
+    kept = ApiKey.objects.filter(pk=key.pk).values().get()
+
+    assert (len(secret), secret[:4], kept["prefix"]) == (48, "gwp_", secret[:12])
+    assert secret not in str(kept) + str(list(Event.objects.values()))
+
+
+def test_a_rotated_signing_key_still_finds_older_keys(eve: User, settings: Any) -> None:
+    secret = make.api_key(eve, *READER).secret
+
+    settings.TOKEN_KEYS = [b"n" * 32, *settings.TOKEN_KEYS]
+    found = knock(secret).status_code
+    settings.TOKEN_KEYS = [b"n" * 32]
+
+    assert (found, problem(knock(secret))) == (200, UNAUTHORIZED)
+
+
+def test_what_cannot_be_made(eve: User) -> None:
+    taken = make.api_key(eve, *READER, name="CI").key
+    for wrong, error in (
+        ({"name": "ci"}, KeyNameTaken),
+        ({"days": 0}, BadDays),
+        ({"days": 91}, BadDays),
+        ({"capabilities": ()}, NoCapability),
+        ({"capabilities": [Capability.PEOPLE_MANAGE]}, BeyondYours),
+    ):
+        with pytest.raises(error):
+            api_keys.issue(**{"name": "other", "capabilities": READER, "days": 30, "by": eve} | wrong)  # type: ignore[arg-type]
+
+    assert list(ApiKey.objects.all()) == [taken]
+
+
+def test_a_person_holds_twenty_at_most(eve: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "MOST_PER_PERSON", 1)
+    make.api_key(eve, *READER).key.revoke(by=eve)
+    make.api_key(eve, *READER)
+
+    with pytest.raises(TooManyKeys):
+        make.api_key(eve, *READER)
+
+
+def test_last_use_is_noted_once_a_minute(eve: User) -> None:
+    key, secret = make.api_key(eve, *READER)
+    moments = []
+
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        for seconds in (0, 59, 60):
+            clock.shift(seconds)
+            knock(secret)
+            key.refresh_from_db()
+            moments.append(key.last_used_at)
+
+    assert moments[0] == moments[1] < moments[2]
+
+
+# --- The list over REST ---------------------------------------------------------------------------------------------
+
+
+def test_everybody_lists_their_own(eve: User) -> None:
+    mine, others = make.api_key(eve, *READER, name="mine").key, make.api_key(make.user(*READER), *READER).key
+    rest = Rest.of(eve)
+
+    (told,) = results(rest.get("/api-keys"))
+
+    assert (told["id"], told["status"], told["capabilities"]) == (str(mine.pk), "active", ["hosts:read", "logs:read"])
+    assert set(told) & {"secret", "digest", "key_id"} == set()
+    assert rest.get("/api-keys", scope="all").json()["capability"] == "people:manage"
+    assert problem(rest.get(f"/api-keys/{others.pk}")) == (404, "not_found")
+    assert problem(rest.post(f"/api-keys/{others.pk}/revoke")) == (404, "not_found")
+
+
+def test_the_list_is_narrowed(eve: User) -> None:
+    boss = make.user(Capability.PEOPLE_MANAGE)
+    nightly, weekly = make.api_key(eve, *READER, name="nightly").key, make.api_key(eve, *READER, name="weekly").key
+    weekly.revoke(by=eve)
+    rest = Rest.of(boss)
+
+    def names(**query: str) -> list[str]:
+        return [row["name"] for row in results(rest.get("/api-keys", scope="all", **query))]
+
+    assert names() == ["nightly"]
+    assert names(status="revoked") == ["weekly"]
+    assert names(status="all", ordering="name") == ["nightly", "weekly"]
+    assert names(status="all", q=nightly.prefix) == ["nightly"]
+    assert names(user=eve.email) == names(user=str(eve.pk)) == ["nightly"]
+    assert names(user=boss.email) == []
+
+
+# --- The page -------------------------------------------------------------------------------------------------------
+
+
+def text(answer: Any) -> str:
+    return str(answer.content.decode())
+
+
+@pytest.fixture
+def page(eve: User) -> Client:
+    """Eve's browser, in which she typed her password just now."""
+    client = Client()
+    client.force_login(eve)
+    return confirmed(client)
+
+
+def filled(page: Client, **changes: Any) -> dict[str, Any]:
+    form = page.get("/settings/api-keys/create").context["form"]
+    return {"id": form["id"].value(), "name": "nightly", "days": 30, "capabilities": ["hosts:read"]} | changes
+
+
+def test_the_secret_is_in_one_answer_only(page: Client) -> None:
+    form = filled(page)
+
+    made, again = (page.post("/settings/api-keys/create", form) for _ in range(2))
+
+    secret = made.context["secret"]
+    assert (made.status_code, made["Cache-Control"]) == (200, again["Cache-Control"])
+    assert "no-store" in made["Cache-Control"]
+    assert secret in text(made)
+    assert knock(secret).status_code == 200
+    assert secret not in text(again)
+    assert "This API key is no longer shown." in text(again)
+    assert ApiKey.objects.count() == 1
+    assert secret not in text(page.get("/settings/api-keys"))
+
+
+def test_a_key_is_made_only_after_the_password(eve: User) -> None:
+    client = Client()
+    client.force_login(eve)
+
+    asked = client.post("/settings/api-keys/create", filled(client))
+
+    assert asked["Location"].startswith("/accounts/reauthenticate/")
+    assert not ApiKey.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"name": ""}, "This field is required."),
+        ({"days": "91"}, "less than or equal to 90"),
+        ({"days": "0"}, "greater than or equal to 1"),
+        ({"capabilities": []}, "Choose at least one capability."),
+        ({"capabilities": ["people:manage"]}, "You lack: Manage people."),
+        ({"id": "x"}, "Create API key"),
+    ],
+)
+def test_a_bad_form_comes_back(page: Client, wrong: dict[str, Any], words: str) -> None:
+    answer = page.post("/settings/api-keys/create", filled(page, **wrong))
+
+    assert (answer.status_code, words in text(answer)) == (422, True)
+    assert not ApiKey.objects.exists()
+
+
+def test_the_page_lists_searches_and_pages(page: Client, eve: User) -> None:
+    empty = text(page.get("/settings/api-keys"))
+    make.api_key(eve, *READER, name="nightly")
+    make.api_key(eve, *READER, name="weekly").key.revoke(by=eve)
+    make.api_key(make.user(*READER), *READER, name="foreign")
+
+    assert "You have no API keys." in empty
+    assert [key.name for key in page.get("/settings/api-keys").context["page"]] == ["nightly"]
+    assert [key.name for key in page.get("/settings/api-keys?status=all&q=week").context["page"]] == ["weekly"]
+    assert page.get("/settings/api-keys?owner=all").status_code == 403
+    assert "No API key matches." in text(page.get("/settings/api-keys?q=none"))
+
+
+def test_who_manages_people_sees_and_ends_everybodys(eve: User) -> None:
+    key = make.api_key(eve, *READER).key
+    boss = Client()
+    boss.force_login(make.user(Capability.PEOPLE_MANAGE))
+
+    listed = text(boss.get("/settings/api-keys?owner=all"))
+    asked = text(boss.get(f"/settings/api-keys/{key.pk}/revoke"))
+    boss.post(f"/settings/api-keys/{key.pk}/revoke")
+
+    key.refresh_from_db()
+    assert eve.email in listed
+    assert "Revoke this API key?" in asked
+    assert key.status == "revoked"
+    stranger = Client()
+    stranger.force_login(make.user())
+    assert stranger.post(f"/settings/api-keys/{key.pk}/revoke").status_code == 404

@@ -1,0 +1,92 @@
+"""/api/api-keys: people's keys for this API, to look at and to end; they are made on their page only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import ClassVar
+from uuid import UUID
+
+from django.db.models import Q
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.models import ApiKey
+from accounts.models.api_keys import AlreadyRevoked
+from capabilities import Capability
+from capabilities.rest import Own, Rule, must_hold
+from tokens.api_key_rows import STATUSES, keys_known_to
+from ui.rest import ListQuery, Moment, Problem, Query, Resource, named
+
+OTHERS = Own(Capability.PEOPLE_MANAGE)
+
+
+class ApiKeySerializer(serializers.Serializer[ApiKey]):
+    """An API key without its secret."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    prefix = serializers.CharField()
+    capabilities = serializers.ListField(child=serializers.CharField())
+    status = serializers.CharField()
+    user_email = serializers.EmailField(source="user.email")
+    expires_at = Moment()
+    last_used_at = Moment()
+    created_at = Moment()
+    revoked_at = Moment()
+
+
+class ApiKeyQuery(ListQuery):
+    """How a list of API keys is narrowed."""
+
+    scope = serializers.ChoiceField(["own", "all"], default="own")
+    status = serializers.ChoiceField(STATUSES, default="active")
+    user = serializers.CharField(required=False)
+    q = serializers.CharField(required=False)
+
+
+class ApiKeyResource(Resource):
+    """People's keys for this API. None of them can make, change or end one: that takes a person's session."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(("list", "retrieve", "destroy", "revoke"), OTHERS)
+    session_actions = frozenset({"destroy", "revoke"})
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),
+    }
+    queries: ClassVar[Mapping[str, type[Query]]] = {"list": ApiKeyQuery}
+    empty = frozenset({"destroy", "revoke"})
+    orderings = frozenset({"name", "created_at", "expires_at", "last_used_at"})
+    serializer_class = ApiKeySerializer
+
+    def list(self, request: Request) -> Response:
+        keys = ApiKey.objects.of_status(self.chosen["status"])
+        if self.chosen["scope"] == "all":
+            must_hold(self.me, OTHERS.others)
+        else:
+            keys = keys.filter(user=self.me)
+        if user := self.chosen.get("user"):
+            keys = keys.filter(named(user.lower(), "user", "email"))
+        if words := self.chosen.get("q"):
+            keys = keys.filter(Q(name__icontains=words) | Q(prefix__startswith=words))
+        return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self.answer(self._find(pk))
+
+    def destroy(self, request: Request, pk: UUID) -> Response:
+        return self._end(pk)
+
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: UUID) -> Response:
+        return self._end(pk)
+
+    def _end(self, pk: UUID) -> Response:
+        self._find(pk).revoke(by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def _find(self, pk: UUID) -> ApiKey:
+        """The key, if its owner asks, or somebody who manages people."""
+        return get_object_or_404(keys_known_to(self.me), pk=pk)

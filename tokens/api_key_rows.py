@@ -1,0 +1,91 @@
+"""Which API keys somebody may know of, and how their list is narrowed; page and REST ask the same."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from django import forms
+from django.db.models import Count, Q
+from django.utils import timezone
+
+from accounts.models import ApiKey, ApiKeyQuerySet, User
+from capabilities import Capability, CapabilityRequired
+from tokens.api_keys import DEFAULT_DAYS, LONGEST_DAYS
+
+STATUSES = ("active", "expired", "revoked", "all")
+SOON = timedelta(days=7)
+
+
+def keys_known_to(viewer: User) -> ApiKeyQuerySet:
+    """One's own API keys; everybody's for who manages people."""
+    keys = ApiKey.objects.select_related("user")
+    return keys if viewer.has_perm(Capability.PEOPLE_MANAGE) else keys.filter(user=viewer)
+
+
+class KeyFilter(forms.Form):
+    """What the list of API keys is narrowed to; a value nobody offers narrows nothing."""
+
+    q = forms.CharField(required=False)
+    owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
+    status = forms.ChoiceField(required=False, choices=[(name, name) for name in STATUSES])
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.is_valid()
+        self.chosen: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
+
+    def listed(self, viewer: User) -> ApiKeyQuerySet:
+        """The viewer's own keys, or everybody's where that was asked for. Raises CapabilityRequired."""
+        if "owner" not in self.chosen:
+            return ApiKey.objects.filter(user=viewer)
+        if not viewer.has_perm(Capability.PEOPLE_MANAGE):
+            raise CapabilityRequired(Capability.PEOPLE_MANAGE)
+        return ApiKey.objects.all()
+
+    def narrow(self, keys: ApiKeyQuerySet) -> ApiKeyQuerySet:
+        """The keys that match, those that end first at the top."""
+        keys = keys.of_status(self.chosen["status"])
+        if words := self.chosen.get("q"):
+            owner = Q(user__email__icontains=words) if "owner" in self.chosen else Q()
+            keys = keys.filter(Q(name__icontains=words) | Q(prefix__startswith=words) | owner)
+        return keys.order_by("-revoked_at" if self.chosen["status"] == "revoked" else "expires_at", "pk")
+
+
+def numbers(keys: ApiKeyQuerySet) -> dict[str, int]:
+    """How many of `keys` have each status."""
+    ended = Q(expires_at__lte=timezone.now())
+    means = {
+        "active": Q(revoked_at=None) & ~ended,
+        "expired": Q(revoked_at=None) & ended,
+        "revoked": Q(revoked_at__isnull=False),
+    }
+    return keys.aggregate(**{name: Count("pk", filter=which) for name, which in means.items()})
+
+
+class KeyForm(forms.Form):
+    """A new API key. Its id is chosen with the form, so that the form sent again makes no second key."""
+
+    id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    name = forms.CharField(max_length=100)
+    days = forms.IntegerField(
+        label="Expires in days",
+        min_value=1,
+        max_value=LONGEST_DAYS,
+        initial=DEFAULT_DAYS,
+        help_text=f"1 to {LONGEST_DAYS} days. An API key cannot be extended; create a new one in time.",
+    )
+    capabilities = forms.MultipleChoiceField(
+        choices=[(one.slug, one.label) for one in Capability],
+        error_messages={"required": "Choose at least one capability."},
+    )
+
+    def clean_capabilities(self) -> frozenset[Capability]:
+        return frozenset(one for one in Capability if one.slug in self.cleaned_data["capabilities"])
+
+    @property
+    def ticked(self) -> frozenset[Capability]:
+        """What the check-list shows as ticked."""
+        posted = self["capabilities"].data or () if self.is_bound else ()
+        return frozenset(one for one in Capability if one.slug in posted)

@@ -1,0 +1,99 @@
+"""The API keys page: a person's keys for the REST API, and everybody's for who manages people."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods
+
+from accounts.areas import check_list
+from accounts.models import ApiKey
+from accounts.models.api_keys import AlreadyRevoked
+from accounts.password_again import ask_again
+from accounts.rules import BeyondYours
+from capabilities import signed_in
+from tokens.api_key_rows import SOON, KeyFilter, KeyForm, keys_known_to, numbers
+from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
+from ui.pages import AppRequest, answer, confirm, page_of, posted, refuse, show
+
+REVOKE_TEXT = "Revoke this API key? Programs using it will fail with 401 immediately. This cannot be undone."
+
+
+@require_GET
+@signed_in("one's own API keys; everybody's need PEOPLE_MANAGE")
+def listing(request: AppRequest) -> HttpResponse:
+    asked = KeyFilter(request.GET)
+    keys = asked.listed(request.user)
+    page = page_of(request, asked.narrow(keys), detail=lambda keys: keys.select_related("user"))
+    context = {"page": page, "chosen": asked.chosen, "counts": numbers(keys), "soon": SOON}
+    return show(request, "tokens/api_keys.html#results", context)
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@signed_in("an API key of one's own, with no more than one may do oneself")
+@ask_again
+def create(request: AppRequest) -> HttpResponse:
+    """A new key, whose secret is in the answer of this POST and nowhere else (decisions 7.15)."""
+    form = KeyForm(posted(request))
+    if request.method == "POST" and form.is_valid():
+        made = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()
+        if made:
+            return _shown(request, made)
+        if new := _issued(form, request):
+            return _shown(request, new.key, new)
+    context = {"form": form, "areas": check_list(request.user, form.ticked)}
+    if request.method == "GET":
+        return show(request, "tokens/api_key_form.html", context)
+    return refuse(request, "tokens/api_key_form.html", context)
+
+
+def _issued(form: KeyForm, request: AppRequest) -> IssuedKey | None:
+    """The new key; None when it was refused, and the form says why."""
+    wanted = dict(form.cleaned_data)
+    wanted["pk"] = wanted.pop("id")
+    try:
+        return issue(**wanted, by=request.user)
+    except KeyNameTaken as error:
+        form.add_error("name", str(error))
+    except BadDays as error:
+        form.add_error("days", str(error))
+    except (KeyRefused, BeyondYours) as error:
+        form.add_error("capabilities", str(error))
+    return None
+
+
+def _shown(request: AppRequest, key: ApiKey, new: IssuedKey | None = None) -> HttpResponse:
+    """The new secret; without one, that it is no longer shown."""
+    context: dict[str, Any] = {"key": key, "secret": new.secret if new else "", "url": f"{settings.PUBLIC_URL}/api"}
+    response = show(request, "tokens/api_key_issued.html", context)
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in("one's own API keys; others' need PEOPLE_MANAGE")
+def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
+    key = get_object_or_404(keys_known_to(request.user), pk=pk)
+    back = reverse("tokens:api_keys") + ("" if key.user_id == request.user.pk else "?owner=all")
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Revoke API key",
+            text=REVOKE_TEXT,
+            more=f"{key.name} {key.prefix}, of {key.user.email}.",
+            icon="revoke",
+            target=f"#key-{key.pk}",
+            back=back,
+        )
+    try:
+        key.revoke(by=request.user)
+    except AlreadyRevoked:
+        key.refresh_from_db()  # It has ended, which is what was asked for.
+    return answer(request, "tokens/api_keys.html#row", {"key": key}, to=back, toast="API key revoked")

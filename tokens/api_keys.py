@@ -1,0 +1,103 @@
+"""How people's keys for the REST API are made and recognised (decisions 7.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from accounts.models import ApiKey, User
+from accounts.rules import must_hold
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability
+from tokens import secret as text
+
+LONGEST_DAYS = 90
+DEFAULT_DAYS = 30
+MOST_PER_PERSON = 20
+SEEN_EVERY = timedelta(minutes=1)
+
+
+class KeyRefused(Exception):
+    """An API key cannot be made like that; the message says why."""
+
+
+class KeyNameTaken(KeyRefused):
+    """You have an API key of that name already."""
+
+
+class TooManyKeys(KeyRefused):
+    """A person has 20 active API keys at most. Revoke one first."""
+
+
+class BadDays(KeyRefused):
+    """Must be between 1 and 90 days."""
+
+
+class NoCapability(KeyRefused):
+    """Choose at least one capability."""
+
+
+class IssuedKey(NamedTuple):
+    """A new API key, and its text: the only time the text exists outside the program that uses it."""
+
+    key: ApiKey
+    secret: str
+
+
+def issue(*, name: str, capabilities: Collection[Capability], days: int, by: User, pk: UUID | None = None) -> IssuedKey:
+    """Make an API key that acts as `by` with no more than `capabilities`, for `days` from now.
+
+    Raises KeyNameTaken, TooManyKeys, BadDays, NoCapability, or BeyondYours for what `by` does not hold.
+    """
+    if not 1 <= days <= LONGEST_DAYS:
+        raise BadDays(BadDays.__doc__)
+    if not capabilities:
+        raise NoCapability(NoCapability.__doc__)
+    must_hold(by, capabilities)
+    secret, signer = text.mint(text.PERSONAL), settings.TOKEN_KEYS[0]
+    with transaction.atomic():
+        _make_room(by, name)
+        key = ApiKey(
+            user=by,
+            name=name.strip(),
+            prefix=text.shown(secret),
+            digest=text.digest(secret, signer),
+            key_id=text.key_id(signer),
+            capabilities=[one.slug for one in Capability if one in capabilities],
+            expires_at=timezone.now() + timedelta(days=days),
+            **({"pk": pk} if pk else {}),
+        )
+        key.save(force_insert=True)
+        changes = {"prefix": [None, key.prefix], "capabilities": [[], key.capabilities]}
+        Event.objects.record(Action.API_KEY_CREATED, key, by=by, changes=changes)
+    return IssuedKey(key, secret)
+
+
+def _make_room(owner: User, name: str) -> None:
+    owner.lock()
+    if ApiKey.objects.filter(user=owner).active().count() >= MOST_PER_PERSON:
+        raise TooManyKeys(TooManyKeys.__doc__)
+    if ApiKey.objects.filter(user=owner).live().filter(name__iexact=name.strip()).exists():
+        raise KeyNameTaken(KeyNameTaken.__doc__)
+
+
+def find(secret: str) -> ApiKey | None:
+    """The API key whose text is `secret`, if it could be used now by an active person."""
+    if not text.well_formed(secret, {text.PERSONAL}):
+        return None
+    digests = text.candidates(secret, settings.TOKEN_KEYS)
+    return ApiKey.objects.active().filter(digest__in=digests, user__is_active=True).select_related("user__role").first()
+
+
+def note_use(key: ApiKey) -> None:
+    """Remember that `key` was used now, once a minute at most: reading should not always be writing."""
+    now = timezone.now()
+    if key.last_used_at is None or now - key.last_used_at >= SEEN_EVERY:
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
