@@ -14,7 +14,7 @@ from connections.cutting import LOST, joined
 from connections.impact import cuts
 from connections.mine_rows import own_identities
 from connections.places import Place, open_page
-from servers.identity_views import RULE, Row, find, page_url
+from servers.identity_views import RULE, Row, find, page_url, switch_on
 from servers.models import AlreadyRevoked, Identity
 from ui.pages import AppRequest, answer, confirm, leave, wants_fragment
 
@@ -40,7 +40,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @signed_in(RULE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
-    identity.enable(by=request.user)
+    switch_on(identity, request.user)
     return _changed(request, identity, "Identity enabled")
 
 

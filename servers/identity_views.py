@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, requires, signed_in
 from servers.forms import SecretForm, SharedIdentityForm
-from servers.models import Identity, IdentityQuerySet, Server
+from servers.models import HeldDisabled, Identity, IdentityQuerySet, Server
 from servers.views import SEES
 from servers.views import find as find_server
 from ui.pages import AppRequest, leave, page_of, refuse, show
@@ -45,6 +45,17 @@ class Row:
     def may_change(self) -> bool:
         """Whether the viewer may switch it off and on, and end it."""
         return self.is_own or self.viewer.has_perm(self.needed)
+
+    @property
+    def may_switch(self) -> bool:
+        return self.may_change and (self.identity.enabled or self.identity.may_be_enabled_by(self.viewer))
+
+    @property
+    def switch_words(self) -> str:
+        """How its switch stands, for who may not move it."""
+        if self.identity.enabled:
+            return "Enabled"
+        return "Disabled by an administrator" if self.is_own else "Disabled"
 
     @property
     def may_replace(self) -> bool:
@@ -78,6 +89,14 @@ def find(request: AppRequest, pk: UUID) -> Identity:
     if not row.may_change:
         raise CapabilityRequired(row.needed)
     return identity
+
+
+def switch_on(identity: Identity, by: User) -> None:
+    """Enable it. Raises CapabilityRequired when an administrator had disabled it, and `by` is none."""
+    try:
+        identity.enable(by=by)
+    except HeldDisabled:
+        raise CapabilityRequired(Capability.IDENTITIES_MANAGE) from None
 
 
 def tab_url(server: Server) -> str:

@@ -11,8 +11,9 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.actions import Action
-from auditlog.models import Event
+from auditlog.models import Actor, Event
 from auditlog.switch import Switchable
+from capabilities import Capability
 from servers import eras
 from servers.vault import cipher
 
@@ -30,6 +31,10 @@ class ServerError(Exception):
 
 class AlreadyRevoked(ServerError):
     """This identity has been revoked before."""
+
+
+class HeldDisabled(ServerError):
+    """An administrator has disabled this identity; only one can enable it again."""
 
 
 class LabelTaken(ServerError):
@@ -197,6 +202,7 @@ class Identity(Switchable):
     expires_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
     last_error = models.CharField(max_length=300, blank=True)
+    disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     revoked_at = models.DateTimeField(null=True, blank=True)
     revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -236,6 +242,23 @@ class Identity(Switchable):
         if not self.enabled:
             return "disabled"
         return "expired" if self.expires_at and self.expires_at <= timezone.now() else "active"
+
+    def may_be_enabled_by(self, user: User) -> bool:
+        """Whether `user`, who may switch it, may undo this switching-off: the owner only their own."""
+        ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
+        return ones_own or user.has_perm(Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE)
+
+    def enable(self, *, by: Actor | None) -> None:
+        """Switch on again. Raises HeldDisabled when its owner would undo what an administrator did."""
+        with transaction.atomic():
+            row = self.lock()
+            if isinstance(by, User) and not (row.enabled or row.may_be_enabled_by(by)):
+                raise HeldDisabled(HeldDisabled.__doc__)
+            super().enable(by=by)
+
+    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        self.disabled_by_id = None if on or by is None else by.pk
+        return {"disabled_by": self.disabled_by_id}
 
     def rename(self, label: str, *, by: User) -> None:
         """Give it another label. Raises LabelTaken."""

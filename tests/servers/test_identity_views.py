@@ -60,6 +60,36 @@ def test_one_s_own_identity_is_one_s_own_to_end(verb: str, github: Server, ben: 
     assert sign_in(ben).post(f"/identities/{identity.pk}/{verb}/").status_code == 302
 
 
+@pytest.mark.parametrize("door", ["page", "api"])
+def test_what_an_administrator_disabled_its_owner_does_not_enable(
+    door: str, github: Server, ana: User, ben: User, sign_in: SignIn
+) -> None:
+    identity = make.identity(github, ben)
+    path = f"/identities/{identity.pk}/enable/" if door == "page" else f"/api/identities/{identity.pk}/enable"
+    identity.disable(by=ana)
+
+    assert sign_in(ben).post(path).status_code == 403
+    page = text(sign_in(ben).get("/settings/identities"))
+
+    assert "Disabled by an administrator" in page
+    assert "/enable/" not in page
+    identity.refresh_from_db()
+    assert not identity.enabled
+    assert sign_in(ana).post(path).status_code in (200, 302)
+    identity.refresh_from_db()
+    assert identity.enabled
+
+
+def test_what_one_disabled_oneself_one_enables(github: Server, ben: User, sign_in: SignIn) -> None:
+    identity = make.identity(github, ben)
+
+    for verb in ("disable", "enable"):
+        assert sign_in(ben).post(f"/identities/{identity.pk}/{verb}/").status_code == 302
+
+    identity.refresh_from_db()
+    assert identity.enabled
+
+
 def test_one_sees_one_s_own_shared_ones_and_others_by_capability(
     github: Server, ana: User, ben: User, sign_in: SignIn
 ) -> None:
