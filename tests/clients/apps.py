@@ -7,8 +7,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tests.clients.person import Person
 from tests.workspace import Serve
 
 SECONDS = 30
+CALL = {"TOOL": "echo", "ARGUMENTS": '{"text": "hello"}'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +156,45 @@ def node(program: str) -> list[str]:
 
 def python(program: str) -> list[str]:
     return [sys.executable, str(FOLDER / program)]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptApp:
+    """An app that keeps its tokens between its starts, as apps on a desktop do."""
+
+    desktop: Desktop
+    gateway_url: str
+    store: Path
+    name: str = ""
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Its registration, its tokens and its last verifier."""
+        return dict(json.loads(self.store.read_text()))
+
+    @property
+    def tokens(self) -> dict[str, Any]:
+        return dict(self.kept["tokens"])
+
+    def connects(self, answer: Callable[[str], object]) -> dict[str, Any]:
+        """What it prints after somebody has answered the page it opens."""
+        with self._start() as app:
+            answer(app.opened())
+            return app.result()
+
+    def goes_on(self) -> dict[str, Any]:
+        """What it prints without anybody's help."""
+        with self._start() as app:
+            said = app.result()
+            assert app.opened_nothing()
+            return said
+
+    def forget_access(self) -> None:
+        """Spoil its access token, as time does; its refresh token stays."""
+        spoiled = self.tokens | {"access_token": self.tokens["access_token"][:-1] + "!"}
+        self.store.write_text(json.dumps(self.kept | {"tokens": spoiled}))
+
+    def _start(self) -> AbstractContextManager[App]:
+        named = {"APP_NAME": self.name} if self.name else {}
+        told = {"SDK": "1", "GATEWAY_URL": self.gateway_url, "STORE": str(self.store)}
+        return self.desktop.app(node("oauth_app.mjs"), **told, **CALL, **named)

@@ -26,7 +26,8 @@ const state = randomUUID();
 let arrived;
 const answer = new Promise((resolve) => (arrived = resolve));
 const listener = createServer((request, response) => {
-  response.end("You can close this page.");
+  response.setHeader("Content-Type", "text/html");
+  response.end('<link rel="icon" href="data:,">You can close this page.');
   if (request.url.startsWith("/callback")) arrived(new URL(request.url, "http://localhost").searchParams);
 });
 await new Promise((ready) => listener.listen(0, "127.0.0.1", ready));

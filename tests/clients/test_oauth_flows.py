@@ -5,14 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.clients.apps import Desktop, node, python
+from tests.clients.apps import CALL, Desktop, node, python
 from tests.clients.fixtures import MODULES
 from tests.clients.person import Person
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
-
-CALL = {"TOOL": "echo", "ARGUMENTS": '{"text": "hello"}'}
 
 
 @pytest.mark.parametrize(

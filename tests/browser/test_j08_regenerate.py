@@ -1,0 +1,68 @@
+"""Journey J8: a key regenerated cuts old access tokens at once, and the app goes on without a human."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests import curl
+from tests.browser import people, steps
+from tests.browser.fixtures import Open
+from tests.clients.apps import Desktop, KeptApp
+from tests.workspace import OWNER, Serve
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+APP = "Regenerated Desktop"
+QUESTION = "Regenerate the API key for this connection? The old key will be deactivated immediately."
+
+
+def test_j8_regenerate_a_key(live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path) -> None:
+    email = people.join(live, "max-j8")
+    claude = KeptApp(desktop, f"{live.url}/mcp/quickstart", tmp_path / "store.json", APP)
+    claude.connects(lambda asked: people.allow(open_browser().new_page(), asked, app=APP, email=email))
+    page.goto(f"{live.url}/settings/mcp-connections?q=Regenerated")
+
+    regenerated(page, steps.row(page, APP))
+    the_app_goes_on(claude)
+
+    page.reload()
+    expect(steps.row(page, APP)).to_contain_text("just now")
+    events = live.rows(
+        "SELECT actor_email FROM auditlog_event WHERE action = %s AND target_label LIKE %s",
+        "connection.key_regenerated",
+        f"{APP}%",
+    )
+    assert events == [{"actor_email": OWNER}]
+
+
+def regenerated(page: Page, connection: Locator) -> None:
+    """J8.1: Cancel changes nothing; OK changes the prefix, and shows no secret."""
+    before, cells = connection.locator("code").inner_text(), connection.get_by_role("cell").all_inner_texts()
+    button, dialog = connection.get_by_role("button", name="Regenerate API key"), page.get_by_role("alertdialog")
+    button.click()
+    expect(dialog).to_contain_text(QUESTION)
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(dialog).to_be_hidden()
+    assert connection.get_by_role("cell").all_inner_texts() == cells
+
+    button.click()
+    dialog.get_by_role("button", name="OK").click()
+
+    expect(connection.locator("code")).not_to_have_text(before)
+    after = connection.get_by_role("cell").all_inner_texts()
+    prefix = connection.locator("code").inner_text()
+    assert [text.replace(prefix, before) for text in after] == cells
+    assert page.content().count("gwk_") == 1
+
+
+def the_app_goes_on(claude: KeptApp) -> None:
+    """J8.2, J8.3: the old access token is dead; the refresh token brings a new one, and no browser opens."""
+    old = claude.tokens["access_token"]
+    refused = curl.list_tools(claude.gateway_url, old)
+    assert refused.status == 401
+    assert 'error="invalid_token"' in refused.headers["www-authenticate"]
+
+    assert claude.goes_on()["text"] == "hello"
+
+    assert claude.tokens["access_token"] != old
