@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.core.handlers.asgi import ASGIRequest
 from django.db.models import Q, QuerySet
 from django.http import Http404, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
-from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
@@ -18,11 +16,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from auditlog.actions import Action
-from auditlog.export import TYPES, export, flowing
+from auditlog.export import TYPES, download, export
 from auditlog.keyset import BadCursor, Cursor, page
 from auditlog.models import Call, Event, Outcome
 from auditlog.origin import Via
 from auditlog.reasons import reason_of
+from auditlog.search import bare
 from capabilities import Capability
 from capabilities.rest import Rule
 from ui.rest import Moment, Paging, Query, Resource, link, stamp
@@ -176,10 +175,12 @@ def narrowed[M: Any](
 class Log(Resource):
     """What the two logs share: pages by cursor, since rows arrive while one reads."""
 
+    by_cursor = True
+
     def listed(self, rows: QuerySet[Any]) -> Response:
         """The page that was asked for."""
         size = min(self.chosen.get("page_size", Paging.page_size), Paging.max_page_size)
-        found = page(rows, self.chosen.get("cursor"), size)
+        found = page([rows], self.chosen.get("cursor"), size)
         links = {"next": self._link(found.older), "previous": self._link(found.newer)}
         return Response({**links, "results": self.told(found.rows, many=True)})
 
@@ -192,12 +193,15 @@ class CallResource(Log):
 
     capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(("list", "retrieve", "export"), Capability.LOGS_READ)
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": CallQuery, "export": ExportQuery}
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "export": tuple(kind.partition(";")[0] for kind in TYPES.values())
+    }
 
     def get_serializer_class(self) -> type[CallSerializer]:
         return CallDetail if self.action == "retrieve" else CallSerializer
 
     def list(self, request: Request) -> Response:
-        return self.listed(narrowed(_bare(), self.chosen, CALLS))
+        return self.listed(narrowed(bare(), self.chosen, CALLS))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         try:
@@ -210,18 +214,8 @@ class CallResource(Log):
         kind = self.chosen["format"]
         asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=asked)
-        pieces = export(narrowed(_bare(), self.chosen, CALLS), kind, told, COLUMNS)
-        name = f"logs-{timezone.now():%Y-%m-%d-%H%M%S}.{kind}"
-        return StreamingHttpResponse(
-            flowing(pieces) if isinstance(request._request, ASGIRequest) else pieces,  # noqa: SLF001
-            content_type=TYPES[kind],
-            headers={"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"},
-        )
-
-
-def _bare() -> QuerySet[Call]:
-    """Calls without what they carried, which may be large."""
-    return Call.objects.defer("request_payload", "response_payload")
+        pieces = export(narrowed(bare(), self.chosen, CALLS), kind, told, COLUMNS)
+        return download(request._request, "logs", kind, pieces)  # noqa: SLF001
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):

@@ -9,18 +9,16 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from django.core.handlers.asgi import ASGIRequest
-from django.http import HttpResponse, HttpResponseBadRequest, StreamingHttpResponse
+from django.http import HttpResponse, HttpResponseBadRequest
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
-from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from auditlog import filters
 from auditlog.actions import Action
 from auditlog.changes import Change, told
 from auditlog.event_filters import EventFilter
-from auditlog.export import TYPES, export, flowing
+from auditlog.export import TYPES, download, export
 from auditlog.keyset import BadCursor, Cursor, page
 from auditlog.models import Event
 from capabilities import Capability, requires
@@ -112,7 +110,7 @@ def _is_for_drawer(request: AppRequest) -> bool:
 def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
     chosen = EventFilter(request.GET)
     events = chosen.narrow()
-    found = page(events, _cursor(request), size)
+    found = page([events], _cursor(request), size)
     return {
         "page": found,
         "rows": [Row(event, request.user) for event in found.rows],
@@ -143,12 +141,7 @@ def export_events(request: AppRequest) -> HttpResponse:
     asked = {name: [None, value] for name, value in chosen.asked.items()}
     Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=asked)
     pieces = export(chosen.narrow(), kind, _in_cells if kind == "csv" else _in_full, COLUMNS)
-    name = f"admin-events-{timezone.now():%Y-%m-%d-%H%M%S}.{kind}"
-    return StreamingHttpResponse(  # type: ignore[return-value]  # A stream is an answer too.
-        flowing(pieces) if isinstance(request, ASGIRequest) else pieces,
-        content_type=TYPES[kind],
-        headers={"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"},
-    )
+    return download(request, "admin-events", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 
 
 def _in_full(event: Event) -> dict[str, Any]:

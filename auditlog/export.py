@@ -9,7 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from asgiref.sync import sync_to_async
+from django.core.handlers.asgi import ASGIRequest
 from django.db.models import QuerySet
+from django.http import HttpRequest, StreamingHttpResponse
+from django.utils import timezone
 
 from auditlog.keyset import chunks
 
@@ -29,6 +32,18 @@ def export[M: Any](
     for some in chunks(rows, MOST_ROWS):
         told = [tell(row) for row in some]
         yield _csv([row.values() for row in told]) if kind == "csv" else _jsonl(told)
+
+
+def download(request: HttpRequest, name: str, kind: str, pieces: Iterator[str]) -> StreamingHttpResponse:
+    """The answer that is this file, called `name` and the time."""
+    return StreamingHttpResponse(
+        flowing(pieces) if isinstance(request, ASGIRequest) else pieces,
+        content_type=TYPES[kind],
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}-{timezone.now():%Y-%m-%d-%H%M%S}.{kind}"',
+            "Cache-Control": "no-store",
+        },
+    )
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:

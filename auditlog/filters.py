@@ -1,23 +1,24 @@
-"""What the log is narrowed to, and one page of it: shared by the page and, later, by REST."""
+"""The query string of the Logs page: a time range, facets, and a search in words; and what it leads to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 from uuid import UUID
 
 from django import forms
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.utils import timezone
 
+from auditlog.expression import CONTAINS, IS, LONGEST, Condition, DoesNotParse, parse
+from auditlog.histogram import stamp
 from auditlog.models import Call, Outcome
+from auditlog.search import COUNTED, SUBJECTS, Search
 
 PAGE_SIZE = 50
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-COUNTED = 10_000  # More are "10,000+": nobody waits for an exact large number.
 
 RANGES = {
     "1h": ("Last hour", timedelta(hours=1)),
@@ -41,6 +42,9 @@ METHODS = (
     "resources/read",
     "completion/complete",
 )
+LABELS = {"host": "Host", "gateway": "Gateway", "server": "Server", "tool": "Tool", "user": "User"}
+IDS = ("connection", "correlation")
+SCOPES = ("host", "gateway", "server", "connection")  # What a tab may be about.
 
 
 def is_uuid(text: str) -> bool:
@@ -68,21 +72,34 @@ class Facet(NamedTuple):
 
 
 class Chip(NamedTuple):
-    """One filter by id; `without` is the query string that leaves it out."""
+    """One filter by id or by moment; `fields` keep it in the form, `without` is the query string that leaves it out."""
 
     name: str
-    value: str
     label: str
+    fields: Sequence[tuple[str, str]]
     without: str
 
 
-class CallFilter(forms.Form):
-    """The query string of the Logs page; a value nobody offers narrows nothing.
+class Moment(forms.DateTimeField):
+    """A moment in UTC, as bars and people write it; what is none narrows nothing."""
 
-    Host, gateway and server are names as they were at the time, or ids, which outlive a rename.
+    def to_python(self, value: Any) -> datetime | None:
+        try:
+            return super().to_python(value)
+        except forms.ValidationError:
+            return None
+
+
+class CallFilter(forms.Form):
+    """What the page is narrowed to; a value nobody offers narrows nothing, a search that does not parse finds nothing.
+
+    Host, gateway, server and user are names or ids; ids outlive a rename. `scope` is what a tab is about,
+    and no part of the query string.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
+    to = Moment(required=False)
+    q = forms.CharField(required=False, max_length=LONGEST)
     method = forms.MultipleChoiceField(required=False, choices=[(method, method) for method in METHODS])
     outcome = forms.MultipleChoiceField(required=False, choices=Outcome.choices)
     host = forms.CharField(required=False, max_length=120)
@@ -90,124 +107,141 @@ class CallFilter(forms.Form):
     server = forms.CharField(required=False, max_length=120)
     tool = forms.CharField(required=False, max_length=300)
     user = forms.CharField(required=False, max_length=254)
+    connection = forms.CharField(required=False, max_length=40)
     correlation = forms.CharField(required=False, max_length=40)
+    live = forms.BooleanField(required=False)
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, scope: dict[str, str] | None = None) -> None:
         super().__init__(data)
+        # "from" is no name Python knows.
+        self.fields["from"] = Moment(required=False)
         self.is_valid()
         self.chosen: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
         self.chosen["range"] = self.chosen["range"] or DEFAULT_RANGE
+        self.scope = scope or {}
+        self.error = ""
+        try:
+            self.searched = parse(self.chosen["q"])
+        except DoesNotParse as wrong:
+            self.searched, self.error = [], str(wrong)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What was asked for beyond the default."""
+        told = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.chosen.items()}
+        told["live"] = "1" if told["live"] else ""
+        if self.is_between:
+            del told["range"]
         return {
-            name: value for name, value in self.chosen.items() if value and (name, value) != ("range", DEFAULT_RANGE)
+            name: value
+            for name, value in sorted(told.items())
+            if value and (name, value) != ("range", DEFAULT_RANGE) and name not in self.scope
         }
 
-    @property
-    def span(self) -> str:
-        """The time range in words."""
-        return RANGES[self.chosen["range"]][0]
+    def without(self, *names: str, **more: str) -> str:
+        """The query string without some filters, and with others."""
+        left = {name: value for name, value in self.asked.items() if name not in names}
+        return urlencode(left | more, doseq=True)
 
     @property
     def query(self) -> str:
         """The query string that asks for the same again."""
-        return urlencode(self.asked, doseq=True)
+        return self.without()
+
+    @property
+    def is_between(self) -> bool:
+        """Whether two moments were given instead of a range."""
+        return bool(self.chosen["from"] or self.chosen["to"])
+
+    @property
+    def span(self) -> str:
+        """The time range in words."""
+        if not self.is_between:
+            return RANGES[self.chosen["range"]][0]
+        since, until = (f"{at:%b} {at.day} {at:%H:%M}" if at else "" for at in (self.chosen["from"], self.chosen["to"]))
+        return f"{since or 'the beginning'} to {until or 'now'}"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether new calls shall appear by themselves; the past has none."""
+        return bool(self.chosen["live"]) and not self.chosen["to"] and not self.error
+
+    def search(self, *, apart_from: str = "") -> Search:
+        """The calls that match; `apart_from` leaves one filter out."""
+        conditions = [*self.searched, *self._ticked(apart_from)]
+        return Search(conditions, *self._between)
 
     def narrow(self) -> QuerySet[Call]:
-        """The calls that match, newest first."""
-        calls = Call.objects.all()
-        length = RANGES[self.chosen["range"]][1]
-        # One request's calls are found whenever it was.
-        if length and not self.chosen["correlation"]:
-            calls = calls.filter(created_at__gte=timezone.now() - length)
-        for name in ("method", "outcome"):
-            if self.chosen[name]:
-                calls = calls.filter(**{f"{name}__in": self.chosen[name]})
-        return calls.filter(self._subjects())
+        """The calls that match, as one query."""
+        return self.search().rows()
 
-    def _subjects(self) -> Q:
-        wanted = Q()
-        for name in ("host", "gateway", "server"):
-            if text := self.chosen[name]:
-                wanted &= Q(**{f"{name}_id": text}) if is_uuid(text) else Q(**{f"{name}_name__icontains": text})
-        if text := self.chosen["tool"]:
-            wanted &= Q(feature_name__icontains=text)
-        if text := self.chosen["user"]:
-            wanted &= Q(user_email__icontains=text)
-        if text := self.chosen["correlation"]:
-            wanted &= Q(correlation_id=text) if is_uuid(text) else Q(pk=None)
-        return wanted
+    @cached_property
+    def _between(self) -> tuple[datetime | None, datetime | None]:
+        # One request's calls are found whenever it was.
+        if self.chosen["correlation"]:
+            return None, None
+        if self.is_between:
+            return self.chosen["from"] or None, self.chosen["to"] or None
+        length = RANGES[self.chosen["range"]][1]
+        return (timezone.now() - length if length else None), None
+
+    def _ticked(self, apart_from: str) -> list[Condition]:
+        chosen = {name: value for name, value in (self.chosen | self.scope).items() if value and name != apart_from}
+        ticked = [Condition(name, IS, tuple(chosen[name])) for name in ("method", "outcome") if name in chosen]
+        named = [(name, chosen[name]) for name in SUBJECTS if name in chosen]
+        ticked += [Condition(name, IS if is_uuid(text) else CONTAINS, (text,)) for name, text in named]
+        ticked += [Condition(name, IS, (chosen[name],)) for name in ("tool", *IDS) if name in chosen]
+        return ticked
 
     def chips(self) -> list[Chip]:
-        """The chosen ids, under the names their newest calls give them."""
+        """The chosen ids, under the names their newest calls give them, and the moments."""
         chips = []
-        for name in ("host", "gateway", "server"):
-            if is_uuid(text := self.chosen[name]):
-                names = Call.objects.filter(**{f"{name}_id": text}).values_list(f"{name}_name", flat=True)
-                without = {key: value for key, value in self.asked.items() if key != name}
-                chips.append(Chip(name, text, names[:1].first() or text[:8], urlencode(without, doseq=True)))
+        if self.is_between:
+            fields = [(name, stamp(self.chosen[name])) for name in ("from", "to") if self.chosen[name]]
+            chips.append(Chip("time", self.span, fields, self.without("from", "to")))
+        for name in (*SUBJECTS, *IDS):
+            text = self.chosen[name]
+            if name not in self.scope and text and (name in IDS or is_uuid(text)):
+                chips.append(Chip(name, self._named(name, text), [(name, text)], self.without(name)))
         return chips
+
+    def _named(self, name: str, text: str) -> str:
+        if name not in SUBJECTS:
+            return text[:8]
+        label = "user_email" if name == "user" else f"{name}_name"
+        names = Call.objects.filter(**{f"{name}_id": text}).order_by("-created_at").values_list(label, flat=True)
+        return next(iter(names[:1]), "") or text[:8]
+
+    @property
+    def tab(self) -> str:
+        """The query string that says what the tab is about."""
+        return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
+
+    @property
+    def all_of_it(self) -> str:
+        """The query string that asks for the same on a page that is about nothing in particular."""
+        return urlencode(self.scope | self.asked, doseq=True)
+
+    def facet(self, name: str) -> Facet:
+        """One of the filters that open on demand."""
+        return next((one for one in self.facets() if one.name == name), Facet(name, LABELS.get(name, ""), "", "", []))
 
     def facets(self) -> list[Facet]:
         """The filters that open on demand, each with what is chosen in it."""
         chosen = self.chosen
-        facets = [
-            Facet("range", "Time range", chosen["range"], self.span, [(k, label) for k, (label, _) in RANGES.items()])
-        ]
+        ranges = [(key, label) for key, (label, _) in RANGES.items()]
+        facets = [] if self.is_between else [Facet("range", "Time range", chosen["range"], self.span, ranges)]
         facets.append(
             Facet("method", "Method", chosen["method"], first_of(chosen["method"]), [(m, m) for m in METHODS])
         )
         outcomes = [str(Outcome(value).label) for value in chosen["outcome"]]
         facets.append(Facet("outcome", "Outcome", chosen["outcome"], first_of(outcomes), Outcome.choices))
-        texts = {"host": "Host", "gateway": "Gateway", "server": "Server", "tool": "Tool", "user": "User"}
-        for name, label in (texts | {"correlation": "Correlation id"}).items():
-            if not (name in ("host", "gateway", "server") and is_uuid(chosen[name])):
+        for name, label in LABELS.items():
+            if name not in self.scope and not (name in SUBJECTS and is_uuid(chosen[name])):
                 facets.append(Facet(name, label, chosen[name], chosen[name][:24], []))
+        if not chosen["correlation"]:
+            facets.append(Facet("correlation", "Correlation id", "", "", []))
         return facets
-
-
-@dataclass(frozen=True)
-class CallPage:
-    """One page of the log; `older` and `newer` are the cursors of its neighbours, empty at the ends."""
-
-    calls: Sequence[Call]
-    older: str
-    newer: str
-
-
-def page(calls: QuerySet[Call], *, before: str = "", after: str = "", size: int = PAGE_SIZE) -> CallPage:
-    """The page older than `before`, or newer than `after`, else the newest one; new rows shift nothing."""
-    if (mark := _read(after)) is not None:
-        at, pk = mark
-        later = Q(created_at__gt=at) | Q(created_at=at, pk__gt=pk)
-        rows = list(calls.filter(later, created_at__gte=at).order_by("created_at", "pk")[: size + 1])
-        more_newer, rows = len(rows) > size, rows[:size][::-1]
-        return CallPage(rows, _mark(rows[-1]) if rows else after, _mark(rows[0]) if more_newer else "")
-    mark = _read(before)
-    if mark is not None:
-        at, pk = mark
-        calls = calls.filter(Q(created_at__lt=at) | Q(created_at=at, pk__lt=pk), created_at__lte=at)
-    rows = list(calls[: size + 1])
-    more_older, rows = len(rows) > size, rows[:size]
-    newer = (_mark(rows[0]) if rows else before) if mark is not None else ""
-    return CallPage(rows, _mark(rows[-1]) if more_older else "", newer)
-
-
-def _mark(call: Call) -> str:
-    """Where `call` stands in the log: microseconds and id."""
-    return f"{(call.created_at - EPOCH) // timedelta(microseconds=1)}-{call.pk}"
-
-
-def _read(mark: str) -> tuple[datetime, int] | None:
-    micros, _, pk = mark.partition("-")
-    if not (micros.isdecimal() and pk.isdecimal() and mark.isascii() and len(mark) < 40):
-        return None
-    try:
-        return EPOCH + timedelta(microseconds=int(micros)), min(int(pk), 2**63 - 1)
-    except OverflowError:
-        return None
 
 
 def count[M: Any](rows: QuerySet[M]) -> str:

@@ -12,6 +12,7 @@ from django.db.models import Q, QuerySet
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 OLDER, NEWER = "o", "n"
+LAST = 2**63 - 1
 
 
 class BadCursor(ValueError):
@@ -36,7 +37,7 @@ class Cursor:
         if way not in (OLDER, NEWER) or not (text.isascii() and micros.isdecimal() and pk.isdecimal()):
             raise BadCursor(BadCursor.__doc__)
         try:
-            return cls(way, EPOCH + int(micros[:20]) * MICROSECOND, min(int(pk[:20]), 2**63 - 1))
+            return cls(way, EPOCH + int(micros[:20]) * MICROSECOND, min(int(pk[:20]), LAST))
         except OverflowError:
             raise BadCursor(BadCursor.__doc__) from None
 
@@ -60,16 +61,27 @@ class Page[M: Any]:
     newer: Cursor | None
 
 
-def page[M: Any](rows: QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
-    """The page a cursor names, the newest one without."""
-    if cursor is not None and cursor.way == NEWER:
-        found = list(newer_than(rows, cursor.at, cursor.pk)[: size + 1])
-        shown = found[:size][::-1]
-        return Page(shown, _from(shown, OLDER), _from(shown, NEWER) if len(found) > size else None)
-    wanted = older_than(rows, cursor.at, cursor.pk) if cursor else rows.order_by("-created_at", "-pk")
-    found = list(wanted[: size + 1])
-    shown = found[:size]
-    return Page(shown, _from(shown, OLDER) if len(found) > size else None, _from(shown, NEWER) if cursor else None)
+def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
+    """The rows on the side of a cursor to which it goes; all of them without one, the newest first."""
+    if cursor is None:
+        return rows.order_by("-created_at", "-pk")
+    return (newer_than if cursor.way == NEWER else older_than)(rows, cursor.at, cursor.pk)
+
+
+def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int) -> Page[M]:
+    """The page a cursor names, the newest one without, of rows that may come from several queries.
+
+    `parts` have no row in common. An index that leads to one value each gives its rows in their order.
+    """
+    found = [row for part in parts for row in beyond(part, cursor)[: size + 1]]
+    forward = cursor is not None and cursor.way == NEWER
+    if len(parts) > 1:
+        found.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
+    more, shown = len(found) > size, found[:size]
+    if forward:
+        shown = shown[::-1]
+        return Page(shown, _from(shown, OLDER), _from(shown, NEWER) if more else None)
+    return Page(shown, _from(shown, OLDER) if more else None, _from(shown, NEWER) if cursor else None)
 
 
 def _from(rows: Sequence[Any], way: str) -> Cursor | None:

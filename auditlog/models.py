@@ -113,6 +113,9 @@ class Call(models.Model):
                 for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id", "method", "outcome")
             ),
             models.Index(fields=("correlation_id",), name="call_by_correlation"),
+            models.Index(
+                fields=("feature_name", "-created_at"), name="call_by_tool", condition=~models.Q(feature_name="")
+            ),
         )
 
     def __str__(self) -> str:

@@ -6,6 +6,9 @@ app_name = "auditlog"
 
 urlpatterns = [
     path("logs/", views.calls, name="calls"),
+    path("logs/export/", views.export_calls, name="export_calls"),
+    path("logs/live/", views.live, name="live"),
+    path("logs/values/<slug:name>/", views.facet, name="facet"),
     path("logs/<uuid:uid>/", views.call, name="call"),
     path("settings/admin-events/", event_views.listing, name="events"),
     path("settings/admin-events/export/", event_views.export_events, name="export_events"),

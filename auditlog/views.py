@@ -1,4 +1,4 @@
-"""The Logs page and the page of one call."""
+"""The Logs page, the page of one call, and what the list brings along: counts, new calls, files."""
 
 from __future__ import annotations
 
@@ -6,32 +6,47 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from django.http import Http404, HttpResponse
+from django.http import Http404, HttpResponse, HttpResponseBadRequest
 from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from auditlog import filters
+from auditlog import facets, filters, tail
+from auditlog.actions import Action
+from auditlog.api import COLUMNS, told
 from auditlog.detail import Detail
+from auditlog.export import TYPES, download, export
 from auditlog.filters import CallFilter
-from auditlog.models import Call
+from auditlog.histogram import histogram
+from auditlog.keyset import BadCursor, Cursor, Page
+from auditlog.models import Call, Event
+from auditlog.replay import curl
+from auditlog.search import Found
 from capabilities import Capability, requires
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, show, wants_fragment
 
 SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
 BESIDE = 25  # Rows beside an open call: enough to see what came before.
+LIVE_ROWS = 300  # As many may stand in a list that grows before it begins anew.
+RENEWED = 60  # Seconds after which a look that saw nothing new is renewed.
 
 
 @require_GET
 @requires(Capability.LOGS_READ)
 def calls(request: AppRequest) -> HttpResponse:
     if _is_for_drawer(request):
-        return render(request, "auditlog/calls.html#closed")
-    context = _listed(request)
-    response = show(request, "auditlog/calls.html#entries", context)
-    if request.htmx:
-        # What htmx would push names every empty field of the form.
-        response["HX-Push-Url"] = f"{request.path}?{context['query']}".removesuffix("?")
+        return render(request, "auditlog/log.html#closed")
+    return listing(request, "auditlog/calls.html", {}, CallFilter(request.GET))
+
+
+def listing(request: AppRequest, template: str, context: dict[str, Any], chosen: CallFilter) -> HttpResponse:
+    """The log on a page that includes auditlog/log.html; for htmx its rows alone. `chosen` may be about one thing."""
+    context |= _listed(request, chosen)
+    if not wants_fragment(request):
+        return show(request, template, context)
+    response = show(request, "auditlog/log.html#entries", context)
+    # What htmx would push names every empty field of the form.
+    response["HX-Push-Url"] = f"{request.path}?{context['query']}".removesuffix("?")
     return response
 
 
@@ -46,31 +61,102 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
     context = {
         "call": found,
         "detail": Detail(found),
+        "curl": curl(found, payload=False),
         "same_request": _same_request(found),
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
+    chosen = CallFilter(request.GET)
     if _is_for_drawer(request):
-        return render(request, "auditlog/drawer.html", {**context, "query": CallFilter(request.GET).query})
-    return render(request, "auditlog/calls.html", {**_listed(request, BESIDE), **context})
+        return render(request, "auditlog/drawer.html", {**context, "query": chosen.query})
+    return render(request, "auditlog/calls.html", {**_listed(request, chosen, BESIDE), **context})
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def facet(request: AppRequest, name: str) -> HttpResponse:
+    """The values of one filter under all others, with their counts."""
+    tab = request.GET.get("tab", "")
+    chosen = CallFilter(request.GET, {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None)
+    if name not in facets.COUNTED_BY or chosen.error:
+        raise Http404
+    found = facets.values(chosen.search(apart_from=name), name)
+    context: dict[str, Any] = {"facet": chosen.facet(name), "found": found}
+    context["links"] = [(chosen.without(name, **{name: one.value}), one) for one in found.values]
+    known = {one.value for one in found.values}
+    context["left"] = [choice for choice in context["facet"].choices if choice[0] not in known]
+    return render(request, "auditlog/facet.html", context)
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def live(request: AppRequest) -> HttpResponse:
+    """The calls that arrived since the last look; nothing when there are none."""
+    then, now = tail.read(request.GET.get("seen", "")), tail.look()
+    chosen = CallFilter(request.GET)
+    if then is None or chosen.error:
+        return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
+    rows = tail.arrived(chosen.search(), then, now, filters.PAGE_SIZE + 1)
+    if not rows and then.age < RENEWED:
+        return HttpResponse(status=204)
+    shown = request.GET.get("shown", "")
+    total = len(rows) + (int(shown) if shown.isascii() and shown.isdecimal() and len(shown) < 6 else 0)
+    if len(rows) > filters.PAGE_SIZE or total > LIVE_ROWS:
+        response = render(request, "auditlog/log.html#entries", {"fragment": True, **_listed(request, chosen)})
+        return HttpResponse(response.content, headers={"HX-Retarget": "#entries", "HX-Reswap": "outerHTML"})
+    return render(request, "auditlog/log.html#arrived", {"rows": rows, "seen": now, "shown": total, "chosen": chosen})
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def export_calls(request: AppRequest) -> HttpResponse:
+    """The calls as the page narrows them, as a file without payloads; that they were taken away is recorded."""
+    kind = request.GET.get("format", "")
+    chosen = CallFilter(request.GET)
+    if kind not in TYPES or chosen.error:
+        return HttpResponseBadRequest(chosen.error or "format must be csv or jsonl.", content_type="text/plain")
+    asked = {name: [None, value] for name, value in chosen.asked.items()}
+    Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=asked)
+    pieces = export(chosen.narrow(), kind, told, COLUMNS)
+    return download(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 
 
 def _is_for_drawer(request: AppRequest) -> bool:
     return request.htmx.target == "drawer" and not request.htmx.history_restore_request
 
 
-def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
-    chosen = CallFilter(request.GET)
-    rows = chosen.narrow()
+def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
+    cursor = _cursor(request)
+    search = chosen.search()
+    is_live = chosen.is_live and cursor is None
+    look = tail.look() if is_live else None
+    if look is not None:
+        search.base = tail.seen(search.base, look)
+    found = Found(Page([], None, None)) if chosen.error else search.page(cursor, size)
+    count = None if chosen.error else search.count()
     return {
-        "page": filters.page(rows, before=request.GET.get("before", ""), after=request.GET.get("after", ""), size=size),
-        "count": filters.count(rows),
-        "narrowed": bool(chosen.asked),
+        "page": found.page,
+        "looked_to": found.looked_to,
+        "count": count,
+        "histogram": histogram(search, sampled=not count.is_all) if count and found.page.rows else None,
+        "chosen": chosen,
+        "narrowed": bool(chosen.asked.keys() - {"live"}),
         "span": chosen.span,
         "query": chosen.query,
+        "around": chosen.without("from", "to", "range", "live"),
         "chips": chosen.chips(),
         "facets": chosen.facets(),
-        "list_url": reverse("auditlog:calls"),
+        "is_live": is_live,
+        "seen": look,
+        "shown": len(found.page.rows),
+        "list_url": request.path if chosen.scope else reverse("auditlog:calls"),
     }
+
+
+def _cursor(request: AppRequest) -> Cursor | None:
+    try:
+        return Cursor.read(request.GET.get("cursor", ""))
+    except BadCursor:
+        return None
 
 
 def _same_request(found: Call) -> int:

@@ -6,4 +6,6 @@ class GatewayAdminConfig(AppConfig):
     verbose_name = "Gateway Admin"
 
     def ready(self) -> None:
-        from gatewayadmin import checks  # noqa: F401, PLC0415  Registers them; needs the models.
+        from gatewayadmin import checks, log_names  # noqa: F401, PLC0415  Registers them; needs the models.
+
+        log_names.tell()

@@ -1,0 +1,39 @@
+"""A call again, as a command to paste; never with the token, nor with what the viewer may not see."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from auditlog.models import Call
+from auditlog.names import names
+
+OPENING = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"}}
+
+
+def curl(call: Call, *, payload: bool) -> str:
+    """The command; with `payload`, what the call carried as far as it was recorded. Empty when it leads nowhere."""
+    url = names.url_of(call.gateway_id) if call.gateway_id else ""
+    if not url or not call.method:
+        return ""
+    body = {"jsonrpc": "2.0", "id": 1, "method": call.method, "params": _params(call, payload)}
+    lines = [
+        f"curl -sS -X POST {shlex.quote(url)}",
+        '-H "Authorization: Bearer $GATEWAY_TOKEN"',
+        "-H 'Content-Type: application/json'",
+        "-H 'Accept: application/json, text/event-stream'",
+        f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
+    ]
+    return " \\\n  ".join(lines)
+
+
+def _params(call: Call, payload: bool) -> Any:
+    recorded = call.request_payload if payload and not call.payload_truncated else None
+    if isinstance(recorded, dict) and isinstance(recorded.get("params"), dict):
+        return recorded["params"]
+    if call.method == "tools/call":
+        return {"name": call.feature_name, "arguments": {}}
+    if call.method == "initialize":
+        return {"protocolVersion": call.protocol_version or "2025-11-25", **OPENING}
+    return {}

@@ -1,0 +1,231 @@
+"""What the calls are narrowed to, and how that is asked so that it costs the same in a large log as in a small one.
+
+A condition that an index knows leads; what no index knows is judged row by row, some thousand rows at
+a time: a page that finds too little in those says how far it looked, and its next page looks further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from ipaddress import ip_address
+from typing import NamedTuple
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+
+from auditlog import keyset
+from auditlog.expression import CONTAINS, IS, IS_NOT, Condition
+from auditlog.keyset import OLDER, Cursor, Page
+from auditlog.models import Call
+from auditlog.names import MOST, names
+
+SEARCHED = 30_000  # Rows one page looks at, at most.
+COUNTED = 10_000  # More are "10,000+": nobody waits for an exact large number.
+
+SUBJECTS = ("host", "gateway", "server", "user")
+SNAPSHOTS = {"user": "user_email"}
+COLUMNS = {
+    "method": "method",
+    "tool": "feature_name",
+    "token": "token_prefix",
+    "identity": "identity_label",
+    "client": "client_name",
+    "reason": "deny_reason",
+    "ip": "client_ip",
+    "duration": "duration_ms",
+    "upstream": "upstream_ms",
+    "status": "http_status",
+    "code": "rpc_error_code",
+    "request": "request_bytes",
+    "response": "response_bytes",
+}
+LOOKUPS = {"<": "__lt", "<=": "__lte", ">": "__gt", ">=": "__gte"}
+NOTHING = Q(pk=None)
+
+
+class Meaning(NamedTuple):
+    """A condition in the database's words: alternatives of which each has an index, or else a test of each row."""
+
+    alternatives: tuple[Q, ...]
+    test: Q
+
+    @property
+    def leads(self) -> bool:
+        return bool(self.alternatives)
+
+
+def meaning(condition: Condition) -> Meaning:  # noqa: PLR0911  (one for each kind of field)
+    """What a condition asks of a row."""
+    if condition.operator == IS_NOT:
+        same = meaning(replace(condition, operator=IS))
+        return Meaning((), ~_any(same.alternatives) if same.leads else ~same.test)
+    match condition.field:
+        case "outcome":
+            return _indexed(Q(outcome=value) for value in condition.values)
+        case "host" | "gateway" | "server" | "user":
+            return _subject(condition.field, str(condition.values[0]), part=condition.operator == CONTAINS)
+        case "connection" | "correlation":
+            return _indexed(Q(**{f"{condition.field}_id": pk}) for pk in uuids(condition.values))
+        case "token" if pks := uuids(condition.values):
+            return Meaning((), Q(token_id=pks[0]))
+        case "ip":
+            return Meaning((), _address(str(condition.values[0]), part=condition.operator == CONTAINS))
+        case "method" | "tool" if condition.operator == IS:
+            return _indexed(Q(**{COLUMNS[condition.field]: value}) for value in condition.values)
+    return Meaning((), _compared(COLUMNS[condition.field], condition))
+
+
+def _indexed(alternatives: Iterable[Q]) -> Meaning:
+    return Meaning(tuple(alternatives), NOTHING)
+
+
+def _subject(kind: str, text: str, *, part: bool) -> Meaning:
+    """Rows of what is called so today, under whatever name they have; else rows with this name of then."""
+    pks = uuids([text]) or names.bearers_of(kind, text, part=part)
+    if pks and len(pks) <= MOST:
+        return _indexed(Q(**{f"{kind}_id": pk}) for pk in pks)
+    column = SNAPSHOTS.get(kind, f"{kind}_name")
+    return Meaning((), Q(**{f"{column}__icontains" if part else f"{column}__iexact": text}))
+
+
+def _compared(column: str, condition: Condition) -> Q:
+    value = condition.values[0]
+    if condition.operator in LOOKUPS:
+        return Q(**{f"{column}{LOOKUPS[condition.operator]}": value})
+    if isinstance(value, float):
+        return Q(**{column: value})
+    return Q(**{f"{column}__icontains" if condition.operator == CONTAINS else f"{column}__iexact": value})
+
+
+def _address(text: str, *, part: bool) -> Q:
+    if part:
+        return Q(client_ip__startswith=text)
+    try:
+        return Q(client_ip=str(ip_address(text)))
+    except ValueError:
+        return NOTHING
+
+
+def uuids(values: Sequence[str | float]) -> list[UUID]:
+    """Those of the values that are ids."""
+    found = []
+    for value in values:
+        try:
+            found.append(UUID(str(value)))
+        except ValueError:
+            continue
+    return found
+
+
+def _any(alternatives: Sequence[Q]) -> Q:
+    whole = Q()
+    for one in alternatives:
+        whole |= one
+    return whole
+
+
+def bare() -> QuerySet[Call]:
+    """Calls without what they carried, which may be large."""
+    return Call.objects.defer("request_payload", "response_payload")
+
+
+class Counted(NamedTuple):
+    """A number of calls; unless it `is_all`, there are or may be more."""
+
+    number: int
+    is_all: bool
+
+    def __str__(self) -> str:
+        return f"{self.number:,}{'' if self.is_all else '+'}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One page, and how far it looked when that was not to the end."""
+
+    page: Page[Call]
+    looked_to: datetime | None = None
+
+
+class Search:
+    """The calls between two moments that meet all conditions."""
+
+    def __init__(
+        self, conditions: Sequence[Condition], since: datetime | None = None, until: datetime | None = None
+    ) -> None:
+        self.base = bare()
+        meanings = [meaning(condition) for condition in conditions]
+        self._leaders = [one.alternatives for one in meanings if one.leads]
+        self._tests = [one.test for one in meanings if not one.leads]
+        self.since = since
+        self.until = until
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether an index alone finds the rows."""
+        return not self._tests and len(self._leaders) <= 1
+
+    def rows(self) -> QuerySet[Call]:
+        """All of them as one query, whatever that costs."""
+        rows = self._between()
+        for alternatives in self._leaders:
+            rows = rows.filter(_any(alternatives))
+        return rows.filter(*self._tests)
+
+    def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
+        """Those among the newest `most` rows that the best index finds, and where these end; None: it is all."""
+        floor = self._reach(self._between(), OLDER, most)
+        return (self.rows().filter(created_at__gte=floor) if floor else self.rows()), floor
+
+    def page(self, cursor: Cursor | None, size: int) -> Found:
+        """The page a cursor names, the newest one without."""
+        if self.is_direct:
+            return Found(keyset.page([self._between().filter(one) for one in self._lead()], cursor, size))
+        way = cursor.way if cursor else OLDER
+        reach = self._reach(keyset.beyond(self._between(), cursor), way, SEARCHED)
+        rows = self.rows()
+        if reach is not None:
+            rows = rows.filter(**{"created_at__gte" if way == OLDER else "created_at__lte": reach})
+        page = keyset.page([rows], cursor, size)
+        full = page.older if way == OLDER else page.newer
+        if reach is None or (full and len(page.rows) == size):
+            return Found(page)
+        if way == OLDER:
+            return Found(replace(page, older=Cursor(way, reach, 0)), reach)
+        return Found(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
+
+    def count(self) -> Counted:
+        """How many there are, as far as that is found out."""
+        rows, floor = self.rows(), None
+        if not self.is_direct or len(self._lead()) > 1:
+            rows, floor = self.recent(COUNTED if self.is_direct else SEARCHED)
+        number = rows.order_by("-created_at")[: COUNTED + 1].count()
+        return Counted(min(number, COUNTED), floor is None and number <= COUNTED)
+
+    def _between(self) -> QuerySet[Call]:
+        rows = self.base
+        if self.since:
+            rows = rows.filter(created_at__gte=self.since)
+        return rows.filter(created_at__lt=self.until) if self.until else rows
+
+    def _lead(self) -> Sequence[Q]:
+        return self._leaders[0] if self._leaders else (Q(),)
+
+    def _reach(self, rows: QuerySet[Call], way: str, most: int) -> datetime | None:
+        """How far `most` rows of the index that reaches furthest go; None when one of them is at its end before."""
+        reaches = []
+        for alternatives in self._leaders or [(Q(),)]:
+            ends = [_nth(rows.filter(one), way, most // len(alternatives)) for one in alternatives]
+            known = [end for end in ends if end is not None]
+            if not known:
+                return None
+            # Each alternative is known as far as the nearest of these ends.
+            reaches.append(max(known) if way == OLDER else min(known))
+        return min(reaches) if way == OLDER else max(reaches)
+
+
+def _nth(rows: QuerySet[Call], way: str, number: int) -> datetime | None:
+    order = "-created_at" if way == OLDER else "created_at"
+    return next(iter(rows.order_by(order).values_list("created_at", flat=True)[number : number + 1]), None)

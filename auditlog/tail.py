@@ -1,0 +1,72 @@
+"""The calls that arrived since one looked: told apart by what the database had committed then.
+
+Neither the time of a call nor its number would do: a long call is older than short ones that were
+written before it, and of two writers the one with the lower numbers may commit last.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from django.db import connection
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from auditlog.models import Call
+from auditlog.search import Search
+
+LONGEST_CALL = timedelta(minutes=5)
+
+_ROW = "((pg_snapshot_xmax(%s::pg_snapshot)::text::bigint >> 32 << 32) + auditlog_call.xmin::text::bigint)::text::xid8"
+SEEN = f"pg_visible_in_snapshot({_ROW}, %s::pg_snapshot)"
+
+_snapshot = re.compile(r"\d{1,19}:\d{1,19}:[\d,]{0,4000}").fullmatch
+
+
+class Look(NamedTuple):
+    """What the database had committed at a moment."""
+
+    snapshot: str
+    seconds: int
+
+    def __str__(self) -> str:
+        return f"{self.seconds}-{self.snapshot}"
+
+    @property
+    def age(self) -> int:
+        """How many seconds ago it was."""
+        return int(timezone.now().timestamp()) - self.seconds
+
+
+def look() -> Look:
+    """What is committed now."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_current_snapshot()::text")
+        return Look(cursor.fetchone()[0], int(timezone.now().timestamp()))
+
+
+def read(text: str) -> Look | None:
+    """The look that `text` says; None when it says none."""
+    seconds, _, snapshot = text.partition("-")
+    if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 12 and _snapshot(snapshot)):
+        return None
+    return Look(snapshot, int(seconds))
+
+
+def seen(rows: QuerySet[Call], then: Look) -> QuerySet[Call]:
+    """Those rows that could be seen then."""
+    return _where(rows, SEEN, then)
+
+
+def arrived(search: Search, then: Look, now: Look, most: int) -> list[Call]:
+    """The calls of a search that were written between two looks, newest first."""
+    since = datetime.fromtimestamp(then.seconds, UTC) - LONGEST_CALL
+    unseen = _where(search.rows().filter(created_at__gte=since), f"NOT {SEEN}", then)
+    return list(seen(unseen, now).order_by("-created_at", "-pk")[:most])
+
+
+def _where(rows: QuerySet[Call], condition: str, then: Look) -> QuerySet[Call]:
+    # Django has no name for a row's xmin. The conditions are constants; what comes from outside is a parameter.
+    return rows.extra(where=[condition], params=[then.snapshot] * 2)  # noqa: S610

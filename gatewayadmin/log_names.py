@@ -1,0 +1,39 @@
+"""Tells the log which things bear a name today: it stands below them all and cannot look for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+from django.db.models import Model
+
+from accounts.models import User
+from auditlog.names import MOST, names
+from gateways.models import Gateway
+from hosts.models import Host
+from servers.models import Server
+
+
+def tell() -> None:
+    """Let the log find hosts, gateways, servers and users by name, and gateways' addresses."""
+    for kind, model, column in (
+        ("host", Host, "name"),
+        ("gateway", Gateway, "name"),
+        ("server", Server, "name"),
+        ("user", User, "email"),
+    ):
+        names.bearers[kind] = _bearers(model, column)
+    names.urls = _url
+
+
+def _bearers(model: type[Model], column: str) -> Callable[[str, bool], list[UUID]]:
+    def found(name: str, part: bool) -> list[UUID]:
+        rows = model._default_manager.filter(**{f"{column}__icontains" if part else f"{column}__iexact": name})
+        return list(rows.values_list("pk", flat=True)[: MOST + 1])
+
+    return found
+
+
+def _url(pk: UUID) -> str:
+    gateway = Gateway.objects.live().filter(pk=pk).first()
+    return gateway.url if gateway else ""
