@@ -45,7 +45,7 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
         return None
     flow.completed_at = timezone.now()
     if request.POST.get("decision") == "allow":
-        url = grant(request, flow, _connect(request, flow))
+        url = grant(request, flow, connect(request, flow))
     else:
         flow.error = "access_denied"
         url = answer_url(flow.parameters, {"error": "access_denied", "error_description": "The person said no."})
@@ -53,7 +53,8 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
     return url
 
 
-def _connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
+def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
+    """The connection this flow was allowed to open, with its key. Call it inside a transaction."""
     assert flow.application
     assert flow.gateway
     flow.host = host_of(flow.application, by=request.user)
