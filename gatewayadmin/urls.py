@@ -2,7 +2,6 @@
 
 from allauth.account import views as account
 from allauth.mfa.base import views as mfa
-from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.generic import RedirectView
 
@@ -21,10 +20,6 @@ _ROOMS = (
     "oauth",
     "auditlog",
 )
-
-admin.site.login = staff.sign_in  # type: ignore[method-assign]
-admin.site.site_header = "Gateway Admin"
-admin.site.site_title = "Gateway Admin"
 
 # What allauth offers beyond these (changing one's own e-mail, signing in by mailed code) is not ours.
 _signing_in = [
@@ -62,7 +57,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),
     path("admin/password_change/", RedirectView.as_view(pattern_name="account_change_password"), name="staff_password"),
-    path("admin/", admin.site.urls),
+    path("admin/", staff.site.urls),
     path("api/", include("gatewayadmin.api")),
     path("", include("oauth.endpoints")),
 ]

@@ -1,0 +1,161 @@
+"""Connections, their tokens without the secrets, and what OAuth bound to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.admin import RelatedOnlyFieldListFilter, register
+from django.db.models import Q
+from django.urls import reverse
+
+from capabilities import Capability
+from connections.models import Connection, ConnectionIdentity
+from gatewayadmin.admin.acts import FINAL, Act, any_of, switches
+from gatewayadmin.admin.base import Below, Governed
+from gatewayadmin.staff import site
+from oauth.models import AuthorizeRequest, Binding
+from tokens.models import Token, TokenScope
+
+LIVE = Q(revoked_at=None)
+ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+
+
+class IdentitiesBelow(Below):
+    model = ConnectionIdentity
+    fields = ("assignment", "identity")
+    verbose_name_plural = "own identities it carries"
+
+    def get_queryset(self, request: Any) -> Any:
+        rows = super().get_queryset(request)
+        return rows.select_related("assignment__server", "assignment__gateway", "identity__server")
+
+
+@register(Connection, site=site)
+class ConnectionPages(Governed):
+    seen_by = (Capability.MCP_CONNECTIONS_READ,)
+    acts = (
+        *switches(Capability.CONNECTIONS_TOGGLE, live=LIVE),
+        Act(
+            "revoke",
+            "Revoke selected",
+            lambda connection, by: connection.revoke(by=by),
+            any_of(Capability.MCP_CONNECTIONS_REVOKE),
+            LIVE,
+            f"Its tokens end with it; the app or agent has to connect anew. {FINAL}",
+        ),
+    )
+
+    list_display = ("host", "user", "gateway", "enabled", "connected_at", "last_used_at", "revoked_at")
+    list_filter = ("enabled", "revoke_reason", "connected_at", ("gateway", RelatedOnlyFieldListFilter))
+    list_select_related = ("host", "user", "gateway")
+    search_fields = ("host__name", "user__email", "gateway__name")
+    fields = (
+        "host",
+        "gateway",
+        "user",
+        "enabled",
+        "connected_at",
+        "last_token_at",
+        "last_used_at",
+        "disabled_at",
+        "disabled_by",
+        "revoked_at",
+        "revoked_by",
+        "revoke_reason",
+    )
+    inlines = (IdentitiesBelow,)
+
+    def view_on_site(self, obj: Connection) -> str:
+        return reverse("connections:for_host", args=[obj.host_id])
+
+    def get_queryset(self, request: Any) -> Any:
+        return super().get_queryset(request).select_related("host", "user", "gateway")
+
+
+class ScopesBelow(Below):
+    model = TokenScope
+    fields = ("assignment",)
+    verbose_name_plural = "servers it is narrowed to"
+
+    def get_queryset(self, request: Any) -> Any:
+        return super().get_queryset(request).select_related("assignment__server", "assignment__gateway")
+
+
+@register(Token, site=site)
+class TokenPages(Governed):
+    """Prefix only: of the text itself there is nothing to show, and the digest is nobody's business."""
+
+    seen_by = (Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_MANAGE)
+    changed_by = (Capability.API_TOKENS_MANAGE,)
+    acts = (
+        Act(
+            "revoke",
+            "Revoke selected",
+            lambda token, by: token.revoke(by=by),
+            any_of(*ENDING),
+            LIVE,
+            f"Whoever uses it gets 401. {FINAL}",
+        ),
+    )
+
+    list_display = ("name", "prefix", "kind", "connection", "expires_at", "last_used_at", "revoked_at")
+    list_filter = ("kind", "revoke_reason", "expires_at", "created_at")
+    list_select_related = ("connection__host", "connection__user", "connection__gateway")
+    search_fields = ("name", "prefix__startswith", "connection__host__name", "connection__user__email")
+    fields = (
+        "name",
+        "prefix",
+        "kind",
+        "connection",
+        "status",
+        "expires_at",
+        "allowed_ips",
+        "last_used_at",
+        "last_used_ip",
+        "rotated_at",
+        "revoked_at",
+        "revoked_by",
+        "revoke_reason",
+        "created_by",
+        "created_at",
+    )
+    readonly_fields = fields[1:]
+    inlines = (ScopesBelow,)
+
+    def is_open(self, obj: Token) -> bool:
+        return obj.status == "active" and obj.kind == "access"
+
+    def edit(self, row: Token, values: dict[str, Any], by: Any) -> None:
+        if "name" in values:
+            row.edit(name=values["name"], by=by)
+
+
+@register(Binding, site=site)
+class BindingPages(Governed):
+    seen_by = (Capability.MCP_CONNECTIONS_READ,)
+
+    list_display = ("connection", "what", "generation", "superseded_at", "created_at")
+    list_filter = ("created_at",)
+    list_select_related = ("connection__host", "connection__user", "connection__gateway")
+    search_fields = ("connection__host__name", "connection__user__email")
+    fields = ("connection", "what", "generation", "superseded_at", "created_at")
+    readonly_fields = fields
+    ordering = ("-created_at",)
+
+    def what(self, obj: Binding) -> str:
+        """The kind of credential it ties; which one would be a secret's name."""
+        if obj.grant_id:
+            return "authorization code"
+        return "access token" if obj.access_token_id else "refresh token"
+
+
+@register(AuthorizeRequest, site=site)
+class AuthorizeRequestPages(Governed):
+    seen_by = (Capability.MCP_CONNECTIONS_READ,)
+
+    list_display = ("app_name", "kind", "step", "user", "gateway", "created_at", "expires_at", "completed_at")
+    list_filter = ("kind", "created_at")
+    list_select_related = ("host", "application", "user", "gateway")
+    search_fields = ("host__name", "user__email")
+    fields = ("app_name", "kind", "step", "user", "gateway", "error", "created_at", "expires_at", "completed_at")
+    readonly_fields = fields

@@ -1,0 +1,156 @@
+"""What all pages of the Django admin have in common: capabilities decide, verbs act, the rest is for reading."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from django.contrib import messages
+from django.contrib.admin import ModelAdmin, ShowFacets, TabularInline
+from django.contrib.admin.options import Action as AdminAction
+from django.contrib.admin.options import ActionLocation
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model, QuerySet
+from django.forms import ModelForm
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
+
+from capabilities import Capability
+from gatewayadmin.admin.acts import REFUSALS, Act
+
+if TYPE_CHECKING:
+    ModelPages = ModelAdmin[Any]
+    Table = TabularInline[Any, Any]
+else:
+    ModelPages, Table = ModelAdmin, TabularInline
+
+EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
+
+
+def may(request: HttpRequest, *capabilities: Capability) -> bool:
+    """Whether the one who asks holds any of `capabilities`."""
+    return any(request.user.has_perm(one) for one in capabilities)
+
+
+class Governed(ModelPages):
+    """The pages of one model: read by who holds any of `seen_by`, changed by nobody unless a subclass has a verb.
+
+    `acts` are its actions. `changed_by` opens the form and needs `edit`; `added_by` needs `add`.
+    """
+
+    seen_by: tuple[Capability, ...] = ()
+    changed_by: tuple[Capability, ...] = ()
+    added_by: tuple[Capability, ...] = ()
+    acts: tuple[Act, ...] = ()
+
+    list_per_page = 50
+    show_full_result_count = False  # A second count of the whole table.
+    show_facets = ShowFacets.NEVER  # One more count for each filter.
+
+    # Who may what
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return may(request, *self.seen_by)
+
+    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return may(request, *self.seen_by)
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return may(request, *self.changed_by) and (obj is None or self.is_open(obj))
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return may(request, *self.added_by)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def is_open(self, obj: Any) -> bool:
+        """Whether this row may still be changed: what was archived or revoked may not."""
+        ended = ("archived_at", "revoked_at", "removed_at")
+        return all(getattr(obj, name, None) is None for name in ended)
+
+    # Verbs
+
+    def edit(self, row: Any, values: dict[str, Any], by: Any) -> None:
+        """Change `row` by its verb; `values` are the fields that differ."""
+        raise PermissionDenied
+
+    def add(self, values: dict[str, Any], by: Any) -> Model:
+        """Make a row by its verb."""
+        raise PermissionDenied
+
+    def save_model(self, request: HttpRequest, obj: Model, form: ModelForm[Any], change: bool) -> None:
+        if change:
+            # The form has changed `obj` already; a verb compares with what was.
+            row = self.model._default_manager.get(pk=obj.pk)
+            self.edit(row, {name: form.cleaned_data[name] for name in form.changed_data}, request.user)
+        else:
+            obj.pk = self.add(form.cleaned_data, request.user).pk
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """The verb has done it."""
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        except REFUSALS as refusal:
+            self.message_user(request, str(refusal), messages.ERROR)
+            return redirect(request.get_full_path())
+
+    # Actions
+
+    def get_actions(
+        self, request: HttpRequest, action_location: ActionLocation = ActionLocation.CHANGE_LIST
+    ) -> dict[str, Any]:
+        return {
+            act.name: AdminAction(
+                func=act.run, name=act.name, description=act.one, plural_description=act.label, locations=EVERYWHERE
+            )
+            for act in self.acts
+            if act.is_open_to(request.user)
+        }
+
+    # What happened to it stands among the admin events, in one place for all doors
+
+    def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> None:  # type: ignore[override]
+        """Its verb has recorded it."""
+
+    def log_change(self, request: HttpRequest, obj: Model, message: Any) -> None:  # type: ignore[override]
+        """Its verb has recorded it."""
+
+    def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:  # type: ignore[override]
+        """Its verb has recorded it."""
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The admin events of this row."""
+        asked = urlencode({"range": "all", "target": object_id})
+        return redirect(f"{reverse('auditlog:events')}?{asked}")
+
+
+class Below(Table):
+    """Rows that belong to another and are read with it."""
+
+    extra = 0
+    can_delete = False
+    show_change_link = False
+
+    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return True  # Whoever sees the row above.
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False

@@ -1,0 +1,117 @@
+"""Gateways, the servers behind them, and their tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.admin import RelatedOnlyFieldListFilter, register
+from django.db.models import Q
+from django.urls import reverse
+
+from capabilities import Capability
+from connections.models import Connection
+from gatewayadmin.admin.acts import FINAL, Act, all_of, any_of, switches
+from gatewayadmin.admin.base import Governed
+from gatewayadmin.staff import site
+from gateways.models import Assignment, Gateway, Tool
+
+LIVE = Q(archived_at=None)
+PLACED = Q(removed_at=None)
+SEES = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
+
+
+@register(Gateway, site=site)
+class GatewayPages(Governed):
+    """Names and reach have rules that the product's own page asks; it is one click away."""
+
+    seen_by = SEES
+    acts = (
+        *switches(Capability.GATEWAYS_TOGGLE, live=LIVE),
+        Act(
+            "archive",
+            "Archive selected",
+            lambda gateway, by: Connection.objects.archive_gateway(gateway, by=by),
+            all_of(Capability.GATEWAYS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE),
+            LIVE,
+            f"It leaves the lists for good and its connections are revoked. {FINAL}",
+        ),
+    )
+
+    list_display = ("name", "slug", "enabled", "reach", "created_at", "archived_at")
+    list_filter = ("enabled", "reach", "created_at")
+    search_fields = ("name", "slug", "description")
+    fields = (
+        "name",
+        "slug",
+        "description",
+        "enabled",
+        "reach",
+        "teams",
+        "archived_at",
+        "created_by",
+        "created_at",
+        "updated_at",
+    )
+
+    def view_on_site(self, obj: Gateway) -> str:
+        return reverse("gateways:detail", args=[obj.slug])
+
+
+@register(Assignment, site=site)
+class AssignmentPages(Governed):
+    seen_by = SEES
+    acts = (
+        *switches(Capability.GATEWAYS_TOGGLE, live=PLACED),
+        Act(
+            "remove",
+            "Remove selected",
+            lambda assignment, by: assignment.remove(by=by),
+            any_of(Capability.GATEWAYS_MANAGE),
+            PLACED,
+            "The server leaves the gateway; connections stay.",
+        ),
+    )
+
+    list_display = ("server", "gateway", "alias", "identity_scheme", "tool_policy", "enabled", "removed_at")
+    list_filter = ("enabled", "identity_scheme", "tool_policy", ("gateway", RelatedOnlyFieldListFilter))
+    list_select_related = ("server", "gateway")
+    search_fields = ("alias", "server__name", "gateway__name")
+    fields = (
+        "gateway",
+        "server",
+        "alias",
+        "enabled",
+        "identity_scheme",
+        "shared_identity",
+        "tool_policy",
+        "removed_at",
+        "created_at",
+        "updated_at",
+    )
+
+    def get_queryset(self, request: Any) -> Any:
+        return super().get_queryset(request).select_related("server", "gateway")
+
+
+@register(Tool, site=site)
+class ToolPages(Governed):
+    seen_by = SEES
+    acts = switches(Capability.GATEWAYS_MANAGE, live=Q(assignment__removed_at=None))
+
+    list_display = ("exposed_name", "assignment", "enabled", "first_seen_at", "changed_at", "missing_since")
+    list_filter = ("enabled", ("assignment__gateway", RelatedOnlyFieldListFilter), "changed_at")
+    list_select_related = ("assignment__server", "assignment__gateway")
+    search_fields = ("exposed_name", "title")
+    fields = (
+        "exposed_name",
+        "name",
+        "title",
+        "description",
+        "enabled",
+        "assignment",
+        "annotations",
+        "first_seen_at",
+        "last_seen_at",
+        "changed_at",
+        "missing_since",
+    )

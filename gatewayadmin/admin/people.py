@@ -1,0 +1,163 @@
+"""People, roles, teams, API keys and the settings they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.admin import RelatedOnlyFieldListFilter, register
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
+
+from accounts.models import ApiKey, Role, Team, User, WorkspaceSettings
+from capabilities import Capability
+from connections.models import Connection
+from gatewayadmin.admin.acts import FINAL, REFUSALS, Act, all_of, any_of
+from gatewayadmin.admin.base import Governed
+from gatewayadmin.staff import site
+
+MANAGES = (Capability.PEOPLE_MANAGE,)
+
+
+@register(User, site=site)
+class UserPages(Governed):
+    """Role, password and staff are given where the rules about granting are asked (trap E10): on the person's page."""
+
+    seen_by = MANAGES
+    acts = (
+        Act(
+            "deactivate",
+            "Deactivate selected",
+            lambda user, by: user.deactivate(by=by),
+            any_of(*MANAGES),
+            Q(is_active=True),
+            "Nothing is revoked: reactivated, everything works as before.",
+        ),
+        Act(
+            "reactivate",
+            "Reactivate selected",
+            lambda user, by: user.reactivate(by=by),
+            any_of(*MANAGES),
+            Q(is_active=False),
+            asks=False,
+        ),
+        Act(
+            "sign_out",
+            "Sign out selected everywhere",
+            lambda user, by: user.end_sessions(by=by),
+            any_of(*MANAGES),
+            Q(),
+            "Connections and tokens go on.",
+        ),
+        Act(
+            "cut_off",
+            "Cut off selected",
+            lambda user, by: Connection.objects.cut_off(user, by=by),
+            all_of(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE),
+            Q(),
+            f"The account is deactivated and every connection that acts as this user is revoked. {FINAL}",
+        ),
+    )
+
+    list_display = ("email", "display_name", "role", "is_active", "is_staff", "date_joined")
+    list_filter = ("is_active", "is_staff", ("role", RelatedOnlyFieldListFilter), "date_joined")
+    list_select_related = ("role",)
+    search_fields = ("email", "display_name")
+    fields = (
+        "email",
+        "display_name",
+        "role",
+        "status",
+        "is_staff",
+        "is_superuser",
+        "password_changed_at",
+        "last_login",
+        "date_joined",
+    )
+    readonly_fields = fields
+
+    def view_on_site(self, obj: User) -> str:
+        return reverse("accounts:person", args=[obj.pk])
+
+
+@register(Role, site=site)
+class RolePages(Governed):
+    """Nobody grants what they do not hold: the product's own page asks that."""
+
+    seen_by = MANAGES
+
+    list_display = ("name", "locked")
+    list_filter = ("locked",)
+    search_fields = ("name",)
+    fields = ("name", "locked", "held")
+    readonly_fields = fields
+
+    def view_on_site(self, obj: Role) -> str:
+        return reverse("accounts:role", args=[obj.pk])
+
+    def held(self, obj: Role) -> str:
+        """Its capabilities by name."""
+        return ", ".join(sorted(one.label for one in obj.capabilities))
+
+    held.short_description = "capabilities"  # type: ignore[attr-defined]
+
+
+@register(Team, site=site)
+class TeamPages(Governed):
+    seen_by = changed_by = added_by = MANAGES
+
+    list_display = ("name",)
+    search_fields = ("name",)
+    fields = ("name", "users")
+    autocomplete_fields = ("users",)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_change_permission(request, obj)
+
+    def edit(self, row: Team, values: dict[str, Any], by: Any) -> None:
+        row.edit(**({"name": row.name, "users": row.users.all()} | values), by=by)
+
+    def add(self, values: dict[str, Any], by: Any) -> Team:
+        return Team.objects.add(name=values["name"], users=values["users"], by=by)
+
+    def delete_model(self, request: HttpRequest, obj: Team) -> None:
+        obj.remove(by=request.user)
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        try:
+            return super().delete_view(request, object_id, extra_context)
+        except REFUSALS as refusal:
+            self.message_user(request, str(refusal), messages.ERROR)
+            return redirect("admin:accounts_team_changelist")
+
+
+@register(ApiKey, site=site)
+class ApiKeyPages(Governed):
+    seen_by = MANAGES
+
+    list_display = ("name", "prefix", "user", "expires_at", "last_used_at", "revoked_at")
+    list_filter = ("expires_at", "created_at")
+    list_select_related = ("user",)
+    search_fields = ("name", "prefix__startswith", "user__email")
+    fields = ("name", "prefix", "user", "capabilities", "expires_at", "last_used_at", "revoked_at", "created_at")
+
+
+@register(WorkspaceSettings, site=site)
+class WorkspacePages(Governed):
+    seen_by = (Capability.WORKSPACE_MANAGE,)
+
+    list_display = ("name", "new_app_policy", "log_retention_days")
+    fields = (
+        "name",
+        "public_base_url",
+        "new_app_policy",
+        "allow_non_expiring_tokens",
+        "log_retention_days",
+        "oauth_access_token_seconds",
+        "oauth_refresh_idle_days",
+    )
+
+    def view_on_site(self, obj: WorkspaceSettings) -> str:
+        return reverse("accounts:workspace")

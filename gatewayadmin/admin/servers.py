@@ -1,0 +1,130 @@
+"""Upstream servers, and the credentials for them without their secrets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.admin import RelatedOnlyFieldListFilter, register
+from django.db.models import Q
+from django.urls import reverse
+
+from capabilities import Capability, CapabilityRequired
+from gatewayadmin.admin.acts import FINAL, LOST, Act, any_of
+from gatewayadmin.admin.acts import switches as switch_acts
+from gatewayadmin.admin.base import Governed
+from gatewayadmin.staff import site
+from gateways.models import Assignment
+from servers.identity_views import Row
+from servers.models import Identity, Server
+
+LIVE = Q(archived_at=None)
+USABLE = Q(revoked_at=None)
+
+
+@register(Server, site=site)
+class ServerPages(Governed):
+    """The address is judged by the product's own page; it is one click away."""
+
+    seen_by = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
+    acts = (
+        *switch_acts(Capability.SERVERS_TOGGLE, live=LIVE),
+        Act(
+            "archive",
+            "Archive selected",
+            lambda server, by: Assignment.objects.archive_server(server, by=by),
+            any_of(Capability.SERVERS_MANAGE),
+            LIVE,
+            f"It leaves the lists for good and every gateway it is on. {FINAL}",
+        ),
+    )
+
+    list_display = ("name", "slug", "url", "auth_type", "enabled", "health", "health_checked_at")
+    list_filter = ("enabled", "health", "auth_type", "protocol_era")
+    search_fields = ("name", "slug", "url")
+    fields = (
+        "name",
+        "slug",
+        "url",
+        "auth_type",
+        "header_name",
+        "enabled",
+        "timeout_seconds",
+        "max_concurrent",
+        "health",
+        "health_checked_at",
+        "health_error",
+        "protocol_era",
+        "protocol_probed_at",
+        "archived_at",
+        "created_by",
+        "created_at",
+        "updated_at",
+    )
+
+    def view_on_site(self, obj: Server) -> str:
+        return reverse("servers:detail", args=[obj.slug])
+
+
+def _open_to(identity: Identity, by: Any) -> Identity:
+    """The identity, if `by` may change it; a shared one takes another capability. Raises CapabilityRequired."""
+    row = Row(identity, by)
+    if not row.may_change:
+        raise CapabilityRequired(row.needed)
+    return identity
+
+
+@register(Identity, site=site)
+class IdentityPages(Governed):
+    seen_by = (Capability.IDENTITIES_MANAGE,)
+    changed_by = (Capability.IDENTITIES_MANAGE,)
+    acts = (
+        Act(
+            "disable",
+            "Disable selected",
+            lambda row, by: _open_to(row, by).disable(by=by),
+            any_of(Capability.IDENTITIES_MANAGE),
+            USABLE,
+            LOST,
+        ),
+        Act(
+            "enable",
+            "Enable selected",
+            lambda row, by: _open_to(row, by).enable(by=by),
+            any_of(Capability.IDENTITIES_MANAGE),
+            USABLE,
+            asks=False,
+        ),
+        Act(
+            "revoke",
+            "Revoke selected",
+            lambda row, by: _open_to(row, by).revoke(by=by),
+            any_of(Capability.IDENTITIES_MANAGE),
+            USABLE,
+            f"The secret is wiped. {FINAL}",
+        ),
+    )
+
+    list_display = ("label", "server", "owner", "kind", "status", "last_used_at", "revoked_at")
+    list_filter = ("enabled", "kind", ("server", RelatedOnlyFieldListFilter))
+    list_select_related = ("server", "owner")
+    search_fields = ("label", "server__name", "owner__email")
+    fields = (
+        "label",
+        "server",
+        "owner",
+        "kind",
+        "status",
+        "enabled",
+        "expires_at",
+        "last_used_at",
+        "last_error",
+        "revoked_at",
+        "revoked_by",
+        "created_at",
+        "updated_at",
+    )
+    readonly_fields = fields[1:]
+
+    def edit(self, row: Identity, values: dict[str, Any], by: Any) -> None:
+        if "label" in values:
+            _open_to(row, by).rename(values["label"], by=by)

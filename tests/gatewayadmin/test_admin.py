@@ -1,0 +1,415 @@
+"""The Django admin: what it shows to whom, and that its actions are the product's verbs (5.16, J13)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.db import connection, models
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+from oauth2_provider.models import Application, Grant
+
+from accounts.models import ApiKey, Team, User
+from auditlog.models import Call, Event
+from capabilities import Capability
+from connections.models import Connection
+from gatewayadmin.staff import site
+from gateways.models import Tool
+from hosts.models import Host, Kind
+from oauth.models import AuthorizeRequest, Binding, Registration
+from proxy.models import RateCounter, Session, StreamEvent
+from servers.models import AuthType, Identity
+from tests import make
+from tests.conftest import SignIn
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+OURS = ("accounts", "auditlog", "servers", "gateways", "hosts", "connections", "tokens", "oauth", "proxy")
+# Read on the page of what they belong to.
+BELOW = {"connections.connectionidentity", "tokens.tokenscope"}
+SECRET = re.compile(r"digest|ciphertext|password$|payload|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
+PLANTED = "planted-upstream-secret-0123456789"
+
+# Two of each are the session and its user, one the role's capabilities.
+FROZEN = {
+    "accounts.apikey": 5,
+    "accounts.role": 5,
+    "accounts.team": 5,
+    "accounts.user": 6,
+    "accounts.workspacesettings": 5,
+    "auditlog.call": 4,
+    "auditlog.event": 4,
+    "connections.connection": 6,
+    "gateways.assignment": 6,
+    "gateways.gateway": 5,
+    "gateways.tool": 6,
+    "hosts.host": 5,
+    "oauth.authorizerequest": 5,
+    "oauth.binding": 5,
+    "oauth.registration": 5,
+    "proxy.ratecounter": 5,
+    "proxy.session": 5,
+    "proxy.streamevent": 5,
+    "servers.identity": 6,
+    "servers.server": 5,
+    "tokens.token": 5,
+}
+
+
+@dataclass
+class World:
+    """One of everything, and the texts that no page may show."""
+
+    host: Host
+    token: Token
+    identity: Identity
+    secrets: list[str]
+
+
+def world(by: User) -> World:
+    """One more row of everything that can be made by hand."""
+    server = make.server(by=by, auth_type=AuthType.BEARER)
+    identity = make.identity(server, secret=PLANTED)
+    gateway = make.gateway(by=by)
+    assignment = make.assignment(gateway, server, identity_scheme="shared", shared_identity=identity)
+    Tool.objects.create(assignment=assignment, name="search", exposed_name=make.unique("tool"))
+    host = make.agent(by=by)
+    link = make.connection(host, gateway, make.user())
+    issued = make.token(link, servers=[assignment])
+    Team.objects.create(name=make.unique("team")).users.add(by)
+    key = ApiKey.objects.create(
+        user=by,
+        name=make.unique("key"),
+        prefix="gwp_abcdefgh",
+        digest=make.unique("d").encode(),
+        expires_at=link.connected_at,
+    )
+    passing(link)
+    make.call(host_id=host.pk, host_name=host.name, request_payload={"text": PLANTED})
+    digests = [
+        bytes(issued.token.digest).hex(),
+        bytes(key.digest).hex(),
+        bytes(identity.secret_ciphertext or b"").hex(),
+    ]
+    return World(host, issued.token, identity, [issued.secret, PLANTED, *digests])
+
+
+def passing(link: Connection) -> None:
+    """What stands for a while only: flows, what OAuth bound, sessions and counters."""
+    now = timezone.now()
+    app = Application.objects.create(
+        name=make.unique("app"), client_type="public", authorization_grant_type="authorization-code"
+    )
+    Registration.objects.create(application=app, host=link.host, client_name=app.name)
+    AuthorizeRequest.objects.create(
+        kind="token", host=link.host, user=link.user, gateway=link.gateway, browser_digest=b"x" * 32, expires_at=now
+    )
+    grant = Grant.objects.create(application=app, user=link.user, code=make.unique(PLANTED), expires=now)
+    Binding.objects.create(connection=link, grant=grant)
+    session = Session.objects.create(digest=make.unique("s").encode(), connection=link, protocol_version="2025-06-18")
+    StreamEvent.objects.create(session=session, stream_id=link.pk, message={"text": PLANTED})
+    RateCounter.objects.create(subject_type="token", subject_id=link.pk, window=now, most=60)
+
+
+@pytest.fixture
+def boss(sign_in: SignIn) -> Client:
+    return sign_in(make.user(*Capability, is_staff=True))
+
+
+def staff(sign_in: SignIn, *capabilities: Capability) -> Client:
+    return sign_in(make.user(*capabilities, is_staff=True))
+
+
+def user_of(client: Client) -> User:
+    return User.objects.get(pk=client.session["_auth_user_id"])
+
+
+def listing(model: str) -> str:
+    return reverse(f"admin:{model.replace('.', '_')}_changelist")
+
+
+def act(client: Client, name: str, *rows: models.Model, sure: bool = True) -> Any:
+    chosen = {"action": name, ACTION_CHECKBOX_NAME: [str(row.pk) for row in rows]}
+    return client.post(listing(rows[0]._meta.label_lower), chosen | ({"sure": "yes"} if sure else {}), follow=True)
+
+
+def registered() -> dict[str, Any]:
+    return {model._meta.label_lower: pages for model, pages in site._registry.items()}
+
+
+def test_every_model_of_ours_is_there_and_nobody_elses() -> None:
+    ours = {model._meta.label_lower for label in OURS for model in apps.get_app_config(label).get_models()}
+
+    assert set(registered()) == ours - BELOW
+    assert set(FROZEN) == set(registered())
+
+
+def test_no_page_is_made_of_a_secret() -> None:
+    for name, pages in registered().items():
+        shown = {*pages.list_display, *(pages.fields or ()), *pages.readonly_fields, *pages.search_fields}
+        binary = {field.name for field in pages.model._meta.get_fields() if isinstance(field, models.BinaryField)}
+        assert not {one for one in shown if SECRET.search(one)} | (shown & binary), name
+        assert pages.fields or name in {"auditlog.call", "auditlog.event"}, name
+        assert pages.list_filter or name in {"accounts.team", "accounts.workspacesettings"}, name
+        assert pages.search_fields or name == "accounts.workspacesettings", name
+
+
+def test_no_page_shows_a_secret(boss: Client) -> None:
+    secrets = world(user_of(boss)).secrets
+    seen = ""
+    for name, pages in registered().items():
+        seen += boss.get(listing(name)).text
+        if name not in {"auditlog.call", "auditlog.event"}:
+            for row in pages.model._default_manager.all()[:1]:
+                page = boss.get(reverse(f"admin:{name.replace('.', '_')}_change", args=[row.pk]))
+                assert page.status_code == 200, name
+                seen += page.text
+
+    assert Token.objects.get().prefix in seen
+    assert not [secret for secret in secrets if secret in seen]
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_list_takes_as_many_statements_as_ever(boss: Client, name: str) -> None:
+    counts = []
+    for rows in (1, 3):
+        for _ in range(rows):
+            world(user_of(boss))
+        with CaptureQueriesContext(connection) as queries:
+            assert boss.get(listing(name)).status_code == 200
+        counts.append(len(queries))
+        if name.startswith("auditlog."):
+            assert not [one["sql"] for one in queries if "COUNT(" in one["sql"]]
+
+    assert counts == [FROZEN[name]] * 2
+
+
+def test_staff_without_capabilities_see_an_empty_admin(sign_in: SignIn) -> None:
+    client = staff(sign_in)
+
+    assert "have permission to view or edit anything" in client.get("/admin/").text
+    assert {client.get(listing(name)).status_code for name in registered()} == {403}
+
+
+def test_a_capability_opens_its_models_and_no_other(sign_in: SignIn) -> None:
+    client = staff(sign_in, Capability.LOGS_READ)
+
+    opened = {name for name in registered() if client.get(listing(name)).status_code == 200}
+
+    assert opened == {"auditlog.call"}
+
+
+def test_reading_offers_no_action_and_takes_none(sign_in: SignIn) -> None:
+    client = staff(sign_in, Capability.HOSTS_READ)
+    host = make.agent(by=make.user())
+
+    assert "Disable selected" not in client.get(listing("hosts.host")).text
+    act(client, "disable", host)
+
+    host.refresh_from_db()
+    assert host.enabled
+
+
+def test_an_action_says_what_it_cuts_before_it_acts(boss: Client) -> None:
+    host = world(user_of(boss)).host
+
+    asked = act(boss, "disable", host, sure=False)
+
+    assert "Cuts 1 host, 1 user, 1 call in 24 h." in asked.text
+    host.refresh_from_db()
+    assert host.enabled
+
+    act(boss, "disable", host)
+    host.refresh_from_db()
+    assert not host.enabled
+    event = Event.objects.filter(action="host.disabled").get()
+    assert (event.via, event.actor_id, event.target_id) == ("django_admin", user_of(boss).pk, str(host.pk))
+
+
+def actions() -> Iterator[tuple[str, str]]:
+    for name, pages in registered().items():
+        for one in pages.acts:
+            yield name, one.name
+
+
+def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
+    made = world(user_of(boss))
+    app = make.app(needs_approval=True)
+    link = made.token.connection
+    assignment = link.gateway.assignments.get()
+    server = assignment.server
+    person = make.user()
+    rows = {
+        ("hosts.host", "approve"): app,
+        ("accounts.user", "deactivate"): person,
+        ("accounts.user", "reactivate"): person,
+        ("accounts.user", "sign_out"): person,
+        ("accounts.user", "cut_off"): link.user,
+    }
+    order: list[tuple[str, str, models.Model]] = [
+        ("gateways.tool", one, Tool.objects.get()) for one in ("disable", "enable")
+    ]
+    order += [("accounts.user", one, rows["accounts.user", one]) for one in ("deactivate", "reactivate", "sign_out")]
+    order += [("hosts.host", "approve", app)]
+    order += [("tokens.token", "revoke", made.token)]
+    for name, row in (
+        ("connections.connection", link),
+        ("servers.identity", made.identity),
+        ("hosts.host", made.host),
+        ("servers.server", server),
+        ("gateways.assignment", assignment),
+        ("gateways.gateway", link.gateway),
+    ):
+        order += [(name, "disable", row), (name, "enable", row), (name, "disable", row)]
+    order += [("connections.connection", "revoke", link), ("servers.identity", "revoke", made.identity)]
+    order += [("gateways.assignment", "remove", assignment), ("accounts.user", "cut_off", link.user)]
+    order += [("hosts.host", "archive", made.host), ("gateways.gateway", "archive", link.gateway)]
+    order += [("servers.server", "archive", server)]
+    assert {(name, one) for name, one, _ in order} == set(actions())
+
+    for name, one, row in order:
+        before = Event.objects.count()
+        act(boss, one, row)
+        assert Event.objects.count() == before + 1, (name, one)
+    assert set(Event.objects.filter(actor_id=user_of(boss).pk, via="django_admin").values_list("actor_email")) == {
+        (user_of(boss).email,)
+    }
+    ended = Event.objects.count()
+    for name, one in (("connections.connection", "enable"), ("hosts.host", "enable"), ("tokens.token", "revoke")):
+        row = {"connections.connection": link, "hosts.host": made.host, "tokens.token": made.token}[name]
+        act(boss, one, row)
+    assert Event.objects.count() == ended
+
+
+def test_a_verb_that_refuses_is_told_and_changes_nothing(boss: Client) -> None:
+    host = make.agent(by=make.user())
+
+    told = act(boss, "archive", host)
+
+    assert "Disable it first" in told.text
+    host.refresh_from_db()
+    assert host.archived_at is None
+
+
+def test_a_shared_identity_takes_the_capability_of_its_server(sign_in: SignIn) -> None:
+    client = staff(sign_in, Capability.IDENTITIES_MANAGE)
+    identity = make.identity(make.server(auth_type=AuthType.BEARER))
+
+    told = act(client, "revoke", identity)
+
+    assert "servers:manage" in told.text
+    identity.refresh_from_db()
+    assert identity.revoked_at is None
+
+
+def test_a_form_changes_by_the_verb(boss: Client) -> None:
+    host = make.agent(by=make.user())
+    page = reverse("admin:hosts_host_change", args=[host.pk])
+
+    boss.post(page, {"name": "Night shift", "description": "", "allow_enrolment": "on"})
+
+    host.refresh_from_db()
+    assert (host.name, host.allow_enrolment) == ("Night shift", True)
+    events = Event.objects.filter(action="host.updated", via="django_admin")
+    assert [sorted(one.changes) for one in events.order_by("pk")] == [["allow_enrolment"], ["name"]]
+
+    make.agent(by=make.user(), name="Day shift")
+    assert "already exists" in boss.post(page, {"name": "day shift", "description": ""}, follow=True).text
+    made = boss.post(reverse("admin:hosts_host_add"), {"name": "New one", "description": ""}, follow=True)
+    assert made.status_code == 200
+    assert Host.objects.get(name="New one").created_by == user_of(boss)
+    assert Event.objects.filter(action="host.created", via="django_admin").count() == 1
+
+
+def test_teams_are_made_changed_and_deleted_by_their_verbs(boss: Client) -> None:
+    member = make.user()
+
+    boss.post(reverse("admin:accounts_team_add"), {"name": "Ops", "users": [str(member.pk)]})
+    team = Team.objects.get()
+    assert team.emails() == [member.email]
+    boss.post(reverse("admin:accounts_team_change", args=[team.pk]), {"name": "Operations", "users": []})
+    team.refresh_from_db()
+    assert (team.name, team.emails()) == ("Operations", [])
+    boss.post(reverse("admin:accounts_team_delete", args=[team.pk]), {"post": "yes"})
+
+    actions = Event.objects.filter(via="django_admin").order_by("pk").values_list("action", flat=True)
+    assert list(actions) == ["team.created", "team.updated", "team.removed"]
+
+
+def test_nothing_else_can_be_added_changed_or_deleted(boss: Client) -> None:
+    world(user_of(boss))
+    open_forms = {"hosts.host", "accounts.team"}
+    for name, pages in registered().items():
+        path = name.replace(".", "_")
+        if name not in open_forms:
+            assert boss.get(reverse(f"admin:{path}_add")).status_code == 403, name
+        for row in pages.model._default_manager.all()[:1]:
+            if name != "accounts.team":
+                assert boss.post(reverse(f"admin:{path}_delete", args=[row.pk]), {"post": "yes"}).status_code == 403
+    assert Call.objects.count() == 1
+
+
+def test_what_has_ended_has_no_form(boss: Client) -> None:
+    made = world(user_of(boss))
+    page = reverse("admin:tokens_token_change", args=[made.token.pk])
+    assert 'name="_save"' in boss.get(page).text
+
+    made.token.revoke(by=None)
+
+    assert 'name="_save"' not in boss.get(page).text
+    assert boss.post(page, {"name": "back again"}).status_code == 403
+
+
+def test_an_app_is_not_renamed_by_hand(boss: Client) -> None:
+    app = make.app()
+
+    assert app.kind == Kind.HEADED
+    assert 'name="_save"' not in boss.get(reverse("admin:hosts_host_change", args=[app.pk])).text
+
+
+def test_the_log_is_read_by_cursor_and_has_no_form(boss: Client) -> None:
+    for number in range(51):
+        make.call(method=f"m{number}")
+
+    newest = boss.get(listing("auditlog.call"))
+    older = re.search(r'href="(\?[^"]*at=[^"]*)" rel="next"', newest.text)
+    assert older is not None
+    assert ("m50<" in newest.text, "m0<" in newest.text) == (True, False)
+    second = boss.get(listing("auditlog.call") + older[1]).text
+    assert ("m0<" in second, "m1<" in second, 'rel="prev"' in second) == (True, False, True)
+    assert boss.get(listing("auditlog.call") + "?at=nonsense").status_code == 200
+    assert boss.get(reverse("admin:auditlog_call_change", args=[Call.objects.all()[0].pk])).status_code == 404
+
+
+def test_a_call_is_searched_by_what_has_an_index(boss: Client) -> None:
+    made = world(user_of(boss))
+    other = make.call(host_name="another")
+
+    for term, wanted in ((made.host.name, made.host.name), (str(other.correlation_id), "another")):
+        found = boss.get(listing("auditlog.call"), {"q": term}).text
+        assert wanted in found
+        assert ("another" in found) == (wanted == "another")
+
+
+def test_the_history_of_a_row_is_its_admin_events(boss: Client) -> None:
+    host = make.agent(by=make.user())
+
+    page = boss.get(reverse("admin:hosts_host_history", args=[host.pk]), follow=True)
+
+    assert page.redirect_chain[0][0].startswith("/settings/admin-events/")
+    assert "host.created" in page.text
+
+
+def test_signing_out_goes_through_the_one_sign_out(boss: Client) -> None:
+    boss.post("/admin/logout/")
+
+    assert "_auth_user_id" not in boss.session
