@@ -18,13 +18,18 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Networ
     address = _read(peer)
     if address is None:
         return peer
+    if not forwarded:
+        return _shown(address)
     hops = [hop for value in forwarded for hop in value.split(",")]
     while hops and any(address in network for network in trusted):
         hop = _read(hops.pop())
         if hop is None:
             break
         address = hop
-    return str(address)
+    return _shown(address)
+
+
+_shown = lru_cache(4096)(str)
 
 
 @lru_cache(4096)
