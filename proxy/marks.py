@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from ipaddress import IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 STATEMENTS = queries.load(Path(__file__).with_name("marks.sql"))
 FLUSH_SECONDS = 1.0
-MOST_STRANGERS = 1000
+MOST_STRANGERS = 1000  # So many neighbourhoods are told apart while they are counted,
+MOST_TOLD = 20  # and so many get an event of their own, the busiest; the rest share one.
 TOOLS_SECONDS = 60.0
 
 type Marked = dict[str, dict[str, Any]]
@@ -90,8 +92,9 @@ class Marks:
 
     def stranger(self, ip: str) -> None:
         """Somebody came with a token nobody knows."""
-        known = ip in self._strangers or len(self._strangers) < MOST_STRANGERS
-        self._strangers[ip if known and ip else None] += 1
+        place = neighbourhood(ip)
+        known = place in self._strangers or len(self._strangers) < MOST_STRANGERS
+        self._strangers[place if known else None] += 1
 
     def _mark(self, kind: str, key: str, **values: Any) -> None:
         self._marked.setdefault(kind, {})[key] = values
@@ -151,7 +154,10 @@ class Marks:
             return Counter()
         strangers, self._strangers = self._strangers, Counter()
         self._strangers_told = time.monotonic()
-        return strangers
+        told = Counter(dict(strangers.most_common(MOST_TOLD)))
+        if rest := strangers.total() - told.total():
+            told[None] += rest
+        return told
 
     async def _open(self) -> psycopg.AsyncConnection:
         if self._connection is None or self._connection.closed:
@@ -176,6 +182,15 @@ class Marks:
                 names = [row["name"] for row in rows]
                 await connection.execute(STATEMENTS["missing"], {"assignment": assigned.id, "names": names})
         self._tools_known[assigned.id] = digest, time.monotonic()
+
+
+def neighbourhood(ip: str) -> str | None:
+    """Whom strangers are counted as: an IPv4 address, or the /64 that one IPv6 host has to itself; None for neither."""
+    try:
+        address = ip_address(ip)
+    except ValueError:
+        return None
+    return ip if address.version == 4 else str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 async def _update(connection: psycopg.AsyncConnection, kind: str, marked: Marked) -> None:

@@ -62,8 +62,9 @@ INSERT INTO auditlog_event (
     uid, created_at, actor_id, actor_email, via, ip, action, target_type, target_id, target_label, changes,
     correlation_id
 )
-SELECT gen_random_uuid(), statement_timestamp(), NULL, '', 'bearer', v.ip, 'proxy.unknown_tokens_refused',
-    'address', '', coalesce(host(v.ip), 'many addresses'),
+SELECT gen_random_uuid(), statement_timestamp(), NULL, '', 'bearer', host(v.ip)::inet, 'proxy.unknown_tokens_refused',
+    -- An IPv6 host may call from any address of its /64, which is then what is named.
+    'address', '', coalesce(CASE family(v.ip) WHEN 6 THEN v.ip::text ELSE host(v.ip) END, 'many addresses'),
     jsonb_build_object('requests', jsonb_build_array(NULL, v.requests)), gen_random_uuid()
 FROM unnest(%(ip)s::inet[], %(requests)s::int[]) AS v (ip, requests)
 

@@ -412,6 +412,21 @@ def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run
     assert sum(event.changes["requests"][1] for event in events) <= 3
 
 
+def test_strangers_are_counted_by_neighbourhood_and_told_in_few_events(start: Start, run: Run) -> None:
+    proxy = start(client_address=lambda _, hops: hops[-1])
+    world = world_of(proxy, run)
+    alone = [f"2001:db8:0:{n:x}::1" for n in range(25)]
+    for ip in [*alone, *[f"2001:db8:ffff:1::{n}" for n in range(3)], "192.0.2.7", "192.0.2.7"]:
+        Agent(world.agent.url, text.mint(text.ACCESS)).listed(X_Forwarded_For=ip)
+    proxy.stop()
+
+    events = Event.objects.filter(action="proxy.unknown_tokens_refused")
+    counted = {event.target_label: event.changes["requests"][1] for event in events}
+    assert (counted["2001:db8:ffff:1::/64"], counted["192.0.2.7"]) == (3, 2)
+    assert len(counted) == 21
+    assert counted["many addresses"] == sum([1] * 25 + [3, 2]) - 5 - 18
+
+
 def test_use_is_remembered_on_token_connection_and_host(world: World) -> None:
     world.agent.listed()
 
