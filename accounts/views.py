@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts import second_factor, sessions
 from accounts.forms import THEMES, ProfileForm
-from capabilities import signed_in
+from capabilities import NOBODY, signed_in
 from ui.pages import AppRequest, confirm, leave, posted, show
 
 YEAR_S = 365 * 24 * 3600
@@ -42,7 +42,7 @@ def own_sessions(request: AppRequest) -> HttpResponse:
 
 
 @require_POST
-@signed_in(OWN_SESSIONS)
+@signed_in(OWN_SESSIONS, others=NOBODY)
 def end_session(request: AppRequest, pk: int) -> HttpResponse:
     try:
         sessions.end(request.user, pk, by=request.user)

@@ -12,9 +12,13 @@ from django.http import HttpRequest, HttpResponse
 
 from capabilities.catalogue import Capability
 
-__all__ = ["Can", "Capability", "CapabilityRequired", "can", "requires", "signed_in"]
+__all__ = ["NOBODY", "Can", "Capability", "CapabilityRequired", "Held", "can", "requires", "signed_in"]
 
 type View = Callable[..., HttpResponse]
+# One capability, a tuple of which any one will do, or a frozenset of which all are needed; None asks for nothing.
+type Held = Capability | tuple[Capability, ...] | frozenset[Capability] | None
+
+NOBODY: Held = ()
 
 
 class Holder(Protocol):
@@ -39,7 +43,8 @@ class CapabilityRequired(PermissionDenied):
 def requires(*capabilities: Capability) -> Callable[[View], View]:
     """Open a view to holders of any one of `capabilities`; others get CapabilityRequired.
 
-    The rule stays readable as `view.rule` for the test that walks all routes.
+    Two of these on one view ask for one of each. The rule stays readable as `view.rule`, a set for each of them,
+    for the test that walks all routes.
     """
 
     def guard(view: View) -> View:
@@ -49,17 +54,21 @@ def requires(*capabilities: Capability) -> Callable[[View], View]:
                 raise CapabilityRequired(*capabilities)
             return view(request, *args, **kwargs)
 
-        guarded.rule = frozenset(capabilities)  # type: ignore[attr-defined]
+        guarded.rule = (frozenset(capabilities), *getattr(view, "rule", ()))  # type: ignore[attr-defined]
         return guarded
 
     return guard
 
 
-def signed_in(why: str) -> Callable[[View], View]:
-    """Open a view to every active user; `why` says what limits it to the user's own things."""
+def signed_in(why: str, *, others: Held = None) -> Callable[[View], View]:
+    """Open a view to every active user; `why` says what limits it to the user's own things.
+
+    Where the address names a thing, the view itself asks whose it is; `others` tells the test that walks all routes
+    what it takes for another's.
+    """
 
     def mark(view: View) -> View:
-        view.rule = why  # type: ignore[attr-defined]
+        view.rule, view.others = why, others  # type: ignore[attr-defined]
         return view
 
     return mark

@@ -8,7 +8,7 @@ from django.http import HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods
 
-from capabilities import Capability, CapabilityRequired, requires
+from capabilities import Capability, requires
 from connections.models import Connection, StillEnabled
 from gateways.models import Assignment
 from gateways.models import StillEnabled as ServerStillEnabled
@@ -27,9 +27,9 @@ GONE = "It leaves the list for good. This cannot be undone."
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.HOSTS_TOGGLE)
+@requires(Capability.MCP_CONNECTIONS_REVOKE)
 def host(request: AppRequest, pk: UUID) -> HttpResponse:
     """Its connections end with it, so that takes both capabilities."""
-    _must_revoke(request)
     found = find_host(request.user, pk)
     page = reverse("hosts:detail", args=[found.pk])
     if request.method == "GET":
@@ -43,9 +43,9 @@ def host(request: AppRequest, pk: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
+@requires(Capability.MCP_CONNECTIONS_REVOKE)
 def gateway(request: AppRequest, slug: str) -> HttpResponse:
     """Its connections end with it, so that takes both capabilities."""
-    _must_revoke(request)
     found = find_gateway(request.user, slug)
     if request.method == "GET":
         more = f"{_revoked(gateway=found)} Its URL is never used again."
@@ -69,11 +69,6 @@ def server(request: AppRequest, slug: str) -> HttpResponse:
     except ServerStillEnabled as error:
         return leave(request, server_url(found), str(error))
     return leave(request, reverse("servers:list"), f"{found.name} archived")
-
-
-def _must_revoke(request: AppRequest) -> None:
-    if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
-        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
 
 
 def _ask(request: AppRequest, thing: Host | Server, more: str, back: str) -> HttpResponse:

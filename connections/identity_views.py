@@ -9,7 +9,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
-from capabilities import signed_in
+from capabilities import Capability, signed_in
 from connections.cutting import LOST, joined
 from connections.impact import cuts
 from connections.mine_rows import own_identities
@@ -20,7 +20,7 @@ from ui.pages import AppRequest, answer, confirm, leave, wants_fragment
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in(RULE)
+@signed_in(RULE, others=Capability.IDENTITIES_MANAGE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     if request.method == "GET":
@@ -37,7 +37,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_POST
-@signed_in(RULE)
+@signed_in(RULE, others=Capability.IDENTITIES_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     switch_on(identity, request.user)
@@ -45,7 +45,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in(RULE)
+@signed_in(RULE, others=Capability.IDENTITIES_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     if request.method == "GET":

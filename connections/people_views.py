@@ -10,7 +10,7 @@ from django.views.decorators.http import require_http_methods
 from accounts.models import User
 from accounts.people_views import find, page_url
 from accounts.rules import LastManager
-from capabilities import Capability, CapabilityRequired, requires
+from capabilities import Capability, requires
 from connections.cutting import joined
 from connections.impact import cuts
 from connections.models import Connection
@@ -42,10 +42,9 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.MCP_CONNECTIONS_REVOKE)
 def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
     """Deactivate a person and revoke all their connections; that takes both capabilities."""
-    if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
-        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     person = find(pk)
     if request.method == "GET":
         return confirm(

@@ -15,6 +15,9 @@ from connections.models import Connection
 from connections.rows import Row, visible
 from ui.pages import AppRequest, answer, leave, wants_fragment
 
+# Whoever may act on another's connection may see what became of it.
+ACTING = (Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
+
 
 class Place(NamedTuple):
     """The template and the context that draw a thing on the open page."""
@@ -36,7 +39,7 @@ def open_query(request: AppRequest) -> QueryDict:
 def place(request: AppRequest, connection: Connection) -> Place:
     """The row of `connection` on the open page, as it is now."""
     page = open_page(request)
-    row = Row(get_object_or_404(visible(request.user), pk=connection.pk), request.user)
+    row = Row(get_object_or_404(visible(request.user, *ACTING), pk=connection.pk), request.user)
     if page == reverse("connections:mine"):
         return Place("connections/mine.html#connection", {"row": row})
     if page == reverse("connections:mcp"):

@@ -29,10 +29,10 @@ BLOCKED = {
 STATUSES = ("active", "disabled", "expired", "revoked")
 
 
-def visible(viewer: User) -> ConnectionQuerySet:
-    """The connections `viewer` may see: all with MCP_CONNECTIONS_READ, else their own."""
+def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
+    """The connections `viewer` may see: all with MCP_CONNECTIONS_READ or one of `opening`, else their own."""
     rows = Connection.objects.with_details()
-    return rows if viewer.has_perm(Capability.MCP_CONNECTIONS_READ) else rows.own(viewer)
+    return rows if any(map(viewer.has_perm, (Capability.MCP_CONNECTIONS_READ, *opening))) else rows.own(viewer)
 
 
 def blocked(connection: Connection) -> str:

@@ -15,6 +15,7 @@ from connections.impact import cuts
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
 from connections.places import back, changed
 from connections.rows import STATUSES, ConnectionFilter, Row, visible
+from gateways.views import SEES
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host
 from ui.pages import AppRequest, confirm, page_of, show
@@ -36,7 +37,7 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_GET
-@signed_in("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ")
+@signed_in("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=SEES)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
@@ -57,14 +58,15 @@ def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     }
 
 
-def _find(request: AppRequest, pk: UUID) -> Connection:
-    return get_object_or_404(visible(request.user), pk=pk)
+def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
+    """The connection, or 404 for who may neither see it nor do this to it."""
+    return get_object_or_404(visible(request.user, opening), pk=pk)
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.CONNECTIONS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    connection = _find(request, pk)
+    connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
     if request.method == "GET":
         return confirm(
             request,
@@ -84,15 +86,15 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.CONNECTIONS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
-    connection = _find(request, pk)
+    connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
     connection.enable(by=request.user)
     return changed(request, connection, "Connection enabled")
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("own connections; others' need MCP_CONNECTIONS_REVOKE")
+@signed_in("own connections", others=Capability.MCP_CONNECTIONS_REVOKE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
-    connection = _find(request, pk)
+    connection = _find(request, pk, Capability.MCP_CONNECTIONS_REVOKE)
     if connection.user_id != request.user.pk and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if request.method == "GET":

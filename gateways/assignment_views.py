@@ -17,7 +17,7 @@ from accounts.models import User
 from capabilities import Capability, requires, signed_in
 from gateways.forms import AssignmentForm
 from gateways.models import Assignment, AssignmentQuerySet, Gateway, ToolPolicy
-from gateways.views import WITHIN_REACH
+from gateways.views import SEES, WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
 from ui.pages import AppRequest, answer, confirm, leave, refuse, show
@@ -53,7 +53,7 @@ def sees_servers(viewer: User) -> bool:
 
 
 @require_GET
-@signed_in(WITHIN_REACH)
+@signed_in(WITHIN_REACH, others=SEES)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     rows = counted(gateway.assignments.all())

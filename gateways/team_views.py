@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import Team, User
 from accounts.rules import NameTaken
-from capabilities import Capability, CapabilityRequired, requires
+from capabilities import Capability, requires
 from gateways.models import Gateway, Reach
 from gateways.team_forms import GatewaysForm, PeopleForm, TeamForm
 from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
@@ -118,10 +118,9 @@ def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.GATEWAYS_MANAGE)
 def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
     """Which gateways a team reaches; that is management of gateways too."""
-    if not request.user.has_perm(Capability.GATEWAYS_MANAGE):
-        raise CapabilityRequired(Capability.GATEWAYS_MANAGE)
     team = get_object_or_404(Team, pk=pk)
     form = GatewaysForm(posted(request), team=team)
     context = {"form": form, "heading": f"Gateways open to {team.name}", "back": page_url(team)}

@@ -23,6 +23,7 @@ from ui.pages import AppRequest, answer, leave, page_of, refuse, show
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 WITHIN_REACH = "lists only gateways within one's reach"
+SEES = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
 
 
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
@@ -68,7 +69,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in(WITHIN_REACH)
+@signed_in(WITHIN_REACH, others=SEES)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """The page of the gateway with this id, which logs hold instead of its slug."""
     return redirect(page_url(get_object_or_404(Gateway.objects.visible_to(request.user), pk=pk)))
@@ -100,7 +101,7 @@ def slug(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in(WITHIN_REACH)
+@signed_in(WITHIN_REACH, others=SEES)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "gateways/overview.html", {"gateway": find(request.user, slug), "tab": "overview"})
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
-from capabilities import signed_in
+from capabilities import NOBODY, signed_in
 from connections.models import Connection, Refused
 from gateways.models import Assignment, Gateway
 from hosts.models import Host, Kind
@@ -30,12 +30,13 @@ from ui.pages import AppRequest, posted, show
 type Step = Callable[..., HttpResponse]
 
 ENDINGS = {Ending.TOKEN: "oauth:token", Ending.OAUTH: "oauth:consent"}
-OWN = signed_in("a flow belongs to the browser and the person that began it; it checks what it may make")
+CHECKED = signed_in("it checks what it may make, for oneself")
+OWN = signed_in("a flow belongs to the browser and the person that began it", others=NOBODY)
 
 
 @never_cache
 @require_GET
-@OWN
+@CHECKED
 def connect(request: AppRequest) -> HttpResponse:
     """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand.
 

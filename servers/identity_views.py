@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
-from capabilities import Capability, CapabilityRequired, requires, signed_in
+from capabilities import NOBODY, Capability, CapabilityRequired, requires, signed_in
 from servers.forms import SecretForm, SharedIdentityForm
 from servers.models import HeldDisabled, Identity, IdentityQuerySet, Server
 from servers.views import SEES
@@ -143,7 +143,7 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in(RULE)
+@signed_in(RULE, others=NOBODY)
 def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     if not Row(identity, request.user).may_replace:

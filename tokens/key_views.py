@@ -15,7 +15,7 @@ from connections.models import Connection
 from connections.places import back, changed
 from connections.rows import visible
 from tokens.models import AlreadyRevoked, Kind, Token
-from tokens.reach import with_scope
+from tokens.reach import BOTH, with_scope
 from tokens.views import OFF, REGENERATE_TEXT, must_hold_both, regenerated
 from ui.pages import AppRequest, confirm, show
 
@@ -24,9 +24,9 @@ RENEWED = "API key regenerated. The client picks up a new access token on its ow
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own agents; apps need MCP_CONNECTIONS_REVOKE, others' agents API_TOKENS_MANAGE too")
+@signed_in("one's own agents; apps need MCP_CONNECTIONS_REVOKE, one's own too", others=BOTH)
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
-    connection = get_object_or_404(visible(request.user), pk=pk)
+    connection = get_object_or_404(visible(request.user, Capability.MCP_CONNECTIONS_REVOKE), pk=pk)
     return _token(request, connection) if connection.host.is_agent else _key(request, connection)
 
 

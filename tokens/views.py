@@ -16,6 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, signed_in
 from connections.models import Connection
+from gateways.views import SEES
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm
 from tokens.models import AlreadyRevoked, BadLifetime, Expired, Issued, NameTaken, Superseded, Token
@@ -69,14 +70,14 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in("one's own tokens on a gateway within reach")
+@signed_in("one's own tokens on a gateway within reach", others=SEES)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     context = of_gateway(request.user, find_gateway(request.user, slug))
     return show(request, "tokens/for_gateway.html", context)
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens; others' need API_TOKENS_MANAGE")
+@signed_in("one's own tokens", others=EDITING)
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk and not request.user.has_perm(EDITING):
@@ -122,7 +123,7 @@ def _ended(token: Token) -> str:
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens; others' need API_TOKENS_MANAGE and MCP_CONNECTIONS_REVOKE")
+@signed_in("one's own tokens", others=BOTH)
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
     return regenerated(request, _find(request, pk))
 
@@ -182,7 +183,7 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens; others' need API_TOKENS_MANAGE or MCP_CONNECTIONS_REVOKE")
+@signed_in("one's own tokens", others=ENDING)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     connection = token.connection

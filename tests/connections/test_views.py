@@ -43,12 +43,27 @@ def test_others_connections_need_the_capability(
     assert holder.status_code in (200, 302)
 
 
-@pytest.mark.parametrize("verb", ["disable", "enable", "revoke"])
-def test_what_one_may_not_see_does_not_exist(verb: str, sign_in: SignIn) -> None:
+@pytest.mark.parametrize(
+    ("verb", "capability"),
+    [
+        ("disable", Capability.CONNECTIONS_TOGGLE),
+        ("enable", Capability.CONNECTIONS_TOGGLE),
+        ("revoke", Capability.MCP_CONNECTIONS_REVOKE),
+    ],
+)
+def test_who_may_act_on_a_connection_need_not_see_the_list(verb: str, capability: Capability, sign_in: SignIn) -> None:
     connection = a_connection(make.user())
-    unseeing = make.user(*set(Capability) - {Capability.MCP_CONNECTIONS_READ})
+    path = f"/connections/{connection.pk}/{verb}/"
 
-    assert sign_in(unseeing).post(f"/connections/{connection.pk}/{verb}/").status_code == 404
+    assert sign_in(make.user(capability)).post(path)["Location"] == "/settings/identities"
+    assert row(sign_in(make.user(capability)).post(path, headers=HTMX), connection)
+
+
+def test_what_one_may_neither_see_nor_end_does_not_exist(sign_in: SignIn) -> None:
+    connection = a_connection(make.user())
+    unseeing = make.user(*set(Capability) - {Capability.MCP_CONNECTIONS_READ, Capability.MCP_CONNECTIONS_REVOKE})
+
+    assert sign_in(unseeing).post(f"/connections/{connection.pk}/revoke/").status_code == 404
 
 
 def test_everybody_may_end_their_own_connection(sign_in: SignIn) -> None:
