@@ -34,7 +34,7 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 def find(viewer: User, pk: UUID) -> Host:
     """The live host with its counts, or 404; `row_count` counts its ended connections too."""
     seen = Q() if viewer.has_perm(Capability.MCP_CONNECTIONS_READ) else Q(connections__user=viewer)
-    hosts = counted(Host.objects.live().select_related("created_by"), viewer)
+    hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=seen)), pk=pk)
 
 
