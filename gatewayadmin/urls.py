@@ -7,6 +7,7 @@ from django.views.generic import RedirectView
 
 from accounts import second_factor_views as second_factor
 from gatewayadmin import staff
+from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
 from gatewayadmin.password_reset import ChangePassword, SetPassword
 
@@ -56,6 +57,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),
+    path("settings/oauth-doctor/", doctor, name="doctor"),
     path("admin/password_change/", RedirectView.as_view(pattern_name="account_change_password"), name="staff_password"),
     path("admin/", staff.site.urls),
     path("api/", include("gatewayadmin.api")),

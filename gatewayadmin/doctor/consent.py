@@ -1,0 +1,72 @@
+"""The one step that needs a human, done by the functions behind the consent page."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
+
+from django.db import transaction
+from django.http import HttpRequest
+from oauth2_provider.models import Application
+
+from accounts.models import User
+from connections.models import AlreadyRevoked, Connection, Refused
+from gatewayadmin.doctor.report import Fault
+from gateways.models import Gateway
+from oauth import flow as flows
+from oauth.authorize import grant
+from oauth.consent import connect
+from ui.pages import AppRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What pressing Allow brought."""
+
+    code: str
+    connection: Connection
+
+
+def allow(user: User, gateway: Gateway, asked: dict[str, str]) -> Allowed:
+    """Begin the flow and allow it as `user`, exactly as the pages would; raises Fault where they would refuse."""
+    request = _request(user)
+    application = Application.objects.get(client_id=asked["client_id"])
+    flow = flows.begin_app(request, application, gateway, {**asked})
+    try:
+        if reason := flows.refusal(flow, user):
+            raise Fault(reason, _what_to_do(reason))
+        with transaction.atomic():
+            connection = connect(request, flow)
+            url = grant(request, flow, connection)
+    except Refused as refused:
+        raise Fault(str(refused), _what_to_do(str(refused))) from None
+    finally:
+        flow.delete()
+    return Allowed(parse_qs(urlsplit(url).query)["code"][0], connection)
+
+
+def _request(user: User) -> AppRequest:
+    """A request of this person without a browser: nothing of it is sent anywhere."""
+    request = HttpRequest()
+    request.method = "POST"
+    request.META = {"SERVER_NAME": "doctor", "SERVER_PORT": "0"}
+    request.user = user
+    request.session = {}  # type: ignore[assignment]
+    return request  # type: ignore[return-value]
+
+
+def _what_to_do(reason: str) -> str:
+    if "approval" in reason:
+        return "New apps wait here. Approve OAuth doctor in Apps & Agents, then run the doctor again."
+    if "app" in reason:
+        return "Enable OAuth doctor in Apps & Agents, then run the doctor again."
+    return "This is what the person would read on the page. Whoever runs the doctor must be able to connect an app."
+
+
+def tidy(client_id: str, connection: Connection | None, *, by: User) -> None:
+    """End what the walk made: its connection for good, its registration without a trace."""
+    if connection is not None:
+        with suppress(AlreadyRevoked):
+            connection.revoke(by=by)
+    Application.objects.filter(client_id=client_id).delete()

@@ -1,0 +1,37 @@
+"""What the doctor found: one step after the other, without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+    NOT_REACHED = "not reached"
+
+
+class Fault(Exception):
+    """Why a client would go no further: what is wrong, and what to change."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason)
+        self.reason, self.advice = reason, advice
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a client's way: what was asked, what came back, and what that means."""
+
+    title: str
+    state: State
+    asked: str = ""
+    answered: str = ""
+    reason: str = ""
+    advice: str = ""
+
+
+def passed(steps: Sequence[Step]) -> bool:
+    return all(step.state == State.OK for step in steps)

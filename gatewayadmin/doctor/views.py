@@ -1,0 +1,43 @@
+"""The doctor's page: for who governs gateways, as oneself."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.http import HttpResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods
+
+from capabilities import Capability, requires
+from gatewayadmin.doctor.report import passed
+from gatewayadmin.doctor.walk import Walk
+from gateways.models import Gateway
+from ui.pages import AppRequest, show
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def doctor(request: AppRequest) -> HttpResponse:
+    """Choose a gateway, run the walk, read the report."""
+    gateways = list(Gateway.objects.visible_to(request.user))
+    wanted = request.POST.get("gateway") or request.GET.get("gateway")
+    gateway = next((one for one in gateways if one.slug == wanted), next(iter(gateways), None))
+    ran = request.method == "POST" and gateway is not None
+    steps = Walk(settings.PUBLIC_URL, gateway, request.user).run() if ran and gateway else []
+    context = {
+        "gateways": gateways,
+        "gateway": gateway,
+        "public_url": settings.PUBLIC_URL,
+        "came_by": _came_by(request),
+        "steps": steps,
+        "passed": passed(steps),
+    }
+    return show(request, "oauth/doctor.html#report", context)
+
+
+def _came_by(request: AppRequest) -> str:
+    """The host this page was asked by, when it is not the public one; empty otherwise."""
+    here = request.headers.get("X-Forwarded-Host") or request.get_host()
+    return "" if here.lower() == urlsplit(settings.PUBLIC_URL).netloc.lower() else here

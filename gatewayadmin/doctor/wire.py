@@ -1,0 +1,102 @@
+"""Questions as a client puts them, and what is told of the answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from gatewayadmin.doctor.report import Fault
+from servers import product
+
+SECONDS = 10
+LARGEST = 5 * 1024 * 1024
+TOLD = ("www-authenticate", "location", "content-type", "server", "via")
+SECRET = re.compile(r"\bgw[a-z]_\w+|(?<=[?&]code=)[^&\s]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back."""
+
+    url: str
+    status: int
+    headers: httpx.Headers
+    text: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The JSON object in it, be it an event of a stream; raises Fault when there is none."""
+        lines = [line.removeprefix("data:") for line in self.text.splitlines() if line.startswith("data:")]
+        try:
+            found = json.loads(lines[-1] if lines else self.text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            kind = self.headers.get("content-type", "no content type")
+            raise Fault(
+                f"{self.status} with {kind} where JSON was expected.",
+                f"Something in front answers {self.url} itself. Let it pass this address on, and its answer back.",
+            )
+        return found
+
+
+class Wire:
+    """A client's side of the wire: no cookies, no redirects followed, no proxy of the environment.
+
+    It asks only our own public address, which may well be private; the guard for foreign servers is not for it.
+    `asked` and `answered` tell the last exchange without secrets.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.answered = ""
+        self._http = httpx.Client(
+            timeout=SECONDS, trust_env=False, headers={"User-Agent": f"{product.NAME}-doctor", "Accept": "*/*"}
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def note(self, asked: str, answered: str = "") -> None:
+        self.asked, self.answered = asked, SECRET.sub("…", answered)
+
+    def ask(self, method: str, url: str, *, telling: str = "", **what: Any) -> Answer:
+        """Put a question, of which `telling` may be told; raises Fault when nothing answers."""
+        self.note(f"{method} {SECRET.sub('…', url)}" + (f"\n{telling}" if telling else ""))
+        try:
+            with self._http.stream(method, url, **what) as response:
+                answer = Answer(url, response.status_code, response.headers, _text(response))
+        except httpx.TimeoutException:
+            raise Fault(f"No answer within {SECONDS} s.", _unreachable(url)) from None
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
+            raise Fault(f"No answer: {error}", _unreachable(url)) from None
+        finally:
+            self._http.cookies.clear()
+        self.note(self.asked, _told(answer.status, answer.headers))
+        return answer
+
+
+def _text(response: httpx.Response) -> str:
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > LARGEST:
+            raise Fault("The answer is larger than 5 MiB.", "Look at what stands in front of the gateway.")
+    return body.decode(errors="replace")
+
+
+def _told(status: int, headers: Mapping[str, str]) -> str:
+    known = [f"{name.title().replace('Www', 'WWW')}: {headers[name]}" for name in TOLD if name in headers]
+    return "\n".join([str(status), *known])
+
+
+def _unreachable(url: str) -> str:
+    return (
+        f"Does {httpx.URL(url).host} lead to this installation, with a certificate that clients trust? If only this "
+        "machine cannot reach it, run `manage.py doctor --url` where clients are."
+    )

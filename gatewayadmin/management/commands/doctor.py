@@ -1,0 +1,61 @@
+"""The OAuth doctor from the command line: where clients are, or where there is no browser."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts.models import User
+from gatewayadmin import database
+from gatewayadmin.database import Unusable
+from gatewayadmin.doctor import Step, Walk, passed
+from gatewayadmin.doctor.report import State
+from gatewayadmin.public_url import public_url
+from gateways.models import Gateway
+
+
+class Command(BaseCommand):
+    help = "Go a client's way through OAuth to a gateway's tools, and say at which step it ends and why."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--gateway", metavar="SLUG", help="default: the first one that is enabled")
+        parser.add_argument("--url", help="the address clients use (default: the public URL)")
+        parser.add_argument("--user", metavar="EMAIL", help="whose consent is simulated (default: the first user)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            database.require()
+        except Unusable as error:
+            raise CommandError(str(error)) from error
+        walk = Walk(options["url"] or public_url(), _gateway(options["gateway"]), _user(options["user"]))
+        steps = walk.run()
+        for number, step in enumerate(steps, 1):
+            self.stdout.write(_lines(number, step))
+        if not passed(steps):
+            failed = next(step for step in steps if step.state == State.FAILED)
+            raise CommandError(f"{failed.title}: {failed.reason}")
+        self.stdout.write("A client can connect, sign in and call.")
+
+
+def _gateway(slug: str | None) -> Gateway:
+    wanted = Gateway.objects.live().filter(**({"slug": slug} if slug else {"enabled": True}))
+    if (gateway := wanted.order_by("created_at", "pk").first()) is None:
+        raise CommandError(f"There is no gateway {slug}." if slug else "There is no enabled gateway.")
+    return gateway
+
+
+def _user(email: str | None) -> User:
+    wanted = User.objects.filter(is_active=True, **({"email": email.strip().lower()} if email else {}))
+    if (user := wanted.order_by("date_joined").first()) is None:
+        raise CommandError(f"There is no active user {email}." if email else "There is no active user.")
+    return user
+
+
+def _lines(number: int, step: Step) -> str:
+    """One step, with the exchange indented below it."""
+    told = {"asked": step.asked, "answered": step.answered, "found": step.reason, "change": step.advice}
+    lines = [f"{step.state:<12}{number}. {step.title}"]
+    for name, text in told.items():
+        for index, line in enumerate(text.splitlines()):
+            lines.append(f"{'':<15}{name if index == 0 else '':<10}{line}")
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""A reverse proxy that can be told to misbehave, one way at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+
+from tests.wire import Message, Receive, Scope, Send, answer, headers_of, live, read
+
+
+@dataclass
+class Exchange:
+    """One request on its way through, and the answer once there is one."""
+
+    path: str
+    headers: dict[str, str]
+    status: int = 0
+    answered: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def answer(self, status: int, body: str = "", **headers: str) -> None:
+        """Answer instead of the gateway."""
+        self.status, self.body = status, body.encode()
+        self.answered = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+type Mischief = Callable[[Exchange], None]
+
+
+def none(_: Exchange) -> None:
+    """Behave."""
+
+
+@dataclass
+class Front:
+    """In front of `target`: `before` sees requests and may answer them itself, `after` sees answers."""
+
+    target: str = ""
+    before: Mischief = none
+    after: Mischief = none
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        exchange = Exchange(scope["path"], headers_of(scope))
+        body = await read(receive)
+        self.before(exchange)
+        if not exchange.status:
+            await self._pass_on(scope, exchange, body)
+            self.after(exchange)
+        headers = [(name.encode(), value.encode()) for name, value in exchange.answered.items()]
+        await answer(send, exchange.status, exchange.body, headers=headers)
+
+    async def _pass_on(self, scope: Message, exchange: Exchange, body: bytes) -> None:
+        query = scope["query_string"].decode()
+        url = f"{self.target}{exchange.path}" + (f"?{query}" if query else "")
+        async with httpx.AsyncClient(timeout=20, trust_env=False) as http:
+            got = await http.request(scope["method"], url, headers=exchange.headers, content=body)
+        dropped = {"content-length", "transfer-encoding", "connection", "content-encoding"}
+        exchange.status, exchange.body = got.status_code, got.content
+        exchange.answered = {name: value for name, value in got.headers.items() if name not in dropped}

@@ -1,0 +1,286 @@
+"""The OAuth doctor behind a reverse proxy that breaks one thing at a time."""
+
+import html
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from accounts.models import User
+from gatewayadmin.doctor import Step, Walk
+from gateways.models import Gateway
+from tests import wire, workspace
+from tests.clients.person import Person
+from tests.gatewayadmin import front
+from tests.gatewayadmin.front import Exchange, Front
+from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+SECRET = re.compile(r"gw[ork]_\w{8}")
+FAILED = 'data-state="down"'
+STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Clinic:
+    """An installation that is reached through a proxy, and its owner at the doctor's page."""
+
+    served: Serve
+    front: Front
+    owner: Person
+
+    def report(self) -> str:
+        """The page after a run, by the gateway's own port."""
+        page = self.owner.http.get("/settings/oauth-doctor/")
+        return html.unescape(self.owner.submit(page, gateway="quickstart").text)
+
+    def command(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and output of `manage.py doctor`."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", "doctor", *arguments],
+            cwd=workspace.ROOT,
+            env=self.served.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
+    proxy = Front()
+    with wire.running(proxy.app) as listening:
+        public = f"http://localhost:{listening.port}"
+        served = workspace.new(tmp_path_factory.mktemp("clinic"), "clinic", GATEWAY_PUBLIC_URL=public)
+        try:
+            proxy.target = served.start().url
+            owner = Person.signed_in(served.url)
+            yield Clinic(served, proxy, owner)
+            owner.http.close()
+        finally:
+            served.stop()
+
+
+@pytest.fixture
+def clinic(proxied: Clinic) -> Iterator[Clinic]:
+    yield proxied
+    proxied.front.before = proxied.front.after = front.none
+
+
+def at(path: str, mischief: Callable[[Exchange], object]) -> Callable[[Exchange], None]:
+    """Misbehave for addresses that begin with `path` only."""
+
+    def picky(exchange: Exchange) -> None:
+        if exchange.path.startswith(path):
+            mischief(exchange)
+
+    return picky
+
+
+def replaced(old: bytes, new: bytes) -> Callable[[Exchange], None]:
+    def rewrite(exchange: Exchange) -> None:
+        exchange.body = exchange.body.replace(old, new)
+
+    return rewrite
+
+
+BEFORE = {
+    "host rewritten": (
+        lambda e: e.headers.update(host="backend.internal"),
+        "Refusal without a token",
+        "another Host",
+        "proxy_set_header Host",
+    ),
+    "path prefix": (
+        at("/mcp/", lambda e: e.answer(404, "no such application")),
+        "Refusal without a token",
+        "404: /mcp/quickstart does not arrive",
+        "paths unchanged",
+    ),
+    "sent to https": (
+        lambda e: e.answer(301, location="https://gateway.example.com" + e.path),
+        "Refusal without a token",
+        "sent on to https",
+        "GATEWAY_PUBLIC_URL=https://gateway.example.com",
+    ),
+    "sign-in of its own": (
+        lambda e: e.answer(401, www_authenticate='Basic realm="intranet"'),
+        "Refusal without a token",
+        'WWW-Authenticate names no resource_metadata: Basic realm="intranet"',
+        "Exempt /mcp/",
+    ),
+    "nothing behind": (
+        lambda e: e.answer(502, "<h1>Bad gateway</h1>"),
+        "Refusal without a token",
+        "502: what stands in front could not reach",
+        "error log",
+    ),
+    "well-known kept": (
+        at("/.well-known/", lambda e: e.answer(404)),
+        "Protected resource metadata",
+        "404: /.well-known/oauth-protected-resource/mcp/quickstart",
+        "Certificate tools",
+    ),
+    "a page instead of a document": (
+        at("/.well-known/oauth-auth", lambda e: e.answer(200, "<html>", content_type="text/html")),
+        "Authorization server metadata",
+        "200 with text/html where JSON was expected",
+        "Let it pass",
+    ),
+    "registration forbidden": (
+        at("/oauth/register", lambda e: e.answer(403, "blocked by policy")),
+        "Registration",
+        "403 instead of 201",
+        "exempt /mcp/, /oauth/",
+    ),
+    "token endpoint gone": (
+        at("/oauth/token", lambda e: e.answer(504)),
+        "Token",
+        "504",
+        "proxy",
+    ),
+    "Authorization taken": (
+        lambda e: e.headers.pop("authorization", None),
+        "Call: tools/list",
+        "the header Authorization does not arrive",
+        "CGIPassAuth",
+    ),
+}
+AFTER = {
+    "challenge taken": (
+        lambda e: e.answered.pop("www-authenticate", None),
+        "Refusal without a token",
+        "401 without the header WWW-Authenticate",
+        "proxy_hide_header",
+    ),
+    "http in the resource": (
+        at(
+            "/.well-known/oauth-protected",
+            replaced(b'"resource": "http://localhost', b'"resource": "https://localhost'),
+        ),
+        "Protected resource metadata",
+        "The field resource leads to https://localhost",
+        "rewrites this answer",
+    ),
+    "another issuer": (
+        at("/.well-known/oauth-auth", replaced(b'"issuer": "http://localhost', b'"issuer": "http://inside')),
+        "Authorization server metadata",
+        "The field issuer leads to http://inside",
+        "rewrites this answer",
+    ),
+    "no PKCE": (
+        at("/.well-known/oauth-auth", replaced(b'"S256"', b"")),
+        "Authorization server metadata",
+        "code_challenge_methods_supported lacks S256",
+        "changes or filters",
+    ),
+    "sent inside": (
+        at("/oauth/authorize", lambda e: e.answered.update(location="http://inside.example/accounts/login/")),
+        "Authorize page (PKCE)",
+        "The header Location leads to http://inside.example/accounts/login/",
+        "proxy_redirect",
+    ),
+}
+CASES = [pytest.param("before", *case, id=name) for name, case in BEFORE.items()]
+CASES += [pytest.param("after", *case, id=name) for name, case in AFTER.items()]
+
+
+@pytest.mark.parametrize(("when", "mischief", "step", "reason", "advice"), CASES)
+def test_names_the_step_and_the_reason(
+    clinic: Clinic, when: str, mischief: front.Mischief, step: str, reason: str, advice: str
+) -> None:
+    setattr(clinic.front, when, mischief)
+
+    report = clinic.report()
+
+    [failed] = [card for card in report.split('<li class="card">')[1:] if FAILED in card]
+    assert re.search(rf"<h2>\d\. {re.escape(step)}</h2>", failed), failed
+    assert reason in failed
+    assert advice in failed
+    assert not SECRET.search(report)
+    assert nothing_left(clinic)
+
+
+def nothing_left(clinic: Clinic) -> bool:
+    """Whether no registration of the doctor's stays, and no connection lives."""
+    applications = clinic.served.rows("SELECT 1 FROM oauth2_provider_application")
+    return not applications and not clinic.served.rows("SELECT 1 FROM connections_connection WHERE revoked_at IS NULL")
+
+
+def test_a_clear_way_passes_and_leaves_nothing(clinic: Clinic) -> None:
+    report = clinic.report()
+
+    assert "An app can connect, sign in and call." in report
+    assert report.count('data-state="ok"') == STEPS
+    assert not SECRET.search(report)
+    assert nothing_left(clinic)
+
+
+def test_the_page_says_when_one_came_another_way(clinic: Clinic) -> None:
+    """By the gateway's own port, while apps go through the proxy."""
+    page = clinic.owner.http.get("/settings/oauth-doctor/").text
+
+    assert f"You came here by <code>localhost:{clinic.served.port}</code>" in page
+
+
+def test_the_command_passes(clinic: Clinic) -> None:
+    code, said = clinic.command("--gateway", "quickstart")
+
+    assert code == 0, said
+    assert "A client can connect, sign in and call." in said
+    assert not SECRET.search(said)
+    assert nothing_left(clinic)
+
+
+def test_names_an_address_that_is_not_the_public_one(clinic: Clinic) -> None:
+    """As the command does with `--url`."""
+    failed = first_failure(f"http://127.0.0.1:{clinic.served.port}")
+
+    assert failed.title == "Refusal without a token"
+    assert failed.reason.startswith("The header WWW-Authenticate leads to http://localhost")
+    assert f"set GATEWAY_PUBLIC_URL=http://127.0.0.1:{clinic.served.port}" in failed.advice
+
+
+def test_names_a_path_prefix(clinic: Clinic) -> None:
+    def without_prefix(exchange: Exchange) -> None:
+        exchange.path = exchange.path.removeprefix("/tools")
+
+    clinic.front.before = without_prefix
+
+    failed = first_failure(f"{clinic.served.settings['GATEWAY_PUBLIC_URL']}/tools")
+
+    assert failed.title == "Refusal without a token"
+    assert "A path prefix is not possible" in failed.advice
+
+
+def test_names_an_address_where_nothing_answers() -> None:
+    failed = first_failure(f"http://127.0.0.1:{workspace.free_port()}")
+
+    assert failed.reason.startswith("No answer: ")
+    assert "Does 127.0.0.1 lead to this installation" in failed.advice
+
+
+def first_failure(url: str) -> Step:
+    """Of a walk that does not come as far as the database."""
+    steps = Walk(url, Gateway(slug="quickstart"), User()).run()
+    assert [step.state for step in steps] == ["failed"] + ["not reached"] * (STEPS - 1)
+    return steps[0]
+
+
+def test_a_person_who_may_connect_nothing_is_told_so(clinic: Clinic) -> None:
+    clinic.served.rows("UPDATE gateways_gateway SET enabled = false WHERE slug = 'quickstart'")
+    try:
+        report = clinic.report()
+    finally:
+        clinic.served.rows("UPDATE gateways_gateway SET enabled = true WHERE slug = 'quickstart'")
+
+    [failed] = [card for card in report.split('<li class="card">')[1:] if FAILED in card]
+    assert "Consent, simulated" in failed
+    assert "An administrator has disabled this gateway." in failed
+    assert nothing_left(clinic)
