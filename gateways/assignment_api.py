@@ -50,7 +50,7 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
     server_enabled = serializers.BooleanField(source="server.enabled")
     health = serializers.CharField(source="server.health")
     tools_count = serializers.IntegerField(source="tool_count")
-    tools_allowed = serializers.IntegerField(source="allowed_count")
+    tools_allowed = serializers.IntegerField(source="callable_count")
     created_at = Moment()
 
 

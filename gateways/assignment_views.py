@@ -6,8 +6,8 @@ from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError
-from django.db.models import Count, Q
-from django.db.models.functions import Lower
+from django.db.models import Count, OuterRef, Subquery
+from django.db.models.functions import Coalesce, Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from capabilities import Capability, requires, signed_in
 from gateways.forms import AssignmentForm
-from gateways.models import Assignment, AssignmentQuerySet, Gateway, ToolPolicy
+from gateways.models import Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet
 from gateways.views import SEES, WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
@@ -27,14 +27,18 @@ SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability
 
 def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
     """Live assignments with all a row shows: how many tools they offer, and how many of these may be called."""
-    offered = Q(tools__missing_since=None, tools__isnull=False)
-    allowed = offered & Q(tools__enabled=True) & ~Q(tool_policy=ToolPolicy.BLOCK_ALL)
     return (
         assignments.live()
         .select_related("gateway", "server", "shared_identity")
-        .annotate(tool_count=Count("tools", filter=offered), allowed_count=Count("tools", filter=allowed))
+        .annotate(tool_count=_number(Tool.objects.offered()), callable_count=_number(Tool.objects.callable()))
         .order_by(Lower("server__name"), "alias")
     )
+
+
+def _number(tools: ToolQuerySet) -> Coalesce:
+    """How many of these `tools` an assignment has."""
+    own = tools.filter(assignment=OuterRef("pk")).order_by().values("assignment").annotate(number=Count("pk"))
+    return Coalesce(Subquery(own.values("number")), 0)
 
 
 def find(viewer: User, pk: UUID) -> Any:

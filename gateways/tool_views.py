@@ -51,10 +51,6 @@ class Row:
         since = self.tool.first_seen_at - self.tool.assignment.created_at
         return since > timedelta(hours=1) and timezone.now() - self.tool.first_seen_at < NEW_FOR
 
-    @property
-    def blocked(self) -> bool:
-        return self.tool.assignment.tool_policy == ToolPolicy.BLOCK_ALL
-
 
 @dataclass(frozen=True)
 class Group:
@@ -75,7 +71,7 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})
 
 
-def _listed(request: AppRequest, gateway: Gateway, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
+def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
     assignments = list(assignment_views.counted(gateway.assignments.all()))
     chosen = ToolFilter(request.GET, assignments=assignments)
     tools = chosen.narrow(Tool.objects.filter(assignment__in=assignments)).select_related("assignment")
@@ -91,6 +87,7 @@ def _listed(request: AppRequest, gateway: Gateway, refreshed: Iterable[Refreshed
         "policies": ToolPolicy.choices,
         "chosen": chosen.cleaned_data,
         "narrowed": narrowed,
+        "missing": 0 if narrowed else page.paginator.count - gateway.tool_count,
         "failures": [one.failure for one in refreshed if one.failure],
         "changed": False,
     }

@@ -29,14 +29,17 @@ SEES = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAY
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
     """Gateways with the number of their servers, tools and live connections, as far as `viewer` may see these."""
     assigned = Q(assignments__removed_at=None, assignments__isnull=False)
-    connected = Q(connections__revoked_at=None)
-    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
-        connected &= Q(connections__user=viewer)
     return gateways.annotate(
         server_count=_number("assignments", assigned),
         tool_count=_number("assignments__tools", assigned & Q(assignments__tools__missing_since=None)),
-        connection_count=_number("connections", connected),
+        connection_count=_number("connections", _seen_by(viewer) & Q(connections__revoked_at=None)),
     ).order_by(Lower("name"))
+
+
+def _seen_by(viewer: User) -> Q:
+    """The connections whose number `viewer` is told."""
+    everybody = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
+    return Q(connections__isnull=False) if everybody else Q(connections__user=viewer)
 
 
 def _number(of: str, where: Q) -> Subquery:
@@ -46,9 +49,12 @@ def _number(of: str, where: Q) -> Subquery:
 
 
 def find(viewer: User, slug: str) -> Any:
-    """The live gateway with its counts, or 404 when `viewer` may not see it."""
+    """The live gateway with its counts, or 404 when `viewer` may not see it.
+
+    `row_count` counts ended connections too, as the tab that lists them does.
+    """
     rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
-    return get_object_or_404(rows, slug=slug)
+    return get_object_or_404(rows.annotate(row_count=_number("connections", _seen_by(viewer))), slug=slug)
 
 
 def page_url(gateway: Gateway) -> str:

@@ -6,14 +6,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.db import transaction
-from django.db.models import Q
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from oauth2_provider.models import Application
 
 from connections.models import Connection, Refused
-from gateways.models import Assignment, Gateway, Tool
+from gateways.models import Assignment, Tool
 from oauth import flow as flows
 from oauth.authorize import answer_url, grant
 from oauth.models import AuthorizeRequest, Ending
@@ -92,7 +91,7 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     return {
         "flow": flow,
         "servers": [(one, _identity_words(one, chosen)) for one in assignments],
-        "tool_count": _tool_count(flow.gateway),
+        "tool_count": Tool.objects.callable().filter(assignment__gateway=flow.gateway).count(),
         "published_by": urlsplit(flow.application.client_id).hostname if document else "",
         "only_loopback": only_loopback(flow.application.redirect_uris.split()),
         "has_identities": bool(asked),
@@ -106,10 +105,3 @@ def _identity_words(assignment: Assignment, chosen: dict[Assignment, Identity]) 
             f"as {chosen[assignment].label}" if assignment in chosen else "as the identity you chose before, or skipped"
         )
     return "shared identity" if assignment.identity_scheme == "shared" else "no credential"
-
-
-def _tool_count(gateway: Gateway) -> int:
-    on = Q(assignment__gateway=gateway, assignment__removed_at=None, assignment__enabled=True)
-    return (
-        Tool.objects.filter(on, enabled=True, missing_since=None).exclude(assignment__tool_policy="block_all").count()
-    )

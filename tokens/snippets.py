@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.urls import reverse
 
-from gateways.models import Gateway, Tool, ToolPolicy
+from gateways.models import Gateway, Tool
 from tokens.models import Issued
 
 PLACEHOLDER = "<your-api-access-token>"
@@ -37,15 +37,7 @@ class ToolCall(NamedTuple):
 
 def example_call(gateway: Gateway) -> ToolCall | None:
     """The simplest harmless call this gateway is known to offer; None while no tool is known."""
-    tools = Tool.objects.filter(
-        enabled=True,
-        missing_since=None,
-        assignment__gateway=gateway,
-        assignment__removed_at=None,
-        assignment__enabled=True,
-        assignment__server__enabled=True,
-        assignment__server__archived_at=None,
-    ).exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+    tools = Tool.objects.callable().filter(assignment__gateway=gateway)
     tool = min(tools, key=_oddness, default=None)
     return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
 

@@ -111,6 +111,11 @@ class Assignment(Switchable):
         """What every tool name of this assignment begins with."""
         return f"{self.alias}{SEPARATOR}" if self.alias else ""
 
+    @property
+    def blocks_all(self) -> bool:
+        """Whether its policy leaves the switches of its tools without effect."""
+        return self.tool_policy == ToolPolicy.BLOCK_ALL
+
     def check_identity(self) -> None:
         """Raise WrongIdentity unless the shared identity is a service account of this server."""
         identity = self.shared_identity
@@ -149,6 +154,12 @@ class ToolQuerySet(models.QuerySet["Tool"]):
     def offered(self) -> "ToolQuerySet":
         """Tools their server still offers."""
         return self.filter(missing_since=None)
+
+    def callable(self) -> "ToolQuerySet":
+        """Tools that nothing between their gateway and their server forbids: offered, allowed and switched on."""
+        on = {"assignment__enabled": True, "assignment__server__enabled": True}
+        live = {"assignment__removed_at": None, "assignment__server__archived_at": None}
+        return self.offered().filter(enabled=True, **on, **live).exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
 
     def rename(self, assignment: Assignment) -> None:
         """Give the tools of `assignment` the names its present alias exposes them under."""

@@ -1,5 +1,6 @@
 """What servers offer behind a gateway: learning it, the Tools tab, policies and switches."""
 
+from collections.abc import Callable
 from ipaddress import ip_network
 from typing import Any
 
@@ -108,6 +109,49 @@ def test_a_new_tool_starts_off_where_tools_are_selected(
     Tool.objects.learn(docs, [{"name": "search"}])
 
     assert docs.tools.get().enabled == enabled
+
+
+HINDRANCES: dict[str, Callable[[Tool, User], object]] = {
+    "the tool is off": lambda tool, ana: tool.disable(by=ana),
+    "its server no longer offers it": lambda tool, _: Tool.objects.learn(tool.assignment, []),
+    "the policy blocks all": lambda tool, ana: tool.assignment.edit(tool_policy=ToolPolicy.BLOCK_ALL, by=ana),
+    "the assignment is off": lambda tool, ana: tool.assignment.disable(by=ana),
+    "the server is off": lambda tool, ana: tool.assignment.server.disable(by=ana),
+    "the server was removed": lambda tool, ana: tool.assignment.remove(by=ana),
+}
+
+
+@pytest.mark.parametrize("hindrance", HINDRANCES)
+def test_a_tool_can_be_called_while_nothing_forbids_it(hindrance: str, docs: Assignment, ana: User) -> None:
+    Tool.objects.learn(docs, [{"name": "echo"}])
+    tool = Tool.objects.callable().get()
+
+    HINDRANCES[hindrance](tool, ana)
+
+    assert not Tool.objects.callable().exists()
+
+
+def test_the_numbers_of_a_gateway_agree_wherever_they_stand(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    Tool.objects.learn(docs, [{"name": name} for name in ("echo", "add", "gone")])
+    Tool.objects.learn(docs, [{"name": name} for name in ("echo", "add")])
+    Tool.objects.get(name="add").disable(by=ana)
+    agent = make.agent(by=ana)
+    make.connection(agent, docs.gateway, ana).revoke(by=ana)
+    make.connection(agent, docs.gateway, ana)
+    client = sign_in(ana)
+
+    tools, connections, servers, overview = (
+        text(client.get(f"/gateways/work/{tab}")) for tab in ("tools/", "connections/", "servers/", "")
+    )
+
+    assert 'id="tool-count">2<' in tools
+    assert 'Tools <span class="count">2</span> <small class="muted">and 1 missing</small>' in tools
+    assert '<span class="count">1 of 2</span>' in tools
+    assert ">1/2</a>" in servers
+    assert "2 known" in overview
+    assert 'id="connection-count">2<' in connections
+    assert 'Connections <span class="count">2</span></h2>' in connections
+    assert "1 live" in overview
 
 
 @pytest.mark.parametrize("name", [None, 7, "", "x" * 201, "nul\0", "lone\ud800"])
