@@ -22,6 +22,7 @@ from auditlog.export import TYPES, download, export
 from auditlog.keyset import BadCursor, Cursor, page
 from auditlog.models import Event
 from capabilities import Capability, requires
+from capabilities.doors import SEES_SERVERS
 from ui.pages import AppRequest, show
 
 BESIDE = 25  # Rows beside an open event.
@@ -36,10 +37,7 @@ PAGES: dict[str, tuple[str, tuple[Capability, ...]]] = {
     "gateway": ("gateways:find", ()),
     "host": ("hosts:detail", (Capability.HOSTS_READ,)),
     "role": ("accounts:role", (Capability.PEOPLE_MANAGE,)),
-    "server": (
-        "servers:find",
-        (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE),
-    ),
+    "server": ("servers:find", SEES_SERVERS),
     "team": ("gateways:team", (Capability.PEOPLE_MANAGE,)),
     "user": ("accounts:person", (Capability.PEOPLE_MANAGE,)),
     "workspacesettings": ("accounts:workspace", (Capability.WORKSPACE_MANAGE,)),

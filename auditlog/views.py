@@ -23,9 +23,9 @@ from auditlog.models import Call, Event
 from auditlog.replay import curl
 from auditlog.search import Found
 from capabilities import Capability, requires
+from capabilities.doors import SEES_SERVERS
 from ui.pages import AppRequest, show, wants_fragment
 
-SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
 BESIDE = 25  # Rows beside an open call: enough to see what came before.
 LIVE_ROWS = 300  # As many may stand in a list that grows before it begins anew.
 RENEWED = 60  # Seconds after which a look that saw nothing new is renewed.

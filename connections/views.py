@@ -10,12 +10,12 @@ from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from capabilities import Capability, CapabilityRequired, requires, signed_in
+from capabilities.doors import SEES_GATEWAYS
 from connections.cutting import joined
 from connections.impact import cuts
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
 from connections.places import back, changed
 from connections.rows import STATUSES, ConnectionFilter, Row, visible
-from gateways.views import SEES
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host
 from ui.pages import AppRequest, confirm, page_of, show
@@ -37,7 +37,7 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_GET
-@signed_in("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=SEES)
+@signed_in("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}

@@ -15,14 +15,13 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import Capability, requires, signed_in
+from capabilities.doors import SEES_GATEWAYS, SEES_SERVERS
 from gateways.forms import AssignmentForm
 from gateways.models import Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet
-from gateways.views import SEES, WITHIN_REACH
+from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
 from ui.pages import AppRequest, answer, confirm, leave, refuse, show
-
-SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
 
 
 def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
@@ -57,7 +56,7 @@ def sees_servers(viewer: User) -> bool:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES)
+@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     rows = counted(gateway.assignments.all())

@@ -17,11 +17,12 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
 from capabilities import Capability, requires, signed_in
+from capabilities.doors import SEES_GATEWAYS
 from gateways import assignment_views
 from gateways.forms import ToolFilter
 from gateways.models import Gateway, Tool, ToolPolicy
 from gateways.refresh import Refreshed, refresh
-from gateways.views import SEES, WITHIN_REACH
+from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from ui.pages import AppRequest, answer, page_of, show, wants_fragment
 
@@ -65,7 +66,7 @@ def tab_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES)
+@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})

@@ -16,6 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import Capability, requires, signed_in
+from capabilities.doors import SEES_GATEWAYS
 from gateways.forms import GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
 from gateways.models import Gateway, GatewayQuerySet
 from servers.slugs import suggest
@@ -23,7 +24,6 @@ from ui.pages import AppRequest, answer, leave, page_of, refuse, show
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 WITHIN_REACH = "lists only gateways within one's reach"
-SEES = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
 
 
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
@@ -75,7 +75,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES)
+@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """The page of the gateway with this id, which logs hold instead of its slug."""
     return redirect(page_url(get_object_or_404(Gateway.objects.visible_to(request.user), pk=pk)))
@@ -107,7 +107,7 @@ def slug(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES)
+@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "gateways/overview.html", {"gateway": find(request.user, slug), "tab": "overview"})
 

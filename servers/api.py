@@ -15,11 +15,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
+from capabilities.doors import SEES_SERVERS
 from capabilities.rest import Rule
 from servers.discovery import Failed, Refused, probe
 from servers.forms import ServerForm
 from servers.models import AuthType, Health, Server
-from servers.views import SEES, counted, find
+from servers.views import counted, find
 from ui.rest import Body, ListQuery, Moment, Query, Reference, Resource, already_exists, checked
 
 TAKEN = "A server with this name or slug already exists."
@@ -87,8 +88,8 @@ class ServerResource(Resource):
     """Upstream MCP servers. One is exposed to nobody until it is assigned to a gateway."""
 
     capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": SEES,
-        "retrieve": SEES,
+        "list": SEES_SERVERS,
+        "retrieve": SEES_SERVERS,
         "create": Capability.SERVERS_MANAGE,
         "partial_update": Capability.SERVERS_MANAGE,
         "disable": Capability.SERVERS_TOGGLE,

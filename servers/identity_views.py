@@ -15,9 +15,9 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
 from capabilities import NOBODY, Capability, CapabilityRequired, requires, signed_in
+from capabilities.doors import SEES_SERVERS
 from servers.forms import SecretForm, SharedIdentityForm
 from servers.models import HeldDisabled, Identity, IdentityQuerySet, Server
-from servers.views import SEES
 from servers.views import find as find_server
 from ui.pages import AppRequest, leave, page_of, refuse, show
 
@@ -105,11 +105,11 @@ def tab_url(server: Server) -> str:
 
 def page_url(viewer: User, identity: Identity) -> str:
     """The page that lists `identity`: the tab of its server, or one's own identities for who may not open that."""
-    return tab_url(identity.server) if any(map(viewer.has_perm, SEES)) else reverse("connections:mine")
+    return tab_url(identity.server) if any(map(viewer.has_perm, SEES_SERVERS)) else reverse("connections:mine")
 
 
 @require_GET
-@requires(*SEES)
+@requires(*SEES_SERVERS)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
     page = page_of(request, visible(server, request.user), ROWS)

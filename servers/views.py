@@ -15,6 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import Capability, requires
+from capabilities.doors import SEES_SERVERS
 from servers.credential import place_of
 from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
@@ -23,7 +24,6 @@ from servers.slugs import suggest
 from ui.pages import AppRequest, answer, leave, page_of, refuse, show, wants_fragment
 
 ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
-SEES = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
 
 
 def counted(servers: ServerQuerySet) -> ServerQuerySet:
@@ -43,7 +43,7 @@ def page_url(server: Server) -> str:
 
 
 @require_GET
-@requires(*SEES)
+@requires(*SEES_SERVERS)
 def listing(request: AppRequest) -> HttpResponse:
     chosen = ServerFilter(request.GET)
     page = page_of(request, counted(chosen.narrow(Server.objects.live())), ROWS)
@@ -58,7 +58,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@requires(*SEES)
+@requires(*SEES_SERVERS)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """The page of the server with this id, which logs hold instead of its slug."""
     return redirect(page_url(get_object_or_404(Server.objects.live(), pk=pk)))
@@ -92,13 +92,13 @@ def slug(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@requires(*SEES)
+@requires(*SEES_SERVERS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "servers/overview.html", {"server": find(slug), "tab": "overview"})
 
 
 @require_GET
-@requires(*SEES)
+@requires(*SEES_SERVERS)
 def gateways(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     rows = (

@@ -15,8 +15,8 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, signed_in
+from capabilities.doors import SEES_GATEWAYS
 from connections.models import Connection
-from gateways.views import SEES
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm
 from tokens.models import AlreadyRevoked, BadLifetime, Expired, Issued, NameTaken, Superseded, Token
@@ -70,7 +70,7 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in("one's own tokens on a gateway within reach", others=SEES)
+@signed_in("one's own tokens on a gateway within reach", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     context = of_gateway(request.user, find_gateway(request.user, slug))
     return show(request, "tokens/for_gateway.html", context)

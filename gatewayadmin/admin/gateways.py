@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability
+from capabilities.doors import SEES_GATEWAYS
 from connections.models import Connection
 from gatewayadmin.admin.acts import FINAL, Act, all_of, any_of, switches
 from gatewayadmin.admin.base import Governed
@@ -17,14 +18,13 @@ from gateways.models import Assignment, Gateway, Tool
 
 LIVE = Q(archived_at=None)
 PLACED = Q(removed_at=None)
-SEES = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
 
 
 @register(Gateway, site=site)
 class GatewayPages(Governed):
     """Names and reach have rules that the product's own page asks; it is one click away."""
 
-    seen_by = SEES
+    seen_by = SEES_GATEWAYS
     acts = (
         *switches(Capability.GATEWAYS_TOGGLE, live=LIVE),
         Act(
@@ -59,7 +59,7 @@ class GatewayPages(Governed):
 
 @register(Assignment, site=site)
 class AssignmentPages(Governed):
-    seen_by = SEES
+    seen_by = SEES_GATEWAYS
     acts = (
         *switches(Capability.GATEWAYS_TOGGLE, live=PLACED),
         Act(
@@ -95,7 +95,7 @@ class AssignmentPages(Governed):
 
 @register(Tool, site=site)
 class ToolPages(Governed):
-    seen_by = SEES
+    seen_by = SEES_GATEWAYS
     acts = switches(Capability.GATEWAYS_MANAGE, live=Q(assignment__removed_at=None))
 
     list_display = ("exposed_name", "assignment", "enabled", "first_seen_at", "changed_at", "missing_since")

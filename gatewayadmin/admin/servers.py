@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability, CapabilityRequired
+from capabilities.doors import SEES_SERVERS
 from gatewayadmin.admin.acts import FINAL, LOST, Act, any_of
 from gatewayadmin.admin.acts import switches as switch_acts
 from gatewayadmin.admin.base import Governed
@@ -25,7 +26,7 @@ USABLE = Q(revoked_at=None)
 class ServerPages(Governed):
     """The address is judged by the product's own page; it is one click away."""
 
-    seen_by = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
+    seen_by = SEES_SERVERS
     acts = (
         *switch_acts(Capability.SERVERS_TOGGLE, live=LIVE),
         Act(
