@@ -166,6 +166,11 @@ class CallWriter:
             await self._worker
         self._lane.close()
 
+    @property
+    def waiting(self) -> int:
+        """How many rows wait for the next commit."""
+        return len(self._waiting)
+
     async def commit(self, row: Row) -> None:
         """Return when `row` is committed. Raises NotRecorded."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -78,9 +78,10 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
 
 
 async def _watch() -> None:
-    """Bring a killed embedded PostgreSQL back."""
+    """Bring a killed embedded PostgreSQL back; note how the pool is doing."""
     while True:
         await asyncio.sleep(WATCH_S)
+        health.sample()
         try:
             await asyncio.to_thread(database.ensure)
         except Unusable:

@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 import psycopg
 from django.conf import settings
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
+from django.db import connections
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest, multiprocess
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -15,6 +16,16 @@ from gatewayadmin import database
 
 PATHS = ("/livez", "/readyz", "/metrics")
 PROBE_S = 3
+
+POOL = Gauge(
+    "gateway_web_pool_connections",
+    "Database connections of pages and REST, by what they do",
+    ("state",),
+    multiprocess_mode="livesum",
+)
+POOL_WAITING = Gauge(
+    "gateway_web_pool_waiting", "Pages and REST requests that wait for a connection", multiprocess_mode="livesum"
+)
 
 
 class Readiness:
@@ -54,6 +65,17 @@ _is_ready = Readiness()
 async def readyz(request: Request) -> Response:
     """200 when the database answers, else 503."""
     return PlainTextResponse("ok\n") if await _is_ready() else PlainTextResponse("no database\n", 503)
+
+
+def sample() -> None:
+    """Note how this process's database connections are used just now."""
+    pool = getattr(connections["default"], "pool", None)
+    if pool is not None:
+        stats = pool.get_stats()
+        idle = stats.get("pool_available", 0)
+        POOL.labels("idle").set(idle)
+        POOL.labels("in_use").set(stats.get("pool_size", 0) - idle)
+        POOL_WAITING.set(stats.get("requests_waiting", 0))
 
 
 async def metrics(request: Request) -> Response:

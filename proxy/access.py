@@ -243,6 +243,11 @@ class Access:
             await asyncio.gather(self._worker, return_exceptions=True)
         self._lane.close()
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the next statement."""
+        return len(self._waiting)
+
     async def facts(self, token: str, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
         """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
         future: asyncio.Future[Facts | None] = asyncio.get_running_loop().create_future()

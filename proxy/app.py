@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from auditlog.writer import CallWriter
 from proxy import metrics
@@ -38,6 +39,11 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     async with transport, Upstreams(transport, marks.era) as upstreams:
         lister = Lister(upstreams, cipher, marks, config.list_seconds)
         methods = Methods(lister, Caller(upstreams, lister, cipher, marks))
+        lanes: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
+        metrics.watch(
+            {name: partial(getattr, part, "waiting") for name, part in lanes.items()},
+            lambda: transport.idle,
+        )
         for part in (access, limits, writer, marks):
             part.start()
         try:

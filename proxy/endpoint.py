@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from auditlog.lane import Unobtainable
 from auditlog.writer import CallWriter, NotRecorded
-from proxy import jsonrpc, ladder, metrics, outbound
+from proxy import jsonrpc, ladder, metrics, outbound, trace
 from proxy.access import DENIALS, Access, Denied, Facts, decide
 from proxy.config import Config
 from proxy.inbound import ClientLeft, Inbound, Receive, Scope, Send, accepted
@@ -130,12 +130,18 @@ class Endpoint:
     async def _known(self, request: Inbound, facts: Facts, refusal: Response | None) -> None:
         stream = None
         if refusal is None:
+            if b"traceparent" in request.headers:
+                trace.carry(request.headers)
             self._marks.used(facts, request.row.client_ip, request.arrived)
             refusal = _protocol_refusal(request)
             if refusal is None and request.accepted.stream:
                 stream = Stream(request, self._config.ping_seconds)
-        response = refusal or await self._answered(request, facts, stream)
-        await self._finish(request, response, stream)
+        try:
+            response = refusal or await self._answered(request, facts, stream)
+            await self._finish(request, response, stream)
+        finally:
+            if stream is not None and stream.opened:
+                metrics.open_now["streams"] -= 1
 
     async def _answered(self, request: Inbound, facts: Facts, stream: Stream | None) -> Response:
         message = request.message
@@ -169,7 +175,8 @@ class Endpoint:
         except NotRecorded:
             metrics.UNAVAILABLE.labels("record").inc()
             response = _unavailable(request, NOT_RECORDED)
-        metrics.count(response.outcome, response.deny_reason, took)
+        recorded = time.perf_counter() - request.began - took
+        metrics.count(row, (response.outcome, response.deny_reason), took, recorded)
         if response.status == CLIENT_LEFT:
             return
         if stream is not None and (stream.opened or (response.status == 200 and not request.accepted.json)):

@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from proxy import jsonrpc, sse
+from proxy import jsonrpc, sse, trace
 from proxy.faults import BadAnswer, CredentialRefused, TooLarge, Unreachable
 from proxy.jsonrpc import Object
 from proxy.transport import Reply
@@ -35,8 +35,9 @@ class Target(NamedTuple):
     generation: str
 
     def headers(self) -> dict[str, str]:
-        """What every request to this server carries; nothing of the client's own headers is among it."""
+        """What every request to this server carries; of the client's own headers only its trace context."""
         own = {"Content-Type": "application/json", "Accept": ACCEPT, "Accept-Encoding": "gzip, deflate"}
+        own |= trace.carried()
         if self.credential is not None:
             own[self.credential[0]] = self.credential[1]
         return own

@@ -83,6 +83,11 @@ class Limits:
             await asyncio.gather(self._worker, return_exceptions=True)
         self._lane.close()
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the next statement."""
+        return len(self._waiting)
+
     async def wait(self, facts: Facts) -> float:
         """Seconds until such a call may be tried again; 0 lets this one through. Raises Unobtainable."""
         wanted = subjects(facts)

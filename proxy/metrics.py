@@ -1,15 +1,19 @@
 """Counters of the proxy for /metrics; multi-process by prometheus-client's own means.
 
-A call is counted in a dict and handed over once a second: each sample is a write into a file that
-the workers share, and a call has three.
+A call is counted in dicts and handed over once a second: each sample is a write into a file that the
+workers share, and a call has a dozen. What stands and waits is looked at just then.
 """
 
 from bisect import bisect_left
 from collections import Counter as Counts
+from collections.abc import Callable, Mapping
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
-BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+from auditlog.writer import Row
+
+BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Gathered(Histogram):
@@ -22,31 +26,73 @@ class Gathered(Histogram):
             self._buckets[bucket].inc(count)
 
 
+class Times:
+    """Durations gathered for one histogram."""
+
+    __slots__ = ("_counts", "_histogram", "_total")
+
+    def __init__(self, name: str, what: str) -> None:
+        self._histogram = Gathered(f"gateway_{name}_duration_seconds", what, buckets=BUCKETS)
+        self._counts: Counts[int] = Counts()
+        self._total = 0.0
+
+    def note(self, seconds: float) -> None:
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
+        self._total += seconds
+
+    def hand_over(self) -> None:
+        self._histogram.add(self._counts, self._total)
+        self._counts.clear()
+        self._total = 0.0
+
+
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
 STRANGERS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with one nobody knows")
 UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
-SECONDS = Gathered("gateway_call_seconds", "Time from the arrival of an MCP request to its answer", buckets=BUCKETS)
-BATCHES = Histogram(
-    "gateway_rows_per_commit", "Rows of calls that shared one commit", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-)
+BATCHES = Histogram("gateway_commit_rows", "Rows of calls that shared one commit", buckets=ROWS)
+WAITING = Gauge("gateway_waiting", "MCP requests that wait for the database", ("lane",), multiprocess_mode="livesum")
+STREAMS = Gauge("gateway_open_streams", "Event streams to clients that are open", multiprocess_mode="livesum")
+IDLE = Gauge("gateway_idle_upstream_connections", "Connections kept for the next call", multiprocess_mode="livesum")
+
+TOTAL = Times("call", "Time from the arrival of an MCP request until its row was to be written")
+AUTHORISE = Times("authorise", "Time until the database had said what a token may do")
+UPSTREAM = Times("upstream", "Time a server took for a call")
+RECORD = Times("record", "Time until the row of a call was committed")
 
 _calls: Counts[tuple[str, str]] = Counts()
-_buckets: Counts[int] = Counts()
-_seconds = [0.0]
+_lanes: dict[str, Callable[[], int]] = {}
+_idle: list[Callable[[], int]] = []
+
+# How many there are just now, counted by those who open and close them.
+open_now = Counts[str]()
 
 
-def count(outcome: str, deny_reason: str, seconds: float) -> None:
-    """Count one call."""
-    _calls[outcome, deny_reason] += 1
-    _buckets[bisect_left(BUCKETS, seconds)] += 1
-    _seconds[0] += seconds
+def count(row: Row, ended: tuple[str, str], seconds: float, recorded: float) -> None:
+    """Count one call: its outcome and deny_reason, what it took, and how long its row took then."""
+    _calls[ended] += 1
+    TOTAL.note(seconds)
+    RECORD.note(recorded)
+    if row.authorise_ms is not None:
+        AUTHORISE.note(row.authorise_ms / 1000)
+    if row.upstream_ms is not None:
+        UPSTREAM.note(row.upstream_ms / 1000)
+
+
+def watch(lanes: Mapping[str, Callable[[], int]], idle: Callable[[], int]) -> None:
+    """Tell of these from now on: who waits in which lane, how many connections stand idle."""
+    _lanes.update(lanes)
+    _idle[:] = [idle]
 
 
 def hand_over() -> None:
-    """Hand over what was counted since the last time."""
+    """Hand over what was counted since the last time, and what is there now."""
     for labels, calls in _calls.items():
         CALLS.labels(*labels).inc(calls)
-    SECONDS.add(_buckets, _seconds[0])
     _calls.clear()
-    _buckets.clear()
-    _seconds[0] = 0.0
+    for times in (TOTAL, AUTHORISE, UPSTREAM, RECORD):
+        times.hand_over()
+    for lane, waiting in _lanes.items():
+        WAITING.labels(lane).set(waiting())
+    for idle in _idle:
+        IDLE.set(idle())
+    STREAMS.set(open_now["streams"])

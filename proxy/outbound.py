@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
-from proxy import jsonrpc, sse
+from proxy import jsonrpc, metrics, sse
 from proxy.inbound import Inbound, Pair
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -155,6 +155,7 @@ class Stream:
 
     async def _open(self) -> None:
         request = self._request
+        metrics.open_now["streams"] += 1
         headers = [*STREAM, (b"x-request-id", request.uid.encode()), *cross_origin(request.origin)]
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
 

@@ -153,6 +153,11 @@ class Transport:
         self._idle.clear()
         self._resolver.close()
 
+    @property
+    def idle(self) -> int:
+        """How many connections are kept for the next call."""
+        return sum(map(len, self._idle.values()))
+
     def send(self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Sending:
         """Send one request to `url`; enter the result to get the Reply. `server` is for the messages.
 

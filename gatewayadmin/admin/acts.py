@@ -15,6 +15,7 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 
+from accounts.models.api_keys import AlreadyRevoked
 from accounts.rules import PeopleError
 from capabilities import Capability, CapabilityRequired
 from connections.impact import cuts
@@ -26,6 +27,7 @@ from tokens.models import TokenError
 
 # What a verb says no with, in words for the person.
 REFUSALS = (
+    AlreadyRevoked,
     CapabilityRequired,
     ConnectionFault,
     GatewayError,

@@ -75,7 +75,7 @@ class LogPages(Governed):
     def change_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         raise Http404
 
-    history_view = change_view  # type: ignore[assignment]
+    history_view = change_view
 
 
 def _ids(rows: QuerySet[Any]) -> list[UUID]:

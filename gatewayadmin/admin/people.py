@@ -122,7 +122,7 @@ class TeamPages(Governed):
     def add(self, values: dict[str, Any], by: Any) -> Team:
         return Team.objects.add(name=values["name"], users=values["users"], by=by)
 
-    def delete_model(self, request: HttpRequest, obj: Team) -> None:
+    def delete_model(self, request: Any, obj: Team) -> None:
         obj.remove(by=request.user)
 
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
@@ -136,12 +136,32 @@ class TeamPages(Governed):
 @register(ApiKey, site=site)
 class ApiKeyPages(Governed):
     seen_by = MANAGES
+    acts = (
+        Act(
+            "revoke",
+            "Revoke selected",
+            lambda key, by: key.revoke(by=by),
+            any_of(*MANAGES),
+            Q(revoked_at=None),
+            f"Programs that use it get 401. {FINAL}",
+        ),
+    )
 
     list_display = ("name", "prefix", "user", "expires_at", "last_used_at", "revoked_at")
     list_filter = ("expires_at", "created_at")
     list_select_related = ("user",)
     search_fields = ("name", "prefix__startswith", "user__email")
-    fields = ("name", "prefix", "user", "capabilities", "expires_at", "last_used_at", "revoked_at", "created_at")
+    fields = (
+        "name",
+        "prefix",
+        "user",
+        "capabilities",
+        "expires_at",
+        "last_used_at",
+        "revoked_at",
+        "revoke_reason",
+        "created_at",
+    )
 
 
 @register(WorkspaceSettings, site=site)

@@ -2,11 +2,13 @@
 
 import re
 
+import prometheus_client
 import pytest
 
 from capabilities import Capability
 from capabilities.roles import BUILT_IN
-from gatewayadmin import environment
+from gatewayadmin import environment, health
+from proxy import metrics
 from proxy.access import DENIALS
 from proxy.catalog import SENTENCES
 from proxy.faults import Fault
@@ -29,6 +31,22 @@ def test_every_capability_is_documented_word_for_word() -> None:
         assert f"| `{one.name}` | `{one.slug}` | {one.label} | {one.allows} |" in text
     for role in BUILT_IN:
         assert f"| {role.name} |" in text
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    documented = first_column(REFERENCE / "metrics.md")
+    families = [family for family in prometheus_client.REGISTRY.collect() if family.name.startswith("gateway_")]
+
+    assert {f"{one.name}_total" if one.type == "counter" else one.name for one in families} == set(documented)
+    assert {metrics.UNAVAILABLE, health.POOL}  # Both places that make some.
+
+
+def test_the_alerts_ask_for_metrics_there_are() -> None:
+    asked = set(re.findall(r"gateway_[a-z0-9_]+", (ROOT / "docs" / "how-to" / "monitor.md").read_text()))
+    documented = set(first_column(REFERENCE / "metrics.md"))
+
+    assert asked
+    assert {name.removesuffix("_bucket") for name in asked} <= documented
 
 
 def test_every_reason_for_a_refusal_is_documented() -> None:

@@ -260,15 +260,16 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     ]
     order += [("accounts.user", one, rows["accounts.user", one]) for one in ("deactivate", "reactivate", "sign_out")]
     order += [("hosts.host", "approve", app)]
-    order += [("tokens.token", "revoke", made.token)]
-    for name, row in (
-        ("connections.connection", link),
-        ("servers.identity", made.identity),
-        ("hosts.host", made.host),
-        ("servers.server", server),
-        ("gateways.assignment", assignment),
-        ("gateways.gateway", link.gateway),
-    ):
+    order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]
+    layers: dict[str, models.Model] = {
+        "connections.connection": link,
+        "servers.identity": made.identity,
+        "hosts.host": made.host,
+        "servers.server": server,
+        "gateways.assignment": assignment,
+        "gateways.gateway": link.gateway,
+    }
+    for name, row in layers.items():
         order += [(name, "disable", row), (name, "enable", row), (name, "disable", row)]
     order += [("connections.connection", "revoke", link), ("servers.identity", "revoke", made.identity)]
     order += [("gateways.assignment", "remove", assignment), ("accounts.user", "cut_off", link.user)]
@@ -284,8 +285,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
         (user_of(boss).email,)
     }
     ended = Event.objects.count()
-    for name, one in (("connections.connection", "enable"), ("hosts.host", "enable"), ("tokens.token", "revoke")):
-        row = {"connections.connection": link, "hosts.host": made.host, "tokens.token": made.token}[name]
+    for one, row in (("enable", link), ("enable", made.host), ("revoke", made.token)):
         act(boss, one, row)
     assert Event.objects.count() == ended
 

@@ -1,0 +1,101 @@
+"""The numbers of a running gateway: every worker's, each of them documented, and the trace that a call is part of."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests import curl
+from tests.docs.pages import ROOT, first_column
+from tests.workspace import Serve
+
+type Numbers = dict[tuple[str, ...], float]
+
+CALLS = 12
+
+
+@pytest.fixture(scope="module")
+def issued(live: Serve) -> Iterator[dict[str, str]]:
+    return live.issue_token(host="Counted", gateway="quickstart")  # type: ignore[return-value]
+
+
+def numbers(live: Serve) -> Numbers:
+    """Every sample by its name and the values of its labels, in the order of their names."""
+    families = text_string_to_metric_families(httpx.get(f"{live.url}/metrics").text)
+    return {
+        (one.name, *(value for _, value in sorted(one.labels.items()))): one.value
+        for family in families
+        for one in family.samples
+    }
+
+
+def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
+    """By how much the numbers have grown, once it is `enough`: workers hand over once a second."""
+    deadline = time.monotonic() + 10
+    while True:
+        after = {name: value - before.get(name, 0) for name, value in numbers(live).items()}
+        if enough(after):
+            return after
+        assert time.monotonic() < deadline, after
+        time.sleep(0.1)
+
+
+def test_calls_are_counted_once_whichever_worker_answered(live: Serve, issued: dict[str, str]) -> None:
+    before = numbers(live)
+    url, token = issued["gateway_url"], issued["token"]
+    for _ in range(CALLS):
+        assert curl.call_tool(url, token, "add", a=1, b=2).status == 200
+    curl.call_tool(url, token, "fail")
+    curl.list_tools(url, "gwa_" + "x" * 44)
+    live.rows("UPDATE hosts_host SET enabled = false WHERE name = 'Counted'")
+    try:
+        assert curl.list_tools(url, token).status == 403
+    finally:
+        live.rows("UPDATE hosts_host SET enabled = true WHERE name = 'Counted'")
+
+    wanted = {
+        ("gateway_calls_total", "", "ok"): CALLS,
+        ("gateway_calls_total", "", "tool_error"): 1,
+        ("gateway_calls_total", "host_disabled", "denied"): 1,
+        ("gateway_unknown_tokens_total",): 1,
+        ("gateway_call_duration_seconds_count",): CALLS + 2,
+        ("gateway_authorise_duration_seconds_count",): CALLS + 2,
+        ("gateway_upstream_duration_seconds_count",): CALLS + 1,
+        ("gateway_record_duration_seconds_count",): CALLS + 2,
+    }
+    after = grown(live, before, lambda now: all(now.get(name, 0) >= value for name, value in wanted.items()))
+    assert {name: after[name] for name in wanted} == wanted
+    assert after["gateway_commit_rows_sum",] == CALLS + 2
+
+
+def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str]) -> None:
+    call = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": "slow", "arguments": {"seconds": 3}, "_meta": {"progressToken": 7}},
+    }
+    headers = {"Authorization": f"Bearer {issued['token']}", "Accept": "application/json, text/event-stream"}
+    with httpx.stream("POST", issued["gateway_url"], json=call, headers=headers, timeout=20) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        grown(live, {}, lambda now: now["gateway_open_streams",] == 1)
+        answer.read()
+    grown(live, {}, lambda now: now["gateway_open_streams",] == 0)
+
+
+def test_what_is_printed_is_documented(live: Serve) -> None:
+    printed = set(re.findall(r"^# TYPE (gateway_\w+)", httpx.get(f"{live.url}/metrics").text, re.MULTILINE))
+    documented = set(first_column(ROOT / "docs" / "reference" / "metrics.md"))
+
+    assert {"gateway_waiting", "gateway_web_pool_connections", "gateway_idle_upstream_connections"} <= printed
+    assert printed <= documented
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/livez", "/api/hosts", "/nowhere", "/mcp/quickstart", "/mcp/", "/static/none.css"]
+)
+def test_every_answer_has_an_id(live: Serve, path: str) -> None:
+    assert re.fullmatch(r"[0-9a-f-]{36}", httpx.get(live.url + path).headers["x-request-id"])
