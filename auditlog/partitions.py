@@ -1,13 +1,25 @@
 """Monthly partitions of a log table: made ahead of time, dropped by retention (traps E6, E7)."""
 
+import logging
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import takewhile
+from typing import Any
 
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from psycopg import sql
 
+logger = logging.getLogger(__name__)
+
 AHEAD = 3
+ATTEMPTS = 3
+PATIENCE = "900ms"
+
+# How a partition is taken off, by what `_attached` says of it.
+DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +38,12 @@ class Partitions:
         return [self._make(start, end) for start, end in _months(first, AHEAD + 1) if self._name(start) not in existing]
 
     def drop_before(self, limit: date) -> list[str]:
-        """Drop the partitions that hold nothing as new as `limit`; the names of those dropped."""
-        dropped = []
-        for name in self.names():
-            year, month = (int(part) for part in name.removeprefix(f"{self.table}_").split("_"))
-            if _next_month(date(year, month, 1)) <= limit:
-                self._drop(name)
-                dropped.append(name)
-        return dropped
+        """Drop the partitions that hold nothing as new as `limit`; the names of those dropped.
+
+        Calls go on meanwhile. One that somebody reads for too long stays, with those after it, until the next time.
+        """
+        old = [name for name in self._all_names() if _next_month(self._start(name)) <= limit]
+        return list(takewhile(self._drop, old))
 
     def names(self) -> list[str]:
         """The partitions there are, oldest first."""
@@ -69,11 +79,63 @@ class Partitions:
             )
         return name
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, name: str) -> bool:
+        """Take a partition off and drop it; False when it could not be had in time.
+
+        Each step may have been the last of a process that was killed: off, half off, or only not dropped yet.
+        """
         words = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
-        with connection.cursor() as cursor:  # CONCURRENTLY refuses to run inside a transaction.
-            cursor.execute(sql.SQL("ALTER TABLE {table} DETACH PARTITION {name} CONCURRENTLY").format(**words))
-            cursor.execute(sql.SQL("DROP TABLE {name}").format(**words))
+        for attempt in range(ATTEMPTS):
+            time.sleep(attempt)
+            try:
+                with connection.cursor() as cursor, _patience(cursor):
+                    if how := DETACHING[self._attached(name)]:
+                        # Outside of any transaction: CONCURRENTLY waits for those that read the table, and for
+                        # that time holds nothing that a COPY or a reader would wait for.
+                        cursor.execute(
+                            sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {how}").format(**words)
+                        )
+                    cursor.execute(sql.SQL("DROP TABLE {name}").format(**words))
+            except OperationalError as error:
+                logger.warning("an old partition is in use", extra={"partition": name, "error": str(error)})
+            else:
+                return True
+        return False
+
+    def _attached(self, name: str) -> bool | None:
+        """Whether it is a partition: None when it is none any more, False when it was left half way off."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT NOT inhdetachpending FROM pg_inherits"
+                " WHERE inhparent = %s::regclass AND inhrelid = %s::regclass",
+                [self.table, name],
+            )
+            row = cursor.fetchone()
+        return row[0] if row else None
+
+    def _all_names(self) -> list[str]:
+        """The partitions there are and those that were taken off but not dropped, oldest first."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ %s"
+                " AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = %s::regclass) ORDER BY 1",
+                [rf"^{self.table}_\d{{4}}_\d\d$", self.table],
+            )
+            return [name for (name,) in cursor.fetchall()]
+
+    def _start(self, name: str) -> date:
+        year, month = (int(part) for part in name.removeprefix(f"{self.table}_").split("_"))
+        return date(year, month, 1)
+
+
+@contextmanager
+def _patience(cursor: Any) -> Iterator[None]:
+    """Wait for a lock for a moment only: whoever comes after us would wait behind us."""
+    cursor.execute(f"SET lock_timeout = '{PATIENCE}'")
+    try:
+        yield
+    finally:
+        cursor.execute("RESET lock_timeout")
 
 
 def _months(first: date, count: int) -> Iterator[tuple[date, date]]:

@@ -3,19 +3,22 @@
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 from allauth.usersessions.models import UserSession
 from django.contrib.sessions.models import Session as WebSession
 from django.db import connection
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
 from gatewayadmin import locks
 from gatewayadmin.locks import Lock
+from oauth import purge
 from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter, Session, StreamEvent
 from servers import builtin, discovery
@@ -63,19 +66,21 @@ def _once_logged() -> None:
 
 
 def _chores() -> dict[str, int]:
+    """Each chore on its own: what fails is logged and counted, and ends no other."""
     now = timezone.now()
-    keep_from = datetime.now(UTC).date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
-    return {
-        "partitions_made": len(Call.partitions.make_ahead()),
-        "partitions_dropped": len(Call.partitions.drop_before(keep_from)),
-        "web_sessions": WebSession.objects.filter(expire_date__lt=now).delete()[0],
-        "signed_in_browsers": _sweep_browsers(),
-        "authorize_requests": AuthorizeRequest.objects.filter(expires_at__lt=now).delete()[0],
-        "mcp_sessions": Session.objects.filter(last_seen_at__lt=now - IDLE_SESSION).delete()[0],
-        "stream_events": StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT).delete()[0],
-        "rate_counters": RateCounter.objects.filter(window__lt=now - RATE_COUNTER).delete()[0],
-        "cache_entries": _sweep_cache(now),
-    }
+    done, failed = {}, 0
+    for name, chore in CHORES.items():
+        try:
+            done[name] = chore(now)
+        except Exception:
+            logger.exception("a chore failed", extra={"chore": name})
+            failed += 1
+    return done | ({"failed": failed} if failed else {})
+
+
+def _drop_partitions(now: datetime) -> int:
+    keep_from = now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
+    return len(Call.partitions.drop_before(keep_from))
 
 
 def _ask_servers(now: datetime) -> int:
@@ -114,3 +119,24 @@ def _sweep_cache(now: datetime) -> int:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM cache WHERE expires < %s", [now])
         return int(cursor.rowcount)
+
+
+def _deleted(rows: QuerySet[Any]) -> int:
+    return int(rows.delete()[0])
+
+
+CHORES: dict[str, Callable[[datetime], int]] = {
+    "partitions_made": lambda now: len(Call.partitions.make_ahead()),
+    "partitions_dropped": _drop_partitions,
+    "web_sessions": lambda now: _deleted(WebSession.objects.filter(expire_date__lt=now)),
+    "signed_in_browsers": lambda now: _sweep_browsers(),
+    "authorize_requests": lambda now: _deleted(AuthorizeRequest.objects.filter(expires_at__lt=now)),
+    "oauth_codes": purge.codes,
+    "oauth_refresh_tokens": purge.refresh_tokens,
+    "oauth_access_tokens": purge.access_tokens,
+    "oauth_registrations": purge.registrations,
+    "mcp_sessions": lambda now: _deleted(Session.objects.filter(last_seen_at__lt=now - IDLE_SESSION)),
+    "stream_events": lambda now: _deleted(StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT)),
+    "rate_counters": lambda now: _deleted(RateCounter.objects.filter(window__lt=now - RATE_COUNTER)),
+    "cache_entries": _sweep_cache,
+}

@@ -22,12 +22,17 @@ CALL = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "echo", "ar
 
 @dataclass
 class Load:
-    """Agents at work in a thread until the block ends. `answered` are the request ids of all answers."""
+    """Agents at work in a thread until the block ends.
+
+    `answered` are the request ids of all answers, `slowest` the seconds that the slowest of them took.
+    """
 
     url: str
     token: str
+    agents: int = AGENTS
     answered: set[UUID] = field(default_factory=set)
     refused: int = 0
+    slowest: float = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -49,19 +54,21 @@ class Load:
             time.sleep(0.02)
 
     async def _work(self) -> None:
-        limits = httpx.Limits(max_connections=AGENTS)
+        limits = httpx.Limits(max_connections=self.agents)
         headers = {"Authorization": f"Bearer {self.token}"}
         async with httpx.AsyncClient(limits=limits, headers=headers, timeout=10) as client:
-            await asyncio.gather(*(self._agent(client, number) for number in range(AGENTS)))
+            await asyncio.gather(*(self._agent(client, number) for number in range(self.agents)))
 
     async def _agent(self, client: httpx.AsyncClient, number: int) -> None:
         while not self._stop.is_set():
+            began = time.monotonic()
             try:
                 answer = await client.post(self.url, json=CALL | {"id": number})
             except httpx.TransportError:
                 await asyncio.sleep(0.05)
                 continue
             if answer.status_code == httpx.codes.OK and "result" in answer.json():
+                self.slowest = max(self.slowest, time.monotonic() - began)
                 self.answered.add(UUID(answer.headers["x-request-id"]))
             else:
                 self.refused += 1

@@ -21,3 +21,5 @@ class Command(BaseCommand):
             self.stdout.write("Another process is at it already.")
         else:
             self.stdout.write(", ".join(f"{name} {count}" for name, count in done.items()))
+            if failed := done.get("failed"):
+                raise CommandError(f"{failed} of the chores failed; the log above says how.")

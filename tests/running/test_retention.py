@@ -1,0 +1,54 @@
+"""Old partitions go while calls run: no answered call is lost, and none waits for it."""
+
+from contextlib import closing
+
+import psycopg
+import pytest
+
+from tests.running.load import Load
+from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("kill")  # With the others that keep both cores busy.
+
+OLD = ("auditlog_call_2020_01", "auditlog_call_2020_02")
+BUSY = "Another process is at it already."
+
+
+def add_old_partitions(live: Serve) -> None:
+    for month, name in enumerate(OLD, 1):
+        live.rows(f"CREATE TABLE {name} (LIKE auditlog_call INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+        live.rows(
+            f"ALTER TABLE auditlog_call ATTACH PARTITION {name}"
+            f" FOR VALUES FROM ('2020-0{month}-01 00:00+00') TO ('2020-0{month + 1}-01 00:00+00')"
+        )
+
+
+def old_ones(live: Serve) -> list[str]:
+    query = "SELECT relname FROM pg_class WHERE relname = ANY(%s) ORDER BY 1"
+    return [row["relname"] for row in live.rows(query, list(OLD))]
+
+
+def keep_house(live: Serve) -> None:
+    """Run the command; the server's own loop may be at it just then."""
+    while BUSY in live.manage("housekeeping"):
+        pass
+
+
+def test_dropping_old_partitions_loses_no_answered_call_and_delays_none(live: Serve) -> None:
+    issued = live.issue_token(host="Retention", gateway="quickstart")
+    add_old_partitions(live)
+    with closing(psycopg.connect(live.database_url)) as reader, Load(issued["gateway_url"], issued["token"], 2) as load:
+        load.wait_for(20)
+        reader.execute("SELECT count(*) FROM auditlog_call")  # And leaves its transaction open, as a long export does.
+        keep_house(live)
+        assert old_ones(live)[-1:] == [OLD[-1]]
+        load.wait_for(20)
+
+        reader.rollback()
+        keep_house(live)
+        assert old_ones(live) == []
+        load.wait_for(20)
+
+    logged = {row["correlation_id"] for row in live.rows("SELECT correlation_id FROM auditlog_call")}
+    assert load.answered <= logged
+    assert (load.refused, load.slowest < 1) == (0, True), load.slowest
