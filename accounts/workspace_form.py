@@ -8,8 +8,7 @@ from django import forms
 
 from accounts.limits import LimitField
 from accounts.models import NewAppPolicy, WorkspaceSettings
-
-MOST_PAYLOAD = 1024 * 1024
+from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Workspace": ("name", "new_app_policy"),
@@ -57,15 +56,14 @@ class WorkspaceForm(forms.Form):
     record_payloads = forms.BooleanField(
         label="Record payloads",
         required=False,
-        disabled=True,
-        help_text="Not available yet: what calls send and get is never stored.",
+        help_text="Keeps with each call what it sent and got, for those who may view recorded payloads. Passwords, "
+        "tokens and stored credentials are taken out first, as far as they can be told; other private words stay in.",
     )
     payload_limit_bytes = forms.IntegerField(
         label="Largest payload recorded",
-        min_value=0,
+        min_value=LEAST_PAYLOAD,
         max_value=MOST_PAYLOAD,
-        disabled=True,
-        help_text="Bytes; what is longer would be cut there.",
+        help_text="Bytes, from 256 to 1,048,576; what is longer is cut there.",
     )
     calls_per_minute = LimitField(
         "Calls a minute, all together",

@@ -74,13 +74,19 @@ class CallSerializer(serializers.ModelSerializer[Call]):
 
 
 class CallDetail(CallSerializer):
-    """One MCP message with its payload, where that was recorded, and the reason in words."""
+    """One MCP message with the reason in words, and its payload where that was recorded, for `logs:payloads`."""
 
     reason = serializers.SerializerMethodField()
 
     class Meta:
         model = Call
         exclude = ("uid",)
+
+    def to_representation(self, instance: Call) -> dict[str, Any]:
+        told = super().to_representation(instance)
+        if not self.context["request"].user.has_perm(Capability.LOGS_PAYLOADS):
+            told |= {"request_payload": None, "response_payload": None}
+        return told
 
     def get_reason(self, call: Call) -> str | None:
         found = reason_of(call.outcome, call.deny_reason)

@@ -14,13 +14,14 @@ from django.utils import timezone
 from auditlog.models import Call
 from auditlog.search import Search
 
-BARS = 36
-BLOCKS = 2_000  # Of the table, which a sample reads at most.
+BARS = 30
+BLOCKS = 600  # Of the table, which a sample reads at most.
 
 OK, ERROR, DENIED = "ok", "error", "denied"
 KINDS = (OK, ERROR, DENIED)
 
-HEIGHT, GAP = 64.0, 0.28
+HEIGHT, WIDTH, BODY = 64.0, 24, 18
+MINUTE = timedelta(minutes=1)
 
 COUNT = """
 SELECT floor(extract(epoch FROM r.created_at - %s) / %s)::int,
@@ -31,12 +32,11 @@ FROM ({rows}) r GROUP BY 1, 2
 """
 
 
-class Rect(NamedTuple):
-    """A part of a bar, in the drawing's units."""
+class Drawn(NamedTuple):
+    """All that ended alike, as one path."""
 
     kind: str
-    y: float
-    height: float
+    path: str
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,20 @@ class Bar:
 
     @property
     def x(self) -> int:
-        return self.number * 20
+        return self.number * WIDTH
 
     @property
     def total(self) -> int:
         return sum(self.counts.values())
 
-    @property
-    def rects(self) -> Iterator[Rect]:
-        """What is drawn, from the ground up; what happened at all is seen."""
+    def drawn(self) -> Iterator[Drawn]:
+        """Its parts from the ground up; what happened at all is seen."""
         y = HEIGHT
         for kind in KINDS:
             if count := self.counts.get(kind, 0):
-                height = max(round(HEIGHT * count / self.highest, 1), 1.5)
-                y = max(round(y - height, 1), 0.0)
-                yield Rect(kind, y, height)
+                height = min(max(round(HEIGHT * count / self.highest, 1), 1.5), y)
+                yield Drawn(kind, f"M{self.x} {y:g}v-{height:g}h{BODY}v{height:g}z")
+                y = round(y - height, 1)
 
     @property
     def query(self) -> str:
@@ -81,6 +80,13 @@ class Histogram:
     sampled: bool
 
     @property
+    def drawn(self) -> list[Drawn]:
+        """What is drawn, one path for each way to end."""
+        parts = [part for bar in self.bars for part in bar.drawn()]
+        paths = [Drawn(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in KINDS]
+        return [one for one in paths if one.path]
+
+    @property
     def totals(self) -> dict[str, int]:
         """How many ended how, over all."""
         return {kind: sum(bar.counts.get(kind, 0) for bar in self.bars) for kind in KINDS}
@@ -88,19 +94,25 @@ class Histogram:
     @property
     def marks(self) -> list[datetime]:
         """The moments written below the bars."""
-        return [bar.since for bar in self.bars[:: BARS // 4]] + [self.bars[-1].until] if self.bars else []
+        return [*(bar.since for bar in self.bars[:: BARS // 5]), self.bars[-1].until]
 
 
 def stamp(at: datetime) -> str:
-    """A moment as it stands in a query string, to the second."""
-    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    """A moment as it stands in a query string, to the second where it has some."""
+    at = at.astimezone(UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}"
 
 
 def histogram(search: Search, *, sampled: bool) -> Histogram:
     """The bars of what was searched; when there are many, of a sample, so that it costs no more than of few."""
     until = min(search.until or timezone.now(), timezone.now())
     since = search.since or _first() or until - timedelta(hours=1)
-    width = max((until - since) / BARS, timedelta(seconds=1))
+    if until - since >= BARS * MINUTE:
+        # Bars begin at whole minutes: people read their times.
+        since = since.replace(second=0, microsecond=0)
+        width = -((since - until) // (BARS * MINUTE)) * MINUTE
+    else:
+        width = max((until - since) / BARS, timedelta(seconds=1))
     counted = _counted(search, since, width, share=_share() if sampled else 1.0)
     highest = max((sum(kinds.values()) for kinds in counted.values()), default=1)
     bars = [Bar(n, since + n * width, since + (n + 1) * width, counted.get(n, {}), highest) for n in range(BARS)]

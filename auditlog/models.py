@@ -107,6 +107,7 @@ class Call(models.Model):
     class Meta:
         ordering = ("-created_at", "-id")
         default_permissions = ("view",)
+        permissions = (("view_payload", "See recorded payloads"),)
         indexes = (
             *(
                 models.Index(fields=(name, "-created_at"), name=f"call_by_{name.removesuffix('_id')}")
@@ -120,6 +121,11 @@ class Call(models.Model):
 
     def __str__(self) -> str:
         return f"{self.method} {self.feature_name}".strip()
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether something of what it carried was kept."""
+        return self.request_payload is not None or self.response_payload is not None
 
 
 class Actor(Protocol):

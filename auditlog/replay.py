@@ -1,4 +1,4 @@
-"""A call again, as a command to paste; never with the token, nor with what the viewer may not see."""
+"""What a call carried, and the call again as a command to paste: never with the token."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ def curl(call: Call, *, payload: bool) -> str:
         f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
     ]
     return " \\\n  ".join(lines)
+
+
+def payloads(call: Call) -> list[tuple[str, str]]:
+    """What was recorded of the call, under its names, for people to read."""
+    recorded = (("Request", call.request_payload), ("Response", call.response_payload))
+    return [(name, _pretty(value)) for name, value in recorded if value is not None]
+
+
+def _pretty(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def _params(call: Call, payload: bool) -> Any:

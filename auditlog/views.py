@@ -20,7 +20,7 @@ from auditlog.filters import CallFilter
 from auditlog.histogram import histogram
 from auditlog.keyset import BadCursor, Cursor, Page
 from auditlog.models import Call, Event
-from auditlog.replay import curl
+from auditlog.replay import curl, payloads
 from auditlog.search import Found
 from capabilities import Capability, requires
 from capabilities.doors import SEES_SERVERS
@@ -58,10 +58,12 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
         found = Call.objects.find(uid)
     except (Call.DoesNotExist, ValueError, OverflowError) as missing:
         raise Http404 from missing
+    sees_payload = request.user.has_perm(Capability.LOGS_PAYLOADS)
     context = {
         "call": found,
         "detail": Detail(found),
-        "curl": curl(found, payload=False),
+        "curl": curl(found, payload=sees_payload),
+        "payloads": payloads(found) if sees_payload else [],
         "same_request": _same_request(found),
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }

@@ -21,6 +21,9 @@ SETUP = (
     b"SET lock_timeout = '5s'",
 )
 
+_N = "\\N"
+_NO_PAYLOAD = f"f\t{_N}\t{_N}"
+
 # Errors of single rows (bad data, a broken constraint): the others of the batch are innocent.
 _OF_A_ROW = ("22", "23")
 
@@ -66,6 +69,12 @@ class Row:
     client_name: str = ""
     client_version: str = ""
     protocol_version: str = ""
+    payload: str = _NO_PAYLOAD
+
+    def carry(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
+        """Keep what the call sent and got, as JSON that holds no secret; `cut` when not all of it."""
+        told = (_N if part is None else part.decode().replace("\\", "\\\\") for part in (request, response))
+        self.payload = "\t".join(("t" if cut else "f", *told))
 
     def line(self) -> bytes:
         """The row in PostgreSQL's text format for COPY."""
@@ -92,7 +101,8 @@ class Row:
             f"\t{self.http_status}\t{_or_null(self.rpc_error_code)}\t{self.host_id or _N}\t{self.gateway_id or _N}"
             f"\t{self.connection_id or _N}\t{self.user_id or _N}\t{self.token_id or _N}\t{self.server_id or _N}"
             f"\t{self.identity_id or _N}\t{self.token_prefix}\t{self.duration_ms:.3f}\t{_ms(self.authorise_ms)}"
-            f"\t{_ms(self.upstream_ms)}\t{self.request_bytes}\t{self.response_bytes}\t{self.client_ip or _N}\tf"
+            f"\t{_ms(self.upstream_ms)}\t{self.request_bytes}\t{self.response_bytes}\t{self.client_ip or _N}"
+            f"\t{self.payload}"
         )
         return f"{exact}\t{text}\n".encode(errors="replace")
 
@@ -100,12 +110,11 @@ class Row:
 COPY = (
     b"COPY auditlog_call (uid, created_at, correlation_id, feature_type, outcome, deny_reason, http_status,"
     b" rpc_error_code, host_id, gateway_id, connection_id, user_id, token_id, server_id, identity_id, token_prefix,"
-    b" duration_ms, authorise_ms, upstream_ms, request_bytes, response_bytes, client_ip, payload_truncated, method,"
-    b" feature_name, host_name, gateway_name, server_name, user_email, identity_label, token_name, user_agent,"
-    b" client_name, client_version, protocol_version) FROM STDIN"
+    b" duration_ms, authorise_ms, upstream_ms, request_bytes, response_bytes, client_ip, payload_truncated,"
+    b" request_payload, response_payload, method, feature_name, host_name, gateway_name, server_name, user_email,"
+    b" identity_label, token_name, user_agent, client_name, client_version, protocol_version) FROM STDIN"
 )
 
-_N = "\\N"
 _ESCAPES = {ord("\\"): "\\\\", ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r", 0: None}
 
 

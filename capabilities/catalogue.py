@@ -101,6 +101,12 @@ class Capability(StrEnum):
         "View and export logs",
         "See the Logs page and the log tabs, and export them.",
     )
+    LOGS_PAYLOADS = (
+        "auditlog.view_payload",
+        "logs:payloads",
+        "View recorded payloads",
+        "See what calls sent and got, where the workspace records it.",
+    )
     AUDIT_READ = (
         "auditlog.view_event",
         "audit:read",

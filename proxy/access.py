@@ -73,6 +73,8 @@ class Facts(NamedTuple):
     token_limit: int | None = None
     gateway_limit: int | None = None
     workspace_limit: int | None = None
+    # How many bytes of what a call carries are recorded; None: nothing is.
+    recorded: int | None = None
 
     @property
     def limited(self) -> bool:

@@ -120,7 +120,8 @@ SELECT
     -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
     least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
     g.calls_per_minute,
-    (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1)
+    (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1),
+    (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads)
 FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[])
     AS q (n, digest, checksum, slug, wanted, tool)
 CROSS JOIN LATERAL (

@@ -18,7 +18,9 @@ from proxy.limits import Limits
 from proxy.marks import Marks
 from proxy.methods import Methods, refused, wanted
 from proxy.outbound import Origins, Response, Stream
+from proxy.recording import Recorder
 from servers import eras
+from servers.crypto import Cipher
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Endpoint:
         self._writer = writer
         self._marks = marks
         self._methods = methods
+        self._recorder = Recorder(Cipher(config.encryption_keys))
         self._origins = Origins(config.public_url, config.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,6 +173,8 @@ class Endpoint:
         row.response_bytes = len(response.body)
         took = time.perf_counter() - request.began
         row.duration_ms = took * 1000
+        if request.facts is not None and request.facts.recorded is not None:
+            self._recorder.note(request, response, request.facts.recorded)
         try:
             await self._writer.commit(row)
         except NotRecorded:

@@ -1,0 +1,158 @@
+"""What calls carried, in the log: only where the workspace says so, and never a secret (requirements 8.16)."""
+
+import json
+import logging
+from base64 import b64encode
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+
+from accounts.models import WorkspaceSettings
+from auditlog.models import Call
+from capabilities import Capability
+from servers.models import AuthType
+from tests import make
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy
+from tests.proxy.scripted import Request, calling
+
+PASSWORD = "Tr0ub4dor-und-drei"
+IDENTITY = "upstream-8f3kQz71-credential"
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N"
+GITHUB = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
+SECRETS = (PASSWORD, IDENTITY, JWT, GITHUB, b64encode(IDENTITY.encode()).decode())
+
+ARGUMENTS: dict[str, Any] = {
+    "city": "Lisbon",
+    "password": PASSWORD,
+    "nested": [{"x-api-key": PASSWORD, "note": f"sign in with Bearer {JWT}"}],
+    "query": f"https://host.example/?token={PASSWORD}&page=2",
+    "mine": GITHUB,
+    "line": f"Authorization: Token {PASSWORD}",
+}
+
+
+async def echo(request: Request) -> None:
+    """Tells all it was sent: arguments, headers, the credential in other words."""
+    arguments = request.message["params"]["arguments"]
+    told = json.dumps({"heard": arguments, "headers": request.headers})
+    if arguments.get("fail") == "error":
+        await request.fail(-32050, f"cannot use {request.headers['authorization']}", data={"seen": told})
+        return
+    text = f"{told} {b64encode(IDENTITY.encode()).decode()} is {IDENTITY}"
+    failed = arguments.get("fail") == "tool"
+    await request.answer({"content": [{"type": "text", "text": text}], "isError": failed})
+
+
+@pytest.fixture
+def agent(proxy: Proxy, run: Run) -> Agent:
+    user = make.user(email="ana@example.com")
+    server = make.server(slug="docs", url=run(calling(echo)).url, auth_type=AuthType.BEARER)
+    gateway = make.gateway(slug="work")
+    make.assignment(gateway, server, identity_scheme="per_user")
+    mine = make.identity(server, user, secret=IDENTITY)
+    return proxy.agent(make.connection(make.agent(by=user), gateway, user, [mine]))
+
+
+def reader(*capabilities: Capability) -> Client:
+    client = Client()
+    client.force_login(make.user(Capability.LOGS_READ, *capabilities))
+    return client
+
+
+def text(response: Any) -> str:
+    body = b"".join(response.streaming_content) if response.streaming else response.content
+    return str(body.decode())
+
+
+def database() -> str:
+    """Everything in the tables a call may have left something in."""
+    with connection.cursor() as cursor:
+        rows = []
+        for table in ("auditlog_call", "auditlog_event", "servers_server", "tokens_token", "connections_connection"):
+            cursor.execute(f"SELECT t::text FROM {table} t")
+            rows += [row for (row,) in cursor.fetchall()]
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_secret_is_found_nowhere(recording: bool, agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    WorkspaceSettings.edit(by=None, record_payloads=recording)
+
+    answers = [
+        agent.call("docs__it", ARGUMENTS, X_Api_Key=PASSWORD, Cookie=f"session={PASSWORD}"),
+        agent.call("docs__it", ARGUMENTS | {"fail": "tool"}),
+        agent.call("docs__it", ARGUMENTS | {"fail": "error"}),
+        agent.call("docs__none", ARGUMENTS),
+        agent.post(json.dumps(ARGUMENTS).encode()),
+    ]
+
+    assert IDENTITY in answers[0].text, "the test's server tells what it was sent"
+    seer = reader(Capability.LOGS_PAYLOADS)
+    calls = list(Call.objects.all())
+    assert len(calls) == len(answers)
+    assert [call.is_recorded for call in calls] == [recording] * len(calls)
+    pages = [text(seer.get(f"/logs/{call.uid}/")) + text(seer.get(f"/api/logs/{call.uid}")) for call in calls]
+    files = [text(seer.get(f"/logs/export/?format={kind}")) for kind in ("csv", "jsonl")]
+    assert ("Lisbon" in pages[0]) == recording
+    assert agent.secret is not None
+    for secret in (*SECRETS, agent.secret):
+        for where, haystack in {
+            "database": database(),
+            "log": caplog.text,
+            "pages": "".join(pages),
+            "list": text(seer.get("/logs/")),
+            "files": "".join(files),
+        }.items():
+            assert secret not in haystack, (secret, where)
+
+
+def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:
+    for on in (False, True, False):
+        WorkspaceSettings.edit(by=None, record_payloads=on)
+        agent.call("docs__it", {"city": "Lisbon"})
+
+    assert [call.is_recorded for call in Call.objects.order_by("pk")] == [False, True, False]
+
+
+def test_a_payload_is_cut_where_the_workspace_says(agent: Agent) -> None:
+    WorkspaceSettings.edit(by=None, record_payloads=True, payload_limit_bytes=256)
+
+    answer = agent.call("docs__it", {"text": "x" * 5000})
+
+    call = Call.objects.get()
+    assert len(answer.content) > 5000
+    assert call.payload_truncated
+    assert len(json.dumps(call.request_payload)) <= 300
+    assert call.request_bytes > 5000
+
+
+@pytest.mark.parametrize("odd", ["a\x00b", "\ud83d", 10**30, -(2**70), "\\u0000"])
+def test_whatever_is_sent_can_be_recorded(odd: object, agent: Agent) -> None:
+    WorkspaceSettings.edit(by=None, record_payloads=True)
+
+    params = {"name": "docs__none", "arguments": {"odd": odd}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    assert agent.post(body.encode()).status_code == 200
+    assert Call.objects.get().is_recorded
+
+
+def test_payloads_are_shown_to_their_capability_alone_and_are_in_no_file(agent: Agent) -> None:
+    WorkspaceSettings.edit(by=None, record_payloads=True)
+    agent.call("docs__it", {"city": "Lisbon"})
+    call = Call.objects.get()
+    seer, other = reader(Capability.LOGS_PAYLOADS), reader()
+
+    shown, hidden = text(seer.get(f"/logs/{call.uid}/")), text(other.get(f"/logs/{call.uid}/"))
+
+    assert "Lisbon" in shown
+    assert "Lisbon" not in hidden
+    assert "Recorded, for those who may view recorded payloads." in hidden
+    assert seer.get(f"/api/logs/{call.uid}").json()["request_payload"]["params"]["arguments"] == {"city": "Lisbon"}
+    assert other.get(f"/api/logs/{call.uid}").json()["request_payload"] is None
+    for client in (seer, other):
+        for path in ("/logs/export/?format=csv", "/logs/export/?format=jsonl", "/api/logs/export?format=jsonl"):
+            assert "Lisbon" not in text(client.get(path))
