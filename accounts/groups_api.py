@@ -18,6 +18,7 @@ from rest_framework.response import Response
 from accounts.api import PROBLEMS
 from accounts.limits import Limit
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
+from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from capabilities import Capability
 from capabilities.rest import Rule
 from ui.rest import Body, ListQuery, Query, Resource
@@ -172,6 +173,8 @@ class WorkspaceChanges(Body):
     allow_non_expiring_tokens = serializers.BooleanField()
     new_app_policy = serializers.ChoiceField(NewAppPolicy.choices)
     log_retention_days = serializers.IntegerField(min_value=1, max_value=3650)
+    record_payloads = serializers.BooleanField()
+    payload_limit_bytes = serializers.IntegerField(min_value=LEAST_PAYLOAD, max_value=MOST_PAYLOAD)
     oauth_access_token_seconds = serializers.IntegerField(min_value=60, max_value=3600)
     oauth_refresh_idle_days = serializers.IntegerField(min_value=1, max_value=365)
     calls_per_minute = Limit()
