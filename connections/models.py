@@ -74,8 +74,8 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
                 .select_for_update(of=("self",))
                 .get_or_create(host=host, gateway=gateway, user=user, revoked_at=None)
             )
-            if not connection.enabled:
-                raise Refused("This connection has been disabled by an administrator.")
+            if reason := connection.refusal:
+                raise Refused(reason)
             connection.bind(identities)
             if made:
                 Event.objects.record(Action.CONNECTION_OPENED, connection, by=by)
@@ -131,14 +131,17 @@ def host_refusal(host: Host) -> str:
     return "This app is waiting for an administrator's approval." if host.is_pending else ""
 
 
+def gateway_refusal(gateway: Gateway, user: User) -> str:
+    """The same of a gateway; who is out of its reach learns nothing else of it."""
+    if gateway.archived_at is None and not gateway.is_reachable_by(user):
+        return "Your teams do not include this gateway."
+    return "An administrator has disabled this gateway." if gateway.archived_at or not gateway.enabled else ""
+
+
 def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
     host, gateway = host.lock(), gateway.lock()
-    if reason := host_refusal(host):
+    if reason := host_refusal(host) or gateway_refusal(gateway, user):
         raise Refused(reason)
-    if gateway.archived_at or not gateway.enabled:
-        raise Refused("An administrator has disabled this gateway.")
-    if not gateway.is_reachable_by(user):
-        raise Refused("Your teams do not include this gateway.")
 
 
 class Connection(Switchable):
@@ -207,6 +210,11 @@ class Connection(Switchable):
         if not self.gateway.enabled:
             return "gateway"
         return "" if self.user.is_active else "user"
+
+    @property
+    def refusal(self) -> str:
+        """Why it takes no further token, in words for the person; empty when it does."""
+        return "" if self.enabled else "This connection has been disabled by an administrator."
 
     @property
     def is_on(self) -> bool:

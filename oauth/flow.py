@@ -15,7 +15,7 @@ from oauth2_provider.models import Application
 
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from capabilities import Capability
-from connections.models import Connection, ConnectionIdentity, host_refusal
+from connections.models import Connection, ConnectionIdentity, gateway_refusal, host_refusal
 from gateways.models import Assignment, Gateway, GatewayQuerySet, IdentityScheme
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
@@ -102,14 +102,8 @@ def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
     gateway = flow.gateway
     if gateway is None:
         return ""
-    if not gateway.is_reachable_by(user):
-        return "Your teams do not include this gateway."
-    if not gateway.enabled:
-        return "An administrator has disabled this gateway."
     connection = live_connection(flow)
-    if connection and not connection.enabled:
-        return "This connection has been disabled by an administrator."
-    return ""
+    return gateway_refusal(gateway, user) or (connection.refusal if connection else "")
 
 
 def live_connection(flow: AuthorizeRequest) -> Connection | None:
