@@ -50,7 +50,6 @@ REASONS = {
     "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for this server."),
     "identity_disabled": Reason(Step.IDENTITY, "The identity for this server is switched off."),
     "identity_expired": Reason(Step.IDENTITY, "The identity for this server has expired."),
-    "identity_revoked": Reason(Step.IDENTITY, "The identity for this server has been revoked."),
     "identity_unreadable": Reason(Step.IDENTITY, "No encryption key opens the stored identity."),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it."),
     "address_blocked": Reason(Step.UPSTREAM, "The server lives at an address the gateway may not call."),

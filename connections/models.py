@@ -38,7 +38,6 @@ class RevokeReason(models.TextChoices):
     MANUAL = "manual", "manual"
     PASSWORD_RESET = "password_reset", "password reset"
     USER_DEACTIVATED = "user_deactivated", "user deactivated"
-    REFRESH_REUSE = "refresh_reuse", "refresh token reused"
     ARCHIVED = "archived", "archived"
 
 

@@ -222,11 +222,6 @@ class Token(models.Model):
         self.prefix, self.key_id = text.shown(secret), text.key_id(key)
         self.digest = text.digest(secret, key)
 
-    @property
-    def days_left(self) -> int | None:
-        """Whole days until it expires; None when it never does."""
-        return None if self.expires_at is None else max((self.expires_at - timezone.now()).days, 0)
-
     def rotate(self, *, by: User | None, presented: str | None = None) -> Issued:
         """Give this token another secret; all else stays, the old secret is dead at commit (X15-X26).
 

@@ -13,7 +13,6 @@ from functools import lru_cache
 from zlib import crc32
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-LENGTH = 48
 SHOWN = 12
 RANDOM = 38
 CHECK = 6
