@@ -23,7 +23,7 @@ def _relabel(form: Form, **labels: str) -> None:
 class SignInForm(LoginForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, login="E-mail", password="Password", remember="Keep me signed in on this device")  # noqa: S106
+        _relabel(self, login="E-mail", password="Password", remember="Keep me signed in on this device")  # noqa: S106  (a label)
         self.fields["login"].widget.attrs["autocomplete"] = "username"
         self.fields["password"].help_text = ""
 
@@ -45,7 +45,7 @@ class AgainForm(ReauthenticateForm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, password="Password")  # noqa: S106
+        _relabel(self, password="Password")  # noqa: S106  (a label)
         self.fields["password"].help_text = ""
 
 

@@ -72,10 +72,10 @@ class Action(StrEnum):
     TEAM_REMOVED = "team.removed"
     TEAM_UPDATED = "team.updated"
 
-    TOKEN_ISSUED = "token.issued"  # noqa: S105  (a name, no secret)
-    TOKEN_REVOKED = "token.revoked"  # noqa: S105
-    TOKEN_ROTATED = "token.rotated"  # noqa: S105
-    TOKEN_UPDATED = "token.updated"  # noqa: S105
+    TOKEN_ISSUED = "token.issued"
+    TOKEN_REVOKED = "token.revoked"
+    TOKEN_ROTATED = "token.rotated"
+    TOKEN_UPDATED = "token.updated"
 
     TOOL_DISABLED = "tool.disabled"
     TOOL_ENABLED = "tool.enabled"
@@ -85,8 +85,8 @@ class Action(StrEnum):
     USER_CREATED = "user.created"
     USER_DEACTIVATED = "user.deactivated"
     USER_INVITATION_RENEWED = "user.invitation_renewed"
-    USER_PASSWORD_CHANGED = "user.password_changed"  # noqa: S105
-    USER_PASSWORD_RESET = "user.password_reset"  # noqa: S105
+    USER_PASSWORD_CHANGED = "user.password_changed"
+    USER_PASSWORD_RESET = "user.password_reset"
     USER_REACTIVATED = "user.reactivated"
     USER_RESET_SENT = "user.password_reset_sent"
     USER_ROLE_CHANGED = "user.role_changed"

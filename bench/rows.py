@@ -9,13 +9,13 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
 django.setup()
 
-from accounts.models import User  # noqa: E402 - models want Django set up
-from auditlog.models import Call  # noqa: E402
-from connections.models import Connection  # noqa: E402
-from gateways.models import Assignment, Gateway  # noqa: E402
-from hosts.models import Host  # noqa: E402
-from servers.models import Server  # noqa: E402
-from tokens.models import Token  # noqa: E402
+from accounts.models import User
+from auditlog.models import Call
+from connections.models import Connection
+from gateways.models import Assignment, Gateway
+from hosts.models import Host
+from servers.models import Server
+from tokens.models import Token
 
 
 def make(upstream: str) -> str:

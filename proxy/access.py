@@ -275,7 +275,7 @@ class Access:
             try:
                 await self._answer(batch)
             except Exception as error:  # noqa: BLE001 - a dead worker would leave every later request waiting
-                logger.error("access not checked", extra={"requests": len(batch), "error": str(error)})  # noqa: TRY400
+                logger.error("access not checked", extra={"requests": len(batch), "error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
                 _fail(batch, Unobtainable(str(error)))
 
     async def _answer(self, batch: list[Waiting]) -> None:

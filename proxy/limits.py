@@ -122,7 +122,7 @@ class Limits:
             try:
                 await self._take(batch)
             except Exception as error:  # noqa: BLE001 - a dead worker would leave every later request waiting
-                logger.error("limits not checked", extra={"requests": len(batch), "error": str(error)})  # noqa: TRY400
+                logger.error("limits not checked", extra={"requests": len(batch), "error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
                 _fail(batch, Unobtainable(str(error)))
 
     async def _take(self, batch: list[Waiting]) -> None:

@@ -220,7 +220,7 @@ class GuardedTransport(httpx.BaseTransport):
 def _transport(guard: Guard, deadline: Deadline, *, encrypted: bool) -> httpx.HTTPTransport:
     transport = httpx.HTTPTransport(trust_env=False)
     # httpx has no parameter for it; its transport is a thin wrapper of this pool.
-    transport._pool = httpcore.ConnectionPool(  # noqa: SLF001
+    transport._pool = httpcore.ConnectionPool(  # noqa: SLF001  (as said above)
         ssl_context=httpx.create_ssl_context(trust_env=False) if encrypted else None,
         network_backend=_GuardedBackend(guard, deadline, encrypted=encrypted),
     )

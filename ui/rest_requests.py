@@ -51,6 +51,6 @@ class SessionCookie(SessionAuthentication):
     def enforce_csrf(self, request: Any) -> None:
         try:
             # Django's own request: ours would refuse the type of a form's body before it is known to be needed.
-            super().enforce_csrf(request._request)  # noqa: SLF001
+            super().enforce_csrf(request._request)  # noqa: SLF001  (Django's check wants Django's request)
         except exceptions.PermissionDenied as denied:
             raise exceptions.PermissionDenied(str(denied.detail), code="csrf_failed") from None

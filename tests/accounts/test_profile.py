@@ -69,7 +69,7 @@ def test_the_page_leads_to_password_second_factor_and_sessions(ana: User, sign_i
         assert f'href="{url}"' in page
 
 
-def test_the_rail_shows_what_one_may_open(ana: User, max: User, sign_in: SignIn) -> None:  # noqa: A002  (the fixture)
+def test_the_rail_shows_what_one_may_open(ana: User, max: User, sign_in: SignIn) -> None:
     mine = sign_in(ana).get("/settings/profile").content.decode().split('id="rail"')[1].split("</nav>")[0]
     theirs = sign_in(max).get("/settings/profile").content.decode().split('id="rail"')[1].split("</nav>")[0]
 

@@ -99,4 +99,4 @@ def test_a_guarded_view_names_the_capability_that_is_missing() -> None:
 
 def test_a_misspelt_capability_is_a_failing_page() -> None:
     with pytest.raises(LookupError, match="HOSTS_TOGLE"):
-        Can(make.user()).hosts_togle  # noqa: B018
+        Can(make.user()).hosts_togle  # noqa: B018  (asking is the act)

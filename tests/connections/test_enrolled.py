@@ -48,7 +48,7 @@ def test_each_person_has_a_row_with_their_state(
     ana: User,
     ann: User,
     ben: User,
-    max: User,  # noqa: A002
+    max: User,
     bot: Host,
     work: Gateway,
     sign_in: SignIn,

@@ -37,7 +37,7 @@ def names(response: object) -> list[str]:
     return [row.connection.host.name for row in response.context["rows"]]  # type: ignore[attr-defined]
 
 
-def test_a_row_says_everything_w05_to_w11_ask_for(ana: User, max: User, sign_in: SignIn) -> None:  # noqa: A002
+def test_a_row_says_everything_w05_to_w11_ask_for(ana: User, max: User, sign_in: SignIn) -> None:
     with time_machine.travel(NOW - timedelta(days=5), tick=False):
         link = make.app_connection(max, make.gateway(name="Quickstart"), name="Claude Desktop")
     Connection.objects.filter(pk=link.pk).update(last_token_at=NOW - timedelta(hours=3))

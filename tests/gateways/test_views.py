@@ -91,7 +91,7 @@ def test_a_page_opens_to_who_is_reached_and_to_who_governs_gateways(path: str, s
         assert sign_in(make.user(capability)).get(f"/gateways/{gateway.slug}/{path}").status_code == 200
 
 
-def test_the_list_holds_only_what_is_within_reach(ana: User, max: User, sign_in: SignIn) -> None:  # noqa: A002
+def test_the_list_holds_only_what_is_within_reach(ana: User, max: User, sign_in: SignIn) -> None:
     team = Team.objects.create(name="Platform")
     make.gateway(name="Open")
     make.gateway(name="Closed", reach=Reach.TEAMS, teams=[team])
@@ -100,7 +100,7 @@ def test_the_list_holds_only_what_is_within_reach(ana: User, max: User, sign_in:
     assert {g.name for g in sign_in(ana).get("/gateways/").context["page"]} == {"Open", "Closed"}
 
 
-def test_members_see_pages_without_controls(max: User, sign_in: SignIn) -> None:  # noqa: A002
+def test_members_see_pages_without_controls(max: User, sign_in: SignIn) -> None:
     gateway = make.gateway(make.server())
     Tool.objects.learn(gateway.assignments.get(), [{"name": "echo"}])
     client = sign_in(max)
@@ -144,7 +144,7 @@ def test_the_list_counts_servers_tools_and_live_connections(ana: User, sign_in: 
     assert "Everyone" in row
 
 
-def test_connections_are_counted_as_far_as_one_may_see_them(max: User, ana: User, sign_in: SignIn) -> None:  # noqa: A002
+def test_connections_are_counted_as_far_as_one_may_see_them(max: User, ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway()
     bot = make.agent(by=ana)
     for user in (ana, max, make.user()):
@@ -155,7 +155,7 @@ def test_connections_are_counted_as_far_as_one_may_see_them(max: User, ana: User
     assert 'data-label="Connections" class="number">1<' in row
 
 
-def test_an_empty_list_says_what_to_do_next(ana: User, max: User, sign_in: SignIn) -> None:  # noqa: A002
+def test_an_empty_list_says_what_to_do_next(ana: User, max: User, sign_in: SignIn) -> None:
     assert "No gateways yet. Add a gateway" in text(sign_in(ana).get("/gateways/"))
     assert "No gateway is open to you yet." in text(sign_in(max).get("/gateways/"))
 
@@ -256,7 +256,7 @@ def test_a_gateway_is_renamed_and_keeps_its_url(ana: User, sign_in: SignIn) -> N
     assert (gateway.name, gateway.slug, gateway.description) == ("New", "old", "Better")
 
 
-def test_reach_is_changed_to_teams_and_back(ana: User, max: User, sign_in: SignIn) -> None:  # noqa: A002
+def test_reach_is_changed_to_teams_and_back(ana: User, max: User, sign_in: SignIn) -> None:
     gateway, team = make.gateway(), Team.objects.create(name="Platform")
     client = sign_in(ana)
 
@@ -341,7 +341,7 @@ def test_a_switch_answers_with_the_row_or_the_head_it_stands_in(ana: User, sign_
     assert client.post("/gateways/work/disable/")["Location"] == "/gateways/work/"
 
 
-def test_an_id_of_the_log_leads_to_the_page_of_a_gateway_within_reach(ana: User, max: User, sign_in: SignIn) -> None:  # noqa: A002
+def test_an_id_of_the_log_leads_to_the_page_of_a_gateway_within_reach(ana: User, max: User, sign_in: SignIn) -> None:
     gateway = make.gateway(slug="work", reach=Reach.TEAMS)
 
     assert sign_in(ana).get(f"/gateways/find/{gateway.pk}/")["Location"] == "/gateways/work/"

@@ -45,7 +45,7 @@ class Command(BaseCommand):
         """The settings were read with another port in mind, and links are built from it: read them again."""
         if port != settings.PORT and not settings.PUBLIC_URL_IS_SET:
             environment.hand_down("PORT", str(port))
-            os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+            os.execv(sys.executable, sys.orig_argv)  # noqa: S606  (the very command that runs)
 
     def _greet(self, welcome: Welcome) -> None:
         self.stdout.write(f"\nGateway Admin runs at {settings.PUBLIC_URL}\n")
@@ -58,7 +58,7 @@ class Command(BaseCommand):
 
 def _reachable(host: str) -> str:
     """An address at which this machine itself reaches a listener on `host`."""
-    if host in {"0.0.0.0", ""}:  # noqa: S104
+    if host in {"0.0.0.0", ""}:  # noqa: S104  (told apart, not listened at)
         return "127.0.0.1"
     if host == "::":
         return "[::1]"
