@@ -69,6 +69,12 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         request.binding = Binding.objects.select_related("connection__user").filter(grant__code=code).first()
         return request.binding is not None and _is_usable(request.binding.connection)
 
+    def confirm_redirect_uri(self, client_id: str, code: str, redirect_uri: str, client: Any, *rest: Any) -> bool:
+        """Whether the code was sent to this address; the error is the one of RFC 6749 section 5.2 (P37)."""
+        if super().confirm_redirect_uri(client_id, code, redirect_uri, client, *rest):
+            return True
+        raise errors.InvalidGrantError("The code was sent to another redirect address.")
+
     def invalidate_authorization_code(self, client_id: str, code: str, request: Request, *_: Any, **__: Any) -> None:
         """Nothing is left to do: the code was spent in the transaction that stored the tokens."""
 

@@ -37,7 +37,8 @@ def names(response: object) -> list[str]:
     return [row.connection.host.name for row in response.context["rows"]]  # type: ignore[attr-defined]
 
 
-def test_a_row_says_everything_w05_to_w11_ask_for(ana: User, max: User, sign_in: SignIn) -> None:
+def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: SignIn) -> None:
+    """W01, W05, W06, W07, W08, W09, W10, W11; W32: whose connection it is, whoever looks at it."""
     with time_machine.travel(NOW - timedelta(days=5), tick=False):
         link = make.app_connection(max, make.gateway(name="Quickstart"), name="Claude Desktop")
     Connection.objects.filter(pk=link.pk).update(last_token_at=NOW - timedelta(hours=3))
@@ -92,7 +93,7 @@ def test_settings_lead_to_it_as_mcp(ana: User, ann: User, sign_in: SignIn) -> No
 
 
 def test_reading_alone_shows_rows_without_a_button(viv: User, sign_in: SignIn) -> None:
-    """W29, J12.1; one's own rows too: on this page the capability decides."""
+    """W27, W29, J12.1; one's own rows too: on this page the capability decides."""
     own, other = make.app_connection(viv, make.gateway()), make.app_connection(make.user(), make.gateway())
 
     page = sign_in(viv).get(PATH)
@@ -155,7 +156,7 @@ def test_a_revoked_row_stays_last_with_a_red_badge_and_its_date(ana: User, ann: 
 
 
 def test_revoking_swaps_the_row_and_the_second_number(ana: User, ann: User, sign_in: SignIn) -> None:
-    """W13-W16."""
+    """W13, W14, W15, W16, W28."""
     link, _ = make.app_connection(ann, make.gateway()), make.app_connection(ann, make.gateway())
     client = sign_in(ana)
 
@@ -184,7 +185,7 @@ def test_the_numbers_of_an_answer_follow_what_the_page_shows(ana: User, sign_in:
 
 
 def test_regenerating_swaps_the_row_and_says_what_happens_next(ana: User, ann: User, sign_in: SignIn) -> None:
-    """W21-W25."""
+    """W21, W22, W23, W24, W25, W28."""
     link = make.app_connection(ann, make.gateway())
     before = Token.objects.get().prefix
 

@@ -40,7 +40,7 @@ def app() -> App:
 
 
 def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, member: User, gateway: Gateway) -> None:
-    """J6.2-J6.4, M01, M02, M04, W04, W09."""
+    """J6.2-J6.4, M01, M02, M04, W04, W09, W26."""
     answer = decide(browser(member), app.question(gateway))
     tokens = app.exchange(answer["code"]).json()
 
@@ -110,7 +110,7 @@ def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gatewa
 
 
 def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member: User, gateway: Gateway) -> None:
-    """J6.3, P37; OAuth 2.1 section 4.1.3."""
+    """J6.3, P37, OAuth 2.1 section 4.1.3. Attack: code replay."""
     code = decide(browser(member), app.question(gateway))["code"]
     tokens = app.exchange(code).json()
 
@@ -124,7 +124,10 @@ def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member:
     [
         ({"code_verifier": "x" * 64}, "invalid_grant"),
         ({"code_verifier": ""}, "invalid_grant"),
-        ({"redirect_uri": "http://127.0.0.1:33418/other"}, "invalid_request"),
+        ({"redirect_uri": "http://127.0.0.1:33418/other"}, "invalid_grant"),
+        ({"redirect_uri": "http://127.0.0.1:33419/callback"}, "invalid_grant"),
+        ({"redirect_uri": "http://localhost:33418/callback"}, "invalid_grant"),
+        ({"redirect_uri": "https://evil.example/callback"}, "invalid_grant"),
         ({"resource": "http://localhost:8000/mcp/another"}, "invalid_target"),
         ({"resource": "http://localhost:8000"}, "invalid_target"),
         ({"client_id": "somebody"}, "invalid_client"),
@@ -133,6 +136,7 @@ def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member:
 def test_a_code_is_worth_nothing_to_others(
     app: App, member: User, gateway: Gateway, change: dict[str, str], error: str
 ) -> None:
+    """P37. Attack: a stolen code with another verifier, redirect address, resource or client."""
     code = decide(browser(member), app.question(gateway))["code"]
 
     response = app.exchange(code, **change)
@@ -149,6 +153,7 @@ def test_the_resource_may_end_with_a_slash(app: App, member: User, gateway: Gate
 
 
 def test_an_old_code_is_dead(app: App, member: User, gateway: Gateway) -> None:
+    """P37."""
     code = decide(browser(member), app.question(gateway))["code"]
     Grant.objects.update(expires=timezone.now())
 
@@ -169,6 +174,7 @@ def test_refreshing_moves_last_token_and_forgives_a_race(app: App, member: User,
 
 
 def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: User, gateway: Gateway) -> None:
+    """P40: past the minute it is a theft. Attack: refresh token replay."""
     first = connect(app, member, gateway)["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
     Binding.objects.filter(superseded_at__isnull=False).update(superseded_at=timezone.now() - timedelta(seconds=61))
@@ -187,7 +193,7 @@ def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gate
 
 
 def test_revoking_the_connection_kills_everything_for_good(app: App, member: User, gateway: Gateway) -> None:
-    """J7, W16-W20: also after the same person authorised the same app again."""
+    """J7, W16, W18, W19, W20: also after the same person authorised the same app again."""
     tokens = connect(app, member, gateway)
     Connection.objects.get().revoke(by=member)
 
@@ -273,17 +279,30 @@ def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gatewa
         {"redirect_uri": "http://127.0.0.1@evil.example/callback"},
         {"redirect_uri": "http://127.0.0.1:33418/callback#x"},
         {"redirect_uri": "https://127.0.0.1:33418/callback"},
+        {"redirect_uri": "http://localhost:33418/callback"},
+        {"redirect_uri": "http://127.0.0.1.:33418/callback"},
+        {"redirect_uri": "http://127.0.0.1:33418/callback/"},
+        {"redirect_uri": "http://127.0.0.1:33418/callback?x=1"},
+        {"redirect_uri": "http://127.0.0.1:33418/callback/../other"},
+        {"redirect_uri": "http://127.0.0.1:33418/call%62ack"},
+        {"redirect_uri": "http://127.0.0.1:33418//callback"},
+        {"redirect_uri": "http://127.0.0.1:33418\\@evil.example/callback"},
+        {"redirect_uri": "//evil.example/callback"},
+        {"redirect_uri": "cursor://anysphere/callback"},
+        {"redirect_uri": ""},
         {"redirect_uri": "javascript:alert(1)"},
     ],
 )
 def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
     app: App, member: User, gateway: Gateway, change: dict[str, str]
 ) -> None:
-    """No open redirect: a page with 400 instead (P38)."""
-    response = browser(member).get(app.question(gateway, **change))
+    """P38: a page with 400 instead. Attack: redirect mix-ups and an open redirect, signed in or not."""
+    for somebody in (browser(member), Client()):
+        response = somebody.get(app.question(gateway, **change))
 
-    assert response.status_code == 400
-    assert "Location" not in response
+        assert response.status_code == 400
+        assert "Location" not in response
+        assert "Refresh" not in response
 
 
 def test_another_loopback_port_is_the_same_address(app: App, member: User, gateway: Gateway) -> None:
@@ -342,6 +361,7 @@ def test_without_a_resource_the_person_picks_the_gateway(app: App, member: User)
 
 
 def test_a_flow_belongs_to_the_person_and_browser_that_began_it(app: App, member: User, gateway: Gateway) -> None:
+    """Attack: another person in the same browser, or the same person in another one."""
     mine = browser(member)
     page = mine.get(app.question(gateway))["Location"]
 
@@ -396,8 +416,11 @@ def test_a_disabled_app_is_told_so(app: App, member: User, gateway: Gateway) -> 
 
 
 def test_the_consent_page_is_never_framed(app: App, member: User, gateway: Gateway) -> None:
+    """P41. Attack: clickjacking."""
     client = browser(member)
-    page = client.get(client.get(app.question(gateway))["Location"])
+    begun = client.get(app.question(gateway))["Location"]
+    page = client.get(client.post(begun, {"gateway": gateway.slug})["Location"])
 
+    assert b"Allow" in page.content
     assert "frame-ancestors 'none'" in page["Content-Security-Policy"]
     assert page["X-Frame-Options"] == "DENY"
