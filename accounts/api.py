@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.models import Role, User
+from accounts.people_forms import told_of
 from accounts.rules import BeyondYours, EmailTaken, LastManager, NameTaken, RoleInUse, RoleLocked
 from capabilities import Capability
 from capabilities.rest import Rule
@@ -96,7 +97,7 @@ class UserResource(Resource):
         if team := self.chosen.get("team"):
             people = people.filter(named(team, "teams", "name"))
         if words := self.chosen.get("q"):
-            people = people.filter(email__icontains=words) | people.filter(display_name__icontains=words)
+            people = people.filter(told_of(words))
         return self.page(people, lambda people: people.select_related("role").prefetch_related("teams"))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:

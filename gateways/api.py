@@ -110,8 +110,7 @@ class GatewayResource(Resource):
     def list(self, request: Request) -> Response:
         rows = Gateway.objects.visible_to(self.me).order_by(Lower("name"), "pk")
         rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in ("enabled", "reach")})
-        if words := self.chosen.get("q"):
-            rows = rows.filter(name__icontains=words) | rows.filter(slug__icontains=words)
+        rows = rows.matching(self.chosen.get("q", ""))
         return self.page(rows, self._detailed)
 
     def retrieve(self, request: Request, slug: str) -> Response:

@@ -6,7 +6,6 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.db.models import Q
 
 from accounts.limits import LimitField
 from accounts.models import Team
@@ -205,9 +204,7 @@ class GatewayFilter(forms.Form):
     def narrow(self, gateways: GatewayQuerySet) -> GatewayQuerySet:
         """The gateways that match."""
         self.is_valid()
-        if words := self.cleaned_data.get("q"):
-            gateways = gateways.filter(Q(name__icontains=words) | Q(slug__icontains=words))
-        return gateways
+        return gateways.matching(self.cleaned_data.get("q", ""))
 
 
 class ToolFilter(forms.Form):
@@ -226,10 +223,7 @@ class ToolFilter(forms.Form):
     def narrow(self, tools: ToolQuerySet) -> ToolQuerySet:
         """The tools that match."""
         self.is_valid()
-        if words := self.cleaned_data.get("q"):
-            tools = tools.filter(
-                Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
-            )
+        tools = tools.matching(self.cleaned_data.get("q", ""))
         if enabled := self.cleaned_data.get("enabled"):
             tools = tools.filter(enabled=enabled == "on")
         if chosen := self.cleaned_data.get("server"):

@@ -76,10 +76,7 @@ class ToolResource(Resource):
             tools = tools.filter(enabled=self.chosen["enabled"])
         if server := self.chosen.get("server"):
             tools = tools.filter(Q(assignment__server__slug=server) | Q(assignment__alias=server))
-        if words := self.chosen.get("q"):
-            tools = tools.filter(
-                Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
-            )
+        tools = tools.matching(self.chosen.get("q", ""))
         return self.page(tools, lambda tools: tools.select_related("assignment__server"))
 
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:

@@ -94,8 +94,7 @@ class HostResource(Resource):
             hosts = hosts.filter(kind=self.chosen["kind"])
         if "enabled" in self.chosen:
             hosts = hosts.filter(enabled=self.chosen["enabled"])
-        if words := self.chosen.get("q"):
-            hosts = hosts.filter(name__icontains=words)
+        hosts = hosts.matching(self.chosen.get("q", ""))
         return self.page(hosts, lambda hosts: counted(hosts.select_related("created_by"), self.me))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:

@@ -33,8 +33,7 @@ class HostFilter(forms.Form):
     def narrow(self, hosts: HostQuerySet) -> HostQuerySet:
         """The hosts that match."""
         self.is_valid()
-        if words := self.cleaned_data.get("q"):
-            hosts = hosts.filter(name__icontains=words)
+        hosts = hosts.matching(self.cleaned_data.get("q", ""))
         if kind := TYPES.get(self.cleaned_data.get("type", "")):
             hosts = hosts.filter(kind=kind)
         if statuses := self.cleaned_data.get("status"):

@@ -35,6 +35,10 @@ class HostQuerySet(models.QuerySet["Host"]):
         """Hosts that are not archived."""
         return self.filter(archived_at=None)
 
+    def matching(self, words: str) -> "HostQuerySet":
+        """Hosts whose name holds `words`; all of them without words."""
+        return self.filter(name__icontains=words) if words else self
+
     def add_agent(self, *, name: str, description: str = "", by: User) -> "Host":
         """Make the token-based host of an agent; made once, reused for all its connections.
 

@@ -106,8 +106,7 @@ class ServerResource(Resource):
         servers = Server.objects.live().order_by(Lower("name"), "pk")
         exact = {name: value for name, value in self.chosen.items() if name in ("enabled", "health", "auth_type")}
         servers = servers.filter(**exact)
-        if words := self.chosen.get("q"):
-            servers = servers.filter(name__icontains=words) | servers.filter(url__icontains=words)
+        servers = servers.matching(self.chosen.get("q", ""))
         return self.page(servers, lambda servers: counted(servers.select_related("created_by")))
 
     def retrieve(self, request: Request, slug: str) -> Response:

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db.models import Q
 
 from servers.credential import fits_a_header, is_header_name, may_carry
 from servers.guard import Guard, UrlRefused
@@ -152,8 +151,7 @@ class ServerFilter(forms.Form):
     def narrow(self, servers: ServerQuerySet) -> ServerQuerySet:
         """The servers that match."""
         self.is_valid()
-        if words := self.cleaned_data.get("q"):
-            servers = servers.filter(Q(name__icontains=words) | Q(url__icontains=words))
+        servers = servers.matching(self.cleaned_data.get("q", ""))
         if health := self.cleaned_data.get("health"):
             servers = servers.filter(health__in=health)
         if auth := self.cleaned_data.get("auth"):

@@ -67,6 +67,10 @@ class ServerQuerySet(models.QuerySet["Server"]):
         """Servers that are not archived."""
         return self.filter(archived_at=None)
 
+    def matching(self, words: str) -> "ServerQuerySet":
+        """Servers whose name or URL holds `words`; all of them without words."""
+        return self.filter(Q(name__icontains=words) | Q(url__icontains=words)) if words else self
+
     def add(self, *, by: User | None, **fields: Any) -> "Server":
         """Register an upstream server; it is exposed to nobody until it is assigned to a gateway."""
         with transaction.atomic():

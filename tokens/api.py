@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Q
 from django.shortcuts import get_object_or_404
 from rest_framework.decorators import action
 from rest_framework.exceptions import AuthenticationFailed
@@ -177,8 +176,7 @@ def narrowed(tokens: TokenQuerySet, chosen: Mapping[str, Any]) -> TokenQuerySet:
         tokens = tokens.filter(named(gateway, "connection__gateway", "slug"))
     if user := chosen.get("user"):
         tokens = tokens.filter(named(user.lower(), "connection__user", "email"))
-    if words := chosen.get("q"):
-        tokens = tokens.filter(Q(name__icontains=words) | Q(prefix__startswith=words))
+    tokens = tokens.matching(chosen.get("q", ""), of_many=chosen["scope"] == "all")
     if before := chosen.get("expires_before"):
         tokens = tokens.filter(expires_at__lt=before)
     return tokens

@@ -75,6 +75,15 @@ class TokenQuerySet(models.QuerySet["Token"]):
         """Tokens that could be used now, were every layer switched on."""
         return self.live().exclude(expires_at__lte=timezone.now())
 
+    def matching(self, words: str, *, of_many: bool = False) -> "TokenQuerySet":
+        """Tokens with `words` in their name, their host's, or as prefix; `of_many` people: in an owner's e-mail too.
+
+        All of them without words.
+        """
+        told = Q(name__icontains=words) | Q(prefix__startswith=words) | Q(connection__host__name__icontains=words)
+        told |= Q(connection__user__email__icontains=words) if of_many else Q()
+        return self.filter(told) if words else self
+
     def issue(
         self,
         connection: Connection,

@@ -130,13 +130,7 @@ class TokenFilter(forms.Form):
         """The tokens that match, those that end first at the top."""
         chosen = self.chosen
         tokens = tokens.filter(needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"]))
-        if words := chosen.get("q"):
-            tokens = tokens.filter(
-                Q(name__icontains=words)
-                | Q(prefix__startswith=words)
-                | Q(connection__host__name__icontains=words)
-                | (Q(connection__user__email__icontains=words) if "owner" in chosen else Q())
-            )
+        tokens = tokens.matching(chosen.get("q", ""), of_many="owner" in chosen)
         if chosen["status"] == "revoked":
             return tokens.order_by("-revoked_at", "pk")
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")

@@ -58,7 +58,7 @@ def listing(request: AppRequest) -> HttpResponse:
 def create(request: AppRequest) -> HttpResponse:
     """Choose the agent; the authorize flow does the rest. `?gateway=` goes along."""
     words = request.GET.get("q", "")
-    hosts = hosts_for(request.user).filter(name__icontains=words).order_by(Lower("name"))
+    hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
     context = {
         "hosts": hosts[:HOSTS],
         "more": max(hosts.count() - HOSTS, 0),

@@ -161,6 +161,11 @@ class ToolQuerySet(models.QuerySet["Tool"]):
         live = {"assignment__removed_at": None, "assignment__server__archived_at": None}
         return self.offered().filter(enabled=True, **on, **live).exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
 
+    def matching(self, words: str) -> "ToolQuerySet":
+        """Tools whose exposed name, title or description holds `words`; all of them without words."""
+        told = Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
+        return self.filter(told) if words else self
+
     def rename(self, assignment: Assignment) -> None:
         """Give the tools of `assignment` the names its present alias exposes them under."""
         tools = list(self.filter(assignment=assignment))

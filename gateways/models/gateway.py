@@ -44,6 +44,10 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
             return self.live()
         return self.reachable_by(user)
 
+    def matching(self, words: str) -> "GatewayQuerySet":
+        """Gateways whose name or slug holds `words`; all of them without words."""
+        return self.filter(Q(name__icontains=words) | Q(slug__icontains=words)) if words else self
+
     def add(self, *, by: User | None, teams: Iterable[Team] = (), **fields: Any) -> "Gateway":
         """Make a gateway; its slug and so its URL stay for ever."""
         with transaction.atomic():
