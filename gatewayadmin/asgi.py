@@ -1,6 +1,7 @@
 """The web application: the proxy under /mcp, Django for people, health for machines; and what runs beside them."""
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -67,6 +68,7 @@ def proxy_config() -> proxy.Config:
 async def lifespan(router: Router) -> AsyncIterator[None]:
     await asyncio.to_thread(database.ensure)
     async with proxy.runtime(proxy_config()) as _mcp.app:
+        gc.freeze()  # What was loaded stays: no collection need look at it again while calls wait.
         chores = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
         try:
             yield
