@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib.admin import RelatedOnlyFieldListFilter, register
+from django.contrib.admin import RelatedOnlyFieldListFilter, display, register
 from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability
-from connections.models import Connection, ConnectionIdentity
+from connections.models import Connection
 from gatewayadmin.admin.acts import FINAL, Act, any_of, switches
-from gatewayadmin.admin.base import Below, Governed
+from gatewayadmin.admin.base import Governed
 from gatewayadmin.staff import site
 from oauth.models import AuthorizeRequest, Binding
-from tokens.models import Token, TokenScope
+from tokens.models import Token
 
 LIVE = Q(revoked_at=None)
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
-
-
-class IdentitiesBelow(Below):
-    model = ConnectionIdentity
-    fields = ("assignment", "identity")
-    verbose_name_plural = "own identities it carries"
-
-    def get_queryset(self, request: Any) -> Any:
-        rows = super().get_queryset(request)
-        return rows.select_related("assignment__server", "assignment__gateway", "identity__server")
 
 
 @register(Connection, site=site)
@@ -62,23 +52,21 @@ class ConnectionPages(Governed):
         "revoked_at",
         "revoked_by",
         "revoke_reason",
+        "own_identities",
     )
-    inlines = (IdentitiesBelow,)
+    readonly_fields = fields
+
+    @display(description="own identities it carries")
+    def own_identities(self, obj: Connection) -> str:
+        """Which identity it takes to which server."""
+        carried = obj.identities.select_related("assignment__server", "assignment__gateway", "identity__server")
+        return ", ".join(f"{one.identity.label} to {one.assignment.server}" for one in carried)
 
     def view_on_site(self, obj: Connection) -> str:
         return reverse("connections:for_host", args=[obj.host_id])
 
     def get_queryset(self, request: Any) -> Any:
         return super().get_queryset(request).select_related("host", "user", "gateway")
-
-
-class ScopesBelow(Below):
-    model = TokenScope
-    fields = ("assignment",)
-    verbose_name_plural = "servers it is narrowed to"
-
-    def get_queryset(self, request: Any) -> Any:
-        return super().get_queryset(request).select_related("assignment__server", "assignment__gateway")
 
 
 @register(Token, site=site)
@@ -107,6 +95,7 @@ class TokenPages(Governed):
         "prefix",
         "kind",
         "connection",
+        "reaches",
         "status",
         "expires_at",
         "allowed_ips",
@@ -120,7 +109,12 @@ class TokenPages(Governed):
         "created_at",
     )
     readonly_fields = fields[1:]
-    inlines = (ScopesBelow,)
+
+    def reaches(self, obj: Token) -> str:
+        """The servers it is narrowed to."""
+        if obj.scope_all:
+            return "every server of its gateway"
+        return ", ".join(str(one.assignment.server) for one in obj.scopes.select_related("assignment__server"))
 
     def is_open(self, obj: Token) -> bool:
         return obj.status == "active" and obj.kind == "access"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django.contrib import messages
-from django.contrib.admin import ModelAdmin, ShowFacets, TabularInline
+from django.contrib.admin import ModelAdmin, ShowFacets
 from django.contrib.admin.options import Action as AdminAction
 from django.contrib.admin.options import ActionLocation
 from django.core.exceptions import PermissionDenied
@@ -21,9 +21,8 @@ from gatewayadmin.admin.acts import REFUSALS, Act
 
 if TYPE_CHECKING:
     ModelPages = ModelAdmin[Any]
-    Table = TabularInline[Any, Any]
 else:
-    ModelPages, Table = ModelAdmin, TabularInline
+    ModelPages = ModelAdmin
 
 EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 
@@ -134,23 +133,3 @@ class Governed(ModelPages):
         """The admin events of this row."""
         asked = urlencode({"range": "all", "target": object_id})
         return redirect(f"{reverse('auditlog:events')}?{asked}")
-
-
-class Below(Table):
-    """Rows that belong to another and are read with it."""
-
-    extra = 0
-    can_delete = False
-    show_change_link = False
-
-    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return True  # Whoever sees the row above.
-
-    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False

@@ -106,6 +106,11 @@ class CallPages(LogPages):
     )
     list_filter = ("outcome",)
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Call]:
+        """Without what calls sent and got, which is not shown here and may be large."""
+        rows: QuerySet[Call] = super().get_queryset(request)
+        return rows.defer("request_payload", "response_payload")
+
     @display(description="time")
     def at(self, obj: Call) -> str:
         """The moment, leading to the page of this call."""
