@@ -32,7 +32,7 @@ def _public_url_advice(url: str, base: str) -> str:
             "A path prefix is not possible: clients look for /.well-known/ at the root. Give the gateway a host name "
             "of its own, and set GATEWAY_PUBLIC_URL to it."
         )
-    if settings.PUBLIC_URL_IS_SET and _place(settings.PUBLIC_URL) == _place(base):
+    if _place(settings.PUBLIC_URL) == _place(base):
         return (
             f"GATEWAY_PUBLIC_URL is {base} as it should be: something in front rewrites this answer, or keeps an old "
             "one. Look for rewriting of bodies and headers (sub_filter, proxy_redirect), and for a cache."

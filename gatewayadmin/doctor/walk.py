@@ -105,7 +105,7 @@ class Walk:
         if issuer != self.base:
             belongs(str(issuer), self.base, "The field authorization_servers")
             raise Fault(f"The field authorization_servers begins with {issuer}, not {self.base}.", FILTERED)
-        return f"resource is {self.url}, authorized by {issuer}."
+        return f"The gateway is {self.url}, authorized by {issuer}."
 
     def server_metadata(self) -> str:
         """Where to register, authorize and get tokens; the issuer is compared letter by letter (RFC 8414)."""
@@ -118,7 +118,7 @@ class Walk:
         for name, value in (("code_challenge_methods_supported", "S256"), ("grant_types_supported", "refresh_token")):
             if value not in (self.server.get(name) or []):
                 raise Fault(f"The field {name} lacks {value}.", FILTERED)
-        return "issuer, endpoints and PKCE with S256 are as they should be."
+        return "Issuer, endpoints and PKCE with S256 are as they should be."
 
     def _document(self, url: str) -> dict[str, Any]:
         answer = self.wire.ask("GET", url)
@@ -159,7 +159,9 @@ class Walk:
     def authorize_page(self) -> str:
         """As a browser comes to it, not signed in: it is sent to the sign-in page of the same place."""
         asked = {**self.question, "resource": self.url}
-        answer = self.wire.ask("GET", f"{self.server['authorization_endpoint']}?{urlencode(asked)}")
+        telling = f"response_type=code code_challenge=… code_challenge_method=S256 resource={self.url}"
+        address = f"{self.server['authorization_endpoint']}?{urlencode(asked)}"
+        answer = self.wire.ask("GET", address, telling=telling)
         to = urljoin(answer.url, answer.headers.get("location", ""))
         if answer.status != 302:
             raise unexpected(answer, 302)
@@ -168,7 +170,9 @@ class Walk:
         belongs(to, self.base, "The header Location")
         if urlsplit(to).path != reverse("account_login"):
             raise Fault(f"The header Location leads to {to} instead of the sign-in page.", FILTERED)
+        sent_there = self.wire.asked, self.wire.answered
         self._sign_in_page(self.wire.ask("GET", to))
+        self.wire.note(*sent_there)
         return "The browser is sent to the sign-in page. What follows there needs a human."
 
     def _sign_in_page(self, answer: Answer) -> None:
@@ -207,7 +211,7 @@ class Walk:
     def call(self) -> str:
         """The token opens the gateway, and its tools are listed."""
         bearer = {"Authorization": f"Bearer {self.access_token}"}
-        telling = "Authorization: Bearer gwo_…\ntools/list"
+        telling = "Authorization: Bearer …\ntools/list"
         answer = self.wire.ask("POST", self.url, telling=telling, json=LIST, headers=ACCEPT | bearer)
         if answer.status == 401:
             raise self._refused(answer)

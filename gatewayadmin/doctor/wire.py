@@ -17,7 +17,7 @@ from servers import product
 SECONDS = 10
 LARGEST = 5 * 1024 * 1024
 TOLD = ("www-authenticate", "location", "content-type", "server", "via")
-SECRET = re.compile(r"\bgw[a-z]_\w+|(?<=[?&]code=)[^&\s]+")
+UNTOLD = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ class Wire:
         self._http.close()
 
     def note(self, asked: str, answered: str = "") -> None:
-        self.asked, self.answered = asked, SECRET.sub("…", answered)
+        self.asked, self.answered = UNTOLD.sub("…", asked), UNTOLD.sub("…", answered)
 
     def ask(self, method: str, url: str, *, telling: str = "", **what: Any) -> Answer:
         """Put a question, of which `telling` may be told; raises Fault when nothing answers."""
-        self.note(f"{method} {SECRET.sub('…', url)}" + (f"\n{telling}" if telling else ""))
+        self.note(f"{method} {url}" + (f"\n{telling}" if telling else ""))
         try:
             with self._http.stream(method, url, **what) as response:
                 answer = Answer(url, response.status_code, response.headers, _text(response))

@@ -17,6 +17,7 @@ class Exchange:
     status: int = 0
     answered: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    cookies: list[str] = field(default_factory=list)
 
     def answer(self, status: int, body: str = "", **headers: str) -> None:
         """Answer instead of the gateway."""
@@ -49,7 +50,8 @@ class Front:
         if not exchange.status:
             await self._pass_on(scope, exchange, body)
             self.after(exchange)
-        headers = [(name.encode(), value.encode()) for name, value in exchange.answered.items()]
+        told = [*exchange.answered.items(), *(("set-cookie", cookie) for cookie in exchange.cookies)]
+        headers = [(name.encode(), value.encode()) for name, value in told]
         await answer(send, exchange.status, exchange.body, headers=headers)
 
     async def _pass_on(self, scope: Message, exchange: Exchange, body: bytes) -> None:
@@ -57,6 +59,10 @@ class Front:
         url = f"{self.target}{exchange.path}" + (f"?{query}" if query else "")
         async with httpx.AsyncClient(timeout=20, trust_env=False) as http:
             got = await http.request(scope["method"], url, headers=exchange.headers, content=body)
-        dropped = {"content-length", "transfer-encoding", "connection", "content-encoding"}
-        exchange.status, exchange.body = got.status_code, got.content
+        dropped = {"content-length", "transfer-encoding", "connection", "content-encoding", "set-cookie"}
+        exchange.status, exchange.body, exchange.cookies = (
+            got.status_code,
+            got.content,
+            got.headers.get_list("set-cookie"),
+        )
         exchange.answered = {name: value for name, value in got.headers.items() if name not in dropped}
