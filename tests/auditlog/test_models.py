@@ -3,12 +3,15 @@
 from datetime import UTC, date, datetime
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from django.db import IntegrityError, connection, transaction
 
+from auditlog import partitions
 from auditlog.actions import Action
 from auditlog.models import Call, Event
 from auditlog.origin import Origin, Via, coming_from
+from gatewayadmin import database
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -71,6 +74,27 @@ def test_retention_drops_only_partitions_that_are_wholly_old() -> None:
 
     assert dropped == ["auditlog_call_2001_01", "auditlog_call_2001_02"]
     assert Call.partitions.drop_before(date(2001, 5, 1)) == ["auditlog_call_2001_03", "auditlog_call_2001_04"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_partition_that_is_read_stays_and_is_taken_up_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "ATTEMPTS", 1)
+    monkeypatch.setattr(partitions, "PATIENCE", "100ms")
+    Call.partitions.make_ahead(date(2002, 1, 15))
+    with psycopg.connect(database.conninfo()) as reader:
+        reader.execute("SELECT count(*) FROM auditlog_call")
+        assert Call.partitions.drop_before(date(2002, 2, 1)) == []
+        call(datetime(2002, 3, 5, tzinfo=UTC))  # Others write on.
+    # One is half off now; another was taken off by a process that got no further.
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_inherits WHERE inhdetachpending")
+        assert cursor.fetchone() == (1,)
+    assert Call.partitions.drop_before(date(2002, 2, 1)) == ["auditlog_call_2002_01"]
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE auditlog_call DETACH PARTITION auditlog_call_2002_02")
+
+    assert Call.partitions.drop_before(date(2002, 5, 1)) == [f"auditlog_call_2002_0{month}" for month in (2, 3, 4)]
+    assert not [name for name in Call.partitions.names() if "2002" in name]
 
 
 def test_an_event_says_who_where_from_and_through_which_door() -> None:

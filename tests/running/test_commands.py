@@ -8,6 +8,7 @@ from ipaddress import ip_network
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
+from django.db import DatabaseError
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
@@ -101,6 +102,20 @@ def test_housekeeping_sweeps_what_has_expired_and_keeps_the_rest() -> None:
     assert "rate_counters 1" in line
     assert AuthorizeRequest.objects.count() == 2
     assert [counter.window for counter in RateCounter.objects.all()] == [now - timedelta(minutes=1)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_chore_that_fails_is_told_and_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(now: datetime) -> int:
+        raise DatabaseError("out of order")
+
+    monkeypatch.setitem(housekeeping.CHORES, next(iter(housekeeping.CHORES)), fail)
+    RateCounter.objects.create(subject_type="old", window=datetime.now(UTC) - timedelta(days=1), most=1)
+
+    with pytest.raises(CommandError, match="1 of the chores failed"):
+        printed("housekeeping")
+
+    assert not RateCounter.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)
