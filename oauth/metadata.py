@@ -38,7 +38,7 @@ def authorization_server(request: HttpRequest) -> HttpResponse:
             "revocation_endpoint_auth_methods_supported": AUTH_METHODS,
             "code_challenge_methods_supported": ["S256"],
             "authorization_response_iss_parameter_supported": True,
-            "client_id_metadata_document_supported": True,
+            "client_id_metadata_document_supported": settings.CLIENT_DOCUMENTS,
             "service_documentation": f"{issuer}/",
         }
     )

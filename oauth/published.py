@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
@@ -64,6 +65,8 @@ def _is_stale(application: Application) -> bool:
 
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     """The document; after a failure the same words for a minute, and nobody is asked."""
+    if not settings.CLIENT_DOCUMENTS:
+        raise Unreadable("This gateway reads no descriptions of apps. Have the app register itself.")
     refused = f"client-document:{hashlib.sha256(client_id.encode()).hexdigest()}"
     if why := cache.get(refused):
         raise Unreadable(why)

@@ -305,11 +305,28 @@ def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
         assert "Refresh" not in response
 
 
-def test_another_loopback_port_is_the_same_address(app: App, member: User, gateway: Gateway) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+def test_another_loopback_port_is_the_same_address(member: User, gateway: Gateway, host: str) -> None:
     """P38, RFC 8252 section 7.3."""
-    app.redirect_uri = "http://127.0.0.1:50123/callback"
+    registered = register(redirect_uris=[f"http://{host}:1024/callback"]).json()
+    app = App(registered["client_id"], redirect_uri=f"http://{host}:50123/callback")
 
-    assert "code" in decide(browser(member), app.question(gateway))
+    answer = decide(browser(member), app.question(gateway))
+
+    assert answer["to"] == app.redirect_uri
+    assert app.exchange(answer["code"]).status_code == 200
+
+
+def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, member: User) -> None:
+    """P41: the app and that its name is its own word, the person, the gateway, its servers, the redirect address."""
+    gateway = make.gateway(make.server(name="Handbook"), name="Work")
+    client = browser(member)
+    begun = client.get(app.question(gateway))["Location"]
+
+    page = client.get(client.post(begun, {"gateway": gateway.slug})["Location"]).content.decode()
+
+    for words in ("Claude Desktop", "is not verified", member.email, "Work", "Handbook", CALLBACK, "your own machine"):
+        assert words in page
 
 
 @pytest.mark.parametrize(

@@ -343,6 +343,16 @@ def test_no_database_connection_is_held_while_a_stranger_is_read() -> None:
     assert Application.objects.get().client_id == ID
 
 
+def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody: Any, settings: Any) -> None:
+    """Apps that are told so register themselves instead."""
+    settings.CLIENT_DOCUMENTS = False
+
+    with pytest.raises(Unreadable, match="register itself"):
+        learn(somebody, ID, fetch=telling())
+    told = Client().get("/.well-known/oauth-authorization-server").json()
+    assert told["client_id_metadata_document_supported"] is False
+
+
 # The way of a person
 
 

@@ -14,6 +14,7 @@ ALLOWED = "http://localhost:6274"
 
 
 def test_the_issuer_is_the_public_url_in_every_document() -> None:
+    """P34, P35."""
     gateway = make.gateway()
     server = Client().get(SERVER).json()
     resource = Client().get(f"/.well-known/oauth-protected-resource/mcp/{gateway.slug}").json()
@@ -24,7 +25,19 @@ def test_the_issuer_is_the_public_url_in_every_document() -> None:
     assert resource["scopes_supported"] == server["scopes_supported"] == ["mcp"]
 
 
+def test_documents_name_the_public_address_behind_a_proxy(settings: Any) -> None:
+    """P34: https outside, whatever the request looks like here."""
+    settings.PUBLIC_URL = "https://gateway.example.com"
+    gateway = make.gateway()
+
+    resource = Client().get(f"/.well-known/oauth-protected-resource/mcp/{gateway.slug}").json()
+
+    assert resource["resource"] == f"https://gateway.example.com/mcp/{gateway.slug}"
+    assert resource["authorization_servers"] == ["https://gateway.example.com"]
+
+
 def test_only_what_is_served_is_promised() -> None:
+    """P35."""
     server = Client().get(SERVER).json()
 
     assert server["code_challenge_methods_supported"] == ["S256"]
@@ -32,6 +45,7 @@ def test_only_what_is_served_is_promised() -> None:
     assert server["grant_types_supported"] == ["authorization_code", "refresh_token"]
     assert "none" in server["token_endpoint_auth_methods_supported"]
     assert server["authorization_response_iss_parameter_supported"] is True
+    assert server["client_id_metadata_document_supported"] is True
     for name in ("token", "registration", "revocation"):
         path = server[f"{name}_endpoint"].removeprefix("http://localhost:8000")
         assert Client().post(path).status_code in {400, 401}
