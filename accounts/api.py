@@ -43,7 +43,7 @@ class UserSerializer(serializers.Serializer[User]):
     is_active = serializers.BooleanField()
     is_staff = serializers.BooleanField()
     date_joined = Moment()
-    last_login = Moment()
+    last_login = Moment(allow_null=True)
 
 
 class UserQuery(ListQuery):
@@ -84,6 +84,7 @@ class UserResource(Resource):
     )
     problems = PROBLEMS
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": UserQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewUser, "partial_update": UserChanges}
     orderings = frozenset({"email", "display_name", "date_joined", "last_login"})
     serializer_class = UserSerializer
     queryset = User.objects.select_related("role").prefetch_related("teams").order_by("email")
@@ -104,13 +105,13 @@ class UserResource(Resource):
         return self.answer(self._find(pk))
 
     def create(self, request: Request) -> Response:
-        wanted = self.body(NewUser)
+        wanted = self.body()
         person = User.objects.invite(**_with_role(wanted), by=self.me)
         return self.answer(person, HTTPStatus.CREATED)
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
-        changes = _with_role(self.body(UserChanges, partial=True))
+        changes = _with_role(self.body())
         role = changes.pop("role", None)
         with transaction.atomic():
             if changes:

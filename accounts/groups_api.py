@@ -69,6 +69,7 @@ class RoleResource(Resource):
     capabilities: ClassVar[Mapping[str, Rule]] = PEOPLE
     problems = PROBLEMS
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": RoleBody, "partial_update": RoleBody}
     orderings = frozenset({"name"})
     serializer_class = RoleSerializer
     queryset = _counted(Role.objects.all())
@@ -81,14 +82,12 @@ class RoleResource(Resource):
         return self._now(pk)
 
     def create(self, request: Request) -> Response:
-        role = Role.objects.add(**self.body(RoleBody), by=self.me)
+        role = Role.objects.add(**self.body(), by=self.me)
         return self._now(role.pk, HTTPStatus.CREATED)
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         role = get_object_or_404(Role, pk=pk)
-        role.edit(
-            **{"name": role.name, "capabilities": role.capabilities} | self.body(RoleBody, partial=True), by=self.me
-        )
+        role.edit(**{"name": role.name, "capabilities": role.capabilities} | self.body(), by=self.me)
         return self._now(pk)
 
     def destroy(self, request: Request, pk: UUID) -> Response:
@@ -134,6 +133,7 @@ class TeamResource(Resource):
     capabilities: ClassVar[Mapping[str, Rule]] = PEOPLE
     problems = PROBLEMS
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": TeamBody, "partial_update": TeamBody}
     orderings = frozenset({"name"})
     serializer_class = TeamSerializer
     queryset = Team.objects.prefetch_related("users")
@@ -146,13 +146,13 @@ class TeamResource(Resource):
         return self._now(pk)
 
     def create(self, request: Request) -> Response:
-        wanted = self.body(TeamBody)
+        wanted = self.body()
         team = Team.objects.add(name=wanted["name"], users=wanted["user_ids"], by=self.me)
         return self._now(team.pk, HTTPStatus.CREATED)
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         team = get_object_or_404(Team, pk=pk)
-        changes = self.body(TeamBody, partial=True)
+        changes = self.body()
         users = changes.get("user_ids", list(team.users.all()))
         team.edit(name=changes.get("name", team.name), users=users, by=self.me)
         return self._now(pk)
@@ -200,10 +200,11 @@ class Workspace(Resource):
     capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
         ("retrieve", "partial_update"), Capability.WORKSPACE_MANAGE
     )
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"partial_update": WorkspaceChanges}
     serializer_class = WorkspaceSerializer
 
     def retrieve(self, request: Request) -> Response:
         return self.answer(WorkspaceSettings.load())
 
     def partial_update(self, request: Request) -> Response:
-        return self.answer(WorkspaceSettings.edit(by=self.me, **self.body(WorkspaceChanges, partial=True)))
+        return self.answer(WorkspaceSettings.edit(by=self.me, **self.body()))

@@ -46,9 +46,9 @@ class ConnectionSerializer(serializers.Serializer[Row]):
     gateway = GatewayReference(source="connection.gateway")
     api_key_prefix = serializers.CharField(source="prefix")
     connected_at = Moment(source="connection.connected_at")
-    last_token_at = Moment(source="connection.last_token_at")
-    last_used_at = Moment(source="connection.last_used_at")
-    revoked_at = Moment(source="connection.revoked_at")
+    last_token_at = Moment(source="connection.last_token_at", allow_null=True)
+    last_used_at = Moment(source="connection.last_used_at", allow_null=True)
+    revoked_at = Moment(source="connection.revoked_at", allow_null=True)
     tokens_active = serializers.IntegerField(source="active")
 
     def get_blocked_by(self, row: Row) -> str | None:
@@ -152,6 +152,12 @@ class GatewayConnections(Connections):
         return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.chosen), _detailed)
 
 
+class CutOffSerializer(serializers.Serializer[Any]):
+    """How many connections ended."""
+
+    connections_revoked = serializers.IntegerField()
+
+
 class Endings(Resource):
     """Puts hosts and gateways away for good, and cuts people off; their connections end with that."""
 
@@ -161,6 +167,8 @@ class Endings(Resource):
         "user": frozenset({Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
     }
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
+    answers: ClassVar[Mapping[str, Any]] = {"user": CutOffSerializer}
+    empty = frozenset({"host", "gateway"})
 
     def host(self, request: Request, pk: UUID) -> Response:
         Connection.objects.archive_host(find_host(self.me, pk), by=self.me)

@@ -15,6 +15,8 @@ from accounts.groups_api import RoleResource, TeamResource, Workspace
 from auditlog.api import CallResource, EventResource
 from capabilities import signed_in
 from connections.api import ConnectionResource, Endings, GatewayConnections
+from gatewayadmin.api_docs import docs
+from gatewayadmin.openapi import Schema
 from gateways.api import GatewayResource, ServerArchive
 from gateways.assignment_api import AssignmentResource
 from gateways.tool_api import ToolResource
@@ -56,6 +58,7 @@ _below = [
     at("hosts/<uuid:pk>/archive", "host-archive", Endings, post="host"),
     at("servers/<slug:slug>/archive", "server-archive", ServerArchive, post="archive"),
     at("users/<uuid:pk>/cut-off", "user-cut-off", Endings, post="user"),
+    at("schema/", "schema", Schema, get="retrieve"),
     at("me", "me", Me, get="retrieve"),
     at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
     at(f"{_gateway}/archive", "gateway-archive", Endings, post="gateway"),
@@ -89,4 +92,9 @@ def _problem(status: int, code: str, detail: str) -> HttpResponse:
     return JsonResponse({"detail": detail, "code": code}, status=status)
 
 
-urlpatterns: list[URLPattern | URLResolver] = [*router.urls, *_below, re_path(r"", nothing, name="nothing")]
+urlpatterns: list[URLPattern | URLResolver] = [
+    *router.urls,
+    *_below,
+    path("docs/", docs, name="docs"),
+    re_path(r"", nothing, name="nothing"),
+]

@@ -18,6 +18,7 @@ from rest_framework.response import Response
 from accounts.limits import Limit
 from accounts.models import Team
 from capabilities import Capability
+from capabilities.doors import SEES_GATEWAYS
 from capabilities.rest import Own, Rule
 from gateways.forms import GatewayForm, NameForm, ReachForm
 from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, StillEnabled
@@ -26,7 +27,7 @@ from servers.views import find as find_server
 from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, already_exists, checked
 
 TAKEN = "A gateway with this name or slug already exists."
-WITHIN_REACH = Own((Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE))
+WITHIN_REACH = Own(SEES_GATEWAYS)
 
 
 class GatewayReference(Reference):
@@ -51,7 +52,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     servers_count = serializers.IntegerField(source="server_count")
     tools_count = serializers.IntegerField(source="tool_count")
     connections_count = serializers.IntegerField(source="connection_count")
-    created_by = serializers.EmailField(source="created_by.email", default=None)
+    created_by = serializers.EmailField(source="created_by.email", default=None, allow_null=True)
     created_at = Moment()
     updated_at = Moment()
 
@@ -102,6 +103,8 @@ class GatewayResource(Resource):
         "enable": Capability.GATEWAYS_TOGGLE,
     }
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": GatewayQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewGateway, "partial_update": GatewayChanges}
+    conflicts = frozenset({"create", "partial_update"})
     orderings = frozenset({"name", "created_at"})
     serializer_class = GatewaySerializer
     lookup_url_kwarg = "slug"
@@ -117,7 +120,7 @@ class GatewayResource(Resource):
         return self.answer(find(self.me, slug))
 
     def create(self, request: Request) -> Response:
-        wanted = self.body(NewGateway)
+        wanted = self.body()
         limit = wanted.pop("calls_per_minute")
         if _named(wanted["name"]).exists() or Gateway.objects.filter(slug=wanted["slug"]).exists():
             raise already_exists(TAKEN)
@@ -130,7 +133,7 @@ class GatewayResource(Resource):
 
     def partial_update(self, request: Request, slug: str) -> Response:
         gateway = find(self.me, slug)
-        changes = self.body(GatewayChanges, partial=True)
+        changes = self.body()
         if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
             raise already_exists(TAKEN)
         fields = {name: value for name, value in changes.items() if name == "calls_per_minute"}
@@ -177,6 +180,7 @@ class ServerArchive(Resource):
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         StillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
     }
+    empty = frozenset({"archive"})
 
     def archive(self, request: Request, slug: str) -> Response:
         Assignment.objects.archive_server(find_server(slug), by=self.me)

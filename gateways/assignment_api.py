@@ -88,6 +88,8 @@ class AssignmentResource(Resource):
         "enable": Capability.GATEWAYS_TOGGLE,
     }
     orderings = frozenset({"alias", "created_at"})
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewAssignment, "partial_update": AssignmentChanges}
+    conflicts = frozenset({"create", "partial_update"})
     serializer_class = AssignmentSerializer
 
     def list(self, request: Request, slug: str) -> Response:
@@ -98,7 +100,7 @@ class AssignmentResource(Resource):
 
     def create(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
-        wanted = self.body(NewAssignment)
+        wanted = self.body()
         server = wanted["server_id"]
         policy = wanted.pop("tool_policy", ToolPolicy.ALLOW_ALL)
         _must_be_free(gateway, wanted.get("alias", server.slug))
@@ -113,7 +115,7 @@ class AssignmentResource(Resource):
 
     def partial_update(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
-        changes = self.body(AssignmentChanges, partial=True)
+        changes = self.body()
         if changes.get("alias"):
             _must_be_free(assignment.gateway, changes["alias"], assignment)
         fields = {name: value for name, value in changes.items() if name == "tool_policy"}
@@ -154,11 +156,11 @@ class AssignmentResource(Resource):
 
 
 def meant_by(alias: str) -> Q:
-    """The assignment an address means; an id is longer than any alias."""
+    """The assignment an address means; an id is longer than any alias. NUL, which no column holds, means none."""
     try:
         return Q(pk=UUID(alias))
     except ValueError:
-        return Q(alias=alias)
+        return Q(pk=None) if "\0" in alias else Q(alias=alias)
 
 
 def _must_be_free(gateway: Gateway, alias: str, but: Assignment | None = None) -> None:

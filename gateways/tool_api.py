@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db.models import Q
@@ -39,8 +39,25 @@ class ToolSerializer(serializers.Serializer[Tool]):
     annotations = serializers.JSONField()
     first_seen_at = Moment()
     last_seen_at = Moment()
-    changed_at = Moment()
-    missing_since = Moment()
+    changed_at = Moment(allow_null=True)
+    missing_since = Moment(allow_null=True)
+
+
+class RefreshedSerializer(serializers.Serializer[Any]):
+    """How a refresh went with one server."""
+
+    alias = serializers.CharField(allow_blank=True)
+    server = ServerReference()
+    ok = serializers.BooleanField()
+    tools = serializers.IntegerField(allow_null=True)
+    detail = serializers.CharField()
+
+
+class RefreshSerializer(serializers.Serializer[Any]):
+    """How many tools the gateway has now, and how its servers answered."""
+
+    tools_count = serializers.IntegerField()
+    servers = RefreshedSerializer(many=True)
 
 
 class ToolQuery(ListQuery):
@@ -67,6 +84,8 @@ class ToolResource(Resource):
         "refresh": Capability.GATEWAYS_MANAGE,
     }
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": ToolQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"partial_update": ToolChanges}
+    answers: ClassVar[Mapping[str, Any]] = {"refresh": RefreshSerializer}
     orderings = frozenset({"exposed_name", "first_seen_at", "last_seen_at"})
     serializer_class = ToolSerializer
 
@@ -84,7 +103,7 @@ class ToolResource(Resource):
 
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
         tool = get_object_or_404(self._tools(slug), pk=pk)
-        match self.body(ToolChanges, partial=True).get("enabled"):
+        match self.body().get("enabled"):
             case True:
                 tool.enable(by=self.me)
             case False:

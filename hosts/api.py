@@ -39,10 +39,10 @@ class HostSerializer(serializers.Serializer[Host]):
     allow_enrolment = serializers.BooleanField()
     connections_count = serializers.IntegerField(source="connection_count")
     users_count = serializers.IntegerField(source="user_count")
-    created_by = serializers.EmailField(source="created_by.email", default=None)
+    created_by = serializers.EmailField(source="created_by.email", default=None, allow_null=True)
     created_at = Moment()
-    first_seen_at = Moment()
-    last_seen_at = Moment()
+    first_seen_at = Moment(allow_null=True)
+    last_seen_at = Moment(allow_null=True)
 
     def get_approved(self, host: Host) -> bool:
         return not host.is_pending
@@ -85,6 +85,7 @@ class HostResource(Resource):
     }
     problems = PROBLEMS
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": HostQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewHost, "partial_update": HostChanges}
     orderings = frozenset({"name", "created_at", "first_seen_at", "last_seen_at"})
     serializer_class = HostSerializer
 
@@ -101,12 +102,12 @@ class HostResource(Resource):
         return self.answer(find(self.me, pk))
 
     def create(self, request: Request) -> Response:
-        host = Host.objects.add_agent(**self.body(NewHost), by=self.me)
+        host = Host.objects.add_agent(**self.body(), by=self.me)
         return self._now(host, HTTPStatus.CREATED)
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
-        changes = self.body(HostChanges, partial=True)
+        changes = self.body()
         allow = changes.pop("allow_enrolment", None)
         if allow and not host.is_agent:
             raise ValidationError({"allow_enrolment": ["Only token-based hosts take enrolment."]})

@@ -46,12 +46,24 @@ class ServerSerializer(serializers.Serializer[Server]):
     enabled = serializers.BooleanField()
     health = serializers.CharField()
     health_error = serializers.CharField()
-    health_checked_at = Moment()
+    health_checked_at = Moment(allow_null=True)
     protocol_era = serializers.CharField()
     gateways_count = serializers.IntegerField(source="gateway_count")
-    created_by = serializers.EmailField(source="created_by.email", default=None)
+    created_by = serializers.EmailField(source="created_by.email", default=None, allow_null=True)
     created_at = Moment()
     updated_at = Moment()
+
+
+class ProbeSerializer(serializers.Serializer[Any]):
+    """How a server answered; the last three only if it did."""
+
+    ok = serializers.BooleanField()
+    detail = serializers.CharField()
+    wants_credential = serializers.BooleanField()
+    tools = serializers.ListField(child=serializers.CharField(allow_null=True))
+    era = serializers.CharField(required=False)
+    version = serializers.CharField(required=False, allow_null=True)
+    took_ms = serializers.FloatField(required=False)
 
 
 class ServerQuery(ListQuery):
@@ -97,6 +109,9 @@ class ServerResource(Resource):
         "test": Capability.SERVERS_MANAGE,
     }
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": ServerQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewServer, "partial_update": ServerChanges}
+    answers: ClassVar[Mapping[str, Any]] = {"test": ProbeSerializer}
+    conflicts = frozenset({"create", "partial_update"})
     orderings = frozenset({"name", "created_at", "health_checked_at"})
     serializer_class = ServerSerializer
     lookup_url_kwarg = "slug"
@@ -113,7 +128,7 @@ class ServerResource(Resource):
         return self.answer(find(slug))
 
     def create(self, request: Request) -> Response:
-        wanted = self.body(NewServer)
+        wanted = self.body()
         others = Server.objects.live().filter(name__iexact=wanted["name"].strip())
         if others.exists() or Server.objects.filter(slug=wanted["slug"]).exists():
             raise already_exists(TAKEN)
@@ -126,7 +141,7 @@ class ServerResource(Resource):
 
     def partial_update(self, request: Request, slug: str) -> Response:
         server = find(slug)
-        changes = self.body(ServerChanges, partial=True)
+        changes = self.body()
         form = ServerForm(server=server)
         if fixed := sorted(set(changes) - set(form.fields) - {"max_concurrent"}):
             raise ValidationError({name: ["Cannot be set: this server is part of the gateway."] for name in fixed})

@@ -35,16 +35,16 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     label = serializers.CharField()  # type: ignore[assignment]  # DRF takes it out of the class
     server = ServerReference()
     shared = serializers.BooleanField(source="is_shared")
-    owner_email = serializers.EmailField(source="owner.email", default=None)
+    owner_email = serializers.EmailField(source="owner.email", default=None, allow_null=True)
     kind = serializers.CharField()
     status = serializers.CharField()
     enabled = serializers.BooleanField()
     secret_hint = serializers.CharField()
-    expires_at = Moment()
-    last_used_at = Moment()
+    expires_at = Moment(allow_null=True)
+    last_used_at = Moment(allow_null=True)
     last_error = serializers.CharField()
     created_at = Moment()
-    revoked_at = Moment()
+    revoked_at = Moment(allow_null=True)
 
 
 class IdentityQuery(ListQuery):
@@ -104,6 +104,11 @@ class IdentityResource(Resource):
         LabelTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     }
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": IdentityQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {
+        "create": NewIdentity,
+        "partial_update": Label,
+        "secret": Secret,
+    }
     orderings = frozenset({"label", "created_at", "last_used_at"})
     serializer_class = IdentitySerializer
 
@@ -137,7 +142,7 @@ class IdentityResource(Resource):
         return self.answer(self._find(pk))
 
     def create(self, request: Request) -> Response:
-        wanted = self.body(NewIdentity)
+        wanted = self.body()
         if wanted["shared"]:
             must_hold(self.me, Capability.SERVERS_MANAGE)
         server = wanted["server_id"]
@@ -152,7 +157,7 @@ class IdentityResource(Resource):
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         identity = self._replaceable(pk)
-        changes = self.body(Label, partial=True)
+        changes = self.body()
         if changes:
             identity.rename(**changes, by=self.me)
         return self.answer(identity)
@@ -160,7 +165,7 @@ class IdentityResource(Resource):
     @action(detail=True, methods=["put"])
     def secret(self, request: Request, pk: UUID) -> Response:
         identity = self._replaceable(pk)
-        given = self.body(Secret)
+        given = self.body()
         identity.replace(checked(SecretForm(given, server=identity.server))["secret"], by=self.me)
         return self.answer(identity)
 

@@ -38,8 +38,17 @@ from tokens.models import (
 )
 from tokens.reach import BOTH, ENDING, known_to, of_status, with_reach
 from tokens.rules import admits
-from tokens.serializers import NewToken, TokenChanges, TokenQuery, TokenSerializer, issued, rotated
-from ui.rest import Problem, Query, Resource, Told, named, secret_answer
+from tokens.serializers import (
+    IssuedTokenSerializer,
+    NewToken,
+    RotatedTokenSerializer,
+    TokenChanges,
+    TokenQuery,
+    TokenSerializer,
+    issued,
+    rotated,
+)
+from ui.rest import Body, Problem, Query, Resource, Told, named, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
@@ -79,6 +88,9 @@ class TokenResource(Resource):
     bearer_actions = frozenset({"rotate"})
     problems = PROBLEMS
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": TokenQuery}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewToken, "partial_update": TokenChanges}
+    answers: ClassVar[Mapping[str, Any]] = {"create": IssuedTokenSerializer, "rotate": RotatedTokenSerializer}
+    empty = frozenset({"destroy", "revoke"})
     orderings = frozenset({"name", "created_at", "expires_at", "last_used_at"})
     serializer_class = TokenSerializer
 
@@ -98,7 +110,7 @@ class TokenResource(Resource):
         return self.answer(self._find(pk))
 
     def create(self, request: Request) -> Response:
-        wanted = self.body(NewToken)
+        wanted = self.body()
         triple = {key: wanted.pop(key) for key in ("host", "gateway", "identities")}
         with transaction.atomic():
             connection = Connection.objects.open(**triple, user=self.me, by=self.me)
@@ -107,7 +119,7 @@ class TokenResource(Resource):
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         token = self._find(pk)
-        changes = self.body(TokenChanges, partial=True)
+        changes = self.body()
         token.edit(**changes, by=self.me)
         return self.answer(token)
 

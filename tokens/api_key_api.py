@@ -34,9 +34,9 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
     status = serializers.CharField()
     user_email = serializers.EmailField(source="user.email")
     expires_at = Moment()
-    last_used_at = Moment()
+    last_used_at = Moment(allow_null=True)
     created_at = Moment()
-    revoked_at = Moment()
+    revoked_at = Moment(allow_null=True)
 
 
 class ApiKeyQuery(ListQuery):

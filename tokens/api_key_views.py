@@ -17,7 +17,8 @@ from accounts.models import ApiKey
 from accounts.models.api_keys import AlreadyRevoked
 from accounts.password_again import ask_again
 from accounts.rules import BeyondYours
-from capabilities import signed_in
+from capabilities import Capability, signed_in
+from connections.places import open_query
 from tokens.api_key_rows import SOON, KeyFilter, KeyForm, keys_known_to, numbers
 from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
 from ui.pages import AppRequest, answer, confirm, page_of, posted, refuse, show
@@ -78,7 +79,7 @@ def _shown(request: AppRequest, key: ApiKey, new: IssuedKey | None = None) -> Ht
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own API keys; others' need PEOPLE_MANAGE")
+@signed_in("one's own API keys", others=Capability.PEOPLE_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     key = get_object_or_404(keys_known_to(request.user), pk=pk)
     back = reverse("tokens:api_keys") + ("" if key.user_id == request.user.pk else "?owner=all")
@@ -96,4 +97,5 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         key.revoke(by=request.user)
     except AlreadyRevoked:
         key.refresh_from_db()  # It has ended, which is what was asked for.
-    return answer(request, "tokens/api_keys.html#row", {"key": key}, to=back, toast="API key revoked")
+    counts = numbers(KeyFilter(open_query(request)).listed(request.user))
+    return answer(request, "tokens/api_keys.html#row", {"key": key, "counts": counts}, to=back, toast="API key revoked")

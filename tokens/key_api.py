@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import PolymorphicProxySerializer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
 from capabilities.rest import Own, Rule, must_hold
 from connections.api import PROBLEMS as CONNECTION_PROBLEMS
-from connections.api import Connections
+from connections.api import Connections, ConnectionSerializer
 from connections.models import AlreadyRevoked, Connection
 from tokens.api import PROBLEMS, must_be_on
 from tokens.models import Kind, Token
 from tokens.reach import BOTH, with_reach
-from tokens.serializers import rotated
+from tokens.serializers import RotatedTokenSerializer, rotated
 from ui.rest import Problem, Told, secret_answer
 
 
@@ -28,6 +29,11 @@ class Regenerate(Connections):
 
     capabilities: ClassVar[Mapping[str, Rule]] = {"regenerate": Own(BOTH)}
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
+    answers: ClassVar[Mapping[str, Any]] = {
+        "regenerate": PolymorphicProxySerializer(
+            "Regenerated", [ConnectionSerializer, RotatedTokenSerializer], resource_type_field_name=None
+        )
+    }
 
     def regenerate(self, request: Request, pk: UUID) -> Response:
         connection = get_object_or_404(self.get_queryset(), pk=pk)

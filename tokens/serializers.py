@@ -21,24 +21,32 @@ from ui.rest import Body, ListQuery, Moment, Reference
 SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at")
 
 
+class Scope(serializers.Serializer[Any]):
+    """A server a token reaches."""
+
+    server_id = serializers.UUIDField()
+    server_name = serializers.CharField()
+    server_slug = serializers.CharField()
+
+
 class TokenSerializer(serializers.Serializer[Token]):
     """A token without its secret."""
 
     id = serializers.UUIDField()
     name = serializers.CharField()
     prefix = serializers.CharField()
-    expires_at = Moment()
+    expires_at = Moment(allow_null=True)
     allowed_ips = serializers.ListField(child=serializers.CharField(), allow_null=True)
     scopes = serializers.SerializerMethodField()
     created_at = Moment()
     status = serializers.CharField()
-    last_used_at = Moment()
+    last_used_at = Moment(allow_null=True)
     host = Reference(source="connection.host")
     gateway = GatewayReference(source="connection.gateway")
     connection_id = serializers.UUIDField()
     user_email = serializers.CharField(source="connection.user.email")
-    rotated_at = Moment()
-    revoked_at = Moment()
+    rotated_at = Moment(allow_null=True)
+    revoked_at = Moment(allow_null=True)
     calls_per_minute = Limit()
 
     def get_scopes(self, token: Token) -> list[dict[str, str]]:
@@ -46,6 +54,25 @@ class TokenSerializer(serializers.Serializer[Token]):
             {"server_id": str(server.pk), "server_name": server.name, "server_slug": server.slug}
             for server in servers_of(token)
         ]
+
+
+class IssuedTokenSerializer(TokenSerializer):
+    """A new token, with its secret."""
+
+    token = serializers.CharField()
+
+
+class RotatedTokenSerializer(serializers.Serializer[Any]):
+    """A token's new secret, and what it is for."""
+
+    token = serializers.CharField()
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    prefix = serializers.CharField()
+    expires_at = Moment(allow_null=True)
+    allowed_ips = serializers.ListField(child=serializers.CharField(), allow_null=True)
+    scopes = Scope(many=True)
+    created_at = Moment()
 
 
 def issued(new: Issued) -> dict[str, Any]:

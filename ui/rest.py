@@ -140,13 +140,25 @@ class Resource(GenericViewSet[Any]):
     """The base of every resource: one rule per action, plain words for every refusal.
 
     `capabilities` maps an action to its rule (see capabilities.rest). `problems` says how each refusal of a verb is
-    told. `queries` are the query parameters an action knows, all of them in `chosen`.
+    told. `queries` are the query parameters an action knows, all of them in `chosen`; `bodies` are what it takes.
+
+    The rest is for the description of the API (gatewayadmin.openapi): `answers` that are not told by the view's own
+    serializer, actions whose answer is `empty` or one of `files` by media type, and those that `conflicts` beyond what
+    `problems` says.
     """
 
     capabilities: ClassVar[Mapping[str, Rule]] = {}
+    session_actions: ClassVar[frozenset[str]] = frozenset()
+    bearer_actions: ClassVar[frozenset[str]] = frozenset()
     problems: ClassVar[Mapping[type[Exception], Problem]] = {}
     queries: ClassVar[Mapping[str, type[Query]]] = {}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {}
     orderings: ClassVar[frozenset[str]] = frozenset()
+    answers: ClassVar[Mapping[str, Any]] = {}
+    empty: ClassVar[frozenset[str]] = frozenset({"destroy"})
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    conflicts: ClassVar[frozenset[str]] = frozenset()
+    by_cursor: ClassVar[bool] = False
     lookup_value_converter = "uuid"
     pagination_class = Paging
     metadata_class = None
@@ -154,11 +166,12 @@ class Resource(GenericViewSet[Any]):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        self.chosen = _chosen(request, self._query())
+        self.chosen = _chosen(request, self.query_of(self.action or "")())
 
-    def _query(self) -> Query:
-        default = ListQuery if self.action == "list" else Query
-        return self.queries.get(self.action or "", default)()
+    @classmethod
+    def query_of(cls, action: str) -> type[Query]:
+        """The query parameters of an action."""
+        return cls.queries.get(action, ListQuery if action == "list" else Query)
 
     @property
     def me(self) -> User:
@@ -176,8 +189,9 @@ class Resource(GenericViewSet[Any]):
                 return super().handle_exception(_told(exc, problem))
         return super().handle_exception(exc)
 
-    def body(self, kind: type[Body], *, partial: bool = False) -> dict[str, Any]:
-        """The body of this request as `kind` lets it through. Raises ValidationError."""
+    def body(self) -> dict[str, Any]:
+        """The body of this request as the action's one of `bodies` lets it through. Raises ValidationError."""
+        kind, partial = self.bodies[self.action or ""], self.request.method == "PATCH"
         body = kind(data=self.request.data, partial=partial, context=self.get_serializer_context())
         body.is_valid(raise_exception=True)
         told: dict[str, Any] = body.validated_data

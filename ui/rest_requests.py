@@ -23,13 +23,30 @@ class TooLarge(APIException):
 
 
 class Json(JSONParser):
-    """Reads JSON of at most 1 MiB, however deep it pretends to be."""
+    """Reads JSON of at most 1 MiB, however deep it pretends to be, whose text is text."""
 
     def parse(self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None) -> Any:
         try:
-            return super().parse(cast("IO[bytes]", _Bounded(stream)), media_type, parser_context)
+            data = super().parse(cast("IO[bytes]", _Bounded(stream)), media_type, parser_context)
+            _must_be_text(data)
         except RecursionError:
             raise exceptions.ParseError("JSON parse error - nested too deeply.") from None
+        return data
+
+
+def _must_be_text(data: Any) -> None:
+    """Refuse half a character (a lone surrogate) anywhere: no answer could repeat it, no column hold it."""
+    match data:
+        case str():
+            if not data.isascii() and any("\ud800" <= one <= "\udfff" for one in data):
+                raise exceptions.ValidationError("Surrogate characters are not allowed.")
+        case Mapping():
+            for name, value in data.items():
+                _must_be_text(name)
+                _must_be_text(value)
+        case list():
+            for value in data:
+                _must_be_text(value)
 
 
 class _Bounded:

@@ -13,7 +13,7 @@ from django.core.cache import cache
 from django.test import Client
 
 from accounts.adapter import AccountAdapter
-from accounts.models import User, permissions_of
+from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
@@ -148,11 +148,10 @@ def test_a_deactivated_person_gets_no_link() -> None:
 
 
 def test_a_reset_sets_the_password_once_and_ends_what_acts_as_the_person(sign_in: SignIn) -> None:
-    person, other = make.user(), make.user()
+    person, other = make.user(Capability.HOSTS_READ), make.user()
     host, gateway = make.agent(by=person), make.gateway()
     own, others = make.connection(host, gateway, person), make.connection(host, gateway, other)
     make.token(own)
-    person.role.permissions.set(permissions_of({Capability.HOSTS_READ}))
     make.api_key(person, Capability.HOSTS_READ)
     elsewhere = sign_in(person)
     ask_for_reset(person.email)
@@ -233,11 +232,10 @@ def other_password(**more: str) -> dict[str, str]:
 
 
 def test_the_box_ends_what_acts_as_the_person_too(sign_in: SignIn) -> None:
-    person, other = make.user(), make.user()
+    person, other = make.user(Capability.HOSTS_READ), make.user()
     host, gateway = make.agent(by=person), make.gateway()
     own, others = make.connection(host, gateway, person), make.connection(host, gateway, other)
     issued = make.token(own)
-    person.role.permissions.set(permissions_of({Capability.HOSTS_READ}))
     key = make.api_key(person, Capability.HOSTS_READ).key
 
     asked = text(sign_in(person).get("/accounts/password/change/"))

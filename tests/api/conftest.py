@@ -1,6 +1,7 @@
 """The owner of the running workspace, as a program."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -13,3 +14,11 @@ from tests.workspace import OWNER, Serve
 def owner(live: Serve) -> Iterator[httpx.Client]:
     with signed_in(live, OWNER) as browser:
         yield browser
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many requests were made up against the description of the API."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    cases = [count for report in reports for name, count in report.user_properties if name == "cases"]
+    if cases:
+        terminalreporter.write_line(f"{sum(cases)} requests kept to the description of the API")

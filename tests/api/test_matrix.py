@@ -37,6 +37,7 @@ class Door:
     method: str
     action: str
     view: Any
+    route: str
 
     @property
     def rule(self) -> Any:
@@ -52,12 +53,15 @@ class Door:
             body = {}
         return int(rest.send(self.method, self.path(world), body).status_code)
 
-    def path(self, world: World) -> str:
+    def kwargs(self, world: World) -> dict[str, Any]:
+        """What stands in its address."""
         address = world.addresses
-        kwargs = address.get(self.name) or address.get(self.name.partition("-")[0], {})
         if self.name not in address and (self.name.endswith("-list") or self.name == "call-export"):
-            kwargs = {}
-        return reverse(f"api:{self.name}", kwargs=kwargs).removeprefix("/api")
+            return {}
+        return address.get(self.name) or address.get(self.name.partition("-")[0], {})
+
+    def path(self, world: World) -> str:
+        return reverse(f"api:{self.name}", kwargs=self.kwargs(world)).removeprefix("/api")
 
 
 def doors() -> Iterator[Door]:
@@ -65,7 +69,7 @@ def doors() -> Iterator[Door]:
         view: Any = route.callback
         for method, action in getattr(view, "actions", {}).items():
             if method != "head":
-                yield Door(str(getattr(route, "name", "")), method, action, view.cls)
+                yield Door(str(getattr(route, "name", "")), method, action, view.cls, str(route.pattern))
 
 
 DOORS = list(doors())

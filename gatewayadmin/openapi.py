@@ -1,0 +1,225 @@
+"""The API's description of itself, OpenAPI 3.1, drawn from what the views declare and enforce."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from django.conf import settings
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import build_array_type, build_object_type
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities.rest import Own, Rule, capabilities_in
+from ui.rest import Resource
+
+UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
+LINK = {"type": ["string", "null"], "format": "uri"}
+
+
+class ProblemSerializer(serializers.Serializer[Any]):
+    """Why something was refused: in words, and as a code that stays the same."""
+
+    detail = serializers.CharField()
+    code = serializers.CharField()
+
+
+class InvalidSerializer(ProblemSerializer):
+    """What is wrong with the input, by field or parameter."""
+
+    # DRF's serializers have an attribute of this name, so the field is put in by its own name.
+    def get_fields(self) -> dict[str, Any]:
+        return {**super().get_fields(), "errors": serializers.DictField(required=False)}
+
+
+class RefusalSerializer(ProblemSerializer):
+    """Which capability is missing, where that is the reason."""
+
+    capability = serializers.CharField(required=False)
+
+
+REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
+    400: (InvalidSerializer, "The input is wrong; `errors` says where."),
+    401: (ProblemSerializer, "Nobody is signed in, or the key is unknown, expired or revoked."),
+    403: (RefusalSerializer, "A capability is missing, or this credential is not accepted here."),
+    404: (ProblemSerializer, "There is no such thing, or you may not see it."),
+    406: (ProblemSerializer, "Only JSON is offered."),
+    409: (ProblemSerializer, "The state of the thing stands against it."),
+    413: (ProblemSerializer, "The body is larger than 1 MiB."),
+    415: (ProblemSerializer, "The body is not JSON."),
+    429: (ProblemSerializer, "Too often; `Retry-After` says when to come back."),
+}
+
+
+class Described(AutoSchema):
+    """One operation, as its view declares it."""
+
+    view: Resource
+
+    @property
+    def action(self) -> str:
+        return self.view.action or ""
+
+    @property
+    def rule(self) -> Rule:
+        return self.view.capabilities[self.action]
+
+    def get_operation_id(self) -> str:
+        """Such as `token_rotate`: a router's own names, in the style of programs."""
+        name = re.sub(r"(Resource|_)$", "", type(self.view).__name__)
+        return f"{re.sub(r'(?<!^)(?=[A-Z])', '_', name).lower()}_{self.action}"
+
+    def get_tags(self) -> list[str]:
+        tokens = self._tokenize_path()
+        below = [one for one in ("connections", "servers", "tools") if tokens[0] == "gateways" and one in tokens]
+        return [" ".join(["gateways", *below])] if below else tokens[:1]
+
+    def get_summary(self) -> str:
+        return self.action.replace("_", " ").replace("partial update", "update").capitalize()
+
+    def get_description(self) -> str:
+        """What it does, and what it takes."""
+        said = getattr(getattr(self.view, self.action), "__doc__", None) or type(self.view).__doc__ or ""
+        needed = sorted(one.slug for one in capabilities_in(self.rule))
+        join = " and " if isinstance(self._held, frozenset) else " or "
+        takes = f"Takes {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
+        own = "; without it only for what is your own, and not by API key" if isinstance(self.rule, Own) else ""
+        lines = " ".join(line.strip() for line in said.strip().splitlines())
+        return f"{lines}\n\n{takes}{own}."
+
+    @property
+    def _held(self) -> Any:
+        return self.rule.others if isinstance(self.rule, Own) else self.rule
+
+    def get_override_parameters(self) -> list[Any]:
+        query = self.view.query_of(self.action)
+        return [*([query] if query().fields else []), *self._ordering()]
+
+    def _ordering(self) -> list[OpenApiParameter]:
+        if self.action != "list" or self.view.by_cursor:
+            return []
+        names = sorted(self.view.orderings)
+        if not names:
+            return [OpenApiParameter("ordering", exclude=True)]
+        return [OpenApiParameter("ordering", enum=[*names, *(f"-{name}" for name in names)])]
+
+    def _is_list_view(self, serializer: Any = None) -> bool:
+        return False  # What a page holds is said in _page.
+
+    def _get_pagination_parameters(self) -> list[Any]:
+        return []  # Among the query's own parameters.
+
+    def get_request_serializer(self) -> Any:
+        return self.view.bodies.get(self.action)
+
+    def get_response_serializers(self) -> Any:
+        return self._answered() | {
+            (status, "application/json"): OpenApiResponse(*REFUSALS[status]) for status in self._refused()
+        }
+
+    def _answered(self) -> dict[Any, Any]:
+        """The good answer."""
+        if self.action in self.view.empty:
+            return {HTTPStatus.NO_CONTENT.value: OpenApiResponse(description="Done.")}
+        if media := self.view.files.get(self.action):
+            return {(200, kind): OpenApiResponse(OpenApiTypes.BINARY, "A file.") for kind in media}
+        told = self.view.answers.get(self.action) or self.view.get_serializer_class()
+        status = HTTPStatus.CREATED if self.action == "create" else HTTPStatus.OK
+        return {(status.value, "application/json"): self._page(told) if self.action == "list" else told}
+
+    def _page(self, row: Any) -> dict[str, Any]:
+        rows = build_array_type(self.resolve_serializer(row, "response").ref)
+        count = {"count": {"type": "integer"}} if not self.view.by_cursor else {}
+        properties = {**count, "next": LINK, "previous": LINK, "results": rows}
+        return {**build_object_type(properties, required=list(properties)), "additionalProperties": False}
+
+    def _refused(self) -> list[int]:
+        """The statuses of the refusals that can happen."""
+        has_body = self.action in self.view.bodies
+        conflicts = self.action in self.view.conflicts or any(one.status == 409 for one in self.view.problems.values())
+        happens = {
+            409: self.method in UNSAFE and conflicts,
+            404: "{" in self.path or (self.action == "list" and not self.view.by_cursor),
+            413: has_body,
+            415: has_body,
+            429: bool(self.view.throttle_classes),
+        }
+        return sorted({400, 401, 403, 406} | {status for status, can in happens.items() if can})
+
+    def get_auth(self) -> list[Any]:
+        super().get_auth()  # Registers the schemes.
+        person = {"session": [], "csrf": []} if self.method in UNSAFE else {"session": []}
+        key = [] if self.action in self.view.session_actions else [{"apiKey": []}]
+        token = [{"accessToken": []}] if self.action in self.view.bearer_actions else []
+        return [*key, person, *token]
+
+    def _map_serializer_field(self, field: Any, direction: Any, bypass_extensions: bool = False) -> Any:
+        told = super()._map_serializer_field(field, direction, bypass_extensions)
+        if direction == "response" and isinstance(told, dict):
+            told = {name: value for name, value in told.items() if name != "minLength"}  # Only asked of what is sent.
+            if {} in told.get("oneOf", ()):
+                return {}  # Anything at all; null would be two of the choices.
+        return told
+
+
+class Session(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    """A person's session."""
+
+    target_class = "ui.rest_requests.SessionCookie"
+    name: ClassVar[list[str]] = ["session", "csrf"]
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> Any:
+        return [
+            {"type": "apiKey", "in": "cookie", "name": settings.SESSION_COOKIE_NAME},
+            {"type": "apiKey", "in": "header", "name": "X-CSRFToken", "description": "Goes with the session cookie."},
+        ]
+
+
+class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    """API keys, and tokens that rotate themselves."""
+
+    target_class = "tokens.authentication.BearerAuthentication"
+    name: ClassVar[list[str]] = ["apiKey", "accessToken"]
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> Any:
+        return [
+            {"type": "http", "scheme": "bearer", "description": "A person's API key, `gwp_...`."},
+            {"type": "http", "scheme": "bearer", "description": "An API access token, `gwa_...`, to rotate itself."},
+        ]
+
+
+def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """The description, in which objects hold what it says and nothing else: bodies with more are refused."""
+    for schema in result["components"]["schemas"].values():
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+    return result
+
+
+@cache
+def description() -> dict[str, Any]:
+    """The whole API, as OpenAPI 3.1."""
+    generated: dict[str, Any] = SchemaGenerator(urlconf="gatewayadmin.urls").get_schema(request=None, public=True)
+    return generated
+
+
+class DescriptionSerializer(serializers.Serializer[Any]):
+    """An OpenAPI document."""
+
+
+class Schema(Resource):
+    """This description of the API: OpenAPI 3.1, as JSON."""
+
+    capabilities: ClassVar[dict[str, Rule]] = {"retrieve": None}
+    serializer_class = DescriptionSerializer
+
+    def retrieve(self, request: Request) -> Response:
+        return Response(description())

@@ -1,0 +1,144 @@
+"""The API keeps to its own description: made-up requests, good and bad, to every operation as three kinds of people.
+
+No answer is a 5xx, has a status the description does not know for that operation, or a body that is not as described.
+`make contract` sends many more of them than the suite does.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import schemathesis
+from django.conf import settings as django_settings
+from django.core.signals import request_finished, request_started
+from django.core.wsgi import get_wsgi_application
+from django.db import close_old_connections
+from django.test import Client
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from capabilities import Capability
+from gatewayadmin.openapi import description
+from tests import make
+from tests.api.test_matrix import DOORS, Door, for_a_moment
+from tests.api.world import World, build, holder
+
+pytestmark = pytest.mark.django_db
+
+CASES = int(os.environ.get("CONTRACT_CASES", "3"))
+CHECKS: list[Any] = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+READING = {one for one in Capability if one.slug.endswith(":read")}
+ACTORS = ("owner", "reader", "api key")
+
+
+def template(door: Door) -> str:
+    """The address of a door as the description writes it."""
+    route = re.sub(r"<\w+:(\w+)>", r"{\1}", door.route)
+    return f"/api/{route}".replace("{pk}", "{id}")
+
+
+BY_ADDRESS = {(door.method, template(door)): door for door in DOORS}
+
+
+def api() -> Any:
+    schema = schemathesis.openapi.from_dict(deepcopy(description()))
+    schema.app = get_wsgi_application()
+    schema.config.update(base_url=django_settings.PUBLIC_URL)
+    return schema
+
+
+OPERATIONS = {operation.ok().label: operation.ok() for operation in api().get_all_operations()}
+
+
+@pytest.fixture(scope="module")
+def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
+    """One world for all; each request leaves it as it was."""
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)  # As Django's own test client does: all share one transaction.
+    with django_db_blocker.unblock(), for_a_moment():
+        yield build()
+    for signal in (request_started, request_finished):
+        signal.connect(close_old_connections)
+
+
+@pytest.fixture(scope="module")
+def credentials(world: World) -> dict[str, dict[str, Any]]:
+    """What each kind of person sends along."""
+    return {
+        "owner": session(world.boss),
+        "reader": session(holder(*READING)),
+        "api key": {"headers": {"Authorization": f"Bearer {make.api_key(world.boss, *Capability).secret}"}},
+    }
+
+
+def session(person: Any) -> dict[str, Any]:
+    client = Client()
+    client.force_login(person)
+    csrf = "c" * 32
+    key = client.cookies[django_settings.SESSION_COOKIE_NAME].value
+    cookies = {django_settings.SESSION_COOKIE_NAME: key, django_settings.CSRF_COOKIE_NAME: csrf}
+    return {"headers": {"X-CSRFToken": csrf}, "cookies": cookies}
+
+
+def cases(operation: Any) -> Any:
+    """Requests as described, and such as are not where there is something to get wrong."""
+    good = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+    if not (operation.query or operation.body or operation.path_parameters):
+        return good
+    return good | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_an_operation_answers_as_described(
+    label: str, actor: str, world: World, credentials: dict[str, Any], record_property: Any
+) -> None:
+    operation, sent = OPERATIONS[label], 0
+    door = BY_ADDRESS[operation.method, operation.path]
+
+    @settings(
+        max_examples=CASES,
+        deadline=None,
+        database=None,
+        derandomize=CASES < 10,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases(operation), real=st.sampled_from(["address", "address", "body", ""]))
+    def ask(case: Case, real: str) -> None:
+        nonlocal sent
+        if real:
+            about(case, door, world, with_body=real == "body")
+        with for_a_moment():
+            answer = case.call(**credentials[actor])
+            case.validate_response(answer, checks=CHECKS)
+        sent += 1
+
+    ask()
+    record_property("cases", sent)
+
+
+def about(case: Case, door: Door, world: World, *, with_body: bool) -> None:
+    """Let a made-up request be about something there is, some with a body that is right."""
+    names = {"pk": "id"}
+    case.path_parameters = {names.get(name, name): str(value) for name, value in door.kwargs(world).items()}
+    if with_body and (door.name, door.method) in world.bodies:
+        case.body = world.bodies[door.name, door.method]
+        case.media_type = "application/json"

@@ -1,0 +1,53 @@
+"""What no client should send is refused in words all the same: no 5xx, no page, no half an answer."""
+
+import pytest
+from django.test import Client
+
+from capabilities import Capability
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+# What programs get wrong in their encoding, and what only a hostile one sends.
+STRANGE = [
+    ("get", "/gateways/work/servers/%00", None, 404),
+    ("get", "/gateways/work/servers/%00/disable", None, 405),
+    ("get", "/gateways/work/tools/00000000-0000-0000-0000-00000000000g", None, 404),
+    ("get", "/hosts?q=%00", None, 400),
+    ("get", "/hosts?q=%ed%a0%80%ff", None, 200),
+    ("get", "/hosts?%ff=1", None, 400),
+    ("get", f"/hosts?page={10**40}", None, 404),
+    ("get", f"/hosts?page_size={10**40}", None, 200),
+    ("get", "/connections?user=%00", None, 400),
+    ("get", "/connections?host=x", None, 400),
+    ("get", "/tokens?expires_before=0001-01-01T00:00:00%2B14:00", None, 400),
+    ("get", "/logs?from=9999-12-31T23:59:59-14:00", None, 400),
+    ("get", "/logs?cursor=%00", None, 400),
+    ("get", f"/logs?http_status={10**40}", None, 400),
+    ("get", "/logs/ffffffff-ffff-ffff-ffff-ffffffffffff", None, 404),
+    ("post", "/hosts", r'{"\ud800": 1}', 400),
+    ("post", "/hosts", r'{"name": "\u0000"}', 400),
+    ("post", "/hosts", "[1]", 400),
+    ("post", "/hosts", "null", 400),
+    ("post", "/hosts", '"name"', 400),
+    ("post", "/hosts", "1e999", 400),
+    ("post", "/tokens", r'{"identities": {"\ud800": "x"}}', 400),
+    ("post", "/tokens", f'{{"expires_in_days": {10**400}}}', 400),
+    ("post", "/gateways", r'{"name": "x", "reach": "\udfff"}', 400),
+    ("post", "/gateways", r'{"name": "x", "reach": {}}', 400),
+    ("post", "/roles", r'{"name": "x", "capabilities": [{}]}', 400),
+    ("patch", "/workspace", f'{{"log_retention_days": -{10**400}}}', 400),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status"), STRANGE)
+def test_the_strange_is_refused_in_words(method: str, path: str, body: str | None, status: int) -> None:
+    make.gateway(slug="work")
+    client = Client()
+    client.force_login(make.user(*Capability))
+
+    answer = client.generic(method.upper(), f"/api{path}", body or "", content_type="application/json")
+
+    assert answer.status_code == status, answer.content
+    assert answer["Content-Type"] == "application/json"
+    assert status == 200 or {"detail", "code"} <= set(answer.json())
