@@ -62,7 +62,7 @@ async def main() -> None:
     signing_in = OAuthClientProvider(url, metadata, InMemory(), browse, callback)
     async with (
         httpx2.AsyncClient(auth=signing_in, timeout=30) as http,
-        Client(streamable_http_client(url, http_client=http), mode=sys.argv[1]) as client,  # type: ignore[arg-type]
+        Client(streamable_http_client(url, http_client=http), mode=sys.argv[1]) as client,
     ):
         tools = [tool.name for tool in (await client.list_tools()).tools]
         result = await client.call_tool(os.environ["TOOL"], json.loads(os.environ["ARGUMENTS"]))
