@@ -6,16 +6,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import connection
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from auditlog.models import Call
-from auditlog.search import Search
+from auditlog.search import SEARCHED, Search
 
 BARS = 30
-BLOCKS = 600  # Of the table, which a sample reads at most.
+SLICES = 4  # Of a bar; of each the first rows are counted, and their number scaled to its length.
+SLICE_ROWS = 100
 
 OK, ERROR, DENIED = "ok", "error", "denied"
 KINDS = (OK, ERROR, DENIED)
@@ -23,12 +25,24 @@ KINDS = (OK, ERROR, DENIED)
 HEIGHT, WIDTH, BODY = 64.0, 24, 18
 MINUTE = timedelta(minutes=1)
 
+KIND = """CASE WHEN r.outcome = 'ok' THEN 'ok'
+    WHEN r.outcome IN ('denied', 'unauthorized', 'rate_limited') THEN 'denied' ELSE 'error' END"""
+
 COUNT = """
-SELECT floor(extract(epoch FROM r.created_at - %s) / %s)::int,
-    CASE WHEN r.outcome = 'ok' THEN 'ok' WHEN r.outcome IN ('denied', 'unauthorized', 'rate_limited') THEN 'denied'
-        ELSE 'error' END,
-    count(*)
-FROM ({rows}) r GROUP BY 1, 2
+SELECT floor(extract(epoch FROM r.created_at - %s) / %s)::int, {kind}, count(*) FROM ({rows}) r GROUP BY 1, 2
+"""
+SAMPLE = """
+SELECT n / {slices}, x.kind, x.number * CASE WHEN x.total < {most} THEN 1.0
+    ELSE extract(epoch FROM s.until - s.since) / greatest(extract(epoch FROM x.last - s.since), 0.001) END
+FROM (
+    SELECT n, %s + n * %s AS since, %s + (n + 1) * %s AS until FROM generate_series(0, {bars} * {slices} - 1) n
+) s
+CROSS JOIN LATERAL (
+    SELECT {kind} AS kind, count(*) AS number, sum(count(*)) OVER () AS total, max(max(r.created_at)) OVER () AS last
+    FROM ({rows} AND "auditlog_call"."created_at" >= s.since AND "auditlog_call"."created_at" < s.until
+        ORDER BY "auditlog_call"."created_at" LIMIT {most}) r
+    GROUP BY 1
+) x
 """
 
 
@@ -92,9 +106,19 @@ class Histogram:
         return {kind: sum(bar.counts.get(kind, 0) for bar in self.bars) for kind in KINDS}
 
     @property
+    def told(self) -> dict[str, str]:
+        """The same for people; an estimate has no digits it does not know."""
+        return {kind: f"~{rounded(n):,}" if self.sampled and n else f"{n:,}" for kind, n in self.totals.items()}
+
+    @property
     def marks(self) -> list[datetime]:
         """The moments written below the bars."""
         return [*(bar.since for bar in self.bars[:: BARS // 5]), self.bars[-1].until]
+
+
+def rounded(number: int) -> int:
+    """An estimate, to its first two digits."""
+    return round(number, 2 - len(str(number)))
 
 
 def stamp(at: datetime) -> str:
@@ -104,16 +128,27 @@ def stamp(at: datetime) -> str:
 
 
 def histogram(search: Search, *, sampled: bool) -> Histogram:
-    """The bars of what was searched; when there are many, of a sample, so that it costs no more than of few."""
+    """The bars of what was searched; `sampled` costs no more for many than for few."""
     until = min(search.until or timezone.now(), timezone.now())
     since = search.since or _first() or until - timedelta(hours=1)
+    if not search.is_direct:
+        # What no index knows is drawn as far back as a page looks.
+        rows, floor = search.recent(SEARCHED)
+        since, sampled = floor or since, False
+    else:
+        rows = search.rows()
     if until - since >= BARS * MINUTE:
         # Bars begin at whole minutes: people read their times.
         since = since.replace(second=0, microsecond=0)
         width = -((since - until) // (BARS * MINUTE)) * MINUTE
     else:
         width = max((until - since) / BARS, timedelta(seconds=1))
-    counted = _counted(search, since, width, share=_share() if sampled else 1.0)
+    parts = search.parts() if sampled else [rows]
+    counted: dict[int, Counter[str]] = {}
+    for part in parts:
+        for number, kind, count in (_sampled if sampled else _counted)(part, since, width):
+            # Rows that arrived since belong to the last bar.
+            counted.setdefault(min(max(number, 0), BARS - 1), Counter())[kind] += round(count)
     highest = max((sum(kinds.values()) for kinds in counted.values()), default=1)
     bars = [Bar(n, since + n * width, since + (n + 1) * width, counted.get(n, {}), highest) for n in range(BARS)]
     return Histogram(bars, sampled)
@@ -123,28 +158,26 @@ def _first() -> datetime | None:
     return next(iter(Call.objects.order_by("created_at").values_list("created_at", flat=True)[:1]), None)
 
 
-def _counted(search: Search, since: datetime, width: timedelta, share: float) -> dict[int, Counter[str]]:
-    rows, parameters = search.rows().order_by().values("created_at", "outcome").query.sql_with_params()
-    if share < 1:
-        # Blocks at random, the same ones again after a reload.
-        table = f'FROM "{Call._meta.db_table}"'
-        rows = rows.replace(table, f"{table} TABLESAMPLE SYSTEM ({100 * share:.6f}) REPEATABLE (1)", 1)
-    found: dict[int, Counter[str]] = {}
-    with connection.cursor() as cursor:
-        cursor.execute(COUNT.format(rows=rows), [since, width.total_seconds(), *parameters])
-        for number, kind, count in cursor.fetchall():
-            # Rows that arrived since belong to the last bar.
-            found.setdefault(min(max(number, 0), BARS - 1), Counter())[kind] += round(count / share)
-    return found
+type Counts = list[tuple[int, str, float]]
 
 
-def _share() -> float:
-    """Which share of the log is as much as a sample reads."""
+def _counted(rows: QuerySet[Call], since: datetime, width: timedelta) -> Counts:
+    inner, parameters = _sql(rows)
+    return _asked(COUNT.format(rows=inner, kind=KIND), [since, width.total_seconds(), *parameters])
+
+
+def _sampled(rows: QuerySet[Call], since: datetime, width: timedelta) -> Counts:
+    inner, parameters = _sql(rows.filter(created_at__gte=since))
+    statement = SAMPLE.format(rows=inner, kind=KIND, bars=BARS, slices=SLICES, most=SLICE_ROWS)
+    length = width / SLICES
+    return _asked(statement, [since, length, since, length, *parameters])
+
+
+def _sql(rows: QuerySet[Call]) -> tuple[str, tuple[Any, ...]]:
+    return rows.order_by().values("created_at", "outcome").query.sql_with_params()
+
+
+def _asked(statement: str, parameters: list[Any]) -> Counts:
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT coalesce(sum(pg_relation_size(inhrelid)), 0) / current_setting('block_size')::int"
-            " FROM pg_inherits WHERE inhparent = %s::regclass",
-            [Call._meta.db_table],
-        )
-        blocks = cursor.fetchone()[0]
-    return min(1.0, BLOCKS / float(blocks)) if blocks else 1.0
+        cursor.execute(statement, parameters)
+        return list(cursor.fetchall())

@@ -123,6 +123,11 @@ class Call(models.Model):
         return f"{self.method} {self.feature_name}".strip()
 
     @property
+    def why(self) -> str:
+        """What stopped it, in a few words."""
+        return self.deny_reason.replace("_", " ") or self.get_outcome_display()
+
+    @property
     def is_recorded(self) -> bool:
         """Whether something of what it carried was kept."""
         return self.request_payload is not None or self.response_payload is not None

@@ -174,6 +174,10 @@ class Search:
             rows = rows.filter(_any(alternatives))
         return rows.filter(*self._tests)
 
+    def parts(self) -> list[QuerySet[Call]]:
+        """The same as several queries without a row in common, each with an index of its own. For a direct one."""
+        return [self._between().filter(one) for one in self._lead()]
+
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows that the best index finds, and where these end; None: it is all."""
         floor = self._reach(self._between(), OLDER, most)
@@ -182,7 +186,7 @@ class Search:
     def page(self, cursor: Cursor | None, size: int) -> Found:
         """The page a cursor names, the newest one without."""
         if self.is_direct:
-            return Found(keyset.page([self._between().filter(one) for one in self._lead()], cursor, size))
+            return Found(keyset.page(self.parts(), cursor, size))
         way = cursor.way if cursor else OLDER
         reach = self._reach(keyset.beyond(self._between(), cursor), way, SEARCHED)
         rows = self.rows()

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, Q
+from django.db.models import Case, Count, Q, Value, When
+from django.db.models.functions import Lower
 from django.http import HttpResponse
-from django.utils import timezone
 from django.views.decorators.http import require_GET
 
-from auditlog.models import Call, Outcome
+from accounts.models import User
 from capabilities import Capability, signed_in
 from connections.models import Connection
 from connections.rows import Row
+from gatewayadmin.traffic import health, traffic
 from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Kind, Token
+from tokens.rows import needing
 from ui.pages import AppRequest, show
 
-REFUSED = (Outcome.DENIED, Outcome.UNAUTHORIZED, Outcome.RATE_LIMITED)
-SHOWN = 10
+SHOWN = 8
+SERVERS = 12
 
 
 @require_GET
@@ -34,21 +35,32 @@ def overview(request: AppRequest) -> HttpResponse:
         .filter(kind=Kind.ACCESS, connection__user=user)
         .select_related("connection__host", "connection__gateway")[:SHOWN],
     }
+    return show(request, "overview.html", context | _numbers(user))
+
+
+def _numbers(user: User) -> dict[str, Any]:
+    """What needs a capability, as far as `user` holds it."""
+    told: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_READ):
-        context["hosts"] = Host.objects.live().aggregate(all=Count("pk"), disabled=Count("pk", filter=Q(enabled=False)))
+        told["hosts"] = Host.objects.live().aggregate(all=Count("pk"), disabled=Count("pk", filter=Q(enabled=False)))
     if user.has_perm(Capability.MCP_CONNECTIONS_READ):
-        context["active_connections"] = Connection.objects.live().filter(enabled=True).count()
+        rows = Connection.objects.live()
+        told["connections"] = rows.aggregate(all=Count("pk"), active=Count("pk", filter=Q(enabled=True)))
+    if user.has_perm(Capability.API_TOKENS_MANAGE):
+        told["expiring"] = list(
+            Token.objects.filter(needing("expiring"), kind=Kind.ACCESS)
+            .select_related("connection__host")
+            .order_by("expires_at", "pk")[:SHOWN]
+        )
     if user.has_perm(Capability.LOGS_READ):
-        context |= _traffic()
+        told["traffic"] = traffic()
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
-        context["servers_down"] = Server.objects.live().filter(enabled=True, health=Health.DOWN)[:SHOWN]
-    return show(request, "overview.html", context)
+        told["servers"] = health(_servers())
+        told["down"] = [one.server for one in told["servers"] if one.server.health == Health.DOWN]
+    return told
 
 
-def _traffic() -> dict[str, Any]:
-    """The calls of the last 24 hours, and the latest that were refused."""
-    recent = Call.objects.filter(created_at__gte=timezone.now() - timedelta(hours=24))
-    return {
-        "calls": recent.aggregate(all=Count("pk"), denied=Count("pk", filter=Q(outcome__in=REFUSED))),
-        "denials": recent.filter(outcome__in=REFUSED)[:SHOWN],
-    }
+def _servers() -> list[Server]:
+    """The servers that are switched on, those in trouble first."""
+    trouble = Case(When(health=Health.DOWN, then=Value(0)), default=Value(1))
+    return list(Server.objects.live().filter(enabled=True).order_by(trouble, Lower("name"))[:SERVERS])

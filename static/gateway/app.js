@@ -131,6 +131,11 @@ document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, req
   if (elt.matches("[role=switch]")) elt.checked = elt.defaultChecked;
   if (!successful || requestConfig.verb !== "get") elt.closest("dialog")?.close();
 });
+// New calls wait while somebody points at a row, reads another window, or selects a text.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (!event.detail.elt.matches("[data-tail]")) return;
+  if (document.hidden || document.querySelector("tbody tr:hover") || getSelection().toString()) event.preventDefault();
+});
 document.addEventListener("htmx:responseError", ({ detail: { xhr } }) => xhr.status !== 403 && announce("That did not work. Try again."));
 document.addEventListener("htmx:sendError", () => announce("The server does not answer. Try again."));
 document.addEventListener("toast", (event) => announce(event.detail.value));

@@ -13,6 +13,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.keyset import Cursor, chunks
 from auditlog.models import Call, Event
+from capabilities import Capability
 from tests import make
 from tests.calls import call, uid_at
 from tests.rest import Rest, errors, problem, results
@@ -136,9 +137,11 @@ def test_unknown_parameters_and_values_are_refused(viv: User, query: dict[str, A
 # --- One call -------------------------------------------------------------------------------------------------------
 
 
-def test_one_call_shows_what_it_carried(viv: User) -> None:
+def test_one_call_shows_what_it_carried_to_who_may_see_that(viv: User) -> None:
     one = call(NOON, outcome="denied", deny_reason="ip", request_payload={"name": "search"})
-    rest = Rest.of(viv)
+    rest = Rest.of(make.user(Capability.LOGS_READ, Capability.LOGS_PAYLOADS))
+
+    assert Rest.of(viv).get(f"/logs/{one.uid}").json()["request_payload"] is None
 
     told = rest.get(f"/logs/{one.uid}").json()
 

@@ -34,7 +34,8 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
         (Capability.HOSTS_READ, "<span>Hosts</span>"),
         (Capability.MCP_CONNECTIONS_READ, "<span>Connections</span>"),
         (Capability.LOGS_READ, "<span>Requests 24 h</span>"),
-        (Capability.SERVERS_TOGGLE, "Servers down"),
+        (Capability.API_TOKENS_MANAGE, "<span>Tokens expiring</span>"),
+        (Capability.SERVERS_TOGGLE, "connect timeout"),
     ],
 )
 def test_each_number_needs_its_capability(capability: Capability, words: str, sign_in: SignIn) -> None:
@@ -66,7 +67,8 @@ def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in:
 
     response = sign_in(ana).get("/")
 
-    assert response.context["calls"] == {"all": 2, "denied": 1}
+    traffic = response.context["traffic"]
+    assert (traffic.told, str(traffic.denied), traffic.bars.totals) == ("2", "1", {"ok": 1, "error": 0, "denied": 1})
     assert "CI bot" in text(response)
 
 
@@ -86,6 +88,57 @@ def test_the_page_costs_the_same_however_much_there_is(
         a_call(Outcome.DENIED)
     client = sign_in(ana)
 
-    # Viewer (3), own connections and their tokens, own tokens, hosts, connections, calls, denials, servers
-    with django_assert_num_queries(11):
+    # Viewer (3), own connections and their tokens, own tokens, hosts, connections, expiring tokens, servers and their
+    # hours; of the log: how many, the newest, the refused ones (three outcomes, a reach each) and their number, the bars
+    with django_assert_num_queries(20):
         client.get("/")
+
+
+def test_tiles_lead_to_the_lists_they_count(ana: User, sign_in: SignIn) -> None:
+    a_call(Outcome.OK)
+
+    page = text(sign_in(ana).get("/"))
+
+    for path in ("/hosts/", "/settings/mcp-connections", "/logs/", "/logs/?q=denied", "owner=all&amp;care=expiring"):
+        assert f'{path}"><span>' in page
+
+
+def test_tokens_that_end_within_a_week_are_listed(ana: User, sign_in: SignIn) -> None:
+    connection = make.connection(make.agent(by=ana, name="CI bot"), make.gateway(), ana)
+    make.token(connection, name="ends-soon", expires_in_days=7)
+    make.token(connection, name="ends-late", expires_in_days=90)
+
+    expiring = text(sign_in(ana).get("/")).split('id="expiring-title"')[1].split("</section>")[0]
+
+    assert "ends-soon" in expiring
+    assert "ends-late" not in expiring
+
+
+def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> None:
+    server, other = make.server(name="Docs"), make.server(name="Quiet")
+    a_call(Outcome.OK, server_id=server.pk)
+    a_call(Outcome.UPSTREAM_ERROR, server_id=server.pk, created_at=datetime.now(UTC) - timedelta(hours=3))
+    a_call(Outcome.TIMEOUT, server_id=server.pk, created_at=datetime.now(UTC) - timedelta(hours=5))
+
+    page = text(sign_in(ana).get("/"))
+
+    assert 'aria-label="Docs, last 24 hours: 1 with answers alone, 2 with failures"' in page
+    assert f'aria-label="{other.name}, last 24 hours: 0 with answers alone, 0 with failures"' in page
+
+
+def test_a_lived_in_dashboard_stays_light(ana: User, sign_in: SignIn) -> None:
+    for number in range(14):
+        server = make.server(name=f"A server with a rather long name {number}")
+        server.note_health(Health.DOWN if number < 3 else Health.OK, "connect timeout" if number < 3 else "")
+        agent = make.agent(by=ana, name=f"Nightly report agent {number}")
+        make.token(make.connection(agent, make.gateway(), ana), expires_in_days=7)
+        for outcome in Outcome.values:
+            a_call(
+                Outcome(outcome),
+                host_name=agent.name,
+                server_id=server.pk,
+                feature_name="github__search_issues",
+                created_at=datetime.now(UTC) - timedelta(hours=number),
+            )
+
+    assert len(sign_in(ana).get("/").content) < 60 * 1024

@@ -87,7 +87,7 @@ def test_a_secret_is_found_nowhere(recording: bool, agent: Agent, caplog: pytest
         agent.call("docs__it", ARGUMENTS | {"fail": "tool"}),
         agent.call("docs__it", ARGUMENTS | {"fail": "error"}),
         agent.call("docs__none", ARGUMENTS),
-        agent.post(json.dumps(ARGUMENTS).encode()),
+        agent.post(json.dumps(ARGUMENTS).encode(), Content_Type="application/json"),
     ]
 
     assert IDENTITY in answers[0].text, "the test's server tells what it was sent"
@@ -136,7 +136,7 @@ def test_whatever_is_sent_can_be_recorded(odd: object, agent: Agent) -> None:
 
     params = {"name": "docs__none", "arguments": {"odd": odd}}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
-    assert agent.post(body.encode()).status_code == 200
+    assert agent.post(body.encode(), Content_Type="application/json").status_code == 200
     assert Call.objects.get().is_recorded
 
 

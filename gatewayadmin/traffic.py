@@ -1,0 +1,118 @@
+"""What the calls of the last day say: how many, how they ended, and how each server did hour by hour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from django.db import connection
+from django.utils import timezone
+
+from auditlog.expression import parse
+from auditlog.histogram import Histogram, histogram, rounded
+from auditlog.models import Call
+from auditlog.search import Counted, Search
+from servers.models import Server
+
+DAY = timedelta(hours=24)
+HOURS = 24
+LISTED = 8
+
+# Failures first found by their outcome, then only whether there was any call: both look at few rows.
+HOURLY = """
+SELECT s.id, h.n,
+    EXISTS (SELECT FROM auditlog_call c WHERE c.server_id = s.id AND c.created_at >= h.at
+        AND c.created_at < h.at + interval '1 hour'),
+    (s.id, h.n) IN (
+        SELECT f.server_id, floor(extract(epoch FROM f.created_at - %(since)s) / 3600)::int FROM (
+            (SELECT server_id, created_at FROM auditlog_call
+                WHERE outcome = 'upstream_error' AND created_at >= %(since)s ORDER BY created_at DESC LIMIT 2000)
+            UNION ALL
+            (SELECT server_id, created_at FROM auditlog_call
+                WHERE outcome = 'timeout' AND created_at >= %(since)s ORDER BY created_at DESC LIMIT 2000)
+        ) f WHERE f.server_id IS NOT NULL
+    )
+FROM unnest(%(servers)s::uuid[]) AS s (id)
+CROSS JOIN (SELECT n, %(since)s + n * interval '1 hour' AS at FROM generate_series(0, 23) n) h
+"""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The calls of the last day."""
+
+    total: Counted
+    denied: Counted
+    bars: Histogram | None
+    recent: Sequence[Call]
+    denials: Sequence[Call]
+
+    @property
+    def told(self) -> str:
+        """The number of calls; a large one is estimated."""
+        if self.total.is_all or self.bars is None:
+            return str(self.total)
+        return f"~{rounded(max(sum(self.bars.totals.values()), self.total.number)):,}"
+
+
+def traffic() -> Traffic:
+    """The calls of the last day; what it costs does not grow with their number."""
+    since = timezone.now() - DAY
+    everything, refused = Search([], since), Search(parse("denied"), since)
+    total = everything.count()
+    recent = everything.page(None, LISTED).page.rows
+    return Traffic(
+        total=total,
+        denied=refused.count(),
+        bars=histogram(everything, sampled=not total.is_all) if recent else None,
+        recent=recent,
+        denials=refused.page(None, LISTED).page.rows,
+    )
+
+
+class Hour(NamedTuple):
+    """One hour of a server."""
+
+    called: bool
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Health:
+    """A server and its last day."""
+
+    server: Server
+    hours: Sequence[Hour]
+
+    @property
+    def failed(self) -> int:
+        return sum(hour.failed for hour in self.hours)
+
+    @property
+    def answered(self) -> int:
+        return sum(hour.called and not hour.failed for hour in self.hours)
+
+    @property
+    def drawn(self) -> list[tuple[str, str]]:
+        """What is drawn: a path for each state."""
+        paths = {"ok": "", "down": "", "none": ""}
+        for n, hour in enumerate(self.hours):
+            state, y, height = ("down", 0, 18) if hour.failed else ("ok", 0, 18) if hour.called else ("none", 14, 4)
+            paths[state] += f"M{5 * n} {y}h3v{height}h-3z"
+        return [(state, path) for state, path in paths.items() if path]
+
+
+def health(servers: Sequence[Server]) -> list[Health]:
+    """The servers with the last 24 hours of each."""
+    since = (timezone.now() - timedelta(hours=HOURS - 1)).replace(minute=0, second=0, microsecond=0)
+    hours = _hours([server.pk for server in servers], since) if servers else {}
+    return [Health(server, [hours[server.pk, n] for n in range(HOURS)]) for server in servers]
+
+
+def _hours(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], Hour]:
+    with connection.cursor() as cursor:
+        cursor.execute(HOURLY, {"servers": list(servers), "since": since})
+        return {(server, n): Hour(called, failed) for server, n, called, failed in cursor.fetchall()}
