@@ -39,6 +39,10 @@ function setTheme(theme) {
   for (const button of all("[data-set-theme]")) button.ariaPressed = button.dataset.setTheme === theme;
 }
 
+// A token shown in one tab is a new row in the others.
+const otherTabs = new BroadcastChannel("tokens");
+otherTabs.onmessage = () => document.body.dispatchEvent(new Event("token-shown"));
+
 // Show once: Done waits for the checkbox or for Copy; Escape waits for Done. Closed, the secret leaves the page.
 function armShowOnce(dialog) {
   const done = dialog.querySelector("[data-done]");
@@ -48,6 +52,7 @@ function armShowOnce(dialog) {
   dialog.addEventListener("copied", () => { stored.checked = true; update(); });
   dialog.addEventListener("cancel", (event) => done.disabled && event.preventDefault());
   dialog.addEventListener("close", () => dialog.remove());
+  otherTabs.postMessage("shown");
   update();
 }
 addEventListener("pagehide", () => all("dialog:has([data-stored])").forEach((dialog) => dialog.remove())); // Back shows none.

@@ -30,8 +30,11 @@ def test_the_secret_is_shown_once_and_its_row_changes_beside_it(live: Serve, pag
     expect(page.get_by_role("row").filter(has_text=issued["name"])).to_contain_text(second[:12])
 
     steps.open_connections(page, live.url, host)
-    third = regenerate(page, issued["name"], "Regenerate API key")
+    other = page.context.new_page()
+    steps.open_connections(other, live.url, host)
+    third = regenerate(page, issued["name"], f"Regenerate token {issued['name']}")
     expect(page.locator("#connections")).to_contain_text(third[:12])
+    expect(other.locator("#connections")).to_contain_text(third[:12])  # By itself: nobody went back to that tab.
     expect(page.locator("#connections")).not_to_contain_text(second[:12])
 
     assert len({first, second, third}) == 3

@@ -153,7 +153,7 @@ def test_the_list_refreshes_itself_when_the_window_is_looked_at_again(ana: User,
     whole = text(sign_in(ana).get(path))
     fragment = text(sign_in(ana).get(path, headers=HTMX))
 
-    assert 'hx-trigger="focus from:window"' in whole
+    assert 'hx-trigger="focus from:window, token-shown from:body"' in whole
     assert "<html" not in fragment
     assert 'id="connection-count" hx-swap-oob="true">1</span>' in fragment
 
