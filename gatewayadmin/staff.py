@@ -16,7 +16,6 @@ class StaffSite(AdminSite):
     site_header = "Gateway Admin"
     site_title = "Gateway Admin"
     index_title = "Everything there is"
-    empty_value_display = "none"
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Strangers go to our sign-in. Whoever is signed in is let on, or told no: a password alone opens nothing."""

@@ -40,7 +40,7 @@ class LogList(ChangeList):
             found = page([self.queryset], None, self.list_per_page)
         self.result_list = found.rows
         self.result_count = len(found.rows)
-        self.full_result_count = None
+        self.full_result_count = self.result_count  # Nothing is said of how many there are in all.
         self.show_full_result_count = False
         self.show_admin_actions = self.can_show_all = self.multi_page = False
         self.paginator = None
