@@ -1,4 +1,4 @@
-"""Journey J6: an app appears by itself, signed in to in a real browser, with the TypeScript SDK on the other side."""
+"""Journey J6 (M01-M04, W04-W11, W26): an app appears by itself, with the TypeScript SDK behind a real browser."""
 
 import re
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Journey J7: revoking ends an app at once; authorising again makes a new connection."""
+"""Journey J7 (W13-W20): revoking ends an app at once; authorising again makes a new connection."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Journey J8: a key regenerated cuts old access tokens at once, and the app goes on without a human."""
+"""Journey J8 (W21-W25, R3.6): a key regenerated cuts old access tokens at once, and the app goes on without a human."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Journey J11: a password reset ends all that acts as the person, apps included, and nothing of others."""
+"""Journey J11 (X36, R3.20): a password reset ends all that acts as the person, apps included, and nothing of others."""
 
 import quopri
 import re

@@ -10,7 +10,7 @@ from tests.clients.fixtures import MODULES
 from tests.clients.person import Person
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = pytest.mark.xdist_group("clients")
 
 
 @pytest.mark.parametrize(

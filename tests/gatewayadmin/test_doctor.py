@@ -18,7 +18,7 @@ from tests.gatewayadmin import front
 from tests.gatewayadmin.front import Exchange, Front
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = pytest.mark.xdist_group("doctor")
 
 SECRET = re.compile(r"gw[ork]_\w{8}")
 FAILED = 'data-state="down"'

@@ -1,0 +1,25 @@
+"""The OAuth doctor in a real browser: from How to Connect to a report anybody can read."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.browser import steps
+from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+
+def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> None:
+    page.goto(f"{live.url}/gateways/quickstart/")
+    steps.press(page, "How to Connect")
+    page.get_by_role("dialog").get_by_role("link", name="Ask the OAuth doctor").click()
+    expect(page.get_by_label("Gateway")).to_have_value("quickstart")
+
+    page.get_by_role("button", name="Run").click()
+
+    expect(page.get_by_role("status").filter(has_text="An app can connect, sign in and call.")).to_be_visible()
+    assert page.get_by_text("not reached").count() == 0
+    page.get_by_text("Exchange").first.click()
+    expect(page.get_by_text("WWW-Authenticate: Bearer resource_metadata=")).to_be_visible()
+    assert not Axe().run(page).response["violations"]
