@@ -1,0 +1,336 @@
+"""Searching, facets, bars, files and new calls of the Logs page; and what all of it may cost."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from accounts.models import User
+from auditlog import search, tail
+from auditlog.expression import parse
+from auditlog.histogram import BARS, histogram
+from auditlog.models import Call, Event
+from auditlog.search import Search
+from capabilities import Capability
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+
+def text(response: Any) -> str:
+    body = b"".join(response.streaming_content) if response.streaming else response.content
+    return str(body.decode())
+
+
+def ago(**span: float) -> datetime:
+    return datetime.now(UTC) - timedelta(**span)
+
+
+def found(query: str) -> set[str]:
+    """The tools of the calls a search in words finds."""
+    return {call.feature_name for call in Search(parse(query)).page(None, 50).page.rows}
+
+
+@pytest.fixture
+def three() -> dict[str, Call]:
+    bot = make.agent(by=make.user(), name="CI bot")
+    return {
+        "a": make.call(
+            feature_name="a", host_id=bot.pk, host_name="Its old name", duration_ms=10, client_ip="10.0.0.1"
+        ),
+        "b": make.call(feature_name="b", outcome="tool_error", user_email="ben@example.com", duration_ms=900),
+        "c": make.call(
+            feature_name="c",
+            outcome="denied",
+            deny_reason="host_disabled",
+            http_status=403,
+            host_name="Gone",
+            connection_id=uuid4(),
+            rpc_error_code=-32003,
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("", "abc"),
+        ("error", "b"),
+        ("ok", "a"),
+        ("denied", "c"),
+        ("outcome is not ok", "bc"),
+        ("duration > 500", "b"),
+        ("duration <= 10 and ok", "a"),
+        ("host is ci bot", "a"),
+        ("host contains bot", "a"),
+        ("host is gone", "c"),
+        ("host is nobody", ""),
+        ("host is not CI bot", "bc"),
+        ("tool is b", "b"),
+        ("tool contains B", "b"),
+        ("tool is not b", "ac"),
+        ("user is BEN@example.com", "b"),
+        ("reason is host_disabled", "c"),
+        ("status is 403 and code is -32003", "c"),
+        ("ip is 10.0.0.1", "a"),
+        ("ip is nowhere", ""),
+        ("method is tools/call and error", "b"),
+        ("method is tools/call and tool is a and ok", "a"),
+        ("connection is nothing", ""),
+        ("error and denied", ""),
+    ],
+)
+def test_words_find_calls(query: str, names: str, three: dict[str, Call]) -> None:
+    assert found(query) == set(names)
+
+
+def test_ids_find_calls(three: dict[str, Call]) -> None:
+    assert found(f"connection is {three['c'].connection_id}") == {"c"}
+    assert found(f"correlation is {three['b'].correlation_id}") == {"b"}
+    assert found(f"host is {three['a'].host_id}") == {"a"}
+
+
+def test_a_search_that_does_not_parse_says_so_and_shows_nothing(
+    three: dict[str, Call], ana: User, sign_in: SignIn
+) -> None:
+    page = text(sign_in(ana).get("/logs/", {"q": "error and colour is <b>red</b>"}))
+
+    assert "Position 11: “colour” is no field." in page
+    assert "row-link" not in page
+    assert "&lt;b&gt;red" in page
+
+
+def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, sign_in: SignIn) -> None:
+    response = sign_in(ana).get("/logs/", {"q": "tool is b", "range": "7d"}, headers={"HX-Request": "true"})
+
+    assert response["HX-Push-Url"] == "/logs/?q=tool+is+b&range=7d"
+    assert [call.feature_name for call in response.context["page"].rows] == ["b"]
+
+
+# --- What no index knows ------------------------------------------------------------------------------------------
+
+
+def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
+    ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "SEARCHED", 5)
+    for minutes in range(20):
+        make.call(at=ago(minutes=minutes), feature_name=f"slow-{minutes}" if minutes in (1, 13, 18) else "fast")
+    client = sign_in(ana)
+
+    seen, links, path = [], 0, "/logs/?q=tool+contains+slow"
+    while path:
+        response = client.get(path)
+        seen += [call.feature_name for call in response.context["page"].rows]
+        older = response.context["page"].older
+        assert bool(older) == bool(response.context["looked_to"])
+        assert ("Search further" in text(response)) == bool(older)
+        path, links = (f"/logs/?q=tool+contains+slow&cursor={older}" if older else ""), links + 1
+
+    assert seen == ["slow-1", "slow-13", "slow-18"]
+    assert links == 4
+    back = client.get(f"/logs/?q=tool+contains+slow&cursor=n{'1' * 10}-0")
+    assert back.context["page"].newer is not None
+
+
+def test_alternatives_are_read_in_the_order_of_time(ana: User, sign_in: SignIn) -> None:
+    outcomes = ("denied", "timeout", "ok", "tool_error")
+    for number in range(60):
+        make.call(at=ago(seconds=60 * (60 - number)), outcome=outcomes[number % 4], feature_name=str(number))
+    client = sign_in(ana)
+
+    first = client.get("/logs/?outcome=denied&outcome=timeout&outcome=tool_error&range=7d").context["page"]
+    shown = [int(call.feature_name) for call in first.rows]
+
+    assert shown == sorted((n for n in range(60) if n % 4 != 2), reverse=True)[:50]
+
+
+EVERY = (
+    "/logs/",
+    "/logs/?range=all",
+    "/logs/?host={id}",
+    "/logs/?gateway={id}",
+    "/logs/?server={id}",
+    "/logs/?user={id}",
+    "/logs/?connection={id}",
+    "/logs/?tool=x",
+    "/logs/?method=ping",
+    "/logs/?outcome=timeout",
+    "/logs/?outcome=timeout&outcome=denied&host={id}",
+    "/logs/?q=duration+>+500",
+    "/logs/values/host/?outcome=denied",
+)
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_no_list_reads_a_partition_from_end_to_end(path: str, ana: User, sign_in: SignIn) -> None:
+    make.call()
+    client = sign_in(ana)
+    with CaptureQueriesContext(
+        connection,
+    ) as asked:
+        client.get(path.format(id=uuid4()))
+
+    statements = [one["sql"] for one in asked.captured_queries if "auditlog_call" in one["sql"]]
+    assert statements
+    with connection.cursor() as cursor:
+        # So few rows are read at once whatever there is; what counts is that there is another way.
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        for statement in statements:
+            assert "LIMIT" in statement or "GROUP BY" in statement
+            cursor.execute(f"EXPLAIN {statement}")
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+            assert "Seq Scan on auditlog_call" not in plan, f"{statement}\n{plan}"
+
+
+# --- Facets -------------------------------------------------------------------------------------------------------
+
+
+def test_a_filter_opens_with_its_values_under_the_other_filters(ana: User, sign_in: SignIn) -> None:
+    ci, nightly = uuid4(), uuid4()
+    for _ in range(3):
+        make.call(host_id=ci, host_name="CI <b>bot</b>")
+    make.call(host_id=nightly, host_name="Nightly", outcome="denied")
+    client = sign_in(ana)
+
+    opened = text(client.get(f"/logs/values/host/?range=7d&host={nightly}&tool="))
+    narrowed = text(client.get("/logs/values/host/?outcome=denied"))
+
+    assert f'href="?range=7d&amp;host={ci}">CI &lt;b&gt;bot&lt;/b&gt; <span class="count">3</span>' in opened
+    assert "Nightly" in opened
+    assert "Nightly" in narrowed
+    assert "CI" not in narrowed
+
+
+def test_ticked_values_stay_ticked_and_others_can_be_ticked(ana: User, sign_in: SignIn) -> None:
+    make.call(outcome="denied")
+
+    opened = text(sign_in(ana).get("/logs/values/outcome/?outcome=denied"))
+
+    assert 'value="denied" checked>denied<span class="count">1</span>' in opened
+    assert 'value="timeout">timeout</label>' in opened
+
+
+def test_values_of_a_filter_nobody_offers_are_not_found(ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get("/logs/values/colour/").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/logs/values/host/", "/logs/live/?seen=1-1:1:", "/logs/export/?format=csv"])
+def test_what_the_list_brings_along_asks_for_the_same_capability(path: str, sign_in: SignIn) -> None:
+    assert sign_in(make.user(*(set(Capability) - {Capability.LOGS_READ}))).get(path).status_code == 403
+
+
+# --- Bars ---------------------------------------------------------------------------------------------------------
+
+
+def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in: SignIn) -> None:
+    for minutes, outcome in ((5, "ok"), (5, "ok"), (40, "denied"), (1000, "timeout"), (1439, "ok")):
+        make.call(at=ago(minutes=minutes), outcome=outcome)
+    client = sign_in(ana)
+
+    drawn = client.get("/logs/").context["histogram"]
+
+    assert len(drawn.bars) == BARS
+    assert drawn.totals == {"ok": 3, "error": 1, "denied": 1}
+    for bar in drawn.bars:
+        rows = client.get(f"/logs/?{bar.query}").context["page"].rows
+        assert len(rows) == bar.total
+
+
+def test_an_estimate_is_near(ana: User) -> None:
+    for number in range(300):
+        make.call(at=ago(minutes=60, seconds=-number * 10), outcome="denied" if number % 10 == 0 else "ok")
+
+    drawn = histogram(Search([], ago(minutes=61)), sampled=True)
+
+    assert 250 <= drawn.totals["ok"] <= 290
+    assert drawn.told["ok"].startswith("~")
+
+
+def test_moments_in_the_address_narrow_and_can_be_removed(ana: User, sign_in: SignIn) -> None:
+    make.call(at=datetime(2026, 3, 4, 12, 30, tzinfo=UTC), feature_name="then")
+    make.call(feature_name="now")
+
+    response = sign_in(ana).get("/logs/?from=2026-03-04T12:00Z&to=2026-03-04T13:00Z&tool=then")
+
+    assert [call.feature_name for call in response.context["page"].rows] == ["then"]
+    assert 'href="/logs/?tool=then" aria-label="Remove filter: time Mar 4 12:00 to Mar 4 13:00"' in text(response)
+    assert "in mar 4 12:00 to mar 4 13:00" in text(response)
+    assert sign_in(ana).get("/logs/?from=nonsense&to=%00").context["page"].rows[0].feature_name == "now"
+
+
+# --- Files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_holds_what_the_page_shows_and_is_recorded(three: dict[str, Call], ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    rows = list(csv.DictReader(io.StringIO(text(client.get("/logs/export/?q=error&format=csv")))))
+    lines = [json.loads(line) for line in text(client.get("/logs/export/?format=jsonl")).splitlines()]
+
+    assert [row["feature_name"] for row in rows] == ["b"]
+    assert {line["feature_name"] for line in lines} == {"a", "b", "c"}
+    assert "request_payload" not in lines[0]
+    event = Event.objects.filter(action="logs.exported").latest("pk")
+    assert (event.actor_email, event.changes) == (ana.email, {})
+
+
+@pytest.mark.parametrize("query", ["", "format=xlsx", "format=csv&q=nonsense"])
+def test_no_file_is_made_of_a_question_that_is_none(query: str, ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get(f"/logs/export/?{query}").status_code == 400
+    assert not Event.objects.filter(action="logs.exported").exists()
+
+
+# --- New calls ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_new_calls_are_told_apart_by_what_was_committed(transactional_db: None) -> None:
+    Call.partitions.make_ahead()
+    make.call(feature_name="before")
+    then = tail.look()
+    make.call(at=ago(minutes=2), feature_name="a long one, written late")
+    make.call(feature_name="short")
+    now = tail.look()
+    make.call(feature_name="after")
+
+    arrived = tail.arrived(Search([]), then, now, 10)
+    later = tail.arrived(Search([]), now, tail.look(), 10)
+
+    assert [call.feature_name for call in arrived] == ["short", "a long one, written late"]
+    assert [call.feature_name for call in later] == ["after"]
+    assert set(tail.seen(Call.objects.all(), then).values_list("feature_name", flat=True)) == {"before"}
+
+
+@pytest.mark.parametrize("seen", ["", "x", "1", "1-2", "1-1:2", "²-1:1:", "1-1:1:;--", f"{'9' * 30}-1:1:"])
+def test_a_look_nobody_took_is_refused(seen: str, ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get("/logs/live/", {"seen": seen}).status_code == 400
+
+
+def test_nothing_new_is_no_content(ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get("/logs/live/", {"seen": str(tail.look())}).status_code == 204
+
+
+# --- The call again -----------------------------------------------------------------------------------------------
+
+
+def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway(slug="work")
+    call = make.call(gateway_id=gateway.pk, feature_name="it's", token_prefix="gwa_Ab3dE5gH")
+
+    page = text(sign_in(ana).get(f"/logs/{call.uid}/"))
+
+    command = page.split('id="curl-command"')[1].split("</pre>")[0]
+    assert "/mcp/work" in command
+    assert "Bearer $GATEWAY_TOKEN" in command
+    assert "gwa_" not in command
+    assert "it" in command
+    gone = make.call(gateway_id=uuid4())
+    assert 'id="curl-command"' not in text(sign_in(ana).get(f"/logs/{gone.uid}/"))
