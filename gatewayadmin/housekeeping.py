@@ -13,6 +13,7 @@ from django.contrib.sessions.models import Session as WebSession
 from django.db import connection
 from django.db.models import Q, QuerySet
 from django.utils import timezone
+from prometheus_client import Counter, Gauge
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
@@ -35,6 +36,11 @@ STREAM_EVENT = timedelta(hours=1)
 RATE_COUNTER = timedelta(hours=1)
 HEARD_OF = timedelta(minutes=10)
 AT_ONCE = 8
+
+FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
+DONE_AT = Gauge(
+    "gateway_chores_done_timestamp_seconds", "When all chores were last done without a failure", multiprocess_mode="max"
+)
 
 
 def once() -> dict[str, int] | None:
@@ -74,7 +80,10 @@ def _chores() -> dict[str, int]:
             done[name] = chore(now)
         except Exception:
             logger.exception("a chore failed", extra={"chore": name})
+            FAILED.labels(name).inc()
             failed += 1
+    if not failed:
+        DONE_AT.set_to_current_time()
     return done | ({"failed": failed} if failed else {})
 
 
