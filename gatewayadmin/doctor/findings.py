@@ -21,9 +21,13 @@ def belongs(url: str, base: str, where: str) -> str:
 
 
 def _place(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    default = {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.scheme, parts.hostname, parts.port or default
+    """Scheme, host and port; nothing at all for what is no address."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", None, None
+    return parts.scheme, parts.hostname, port
 
 
 def _public_url_advice(url: str, base: str) -> str:
@@ -37,7 +41,7 @@ def _public_url_advice(url: str, base: str) -> str:
             f"GATEWAY_PUBLIC_URL is {base} as it should be: something in front rewrites this answer, or keeps an old "
             "one. Look for rewriting of bodies and headers (sub_filter, proxy_redirect), and for a cache."
         )
-    scheme = "TLS ends at the proxy: " if urlsplit(url).scheme != urlsplit(base).scheme else ""
+    scheme = "TLS ends at the proxy: " if _place(url)[0] != _place(base)[0] else ""
     return f"{scheme}set GATEWAY_PUBLIC_URL={base} and restart, or give clients the address {settings.PUBLIC_URL}."
 
 
@@ -66,7 +70,7 @@ def unexpected(answer: Answer, wanted: int) -> Fault:
     if answer.status == 429:
         return Fault("429: too many requests from this address.", "Wait a minute, then run the doctor again.")
     return Fault(
-        f"{answer.status} instead of {wanted}{_said(answer)}",
+        f"{answer.status} instead of {wanted}{said(answer)}",
         "If this is not the gateway's own answer, something in front refuses: exempt /mcp/, /oauth/ and "
         "/.well-known/oauth-* from sign-in and filters of its own.",
     )
@@ -85,8 +89,8 @@ def _redirected(answer: Answer) -> Fault:
     )
 
 
-def _said(answer: Answer) -> str:
-    """An error in words, when the answer is the gateway's own."""
+def said(answer: Answer) -> str:
+    """The error of an answer in words, when it is the gateway's own; else just a full stop."""
     try:
         document = answer.document
     except Fault:

@@ -15,7 +15,7 @@ from django.urls import reverse
 from accounts.models import User
 from connections.models import Connection
 from gatewayadmin.doctor import consent
-from gatewayadmin.doctor.findings import belongs, unexpected
+from gatewayadmin.doctor.findings import belongs, said, unexpected
 from gatewayadmin.doctor.report import Fault, State, Step
 from gatewayadmin.doctor.wire import Answer, Wire
 from gateways.models import Gateway
@@ -101,7 +101,7 @@ class Walk:
         if document.get("resource") != self.url:
             belongs(str(document.get("resource")), self.base, "The field resource")
             raise Fault(f"The field resource is {document.get('resource')}, not {self.url}.", FILTERED)
-        [issuer, *_] = document.get("authorization_servers") or [""]
+        [issuer, *_] = _list(document.get("authorization_servers")) or [""]
         if issuer != self.base:
             belongs(str(issuer), self.base, "The field authorization_servers")
             raise Fault(f"The field authorization_servers begins with {issuer}, not {self.base}.", FILTERED)
@@ -116,7 +116,7 @@ class Walk:
         for name in ("authorization_endpoint", "token_endpoint", "registration_endpoint"):
             belongs(str(self.server.get(name)), self.base, f"The field {name}")
         for name, value in (("code_challenge_methods_supported", "S256"), ("grant_types_supported", "refresh_token")):
-            if value not in (self.server.get(name) or []):
+            if value not in _list(self.server.get(name)):
                 raise Fault(f"The field {name} lacks {value}.", FILTERED)
         return "Issuer, endpoints and PKCE with S256 are as they should be."
 
@@ -128,14 +128,14 @@ class Walk:
 
     def registration(self) -> str:
         """The app makes itself known (RFC 7591); the doctor's registration goes away at the end."""
-        said = {
+        told = {
             "client_name": APP,
             "redirect_uris": [REDIRECT],
             "grant_types": ["authorization_code", "refresh_token"],
             "response_types": ["code"],
             "token_endpoint_auth_method": "none",
         }
-        answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=said)
+        answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=told)
         if answer.status != 201:
             raise unexpected(answer, 201)
         self.client_id = str(answer.document.get("client_id", ""))
@@ -217,9 +217,10 @@ class Walk:
             raise self._refused(answer)
         if answer.status != 200:
             raise unexpected(answer, 200)
-        tools = (answer.document.get("result") or {}).get("tools")
-        if tools is None:
-            raise Fault(f"No list: {answer.document.get('error', {}).get('message')}", "Look at this call in the Logs.")
+        result = answer.document.get("result")
+        tools = result.get("tools") if isinstance(result, dict) else None
+        if not isinstance(tools, list):
+            raise Fault(f"No list{said(answer)}", "Look at this call in the Logs.")
         return f"{len(tools)} tool{'' if len(tools) == 1 else 's'}."
 
     def _refused(self, answer: Answer) -> Fault:
@@ -230,3 +231,8 @@ class Walk:
             "Let the proxy pass it on for /mcp/ (Apache: CGIPassAuth On). A sign-in of the proxy's own takes this "
             "header for itself: exempt /mcp/ from it.",
         )
+
+
+def _list(value: Any) -> list[Any]:
+    """What should be a list, if it is one."""
+    return value if isinstance(value, list) else []

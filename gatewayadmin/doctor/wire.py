@@ -97,6 +97,6 @@ def _told(status: int, headers: Mapping[str, str]) -> str:
 
 def _unreachable(url: str) -> str:
     return (
-        f"Does {httpx.URL(url).host} lead to this installation, with a certificate that clients trust? If only this "
+        f"Does {url.partition('/mcp/')[0]} lead to this installation, with a certificate that clients trust? If only this "
         "machine cannot reach it, run `manage.py doctor --url` where clients are."
     )

@@ -187,6 +187,26 @@ AFTER = {
         "proxy_redirect",
     ),
 }
+AFTER |= {
+    "nonsense in the challenge": (
+        lambda e: e.answered.update({"www-authenticate": 'Bearer resource_metadata="http://[:x"'}),
+        "Refusal without a token",
+        "The header WWW-Authenticate leads to http://[:x",
+        "GATEWAY_PUBLIC_URL",
+    ),
+    "no tools in the list": (
+        at("/mcp/", lambda e: e.status == 200 and replaced(b'"tools"', b'"tolls"')(e)),
+        "Call: tools/list",
+        "No list.",
+        "Look at this call in the Logs",
+    ),
+    "lists that are none": (
+        at("/.well-known/oauth-auth", replaced(b'["S256"]', b"7")),
+        "Authorization server metadata",
+        "code_challenge_methods_supported lacks S256",
+        "changes or filters",
+    ),
+}
 CASES = [pytest.param("before", *case, id=name) for name, case in BEFORE.items()]
 CASES += [pytest.param("after", *case, id=name) for name, case in AFTER.items()]
 
@@ -259,11 +279,12 @@ def test_names_a_path_prefix(clinic: Clinic) -> None:
     assert "A path prefix is not possible" in failed.advice
 
 
-def test_names_an_address_where_nothing_answers() -> None:
-    failed = first_failure(f"http://127.0.0.1:{workspace.free_port()}")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "gateway.example.com", "http://[nowhere", "http://x:y"])
+def test_names_an_address_where_nothing_answers(url: str) -> None:
+    failed = first_failure(url.format(port=workspace.free_port()))
 
     assert failed.reason.startswith("No answer: ")
-    assert "Does 127.0.0.1 lead to this installation" in failed.advice
+    assert "lead to this installation" in failed.advice
 
 
 def first_failure(url: str) -> Step:
