@@ -1,0 +1,231 @@
+"""Every page of the site: its methods, its rule, and an address that leads to a thing of a world."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import product
+from typing import Any
+from uuid import uuid4
+
+from allauth.account.internal.userkit import user_id_to_str
+from allauth.mfa.models import Authenticator
+from allauth.usersessions.models import UserSession
+from django.conf import settings
+from django.db import transaction
+from django.test import Client, RequestFactory
+from django.urls import URLPattern, reverse
+from django.utils import timezone
+
+from accounts.models import ApiKey, User
+from capabilities import Capability
+from gateways.models import Assignment
+from hosts.models import Host
+from oauth.models import AuthorizeRequest
+from servers.models import Identity
+from tests.api.world import World, build, holder
+from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
+
+COOKIE = settings.SESSION_COOKIE_NAME
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+ALL = frozenset(Capability)
+KEEPER = frozenset({Capability.SERVERS_MANAGE})  # Of identities that are shared.
+
+type Wanted = list[frozenset[Capability]]
+
+
+@dataclass(frozen=True)
+class Door:
+    """One method of one page."""
+
+    name: str
+    method: str
+    path: str
+    view: Any
+
+    def __str__(self) -> str:
+        return f"{self.method}-{self.name}"
+
+    @property
+    def wanted(self) -> Wanted:
+        """One capability of each of these opens it; of a set that is empty nobody holds one."""
+        rule = getattr(self.view, "rule", "")
+        if isinstance(rule, tuple):
+            return list(rule)
+        match getattr(self.view, "others", None):
+            case None:
+                return []
+            case tuple() as any_of:
+                return [frozenset(any_of)]
+            case frozenset() as all_of:
+                return [frozenset({one}) for one in all_of]
+            case one:
+                return [frozenset({one})]
+
+    @property
+    def is_for_owners(self) -> bool:
+        """Whether its address names a thing whose owner needs no capability."""
+        return getattr(self.view, "others", None) is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody who is signed in may enter."""
+        return not self.wanted
+
+    @property
+    def knocking(self) -> dict[frozenset[Capability], bool]:
+        """What people hold who are sent to it, and whether that opens it."""
+        named = frozenset[Capability]().union(*self.wanted)
+        people = dict.fromkeys([frozenset(), ALL - named], self.is_open)
+        for chosen in product(*self.wanted):
+            people[frozenset(chosen)] = True
+        for one_of in self.wanted if len(self.wanted) > 1 else ():
+            people[ALL - one_of] = False
+        return people
+
+
+def doors() -> Iterator[Door]:
+    """Every page of ours with each of its methods; the API, and what strangers see, are looked at elsewhere."""
+    for name, route in routes():
+        if not name.startswith("api:") and name not in PUBLIC | OWN | PROTOCOL:
+            for method in methods(route):
+                yield Door(name, method, str(route.pattern), route.callback)
+
+
+def methods(route: URLPattern) -> list[str]:
+    """The methods a page knows, as it tells whoever tries another."""
+    if shaped := getattr(route.callback, "view_class", None):
+        return [one for one in METHODS if hasattr(shaped, one.lower())]
+    answer = route.callback(RequestFactory().generic("TRACE", "/"))
+    assert answer.status_code == 405, f"{route.name} does not say which methods it knows"
+    return [one for one in METHODS if one in answer["Allow"].split(", ")]
+
+
+# What stands in an address, by how it begins; a page at a new place is given its thing here.
+PLACES = {
+    "assignments/": "assignment",
+    "connect/<uuid:pk>/": "flow",
+    "connections/": "connection",
+    "gateways/find/": "gateway",
+    "gateways/<slug:slug>/": "gateway_slug",
+    "hosts/": "host",
+    "identities/": "identity",
+    "logs/": "call",
+    "people/roles/": "role",
+    "people/teams/": "team",
+    "people/": "person",
+    "servers/find/": "server",
+    "servers/<slug:slug>/": "server_slug",
+    "settings/admin-events/": "event",
+    "settings/api-keys/": "api_key",
+    "settings/sessions/": "session",
+    "tokens/": "token",
+    "tools/": "tool",
+}
+
+# Pages of some things of a kind only.
+INSTEAD = {"oauth:registered": "app"}
+
+
+class Site:
+    """One world of rows, and people in front of it who hold exactly what they are said to hold."""
+
+    def __init__(self, all_doors: Iterable[Door]) -> None:
+        self.world: World = build()
+        held = {ALL, KEEPER, ALL - KEEPER}.union(*(door.knocking for door in all_doors))
+        self._people = {one: session_of(holder(*one)) for one in held}
+        self.enrolling = Host.objects.add_agent(name="Takes enrolment", by=self.world.owner)
+        self.enrolling.set_enrolment(True, by=self.world.owner)
+        self._owner = session_of(self.world.owner)
+        self.things = self._things()
+
+    def knock(self, door: Door, client: Client) -> Any:
+        """The answer to somebody at this door; whatever they did is undone."""
+        with transaction.atomic():
+            answer = client.generic(door.method, self.address(door), content_type="application/x-www-form-urlencoded")
+            if answer.streaming:
+                b"".join(answer)
+            transaction.set_rollback(True)
+        return answer
+
+    def address(self, door: Door) -> str:
+        start = next((start for start in PLACES if door.path.startswith(start)), "")
+        kwargs = {"assignment": self.things["assignment"], "name": "gateway", "user_pk": self.world.owner.pk}
+        if start:
+            kwargs |= dict.fromkeys(("pk", "slug", "uid"), self.things[INSTEAD.get(door.name, PLACES[start])])
+        taken = {name: value for name, value in kwargs.items() if f":{name}>" in door.path}
+        assert door.path.count("<") == len(taken), f"{door.name} has no place in PLACES"
+        query = f"?host={self.enrolling.pk}" if door.name == "oauth:connect" else ""
+        return reverse(door.name, kwargs=taken) + query
+
+    def holding(self, capabilities: frozenset[Capability]) -> Client:
+        """A browser of somebody who holds exactly these."""
+        return browser(self._people[capabilities])
+
+    def owning(self) -> Client:
+        """The browser of who owns everything that has an owner."""
+        return browser(self._owner)
+
+    def _things(self) -> dict[str, Any]:
+        known = self.world.addresses
+        assignment = Assignment.objects.get(gateway__slug=known["gateway"]["slug"])
+        flow = AuthorizeRequest.objects.get(pk=self._flow())
+        flow.gateway = assignment.gateway
+        flow.save()
+        own = UserSession.objects.create(user=self.world.owner, session_key=uuid4().hex, ip="127.0.0.1", user_agent="")
+        return {
+            "api_key": self._api_key().pk,
+            "app": known["host-approve"]["pk"],
+            "assignment": assignment.pk,
+            "flow": flow.pk,
+            "gateway": assignment.gateway_id,
+            "gateway_slug": assignment.gateway.slug,
+            "server": assignment.server_id,
+            "server_slug": assignment.server.slug,
+            "session": own.pk,
+            "person": known["user"]["pk"],
+            **{name: known[name]["pk"] for name in ("connection", "host", "identity", "token")},
+            **{name: known[f"{name}-detail"]["pk"] for name in ("call", "event", "role", "team", "tool")},
+        }
+
+    def _api_key(self) -> ApiKey:
+        ends = timezone.now() + timedelta(days=7)
+        held = {"prefix": "gwp_12345678", "digest": b"", "key_id": ""}
+        return ApiKey.objects.create(user=self.world.owner, name="mine", expires_at=ends, **held)
+
+    def _flow(self) -> str:
+        """An authorize flow the owner began in the owner's browser."""
+        return str(self.owning().get(f"/connect/?host={self.enrolling.pk}")["Location"].split("/")[2])
+
+    @contextmanager
+    def with_shared_identity(self) -> Iterator[None]:
+        """For a while the identity of this world is a service account, which has no owner."""
+        own = self.things["identity"]
+        server = Identity.objects.get(pk=own).server
+        with transaction.atomic():
+            shared = Identity.objects.bring(server=server, owner=None, label="Shared", secret="s3cret", by=None)
+            self.things["identity"] = shared.pk
+            yield
+            self.things["identity"] = own
+            transaction.set_rollback(True)
+
+
+def session_of(user: User) -> str:
+    """A session in which `user` signed in and typed the password just now; their second factor is on."""
+    Authenticator.objects.create(user=user, type=Authenticator.Type.TOTP, data={"secret": ""})
+    client = Client()
+    client.force_login(user)
+    session = client.session
+    session["account_authentication_methods"] = [{"method": "password", "at": time.time(), "reauthenticated": True}]
+    session["account_authentication_methods_user"] = user_id_to_str(user)
+    session.save()
+    return client.cookies[COOKIE].value
+
+
+def browser(session: str) -> Client:
+    """A browser with this session."""
+    client = Client()
+    client.cookies[COOKIE] = session
+    return client

@@ -1,0 +1,195 @@
+"""One act through one surface of the product, and what came of it: the rows that changed and the events."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.apps import apps
+from django.core.management import call_command
+from django.db import transaction
+from django.db.models import Model
+from django.test import Client
+
+from accounts.models import User
+from auditlog.models import Event
+from tests.house.doors import browser
+from tests.rest import Rest
+
+ROOMS = ("accounts", "connections", "gateways", "hosts", "servers", "tokens")
+SECRET = re.compile(r"gw[akp]_\w{8}|^!\w{40}$")  # What is shown of one; a password nobody has.
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)")
+
+type Seen = dict[tuple[str, str], dict[str, Any]]
+
+
+@dataclass
+class Stage:
+    """A world whose things go by name, and somebody who may do everything to them."""
+
+    boss: User
+    session: str
+    things: Mapping[str, Any]
+
+    @property
+    def page(self) -> Client:
+        """A browser in which the boss is signed in and typed the password just now; each act has one of its own."""
+        return browser(self.session)
+
+    def row(self, model: type[Model], name: str) -> Any:
+        return model._default_manager.get(pk=self.things[name])
+
+
+type Step = Callable[[Stage], object]
+
+
+def page(path: str, /, **fields: Any) -> Step:
+    """A form of a page, sent."""
+
+    def send(stage: Stage) -> object:
+        answer = stage.page.post(_filled(path, stage), _filled(fields, stage))
+        assert answer.status_code in (200, 302), (path, answer.status_code, errors_of(answer))
+        return answer
+
+    return send
+
+
+def errors_of(answer: Any) -> Any:
+    """What the form of a refused page says."""
+    return getattr((answer.context or {}).get("form"), "errors", answer.content[:2000])
+
+
+def rest(request: str, /, **body: Any) -> Step:
+    """A request to the API: `POST /hosts/{host}/disable`."""
+    method, path = request.split(" ")
+
+    def send(stage: Stage) -> object:
+        answer = Rest(stage.page).send(method.lower(), _filled(path, stage), _filled(body, stage) or None)
+        assert answer.status_code < 300, (request, answer.content)
+        return answer
+
+    return send
+
+
+def admin(path: str, action: str, thing: str) -> Step:
+    """An action of the Django admin on one row, the question answered with yes."""
+
+    def send(stage: Stage) -> object:
+        fields = {"action": action, "_selected_action": stage.things[thing], "sure": "yes"}
+        answer = stage.page.post(f"/admin/{path}/", fields)
+        assert answer.status_code == 302, (path, action, answer.status_code)
+        return answer
+
+    return send
+
+
+def admin_form(path: str, /, **fields: Any) -> Step:
+    """A form of the Django admin, sent: of a row, of a new one, or whether to delete one."""
+
+    def send(stage: Stage) -> object:
+        answer = stage.page.post(f"/admin/{_filled(path, stage)}/", _filled(fields, stage))
+        assert answer.status_code == 302, (path, answer.status_code, answer.context and answer.context.get("errors"))
+        return answer
+
+    return send
+
+
+def command(name: str, /, **options: Any) -> Step:
+    """A management command."""
+
+    def run(stage: Stage) -> object:
+        out = io.StringIO()
+        call_command(name, **_filled(options, stage), stdout=out)
+        return json.loads(out.getvalue())
+
+    return run
+
+
+def _filled(value: Any, stage: Stage) -> Any:
+    """`value` with the things named in it."""
+    match value:
+        case str():
+            return value.format(**stage.things)
+        case dict():
+            return {key: _filled(one, stage) for key, one in value.items()}
+        case list():
+            return [_filled(one, stage) for one in value]
+    return value(stage) if callable(value) else value
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
+    """The rows `act` changed and made, and the events it recorded; without what is new each time."""
+    with undone():
+        if before:
+            before(stage)
+        rows, last = _rows(), Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+        act(stage)
+        known = {key for _, key in rows}
+        events = [_told(one, known) for one in Event.objects.filter(pk__gt=last).order_by("pk")]
+        return _changed(rows, _rows(), known), events
+
+
+def _rows() -> Seen:
+    """Every row of our own rooms."""
+    models = [m for m in apps.get_models(include_auto_created=True) if m._meta.app_label in ROOMS]
+    return {
+        (model.__name__, str(row.pop(model._meta.pk.attname))): row
+        for model in models
+        for row in model._default_manager.values()
+    }
+
+
+def _changed(before: Seen, after: Seen, known: set[str]) -> Any:
+    changed = [
+        (model, key, {name: _plain(value, known) for name, value in row.items() if before[model, key][name] != value})
+        for (model, key), row in after.items()
+        if (model, key) in before and before[model, key] != row
+    ]
+    made = [
+        (model, {name: _plain(value, known) for name, value in row.items()})
+        for (model, key), row in after.items()
+        if (model, key) not in before
+    ]
+    gone = sorted(f"{model} {key}" for model, key in before.keys() - after.keys())
+    return sorted(changed, key=str), sorted(made, key=str), gone
+
+
+def _plain(value: Any, known: set[str]) -> Any:
+    """A value without what differs each time: moments, secrets, and the keys of rows just made."""
+    match value:
+        case datetime():
+            plain: Any = "a moment"
+        case bytes() | memoryview():
+            plain = "bytes"
+        case dict():
+            plain = {key: _plain(one, known) for key, one in value.items()}
+        case list():
+            plain = [_plain(one, known) for one in value]
+        case str():
+            plain = MOMENT.sub("a moment", SECRET.sub("a secret", value))
+        case int() | None:
+            plain = value
+        case key:
+            plain = str(key) if str(key) in known else "new"
+    return plain
+
+
+def _told(event: Event, known: set[str]) -> Any:
+    return {
+        "action": event.action,
+        "by": event.actor_email,
+        "target": (event.target_type, event.target_id if event.target_id in known else "new"),
+        "label": _plain(event.target_label, known),
+        "changes": _plain(event.changes, known),
+    }

@@ -1,0 +1,171 @@
+"""Every page for everybody: nobody, without, with exactly, with every other capability, and the owner.
+
+Written from the rules the views declare: a page without one, or at a place no thing is known for, fails. The same for
+the API is in tests/api/test_matrix.py.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.test import Client
+from django.urls import URLPattern, reverse
+
+from capabilities import Capability
+from gatewayadmin.staff import site as staff_site
+from tests.house.doors import ALL, KEEPER, Door, Site, doors
+from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
+
+pytestmark = pytest.mark.django_db
+
+DOORS = list(doors())
+every_door = pytest.mark.parametrize("door", DOORS, ids=str)
+
+ENTERED, REFUSED, ASKED_WHO = "entered", "refused", "asked to sign in"
+
+
+@pytest.fixture(scope="module")
+def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
+    """One world for all tests of this module; each leaves it as it was."""
+    with django_db_blocker.unblock(), transaction.atomic():
+        yield Site(DOORS)
+        transaction.set_rollback(True)
+
+
+def seen(response: Any) -> str:
+    """What somebody got: what is not theirs to see is not there, a form without its fields comes back."""
+    if response.status_code == 302:
+        assert not re.search("reauthenticate|again", response["Location"])
+        return ASKED_WHO if response["Location"].startswith("/accounts/login/?next=") else ENTERED
+    assert response.status_code in (200, 400, 403, 404, 422), response.status_code
+    return REFUSED if response.status_code in (403, 404) else ENTERED
+
+
+@every_door
+def test_a_page_opens_to_whom_its_rule_names(door: Door, site: Site) -> None:
+    people = {told(held): site.holding(held) for held in door.knocking}
+    expected = {told(held): ENTERED if opens else REFUSED for held, opens in door.knocking.items()}
+    people["nobody"], expected["nobody"] = Client(), ASKED_WHO
+    if door.is_for_owners:
+        people["owner"], expected["owner"] = site.owning(), ENTERED
+
+    assert {who: seen(site.knock(door, client)) for who, client in people.items()} == expected
+
+
+IDENTITIES = [door for door in DOORS if door.path.startswith("identities/")]
+
+
+@pytest.mark.parametrize("door", IDENTITIES, ids=str)
+def test_a_shared_identity_is_changed_by_who_manages_servers(door: Door, site: Site) -> None:
+    with site.with_shared_identity():
+        got = {told(held): seen(site.knock(door, site.holding(held))) for held in (KEEPER, ALL - KEEPER)}
+        owner = seen(site.knock(door, site.owning()))
+
+    assert got == {told(KEEPER): ENTERED, told(ALL - KEEPER): REFUSED}
+    assert owner == REFUSED  # Of another one.
+
+
+def told(held: frozenset[Capability]) -> str:
+    without = sorted(one.name for one in ALL - held)
+    return f"all but {without}" if len(without) < len(held) else str(sorted(one.name for one in held))
+
+
+@pytest.mark.parametrize("door", [door for door in DOORS if door.method != "GET"], ids=str)
+def test_nothing_changes_without_csrf(door: Door, site: Site) -> None:
+    client = site.owning() if door.is_for_owners else site.holding(ALL)
+    client.handler.enforce_csrf_checks = True
+
+    answer = site.knock(door, client)
+
+    assert stopped_by_csrf(answer)
+
+
+def stopped_by_csrf(answer: Any) -> bool:
+    return answer.status_code == 403 and b"open too long" in answer.content
+
+
+# What strangers get of the pages without a rule, which are there for signing in or for programs.
+STRANGERS = {
+    "account_login": 200,
+    "account_logout": 302,
+    "account_signup": 200,
+    "account_inactive": 200,
+    "account_reset_password": 200,
+    "account_reset_password_done": 200,
+    "account_reset_password_from_key": 200,
+    "account_reset_password_from_key_done": 200,
+    "mfa_authenticate": 302,
+    "account_change_password": 302,
+    "account_reauthenticate": 302,
+    "mfa_reauthenticate": 302,
+    "staff_password": 302,
+    "oauth2_provider:authorize": 400,
+    "oauth2_provider:dcr-register": 405,
+    "oauth2_provider:dcr-register-management": 401,
+    "oauth2_provider:resource-metadata": 200,
+    "oauth2_provider:revoke-token": 405,
+    "oauth2_provider:server-metadata": 200,
+    "oauth2_provider:token": 405,
+}
+# Programs post here without a page of ours before them; each has a credential of its own, or none is needed.
+NO_COOKIE = {
+    "api:nothing",
+    "oauth2_provider:dcr-register",
+    "oauth2_provider:dcr-register-management",
+    "oauth2_provider:revoke-token",
+    "oauth2_provider:token",
+}
+OTHERS = [(name, route) for name, route in routes() if name in PUBLIC | OWN | PROTOCOL]
+every_other = pytest.mark.parametrize(("name", "route"), OTHERS, ids=[name for name, _ in OTHERS])
+
+
+def taken(route: URLPattern, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of `values` that have a place in the address."""
+    return {name: value for name, value in values.items() if re.search(rf"[<:]{name}>", str(route.pattern))}
+
+
+def address(site: Site, name: str, route: URLPattern) -> str:
+    values = {"slug": site.things["gateway_slug"], "client_id": "nobody", "uidb36": "1", "key": "no-key"}
+    return reverse(name, kwargs=taken(route, values))
+
+
+@every_other
+def test_strangers_find_what_signing_in_takes_and_what_programs_need(name: str, route: URLPattern, site: Site) -> None:
+    assert Client().get(address(site, name, route)).status_code == STRANGERS[name]
+
+
+@every_other
+def test_only_programs_post_without_csrf(name: str, route: URLPattern, site: Site) -> None:
+    client = site.holding(ALL)
+    client.handler.enforce_csrf_checks = True
+
+    answer = client.post(address(site, name, route))
+
+    assert stopped_by_csrf(answer) == (name not in NO_COOKIE)
+
+
+def test_csrf_is_asked_for_everywhere_but_where_programs_post() -> None:
+    """The views of the API ask by themselves, once they know that a session came and no token."""
+    exempt = {name for name, route in routes() if getattr(route.callback, "csrf_exempt", False)}
+
+    assert {name for name in exempt if not name.startswith("api:") or name == "api:nothing"} == NO_COOKIE
+
+
+def admin_pages() -> Iterator[str]:
+    """The address of every page of the Django admin."""
+    for entry in staff_site.urls[0]:
+        for route in [entry] if isinstance(entry, URLPattern) else entry.url_patterns:
+            if isinstance(route, URLPattern) and route.name:
+                first = next(iter(staff_site._registry))._meta.app_label
+                known = {"object_id": "1", "app_label": first, "content_type_id": 1}
+                yield reverse(f"admin:{route.name}", kwargs=taken(route, known))
+
+
+@pytest.mark.parametrize("path", sorted(set(admin_pages()) - {"/admin/login/", "/admin/password_change/"}))
+def test_the_django_admin_opens_to_staff_alone(path: str, site: Site) -> None:
+    everything = site.holding(ALL)
+
+    assert Client().get(path)["Location"].startswith(("/admin/login/?next=", "/accounts/login/?next="))
+    assert everything.get(path, follow=True).status_code == 403

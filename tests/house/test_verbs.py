@@ -1,0 +1,99 @@
+"""Each verb through each surface that offers it finds the same rows and records the same event."""
+
+import inspect
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.db.models import Model
+
+from accounts.models import WorkspaceSettings
+from capabilities import Capability
+from gateways.models import Assignment, Gateway
+from hosts.models import Host
+from tests import make
+from tests.api.world import build, holder
+from tests.house.doors import session_of
+from tests.house.stage import Stage, outcome, undone
+from tests.house.verbs import INSIDE, VERBS, Verb
+from tokens.api_keys import issue
+
+OURS = {"accounts", "auditlog", "connections", "gateways", "hosts", "oauth", "proxy", "servers", "tokens"}
+
+
+@pytest.fixture(scope="module")
+def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[Stage]:
+    """One world for all verbs; each is undone."""
+    with django_db_blocker.unblock(), undone():
+        yield staged()
+
+
+def staged() -> Stage:
+    world, boss = build(), holder(*Capability)
+    boss.is_staff = True
+    boss.save()
+    known = {name: kwargs["pk"] for name, kwargs in world.addresses.items() if "pk" in kwargs}
+    assignment = Assignment.objects.get(gateway__slug="closed")
+    bare, everyones = make.server(), Gateway.objects.get(slug="open")
+    app = make.app_connection(world.owner, everyones)
+    shared = make.identity(assignment.server)
+    WorkspaceSettings.load()
+    key = issue(name="reports", capabilities=[Capability.LOGS_READ], days=7, by=boss).key
+    things = {
+        "api_key": key.pk,
+        "app_connection": app.pk,
+        "assignment": assignment.pk,
+        "bare": bare.pk,
+        "bare_slug": bare.slug,
+        "boss": boss.email,
+        "boss_id": boss.pk,
+        "connection": known["connection"],
+        "gateway": assignment.gateway_id,
+        "host": known["host"],
+        "host_name": Host.objects.get(pk=known["host"]).name,
+        "identity": known["identity"],
+        "open": everyones.pk,
+        "open_slug": everyones.slug,
+        "owner": world.owner.pk,
+        "person": known["user"],
+        "role": known["role-detail"],
+        "server": assignment.server_id,
+        "shared": shared.pk,
+        "slug": assignment.gateway.slug,
+        "team": known["team-detail"],
+        "token": known["token"],
+        "tool": known["tool-detail"],
+        "waiting": known["host-approve"],
+    }
+    return Stage(boss, session_of(boss), things)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("verb", VERBS, ids=str)
+def test_every_surface_does_the_same(verb: Verb, stage: Stage) -> None:
+    outcomes = [outcome(stage, verb.before, act) for act in verb.surfaces]
+
+    (changed, made, gone), events = outcomes[0]
+    assert changed or made or gone
+    assert events
+    for other in outcomes[1:]:
+        assert other == outcomes[0]
+
+
+def public_verbs() -> Iterator[str]:
+    """Every method of a model or a manager of ours that is told who acts."""
+    for model in apps.get_models():
+        if model.__module__.partition(".")[0] in OURS:
+            for name, method in chain(*map(members, (model, type(model._default_manager)))):
+                if not name.startswith("_") and "by" in inspect.signature(method).parameters:
+                    yield f"{model.__name__}.{name}"
+
+
+def members(kind: type[Model] | type[Any]) -> list[tuple[str, Any]]:
+    return inspect.getmembers(kind, lambda one: inspect.isfunction(one) or inspect.ismethod(one))
+
+
+def test_every_verb_is_in_the_table() -> None:
+    assert {verb.name for verb in VERBS} | INSIDE == set(public_verbs())

@@ -1,0 +1,443 @@
+"""Every verb of the product, and every surface that offers it: its page, the API, the Django admin, a command."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from accounts.models import User
+from connections.models import Connection
+from gateways.models import Assignment, Gateway, Tool
+from hosts.models import Host
+from servers.models import Identity, Server
+from tests.house.stage import Stage, Step, admin, admin_form, command, page, rest
+
+NEW_SERVER = "https://93.184.216.34/mcp"
+NO_SCOPES = {"scopes-TOTAL_FORMS": 0, "scopes-INITIAL_FORMS": 0}
+TWO = ["hosts:read", "logs:read"]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A method of a model or its manager, and the surfaces that lead to it."""
+
+    name: str
+    surfaces: tuple[Step, ...]
+    before: Step | None = None
+    case: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.case}".strip()
+
+
+def verb(name: str, *surfaces: Step, before: Step | None = None, case: str = "") -> Verb:
+    return Verb(name, surfaces, before, case)
+
+
+def off(model: Any, thing: str) -> Step:
+    """Something that is switched off to begin with."""
+    return lambda stage: stage.row(model, thing).disable(by=None)
+
+
+def flow(gateway: str, **fields: Any) -> Step:
+    """The authorize flow with the token ending, to its end."""
+
+    def walk(stage: Stage) -> object:
+        begun = stage.page.get("/connect/", {"host": stage.things["host"], "gateway": stage.things[gateway]})
+        return page(f"{begun['Location']}token/", scope="all", expires_in_days="90", **fields)(stage)
+
+    return walk
+
+
+def identity_in_flow(stage: Stage) -> object:
+    """Bringing one's own identity on the way to a token."""
+    begun = stage.page.get("/connect/", {"host": stage.things["host"], "gateway": "closed"})
+    return page(f"{begun['Location']}identity/{{assignment}}/", identity="new", label="Mine", secret="s3cret of mine")(
+        stage
+    )
+
+
+def settings(stage: Stage) -> dict[str, Any]:
+    """What the form of the workspace's settings holds, under another name."""
+    form = stage.page.get("/settings/workspace").context["form"]
+    kept = {name: bound.value() for name, bound in ((bound.name, bound) for bound in form)}
+    return {name: value for name, value in kept.items() if value not in (None, False)} | {"name": "Ours"}
+
+
+def settings_page(stage: Stage) -> object:
+    return page("/settings/workspace", **settings(stage))(stage)
+
+
+def own_name(stage: Stage) -> object:
+    return page("/settings/profile", display_name="Boss", theme="system")(stage)
+
+
+def ip_list(stage: Stage) -> object:
+    return page("/tokens/{token}/edit/", name="renamed", allowed_ips="10.0.0.0/8", expires_in_days="7")(stage)
+
+
+def last_token(stage: Stage) -> object:
+    return page("/tokens/{token}/revoke/", connection="on")(stage)
+
+
+def through_disabling(stage: Stage) -> object:
+    return page("/hosts/{host}/disable/", revoke="")(stage)
+
+
+VERBS = [
+    # Apps & Agents
+    verb(
+        "Host.add_agent",
+        page("/hosts/add/", name="Made", description=""),
+        rest("POST /hosts", name="Made"),
+        admin_form("hosts/host/add", name="Made", description=""),
+    ),
+    verb(
+        "Host.approve",
+        page("/hosts/{waiting}/approve/"),
+        rest("POST /hosts/{waiting}/approve"),
+        admin("hosts/host", "approve", "waiting"),
+    ),
+    verb(
+        "Host.disable",
+        page("/hosts/{host}/disable/"),
+        rest("POST /hosts/{host}/disable"),
+        admin("hosts/host", "disable", "host"),
+    ),
+    verb(
+        "Host.enable",
+        page("/hosts/{host}/enable/"),
+        rest("POST /hosts/{host}/enable"),
+        admin("hosts/host", "enable", "host"),
+        before=off(Host, "host"),
+    ),
+    verb(
+        "Host.rename",
+        page("/hosts/{host}/rename/", name="Other", description="What"),
+        rest("PATCH /hosts/{host}", name="Other", description="What"),
+        admin_form("hosts/host/{host}/change", name="Other", description="What"),
+    ),
+    verb(
+        "Host.set_enrolment",
+        page("/hosts/{host}/enrolment/on/"),
+        rest("PATCH /hosts/{host}", allow_enrolment=True),
+        admin_form("hosts/host/{host}/change", name="{host_name}", description="", allow_enrolment="on"),
+    ),
+    # Connections
+    verb(
+        "Connection.archive_gateway",
+        page("/gateways/closed/archive/"),
+        rest("POST /gateways/closed/archive"),
+        admin("gateways/gateway", "archive", "gateway"),
+        before=off(Gateway, "gateway"),
+    ),
+    verb(
+        "Connection.archive_host",
+        page("/hosts/{host}/archive/"),
+        rest("POST /hosts/{host}/archive"),
+        admin("hosts/host", "archive", "host"),
+        before=off(Host, "host"),
+    ),
+    verb(
+        "Connection.cut_off",
+        page("/people/{owner}/cut-off/"),
+        rest("POST /users/{owner}/cut-off"),
+        admin("accounts/user", "cut_off", "owner"),
+    ),
+    verb(
+        "Connection.disable",
+        page("/connections/{connection}/disable/"),
+        rest("POST /connections/{connection}/disable"),
+        admin("connections/connection", "disable", "connection"),
+    ),
+    verb(
+        "Connection.enable",
+        page("/connections/{connection}/enable/"),
+        rest("POST /connections/{connection}/enable"),
+        admin("connections/connection", "enable", "connection"),
+        before=off(Connection, "connection"),
+    ),
+    verb(
+        "Connection.open",
+        flow("open_slug", name="Made"),
+        rest("POST /tokens", host_id="{host}", gateway_id="{open}", name="Made"),
+        command("issue_token", user="{boss}", host="{host_name}", gateway="{open_slug}", name="Made"),
+    ),
+    verb(
+        "Connection.revoke",
+        page("/connections/{connection}/revoke/"),
+        rest("POST /connections/{connection}/revoke"),
+        last_token,
+        admin("connections/connection", "revoke", "connection"),
+    ),
+    verb("Connection.revoke_all", through_disabling),
+    # Tokens
+    verb(
+        "Token.issue",
+        flow("slug", name="Second"),
+        rest("POST /tokens", host_id="{host}", gateway_id="{gateway}", name="Second"),
+        command("issue_token", user="{boss}", host="{host_name}", gateway="{slug}", name="Second"),
+    ),
+    verb(
+        "Token.edit",
+        ip_list,
+        rest("PATCH /tokens/{token}", name="renamed", allowed_ips=["10.0.0.0/8"], expires_in_days=7),
+    ),
+    verb(
+        "Token.edit",
+        page("/tokens/{token}/edit/", name="renamed", allowed_ips="", expires_in_days=""),
+        rest("PATCH /tokens/{token}", name="renamed"),
+        admin_form("tokens/token/{token}/change", name="renamed", **NO_SCOPES),
+        case="name",
+    ),
+    verb(
+        "Token.revoke",
+        page("/tokens/{token}/revoke/"),
+        rest("POST /tokens/{token}/revoke"),
+        rest("DELETE /tokens/{token}"),
+        admin("tokens/token", "revoke", "token"),
+    ),
+    verb(
+        "Token.rotate",
+        page("/tokens/{token}/regenerate/"),
+        page("/connections/{connection}/regenerate/"),
+        rest("POST /tokens/{token}/rotate"),
+        rest("POST /connections/{connection}/regenerate"),
+    ),
+    verb(
+        "Token.renew_key",
+        page("/connections/{app_connection}/regenerate/"),
+        rest("POST /connections/{app_connection}/regenerate"),
+    ),
+    verb("ApiKey.revoke", page("/settings/api-keys/{api_key}/revoke"), rest("POST /api-keys/{api_key}/revoke")),
+    # Gateways
+    verb(
+        "Gateway.add",
+        page("/gateways/add/", name="Made", slug="made", description="What", reach="everyone"),
+        rest("POST /gateways", name="Made", slug="made", description="What", reach="everyone"),
+    ),
+    verb(
+        "Gateway.disable",
+        page("/gateways/closed/disable/"),
+        rest("POST /gateways/closed/disable"),
+        admin("gateways/gateway", "disable", "gateway"),
+    ),
+    verb(
+        "Gateway.enable",
+        page("/gateways/closed/enable/"),
+        rest("POST /gateways/closed/enable"),
+        admin("gateways/gateway", "enable", "gateway"),
+        before=off(Gateway, "gateway"),
+    ),
+    verb(
+        "Gateway.edit",
+        page("/gateways/closed/rename/", name="Other", description="What"),
+        rest("PATCH /gateways/closed", name="Other", description="What"),
+        case="name",
+    ),
+    verb(
+        "Gateway.edit",
+        page("/gateways/open/reach/", reach="teams", teams=["{team}"]),
+        rest("PATCH /gateways/open", reach="teams", team_ids=["{team}"]),
+        case="reach",
+    ),
+    verb("Gateway.open_to", page("/people/teams/{team}/gateways/", gateways=[])),
+    # Servers behind them
+    verb(
+        "Assignment.archive_server",
+        page("/servers/docs/archive/"),
+        rest("POST /servers/docs/archive"),
+        admin("servers/server", "archive", "server"),
+        before=off(Server, "server"),
+    ),
+    verb(
+        "Assignment.assign",
+        page("/gateways/closed/assign/", server="{bare_slug}", alias="extra", identity_scheme="none"),
+        rest("POST /gateways/closed/servers", server_id="{bare}", alias="extra", identity_scheme="none"),
+    ),
+    verb(
+        "Assignment.disable",
+        page("/assignments/{assignment}/disable/"),
+        rest("POST /gateways/closed/servers/docs/disable"),
+        admin("gateways/assignment", "disable", "assignment"),
+    ),
+    verb(
+        "Assignment.enable",
+        page("/assignments/{assignment}/enable/"),
+        rest("POST /gateways/closed/servers/docs/enable"),
+        admin("gateways/assignment", "enable", "assignment"),
+        before=off(Assignment, "assignment"),
+    ),
+    verb(
+        "Assignment.edit",
+        page("/assignments/{assignment}/edit/", alias="texts", identity_scheme="per_user"),
+        rest("PATCH /gateways/closed/servers/docs", alias="texts"),
+        case="alias",
+    ),
+    verb(
+        "Assignment.edit",
+        page("/assignments/{assignment}/policy/", policy="selected"),
+        rest("PATCH /gateways/closed/servers/docs", tool_policy="selected"),
+        case="policy",
+    ),
+    verb(
+        "Assignment.remove",
+        page("/assignments/{assignment}/remove/"),
+        rest("DELETE /gateways/closed/servers/docs"),
+        admin("gateways/assignment", "remove", "assignment"),
+    ),
+    verb(
+        "Tool.disable",
+        page("/tools/{tool}/disable/"),
+        rest("PATCH /gateways/closed/tools/{tool}", enabled=False),
+        admin("gateways/tool", "disable", "tool"),
+    ),
+    verb(
+        "Tool.enable",
+        page("/tools/{tool}/enable/"),
+        rest("PATCH /gateways/closed/tools/{tool}", enabled=True),
+        admin("gateways/tool", "enable", "tool"),
+        before=off(Tool, "tool"),
+    ),
+    # Servers and identities
+    verb(
+        "Server.add",
+        page("/servers/add/", name="Made", slug="made", url=NEW_SERVER, auth_type="none", timeout_seconds=30),
+        rest("POST /servers", name="Made", slug="made", url=NEW_SERVER),
+    ),
+    verb(
+        "Server.edit",
+        page("/servers/docs/edit/", name="Other", url=NEW_SERVER, auth_type="bearer", timeout_seconds=9),
+        rest("PATCH /servers/docs", name="Other", url=NEW_SERVER, timeout_seconds=9),
+    ),
+    verb(
+        "Server.disable",
+        page("/servers/docs/disable/"),
+        rest("POST /servers/docs/disable"),
+        admin("servers/server", "disable", "server"),
+    ),
+    verb(
+        "Server.enable",
+        page("/servers/docs/enable/"),
+        rest("POST /servers/docs/enable"),
+        admin("servers/server", "enable", "server"),
+        before=off(Server, "server"),
+    ),
+    verb(
+        "Identity.bring",
+        page("/servers/docs/identities/add/", label="Shared", secret="s3cret of all"),
+        rest("POST /identities", server_id="{server}", label="Shared", secret="s3cret of all", shared=True),
+        case="shared",
+    ),
+    verb(
+        "Identity.bring",
+        identity_in_flow,
+        rest("POST /identities", server_id="{server}", label="Mine", secret="s3cret of mine"),
+        case="own",
+    ),
+    verb(
+        "Identity.disable",
+        page("/identities/{identity}/disable/"),
+        rest("POST /identities/{identity}/disable"),
+        admin("servers/identity", "disable", "identity"),
+    ),
+    verb(
+        "Identity.enable",
+        page("/identities/{identity}/enable/"),
+        rest("POST /identities/{identity}/enable"),
+        admin("servers/identity", "enable", "identity"),
+        before=off(Identity, "identity"),
+    ),
+    verb(
+        "Identity.rename",
+        rest("PATCH /identities/{shared}", label="Other"),
+        admin_form("servers/identity/{shared}/change", label="Other"),
+    ),
+    verb(
+        "Identity.replace",
+        page("/identities/{shared}/replace/", secret="another s3cret"),
+        rest("PUT /identities/{shared}/secret", secret="another s3cret"),
+    ),
+    verb(
+        "Identity.revoke",
+        page("/identities/{identity}/revoke/"),
+        rest("POST /identities/{identity}/revoke"),
+        admin("servers/identity", "revoke", "identity"),
+    ),
+    # People
+    verb(
+        "User.invite",
+        page("/people/invite/", email="made@example.com", display_name="Made", role="{role}"),
+        rest("POST /users", email="made@example.com", display_name="Made", role_id="{role}"),
+    ),
+    verb("User.renew_invitation", page("/people/{person}/invite/", epoch=0)),
+    verb(
+        "User.edit",
+        page("/people/{person}/edit/", email="other@example.com", display_name="Other"),
+        rest("PATCH /users/{person}", email="other@example.com", display_name="Other"),
+    ),
+    verb("User.edit", own_name, rest("PATCH /users/{boss_id}", display_name="Boss"), case="oneself"),
+    verb(
+        "User.give_role",
+        page("/people/{person}/role/", role="{role}"),
+        rest("PATCH /users/{person}", role_id="{role}"),
+    ),
+    verb(
+        "User.deactivate",
+        page("/people/{person}/deactivate/"),
+        rest("POST /users/{person}/deactivate"),
+        admin("accounts/user", "deactivate", "person"),
+    ),
+    verb(
+        "User.reactivate",
+        page("/people/{person}/reactivate/"),
+        rest("POST /users/{person}/reactivate"),
+        admin("accounts/user", "reactivate", "person"),
+        before=lambda stage: stage.row(User, "person").deactivate(by=None),
+    ),
+    verb(
+        "User.end_sessions",
+        page("/people/{boss_id}/sign-out/"),
+        rest("POST /users/{boss_id}/sign-out"),
+        page("/settings/sessions/end-all"),
+        admin("accounts/user", "sign_out", "boss_id"),
+    ),
+    verb(
+        "Role.add",
+        page("/people/roles/add/", name="Made", capabilities=TWO),
+        rest("POST /roles", name="Made", capabilities=TWO),
+    ),
+    verb(
+        "Role.edit",
+        page("/people/roles/{role}/", name="Other", capabilities=TWO),
+        rest("PATCH /roles/{role}", name="Other", capabilities=TWO),
+    ),
+    verb("Role.remove", page("/people/roles/{role}/delete/"), rest("DELETE /roles/{role}")),
+    verb(
+        "Team.add",
+        page("/people/teams/add/", name="Made"),
+        rest("POST /teams", name="Made"),
+        admin_form("accounts/team/add", name="Made"),
+    ),
+    verb(
+        "Team.edit",
+        page("/people/teams/{team}/rename/", name="Other"),
+        rest("PATCH /teams/{team}", name="Other"),
+        admin_form("accounts/team/{team}/change", name="Other", users=["{owner}"]),
+        case="name",
+    ),
+    verb(
+        "Team.edit",
+        page("/people/teams/{team}/add/", emails="{boss}"),
+        rest("PATCH /teams/{team}", user_ids=["{owner}", "{boss_id}"]),
+        admin_form("accounts/team/{team}/change", name="Insiders", users=["{owner}", "{boss_id}"]),
+        case="people",
+    ),
+    verb(
+        "Team.remove",
+        page("/people/teams/{team}/delete/"),
+        rest("DELETE /teams/{team}"),
+        admin_form("accounts/team/{team}/delete", post="yes"),
+    ),
+    verb("WorkspaceSettings.edit", settings_page, rest("PATCH /workspace", name="Ours")),
+]
+# Parts of other verbs, which nobody asks for by themselves: an app and its key come of the flow that an app begins.
+INSIDE = {"ApiKey.end", "ApiKey.revoke_all", "Event.record", "Host.appear", "Token.provide_key"}
