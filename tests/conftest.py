@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 from django.conf import settings
 from django.test import Client
@@ -15,6 +16,10 @@ from tests import upstreams, workspace
 from tests.upstreams import App, Upstream
 
 pytest_plugins = ["tests.browser.fixtures", "tests.clients.fixtures", "tests.clients.apps"]
+
+# A busy machine says nothing about the code: what takes too long is for the benchmarks to say.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.Hasher"]
 
