@@ -15,7 +15,7 @@ from accounts.groups_api import RoleResource, TeamResource, Workspace
 from auditlog.api import CallResource, EventResource
 from capabilities import signed_in
 from connections.api import ConnectionResource, Endings, GatewayConnections
-from gatewayadmin.api_docs import docs
+from gatewayadmin.api_docs import docs, docs_of
 from gatewayadmin.openapi import Schema
 from gateways.api import GatewayResource, ServerArchive
 from gateways.assignment_api import AssignmentResource
@@ -96,5 +96,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     *router.urls,
     *_below,
     path("docs/", docs, name="docs"),
+    path("docs/<slug:group>/", docs_of, name="docs_of"),
     re_path(r"", nothing, name="nothing"),
 ]

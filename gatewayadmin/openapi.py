@@ -62,7 +62,7 @@ REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
 class Described(AutoSchema):
     """One operation, as its view declares it."""
 
-    view: Resource
+    view: Resource  # type: ignore[override]  # No other view is described.
 
     @property
     def action(self) -> str:
@@ -85,7 +85,7 @@ class Described(AutoSchema):
     def get_summary(self) -> str:
         return self.action.replace("_", " ").replace("partial update", "update").capitalize()
 
-    def get_description(self) -> str:
+    def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
         """What it does, and what it takes."""
         said = getattr(getattr(self.view, self.action), "__doc__", None) or type(self.view).__doc__ or ""
         needed = sorted(one.slug for one in capabilities_in(self.rule))
@@ -156,13 +156,13 @@ class Described(AutoSchema):
 
     def get_auth(self) -> list[Any]:
         super().get_auth()  # Registers the schemes.
-        person = {"session": [], "csrf": []} if self.method in UNSAFE else {"session": []}
-        key = [] if self.action in self.view.session_actions else [{"apiKey": []}]
-        token = [{"accessToken": []}] if self.action in self.view.bearer_actions else []
+        person: dict[str, list[str]] = {"session": [], "csrf": []} if self.method in UNSAFE else {"session": []}
+        key: list[Any] = [] if self.action in self.view.session_actions else [{"apiKey": []}]
+        token: list[Any] = [{"accessToken": []}] if self.action in self.view.bearer_actions else []
         return [*key, person, *token]
 
     def _map_serializer_field(self, field: Any, direction: Any, bypass_extensions: bool = False) -> Any:
-        told = super()._map_serializer_field(field, direction, bypass_extensions)
+        told = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
         if direction == "response" and isinstance(told, dict):
             told = {name: value for name, value in told.items() if name != "minLength"}  # Only asked of what is sent.
             if {} in told.get("oneOf", ()):
@@ -174,7 +174,7 @@ class Session(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     """A person's session."""
 
     target_class = "ui.rest_requests.SessionCookie"
-    name: ClassVar[list[str]] = ["session", "csrf"]
+    name = ["session", "csrf"]  # noqa: RUF012  (so named by the extension)
 
     def get_security_definition(self, auto_schema: AutoSchema) -> Any:
         return [
@@ -187,7 +187,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     """API keys, and tokens that rotate themselves."""
 
     target_class = "tokens.authentication.BearerAuthentication"
-    name: ClassVar[list[str]] = ["apiKey", "accessToken"]
+    name = ["apiKey", "accessToken"]  # noqa: RUF012
 
     def get_security_definition(self, auto_schema: AutoSchema) -> Any:
         return [
@@ -207,7 +207,8 @@ def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
 @cache
 def description() -> dict[str, Any]:
     """The whole API, as OpenAPI 3.1."""
-    generated: dict[str, Any] = SchemaGenerator(urlconf="gatewayadmin.urls").get_schema(request=None, public=True)
+    generator: Any = SchemaGenerator
+    generated: dict[str, Any] = generator(urlconf="gatewayadmin.urls").get_schema(request=None, public=True)
     return generated
 
 

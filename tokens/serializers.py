@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
@@ -49,6 +50,7 @@ class TokenSerializer(serializers.Serializer[Token]):
     revoked_at = Moment(allow_null=True)
     calls_per_minute = Limit()
 
+    @extend_schema_field(Scope(many=True))
     def get_scopes(self, token: Token) -> list[dict[str, str]]:
         return [
             {"server_id": str(server.pk), "server_name": server.name, "server_slug": server.slug}

@@ -122,7 +122,7 @@ def test_an_operation_answers_as_described(
         suppress_health_check=list(HealthCheck),
     )
     @given(case=cases(operation), real=st.sampled_from(["address", "address", "body", ""]))
-    def ask(case: Case, real: str) -> None:
+    def ask(case: Case[Any], real: str) -> None:
         nonlocal sent
         if real:
             about(case, door, world, with_body=real == "body")
@@ -135,7 +135,7 @@ def test_an_operation_answers_as_described(
     record_property("cases", sent)
 
 
-def about(case: Case, door: Door, world: World, *, with_body: bool) -> None:
+def about(case: Case[Any], door: Door, world: World, *, with_body: bool) -> None:
     """Let a made-up request be about something there is, some with a body that is right."""
     names = {"pk": "id"}
     case.path_parameters = {names.get(name, name): str(value) for name, value in door.kwargs(world).items()}
