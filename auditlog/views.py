@@ -105,7 +105,11 @@ def live(request: AppRequest) -> HttpResponse:
     if len(rows) > filters.PAGE_SIZE or total > LIVE_ROWS:
         response = render(request, "auditlog/log.html#entries", {"fragment": True, **_listed(request, chosen)})
         return HttpResponse(response.content, headers={"HX-Retarget": "#entries", "HX-Reswap": "outerHTML"})
-    return render(request, "auditlog/log.html#arrived", {"rows": rows, "seen": now, "shown": total, "chosen": chosen})
+    return render(
+        request,
+        "auditlog/log.html#arrived",
+        {"page": Page(rows, None, None), "seen": now, "shown": total, "chosen": chosen},
+    )
 
 
 @require_GET

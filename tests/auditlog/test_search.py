@@ -292,7 +292,8 @@ def test_no_file_is_made_of_a_question_that_is_none(query: str, ana: User, sign_
 
 
 @pytest.mark.django_db(transaction=True)
-def test_new_calls_are_told_apart_by_what_was_committed(transactional_db: None) -> None:
+def test_new_calls_are_told_apart_by_what_was_committed(sign_in: SignIn) -> None:
+    client = sign_in(make.user(Capability.LOGS_READ))
     Call.partitions.make_ahead()
     make.call(feature_name="before")
     then = tail.look()
@@ -306,6 +307,12 @@ def test_new_calls_are_told_apart_by_what_was_committed(transactional_db: None) 
 
     assert [call.feature_name for call in arrived] == ["short", "a long one, written late"]
     assert [call.feature_name for call in later] == ["after"]
+    shown = text(client.get("/logs/live/", {"seen": str(then), "shown": "3"}))
+    assert shown.lstrip().startswith('<tbody id="tail" data-tail')
+    assert "shown=6" in shown
+    assert shown.count("<tr") == 3
+    whole = client.get("/logs/live/", {"seen": str(then), "shown": "299"})
+    assert whole["HX-Retarget"] == "#entries"
     assert set(tail.seen(Call.objects.all(), then).values_list("feature_name", flat=True)) == {"before"}
 
 

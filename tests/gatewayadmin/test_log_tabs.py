@@ -18,7 +18,7 @@ def text(response: Any) -> str:
 
 @pytest.mark.parametrize("kind", ["host", "gateway", "server"])
 def test_a_tab_shows_the_calls_of_its_thing_and_filters_them(kind: str, ana: User, sign_in: SignIn) -> None:
-    thing: Any = {"host": lambda: make.agent(by=ana), "gateway": make.gateway, "server": make.server}[kind]()
+    thing: Any = make.agent(by=ana) if kind == "host" else getattr(make, kind)()
     path = f"/{kind}s/{thing.pk if kind == 'host' else thing.slug}/logs/"
     mine = make.call(**{f"{kind}_id": thing.pk}, feature_name="mine")
     make.call(**{f"{kind}_id": thing.pk}, feature_name="denied-one", outcome="denied")
