@@ -96,7 +96,8 @@ def _told(status: int, headers: Mapping[str, str]) -> str:
 
 
 def _unreachable(url: str) -> str:
+    place = url.partition("/mcp/")[0]
     return (
-        f"Does {url.partition('/mcp/')[0]} lead to this installation, with a certificate that clients trust? If only this "
-        "machine cannot reach it, run `manage.py doctor --url` where clients are."
+        f"Does {place} lead to this installation, with a certificate that clients trust? If only this machine cannot "
+        "reach it, run `manage.py doctor --url` where clients are."
     )
