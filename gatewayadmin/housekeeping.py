@@ -144,6 +144,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "oauth_refresh_tokens": purge.refresh_tokens,
     "oauth_access_tokens": purge.access_tokens,
     "oauth_registrations": purge.registrations,
+    "oauth_attempts": purge.attempts,
     "mcp_sessions": lambda now: _deleted(Session.objects.filter(last_seen_at__lt=now - IDLE_SESSION)),
     "stream_events": lambda now: _deleted(StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT)),
     "rate_counters": lambda now: _deleted(RateCounter.objects.filter(window__lt=now - RATE_COUNTER)),

@@ -185,9 +185,6 @@ ACCOUNT_RATE_LIMITS = {
     "reset_password_from_key": "20/m/ip",
     "change_password": "5/m/user",
     "reauthenticate": "10/m/user",
-    "oauth_register": "60/m/ip",
-    "oauth_document": "10/m/ip",
-    "oauth_token": "30/m/key",  # An address and a client.
 }
 
 MFA_ADAPTER = "accounts.second_factor.Adapter"

@@ -60,7 +60,7 @@ def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
 
 
 def _is_stale(application: Application) -> bool:
-    return application.registration_source == CIMD and application.cimd_expires_at <= timezone.now()
+    return bool(application.registration_source == CIMD and application.cimd_expires_at <= timezone.now())
 
 
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
@@ -70,7 +70,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     refused = f"client-document:{hashlib.sha256(client_id.encode()).hexdigest()}"
     if why := cache.get(refused):
         raise Unreadable(why)
-    if not limits.consume(request, "oauth_document"):
+    if not limits.allows(request, "document"):
         raise Unreadable("Too many new apps from your address. Wait a minute.")
     try:
         _give_connection_back()

@@ -12,7 +12,7 @@ from django.db.models.functions import Coalesce
 from oauth2_provider.models import AccessToken, Application, Grant, RefreshToken
 
 from accounts.models import WorkspaceSettings
-from oauth.models import AuthorizeRequest
+from oauth.models import Attempt, AuthorizeRequest
 
 AT_ONCE = 5_000
 UNUSED = timedelta(days=1)  # Decisions 7.3: registrations nobody connected with.
@@ -58,6 +58,11 @@ def registrations(now: datetime) -> int:
     )
     never = Q(registration__host=None)
     return _delete(unused.annotate(used_at=used).filter(never | Q(used_at__lt=now - _idle())))
+
+
+def attempts(now: datetime) -> int:
+    """Counters of minutes that are over."""
+    return _delete(Attempt.objects.filter(minute__lt=now - timedelta(minutes=5)))
 
 
 def _idle() -> timedelta:

@@ -29,8 +29,8 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
     """POST /oauth/register: what the toolkit registers, after our rules and with the rest of the answer."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if not limits.consume(request, "oauth_register"):
-            return limits.too_many("Too many registrations from your address. Wait a minute.")
+        if not limits.allows(request, "register"):
+            return limits.too_many("Too many registrations from your address.")
         try:
             said = read(request.body, biggest=BIGGEST)
             request._body = json.dumps(accepted(said)).encode()  # noqa: SLF001  (what the toolkit reads)

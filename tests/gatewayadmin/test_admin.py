@@ -35,7 +35,7 @@ pytestmark = pytest.mark.django_db
 
 OURS = ("accounts", "auditlog", "servers", "gateways", "hosts", "connections", "tokens", "oauth", "proxy")
 # Read on the page of what they belong to.
-BELOW = {"connections.connectionidentity", "tokens.tokenscope"}
+BELOW = {"connections.connectionidentity", "tokens.tokenscope", "oauth.attempt"}
 SECRET = re.compile(r"digest|ciphertext|password$|payload|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
 PLANTED = "planted-upstream-secret-0123456789"
 

@@ -1,9 +1,6 @@
 """A headed app on the other side, and the person who connects it in a browser without script."""
 
-import base64
-import hashlib
 import json
-import secrets
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -12,6 +9,7 @@ from django.test import Client
 
 from accounts.models import User
 from gateways.models import Gateway
+from tests.oauth.pkce import challenge_of, new_verifier
 
 CALLBACK = "http://127.0.0.1:33418/callback"
 
@@ -21,17 +19,16 @@ class App:
     """A client on the other side: registered, with a verifier of its own."""
 
     client_id: str
-    verifier: str = field(default_factory=lambda: secrets.token_urlsafe(48))
+    verifier: str = field(default_factory=new_verifier)
     redirect_uri: str = CALLBACK
 
     def question(self, gateway: Gateway | None, **more: Any) -> str:
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).rstrip(b"=").decode()
         asked = {
             "response_type": "code",
             "client_id": self.client_id,
             "redirect_uri": self.redirect_uri,
             "state": "xyz",
-            "code_challenge": challenge,
+            "code_challenge": challenge_of(self.verifier),
             "code_challenge_method": "S256",
         }
         if gateway:

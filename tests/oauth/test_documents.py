@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import time_machine
 from django.core.cache import cache
 from django.db import connection
 from django.test import Client, RequestFactory
@@ -290,12 +291,13 @@ def test_after_a_failure_nobody_is_asked_for_a_minute(somebody: Any) -> None:
 
 
 def test_one_address_has_ten_new_documents_a_minute(somebody: Any) -> None:
-    for number in range(10):
-        address = f"https://app.example.com/{number}"
-        learn(somebody, address, fetch=telling(client_id=address))
+    with time_machine.travel(datetime(2026, 3, 2, 12, 0, 15, tzinfo=UTC), tick=False):
+        for number in range(10):
+            address = f"https://app.example.com/{number}"
+            learn(somebody, address, fetch=telling(client_id=address))
+        with pytest.raises(Unreadable, match="Wait a minute"):
+            learn(somebody, ID, fetch=telling())
 
-    with pytest.raises(Unreadable, match="Wait a minute"):
-        learn(somebody, ID, fetch=telling())
     learn(request_of(somebody.user, "203.0.113.8"), ID, fetch=telling())
 
 

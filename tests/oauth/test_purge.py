@@ -117,6 +117,13 @@ def test_a_month_of_silence_leaves_nothing(app: App, member: User, gateway: Gate
     assert Connection.objects.count() == 1
 
 
+def test_counters_of_past_minutes_go() -> None:
+    register()
+
+    assert purge.attempts(after(timedelta(minutes=1))) == 0
+    assert purge.attempts(after(timedelta(minutes=10))) == 1
+
+
 def test_a_code_goes_when_its_minute_is_over(app: App, member: User, gateway: Gateway) -> None:
     decide(browser(member), app.question(gateway))
 
