@@ -22,13 +22,14 @@ from oauth2_provider.models import Application
 from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
+from hosts.models import Host
 from oauth import documents
 from oauth.documents import Document, Unreadable
 from oauth.models import Registration
 from oauth.published import learn
 from servers.guard import Guard
 from tests import make
-from tests.oauth.apps import CALLBACK, App, browser, connect
+from tests.oauth.apps import CALLBACK, App, browser, connect, register
 from tests.wire import Receive, Scope, Send, Upstream, answer, running
 
 NEAR = Guard((ip_network("127.0.0.0/8"),))
@@ -403,3 +404,7 @@ def test_an_app_with_a_document_is_connected_and_named_by_its_publisher(somebody
     assert "Published by app.example.com." in consent.content.decode()
     assert app.refresh(tokens["refresh_token"]).status_code == 200
     assert Connection.objects.get().host.name == "Pub lished app"
+
+    borrower = App(register(client_name="Pub lished app").json()["client_id"])
+    connect(borrower, somebody.user, gateway)
+    assert Host.objects.filter(name="Pub lished app").count() == 2
