@@ -7,7 +7,7 @@ from uuid import UUID
 from django.http import HttpResponse
 from django.views.decorators.http import require_http_methods
 
-from accounts.models import User
+from accounts.models import ApiKey, User
 from accounts.people_views import find, page_url
 from accounts.rules import LastManager
 from capabilities import Capability, requires
@@ -52,7 +52,7 @@ def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
             title="Cut this person off",
             text=f"Cut {person.email} off? The account is deactivated, all sessions end, and every connection acting "
             "as this user is revoked with its tokens.",
-            more=joined(cuts(person, request.user), _revoked(person), "This cannot be undone."),
+            more=joined(cuts(person, request.user), _revoked(person), _keys(person), "This cannot be undone."),
             icon="revoke",
             back=page_url(person),
         )
@@ -70,3 +70,9 @@ def _revoked(person: User) -> str:
     ending = [f"{one.host.name} on {one.gateway.name}" for one in live]
     named = ", ".join(ending[:NAMED]) + (f" and {len(ending) - NAMED} more" if len(ending) > NAMED else "")
     return f"Revoked: {named}." if ending else "There is no connection to revoke."
+
+
+def _keys(person: User) -> str:
+    """That API keys end too, where there are any."""
+    count = ApiKey.objects.filter(user=person).live().count()
+    return (f"{count} API keys end too." if count > 1 else "An API key ends too.") if count else ""

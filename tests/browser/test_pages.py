@@ -25,7 +25,7 @@ LOOKS = {
 }
 # The same markup in other colours needs no other rule.
 COLOUR_RULES = {"runOnly": ["color-contrast", "link-in-text-block"]}
-IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
+IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=/api/docs/)[a-z-]+")
 NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/")
 
 ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()

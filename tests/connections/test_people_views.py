@@ -42,7 +42,8 @@ def test_deactivating_says_what_stops_and_stops_it(chief: User, sign_in: SignIn)
 
 
 def test_cutting_off_says_what_ends_and_ends_it(chief: User, sign_in: SignIn) -> None:
-    bo = make.user(email="bo@example.com")
+    bo = make.user(Capability.HOSTS_READ, email="bo@example.com")
+    make.api_key(bo, Capability.HOSTS_READ)
     gateway = make.gateway(name="Work")
     for number in range(7):
         make.connection(make.agent(by=bo, name=f"bot {number}"), gateway, bo)
@@ -54,6 +55,7 @@ def test_cutting_off_says_what_ends_and_ends_it(chief: User, sign_in: SignIn) ->
     assert "Cut bo@example.com off?" in asked
     assert "7 hosts, 1 user, 0 calls in 24 h." in asked
     assert "Revoked: bot 0 on Work, bot 1 on Work, bot 2 on Work, bot 3 on Work, bot 4 on Work and 2 more." in asked
+    assert "An API key ends too." in asked
     assert "This cannot be undone." in asked
     assert "bo@example.com is cut off, 7 connections revoked" in text(done)
     assert not bo.connections.filter(revoked_at=None).exists()

@@ -152,7 +152,12 @@ class Site:
 
     def address(self, door: Door) -> str:
         start = next((start for start in PLACES if door.path.startswith(start)), "")
-        kwargs = {"assignment": self.things["assignment"], "name": "gateway", "user_pk": self.world.owner.pk}
+        kwargs = {
+            "assignment": self.things["assignment"],
+            "name": "gateway",
+            "group": "tokens",
+            "user_pk": self.world.owner.pk,
+        }
         if start:
             kwargs |= dict.fromkeys(("pk", "slug", "uid"), self.things[INSTEAD.get(door.name, PLACES[start])])
         taken = {name: value for name, value in kwargs.items() if f":{name}>" in door.path}
