@@ -15,12 +15,14 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts import links
 from accounts.models import Role, User
+from accounts.password_again import RecentPassword
 from accounts.people_forms import told_of
 from accounts.rules import BeyondYours, EmailTaken, LastManager, NameTaken, RoleInUse, RoleLocked
 from capabilities import Capability
-from capabilities.rest import Rule
-from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, named
+from capabilities.rest import HasCapability, Rule
+from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, named, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     EmailTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
@@ -44,6 +46,19 @@ class UserSerializer(serializers.Serializer[User]):
     is_staff = serializers.BooleanField()
     date_joined = Moment()
     last_login = Moment(allow_null=True)
+
+
+class InvitationSerializer(serializers.Serializer[Any]):
+    """The link with which an invited person chooses a password, told once, and whether it could be mailed to them."""
+
+    link = serializers.CharField()
+    mailed = serializers.BooleanField()
+
+
+class InvitedSerializer(UserSerializer):
+    """A person who was invited just now."""
+
+    invitation = InvitationSerializer()
 
 
 class UserQuery(ListQuery):
@@ -78,6 +93,9 @@ class NewUser(UserChanges):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated."""
 
+    permission_classes = (HasCapability, RecentPassword)
+    grave_actions = frozenset({"create", "partial_update"})
+    answers: ClassVar[Mapping[str, Any]] = {"create": InvitedSerializer}
     capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
         ("list", "retrieve", "create", "partial_update", "deactivate", "reactivate", "sign_out"),
         Capability.PEOPLE_MANAGE,
@@ -107,7 +125,9 @@ class UserResource(Resource):
     def create(self, request: Request) -> Response:
         wanted = self.body()
         person = User.objects.invite(**_with_role(wanted), by=self.me)
-        return self.answer(person, HTTPStatus.CREATED)
+        link = links.invitation(person)
+        mailed = links.mail_invitation(person, link, by=self.me)
+        return secret_answer({**self.told(person), "invitation": {"link": link, "mailed": mailed}}, HTTPStatus.CREATED)
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)

@@ -1,11 +1,32 @@
-"""Grave acts ask for the password again (requirements 8.8)."""
+"""Grave acts ask for the password again (requirements 8.8): on pages by a form, in the API by a refusal."""
 
 from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
 
 from allauth.account.decorators import reauthentication_required
+from allauth.account.internal.flows.reauthentication import is_reauthentication_required
 from django.http import HttpResponse
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+
+from ui.rest import Told
 
 type View = Callable[..., HttpResponse]
 
 # Looking is free. A form that is sent waits in the session for the password, and is acted on once that is right.
 ask_again: Callable[[View], View] = reauthentication_required(allow_get=True)
+
+
+class RecentPassword(BasePermission):
+    """Refuses the actions a view lists in `grave_actions` unless the password was typed again just now.
+
+    An API key has no password to type: what it may do was chosen, and confirmed, when it was made.
+    """
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if view.action not in view.grave_actions or getattr(request.auth, "is_api_key", False):
+            return True
+        if is_reauthentication_required(request, app=""):
+            raise Told(HTTPStatus.FORBIDDEN, "password_required", "Confirm your password first: POST /api/me/confirm.")
+        return True

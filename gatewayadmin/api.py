@@ -11,6 +11,7 @@ from django.views.defaults import server_error
 from rest_framework.routers import SimpleRouter
 
 from accounts.api import CapabilityResource, Me, UserResource
+from accounts.confirm_api import Confirm
 from accounts.groups_api import RoleResource, TeamResource, Workspace
 from auditlog.api import CallResource, EventResource
 from capabilities import signed_in
@@ -60,6 +61,7 @@ _below = [
     at("users/<uuid:pk>/cut-off", "user-cut-off", Endings, post="user"),
     at("schema/", "schema", Schema, get="retrieve"),
     at("me", "me", Me, get="retrieve"),
+    at("me/confirm", "me-confirm", Confirm, post="confirm"),
     at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
     at(f"{_gateway}/archive", "gateway-archive", Endings, post="gateway"),
     at(f"{_gateway}/connections", "gateway-connections", GatewayConnections, get="list"),

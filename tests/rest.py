@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from allauth.account.internal.flows.login import record_authentication
+from django.http import HttpRequest
 from django.test import Client
 
 from accounts.models import User
@@ -16,11 +18,16 @@ class Rest:
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, user: User | None = None) -> "Rest":
-        """Signed in as `user`; None is nobody."""
+    def of(cls, user: User | None = None, *, confirmed: bool = True) -> "Rest":
+        """Signed in as `user`, who typed the password again just now; None is nobody."""
         client = Client()
         if user:
             client.force_login(user)
+        if user and confirmed:
+            typed = HttpRequest()
+            typed.user, typed.session = user, client.session
+            record_authentication(typed, user, "password", reauthenticated=True)
+            typed.session.save()
         return cls(client)
 
     @classmethod

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from django.core import mail
 
 from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.models import Event
@@ -24,6 +25,44 @@ def boss(db: None) -> User:
 def people(db: None) -> Rest:
     """Manages people, and nothing else."""
     return Rest.of(make.user(Capability.PEOPLE_MANAGE, email="hr@example.com"))
+
+
+# --- Grave acts -----------------------------------------------------------------------------------------------------
+
+
+def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: User) -> None:
+    rest = Rest.of(boss, confirmed=False)
+    role = make.role(name="Support")
+    acts = [
+        ("post", "/users", {"email": "new@example.com", "role_id": str(role.pk)}),
+        ("patch", f"/users/{ann.pk}", {"role_id": str(role.pk)}),
+        ("post", "/roles", {"name": "New", "capabilities": []}),
+        ("patch", f"/roles/{role.pk}", {"name": "Newer"}),
+        ("patch", "/workspace", {"name": "Newest"}),
+        ("delete", f"/roles/{make.role(name='Gone').pk}", None),
+    ]
+
+    assert {problem(rest.send(*act)) for act in acts} == {(403, "password_required")}
+    assert not Event.objects.filter(actor_id=boss.pk).exists()
+    assert rest.get("/users").status_code == rest.get("/workspace").status_code == 200
+
+    assert errors(rest.post("/me/confirm", {"password": "wrong"}))["password"]
+    assert problem(rest.send(*acts[0])) == (403, "password_required")
+    assert rest.post("/me/confirm", {"password": make.PASSWORD}).status_code == 204
+    assert [rest.send(*act).status_code for act in acts] == [201, 200, 201, 200, 200, 204]
+
+
+def test_who_may_not_is_told_so_before_being_asked_for_a_password(ann: User) -> None:
+    assert problem(Rest.of(ann, confirmed=False).post("/roles", {"name": "x"})) == (403, "capability_required")
+
+
+def test_guessing_passwords_is_slowed_down(boss: User) -> None:
+    rest = Rest.of(boss, confirmed=False)
+
+    answers = [rest.post("/me/confirm", {"password": "guess"}) for _ in range(11)]
+
+    assert [answer.status_code for answer in answers] == [400] * 10 + [429]
+    assert 0 < int(answers[-1]["Retry-After"]) <= 60
 
 
 # --- Oneself --------------------------------------------------------------------------------------------------------
@@ -66,6 +105,12 @@ def test_a_person_is_invited(boss: User, ann: User) -> None:
         True,
     )
     assert not User.objects.get(email="new@example.com").has_usable_password()
+    assert made["Cache-Control"] == "no-store"
+    assert told["invitation"]["mailed"] is True
+    (sent,) = mail.outbox
+    assert sent.to == ["new@example.com"]
+    assert told["invitation"]["link"] in str(sent.body)
+    assert "invitation" not in rest.get(f"/users/{told['id']}").json()
     assert problem(rest.post("/users", body)) == (409, "already_exists")
     assert set(errors(rest.post("/users", {**body, "is_superuser": True}))) == {"is_superuser"}
 

@@ -1,10 +1,10 @@
 """What no client should send is refused in words all the same: no 5xx, no page, no half an answer."""
 
 import pytest
-from django.test import Client
 
 from capabilities import Capability
 from tests import make
+from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
 
@@ -43,8 +43,7 @@ STRANGE = [
 @pytest.mark.parametrize(("method", "path", "body", "status"), STRANGE)
 def test_the_strange_is_refused_in_words(method: str, path: str, body: str | None, status: int) -> None:
     make.gateway(slug="work")
-    client = Client()
-    client.force_login(make.user(*Capability))
+    client = Rest.of(make.user(*Capability)).client
 
     answer = client.generic(method.upper(), f"/api{path}", body or "", content_type="application/json")
 

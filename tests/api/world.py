@@ -92,6 +92,7 @@ def build() -> World:
             ("host-list", "post"): {"name": "Made"},
             ("identity-list", "post"): {"server_id": str(server.pk), "label": "Made", "secret": "s3cret"},
             ("identity-secret", "put"): {"secret": "s3cret"},
+            ("me-confirm", "post"): {"password": "s3cret"},
             ("role-list", "post"): {"name": "Made", "capabilities": []},
             ("server-list", "post"): {"name": "Made", "url": "https://93.184.216.34/mcp"},
             ("team-list", "post"): {"name": "Made"},

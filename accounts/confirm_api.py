@@ -1,0 +1,50 @@
+"""POST /api/me/confirm: one's password again, before the acts that ask for it (requirements 8.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from allauth.account.internal.flows.reauthentication import reauthenticate_by_password
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.throttling import SimpleRateThrottle
+
+from accounts.sign_in import AgainForm
+from capabilities.rest import Rule
+from ui.rest import Body, Resource, Told, checked
+
+
+class Confirmation(Body):
+    """One's password."""
+
+    password = serializers.CharField(trim_whitespace=False, max_length=4096)
+
+
+class GuessLimit(SimpleRateThrottle):
+    """Passwords are typed ten times a minute at most, as on the page."""
+
+    rate = "10/m"
+
+    def get_cache_key(self, request: Request, view: Any) -> str:
+        return f"confirm:{request.user.pk}"
+
+
+class Confirm(Resource):
+    """Whoever types their password may do grave things for five minutes, in this session."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {"confirm": None}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"confirm": Confirmation}
+    empty = frozenset({"confirm"})
+    conflicts = frozenset({"confirm"})
+    throttle_classes = (GuessLimit,)
+
+    def confirm(self, request: Request) -> Response:
+        typed = self.body()
+        if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():
+            raise Told(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")
+        checked(AgainForm(typed, user=self.me))
+        reauthenticate_by_password(request)
+        return Response(status=HTTPStatus.NO_CONTENT)
