@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from django.db.models import Case, Count, Q, Value, When
@@ -17,6 +18,7 @@ from gatewayadmin.traffic import health, traffic
 from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Kind, Token
+from tokens.notices import notices
 from tokens.rows import needing
 from ui.pages import AppRequest, show
 
@@ -30,6 +32,7 @@ def overview(request: AppRequest) -> HttpResponse:
     user = request.user
     own = Connection.objects.with_details().own(user).live()
     context: dict[str, Any] = {
+        "notices": partial(notices, user),
         "own_rows": [Row(connection, user) for connection in own[:SHOWN]],
         "own_tokens": Token.objects.live()
         .filter(kind=Kind.ACCESS, connection__user=user)

@@ -7,6 +7,7 @@ app_name = "tokens"
 urlpatterns = [
     path("settings/api-tokens", views.listing, name="list"),
     path("settings/api-tokens/create", views.create, name="create"),
+    path("settings/notices/dismiss", views.dismiss, name="dismiss"),
     path("settings/api-keys", api_key_views.listing, name="api_keys"),
     path("settings/api-keys/create", api_key_views.create, name="create_api_key"),
     path("settings/api-keys/<uuid:pk>/revoke", api_key_views.revoke, name="revoke_api_key"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -10,8 +11,11 @@ from django.db import transaction
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, signed_in
@@ -20,11 +24,12 @@ from connections.models import Connection
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm
 from tokens.models import AlreadyRevoked, BadLifetime, Expired, Issued, NameTaken, Superseded, Token
+from tokens.notices import notices
 from tokens.places import back, beside, changed, hidden, of_gateway, target
 from tokens.reach import BOTH, EDITING, ENDING, hosts_for, known_to, with_scope
 from tokens.rows import CARES, Row, TokenFilter, listed, numbers
 from tokens.snippets import once
-from ui.pages import AppRequest, confirm, page_of, posted, refuse, show, wants_fragment
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show, wants_fragment
 
 ROWS = 30
 HOSTS = 8
@@ -49,8 +54,19 @@ def listing(request: AppRequest) -> HttpResponse:
         "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
         "care": CARES.get(asked.chosen.get("care", "")),
         "may_create": hosts_for(request.user).exists(),
+        "notices": partial(notices, request.user),
     }
     return show(request, "tokens/list.html#results", context)
+
+
+@require_POST
+@signed_in("one's own notices")
+def dismiss(request: AppRequest) -> HttpResponse:
+    """Tell no more of what was shown; what happened since then is."""
+    shown = parse_datetime(request.POST.get("until", ""))
+    if shown is not None and timezone.is_aware(shown):
+        User.objects.filter(pk=request.user.pk).update(notices_read_at=min(shown, timezone.now()))
+    return leave(request, reverse("overview"))
 
 
 @require_GET

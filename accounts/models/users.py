@@ -70,6 +70,7 @@ class User(AbstractBaseUser):
     role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="users")
     password_changed_at = models.DateTimeField(null=True, blank=True)
     session_epoch = models.PositiveIntegerField(default=0)
+    notices_read_at = models.DateTimeField(null=True, blank=True, editable=False)
     date_joined = models.DateTimeField(default=timezone.now)
 
     USERNAME_FIELD = "email"
