@@ -12,10 +12,11 @@ from django.test import Client
 from accounts.models import Role, User, permissions_of
 from capabilities import Capability
 from capabilities.roles import MEMBER
-from tests import upstreams, workspace
+from tests import secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
+from tests.workspace import TRUSTED_PROXY
 
-pytest_plugins = ["tests.browser.fixtures", "tests.clients.fixtures", "tests.clients.apps"]
+pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients.fixtures", "tests.clients.apps"]
 
 # A busy machine says nothing about the code: what takes too long is for the benchmarks to say.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -102,12 +103,17 @@ def run() -> Iterator[Run]:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[workspace.Serve]:
-    """A running workspace with two workers, shared by the tests of this process: make your own rows."""
-    served = workspace.new(tmp_path_factory.mktemp("live"), "live")
+    """A running workspace with two workers, shared by the tests of this process: make your own rows.
+
+    At the end nothing in it may hold a secret in clear.
+    """
+    served = workspace.new(tmp_path_factory.mktemp("live"), "live", GATEWAY_TRUSTED_PROXIES=TRUSTED_PROXY)
     try:
         yield served.start()
+        leaked = secrecy.leaks(served)
     finally:
         served.stop()
+    assert not leaked
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests import cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 OWNER = "ana@example.com"
+TRUSTED_PROXY = "127.0.0.9"  # A peer of the loopback that is no other test's.
 PASSWORD = "correct horse battery staple"
 
 

@@ -68,7 +68,10 @@ def test_all_settings_are_saved_and_recorded_as_from_and_to(keeper: User, sign_i
     confirmed(sign_in(keeper)).post(PATH, FORM)
 
     saved = WorkspaceSettings.load()
-    assert {name: str(getattr(saved, name)) for name in FORM} == FORM | {"allow_non_expiring_tokens": "True", "record_payloads": "True"}
+    assert {name: str(getattr(saved, name)) for name in FORM} == FORM | {
+        "allow_non_expiring_tokens": "True",
+        "record_payloads": "True",
+    }
     changes = Event.objects.get(action="workspace.updated").changes
     assert set(changes) == set(FORM)
     assert changes["log_retention_days"] == [90, 365]

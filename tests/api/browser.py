@@ -20,3 +20,10 @@ def signed_in(live: Serve, email: str) -> Iterator[httpx.Client]:
         page = browser.post("/accounts/login/", data=form, headers={"Referer": live.url})
         browser.headers["X-CSRFToken"] = FIELD.findall(page.text)[0]
         yield browser
+
+
+def confirm(browser: httpx.Client) -> None:
+    """Type the password again, as grave acts want it."""
+    page = browser.get("/accounts/reauthenticate/")
+    form = {"password": PASSWORD, "csrfmiddlewaretoken": FIELD.findall(page.text)[0]}
+    assert browser.post("/accounts/reauthenticate/", data=form, headers={"Referer": str(browser.base_url)}).is_success

@@ -8,27 +8,29 @@ from tests import curl
 from tests.make import unique
 from tests.workspace import Serve
 
+# As another product's documents print it, but for the host.
 SCRIPT = r"""#!/bin/bash
 set -euo pipefail
 
 # Rotate the token — the token authenticates itself
 RESPONSE=$(curl --silent --fail \
-  -X POST "${GATEWAY}/api/tokens/${API_TOKEN_ID}/rotate" \
-  -H "Authorization: Bearer ${API_TOKEN}")
+  -X POST "GATEWAY/api/tokens/${MCTX_TOKEN_ID}/rotate" \
+  -H "Authorization: Bearer ${MCTX_API_TOKEN}")
 
 # Extract the new token value
 NEW_TOKEN=$(echo "$RESPONSE" | jq -r '.token')
 
 # Update the CI secret with the new value before proceeding
 # (how to do this depends on your CI provider — see examples below)
-echo "Rotation complete. Update API_TOKEN with the new value."
+echo "Rotation complete. Update MCTX_API_TOKEN with the new value."
 echo "$NEW_TOKEN"
 """
 
 
 def job(live: Serve, pk: str, secret: str) -> subprocess.CompletedProcess[str]:
-    environment = {**live.environment(), "GATEWAY": live.url, "API_TOKEN_ID": pk, "API_TOKEN": secret}
-    return subprocess.run(["bash", "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
+    environment = {**live.environment(), "MCTX_TOKEN_ID": pk, "MCTX_API_TOKEN": secret}
+    script = SCRIPT.replace("GATEWAY", live.url)
+    return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_script_renews_its_own_token_on_every_run(live: Serve) -> None:

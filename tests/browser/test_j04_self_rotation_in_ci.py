@@ -1,0 +1,55 @@
+"""Journey J4: a CI job rotates its own token (X15-X26); the script itself is in tests/api/test_ci_script.py."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests import curl
+from tests.make import unique
+from tests.workspace import OWNER, Serve
+
+pytestmark = pytest.mark.xdist_group("journeys")
+
+MCP_401 = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
+
+
+def rotate(live: Serve, pk: str, secret: str) -> curl.Answer:
+    command = ["curl", "-sS", "-i", "-X", "POST", f"{live.url}/api/tokens/{pk}/rotate"]
+    return curl.run([*command, "-H", f"Authorization: Bearer {secret}"])
+
+
+def test_j4_self_rotation_in_ci(live: Serve, boss: httpx.Client) -> None:
+    host = boss.post("/api/hosts", json={"name": unique("bot")}).json()
+    gateway = boss.get("/api/gateways/quickstart").json()
+    order = {"host_id": host["id"], "gateway_id": gateway["id"], "name": "ci-pipeline"}
+    made = boss.post("/api/tokens", json=order).json()
+    sibling = boss.post("/api/tokens", json={**order, "name": "other"}).json()
+    path, url = f"/api/tokens/{made['id']}/rotate", gateway["url"]
+
+    # 1: no cookie, and all but the secret stays.
+    rotated = rotate(live, made["id"], made["token"]).json
+    kept = ("id", "name", "scopes", "expires_at", "allowed_ips", "created_at")
+    assert len(rotated) == 8
+    assert [rotated[key] for key in kept] == [made[key] for key in kept]
+    assert rotated["prefix"] == rotated["token"][:12] != made["prefix"]
+    # 2
+    assert curl.list_tools(url, made["token"]).body == MCP_401
+    assert curl.list_tools(url, rotated["token"]).status == 200
+    # 3
+    foreign = rotate(live, sibling["id"], rotated["token"])
+    assert (foreign.status, foreign.json["code"]) == (403, "not_own_token")
+    # 4
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: rotate(live, made["id"], rotated["token"]), range(2)))
+    assert sorted(answer.status for answer in both) == [200, 401]
+    # 5
+    assert boss.post(path, headers={"X-CSRFToken": ""}).status_code == 403
+    secret = boss.post(path).json()["token"]
+    # 6
+    assert boss.post(f"/api/hosts/{host['id']}/disable").status_code == 200
+    assert rotate(live, made["id"], secret).status == 403
+    # 7
+    asked = {"action": "token.rotated", "target_id": made["id"]}
+    events = boss.get("/api/admin-events", params=asked).json()["results"]
+    assert [event["actor_email"] for event in events] == [OWNER, *["token ci-pipeline (self)"] * 2]

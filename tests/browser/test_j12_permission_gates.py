@@ -1,0 +1,67 @@
+"""Journey J12: what a role does not hold is neither shown nor done (M06-M09, W03, W29, T01).
+
+Its last line, every URL for everybody, is tests/api/test_matrix.py and tests/house/test_page_matrix.py.
+"""
+
+import httpx
+import pytest
+
+from tests.api.browser import confirm
+from tests.browser.cast import Cast
+
+pytestmark = pytest.mark.xdist_group("journeys")
+
+ADD = "Add API access token-based host"
+
+
+def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
+    viv, connection = cast.browser("viv"), cast.ids["connection"]
+    # 1
+    page = connections_page(viv)
+    assert "kim@journeys.example.com" in page
+    assert not offered(page, connection)
+    # 2
+    before = cast.live.rows("SELECT * FROM connections_connection WHERE id = %s", connection)
+    assert attempts(viv, connection) == [403] * 6
+    assert cast.live.rows("SELECT * FROM connections_connection WHERE id = %s", connection) == before
+    query = "SELECT via FROM auditlog_event WHERE action = 'attempt.refused' AND actor_email = %s"
+    tried = cast.live.rows(query, "viv@journeys.example.com")
+    assert sorted(row["via"] for row in tried) == ["api"] * 3 + ["web"] * 3
+    # 3
+    refused = cast.browser("max").get("/settings/mcp-connections")
+    assert refused.status_code == 403
+    assert ">Permission Denied</h1>" in refused.text
+    # 4
+    apps = viv.get("/hosts/").text
+    assert "Journey bot" in apps
+    assert ADD not in apps
+    assert "/disable/" not in apps
+    # 5
+    confirm(boss)
+    role = f"/api/roles/{cast.ids['viewer']}"
+    held = boss.get(role).json()["capabilities"]
+    assert boss.patch(role, json={"capabilities": [*held, "api-keys:revoke"]}).status_code == 200
+    assert offered(connections_page(viv), connection) == ["revoke"]  # An agent's new key is shown: R3.14 asks for more.
+    boss.patch(role, json={"capabilities": held})
+    assert not offered(connections_page(viv), connection)
+    # 6: the role is called Administrator, and holds nothing.
+    eve = cast.browser("eve")
+    assert eve.get("/api/me").json()["capabilities"] == []
+    assert [eve.get(path).status_code for path in ("/settings/mcp-connections", "/people/", "/logs/")] == [403] * 3
+    assert ADD in boss.get("/hosts/").text
+
+
+def connections_page(browser: httpx.Client) -> str:
+    return browser.get("/settings/mcp-connections", params={"type": "all", "q": "kim@journeys"}).text
+
+
+def offered(page: str, connection: str) -> list[str]:
+    """The buttons a connection's row carries."""
+    return [verb for verb in ("regenerate", "revoke") if f"/connections/{connection}/{verb}/" in page]
+
+
+def attempts(browser: httpx.Client, connection: str) -> list[int]:
+    """What every way to revoke, regenerate and disable answers: the page's, then the API's."""
+    paths = [f"/connections/{connection}/{verb}/" for verb in ("revoke", "regenerate", "disable")]
+    paths += [f"/api/connections/{connection}/{verb}" for verb in ("revoke", "regenerate", "disable")]
+    return [browser.post(path, headers={"Referer": str(browser.base_url)}).status_code for path in paths]

@@ -1,0 +1,84 @@
+"""What a running workspace must not know in clear: every secret its tests used.
+
+Tests `note` the secrets that cannot be told by their form. Tokens of every kind are found by theirs,
+checksum included, whoever made them.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg
+from psycopg import sql
+
+from tests.workspace import PASSWORD, Serve
+from tokens import secret
+
+TOKEN = re.compile(r"gw[a-z]_[0-9A-Za-z]{44}")
+
+# The key of a browser's session is the session: Django keeps it, and allauth's list of one's browsers.
+HOLD_SESSIONS = {"django_session", "usersessions_usersession"}
+
+# Rendered beside the running server, by the same code from the same rows: signing in is counted, this is not.
+PAGES = """
+import re
+from django.test import Client
+from accounts.models import User
+
+client = Client(headers={"Host": "localhost"})
+client.force_login(User.objects.get(email="ana@example.com"))
+todo = ["/", "/hosts/", "/gateways/", "/servers/", "/logs/", "/people/", "/settings/api-tokens?owner=all&status=all",
+    "/settings/mcp-connections?type=all", "/settings/admin-events/", "/settings/identities", "/settings/profile",
+    "/settings/workspace", "/api/tokens?scope=all&status=all&page_size=200", "/api/connections?page_size=200",
+    "/api/admin-events", "/api/identities?scope=all&page_size=200", "/api/logs", "/api/servers", "/api/users"]
+seen = set(todo)
+for path in todo:
+    answer = client.get(path, follow=True)
+    page = answer.getvalue().decode()
+    print("PAGE", answer.status_code, path, page)
+    for link in re.findall(r'href="(/[^"#]*)"', page):
+        kind = re.sub(r"[0-9a-f-]{36}|\\?.*", "", link)
+        if kind not in seen and len(todo) < 60 and not link.startswith(("/static", "/accounts", "/admin")):
+            seen.add(kind)
+            todo.append(link)
+"""
+
+_noted: set[str] = {PASSWORD}
+
+
+def note(text: str) -> str:
+    """Remember this secret, and give it back."""
+    _noted.add(text)
+    return text
+
+
+def leaks(live: Serve) -> list[str]:
+    """Where a secret stands in clear: in which table, in the log, or on which page."""
+    secrets = _noted | {key for name, key in live.settings.items() if name.startswith("GATEWAY_") and "KEY" in name}
+    places = {"log": live.log(), **pages(live), **dict(tables(live))}
+    return [f"{place}: {found[:8]}..." for place, text in places.items() for found in clear(text, secrets)]
+
+
+def clear(text: str, secrets: set[str]) -> set[str]:
+    """The secrets that stand in `text`."""
+    tokens = {found for found in TOKEN.findall(text) if secret.well_formed(found, secret.PREFIXES)}
+    return tokens | {one for one in secrets if one in text}
+
+
+def tables(live: Serve) -> Iterator[tuple[str, str]]:
+    """Every table as text, bytes that are letters as letters."""
+    with closing(psycopg.connect(live.database_url, options="-c bytea_output=escape")) as connection:
+        query = "SELECT schemaname, relname FROM pg_stat_user_tables"
+        for schema, table in connection.execute(query).fetchall():
+            if table not in HOLD_SESSIONS:
+                rows = connection.execute(sql.SQL("SELECT t::text FROM {} t").format(sql.Identifier(schema, table)))
+                yield f"table {table}", "\n".join(row for (row,) in rows)
+
+
+def pages(live: Serve) -> dict[str, str]:
+    """What the owner is shown."""
+    shown = live.manage("shell", "--verbosity", "0", "-c", PAGES)
+    statuses = re.findall(r"^PAGE (\d+) (\S+)", shown, re.MULTILINE)
+    assert len(statuses) > 20
+    assert not [path for status, path in statuses if status != "200"]
+    return {"page": shown}
