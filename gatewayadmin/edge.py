@@ -110,6 +110,9 @@ class _Line:
         await self._send(message)
 
     def write(self) -> None:
+        """Say what became of it, where that is wanted (GATEWAY_LOG_REQUESTS)."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
         logger.info(
             "request",
             extra={

@@ -26,6 +26,7 @@ ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
 QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
 CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = text("GATEWAY_METRICS_TOKEN")
+LOG_REQUESTS = switch("GATEWAY_LOG_REQUESTS", default=False)
 PRIVATE_UPSTREAMS = networks("GATEWAY_PRIVATE_UPSTREAMS")
 TRUSTED_PROXIES = networks("GATEWAY_TRUSTED_PROXIES")
 ALLOWED_ORIGINS = origins("GATEWAY_ALLOWED_ORIGINS")
@@ -308,6 +309,7 @@ LOGGING = {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
         "django.request": {"level": "ERROR"},  # A 404 is nothing a person must act upon; the edge notes it.
+        "gatewayadmin.edge": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
         "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.
         "psycopg.pool": {"level": "ERROR"},
     },

@@ -41,13 +41,10 @@ class Terminal:
         )
 
     def run(self, block: str, *typed: str) -> str:
-        """What the commands print; `typed` is what a person enters, a line for each command that asks."""
+        """What the commands print; `typed` is what a person enters, a line for each time they are asked."""
         assert self.shell.stdin is not None
         assert self.shell.stdout is not None
-        lines = block.splitlines()
-        if typed:
-            lines = [line for pair in zip(lines, typed, strict=True) for line in pair]
-        self.shell.stdin.write("\n".join([*lines, "echo; echo end of block", ""]))
+        self.shell.stdin.write("\n".join([*block.splitlines(), *typed, "echo; echo end of block", ""]))
         self.shell.stdin.flush()
         return "".join(iter(self.shell.stdout.readline, "end of block\n")).strip()
 
@@ -115,7 +112,7 @@ def test_the_tutorial_works_as_printed(newcomer: Newcomer, terminal: Terminal, o
     flow = steps.add_connection(page, "Quickstart")
     minted = steps.copied(flow)
     steps.done(flow)
-    terminal.run(give, minted.gateway_url, minted.token)
+    terminal.run(give, minted.token, minted.gateway_url)
 
     assert {"echo", "add"} <= set(terminal.run(list_tools).splitlines())
     assert terminal.run(call_echo) == "hello"

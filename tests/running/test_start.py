@@ -18,6 +18,7 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(fresh
         assert printed is not None
         assert f"Gateway Admin runs at {first.url}" in first.greeting()
         assert signs_in(first.url, *printed)
+        assert not [line for line in first.log().splitlines() if line.startswith("{")]  # Nothing pushes it away.
         assert first.stop() == 0
     assert postmaster(fresh) is None
 
@@ -41,7 +42,7 @@ def test_generated_keys_are_for_the_owner_only(home: Path) -> None:
 
 
 def test_nothing_printed_is_an_access_log_with_a_query(home: Path) -> None:
-    with serving(home) as served:
+    with serving(home, {"GATEWAY_LOG_REQUESTS": "1"}) as served:
         signs_in(served.url, "admin@localhost", "?secret=in-the-form")
         served.stop()
 

@@ -48,11 +48,10 @@ class Command(BaseCommand):
             os.execv(sys.executable, sys.orig_argv)  # noqa: S606  (the very command that runs)
 
     def _greet(self, welcome: Welcome) -> None:
-        self.stdout.write(f"\nGateway Admin runs at {settings.PUBLIC_URL}\n")
-        if welcome.secret:
-            self.stdout.write(f"Sign in as {welcome.email} with the password {welcome.secret} (shown only now).\n\n")
-        else:
-            self.stdout.write(f"Sign in as {welcome.email}.\n\n")
+        password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
+        lines = [f"Gateway Admin runs at {settings.PUBLIC_URL}", f"Sign in as {welcome.email}{password}."]
+        rule = "=" * max(map(len, lines))
+        self.stdout.write("\n".join(["", rule, *lines, rule, "", ""]))
         self.stdout.flush()
 
 
