@@ -49,6 +49,7 @@ class Action(StrEnum):
 
     LOGS_EXPORTED = "logs.exported"
 
+    OAUTH_APP_REGISTERED = "oauth.app_registered"
     OAUTH_FAMILY_ENDED = "oauth.family_ended"
 
     RECOVERY_CODES_REPLACED = "user.recovery_codes_replaced"

@@ -38,6 +38,11 @@ class Row:
         return urlsplit(self.application.client_id).hostname or ""
 
     @property
+    def is_by_hand(self) -> bool:
+        """Whether somebody who runs this gateway registered it."""
+        return bool(self.application.registration_source == Application.RegistrationSource.MANUAL)
+
+    @property
     def way(self) -> str:
         """How it came to be."""
         match self.application.registration_source:

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from oauth2_provider.generators import generate_client_secret
 from oauth2_provider.models import Application
 from oauth2_provider.views import DynamicClientRegistrationManagementView, DynamicClientRegistrationView
 
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
+from auditlog.actions import Action
+from auditlog.models import Event
 from hosts.models import Host
 from oauth import limits, redirects
 from oauth.cors import cross_origin
@@ -84,13 +88,37 @@ def _whole(answer: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def fingerprint(application: Application) -> str:
-    """What all registrations of one app share: its name and redirect origins, or its metadata document.
+def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple[Registration, str]:
+    """Register an app whose makers know no other way; with its secret, which is empty for an app that has none.
 
-    Self-asserted names never meet the documents, whose address is proof of who published them (decisions 7.3).
+    Raises BadMetadata.
     """
-    if application.registration_source == Application.RegistrationSource.CIMD:
-        said = f"document {application.client_id}"
+    method = "client_secret_basic" if confidential else "none"
+    said = {"client_name": name, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}
+    ours = accepted(said)
+    secret = generate_client_secret()
+    with transaction.atomic():
+        application = Application.objects.create(
+            name=ours["client_name"],
+            redirect_uris=" ".join(ours["redirect_uris"]),
+            client_type=Application.CLIENT_CONFIDENTIAL if confidential else Application.CLIENT_PUBLIC,
+            authorization_grant_type=Application.GRANT_AUTHORIZATION_CODE,
+            client_secret=secret,
+        )
+        registration = registration_of(application)
+        Event.objects.record(Action.OAUTH_APP_REGISTERED, registration, by=None, changes={"name": [None, name]})
+    return registration, secret if confidential else ""
+
+
+def fingerprint(application: Application) -> str:
+    """What all registrations of one app share: its name and redirect origins, or the address of its document.
+
+    Names an app gives itself never meet those that somebody stands for: the publisher of a document (decisions 7.3),
+    or whoever registered an app by hand.
+    """
+    source = application.registration_source
+    if source != Application.RegistrationSource.DCR:
+        said = f"{'document' if source == Application.RegistrationSource.CIMD else 'client'} {application.client_id}"
     else:
         name = application.name.casefold().strip() or NAMELESS.casefold()
         said = f"name {name} {' '.join(redirects.origins(application.redirect_uris.split()))}"

@@ -32,7 +32,10 @@ def test_j7_revoke_401_and_authorise_again(
 
     first = an_administrator_revokes(page, live)
     dead_at_once(claude, live)
+    old = claude.tokens
     claude.connects(lambda asked: people.allow(browser, asked, app=APP))
+    refresh_is_dead(claude, live, old["refresh_token"])
+    assert curl.list_tools(claude.gateway_url, old["access_token"]).status == 401
     a_new_row_beside_the_old(page, first)
 
 
@@ -50,12 +53,17 @@ def an_administrator_revokes(page: Page, live: Serve) -> str:
 
 
 def dead_at_once(claude: KeptApp, live: Serve) -> None:
-    """J7.2: in every worker."""
+    """J7.2, W16, W17: in every worker."""
     for _ in range(4):
         refused = curl.list_tools(claude.gateway_url, claude.tokens["access_token"])
         assert refused.status == 401
         assert 'error="invalid_token"' in refused.headers["www-authenticate"]
-    told = {"client_id": claude.kept["client"]["client_id"], "refresh_token": claude.tokens["refresh_token"]}
+    refresh_is_dead(claude, live, claude.tokens["refresh_token"])
+
+
+def refresh_is_dead(claude: KeptApp, live: Serve, token: str) -> None:
+    """W18: before the app comes back, and after."""
+    told = {"client_id": claude.kept["client"]["client_id"], "refresh_token": token}
     refreshed = httpx.post(f"{live.url}/oauth/token", data={"grant_type": "refresh_token", **told})
     assert (refreshed.status_code, refreshed.json()["error"]) == (400, "invalid_grant")
 

@@ -1,0 +1,31 @@
+"""A client_id for an app that cannot get one by itself."""
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from gatewayadmin import database
+from gatewayadmin.database import Unusable
+from gatewayadmin.public_url import public_url
+from oauth import registration
+from oauth.described import BadMetadata
+
+
+class Command(BaseCommand):
+    help = "Register an app that wants a client_id typed in; one line of JSON. A secret is shown only here."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--name", required=True, help="what people are shown")
+        parser.add_argument("--redirect-uri", required=True, action="append", metavar="URL", help="may be repeated")
+        parser.add_argument("--confidential", action="store_true", help="the app can keep a secret: make it one")
+
+    def handle(self, *args: Any, name: str, redirect_uri: list[str], confidential: bool, **options: Any) -> None:
+        try:
+            database.require()
+            made, secret = registration.by_hand(name=name, redirect_uris=redirect_uri, confidential=confidential)
+        except (Unusable, BadMetadata) as error:
+            raise CommandError(str(error)) from error
+        line = {"client_id": made.application.client_id, "client_secret": secret, "issuer": public_url()}
+        self.stdout.write(json.dumps({key: value for key, value in line.items() if value}))
