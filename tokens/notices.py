@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from django.db.models import CharField, Q, QuerySet
-from django.db.models.functions import Cast
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import User
@@ -16,6 +15,7 @@ from connections.models import Connection
 from tokens.models import Token
 
 MOST = 5
+ENOUGH = 200
 LATEST = timedelta(days=90)
 
 SENTENCES: dict[str, str] = {
@@ -36,17 +36,26 @@ class Notice(NamedTuple):
 
 def notices(user: User) -> list[Notice]:
     """What others did to what is `user`'s since they last dismissed notices, the newest first."""
-    since = max(filter(None, (user.notices_read_at, timezone.now() - LATEST)))
-    tokens = _ids(Token.objects.filter(connection__user=user))
-    connections = _ids(Connection.objects.filter(user=user))
-    own = Q(target_type="token", target_id__in=tokens) | Q(target_type="connection", target_id__in=connections)
-    events = Event.objects.filter(own, action__in=list(SENTENCES), created_at__gt=since, actor_id__isnull=False)
+    own = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
+    if own is None:
+        return []
+    events = Event.objects.filter(own, action__in=list(SENTENCES), actor_id__isnull=False).exclude(actor_id=user.pk)
     return [
         Notice(event.actor_email, SENTENCES[event.action].format(event.target_label), event.created_at)
-        for event in events.exclude(actor_id=user.pk).order_by("-created_at")[:MOST]
+        for event in events.order_by("-created_at")[:MOST]
     ]
 
 
-def _ids(rows: QuerySet[Token] | QuerySet[Connection]) -> QuerySet[Token] | QuerySet[Connection]:
-    """Their ids as events hold them."""
-    return rows.order_by().values_list(Cast("pk", CharField()), flat=True)  # type: ignore[return-value]
+def _touched(user: User, since: datetime) -> Q | None:
+    """The events since then of what changed since then; events are many, so they are looked up by what they are of."""
+    changed = Q(rotated_at__gt=since) | Q(revoked_at__gt=since)
+    tokens = list(
+        Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:ENOUGH]
+    )
+    ended = Connection.objects.filter(user=user, revoked_at__gt=since).order_by().values_list("pk", flat=True)
+    connections = {*ended[:ENOUGH], *(connection for _, connection in tokens)}
+    if not connections:
+        return None
+    of_token = Q(target_type="token", target_id__in=[str(pk) for pk, _ in tokens])
+    of_connection = Q(target_type="connection", target_id__in=[str(pk) for pk in connections])
+    return Q(of_token | of_connection, created_at__gt=since)

@@ -218,8 +218,8 @@ def test_the_list_costs_the_same_for_one_token_and_for_many(
         make.token(connection)
     client = sign_in(ana)
 
-    # session, user, permissions, count, keys, rows, scopes, numbers, may create, notices
-    with django_assert_num_queries(10):
+    # session, user, permissions, count, keys, rows, scopes, numbers, may create, notices (2)
+    with django_assert_num_queries(11):
         client.get(PATH)
 
 
