@@ -70,7 +70,7 @@ class CallSerializer(serializers.ModelSerializer[Call]):
 
     class Meta:
         model = Call
-        exclude = ("uid", "request_payload", "response_payload")
+        exclude = ("uid", "recorded_at", "request_payload", "response_payload")
 
 
 class CallDetail(CallSerializer):
@@ -80,7 +80,7 @@ class CallDetail(CallSerializer):
 
     class Meta:
         model = Call
-        exclude = ("uid",)
+        exclude = ("uid", "recorded_at")
 
     def to_representation(self, instance: Call) -> dict[str, Any]:
         told = super().to_representation(instance)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from auditlog.models import Call, Outcome
 from auditlog.reasons import Reason, Step, reason_of
 
+LONGEST_WAIT = 10_000.0  # Milliseconds; the writer gives up then.
 OWN_ANSWERS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
 
 
@@ -54,14 +55,24 @@ class Detail:
     @property
     def timing(self) -> list[Part]:
         """Where the time went, in order."""
-        call = self.call
+        call, record = self.call, self.record_ms
         known = (call.authorise_ms or 0) + (call.upstream_ms or 0)
         stretches = (
             ("auth", "authorise", call.authorise_ms),
             ("rules", "rules", max(call.duration_ms - known, 0)),
             ("upstream", "upstream", call.upstream_ms),
+            ("record", "record", record),
         )
-        return list(_laid_out([(n, label, ms) for n, label, ms in stretches if ms], max(call.duration_ms, known)))
+        whole = max(call.duration_ms, known) + (record or 0)
+        return list(_laid_out([(n, label, ms) for n, label, ms in stretches if ms], whole))
+
+    @property
+    def record_ms(self) -> float | None:
+        """How long its row waited for the database to take it; None when the clocks of the two cannot be compared."""
+        if self.call.recorded_at is None:
+            return None
+        waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms
+        return waited if 0 <= waited <= LONGEST_WAIT else None
 
     @property
     def checks(self) -> list[Check]:

@@ -100,6 +100,12 @@ class Call(models.Model):
     request_payload = models.JSONField(null=True)
     response_payload = models.JSONField(null=True)
     payload_truncated = models.BooleanField(default=False)
+    # Said by the database when it takes the row; NULL in rows of earlier versions.
+    recorded_at = models.DateTimeField(
+        null=True,
+        editable=False,
+        db_default=models.Func(function="clock_timestamp", output_field=models.DateTimeField()),
+    )
 
     objects: ClassVar[CallManager] = CallManager()
     partitions: ClassVar[Partitions] = Partitions("auditlog_call")

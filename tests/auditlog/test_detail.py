@@ -1,5 +1,6 @@
 """Why a call ended as it did: one sentence for each reason, and the check that stopped it."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ def detail(**fields: Any) -> Detail:
         "token_prefix": "gwa_Ab3dE5gH",
         "client_ip": "203.0.113.24",
         "duration_ms": 10.0,
+        "recorded_at": None,
     }
     return Detail(Call(**(told | fields)))
 
@@ -96,3 +98,24 @@ def test_odd_times_draw_no_bar_beyond_its_frame(fields: dict[str, float]) -> Non
 def test_an_unknown_reason_falls_back_to_its_outcome() -> None:
     assert reason_of("denied", "of tomorrow") == OUTCOMES["denied"]
     assert reason_of("ok", "") is None
+
+
+def test_the_time_a_row_waited_for_the_database_is_part_of_the_bar() -> None:
+    at = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    told = detail(created_at=at, recorded_at=at + timedelta(milliseconds=12), authorise_ms=1.0, upstream_ms=7.0)
+
+    assert [(part.name, round(part.ms, 3)) for part in told.timing] == [
+        ("auth", 1.0),
+        ("rules", 2.0),
+        ("upstream", 7.0),
+        ("record", 2.0),
+    ]
+    assert round(sum(part.width for part in told.timing)) == 100
+
+
+@pytest.mark.parametrize("milliseconds", [-500, 5, 60_000])
+def test_clocks_that_disagree_say_nothing_of_the_wait(milliseconds: int) -> None:
+    at = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+    assert detail(created_at=at, recorded_at=at + timedelta(milliseconds=milliseconds)).record_ms is None
+    assert detail(created_at=at).record_ms is None

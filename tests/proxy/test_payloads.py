@@ -10,6 +10,7 @@ from django.db import connection
 from django.test import Client
 
 from accounts.models import WorkspaceSettings
+from auditlog.detail import Detail
 from auditlog.models import Call
 from capabilities import Capability
 from servers.models import AuthType
@@ -116,6 +117,14 @@ def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:
         agent.call("docs__it", {"city": "Lisbon"})
 
     assert [call.is_recorded for call in Call.objects.order_by("pk")] == [False, True, False]
+
+
+def test_the_database_says_when_it_took_a_row(agent: Agent) -> None:
+    agent.call("docs__it", {"city": "Lisbon"})
+
+    wait = Detail(Call.objects.get()).record_ms
+    assert wait is not None
+    assert wait < 5_000
 
 
 def test_a_payload_is_cut_where_the_workspace_says(agent: Agent) -> None:
