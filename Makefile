@@ -10,7 +10,7 @@ DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smt
 	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test contract check format lock
+.PHONY: help run setup test bench contract check format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ setup: ## the environment with the development packages; starts nothing
 
 test: setup ## the whole test suite, browser tests included
 	@chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(BIN)/pytest -n auto --dist loadgroup $(TESTS)
+
+bench: setup ## measure what the gateway costs a call: a server alone, nginx before it, this gateway before it
+	@$(BIN)/python -m bench $(ARGS)
 
 contract: setup ## the REST API against its own description: more than 5,000 made-up requests
 	@CONTRACT_CASES=22 $(BIN)/pytest -n auto tests/api/test_contract.py

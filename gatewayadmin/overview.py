@@ -15,6 +15,7 @@ from capabilities import Capability, signed_in
 from connections.models import Connection
 from connections.rows import Row
 from gatewayadmin.traffic import health, traffic
+from gateways.models import Assignment, Gateway
 from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Kind, Token
@@ -33,12 +34,19 @@ def overview(request: AppRequest) -> HttpResponse:
     own = Connection.objects.with_details().own(user).live()
     context: dict[str, Any] = {
         "notices": partial(notices, user),
+        "to_try": partial(_gateway_to_try, user),
         "own_rows": [Row(connection, user) for connection in own[:SHOWN]],
         "own_tokens": Token.objects.live()
         .filter(kind=Kind.ACCESS, connection__user=user)
         .select_related("connection__host", "connection__gateway")[:SHOWN],
     }
     return show(request, "overview.html", context | _numbers(user))
+
+
+def _gateway_to_try(user: User) -> Gateway | None:
+    """The gateway to begin with: the oldest that is open to `user` and has a server."""
+    ready = Gateway.objects.reachable_by(user).filter(enabled=True, assignments__in=Assignment.objects.live())
+    return ready.order_by("created_at").first()
 
 
 def _numbers(user: User) -> dict[str, Any]:

@@ -372,3 +372,13 @@ def test_every_outcome_has_a_page(outcome: str, ana: User, sign_in: SignIn) -> N
     page = text(sign_in(ana).get(f"/logs/{call.uid}/", headers=DRAWER))
 
     assert ("stopped here" in page) == (outcome != "ok")
+
+
+def test_a_row_refused_before_any_server_says_why_instead_of_naming_one(ana: User, sign_in: SignIn) -> None:
+    make.call(outcome="denied", http_status=403, deny_reason="wrong_gateway", host_name="CI bot")
+
+    page = sign_in(ana).get("/logs/").content.decode()
+
+    assert '<span class="muted" title="Refused before any server">—</span>' in page
+    assert '<span class="muted" title="Refused before any tool">—</span>' in page
+    assert "<small>wrong gateway</small>" in page

@@ -80,6 +80,20 @@ def test_without_traffic_the_page_says_how_to_begin(ana: User, sign_in: SignIn) 
     assert "You have no API tokens." in page
 
 
+def test_the_first_step_is_the_one_that_is_still_missing(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    empty = make.gateway(name="Empty")
+    assert "Create <a" in text(client.get("/"))
+
+    make.assignment(empty, make.server())
+    page = text(client.get("/"))
+    assert ">Empty</a> is ready: connect" in page
+    assert "Create <a" not in page
+
+    make.connection(make.agent(by=ana), empty, ana)
+    assert "You are connected: make the first call" in text(client.get("/"))
+
+
 def test_the_page_costs_the_same_however_much_there_is(
     ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
