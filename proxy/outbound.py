@@ -13,7 +13,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 METHODS = b"GET, POST, DELETE, OPTIONS"
 REQUEST_HEADERS = (
-    "Authorization, Content-Type, Accept, Mcp-Session-Id, MCP-Protocol-Version, Mcp-Method, Mcp-Name, Last-Event-ID"
+    "Authorization, Content-Type, Accept, Mcp-Session-Id, MCP-Protocol-Version, Mcp-Method, Mcp-Name, Last-Event-ID, "
+    "traceparent, tracestate, baggage"
 )
 EXPOSED = b"Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate, X-Request-Id, Retry-After"
 

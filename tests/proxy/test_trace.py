@@ -1,5 +1,6 @@
 """The caller's trace context goes on to the server; nothing else of its headers does."""
 
+import httpx
 import pytest
 
 from tests import make
@@ -24,7 +25,8 @@ def test_the_trace_goes_to_the_server_and_nothing_else(proxy: Proxy, run: Run, m
     with_trace, without = (seen.headers for seen in upstream.asked("tools/list"))
     assert {name: with_trace.get(name.lower()) for name in TRACE} == TRACE
     assert set(with_trace) - set(without) == {name.lower() for name in TRACE}
-    assert not {"x-secret", "cookie", "authorization", "user-agent"} & set(without)
+    assert not {"x-secret", "cookie", "authorization"} & set(without)
+    assert "httpx" not in without.get("user-agent", "")
 
 
 def test_what_is_no_trace_stays_here_and_spoils_no_call(proxy: Proxy, run: Run) -> None:
@@ -42,3 +44,11 @@ def test_what_is_no_trace_stays_here_and_spoils_no_call(proxy: Proxy, run: Run) 
 
     seen = [set(TRACE) & {name.title() for name in one.headers} for one in upstream.asked("tools/list")]
     assert seen == [set()] * len(wrong) + [{"Traceparent"}]
+
+
+def test_a_browser_may_send_its_trace(proxy: Proxy) -> None:
+    asked = {"Origin": "https://gateway.example.com", "Access-Control-Request-Headers": "traceparent"}
+
+    allowed = httpx.options(proxy.url("any"), headers=asked, trust_env=False).headers["access-control-allow-headers"]
+
+    assert {name.lower() for name in TRACE} <= set(allowed.split(", "))
