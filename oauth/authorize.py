@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -30,6 +31,10 @@ from ui.pages import AppRequest
 KEPT = ("client_id", "redirect_uri", "response_type", "state", "code_challenge", "code_challenge_method")
 
 
+# What S256 gives, and up to what RFC 7636 lets a challenge be.
+CHALLENGE = re.compile(r"[A-Za-z0-9._~-]{43,128}")
+
+
 class SentBack(HttpResponseRedirect):
     """A redirect to an app, which may listen under a scheme of its own."""
 
@@ -44,6 +49,8 @@ def authorize(request: AppRequest) -> HttpResponse:
 
     Nothing is sent to a redirect address before client and address are known to belong together.
     """
+    if "%00" in request.META.get("QUERY_STRING", ""):  # No text has a NUL, and the database takes none.
+        return _bad_request(request, "The app's request holds a character that no text has.")
     try:
         if needs_somebody(request, request.GET.get("client_id", "")):
             return redirect_to_login(request.get_full_path())
@@ -59,7 +66,7 @@ def authorize(request: AppRequest) -> HttpResponse:
 
 def _begin(request: AppRequest, asked: dict[str, str | None]) -> HttpResponse:
     """The flow's first page, or back to the app: now client and address are known to belong together."""
-    if asked["code_challenge_method"] != "S256":
+    if asked["code_challenge_method"] != "S256" or not CHALLENGE.fullmatch(asked["code_challenge"] or ""):
         return send_back(asked, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."})
     try:
         gateway = gateway_of(request.GET.getlist("resource"))

@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 from oauth2_provider.views import RevokeTokenView, TokenView
@@ -32,9 +32,22 @@ def always_json(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
     return answered
 
 
+def readable(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Refuse parameters with a NUL: no text has one, and the database takes none."""
+
+    @wraps(view)
+    def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if any("\x00" in value for _, values in request.POST.lists() for value in values):
+            told = {"error": "invalid_request", "error_description": "A parameter holds a character no text has."}
+            return JsonResponse(told, status=400)
+        return view(request, *args, **kwargs)
+
+    return answered
+
+
 register = csrf_exempt(login_not_required(Register.as_view()))
-token = csrf_exempt(login_not_required(cors(each_client(always_json(TokenView.as_view())))))
-revoke = csrf_exempt(login_not_required(cors(always_json(RevokeTokenView.as_view()))))
+token = csrf_exempt(login_not_required(cors(each_client(always_json(readable(TokenView.as_view()))))))
+revoke = csrf_exempt(login_not_required(cors(always_json(readable(RevokeTokenView.as_view())))))
 
 urlpatterns = [
     path(".well-known/oauth-authorization-server", cors(metadata.authorization_server), name="server-metadata"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Callable
 from functools import wraps
@@ -70,6 +69,6 @@ def _said(request: HttpRequest) -> str:
     if scheme == "Basic":
         try:
             return unquote_plus(base64.b64decode(words).decode().partition(":")[0])
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # No base64, or no text in it.
             return ""
     return str(request.POST.get("client_id", ""))

@@ -62,7 +62,7 @@ def registrations(now: datetime) -> int:
 
 def attempts(now: datetime) -> int:
     """Counters of minutes that are over."""
-    return _delete(Attempt.objects.filter(minute__lt=now - timedelta(minutes=5)))
+    return Attempt.objects.filter(minute__lt=now - timedelta(minutes=5)).delete()[0]
 
 
 def _idle() -> timedelta:

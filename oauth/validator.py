@@ -32,6 +32,15 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     A grant comes with its connection as `request.connection`; from then on its binding leads back there.
     """
 
+    def _load_application(self, client_id: str, request: Request) -> Any:
+        """The app with this id; one with a NUL, in HTTP Basic too, is unknown before the database is asked."""
+        return super()._load_application(client_id, request) if "\x00" not in (client_id or "") else None
+
+    def _extract_basic_auth(self, request: Request) -> str | None:
+        """What stands after Basic; nothing that is not ASCII can, and the toolkit would fail on it."""
+        said: str | None = super()._extract_basic_auth(request)
+        return said if said and said.isascii() else None
+
     # --- One scope: what may be done is decided in the database ---------------------------------------------------
 
     def validate_scopes(self, client_id: str, scopes: Any, client: Any, request: Request, *_: Any, **__: Any) -> bool:
