@@ -18,11 +18,13 @@ ROWS = 25
 @requires(Capability.MCP_CONNECTIONS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     asked = McpFilter(request.GET)
-    page = page_of(request, asked.narrow(visible(request.user)), ROWS, ConnectionQuerySet.with_details)
+    there = number(request.user, asked)
+    found = asked.narrow(visible(request.user))
+    page = page_of(request, found, ROWS, ConnectionQuerySet.with_details, count=there.rows)
     context = {
         "page": page,
         "rows": [Row(connection, request.user) for connection in page],
-        "number": number(request.user, asked),
+        "number": there,
         "chosen": asked.cleaned_data,
         "statuses": STATUSES,
         "gateways": asked.gateways,

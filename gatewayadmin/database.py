@@ -15,6 +15,9 @@ from gatewayadmin.environment import Refused, refuse
 OLDEST = 150000
 POOL = {"min_size": 1, "max_size": 4, "timeout": 10}
 
+# Compiling a statement takes longer than any of ours runs.
+NO_JIT = "-c jit=off"
+
 
 class Unusable(Exception):
     """The database cannot be used; the message is one line."""
@@ -26,8 +29,9 @@ def configuration(url: str, data_dir: Path) -> dict[str, Any]:
     if not url:
         folder = str(socket_folder(data_dir / "postgres"))
         own = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
-        return {**shared, **own, "OPTIONS": {"pool": POOL}}
+        return {**shared, **own, "OPTIONS": {"options": NO_JIT, "pool": POOL}}
     words = _parsed(url)
+    words["options"] = f"{words.get('options', '')} {NO_JIT}".strip()
     return {
         **shared,
         "ENGINE": "django.db.backends.postgresql",

@@ -42,8 +42,8 @@ def find(viewer: User, pk: UUID) -> Host:
 @requires(Capability.HOSTS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     chosen = HostFilter(request.GET)
-    hosts = counted(chosen.narrow(Host.objects.live()), request.user)
-    page = page_of(request, hosts.order_by(Lower("name"), "pk"))
+    hosts = chosen.narrow(Host.objects.live()).order_by(Lower("name"), "pk")
+    page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
         "chosen": chosen.cleaned_data,

@@ -36,10 +36,10 @@ def hosts_for(viewer: User) -> HostQuerySet:
 
 def of_status(status: str) -> Q:
     """The tokens of one of STATUSES at this moment."""
-    ended = Q(expires_at__lte=timezone.now())
+    now = timezone.now()
     means = {
-        "active": Q(revoked_at=None) & (Q(expires_at=None) | ~ended),
-        "expired": Q(revoked_at=None) & ended,
+        "active": Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now)),
+        "expired": Q(revoked_at=None) & Q(expires_at__lte=now),
         "revoked": Q(revoked_at__isnull=False),
     }
     return means.get(status, Q())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -98,7 +99,7 @@ def needing(care: str) -> Q:
         "unused": Q(last_used_at=None),
         "idle": Q(last_used_at__lte=now - IDLE),
         "unlimited": Q(expires_at=None),
-        "expiring": Q(expires_at__lte=now + SOON),
+        "expiring": Q(expires_at__gt=now, expires_at__lte=now + SOON),
     }
     return of_status("active") & means[care]
 
@@ -134,6 +135,11 @@ class TokenFilter(forms.Form):
         if chosen["status"] == "revoked":
             return tokens.order_by("-revoked_at", "pk")
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
+
+    def count(self, counts: Mapping[str, int]) -> int | None:
+        """How many tokens match, if that is one of the numbers of all of them."""
+        chosen = self.chosen
+        return None if chosen.get("q") else counts.get(chosen.get("care", chosen["status"]))
 
 
 def numbers(tokens: TokenQuerySet) -> dict[str, int]:

@@ -44,8 +44,8 @@ OFF = "The host, the gateway or the connection is disabled. Enable it first."
 def listing(request: AppRequest) -> HttpResponse:
     asked = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
-    page = page_of(request, asked.narrow(tokens), ROWS, with_scope)
     counts = numbers(tokens)
+    page = page_of(request, asked.narrow(tokens), ROWS, with_scope, count=asked.count(counts))
     context = {
         "page": page,
         "rows": [Row(token, request.user) for token in page],

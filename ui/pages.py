@@ -111,14 +111,19 @@ def page_of[M: Model](
     rows: QuerySet[M],
     size: int = PAGE_SIZE,
     detail: Callable[[Any], QuerySet[M]] | None = None,
+    count: int | None = None,
 ) -> Page[M]:
     """The page that `?page=` names, the nearest one when there is no such page.
 
-    With `detail`, which rows make the page is asked first: the joins and counts it adds are for those alone.
+    With `detail`, which rows make the page is asked first: the joins and counts it adds are for those alone. `count`
+    is how many rows there are, where that is known.
     """
+    paginator: Paginator[Any] = Paginator(rows if detail is None else rows.values_list("pk", flat=True), size)
+    if count is not None:
+        paginator.count = count
+    page: Page[Any] = paginator.get_page(request.GET.get("page"))
     if detail is None:
-        return Paginator(rows, size).get_page(request.GET.get("page"))
-    page: Page[Any] = Paginator(rows.values_list("pk", flat=True), size).get_page(request.GET.get("page"))
+        return page
     found = detail(rows.model._default_manager.filter(pk__in=list(page))).in_bulk()
     page.object_list = [found[key] for key in page if key in found]
     return page
