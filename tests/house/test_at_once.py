@@ -1,0 +1,298 @@
+"""Two people change the same row at the same moment: one wins, the other is told, and nothing locks up."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from threading import Barrier
+from typing import Any
+
+import pytest
+from django.core.cache import cache
+from django.db import connection, connections
+
+from accounts.models import Team, User
+from accounts.rules import PeopleError
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection, ConnectionFault
+from gateways.models import Assignment, Gateway, GatewayError, IdentityScheme, Tool
+from hosts.models import Host, HostError
+from servers.models import AuthType, Identity, Server, ServerError
+from tests import make
+from tests.api.world import holder
+from tests.rest import Rest
+from tokens.models import Token, TokenError
+
+ROUNDS, REST_ROUNDS = 900, 100
+TOLD = (ConnectionFault, GatewayError, HostError, PeopleError, ServerError, TokenError)
+
+type Act = Callable[[], object]
+
+
+@dataclass
+class Rows:
+    """One of everything that two may want to change."""
+
+    boss: User
+    host: Host
+    waiting: Host
+    gateway: Gateway
+    server: Server
+    assignment: Assignment
+    tool: Tool
+    identity: Identity
+    link: Connection
+    app: Connection
+    token: Token
+    person: User
+    team: Team
+
+    def fresh(self, name: str) -> Any:
+        """The row as somebody reads it who is about to change it."""
+        row = getattr(self, name)
+        return type(row).objects.get(pk=row.pk)
+
+    def does(self, name: str, verb: str, /, **values: Any) -> Act:
+        """Read it now, change it when called."""
+        return partial(getattr(self.fresh(name), verb), by=self.boss, **values)
+
+
+def made() -> Rows:
+    boss, person = holder(*Capability), holder()
+    holder(Capability.PEOPLE_MANAGE)  # So that nobody else is the last one.
+    server = make.server(auth_type=AuthType.BEARER)
+    gateway, identity = make.gateway(), make.identity(server, boss)
+    assignment = make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)
+    host, waiting = make.agent(by=boss), make.app(needs_approval=True)
+    link = make.connection(host, gateway, boss)
+    return Rows(
+        boss=boss,
+        host=host,
+        waiting=waiting,
+        gateway=gateway,
+        server=server,
+        assignment=assignment,
+        tool=Tool.objects.create(assignment=assignment, name="search", exposed_name="search"),
+        identity=identity,
+        link=link,
+        app=make.app_connection(boss, make.gateway()),
+        token=make.token(link).token,
+        person=person,
+        team=Team.objects.create(name="Team"),
+    )
+
+
+AS_BEFORE = """
+    DELETE FROM tokens_token WHERE name = 'another';
+    DELETE FROM connections_connection WHERE id NOT IN (SELECT connection_id FROM tokens_token);
+    UPDATE tokens_token SET revoked_at = NULL, revoked_by_id = NULL, revoke_reason = '' WHERE revoked_at IS NOT NULL;
+    UPDATE tokens_token SET name = 'ci' WHERE name = 'renamed';
+    UPDATE connections_connection SET revoked_at = NULL, revoked_by_id = NULL, revoke_reason = '', enabled = true
+        WHERE revoked_at IS NOT NULL OR NOT enabled;
+    UPDATE hosts_host SET enabled = true, archived_at = NULL, approved_at = NULL, approved_by_id = NULL
+        WHERE archived_at IS NOT NULL OR approved_at IS NOT NULL OR NOT enabled;
+    UPDATE gateways_gateway SET enabled = true, archived_at = NULL WHERE NOT enabled;
+    UPDATE servers_server SET enabled = true WHERE NOT enabled;
+    UPDATE gateways_assignment SET enabled = true, removed_at = NULL WHERE removed_at IS NOT NULL OR NOT enabled;
+    UPDATE gateways_tool SET enabled = true WHERE NOT enabled;
+    UPDATE servers_identity SET enabled = true, revoked_at = NULL, revoked_by_id = NULL
+        WHERE revoked_at IS NOT NULL OR NOT enabled;
+    UPDATE accounts_user SET is_active = true WHERE NOT is_active;
+"""
+
+DONE = "done"
+
+
+def one_of(*answers: str) -> set[tuple[str, ...]]:
+    """One wins and the other gets one of these answers."""
+    return {tuple(sorted((DONE, answer))) for answer in answers}
+
+
+BOTH = one_of(DONE)
+
+
+@dataclass(frozen=True)
+class Race:
+    """Two acts at once: what they may answer, and how many events that makes."""
+
+    name: str
+    acts: Callable[[Rows], tuple[Act, Act]]
+    answers: set[tuple[str, ...]]
+    events: set[int]
+
+
+def same(name: str, verb: str, answers: set[tuple[str, ...]], /, events: int = 1, **values: Any) -> Race:
+    """The same act twice."""
+    return Race(
+        f"{name} {verb}",
+        lambda rows: (rows.does(name, verb, **values), rows.does(name, verb, **values)),
+        answers,
+        {events},
+    )
+
+
+def mixed(one: tuple[str, str], other: tuple[str, str], answers: set[tuple[str, ...]], *events: int) -> Race:
+    """Two different acts."""
+    return Race(
+        f"{' '.join(one)}, {' '.join(other)}", lambda rows: (rows.does(*one), rows.does(*other)), answers, {*events}
+    )
+
+
+def opening(rows: Rows) -> tuple[Act, Act]:
+    Connection.objects.filter(host=rows.host, gateway=rows.app.gateway).delete()
+    triple: dict[str, Any] = {
+        "host": rows.host,
+        "gateway": rows.app.gateway,
+        "user": rows.boss,
+        "identities": {},
+        "by": rows.boss,
+    }
+    return partial(Connection.objects.open, **triple), partial(Connection.objects.open, **triple)
+
+
+def issuing(rows: Rows) -> tuple[Act, Act]:
+    act = partial(Token.objects.issue, rows.link, name="another", by=rows.boss)
+    return act, act
+
+
+def issuing_and_revoking(rows: Rows) -> tuple[Act, Act]:
+    return partial(Token.objects.issue, rows.link, name="another", by=rows.boss), rows.does("link", "revoke")
+
+
+def renewing(rows: Rows) -> tuple[Act, Act]:
+    act = partial(Token.objects.renew_key, rows.app, by=rows.boss)
+    return act, act
+
+
+def archiving(rows: Rows) -> tuple[Act, Act]:
+    """Both revoke what they share."""
+    Host.objects.update(enabled=False)
+    Gateway.objects.update(enabled=False)
+    archive_host = partial(Connection.objects.archive_host, rows.fresh("host"), by=rows.boss)
+    return archive_host, partial(Connection.objects.archive_gateway, rows.fresh("gateway"), by=rows.boss)
+
+
+def archiving_twice(rows: Rows) -> tuple[Act, Act]:
+    Host.objects.update(enabled=False)
+    one, other = (partial(Connection.objects.archive_host, rows.fresh("host"), by=rows.boss) for _ in range(2))
+    return one, other
+
+
+def revoking_all(rows: Rows) -> tuple[Act, Act]:
+    every = Connection.objects.all()
+    return partial(every.order_by("pk").revoke_all, by=rows.boss), partial(
+        every.order_by("-pk").revoke_all, by=rows.boss
+    )
+
+
+def cutting_off(rows: Rows) -> tuple[Act, Act]:
+    one, other = (partial(Connection.objects.cut_off, rows.fresh("boss"), by=rows.boss) for _ in range(2))
+    return one, other
+
+
+RACES = [
+    same("token", "rotate", one_of("Superseded")),
+    same("token", "revoke", one_of("AlreadyRevoked")),
+    mixed(("token", "rotate"), ("token", "revoke"), one_of(DONE, "AlreadyRevoked"), 1, 2),
+    mixed(("token", "rotate"), ("link", "revoke"), one_of(DONE, "AlreadyRevoked"), 1, 2),
+    mixed(("token", "revoke"), ("link", "revoke"), one_of(DONE, "AlreadyRevoked"), 1, 2),
+    same("token", "edit", BOTH, name="renamed"),
+    Race("renew a key", renewing, BOTH, {2}),
+    Race("issue the same name", issuing, one_of("NameTaken"), {1}),
+    Race("issue and revoke", issuing_and_revoking, one_of(DONE, "TokenError"), {1, 2}),
+    Race("open the same triple", opening, BOTH, {1}),
+    same("link", "revoke", one_of("AlreadyRevoked")),
+    mixed(("link", "disable"), ("link", "revoke"), BOTH, 2),
+    *(same(name, "disable", BOTH) for name in ("host", "gateway", "server", "assignment", "tool", "identity", "link")),
+    mixed(("link", "disable"), ("link", "enable"), BOTH, 1, 2),
+    same("waiting", "approve", one_of("NotPending")),
+    same("identity", "revoke", one_of("AlreadyRevoked")),
+    same("identity", "replace", BOTH, events=2, secret="another"),
+    same("assignment", "remove", BOTH),
+    same("person", "deactivate", BOTH),
+    Race("archive a host twice", archiving_twice, BOTH, {2}),
+    Race("archive a host and a gateway", archiving, BOTH, {3}),
+    Race("revoke all of them both ways", revoking_all, BOTH, {2}),
+    Race("cut off twice", cutting_off, BOTH, {3}),
+]
+
+
+class Two:
+    """Two people, each with a database connection of their own, who start at the same moment."""
+
+    def __init__(self) -> None:
+        self._together = Barrier(2)
+        self._pool = ThreadPoolExecutor(2)
+
+    def run(self, one: Act, other: Act) -> tuple[str, ...]:
+        return tuple(sorted(self._pool.map(self._answer, (one, other))))
+
+    def _answer(self, act: Act) -> str:
+        self._together.wait(timeout=10)
+        try:
+            result = act()
+        except TOLD as answer:
+            return type(answer).__name__
+        return str(result) if isinstance(result, int) and result > 99 else DONE
+
+    def end(self) -> None:
+        self.run(connections.close_all, connections.close_all)
+        self._pool.shutdown()
+
+
+@pytest.fixture
+def two(transactional_db: None) -> Iterator[Two]:
+    pair = Two()
+    yield pair
+    pair.end()
+
+
+def restore() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(AS_BEFORE)
+
+
+def events() -> int:
+    return Event.objects.count()
+
+
+def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two) -> None:
+    rows, seen = made(), Counter[tuple[str, tuple[str, ...]]]()
+    for number in range(ROUNDS):
+        race = RACES[number % len(RACES)]
+        restore()
+        acts, before = race.acts(rows), events()
+        answers = two.run(*acts)
+        assert answers in race.answers, race.name
+        assert events() - before in race.events, (race.name, answers)
+        seen[race.name, answers] += 1
+
+    assert seen.total() == ROUNDS
+
+
+OVER_HTTP = [
+    ("post", "/tokens/{token}/revoke", {(204, 409)}),
+    ("post", "/connections/{link}/revoke", {(200, 409)}),
+    ("post", "/hosts/{waiting}/approve", {(200, 409)}),
+    ("post", "/hosts/{host}/disable", {(200, 200)}),
+    ("post", "/identities/{identity}/revoke", {(200, 409)}),
+]
+
+
+def status(program: Rest, method: str, path: str) -> int:
+    return int(program.send(method, path).status_code)
+
+
+def test_over_http_the_other_gets_an_answer_too(two: Two) -> None:
+    rows = made()
+    ids = {name: row.pk for name, row in vars(rows).items()}
+    programs = [Rest.of(rows.boss), Rest.of(rows.boss)]
+    for number in range(REST_ROUNDS):
+        method, path, allowed = OVER_HTTP[number % len(OVER_HTTP)]
+        restore()
+        cache.clear()
+        first, second = (partial(status, program, method, path.format(**ids)) for program in programs)
+        answers = two.run(first, second)
+        assert answers in {tuple(map(str, one)) for one in allowed}, path
