@@ -1,0 +1,418 @@
+"""The statement and the decision say what requirements 4.4 say, in worlds nobody thought of.
+
+The rows of 4.4 are written down once more here, as plainly as they can be; each world is asked about every token, at
+every gateway, for several tools and from several addresses, all in one statement.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import ip_address
+from itertools import product
+from random import Random
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Model
+from django.utils import timezone
+from hypothesis import given
+from hypothesis import settings as tuned
+from hypothesis import strategies as st
+
+from accounts.models import Team
+from capabilities import Capability
+from connections.models import Connection, ConnectionIdentity
+from gatewayadmin import database
+from gateways.models import Assignment, Tool
+from proxy.access import ADDRESSED, Access, decide
+from proxy.catalog import OutOfScope, Refusal, UnknownTool, owner
+from servers.models import AuthType, Identity
+from tests import make
+from tests.api.world import holder
+from tokens.models import Token
+
+SLUGS = ("alpha", "beta", "nowhere")
+TOOLS = ("one__known", "one__other", "two__known", "three__known")
+ADDRESSES = ("10.1.2.3", "2001:db8::7", "")
+LISTS = (None, ["10.0.0.0/8"], ["2001:db8::/32", "192.0.2.1/32"], ["0.0.0.0/0", "::/0"])
+ENDS = (None, 3600, 90 * 86400, -1, -86400)  # Seconds from now.
+# The connection of each token and the servers it reaches, which never change; None: all of them.
+SCOPES: tuple[tuple[int, tuple[int, ...] | None], ...] = (
+    (0, None),
+    (0, (0,)),
+    (0, (1,)),
+    (1, None),
+    (1, (0, 1)),
+    (2, None),
+)
+WORLDS = 100
+
+# Mostly well, so that the last rows of 4.4 are reached as often as the first.
+yes = (*[True] * 9, False)
+no = (*[False] * 12, True)
+ends = (*ENDS[:3] * 5, *ENDS[3:])
+
+DRAWN: dict[str, dict[str, Sequence[Any]]] = {
+    "User": {"is_active": yes, "is_superuser": no, "reads_all": no, "in_team": yes},
+    "Gateway": {"enabled": yes, "archived": no, "reach": ("everyone", "teams"), "has_team": yes},
+    "Host": {"enabled": yes, "archived": no, "needs_approval": (*[False] * 5, True), "approved": (True, False)},
+    "Server": {"enabled": yes, "archived": no, "auth_type": ("bearer", "bearer", "header", "none")},
+    "Assignment": {
+        "enabled": yes,
+        "removed": no,
+        "scheme": ("none", "shared", "per_user"),
+        "has_shared": yes,
+        "policy": ("allow_all", "allow_all", "selected", "block_all"),
+    },
+    "Tool": {"enabled": yes},
+    "Identity": {"enabled": yes, "revoked": no, "ends": ENDS},
+    "Connection": {"enabled": yes, "revoked": no},
+    "Carried": {"bound": yes},
+    "Token": {
+        "revoked": no,
+        "ends": ends,
+        "ips": (*LISTS[:1] * 4, *LISTS),
+    },
+}
+
+
+@dataclass
+class Skeleton:
+    """The rows every world has; what is true of them differs from world to world."""
+
+    rows: dict[str, list[Any]] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)
+
+    def world(self, seed: int) -> dict[str, list[dict[str, Any]]]:
+        """What is true of each of the rows: hypothesis chooses the world, chance what is in it.
+
+        Drawn one by one, so many values would come out much alike.
+        """
+        chance = Random(seed)
+        return {
+            kind: [{name: chance.choice(values) for name, values in what.items()} for _ in self.rows[kind]]
+            for kind, what in DRAWN.items()
+        }
+
+
+def skeleton() -> Skeleton:
+    users = [holder(), holder()]
+    team = Team.objects.create(name="Team")
+    gateways = [make.gateway(slug="alpha"), make.gateway(slug="beta")]
+    hosts = [make.agent(by=users[0]), make.app()]
+    servers = [make.server(auth_type=AuthType.BEARER, header_name="X-Key") for _ in range(2)]
+    assignments = [
+        make.assignment(gateways[0], one, alias=alias) for one, alias in zip(servers, ("one", "two"), strict=True)
+    ]
+    links = [
+        make.connection(hosts[0], gateways[0], users[0]),
+        make.connection(hosts[1], gateways[0], users[1]),
+        make.connection(hosts[0], gateways[1], users[1]),
+    ]
+    issued = [
+        make.token(links[link], servers=None if reached is None else [assignments[number] for number in reached])
+        for link, reached in SCOPES
+    ]
+    own = [make.identity(server, user) for server, user in product(servers, users)]
+    return Skeleton(
+        {
+            "User": users,
+            "Team": [team],
+            "Gateway": gateways,
+            "Host": hosts,
+            "Server": servers,
+            "Assignment": assignments,
+            "Tool": [
+                Tool.objects.create(assignment=a, name="known", exposed_name=f"{a.alias}__known") for a in assignments
+            ],
+            "Identity": [*own, *(make.identity(server) for server in servers)],
+            "Connection": links,
+            "Carried": list(product(links[:2], assignments)),
+            "Token": [one.token for one in issued],
+        },
+        [one.secret for one in issued],
+    )
+
+
+# --- The world, in the database
+
+
+class Painter:
+    """Makes the rows of a skeleton true to what was drawn."""
+
+    def __init__(self, bones: Skeleton) -> None:
+        self.rows = bones.rows
+        self.reading, self.nothing = make.role(Capability.GATEWAYS_READ), make.role()
+        self.now = timezone.now()
+        self.ciphertext = {one.pk: one.secret_ciphertext for one in bones.rows["Identity"]}
+
+    def paint(self, drawn: dict[str, list[dict[str, Any]]]) -> None:
+        self.now = timezone.now()
+        for kind in ("User", "Gateway", "Host", "Server", "Assignment", "Tool", "Identity", "Connection", "Token"):
+            rows = self.rows[kind]
+            fields: set[str] = set()
+            for number, (row, told) in enumerate(zip(rows, drawn[kind], strict=True)):
+                values = getattr(self, kind.lower())(told, number)
+                fields |= set(values)
+                for name, value in values.items():
+                    setattr(row, name, value)
+            type(rows[0]).objects.bulk_update(rows, fields)
+        self._tie(drawn)
+
+    def user(self, told: dict[str, Any], _: int) -> dict[str, Any]:
+        role = self.reading if told["reads_all"] else self.nothing
+        return {"is_active": told["is_active"], "is_superuser": told["is_superuser"], "role": role}
+
+    def gateway(self, told: dict[str, Any], _: int) -> dict[str, Any]:
+        return {"enabled": told["enabled"], "archived_at": self._at(told["archived"]), "reach": told["reach"]}
+
+    def host(self, told: dict[str, Any], _: int) -> dict[str, Any]:
+        return {
+            "enabled": told["enabled"],
+            "archived_at": self._at(told["archived"]),
+            "needs_approval": told["needs_approval"],
+            "approved_at": self._at(told["approved"]),
+        }
+
+    def server(self, told: dict[str, Any], _: int) -> dict[str, Any]:
+        return {"enabled": told["enabled"], "archived_at": self._at(told["archived"]), "auth_type": told["auth_type"]}
+
+    def assignment(self, told: dict[str, Any], number: int) -> dict[str, Any]:
+        shared = told["scheme"] == "shared" and told["has_shared"]
+        return {
+            "enabled": told["enabled"],
+            "removed_at": self._at(told["removed"]),
+            "identity_scheme": told["scheme"],
+            "shared_identity": self.rows["Identity"][4 + number] if shared else None,
+            "tool_policy": told["policy"],
+        }
+
+    def tool(self, told: dict[str, Any], _: int) -> dict[str, Any]:
+        return {"enabled": told["enabled"]}
+
+    def identity(self, told: dict[str, Any], number: int) -> dict[str, Any]:
+        kept = None if told["revoked"] else self.ciphertext[self.rows["Identity"][number].pk]
+        return {
+            "enabled": told["enabled"],
+            "revoked_at": self._at(told["revoked"]),
+            "secret_ciphertext": kept,
+            "expires_at": self._ends(told["ends"]),
+        }
+
+    def connection(self, told: dict[str, Any], _: int) -> dict[str, Any]:
+        return {"enabled": told["enabled"], **self._revoked(told)}
+
+    def token(self, told: dict[str, Any], _: int) -> dict[str, Any]:
+        return {
+            "expires_at": self._ends(told["ends"]),
+            "allowed_ips": told["ips"],
+            **self._revoked(told),
+        }
+
+    def _at(self, happened: bool) -> Any:
+        return self.now if happened else None
+
+    def _ends(self, seconds: int | None) -> Any:
+        return None if seconds is None else self.now + timedelta(seconds=seconds)
+
+    def _revoked(self, told: dict[str, Any]) -> dict[str, Any]:
+        return {"revoked_at": self._at(told["revoked"]), "revoke_reason": "manual" if told["revoked"] else ""}
+
+    def _tie(self, drawn: dict[str, list[dict[str, Any]]]) -> None:
+        """Who is in the team, what it opens, and what a connection carries."""
+        team = self.rows["Team"][0]
+        team.users.set(_chosen(self.rows["User"], drawn["User"], "in_team"))
+        team.gateways.set(_chosen(self.rows["Gateway"], drawn["Gateway"], "has_team"))
+        ConnectionIdentity.objects.all().delete()
+        ConnectionIdentity.objects.bulk_create(
+            ConnectionIdentity(connection=link, assignment=assignment, identity=self.own(link, assignment))
+            for (link, assignment), told in zip(self.rows["Carried"], drawn["Carried"], strict=True)
+            if told["bound"]
+        )
+
+    def own(self, link: Connection, assignment: Assignment) -> Identity:
+        fits = (assignment.server_id, link.user_id)
+        found: Identity = next(one for one in self.rows["Identity"] if (one.server_id, one.owner_id) == fits)
+        return found
+
+
+def _chosen(rows: Iterable[Any], drawn: Iterable[dict[str, Any]], what: str) -> list[Any]:
+    return [row for row, told in zip(rows, drawn, strict=True) if told[what]]
+
+
+# --- The world, as a plain model of requirements 4.4
+
+
+class Plain:
+    """What 4.4 says of a world, row by row."""
+
+    def __init__(self, bones: Skeleton, drawn: dict[str, list[dict[str, Any]]]) -> None:
+        self.rows, self.drawn = bones.rows, drawn
+
+    def of(self, row: Model) -> dict[str, Any]:
+        """What is true of this row."""
+        kind = type(row).__name__
+        return self.drawn[kind][next(n for n, one in enumerate(self.rows[kind]) if one.pk == row.pk)]
+
+    def decides(self, token: Token, slug: str, tool: str, address: str) -> str:
+        link = token.connection
+        told, user = self.of(token), self.of(link.user)
+        host, gateway = self.of(link.host), self.of(link.gateway)
+        refusals = (
+            (told["revoked"], "revoked"),
+            (self.of(link)["revoked"], "connection_revoked"),
+            (_over(told["ends"]), "expired"),
+            (not user["is_active"], "user_inactive"),
+            (gateway["archived"] or slug != link.gateway.slug, "wrong_gateway"),
+            (not _inside(told["ips"], address), "ip"),
+            (not host["enabled"] or host["archived"], "host_disabled"),
+            (host["needs_approval"] and not host["approved"], "host_pending"),
+            (not gateway["enabled"], "gateway_disabled"),
+            (not self.of(link)["enabled"], "connection_disabled"),
+            (not self.reaches(user, gateway), "gateway_not_reachable"),
+        )
+        first = next((reason for refuses, reason in refusals if refuses), None)
+        return first or self.tool(token, tool)
+
+    def reaches(self, user: dict[str, Any], gateway: dict[str, Any]) -> bool:
+        in_team = user["in_team"] and gateway["has_team"]
+        return any((gateway["reach"] == "everyone", in_team, user["reads_all"], user["is_superuser"]))
+
+    def tool(self, token: Token, exposed: str) -> str:
+        alias, _, name = exposed.partition("__")
+        here = [one for one in self.rows["Assignment"] if one.gateway_id == token.connection.gateway_id]
+        number = next((n for n, one in enumerate(here) if one.alias == alias), None)
+        if number is None or self.of(here[number])["removed"] or self.of(here[number].server)["archived"]:
+            return "unknown_tool"
+        told, server = self.of(here[number]), self.of(here[number].server)
+        switch = self.drawn["Tool"][number]["enabled"] if name == "known" else None
+        may = {"allow_all": switch is not False, "selected": switch is True, "block_all": False}[told["policy"]]
+        refusals = (
+            (not self.is_in_scope(token, number), "out_of_scope"),
+            (not told["enabled"] or not server["enabled"], "server_disabled"),
+            (not may, "unknown_tool" if switch is None else "tool_disabled"),
+            (bool(reason := self.identity(token.connection, number, told, server)), reason),
+        )
+        return next((reason for refuses, reason in refusals if refuses), "allowed")
+
+    def is_in_scope(self, token: Token, number: int) -> bool:
+        reached = SCOPES[self.rows["Token"].index(token)][1]
+        return reached is None or number in reached
+
+    def identity(self, link: Connection, number: int, told: dict[str, Any], server: dict[str, Any]) -> str:
+        if told["scheme"] == "none" or server["auth_type"] == "none":
+            return ""
+        if told["scheme"] == "shared":
+            used = self.drawn["Identity"][4 + number] if told["has_shared"] else None
+        else:
+            bound = [
+                carried["bound"]
+                for (one, _), carried in zip(self.rows["Carried"], self.drawn["Carried"], strict=True)
+                if one.pk == link.pk
+            ]
+            whose = next(n for n, user in enumerate(self.rows["User"]) if user.pk == link.user_id)
+            used = self.drawn["Identity"][2 * number + whose] if bound and bound[number] else None
+        if used is None or used["revoked"]:
+            return "identity_missing"
+        if not used["enabled"]:
+            return "identity_disabled"
+        return "identity_expired" if _over(used["ends"]) else ""
+
+
+def _over(seconds: int | None) -> bool:
+    return seconds is not None and seconds <= 0
+
+
+def _inside(ranges: list[str] | None, address: str) -> bool:
+    """Bit by bit: the first so many of both are the same."""
+    if ranges is None:
+        return True
+    if not address:
+        return False
+    here = ip_address(address)
+    for entry in ranges:
+        start, _, length = entry.partition("/")
+        there = ip_address(start)
+        shift = there.max_prefixlen - int(length)
+        if there.version == here.version and int(there) >> shift == int(here) >> shift:
+            return True
+    return False
+
+
+# --- Both, side by side
+
+
+def found(facts: Any, tool: str, address: str) -> str:
+    """What the product decides."""
+    if facts is None:
+        return "unknown"
+    if denied := decide(facts, address):
+        return denied.reason
+    try:
+        return "allowed" if owner(facts.assignments, tool) else "the server is asked"
+    except OutOfScope:
+        return "out_of_scope"
+    except (Refusal, UnknownTool) as refusal:
+        return refusal.reason
+
+
+def test_the_decision_is_that_of_the_plain_model(transactional_db: None) -> None:
+    bones = skeleton()
+    painter = Painter(bones)
+    questions = list(product(range(len(bones.secrets)), SLUGS, TOOLS))
+    reasons: set[str] = set()
+
+    with asyncio.Runner() as runner:
+        access = Access(database.conninfo(), settings.TOKEN_KEYS)
+
+        async def ask() -> list[Any]:
+            return await asyncio.gather(
+                *(access.facts(bones.secrets[n], slug, ADDRESSED, tool) for n, slug, tool in questions)
+            )
+
+        @given(st.integers(0, 2**32))
+        @tuned(max_examples=WORLDS, derandomize=True)  # So that each reason is met on every run.
+        def agree(seed: int) -> None:
+            drawn = bones.world(seed)
+            painter.paint(drawn)
+            plain = Plain(bones, drawn)
+            for (n, slug, tool), facts in zip(questions, runner.run(ask()), strict=True):
+                for address in ADDRESSES:
+                    expected = plain.decides(bones.rows["Token"][n], slug, tool, address)
+                    assert found(facts, tool, address) == expected, (n, slug, tool, address)
+                    reasons.add(expected)
+
+        async def start() -> None:
+            access.start()
+
+        runner.run(start())
+        try:
+            agree()
+        finally:
+            runner.run(access.stop())
+
+    assert reasons == EVERY_REASON
+
+
+EVERY_REASON = {
+    "allowed",
+    "connection_disabled",
+    "connection_revoked",
+    "expired",
+    "gateway_disabled",
+    "gateway_not_reachable",
+    "host_disabled",
+    "host_pending",
+    "identity_disabled",
+    "identity_expired",
+    "identity_missing",
+    "ip",
+    "out_of_scope",
+    "revoked",
+    "server_disabled",
+    "tool_disabled",
+    "unknown_tool",
+    "user_inactive",
+    "wrong_gateway",
+}
