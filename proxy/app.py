@@ -38,7 +38,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     async with transport, Upstreams(transport, marks.era) as upstreams:
         lister = Lister(upstreams, cipher, marks, config.list_seconds)
-        methods = Methods(lister, Caller(upstreams, lister, cipher, marks))
+        methods = Methods(lister, Caller(upstreams, lister, cipher, marks), config.public_url)
         lanes: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in lanes.items()},

@@ -22,6 +22,10 @@ MODERN_METHODS = frozenset({"server/discover", "tools/list", "tools/call"})
 # What the statement has to say about the servers for a method; for all others nothing.
 WANTED = {"tools/list": ALL, "tools/call": ADDRESSED}
 
+# Where users bring the identity a call lacks; the only page the proxy knows.
+IDENTITIES = "/settings/identities"
+LACKING = frozenset({"identity_missing", "identity_expired"})
+
 
 def wanted(message: Message | None) -> tuple[int, str]:
     """What of the servers this message needs, and the tool it names."""
@@ -42,7 +46,8 @@ def refused(request: Inbound, code: int, text: str, data: Object | None = None) 
 class Methods:
     """The methods that are served; every other is not found."""
 
-    def __init__(self, lister: Lister, caller: Caller) -> None:
+    def __init__(self, lister: Lister, caller: Caller, public_url: str) -> None:
+        self._identities = public_url + IDENTITIES
         self._lister = lister
         self._caller = caller
 
@@ -56,7 +61,7 @@ class Methods:
             denied = DENIALS["out_of_scope"]
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         except Fault as fault:
-            return _told(request, fault)
+            return self._told(request, fault)
 
     async def _answer(self, request: Inbound, facts: Facts, message: Message, stream: Stream | None) -> Response:
         match message.method:
@@ -92,6 +97,14 @@ class Methods:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         return _found(request, message, listing.result(), cacheable=True)
 
+    def _told(self, request: Inbound, fault: Fault) -> Response:
+        text, data = str(fault), fault.data
+        if fault.reason in LACKING:
+            text, data = f"{text} {self._identities}", {**(data or {}), "url": self._identities}
+        response = refused(request, fault.code, text, data)
+        reason = fault.reason if fault.outcome == "denied" else ""
+        return response._replace(outcome=fault.outcome, deny_reason=reason)
+
 
 def _initialize(request: Inbound, facts: Facts, message: Message) -> Response:
     version = eras.negotiated(message.params.get("protocolVersion"))
@@ -118,9 +131,3 @@ def _found(request: Inbound, message: Message, result: Object, *, cacheable: boo
     if request.modern or message.method == "server/discover":
         result |= {"resultType": "complete", **(PRIVATE if cacheable else {})}
     return Response(200, jsonrpc.result(message.id, result))
-
-
-def _told(request: Inbound, fault: Fault) -> Response:
-    response = refused(request, fault.code, str(fault), fault.data)
-    reason = fault.reason if fault.outcome == "denied" else ""
-    return response._replace(outcome=fault.outcome, deny_reason=reason)

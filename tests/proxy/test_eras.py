@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.urls import reverse
 
 from accounts.models import User
 from gateways.models import Gateway, IdentityScheme
@@ -252,6 +253,15 @@ def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identiti
     sql("UPDATE servers_identity SET enabled = false WHERE label = 'service'")
     assert {identities.credential(name, "crm__which_key") for name in ("ana", "ben")} == {"identity_disabled"}
     assert identities.agents["ana"].tools() == []
+
+
+def test_a_call_that_lacks_an_identity_says_where_to_bring_one(identities: Identities) -> None:
+    sql("UPDATE servers_identity SET expires_at = now() WHERE label = %s", "ana's")
+
+    error = identities.agents["ana"].call("github__whoami").json()["error"]
+
+    assert error["data"]["url"].endswith(reverse("connections:mine"))
+    assert error["message"].endswith(error["data"]["url"])
 
 
 def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identities: Identities) -> None:
