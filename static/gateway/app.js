@@ -99,6 +99,18 @@ function armPalette(palette) {
   mark(links[0]);
 }
 
+// Who opened a dialog gets the focus back; what was swapped meanwhile is found again in the same place.
+let opener;
+document.addEventListener("focusin", ({ target }) => {
+  if (!target.closest("dialog")) opener = { target, place: target.closest("[id]")?.id, kind: target.matches("[role=switch]") ? "[role=switch]" : target.localName };
+});
+function giveBack() {
+  if (!opener || document.querySelector("dialog[open]")) return;
+  const here = opener.target.isConnected ? opener.target : document.getElementById(opener.place)?.querySelector(opener.kind);
+  here?.focus({ preventScroll: true });
+}
+document.addEventListener("close", giveBack, true);
+
 function arm(within) {
   all("dialog:has([data-stored])", within).forEach(armShowOnce);
   all(".code [role=tablist]", within).forEach(armTabs);
@@ -135,6 +147,7 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, requestConfig } }) => {
   if (elt.matches("[role=switch]")) elt.checked = elt.defaultChecked;
   if (!successful || requestConfig.verb !== "get") elt.closest("dialog")?.close();
+  if (document.activeElement === document.body) giveBack();
 });
 // New calls wait while somebody points at a row, reads another window, or selects a text.
 document.addEventListener("htmx:beforeRequest", (event) => {
