@@ -122,8 +122,9 @@ def crawl(page: Page, start: str) -> Iterator[str]:
 def kind_of(url: str) -> str:
     """Pages that differ in an identifier or in the values of a query are of one kind."""
     parts = urlsplit(url)
-    named = {pair.partition("=")[0] for pair in parts.query.split("&")}
-    query = ",".join(sorted(named - {"from", "to"}))  # Each bar of a chart leads to its moments.
+    # Each bar of a chart leads to its moments, and each filter keeps the others: one after another will do.
+    named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}
+    query = next(iter(named)) if len(named) == 1 else "several" if named else ""
     return f"{IDENTIFIER.sub('*', parts.path)}?{query}"
 
 
