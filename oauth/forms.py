@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from accounts.models import User
-from servers.models import AuthType, Identity, Server
+from servers.models import AnotherPlace, AuthType, Identity, Server
 
 NEW = "new"
 SCHEME = re.compile(r"\Abearer(\s+|\Z)", re.IGNORECASE)  # Pasted along with the token; we send it ourselves.
@@ -80,6 +80,9 @@ class IdentityForm(forms.Form):
         try:
             with transaction.atomic():
                 identity = Identity.objects.bring(server=self.server, owner=self.user, by=self.user, **new)
+        except AnotherPlace as refusal:
+            self.add_error("secret", str(refusal))
+            return None
         except IntegrityError:
             self.add_error("label", "You have an identity with this label already.")
             return None

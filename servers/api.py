@@ -19,9 +19,9 @@ from capabilities.doors import SEES_SERVERS
 from capabilities.rest import Rule
 from servers.discovery import Failed, Refused, probe
 from servers.forms import ServerForm
-from servers.models import AuthType, Health, Server
+from servers.models import AnotherPlace, AuthType, Health, Server
 from servers.views import counted, find
-from ui.rest import Body, ListQuery, Moment, Query, Reference, Resource, already_exists, checked
+from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, already_exists, checked
 
 TAKEN = "A server with this name or slug already exists."
 
@@ -107,6 +107,9 @@ class ServerResource(Resource):
         "disable": Capability.SERVERS_TOGGLE,
         "enable": Capability.SERVERS_TOGGLE,
         "test": Capability.SERVERS_MANAGE,
+    }
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        AnotherPlace: Problem(HTTPStatus.BAD_REQUEST, "invalid", "url")
     }
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": ServerQuery}
     bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewServer, "partial_update": ServerChanges}

@@ -41,6 +41,12 @@ def place_of(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
 
 
+def place_in_words(url: str) -> str:
+    """The same as a person writes it: `https://mcp.example.com`."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
 def header_of(auth_type: str, header_name: str, secret: str) -> tuple[str, str]:
     """The name and the value of the header that carries `secret`. Raises Unsendable."""
     if not fits_a_header(secret):

@@ -21,7 +21,16 @@ from capabilities.rest import Own, Rule, must_hold
 from servers.api import ServerReference
 from servers.forms import SecretForm
 from servers.identity_views import Row
-from servers.models import AlreadyRevoked, AuthType, HeldDisabled, Identity, IdentityQuerySet, LabelTaken, Server
+from servers.models import (
+    AlreadyRevoked,
+    AnotherPlace,
+    AuthType,
+    HeldDisabled,
+    Identity,
+    IdentityQuerySet,
+    LabelTaken,
+    Server,
+)
 from ui.rest import Body, ListQuery, Moment, Problem, Query, Resource, already_exists, checked, named
 
 OTHERS = Own((Capability.IDENTITIES_MANAGE, Capability.SERVERS_MANAGE))
@@ -100,6 +109,7 @@ class IdentityResource(Resource):
     }
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
+        AnotherPlace: Problem(HTTPStatus.CONFLICT, "superseded"),
         HeldDisabled: Problem(HTTPStatus.FORBIDDEN, "disabled_by_administrator"),
         LabelTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     }

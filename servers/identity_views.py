@@ -17,7 +17,7 @@ from accounts.models import User
 from capabilities import NOBODY, Capability, CapabilityRequired, requires, signed_in
 from capabilities.doors import SEES_SERVERS
 from servers.forms import SecretForm, SharedIdentityForm
-from servers.models import HeldDisabled, Identity, IdentityQuerySet, Server
+from servers.models import AnotherPlace, HeldDisabled, Identity, IdentityQuerySet, Server
 from servers.views import find as find_server
 from ui.pages import AppRequest, leave, page_of, refuse, show
 
@@ -135,6 +135,8 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
     if form.is_valid() and server.needs_credential:
         try:
             identity = Identity.objects.bring(server=server, owner=None, by=request.user, **form.cleaned_data)
+        except AnotherPlace as refusal:
+            form.add_error("secret", str(refusal))
         except IntegrityError:
             form.refuse_label()
         else:

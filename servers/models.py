@@ -15,6 +15,7 @@ from auditlog.models import Actor, Event
 from auditlog.switch import Switchable
 from capabilities import Capability
 from servers import eras
+from servers.credential import place_in_words, place_of
 from servers.vault import cipher
 
 BUILT_IN_URL = "builtin:quickstart"
@@ -39,6 +40,10 @@ class HeldDisabled(ServerError):
 
 class LabelTaken(ServerError):
     """An identity with this label already exists for this server."""
+
+
+class AnotherPlace(ServerError):
+    """Credentials were given for one place, and would be sent to another."""
 
 
 class AuthType(models.TextChoices):
@@ -133,19 +138,34 @@ class Server(Switchable):
         return self.auth_type != AuthType.NONE
 
     def edit(self, *, by: User, **fields: Any) -> None:
-        """Change name, URL, authentication or limits; records what changed."""
+        """Change name, URL, authentication or limits; records what changed.
+
+        Raises AnotherPlace when the URL would take credentials to a place they were not given for.
+        """
         with transaction.atomic():
             row = self.lock()
             changes = {
                 name: [getattr(row, name), value] for name, value in fields.items() if getattr(row, name) != value
             }
-            if "url" in changes:  # Another address may speak another wire.
+            if "url" in changes:
+                row.must_not_take_credentials_to(fields["url"])
+                # Another address may speak another wire.
                 fields |= {"protocol_era": Era.UNKNOWN, "health": Health.UNKNOWN, "health_error": ""}
             for name, value in fields.items():
                 setattr(self, name, value)
             self.save(update_fields=[*fields, "updated_at"])
             if changes:
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
+
+    def must_not_take_credentials_to(self, url: str) -> None:
+        """Raise AnotherPlace if identities that are not revoked would follow to another scheme, host or port."""
+        if place_of(url) == place_of(self.url) or not (given := self.identities.filter(revoked_at=None).count()):
+            return
+        were, them = ("1 identity was", "it") if given == 1 else (f"{given} identities were", "them")
+        raise AnotherPlace(
+            f"{were} given for {place_in_words(self.url)}. "
+            f"Revoke {them} first, or add the new address as another server."
+        )
 
     def note_health(self, health: Health, error: str = "", era: Era | None = None) -> None:
         """Remember how the last real contact went."""
@@ -181,8 +201,14 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.filter(owner=None)
 
     def bring(self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None) -> "Identity":
-        """Store a credential for `server`, encrypted; `owner` None makes a shared one."""
+        """Store a credential for `server`, encrypted; `owner` None makes a shared one.
+
+        Raises AnotherPlace when the server has moved since `server` was read.
+        """
         with transaction.atomic():
+            now = server.lock()
+            if place_of(now.url) != place_of(server.url):
+                raise AnotherPlace(f"This server was moved to {place_in_words(now.url)} just now. Look again.")
             identity = Identity(server=server, owner=owner, label=label, kind=server.auth_type)
             identity.seal(secret)
             identity.save(force_insert=True)

@@ -19,7 +19,7 @@ from capabilities.doors import SEES_SERVERS
 from servers.credential import place_of
 from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
-from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
+from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import suggest
 from ui.pages import AppRequest, answer, leave, page_of, refuse, show, wants_fragment
 
@@ -123,6 +123,8 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
             return show(request, "servers/form.html", {**context, "contact": contact})
         try:
             server.edit(**form.cleaned_data, by=request.user)
+        except AnotherPlace as refusal:
+            form.add_error("url", str(refusal))
         except IntegrityError:
             form.refuse()
         else:

@@ -77,6 +77,19 @@ def test_a_server_is_edited(ana: User, github: Server) -> None:
     assert set(Event.objects.get(action="server.updated").changes) == {"timeout_seconds", "max_concurrent"}
 
 
+def test_credentials_do_not_follow_an_edited_url(ana: User, github: Server) -> None:
+    identity, before = make.identity(github, ana), github.url
+    rest = Rest.of(ana)
+
+    told = errors(rest.patch("/servers/github", {"url": PUBLIC}))
+
+    assert set(told) == {"url"}
+    assert told["url"][0].startswith("1 identity was given for https://")
+    assert Server.objects.get().url == before
+    identity.revoke(by=ana)
+    assert rest.patch("/servers/github", {"url": PUBLIC}).json()["url"] == PUBLIC
+
+
 def test_the_bundled_server_keeps_its_address(ana: User) -> None:
     make.server(slug="quickstart", url="builtin:quickstart")
 

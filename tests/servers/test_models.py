@@ -6,7 +6,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from auditlog.models import Event
-from servers.models import AlreadyRevoked, Era, Health, Identity, Server
+from servers.models import AlreadyRevoked, AnotherPlace, Era, Health, Identity, Server
 from servers.vault import cipher
 from tests import make
 
@@ -100,6 +100,53 @@ def test_another_url_forgets_what_was_known_of_the_old_one() -> None:
     server.refresh_from_db()
     assert (server.protocol_era, server.health) == ("", "unknown")
     assert Event.objects.get(action="server.updated").changes["url"][1] == "https://elsewhere.example.com/mcp"
+
+
+OLD = "https://old.example/mcp"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://new.example/mcp", "http://old.example/mcp", "https://old.example:8443/mcp", "https://old.example./mcp"],
+)
+def test_credentials_do_not_follow_a_server_to_another_place(url: str) -> None:
+    ana = make.user()
+    server = make.server(auth_type="bearer", url=OLD)
+    own, shared = make.identity(server, ana), make.identity(server)
+    shared.disable(by=None)  # It may be switched on again.
+
+    with pytest.raises(
+        AnotherPlace, match=r"^2 identities were given for https://old\.example\. Revoke them first, or "
+    ):
+        server.edit(by=ana, url=url, name="Moved")
+    own.revoke(by=ana)
+    with pytest.raises(AnotherPlace, match=r"^1 identity was given for https://old\.example\. Revoke it first, or "):
+        server.edit(by=ana, url=url)
+    assert not Event.objects.filter(action="server.updated").exists()
+
+    shared.revoke(by=ana)
+    server.edit(by=ana, url=url)
+    assert Server.objects.get().url == url
+
+
+def test_within_its_place_a_server_keeps_its_credentials() -> None:
+    ana = make.user()
+    server = make.server(auth_type="bearer", url=OLD)
+    make.identity(server, ana)
+
+    server.edit(by=ana, url="https://OLD.example:443/v2/mcp")
+
+    assert Server.objects.get().url == "https://OLD.example:443/v2/mcp"
+
+
+def test_a_credential_is_not_stored_for_a_server_that_moved_meanwhile() -> None:
+    ana = make.user()
+    seen = make.server(auth_type="bearer", url=OLD)
+    Server.objects.get().edit(by=ana, url="https://new.example/mcp")
+
+    with pytest.raises(AnotherPlace, match=r"moved to https://new\.example just now"):
+        make.identity(seen, ana)
+    assert not Identity.objects.exists()
 
 
 def test_a_row_is_locked_while_it_is_switched() -> None:

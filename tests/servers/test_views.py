@@ -292,6 +292,20 @@ def test_a_server_is_edited_but_for_its_slug(ana: User, sign_in: SignIn) -> None
     assert Event.objects.get(action="server.updated").changes["name"] == ["Docs", "Papers"]
 
 
+def test_an_edit_that_would_take_credentials_elsewhere_is_refused_at_the_url(ana: User, sign_in: SignIn) -> None:
+    server = make.server(slug="docs", name="Docs", url="http://127.0.0.1:9/mcp", auth_type=AuthType.BEARER)
+    make.identity(server, ana)
+    moved = filled(name="Docs", url="http://127.0.0.1:8/mcp", auth_type="bearer")
+
+    response = sign_in(ana).post("/servers/docs/edit/", moved)
+
+    assert response.status_code == 422
+    place = text(response).split('id="id_url_error"')[1].split("</span>")[0]
+    assert "1 identity was given for http://127.0.0.1:9. Revoke it first, or add the new address" in place
+    server.refresh_from_db()
+    assert server.url == "http://127.0.0.1:9/mcp"
+
+
 def test_saving_without_a_change_keeps_an_address_that_would_be_refused_now(
     ana: User, sign_in: SignIn, settings: Settings
 ) -> None:
