@@ -11,6 +11,7 @@ from django.contrib.admin.options import Action as AdminAction
 from django.contrib.admin.options import ActionLocation
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
+from django.db.models.constants import LOOKUP_SEP
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 else:
     ModelPages = ModelAdmin
 
+PATTERNS = {"regex", "iregex"}  # The database refuses a bad one only when rows are read, and a good one may take long.
 EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 
 
@@ -68,6 +70,22 @@ class Governed(ModelPages):
         """Whether this row may still be changed: what was archived or revoked may not."""
         ended = ("archived_at", "revoked_at", "removed_at")
         return all(getattr(obj, name, None) is None for name in ended)
+
+    # What a list may be narrowed by
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
+        """Only what these pages show: a filter on a hidden column would tell it letter by letter."""
+        first, *further = lookup.split(LOOKUP_SEP)
+        if first not in self._shown or PATTERNS.intersection(further) or "\x00" in str(value):
+            return False
+        return super().lookup_allowed(lookup, value, request)
+
+    @property
+    def _shown(self) -> set[str]:
+        """The columns and relations that these pages show or search."""
+        filters = [one if isinstance(one, str) else one[0] for one in self.list_filter]
+        names = [*(self.fields or ()), *self.list_display, *filters, *self.search_fields]
+        return {str(name).lstrip("^=@").partition(LOOKUP_SEP)[0] for name in names}
 
     # Verbs
 
