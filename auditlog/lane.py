@@ -58,6 +58,19 @@ class Lane:
             self._lose(error)
         return await self._end(waiter)
 
+    async def query_again(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
+        """The same, once more over a new connection when the first try fails other than by its time.
+
+        A server that restarted, and a migration that changed a table, both want one.
+        """
+        try:
+            return await self.query(name, parameters)
+        except Late:
+            raise
+        except (Unobtainable, Rejected):
+            self.close()
+            return await self.query(name, parameters)
+
     async def copy(self, statement: bytes, data: bytes) -> None:
         """COPY `data`; it is committed on return.
 

@@ -9,12 +9,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
+from auditlog.batches import Batches, fail, settle
 from auditlog.lane import Lane, Rejected, Unobtainable
 
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 500
+LANES = 2  # While one waits for the disk, the other is filled.
 SETUP = (
     b"SET application_name = 'gateway call log'",
     b"SET statement_timeout = '9s'",
@@ -157,68 +160,51 @@ class CallWriter:
     """Commits rows; `observe` is told the size of each batch."""
 
     def __init__(self, conninfo: str, *, observe: Callable[[int], None] = lambda _: None) -> None:
-        self._lane = Lane(conninfo, SETUP, timeout=10)
+        self._lanes = [Lane(conninfo, SETUP, timeout=10) for _ in range(LANES)]
         self._observe = observe
-        self._waiting: list[Waiting] = []
-        self._wake = asyncio.Event()
-        self._stopping = False
-        self._worker: asyncio.Task[None] | None = None
+        self._batches = Batches[bytes, None](
+            "call log",
+            [partial(self._write, lane) for lane in self._lanes],
+            lost=lambda _: NotRecorded(NotRecorded.__doc__),
+            most=BATCH_ROWS,
+        )
 
     def start(self) -> None:
-        self._worker = asyncio.create_task(self._work(), name="call writer")
+        self._batches.start()
 
     async def stop(self) -> None:
         """Write what is waiting, then stop."""
-        self._stopping = True
-        self._wake.set()
-        if self._worker is not None:
-            await self._worker
-        self._lane.close()
+        await self._batches.stop()
+        for lane in self._lanes:
+            lane.close()
 
     @property
     def waiting(self) -> int:
         """How many rows wait for the next commit."""
-        return len(self._waiting)
+        return len(self._batches)
 
     async def commit(self, row: Row) -> None:
         """Return when `row` is committed. Raises NotRecorded."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((row.line(), future))
-        self._wake.set()
-        await future
+        await self._batches.put(row.line())
 
-    async def _work(self) -> None:
-        while self._waiting or not self._stopping:
-            batch, self._waiting = self._waiting[:BATCH_ROWS], self._waiting[BATCH_ROWS:]
-            if not batch:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            self._observe(len(batch))
-            try:
-                await self._write(batch)
-            except Exception as error:  # noqa: BLE001 - a dead writer would leave every later caller waiting
-                _fail(batch, error)
-
-    async def _write(self, batch: list[Waiting]) -> None:
+    async def _write(self, lane: Lane, batch: list[Waiting]) -> None:
+        self._observe(len(batch))
         try:
-            await self._lane.copy(COPY, b"".join([line for line, _ in batch]))
-        except Unobtainable as error:
-            _fail(batch, error)
+            await lane.copy(COPY, b"".join([line for line, _ in batch]))
         except Rejected as error:
-            if error.sqlstate.startswith(_OF_A_ROW) and len(batch) > 1:
-                for one in batch:
-                    await self._write([one])
-            else:
-                _fail(batch, error)
+            if not error.sqlstate.startswith(_OF_A_ROW) or len(batch) == 1:
+                raise
+            await self._write_each(lane, batch)
         else:
             for _, future in batch:
-                if not future.done():
-                    future.set_result(None)
+                settle(future, None)
 
-
-def _fail(batch: list[Waiting], error: Exception) -> None:
-    logger.error("calls not recorded", extra={"rows": len(batch), "error": str(error)})
-    for _, future in batch:
-        if not future.done():
-            future.set_exception(NotRecorded(NotRecorded.__doc__))
+    async def _write_each(self, lane: Lane, batch: list[Waiting]) -> None:
+        for line, future in batch:
+            try:
+                await lane.copy(COPY, line)
+            except (Rejected, Unobtainable) as error:
+                logger.error("call not recorded", extra={"error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
+                fail([(line, future)], NotRecorded(NotRecorded.__doc__))
+            else:
+                settle(future, None)

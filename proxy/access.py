@@ -6,7 +6,6 @@ is decided by what the database says after its arrival; nothing is cached.
 
 import asyncio
 import hashlib
-import logging
 import re
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
@@ -17,11 +16,10 @@ import orjson
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from auditlog.lane import Lane, Late, Rejected, Unobtainable
+from auditlog.batches import Batches, settle
+from auditlog.lane import Lane, Unobtainable
 from proxy import jsonrpc
 from tokens import secret
-
-logger = logging.getLogger(__name__)
 
 STATEMENT = Path(__file__).with_name("access.sql").read_bytes()
 SETUP = (
@@ -34,7 +32,6 @@ SETUP = (
     b"SET default_transaction_read_only = on",
     b"PREPARE decide (int[], bytea[], text[], text[], int[], text[]) AS " + STATEMENT,
 )
-BATCH = 200
 
 SLUG = re.compile(r"[a-z0-9-]{1,40}").fullmatch
 
@@ -232,32 +229,27 @@ class Access:
     def __init__(self, conninfo: str, token_keys: Sequence[bytes]) -> None:
         self._lane = Lane(conninfo, SETUP)
         self._keys = token_keys
-        self._waiting: list[Waiting] = []
-        self._wake = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
+        self._batches = Batches[Question, Facts | None](
+            "access", [self._answer], lost=lambda error: Unobtainable(str(error))
+        )
 
     def start(self) -> None:
-        self._worker = asyncio.create_task(self._work(), name="access")
+        self._batches.start()
 
     async def stop(self) -> None:
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        await self._batches.stop()
         self._lane.close()
 
     @property
     def waiting(self) -> int:
         """How many requests wait for the next statement."""
-        return len(self._waiting)
+        return len(self._batches)
 
     async def facts(self, token: str, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
         """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
-        future: asyncio.Future[Facts | None] = asyncio.get_running_loop().create_future()
         digests, checksums = self._stored_as(token)
         question = Question(digests, checksums, slug if SLUG(slug) else "", wanted, tool)
-        self._waiting.append((question, future))
-        self._wake.set()
-        return await future
+        return await self._batches.put(question)
 
     def _stored_as(self, token: str) -> tuple[list[bytes | None], list[str | None]]:
         """What the database may know this text as; its prefix says which table is asked (decisions 7.1)."""
@@ -265,40 +257,10 @@ class Access:
             return [None], [hashlib.sha256(token.encode()).hexdigest()]
         return [*secret.candidates(token, self._keys)], [None] * len(self._keys)
 
-    async def _work(self) -> None:
-        while True:
-            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-            if not batch:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            try:
-                await self._answer(batch)
-            except Exception as error:  # noqa: BLE001 - a dead worker would leave every later request waiting
-                logger.error("access not checked", extra={"requests": len(batch), "error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
-                _fail(batch, Unobtainable(str(error)))
-
     async def _answer(self, batch: list[Waiting]) -> None:
-        found = _rows(await self._ask(parameters([question for question, _ in batch])))
+        found = _rows(await self._lane.query_again(b"decide", parameters([question for question, _ in batch])))
         for number, (_, future) in enumerate(batch):
-            if not future.done():
-                future.set_result(found.get(number))
-
-    async def _ask(self, given: list[bytes]) -> PGresult:
-        try:
-            return await self._lane.query(b"decide", given)
-        except Late:
-            raise
-        except (Unobtainable, Rejected):
-            # A server that restarted, or a migration that changed a table: both want a new connection.
-            self._lane.close()
-            return await self._lane.query(b"decide", given)
-
-
-def _fail(batch: list[Waiting], error: Exception) -> None:
-    for _, future in batch:
-        if not future.done():
-            future.set_exception(error)
+            settle(future, found.get(number))
 
 
 def _rows(result: PGresult) -> dict[int, Facts]:

@@ -7,7 +7,6 @@ hundred at most.
 """
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -16,10 +15,9 @@ from typing import NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from auditlog.lane import Lane, Late, Rejected, Unobtainable
+from auditlog.batches import Batches, settle
+from auditlog.lane import Lane, Unobtainable
 from proxy.access import Facts
-
-logger = logging.getLogger(__name__)
 
 STATEMENT = Path(__file__).with_name("limits.sql").read_bytes()
 SETUP = (
@@ -70,23 +68,21 @@ class Limits:
         self._seconds = seconds
         self._shares: dict[Subject, Share] = {}
         self._swept = 0.0
-        self._waiting: list[Waiting] = []
-        self._wake = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
+        self._batches = Batches[list[Subject], None](
+            "limits", [self._take], lost=lambda error: Unobtainable(str(error))
+        )
 
     def start(self) -> None:
-        self._worker = asyncio.create_task(self._work(), name="limits")
+        self._batches.start()
 
     async def stop(self) -> None:
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        await self._batches.stop()
         self._lane.close()
 
     @property
     def waiting(self) -> int:
         """How many requests wait for the next statement."""
-        return len(self._waiting)
+        return len(self._batches)
 
     async def wait(self, facts: Facts) -> float:
         """Seconds until such a call may be tried again; 0 lets this one through. Raises Unobtainable."""
@@ -104,31 +100,12 @@ class Limits:
                 for subject in wanted:
                     self._shares[subject].left -= 1
                 return 0.0
-            await self._ask_for(lacking)
-
-    async def _ask_for(self, lacking: list[Subject]) -> None:
-        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((lacking, asked))
-        self._wake.set()
-        await asked
-
-    async def _work(self) -> None:
-        while True:
-            batch, self._waiting = self._waiting, []
-            if not batch:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            try:
-                await self._take(batch)
-            except Exception as error:  # noqa: BLE001 - a dead worker would leave every later request waiting
-                logger.error("limits not checked", extra={"requests": len(batch), "error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
-                _fail(batch, Unobtainable(str(error)))
+            await self._batches.put(lacking)
 
     async def _take(self, batch: list[Waiting]) -> None:
         """Take for all who wait at once; each looks again at what there is."""
         wanted = demand(batch)
-        result = await self._query(parameters(wanted.items(), self._seconds))
+        result = await self._lane.query_again(b"take", parameters(wanted.items(), self._seconds))
         now = time.monotonic()
         self._sweep(now)
         for subject, taken, seconds in rows(result, wanted):
@@ -136,18 +113,7 @@ class Limits:
             left = held.left if held is not None and held.until > now else 0
             self._shares[subject] = Share(left + taken, now + seconds, last=taken < wanted[subject])
         for _, asked in batch:
-            if not asked.done():
-                asked.set_result(None)
-
-    async def _query(self, given: list[bytes]) -> PGresult:
-        try:
-            return await self._lane.query(b"take", given)
-        except Late:
-            raise
-        except (Unobtainable, Rejected):
-            # A server that restarted, or a migration that changed a table: both want a new connection.
-            self._lane.close()
-            return await self._lane.query(b"take", given)
+            settle(asked, None)
 
     def _sweep(self, now: float) -> None:
         if now - self._swept >= self._seconds:
@@ -183,9 +149,3 @@ def rows(result: PGresult, wanted: Iterable[Subject]) -> list[tuple[Subject, int
         assert seconds is not None
         told.append((asked[kind.decode(), pk.decode() if pk else None], int(taken), float(seconds)))
     return told
-
-
-def _fail(batch: Iterable[Waiting], error: Exception) -> None:
-    for _, asked in batch:
-        if not asked.done():
-            asked.set_exception(error)

@@ -1,0 +1,86 @@
+"""What waits travels together: a few carriers, each with one batch under way. Needs no Django."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class Batches[Item, Answer]:
+    """Hands over what is put in, as many items at once as wait; a carrier sets the answer of each.
+
+    A carrier that raises fails its whole batch with what `lost` makes of the error.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        carriers: Sequence[Callable[[list[tuple[Item, asyncio.Future[Answer]]]], Awaitable[None]]],
+        *,
+        lost: Callable[[Exception], Exception],
+        most: int = 200,
+    ) -> None:
+        self._what = what
+        self._carriers = carriers
+        self._lost = lost
+        self._most = most
+        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._resting: list[asyncio.Future[None]] = []
+        self._stopping = False
+        self._workers: list[asyncio.Task[None]] = []
+
+    def __len__(self) -> int:
+        """How many wait for the next batch."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        self._workers = [asyncio.create_task(self._work(carry), name=self._what) for carry in self._carriers]
+
+    async def stop(self) -> None:
+        """Hand over what is waiting, then stop."""
+        self._stopping = True
+        while self._resting:
+            self._wake()
+        await asyncio.gather(*self._workers)
+
+    def put(self, item: Item) -> asyncio.Future[Answer]:
+        """The answer to `item`, when it is there."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if len(self._waiting) == 1:  # The others travel with the first.
+            self._wake()
+        return future
+
+    def _wake(self) -> None:
+        if self._resting:
+            self._resting.pop().set_result(None)
+
+    async def _work(self, carry: Callable[[list[tuple[Item, asyncio.Future[Answer]]]], Awaitable[None]]) -> None:
+        while self._waiting or not self._stopping:
+            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            if not batch:
+                rest = asyncio.get_running_loop().create_future()
+                self._resting.append(rest)
+                await rest
+                continue
+            if self._waiting:
+                self._wake()
+            try:
+                await carry(batch)
+            except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
+                logger.error("batch lost", extra={"what": self._what, "items": len(batch), "error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
+                fail(batch, self._lost(error))
+
+
+def settle[Answer](future: asyncio.Future[Answer], answer: Answer) -> None:
+    """Give an answer to whoever still waits for it."""
+    if not future.done():
+        future.set_result(answer)
+
+
+def fail[Item, Answer](batch: Sequence[tuple[Item, asyncio.Future[Answer]]], error: Exception) -> None:
+    """End the waiting of a batch with this error."""
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
