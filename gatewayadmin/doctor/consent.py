@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
 from django.db import transaction
+from django.db.models import Max
 from django.http import HttpRequest
 from oauth2_provider.models import Application
 
@@ -28,10 +29,23 @@ class Allowed:
     connection: Connection
 
 
-def allow(user: User, gateway: Gateway, asked: dict[str, str]) -> Allowed:
+def newest() -> int:
+    """The number of the newest application; one that is registered from now on has a higher one."""
+    return Application.objects.aggregate(newest=Max("pk"))["newest"] or 0
+
+
+def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
+    """The application with this id, if it registered itself under that name since `newest` said `after`."""
+    if "\x00" in client_id:
+        return None
+    source = Application.RegistrationSource.DCR
+    ours = Application.objects.filter(registration_source=source, name=name, redirect_uris=redirect, pk__gt=after)
+    return ours.filter(client_id=client_id).first()
+
+
+def allow(user: User, gateway: Gateway, application: Application, asked: dict[str, str]) -> Allowed:
     """Begin the flow and allow it as `user`, exactly as the pages would; raises Fault where they would refuse."""
     request = _request(user)
-    application = Application.objects.get(client_id=asked["client_id"])
     flow = flows.begin_app(request, application, gateway, {**asked})
     try:
         if reason := flows.refusal(flow, user):
@@ -64,9 +78,10 @@ def _what_to_do(reason: str) -> str:
     return "This is what the person would read on the page. Whoever runs the doctor must be able to connect an app."
 
 
-def tidy(client_id: str, connection: Connection | None, *, by: User) -> None:
+def tidy(application: Application | None, connection: Connection | None, *, by: User) -> None:
     """End what the walk made: its connection for good, its registration without a trace."""
     if connection is not None:
         with suppress(AlreadyRevoked):
             connection.revoke(by=by)
-    Application.objects.filter(client_id=client_id).delete()
+    if application is not None:
+        application.delete()

@@ -11,13 +11,15 @@ from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from django.urls import reverse
+from oauth2_provider.models import Application
 
 from accounts.models import User
 from connections.models import Connection
 from gatewayadmin.doctor import consent
 from gatewayadmin.doctor.findings import belongs, said, unexpected
 from gatewayadmin.doctor.report import Fault, State, Step
-from gatewayadmin.doctor.wire import Answer, Wire
+from gatewayadmin.doctor.wire import SECONDS, Answer, Wire
+from gatewayadmin.public_url import public_url
 from gateways.models import Gateway
 
 APP = "OAuth doctor"
@@ -25,23 +27,26 @@ REDIRECT = "http://127.0.0.1:33418/callback"
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 METADATA = re.compile(r'resource_metadata="?([^",\s]+)')
+ELSEWHERE = "Another installation answers here, or something in front makes answers up. Where does the name lead?"
 FILTERED = "Something in front changes or filters this. Let it pass unchanged in both directions."
 
 
 class Walk:
     """One client's way to one gateway's tools, by the address clients use, as one person.
 
-    `run` gives every step; the first that fails is the last that is tried. What the walk made is tidied up.
+    `run` gives every step, for each of which there are `seconds`; the first that fails is the last that is tried. What
+    the walk made is tidied up. A host that is not this installation is told nothing worth having.
     """
 
-    def __init__(self, base: str, gateway: Gateway, person: User) -> None:
+    def __init__(self, base: str, gateway: Gateway, person: User, *, seconds: float = SECONDS) -> None:
         self.base = base.rstrip("/")
         self.url = f"{self.base}/mcp/{gateway.slug}"
         self.gateway, self.person = gateway, person
-        self.wire = Wire()
+        self.wire = Wire(seconds)
         self.verifier = secrets.token_urlsafe(48)
-        self.metadata_url = self.client_id = self.code = self.access_token = ""
+        self.metadata_url = self.code = self.access_token = ""
         self.server: dict[str, Any] = {}
+        self.application: Application | None = None
         self.connection: Connection | None = None
 
     def run(self) -> list[Step]:
@@ -62,12 +67,11 @@ class Walk:
                 steps.append(self._step(title, way) if going_on else Step(title, State.NOT_REACHED))
         finally:
             self.wire.close()
-            if self.client_id:
-                consent.tidy(self.client_id, self.connection, by=self.person)
+            consent.tidy(self.application, self.connection, by=self.person)
         return steps
 
     def _step(self, title: str, way: Callable[[], str]) -> Step:
-        self.wire.note("")
+        self.wire.begin()
         try:
             found = way()
         except Fault as fault:
@@ -127,7 +131,12 @@ class Walk:
         return answer.document
 
     def registration(self) -> str:
-        """The app makes itself known (RFC 7591); the doctor's registration goes away at the end."""
+        """The app makes itself known (RFC 7591); the doctor's registration goes away at the end.
+
+        The walk goes on only with what was registered here just now: a code would open this installation, whoever
+        holds it, and what is tidied up must be the doctor's own.
+        """
+        self._must_be_here()
         told = {
             "client_name": APP,
             "redirect_uris": [REDIRECT],
@@ -135,13 +144,29 @@ class Walk:
             "response_types": ["code"],
             "token_endpoint_auth_method": "none",
         }
+        newest = consent.newest()
         answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=told)
         if answer.status != 201:
             raise unexpected(answer, 201)
-        self.client_id = str(answer.document.get("client_id", ""))
-        if not self.client_id:
+        client_id = str(answer.document.get("client_id", ""))
+        if not client_id:
             raise Fault("The answer has no client_id.", FILTERED)
+        self.application = consent.registered(client_id, name=APP, redirect=REDIRECT, after=newest)
+        if self.application is None:
+            raise Fault("The client_id of the answer was not registered here.", ELSEWHERE)
         return "Registered, and forgotten again after this walk."
+
+    def _must_be_here(self) -> None:
+        ours = public_url()
+        if ours != self.base:
+            raise Fault(
+                f"All of this was answered in the name of {self.base}, but the address of this installation is {ours}.",
+                ELSEWHERE,
+            )
+
+    @property
+    def client_id(self) -> str:
+        return str(self.application.client_id) if self.application else ""
 
     @property
     def question(self) -> dict[str, str]:
@@ -184,7 +209,7 @@ class Walk:
     def consent(self) -> str:
         """Nobody is there to press Allow: the functions behind that button are called instead."""
         self.wire.note(f"Nothing over HTTP: the functions behind the consent page, as {self.person.email}")
-        allowed = consent.allow(self.person, self.gateway, self.question)
+        allowed = consent.allow(self.person, self.gateway, self.application, self.question)
         self.code, self.connection = allowed.code, allowed.connection
         self.wire.note(self.wire.asked, "A code that works once, for a minute")
         return f"{self.person.email} may connect an app to {self.gateway.name}."

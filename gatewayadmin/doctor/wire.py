@@ -7,17 +7,22 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
 
 from gatewayadmin.doctor.report import Fault
 from servers import product
+from servers.deadline import Deadline
+from servers.guard import Guard, GuardedTransport
 
-SECONDS = 10
+SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024
 TOLD = ("www-authenticate", "location", "content-type", "server", "via")
 UNTOLD = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
+# Our own public address may well be private, and without TLS; only what hands out a cloud's credentials stays closed.
+ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +54,27 @@ class Answer:
 class Wire:
     """A client's side of the wire: no cookies, no redirects followed, no proxy of the environment.
 
-    It asks only our own public address, which may well be private; the guard for foreign servers is not for it.
-    `asked` and `answered` tell the last exchange without secrets.
+    A step has `seconds` in all, however slowly its peer drips. `asked` and `answered` tell the last exchange without
+    secrets.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = SECONDS) -> None:
         self.asked = self.answered = ""
+        self._seconds, self._deadline = seconds, Deadline()
         self._http = httpx.Client(
-            timeout=SECONDS, trust_env=False, headers={"User-Agent": f"{product.NAME}-doctor", "Accept": "*/*"}
+            transport=GuardedTransport(ANYWHERE, self._deadline),
+            timeout=seconds,
+            trust_env=False,
+            headers={"User-Agent": f"{product.NAME}-doctor", "Accept": "*/*"},
         )
 
     def close(self) -> None:
         self._http.close()
+
+    def begin(self) -> None:
+        """The clock of the next step runs; nothing is told of it yet."""
+        self._deadline.set(self._seconds)
+        self.note("")
 
     def note(self, asked: str, answered: str = "") -> None:
         self.asked, self.answered = UNTOLD.sub("…", asked), UNTOLD.sub("…", answered)
@@ -68,12 +82,14 @@ class Wire:
     def ask(self, method: str, url: str, *, telling: str = "", **what: Any) -> Answer:
         """Put a question, of which `telling` may be told; raises Fault when nothing answers."""
         self.note(f"{method} {url}" + (f"\n{telling}" if telling else ""))
+        if not url.startswith(("https://", "http://")):
+            raise Fault("No answer: an address begins with https:// or http://.", _unreachable(url))
         try:
             with self._http.stream(method, url, **what) as response:
                 answer = Answer(url, response.status_code, response.headers, _text(response))
         except httpx.TimeoutException:
-            raise Fault(f"No answer within {SECONDS} s.", _unreachable(url)) from None
-        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
+            raise Fault(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
             raise Fault(f"No answer: {error}", _unreachable(url)) from None
         finally:
             self._http.cookies.clear()
