@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from auditlog.models import ENDINGS, Outcome
+
 LONGEST = 500
 
 TEXT, CHOICE, ID, NUMBER = "text", "choice", "id", "number"
@@ -45,17 +47,7 @@ UNITS = {
 }
 
 # A word that is a condition by itself, and the outcomes it means.
-WORDS = {
-    "ok": ("ok",),
-    "error": ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request"),
-    "denied": ("denied", "unauthorized", "rate_limited"),
-    "timeout": ("timeout",),
-    "cancelled": ("cancelled",),
-}
-OUTCOMES = (
-    *("ok", "tool_error", "rpc_error", "unauthorized", "denied", "rate_limited", "upstream_error", "timeout"),
-    *("bad_request", "cancelled"),
-)
+WORDS = {**ENDINGS, "timeout": (Outcome.TIMEOUT,)}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}
@@ -216,9 +208,9 @@ class _Reader:
         said = "_".join(self._phrase(first)).lower().replace(" ", "_")
         if said == "protocol_error":
             said = "rpc_error"
-        if said in OUTCOMES:
+        if said in Outcome.values:
             return (said,)
         if said in WORDS:
             return WORDS[said]
-        told = ", ".join(outcome.replace("_", " ") for outcome in OUTCOMES)
+        told = ", ".join(outcome.replace("_", " ") for outcome in Outcome.values)
         raise DoesNotParse(first.position, f"“{first.text}” is no outcome. There are error, {told}.")

@@ -12,21 +12,21 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from auditlog.models import Call
+from auditlog.models import ENDINGS, Call
 from auditlog.search import SEARCHED, Search
 
 BARS = 30
 SLICES = 4  # Of a bar; of each the first rows are counted, and their number scaled to its length.
 SLICE_ROWS = 100
 
-OK, ERROR, DENIED = "ok", "error", "denied"
-KINDS = (OK, ERROR, DENIED)
-
 HEIGHT, WIDTH, BODY = 64.0, 24, 18
 MINUTE = timedelta(minutes=1)
 
-KIND = """CASE WHEN r.outcome = 'ok' THEN 'ok'
-    WHEN r.outcome IN ('denied', 'unauthorized', 'rate_limited') THEN 'denied' ELSE 'error' END"""
+WHEN = " ".join(
+    f"WHEN r.outcome IN ({', '.join(f"'{outcome}'" for outcome in outcomes)}) THEN '{kind}'"
+    for kind, outcomes in ENDINGS.items()
+)
+KIND = f"CASE {WHEN} END"
 
 COUNT = """
 SELECT floor(extract(epoch FROM r.created_at - %s) / %s)::int, {kind}, count(*) FROM ({rows}) r GROUP BY 1, 2
@@ -74,7 +74,7 @@ class Bar:
     def drawn(self) -> Iterator[Drawn]:
         """Its parts from the ground up; what happened at all is seen."""
         y = HEIGHT
-        for kind in KINDS:
+        for kind in ENDINGS:
             if count := self.counts.get(kind, 0):
                 height = min(max(round(HEIGHT * count / self.highest, 1), 1.5), y)
                 yield Drawn(kind, f"M{self.x} {y:g}v-{height:g}h{BODY}v{height:g}z")
@@ -97,13 +97,13 @@ class Histogram:
     def drawn(self) -> list[Drawn]:
         """What is drawn, one path for each way to end."""
         parts = [part for bar in self.bars for part in bar.drawn()]
-        paths = [Drawn(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in KINDS]
+        paths = [Drawn(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in ENDINGS]
         return [one for one in paths if one.path]
 
     @property
     def totals(self) -> dict[str, int]:
         """How many ended how, over all."""
-        return {kind: sum(bar.counts.get(kind, 0) for bar in self.bars) for kind in KINDS}
+        return {kind: sum(bar.counts.get(kind, 0) for bar in self.bars) for kind in ENDINGS}
 
     @property
     def told(self) -> dict[str, str]:

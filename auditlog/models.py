@@ -30,6 +30,16 @@ class Outcome(models.TextChoices):
     CANCELLED = "cancelled", "cancelled"
 
 
+# How calls ended, by and large: the words of the search, the parts of the bars and what they count.
+# A cancelled call is no error: its caller left.
+ENDINGS: dict[str, tuple[str, ...]] = {
+    "ok": (Outcome.OK,),
+    "error": (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT, Outcome.BAD_REQUEST),
+    "denied": (Outcome.DENIED, Outcome.UNAUTHORIZED, Outcome.RATE_LIMITED),
+    "cancelled": (Outcome.CANCELLED,),
+}
+
+
 class FeatureType(models.TextChoices):
     NONE = "", "none"
     TOOL = "tool", "tool"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from auditlog.expression import FIELDS, LONGEST, OUTCOMES, WORDS, Condition, DoesNotParse, parse
-from auditlog.models import Outcome
+from auditlog.expression import FIELDS, LONGEST, WORDS, Condition, DoesNotParse, parse
+from auditlog.models import ENDINGS, Outcome
 
 ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
 
@@ -80,6 +80,6 @@ def test_what_does_not_parse_says_where_and_why(text: str, position: int, words:
 
 
 def test_every_outcome_can_be_asked_for_and_belongs_to_one_word() -> None:
-    assert set(OUTCOMES) == set(Outcome.values)
-    assert set(WORDS["ok"]) | set(WORDS["error"]) | set(WORDS["denied"]) | set(WORDS["cancelled"]) == set(OUTCOMES)
+    assert sorted(outcome for outcomes in ENDINGS.values() for outcome in outcomes) == sorted(Outcome.values)
+    assert all(parse(f"outcome is {outcome}")[0].values == (outcome,) for outcome in Outcome.values)
     assert not set(WORDS) & set(FIELDS)

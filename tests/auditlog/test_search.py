@@ -15,7 +15,7 @@ from accounts.models import User
 from auditlog import search, tail
 from auditlog.expression import parse
 from auditlog.histogram import BARS, histogram
-from auditlog.models import Call, Event
+from auditlog.models import Call, Event, Outcome
 from auditlog.search import Search
 from capabilities import Capability
 from tests import make
@@ -238,10 +238,22 @@ def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in
     drawn = client.get("/logs/").context["histogram"]
 
     assert len(drawn.bars) == BARS
-    assert drawn.totals == {"ok": 3, "error": 1, "denied": 1}
+    assert drawn.totals == {"ok": 3, "error": 1, "denied": 1, "cancelled": 0}
     for bar in drawn.bars:
         rows = client.get(f"/logs/?{bar.query}").context["page"].rows
         assert len(rows) == bar.total
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_bars_count_what_the_words_of_the_search_find(sampled: bool) -> None:
+    for outcome in Outcome.values:
+        make.call(at=ago(minutes=5), outcome=outcome)
+
+    drawn = histogram(Search([], ago(hours=24)), sampled=sampled)
+
+    assert drawn.totals == {word: Search(parse(word)).count().number for word in drawn.totals}
+    assert drawn.totals["cancelled"] == 1
+    assert sum(drawn.totals.values()) == len(Outcome.values)
 
 
 def test_an_estimate_is_near(ana: User) -> None:

@@ -63,13 +63,16 @@ def test_a_person_without_any_capability_sees_their_own_things(sign_in: SignIn) 
 def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in: SignIn) -> None:
     a_call(Outcome.OK)
     a_call(Outcome.DENIED, host_name="CI bot", deny_reason="host_disabled")
+    a_call(Outcome.CANCELLED)
     a_call(Outcome.OK, created_at=datetime.now(UTC) - timedelta(hours=25))
 
     response = sign_in(ana).get("/")
 
     traffic = response.context["traffic"]
-    assert (traffic.told, str(traffic.denied), traffic.bars.totals) == ("2", "1", {"ok": 1, "error": 0, "denied": 1})
+    assert (traffic.told, str(traffic.denied)) == ("3", "1")
+    assert traffic.bars.totals == {"ok": 1, "error": 0, "denied": 1, "cancelled": 1}
     assert "CI bot" in text(response)
+    assert "0 with errors" in text(response)
 
 
 def test_without_traffic_the_page_says_how_to_begin(ana: User, sign_in: SignIn) -> None:
