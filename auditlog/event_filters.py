@@ -10,9 +10,10 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from auditlog.actions import Action
-from auditlog.filters import RANGES, Facet, first_of, is_uuid
+from auditlog.filters import RANGES, Facet, first_of
 from auditlog.models import Event
 from auditlog.origin import Via
+from auditlog.search import uuid_of
 
 DEFAULT_RANGE = "30d"
 TEXTS = {"actor": "Actor", "target": "Target", "correlation": "Correlation id"}
@@ -66,12 +67,12 @@ class EventFilter(forms.Form):
     def _subjects(self) -> Q:
         wanted = Q()
         if text := self.chosen["actor"]:
-            wanted &= Q(actor_id=text) if is_uuid(text) else Q(actor_email__icontains=text)
+            wanted &= Q(actor_id=text) if uuid_of(text) else Q(actor_email__icontains=text)
         if text := self.chosen["target"]:
             named = Q(target_label__icontains=text) | Q(target_type__iexact=text)
-            wanted &= Q(target_id=text) if is_uuid(text) else named
+            wanted &= Q(target_id=text) if uuid_of(text) else named
         if text := self.chosen["correlation"]:
-            wanted &= Q(correlation_id=text) if is_uuid(text) else Q(pk=None)
+            wanted &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
         return wanted
 
     def facets(self) -> list[Facet]:

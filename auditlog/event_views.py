@@ -19,11 +19,12 @@ from auditlog.actions import Action
 from auditlog.changes import Change, told
 from auditlog.event_filters import EventFilter
 from auditlog.export import TYPES, download, export
-from auditlog.keyset import BadCursor, Cursor, page
+from auditlog.keyset import Cursor, page
 from auditlog.models import Event
+from auditlog.search import counted
 from capabilities import Capability, requires
 from capabilities.doors import SEES_SERVERS
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, is_for, show
 
 BESIDE = 25  # Rows beside an open event.
 IN_ROW = 3
@@ -79,7 +80,7 @@ class Row:
 @require_GET
 @requires(Capability.AUDIT_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    if _is_for_drawer(request):
+    if is_for(request, "drawer"):
         return render(request, "auditlog/events.html#closed")
     context = _listed(request)
     response = show(request, "auditlog/events.html#entries", context)
@@ -96,36 +97,25 @@ def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     found = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=found.correlation_id).count()
     context = {"opened": Row(found, request.user), "same_request": same_request}
-    if _is_for_drawer(request):
+    if is_for(request, "drawer"):
         return render(request, "auditlog/event_drawer.html", {**context, "query": EventFilter(request.GET).query})
     return render(request, "auditlog/events.html", {**_listed(request, BESIDE), **context})
-
-
-def _is_for_drawer(request: AppRequest) -> bool:
-    return request.htmx.target == "drawer" and not request.htmx.history_restore_request
 
 
 def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
     chosen = EventFilter(request.GET)
     events = chosen.narrow()
-    found = page([events], _cursor(request), size)
+    found = page([events], Cursor.named(request.GET.get("cursor", "")), size)
     return {
         "page": found,
         "rows": [Row(event, request.user) for event in found.rows],
-        "count": filters.count(events),
+        "count": counted(events.order_by()),
         "narrowed": bool(chosen.asked),
         "span": chosen.span,
         "query": chosen.query,
         "facets": chosen.facets(),
         "list_url": reverse("auditlog:events"),
     }
-
-
-def _cursor(request: AppRequest) -> Cursor | None:
-    try:
-        return Cursor.read(request.GET.get("cursor", ""))
-    except BadCursor:
-        return None
 
 
 @require_GET

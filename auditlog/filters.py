@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
-from uuid import UUID
 
 from django import forms
 from django.db.models import QuerySet
@@ -16,7 +15,7 @@ from django.utils import timezone
 from auditlog.expression import CONTAINS, IS, LONGEST, Condition, DoesNotParse, parse
 from auditlog.histogram import stamp
 from auditlog.models import Call, Outcome
-from auditlog.search import COUNTED, SUBJECTS, Search
+from auditlog.search import SUBJECTS, Search, uuid_of
 
 PAGE_SIZE = 50
 
@@ -45,15 +44,6 @@ METHODS = (
 LABELS = {"host": "Host", "gateway": "Gateway", "server": "Server", "tool": "Tool", "user": "User"}
 IDS = ("connection", "correlation")
 SCOPES = ("host", "gateway", "server", "connection")  # What a tab may be about.
-
-
-def is_uuid(text: str) -> bool:
-    """Whether `text` is an id rather than a name."""
-    try:
-        UUID(text)
-    except ValueError:
-        return False
-    return True
 
 
 def first_of(values: Sequence[str]) -> str:
@@ -189,7 +179,7 @@ class CallFilter(forms.Form):
         chosen = {name: value for name, value in (self.chosen | self.scope).items() if value and name != apart_from}
         ticked = [Condition(name, IS, tuple(chosen[name])) for name in ("method", "outcome") if name in chosen]
         named = [(name, chosen[name]) for name in SUBJECTS if name in chosen]
-        ticked += [Condition(name, IS if is_uuid(text) else CONTAINS, (text,)) for name, text in named]
+        ticked += [Condition(name, IS if uuid_of(text) else CONTAINS, (text,)) for name, text in named]
         ticked += [Condition(name, IS, (chosen[name],)) for name in ("tool", *IDS) if name in chosen]
         return ticked
 
@@ -201,7 +191,7 @@ class CallFilter(forms.Form):
             chips.append(Chip("time", self.span, fields, self.without("from", "to")))
         for name in (*SUBJECTS, *IDS):
             text = self.chosen[name]
-            if name not in self.scope and text and (name in IDS or is_uuid(text)):
+            if name not in self.scope and text and (name in IDS or uuid_of(text)):
                 chips.append(Chip(name, self._named(name, text), [(name, text)], self.without(name)))
         return chips
 
@@ -237,14 +227,8 @@ class CallFilter(forms.Form):
         outcomes = [str(Outcome(value).label) for value in chosen["outcome"]]
         facets.append(Facet("outcome", "Outcome", chosen["outcome"], first_of(outcomes), Outcome.choices))
         for name, label in LABELS.items():
-            if name not in self.scope and not (name in SUBJECTS and is_uuid(chosen[name])):
+            if name not in self.scope and not (name in SUBJECTS and uuid_of(chosen[name])):
                 facets.append(Facet(name, label, chosen[name], chosen[name][:24], []))
         if not chosen["correlation"]:
             facets.append(Facet("correlation", "Correlation id", "", "", []))
         return facets
-
-
-def count[M: Any](rows: QuerySet[M]) -> str:
-    """How many rows match, at most "10,000+"."""
-    number = rows.order_by()[: COUNTED + 1].count()
-    return f"{COUNTED:,}+" if number > COUNTED else f"{number:,}"

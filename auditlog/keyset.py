@@ -41,6 +41,14 @@ class Cursor:
         except OverflowError:
             raise BadCursor(BadCursor.__doc__) from None
 
+    @classmethod
+    def named(cls, text: str) -> Cursor | None:
+        """The cursor an address says; None, for the newest page, when it says none."""
+        try:
+            return cls.read(text)
+        except BadCursor:
+            return None
+
 
 def older_than[M: Any](rows: QuerySet[M], at: datetime, pk: int) -> QuerySet[M]:
     """The rows before a place. The first condition is the one an index and the partitions know."""

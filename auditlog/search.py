@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
@@ -108,15 +108,17 @@ def _address(text: str, *, part: bool) -> Q:
         return NOTHING
 
 
+def uuid_of(text: str) -> UUID | None:
+    """The id that `text` is; None when it is something else, such as a name."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
 def uuids(values: Sequence[str | float]) -> list[UUID]:
     """Those of the values that are ids."""
-    found = []
-    for value in values:
-        try:
-            found.append(UUID(str(value)))
-        except ValueError:
-            continue
-    return found
+    return [pk for value in values if (pk := uuid_of(str(value)))]
 
 
 def _any(alternatives: Sequence[Q]) -> Q:
@@ -132,13 +134,19 @@ def bare() -> QuerySet[Call]:
 
 
 class Counted(NamedTuple):
-    """A number of calls; unless it `is_all`, there are or may be more."""
+    """A number of rows; unless it `is_all`, there are or may be more."""
 
     number: int
     is_all: bool
 
     def __str__(self) -> str:
         return f"{self.number:,}{'' if self.is_all else '+'}"
+
+
+def counted[M: Any](rows: QuerySet[M]) -> Counted:
+    """How many rows there are, as far as anybody wants to know."""
+    number = rows[: COUNTED + 1].count()
+    return Counted(min(number, COUNTED), number <= COUNTED)
 
 
 @dataclass(frozen=True)
@@ -205,8 +213,8 @@ class Search:
         rows, floor = self.rows(), None
         if not self.is_direct or len(self._lead()) > 1:
             rows, floor = self.recent(COUNTED if self.is_direct else SEARCHED)
-        number = rows.order_by("-created_at")[: COUNTED + 1].count()
-        return Counted(min(number, COUNTED), floor is None and number <= COUNTED)
+        found = counted(rows.order_by("-created_at"))
+        return found if floor is None else found._replace(is_all=False)
 
     def _between(self) -> QuerySet[Call]:
         rows = self.base

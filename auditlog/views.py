@@ -18,13 +18,13 @@ from auditlog.detail import Detail
 from auditlog.export import TYPES, download, export
 from auditlog.filters import CallFilter
 from auditlog.histogram import histogram
-from auditlog.keyset import BadCursor, Cursor, Page
+from auditlog.keyset import Cursor, Page
 from auditlog.models import Call, Event
 from auditlog.replay import curl, payloads
 from auditlog.search import Found
 from capabilities import Capability, requires
 from capabilities.doors import SEES_SERVERS
-from ui.pages import AppRequest, show, wants_fragment
+from ui.pages import AppRequest, is_for, show, wants_fragment
 
 BESIDE = 25  # Rows beside an open call: enough to see what came before.
 LIVE_ROWS = 300  # As many may stand in a list that grows before it begins anew.
@@ -34,7 +34,7 @@ RENEWED = 60  # Seconds after which a look that saw nothing new is renewed.
 @require_GET
 @requires(Capability.LOGS_READ)
 def calls(request: AppRequest) -> HttpResponse:
-    if _is_for_drawer(request):
+    if is_for(request, "drawer"):
         return render(request, "auditlog/log.html#closed")
     return listing(request, "auditlog/calls.html", {}, CallFilter(request.GET))
 
@@ -68,7 +68,7 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
     chosen = CallFilter(request.GET)
-    if _is_for_drawer(request):
+    if is_for(request, "drawer"):
         return render(request, "auditlog/drawer.html", {**context, "query": chosen.query})
     return render(request, "auditlog/calls.html", {**_listed(request, chosen, BESIDE), **context})
 
@@ -126,12 +126,8 @@ def export_calls(request: AppRequest) -> HttpResponse:
     return download(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 
 
-def _is_for_drawer(request: AppRequest) -> bool:
-    return request.htmx.target == "drawer" and not request.htmx.history_restore_request
-
-
 def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
-    cursor = _cursor(request)
+    cursor = Cursor.named(request.GET.get("cursor", ""))
     search = chosen.search()
     is_live = chosen.is_live and cursor is None
     look = tail.look() if is_live else None
@@ -156,13 +152,6 @@ def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SI
         "shown": len(found.page.rows),
         "list_url": request.path if chosen.scope else reverse("auditlog:calls"),
     }
-
-
-def _cursor(request: AppRequest) -> Cursor | None:
-    try:
-        return Cursor.read(request.GET.get("cursor", ""))
-    except BadCursor:
-        return None
 
 
 def _same_request(found: Call) -> int:

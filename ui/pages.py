@@ -33,6 +33,11 @@ def wants_fragment(request: HttpRequest) -> bool:
     return htmx is not None and bool(htmx) and not (htmx.boosted or htmx.history_restore_request)
 
 
+def is_for(request: AppRequest, target: str) -> bool:
+    """Whether htmx asked for what goes into the element with the id `target`."""
+    return request.htmx.target == target and not request.htmx.history_restore_request
+
+
 def posted(request: HttpRequest) -> QueryDict | None:
     """What a form is bound to: the posted fields, also when there are none; None when the form is only looked at."""
     return request.POST if request.method == "POST" else None

@@ -13,9 +13,9 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.models import User
-from auditlog.filters import is_uuid
-from auditlog.keyset import BadCursor, Cursor, page
+from auditlog.keyset import Cursor, page
 from auditlog.models import Call, Event
+from auditlog.search import uuid_of
 from capabilities import Capability
 from gatewayadmin.admin.base import Governed
 from gatewayadmin.staff import site
@@ -34,10 +34,7 @@ class LogList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         asked = self.params.pop(CURSOR, None)  # Filters and search begin at the newest row again.
-        try:
-            found = page([self.queryset], Cursor.read(asked) if asked else None, self.list_per_page)
-        except BadCursor:
-            found = page([self.queryset], None, self.list_per_page)
+        found = page([self.queryset], Cursor.named(asked or ""), self.list_per_page)
         self.result_list = found.rows
         self.result_count = len(found.rows)
         self.full_result_count = self.result_count  # Nothing is said of how many there are in all.
@@ -117,8 +114,8 @@ class CallPages(LogPages):
         return _link(reverse("auditlog:call", args=[obj.uid]), f"{obj.created_at:%Y-%m-%d %H:%M:%S.%f}"[:-3])
 
     def where(self, term: str) -> Q:
-        if is_uuid(term):
-            return Q(correlation_id=UUID(term))
+        if pk := uuid_of(term):
+            return Q(correlation_id=pk)
         # By id, which has an index; names in the log have none.
         if "@" in term:
             return Q(user_id__in=_ids(User.objects.filter(email=term.lower())))
@@ -139,6 +136,6 @@ class EventPages(LogPages):
         return _link(reverse("auditlog:event", args=[obj.uid]), f"{obj.created_at:%Y-%m-%d %H:%M:%S}")
 
     def where(self, term: str) -> Q:
-        if is_uuid(term):
-            return Q(correlation_id=UUID(term)) | Q(target_id=str(UUID(term)))
+        if pk := uuid_of(term):
+            return Q(correlation_id=pk) | Q(target_id=str(pk))
         return Q(actor_id__in=_ids(User.objects.filter(email=term.lower())))
