@@ -20,7 +20,6 @@ from capabilities import Capability
 from capabilities.rest import Own, Rule, must_hold
 from servers.api import ServerReference
 from servers.forms import SecretForm
-from servers.identity_views import Row
 from servers.models import (
     AlreadyRevoked,
     AnotherPlace,
@@ -203,9 +202,7 @@ class IdentityResource(Resource):
     def _changeable(self, pk: UUID) -> Identity:
         """The identity, live, if this person may switch and end it."""
         identity = self._find(pk)
-        row = Row(identity, self.me)
-        if not row.is_own:
-            must_hold(self.me, row.needed)
+        identity.must_be_open_to(self.me)
         return _live(identity)
 
     def _replaceable(self, pk: UUID) -> Identity:

@@ -44,7 +44,7 @@ class Row:
     @property
     def may_change(self) -> bool:
         """Whether the viewer may switch it off and on, and end it."""
-        return self.is_own or self.viewer.has_perm(self.needed)
+        return self.identity.is_open_to(self.viewer)
 
     @property
     def may_switch(self) -> bool:
@@ -66,11 +66,6 @@ class Row:
     def is_own(self) -> bool:
         return self.identity.owner_id == self.viewer.pk
 
-    @property
-    def needed(self) -> Capability:
-        """What it takes to change it when it is not one's own."""
-        return Capability.SERVERS_MANAGE if self.identity.is_shared else Capability.IDENTITIES_MANAGE
-
 
 def visible(server: Server, viewer: User) -> IdentityQuerySet:
     """The identities of `server` that `viewer` may see, live ones first; nobody sees a secret."""
@@ -85,9 +80,7 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
 def find(request: AppRequest, pk: UUID) -> Identity:
     """The identity, if the viewer may change it. Raises CapabilityRequired."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
-    row = Row(identity, request.user)
-    if not row.may_change:
-        raise CapabilityRequired(row.needed)
+    identity.must_be_open_to(request.user)
     return identity
 
 

@@ -13,7 +13,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from auditlog.switch import Switchable
-from capabilities import Capability
+from capabilities import Capability, CapabilityRequired
 from servers import eras
 from servers.credential import place_in_words, place_of
 from servers.vault import cipher
@@ -273,10 +273,24 @@ class Identity(Switchable):
             return "disabled"
         return "expired" if self.expires_at and self.expires_at <= timezone.now() else "active"
 
+    @property
+    def needed(self) -> Capability:
+        """What it takes to change it when it is not one's own."""
+        return Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE
+
+    def is_open_to(self, user: User) -> bool:
+        """Whether `user` may switch it off and on, and end it."""
+        return self.owner_id == user.pk or user.has_perm(self.needed)
+
+    def must_be_open_to(self, user: User) -> None:
+        """Raise CapabilityRequired unless `user` may switch it off and on, and end it."""
+        if not self.is_open_to(user):
+            raise CapabilityRequired(self.needed)
+
     def may_be_enabled_by(self, user: User) -> bool:
         """Whether `user`, who may switch it, may undo this switching-off: the owner only their own."""
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
-        return ones_own or user.has_perm(Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE)
+        return ones_own or user.has_perm(self.needed)
 
     def enable(self, *, by: Actor | None) -> None:
         """Switch on again. Raises HeldDisabled when its owner would undo what an administrator did."""

@@ -8,14 +8,13 @@ from django.contrib.admin import RelatedOnlyFieldListFilter, register
 from django.db.models import Q
 from django.urls import reverse
 
-from capabilities import Capability, CapabilityRequired
+from capabilities import Capability
 from capabilities.doors import SEES_SERVERS
 from gatewayadmin.admin.acts import FINAL, LOST, Act, any_of
 from gatewayadmin.admin.acts import switches as switch_acts
 from gatewayadmin.admin.base import Governed
 from gatewayadmin.staff import site
 from gateways.models import Assignment
-from servers.identity_views import Row
 from servers.models import Identity, Server
 
 LIVE = Q(archived_at=None)
@@ -68,9 +67,7 @@ class ServerPages(Governed):
 
 def _open_to(identity: Identity, by: Any) -> Identity:
     """The identity, if `by` may change it; a shared one takes another capability. Raises CapabilityRequired."""
-    row = Row(identity, by)
-    if not row.may_change:
-        raise CapabilityRequired(row.needed)
+    identity.must_be_open_to(by)
     return identity
 
 
