@@ -12,6 +12,7 @@ from accounts.models import ApiKey, KeyEnd, User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from auditlog.switch import Switchable
+from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host
 from servers.models import Identity
@@ -119,8 +120,13 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """
         with transaction.atomic():
             user.deactivate(by=by)
-            ApiKey.objects.filter(user=user).revoke_all(by=by, reason=KeyEnd.USER_DEACTIVATED)
-            return self.filter(user=user).revoke_all(by=by, reason=RevokeReason.USER_DEACTIVATED)
+            return self.end_all_of(user, by=by, reason=KeyEnd.USER_DEACTIVATED)
+
+    def end_all_of(self, user: User, *, by: User, reason: KeyEnd = KeyEnd.MANUAL) -> int:
+        """Revoke everything that acts as this person, API keys too; how many connections that were."""
+        with transaction.atomic():
+            ApiKey.objects.filter(user=user).revoke_all(by=by, reason=reason)
+            return self.own(user).revoke_all(by=by, reason=RevokeReason(reason.value))
 
 
 def host_refusal(host: Host) -> str:
@@ -214,6 +220,10 @@ class Connection(Switchable):
     def refusal(self) -> str:
         """Why it takes no further token, in words for the person; empty when it does."""
         return "" if self.enabled else "This connection has been disabled by an administrator."
+
+    def may_be_revoked_by(self, user: User) -> bool:
+        """Everybody may end their own connections; others' need the capability."""
+        return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
     def is_on(self) -> bool:

@@ -105,8 +105,7 @@ class Row:
 
     @property
     def may_revoke(self) -> bool:
-        """Everybody may end their own connections; others' need the capability."""
-        return self.connection.is_live and (self.is_own or self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE))
+        return self.connection.is_live and self.connection.may_be_revoked_by(self.viewer)
 
     @property
     def may_regenerate(self) -> bool:

@@ -8,10 +8,10 @@ from allauth.account.views import PasswordChangeView, PasswordResetFromKeyView
 from django.db import transaction
 from django.http import HttpResponse
 
-from accounts.models import ApiKey, KeyEnd
+from accounts.models import KeyEnd
 from auditlog.actions import Action
 from auditlog.models import Event
-from connections.models import Connection, RevokeReason
+from connections.models import Connection
 
 
 class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
@@ -24,10 +24,7 @@ class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
             response: HttpResponse = super().form_valid(form)
-            own = Connection.objects.filter(user=self.reset_user)
-            own.revoke_all(by=self.reset_user, reason=RevokeReason.PASSWORD_RESET)
-            keys = ApiKey.objects.filter(user=self.reset_user)
-            keys.revoke_all(by=self.reset_user, reason=KeyEnd.PASSWORD_RESET)
+            Connection.objects.end_all_of(self.reset_user, by=self.reset_user, reason=KeyEnd.PASSWORD_RESET)
             Event.objects.record(Action.USER_PASSWORD_RESET, self.reset_user, by=self.reset_user)
         return response
 
@@ -41,6 +38,5 @@ class ChangePassword(PasswordChangeView):  # type: ignore[misc]
             response: HttpResponse = super().form_valid(form)
             Event.objects.record(Action.USER_PASSWORD_CHANGED, user, by=user)
             if form.cleaned_data["revoke"]:
-                Connection.objects.filter(user=user).revoke_all(by=user)
-                ApiKey.objects.filter(user=user).revoke_all(by=user)
+                Connection.objects.end_all_of(user, by=user)
         return response

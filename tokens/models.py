@@ -14,6 +14,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
+from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason
 from gateways.models import Assignment
 from tokens import secret as text
@@ -103,7 +104,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
             raise NotYours(NotYours.__doc__)
         secret = text.mint(text.ACCESS)
         with transaction.atomic():
-            _make_room(connection, name)
+            _must_have_room(connection, name)
             token = Token(
                 connection=connection,
                 kind=Kind.ACCESS,
@@ -152,7 +153,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return key
 
 
-def _make_room(connection: Connection, name: str) -> None:
+def _must_have_room(connection: Connection, name: str) -> None:
     if connection.lock().revoked_at:
         raise TokenError("This connection has been revoked.")
     active = Token.objects.active().filter(connection=connection, kind=Kind.ACCESS)
@@ -287,6 +288,25 @@ class Token(models.Model):
             self.revoked_at, self.revoked_by, self.revoke_reason = timezone.now(), by, reason
             self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])
             Event.objects.record(Action.TOKEN_REVOKED, self, by=by, changes={"reason": [None, reason]})
+
+    @property
+    def is_last(self) -> bool:
+        """Whether its connection has no other token that could be used now."""
+        return not Token.objects.active().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
+
+    def revoke_with_connection(self, *, by: User) -> None:
+        """End the connection with its last token; this one alone when another has been made meanwhile.
+
+        Raises AlreadyRevoked, or CapabilityRequired: who may end tokens may not therefore end connections.
+        """
+        with transaction.atomic():
+            connection = self.connection.lock()  # Tokens are made under this lock, so the last one stays the last.
+            if not connection.is_live or not self.is_last:
+                self.revoke(by=by)
+            elif connection.may_be_revoked_by(by):
+                connection.revoke(by=by)
+            else:
+                raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
 
     def lock(self) -> "Token":
         """This row as it is now, locked until the transaction ends."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
@@ -18,7 +18,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
-from capabilities import Capability, CapabilityRequired, signed_in
+from capabilities import CapabilityRequired, signed_in
 from capabilities.doors import SEES_GATEWAYS
 from connections.models import Connection
 from gateways.views import find as find_gateway
@@ -65,7 +65,7 @@ def dismiss(request: AppRequest) -> HttpResponse:
     """Tell no more of what was shown; what happened since then is."""
     shown = parse_datetime(request.POST.get("until", ""))
     if shown is not None and timezone.is_aware(shown):
-        User.objects.filter(pk=request.user.pk).update(notices_read_at=min(shown, timezone.now()))
+        request.user.dismiss_notices(shown)
     return leave(request, reverse("overview"))
 
 
@@ -206,7 +206,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     if connection.user_id != request.user.pk and not any(map(request.user.has_perm, ENDING)):
         raise CapabilityRequired(*ENDING)
     if request.method == "GET":
-        offered = _is_last(token) and Row(token, request.user).connection.may_revoke
+        offered = token.is_last and Row(token, request.user).connection.may_revoke
         return confirm(
             request,
             title="Revoke token",
@@ -218,38 +218,10 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
             hidden=hidden(request),
         )
-    if "connection" in request.POST:
-        _revoke_last(token, request.user)
-    else:
-        _revoke(token, request.user)
+    act = token.revoke_with_connection if "connection" in request.POST else token.revoke
+    with suppress(AlreadyRevoked):  # Then it has ended, which is what was asked for.
+        act(by=request.user)
     return changed(request, token, "Token revoked")
-
-
-def _is_last(token: Token) -> bool:
-    """Whether its connection has no other token that could be used now."""
-    return not Token.objects.active().filter(connection=token.connection_id).exclude(pk=token.pk).exists()
-
-
-def _revoke_last(token: Token, by: User) -> None:
-    """End the connection with its last token; that one alone when another has been made meanwhile.
-
-    Raises CapabilityRequired: who may end tokens may not therefore end connections.
-    """
-    with transaction.atomic():
-        connection = token.connection.lock()  # Tokens are made under this lock, so the last one stays the last.
-        if not connection.is_live or not _is_last(token):
-            _revoke(token, by)
-        elif Row(token, by).connection.may_revoke:
-            connection.revoke(by=by)
-        else:
-            raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
-
-
-def _revoke(token: Token, by: User) -> None:
-    try:
-        token.revoke(by=by)
-    except AlreadyRevoked:
-        return  # It has ended, which is what was asked for.
 
 
 def _find(request: AppRequest, pk: UUID) -> Token:

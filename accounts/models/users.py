@@ -1,6 +1,7 @@
 """Users and their teams."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from functools import cached_property
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -173,6 +174,11 @@ class User(AbstractBaseUser):
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])
             Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
+
+    def dismiss_notices(self, until: datetime) -> None:
+        """Be told no more of what happened until then; what happens later is."""
+        self.notices_read_at = min(until, timezone.now())
+        self.save(update_fields=["notices_read_at"])
 
     @property
     def granted(self) -> frozenset[Capability]:

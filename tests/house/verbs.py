@@ -195,6 +195,7 @@ VERBS = [
         rest("DELETE /tokens/{token}"),
         admin("tokens/token", "revoke", "token"),
     ),
+    verb("Token.revoke_with_connection", last_token),
     verb(
         "Token.rotate",
         page("/tokens/{token}/regenerate/"),
@@ -440,4 +441,11 @@ VERBS = [
     verb("WorkspaceSettings.edit", settings_page, rest("PATCH /workspace", name="Ours")),
 ]
 # Parts of other verbs, which nobody asks for by themselves: an app and its key come of the flow that an app begins.
-INSIDE = {"ApiKey.end", "ApiKey.revoke_all", "Event.record", "Host.appear", "Token.provide_key"}
+INSIDE = {
+    "ApiKey.end",
+    "ApiKey.revoke_all",
+    "Connection.end_all_of",
+    "Event.record",
+    "Host.appear",
+    "Token.provide_key",
+}
