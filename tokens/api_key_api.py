@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import ClassVar
 from uuid import UUID
 
-from django.db.models import Q
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
@@ -17,7 +16,7 @@ from rest_framework.response import Response
 from accounts.models import ApiKey
 from accounts.models.api_keys import AlreadyRevoked
 from capabilities import Capability
-from capabilities.rest import Own, Rule, must_hold
+from capabilities.rest import Own, Rule
 from tokens.api_key_rows import STATUSES, keys_known_to
 from ui.rest import ListQuery, Moment, Problem, Query, Resource, named
 
@@ -62,15 +61,10 @@ class ApiKeyResource(Resource):
     serializer_class = ApiKeySerializer
 
     def list(self, request: Request) -> Response:
-        keys = ApiKey.objects.of_status(self.chosen["status"])
-        if self.chosen["scope"] == "all":
-            must_hold(self.me, OTHERS.others)
-        else:
-            keys = keys.filter(user=self.me)
+        keys = ApiKey.objects.within_reach(self.me, of_all=self.chosen["scope"] == "all")
+        keys = keys.of_status(self.chosen["status"]).matching(self.chosen.get("q", ""))
         if user := self.chosen.get("user"):
             keys = keys.filter(named(user.lower(), "user", "email"))
-        if words := self.chosen.get("q"):
-            keys = keys.filter(Q(name__icontains=words) | Q(prefix__startswith=words))
         return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:

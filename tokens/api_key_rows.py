@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 from django import forms
-from django.db.models import Count, Q
-from django.utils import timezone
 
 from accounts.models import ApiKey, ApiKeyQuerySet, User
-from capabilities import Capability, CapabilityRequired
+from capabilities import Capability
 from tokens.api_keys import DEFAULT_DAYS, LONGEST_DAYS
 
 STATUSES = ("active", "expired", "revoked", "all")
-SOON = timedelta(days=7)
 
 
 def keys_known_to(viewer: User) -> ApiKeyQuerySet:
@@ -38,30 +34,13 @@ class KeyFilter(forms.Form):
 
     def listed(self, viewer: User) -> ApiKeyQuerySet:
         """The viewer's own keys, or everybody's where that was asked for. Raises CapabilityRequired."""
-        if "owner" not in self.chosen:
-            return ApiKey.objects.filter(user=viewer)
-        if not viewer.has_perm(Capability.PEOPLE_MANAGE):
-            raise CapabilityRequired(Capability.PEOPLE_MANAGE)
-        return ApiKey.objects.all()
+        return ApiKey.objects.within_reach(viewer, of_all="owner" in self.chosen)
 
     def narrow(self, keys: ApiKeyQuerySet) -> ApiKeyQuerySet:
         """The keys that match, those that end first at the top."""
         keys = keys.of_status(self.chosen["status"])
-        if words := self.chosen.get("q"):
-            owner = Q(user__email__icontains=words) if "owner" in self.chosen else Q()
-            keys = keys.filter(Q(name__icontains=words) | Q(prefix__startswith=words) | owner)
+        keys = keys.matching(self.chosen.get("q", ""), of_many="owner" in self.chosen)
         return keys.order_by("-revoked_at" if self.chosen["status"] == "revoked" else "expires_at", "pk")
-
-
-def numbers(keys: ApiKeyQuerySet) -> dict[str, int]:
-    """How many of `keys` have each status."""
-    ended = Q(expires_at__lte=timezone.now())
-    means = {
-        "active": Q(revoked_at=None) & ~ended,
-        "expired": Q(revoked_at=None) & ended,
-        "revoked": Q(revoked_at__isnull=False),
-    }
-    return keys.aggregate(**{name: Count("pk", filter=which) for name, which in means.items()})
 
 
 class KeyForm(forms.Form):

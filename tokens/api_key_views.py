@@ -19,7 +19,7 @@ from accounts.password_again import ask_again
 from accounts.rules import BeyondYours
 from capabilities import Capability, signed_in
 from connections.places import open_query
-from tokens.api_key_rows import SOON, KeyFilter, KeyForm, keys_known_to, numbers
+from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
 from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
 from ui.pages import AppRequest, answer, confirm, page_of, posted, refuse, show
 
@@ -32,7 +32,7 @@ def listing(request: AppRequest) -> HttpResponse:
     asked = KeyFilter(request.GET)
     keys = asked.listed(request.user)
     page = page_of(request, asked.narrow(keys), detail=lambda keys: keys.select_related("user"))
-    context = {"page": page, "chosen": asked.chosen, "counts": numbers(keys), "soon": SOON}
+    context = {"page": page, "chosen": asked.chosen, "counts": keys.numbers()}
     return show(request, "tokens/api_keys.html#results", context)
 
 
@@ -97,5 +97,5 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         key.revoke(by=request.user)
     except AlreadyRevoked:
         key.refresh_from_db()  # It has ended, which is what was asked for.
-    counts = numbers(KeyFilter(open_query(request)).listed(request.user))
+    counts = KeyFilter(open_query(request)).listed(request.user).numbers()
     return answer(request, "tokens/api_keys.html#row", {"key": key, "counts": counts}, to=back, toast="API key revoked")

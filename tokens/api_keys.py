@@ -63,7 +63,7 @@ def issue(*, name: str, capabilities: Collection[Capability], days: int, by: Use
     must_hold(by, capabilities)
     secret, signer = text.mint(text.PERSONAL), settings.TOKEN_KEYS[0]
     with transaction.atomic():
-        _make_room(by, name)
+        _must_have_room(by, name)
         key = ApiKey(
             user=by,
             name=name.strip(),
@@ -80,7 +80,7 @@ def issue(*, name: str, capabilities: Collection[Capability], days: int, by: Use
     return IssuedKey(key, secret)
 
 
-def _make_room(owner: User, name: str) -> None:
+def _must_have_room(owner: User, name: str) -> None:
     owner.lock()
     if ApiKey.objects.filter(user=owner).active().count() >= MOST_PER_PERSON:
         raise TooManyKeys(TooManyKeys.__doc__)

@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts.models.users import User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
-from capabilities import Capability
+from capabilities import Capability, CapabilityRequired
 
 
 class KeyEnd(models.TextChoices):
@@ -26,6 +26,16 @@ class AlreadyRevoked(Exception):
     """This API key has been revoked before."""
 
 
+def _with_status() -> dict[str, Q]:
+    """Which API keys have each status at this moment."""
+    now = timezone.now()
+    return {
+        "active": Q(revoked_at=None, expires_at__gt=now),
+        "expired": Q(revoked_at=None, expires_at__lte=now),
+        "revoked": Q(revoked_at__isnull=False),
+    }
+
+
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     def live(self) -> "ApiKeyQuerySet":
         """Keys that have not been revoked; they may have expired."""
@@ -33,17 +43,31 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
     def active(self) -> "ApiKeyQuerySet":
         """Keys that are neither revoked nor expired."""
-        return self.live().filter(expires_at__gt=timezone.now())
+        return self.of_status("active")
 
     def of_status(self, status: str) -> "ApiKeyQuerySet":
         """Keys that are `active`, `expired` or `revoked` at this moment; any other word means all."""
-        match status:
-            case "active":
-                return self.active()
-            case "expired":
-                return self.live().filter(expires_at__lte=timezone.now())
-            case "revoked":
-                return self.exclude(revoked_at=None)
+        return self.filter(_with_status().get(status, Q()))
+
+    def numbers(self) -> dict[str, int]:
+        """How many of these have each status."""
+        return self.aggregate(**{name: models.Count("pk", filter=which) for name, which in _with_status().items()})
+
+    def matching(self, words: str, *, of_many: bool = False) -> "ApiKeyQuerySet":
+        """Keys with `words` in their name or as prefix; `of_many` people: in an owner's e-mail too.
+
+        All of them without words.
+        """
+        told = Q(name__icontains=words) | Q(prefix__startswith=words)
+        told |= Q(user__email__icontains=words) if of_many else Q()
+        return self.filter(told) if words else self
+
+    def within_reach(self, viewer: User, *, of_all: bool) -> "ApiKeyQuerySet":
+        """The viewer's own keys, or with `of_all` everybody's. Raises CapabilityRequired."""
+        if not of_all:
+            return self.filter(user=viewer)
+        if not viewer.has_perm(Capability.PEOPLE_MANAGE):
+            raise CapabilityRequired(Capability.PEOPLE_MANAGE)
         return self
 
     def revoke_all(self, *, by: Actor | None, reason: str = KeyEnd.MANUAL) -> int:
