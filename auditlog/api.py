@@ -16,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from auditlog.actions import Action
-from auditlog.export import TYPES, download, export
+from auditlog.export import CALL_COLUMNS, TYPES, UNTOLD, download, export
 from auditlog.keyset import BadCursor, Cursor, page
 from auditlog.models import Call, Event, Outcome
 from auditlog.origin import Via
@@ -24,7 +24,7 @@ from auditlog.reasons import reason_of
 from auditlog.search import bare
 from capabilities import Capability
 from capabilities.rest import Rule
-from ui.rest import Moment, Paging, Query, Resource, link, stamp
+from ui.rest import Moment, Paging, Query, Resource, link
 
 
 def _among(id_column: str, name_column: str) -> Callable[[str], Q]:
@@ -70,7 +70,7 @@ class CallSerializer(serializers.ModelSerializer[Call]):
 
     class Meta:
         model = Call
-        exclude = ("uid", "recorded_at", "request_payload", "response_payload")
+        exclude = ("uid", *UNTOLD)
 
 
 class CallDetail(CallSerializer):
@@ -91,15 +91,6 @@ class CallDetail(CallSerializer):
     def get_reason(self, call: Call) -> str | None:
         found = reason_of(call.outcome, call.deny_reason)
         return found.sentence if found else None
-
-
-COLUMNS: list[str] = list(CallSerializer().fields.keys())
-
-
-def told(call: Call) -> dict[str, Any]:
-    """What the serializer says of a call, fast enough for 100,000 of them."""
-    row = {name: getattr(call, name) for name in COLUMNS} | {"id": call.uid, "created_at": stamp(call.created_at)}
-    return {name: str(value) if isinstance(value, UUID) else value for name, value in row.items()}
 
 
 class Span(Query):
@@ -220,7 +211,7 @@ class CallResource(Log):
         kind = self.chosen["format"]
         asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=asked)
-        pieces = export(narrowed(bare(), self.chosen, CALLS), kind, told, COLUMNS)
+        pieces = export(narrowed(bare(), self.chosen, CALLS), kind, CALL_COLUMNS)
         return download(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
 

@@ -1,13 +1,15 @@
-"""The log as a file: CSV for spreadsheets, JSON lines for programs."""
+"""The logs as files: CSV for spreadsheets, JSON lines for programs."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+import orjson
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.db.models import QuerySet
@@ -15,23 +17,33 @@ from django.http import HttpRequest, StreamingHttpResponse
 from django.utils import timezone
 
 from auditlog.keyset import chunks
+from auditlog.models import Call
+from ui.rest import stamp
 
 MOST_ROWS = 100_000
 TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 
+# What no list or file says of a call: what it carried, and how long its row waited.
+UNTOLD = ("recorded_at", "request_payload", "response_payload")
+# What is told of a call: by which name, which column.
+CALL_COLUMNS = {"id": "uid"} | {
+    field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNTOLD)
+}
+
 # What a spreadsheet would take for a formula at the start of a cell.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
 
-def export[M: Any](
-    rows: QuerySet[M], kind: str, tell: Callable[[M], Mapping[str, Any]], columns: Sequence[str]
-) -> Iterator[str]:
-    """The rows as a file of this kind, in pieces; `tell` says what is told of one, in the order of `columns`."""
+def export(rows: QuerySet[Any], kind: str, columns: Mapping[str, str]) -> Iterator[str]:
+    """The rows as a file of this kind, in pieces; `columns` says by which name which column is told."""
+    names = list(columns)
     if kind == "csv":
-        yield _csv([columns])
-    for some in chunks(rows, MOST_ROWS):
-        told = [tell(row) for row in some]
-        yield _csv([row.values() for row in told]) if kind == "csv" else _jsonl(told)
+        yield _csv([names])
+    # Plain values, since a model for each of 100,000 rows takes its time; by `pk` the next chunk is found.
+    for some in chunks(rows.values_list("pk", *columns.values(), named=True), MOST_ROWS):
+        told = (row[1:] for row in some)
+        yield _csv(told) if kind == "csv" else _jsonl(names, told)
 
 
 def download(request: HttpRequest, name: str, kind: str, pieces: Iterator[str]) -> StreamingHttpResponse:
@@ -48,17 +60,24 @@ def download(request: HttpRequest, name: str, kind: str, pieces: Iterator[str]) 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text).writerows([_safe(value) for value in row] for row in rows)
+    csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
     return text.getvalue()
 
 
-def _safe(value: Any) -> Any:
+def _cell(value: Any) -> Any:
     """A cell no spreadsheet runs as a formula: tool names and addresses come from strangers."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    if isinstance(value, datetime):
+        return stamp(value)
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False) if value else ""
+    return value
 
 
-def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _jsonl(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    lines = (orjson.dumps(dict(zip(names, row, strict=True)), stamp, _AS_STAMP) for row in rows)
+    return b"".join(lines).decode()
 
 
 async def flowing(pieces: Iterator[str]) -> AsyncIterator[str]:

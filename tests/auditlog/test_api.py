@@ -193,6 +193,8 @@ def test_json_lines_hold_what_a_page_holds(viv: User) -> None:
     told = [json.loads(line) for line in lines(rest.get("/logs/export", format="jsonl"))]
 
     assert told == results(rest.get("/logs"))
+    assert [list(one) for one in told] == [list(one) for one in results(rest.get("/logs"))]
+    assert lines(rest.get("/logs/export", format="csv"))[0] == ",".join(told[0])
 
 
 def test_an_export_is_narrowed_and_recorded(viv: User) -> None:
