@@ -34,7 +34,7 @@ def doctor(request: AppRequest) -> HttpResponse:
         "steps": steps,
         "passed": passed(steps),
     }
-    return show(request, "oauth/doctor.html#report", context)
+    return show(request, "doctor.html#report", context)
 
 
 def _came_by(request: AppRequest) -> str:
