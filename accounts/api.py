@@ -17,11 +17,10 @@ from rest_framework.response import Response
 
 from accounts import links
 from accounts.models import Role, User
-from accounts.password_again import RecentPassword
 from accounts.people_forms import told_of
 from accounts.rules import BeyondYours, EmailTaken, LastManager, NameTaken, RoleInUse, RoleLocked
 from capabilities import Capability
-from capabilities.rest import HasCapability, Rule
+from capabilities.rest import Rule
 from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, named, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
@@ -91,10 +90,13 @@ class NewUser(UserChanges):
 
 
 class UserResource(Resource):
-    """People. They are never deleted, only deactivated."""
+    """People. They are never deleted, only deactivated.
 
-    permission_classes = (HasCapability, RecentPassword)
+    An API key lets nobody in: whom it invited, or whose role or address it changed, would outlive it.
+    """
+
     grave_actions = frozenset({"create", "partial_update"})
+    session_actions = frozenset({"create", "partial_update", "reactivate"})
     answers: ClassVar[Mapping[str, Any]] = {"create": InvitedSerializer}
     capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
         ("list", "retrieve", "create", "partial_update", "deactivate", "reactivate", "sign_out"),

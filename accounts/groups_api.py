@@ -19,9 +19,8 @@ from accounts.api import PROBLEMS
 from accounts.limits import Limit
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
-from accounts.password_again import RecentPassword
 from capabilities import Capability
-from capabilities.rest import HasCapability, Rule
+from capabilities.rest import Rule
 from ui.rest import Body, ListQuery, Query, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
@@ -65,10 +64,10 @@ def _counted(roles: QuerySet[Role]) -> QuerySet[Role]:
 
 
 class RoleResource(Resource):
-    """Named bundles of capabilities; nobody bundles what they do not hold."""
+    """Named bundles of capabilities; nobody bundles what they do not hold, and no API key bundles any."""
 
-    permission_classes = (HasCapability, RecentPassword)
     grave_actions = frozenset({"create", "partial_update", "destroy"})
+    session_actions = frozenset({"create", "partial_update"})
     capabilities: ClassVar[Mapping[str, Rule]] = PEOPLE
     problems = PROBLEMS
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
@@ -200,7 +199,6 @@ class WorkspaceSerializer(WorkspaceChanges):
 class Workspace(Resource):
     """The settings of the workspace."""
 
-    permission_classes = (HasCapability, RecentPassword)
     grave_actions = frozenset({"partial_update"})
     capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
         ("retrieve", "partial_update"), Capability.WORKSPACE_MANAGE

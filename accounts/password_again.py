@@ -1,16 +1,14 @@
 """Grave acts ask for the password again (requirements 8.8): on pages by a form, in the API by a refusal."""
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from allauth.account.decorators import reauthentication_required
 from allauth.account.internal.flows.reauthentication import is_reauthentication_required
 from django.http import HttpResponse
+from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
-
-from ui.rest import Told
 
 type View = Callable[..., HttpResponse]
 
@@ -28,5 +26,5 @@ class RecentPassword(BasePermission):
         if view.action not in view.grave_actions or getattr(request.auth, "is_api_key", False):
             return True
         if is_reauthentication_required(request, app=""):
-            raise Told(HTTPStatus.FORBIDDEN, "password_required", "Confirm your password first: POST /api/me/confirm.")
+            raise PermissionDenied("Confirm your password first: POST /api/me/confirm.", code="password_required")
         return True

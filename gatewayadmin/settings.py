@@ -239,7 +239,7 @@ REST_FRAMEWORK = {
         "tokens.authentication.BearerAuthentication",
         "ui.rest_requests.SessionCookie",
     ],
-    "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability"],
+    "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability", "accounts.password_again.RecentPassword"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["ui.rest_requests.Json"],
     "DEFAULT_SCHEMA_CLASS": "gatewayadmin.openapi.Described",

@@ -139,8 +139,9 @@ def named(text: str, relation: str, name: str) -> Q:
 class Resource(GenericViewSet[Any]):
     """The base of every resource: one rule per action, plain words for every refusal.
 
-    `capabilities` maps an action to its rule (see capabilities.rest). `problems` says how each refusal of a verb is
-    told. `queries` are the query parameters an action knows, all of them in `chosen`; `bodies` are what it takes.
+    `capabilities` maps an action to its rule (see capabilities.rest); `grave_actions` want the password typed again
+    (see accounts.password_again). `problems` says how each refusal of a verb is told. `queries` are the query
+    parameters an action knows, all of them in `chosen`; `bodies` are what it takes.
 
     The rest is for the description of the API (gatewayadmin.openapi): `answers` that are not told by the view's own
     serializer, actions whose answer is `empty` or one of `files` by media type, and those that `conflicts` beyond what
@@ -150,6 +151,7 @@ class Resource(GenericViewSet[Any]):
     capabilities: ClassVar[Mapping[str, Rule]] = {}
     session_actions: ClassVar[frozenset[str]] = frozenset()
     bearer_actions: ClassVar[frozenset[str]] = frozenset()
+    grave_actions: ClassVar[frozenset[str]] = frozenset()
     problems: ClassVar[Mapping[type[Exception], Problem]] = {}
     queries: ClassVar[Mapping[str, type[Query]]] = {}
     bodies: ClassVar[Mapping[str, type[Body]]] = {}

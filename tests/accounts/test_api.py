@@ -6,11 +6,14 @@ import pytest
 from django.core import mail
 
 from accounts.models import Role, Team, User, WorkspaceSettings
+from accounts.password_again import RecentPassword
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
+from gatewayadmin.api import router
 from tests import make
 from tests.rest import Rest, errors, problem, results
+from ui.rest import Resource
 
 pytestmark = pytest.mark.django_db
 
@@ -50,6 +53,15 @@ def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: U
     assert problem(rest.send(*acts[0])) == (403, "password_required")
     assert rest.post("/me/confirm", {"password": make.PASSWORD}).status_code == 204
     assert [rest.send(*act).status_code for act in acts] == [201, 200, 201, 200, 200, 204]
+
+
+def test_no_resource_can_forget_to_ask_for_it() -> None:
+    """Naming a grave action is enough: the classes that ask are everybody's."""
+    every = {view for _, view, _ in router.registry} | set(Resource.__subclasses__())
+
+    assert {view.__name__ for view in every if RecentPassword not in view.permission_classes} == set()
+    assert {view.__name__ for view in every if not view.grave_actions <= set(view.capabilities)} == set()
+    assert {view.__name__ for view in every if view.grave_actions} == {"UserResource", "RoleResource", "Workspace"}
 
 
 def test_who_may_not_is_told_so_before_being_asked_for_a_password(ann: User) -> None:
