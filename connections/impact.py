@@ -19,6 +19,10 @@ from servers.models import Identity, Server
 WINDOW = timedelta(hours=24)
 
 
+class NothingGoesThrough(Exception):
+    """No call goes through such a thing, so nothing is cut with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Impact:
     """How many live connections, hosts and users a thing carries, and its calls of the last 24 hours."""
@@ -34,7 +38,7 @@ class Impact:
 
 
 def impact_of(thing: models.Model) -> Impact:
-    """What stops when `thing`, any switchable layer, is switched off."""
+    """What stops when `thing`, any switchable layer, is switched off. Raises NothingGoesThrough."""
     links, calls = _reached(thing)
     counted = (
         Connection.objects.live()
@@ -52,7 +56,8 @@ def impact_of(thing: models.Model) -> Impact:
 def cuts(thing: models.Model, viewer: User) -> str:
     """What switching `thing` off cuts, as a sentence for the question before it.
 
-    Empty for who may see neither everybody's connections nor `thing` as their own (decisions 7.10).
+    Empty for who may see neither everybody's connections nor `thing` as their own (decisions 7.10). Raises
+    NothingGoesThrough.
     """
     own = viewer.pk in (getattr(thing, "user_id", None), getattr(thing, "owner_id", None))
     if not own and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
@@ -63,7 +68,7 @@ def cuts(thing: models.Model, viewer: User) -> str:
 @singledispatch
 def _reached(thing: models.Model) -> tuple[Q, Q]:
     """Which connections, and which calls, go through `thing`."""
-    raise TypeError(f"{type(thing).__name__} has no switch.")
+    raise NothingGoesThrough(f"No call goes through a {type(thing).__name__}.")
 
 
 @_reached.register

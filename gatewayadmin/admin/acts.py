@@ -18,7 +18,7 @@ from django.urls import reverse
 from accounts.models.api_keys import AlreadyRevoked
 from accounts.rules import PeopleError
 from capabilities import Capability, CapabilityRequired
-from connections.impact import cuts
+from connections.impact import NothingGoesThrough, cuts
 from connections.models import ConnectionFault
 from gateways.models import GatewayError
 from hosts.models import HostError
@@ -118,7 +118,7 @@ class Act:
 def _cuts(thing: Any, viewer: Any) -> str:
     try:
         return cuts(thing, viewer)
-    except TypeError:  # No layer of a call, so nothing is counted for it.
+    except NothingGoesThrough:
         return ""
 
 

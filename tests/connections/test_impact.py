@@ -9,7 +9,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Call
 from capabilities import Capability
-from connections.impact import impact_of
+from connections.impact import NothingGoesThrough, impact_of
 from connections.models import AlreadyRevoked, Connection, StillEnabled
 from gateways.models import Assignment, IdentityScheme, Tool
 from gateways.models import StillEnabled as ServerStillEnabled
@@ -92,7 +92,7 @@ def test_a_shared_identity_carries_all_of_its_gateways() -> None:
 
 
 def test_a_thing_without_a_switch_is_refused() -> None:
-    with pytest.raises(TypeError, match="Role has no switch"):
+    with pytest.raises(NothingGoesThrough, match="a Role"):
         impact_of(make.role())
 
 
