@@ -99,6 +99,7 @@ class TokenPages(Governed):
         "status",
         "expires_at",
         "allowed_ips",
+        "calls_per_minute",
         "last_used_at",
         "last_used_ip",
         "rotated_at",

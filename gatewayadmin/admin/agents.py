@@ -61,6 +61,7 @@ class HostPages(Governed):
         "archived_at",
         "created_by",
         "created_at",
+        "updated_at",
     )
     readonly_fields = fields[3:]
 

@@ -159,6 +159,7 @@ class ApiKeyPages(Governed):
         "expires_at",
         "last_used_at",
         "revoked_at",
+        "revoked_by",
         "revoke_reason",
         "created_at",
     )
@@ -174,6 +175,10 @@ class WorkspacePages(Governed):
         "public_base_url",
         "new_app_policy",
         "allow_non_expiring_tokens",
+        "calls_per_minute",
+        "token_calls_per_minute",
+        "record_payloads",
+        "payload_limit_bytes",
         "log_retention_days",
         "oauth_access_token_seconds",
         "oauth_refresh_idle_days",

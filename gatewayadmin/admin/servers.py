@@ -113,6 +113,7 @@ class IdentityPages(Governed):
         "kind",
         "status",
         "enabled",
+        "disabled_by",
         "expires_at",
         "last_used_at",
         "last_error",

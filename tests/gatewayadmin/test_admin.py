@@ -37,7 +37,7 @@ pytestmark = pytest.mark.django_db
 OURS = ("accounts", "auditlog", "servers", "gateways", "hosts", "connections", "tokens", "oauth", "proxy")
 # Read on the page of what they belong to.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "oauth.attempt"}
-SECRET = re.compile(r"digest|ciphertext|password$|payload|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
+SECRET = re.compile(r"digest|ciphertext|password$|_payload$|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
 PLANTED = "planted-upstream-secret-0123456789"
 
 # Two of each are the session and its user, one the role's capabilities.
@@ -162,6 +162,34 @@ def test_no_page_is_made_of_a_secret() -> None:
         assert pages.fields or name in {"auditlog.call", "auditlog.event"}, name
         assert pages.list_filter or name in {"accounts.team", "accounts.workspacesettings"}, name
         assert pages.search_fields or name == "accounts.workspacesettings", name
+
+
+# What a page keeps to itself: secrets and what leads to them, messages of others, counters, and what it says otherwise.
+HIDDEN = {
+    "accounts.apikey": {"digest", "key_id"},
+    "accounts.role": {"permissions"},
+    "accounts.user": {"is_active", "notices_read_at", "password", "session_epoch"},
+    "gateways.tool": {"definition_hash", "input_schema"},
+    "hosts.host": {"dedupe_key", "enabled"},
+    "oauth.authorizerequest": {"application", "browser_digest", "host", "identities", "parameters"},
+    "oauth.binding": {"access_token", "code_digest", "grant", "refresh_token"},
+    "oauth.registration": {"application", "fingerprint"},
+    "proxy.ratecounter": {"taken"},
+    "proxy.session": {"client_capabilities", "digest"},
+    "proxy.streamevent": {"message"},
+    "servers.identity": {"generation", "key_id", "refresh_ciphertext", "secret_ciphertext", "secret_hint"},
+    "tokens.token": {"digest", "generation", "key_id", "scope_all"},
+}
+
+
+def test_a_page_shows_every_field_but_those_kept_back() -> None:
+    hidden = {}
+    for name, pages in registered().items():
+        opts = pages.model._meta
+        own = {field.name for field in (*opts.fields, *opts.many_to_many) if field.name != "id"}
+        hidden[name] = own - set(pages.fields or own)
+
+    assert {name: fields for name, fields in hidden.items() if fields} == HIDDEN
 
 
 def test_no_page_shows_a_secret(boss: Client) -> None:
