@@ -306,8 +306,8 @@ VERBS = [
     ),
     verb(
         "Server.edit",
-        page("/servers/docs/edit/", name="Other", url=NEW_SERVER, auth_type="bearer", timeout_seconds=9),
-        rest("PATCH /servers/docs", name="Other", url=NEW_SERVER, timeout_seconds=9),
+        page("/servers/{bare_slug}/edit/", name="Other", url=NEW_SERVER, auth_type="none", timeout_seconds=9),
+        rest("PATCH /servers/{bare_slug}", name="Other", url=NEW_SERVER, timeout_seconds=9),
     ),
     verb(
         "Server.disable",
