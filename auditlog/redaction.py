@@ -6,52 +6,26 @@ that the caller names. What is none of these cannot be told from any other word.
 
 from __future__ import annotations
 
-import base64
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
-from urllib.parse import quote
 
 import orjson
 
-HIDDEN = "[redacted]"
+from auditlog.known_secrets import KnownSecrets
+from auditlog.secret_texts import HIDDEN, is_measure, tells_of_secret, without_secrets
+
 CUT = "[cut]"
 
 LARGEST = 1024 * 1024  # A larger message is not even read for its record.
 DEEPEST = 40
-SPARE = 8192  # Read beyond the cut, so that a secret that straddles it is seen whole.
-SHORTEST = 4  # A shorter value would blot out ordinary words.
+SPARE = 4096  # Read beyond the cut, so that a secret that straddles it is seen whole.
+SHORT = 64  # Keys and short words come again and again.
+READ = 2  # Times the limit that is looked at, at most, however little of it is kept.
 
-_TELLING = (
-    r"authori[sz]ation|cookie|passw(?:or)?d|passwd|passphrase|pwd|secret|token|api[_\- ]?key|access[_\- ]?key|"
-    r"private[_\- ]?key|signing[_\- ]?key|encryption[_\- ]?key|credential|bearer|session[_\- ]?id|otp|"
-    r"client[_\- ]?assertion"
-)
-_telling = re.compile(_TELLING, re.IGNORECASE).search
-# Keys that tell of tokens as a measure.
-_measure = re.compile(r"tokens?$|token_?(?:count|limit)|progress_?token", re.IGNORECASE).search
-
-_SHAPES = (
-    r"\bgw[a-z]_[0-9A-Za-z]{8,}",
-    r"\b(?:Bearer|Basic|Digest)\s+[0-9A-Za-z._~+/=\-]{6,}",
-    r"\beyJ[0-9A-Za-z_\-]{6,}(?:\.[0-9A-Za-z_\-]*){0,4}",
-    r"\b(?:gh[a-z]_|github_pat_|glpat-|sk-|sk_|pk_live_|rk_live_|xox[a-z]-|xapp-|npm_|pypi-|hf_|dop_v1_|shpat_|SG\.)"
-    r"[0-9A-Za-z._\-]{8,}",
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}",
-    r"\bAIza[0-9A-Za-z_\-]{20,}",
-    r"\bya29\.[0-9A-Za-z_\-]{10,}",
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
-    r"(?<=://)[^/\s:@\"']*:[^/\s@\"']+(?=@)",
-)
-_FORMS = re.compile("|".join(_SHAPES), re.IGNORECASE)
-# A telling key inside a text: a header line, a query string, JSON within JSON.
-_LINE = re.compile(r"\b((?:proxy-)?authorization|(?:set-)?cookie)\b(\\*[\"']?\s*[:=]\s*)([^\r\n]+)", re.IGNORECASE)
-_PAIR = re.compile(
-    rf"((?:{_TELLING})[\w\-]{{0,40}})(\\*[\"']?\s*[:=]\s*)"
-    r"(?:(\\*\")((?:(?!\3)[\s\S])*)(?:\3|\Z)|(')([^']*)(?:'|\Z)|([^\s,;&\"'{}\[\]<>\\]+))",
-    re.IGNORECASE,
-)
+# `{"name": "DB_PASSWORD", "value": "x"}`: which members name another one, and which are named by it.
+_NAMING = frozenset({"name", "key", "id", "label", "field", "variable", "header"})
+_NAMED = frozenset({"value", "values", "val", "default", "data", "stringvalue", "string_value"})
 
 
 class Kept(NamedTuple):
@@ -67,7 +41,7 @@ def keep(message: bytes, limit: int, secrets: Iterable[str] = ()) -> Kept | None
         return None
     if len(message) > LARGEST:
         return Kept(orjson.dumps(f"{CUT} {len(message):,} bytes"), cut=True)
-    taken = _Taken(limit, _variants(secrets))
+    taken = _Taken(limit, KnownSecrets(secrets))
     text = orjson.dumps(taken.value(_read(message)))
     if len(text) <= limit:
         return Kept(text, taken.cut)
@@ -88,80 +62,102 @@ def _read(message: bytes) -> object:
     return message.decode(errors="replace")
 
 
-def _variants(secrets: Iterable[str]) -> list[str]:
-    """The ways in which each value may stand in a text, the longest first."""
-    found = set()
-    for secret in secrets:
-        if len(secret) >= SHORTEST:
-            encoded = base64.b64encode(secret.encode()).decode()
-            found |= {secret, quote(secret, safe=""), encoded, encoded.rstrip("=")}
-    return sorted(found, key=len, reverse=True)
-
-
 class _Taken:
     """Takes secrets out of a document, and no more of it than fits."""
 
-    def __init__(self, limit: int, secrets: Sequence[str]) -> None:
+    def __init__(self, limit: int, known: KnownSecrets) -> None:
         self._left = limit
+        self._unread = READ * limit + SPARE
         self._limit = limit
-        self._secret = re.compile("|".join(map(re.escape, secrets)), re.IGNORECASE) if secrets else None
+        self._known = known
+        self._told: dict[str, str] = {}
         self.cut = False
 
     def value(self, value: object, depth: int = 0) -> object:
         """The value as it may be kept."""
         if isinstance(value, str):
-            return self.text(value)
+            return self.text(value, depth)
         if not isinstance(value, dict | list):
             return self._scalar(value)
-        if depth == DEEPEST or self._left <= 0:
+        if depth >= DEEPEST or self._is_full:
             self.cut = True
             return CUT
         if isinstance(value, dict):
             return dict(self._members(value, depth))
         return list(self._elements(value, depth))
 
-    def text(self, text: str) -> str:
-        """The text without what has the form of a secret."""
-        part = text[: self._limit + SPARE]
-        if self._secret is not None:
-            part = self._secret.sub(HIDDEN, part)
-        part = _LINE.sub(rf"\1\2{HIDDEN}", _FORMS.sub(HIDDEN, part))
-        part = _PAIR.sub(_without_value, part)
-        if len(part) > self._limit or len(text) > self._limit + SPARE:
+    def text(self, text: str, depth: int = DEEPEST) -> str:
+        """The text without what has the form of a secret; what is JSON in it is looked at as such."""
+        text = text.replace("\0", "")
+        part = self._document(text, depth) if depth < DEEPEST and text.lstrip()[:1] in ("{", "[", '"') else None
+        if part is None:
+            read = text[: self._limit + SPARE]
+            self.cut = self.cut or len(read) < len(text)
+            self._unread -= len(read)
+            part = self._without_secrets(read)
+            self._left -= min(len(part), self._limit) + 3
+        if len(part) > self._limit:
             self.cut = True
             part = part[: self._limit] + CUT
-        self._left -= len(part) + 3
-        return part.encode("utf-8", "replace").decode().replace("\0", "")
+        return part.encode("utf-8", "replace").decode()
+
+    def _without_secrets(self, text: str) -> str:
+        if len(text) > SHORT:
+            return without_secrets(self._known.hide(text))
+        if text not in self._told:
+            self._told[text] = without_secrets(self._known.hide(text))
+        return self._told[text]
+
+    def _document(self, text: str, depth: int) -> str | None:
+        """JSON inside a text without its secrets. None when it is no JSON, or holds none: then it stays as it is."""
+        try:
+            inner = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        left, unread, cut = self._left, self._unread, self.cut
+        kept = self.value(inner, depth + 1)
+        if kept != inner:
+            return orjson.dumps(kept).decode()
+        self._left, self._unread, self.cut = left, unread, cut
+        return None
 
     def _scalar(self, value: object) -> object:
         self._left -= 6
-        if self._secret is not None and not isinstance(value, bool | None) and self._secret.search(str(value)):
+        if not isinstance(value, bool | None) and self._known and self._known.hide(text := str(value)) != text:
             return HIDDEN
         return str(value) if isinstance(value, int) and abs(value) >= 1 << 63 else value
 
     def _members(self, members: dict[str, object], depth: int) -> Iterator[tuple[str, object]]:
+        names_secret = any(
+            key.lower() in _NAMING and isinstance(name, str) and tells_of_secret(name) for key, name in members.items()
+        )
         for key, value in members.items():
-            if self._left <= 0:
+            if self._is_full:
                 self.cut = True
                 return
-            yield self.text(key), HIDDEN if _is_secret(key, value) else self.value(value, depth + 1)
+            is_secret = _is_secret(key, value) or (names_secret and key.lower() in _NAMED and _is_something(value))
+            yield self.text(key), HIDDEN if is_secret else self.value(value, depth + 1)
 
     def _elements(self, elements: list[object], depth: int) -> Iterator[object]:
+        option = False
         for element in elements:
-            if self._left <= 0:
+            if self._is_full:
                 self.cut = True
                 return
-            yield self.value(element, depth + 1)
+            yield HIDDEN if option else self.value(element, depth + 1)
+            # `["--password", "x"]`: a command line in pieces.
+            option = isinstance(element, str) and element[:1] == "-" and "=" not in element and tells_of_secret(element)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._left <= 0 or self._unread <= 0
 
 
 def _is_secret(key: str, value: object) -> bool:
-    if value is None or isinstance(value, bool) or value in ("", [], {}):
+    if not _is_something(value) or (isinstance(value, int | float) and is_measure(key)):
         return False
-    if isinstance(value, int | float) and _measure(key):
-        return False
-    return _telling(key) is not None
+    return tells_of_secret(key)
 
 
-def _without_value(match: re.Match[str]) -> str:
-    quotes = match[3] or match[5] or ""
-    return f"{match[1]}{match[2]}{quotes}{HIDDEN}{quotes}"
+def _is_something(value: object) -> bool:
+    return not (value is None or isinstance(value, bool) or value in ("", [], {}))
