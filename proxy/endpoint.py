@@ -133,6 +133,7 @@ class Endpoint:
     async def _known(self, request: Inbound, facts: Facts, refusal: Response | None) -> None:
         stream = None
         if refusal is None:
+            request.admitted = True
             if b"traceparent" in request.headers:
                 trace.carry(request.headers)
             self._marks.used(facts, request.row.client_ip, request.arrived)
@@ -173,8 +174,8 @@ class Endpoint:
         row.response_bytes = len(response.body)
         took = time.perf_counter() - request.began
         row.duration_ms = took * 1000
-        if request.facts is not None and request.facts.recorded is not None:
-            self._recorder.note(request, response, request.facts.recorded)
+        if request.admitted and request.facts is not None and request.facts.recorded is not None:
+            await self._recorder.note(request, response, request.facts.recorded)
         try:
             await self._writer.commit(row)
         except NotRecorded:

@@ -39,6 +39,7 @@ class Inbound:
 
     __slots__ = (
         "accepted",
+        "admitted",
         "arrived",
         "began",
         "body",
@@ -75,6 +76,8 @@ class Inbound:
         # The browser's origin, once it has been admitted.
         self.origin: str | None = None
         self.facts: Facts | None = None
+        # Whether the call was let through, whatever was wrong with it then.
+        self.admitted = False
         self.accepted = Accepted(json=True, stream=False)
 
     def header(self, name: bytes) -> str:

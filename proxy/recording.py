@@ -1,10 +1,16 @@
 """What a call carried, for its row in the log: only where the workspace records it, and never its secrets."""
 
+import asyncio
+from base64 import b64decode
+from collections.abc import Sequence
+
 from auditlog.redaction import Kept, keep
 from proxy.identity import IdentityUnreadable, target
 from proxy.inbound import Inbound
 from proxy.outbound import Response
 from servers.crypto import Cipher
+
+AT_ONCE = 4096  # Bytes that are looked at between two other calls; more of them in a thread.
 
 
 class Recorder:
@@ -13,10 +19,13 @@ class Recorder:
     def __init__(self, cipher: Cipher) -> None:
         self._cipher = cipher
 
-    def note(self, request: Inbound, response: Response, limit: int) -> None:
+    async def note(self, request: Inbound, response: Response, limit: int) -> None:
         """Keep `limit` bytes of what the client sent, and as many of what it gets."""
-        secrets = self._secrets(request)
-        sent, answered = keep(request.body, limit, secrets), keep(response.body, limit, secrets)
+        bodies, secrets = (request.body, response.body), self._secrets(request)
+        if sum(map(len, bodies)) <= AT_ONCE:
+            sent, answered = _kept(bodies, limit, secrets)
+        else:
+            sent, answered = await asyncio.to_thread(_kept, bodies, limit, secrets)
         cut = any(kept is not None and kept.cut for kept in (sent, answered))
         request.row.carry(_json(sent), _json(answered), cut=cut)
 
@@ -30,9 +39,25 @@ class Recorder:
             except IdentityUnreadable:
                 continue
             if credential is not None:
-                scheme, _, value = credential[1].rpartition(" ")
-                secrets += [value, credential[1]] if scheme else [value]
+                secrets += parts_of(credential[1])
         return secrets
+
+
+def parts_of(sent: str) -> list[str]:
+    """A credential as it is sent, without its scheme, and the password in it."""
+    scheme, _, value = sent.rpartition(" ")
+    parts = [value, sent] if scheme else [value]
+    if scheme.lower() != "basic":
+        return parts
+    try:
+        login = b64decode(value).decode(errors="replace")
+    except ValueError:  # Whatever an operator calls so.
+        return parts
+    return [*parts, login, login.partition(":")[2]]
+
+
+def _kept(bodies: Sequence[bytes], limit: int, secrets: list[str]) -> list[Kept | None]:
+    return [keep(body, limit, secrets) for body in bodies]
 
 
 def _json(kept: Kept | None) -> bytes | None:

@@ -13,11 +13,13 @@ from accounts.models import WorkspaceSettings
 from auditlog.detail import Detail
 from auditlog.models import Call
 from capabilities import Capability
+from proxy.recording import AT_ONCE, parts_of
 from servers.models import AuthType
 from tests import make
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy
 from tests.proxy.scripted import Request, calling
+from tokens.models import Token
 
 PASSWORD = "Tr0ub4dor-und-drei"
 IDENTITY = "upstream-8f3kQz71-credential"
@@ -117,6 +119,34 @@ def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:
         agent.call("docs__it", {"city": "Lisbon"})
 
     assert [call.is_recorded for call in Call.objects.order_by("pk")] == [False, True, False]
+
+
+@pytest.mark.parametrize("sent", [f"Basic {b64encode(f'ana:{IDENTITY}'.encode()).decode()}", "Basic of-no-form", "x"])
+def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
+    parts = parts_of(sent)
+
+    assert sent in parts
+    assert (IDENTITY in parts) == sent.startswith("Basic YW5h")
+
+
+def test_a_large_payload_is_looked_at_beside_other_calls(agent: Agent) -> None:
+    WorkspaceSettings.edit(by=None, record_payloads=True)
+
+    agent.call("docs__it", {"text": f"{'x ' * AT_ONCE} password: {PASSWORD}"})
+
+    assert Call.objects.get().is_recorded
+    assert PASSWORD not in database()
+
+
+def test_what_a_refused_call_carried_is_not_kept(agent: Agent) -> None:
+    WorkspaceSettings.edit(by=None, record_payloads=True)
+    Token.objects.get().revoke(by=None)
+
+    answer = agent.call("docs__it", {"city": "Lisbon"})
+
+    call = Call.objects.get()
+    assert (answer.status_code, call.outcome, call.is_recorded) == (401, "unauthorized", False)
+    assert "Lisbon" not in database()
 
 
 def test_the_database_says_when_it_took_a_row(agent: Agent) -> None:
