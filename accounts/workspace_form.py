@@ -63,7 +63,7 @@ class WorkspaceForm(forms.Form):
         label="Largest payload recorded",
         min_value=LEAST_PAYLOAD,
         max_value=MOST_PAYLOAD,
-        help_text="Bytes, from 256 to 1,048,576; what is longer is cut there.",
+        help_text="Bytes, from 256 to 65,536; what is longer is cut there.",
     )
     calls_per_minute = LimitField(
         "Calls a minute, all together",

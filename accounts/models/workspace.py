@@ -8,7 +8,7 @@ from django.db.models import Q
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 
-LEAST_PAYLOAD, MOST_PAYLOAD = 256, 1024 * 1024  # Bytes of a message that may be recorded, at least and at most.
+LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # Bytes of a message that may be recorded, at least and at most.
 
 
 class NewAppPolicy(models.TextChoices):

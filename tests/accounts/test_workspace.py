@@ -114,7 +114,7 @@ def test_tokens_without_expiry_can_be_had_once_allowed(keeper: User, sign_in: Si
         ({"log_retention_days": "ninety"}, "Enter a whole number."),
         ({"log_retention_days": "9" * 5000}, "Enter a whole number."),
         ({"payload_limit_bytes": "255"}, "greater than or equal to 256"),
-        ({"payload_limit_bytes": "1048577"}, "less than or equal to 1048576"),
+        ({"payload_limit_bytes": "65537"}, "less than or equal to 65536"),
         ({"calls_per_minute": "0"}, "greater than or equal to 1"),
         ({"token_calls_per_minute": "1000001"}, "less than or equal to 1000000"),
         ({"name": "a\x00b"}, "Null characters are not allowed."),
