@@ -18,6 +18,7 @@ from tests.accounts.again import confirmed
 from tests.rest import Rest, problem, results
 from tokens import api_keys
 from tokens.api_keys import BadDays, KeyNameTaken, NoCapability, TooManyKeys
+from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
 
@@ -82,12 +83,36 @@ def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
     assert "through" not in Event.objects.filter(action="host.created").latest("id").changes
 
 
-def test_a_key_hands_out_no_more_than_it_has() -> None:
-    boss = make.user(*Capability)
-    rest = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE).secret)
+def test_a_key_lets_nobody_in_and_grants_nothing() -> None:
+    """What it made would go on when the key has ended; it may still shut people out."""
+    boss, bo = make.user(*Capability), make.user()
+    rest = Rest.bearing(make.api_key(boss, *Capability).secret)
+    role, refused = f"/roles/{boss.role_id}", (403, "key_not_accepted")
 
-    assert problem(rest.post("/roles", {"name": "r", "capabilities": ["logs:read"]})) == (403, "beyond_yours")
-    assert problem(rest.patch(f"/users/{boss.pk}", {"email": "other@example.com"})) == (403, "beyond_yours")
+    assert problem(rest.post("/users", {"email": "x@example.com", "role_id": str(boss.role_id)})) == refused
+    assert problem(rest.patch(f"/users/{bo.pk}", {"role_id": str(boss.role_id)})) == refused
+    assert problem(rest.patch(f"/users/{bo.pk}", {"email": "x@example.com"})) == refused
+    assert problem(rest.post("/roles", {"name": "r", "capabilities": ["logs:read"]})) == refused
+    assert problem(rest.patch(role, {"capabilities": []})) == refused
+    assert rest.post(f"/users/{bo.pk}/deactivate").status_code == 200
+    assert problem(rest.post(f"/users/{bo.pk}/reactivate")) == refused
+    assert not User.objects.filter(email="x@example.com").exists()
+
+
+def test_what_a_key_made_is_told_with_it_and_outlives_it() -> None:
+    """As docs/threat-model.md says."""
+    boss = make.user(*Capability)
+    host, gateway = make.agent(by=boss), make.gateway()
+    key, secret = make.api_key(boss, Capability.API_TOKENS_MANAGE)
+    wanted = {"host_id": str(host.pk), "gateway_id": str(gateway.pk), "name": "t", "expires_in_days": 30}
+    made = Rest.bearing(secret).post("/tokens", wanted)
+    assert made.status_code == 201, made.json()
+
+    key.revoke(by=boss)
+
+    assert Token.objects.get(pk=made.json()["id"]).status == "active"
+    [event] = results(Rest.of(boss).get(f"/admin-events?actor={boss.email}&action=token.issued"))
+    assert event["changes"]["through"] == f"API key {key.name} ({key.prefix})"
 
 
 def test_a_key_does_not_renew_its_owners_own_tokens(eve: User) -> None:
