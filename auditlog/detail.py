@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from auditlog.models import Call, Outcome
 from auditlog.reasons import Reason, Step, reason_of
+from auditlog.writer import PATIENCE
 
-LONGEST_WAIT = 10_000.0  # Milliseconds; the writer gives up then.
 OWN_ANSWERS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
 
 
@@ -72,7 +72,7 @@ class Detail:
         if self.call.recorded_at is None:
             return None
         waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms
-        return waited if 0 <= waited <= LONGEST_WAIT else None
+        return waited if 0 <= waited <= PATIENCE * 1000 else None
 
     @property
     def checks(self) -> list[Check]:

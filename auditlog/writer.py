@@ -16,6 +16,7 @@ from auditlog.lane import Lane, Rejected, Unobtainable
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 10.0  # Seconds; then the caller is told that the call could not be recorded.
 BATCH_ROWS = 500
 LANES = 2  # While one waits for the disk, the other is filled.
 SETUP = (
@@ -160,7 +161,7 @@ class CallWriter:
     """Commits rows; `observe` is told the size of each batch."""
 
     def __init__(self, conninfo: str, *, observe: Callable[[int], None] = lambda _: None) -> None:
-        self._lanes = [Lane(conninfo, SETUP, timeout=10) for _ in range(LANES)]
+        self._lanes = [Lane(conninfo, SETUP, timeout=PATIENCE) for _ in range(LANES)]
         self._observe = observe
         self._batches = Batches[bytes, None](
             "call log",

@@ -11,6 +11,7 @@ from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
+from auditlog.search import Counted
 from capabilities import Capability, signed_in
 from connections.models import Connection
 from connections.rows import Row
@@ -20,7 +21,7 @@ from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Kind, Token
 from tokens.notices import notices
-from tokens.rows import needing
+from tokens.rows import SOON, needing
 from ui.pages import AppRequest, show
 
 SHOWN = 8
@@ -60,11 +61,16 @@ def _numbers(user: User) -> dict[str, Any]:
         rows = Connection.objects.live()
         told["connections"] = rows.aggregate(all=Count("pk"), active=Count("pk", filter=Q(enabled=True)))
     if user.has_perm(Capability.API_TOKENS_MANAGE):
-        told["expiring"] = list(
+        found = list(
             Token.objects.filter(needing("expiring"), kind=Kind.ACCESS)
             .select_related("connection__host")
-            .order_by("expires_at", "pk")[:SHOWN]
+            .order_by("expires_at", "pk")[: SHOWN + 1]
         )
+        told |= {
+            "expiring": found[:SHOWN],
+            "expiring_count": Counted(min(len(found), SHOWN), len(found) <= SHOWN),
+            "soon": SOON,
+        }
     if user.has_perm(Capability.LOGS_READ):
         told["traffic"] = traffic()
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):

@@ -18,6 +18,7 @@ import httpx
 from oauth.described import BadMetadata, read
 from servers.deadline import Deadline
 from servers.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
+from servers.product import NAME
 
 SECONDS = 5.0
 AT_ONCE = 2  # In one process: a flood of slow documents must not fill it with waiting threads.
@@ -28,7 +29,7 @@ FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
 PUBLIC = Guard()
 
 HEADERS = {
-    "User-Agent": "gateway-admin",
+    "User-Agent": NAME,
     "Accept": "application/json, application/*+json",
     "Accept-Encoding": "identity",  # A small answer must not unpack into a large one.
 }

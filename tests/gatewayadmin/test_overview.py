@@ -10,6 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from auditlog.models import Call, Outcome
 from capabilities import Capability
+from gatewayadmin.overview import SHOWN
 from servers.models import Health
 from tests import make
 from tests.conftest import SignIn
@@ -130,6 +131,20 @@ def test_tokens_that_end_within_a_week_are_listed(ana: User, sign_in: SignIn) ->
 
     assert "ends-soon" in expiring
     assert "ends-late" not in expiring
+
+
+@pytest.mark.parametrize(("tokens", "told"), [(SHOWN, f">{SHOWN}<"), (SHOWN + 1, f">{SHOWN}+<")])
+def test_more_expiring_tokens_than_are_listed_are_said_to_be_more(
+    tokens: int, told: str, ana: User, sign_in: SignIn
+) -> None:
+    connection = make.connection(make.agent(by=ana), make.gateway(), ana)
+    for number in range(tokens):
+        make.token(connection, name=f"soon-{number}", expires_in_days=7)
+
+    tile = text(sign_in(ana).get("/")).split("Tokens expiring</span>")[1].split("</a>")[0]
+
+    assert told in tile
+    assert "in 7 days" in tile
 
 
 def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> None:
