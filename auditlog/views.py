@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.http import Http404, HttpResponse, HttpResponseBadRequest
 from django.shortcuts import render
 from django.urls import reverse
@@ -17,10 +18,10 @@ from auditlog.detail import Detail
 from auditlog.export import CALL_COLUMNS, TYPES, download, export
 from auditlog.filters import CallFilter
 from auditlog.histogram import histogram
-from auditlog.keyset import Cursor, Page
+from auditlog.keyset import NEWER, OLDER, Cursor, Page
 from auditlog.models import Call, Event
 from auditlog.replay import curl, payloads
-from auditlog.search import Found
+from auditlog.search import COUNTED, Found
 from capabilities import Capability, requires
 from capabilities.doors import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show, wants_fragment
@@ -58,15 +59,18 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
     except (Call.DoesNotExist, ValueError, OverflowError) as missing:
         raise Http404 from missing
     sees_payload = request.user.has_perm(Capability.LOGS_PAYLOADS)
+    chosen = CallFilter(request.GET)
     context = {
         "call": found,
+        "link": settings.PUBLIC_URL + reverse("auditlog:call", args=[uid]),
+        "newer": _neighbour(found, chosen, NEWER),
+        "older": _neighbour(found, chosen, OLDER),
         "detail": Detail(found),
         "curl": curl(found, payload=sees_payload),
         "payloads": payloads(found) if sees_payload else [],
         "same_request": _same_request(found),
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
-    chosen = CallFilter(request.GET)
     if is_for(request, "drawer"):
         return render(request, "auditlog/drawer.html", {**context, "query": chosen.query})
     return render(request, "auditlog/calls.html", {**_listed(request, chosen, BESIDE), **context})
@@ -81,7 +85,7 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
     if name not in facets.COUNTED_BY or chosen.error:
         raise Http404
     found = facets.values(chosen.search(apart_from=name), name)
-    context: dict[str, Any] = {"facet": chosen.facet(name), "found": found}
+    context: dict[str, Any] = {"facet": chosen.facet(name), "found": found, "newest": f"{COUNTED:,}"}
     context["links"] = [(chosen.without(name, **{name: one.value}), one) for one in found.values]
     known = {one.value for one in found.values}
     context["left"] = [choice for choice in context["facet"].choices if choice[0] not in known]
@@ -151,6 +155,14 @@ def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SI
         "shown": len(found.page.rows),
         "list_url": request.path if chosen.scope else reverse("auditlog:calls"),
     }
+
+
+def _neighbour(found: Call, chosen: CallFilter, way: str) -> Call | None:
+    """The next call on one side, of those the list beside it holds."""
+    if chosen.error:
+        return None
+    rows = chosen.search().page(Cursor(way, found.created_at, found.pk), 1).page.rows
+    return next(iter(rows), None)
 
 
 def _same_request(found: Call) -> int:

@@ -143,6 +143,10 @@ document.addEventListener("keydown", (event) => {
   if (palette || search) event.preventDefault();
   palette ? palette.showModal() : search && search.focus();
 });
+// The row that is open beside the list is marked, however one came to it.
+document.addEventListener("htmx:pushedIntoHistory", () => {
+  for (const link of all("tbody .row-link")) link.closest("tr").ariaSelected = link.pathname === location.pathname ? "true" : null;
+});
 // A switch shows the state the server knows: what was not swapped springs back. A dialog closes when its act is done.
 document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, requestConfig } }) => {
   if (elt.matches("[role=switch]")) elt.checked = elt.defaultChecked;

@@ -1,5 +1,6 @@
 """Logs: the list with its filters and pages, and the page of one call (requirements 5.9)."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -10,10 +11,11 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
 from auditlog.filters import PAGE_SIZE
-from auditlog.models import Outcome
+from auditlog.models import Call, Outcome
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
+from tests.workspace import ROOT
 
 pytestmark = pytest.mark.django_db
 
@@ -316,7 +318,7 @@ def test_the_summary_tells_everything_that_was_recorded(ana: User, sign_in: Sign
         "curl/8.4",
         "812 B in, 14.2 KB out",
         str(call.correlation_id),
-        "Payload recording is off.",
+        "Nothing was recorded of this call.",
     ):
         assert words in page
 
@@ -337,6 +339,44 @@ def test_links_lead_only_where_the_viewer_may_go(ana: User, sign_in: SignIn) -> 
         assert f'href="{link}"' in everything
         assert link not in little
     assert f'href="/gateways/find/{ids["gateway_id"]}/"' in everything
+
+
+def test_arrows_lead_to_the_neighbours_in_the_list(ana: User, sign_in: SignIn) -> None:
+    oldest, _, middle, newest = (
+        make.call(at=ago(minutes=minutes), outcome=outcome)
+        for minutes, outcome in ((9, "denied"), (8, "ok"), (7, "denied"), (6, "denied"))
+    )
+    client = sign_in(ana)
+
+    def arrows(call: Call) -> tuple[Call | None, Call | None]:
+        context = client.get(f"/logs/{call.uid}/?q=denied", headers=DRAWER).context
+        return context["newer"], context["older"]
+
+    assert arrows(newest) == (None, middle)
+    assert arrows(middle) == (newest, oldest)
+    assert arrows(oldest) == (middle, None)
+    assert f'href="/logs/{newest.uid}/?q=denied"' in text(client.get(f"/logs/{middle.uid}/?q=denied", headers=DRAWER))
+
+
+def test_a_call_has_a_link_to_pass_on(ana: User, sign_in: SignIn, settings: Any) -> None:
+    settings.PUBLIC_URL = "https://gateway.example.com"
+    call = make.call()
+
+    page = text(sign_in(ana).get(f"/logs/{call.uid}/?q=ok", headers=DRAWER))
+
+    assert f">https://gateway.example.com/logs/{call.uid}/</code>" in page
+
+
+def test_cards_say_the_titles_of_their_columns(ana: User, sign_in: SignIn) -> None:
+    make.call()
+    titles = re.findall(r"<th scope=\"col\"[^>]*>([^<]+)</th>", text(sign_in(ana).get("/logs/")))
+    style = (ROOT / "static/gateway/app.css").read_text()
+    rule = style.partition("[data-calls] td {")[2].partition("\n  }")[0]
+
+    labels = dict(re.findall(r"nth-child\((\d+)\) \{ --label: \"([^\"]+)\"", rule))
+
+    # The first cell is the header of its row and needs no label.
+    assert labels == {str(number): title for number, title in enumerate(titles, 1) if number > 1}
 
 
 def test_calls_of_the_same_request_are_counted(ana: User, sign_in: SignIn) -> None:
