@@ -15,6 +15,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
+from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason
 from gateways.models import Assignment
 from tokens import secret as text
@@ -259,7 +260,8 @@ class Token(models.Model):
     def edit(self, *, by: User, **fields: Any) -> None:
         """Change `name`, `expires_in_days` (from now, R3.25), `allowed_ips` or `calls_per_minute`, whichever are given.
 
-        Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress.
+        Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress, and CapabilityRequired when an owner who
+        does not manage tokens would loosen the limit.
         """
         wanted: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
         if "expires_in_days" in fields:
@@ -273,6 +275,9 @@ class Token(models.Model):
             row.must_be_active()
             if "name" in wanted:
                 row.must_be_free(wanted["name"])
+            loosens = "calls_per_minute" in wanted and row.is_loosened_by(wanted["calls_per_minute"])
+            if loosens and not by.has_perm(Capability.API_TOKENS_MANAGE):
+                raise CapabilityRequired(Capability.API_TOKENS_MANAGE)
             changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in wanted.items() if getattr(row, n) != v}
             for name, value in wanted.items():
                 setattr(self, name, value)
@@ -327,6 +332,12 @@ class Token(models.Model):
             raise AlreadyRevoked(AlreadyRevoked.__doc__)
         if self.status == "expired":
             raise Expired(Expired.__doc__)
+
+    def is_loosened_by(self, calls_per_minute: int | None) -> bool:
+        """Whether this limit would allow more calls than the present one."""
+        if self.calls_per_minute is None:
+            return False
+        return calls_per_minute is None or calls_per_minute > self.calls_per_minute
 
     def must_be_free(self, name: str) -> None:
         """Raise NameTaken when a sibling has this name."""

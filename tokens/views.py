@@ -122,6 +122,8 @@ def _edited(form: EditForm, by: User) -> bool:
         form.token.edit(**form.changes(), by=by)
     except NameTaken as error:
         form.add_error("name", str(error))
+    except CapabilityRequired as error:
+        form.add_error("calls_per_minute", f"Only who holds “{error.capability.label}” raises or lifts a limit.")
     except BadLifetime as error:
         form.add_error("expires_in_days", str(error))
     except (AlreadyRevoked, Expired) as error:

@@ -305,6 +305,21 @@ def test_a_limit_is_set_and_taken_off(ana: User, bot: Host, work: Gateway) -> No
         assert set(errors(rest.patch(path, {"calls_per_minute": wrong}))) == {"calls_per_minute"}
 
 
+def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, link: Connection) -> None:
+    """R3.13 leaves what one has to its owner; how much of it there is, is for who manages tokens."""
+    token = make.token(make.connection(link.host, link.gateway, ann), calls_per_minute=600).token
+    own, path = Rest.of(ann), f"/tokens/{token.pk}"
+
+    for looser in (601, None):
+        refused = own.patch(path, {"name": "renamed", "calls_per_minute": looser})
+        assert problem(refused) == (403, "capability_required")
+        assert refused.json()["capability"] == "api-tokens:manage"
+    assert Token.objects.get(pk=token.pk).name == token.name
+    assert own.patch(path, {"calls_per_minute": 600}).status_code == 200
+    assert own.patch(path, {"calls_per_minute": 60}).json()["calls_per_minute"] == 60
+    assert Rest.of(ana).patch(path, {"calls_per_minute": None}).json()["calls_per_minute"] is None
+
+
 def test_three_things_may_change(ann: User, link: Connection) -> None:
     """X30, R3.25; an owner needs no capability (R3.13)."""
     token = make.token(make.connection(link.host, link.gateway, ann), expires_in_days=90).token

@@ -86,6 +86,21 @@ def test_a_limit_is_set_and_taken_off(ana: User, sign_in: SignIn) -> None:
     assert token.calls_per_minute is None
 
 
+def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ann: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ann), name="ci", calls_per_minute=600).token
+    client = sign_in(ann)
+
+    for looser in ("601", ""):
+        refused = client.post(path(token), KEPT | {"calls_per_minute": looser})
+        assert refused.status_code == 422
+        assert "Only who holds “Create and manage API tokens” raises or lifts a limit." in text(refused)
+    client.post(path(token), KEPT | {"name": "kept", "calls_per_minute": "600"})
+    client.post(path(token), KEPT | {"calls_per_minute": "60"})
+
+    token.refresh_from_db()
+    assert (token.name, token.calls_per_minute) == ("ci", 60)
+
+
 def test_an_empty_allowlist_means_anywhere(ana: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ana), name="ci", allowed_ips=["10.0.0.1"]).token
 
