@@ -15,7 +15,6 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
-from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason
 from gateways.models import Assignment
 from tokens import secret as text
