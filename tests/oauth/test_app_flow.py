@@ -24,21 +24,6 @@ from tokens.models import Token
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def member() -> User:
-    return make.user(Capability.OAUTH_CONNECT)
-
-
-@pytest.fixture
-def gateway() -> Gateway:
-    return make.gateway(make.server(), name="Quickstart")
-
-
-@pytest.fixture
-def app() -> App:
-    return App(register().json()["client_id"])
-
-
 def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, member: User, gateway: Gateway) -> None:
     """J6.2-J6.4, M01, M02, M04, W04, W09, W26."""
     answer = decide(browser(member), app.question(gateway))

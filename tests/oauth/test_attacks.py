@@ -20,21 +20,6 @@ from tokens.models import Token
 WEB = "https://app.example.com/callback"
 
 
-@pytest.fixture
-def member(db: None) -> User:
-    return make.user(Capability.OAUTH_CONNECT)
-
-
-@pytest.fixture
-def gateway(db: None) -> Gateway:
-    return make.gateway()
-
-
-@pytest.fixture
-def app(db: None) -> App:
-    return App(register().json()["client_id"])
-
-
 def consent_page(client: Client, app: App, gateway: Gateway) -> str:
     """The address where Allow and Deny are."""
     begun = client.get(app.question(gateway))["Location"]

@@ -8,32 +8,15 @@ from django.utils import timezone
 from oauth2_provider.models import AccessToken, Application, Grant, RefreshToken
 
 from accounts.models import User
-from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway
 from oauth import purge
 from oauth.models import Binding, Registration
-from tests import make
 from tests.oauth.apps import App, browser, connect, decide, register
 
 pytestmark = pytest.mark.django_db
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
-
-@pytest.fixture
-def member() -> User:
-    return make.user(Capability.OAUTH_CONNECT)
-
-
-@pytest.fixture
-def gateway() -> Gateway:
-    return make.gateway()
-
-
-@pytest.fixture
-def app() -> App:
-    return App(register().json()["client_id"])
 
 
 def after(age: timedelta) -> datetime:

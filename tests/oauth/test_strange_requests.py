@@ -6,29 +6,12 @@ import pytest
 from django.test import Client
 
 from accounts.models import User
-from capabilities import Capability
 from gateways.models import Gateway
-from tests import make
-from tests.oauth.apps import App, browser, register
+from tests.oauth.apps import App, browser
 
 pytestmark = pytest.mark.django_db
 
 STRANGE = ["a\x00b", "%00", "x" * 5000, "é\u202e["]
-
-
-@pytest.fixture
-def member() -> User:
-    return make.user(Capability.OAUTH_CONNECT)
-
-
-@pytest.fixture
-def gateway() -> Gateway:
-    return make.gateway()
-
-
-@pytest.fixture
-def app() -> App:
-    return App(register().json()["client_id"])
 
 
 @pytest.mark.parametrize("text", STRANGE)
