@@ -7,10 +7,11 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 from allauth.account.internal.flows.reauthentication import reauthenticate_by_password
+from allauth.core import ratelimit
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import SimpleRateThrottle
+from rest_framework.throttling import BaseThrottle
 
 from accounts.sign_in import AgainForm
 from capabilities.rest import Rule
@@ -23,13 +24,18 @@ class Confirmation(Body):
     password = serializers.CharField(trim_whitespace=False, max_length=4096)
 
 
-class GuessLimit(SimpleRateThrottle):
-    """Passwords are typed ten times a minute at most, as on the page."""
+class GuessLimit(BaseThrottle):
+    """Passwords are typed ten times a minute at most, here and on the page together.
 
-    rate = "10/m"
+    Counted as the page counts, one after the other: guesses that are sent at once are counted too.
+    """
 
-    def get_cache_key(self, request: Request, view: Any) -> str:
-        return f"confirm:{request.user.pk}"
+    def allow_request(self, request: Request, view: Any) -> bool:
+        return bool(ratelimit.consume(request, action="reauthenticate", user=request.user))
+
+    def wait(self) -> float:
+        """A minute at most; which guess is forgotten first is not told."""
+        return 60
 
 
 class Confirm(Resource):

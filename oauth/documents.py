@@ -46,6 +46,13 @@ class Unreadable(Exception):
     """The app's description of itself cannot be used; the message says why."""
 
 
+class TooSlow(Unreadable):
+    """The description took too long to arrive."""
+
+    def __init__(self) -> None:
+        super().__init__("The app's description took too long to arrive.")
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """What an app says of itself, and for how long that may be believed unasked."""
@@ -72,7 +79,7 @@ def check(client_id: str) -> None:
 
 
 def fetch(url: str, *, guard: Guard = PUBLIC, seconds: float = SECONDS) -> Document:
-    """The document at `url`, in `seconds` all in all, waiting for others included. Raises Unreadable."""
+    """The document at `url`, in `seconds` all in all, waiting for others included. Raises Unreadable, or TooSlow."""
     deadline = Deadline()
     deadline.set(seconds)
     # In a thread of its own, since looking a name up cannot be cut short; few of them, so that they stay few.
@@ -80,7 +87,7 @@ def fetch(url: str, *, guard: Guard = PUBLIC, seconds: float = SECONDS) -> Docum
     try:
         return reading.result(seconds)
     except TimeoutError:
-        raise Unreadable("The app's description took too long to arrive.") from None
+        raise TooSlow from None
     finally:
         reading.cancel()
 
@@ -98,7 +105,7 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
     except AddressRefused:
         raise Unreadable("The app's client_id leads to a private or reserved address.") from None
     except httpx.TimeoutException:
-        raise Unreadable("The app's description took too long to arrive.") from None
+        raise TooSlow from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError):
         raise Unreadable("The app's description cannot be reached.") from None
     except BadMetadata:

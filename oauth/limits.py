@@ -1,4 +1,4 @@
-"""How often one address may ask in a minute; beyond it the answer is 429, and nothing is ever locked."""
+"""How often one address or one person may ask in a minute; beyond it the answer is 429, and nothing is ever locked."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from oauth2_provider.models import Application
 
+from accounts.models import User
 from oauth.models import Attempt
 
-A_MINUTE = {"register": 60, "document": 10, "token": 30}
+A_MINUTE = {"register": 60, "document": 10, "token": 30, "tokens": 300}
+OF_ONE_PERSON = {"document": 5}
 
 
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
     """Whether this address may do `action` once more; `of` counts, say, each client by itself."""
-    key = f"{action} {_place(request)} {of}"
-    return Attempt.objects.note(hashlib.sha256(key.encode()).hexdigest()) <= A_MINUTE[action]
+    return _count(f"{action} {_place(request)} {of}") <= A_MINUTE[action]
+
+
+def allows_person(user: User, action: str) -> bool:
+    """Whether this person may do `action` once more, from wherever they do it."""
+    return _count(f"{action} of {user.pk}") <= OF_ONE_PERSON[action]
+
+
+def _count(what: str) -> int:
+    return Attempt.objects.note(hashlib.sha256(what.encode()).hexdigest())
 
 
 def too_many(sentence: str) -> HttpResponse:
@@ -33,13 +43,18 @@ def too_many(sentence: str) -> HttpResponse:
 
 
 def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Limit how often one client asks for tokens from one address."""
+    """Limit how often one client asks for tokens from one address, and how often all clients there do together.
+
+    Anybody may register clients, so a limit for each alone would be none.
+    """
 
     @wraps(view)
     def limited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if allows(request, "token", of=_client(request)):
-            return view(request, *args, **kwargs)
-        return too_many("Too many token requests of this client from your address.")
+        if not allows(request, "tokens"):
+            return too_many("Too many token requests from your address.")
+        if not allows(request, "token", of=_client(request)):
+            return too_many("Too many token requests of this client from your address.")
+        return view(request, *args, **kwargs)
 
     return limited
 

@@ -16,7 +16,7 @@ from oauth2_provider.models import Application
 
 from oauth import limits
 from oauth.described import BadMetadata, accepted, details
-from oauth.documents import Document, Unreadable, check, fetch, is_address
+from oauth.documents import Document, TooSlow, Unreadable, check, fetch, is_address
 from oauth.models import Registration
 from oauth.registration import fingerprint
 from ui.pages import AppRequest
@@ -64,18 +64,25 @@ def _is_stale(application: Application) -> bool:
 
 
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
-    """The document; after a failure the same words for a minute, and nobody is asked."""
+    """The document; after a failure the same words for a minute, and nobody is asked.
+
+    Unless it took too long, which may be because others keep the readers busy: that says nothing about this app.
+    """
     if not settings.CLIENT_DOCUMENTS:
         raise Unreadable("This gateway reads no descriptions of apps. Have the app register itself.")
     refused = f"client-document:{hashlib.sha256(client_id.encode()).hexdigest()}"
     if why := cache.get(refused):
         raise Unreadable(why)
+    if not limits.allows_person(request.user, "document"):
+        raise Unreadable("You have connected too many new apps. Wait a minute.")
     if not limits.allows(request, "document"):
         raise Unreadable("Too many new apps from your address. Wait a minute.")
     try:
         _give_connection_back()
         document = fetch(client_id)
         _judge(client_id, document.said)
+    except TooSlow:
+        raise
     except Unreadable as unreadable:
         cache.set(refused, str(unreadable), AGAIN_AFTER_S)
         raise

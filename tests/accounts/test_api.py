@@ -1,9 +1,12 @@
 """/api/users, roles, teams, capabilities, workspace and me (requirements 6.8)."""
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from django.core import mail
+from django.db import connection
 
 from accounts.models import Role, Team, User, WorkspaceSettings
 from accounts.password_again import RecentPassword
@@ -75,6 +78,25 @@ def test_guessing_passwords_is_slowed_down(boss: User) -> None:
 
     assert [answer.status_code for answer in answers] == [400] * 10 + [429]
     assert 0 < int(answers[-1]["Retry-After"]) <= 60
+
+
+@pytest.mark.django_db(transaction=True)
+def test_guesses_sent_at_once_are_counted_too(boss: User) -> None:
+    cookies = Rest.of(boss, confirmed=False).client.cookies
+
+    def guess(_: int) -> int:
+        rest = Rest()
+        rest.client.cookies = cookies
+        try:
+            return int(rest.post("/me/confirm", {"password": "guess"}).status_code)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = Counter(pool.map(guess, range(24)))
+
+    assert set(answers) == {400, 429}
+    assert answers[400] <= 10
 
 
 # --- Oneself --------------------------------------------------------------------------------------------------------

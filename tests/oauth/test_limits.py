@@ -45,6 +45,11 @@ def used_up() -> None:
     Attempt.objects.update(count=A_MINUTE["token"])
 
 
+def used_up_together() -> None:
+    """Each address has asked as often as all its clients may."""
+    Attempt.objects.update(count=A_MINUTE["tokens"])
+
+
 def test_a_client_asks_thirty_times_a_minute_from_one_address() -> None:
     one, other = register().json()["client_id"], register().json()["client_id"]
 
@@ -54,6 +59,16 @@ def test_a_client_asks_thirty_times_a_minute_from_one_address() -> None:
     assert asked_too_often(ask(one))
     assert ask(other).status_code == 400
     assert Client(REMOTE_ADDR="203.0.113.9").post("/oauth/token", {"client_id": one}).status_code == 400
+
+
+def test_many_clients_of_one_address_share_a_limit() -> None:
+    """Whoever registers a client a second has no more for it."""
+    clients = [register().json()["client_id"] for _ in range(3)]
+    ask(clients[0])
+    used_up_together()
+
+    assert [asked_too_often(ask(client_id)) for client_id in clients] == [True] * 3
+    assert Client(REMOTE_ADDR="203.0.113.9").post("/oauth/token", {"client_id": clients[1]}).status_code == 400
 
 
 def test_the_next_minute_begins_anew() -> None:
