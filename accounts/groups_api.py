@@ -16,11 +16,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api import PROBLEMS
-from accounts.limits import Limit
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from capabilities import Capability
 from capabilities.rest import Rule
+from ui.limits import Limit
 from ui.rest import Body, ListQuery, Query, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}

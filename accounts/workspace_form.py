@@ -6,9 +6,9 @@ from typing import Any
 
 from django import forms
 
-from accounts.limits import LimitField
 from accounts.models import NewAppPolicy, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
+from ui.limits import LimitField
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Workspace": ("name", "new_app_policy"),

@@ -15,7 +15,6 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.limits import Limit
 from accounts.models import Team
 from capabilities import Capability
 from capabilities.doors import SEES_GATEWAYS
@@ -24,6 +23,7 @@ from gateways.forms import GatewayForm, NameForm, ReachForm
 from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, StillEnabled
 from gateways.views import counted, find
 from servers.views import find as find_server
+from ui.limits import Limit
 from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, already_exists, checked
 
 TAKEN = "A gateway with this name or slug already exists."

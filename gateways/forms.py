@@ -7,7 +7,6 @@ from typing import Any
 from django import forms
 from django.core.exceptions import ValidationError
 
-from accounts.limits import LimitField
 from accounts.models import Team
 from gateways.models import (
     Assignment,
@@ -21,6 +20,7 @@ from gateways.models import (
 )
 from servers.models import Identity, Server
 from servers.slugs import SlugField
+from ui.limits import LimitField
 
 SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)
 

@@ -9,12 +9,12 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from accounts.limits import LimitField
 from accounts.models import WorkspaceSettings
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
 from tokens.models import DEFAULT_LIFETIME, LIFETIMES, BadAddress, NameTaken, Token, canonical
+from ui.limits import LimitField
 
 NEVER = "never"
 LIMIT = "Empty: only what the workspace and the gateway allow."

@@ -9,7 +9,6 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
-from accounts.limits import Limit
 from gateways.api import GatewayReference
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host
@@ -17,6 +16,7 @@ from hosts.models import Kind as HostKind
 from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
 from tokens.reach import servers_of
+from ui.limits import Limit
 from ui.rest import Body, ListQuery, Moment, Reference
 
 SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at")
