@@ -83,7 +83,8 @@ class Governed(ModelPages):
     @property
     def _shown(self) -> set[str]:
         """The columns and relations that these pages show or search."""
-        filters = [one if isinstance(one, str) else one[0] for one in self.list_filter]
+        offered: list[Any] = list(self.list_filter)
+        filters = [one if isinstance(one, str) else one[0] for one in offered]
         names = [*(self.fields or ()), *self.list_display, *filters, *self.search_fields]
         return {str(name).lstrip("^=@").partition(LOOKUP_SEP)[0] for name in names}
 
