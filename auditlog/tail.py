@@ -22,7 +22,7 @@ LONGEST_CALL = timedelta(minutes=5)
 _ROW = "((pg_snapshot_xmax(%s::pg_snapshot)::text::bigint >> 32 << 32) + auditlog_call.xmin::text::bigint)::text::xid8"
 SEEN = f"pg_visible_in_snapshot({_ROW}, %s::pg_snapshot)"
 
-_snapshot = re.compile(r"\d{1,19}:\d{1,19}:[\d,]{0,4000}").fullmatch
+_snapshot = re.compile(r"([0-9]{1,18}):([0-9]{1,18}):((?:[0-9]{1,18},){0,400}[0-9]{1,18})?").fullmatch
 
 
 class Look(NamedTuple):
@@ -50,9 +50,19 @@ def look() -> Look:
 def read(text: str) -> Look | None:
     """The look that `text` says; None when it says none."""
     seconds, _, snapshot = text.partition("-")
-    if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 12 and _snapshot(snapshot)):
+    if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 12 and _is_snapshot(snapshot)):
         return None
     return Look(snapshot, int(seconds))
+
+
+def _is_snapshot(text: str) -> bool:
+    """Whether PostgreSQL takes it for one: in order, and nothing in it from outside its bounds."""
+    match = _snapshot(text)
+    if match is None:
+        return False
+    lowest, highest = int(match[1]), int(match[2])
+    running = [int(one) for one in (match[3] or "").split(",") if one]
+    return 0 < lowest <= highest and running == sorted(running) and all(lowest <= one < highest for one in running)
 
 
 def seen(rows: QuerySet[Call], then: Look) -> QuerySet[Call]:

@@ -23,6 +23,8 @@ from tests.conftest import SignIn
 
 pytestmark = pytest.mark.django_db
 
+HUGE = [f"{'9' * 30}-1:1:", f"1-1:{'9' * 19}:", f"1-{'9' * 19}:{'9' * 19}:", f"1-1:{2**63}:"]
+
 
 def text(response: Any) -> str:
     body = b"".join(response.streaming_content) if response.streaming else response.content
@@ -328,9 +330,16 @@ def test_new_calls_are_told_apart_by_what_was_committed(sign_in: SignIn) -> None
     assert set(tail.seen(Call.objects.all(), then).values_list("feature_name", flat=True)) == {"before"}
 
 
-@pytest.mark.parametrize("seen", ["", "x", "1", "1-2", "1-1:2", "²-1:1:", "1-1:1:;--", f"{'9' * 30}-1:1:"])
+@pytest.mark.parametrize(
+    "seen", ["", "x", "1", "1-2", "1-1:2", "²-1:1:", "1-1:1:;--", "0-9:1:", "1-0:1:", "1-1:3:3", "1-1:9:5,2", *HUGE]
+)
 def test_a_look_nobody_took_is_refused(seen: str, ana: User, sign_in: SignIn) -> None:
     assert sign_in(ana).get("/logs/live/", {"seen": seen}).status_code == 400
+
+
+@pytest.mark.parametrize("seen", ["0-1:1:", f"{'9' * 11}-{'9' * 18}:{'9' * 18}:", "1-1:9:2,5", "1-3:9:3"])
+def test_a_look_at_any_time_is_none_that_fails(seen: str, ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get("/logs/live/", {"seen": seen}).status_code in (200, 204)
 
 
 def test_nothing_new_is_no_content(ana: User, sign_in: SignIn) -> None:
