@@ -17,11 +17,11 @@ from rest_framework.response import Response
 
 from auditlog.actions import Action
 from auditlog.export import CALL_COLUMNS, TYPES, UNTOLD, download, export
-from auditlog.keyset import BadCursor, Cursor, page
+from auditlog.keyset import BadCursor, Cursor, Page, page
 from auditlog.models import Call, Event, Outcome
 from auditlog.origin import Via
 from auditlog.reasons import reason_of
-from auditlog.search import bare
+from auditlog.search import Meaning, Search, indexed, uuid_of
 from capabilities import Capability
 from capabilities.rest import Rule
 from ui.rest import Moment, Paging, Query, Resource, link
@@ -31,32 +31,40 @@ def _among(id_column: str, name_column: str) -> Callable[[str], Q]:
     """Rows by id, or by the name things had at the time."""
 
     def rows(text: str) -> Q:
-        try:
-            return Q(**{id_column: UUID(text)})
-        except ValueError:
-            return Q(**{name_column: text})
+        pk = uuid_of(text)
+        return Q(**{id_column: pk} if pk else {name_column: text})
 
     return rows
 
 
+def _subject(name: str, name_column: str) -> Callable[[str], Meaning]:
+    """Calls of a thing by its id, which has an index, or by the name it had then."""
+
+    def means(text: str) -> Meaning:
+        pk = uuid_of(text)
+        return indexed([Q(**{f"{name}_id": pk})]) if pk else Meaning((), Q(**{name_column: text}))
+
+    return means
+
+
 # What each parameter of a query means; the rest are columns of the same name.
-CALLS: dict[str, Callable[[Any], Q]] = {
-    "from": lambda at: Q(created_at__gte=at),
-    "to": lambda at: Q(created_at__lt=at),
-    "outcome": lambda outcomes: Q(outcome__in=outcomes),
-    "host": _among("host_id", "host_name"),
-    "gateway": _among("gateway_id", "gateway_name"),
-    "server": _among("server_id", "server_name"),
-    "user": _among("user_id", "user_email"),
-    "token": _among("token_id", "token_prefix"),
-    "connection": lambda pk: Q(connection_id=pk),
-    "tool": lambda name: Q(feature_type="tool", feature_name=name),
-    "ip": lambda address: Q(client_ip=address),
-    "q": lambda words: Q(feature_name__icontains=words) | Q(user_email__icontains=words),
+CALLS: dict[str, Callable[[Any], Meaning]] = {
+    "outcome": lambda outcomes: indexed(Q(outcome=one) for one in outcomes),
+    "host": _subject("host", "host_name"),
+    "gateway": _subject("gateway", "gateway_name"),
+    "server": _subject("server", "server_name"),
+    "user": _subject("user", "user_email"),
+    "token": lambda text: Meaning((), _among("token_id", "token_prefix")(text)),
+    "connection": lambda pk: indexed([Q(connection_id=pk)]),
+    "correlation_id": lambda pk: indexed([Q(correlation_id=pk)]),
+    "method": lambda method: indexed([Q(method=method)]),
+    "tool": lambda name: indexed([Q(feature_type="tool", feature_name=name)]),
+    "ip": lambda address: Meaning((), Q(client_ip=address)),
+    "q": lambda words: Meaning((), Q(feature_name__icontains=words) | Q(user_email__icontains=words)),
 }
 EVENTS: dict[str, Callable[[Any], Q]] = {
-    "from": CALLS["from"],
-    "to": CALLS["to"],
+    "from": lambda at: Q(created_at__gte=at),
+    "to": lambda at: Q(created_at__lt=at),
     "actor": _among("actor_id", "actor_email"),
     "q": lambda words: Q(target_label__icontains=words) | Q(actor_email__icontains=words),
 }
@@ -159,13 +167,22 @@ class EventQuery(Span, Place):
     q = serializers.CharField(required=False)
 
 
-def narrowed[M: Any](
-    rows: QuerySet[M], chosen: Mapping[str, Any], means: Mapping[str, Callable[[Any], Q]]
-) -> QuerySet[M]:
-    """The rows that match a query; `means` translates what is no column."""
+PLACING = ("cursor", "page_size", "format")
+
+
+def searched(chosen: Mapping[str, Any]) -> Search:
+    """The calls that match a query."""
+    narrowing = {name: value for name, value in chosen.items() if name not in (*PLACING, "from", "to")}
+    meanings = [CALLS[n](v) if n in CALLS else Meaning((), Q(**{n: v})) for n, v in narrowing.items()]
+    return Search(meanings, chosen.get("from"), chosen.get("to"))
+
+
+def narrowed(chosen: Mapping[str, Any]) -> QuerySet[Event]:
+    """The events that match a query."""
+    rows = Event.objects.all()
     for name, value in chosen.items():
-        if name not in ("cursor", "page_size", "format"):
-            rows = rows.filter(means[name](value) if name in means else Q(**{name: value}))
+        if name not in PLACING:
+            rows = rows.filter(EVENTS[name](value) if name in EVENTS else Q(**{name: value}))
     return rows
 
 
@@ -174,10 +191,13 @@ class Log(Resource):
 
     by_cursor = True
 
-    def listed(self, rows: QuerySet[Any]) -> Response:
+    @property
+    def place(self) -> tuple[Cursor | None, int]:
+        """Where the page that was asked for begins, and how many rows it holds."""
+        return self.chosen.get("cursor"), min(self.chosen.get("page_size", Paging.page_size), Paging.max_page_size)
+
+    def listed(self, found: Page[Any]) -> Response:
         """The page that was asked for."""
-        size = min(self.chosen.get("page_size", Paging.page_size), Paging.max_page_size)
-        found = page([rows], self.chosen.get("cursor"), size)
         links = {"next": self._link(found.older), "previous": self._link(found.newer)}
         return Response({**links, "results": self.told(found.rows, many=True)})
 
@@ -198,7 +218,7 @@ class CallResource(Log):
         return CallDetail if self.action == "retrieve" else CallSerializer
 
     def list(self, request: Request) -> Response:
-        return self.listed(narrowed(bare(), self.chosen, CALLS))
+        return self.listed(searched(self.chosen).page(*self.place).page)
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         try:
@@ -211,7 +231,7 @@ class CallResource(Log):
         kind = self.chosen["format"]
         asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=asked)
-        pieces = export(narrowed(bare(), self.chosen, CALLS), kind, CALL_COLUMNS)
+        pieces = export(searched(self.chosen), kind, CALL_COLUMNS)
         return download(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
 
@@ -234,7 +254,7 @@ class EventResource(Log):
     serializer_class = EventSerializer
 
     def list(self, request: Request) -> Response:
-        return self.listed(narrowed(Event.objects.all(), self.chosen, EVENTS))
+        return self.listed(page([narrowed(self.chosen)], *self.place))
 
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(get_object_or_404(Event, uid=pk))

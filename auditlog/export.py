@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from auditlog.keyset import chunks
 from auditlog.models import Call
+from auditlog.search import Search
 from ui.rest import stamp
 
 MOST_ROWS = 100_000
@@ -35,15 +36,21 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
 
-def export(rows: QuerySet[Any], kind: str, columns: Mapping[str, str]) -> Iterator[str]:
+def export(rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str]) -> Iterator[str]:
     """The rows as a file of this kind, in pieces; `columns` says by which name which column is told."""
     names = list(columns)
     if kind == "csv":
         yield _csv([names])
     # Plain values, since a model for each of 100,000 rows takes its time; by `pk` the next chunk is found.
-    for some in chunks(rows.values_list("pk", *columns.values(), named=True), MOST_ROWS):
+    for some in _plain(rows, ("pk", *columns.values())):
         told = (row[1:] for row in some)
         yield _csv(told) if kind == "csv" else _jsonl(names, told)
+
+
+def _plain(rows: QuerySet[Any] | Search, columns: Sequence[str]) -> Iterator[Sequence[Any]]:
+    if isinstance(rows, Search):
+        return rows.chunks(columns, MOST_ROWS)
+    return chunks(rows.values_list(*columns, named=True), MOST_ROWS)
 
 
 def download(request: HttpRequest, name: str, kind: str, pieces: Iterator[str]) -> StreamingHttpResponse:

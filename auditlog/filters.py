@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django import forms
-from django.db.models import QuerySet
 from django.utils import timezone
 
 from auditlog.expression import CONTAINS, IS, LONGEST, Condition, DoesNotParse, parse
@@ -160,10 +159,6 @@ class CallFilter(forms.Form):
         """The calls that match; `apart_from` leaves one filter out."""
         conditions = [*self.searched, *self._ticked(apart_from)]
         return Search(conditions, *self._between)
-
-    def narrow(self) -> QuerySet[Call]:
-        """The calls that match, as one query."""
-        return self.search().rows()
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:

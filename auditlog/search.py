@@ -6,7 +6,8 @@ a time: a page that finds too little in those says how far it looked, and its ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_address
@@ -22,6 +23,7 @@ from auditlog.models import Call
 from auditlog.names import MOST, names
 
 SEARCHED = 10_000  # Rows one page looks at, at most.
+CHUNK = 2_000  # Rows of a file that are read at once.
 COUNTED = 10_000  # More are "10,000+": nobody waits for an exact large number.
 
 SUBJECTS = ("host", "gateway", "server", "user")
@@ -63,21 +65,22 @@ def meaning(condition: Condition) -> Meaning:  # noqa: PLR0911  (one for each ki
         return Meaning((), ~_any(same.alternatives) if same.leads else ~same.test)
     match condition.field:
         case "outcome":
-            return _indexed(Q(outcome=value) for value in condition.values)
+            return indexed(Q(outcome=value) for value in condition.values)
         case "host" | "gateway" | "server" | "user":
             return _subject(condition.field, str(condition.values[0]), part=condition.operator == CONTAINS)
         case "connection" | "correlation":
-            return _indexed(Q(**{f"{condition.field}_id": pk}) for pk in uuids(condition.values))
+            return indexed(Q(**{f"{condition.field}_id": pk}) for pk in uuids(condition.values))
         case "token" if pks := uuids(condition.values):
             return Meaning((), Q(token_id=pks[0]))
         case "ip":
             return Meaning((), _address(str(condition.values[0]), part=condition.operator == CONTAINS))
         case "method" | "tool" if condition.operator == IS:
-            return _indexed(Q(**{COLUMNS[condition.field]: value}) for value in condition.values)
+            return indexed(Q(**{COLUMNS[condition.field]: value}) for value in condition.values)
     return Meaning((), _compared(COLUMNS[condition.field], condition))
 
 
-def _indexed(alternatives: Iterable[Q]) -> Meaning:
+def indexed(alternatives: Iterable[Q]) -> Meaning:
+    """Alternatives of which each has an index."""
     return Meaning(tuple(alternatives), NOTHING)
 
 
@@ -85,7 +88,7 @@ def _subject(kind: str, text: str, *, part: bool) -> Meaning:
     """Rows of what is called so today, under whatever name they have; else rows with this name of then."""
     pks = uuids([text]) or names.bearers_of(kind, text, part=part)
     if pks and len(pks) <= MOST:
-        return _indexed(Q(**{f"{kind}_id": pk}) for pk in pks)
+        return indexed(Q(**{f"{kind}_id": pk}) for pk in pks)
     column = SNAPSHOTS.get(kind, f"{kind}_name")
     return Meaning((), Q(**{f"{column}__icontains" if part else f"{column}__iexact": text}))
 
@@ -161,10 +164,13 @@ class Search:
     """The calls between two moments that meet all conditions."""
 
     def __init__(
-        self, conditions: Sequence[Condition], since: datetime | None = None, until: datetime | None = None
+        self,
+        conditions: Sequence[Condition | Meaning],
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> None:
         self.base = bare()
-        meanings = [meaning(condition) for condition in conditions]
+        meanings = [one if isinstance(one, Meaning) else meaning(one) for one in conditions]
         self._leaders = [one.alternatives for one in meanings if one.leads]
         self._tests = [one.test for one in meanings if not one.leads]
         self.since = since
@@ -207,6 +213,18 @@ class Search:
         if way == OLDER:
             return Found(replace(page, older=Cursor(way, reach, 0)), reach)
         return Found(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
+
+    def chunks(self, columns: Iterable[str], most: int) -> Iterator[Sequence[Any]]:
+        """These columns of all of them, newest first, `most` at most: some at a time, each found as a page is."""
+        plain, cursor = copy(self), None
+        plain.base = Call.objects.values_list(*columns, named=True)
+        while most > 0:
+            found = plain.page(cursor, min(CHUNK, most)).page
+            if found.rows:
+                yield found.rows
+            most, cursor = most - len(found.rows), found.older
+            if cursor is None:
+                return
 
     def count(self) -> Counted:
         """How many there are, as far as that is found out."""

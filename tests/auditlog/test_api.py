@@ -5,11 +5,13 @@ import io
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
 
 from accounts.models import User
+from auditlog import search
 from auditlog.actions import Action
 from auditlog.keyset import Cursor, chunks
 from auditlog.models import Call, Event
@@ -76,6 +78,28 @@ def test_chunks_cover_everything_up_to_the_limit() -> None:
     assert [len(some) for some in chunks(Call.objects.all(), most=100, size=3)] == [3, 3, 2]
     assert {one.pk for some in chunks(Call.objects.all(), most=100, size=3) for one in some} == made
     assert [len(some) for some in chunks(Call.objects.all(), most=5, size=3)] == [3, 2]
+
+
+@pytest.mark.parametrize("wanted", [{"q": "slow"}, {"host": "CI bot"}, {"http_status": "403"}, {"tool": "slow"}])
+def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
+    viv: User, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "SEARCHED", 5)
+    monkeypatch.setattr(search, "CHUNK", 2)
+    slow = {"feature_type": "tool", "feature_name": "slow", "host_name": "CI bot", "http_status": 403}
+    made = [call(NOON - timedelta(minutes=n), **(slow if n in (1, 13, 18) else {})) for n in range(20)]
+    rest = Rest.of(viv)
+
+    found, link, pages = [], f"/logs?{urlencode(wanted)}", 0
+    while link:
+        answer = rest.get(link)
+        found += [row["id"] for row in results(answer)]
+        link, pages = (answer.json()["next"] or "").partition("/api")[2], pages + 1
+
+    assert found == [str(made[n].uid) for n in (1, 13, 18)]
+    assert pages == (1 if "tool" in wanted else 4)
+    told = [json.loads(line)["id"] for line in lines(rest.get("/logs/export", format="jsonl", **wanted))]
+    assert told == found
 
 
 # --- Filters --------------------------------------------------------------------------------------------------------
