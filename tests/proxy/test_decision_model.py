@@ -16,9 +16,6 @@ from typing import Any
 from django.conf import settings
 from django.db.models import Model
 from django.utils import timezone
-from hypothesis import given
-from hypothesis import settings as tuned
-from hypothesis import strategies as st
 
 from accounts.models import Team
 from capabilities import Capability
@@ -46,12 +43,13 @@ SCOPES: tuple[tuple[int, tuple[int, ...] | None], ...] = (
     (1, (0, 1)),
     (2, None),
 )
-WORLDS = 100
+WORLDS = 60  # Each reason is met in three of them at least.
 
 # Mostly well, so that the last rows of 4.4 are reached as often as the first.
 yes = (*[True] * 9, False)
 no = (*[False] * 12, True)
 ends = (*ENDS[:3] * 5, *ENDS[3:])
+seldom = (*[False] * 5, True)
 
 DRAWN: dict[str, dict[str, Sequence[Any]]] = {
     "User": {"is_active": yes, "is_superuser": no, "reads_all": no, "in_team": yes},
@@ -66,9 +64,9 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
         "policy": ("allow_all", "allow_all", "selected", "block_all"),
     },
     "Tool": {"enabled": yes},
-    "Identity": {"enabled": yes, "revoked": no, "ends": ENDS},
+    "Identity": {"enabled": (True, False), "revoked": seldom, "ends": ENDS},
     "Connection": {"enabled": yes, "revoked": no},
-    "Carried": {"bound": yes},
+    "Carried": {"bound": (True, True, True, False)},
     "Token": {
         "revoked": no,
         "ends": ends,
@@ -85,10 +83,7 @@ class Skeleton:
     secrets: list[str] = field(default_factory=list)
 
     def world(self, seed: int) -> dict[str, list[dict[str, Any]]]:
-        """What is true of each of the rows: hypothesis chooses the world, chance what is in it.
-
-        Drawn one by one, so many values would come out much alike.
-        """
+        """What is true of each of the rows of the world with this number: the same on every run."""
         chance = Random(seed)
         return {
             kind: [{name: chance.choice(values) for name, values in what.items()} for _ in self.rows[kind]]
@@ -371,8 +366,6 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None) -> None
                 *(access.facts(bones.secrets[n], slug, ADDRESSED, tool) for n, slug, tool in questions)
             )
 
-        @given(st.integers(0, 2**32))
-        @tuned(max_examples=WORLDS, derandomize=True)  # So that each reason is met on every run.
         def agree(seed: int) -> None:
             drawn = bones.world(seed)
             painter.paint(drawn)
@@ -388,7 +381,8 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None) -> None
 
         runner.run(start())
         try:
-            agree()
+            for seed in range(WORLDS):
+                agree(seed)
         finally:
             runner.run(access.stop())
 
