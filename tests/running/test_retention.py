@@ -11,6 +11,7 @@ from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("kill")  # With the others that keep both cores busy.
 
+WAITED = 5  # Seconds: so long no call takes that did not stand behind the reader's lock, however busy the machine.
 OLD = ("auditlog_call_2020_01", "auditlog_call_2020_02")
 
 
@@ -56,4 +57,5 @@ def test_dropping_old_partitions_loses_no_answered_call_and_delays_none(live: Se
 
     logged = {row["correlation_id"] for row in live.rows("SELECT correlation_id FROM auditlog_call")}
     assert load.answered <= logged
-    assert (load.refused, load.slowest < 1) == (0, True), load.slowest
+    assert load.refused == 0
+    assert load.slowest < WAITED
