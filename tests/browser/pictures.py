@@ -15,6 +15,17 @@ from tests.browser.fixtures import chromium
 ROWS = Path(__file__).with_name("rows.py")
 PICTURES = workspace.ROOT / "docs" / "images"
 PAGES = {"logs": "/logs/"}
+EARLIER = """
+from datetime import timedelta
+from auditlog.models import Call
+from tests import make
+calls = list(Call.objects.all())
+names = [one.attname for one in Call._meta.concrete_fields if one.attname not in ("id", "uid", "created_at")]
+for hour in range(1, 23):
+    for call in calls[: (3, 5, 9, 12, 14, 12, 8, 4)[hour % 8]]:
+        at = call.created_at - timedelta(hours=hour, minutes=hour * 7 % 40)
+        make.call(at=at, **{name: getattr(call, name) for name in names})
+"""
 SIZE: ViewportSize = {"width": 1280, "height": 660}
 LOOKS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
@@ -60,6 +71,7 @@ def work(live: workspace.Serve) -> None:
     call(nightly, "handbook__slow", seconds=0.4)
     curl.list_tools(nightly["gateway_url"], nightly["token"])
     call(nightly, "crm__find_customer", name="Ada Lovelace")
+    live.manage("shell", "--verbosity", "0", "-c", EARLIER)
 
 
 def call(issued: dict[str, str], tool: str, **arguments: object) -> None:
