@@ -1,13 +1,16 @@
 """The REST API under /api/: every resource, at paths without a final slash (requirements 6)."""
 
+import sys
 from http import HTTPStatus
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template.loader import render_to_string
 from django.urls import URLPattern, URLResolver, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.defaults import server_error
+from psycopg.errors import QueryCanceled
 from rest_framework.routers import SimpleRouter
 
 from accounts.api import CapabilityResource, Me, UserResource
@@ -84,8 +87,13 @@ def nothing(request: HttpRequest) -> HttpResponse:
 
 
 def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-    """The 500 of the whole site: JSON for programs, a page for people."""
-    if request.path.startswith("/api/"):
+    """The 500 of the whole site: JSON for programs, a page for people; 503 for what the database took too long for."""
+    is_program = request.path.startswith("/api/")
+    if isinstance(getattr(sys.exception(), "__cause__", None), QueryCanceled):
+        if is_program:
+            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too_slow", "This took too long. Narrow it and try again.")
+        return HttpResponse(render_to_string("503.html"), status=HTTPStatus.SERVICE_UNAVAILABLE)
+    if is_program:
         return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong here; it has been noted.")
     return server_error(request, **kwargs)
 

@@ -67,6 +67,7 @@ def proxy_config() -> proxy.Config:
 @asynccontextmanager
 async def lifespan(router: Router) -> AsyncIterator[None]:
     await asyncio.to_thread(database.ensure)
+    database.limit_statements()
     async with proxy.runtime(proxy_config()) as _mcp.app:
         gc.freeze()  # What was loaded stays: no collection need look at it again while calls wait.
         chores = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]

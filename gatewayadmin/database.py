@@ -1,11 +1,13 @@
 """Which database: the one DATABASE_URL names, or an embedded PostgreSQL in the data directory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from django.conf import settings
-from django.db import connection
+from django.db import connection, connections
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
@@ -17,6 +19,8 @@ POOL = {"min_size": 1, "max_size": 4, "timeout": 10}
 
 # Compiling a statement takes longer than any of ours runs.
 NO_JIT = "-c jit=off"
+# What a page may ask for at most: who waits longer has left, and others wait for the connection.
+LIMITED = " -c statement_timeout=15s"
 
 
 class Unusable(Exception):
@@ -48,9 +52,28 @@ def conninfo() -> str:
     """The present database (in tests: the test database) as a libpq connection string."""
     words = connection.settings_dict
     options = {name: value for name, value in words["OPTIONS"].items() if name != "pool"}
+    options["options"] = options["options"].removesuffix(LIMITED)
     named = {"dbname": words["NAME"], "user": words["USER"], "password": words["PASSWORD"]}
     place = {"host": words["HOST"], "port": words["PORT"]}
     return make_conninfo("", **{name: value for name, value in {**named, **place, **options}.items() if value != ""})
+
+
+def limit_statements() -> None:
+    """End statements that take too long, from the next connection on: for a process that serves pages."""
+    options = connections.settings["default"]["OPTIONS"]
+    options["options"] = options["options"].removesuffix(LIMITED) + LIMITED
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Let this thread's statements take the time they need, also where pages are served."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET statement_timeout")
 
 
 def is_embedded() -> bool:

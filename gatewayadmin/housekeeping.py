@@ -17,7 +17,7 @@ from prometheus_client import Counter, Gauge
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
-from gatewayadmin import locks
+from gatewayadmin import database, locks
 from gatewayadmin.locks import Lock
 from oauth import purge
 from oauth.models import AuthorizeRequest
@@ -61,7 +61,8 @@ async def forever() -> None:
 
 def _once_logged() -> None:
     try:
-        done = once()
+        with database.unhurried():
+            done = once()
     except Exception:
         logger.exception("housekeeping failed")
     else:

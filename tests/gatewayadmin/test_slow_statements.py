@@ -1,0 +1,57 @@
+"""What a page asks of the database ends in time, and says so."""
+
+import psycopg
+import pytest
+from django.db import connection, connections
+from django.test import Client
+
+from capabilities import Capability
+from gatewayadmin import database
+from tests import make
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("/api/logs", '"code": "too_slow"'), ("/logs/", "This took too long")], ids=["api", "page"]
+)
+def test_a_statement_that_takes_too_long_is_told_in_words(path: str, words: str, transactional_db: None) -> None:
+    client = Client(raise_request_exception=False)
+    client.force_login(make.user(Capability.LOGS_READ))
+    with psycopg.connect(database.conninfo()) as busy:
+        busy.execute("LOCK TABLE auditlog_call IN ACCESS EXCLUSIVE MODE")
+        with connection.cursor() as cursor:
+            cursor.execute("SET statement_timeout = '100ms'")
+        try:
+            answer = client.get(path)
+        finally:
+            with connection.cursor() as cursor:
+                cursor.execute("RESET statement_timeout")
+
+    assert answer.status_code == 503
+    assert words in answer.content.decode()
+
+
+def test_pages_are_limited_and_nothing_else_is(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, before = connections.settings["default"]["OPTIONS"], database.conninfo()
+    monkeypatch.setitem(options, "options", options["options"])
+
+    database.limit_statements()
+    database.limit_statements()
+
+    assert options["options"].count("statement_timeout=15s") == 1
+    assert database.conninfo() == before
+    with psycopg.connect(before, options=options["options"]) as page:
+        assert page.execute("SHOW statement_timeout").fetchone() == ("15s",)
+
+
+def test_chores_take_the_time_they_need(db: None) -> None:
+    def limit() -> str:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW statement_timeout")
+            return str(cursor.fetchone()[0])
+
+    usual = limit()
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = '15s'")
+    with database.unhurried():
+        assert limit() == "0"
+    assert limit() == usual
