@@ -31,6 +31,7 @@ COOKIE = settings.SESSION_COOKIE_NAME
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 ALL = frozenset(Capability)
+DAY = 86400
 KEEPER = frozenset({Capability.SERVERS_MANAGE})  # Of identities that are shared.
 
 type Wanted = list[frozenset[Capability]]
@@ -218,12 +219,16 @@ class Site:
 
 
 def session_of(user: User) -> str:
-    """A session in which `user` signed in and typed the password just now; their second factor is on."""
+    """A session in which `user` signed in and typed the password just now; their second factor is on.
+
+    It stays "just now" for a day: one session serves many tests, which take longer than a password is remembered.
+    """
     Authenticator.objects.create(user=user, type=Authenticator.Type.TOTP, data={"secret": ""})
     client = Client()
     client.force_login(user)
     session = client.session
-    session["account_authentication_methods"] = [{"method": "password", "at": time.time(), "reauthenticated": True}]
+    typed = {"method": "password", "at": time.time() + DAY, "reauthenticated": True}
+    session["account_authentication_methods"] = [typed]
     session["account_authentication_methods_user"] = user_id_to_str(user)
     session.save()
     return client.cookies[COOKIE].value
