@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class Serve:
     port: int
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    clerk: subprocess.Popen[str] | None = None
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def url(self) -> str:
@@ -83,6 +86,10 @@ class Serve:
         raise AssertionError(f"serve was not ready in {seconds} s:\n{self.log()}")
 
     def stop(self) -> None:
+        if self.clerk is not None:
+            self.clerk.kill()
+            self.clerk.communicate()  # Which closes its pipes too.
+            self.clerk = None
         if self.process is None:
             return
         self.process.terminate()
@@ -108,17 +115,26 @@ class Serve:
 
     def manage(self, *arguments: str) -> str:
         """Run a management command beside the running server and give what it prints."""
-        done = subprocess.run(
-            [sys.executable, "manage.py", *arguments],
-            cwd=ROOT,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        if self.clerk is None or self.clerk.poll() is not None:
+            self.clerk = subprocess.Popen(
+                [sys.executable, "-m", "tests.clerk"],
+                cwd=ROOT,
+                env=self.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        done = json.loads(self._asked(self.clerk, json.dumps(arguments)))
+        assert done["code"] == 0, done["told"]
+        return str(done["printed"])
+
+    def _asked(self, clerk: subprocess.Popen[str], line: str) -> str:
+        assert clerk.stdin is not None
+        assert clerk.stdout is not None
+        with self.turn:
+            clerk.stdin.write(f"{line}\n")
+            clerk.stdin.flush()
+            return clerk.stdout.readline()
 
     def issue_token(self, *, host: str, gateway: str, user: str = OWNER) -> dict[str, str]:
         """A token that acts as `user`, as the command prints it."""
