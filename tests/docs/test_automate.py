@@ -22,7 +22,8 @@ print(issue(name="script", capabilities=chosen, days=90, by=User.objects.get(ema
 """
 
 
-def test_the_script_works_as_printed(live: Serve, run: Run) -> None:
+def test_the_script_works_as_printed(live_alone: Serve, run: Run) -> None:
+    live = live_alone.start()
     labels = {" ".join(label.split()) for label in CAPABILITIES.findall(PAGE)}
     key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(labels=labels, owner=OWNER)).strip()
     upstream = run(upstreams.docs())

@@ -207,7 +207,7 @@ def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, 
     ("capabilities", "status"),
     [
         (set(), 404),
-        (set(Capability) - {Capability.MCP_CONNECTIONS_READ}, 404),
+        (set(Capability) - {Capability.MCP_CONNECTIONS_READ}, 302),
         ({Capability.MCP_CONNECTIONS_READ}, 403),
         (set(Capability) - {Capability.MCP_CONNECTIONS_REVOKE}, 403),
         ({Capability.MCP_CONNECTIONS_READ, Capability.MCP_CONNECTIONS_REVOKE}, 302),
