@@ -25,6 +25,9 @@ LOOKS = {
 }
 # The same markup in other colours needs no other rule.
 COLOUR_RULES = {"runOnly": ["color-contrast", "link-in-text-block"]}
+# Nor does the same markup in another width, but for what moves, shrinks or scrolls there.
+NARROW_RULES = {"runOnly": ["color-contrast", "target-size", "scrollable-region-focusable", "meta-viewport"]}
+RULES = {"light": None, "dark": COLOUR_RULES, "phone": NARROW_RULES}
 IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=/api/docs/)[a-z-]+")
 NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/")
 
@@ -57,9 +60,8 @@ def window(look: str, open_browser: Open, lived_in: Serve, signed_in: Path) -> B
 
 def test_every_page_is_accessible_quiet_and_small(window: BrowserContext, lived_in: Serve, look: str) -> None:
     page = window.new_page()
-    rules = COLOUR_RULES if look == "dark" else None
 
-    faults = [fault for url in crawl(page, lived_in.url) for fault in faults_of(page, url, rules)]
+    faults = [fault for url in crawl(page, lived_in.url) for fault in faults_of(page, url, RULES[look])]
 
     assert not faults, "\n".join(faults)
 
