@@ -60,7 +60,7 @@ def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: U
 
 def test_no_resource_can_forget_to_ask_for_it() -> None:
     """Naming a grave action is enough: the classes that ask are everybody's."""
-    every = {view for _, view, _ in router.registry} | set(Resource.__subclasses__())
+    every: set[Any] = {view for _, view, _ in router.registry} | set(Resource.__subclasses__())
 
     assert {view.__name__ for view in every if RecentPassword not in view.permission_classes} == set()
     assert {view.__name__ for view in every if not view.grave_actions <= set(view.capabilities)} == set()
