@@ -70,6 +70,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
     database.limit_statements()
     async with proxy.runtime(proxy_config()) as _mcp.app:
         gc.freeze()  # What was loaded stays: no collection need look at it again while calls wait.
+        gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
         chores = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
         try:
             yield
