@@ -1,5 +1,6 @@
 """The server: gunicorn in this process, uvicorn in each of its workers."""
 
+import asyncio
 import logging
 import os
 import shutil
@@ -60,6 +61,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         logging.getLogger("uvicorn.error").propagate = True
+
+    def _install_sigquit_handler(self) -> None:
+        """A quick stop, which gunicorn asks for when it alone is interrupted, is a stop: uvicorn knows SIGTERM only."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGTERM)
 
     async def callback_notify(self) -> None:
         """Every second: tell gunicorn that we live, and end when gunicorn does not."""
