@@ -1,6 +1,7 @@
 """What one command does on a fresh clone, and what a second one leaves alone."""
 
 import json
+import signal
 import stat
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(fresh
         assert password_of(second.greeting()) is None
         assert f"Sign in as {printed[0]}." in second.greeting()
         assert signs_in(second.url, *printed)
-        assert second.stop() == 0
+        second.process.send_signal(signal.SIGINT)  # To the first process alone; a terminal's Ctrl-C reaches all.
+        assert second.process.wait(timeout=40) == 0
+        assert "SIGKILL" not in second.log()
 
 
 def test_generated_keys_are_for_the_owner_only(home: Path) -> None:
