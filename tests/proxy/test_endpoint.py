@@ -153,7 +153,7 @@ def test_x43_a_token_at_another_gateway_gets_its_exact_body(world: World) -> Non
 
 def test_a_slash_at_the_end_changes_nothing_and_redirects_nobody(world: World) -> None:
     assert Agent(world.agent.url + "/", world.agent.secret).listed().status_code == 200
-    for path in ("//", "/work/tools", "/a/b/c"):
+    for path in ("//", "/docs/tools", "/a/b/c"):
         url = world.agent.url.removesuffix("/work") + path
         assert Agent(url, world.agent.secret).listed().status_code == 404
 
