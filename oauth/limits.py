@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Callable
 from functools import wraps
-from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -15,6 +14,7 @@ from django.utils import timezone
 from oauth2_provider.models import Application
 
 from accounts.models import User
+from auditlog.senders import neighbourhood
 from oauth.models import Attempt
 
 A_MINUTE = {"register": 60, "document": 10, "token": 30, "tokens": 300}
@@ -23,7 +23,8 @@ OF_ONE_PERSON = {"document": 5}
 
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
     """Whether this address may do `action` once more; `of` counts, say, each client by itself."""
-    return _count(f"{action} {_place(request)} {of}") <= A_MINUTE[action]
+    sender = neighbourhood(request.META.get("REMOTE_ADDR", "")) or ""
+    return _count(f"{action} {sender} {of}") <= A_MINUTE[action]
 
 
 def allows_person(user: User, action: str) -> bool:
@@ -57,17 +58,6 @@ def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
         return view(request, *args, **kwargs)
 
     return limited
-
-
-def _place(request: HttpRequest) -> str:
-    """The sender's address; of IPv6 its network, in which one sender has as many addresses as they like."""
-    try:
-        address = ip_address(request.META.get("REMOTE_ADDR", ""))
-    except ValueError:
-        return ""
-    if isinstance(address, IPv4Address):
-        return str(address)
-    return str(ip_network(f"{address}/64", strict=False))
 
 
 def _client(request: HttpRequest) -> str:

@@ -9,13 +9,13 @@ import logging
 import time
 from collections import Counter
 from datetime import UTC, datetime
-from ipaddress import IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.types.json import Jsonb
 
+from auditlog.senders import neighbourhood
 from proxy import jsonrpc, metrics, queries
 from proxy.access import Assigned, Facts
 from servers.naming import exposed_name, fingerprint, is_tool_name, storable
@@ -182,15 +182,6 @@ class Marks:
                 names = [row["name"] for row in rows]
                 await connection.execute(STATEMENTS["missing"], {"assignment": assigned.id, "names": names})
         self._tools_known[assigned.id] = digest, time.monotonic()
-
-
-def neighbourhood(ip: str) -> str | None:
-    """Whom strangers are counted as: an IPv4 address, or the /64 that one IPv6 host has to itself; None for neither."""
-    try:
-        address = ip_address(ip)
-    except ValueError:
-        return None
-    return ip if address.version == 4 else str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 async def _update(connection: psycopg.AsyncConnection, kind: str, marked: Marked) -> None:
