@@ -4,33 +4,41 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from auditlog.lane import Lane
+
 logger = logging.getLogger(__name__)
+
+type Waiting[Item, Answer] = tuple[Item, asyncio.Future[Answer]]
+type Carry[Item, Answer] = Callable[[list[Waiting[Item, Answer]]], Awaitable[None]]
 
 
 class Batches[Item, Answer]:
     """Hands over what is put in, as many items at once as wait; a carrier sets the answer of each.
 
-    A carrier that raises fails its whole batch with what `lost` makes of the error.
+    A carrier that raises fails its whole batch with what `lost` makes of the error. `lanes` are what they carry over.
     """
 
     def __init__(
         self,
         what: str,
-        carriers: Sequence[Callable[[list[tuple[Item, asyncio.Future[Answer]]]], Awaitable[None]]],
+        carriers: Sequence[Carry[Item, Answer]],
+        lanes: Sequence[Lane],
         *,
         lost: Callable[[Exception], Exception],
         most: int = 200,
     ) -> None:
         self._what = what
         self._carriers = carriers
+        self._lanes = lanes
         self._lost = lost
         self._most = most
-        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._waiting: list[Waiting[Item, Answer]] = []
         self._resting: list[asyncio.Future[None]] = []
         self._stopping = False
         self._workers: list[asyncio.Task[None]] = []
 
-    def __len__(self) -> int:
+    @property
+    def waiting(self) -> int:
         """How many wait for the next batch."""
         return len(self._waiting)
 
@@ -38,11 +46,13 @@ class Batches[Item, Answer]:
         self._workers = [asyncio.create_task(self._work(carry), name=self._what) for carry in self._carriers]
 
     async def stop(self) -> None:
-        """Hand over what is waiting, then stop."""
+        """Hand over what is waiting, then stop and give the connections up."""
         self._stopping = True
         while self._resting:
             self._wake()
         await asyncio.gather(*self._workers)
+        for lane in self._lanes:
+            lane.close()
 
     def put(self, item: Item) -> asyncio.Future[Answer]:
         """The answer to `item`, when it is there."""
@@ -56,7 +66,7 @@ class Batches[Item, Answer]:
         if self._resting:
             self._resting.pop().set_result(None)
 
-    async def _work(self, carry: Callable[[list[tuple[Item, asyncio.Future[Answer]]]], Awaitable[None]]) -> None:
+    async def _work(self, carry: Carry[Item, Answer]) -> None:
         while self._waiting or not self._stopping:
             batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
             if not batch:
@@ -79,7 +89,7 @@ def settle[Answer](future: asyncio.Future[Answer], answer: Answer) -> None:
         future.set_result(answer)
 
 
-def fail[Item, Answer](batch: Sequence[tuple[Item, asyncio.Future[Answer]]], error: Exception) -> None:
+def fail[Item, Answer](batch: Sequence[Waiting[Item, Answer]], error: Exception) -> None:
     """End the waiting of a batch with this error."""
     for _, future in batch:
         if not future.done():

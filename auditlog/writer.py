@@ -3,7 +3,6 @@
 The audit promise (decisions 4): an answer leaves only after `commit` returned. Needs no Django.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from auditlog.batches import Batches, fail, settle
+from auditlog.batches import Batches, Waiting, fail, settle
 from auditlog.lane import Lane, Rejected, Unobtainable
 
 logger = logging.getLogger(__name__)
@@ -154,41 +153,28 @@ def _random() -> int:
 os.register_at_fork(after_in_child=_pool.clear)
 
 
-type Waiting = tuple[bytes, asyncio.Future[None]]
+type Line = Waiting[bytes, None]
 
 
-class CallWriter:
+class CallWriter(Batches[bytes, None]):
     """Commits rows; `observe` is told the size of each batch."""
 
     def __init__(self, conninfo: str, *, observe: Callable[[int], None] = lambda _: None) -> None:
-        self._lanes = [Lane(conninfo, SETUP, timeout=PATIENCE) for _ in range(LANES)]
         self._observe = observe
-        self._batches = Batches[bytes, None](
+        lanes = [Lane(conninfo, SETUP, timeout=PATIENCE) for _ in range(LANES)]
+        super().__init__(
             "call log",
-            [partial(self._write, lane) for lane in self._lanes],
+            [partial(self._write, lane) for lane in lanes],
+            lanes,
             lost=lambda _: NotRecorded(NotRecorded.__doc__),
             most=BATCH_ROWS,
         )
 
-    def start(self) -> None:
-        self._batches.start()
-
-    async def stop(self) -> None:
-        """Write what is waiting, then stop."""
-        await self._batches.stop()
-        for lane in self._lanes:
-            lane.close()
-
-    @property
-    def waiting(self) -> int:
-        """How many rows wait for the next commit."""
-        return len(self._batches)
-
     async def commit(self, row: Row) -> None:
         """Return when `row` is committed. Raises NotRecorded."""
-        await self._batches.put(row.line())
+        await self.put(row.line())
 
-    async def _write(self, lane: Lane, batch: list[Waiting]) -> None:
+    async def _write(self, lane: Lane, batch: list[Line]) -> None:
         self._observe(len(batch))
         try:
             await lane.copy(COPY, b"".join([line for line, _ in batch]))
@@ -200,7 +186,7 @@ class CallWriter:
             for _, future in batch:
                 settle(future, None)
 
-    async def _write_each(self, lane: Lane, batch: list[Waiting]) -> None:
+    async def _write_each(self, lane: Lane, batch: list[Line]) -> None:
         for line, future in batch:
             try:
                 await lane.copy(COPY, line)

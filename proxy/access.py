@@ -4,7 +4,6 @@ Requests that arrive while a statement is under way wait for it and then share t
 is decided by what the database says after its arrival; nothing is cached.
 """
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import orjson
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from auditlog.batches import Batches, settle
+from auditlog.batches import Batches, Waiting, settle
 from auditlog.lane import Lane, Unobtainable
 from proxy import jsonrpc
 from tokens import secret
@@ -220,36 +219,19 @@ class Question(NamedTuple):
     tool: str
 
 
-type Waiting = tuple[Question, asyncio.Future[Facts | None]]
-
-
-class Access:
+class Access(Batches[Question, Facts | None]):
     """Asks for the facts of requests, in batches."""
 
     def __init__(self, conninfo: str, token_keys: Sequence[bytes]) -> None:
         self._lane = Lane(conninfo, SETUP)
         self._keys = token_keys
-        self._batches = Batches[Question, Facts | None](
-            "access", [self._answer], lost=lambda error: Unobtainable(str(error))
-        )
-
-    def start(self) -> None:
-        self._batches.start()
-
-    async def stop(self) -> None:
-        await self._batches.stop()
-        self._lane.close()
-
-    @property
-    def waiting(self) -> int:
-        """How many requests wait for the next statement."""
-        return len(self._batches)
+        super().__init__("access", [self._answer], [self._lane], lost=lambda error: Unobtainable(str(error)))
 
     async def facts(self, token: str, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
         """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
         digests, checksums = self._stored_as(token)
         question = Question(digests, checksums, slug if SLUG(slug) else "", wanted, tool)
-        return await self._batches.put(question)
+        return await self.put(question)
 
     def _stored_as(self, token: str) -> tuple[list[bytes | None], list[str | None]]:
         """What the database may know this text as; its prefix says which table is asked (decisions 7.1)."""
@@ -257,7 +239,7 @@ class Access:
             return [None], [hashlib.sha256(token.encode()).hexdigest()]
         return [*secret.candidates(token, self._keys)], [None] * len(self._keys)
 
-    async def _answer(self, batch: list[Waiting]) -> None:
+    async def _answer(self, batch: list[Waiting[Question, Facts | None]]) -> None:
         found = _rows(await self._lane.query_again(b"decide", parameters([question for question, _ in batch])))
         for number, (_, future) in enumerate(batch):
             settle(future, found.get(number))

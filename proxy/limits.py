@@ -6,7 +6,6 @@ allows, so no more is let through. What a worker holds when the minute ends is l
 hundred at most.
 """
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from auditlog.batches import Batches, settle
+from auditlog.batches import Batches, Waiting, settle
 from auditlog.lane import Lane, Unobtainable
 from proxy.access import Facts
 
@@ -47,7 +46,7 @@ class Share:
         self.left, self.until, self.last = left, until, last
 
 
-type Waiting = tuple[list[Subject], asyncio.Future[None]]
+type Asking = Waiting[list[Subject], None]
 
 
 def subjects(facts: Facts) -> list[Subject]:
@@ -60,7 +59,7 @@ def subjects(facts: Facts) -> list[Subject]:
     return [Subject(kind, pk, most) for kind, pk, most in limits if most is not None]
 
 
-class Limits:
+class Limits(Batches[list[Subject], None]):
     """Lets calls through, as many in `seconds` as their limits say."""
 
     def __init__(self, conninfo: str, seconds: float) -> None:
@@ -68,21 +67,7 @@ class Limits:
         self._seconds = seconds
         self._shares: dict[Subject, Share] = {}
         self._swept = 0.0
-        self._batches = Batches[list[Subject], None](
-            "limits", [self._take], lost=lambda error: Unobtainable(str(error))
-        )
-
-    def start(self) -> None:
-        self._batches.start()
-
-    async def stop(self) -> None:
-        await self._batches.stop()
-        self._lane.close()
-
-    @property
-    def waiting(self) -> int:
-        """How many requests wait for the next statement."""
-        return len(self._batches)
+        super().__init__("limits", [self._take], [self._lane], lost=lambda error: Unobtainable(str(error)))
 
     async def wait(self, facts: Facts) -> float:
         """Seconds until such a call may be tried again; 0 lets this one through. Raises Unobtainable."""
@@ -100,9 +85,9 @@ class Limits:
                 for subject in wanted:
                     self._shares[subject].left -= 1
                 return 0.0
-            await self._batches.put(lacking)
+            await self.put(lacking)
 
-    async def _take(self, batch: list[Waiting]) -> None:
+    async def _take(self, batch: list[Asking]) -> None:
         """Take for all who wait at once; each looks again at what there is."""
         wanted = demand(batch)
         result = await self._lane.query_again(b"take", parameters(wanted.items(), self._seconds))
@@ -121,7 +106,7 @@ class Limits:
             self._shares = {subject: share for subject, share in self._shares.items() if share.until > now}
 
 
-def demand(batch: Iterable[Waiting]) -> dict[Subject, int]:
+def demand(batch: Iterable[Asking]) -> dict[Subject, int]:
     """How many calls to take of each subject: for those who wait, and a few ahead.
 
     A subject stands here once: of two that differ in the limit, which was changed just now, the other
