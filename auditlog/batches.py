@@ -8,6 +8,11 @@ from auditlog.lane import Lane
 
 logger = logging.getLogger(__name__)
 
+# A batch leaves when so many wait, or after so many turns of the loop. A round trip and a commit cost as much
+# as a dozen more items in them; of a larger batch all wait for each other, while the loop has nothing to do.
+ENOUGH = 8
+TURNS = 3
+
 type Waiting[Item, Answer] = tuple[Item, asyncio.Future[Answer]]
 type Carry[Item, Answer] = Callable[[list[Waiting[Item, Answer]]], Awaitable[None]]
 
@@ -68,11 +73,13 @@ class Batches[Item, Answer]:
 
     async def _work(self, carry: Carry[Item, Answer]) -> None:
         while self._waiting or not self._stopping:
-            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            if not batch:
+            if not self._waiting:
                 rest = asyncio.get_running_loop().create_future()
                 self._resting.append(rest)
                 await rest
+            await self._gather()
+            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            if not batch:  # The other carrier was quicker.
                 continue
             if self._waiting:
                 self._wake()
@@ -81,6 +88,13 @@ class Batches[Item, Answer]:
             except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
                 logger.error("batch lost", extra={"what": self._what, "items": len(batch), "error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
                 fail(batch, self._lost(error))
+
+    async def _gather(self) -> None:
+        """Let those who have come as far as the loop already join the batch."""
+        for _ in range(TURNS):
+            if len(self._waiting) >= ENOUGH:
+                return
+            await asyncio.sleep(0)
 
 
 def settle[Answer](future: asyncio.Future[Answer], answer: Answer) -> None:
