@@ -2,6 +2,13 @@
 
 export PORT ?= 8000
 
+# Where Python is told not to write compiled modules beside the code, as container images do, they are kept in .venv:
+# without any, each process compiles two thousand files before it does anything.
+ifdef PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
+endif
+
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header
 

@@ -55,6 +55,7 @@ def begin() -> None:
     """Set the environment of this run; nothing of the developer's own gets through."""
     for name in [name for name in os.environ if name.startswith("GATEWAY_") or name == "DATABASE_URL"]:
         del os.environ[name]
+    keep_compiled()
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-test-"))
     os.environ[HOME] = os.environ["GATEWAY_DATA_DIR"] = str(home)
     watch(home)
@@ -62,6 +63,14 @@ def begin() -> None:
     os.environ[ADDRESS] = given or start(home)
     if given:
         os.environ.update({"DATABASE_URL": given, **keys()})
+
+
+def keep_compiled() -> None:
+    """Have modules compiled once, not by each of the hundreds of processes of a run, whatever the environment says."""
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(sys.prefix) / "pycache")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
 def watch(home: Path) -> None:
