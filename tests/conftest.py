@@ -23,6 +23,8 @@ hypothesis.settings.register_profile("suite", deadline=None, suppress_health_che
 hypothesis.settings.load_profile("suite")
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.Hasher"]
+# It looks at every static file anew for each `Client`; that files are served is proven against running workspaces.
+settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
 
 type SignIn = Callable[[User], Client]
 type Run = Callable[[App], Upstream]
