@@ -3,12 +3,15 @@
 
 import os
 import sys
+from argparse import ArgumentParser
 
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
-    from gatewayadmin.environment import Refused
+    from gatewayadmin.environment import Refused, hand_down
 
+    if port := port_to_serve_at(sys.argv[1:]):
+        hand_down("PORT", port)
     try:
         import gatewayadmin.settings  # noqa: F401  A refused variable is one line here, a traceback inside Django.
     except Refused as refused:
@@ -20,6 +23,16 @@ def main() -> None:
         execute_from_command_line(sys.argv)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def port_to_serve_at(arguments: list[str]) -> str | None:
+    """What `serve --port` says, if it does: links are built from it, so the settings must know."""
+    if arguments[:1] != ["serve"]:
+        return None
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--port", nargs="?")  # That its value is missing is for the command to say.
+    port: str | None = parser.parse_known_args(arguments[1:])[0].port
+    return port
 
 
 if __name__ == "__main__":

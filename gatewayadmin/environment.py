@@ -93,7 +93,7 @@ def origin(value: str) -> str:
 
 
 def hand_down(name: str, value: str) -> None:
-    """Give a value to the worker processes, and to whoever starts over in our place."""
+    """Give a value to whatever reads the environment after us, the worker processes too."""
     os.environ[name] = value
 
 

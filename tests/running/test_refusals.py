@@ -41,6 +41,10 @@ def test_port_in_use(fresh: Path, taken: int) -> None:
     assert line.endswith(f"Cannot listen on 127.0.0.1 port {taken}: Address already in use.")
 
 
+def test_port_that_is_none(fresh: Path) -> None:
+    assert refusal(fresh, "serve", "--port=0").endswith("PORT must be a whole number from 1 to 65535, not '0'.")
+
+
 def test_missing_keys_are_all_named(fresh: Path) -> None:
     line = refusal(fresh, DATABASE_URL=NOWHERE, GATEWAY_SECRET_KEY=SECRET)
 

@@ -1,8 +1,6 @@
 """Everything a fresh clone needs, then the server."""
 
-import os
 import secrets
-import sys
 from argparse import ArgumentParser
 from typing import Any
 
@@ -27,7 +25,6 @@ class Command(BaseCommand):
     def handle(self, *args: Any, host: str, port: int, workers: int, **options: Any) -> None:
         try:
             listener = listen(host, port)
-            self._start_over_at(port)
             metrics = metrics_folder(settings.DATA_DIR)
             database.require(tables=False)
         except (PortTaken, Unusable) as error:
@@ -40,12 +37,6 @@ class Command(BaseCommand):
         welcome = first_start.prepare()
         processes = workers or cores()
         Server(listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome)).run()
-
-    def _start_over_at(self, port: int) -> None:
-        """The settings were read with another port in mind, and links are built from it: read them again."""
-        if port != settings.PORT and not settings.PUBLIC_URL_IS_SET:
-            environment.hand_down("PORT", str(port))
-            os.execv(sys.executable, sys.orig_argv)  # noqa: S606  (the very command that runs)
 
     def _greet(self, welcome: Welcome) -> None:
         password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
