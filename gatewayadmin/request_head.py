@@ -1,47 +1,15 @@
-"""uvicorn's HTTP protocol with bounds on what a client may send before we know what it wants."""
+"""The HTTP protocol with bounds on what a client may send before we know what it wants."""
 
-from asyncio import AbstractEventLoop, TimerHandle, Transport
+from asyncio import TimerHandle, Transport
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from gatewayadmin.swift_http import SwiftHttp
 
 MOST = 64 * 1024
 TOO_LARGE = "The request's head is too large."
 
 
-class Joined:
-    """A transport that sends what is written in one turn of the loop at once: uvicorn writes head and body apart.
-
-    Each send costs its own way through the kernel, and wakes the client once more.
-    """
-
-    __slots__ = ("_held", "_loop", "_transport", "is_closing")
-
-    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: list[bytes] = []
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        if not self._held:
-            self._loop.call_soon(self._flush)
-        self._held.append(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, []
-            self._transport.write(b"".join(held))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class BoundedHead(HttpToolsProtocol):
+class BoundedHead(SwiftHttp):
     """Closes a connection whose request head is larger than `MOST` or takes longer than `seconds`.
 
     The parser gathers a URL, a header or a trailer until it ends, so what it has not handed over yet counts too.
@@ -57,7 +25,6 @@ class BoundedHead(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = Joined(transport, self.loop)  # type: ignore[assignment]
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -97,15 +64,12 @@ class BoundedHead(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def _refuse(self) -> None:
-        if not self._is_answering():  # Else our words would land in the middle of another answer.
+        if not self.is_answering():  # Else our words would land in the middle of another answer.
             self.transport.write(
                 b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
                 b"content-length: %d\r\n\r\n%s" % (len(TOO_LARGE), TOO_LARGE.encode())
             )
         self.transport.close()
-
-    def _is_answering(self) -> bool:
-        return not getattr(self.cycle, "response_complete", True)  # There is no cycle before the first request.
 
     def _start_clock(self) -> None:
         self._too_slow = self.loop.call_later(self.seconds, self._give_up)
@@ -116,7 +80,7 @@ class BoundedHead(HttpToolsProtocol):
             self._too_slow = None
 
     def _give_up(self) -> None:
-        if self._is_answering():  # The next request waits for this answer to end.
+        if self.is_answering():  # The next request waits for this answer to end.
             self._start_clock()
         else:
             self.transport.close()
