@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 
 from auditlog.batches import Batches, Waiting, fail, settle
 from auditlog.lane import Lane, Rejected, Unobtainable
@@ -81,7 +81,8 @@ class Row:
 
     def line(self) -> bytes:
         """The row in PostgreSQL's text format for COPY."""
-        at = datetime.fromtimestamp(self.created_at, UTC).isoformat()
+        whole = int(self.created_at)
+        at = f"{_second(whole)}.{int((self.created_at - whole) * 1_000_000):06d}+00"
         free = (
             self.method[:64],
             self.feature_name[:300],
@@ -110,6 +111,12 @@ class Row:
         return f"{exact}\t{text}\n".encode(errors="replace")
 
 
+@lru_cache(2)
+def _second(at: int) -> str:
+    """This second as a timestamp of UTC without its zone; many calls come in one."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 COPY = (
     b"COPY auditlog_call (uid, created_at, correlation_id, feature_type, outcome, deny_reason, http_status,"
     b" rpc_error_code, host_id, gateway_id, connection_id, user_id, token_id, server_id, identity_id, token_prefix,"
@@ -131,22 +138,22 @@ def _ms(value: float | None) -> str:
 
 def new_uid(at: float) -> str:
     """A UUIDv7 (RFC 9562) of this moment; its time finds the row's partition."""
-    random = _random()
-    low = (random & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000
-    high = (int(at * 1000) << 16) | 0x7000 | (random >> 68)
-    digits = f"{high:016x}{low:016x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-# Fetched for many ids at once: each fetch is a call into the kernel.
-_pool: list[int] = []
-
-
-def _random() -> int:
     if not _pool:
-        fetched = os.urandom(10 * 256)
-        _pool.extend(int.from_bytes(fetched[n : n + 10]) for n in range(0, len(fetched), 10))
-    return _pool.pop()
+        _refill()
+    time = f"{int(at * 1000):012x}"
+    return f"{time[:8]}-{time[8:]}-{_pool.pop()}"
+
+
+# The random parts of ids to come, fetched for many at once: each fetch is a call into the kernel.
+_pool: list[str] = []
+
+
+def _refill() -> None:
+    fetched = os.urandom(10 * 256).hex()
+    for n in range(0, len(fetched), 20):
+        digits = fetched[n : n + 20]
+        variant = "89ab"[int(digits[3], 16) & 3]
+        _pool.append(f"7{digits[:3]}-{variant}{digits[4:7]}-{digits[7:19]}")
 
 
 # A forked process would hand out the ids of its parent again.
