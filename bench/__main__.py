@@ -7,6 +7,7 @@ call authorised by the statement and committed to the log before it is answered.
 import argparse
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -60,6 +61,7 @@ def main() -> None:
         sys.exit("bench needs wrk, which is not installed (Debian: apt install wrk nginx). Nothing was measured.")
     if missing:
         print("nginx is not installed (Debian: apt install nginx): (b) and the ratios to it are left out.\n")
+    print(f"Python {platform.python_version()} on {os.cpu_count()} cores; median of {options.rounds} rounds\n")
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
         home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
@@ -189,7 +191,10 @@ def print_round(connections: int, results: dict[str, list[Measured]]) -> None:
     base = results.get(NGINX_BEFORE)
     for name, runs in results.items():
         rate = median(run.rate for run in runs)
-        ratio = f"{rate / median(run.rate for run in base):6.1%} of b" if base else ""
+        # By rounds: what slows the machine for a while slows both of a pair.
+        ratio = (
+            f"{median(run.rate / other.rate for run, other in zip(runs, base, strict=True)):6.1%} of b" if base else ""
+        )
         failed = sum(run.failed for run in runs)
         cpu = ", ".join(f"{each} {median(run.cpu[each] for run in runs):.0f}" for each in runs[0].cpu)
         print(
