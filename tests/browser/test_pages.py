@@ -3,32 +3,27 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, Response
 
 from tests import curl
 from tests.browser import steps
 from tests.browser.fixtures import Open, Trouble
+from tests.browser.looks import PHONE, faults_of
 from tests.workspace import ROOT, Serve
 
+# One worker runs these, and groups come before single tests: the longest test of all is never the last.
+pytestmark = pytest.mark.xdist_group("pages")
+
 LARGEST = 60 * 1024
-DESK = {"width": 1440, "height": 900}
-PHONE = {"width": 380, "height": 800}
-LOOKS = {
-    "light": {"viewport": DESK, "color_scheme": "light", "reduced_motion": "reduce"},
-    "dark": {"viewport": DESK, "color_scheme": "dark", "reduced_motion": "reduce"},
-    "phone": {"viewport": PHONE, "color_scheme": "light", "reduced_motion": "reduce"},
-}
-# The same markup in other colours needs no other rule.
-COLOUR_RULES = {"runOnly": ["color-contrast", "link-in-text-block"]}
-# Nor does the same markup in another width, but for what moves, shrinks or scrolls there.
-NARROW_RULES = {"runOnly": ["color-contrast", "target-size", "scrollable-region-focusable", "meta-viewport"]}
-RULES = {"light": None, "dark": COLOUR_RULES, "phone": NARROW_RULES}
 IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=/api/docs/)[a-z-]+")
+# Gateways and servers of other tests are in no other state than the ones made here.
+OF_OTHERS = re.compile(
+    r"(?<=^/gateways/)(?!(?:add|find|quickstart|work|empty)/)[^/]+"
+    r"|(?<=^/servers/)(?!(?:add|find|quickstart|handbook|github|crm)/)[^/]+"
+)
 NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/")
 
 ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()
@@ -48,26 +43,23 @@ def lived_in(live: Serve) -> Serve:
     return live
 
 
-@pytest.fixture(params=LOOKS)
-def look(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
-def window(look: str, open_browser: Open, lived_in: Serve, signed_in: Path) -> BrowserContext:
-    return open_browser(storage_state=signed_in, **LOOKS[look])
+def page(open_browser: Open, lived_in: Serve, signed_in: Path) -> Page:
+    """The owner's page, on a phone: where all can be reached and pressed, which journeys prove for a desk."""
+    return phone(open_browser, storage_state=signed_in).new_page()
 
 
-def test_every_page_is_accessible_quiet_and_small(window: BrowserContext, lived_in: Serve, look: str) -> None:
-    page = window.new_page()
+def phone(open_browser: Open, **options: Path) -> BrowserContext:
+    return open_browser(viewport=PHONE, reduced_motion="reduce", **options)
 
-    faults = [fault for url in crawl(page, lived_in.url) for fault in faults_of(page, url, RULES[look])]
+
+def test_every_page_is_accessible_quiet_and_small(page: Page, lived_in: Serve) -> None:
+    faults = [fault for url in crawl(page, lived_in.url) for fault in faults_of(page, url)]
 
     assert not faults, "\n".join(faults)
 
 
-def test_the_authorize_flow_is_accessible_at_each_step(window: BrowserContext, lived_in: Serve) -> None:
-    page = window.new_page()
+def test_the_authorize_flow_is_accessible_at_each_step(page: Page, lived_in: Serve) -> None:
     steps.open_connections(page, lived_in.url, "Nightly report")
     flow = steps.start_connection(page)
     faults = faults_of(flow, "choose a gateway")
@@ -81,8 +73,7 @@ def test_the_authorize_flow_is_accessible_at_each_step(window: BrowserContext, l
     assert not faults, "\n".join(faults)
 
 
-def test_dialogs_are_accessible(window: BrowserContext, lived_in: Serve) -> None:
-    page = window.new_page()
+def test_dialogs_are_accessible(page: Page, lived_in: Serve) -> None:
     page.goto(f"{lived_in.url}/hosts/")
     steps.press(page, "Add API access token-based host")
     page.get_by_role("dialog").wait_for()
@@ -90,9 +81,9 @@ def test_dialogs_are_accessible(window: BrowserContext, lived_in: Serve) -> None
     assert faults_of(page, "add a host") == []
 
 
-def test_pages_for_strangers_are_accessible(look: str, open_browser: Open, live: Serve, trouble: Trouble) -> None:
+def test_pages_for_strangers_are_accessible(open_browser: Open, live: Serve, trouble: Trouble) -> None:
     trouble.expected = {"the server responded with a status of 404"}
-    page = open_browser(**LOOKS[look]).new_page()
+    page = phone(open_browser).new_page()
 
     faults = []
     for path in ("/accounts/login/", "/accounts/password/reset/", "/no/such/page/"):
@@ -127,7 +118,8 @@ def kind_of(url: str) -> str:
     # Each bar of a chart leads to its moments, and each filter keeps the others: one after another will do.
     named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}
     query = next(iter(named)) if len(named) == 1 else "several" if named else ""
-    return f"{IDENTIFIER.sub('*', parts.path)}?{query}"
+    path = IDENTIFIER.sub("*", OF_OTHERS.sub("*", parts.path))
+    return f"{path}?{query}"
 
 
 def is_page(url: str) -> bool:
@@ -141,11 +133,3 @@ def check(response: Response) -> str:
     assert response.status == 200, f"{response.url}: {response.status}"
     assert len(response.body()) <= LARGEST, f"{response.url} has {len(response.body())} bytes of HTML"
     return response.url
-
-
-def faults_of(page: Page, name: str, rules: dict[str, Any] | None = None) -> list[str]:
-    """What axe finds on the page as it stands, and whether it is wider than the window."""
-    violations: list[dict[str, Any]] = Axe().run(page, options=rules).response["violations"]
-    faults = [f"{name}: {one['id']}: {[node['target'] for node in one['nodes']][:3]}" for one in violations]
-    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    return faults + ([f"{name}: {wide} px wider than the window"] if wide > 0 else [])

@@ -1,0 +1,67 @@
+"""A loaded page in light, in dark and on a phone: what axe finds there, and whether it is wider than the window."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, ViewportSize
+
+DESK: ViewportSize = {"width": 1440, "height": 900}
+PHONE: ViewportSize = {"width": 380, "height": 800}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a page is looked at, and axe's rules that it can break there; none names all."""
+
+    size: ViewportSize
+    scheme: Literal["light", "dark"]
+    rules: tuple[str, ...] = ()
+
+
+# Style sheets alone know width and scheme, no script does: the same markup changes its look without another load.
+LOOKS = {
+    "light": Look(DESK, "light"),
+    # In other colours it needs no rule but those of colour.
+    "dark": Look(DESK, "dark", ("color-contrast", "link-in-text-block")),
+    # Nor in another width, but for what moves, shrinks or scrolls there.
+    "phone": Look(PHONE, "light", ("color-contrast", "target-size", "scrollable-region-focusable", "meta-viewport")),
+}
+
+# A page has some ten colours, and axe would work out each of them again for every element on top of another:
+# a third of its time.
+EACH_COLOUR_ONCE = """;(() => {
+  const {prototype} = axe.commons.color.Color, {parseString} = prototype, known = new Map();
+  prototype.parseString = function (text) {
+    const colour = known.get(text);
+    if (colour) return Object.assign(this, colour);
+    const {r, g, b, alpha} = parseString.call(this, text);
+    known.set(text, {r, g, b, alpha});
+    return this;
+  };
+})()"""
+AXE = Axe().axe_script + EACH_COLOUR_ONCE
+
+# Without `resultTypes` axe describes every element that is in order, too.
+FIND = """async rules => {
+  const chosen = rules.length ? {runOnly: rules} : {};
+  const {violations} = await axe.run(document, {resultTypes: ["violations"], ...chosen});
+  const {scrollWidth, clientWidth} = document.documentElement;
+  const places = nodes => nodes.slice(0, 3).map(node => node.target.join(" ")).join(", ");
+  return {
+    broken: violations.map(({id, nodes}) => `${id}: ${places(nodes)}`),
+    wide: scrollWidth > clientWidth ? [`${scrollWidth - clientWidth} px wider than the window`] : [],
+  };
+}"""
+
+
+def faults_of(page: Page, name: str) -> list[str]:
+    """What is wrong with the page as it stands, in each look; it keeps the last one."""
+    page.evaluate(AXE)
+    faults = []
+    for words, look in LOOKS.items():
+        page.emulate_media(color_scheme=look.scheme, reduced_motion="reduce")
+        page.set_viewport_size(look.size)
+        found: dict[str, Any] = page.evaluate(FIND, look.rules)
+        faults += [f"{name} ({words}): {fault}" for fault in found["broken"] + found["wide"]]
+    return faults
