@@ -6,12 +6,14 @@ at the end; xdist workers inherit the folder and make a database each. `TEST_DAT
 another PostgreSQL in its place, where databases may be made and dropped.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -103,11 +105,32 @@ def keys() -> dict[str, str]:
     }
 
 
-def fresh_database(name: str) -> str:
-    """Make an empty database beside the tests' own and give its address."""
+def fresh_database(name: str, template: str = "template1") -> str:
+    """Make a database like `template`, an empty one by default, beside the tests' own and give its address."""
     address = os.environ[ADDRESS]
     with psycopg.connect(address, autocommit=True) as connection:
-        identifier = sql.Identifier(name)
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
+        names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {name} WITH (FORCE)").format(**names))
+        connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {template}").format(**names))
     return urlunsplit(urlsplit(address)._replace(path=f"/{name}"))
+
+
+def tables() -> str:
+    """The name of a database in which the migrations have run and nothing else; one for the whole run, to copy."""
+    name = Path(os.environ[HOME]).name.replace("-", "_")
+    with once("tables") as missing:
+        if missing:
+            settings = {"DATABASE_URL": fresh_database(name), **keys()}
+            command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
+            subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=True)
+    return name
+
+
+@contextmanager
+def once(what: str) -> Iterator[bool]:
+    """Whether nobody in this run has made this yet; the others wait for the end of the block."""
+    mark = Path(os.environ[HOME]) / f"{what}.made"
+    with mark.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not mark.exists()
+        mark.touch()

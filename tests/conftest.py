@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
+import httpx
 import hypothesis
 import pytest
 from django.conf import settings
-from django.test import Client
+from django.db import connections
+from django.test import Client, TransactionTestCase
+from httpx._transports import default as httpx_transports
 
 from accounts.models import Role, User, permissions_of
 from capabilities import Capability
 from capabilities.roles import MEMBER
-from tests import secrecy, upstreams, workspace
+from tests import cluster, emptying, secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
@@ -25,6 +29,9 @@ hypothesis.settings.load_profile("suite")
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.Hasher"]
 # It looks at every static file anew for each `Client`; that files are served is proven against running workspaces.
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
+# Each client of httpx reads every certificate there is, which takes longer than what a test then asks it for.
+httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defined]
 
 type SignIn = Callable[[User], Client]
 type Run = Callable[[App], Upstream]
@@ -36,6 +43,12 @@ def person(name: str, role: str, *capabilities: Capability, is_staff: bool = Fal
     if made:
         held.permissions.set(permissions_of(capabilities))
     return User.objects.create_user(f"{name}@example.com", display_name=name.title(), role=held, is_staff=is_staff)
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> None:
+    """Let the test database begin as a copy of what the migrations make, which they made once in this run."""
+    connections["default"].settings_dict["TEST"]["TEMPLATE"] = cluster.tables()
 
 
 @pytest.fixture

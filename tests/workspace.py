@@ -143,10 +143,10 @@ class Serve:
 
 
 def new(directory: Path, name: str, **settings: str) -> Serve:
-    """A workspace nobody has started yet, on a fresh database of the run's cluster."""
+    """A workspace nobody has started yet, on a database of the run's cluster that has its tables and nothing else."""
     data_dir = directory / name
     data_dir.mkdir(mode=0o700)
-    database_url = cluster.fresh_database(f"{name}_{os.getpid()}")
+    database_url = cluster.fresh_database(f"{name}_{os.getpid()}", cluster.tables())
     return Serve(data_dir, database_url, free_port(), {**cluster.keys(), **settings})
 
 

@@ -62,13 +62,14 @@ class Newcomer:
     environment: dict[str, str]
 
 
-@pytest.fixture
-def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
     start = re.search(r"^make run$", README, re.MULTILINE)
     assert start
-    environment = {"PORT": str(free_port()), "GATEWAY_DATA_DIR": str(tmp_path / "var")}
+    folder = tmp_path_factory.mktemp("newcomer")
+    environment = {"PORT": str(free_port()), "GATEWAY_DATA_DIR": str(folder / "var")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DATABASE_URL"))}
-    log = tmp_path / "make-run.log"
+    log = folder / "make-run.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             start.group().split(),

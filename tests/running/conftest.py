@@ -1,5 +1,6 @@
 """Data directories, one of them with a finished first start to copy."""
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests import cluster
 from tests.running.starts import serving
 
 
@@ -20,13 +22,16 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def finished() -> Iterator[Path]:
-    """A data directory whose first start has been and gone."""
-    with folder() as path:
-        with serving(path / "var") as served:
-            assert served.stop() == 0, served.log()
-        assert postmaster(path / "var") is None, served.log()
-        yield path / "var"
+def finished() -> Path:
+    """A data directory whose first start has been and gone; one for the whole run."""
+    home = Path(os.environ[cluster.HOME]) / "finished" / "var"
+    with cluster.once("finished") as missing:
+        if missing:
+            home.parent.mkdir(exist_ok=True)
+            with serving(home) as served:
+                assert served.stop() == 0, served.log()
+            assert postmaster(home) is None, served.log()
+    return home
 
 
 @pytest.fixture
