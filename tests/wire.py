@@ -1,5 +1,6 @@
 """Put an ASGI app on a loopback port, in a thread, and remember what it is asked."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -47,6 +48,39 @@ class Upstream:
         return [request for request in self.seen if request.method == method]
 
 
+class Server(uvicorn.Server):
+    """Stops at once when it is told to; uvicorn's own looks now and then, and that was most of what a test took."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = asyncio.Event()
+
+    def stop(self) -> None:
+        """From another thread."""
+        self.should_exit = True
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if not await self.on_tick(0):
+            await self._told.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        for _ in range(500):  # About a second.
+            if not self.server_state.connections and not self.server_state.tasks:
+                break
+            await asyncio.sleep(0.002)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
+
+
 @contextmanager
 def running(app: App, *, port: int = 0) -> Iterator[Upstream]:
     """Serve `app` on a loopback port until the block ends; `port` brings a stopped one back."""
@@ -54,8 +88,7 @@ def running(app: App, *, port: int = 0) -> Iterator[Upstream]:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     upstream = Upstream(listener.getsockname()[1])
-    config = uvicorn.Config(recorded(app, upstream), ws="none", log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = Server(uvicorn.Config(recorded(app, upstream), ws="none", log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     # Connections made before uvicorn accepts wait in the backlog: nobody needs to poll.
     listener.listen(128)
@@ -63,7 +96,7 @@ def running(app: App, *, port: int = 0) -> Iterator[Upstream]:
     try:
         yield upstream
     finally:
-        server.should_exit = True
+        server.stop()
         thread.join(timeout=10)
         listener.close()
         assert not thread.is_alive(), "an upstream server did not stop"
