@@ -2,11 +2,14 @@
 
 import time
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests import curl
 from tests.make import unique
 from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("browser")
 
 SOON = 2_000  # Milliseconds until a call is seen.
 

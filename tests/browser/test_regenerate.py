@@ -2,12 +2,15 @@
 
 import re
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests import curl
 from tests.browser import steps
 from tests.make import unique
 from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("browser")
 
 
 def regenerate(page: Page, name: str, button: str) -> str:
