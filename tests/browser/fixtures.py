@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,27 +130,3 @@ def keep_pictures(context: BrowserContext, name: str) -> None:
     for number, page in enumerate(context.pages):
         page.screenshot(path=RESULTS / f"{name}-{number}.png", full_page=True)
         (RESULTS / f"{name}-{number}.html").write_text(f"<!-- {page.url} -->\n{page.content()}")
-
-
-@pytest.fixture(scope="module")
-def signed_in(browser: Browser, live: workspace.Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cookies of the workspace's owner, signed in once through the page."""
-    context = browser.new_context()
-    steps.sign_in(context.new_page(), live.url)
-    cookies = tmp_path_factory.mktemp("browser") / "owner.json"
-    context.storage_state(path=cookies)
-    context.close()
-    return cookies
-
-
-@pytest.fixture
-def context(open_browser: Open, signed_in: Path) -> BrowserContext:
-    """A window in which the owner is signed in."""
-    context = open_browser(storage_state=signed_in)
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    return context
-
-
-@pytest.fixture
-def page(context: BrowserContext) -> Page:
-    return context.new_page()

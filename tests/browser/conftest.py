@@ -1,0 +1,42 @@
+"""One browser for all tests of this folder, and the owner signed in to it once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page
+
+from tests import workspace
+from tests.browser import steps
+from tests.browser.fixtures import Open, chromium
+
+
+# No test here is async or opens the database in its own process: neither could while a browser is open.
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="package")
+def signed_in(browser: Browser, live: workspace.Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cookies of the workspace's owner, signed in once through the page."""
+    context = browser.new_context()
+    steps.sign_in(context.new_page(), live.url)
+    cookies = tmp_path_factory.mktemp("browser") / "owner.json"
+    context.storage_state(path=cookies)
+    context.close()
+    return cookies
+
+
+@pytest.fixture
+def context(open_browser: Open, signed_in: Path) -> BrowserContext:
+    """A window in which the owner is signed in."""
+    context = open_browser(storage_state=signed_in)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    return context
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
