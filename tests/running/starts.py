@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.workspace import ROOT, free_port
+from tests.workspace import ROOT, free_port, is_ready
 
 PASSWORD_LINE = re.compile(r"^Sign in as (\S+) with the password (\S+) \(shown only now\)\.$", re.MULTILINE)
 
@@ -60,10 +60,7 @@ class Started:
         return "\n".join(line for line in self.log().splitlines() if line and not line.startswith("{"))
 
     def is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == httpx.codes.OK
-        except httpx.TransportError:
-            return False
+        return is_ready(self.port)
 
     def wait(self, seconds: float = 90) -> None:
         """Return once it is ready; fails with its output when it ends or takes longer."""
@@ -71,7 +68,7 @@ class Started:
         while not self.is_ready():
             assert self.process.poll() is None, f"serve ended with {self.process.returncode}:\n{self.log()}"
             assert time.monotonic() < deadline, f"serve was not ready in {seconds} s:\n{self.log()}"
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def stop(self) -> int:
         """Ask it to end, as Ctrl-C or a service manager does; its exit code."""
