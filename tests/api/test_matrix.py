@@ -3,14 +3,13 @@
 Written from the rules the views declare: a route without one, or without an address here, fails.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from django.db import transaction
-from django.test import Client
 from django.urls import reverse
 
 from capabilities import Capability
@@ -18,6 +17,7 @@ from capabilities.rest import Own, capabilities_in
 from gatewayadmin.api import urlpatterns
 from tests import make
 from tests.api.world import World, build, holder
+from tests.house.doors import browser, session_of
 from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
@@ -27,6 +27,7 @@ HIDDEN = {403, 404}
 # The state of a thing may stand against it; that is no question of permission.
 LET_IN = {200, 201, 204, 409}
 METHODS = ("get", "post", "put", "patch", "delete")
+ALL, NONE = frozenset(Capability), frozenset[Capability]()
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,6 @@ def for_a_moment() -> Iterator[None]:
         transaction.set_rollback(True)
 
 
-def answer(door: Door, world: World, *capabilities: Capability) -> int:
-    """What somebody with exactly these capabilities gets."""
-    with for_a_moment():
-        return door.knock(world, Rest.of(holder(*capabilities)))
-
-
 def sufficient(rule: Any) -> list[set[Capability]]:
     """The smallest sets of capabilities that open a door."""
     needed = rule.others if isinstance(rule, Own) else rule
@@ -117,14 +112,46 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
         yield build()
 
 
+class People:
+    """Who stands at the doors of a world: made once, for they take longer to make than a door to answer."""
+
+    def __init__(self, world: World) -> None:
+        rules = [door.rule for door in DOORS]
+        enough = {frozenset(one) for rule in rules for one in sufficient(rule)}
+        others = {ALL - capabilities_in(rule) for rule in rules}
+        lacking = {one - {needed} for one in enough for needed in one}
+        self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | others | lacking}
+        self._owner = session_of(world.owner)
+
+    def holding(self, capabilities: Iterable[Capability]) -> Rest:
+        """Somebody with exactly these, in a browser."""
+        return Rest(browser(self._sessions[frozenset(capabilities)]))
+
+    def owning(self) -> Rest:
+        """Who owns everything that has an owner, in a browser."""
+        return Rest(browser(self._owner))
+
+
+@pytest.fixture(scope="module")
+def people(world: World, django_db_blocker: Any) -> People:
+    with django_db_blocker.unblock():
+        return People(world)
+
+
+def answer(door: Door, world: World, somebody: Rest) -> int:
+    """What they get, as if nobody had been here before."""
+    with for_a_moment():
+        return door.knock(world, somebody)
+
+
 @every_door
 def test_nobody_is_let_in(door: Door, world: World) -> None:
     assert door.knock(world, Rest.of()) == 401
 
 
 @every_door
-def test_without_a_capability(door: Door, world: World) -> None:
-    status = answer(door, world)
+def test_without_a_capability(door: Door, world: World, people: People) -> None:
+    status = answer(door, world, people.holding(NONE))
 
     if isinstance(door.rule, Own) and door.is_of_one_thing:
         assert status in HIDDEN
@@ -135,17 +162,17 @@ def test_without_a_capability(door: Door, world: World) -> None:
 
 
 @every_door
-def test_with_exactly_what_it_takes(door: Door, world: World) -> None:
+def test_with_exactly_what_it_takes(door: Door, world: World, people: People) -> None:
     for enough in enough_for(door):
-        assert answer(door, world, *enough) in LET_IN, enough
+        assert answer(door, world, people.holding(enough)) in LET_IN, enough
         if len(enough) > 1:
             for one in enough:
-                assert answer(door, world, *(enough - {one})) == 403
+                assert answer(door, world, people.holding(enough - {one})) == 403
 
 
 @every_door
-def test_with_every_other_capability(door: Door, world: World) -> None:
-    status = answer(door, world, *(set(Capability) - capabilities_in(door.rule)))
+def test_with_every_other_capability(door: Door, world: World, people: People) -> None:
+    status = answer(door, world, people.holding(ALL - capabilities_in(door.rule)))
 
     if door.rule is None or (isinstance(door.rule, Own) and not door.is_of_one_thing):
         assert status in LET_IN
@@ -154,31 +181,28 @@ def test_with_every_other_capability(door: Door, world: World) -> None:
 
 
 @every_door
-def test_the_owner(door: Door, world: World) -> None:
-    with for_a_moment():
-        status = door.knock(world, Rest.of(world.owner))
+def test_the_owner(door: Door, world: World, people: People) -> None:
+    status = answer(door, world, people.owning())
 
     assert status in (LET_IN if isinstance(door.rule, Own) or door.rule is None else {403})
 
 
 @every_door
-def test_a_session_changes_nothing_without_csrf(door: Door, world: World) -> None:
+def test_a_session_changes_nothing_without_csrf(door: Door, world: World, people: People) -> None:
     if door.method == "get":
         return
-    rest = Rest(Client(enforce_csrf_checks=True))
+    rest = people.holding(ALL)
+    rest.client.handler.enforce_csrf_checks = True
 
-    with for_a_moment():
-        rest.client.force_login(holder(*Capability))
-        assert door.knock(world, rest) == 403
+    assert answer(door, world, rest) == 403
 
 
 @every_door
 def test_a_token_of_the_data_plane_opens_no_door_but_one(door: Door, world: World) -> None:
-    with for_a_moment():
-        assert door.knock(world, Rest.bearing(world.secret)) == (200 if door.action == "rotate" else 403)
+    assert answer(door, world, Rest.bearing(world.secret)) == (200 if door.action == "rotate" else 403)
 
 
-def by_key(door: Door, world: World, *capabilities: Capability) -> int:
+def by_key(door: Door, world: World, capabilities: Iterable[Capability]) -> int:
     """What an API key with exactly these capabilities gets, of somebody who holds all."""
     with for_a_moment():
         return door.knock(world, Rest.bearing(make.api_key(world.boss, *capabilities).secret))
@@ -189,13 +213,13 @@ def test_an_api_key_does_what_it_was_made_with(door: Door, world: World) -> None
     for_people = door.action in getattr(door.view, "session_actions", ())
 
     for enough in enough_for(door):
-        assert by_key(door, world, *enough) in ({403} if for_people else LET_IN), enough
+        assert by_key(door, world, enough) in ({403} if for_people else LET_IN), enough
 
 
 @every_door
 def test_an_api_key_does_nothing_else(door: Door, world: World) -> None:
     """Not even with what is its owner's own."""
-    status = by_key(door, world, *(set(Capability) - capabilities_in(door.rule)))
+    status = by_key(door, world, ALL - capabilities_in(door.rule))
 
     assert status in (LET_IN if door.rule is None else {403})
 
@@ -207,11 +231,11 @@ def test_no_path_is_redirected(door: Door, world: World) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-def test_other_methods_are_not_allowed(world: World) -> None:
+def test_other_methods_are_not_allowed(world: World, people: People) -> None:
     known = {door.name: {other.method for other in DOORS if other.name == door.name} for door in DOORS}
 
     with for_a_moment():
-        everything = Rest.of(holder(*Capability))
+        everything = people.holding(ALL)
         for door in DOORS:
             for method in (set(METHODS) | {"options"}) - known[door.name]:
                 assert everything.send(method, door.path(world)).status_code == 405, (method, door.name)
