@@ -113,6 +113,7 @@ def test_the_tutorial_works_as_printed(newcomer: Newcomer, terminal: Terminal, o
     flow = steps.add_connection(page, "Quickstart")
     minted = steps.copied(flow)
     steps.done(flow)
+    flow.close()
     terminal.run(give, minted.token, minted.gateway_url)
 
     assert {"echo", "add"} <= set(terminal.run(list_tools).splitlines())
