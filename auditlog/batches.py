@@ -9,8 +9,8 @@ from auditlog.lane import Lane
 logger = logging.getLogger(__name__)
 
 # A batch leaves when so many wait, or after so many turns of the loop. A round trip and a commit cost as much
-# as a dozen more items in them; of a larger batch all wait for each other, while the loop has nothing to do.
-ENOUGH = 8
+# as a dozen more items in them; in a larger batch all wait for each other, while the loop has nothing to do.
+ENOUGH = 16
 TURNS = 3
 
 type Waiting[Item, Answer] = tuple[Item, asyncio.Future[Answer]]
