@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from functools import cache
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
@@ -130,6 +131,12 @@ class Sending:
             self._transport.release(self._address.place, self._channel)
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """How servers prove who they are; reading the authorities of the machine takes a while."""
+    return ssl.create_default_context()
+
+
 class Transport:
     """Connections to upstream servers, and to this process's own Quickstart server."""
 
@@ -139,7 +146,7 @@ class Transport:
         self._secret = secret
         self._idle: dict[Place, deque[Channel]] = {}
         self._addresses: dict[str, Address] = {}
-        self._tls = ssl.create_default_context()
+        self._tls = _tls()
         self._resolver = Resolver()
         self.limit = limit
 
