@@ -29,8 +29,9 @@ run: ## set up whatever is missing, start everything, print where to sign in (PO
 setup: ## the environment with the development packages; starts nothing
 	@.ci/setup dev
 
+# One process more than there are cores: a tenth of a test is waiting.
 test: setup ## the whole test suite, browser tests included
-	@chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(BIN)/pytest -n auto --dist loadgroup $(TESTS)
+	@chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadgroup $(TESTS)
 
 bench: setup ## measure what the gateway costs a call: a server alone, nginx before it, this gateway before it
 	@$(BIN)/python -m bench $(ARGS)
