@@ -55,6 +55,7 @@ class BoundedHead(SwiftHttp):
     def on_message_complete(self) -> None:
         self._withheld = 0
         self._in_head = True
+        self._stop_clock()
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:

@@ -1,15 +1,19 @@
 """uvicorn's HTTP protocol with a shorter way for MCP calls.
 
 What uvicorn does for any request of any application takes a call longer than its decision: a timer for
-each answer, patterns over each header, two writes. A POST to `/mcp/<slug>` needs none of it. All
-others, and unusual spellings of that URL, go uvicorn's own way.
+each answer, patterns over each header, two writes. A POST to `/mcp/<slug>` needs none of it, and the
+next one over the same connection not even a parser. All others, and unusual spellings of that URL, go
+uvicorn's own way.
 """
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, cast
 
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from proxy.known_head import SAME_HEAD, KnownHead, known_head
 
 _is_call = re.compile(rb"/mcp/[a-z0-9-]{1,40}/?").fullmatch
 
@@ -20,6 +24,53 @@ class SwiftHttp(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle_since: float | None = None
+        self._known: KnownHead[tuple[Any, int]] | None = None
+        self._is_between = True  # Nothing of the next request has reached the parser.
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_served_again(data):
+            return
+        was_between, last = self._is_between, self.cycle
+        super().data_received(data)
+        if was_between and self.cycle is not last and not self.expect_100_continue:
+            self._known = self._to_know_again(data)
+
+    def _is_served_again(self, data: bytes) -> bool:
+        """Serve the request in `data` when its head is that of the last one; the parser does not see it then."""
+        if self._known is None or not self._is_between or self.is_answering():
+            return False
+        body = self._known.body(data)
+        if body is None:
+            return False
+        self._unset_keepalive_if_required()
+        scope, place = self._known.read
+        self.headers = [*scope["headers"]]
+        self.headers[place] = b"content-length", b"%d" % len(body)
+        self.scope = cast(HTTPScope, {**scope, "headers": self.headers, "state": self.app_state.copy()})
+        self.expect_100_continue = False
+        self.cycle = Cycle(self, keep_alive=True)
+        self.cycle.body = bytearray(body)
+        self.on_message_complete()
+        self._start_asgi_task(self.cycle, self.app)
+        return True
+
+    def _to_know_again(self, data: bytes) -> KnownHead[tuple[Any, int]] | None:
+        """The head of a whole call, with its scope and where that says the length, when more may follow."""
+        cycle = self.cycle
+        if not isinstance(cycle, Cycle) or not cycle.keep_alive or cycle.more_body:
+            return None
+        place = next((n for n, (name, _) in enumerate(self.headers) if name == b"content-length"), 0)
+        # The application may note there what it concludes from such a head.
+        scope = {**self.scope, "headers": [*self.headers], "extensions": {SAME_HEAD: {}}}
+        return known_head(data, bytes(cycle.body), (scope, place))
+
+    def on_message_begin(self) -> None:
+        self._is_between = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._is_between = True
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         parser = self.parser

@@ -209,11 +209,17 @@ def _is_allowed(client_ip: str, allowed_ips: str) -> bool:
         return False
 
 
-class Question(NamedTuple):
-    """What one request asks the database; its token is looked for under each of these digests or checksums."""
+class Key(NamedTuple):
+    """What the database may know a token as: a row is looked for under each of these digests or checksums."""
 
     digests: list[bytes | None]
     checksums: list[str | None]
+
+
+class Question(NamedTuple):
+    """What one request asks the database."""
+
+    key: Key
     slug: str
     wanted: int
     tool: str
@@ -227,17 +233,15 @@ class Access(Batches[Question, Facts | None]):
         self._keys = token_keys
         super().__init__("access", [self._answer], [self._lane], lost=lambda error: Unobtainable(str(error)))
 
-    async def facts(self, token: str, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
-        """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
-        digests, checksums = self._stored_as(token)
-        question = Question(digests, checksums, slug if SLUG(slug) else "", wanted, tool)
-        return await self.put(question)
-
-    def _stored_as(self, token: str) -> tuple[list[bytes | None], list[str | None]]:
-        """What the database may know this text as; its prefix says which table is asked (decisions 7.1)."""
+    def key(self, token: str) -> Key:
+        """What to look for this text as; its prefix says which table is asked (decisions 7.1)."""
         if token.startswith(secret.OAUTH_ACCESS):
-            return [None], [hashlib.sha256(token.encode()).hexdigest()]
-        return [*secret.candidates(token, self._keys)], [None] * len(self._keys)
+            return Key([None], [hashlib.sha256(token.encode()).hexdigest()])
+        return Key([*secret.candidates(token, self._keys)], [None] * len(self._keys))
+
+    async def facts(self, key: Key, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
+        """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
+        return await self.put(Question(key, slug if SLUG(slug) else "", wanted, tool))
 
     async def _answer(self, batch: list[Waiting[Question, Facts | None]]) -> None:
         found = _rows(await self._lane.query_again(b"decide", parameters([question for question, _ in batch])))
@@ -257,7 +261,7 @@ def parameters(questions: Sequence[Question]) -> list[bytes]:
     places = [
         (n, question, digest, checksum)
         for n, question in enumerate(questions)
-        for digest, checksum in zip(question.digests, question.checksums, strict=True)
+        for digest, checksum in zip(question.key.digests, question.key.checksums, strict=True)
     ]
     return [
         _array([str(n) for n, _, _, _ in places]),

@@ -9,7 +9,8 @@ from proxy import metrics
 from proxy.access import Access
 from proxy.calling import Caller
 from proxy.config import Config
-from proxy.endpoint import PREFIX, Endpoint
+from proxy.endpoint import Endpoint
+from proxy.head import PREFIX
 from proxy.limits import Limits
 from proxy.listing import Lister
 from proxy.marks import Marks

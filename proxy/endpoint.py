@@ -10,21 +10,21 @@ from contextlib import suppress
 from auditlog.lane import Unobtainable
 from auditlog.writer import CallWriter, NotRecorded
 from proxy import jsonrpc, ladder, metrics, outbound, trace
-from proxy.access import DENIALS, Access, Denied, Facts, decide
+from proxy.access import DENIALS, Access, Denied, Facts, Key, decide
 from proxy.config import Config
-from proxy.inbound import ClientLeft, Inbound, Receive, Scope, Send, accepted
+from proxy.head import Heads, Scope
+from proxy.inbound import ClientLeft, Inbound, Receive, Send
 from proxy.jsonrpc import Message
 from proxy.limits import Limits
 from proxy.marks import Marks
 from proxy.methods import Methods, refused, wanted
-from proxy.outbound import Origins, Response, Stream
+from proxy.outbound import Response, Stream
 from proxy.recording import Recorder
 from servers import eras
 from servers.crypto import Cipher
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "/mcp/"
 CLIENT_LEFT = 499
 
 NOT_CHECKED = "The gateway could not check access."
@@ -44,38 +44,32 @@ class Endpoint:
         self._marks = marks
         self._methods = methods
         self._recorder = Recorder(Cipher(config.encryption_keys))
-        self._origins = Origins(config.public_url, config.allowed_origins)
+        self._heads = Heads(config, access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        slug = scope["path"].removeprefix(PREFIX).removesuffix("/")
-        request = Inbound(scope, receive, send, slug)
-        if "/" in slug or not slug:
+        head = self._heads.read(scope)
+        request = Inbound(head, scope, receive, send)
+        if not head.slug:
             await outbound.send(request, Response(404))
-        elif not self._is_ours(request):
+        elif not head.is_ours:
             await outbound.send(request, Response(400, b"", "bad_request"))
         else:
-            peer = scope["client"][0] if scope.get("client") else ""
             with suppress(ClientLeft):
-                await self._serve(request, peer)
+                await self._serve(request)
 
-    def _is_ours(self, request: Inbound) -> bool:
-        hosts = self._config.hosts
-        return not hosts or outbound.host_name(request.header(b"host")) in hosts
-
-    async def _serve(self, request: Inbound, peer: str) -> None:
+    async def _serve(self, request: Inbound) -> None:
+        head = request.head
         refusal = await self._first_look(request)
-        if refusal is None and request.verb == "OPTIONS":
+        if refusal is None and head.verb == "OPTIONS":
             await outbound.send(request, Response(204, headers=outbound.preflight(request)))
             return
-        token = request.token()
-        ip = self._config.client_address(peer, request.values(b"x-forwarded-for"))
-        if request.verb == "POST":
+        if head.verb == "POST":
             request.parse()
         try:
-            facts = await self._facts(request, token) if token else None
+            facts = await self._facts(request, head.key) if head.key is not None else None
             if facts is not None:
-                request.note(facts, ip)
-                if refusal is None and (denied := decide(facts, ip)) is not None:
+                request.note(facts)
+                if refusal is None and (denied := decide(facts, head.client_ip)) is not None:
                     refusal = self._denied(request, denied)
                 if refusal is None and facts.limited:
                     refusal = await self._limited(facts)
@@ -84,39 +78,38 @@ class Endpoint:
             await outbound.send(request, _unavailable(request, NOT_CHECKED))
             return
         if facts is None:
-            await outbound.send(request, refusal or self._stranger(request, ip))
+            await outbound.send(request, refusal or self._stranger(request))
             return
         await self._known(request, facts, refusal)
 
     async def _first_look(self, request: Inbound) -> Response | None:
         """Row 1 of requirements 4.4: what is refused whoever asks."""
-        origin = request.headers.get(b"origin")
-        named = None if origin is None else origin.decode("latin-1")
-        if not self._origins.admits(named):
+        if not request.head.is_admitted:
             return self._denied(request, DENIALS["origin"])
-        request.origin = named
+        request.origin = request.head.origin
         if await request.read(self._config.body_limit):
             return None
         body = jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "The request is larger than this gateway accepts")
         return Response(413, body, "bad_request", code=jsonrpc.INVALID_REQUEST)
 
-    async def _facts(self, request: Inbound, token: str) -> Facts | None:
+    async def _facts(self, request: Inbound, key: Key) -> Facts | None:
         began = time.perf_counter()
-        facts = await self._access.facts(token, request.slug, *wanted(request.message))
+        facts = await self._access.facts(key, request.head.slug, *wanted(request.message))
         request.row.authorise_ms = (time.perf_counter() - began) * 1000
         return facts
 
-    def _stranger(self, request: Inbound, ip: str) -> Response:
+    def _stranger(self, request: Inbound) -> Response:
         """No call, since it is nobody's: counted instead (decisions 7.5)."""
         metrics.STRANGERS.inc()
-        if request.presents_bearer:
-            self._marks.stranger(ip)
+        if request.head.presents_bearer:
+            self._marks.stranger(request.head.client_ip)
         return self._denied(request, DENIALS["unknown"])
 
     def _denied(self, request: Inbound, denied: Denied) -> Response:
         if denied.status != 401:
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
-        challenge = outbound.challenge(self._config.public_url, request.slug, presented=request.presents_bearer)
+        head = request.head
+        challenge = outbound.challenge(self._config.public_url, head.slug, presented=head.presents_bearer)
         return Response(401, denied.body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
 
     async def _limited(self, facts: Facts) -> Response | None:
@@ -138,7 +131,7 @@ class Endpoint:
                 trace.carry(request.headers)
             self._marks.used(facts, request.row.client_ip, request.arrived)
             refusal = _protocol_refusal(request)
-            if refusal is None and request.accepted.stream:
+            if refusal is None and request.head.accepted.stream:
                 stream = Stream(request, self._config.ping_seconds)
         try:
             response = refusal or await self._answered(request, facts, stream)
@@ -185,7 +178,7 @@ class Endpoint:
         metrics.count(row, (response.outcome, response.deny_reason), took, recorded)
         if response.status == CLIENT_LEFT:
             return
-        if stream is not None and (stream.opened or (response.status == 200 and not request.accepted.json)):
+        if stream is not None and (stream.opened or (response.status == 200 and not request.head.accepted.json)):
             await stream.end(response.body)
         else:
             await outbound.send(request, response)
@@ -193,21 +186,20 @@ class Endpoint:
 
 def _protocol_refusal(request: Inbound) -> Response | None:
     """Row 12: what is wrong with the request as HTTP and as JSON-RPC; settles the era."""
-    if request.verb != "POST":
+    head = request.head
+    if head.verb != "POST":
         return Response(405, b"", "bad_request", headers=(outbound.ALLOW_POST,))
-    if request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+    if not head.is_json:
         return _bad(415, "The Content-Type must be application/json")
-    forms = accepted(request.headers.get(b"accept"))
-    if forms is None:
+    if not any(head.accepted):
         return _bad(406, "The Accept header must allow application/json or text/event-stream")
-    request.accepted = forms
     if request.malformed is not None:
         return _bad(400, request.malformed.message, request.malformed.code)
     return _ladder_refusal(request, request.message) if request.message is not None else None
 
 
 def _ladder_refusal(request: Inbound, message: Message) -> Response | None:
-    version = request.header(b"mcp-protocol-version")
+    version = request.head.protocol_version
     request.modern = ladder.is_modern(version, message)
     if not request.modern:
         request.note_client(message.params.get("clientInfo"))

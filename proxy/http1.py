@@ -12,6 +12,8 @@ from typing import cast
 
 import httptools
 
+from proxy.known_head import KnownHead, known_head
+
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 20
 IDLE_SECONDS = 15.0
@@ -37,6 +39,7 @@ class Channel(asyncio.Protocol):
         self._limit = limit
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
+        self._known: KnownHead[dict[bytes, bytes]] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
         self._inflate: _Inflate | None = None
@@ -60,7 +63,7 @@ class Channel(asyncio.Protocol):
         """
         if self._transport is None:
             raise Broken("closed")
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser = None
         self._chunks, self._size, self._head_size = [], 0, 0
         self._inflate = self._failure = None
         self.headers, self.status = {}, 0
@@ -129,14 +132,25 @@ class Channel(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None or self.complete:
+        if self.complete:
             # Nothing was asked: whatever this is, it must not be taken for the next answer.
             self.close()
-            return
+        elif self._parser is not None:
+            self._parse(self._parser, data)
+        elif self._known is None or (body := self._known.body(data)) is None or len(body) > self._limit:
+            self._parser = httptools.HttpResponseParser(self)
+            self._parse(self._parser, data)
+            self._known = self._to_know_again(data)
+        else:
+            self.status, self._chunks = 200, [body]
+            self.headers = {**self._known.read, b"content-length": b"%d" % len(body)}
+            self.on_message_complete()
+
+    def _parse(self, parser: httptools.HttpResponseParser, data: bytes) -> None:
         if self.status == 0:
             self._head_size += len(data)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self._fail(cause if isinstance(cause, Broken | Oversized) else Broken("not HTTP"))
@@ -144,6 +158,12 @@ class Channel(asyncio.Protocol):
             self._fail(Broken("not HTTP"))
         if self._head_size > HEAD_LIMIT and self.status == 0:
             self._fail(Oversized("the head"))
+
+    def _to_know_again(self, data: bytes) -> KnownHead[dict[bytes, bytes]] | None:
+        """The head of an answer that came in one piece and that more may follow."""
+        if self.status != 200 or not self.may_be_kept() or self.streams or self._inflate is not None:
+            return None
+        return known_head(data, self.body(), self.headers)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

@@ -2,48 +2,34 @@
 
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from auditlog.writer import Row, new_uid
 from proxy import jsonrpc
 from proxy.access import Assigned, Facts
+from proxy.head import Head, Pair, Scope
 from proxy.jsonrpc import Malformed, Message
-from tokens import secret
 
-type Scope = MutableMapping[str, Any]
 type Event = MutableMapping[str, Any]
 type Receive = Callable[[], Awaitable[Event]]
 type Send = Callable[[Event], Awaitable[None]]
 type App = Callable[[Scope, Receive, Send], Awaitable[None]]
-type Pair = tuple[bytes, bytes]
-
-# The kinds of tokens that open an MCP endpoint (decisions 7.1).
-OPENING = (secret.ACCESS, secret.OAUTH_ACCESS)
-
-BOTH = b"application/json, text/event-stream"
 
 
 class ClientLeft(Exception):
     """The client went away before its request was complete."""
 
 
-class Accepted(NamedTuple):
-    """The forms of an answer that the client takes; an event stream only when it names it."""
-
-    json: bool
-    stream: bool
-
-
 class Inbound:
     """A request and what is known about it so far."""
 
     __slots__ = (
-        "accepted",
         "admitted",
         "arrived",
         "began",
         "body",
         "facts",
+        "head",
         "headers",
         "malformed",
         "message",
@@ -53,18 +39,15 @@ class Inbound:
         "receive",
         "row",
         "send",
-        "slug",
         "uid",
-        "verb",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, slug: str) -> None:
+    def __init__(self, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
         self.arrived = time.time()
         self.began = time.perf_counter()
         self.receive = receive
         self.send = send
-        self.slug = slug
-        self.verb: str = scope["method"]
+        self.head = head
         self.pairs: list[Pair] = scope["headers"]
         self.headers: dict[bytes, bytes] = dict(self.pairs)
         self.uid = new_uid(self.arrived)
@@ -78,29 +61,9 @@ class Inbound:
         self.facts: Facts | None = None
         # Whether the call was let through, whatever was wrong with it then.
         self.admitted = False
-        self.accepted = Accepted(json=True, stream=False)
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
-
-    def values(self, name: bytes) -> list[str]:
-        """The values of a header that may be repeated."""
-        if name not in self.headers:
-            return []
-        return [value.decode("latin-1") for key, value in self.pairs if key == name]
-
-    @property
-    def presents_bearer(self) -> bool:
-        return self.headers.get(b"authorization", b"")[:7].lower() == b"bearer "
-
-    def token(self) -> str | None:
-        """The bearer token, when exactly one is presented and it has the form of one (requirements 4.4, row 2)."""
-        if len(self.headers) != len(self.pairs) and sum(name == b"authorization" for name, _ in self.pairs) != 1:
-            return None
-        if not self.presents_bearer:
-            return None
-        text = self.headers[b"authorization"][7:].strip().decode("latin-1")
-        return text if secret.well_formed(text, OPENING) else None
 
     async def read(self, limit: int) -> bool:
         """Read the body; False when it is larger than `limit`. Raises ClientLeft."""
@@ -126,7 +89,7 @@ class Inbound:
         except Malformed as fault:
             self.malformed = fault
 
-    def note(self, facts: Facts, client_ip: str) -> None:
+    def note(self, facts: Facts) -> None:
         """The token is known: from here on this is a call, whatever becomes of it."""
         self.facts = facts
         row = self.row
@@ -135,9 +98,9 @@ class Inbound:
         row.gateway_id, row.gateway_name = facts.gateway_id, facts.gateway_name
         row.host_id, row.host_name = facts.host_id, facts.host_name
         row.user_id, row.user_email = facts.user_id, facts.user_email
-        row.client_ip = client_ip
-        row.user_agent = self.header(b"user-agent")
-        row.protocol_version = self.header(b"mcp-protocol-version")
+        row.client_ip = self.head.client_ip
+        row.user_agent = self.head.user_agent
+        row.protocol_version = self.head.protocol_version
         row.request_bytes = len(self.body)
         row.method, tool = self._names()
         if tool:
@@ -160,20 +123,4 @@ class Inbound:
         if self.message is not None:
             tool = self.message.params.get("name") if self.message.method == "tools/call" else ""
             return self.message.method or "response", tool if isinstance(tool, str) else ""
-        return (self.verb, "") if self.verb != "POST" else (jsonrpc.method_in(self.body), "")
-
-
-def accepted(value: bytes | None) -> Accepted | None:
-    """What an Accept header allows; None when it names neither form. Without one, JSON."""
-    if value is None or value == b"*/*":
-        return Accepted(json=True, stream=False)
-    if value == BOTH:
-        return Accepted(json=True, stream=True)
-    named = set()
-    for part in value.decode("latin-1").lower().split(","):
-        kind, *parameters = (word.strip() for word in part.split(";"))
-        if not any(word.replace(" ", "") in {"q=0", "q=0.0", "q=0.00", "q=0.000"} for word in parameters):
-            named.add(kind)
-    json = bool(named & {"application/json", "application/*", "*/*"})
-    stream = bool(named & {"text/event-stream", "text/*"})
-    return Accepted(json, stream) if json or stream else None
+        return (self.head.verb, "") if self.head.verb != "POST" else (jsonrpc.method_in(self.body), "")

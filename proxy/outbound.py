@@ -2,14 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from proxy import jsonrpc, metrics, sse
-from proxy.inbound import Inbound, Pair
-
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+from proxy.head import Pair
+from proxy.inbound import Inbound
 
 METHODS = b"GET, POST, DELETE, OPTIONS"
 REQUEST_HEADERS = (
@@ -40,29 +38,6 @@ class Response(NamedTuple):
     deny_reason: str = ""
     code: int | None = None
     headers: tuple[Pair, ...] = ()
-
-
-class Origins:
-    """The browser origins that may call: our own, and those the operator named."""
-
-    def __init__(self, public_url: str, allowed: Iterable[str]) -> None:
-        parts = urlsplit(public_url)
-        own = f"{parts.scheme}://{parts.netloc}"
-        port = f":{parts.port}" if parts.port else ""
-        names = LOOPBACK if parts.hostname in {"localhost", "127.0.0.1", "::1"} else ()
-        self._allowed = {own, *(f"{parts.scheme}://{name}{port}" for name in names), *allowed}
-
-    def admits(self, origin: str | None) -> bool:
-        """A caller that is no browser sends no origin."""
-        return origin is None or origin in self._allowed
-
-
-def host_name(host: str) -> str:
-    """The name in a Host header, without port and final dot, in lower case; IPv6 in brackets."""
-    name = host.lower()
-    if name.startswith("["):
-        return name.partition("]")[0] + "]"
-    return name.partition(":")[0].removesuffix(".")
 
 
 def challenge(public_url: str, slug: str, *, presented: bool) -> Pair:

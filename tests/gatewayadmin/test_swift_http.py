@@ -4,11 +4,13 @@ import asyncio
 import re
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gatewayadmin.swift_http import Cycle, SwiftHttp
+from gatewayadmin.request_head import BoundedHead
+from gatewayadmin.swift_http import Cycle
+from proxy.known_head import SAME_HEAD
 
 SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody writes it.
 
@@ -22,7 +24,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
             return
         body += event["body"]
         more = event["more_body"]
-    told = b"%s %s %s %s" % (scope["method"].encode(), scope["path"].encode(), scope["http_version"].encode(), body)
+    length = dict(scope["headers"]).get(b"content-length", b"-")
+    line = scope["method"], scope["path"], scope["http_version"]
+    told = b"%s %s %s" % (" ".join(line).encode(), length, body)
     if body.startswith(b"fail"):
         raise ValueError(body)
     if body.startswith(b"slow"):
@@ -40,11 +44,19 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": told})
 
 
-async def _talk(pieces: list[bytes], keep_alive: float, wait: float) -> tuple[bytes, set[str]]:
-    config = Config(app, log_config=None, ws="none", timeout_keep_alive=keep_alive)  # type: ignore[arg-type]
+async def _talk(
+    pieces: list[bytes], keep_alive: float, wait: float, served: ASGIApp = app
+) -> tuple[bytes, set[str], int]:
+    config = Config(served, log_config=None, ws="none", timeout_keep_alive=keep_alive)  # type: ignore[arg-type]
     cycles: set[str] = set()
+    heads = 0
 
-    class Watched(SwiftHttp):
+    class Watched(BoundedHead):
+        def on_headers_complete(self) -> None:
+            nonlocal heads
+            heads += 1
+            super().on_headers_complete()
+
         def on_message_complete(self) -> None:
             cycles.add(type(self.cycle).__name__)
             super().on_message_complete()
@@ -66,14 +78,19 @@ async def _talk(pieces: list[bytes], keep_alive: float, wait: float) -> tuple[by
             pass
         finally:
             writer.close()
-    return heard, cycles
+    return heard, cycles, heads
 
 
 def talk(path: bytes, *pieces: bytes, keep_alive: float = 5, wait: float = 0.6) -> bytes:
     """What comes back for these pieces, in which PATH stands for the path; says so when the server closes."""
-    heard, cycles = asyncio.run(_talk([piece.replace(b"PATH", path) for piece in pieces], keep_alive, wait))
+    heard, cycles, _ = asyncio.run(_talk([piece.replace(b"PATH", path) for piece in pieces], keep_alive, wait))
     assert (Cycle.__name__ in cycles) is (path == SHORT), "not the way that was to be tried"
     return re.sub(rb"date: [^\r]*\r\n", b"", heard)
+
+
+def parsed(*pieces: bytes) -> int:
+    """How many heads the parser saw while these were answered."""
+    return asyncio.run(_talk([piece.replace(b"PATH", SHORT) for piece in pieces], 5, 0.1))[2]
 
 
 def post(body: bytes, *headers: bytes, version: bytes = b"1.1") -> bytes:
@@ -87,6 +104,20 @@ TALKS = {
     "a call": [post(b"hello")],
     "without a body": [post(b"")],
     "two calls": [post(b"hello"), post(b"again")],
+    "calls of other lengths": [post(b"hello"), post(b"once again"), post(b""), post(b"x" * 5000)],
+    "another head between": [post(b"hello"), post(b"again", b"X-Other: 1"), post(b"hello"), post(b"again")],
+    "the same head in pieces": [post(b"hello"), post(b"again")[:30], post(b"again")[30:], post(b"hello")],
+    "the same head and half a body": [post(b"hello"), post(b"again")[:-2], b"in", post(b"hello")],
+    "the same head and a word too many": [post(b"hello"), post(b"again") + b"more", post(b"hello")],
+    "the same head twice at once": [post(b"hello"), post(b"hello") + post(b"again"), post(b"hello")],
+    "the same head inside a body": [post(b"hello"), post(post(b"again"))[:-80], post(post(b"again"))[-80:]],
+    "the same head while another is answered": [post(b"hello"), post(b"slow 1"), post(b"again")],
+    "line ends between calls": [post(b"hello"), b"\r\n", post(b"again"), b"\r\n\r\n", post(b"hello")],
+    "the last call of the same": [post(b"hello"), post(b"again"), post(b"hello", b"Connection: close")],
+    "a length with zeros": [post(b"hello"), post(b"again").replace(b": 5", b": 005"), post(b"hello")],
+    "a length that is none": [post(b"hello"), post(b"again").replace(b": 5", b": 5a")],
+    "a length that is less than none": [post(b"hello"), post(b"again").replace(b": 5", b": -5")],
+    "two lengths": [post(b"hello"), post(b"again", b"Content-Length: 5")],
     "three at once": [post(b"one") + post(b"two") + post(b"three")],
     "the second before the first is answered": [post(b"slow one") + post(b"two")],
     "a stream and a call": [post(b"stream one") + post(b"two")],
@@ -109,6 +140,30 @@ def test_both_ways_answer_alike(name: str) -> None:
     assert short.startswith(b"HTTP/1.1 ")
 
 
+def test_a_head_that_comes_again_is_not_parsed_again() -> None:
+    """Calls of one client differ in their bodies; what it says before them is read once."""
+    assert parsed(post(b"hello"), post(b"once again"), post(b""), post(b"x" * 5000)) == 1
+    assert parsed(post(b"hello"), post(b"hello", b"Mcp-Name: a"), post(b"again", b"Mcp-Name: a"), post(b"hello")) == 3
+
+
+def test_a_known_head_has_no_part_in_its_next_scope() -> None:
+    """What an application changes in its scope is gone with the call; what it notes for this head stays."""
+    seen: list[object] = []
+
+    async def careless(scope: Scope, receive: Receive, send: Send) -> None:
+        noted = scope.get("extensions", {}).get(SAME_HEAD)
+        seen.append((scope.get("mark"), len(scope["headers"]), None if noted is None else dict(noted)))
+        if noted is not None:
+            noted["calls"] = noted.get("calls", 0) + 1
+        scope["mark"] = "changed"
+        scope["headers"].append((b"x-added", b"1"))
+        await app(scope, receive, send)
+
+    asyncio.run(_talk([post(b"hello").replace(b"PATH", SHORT)] * 4, 5, 0.1, careless))
+
+    assert seen == [(None, 2, None), (None, 2, {}), (None, 2, {"calls": 1}), (None, 2, {"calls": 2})]
+
+
 def test_a_header_with_a_line_break_never_leaves() -> None:
     heard = talk(SHORT, post(b"break \r\nx-forged: 1"))
     assert heard.startswith(b"HTTP/1.1 500 ")
@@ -118,7 +173,7 @@ def test_a_header_with_a_line_break_never_leaves() -> None:
 @pytest.mark.parametrize("request_line", [b"GET PATH", b"DELETE PATH", b"POST PATH?a=b", b"POST http://x/mcp/tools"])
 def test_what_is_no_plain_call_goes_the_long_way(request_line: bytes) -> None:
     heard = talk(LONG, request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert heard.endswith(b"%s /mcp/tools 1.1 " % request_line.split()[0])
+    assert heard.endswith(b"%s /mcp/tools 1.1 - " % request_line.split()[0])
 
 
 @pytest.mark.parametrize("path", [SHORT, LONG])
@@ -136,4 +191,4 @@ class TestIdle:
     def test_never_while_a_call_is_under_way(self, path: bytes) -> None:
         heard = talk(path, post(b"hello"), post(b"slow"), keep_alive=0.1, wait=2)
         assert heard.count(b"HTTP/1.1 200") == 2
-        assert heard.endswith(b"1.1 slow<closed>")
+        assert heard.endswith(b"1.1 4 slow<closed>")

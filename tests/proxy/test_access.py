@@ -22,7 +22,7 @@ from gatewayadmin import database
 from gateways.models import Reach
 from hosts.models import Host, Kind
 from oauth.models import Binding
-from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Access, Facts, Question, decide, parameters
+from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Access, Facts, Key, Question, decide, parameters
 from tests import make
 from tests.proxy.conftest import sql
 from tokens import secret as text
@@ -168,8 +168,9 @@ def ask(questions: list[tuple[str, str, int, str]], keys: list[bytes] | None = N
     async def main() -> list[Facts | None]:
         access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
         access.start()
+        asked = [access.facts(access.key(secret), slug, wanted, tool) for secret, slug, wanted, tool in questions]
         try:
-            return await asyncio.gather(*(access.facts(*question) for question in questions))
+            return await asyncio.gather(*asked)
         finally:
             await access.stop()
 
@@ -322,7 +323,7 @@ def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
 
         @given(st.text())
         def stored_as_given(tool: str) -> None:
-            arrays = parameters([Question([b"\x00\xff"], [None], "work", ALL, tool)])
+            arrays = parameters([Question(Key([b"\x00\xff"], [None]), "work", ALL, tool)])
             result = connection.pgconn.exec_params(b"SELECT ($1::text[])[1], ($2::bytea[])[1]", [arrays[5], arrays[1]])
             assert (result.get_value(0, 0) or b"").decode() == tool.replace("\0", "")
             assert result.get_value(0, 1) == b"\\x00ff"
@@ -335,7 +336,7 @@ async def test_without_a_database_nothing_is_known() -> None:
     access.start()
 
     with pytest.raises(Unobtainable):
-        await access.facts(text.mint(text.ACCESS), "work")
+        await access.facts(access.key(text.mint(text.ACCESS)), "work")
 
     await access.stop()
 
@@ -344,13 +345,13 @@ def test_a_lost_connection_is_replaced_by_the_next_request(known: Known) -> None
     async def main() -> tuple[object, object]:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
         access.start()
-        before = await access.facts(known.secret, "work")
+        before = await access.facts(access.key(known.secret), "work")
         async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as admin:
             await admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'gateway access'"
             )
-        after = await access.facts(known.secret, "work")
+        after = await access.facts(access.key(known.secret), "work")
         await access.stop()
         return before, after
 
@@ -364,7 +365,7 @@ def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
         access.start()
         try:
-            await access.facts(known.secret, "work")
+            await access.facts(access.key(known.secret), "work")
         finally:
             await access.stop()
 

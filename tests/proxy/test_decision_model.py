@@ -363,7 +363,7 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None) -> None
 
         async def ask() -> list[Any]:
             return await asyncio.gather(
-                *(access.facts(bones.secrets[n], slug, ADDRESSED, tool) for n, slug, tool in questions)
+                *(access.facts(access.key(bones.secrets[n]), slug, ADDRESSED, tool) for n, slug, tool in questions)
             )
 
         def agree(seed: int) -> None:

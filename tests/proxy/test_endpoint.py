@@ -10,6 +10,9 @@ import pytest
 
 from auditlog.models import Event
 from connections.models import Connection
+from proxy.access import Access
+from proxy.config import Config
+from proxy.head import Heads
 from proxy.inbound import ClientLeft, Inbound
 from tests import make, upstreams
 from tests.conftest import Run
@@ -376,7 +379,9 @@ async def test_a_request_that_never_arrives_whole_is_no_request() -> None:
     async def send(_: Any) -> None:
         raise AssertionError("nobody is there")
 
-    request = Inbound({"method": "POST", "headers": []}, receive, send, "work")
+    scope = {"method": "POST", "path": "/mcp/work", "headers": []}
+    config = Config("", [], [], "http://localhost:8000")
+    request = Inbound(Heads(config, Access("", [])).read(scope), scope, receive, send)
 
     with pytest.raises(ClientLeft):
         await request.read(1000)
