@@ -4,6 +4,7 @@ No cookies, redirects, proxies or credentials of its own exist here, so none can
 """
 
 import asyncio
+import select
 import socket
 import time
 import zlib
@@ -17,7 +18,6 @@ from proxy.known_head import KnownHead, known_head
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 20
 IDLE_SECONDS = 15.0
-_LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # Put together once: enums are slow, and every call looks.
 
 
 class Broken(Exception):
@@ -35,7 +35,9 @@ class Channel(asyncio.Protocol):
     """
 
     def __init__(self, sock: socket.socket, limit: int) -> None:
-        self._sock = sock
+        # Whether the other side has closed, or sent what nobody asked for, as far as the system knows.
+        self._news = select.poll()
+        self._news.register(sock, select.POLLIN)
         self._limit = limit
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
@@ -98,7 +100,7 @@ class Channel(asyncio.Protocol):
         """Whether the server has kept its end open while the connection was idle."""
         if self._transport is None or self._transport.is_closing():
             return False
-        return time.monotonic() - self._idle_since < IDLE_SECONDS and not _is_at_end(self._sock)
+        return time.monotonic() - self._idle_since < IDLE_SECONDS and not self._news.poll(0)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -258,14 +260,3 @@ def _inflater(encoding: bytes) -> _Inflate | None:
         return unpacked
 
     return inflate
-
-
-def _is_at_end(sock: socket.socket) -> bool:
-    """Whether the other side has closed, or sent what nobody asked for, as far as the socket knows."""
-    try:
-        sock.recv(1, _LOOK)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True

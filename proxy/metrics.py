@@ -1,6 +1,6 @@
 """Counters of the proxy for /metrics; multi-process by prometheus-client's own means.
 
-A call is counted in dicts and handed over once a second: each sample is a write into a file that the
+What calls took is noted and handed over once a second: each sample is a write into a file that the
 workers share, and a call has a dozen. What stands and waits is looked at just then.
 """
 
@@ -27,23 +27,18 @@ class Gathered(Histogram):
 
 
 class Times:
-    """Durations gathered for one histogram."""
+    """Durations noted for one histogram, in seconds."""
 
-    __slots__ = ("_counts", "_histogram", "_total")
+    __slots__ = ("_histogram", "_noted", "note")
 
     def __init__(self, name: str, what: str) -> None:
         self._histogram = Gathered(f"gateway_{name}_duration_seconds", what, buckets=BUCKETS)
-        self._counts: Counts[int] = Counts()
-        self._total = 0.0
-
-    def note(self, seconds: float) -> None:
-        self._counts[bisect_left(BUCKETS, seconds)] += 1
-        self._total += seconds
+        self._noted: list[float] = []
+        self.note = self._noted.append
 
     def hand_over(self) -> None:
-        self._histogram.add(self._counts, self._total)
-        self._counts.clear()
-        self._total = 0.0
+        self._histogram.add(Counts(bisect_left(BUCKETS, seconds) for seconds in self._noted), sum(self._noted))
+        self._noted.clear()
 
 
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))

@@ -9,6 +9,7 @@ from proxy.exchange import MODERN, SESSION, Answer, Hear, Target, WrongEra
 from proxy.faults import BadAnswer, Busy, TimedOut
 from proxy.jsonrpc import Object
 from proxy.session_wire import SessionWire
+from proxy.time_limit import TimeLimit
 from proxy.transport import Transport
 
 SWEEP_SECONDS = 60
@@ -55,13 +56,17 @@ class Upstreams:
         gate = self._gate(target)
         admitted = False
         try:
-            async with asyncio.timeout(limit), gate:
+            with TimeLimit(limit):
+                await gate.acquire()
                 admitted = True
                 return await self._on_its_wire(target, method, params, hear, schema)
         except TimeoutError:
             if not admitted:
                 raise Busy(target.server_name, f"{target.max_concurrent} calls are under way") from None
             raise TimedOut(target.server_name, f"No answer within {limit:g} seconds") from None
+        finally:
+            if admitted:
+                gate.release()
 
     async def _on_its_wire(self, target: Target, method: str, params: Object, hear: Hear, schema: object) -> Answer:
         era = self._eras.get(target.url) or target.era or await self._probe(target)
