@@ -114,5 +114,6 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
     What the edge and the router would do again on the way costs as much as half a call.
     """
-    mcp = scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX)
-    await (_mcp if mcp else edge)(scope, receive, send)
+    app = _mcp.app if scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX) else edge
+    assert app is not None, "not before the application has started"
+    await app(scope, receive, send)

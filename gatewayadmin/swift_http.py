@@ -48,10 +48,10 @@ class SwiftHttp(HttpToolsProtocol):
         self.headers[place] = b"content-length", b"%d" % len(body)
         self.scope = cast(HTTPScope, {**scope, "headers": self.headers, "state": self.app_state.copy()})
         self.expect_100_continue = False
-        self.cycle = Cycle(self, keep_alive=True)
-        self.cycle.body = bytearray(body)
+        self.cycle = cycle = Cycle(self, keep_alive=True)
+        cycle.have(body)
         self.on_message_complete()
-        self._start_asgi_task(self.cycle, self.app)
+        self._start_asgi_task(cycle, self.app)
         return True
 
     def _to_know_again(self, data: bytes) -> KnownHead[tuple[Any, int]] | None:
@@ -145,6 +145,18 @@ class Cycle(RequestResponseCycle):
             protocol.on_response_complete,
         )
         self._head = b""
+        self._whole: bytes | None = None
+
+    def have(self, body: bytes) -> None:
+        """All of the body is here before the application asks for it."""
+        self._whole, self.more_body = body, False
+
+    async def receive(self) -> Any:
+        if self._whole is None or self.disconnected:
+            return await super().receive()
+        body, self._whole = self._whole, None
+        self.message_event.clear()  # What comes next is the end of the connection.
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, message: Any) -> None:
         """Head and the first of the body leave together, in one way through the kernel."""

@@ -31,7 +31,7 @@ async def ask(
     meta = {**params.get("_meta", {}), **ENVELOPE}
     body = jsonrpc.dumps({"jsonrpc": "2.0", "id": minted, "method": method, "params": {**params, "_meta": meta}})
     own = {**target.headers(), **_routing(method, params), **headers.for_arguments(schema, params.get("arguments"))}
-    async with transport.send("POST", target.server_name, target.url, own, body) as reply:
+    with await transport.send("POST", target.server_name, target.url, own, body) as reply:
         try:
             answer = await answer_of(reply, target, minted, MODERN, hear)
         except BadAnswer as fault:

@@ -10,7 +10,7 @@ from proxy import jsonrpc
 from proxy.exchange import SESSION, Answer, Hear, Target, WrongEra, answer_of, mint
 from proxy.faults import BadAnswer, Fault
 from proxy.jsonrpc import Object
-from proxy.transport import Reply, Sending, Transport
+from proxy.transport import Reply, Transport
 from servers import eras, product
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class SessionWire:
                 await hear(message)
 
         try:
-            async with self._send("POST", session, _request(minted, method, params)) as reply:
+            with await self._send("POST", session, _request(minted, method, params)) as reply:
                 if await _is_lost(reply, session):
                     raise Lost
                 answer = await answer_of(reply, session.target, minted, SESSION, hear_or_answer)
@@ -112,7 +112,7 @@ class SessionWire:
         minted = mint()
         params = {"protocolVersion": eras.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
         fresh = Session("", "", target)
-        async with self._send("POST", fresh, _request(minted, "initialize", params)) as reply:
+        with await self._send("POST", fresh, _request(minted, "initialize", params)) as reply:
             answer = await answer_of(reply, target, minted, SESSION, _ignore)
             session_id = reply.header("mcp-session-id")
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
@@ -163,21 +163,21 @@ class SessionWire:
 
     async def _end(self, session: Session) -> None:
         if session.id:
-            async with self._send("DELETE", session) as reply:
+            with await self._send("DELETE", session) as reply:
                 await reply.read()
 
     async def _post(self, session: Session, message: Object) -> None:
-        async with self._send("POST", session, jsonrpc.dumps(message)) as reply:
+        with await self._send("POST", session, jsonrpc.dumps(message)) as reply:
             await reply.read()
 
-    def _send(self, verb: str, session: Session, body: bytes = b"") -> Sending:
+    async def _send(self, verb: str, session: Session, body: bytes = b"") -> Reply:
         target = session.target
         own = target.headers()
         if session.version:
             own["MCP-Protocol-Version"] = session.version
         if session.id:
             own["Mcp-Session-Id"] = session.id
-        return self._transport.send(verb, target.server_name, target.url, own, body)
+        return await self._transport.send(verb, target.server_name, target.url, own, body)
 
     def _run(self, errand: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(_quietly(errand))

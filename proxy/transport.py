@@ -48,14 +48,24 @@ class Address(NamedTuple):
 
 
 class Reply:
-    """An answer whose head has arrived."""
+    """An answer whose head has arrived; leave it as a context, and the connection serves the next exchange."""
 
-    __slots__ = ("_channel", "_server", "limit")
+    __slots__ = ("_channel", "_place", "_server", "_transport", "limit")
 
-    def __init__(self, channel: Channel, server: str, limit: int) -> None:
+    def __init__(self, transport: "Transport", place: Place, channel: Channel, server: str) -> None:
+        self._transport = transport
+        self._place = place
         self._channel = channel
         self._server = server
-        self.limit = limit
+        self.limit = transport.limit
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._transport.release(self._place, self._channel)
 
     @property
     def status(self) -> int:
@@ -93,44 +103,6 @@ class Reply:
             raise TooLarge(self._server, str(error)) from error
 
 
-class Sending:
-    """One exchange as a context: gives the Reply, and lets the connection go at the end."""
-
-    __slots__ = ("_address", "_channel", "_request", "_server", "_transport")
-
-    def __init__(self, transport: "Transport", server: str, address: Address, request: bytes) -> None:
-        self._transport = transport
-        self._server = server
-        self._address = address
-        self._request = request
-        self._channel: Channel | None = None
-
-    async def __aenter__(self) -> Reply:
-        try:
-            channel = self._channel = await self._transport.channel(self._address.place)
-            await channel.exchange(self._request)
-        except AddressRefused as error:
-            raise AddressBlocked(self._server, str(error)) from error
-        except Oversized as error:
-            raise TooLarge(self._server, str(error)) from error
-        except (Broken, OSError) as error:
-            raise Unreachable(self._server, str(error)) from error
-        except asyncio.CancelledError:
-            # Nobody leaves a context that was not entered: this is where the server learns of it.
-            self._let_go()
-            raise
-        return Reply(channel, self._server, self._transport.limit)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self._channel is not None:
-            self._transport.release(self._address.place, self._channel)
-
-
 @cache
 def _tls() -> ssl.SSLContext:
     """How servers prove who they are; reading the authorities of the machine takes a while."""
@@ -165,10 +137,10 @@ class Transport:
         """How many connections are kept for the next call."""
         return sum(map(len, self._idle.values()))
 
-    def send(self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Sending:
-        """Send one request to `url`; enter the result to get the Reply. `server` is for the messages.
+    async def send(self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        """Send one request to `url`; enter the Reply to use it. `server` is for the messages.
 
-        Raises Unreachable for a URL that leads nowhere, BadAnswer for a header that cannot be sent.
+        Raises Unreachable, AddressBlocked or TooLarge, and BadAnswer for a header that cannot be sent.
         """
         address = self._addresses.get(url) or self._take_apart(server, url)
         lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
@@ -177,7 +149,21 @@ class Transport:
         count = address.head.count("\n") + len(lines) + 2
         if not (head.isascii() and head.count("\r") == head.count("\n") == count and "\0" not in head):
             raise BadAnswer(server, "a header that cannot be sent")
-        return Sending(self, server, address, head.encode() + body)
+        channel = None
+        try:
+            channel = await self.channel(address.place)
+            await channel.exchange(head.encode() + body)
+        except AddressRefused as error:
+            raise AddressBlocked(server, str(error)) from error
+        except Oversized as error:
+            raise TooLarge(server, str(error)) from error
+        except (Broken, OSError) as error:
+            raise Unreachable(server, str(error)) from error
+        except asyncio.CancelledError:
+            if channel is not None:  # The server learns of it here.
+                self.release(address.place, channel)
+            raise
+        return Reply(self, address.place, channel, server)
 
     async def channel(self, place: Place) -> Channel:
         """A connection to use alone. Raises AddressRefused or OSError."""

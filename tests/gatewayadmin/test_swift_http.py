@@ -164,6 +164,22 @@ def test_a_known_head_has_no_part_in_its_next_scope() -> None:
     assert seen == [(None, 2, None), (None, 2, {}), (None, 2, {"calls": 1}), (None, 2, {"calls": 2})]
 
 
+def test_after_its_body_a_call_hears_only_that_the_client_left() -> None:
+    heard: list[str] = []
+
+    async def patient(scope: Scope, receive: Receive, send: Send) -> None:
+        if not heard:
+            heard.append("first")
+            await app(scope, receive, send)
+            return
+        heard.append(f"{(await receive())['body']!r}")
+        heard.append((await receive())["type"])
+
+    asyncio.run(_talk([post(b"hello").replace(b"PATH", SHORT)] * 2, 5, 0.1, patient))
+
+    assert heard == ["first", "b'hello'", "http.disconnect"]
+
+
 def test_a_header_with_a_line_break_never_leaves() -> None:
     heard = talk(SHORT, post(b"break \r\nx-forged: 1"))
     assert heard.startswith(b"HTTP/1.1 500 ")

@@ -13,7 +13,7 @@ import httptools
 import pytest
 
 from proxy.faults import AddressBlocked, BadAnswer, TooLarge, Unreachable
-from proxy.transport import Sending, Transport
+from proxy.transport import Reply, Transport
 from servers.guard import Guard
 
 LIMIT = 100_000
@@ -81,12 +81,14 @@ def client(guard: Guard = LOOPBACK, listener: str = "") -> Transport:
 
 
 async def fetch(transport: Transport, url: str, **headers: str) -> tuple[int, bytes]:
-    async with transport.send("POST", "docs", url, headers, b'{"a":1}') as reply:
+    with await transport.send("POST", "docs", url, headers, b'{"a":1}') as reply:
         return reply.status, await reply.read()
 
 
-def open_stream(transport: Transport, port: int) -> Sending:
-    return transport.send("POST", "docs", f"http://127.0.0.1:{port}/", {})
+@asynccontextmanager
+async def open_stream(transport: Transport, port: int) -> AsyncIterator[Reply]:
+    with await transport.send("POST", "docs", f"http://127.0.0.1:{port}/", {}) as reply:
+        yield reply
 
 
 def whole(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
@@ -134,7 +136,7 @@ async def test_a_head_that_comes_again_is_not_parsed_again(monkeypatch: pytest.M
         longer, empty = (first.replace(b"5\r\n\r\nhello", other) for other in (b"11\r\n\r\nhello again", b"0\r\n\r\n"))
         other = first.replace(b"one", b"two")
         for server.answer in (first, longer, empty, other, other):
-            async with transport.send("POST", "docs", server.url, {}) as reply:
+            with await transport.send("POST", "docs", server.url, {}) as reply:
                 seen.append((await reply.read(), reply.header("mcp-session-id"), reply.header("content-length")))
 
         assert seen == [
