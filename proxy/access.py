@@ -38,51 +38,6 @@ SLUG = re.compile(r"[a-z0-9-]{1,40}").fullmatch
 NOTHING, ALL, ADDRESSED = 0, 1, 2
 
 
-class Facts(NamedTuple):
-    """What the statement says about the token of one request, in its columns' order."""
-
-    token_id: str
-    token_name: str
-    token_prefix: str
-    by_oauth: bool
-    token_revoked: bool
-    token_stale: bool
-    token_expired: bool
-    allowed_ips: str | None
-    connection_id: str
-    connection_revoked: bool
-    connection_enabled: bool
-    gateway_id: str
-    gateway_name: str
-    gateway_description: str
-    gateway_matches: bool
-    gateway_enabled: bool
-    host_id: str
-    host_name: str
-    host_enabled: bool
-    host_pending: bool
-    user_id: str
-    user_email: str
-    user_active: bool
-    reaches: bool
-    assigned: str | None
-    token_limit: int | None = None
-    gateway_limit: int | None = None
-    workspace_limit: int | None = None
-    # How many bytes of what a call carries are recorded; None: nothing is.
-    recorded: int | None = None
-
-    @property
-    def limited(self) -> bool:
-        """Whether the calls of this token are counted, and may be too many."""
-        return self.token_limit is not None or self.gateway_limit is not None or self.workspace_limit is not None
-
-    @property
-    def assignments(self) -> "list[Assigned]":
-        """The servers behind the gateway that were asked for, in the order of their aliases."""
-        return [Assigned._make(row) for row in orjson.loads(self.assigned)] if self.assigned else []
-
-
 class Assigned(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
@@ -111,6 +66,47 @@ class Assigned(NamedTuple):
     identity_expired: bool | None
     ciphertext: str | None
     tools: list[list[object]] | list[str] | None
+
+
+class Facts(NamedTuple):
+    """What the statement says about the token of one request, in its columns' order."""
+
+    token_id: str
+    token_name: str
+    token_prefix: str
+    by_oauth: bool
+    token_revoked: bool
+    token_stale: bool
+    token_expired: bool
+    allowed_ips: str | None
+    connection_id: str
+    connection_revoked: bool
+    connection_enabled: bool
+    gateway_id: str
+    gateway_name: str
+    gateway_description: str
+    gateway_matches: bool
+    gateway_enabled: bool
+    host_id: str
+    host_name: str
+    host_enabled: bool
+    host_pending: bool
+    user_id: str
+    user_email: str
+    user_active: bool
+    reaches: bool
+    # The servers behind the gateway that were asked for, in the order of their aliases.
+    assignments: Sequence[Assigned]
+    token_limit: int | None = None
+    gateway_limit: int | None = None
+    workspace_limit: int | None = None
+    # How many bytes of what a call carries are recorded; None: nothing is.
+    recorded: int | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the calls of this token are counted, and may be too many."""
+        return self.token_limit is not None or self.gateway_limit is not None or self.workspace_limit is not None
 
 
 class Denied(NamedTuple):
@@ -212,8 +208,8 @@ def _is_allowed(client_ip: str, allowed_ips: str) -> bool:
 class Key(NamedTuple):
     """What the database may know a token as: a row is looked for under each of these digests or checksums."""
 
-    digests: list[bytes | None]
-    checksums: list[str | None]
+    digests: tuple[bytes | None, ...]
+    checksums: tuple[str | None, ...]
 
 
 class Question(NamedTuple):
@@ -236,24 +232,34 @@ class Access(Batches[Question, Facts | None]):
     def key(self, token: str) -> Key:
         """What to look for this text as; its prefix says which table is asked (decisions 7.1)."""
         if token.startswith(secret.OAUTH_ACCESS):
-            return Key([None], [hashlib.sha256(token.encode()).hexdigest()])
-        return Key([*secret.candidates(token, self._keys)], [None] * len(self._keys))
+            return Key((None,), (hashlib.sha256(token.encode()).hexdigest(),))
+        return Key((*secret.candidates(token, self._keys),), (None,) * len(self._keys))
 
     async def facts(self, key: Key, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
         """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
         return await self.put(Question(key, slug if SLUG(slug) else "", wanted, tool))
 
     async def _answer(self, batch: list[Waiting[Question, Facts | None]]) -> None:
-        found = _rows(await self._lane.query_again(b"decide", parameters([question for question, _ in batch])))
-        for number, (_, future) in enumerate(batch):
-            settle(future, found.get(number))
+        # Calls of one client at the same time often ask the same: that is put once.
+        numbers = {question: number for number, question in enumerate(dict.fromkeys(asked for asked, _ in batch))}
+        found = _read(await self._lane.query_again(b"decide", parameters([*numbers])))
+        for question, future in batch:
+            settle(future, found.get(numbers[question]))
 
 
-def _rows(result: PGresult) -> dict[int, Facts]:
+def _read(result: PGresult) -> dict[int, Facts]:
+    """The facts by the numbers of the questions."""
     transformer = Transformer()
     transformer.set_pgresult(result)
-    rows: list[tuple[object, ...]] = transformer.load_rows(0, result.ntuples, tuple)
-    return {int(str(row[0])): Facts._make(row[1:]) for row in rows}
+    found = {}
+    for number, *values in transformer.load_rows(0, result.ntuples, list):
+        assigned = values[_ASSIGNMENTS]
+        values[_ASSIGNMENTS] = [Assigned._make(row) for row in orjson.loads(assigned)] if assigned else ()
+        found[number] = Facts._make(values)
+    return found
+
+
+_ASSIGNMENTS = Facts._fields.index("assignments")
 
 
 def parameters(questions: Sequence[Question]) -> list[bytes]:

@@ -1,6 +1,7 @@
 """The decision is requirements 4.4 in its order, and the statement tells it the truth."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
@@ -53,7 +54,7 @@ GOOD = Facts(
     user_email="ana@example.com",
     user_active=True,
     reaches=True,
-    assigned=None,
+    assignments=(),
 )
 
 # Rows 4 to 10 of requirements 4.4: the fact, the value that refuses, and the reason.
@@ -308,6 +309,25 @@ def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(kn
     assert [fact.token_prefix if fact else None for fact in facts] == expected
 
 
+def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of one agent at the same time; and whoever asks for another gateway or tool is answered for it."""
+    put: list[int] = []
+
+    def counted(questions: Sequence[Question]) -> list[bytes]:
+        put.append(len(questions))
+        return parameters(questions)
+
+    monkeypatch.setattr("proxy.access.parameters", counted)
+
+    facts = ask([(known.secret, slug, wanted, tool) for slug in ("work", "other") for wanted, tool in ASKED] * 3)
+
+    assert sum(put) == 6
+    told = [(fact.gateway_matches, fact.gateway_description, fact.assignments) for fact in facts if fact]
+    assert told == ([(True, "", ())] * 2 + [(True, "", ())] + [(False, "", ())] * 3) * 3
+
+
+ASKED = [(NOTHING, ""), (ADDRESSED, "a__b"), (ADDRESSED, "a__c")]
+
 TOOLS = ["", "a__b", "\\", '"', "'", "{,}", "\0", "\udfff", "NULL", "ü日\n\t", "x" * 5000, "a__b_0123ab", "%s", "$1"]
 
 
@@ -323,7 +343,7 @@ def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
 
         @given(st.text())
         def stored_as_given(tool: str) -> None:
-            arrays = parameters([Question(Key([b"\x00\xff"], [None]), "work", ALL, tool)])
+            arrays = parameters([Question(Key((b"\x00\xff",), (None,)), "work", ALL, tool)])
             result = connection.pgconn.exec_params(b"SELECT ($1::text[])[1], ($2::bytea[])[1]", [arrays[5], arrays[1]])
             assert (result.get_value(0, 0) or b"").decode() == tool.replace("\0", "")
             assert result.get_value(0, 1) == b"\\x00ff"
