@@ -162,7 +162,7 @@ type Counts = list[tuple[int, str, float]]
 
 
 def _counted(rows: QuerySet[Call], since: datetime, width: timedelta) -> Counts:
-    inner, parameters = _sql(rows)
+    inner, parameters = _sql(rows.filter(created_at__gte=since))
     return _asked(COUNT.format(rows=inner, kind=KIND), [since, width.total_seconds(), *parameters])
 
 

@@ -40,6 +40,11 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
+# What most calls are, by column. No index holds it: all rows are as good a list of these, and to keep one for each
+# would cost every call. A search for it looks through the rows (docs/decisions/0024).
+COMMON = {"method": "tools/call", "outcome": Outcome.OK.value}
+
+
 class FeatureType(models.TextChoices):
     NONE = "", "none"
     TOOL = "tool", "tool"
@@ -125,13 +130,18 @@ class Call(models.Model):
         default_permissions = ("view",)
         permissions = (("view_payload", "See recorded payloads"),)
         indexes = (
+            # Ascending: a new row goes to the end of its group, which fills the pages. PostgreSQL reads them backwards.
             *(
-                models.Index(fields=(name, "-created_at"), name=f"call_by_{name.removesuffix('_id')}")
-                for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id", "method", "outcome")
+                models.Index(fields=(name, "created_at"), name=f"call_by_{name.removesuffix('_id')}")
+                for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id")
+            ),
+            *(
+                models.Index(fields=(name, "created_at"), name=f"call_by_{name}", condition=~models.Q((name, value)))
+                for name, value in COMMON.items()
             ),
             models.Index(fields=("correlation_id",), name="call_by_correlation"),
             models.Index(
-                fields=("feature_name", "-created_at"), name="call_by_tool", condition=~models.Q(feature_name="")
+                fields=("feature_name", "created_at"), name="call_by_tool", condition=~models.Q(feature_name="")
             ),
         )
 

@@ -19,7 +19,7 @@ from django.db.models import Q, QuerySet
 from auditlog import keyset
 from auditlog.expression import CONTAINS, IS, IS_NOT, Condition
 from auditlog.keyset import OLDER, Cursor, Page
-from auditlog.models import Call
+from auditlog.models import COMMON, Call
 from auditlog.names import MOST, names
 
 SEARCHED = 10_000  # Rows one page looks at, at most.
@@ -29,6 +29,7 @@ COUNTED = 10_000  # More are "10,000+": nobody waits for an exact large number.
 SUBJECTS = ("host", "gateway", "server", "user")
 SNAPSHOTS = {"user": "user_email"}
 COLUMNS = {
+    "outcome": "outcome",
     "method": "method",
     "tool": "feature_name",
     "token": "token_prefix",
@@ -64,8 +65,6 @@ def meaning(condition: Condition) -> Meaning:  # noqa: PLR0911  (one for each ki
         same = meaning(replace(condition, operator=IS))
         return Meaning((), ~_any(same.alternatives) if same.leads else ~same.test)
     match condition.field:
-        case "outcome":
-            return indexed(Q(outcome=value) for value in condition.values)
         case "host" | "gateway" | "server" | "user":
             return _subject(condition.field, str(condition.values[0]), part=condition.operator == CONTAINS)
         case "connection" | "correlation":
@@ -74,14 +73,21 @@ def meaning(condition: Condition) -> Meaning:  # noqa: PLR0911  (one for each ki
             return Meaning((), Q(token_id=pks[0]))
         case "ip":
             return Meaning((), _address(str(condition.values[0]), part=condition.operator == CONTAINS))
-        case "method" | "tool" if condition.operator == IS:
-            return indexed(Q(**{COLUMNS[condition.field]: value}) for value in condition.values)
+        case "outcome" | "method" | "tool" if condition.operator == IS:
+            return _one_of(COLUMNS[condition.field], condition.values)
     return Meaning((), _compared(COLUMNS[condition.field], condition))
 
 
 def indexed(alternatives: Iterable[Q]) -> Meaning:
     """Alternatives of which each has an index."""
     return Meaning(tuple(alternatives), NOTHING)
+
+
+def _one_of(column: str, values: Sequence[str | float]) -> Meaning:
+    """Rows with one of these values; what most calls are has no index of its own."""
+    if COMMON.get(column) in values:
+        return Meaning((), Q(**{f"{column}__in": values}))
+    return indexed(Q(**{column: value}) for value in values)
 
 
 def _subject(kind: str, text: str, *, part: bool) -> Meaning:

@@ -142,6 +142,51 @@ def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
     assert back.context["page"].newer is not None
 
 
+@pytest.mark.parametrize("common", ["outcome=ok", "method=tools/call", "q=ok+and+method+is+tools/call"])
+def test_what_most_calls_are_is_looked_for_row_by_row(
+    common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No index holds it, and where it happens to be rare a page looks no further than any other."""
+    monkeypatch.setattr(search, "SEARCHED", 5)
+    for minutes in range(20):
+        rare = {} if minutes in (0, 11) else {"outcome": "denied", "method": "ping"}
+        make.call(at=ago(minutes=minutes), feature_name=str(minutes), **rare)
+    client = sign_in(ana)
+
+    first = client.get(f"/logs/?{common}")
+    assert [call.feature_name for call in first.context["page"].rows] == ["0"]
+    assert "Search further" in text(first)
+    older = first.context["page"].older
+    seen: list[str] = []
+    while older:
+        page = client.get(f"/logs/?{common}&cursor={older}").context["page"]
+        seen, older = [*seen, *(call.feature_name for call in page.rows)], page.older
+    assert seen == ["11"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "index"),
+    [
+        ("outcome = 'timeout'", "outcome_created_at_idx"),
+        ("method = 'ping'", "method_created_at_idx"),
+        ("feature_name = 'echo'", "feature_name_created_at_idx"),
+        ("host_id = '0199f5a0-0000-7000-8000-000000000000'", "host_id_created_at_idx"),
+        ("outcome = 'ok'", "pkey"),
+        ("method = 'tools/call'", "pkey"),
+    ],
+)
+@pytest.mark.django_db
+def test_the_newest_of_a_kind_come_from_its_index(condition: str, index: str) -> None:
+    make.call()
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off")
+        cursor.execute(f"EXPLAIN SELECT uid FROM auditlog_call WHERE {condition} ORDER BY created_at DESC LIMIT 50")
+        plan = [line for (line,) in cursor.fetchall()]
+    scans = [line for line in plan if "Scan" in line]
+    assert scans
+    assert all("Index Scan Backward" in line and index in line for line in scans), "\n".join(plan)
+
+
 def test_alternatives_are_read_in_the_order_of_time(ana: User, sign_in: SignIn) -> None:
     outcomes = ("denied", "timeout", "ok", "tool_error")
     for number in range(60):
@@ -165,6 +210,8 @@ EVERY = (
     "/logs/?tool=x",
     "/logs/?method=ping",
     "/logs/?outcome=timeout",
+    "/logs/?outcome=ok",
+    "/logs/?method=tools/call&range=all",
     "/logs/?outcome=timeout&outcome=denied&host={id}",
     "/logs/?q=duration+>+500",
     "/logs/values/host/?outcome=denied",
