@@ -180,7 +180,7 @@ class Cycle(RequestResponseCycle):
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head of the answer, which also settles how it ends."""
         lines = [*self.default_headers, *headers]
-        names = {name for name, _ in headers}
+        names = dict(headers)
         if b"connection" in names:  # Nothing else is ever said of it than that it is closed.
             self.keep_alive = False
         elif not self.keep_alive:

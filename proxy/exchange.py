@@ -44,16 +44,12 @@ class Target(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A server's answer: the message, the text it came in, and the wire it came over."""
+    """A server's answer: the message, the text it came in, the wire it came over, and its error when it is one."""
 
     document: Object
     text: bytes
     era: str
-
-    @property
-    def error(self) -> Object | None:
-        error = self.document.get("error")
-        return error if isinstance(error, dict) else None
+    error: Object | None
 
     @property
     def error_code(self) -> int | None:
@@ -86,7 +82,7 @@ async def answer_of(reply: Reply, target: Target, minted: int, era: str, hear: H
     document = _document(text, target, f"HTTP {reply.status}")
     if not _answers(document, minted) and not _is_refusal(document, reply.status):
         raise BadAnswer(target.server_name, f"HTTP {reply.status} without an answer")
-    return Answer(document, text, era)
+    return _answer(document, text, era)
 
 
 async def _from_stream(reply: Reply, target: Target, minted: int, era: str, hear: Hear) -> Answer:
@@ -98,12 +94,17 @@ async def _from_stream(reply: Reply, target: Target, minted: int, era: str, hear
                     continue
                 document = _document(event.data, target, "event stream")
                 if _answers(document, minted):
-                    return Answer(document, event.data, era)
+                    return _answer(document, event.data, era)
                 if "method" in document:
                     await hear(document)
     except sse.EventTooLarge:
         raise TooLarge(target.server_name) from None
     raise Unreachable(target.server_name, "the stream ended before the answer")
+
+
+def _answer(document: Object, text: bytes, era: str) -> Answer:
+    error = document.get("error")
+    return Answer(document, text, era, error if isinstance(error, dict) else None)
 
 
 def _document(text: bytes, target: Target, where: str) -> Object:
