@@ -254,7 +254,7 @@ def _read(result: PGresult) -> dict[int, Facts]:
     found = {}
     for number, *values in transformer.load_rows(0, result.ntuples, list):
         assigned = values[_ASSIGNMENTS]
-        values[_ASSIGNMENTS] = [Assigned._make(row) for row in orjson.loads(assigned)] if assigned else ()
+        values[_ASSIGNMENTS] = tuple(map(Assigned._make, orjson.loads(assigned))) if assigned else ()
         found[number] = Facts._make(values)
     return found
 
