@@ -21,7 +21,7 @@ from auditlog.keyset import BadCursor, Cursor, Page, page
 from auditlog.models import Call, Event, Outcome
 from auditlog.origin import Via
 from auditlog.reasons import reason_of
-from auditlog.search import Meaning, Search, indexed, uuid_of
+from auditlog.search import Meaning, Search, indexed, one_of, uuid_of
 from capabilities import Capability
 from capabilities.rest import Rule
 from ui.rest import Moment, Paging, Query, Resource, link
@@ -49,7 +49,7 @@ def _subject(name: str, name_column: str) -> Callable[[str], Meaning]:
 
 # What each parameter of a query means; the rest are columns of the same name.
 CALLS: dict[str, Callable[[Any], Meaning]] = {
-    "outcome": lambda outcomes: indexed(Q(outcome=one) for one in outcomes),
+    "outcome": lambda outcomes: one_of("outcome", outcomes),
     "host": _subject("host", "host_name"),
     "gateway": _subject("gateway", "gateway_name"),
     "server": _subject("server", "server_name"),
@@ -57,7 +57,7 @@ CALLS: dict[str, Callable[[Any], Meaning]] = {
     "token": lambda text: Meaning((), _among("token_id", "token_prefix")(text)),
     "connection": lambda pk: indexed([Q(connection_id=pk)]),
     "correlation_id": lambda pk: indexed([Q(correlation_id=pk)]),
-    "method": lambda method: indexed([Q(method=method)]),
+    "method": lambda method: one_of("method", [method]),
     "tool": lambda name: indexed([Q(feature_type="tool", feature_name=name)]),
     "ip": lambda address: Meaning((), Q(client_ip=address)),
     "q": lambda words: Meaning((), Q(feature_name__icontains=words) | Q(user_email__icontains=words)),

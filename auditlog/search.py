@@ -74,7 +74,7 @@ def meaning(condition: Condition) -> Meaning:  # noqa: PLR0911  (one for each ki
         case "ip":
             return Meaning((), _address(str(condition.values[0]), part=condition.operator == CONTAINS))
         case "outcome" | "method" | "tool" if condition.operator == IS:
-            return _one_of(COLUMNS[condition.field], condition.values)
+            return one_of(COLUMNS[condition.field], condition.values)
     return Meaning((), _compared(COLUMNS[condition.field], condition))
 
 
@@ -83,7 +83,7 @@ def indexed(alternatives: Iterable[Q]) -> Meaning:
     return Meaning(tuple(alternatives), NOTHING)
 
 
-def _one_of(column: str, values: Sequence[str | float]) -> Meaning:
+def one_of(column: str, values: Sequence[str | float]) -> Meaning:
     """Rows with one of these values; what most calls are has no index of its own."""
     if COMMON.get(column) in values:
         return Meaning((), Q(**{f"{column}__in": values}))

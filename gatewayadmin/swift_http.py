@@ -26,9 +26,10 @@ class SwiftHttp(HttpToolsProtocol):
         self._idle_since: float | None = None
         self._known: KnownHead[tuple[Any, int]] | None = None
         self._is_between = True  # Nothing of the next request has reached the parser.
+        self._is_deaf = False  # Nothing more is heard; the connection is closed after the answer.
 
     def data_received(self, data: bytes) -> None:
-        if self._is_served_again(data):
+        if self._is_deaf or self._is_served_again(data):
             return
         was_between, last = self._is_between, self.cycle
         super().data_received(data)
@@ -76,7 +77,16 @@ class SwiftHttp(HttpToolsProtocol):
         parser = self.parser
         if parser.get_method() != b"POST" or not _is_call(self.url):
             super().on_headers_complete()
-            return
+        else:
+            self._begin_call()
+        if parser.should_upgrade():
+            # The parser takes what follows such a head for something else than its body. We speak nothing else, and
+            # it must not become another request either.
+            self.cycle.keep_alive = False
+            self._is_deaf = True
+
+    def _begin_call(self) -> None:
+        parser = self.parser
         scope, version = self.scope, parser.get_http_version()
         scope["method"], scope["http_version"] = "POST", version
         scope["path"], scope["raw_path"], scope["query_string"] = self.url.decode(), self.url, b""

@@ -5,6 +5,7 @@ is decided by what the database says after its arrival; nothing is cached.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
@@ -15,7 +16,7 @@ import orjson
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from auditlog.batches import Batches, Waiting, settle
+from auditlog.batches import Batches, Waiting, fail, settle
 from auditlog.lane import Lane, Unobtainable
 from proxy import jsonrpc
 from tokens import secret
@@ -244,22 +245,38 @@ class Access(Batches[Question, Facts | None]):
         numbers = {question: number for number, question in enumerate(dict.fromkeys(asked for asked, _ in batch))}
         found = _read(await self._lane.query_again(b"decide", parameters([*numbers])))
         for question, future in batch:
-            settle(future, found.get(numbers[question]))
+            facts = found.get(numbers[question])
+            if isinstance(facts, Unobtainable):
+                fail([(question, future)], facts)
+            else:
+                settle(future, facts)
 
 
-def _read(result: PGresult) -> dict[int, Facts]:
-    """The facts by the numbers of the questions."""
+def _read(result: PGresult) -> dict[int, Facts | Unobtainable]:
+    """The facts by the numbers of the questions; those of one that cannot be read are no harm to the others."""
     transformer = Transformer()
     transformer.set_pgresult(result)
-    found = {}
+    found: dict[int, Facts | Unobtainable] = {}
     for number, *values in transformer.load_rows(0, result.ntuples, list):
-        assigned = values[_ASSIGNMENTS]
-        values[_ASSIGNMENTS] = tuple(map(Assigned._make, orjson.loads(assigned))) if assigned else ()
-        found[number] = Facts._make(values)
+        try:
+            values[_ASSIGNMENTS] = _assigned(values[_ASSIGNMENTS])
+            found[number] = Facts._make(values)
+        except (ValueError, RecursionError) as error:
+            found[number] = Unobtainable(str(error))
     return found
 
 
 _ASSIGNMENTS = Facts._fields.index("assignments")
+
+
+def _assigned(text: str | None) -> tuple[Assigned, ...]:
+    if text is None:
+        return ()
+    try:
+        rows = orjson.loads(text)
+    except ValueError:  # The schema of a tool may hold an integer that orjson has no room for.
+        rows = json.loads(text)
+    return tuple(map(Assigned._make, rows))
 
 
 def parameters(questions: Sequence[Question]) -> list[bytes]:

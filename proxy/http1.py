@@ -94,7 +94,9 @@ class Channel(asyncio.Protocol):
     def may_be_kept(self) -> bool:
         """Whether the connection can carry another exchange; it counts as idle from now on."""
         self._idle_since = time.monotonic()
-        return self.complete and self._keep and self._failure is None and self._transport is not None
+        return (
+            self.complete and self._keep and not self._paused and self._failure is None and self._transport is not None
+        )
 
     def is_usable(self) -> bool:
         """Whether the server has kept its end open while the connection was idle."""

@@ -10,8 +10,9 @@ import re
 SAME_HEAD = "gateway.same_head"
 
 # Nothing stands between a line's end and a header's name: a line that is folded begins with a blank.
-_lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=[ \t]*\r\n)", re.IGNORECASE).finditer
+_lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE).finditer
 _END = b"\r\n\r\n"
+_LONGEST = 8 * 1024  # Connections at rest keep no more than this in memory.
 _MOST_DIGITS = 9
 
 
@@ -40,9 +41,10 @@ class KnownHead[Read]:
 def known_head[Read](data: bytes, body: bytes, read: Read) -> KnownHead[Read] | None:
     """To know the head of `data` again: one whole message, in which a parser has found this body.
 
-    None for a head that does not say the body's length exactly once, and for what is more than one message.
+    None for a head that does not say the body's length exactly once, for a long one, and for what is more than one
+    message.
     """
-    end = data.find(_END) + len(_END)
+    end = data.find(_END, 0, _LONGEST) + len(_END)
     lengths = list(_lengths(data, 0, end))
     if len(lengths) != 1 or len(data) != end + len(body) or lengths[0][1] != b"%d" % len(body):
         return None

@@ -65,7 +65,7 @@ class Marks:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
         self._strangers_told = float("-inf")
-        metrics.hand_over()
+        _hand_over()
         await self._flush_or_drop()
         if self._connection is not None:
             await self._connection.close()
@@ -104,7 +104,7 @@ class Marks:
     async def _work(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            metrics.hand_over()
+            _hand_over()
             await self._flush_or_drop()
 
     async def _flush_or_drop(self) -> None:
@@ -182,6 +182,13 @@ class Marks:
                 names = [row["name"] for row in rows]
                 await connection.execute(STATEMENTS["missing"], {"assignment": assigned.id, "names": names})
         self._tools_known[assigned.id] = digest, time.monotonic()
+
+
+def _hand_over() -> None:
+    try:
+        metrics.hand_over()
+    except (OSError, ValueError) as error:  # The disk may be full; the next second tries again.
+        logger.warning("metrics not written", extra={"error": str(error)})
 
 
 async def _update(connection: psycopg.AsyncConnection, kind: str, marked: Marked) -> None:

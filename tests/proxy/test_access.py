@@ -20,7 +20,7 @@ from auditlog.lane import Rejected, Unobtainable
 from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin import database
-from gateways.models import Reach
+from gateways.models import Reach, Tool
 from hosts.models import Host, Kind
 from oauth.models import Binding
 from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Access, Facts, Key, Question, decide, parameters
@@ -163,15 +163,27 @@ class Known:
         return denied.reason if denied else None
 
 
-def ask(questions: list[tuple[str, str, int, str]], keys: list[bytes] | None = None) -> list[Facts | None]:
-    """Put questions to the statement, all at once."""
+type Asked = list[tuple[str, str, int, str]]
 
-    async def main() -> list[Facts | None]:
+
+def ask(questions: Asked, keys: list[bytes] | None = None) -> list[Facts | None]:
+    """Put questions to the statement, all at once."""
+    facts: list[Facts | None] = []
+    for told in put(questions, keys):
+        assert not isinstance(told, BaseException), told
+        facts.append(told)
+    return facts
+
+
+def put(questions: Asked, keys: list[bytes] | None = None) -> list[Facts | BaseException | None]:
+    """The same, with the errors of single ones."""
+
+    async def main() -> list[Facts | BaseException | None]:
         access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
         access.start()
         asked = [access.facts(access.key(secret), slug, wanted, tool) for secret, slug, wanted, tool in questions]
         try:
-            return await asyncio.gather(*asked)
+            return await asyncio.gather(*asked, return_exceptions=True)
         finally:
             await access.stop()
 
@@ -324,6 +336,29 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
     assert sum(put) == 6
     told = [(fact.gateway_matches, fact.gateway_description, fact.assignments) for fact in facts if fact]
     assert told == ([(True, "", ())] * 2 + [(True, "", ())] + [(False, "", ())] * 3) * 3
+
+
+def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known) -> None:
+    """A server says what its tools' schemas hold, and several users' requests share a statement."""
+    user = known.connection.user
+    other = make.connection(make.agent(by=user), make.gateway(make.server(), slug="b"), user)
+    Tool.objects.create(assignment=other.gateway.assignments.get(), name="bomb", exposed_name="b__bomb")
+    questions = [(known.secret, "work", NOTHING, ""), (make.token(other).secret, "b", ADDRESSED, "b__bomb")]
+    sql("UPDATE gateways_assignment SET alias = 'b'")
+    sql("UPDATE servers_server SET protocol_era = 'modern'")
+
+    def told(digits: int) -> list[Facts | BaseException | None]:
+        sql("UPDATE gateways_tool SET input_schema = %s::jsonb", f'{{"x-mcp-header": 1{"0" * digits}}}')
+        return put(questions)
+
+    first, second = told(400)
+    assert isinstance(first, Facts)
+    assert isinstance(second, Facts)
+    assert second.assignments[0].tools == [["bomb", "b__bomb", True, {"x-mcp-header": 10**400}]]
+
+    first, second = told(5000)
+    assert isinstance(first, Facts)
+    assert isinstance(second, Unobtainable)
 
 
 ASKED = [(NOTHING, ""), (ADDRESSED, "a__b"), (ADDRESSED, "a__c")]

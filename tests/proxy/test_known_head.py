@@ -68,6 +68,8 @@ def test_a_head_that_does_not_say_its_length_once_is_not_to_be_known() -> None:
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
     ):
         assert known_head(head + b"hello", b"hello", None) is None, head
+    long = REQUEST.replace(b"Host: x", b"X: " + b"y" * 8192)
+    assert known_head(long + b"hello", b"hello", None) is None
     assert known_head(REQUEST + b"hello" + REQUEST + b"hello", b"hello", None) is None
 
 

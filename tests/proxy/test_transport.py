@@ -286,6 +286,25 @@ async def test_a_server_that_writes_faster_than_we_read_has_to_wait() -> None:
         assert sum([len(chunk) async for chunk in chunks]) > 60_000_000
 
 
+async def test_a_connection_that_waits_for_its_reader_is_not_used_again() -> None:
+    """The stream was complete before the reader came to its end."""
+    waiting = b"data: 1\n\n" + b":" * (1 << 20) + b"\n\n"
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await head_of(reader)
+        writer.write(whole(waiting, "Content-Type: text/event-stream"))
+        if await head_of(reader):
+            writer.write(whole(b"hello"))
+        writer.close()
+
+    async with listening(handler) as port, client() as transport, asyncio.timeout(5):
+        for _ in range(2):
+            async with open_stream(transport, port) as reply:
+                await anext(reply.chunks())
+                await asyncio.sleep(0.2)
+        assert transport.idle == 0
+
+
 async def test_leaving_an_exchange_closes_its_connection() -> None:
     gone = asyncio.Event()
 
