@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from auditlog.lane import Lane
@@ -12,6 +13,7 @@ logger = logging.getLogger(__name__)
 # as a dozen more items in them; in a larger batch all wait for each other, while the loop has nothing to do.
 ENOUGH = 16
 TURNS = 3
+TELL_SECONDS = 1.0
 
 type Waiting[Item, Answer] = tuple[Item, asyncio.Future[Answer]]
 type Carry[Item, Answer] = Callable[[list[Waiting[Item, Answer]]], Awaitable[None]]
@@ -40,6 +42,7 @@ class Batches[Item, Answer]:
         self._waiting: list[Waiting[Item, Answer]] = []
         self._resting: list[asyncio.Future[None]] = []
         self._stopping = False
+        self._told, self._untold = float("-inf"), 0
         self._workers: list[asyncio.Task[None]] = []
 
     @property
@@ -86,8 +89,17 @@ class Batches[Item, Answer]:
             try:
                 await carry(batch)
             except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
-                logger.error("batch lost", extra={"what": self._what, "items": len(batch), "error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
+                self._tell(len(batch), error)
                 fail(batch, self._lost(error))
+
+    def _tell(self, requests: int, error: Exception) -> None:
+        """Say in the log that the database failed, once a second while it is away."""
+        self._untold += requests
+        now = time.monotonic()
+        if now - self._told >= TELL_SECONDS:
+            told = {"what": self._what, "requests": self._untold, "error": str(error)}
+            logger.error("the database did not answer; requests were refused", extra=told)
+            self._told, self._untold = now, 0
 
     async def _gather(self) -> None:
         """Let those who have come as far as the loop already join the batch."""

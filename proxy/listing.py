@@ -13,7 +13,7 @@ from proxy.jsonrpc import Object
 from proxy.marks import Marks
 from proxy.upstream import Upstreams
 from servers.crypto import Cipher
-from servers.naming import exposed_name, is_shallow
+from servers.naming import exposed_name, is_shallow, task_support
 
 MOST_PAGES = 100
 MOST_BYTES = 10 << 20
@@ -178,13 +178,7 @@ def _usable(page: list[Any], *, annotated: bool) -> list[Object]:
     tools = [tool for tool in tools if is_shallow(tool)]
     if annotated:
         tools = [tool for tool in tools if headers.is_sound(tool.get("inputSchema"))]
-    return [tool for tool in tools if _task_support(tool) != "required"]
-
-
-def _task_support(tool: Object) -> object:
-    """Tasks are not served, so a tool that runs only as one cannot be called."""
-    execution = tool.get("execution")
-    return execution.get("taskSupport") if isinstance(execution, dict) else None
+    return [tool for tool in tools if task_support(tool) != "required"]
 
 
 def _exposed(tool: Object, name: str, *, annotated: bool) -> Object:
@@ -192,7 +186,7 @@ def _exposed(tool: Object, name: str, *, annotated: bool) -> Object:
     shown = {**tool, "name": name}
     if annotated and "inputSchema" in shown:
         shown["inputSchema"] = headers.without_annotations(shown["inputSchema"])
-    if _task_support(tool) is not None:
+    if task_support(tool) is not None:
         shown["execution"] = {key: value for key, value in tool["execution"].items() if key != "taskSupport"}
     return shown
 

@@ -19,7 +19,7 @@ from servers.credential import Unsendable, fits_a_header, header_of
 from servers.crypto import Unreadable
 from servers.guard import Guard
 from servers.models import Era, Health, Identity, Server
-from servers.naming import is_shallow, is_tool_name
+from servers.naming import is_shallow, is_tool_name, task_support
 from servers.vault import cipher
 from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
 
@@ -238,7 +238,9 @@ def _all_tools(dialogue: Dialogue) -> list[Object]:
 
 def _is_usable(tool: object) -> bool:
     """Whether a definition can be kept, and the tool be called by its name."""
-    return isinstance(tool, dict) and is_tool_name(tool.get("name")) and is_shallow(tool)
+    if not isinstance(tool, dict) or not is_tool_name(tool.get("name")) or not is_shallow(tool):
+        return False
+    return task_support(tool) != "required"
 
 
 def _supported(reply: Reply) -> list[str]:

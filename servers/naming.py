@@ -50,6 +50,12 @@ def is_shallow(value: Any, room: int = DEEPEST) -> bool:
     return not isinstance(value, list) or (room > 0 and all(is_shallow(inner, room - 1) for inner in value))
 
 
+def task_support(definition: Mapping[str, Any]) -> object:
+    """What a tool says of running as a task; one where it is "required" cannot be called, for tasks are not served."""
+    execution = definition.get("execution")
+    return execution.get("taskSupport") if isinstance(execution, dict) else None
+
+
 def storable(value: Any) -> Any:
     """`value` without what PostgreSQL text cannot hold (NUL, lone surrogates), which servers do send."""
     match value:

@@ -29,6 +29,11 @@ class Carrier:
             settle(future, 2 * number)
 
 
+def said(log: pytest.LogCaptureFixture) -> list[int]:
+    """The numbers of requests that the log tells of."""
+    return [vars(record)["requests"] for record in log.records]
+
+
 class Lost(Exception):
     """What became of a batch is not known."""
 
@@ -137,3 +142,22 @@ def test_a_stop_hands_over_what_waits(lanes: int) -> None:
 
     run(scene, lanes=lanes)
     assert [future.result() for future in sent] == [2 * number for number in range(50)]
+
+
+def test_a_database_that_is_away_is_told_of_once_a_second(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("auditlog.batches.time.monotonic", lambda: now[0])
+
+    async def scene(batches: Batches[int, int], first: Carrier, _: Carrier) -> None:
+        first.fails = True
+        for at in (10, 10.2, 10.9, 11.1):
+            now[0] = at
+            with pytest.raises(Lost):
+                await batches.put(1)
+
+    run(scene)
+
+    assert said(caplog) == [1, 3]
+    assert {record.getMessage() for record in caplog.records} == {"the database did not answer; requests were refused"}

@@ -13,6 +13,7 @@ from django.db import DatabaseError
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
 from gatewayadmin import housekeeping
+from gatewayadmin.management.commands import serve
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
 from proxy.models import RateCounter
@@ -80,7 +81,9 @@ def test_issue_token_says_what_is_wrong() -> None:
     assert refusal("nobody@example.com", gateway.slug) == "There is no active user nobody@example.com."
     assert refusal(gone.email, gateway.slug) == f"There is no active user {gone.email}."
     assert refusal(user.email, "nowhere") == "There is no gateway nowhere."
-    assert refusal(user.email, gateway.slug, "--expires-in-days", "91") == "Must be 7, 30 or 90."
+    expiry = refusal(user.email, gateway.slug, "--expires-in-days", "91")
+    assert "--expires-in-days" in expiry
+    assert "7, 30, 90" in expiry
     assert refusal(user.email, shut.slug) == "An administrator has disabled this gateway."
     assert not Host.objects.exists()
 
@@ -145,6 +148,12 @@ def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new])
     assert f"{secret.key_id(old)}       1  MISSING" in printed("keys")
+    said = StringIO()
+    serve.Command(stderr=said).warn()
+    assert said.getvalue().strip() == (
+        f"Warning: GATEWAY_TOKEN_KEYS lacks the key {secret.key_id(old)}:"
+        " what it holds cannot be used (1). See manage.py keys."
+    )
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,6 +1,7 @@
 """*Test connection*, against real servers of both eras and against ones that misbehave."""
 
 import json
+from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -216,6 +217,12 @@ def test_a_list_that_repeats_its_cursor_ends(run: Run) -> None:
     assert names(found.tools) == {"tool_0", "tool_1"}
 
 
+def test_a_tool_that_runs_only_as_a_task_is_none_that_can_be_called(run: Run) -> None:
+    found = discover(at(run(paged(3, task_support=["forbidden", "required", "optional"])).url), None)
+
+    assert names(found.tools) == {"tool_0", "tool_2"}
+
+
 def test_a_server_without_tools_has_none(run: Run) -> None:
     assert discover(at(run(paged(0, error=-32601)).url), None).tools == []
 
@@ -235,8 +242,12 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
         discover(server, identity)
 
 
-def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:
+def paged(count: int, *, stuck: bool = False, error: int = 0, task_support: Sequence[str] = ()) -> upstreams.App:
     """A server of the newer era that hands out one tool a page."""
+
+    def tool(number: int) -> dict[str, Any]:
+        execution = {"execution": {"taskSupport": task_support[number]}} if task_support else {}
+        return {"name": f"tool_{number}", "inputSchema": {"type": "object"}, **execution}
 
     def reply(message: dict[str, Any]) -> dict[str, Any]:
         if message["method"] == "server/discover":
@@ -246,7 +257,7 @@ def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:
         page = int(message["params"].get("cursor", 0))
         last = page + 1 >= count
         following = {} if last and not stuck else {"nextCursor": str(min(page + 1, count - 1))}
-        return {"result": {"tools": [{"name": f"tool_{page}", "inputSchema": {"type": "object"}}], **following}}
+        return {"result": {"tools": [tool(page)], **following}}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

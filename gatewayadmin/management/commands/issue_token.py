@@ -16,7 +16,7 @@ from gatewayadmin.database import Unusable
 from gatewayadmin.public_url import public_url
 from gateways.models import Gateway
 from hosts.models import Host, HostError, Kind
-from tokens.models import DEFAULT_LIFETIME, Issued, Token, TokenError
+from tokens.models import DEFAULT_LIFETIME, LIFETIMES, Issued, Token, TokenError
 from ui.rest import stamp
 
 
@@ -26,9 +26,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--user", required=True, metavar="EMAIL", help="the person the token acts as")
         parser.add_argument("--host", required=True, metavar="NAME", help="the agent; made when there is none")
-        parser.add_argument("--gateway", required=True, metavar="SLUG")
+        parser.add_argument("--gateway", required=True, metavar="SLUG", help="the gateway, as in its URL")
         parser.add_argument("--name", default="", help="what the token is called (default: made up)")
-        parser.add_argument("--expires-in-days", type=int, default=DEFAULT_LIFETIME, help="default: %(default)s")
+        parser.add_argument(
+            "--expires-in-days", type=int, choices=LIFETIMES, default=DEFAULT_LIFETIME, help="default: %(default)s"
+        )
 
     def handle(self, *args: Any, user: str, host: str, gateway: str, **options: Any) -> None:
         try:

@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 from gatewayadmin import database, environment, first_start
 from gatewayadmin.database import Unusable
 from gatewayadmin.first_start import Welcome
+from gatewayadmin.key_uses import key_uses
 from gatewayadmin.server import PortTaken, Server, cores, listen, metrics_folder
 
 
@@ -35,12 +36,22 @@ class Command(BaseCommand):
         environment.hand_down("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
         environment.hand_down("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
         welcome = first_start.prepare()
+        self.warn()
         processes = workers or cores()
-        Server(listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome)).run()
+        Server(listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port)).run()
 
-    def _greet(self, welcome: Welcome) -> None:
+    def warn(self) -> None:
+        """Say which keys are missing; a token of one gets 401 without a word of why."""
+        for keys in key_uses():
+            for key_id in keys.missing:
+                what = f"what it holds cannot be used ({keys.uses[key_id]}). See manage.py keys."
+                self.stderr.write(f"Warning: {keys.variable} lacks the key {key_id}: {what}")
+
+    def _greet(self, welcome: Welcome, host: str, port: int) -> None:
         password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
         lines = [f"Gateway Admin runs at {settings.PUBLIC_URL}", f"Sign in as {welcome.email}{password}."]
+        if environment.text("GATEWAY_PUBLIC_URL"):
+            lines.append(f"It listens on {host} port {port}.")
         rule = "=" * max(map(len, lines))
         self.stdout.write("\n".join(["", rule, *lines, rule, "", ""]))
         self.stdout.flush()
