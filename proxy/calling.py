@@ -3,9 +3,9 @@
 import time
 
 from proxy import jsonrpc
-from proxy.access import Facts
 from proxy.catalog import Found, OutOfScope, Refusal, candidates, judged, owner
 from proxy.exchange import MODERN, Answer, mint
+from proxy.facts import Facts
 from proxy.faults import BadAnswer, Fault
 from proxy.identity import target
 from proxy.inbound import Inbound

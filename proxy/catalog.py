@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy import jsonrpc
-from proxy.access import Assigned
+from proxy.facts import Assigned
 from proxy.faults import Fault
 from servers.naming import SEPARATOR
 

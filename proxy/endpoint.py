@@ -10,8 +10,10 @@ from contextlib import suppress
 from auditlog.lane import Unobtainable
 from auditlog.writer import CallWriter, NotRecorded
 from proxy import jsonrpc, ladder, metrics, outbound, trace
-from proxy.access import DENIALS, Access, Denied, Facts, Key, decide
+from proxy.access import Access, Key
 from proxy.config import Config
+from proxy.decision import DENIALS, Denied, decide
+from proxy.facts import Facts
 from proxy.head import Heads, Scope
 from proxy.inbound import ClientLeft, Inbound, Receive, Send
 from proxy.jsonrpc import Message

@@ -1,7 +1,7 @@
 """The credential a call carries to a server: the connection's own, the shared one, or none."""
 
-from proxy.access import Assigned
 from proxy.exchange import Target
+from proxy.facts import Assigned
 from proxy.faults import Fault
 from servers import credential
 from servers.crypto import Cipher, Unreadable

@@ -6,7 +6,7 @@ from typing import Any
 
 from auditlog.writer import Row, new_uid
 from proxy import jsonrpc
-from proxy.access import Assigned, Facts
+from proxy.facts import Assigned, Facts
 from proxy.head import Head, Pair, Scope
 from proxy.jsonrpc import Malformed, Message
 

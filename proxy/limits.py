@@ -16,7 +16,7 @@ from psycopg.pq.abc import PGresult
 
 from auditlog.batches import Batches, Waiting, settle
 from auditlog.lane import Lane, Unobtainable
-from proxy.access import Facts
+from proxy.facts import Facts
 
 STATEMENT = Path(__file__).with_name("limits.sql").read_bytes()
 SETUP = (

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from proxy import headers, jsonrpc
-from proxy.access import Assigned
 from proxy.catalog import UnknownTool, identity_refusal, offers, shows
+from proxy.facts import Assigned
 from proxy.faults import BadAnswer, Fault, TooLarge
 from proxy.identity import target
 from proxy.jsonrpc import Object

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from auditlog.senders import neighbourhood
 from proxy import jsonrpc, metrics, queries
-from proxy.access import Assigned, Facts
+from proxy.facts import Assigned, Facts
 from servers.naming import exposed_name, fingerprint, is_tool_name, storable
 
 logger = logging.getLogger(__name__)

@@ -3,9 +3,11 @@
 import time
 
 from proxy import jsonrpc, ladder
-from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Facts
+from proxy.access import ADDRESSED, ALL, NOTHING
 from proxy.calling import Caller
 from proxy.catalog import OutOfScope
+from proxy.decision import DENIALS
+from proxy.facts import Facts
 from proxy.faults import Fault
 from proxy.inbound import Inbound
 from proxy.jsonrpc import Message, Object

@@ -8,7 +8,7 @@ import pytest
 from auditlog.detail import Detail
 from auditlog.models import Call, Outcome
 from auditlog.reasons import OUTCOMES, REASONS, reason_of
-from proxy import access, catalog, identity  # noqa: F401  (the last brings faults of its own)
+from proxy import catalog, decision, identity  # noqa: F401  (the last brings faults of its own)
 from proxy.faults import Fault
 
 
@@ -36,7 +36,7 @@ def faults_of(kind: type[Fault] = Fault) -> set[str]:
 
 
 def test_every_reason_the_proxy_can_give_has_a_sentence() -> None:
-    given = set(access.DENIALS) | set(catalog.SENTENCES) | faults_of()
+    given = set(decision.DENIALS) | set(catalog.SENTENCES) | faults_of()
 
     assert given - set(REASONS) == set()
 

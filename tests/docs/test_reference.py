@@ -9,8 +9,8 @@ from capabilities import Capability
 from capabilities.roles import BUILT_IN
 from gatewayadmin import environment, health, housekeeping
 from proxy import metrics
-from proxy.access import DENIALS
 from proxy.catalog import SENTENCES
+from proxy.decision import DENIALS
 from proxy.faults import Fault
 from tests.docs.pages import ROOT, first_column
 from tokens import secret

@@ -23,7 +23,9 @@ from gatewayadmin import database
 from gateways.models import Reach, Tool
 from hosts.models import Host, Kind
 from oauth.models import Binding
-from proxy.access import ADDRESSED, ALL, DENIALS, NOTHING, Access, Facts, Key, Question, decide, parameters
+from proxy.access import ADDRESSED, ALL, NOTHING, Access, Key, Question, parameters
+from proxy.decision import DENIALS, decide
+from proxy.facts import Facts
 from tests import make
 from tests.proxy.conftest import sql
 from tokens import secret as text

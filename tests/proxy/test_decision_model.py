@@ -22,8 +22,9 @@ from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from gatewayadmin import database
 from gateways.models import Assignment, Tool
-from proxy.access import ADDRESSED, Access, decide
+from proxy.access import ADDRESSED, Access
 from proxy.catalog import OutOfScope, Refusal, UnknownTool, owner
+from proxy.decision import decide
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder
