@@ -91,14 +91,16 @@ class Batches[Item, Answer]:
             except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
                 self._tell(len(batch), error)
                 fail(batch, self._lost(error))
+            else:
+                self._untold = 0
 
     def _tell(self, requests: int, error: Exception) -> None:
-        """Say in the log that the database failed, once a second while it is away."""
+        """Say in the log that batches failed, once a second at most."""
         self._untold += requests
         now = time.monotonic()
         if now - self._told >= TELL_SECONDS:
-            told = {"what": self._what, "requests": self._untold, "error": str(error)}
-            logger.error("the database did not answer; requests were refused", extra=told)
+            what = {"what": self._what, "requests": self._untold, "why": type(error).__name__, "error": str(error)}
+            logger.error("the database did not do what it was asked; requests get 503", extra=what)
             self._told, self._untold = now, 0
 
     async def _gather(self) -> None:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gatewayadmin.client_address import client_address
 from gatewayadmin.environment import Network
 from gatewayadmin.logs import request_id
+from proxy.head import host_name
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +124,6 @@ class _Line:
                 "client": self._scope["client"][0],
             },
         )
-
-
-def host_name(host: str) -> str:
-    """The name in a Host header, without port and final dot, in lower case; IPv6 in brackets."""
-    name = host.lower()
-    if name.startswith("["):
-        return name.partition("]")[0] + "]"
-    return name.partition(":")[0].removesuffix(".")
 
 
 async def _wrong_host(scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,8 +2,8 @@
 
 What uvicorn does for any request of any application takes a call longer than its decision: a timer for
 each answer, patterns over each header, two writes. A POST to `/mcp/<slug>` needs none of it, and the
-next one over the same connection not even a parser. All others, and unusual spellings of that URL, go
-uvicorn's own way.
+next one over the same connection, when it has the same head, not even a parser. All others, and unusual
+spellings of that URL, go uvicorn's own way.
 """
 
 import asyncio
@@ -13,9 +13,11 @@ from typing import Any, cast
 from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from proxy.access import SLUG
+from proxy.head import PREFIX
 from proxy.known_head import SAME_HEAD, KnownHead, known_head
 
-_is_call = re.compile(rb"/mcp/[a-z0-9-]{1,40}/?").fullmatch
+_is_call = re.compile(f"{PREFIX}{SLUG}/?".encode()).fullmatch
 
 
 class SwiftHttp(HttpToolsProtocol):
@@ -60,7 +62,9 @@ class SwiftHttp(HttpToolsProtocol):
         cycle = self.cycle
         if not isinstance(cycle, Cycle) or not cycle.keep_alive or cycle.more_body:
             return None
-        place = next((n for n, (name, _) in enumerate(self.headers) if name == b"content-length"), 0)
+        place = next((n for n, (name, _) in enumerate(self.headers) if name == b"content-length"), None)
+        if place is None:
+            return None
         # The application may note there what it concludes from such a head.
         scope = {**self.scope, "headers": [*self.headers], "extensions": {SAME_HEAD: {}}}
         return known_head(data, bytes(cycle.body), (scope, place))

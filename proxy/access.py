@@ -6,6 +6,7 @@ is decided by what the database says after its arrival; nothing is cached.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from auditlog.lane import Lane, Unobtainable
 from proxy.facts import Assigned, Facts
 from tokens import secret
 
+logger = logging.getLogger(__name__)
+
 STATEMENT = Path(__file__).with_name("access.sql").read_bytes()
 SETUP = (
     b"SET application_name = 'gateway access'",
@@ -32,7 +35,8 @@ SETUP = (
     b"PREPARE decide (int[], bytea[], text[], text[], int[], text[]) AS " + STATEMENT,
 )
 
-SLUG = re.compile(r"[a-z0-9-]{1,40}").fullmatch
+SLUG = "[a-z0-9-]{1,40}"  # A gateway in a URL, as a pattern.
+_is_slug = re.compile(SLUG).fullmatch
 
 # What a request needs to know of the servers behind its gateway.
 NOTHING, ALL, ADDRESSED = 0, 1, 2
@@ -46,7 +50,7 @@ class Key(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What one request asks the database."""
+    """What requests ask the database; equal ones are put once."""
 
     key: Key
     slug: str
@@ -70,7 +74,7 @@ class Access(Batches[Question, Facts | None]):
 
     async def facts(self, key: Key, slug: str, wanted: int = NOTHING, tool: str = "") -> Facts | None:
         """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
-        return await self.put(Question(key, slug if SLUG(slug) else "", wanted, tool))
+        return await self.put(Question(key, slug if _is_slug(slug) else "", wanted, tool))
 
     async def _answer(self, batch: list[Waiting[Question, Facts | None]]) -> None:
         # Calls of one client at the same time often ask the same: that is put once.
@@ -79,6 +83,7 @@ class Access(Batches[Question, Facts | None]):
         for question, future in batch:
             facts = found.get(numbers[question])
             if isinstance(facts, Unobtainable):
+                logger.error("what the database says of a token cannot be read", extra={"error": str(facts)})
                 fail([(question, future)], facts)
             else:
                 settle(future, facts)

@@ -1,11 +1,12 @@
--- What a decision needs, read at once for all requests that wait together (requirements 4.4).
+-- What a decision needs, read at once for all requests that wait together (requirements 4.4); what several
+-- of them ask alike is one question.
 --
--- One row for each request whose token is known. Every switch is read here, each time; nothing is
+-- One row for each question whose token is known. Every switch is read here, each time; nothing is
 -- cached. `statement_timestamp()` judges expiry, so all workers agree. `OFFSET 0` keeps the order: from
 -- the token along its keys, one index look-up each. The planner, who judges by how small the tables
 -- were when it last looked, would begin elsewhere.
 --
--- $1 n         number of the request within the batch; repeated where keys are being rotated
+-- $1 n         number of the question; repeated where keys are being rotated
 -- $2 digest    digest of its API access token, NULL for another kind
 -- $3 checksum  checksum of its OAuth access token, NULL for another kind
 -- $4 slug      gateway in the URL

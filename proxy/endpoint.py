@@ -86,7 +86,7 @@ class Endpoint:
 
     async def _first_look(self, request: Inbound) -> Response | None:
         """Row 1 of requirements 4.4: what is refused whoever asks."""
-        if not request.head.is_admitted:
+        if not request.head.origin_may_call:
             return self._denied(request, DENIALS["origin"])
         request.origin = request.head.origin
         if await request.read(self._config.body_limit):

@@ -31,7 +31,7 @@ class Assigned(NamedTuple):
     identity_enabled: bool | None
     identity_expired: bool | None
     ciphertext: str | None
-    tools: list[list[object]] | list[str] | None
+    tools: Sequence[Sequence[object]] | Sequence[str] | None
 
 
 class Facts(NamedTuple):

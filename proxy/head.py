@@ -35,7 +35,7 @@ class Head(NamedTuple):
     slug: str  # Empty when the path leads nowhere.
     is_ours: bool  # The Host is one of our names.
     origin: str | None
-    is_admitted: bool  # No browser's page calls, or one that may.
+    origin_may_call: bool  # No browser's page calls, or one that may.
     presents_bearer: bool
     key: Key | None  # None without a text that has the form of a token.
     client_ip: str
@@ -46,7 +46,7 @@ class Head(NamedTuple):
 
 
 class Heads:
-    """Reads heads."""
+    """Reads heads, by the names, origins and keys of this runtime."""
 
     def __init__(self, config: Config, access: Access) -> None:
         self._config = config
@@ -78,7 +78,7 @@ class Heads:
             slug="" if "/" in slug else slug,
             is_ours=not hosts or host_name(_text(headers, b"host")) in hosts,
             origin=origin,
-            is_admitted=self._origins.admits(origin),
+            origin_may_call=self._origins.admits(origin),
             presents_bearer=bearer,
             key=None if token is None else self._access.key(token),
             client_ip=self._config.client_address(peer, hops),

@@ -92,11 +92,14 @@ class Channel(asyncio.Protocol):
                 await self._wait()
 
     def may_be_kept(self) -> bool:
-        """Whether the connection can carry another exchange; it counts as idle from now on."""
-        self._idle_since = time.monotonic()
+        """Whether the connection can carry another exchange."""
         return (
             self.complete and self._keep and not self._paused and self._failure is None and self._transport is not None
         )
+
+    def rest(self) -> None:
+        """Count as idle from now on."""
+        self._idle_since = time.monotonic()
 
     def is_usable(self) -> bool:
         """Whether the server has kept its end open while the connection was idle."""

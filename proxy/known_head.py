@@ -12,7 +12,7 @@ SAME_HEAD = "gateway.same_head"
 # Nothing stands between a line's end and a header's name: a line that is folded begins with a blank.
 _lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE).finditer
 _END = b"\r\n\r\n"
-_LONGEST = 8 * 1024  # Connections at rest keep no more than this in memory.
+_LONGEST = 8 * 1024  # A longer head is not kept: connections at rest hold theirs, and what was read in it.
 _MOST_DIGITS = 9
 
 

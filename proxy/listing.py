@@ -13,7 +13,7 @@ from proxy.jsonrpc import Object
 from proxy.marks import Marks
 from proxy.upstream import Upstreams
 from servers.crypto import Cipher
-from servers.naming import exposed_name, is_shallow, task_support
+from servers.naming import exposed_name, is_shallow, runs_only_as_task, task_support
 
 MOST_PAGES = 100
 MOST_BYTES = 10 << 20
@@ -178,7 +178,7 @@ def _usable(page: list[Any], *, annotated: bool) -> list[Object]:
     tools = [tool for tool in tools if is_shallow(tool)]
     if annotated:
         tools = [tool for tool in tools if headers.is_sound(tool.get("inputSchema"))]
-    return [tool for tool in tools if task_support(tool) != "required"]
+    return [tool for tool in tools if not runs_only_as_task(tool)]
 
 
 def _exposed(tool: Object, name: str, *, annotated: bool) -> Object:

@@ -34,7 +34,7 @@ class Times:
     def __init__(self, name: str, what: str) -> None:
         self._histogram = Gathered(f"gateway_{name}_duration_seconds", what, buckets=BUCKETS)
         self._noted: list[float] = []
-        self.note = self._noted.append
+        self.note = self._noted.append  # So it is cleared, never replaced.
 
     def hand_over(self) -> None:
         self._histogram.add(Counts(bisect_left(BUCKETS, seconds) for seconds in self._noted), sum(self._noted))

@@ -183,6 +183,7 @@ class Transport:
         """Keep the connection for the next exchange when it can carry one."""
         idle = self._idle.setdefault(place, deque())
         if channel.may_be_kept() and len(idle) < MOST_IDLE:
+            channel.rest()
             idle.append(channel)
         else:
             channel.close()

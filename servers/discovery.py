@@ -19,7 +19,7 @@ from servers.credential import Unsendable, fits_a_header, header_of
 from servers.crypto import Unreadable
 from servers.guard import Guard
 from servers.models import Era, Health, Identity, Server
-from servers.naming import is_shallow, is_tool_name, task_support
+from servers.naming import is_shallow, is_tool_name, runs_only_as_task
 from servers.vault import cipher
 from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
 
@@ -240,7 +240,7 @@ def _is_usable(tool: object) -> bool:
     """Whether a definition can be kept, and the tool be called by its name."""
     if not isinstance(tool, dict) or not is_tool_name(tool.get("name")) or not is_shallow(tool):
         return False
-    return task_support(tool) != "required"
+    return not runs_only_as_task(tool)
 
 
 def _supported(reply: Reply) -> list[str]:

@@ -50,8 +50,13 @@ def is_shallow(value: Any, room: int = DEEPEST) -> bool:
     return not isinstance(value, list) or (room > 0 and all(is_shallow(inner, room - 1) for inner in value))
 
 
+def runs_only_as_task(definition: Mapping[str, Any]) -> bool:
+    """Whether a tool cannot be called: tasks are not served."""
+    return task_support(definition) == "required"
+
+
 def task_support(definition: Mapping[str, Any]) -> object:
-    """What a tool says of running as a task; one where it is "required" cannot be called, for tasks are not served."""
+    """What a tool says of running as a task."""
     execution = definition.get("execution")
     return execution.get("taskSupport") if isinstance(execution, dict) else None
 

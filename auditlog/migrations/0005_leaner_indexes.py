@@ -1,7 +1,8 @@
 from django.db import migrations, models
 
 BY_ID = ("host_id", "gateway_id", "connection_id", "user_id", "server_id")
-RARE = {"method": "tools/call", "outcome": "ok"}
+# What most calls are, by column.
+COMMON = {"method": "tools/call", "outcome": "ok"}
 
 
 def remade(name: str, index: models.Index) -> tuple[migrations.RemoveIndex, migrations.AddIndex]:
@@ -24,7 +25,7 @@ class Migration(migrations.Migration):
                 models.Index(
                     fields=[name, "created_at"], name=f"call_by_{name}", condition=models.Q((name, value), _negated=True)
                 )
-                for name, value in RARE.items()
+                for name, value in COMMON.items()
             ),
             models.Index(
                 fields=["feature_name", "created_at"],

@@ -156,8 +156,17 @@ def test_a_database_that_is_away_is_told_of_once_a_second(
             now[0] = at
             with pytest.raises(Lost):
                 await batches.put(1)
+        first.fails = False
+        now[0] = 11.2
+        await batches.put(1)
+        first.fails = True
+        now[0] = 99
+        with pytest.raises(Lost):
+            await batches.put(1)
 
     run(scene)
 
-    assert said(caplog) == [1, 3]
-    assert {record.getMessage() for record in caplog.records} == {"the database did not answer; requests were refused"}
+    assert said(caplog) == [1, 3, 1]
+    assert {record.getMessage() for record in caplog.records} == {
+        "the database did not do what it was asked; requests get 503"
+    }

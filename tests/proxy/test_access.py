@@ -323,8 +323,15 @@ def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(kn
     assert [fact.token_prefix if fact else None for fact in facts] == expected
 
 
+ASKED = [(NOTHING, ""), (ADDRESSED, "a__b"), (ADDRESSED, "a__c")]
+
+
 def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls of one agent at the same time; and whoever asks for another gateway or tool is answered for it."""
+    assignment = make.assignment(known.connection.gateway, make.server(), alias="a")
+    for name in ("b", "c"):
+        Tool.objects.create(assignment=assignment, name=name, exposed_name=f"a__{name}")
+    sql("UPDATE gateways_gateway SET description = 'About'")
     put: list[int] = []
 
     def counted(questions: Sequence[Question]) -> list[bytes]:
@@ -336,11 +343,18 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
     facts = ask([(known.secret, slug, wanted, tool) for slug in ("work", "other") for wanted, tool in ASKED] * 3)
 
     assert sum(put) == 6
-    told = [(fact.gateway_matches, fact.gateway_description, fact.assignments) for fact in facts if fact]
-    assert told == ([(True, "", ())] * 2 + [(True, "", ())] + [(False, "", ())] * 3) * 3
+    told = [
+        (fact.gateway_matches, fact.gateway_description, [each.tools for each in fact.assignments])
+        for fact in facts
+        if fact
+    ]
+    first, second = ([[name, f"a__{name}", True, None]] for name in ("b", "c"))
+    here: list[tuple[bool, str, list[object]]] = [(True, "About", []), (True, "", [first]), (True, "", [second])]
+    elsewhere: list[tuple[bool, str, list[object]]] = [(False, "About", []), (False, "", []), (False, "", [])]
+    assert told == (here + elsewhere) * 3
 
 
-def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known) -> None:
+def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: pytest.LogCaptureFixture) -> None:
     """A server says what its tools' schemas hold, and several users' requests share a statement."""
     user = known.connection.user
     other = make.connection(make.agent(by=user), make.gateway(make.server(), slug="b"), user)
@@ -361,9 +375,8 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known) -> None:
     first, second = told(5000)
     assert isinstance(first, Facts)
     assert isinstance(second, Unobtainable)
+    assert [record.getMessage() for record in caplog.records] == ["what the database says of a token cannot be read"]
 
-
-ASKED = [(NOTHING, ""), (ADDRESSED, "a__b"), (ADDRESSED, "a__c")]
 
 TOOLS = ["", "a__b", "\\", '"', "'", "{,}", "\0", "\udfff", "NULL", "ü日\n\t", "x" * 5000, "a__b_0123ab", "%s", "$1"]
 

@@ -71,7 +71,17 @@ async def failing_when_late() -> None:
         raise ValueError from None
 
 
-@pytest.mark.parametrize("work", [quick, slow, failing, stubborn, failing_when_late])
+async def cancelled_meanwhile() -> None:
+    try:
+        await asyncio.sleep(5)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        raise
+
+
+@pytest.mark.parametrize("work", [quick, slow, failing, stubborn, failing_when_late, cancelled_meanwhile])
 @pytest.mark.parametrize(("seconds", "cancel_after"), [(0.02, None), (5, 0.02)])
 async def test_it_ends_as_in_the_standard_library(work: Any, seconds: float, cancel_after: float | None) -> None:
     theirs, mine = [await outcome(limit, seconds, work, cancel_after) for limit in LIMITS]

@@ -1,6 +1,7 @@
 """The commands, by what they print and what they leave in the database."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from ipaddress import ip_network
@@ -12,7 +13,8 @@ from django.db import DatabaseError
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
-from gatewayadmin import housekeeping
+from gatewayadmin import environment, first_start, housekeeping
+from gatewayadmin.first_start import Welcome
 from gatewayadmin.management.commands import serve
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
@@ -148,12 +150,33 @@ def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new])
     assert f"{secret.key_id(old)}       1  MISSING" in printed("keys")
-    said = StringIO()
-    serve.Command(stderr=said).warn()
-    assert said.getvalue().strip() == (
-        f"Warning: GATEWAY_TOKEN_KEYS lacks the key {secret.key_id(old)}:"
-        " what it holds cannot be used (1). See manage.py keys."
-    )
+    assert f"Warning: GATEWAY_TOKEN_KEYS lacks the key {secret.key_id(old)}: what it holds" in started(monkeypatch)[1]
+    monkeypatch.setattr(settings, "TOKEN_KEYS", [new, old])
+    assert started(monkeypatch)[1] == ""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_start_tells_where_it_listens_when_that_is_not_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "listens" not in started(monkeypatch)[0]
+    monkeypatch.setenv("GATEWAY_PUBLIC_URL", "https://gateway.example.com")
+    assert "It listens on 127.0.0.1 port 8000." in started(monkeypatch, "--port", "8000")[0]
+
+
+def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, str]:
+    """What `serve` says, and warns of, before it would serve."""
+
+    class Greets:
+        def __init__(self, *_: object, say_hello: Callable[[], None], **__: object) -> None:
+            self.run = say_hello
+
+    monkeypatch.setattr(serve, "Server", Greets)
+    monkeypatch.setattr(serve, "listen", lambda *_: None)
+    monkeypatch.setattr(serve, "metrics_folder", lambda _: "")
+    monkeypatch.setattr(environment, "hand_down", lambda *_: None)
+    monkeypatch.setattr(first_start, "prepare", lambda: Welcome("ana@example.com", None))
+    out, err = StringIO(), StringIO()
+    call_command("serve", *words, stdout=out, stderr=err)
+    return out.getvalue(), err.getvalue()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from gatewayadmin.client_address import client_address
-from gatewayadmin.edge import Edge, host_name
+from gatewayadmin.edge import Edge
 from gatewayadmin.logs import JsonFormatter
+from proxy.head import host_name
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 

@@ -36,11 +36,11 @@ class Command(BaseCommand):
         environment.hand_down("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
         environment.hand_down("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
         welcome = first_start.prepare()
-        self.warn()
+        self._warn()
         processes = workers or cores()
         Server(listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port)).run()
 
-    def warn(self) -> None:
+    def _warn(self) -> None:
         """Say which keys are missing; a token of one gets 401 without a word of why."""
         for keys in key_uses():
             for key_id in keys.missing:
