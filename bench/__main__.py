@@ -75,8 +75,8 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=3, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="the median counts (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=2, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="the median counts (default: %(default)s)")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     return parser.parse_args()
 
