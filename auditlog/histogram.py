@@ -162,19 +162,19 @@ type Counts = list[tuple[int, str, float]]
 
 
 def _counted(rows: QuerySet[Call], since: datetime, width: timedelta) -> Counts:
-    inner, parameters = _sql(rows.filter(created_at__gte=since))
+    inner, parameters = _sql(rows, since)
     return _asked(COUNT.format(rows=inner, kind=KIND), [since, width.total_seconds(), *parameters])
 
 
 def _sampled(rows: QuerySet[Call], since: datetime, width: timedelta) -> Counts:
-    inner, parameters = _sql(rows.filter(created_at__gte=since))
+    inner, parameters = _sql(rows, since)
     statement = SAMPLE.format(rows=inner, kind=KIND, bars=BARS, slices=SLICES, most=SLICE_ROWS)
     length = width / SLICES
     return _asked(statement, [since, length, since, length, *parameters])
 
 
-def _sql(rows: QuerySet[Call]) -> tuple[str, tuple[Any, ...]]:
-    return rows.order_by().values("created_at", "outcome").query.sql_with_params()
+def _sql(rows: QuerySet[Call], since: datetime) -> tuple[str, tuple[Any, ...]]:
+    return rows.filter(created_at__gte=since).order_by().values("created_at", "outcome").query.sql_with_params()
 
 
 def _asked(statement: str, parameters: list[Any]) -> Counts:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import cast
@@ -37,9 +37,9 @@ class Raw:
     def __init__(self, app: ASGIApp | None = None) -> None:
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         assert self.app is not None, "not before the application has started"
-        await self.app(scope, receive, send)
+        return self.app(scope, receive, send)
 
 
 _mcp = Raw()
@@ -114,6 +114,5 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
     What the edge and the router would do again on the way costs as much as half a call.
     """
-    app = _mcp.app if scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX) else edge
-    assert app is not None, "not before the application has started"
-    await app(scope, receive, send)
+    mcp = scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX)
+    await (_mcp if mcp else edge)(scope, receive, send)
