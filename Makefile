@@ -14,6 +14,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --genera
 
 # `check --deploy` judges an installation as it should be: public over https, mail that arrives.
 DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smtps://mail.example.com \
+	GATEWAY_EMAIL_FROM=gateway@example.com \
 	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
 
 .DEFAULT_GOAL := help

@@ -18,7 +18,7 @@ from rest_framework.response import Response
 from accounts import links
 from accounts.models import Role, User
 from accounts.people_forms import told_of
-from accounts.rules import BeyondYours, EmailTaken, LastManager, NameTaken, RoleInUse, RoleLocked
+from accounts.rules import BeyondYours, EmailTaken, LastManager, LastOwner, NameTaken, RoleInUse, RoleLocked
 from capabilities import Capability
 from capabilities.rest import Rule
 from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, named, secret_answer
@@ -27,6 +27,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     EmailTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     LastManager: Problem(HTTPStatus.CONFLICT, "last_admin"),
+    LastOwner: Problem(HTTPStatus.CONFLICT, "last_owner"),
     RoleInUse: Problem(HTTPStatus.CONFLICT, "role_in_use"),
     RoleLocked: Problem(HTTPStatus.CONFLICT, "role_locked"),
     BeyondYours: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
@@ -75,6 +76,7 @@ class UserChanges(Body):
     email = serializers.EmailField(max_length=254)
     display_name = serializers.CharField(max_length=120, allow_blank=True)
     role_id = serializers.UUIDField()
+    is_staff = serializers.BooleanField()
 
     def validate_role_id(self, pk: UUID) -> Role:
         role = Role.objects.filter(pk=pk).first()
@@ -86,6 +88,7 @@ class UserChanges(Body):
 class NewUser(UserChanges):
     """A person to invite."""
 
+    is_staff = None  # type: ignore[assignment]  # Given to who is there already.
     display_name = serializers.CharField(max_length=120, allow_blank=True, default="")
 
 
@@ -127,19 +130,21 @@ class UserResource(Resource):
     def create(self, request: Request) -> Response:
         wanted = self.body()
         person = User.objects.invite(**_with_role(wanted), by=self.me)
-        link = links.invitation(person)
+        link = links.password_link(person)
         mailed = links.mail_invitation(person, link, by=self.me)
         return secret_answer({**self.told(person), "invitation": {"link": link, "mailed": mailed}}, HTTPStatus.CREATED)
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
         changes = _with_role(self.body())
-        role = changes.pop("role", None)
+        role, staff = changes.pop("role", None), changes.pop("is_staff", None)
         with transaction.atomic():
             if changes:
                 person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)
             if role:
                 person.give_role(role, by=self.me)
+            if staff is not None:
+                person.set_staff(staff, by=self.me)
         return self.answer(person)
 
     @action(detail=True, methods=["post"])

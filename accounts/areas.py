@@ -40,15 +40,11 @@ class Check:
     withheld: str
 
 
-def check_list(
-    editor: User, ticked: Collection[Capability], *, locked: bool = False
-) -> Iterator[tuple[str, list[Check]]]:
-    """The capabilities by area as `editor` may tick them."""
+def check_list(editor: User, ticked: Collection[Capability], withheld: str = "") -> Iterator[tuple[str, list[Check]]]:
+    """The capabilities by area as `editor` may tick them; `withheld` says why none of them may change, if so."""
     for area, capabilities in AREAS.items():
-        yield area, [Check(one, one in ticked, _withheld(editor, one, locked)) for one in capabilities]
+        yield area, [Check(one, one in ticked, withheld or _withheld(editor, one)) for one in capabilities]
 
 
-def _withheld(editor: User, capability: Capability, locked: bool) -> str:
-    if locked:
-        return "This role is built in."
+def _withheld(editor: User, capability: Capability) -> str:
     return "" if editor.has_perm(capability) else "You do not hold this capability yourself."

@@ -16,12 +16,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api import PROBLEMS
+from accounts.mail_check import NoMailServer, Outcome, TooManyTestMails, send_test_mail
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from capabilities import Capability
 from capabilities.rest import Rule
 from ui.limits import Limit
-from ui.rest import Body, ListQuery, Query, Resource
+from ui.rest import Body, ListQuery, Problem, Query, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
 PEOPLE: Mapping[str, Rule] = dict.fromkeys(
@@ -196,13 +197,26 @@ class WorkspaceSerializer(WorkspaceChanges):
         return [str(network) for network in settings.PRIVATE_UPSTREAMS]
 
 
+class MailOutcomeSerializer(serializers.Serializer[Outcome]):
+    """Whether a mail server took a test mail, who it was for, and what happened in words."""
+
+    sent = serializers.BooleanField()
+    to = serializers.EmailField()
+    detail = serializers.CharField()
+
+
 class Workspace(Resource):
     """The settings of the workspace."""
 
     grave_actions = frozenset({"partial_update"})
     capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
-        ("retrieve", "partial_update"), Capability.WORKSPACE_MANAGE
+        ("retrieve", "partial_update", "test_mail"), Capability.WORKSPACE_MANAGE
     )
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        NoMailServer: Problem(HTTPStatus.CONFLICT, "no_mail_server"),
+        TooManyTestMails: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),
+    }
+    answers: ClassVar[Mapping[str, Any]] = {"test_mail": MailOutcomeSerializer}
     bodies: ClassVar[Mapping[str, type[Body]]] = {"partial_update": WorkspaceChanges}
     serializer_class = WorkspaceSerializer
 
@@ -211,3 +225,7 @@ class Workspace(Resource):
 
     def partial_update(self, request: Request) -> Response:
         return self.answer(WorkspaceSettings.edit(by=self.me, **self.body()))
+
+    def test_mail(self, request: Request) -> Response:
+        """*Send test mail*: to whoever asks. That the mail server refuses it is an answer, and no error of ours."""
+        return Response(MailOutcomeSerializer(send_test_mail(by=self.me)).data)

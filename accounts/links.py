@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 INVITATION = timedelta(hours=72)
 RESET = timedelta(hours=1)
+NO_MAIL = "This installation has no mail server, so nothing can be mailed."
 
 _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django counts the seconds from here, without a zone)
 
@@ -44,19 +45,25 @@ class LinkTokens(PasswordResetTokenGenerator):
         return _BEGINNING + timedelta(seconds=base36_to_int(token.partition("-")[0]))
 
 
-def link_at(key: str) -> str:
-    """The address that lets a person choose a password; `key` is their id and a token."""
+def link_at(key: str, base: str = "") -> str:
+    """The address that lets a person choose a password, below the public URL unless said otherwise.
+
+    `key` is their id and a token.
+    """
     path = reverse("account_reset_password_from_key", kwargs={"uidb36": "UID", "key": "KEY"})
-    return f"{settings.PUBLIC_URL}{path.replace('UID-KEY', key)}"
+    return f"{base or settings.PUBLIC_URL}{path.replace('UID-KEY', key)}"
 
 
-def invitation(person: User) -> str:
-    """The link with which an invited person chooses a password; it works once, for 72 hours."""
-    return link_at(f"{person.pk.hex}-{LinkTokens().make_token(person)}")
+def password_link(person: User, base: str = "") -> str:
+    """The link with which a person chooses a password; it works once, for 72 hours when it is their first, else one."""
+    return link_at(f"{person.pk.hex}-{LinkTokens().make_token(person)}", base)
 
 
 def mail_invitation(person: User, link: str, *, by: User) -> bool:
-    """Send the link to the person it is for; whether the mail could be handed over."""
+    """Send the link to the person it is for; whether a mail server took it.
+
+    Without one it is shown on the console of an installation for this machine alone, and nowhere else.
+    """
     context = {"person": person, "link": link, "by": by}
     subject = render_to_string("account/email/invitation_subject.txt", context).strip()
     try:
@@ -64,4 +71,4 @@ def mail_invitation(person: User, link: str, *, by: User) -> bool:
     except OSError:  # What smtplib raises is one too.
         logger.exception("mail not sent")
         return False
-    return True
+    return bool(settings.MAIL_SERVER)

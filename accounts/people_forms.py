@@ -11,6 +11,7 @@ from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.db.models import Q, QuerySet
 
 from accounts.models import Role, User
+from accounts.rules import lacking
 from capabilities import Capability
 
 _invited = Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
@@ -67,27 +68,25 @@ class RoleRadios(forms.RadioSelect):
 
 
 class RoleChoice(forms.Form):
-    """Which role a person holds. `giver` hands out no more than they hold; `now` is the role there is already."""
+    """Which role a person holds. `giver` hands out no more than they hold."""
 
     role = forms.ModelChoiceField(Role.objects.none(), empty_label=None, widget=RoleRadios)
 
-    def __init__(self, *args: Any, giver: User, now: Role | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, giver: User, **options: Any) -> None:
         super().__init__(*args, **options)
         roles = list(Role.objects.with_capabilities())
         field = self.fields["role"]
         field.queryset = Role.objects.all()  # type: ignore[attr-defined]
         field.choices = [(role.pk, role.name) for role in roles]  # type: ignore[attr-defined]
-        kept = now.capabilities if now else frozenset()
-        field.widget.withheld = _withheld(roles, giver, kept)
+        field.widget.withheld = _withheld(roles, giver)
 
 
-def _withheld(roles: list[Role], giver: User, kept: frozenset[Capability]) -> dict[str, str]:
-    """Why a role cannot be given, by its id; what the person holds already is no gift."""
-    lacking = {capability for capability in Capability if not giver.has_perm(capability)} - kept
+def _withheld(roles: list[Role], giver: User) -> dict[str, str]:
+    """Why a role cannot be given, by its id."""
     return {
-        str(role.pk): f"You lack: {', '.join(sorted(one.label for one in beyond))}."
+        str(role.pk): f"You lack: {', '.join(beyond)}."
         for role in roles
-        if (beyond := role.capabilities & lacking)
+        if (beyond := lacking(giver, role.capabilities))
     }
 
 
@@ -115,22 +114,17 @@ class AgainForm(forms.Form):
 
 
 class RoleForm(forms.Form):
-    """Name and capabilities of a role. What `editor` lacks stays as `before` has it."""
+    """Name and capabilities of a role; `before` are those it holds already."""
 
     name = forms.CharField(max_length=80)
     capabilities = forms.MultipleChoiceField(required=False, choices=[(one.slug, one.label) for one in Capability])
 
-    def __init__(self, *args: Any, editor: User, before: frozenset[Capability] = frozenset(), **options: Any) -> None:
+    def __init__(self, *args: Any, before: frozenset[Capability] = frozenset(), **options: Any) -> None:
         super().__init__(*args, **options)
-        self.editor, self.before = editor, before
-
-    @property
-    def kept(self) -> frozenset[Capability]:
-        """What the role holds and the editor does not: theirs neither to give nor to take."""
-        return frozenset(one for one in self.before if not self.editor.has_perm(one))
+        self.before = before
 
     def clean_capabilities(self) -> frozenset[Capability]:
-        return self.kept | {one for one in Capability if one.slug in self.cleaned_data["capabilities"]}
+        return frozenset(one for one in Capability if one.slug in self.cleaned_data["capabilities"])
 
     @property
     def ticked(self) -> frozenset[Capability]:
@@ -138,7 +132,7 @@ class RoleForm(forms.Form):
         if not self.is_bound:
             return frozenset(self.initial.get("capabilities", self.before))
         posted = self["capabilities"].data or ()
-        return self.kept | {one for one in Capability if one.slug in posted}
+        return frozenset(one for one in Capability if one.slug in posted)
 
 
 def role_from(pk: str) -> Role | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db.models import Count, Q
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
@@ -19,7 +20,7 @@ from accounts import links, second_factor
 from accounts.models import Role, User
 from accounts.password_again import ask_again
 from accounts.people_forms import STATUSES, AgainForm, InviteForm, PeopleFilter, PersonForm, RoleChoice
-from accounts.rules import AlreadyJoined, BeyondYours, EmailTaken, LastManager, PeopleError
+from accounts.rules import BeyondYours, EmailTaken, PeopleError, lacking
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm
 from auditlog.actions import Action
@@ -63,7 +64,9 @@ def person(request: AppRequest, pk: UUID) -> HttpResponse:
         "person": found,
         "second_factor": second_factor.is_on(found),
         "sessions": len(open_sessions(found)),
-        "beyond": not all(request.user.has_perm(one) for one in found.granted),
+        "lacking": lacking(request.user, found.granted),
+        "gives_staff": request.user.is_staff or request.user.is_owner,
+        "mails": settings.MAIL_IS_OFFERED,
     }
     return show(request, "accounts/person.html", context)
 
@@ -91,9 +94,10 @@ def invite(request: AppRequest) -> HttpResponse:
 
 def _invited(request: AppRequest, invited: User) -> HttpResponse:
     """The invitation's link, once: it is in the body of this answer to a POST and nowhere else."""
-    link = links.invitation(invited)
+    link = links.password_link(invited)
     mailed = links.mail_invitation(invited, link, by=request.user)
-    return show(request, "accounts/invited.html", {"person": invited, "link": link, "mailed": mailed})
+    context = {"person": invited, "link": link, "mailed": mailed, "has_mail": bool(settings.MAIL_SERVER)}
+    return show(request, "accounts/invited.html", context)
 
 
 @never_cache
@@ -116,7 +120,7 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
         return leave(request, page_url(invited), "This link is no longer shown. Send a new invitation if it is needed.")
     try:
         invited.renew_invitation(by=request.user)
-    except (AlreadyJoined, BeyondYours) as error:
+    except PeopleError as error:
         return leave(request, page_url(invited), str(error))
     return _invited(request, invited)
 
@@ -133,8 +137,10 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     if form.is_valid():
         try:
             found.edit(**form.cleaned_data, by=request.user)
-        except (EmailTaken, BeyondYours) as error:
+        except EmailTaken as error:
             form.add_error("email", str(error))
+        except BeyondYours as error:
+            form.add_error(None, str(error))
         else:
             return leave(request, page_url(found), "Saved")
     return refuse(request, "accounts/person_form.html", context)
@@ -145,14 +151,14 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @ask_again
 def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
     found = find(pk)
-    form = RoleChoice(posted(request), giver=request.user, now=found.role, initial={"role": found.role_id})
+    form = RoleChoice(posted(request), giver=request.user, initial={"role": found.role_id})
     context = {"form": form, "person": found, "heading": "Change role", "back": page_url(found)}
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
             found.give_role(form.cleaned_data["role"], by=request.user)
-        except (BeyondYours, LastManager) as error:
+        except PeopleError as error:
             form.add_error("role", str(error))
         else:
             return leave(request, page_url(found), "Role changed")
@@ -163,8 +169,36 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
     found = find(pk)
-    found.reactivate(by=request.user)
+    try:
+        found.reactivate(by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(found), str(error))
     return leave(request, page_url(found), f"{found.email} can sign in again")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
+    """Let this person into the Django admin, or no more."""
+    found = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Make staff" if staff else "End staff",
+            text=f"Let {found.email} {'use' if staff else 'no longer use'} the Django admin?",
+            more="It shows the tables behind these pages, as far as their role lets them see and change."
+            if staff
+            else "Their role stays as it is.",
+            icon="terminal",
+            kind="primary" if staff else "danger",
+            back=page_url(found),
+        )
+    try:
+        found.set_staff(staff, by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(found), str(error))
+    return leave(request, page_url(found), f"{found.email} is {'staff' if staff else 'staff no more'}")
 
 
 @require_http_methods(["GET", "POST"])
@@ -186,12 +220,15 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def _reset_sent(request: AppRequest, found: User) -> str:
     """Mail the link, to nobody but its owner; what became of it in words."""
-    if found.status != "active":
-        return "Only who is active and has a password can reset it."
+    if not settings.MAIL_IS_OFFERED:
+        return links.NO_MAIL
     form = ForgottenForm({"email": found.email})
     try:
+        found.must_be_resettable(by=request.user)
         if form.is_valid():
             form.save(request)
+    except PeopleError as error:
+        return str(error)
     except OSError:
         links.logger.exception("mail not sent")
         return "The mail could not be sent. See the server's log."
@@ -212,7 +249,10 @@ def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="sign-out",
             back=page_url(found),
         )
-    found.end_sessions(by=request.user)
+    try:
+        found.end_sessions(by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(found), str(error))
     return leave(request, page_url(found), "All sessions ended")
 
 

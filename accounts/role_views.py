@@ -15,9 +15,11 @@ from accounts.areas import AREAS, check_list
 from accounts.models import Role
 from accounts.password_again import ask_again
 from accounts.people_forms import RoleForm, role_from
-from accounts.rules import BeyondYours, LastManager, NameTaken, RoleInUse, RoleLocked
+from accounts.rules import BeyondYours, NameTaken, PeopleError, lacking
 from capabilities import Capability, requires, signed_in
 from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+
+OUTRANKED = "This role holds more than you do."
 
 
 def find(pk: UUID) -> Any:
@@ -39,7 +41,7 @@ def listing(request: AppRequest) -> HttpResponse:
 def add(request: AppRequest) -> HttpResponse:
     """A new role; `?from=` names the one it starts as a copy of, as far as the editor may hand its capabilities out."""
     initial = _copy_of(role_from(request.GET.get("from", "")), request)
-    form = RoleForm(posted(request), editor=request.user, initial=initial)
+    form = RoleForm(posted(request), initial=initial)
     context = {"form": form, "heading": "Add a role"}
     if request.method == "POST" and form.is_valid():
         try:
@@ -65,14 +67,19 @@ def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     role = find(pk)
-    form = RoleForm(posted(request), editor=request.user, before=role.capabilities, initial={"name": role.name})
-    context = {"form": form, "role": role, "heading": role.name}
+    form = RoleForm(posted(request), before=role.capabilities, initial={"name": role.name})
+    context = {
+        "form": form,
+        "role": role,
+        "heading": role.name,
+        "lacking": lacking(request.user, role.capabilities) if not role.locked else [],
+    }
     if request.method == "POST" and form.is_valid():
         try:
             role.edit(**form.cleaned_data, by=request.user)
         except NameTaken as error:
             form.add_error("name", str(error))
-        except (BeyondYours, LastManager, RoleLocked) as error:
+        except PeopleError as error:
             form.add_error("capabilities", str(error))
         else:
             return leave(request, reverse("accounts:roles"), "Role saved")
@@ -81,7 +88,8 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def _shown(request: AppRequest, form: RoleForm, context: dict[str, Any]) -> HttpResponse:
     locked = bool(context.get("role") and context["role"].locked)
-    context |= {"tab": "roles", "areas": check_list(request.user, form.ticked, locked=locked), "locked": locked}
+    withheld = "This role is built in." if locked else OUTRANKED if context.get("lacking") else ""
+    context |= {"tab": "roles", "areas": check_list(request.user, form.ticked, withheld), "locked": locked}
     if request.method == "GET":
         return show(request, "accounts/role.html", context)
     return refuse(request, "accounts/role.html", context)
@@ -104,7 +112,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     try:
         role.remove(by=request.user)
-    except (RoleInUse, RoleLocked) as error:
+    except PeopleError as error:
         return leave(request, back, str(error))
     return leave(request, back, "Role deleted")
 

@@ -1,14 +1,20 @@
-"""What holds for every change to people and roles (requirements 4.2, decisions 7.9)."""
+"""What holds for every change to people and roles, whatever surface it comes through.
+
+Acting against a person or a role takes at least their capabilities, and one active Super admin always remains; see
+docs/explanation/security-model.md.
+"""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.db import connection
 from django.db.models import Q
 
 from auditlog.models import Actor
 from capabilities import Capability
+from capabilities.roles import SUPER_ADMIN
 
 PEOPLE_LOCK = 0x6F65_6F70  # Any number of our own, for pg_advisory_xact_lock.
 
@@ -31,6 +37,22 @@ class NameTaken(PeopleError):
 
 class BeyondYours(PeopleError):
     """Nobody can grant a capability they do not hold themselves."""
+
+
+class Outranked(BeyondYours):
+    """This takes at least the capabilities of whom, or what, it is done to."""
+
+
+class NotStaff(BeyondYours):
+    """Only staff, or a Super admin, can make somebody staff or end that."""
+
+
+class NotActive(PeopleError):
+    """Only who is active and has a password can reset it."""
+
+
+class LastOwner(PeopleError):
+    """The last active Super admin must remain one. Make somebody else a Super admin first."""
 
 
 class LastManager(PeopleError):
@@ -60,11 +82,45 @@ def one_at_a_time() -> None:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PEOPLE_LOCK])
 
 
+def acting_now(by: Giver | None) -> Any:
+    """Who acts as the database has them at this moment, within the limits of the API key they act with, if any.
+
+    A change that waited for another one to end may find its author with less than they began with; somebody who was
+    deactivated meanwhile holds nothing. None is the system.
+    """
+    if by is None:
+        return None
+    people: Any = get_user_model().objects
+    found = people.select_related("role").get(pk=by.pk)
+    found.narrowed_to = getattr(by, "narrowed_to", None)
+    return found
+
+
+def must_match(by: Giver | None, capabilities: Iterable[Capability]) -> None:
+    """Raise Outranked unless `by` holds at least `capabilities`, those of a person or a role that they act against."""
+    missing = lacking(acting_now(by), capabilities)
+    if missing:
+        raise Outranked(f"{Outranked.__doc__} You lack: {', '.join(missing)}.")
+
+
 def must_hold(by: Giver | None, capabilities: Iterable[Capability]) -> None:
     """Raise BeyondYours unless `by` holds all of `capabilities`; None is the system and holds all."""
-    missing = [capability.label for capability in capabilities if by is not None and not by.has_perm(capability)]
+    missing = lacking(acting_now(by), capabilities)
     if missing:
         raise BeyondYours(f"{BeyondYours.__doc__} You lack: {', '.join(missing)}.")
+
+
+def lacking(by: Giver | None, capabilities: Iterable[Capability]) -> list[str]:
+    """The labels of those of `capabilities` that `by` lacks, in the order of the catalogue."""
+    wanted = frozenset(capabilities)
+    return [one.label for one in Capability if by is not None and one in wanted and not by.has_perm(one)]
+
+
+def must_keep_an_owner() -> None:
+    """Raise LastOwner unless an owner is left: somebody active, with a password, whose role is Super admin."""
+    holders = get_user_model().objects.filter(role__name=SUPER_ADMIN.name, role__locked=True, is_active=True)
+    if not holders.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists():
+        raise LastOwner(LastOwner.__doc__)
 
 
 def must_keep_a_manager() -> None:

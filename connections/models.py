@@ -116,7 +116,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def cut_off(self, user: User, *, by: User) -> int:
         """Deactivate a person and revoke their API keys and every connection that acts as them.
 
-        Yields how many connections that were. Raises LastManager.
+        Yields how many connections that were. Raises Outranked, LastOwner or LastManager.
         """
         with transaction.atomic():
             user.deactivate(by=by)

@@ -9,7 +9,7 @@ from django.views.decorators.http import require_http_methods
 
 from accounts.models import ApiKey, User
 from accounts.people_views import find, page_url
-from accounts.rules import LastManager
+from accounts.rules import PeopleError
 from capabilities import Capability, requires
 from connections.cutting import joined
 from connections.impact import cuts
@@ -35,7 +35,7 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     try:
         person.deactivate(by=request.user)
-    except LastManager as error:
+    except PeopleError as error:
         return leave(request, page_url(person), str(error))
     return leave(request, page_url(person), f"{person.email} is deactivated")
 
@@ -58,7 +58,7 @@ def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     try:
         ended = Connection.objects.cut_off(person, by=request.user)
-    except LastManager as error:
+    except PeopleError as error:
         return leave(request, page_url(person), str(error))
     told = "1 connection" if ended == 1 else f"{ended} connections"
     return leave(request, page_url(person), f"{person.email} is cut off, {told} revoked")

@@ -66,6 +66,7 @@ _below = [
     at("me", "me", Me, get="retrieve"),
     at("me/confirm", "me-confirm", Confirm, post="confirm"),
     at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
+    at("workspace/test-mail", "workspace-test-mail", Workspace, post="test_mail"),
     at(f"{_gateway}/archive", "gateway-archive", Endings, post="gateway"),
     at(f"{_gateway}/connections", "gateway-connections", GatewayConnections, get="list"),
     at(f"{_gateway}/servers", "assignment-list", AssignmentResource, get="list", post="create"),

@@ -10,6 +10,7 @@ from django.core.checks import CheckMessage
 from django.db.models import Model
 
 from capabilities import Capability
+from gatewayadmin.mail import domain_of
 
 
 @checks.register("capabilities")
@@ -30,6 +31,26 @@ def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
         return []
     hint = "Set GATEWAY_PUBLIC_URL to the https address your proxy serves."
     return [checks.Warning(f"{settings.PUBLIC_URL} is not https.", hint=hint, id="gatewayadmin.W001")]
+
+
+@checks.register("mail", deploy=True)
+def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
+    """Mail servers refuse, or hide away, what comes from nobody they know."""
+    if not settings.MAIL_SERVER:
+        return []
+    hint = "Set GATEWAY_EMAIL_FROM to an address that your mail server sends for."
+    if not settings.EMAIL_FROM_IS_SET:
+        said = f"Mail goes through {settings.MAIL_SERVER}, but GATEWAY_EMAIL_FROM is not set."
+    elif is_local_domain(domain_of(settings.DEFAULT_FROM_EMAIL)):
+        said = f"Mail is sent from {settings.DEFAULT_FROM_EMAIL}, an address of this machine alone."
+    else:
+        return []
+    return [checks.Warning(said, hint=hint, id="gatewayadmin.W002")]
+
+
+def is_local_domain(domain: str) -> bool:
+    """Whether mail from this domain is from nowhere that another machine could answer to."""
+    return domain == "localhost" or domain.endswith((".localhost", ".localdomain", ".local")) or "." not in domain
 
 
 def permissions_of(model: type[Model]) -> set[str]:

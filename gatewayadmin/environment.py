@@ -1,5 +1,6 @@
 """The environment, read strictly: a value we cannot use is one line that says what to change."""
 
+import ctypes
 import os
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -49,7 +50,9 @@ def email(name: str, default: str) -> str:
 
 
 def password(name: str) -> str:
+    """A password, which leaves the environment as it is read: nothing that is started later needs it."""
     value = text(name)
+    forget(name)
     if value and len(value) < SHORTEST_PASSWORD:
         refuse(name, f"needs at least {SHORTEST_PASSWORD} characters.")
     return value
@@ -90,6 +93,22 @@ def origin(value: str) -> str:
     port = f":{parts.port}" if parts.port and parts.port != {"http": 80, "https": 443}[parts.scheme] else ""
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{port}"
+
+
+def forget(name: str) -> None:
+    """Take a variable out of the environment of this process and of all it starts.
+
+    The system shows a process's first environment for as long as it lives (/proc/<pid>/environ on Linux), and a forked
+    worker that of its parent, whatever was unset since: the value is overwritten where it lies.
+    """
+    value = os.environb.get(os.fsencode(name))
+    if value is None:
+        return
+    getenv = ctypes.CDLL(None).getenv
+    getenv.argtypes, getenv.restype = [ctypes.c_char_p], ctypes.c_void_p
+    if place := getenv(os.fsencode(name)):
+        ctypes.memset(place, 0, len(value))
+    del os.environb[os.fsencode(name)]
 
 
 def hand_down(name: str, value: str) -> None:

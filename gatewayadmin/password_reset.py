@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
-from allauth.account.views import PasswordChangeView, PasswordResetFromKeyView
+from allauth.account.views import PasswordChangeView, PasswordResetFromKeyView, PasswordResetView
+from django.conf import settings
 from django.db import transaction
 from django.http import HttpResponse
 
@@ -12,6 +14,21 @@ from accounts.models import KeyEnd
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
+
+
+class AskForReset(PasswordResetView):  # type: ignore[misc]
+    """Asking for a link by mail; where nothing can be mailed the page says whom to ask instead."""
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        return {**super().get_context_data(**kwargs), "mails": settings.MAIL_IS_OFFERED}
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        if not settings.MAIL_IS_OFFERED:
+            context = self.get_context_data(form=form)
+            response: HttpResponse = self.render_to_response(context, status=HTTPStatus.CONFLICT)
+        else:
+            response = super().form_valid(form)
+        return response
 
 
 class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]

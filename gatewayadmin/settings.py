@@ -37,10 +37,6 @@ TOKEN_KEYS = _keys.tokens
 ENCRYPTION_KEYS = _keys.encryption
 
 DATABASES = {"default": database.configuration(DATABASE_URL, DATA_DIR)}
-MAILERS = mail.mailers(text("GATEWAY_EMAIL_URL"))
-
-if (_sentence := environment.misspelled()) is not None:
-    raise Refused(_sentence)
 
 # --- Addresses ----------------------------------------------------------------------------------------------------
 
@@ -50,6 +46,17 @@ LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 _host = f"[{_public.hostname}]" if ":" in (_public.hostname or "") else str(_public.hostname)
 ALLOWED_HOSTS = LOOPBACK_NAMES if _host in LOOPBACK_NAMES else [_host]
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+
+# --- Mail ---------------------------------------------------------------------------------------------------------
+
+MAILERS = mail.mailers(text("GATEWAY_EMAIL_URL"), is_local=_host in LOOPBACK_NAMES)
+MAIL_SERVER = mail.server_of(MAILERS)
+MAIL_IS_OFFERED = bool(MAIL_SERVER) or _host in LOOPBACK_NAMES  # Whether pages may say that a link is mailed.
+EMAIL_FROM_IS_SET = bool(text("GATEWAY_EMAIL_FROM"))
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = mail.sender(text("GATEWAY_EMAIL_FROM"), str(_public.hostname))
+
+if (_sentence := environment.misspelled()) is not None:
+    raise Refused(_sentence)
 
 # --- Django -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from accounts import second_factor_views as second_factor
 from gatewayadmin import log_tabs, staff
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
-from gatewayadmin.password_reset import ChangePassword, SetPassword
+from gatewayadmin.password_reset import AskForReset, ChangePassword, SetPassword
 
 _ROOMS = (
     "accounts",
@@ -32,7 +32,7 @@ _signing_in = [
     path("password/change/", ChangePassword.as_view(), name="account_change_password"),
     path("second-factor/", mfa.authenticate, name="mfa_authenticate"),
     path("second-factor/again/", mfa.reauthenticate, name="mfa_reauthenticate"),
-    path("password/reset/", account.password_reset, name="account_reset_password"),
+    path("password/reset/", AskForReset.as_view(), name="account_reset_password"),
     path("password/reset/done/", account.password_reset_done, name="account_reset_password_done"),
     re_path(
         r"^password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",

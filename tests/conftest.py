@@ -27,6 +27,7 @@ hypothesis.settings.register_profile("suite", deadline=None, suppress_health_che
 hypothesis.settings.load_profile("suite")
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.Hasher"]
+settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner keeps in an outbox what would go there.
 # It looks at every static file anew for each `Client`; that files are served is proven against running workspaces.
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]
 # Each client of httpx reads every certificate there is, which takes longer than what a test then asks it for.

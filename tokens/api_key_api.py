@@ -15,6 +15,7 @@ from rest_framework.response import Response
 
 from accounts.models import ApiKey
 from accounts.models.api_keys import AlreadyRevoked
+from accounts.rules import Outranked
 from capabilities import Capability
 from capabilities.rest import Own, Rule
 from tokens.api_key_rows import STATUSES, keys_known_to
@@ -54,6 +55,7 @@ class ApiKeyResource(Resource):
     session_actions = frozenset({"destroy", "revoke"})
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),
+        Outranked: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
     }
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": ApiKeyQuery}
     empty = frozenset({"destroy", "revoke"})

@@ -16,12 +16,12 @@ from accounts.areas import check_list
 from accounts.models import ApiKey
 from accounts.models.api_keys import AlreadyRevoked
 from accounts.password_again import ask_again
-from accounts.rules import BeyondYours
+from accounts.rules import BeyondYours, Outranked
 from capabilities import Capability, signed_in
 from connections.places import open_query
 from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
 from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
-from ui.pages import AppRequest, answer, confirm, page_of, posted, refuse, show
+from ui.pages import AppRequest, answer, confirm, leave, page_of, posted, refuse, show
 
 REVOKE_TEXT = "Revoke this API key? Programs using it will fail with 401 immediately. This cannot be undone."
 
@@ -97,5 +97,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         key.revoke(by=request.user)
     except AlreadyRevoked:
         key.refresh_from_db()  # It has ended, which is what was asked for.
+    except Outranked as error:
+        return leave(request, back, str(error))
     counts = KeyFilter(open_query(request)).listed(request.user).numbers()
     return answer(request, "tokens/api_keys.html#row", {"key": key, "counts": counts}, to=back, toast="API key revoked")

@@ -9,6 +9,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models.users import User
+from accounts.rules import Giver, must_match
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from capabilities import Capability, CapabilityRequired
@@ -137,9 +138,13 @@ class ApiKey(models.Model):
         owner.narrowed_to = frozenset(self.chosen)
         return owner
 
-    def revoke(self, *, by: Actor | None) -> None:
-        """End this key for good; its next request is refused. Raises AlreadyRevoked."""
+    def revoke(self, *, by: Giver | None) -> None:
+        """End this key for good; its next request is refused.
+
+        Raises AlreadyRevoked, or Outranked unless `by` holds at least what the key opens.
+        """
         with transaction.atomic():
+            must_match(by, self.user.granted.intersection(self.chosen))
             if ApiKey.objects.select_for_update(of=("self",)).get(pk=self.pk).revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.end(by=by, reason=KeyEnd.MANUAL)

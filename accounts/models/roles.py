@@ -9,11 +9,20 @@ from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
 
-from accounts.rules import Giver, NameTaken, RoleInUse, RoleLocked, must_hold, must_keep_a_manager, one_at_a_time
+from accounts.rules import (
+    Giver,
+    NameTaken,
+    RoleInUse,
+    RoleLocked,
+    must_hold,
+    must_keep_a_manager,
+    must_match,
+    one_at_a_time,
+)
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
-from capabilities.roles import BUILT_IN
+from capabilities.roles import BUILT_IN, SUPER_ADMIN
 
 
 def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:
@@ -69,6 +78,11 @@ class Role(models.Model):
         return self.name
 
     @property
+    def is_owners(self) -> bool:
+        """Whether this is the built-in role whose active holders own the workspace."""
+        return self.locked and self.name == SUPER_ADMIN.name
+
+    @property
     def capabilities(self) -> frozenset[Capability]:
         """The capabilities this role bundles."""
         held = self._held()
@@ -83,14 +97,16 @@ class Role(models.Model):
     def edit(self, *, name: str, capabilities: Iterable[Capability], by: Giver | None) -> None:
         """Rename the role and bundle other capabilities; acts on its people's next request.
 
-        Raises RoleLocked, NameTaken, BeyondYours for what is added, or LastManager.
+        Raises RoleLocked, NameTaken, BeyondYours for what is added, Outranked for a role that holds more than `by`
+        does, or LastManager.
         """
         wanted = frozenset(capabilities)
         try:
             with transaction.atomic():
                 one_at_a_time()
+                before = Role.objects.get(pk=self.pk).capabilities
+                must_match(by, before)
                 self._must_be_open()
-                before = self.capabilities
                 must_hold(by, wanted - before)
                 changes = _said(before, wanted)
                 if self.name != name.strip():
@@ -106,9 +122,13 @@ class Role(models.Model):
             raise NameTaken(NameTaken.__doc__) from None
 
     def remove(self, *, by: Giver | None) -> None:
-        """Delete the role. Raises RoleLocked, or RoleInUse while people hold it."""
+        """Delete the role.
+
+        Raises RoleLocked, RoleInUse while people hold it, or Outranked for a role that holds more than `by` does.
+        """
         with transaction.atomic():
             one_at_a_time()
+            must_match(by, self.capabilities)
             self._must_be_open()
             if self.users.exists():
                 raise RoleInUse(RoleInUse.__doc__)

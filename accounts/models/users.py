@@ -1,6 +1,7 @@
 """Users and their teams."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from typing import Any, ClassVar
@@ -21,8 +22,13 @@ from accounts.rules import (
     EmailTaken,
     Giver,
     NameTaken,
+    NotActive,
+    NotStaff,
+    acting_now,
     must_hold,
     must_keep_a_manager,
+    must_keep_an_owner,
+    must_match,
     one_at_a_time,
 )
 from auditlog.actions import Action
@@ -43,17 +49,43 @@ class UserManager(BaseUserManager["User"]):
 
         Raises EmailTaken, or BeyondYours for a role that holds more than `by` does.
         """
-        must_hold(by, role.capabilities)
         try:
             with transaction.atomic():
+                one_at_a_time()
+                must_hold(by, role.capabilities)
                 user = self.create_user(email, None, display_name=display_name.strip(), role=role)
                 Event.objects.record(Action.USER_CREATED, user, by=by, changes={"role": [None, role.name]})
         except IntegrityError:
             raise EmailTaken(EmailTaken.__doc__) from None
         return user
 
-    def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "User":
-        return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
+    def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
+        """Make the person with this e-mail an active Super admin, whatever they were; for who has the machine.
+
+        Yields them, and what they were in words. With `create` a new person is made when there is none. Links and
+        sessions of somebody who was deactivated stay dead. Raises User.DoesNotExist.
+        """
+        with transaction.atomic():
+            one_at_a_time()
+            Role.objects.make_built_in()
+            role = Role.objects.get(name=SUPER_ADMIN.name)
+            known = self.select_for_update(of=("self",)).filter(email=email.strip().lower())
+            person = known.first() or (self._made(email, role) if create else None)
+            if person is None:
+                raise User.DoesNotExist(f"There is no person {email}.")
+            was = f"{person.role.name if person.role else 'no role'}, {person.status}"
+            changes: dict[str, Any] = {"role": [person.role.name if person.role else None, role.name]}
+            changes["is_active"] = [person.is_active, True]
+            person.session_epoch += 0 if person.is_active else 1
+            person.role, person.is_active = role, True
+            person.save(update_fields=["role", "is_active", "session_epoch"])
+            Event.objects.record(Action.USER_RESCUED, person, by=None, changes=changes)
+        return person, was
+
+    def _made(self, email: str, role: Role) -> "User":
+        person = self.create_user(email, None, role=role)
+        Event.objects.record(Action.USER_CREATED, person, by=None, changes={"role": [None, role.name]})
+        return person
 
     def get_by_natural_key(self, username: str | None) -> "User":
         return self.get(email=(username or "").lower())
@@ -120,57 +152,113 @@ class User(AbstractBaseUser):
         held = f"{self.password}:{self.session_epoch}"
         return salted_hmac("accounts.User.session", held, secret=secret, algorithm="sha256").hexdigest()
 
-    def give_role(self, role: Role, *, by: Giver | None) -> None:
-        """Let this person hold `role` from the next request on. Raises BeyondYours or LastManager."""
+    @contextmanager
+    def changed_by(self, by: Giver | None) -> Iterator["User"]:
+        """A change to this person: their row as it is now, locked, for the length of the block.
+
+        The one place that asks who may act against whom. Raises Outranked unless `by` holds at least what this person
+        does; one's own self always does. Raises LastOwner or LastManager when the block takes the last of them away.
+        """
         with transaction.atomic():
             one_at_a_time()
-            before = self.lock().role
-            must_hold(by, role.capabilities - (before.capabilities if before else frozenset()))
-            User.objects.filter(pk=self.pk).update(role=role)
-            must_keep_a_manager()
+            present = self.lock()
+            must_match(by, present.granted)
+            was_owner, managed = present.is_owner, present.has_perm(Capability.PEOPLE_MANAGE)
+            yield present
+            if was_owner:
+                must_keep_an_owner()
+            if managed:
+                must_keep_a_manager()
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this person is one of the owners: an active Super admin with a password."""
+        return self.status == "active" and self.role is not None and self.role.is_owners
+
+    def give_role(self, role: Role, *, by: Giver | None) -> None:
+        """Let this person hold `role`, and nothing beside it, from the next request on.
+
+        Raises BeyondYours, Outranked, LastOwner or LastManager.
+        """
+        with self.changed_by(by) as present:
+            before = present.role
+            must_hold(by, role.capabilities)
+            changes: dict[str, Any] = {}
             if before != role:
-                changes = {"role": [before.name if before else None, role.name]}
+                changes["role"] = [before.name if before else None, role.name]
+            if present.is_superuser:  # Of accounts that Django's own command made: the role is to say all.
+                changes["is_superuser"] = [True, False]
+            User.objects.filter(pk=self.pk).update(role=role, is_superuser=False)
+            if changes:
                 Event.objects.record(Action.USER_ROLE_CHANGED, self, by=by, changes=changes)
-        self.role = role
+        self.role, self.is_superuser = role, False
         self.__dict__.pop("permissions", None)
+
+    def set_staff(self, staff: bool, *, by: Giver | None) -> None:
+        """Let this person into the Django admin, where their role decides what they see; or no more.
+
+        Raises NotStaff unless `by` is staff or an owner, or Outranked.
+        """
+        with self.changed_by(by) as present:
+            giver = acting_now(by)
+            if giver is not None and not (giver.is_staff or giver.is_owner):
+                raise NotStaff(NotStaff.__doc__)
+            if present.is_staff != staff:
+                User.objects.filter(pk=self.pk).update(is_staff=staff)
+                Event.objects.record(Action.USER_STAFF_CHANGED, self, by=by, changes={"is_staff": [not staff, staff]})
+        self.is_staff = staff
 
     def renew_invitation(self, *, by: Giver | None) -> None:
         """End the invitation's links made so far; whoever asked may send a new one.
 
-        Raises AlreadyJoined, or BeyondYours for who may do more than `by`: the link makes one that person.
+        Raises AlreadyJoined, or Outranked: the link makes one that person.
         """
-        must_hold(by, self.granted)
-        with transaction.atomic():
-            if self.lock().status != "invited":
+        with self.changed_by(by) as present:
+            if present.status != "invited":
                 raise AlreadyJoined(AlreadyJoined.__doc__)
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])
             Event.objects.record(Action.USER_INVITATION_RENEWED, self, by=by)
 
-    def deactivate(self, *, by: Actor | None) -> None:
+    def must_be_resettable(self, *, by: Giver | None) -> None:
+        """Raise NotActive unless this person has a password to reset, or Outranked."""
+        with self.changed_by(by) as present:
+            if present.status != "active":
+                raise NotActive(NotActive.__doc__)
+
+    def note_password_link(self, *, by: Giver | None) -> int:
+        """Record that a link to choose a password is handed out; for how many hours it works.
+
+        Raises NotActive for who is deactivated, or Outranked: the link makes one that person.
+        """
+        with self.changed_by(by) as present:
+            if not present.is_active:
+                raise NotActive("Only who is active can choose a password.")
+            Event.objects.record(Action.USER_PASSWORD_LINK_MADE, self, by=by)
+        return 1 if present.has_usable_password() else 72
+
+    def deactivate(self, *, by: Giver | None) -> None:
         """Shut this person out until reactivated: sessions end, agents and apps get 401 (decisions 7.7).
 
-        Nothing is revoked. Raises LastManager.
+        Nothing is revoked. Raises Outranked, LastOwner or LastManager.
         """
         self._set_active(False, by)
 
-    def reactivate(self, *, by: Actor | None) -> None:
-        """Let this person in again; connections and tokens work as before."""
+    def reactivate(self, *, by: Giver | None) -> None:
+        """Let this person in again; connections and tokens work as before. Raises Outranked."""
         self._set_active(True, by)
 
-    def _set_active(self, active: bool, by: Actor | None) -> None:
-        with transaction.atomic():
-            one_at_a_time()
-            if self.lock().is_active != active:
+    def _set_active(self, active: bool, by: Giver | None) -> None:
+        with self.changed_by(by) as present:
+            if present.is_active != active:
                 User.objects.filter(pk=self.pk).update(is_active=active, session_epoch=models.F("session_epoch") + 1)
-                must_keep_a_manager()
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
         self.is_active = active
 
-    def end_sessions(self, *, by: Actor | None) -> None:
-        """Sign this person out everywhere; every session made before now is dead."""
-        with transaction.atomic():
+    def end_sessions(self, *, by: Giver | None) -> None:
+        """Sign this person out everywhere; every session made before now is dead. Raises Outranked."""
+        with self.changed_by(by):
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])
             Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
@@ -186,13 +274,11 @@ class User(AbstractBaseUser):
         return frozenset(one for one in Capability if self.is_superuser or one in self.permissions)
 
     def edit(self, *, email: str, display_name: str, by: Giver | None) -> None:
-        """Change name and e-mail. Raises EmailTaken, or BeyondYours for the e-mail of who may do more than `by`."""
+        """Change name and e-mail. Raises EmailTaken, or Outranked: whoever reads the mail can reset the password."""
         wanted = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {name: [getattr(self, name), value] for name, value in wanted.items() if getattr(self, name) != value}
-        if "email" in changes:
-            must_hold(by, self.granted)  # Whoever reads the mail can reset the password.
         try:
-            with transaction.atomic():
+            with self.changed_by(by):
                 User.objects.filter(pk=self.pk).update(**wanted)
                 if changes:
                     Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)

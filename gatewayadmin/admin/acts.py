@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from allauth.account.internal.flows.reauthentication import raise_if_reauthentication_required
 from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db import transaction
@@ -66,6 +67,7 @@ class Act:
     on: Q
     more: str = LOST
     asks: bool = True
+    grave: bool = False  # Asks for the password again, as its page does.
 
     @property
     def one(self) -> str:
@@ -84,6 +86,8 @@ class Act:
             return None
         if self.asks and "sure" not in request.POST:
             return self._ask(pages, request, things, len(chosen) - len(things))
+        if self.grave:
+            raise_if_reauthentication_required(request, app="")
         self._do(pages, request, things)
         return redirect(_list_url(pages, request))
 

@@ -23,7 +23,7 @@ MANAGES = (Capability.PEOPLE_MANAGE,)
 
 @register(User, site=site)
 class UserPages(Governed):
-    """Role, password and staff are given where the rules about granting are asked (trap E10): on the person's page."""
+    """Role and password are given where the rules about granting are asked: on the person's page."""
 
     seen_by = MANAGES
     acts = (
@@ -50,6 +50,24 @@ class UserPages(Governed):
             any_of(*MANAGES),
             Q(),
             "Connections and tokens go on.",
+        ),
+        Act(
+            "make_staff",
+            "Make selected staff",
+            lambda user, by: user.set_staff(True, by=by),
+            any_of(*MANAGES),
+            Q(is_staff=False),
+            "They may use the Django admin, where their role decides what they see.",
+            grave=True,
+        ),
+        Act(
+            "end_staff",
+            "End staff of selected",
+            lambda user, by: user.set_staff(False, by=by),
+            any_of(*MANAGES),
+            Q(is_staff=True),
+            "They may no longer use the Django admin. Their role stays as it is.",
+            grave=True,
         ),
         Act(
             "cut_off",

@@ -12,6 +12,7 @@ from accounts.models import Role, Team, User, WorkspaceSettings
 from accounts.password_again import RecentPassword
 from auditlog.models import Event
 from capabilities import Capability
+from capabilities.roles import MEMBER
 from connections.models import Connection
 from gatewayadmin.api import router
 from tests import make
@@ -29,8 +30,8 @@ def boss(db: None) -> User:
 
 @pytest.fixture
 def people(db: None) -> Rest:
-    """Manages people, and nothing else."""
-    return Rest.of(make.user(Capability.PEOPLE_MANAGE, email="hr@example.com"))
+    """Manages people, and may do what a member may, and nothing else."""
+    return Rest.of(make.user(Capability.PEOPLE_MANAGE, *MEMBER.capabilities, email="hr@example.com"))
 
 
 # --- Grave acts -----------------------------------------------------------------------------------------------------
@@ -180,10 +181,73 @@ def test_nobody_grants_what_they_do_not_hold(people: Rest, boss: User, ann: User
     assert not User.objects.filter(email="x@example.com").exists()
 
 
-def test_nobody_takes_over_who_may_do_more(people: Rest, boss: User) -> None:
-    """Whoever changes an e-mail address can reset the password."""
-    assert problem(people.patch(f"/users/{boss.pk}", {"email": "mine@example.com"})) == (403, "beyond_yours")
-    assert people.patch(f"/users/{boss.pk}", {"display_name": "Boss"}).status_code == 200
+def test_nobody_acts_against_who_may_do_more(people: Rest, boss: User) -> None:
+    """Whoever changes an e-mail address can reset the password; whoever demotes or shuts out has won too."""
+    member = str(make.role(*MEMBER.capabilities).pk)
+    acts: list[tuple[str, str, Any]] = [
+        ("patch", f"/users/{boss.pk}", {"email": "mine@example.com"}),
+        ("patch", f"/users/{boss.pk}", {"display_name": "Boss"}),
+        ("patch", f"/users/{boss.pk}", {"role_id": member}),
+        ("patch", f"/users/{boss.pk}", {"is_staff": True}),
+        ("post", f"/users/{boss.pk}/deactivate", None),
+        ("post", f"/users/{boss.pk}/reactivate", None),
+        ("post", f"/users/{boss.pk}/sign-out", None),
+        ("patch", f"/roles/{boss.role_id}", {"capabilities": []}),
+        ("patch", f"/roles/{boss.role_id}", {"name": "Mine"}),
+        ("delete", f"/roles/{make.role(Capability.LOGS_READ).pk}", None),
+    ]
+    before = User.objects.filter(pk=boss.pk).values().get()
+
+    assert {problem(people.send(*act)) for act in acts} == {(403, "beyond_yours")}
+    assert User.objects.filter(pk=boss.pk).values().get() == before
+    assert Event.objects.filter(actor_email="hr@example.com").count() == 0
+
+
+def test_the_last_owner_stays_and_a_second_one_sets_them_free(boss: User) -> None:
+    Role.objects.make_built_in()
+    owners = Role.objects.get(name="Super admin")
+    owner, rest = make.user(email="owner@example.com"), Rest.of(boss)
+    owner.give_role(owners, by=None)
+    User.objects.create_user("invited@example.com", None, role=owners)  # Nobody yet.
+    make.user(email="gone@example.com", is_active=False).give_role(owners, by=None)
+    to_member = {"role_id": str(make.role().pk)}
+
+    assert problem(rest.patch(f"/users/{owner.pk}", to_member)) == (409, "last_owner")
+    assert problem(rest.post(f"/users/{owner.pk}/deactivate")) == (409, "last_owner")
+    assert problem(rest.post(f"/users/{owner.pk}/cut-off")) == (409, "last_owner")
+    assert owner.is_owner
+
+    make.user().give_role(owners, by=None)
+    assert rest.patch(f"/users/{owner.pk}", to_member).status_code == 200
+
+
+def test_staff_is_given_by_staff_and_by_owners(boss: User, ann: User) -> None:
+    rest = Rest.of(boss)
+
+    assert problem(rest.patch(f"/users/{ann.pk}", {"is_staff": True})) == (403, "beyond_yours")
+    boss.is_staff = True
+    boss.save()
+    assert rest.patch(f"/users/{ann.pk}", {"is_staff": True}).json()["is_staff"] is True
+    assert rest.patch(f"/users/{ann.pk}", {"is_staff": True}).status_code == 200
+
+    changes = [event.changes for event in Event.objects.filter(action="user.staff_changed")]
+    assert changes == [{"is_staff": [False, True]}]
+    key = make.api_key(boss, *Capability).secret
+    assert problem(Rest.bearing(key).patch(f"/users/{ann.pk}", {"is_staff": False})) == (403, "key_not_accepted")
+    assert problem(Rest.of(boss, confirmed=False).patch(f"/users/{ann.pk}", {"is_staff": False}))[1] == (
+        "password_required"
+    )
+
+
+def test_an_api_key_acts_against_people_with_its_own_subset(boss: User, ann: User) -> None:
+    """Of somebody who may do everything; the key itself may not."""
+    narrow = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE).secret)
+    wide = Rest.bearing(make.api_key(boss, Capability.PEOPLE_MANAGE, *MEMBER.capabilities).secret)
+
+    assert problem(narrow.post(f"/users/{ann.pk}/deactivate")) == (403, "beyond_yours")
+    assert problem(narrow.post(f"/users/{boss.pk}/sign-out")) == (403, "beyond_yours")
+    assert wide.post(f"/users/{ann.pk}/deactivate").status_code == 200
+    assert problem(wide.post(f"/users/{boss.pk}/sign-out")) == (403, "beyond_yours")
 
 
 def test_people_are_shut_out_and_let_in(people: Rest, ann: User) -> None:

@@ -4,7 +4,7 @@ import pytest
 from django.test import Client
 
 from accounts.models import Role, Team, User, WorkspaceSettings, permissions_of
-from accounts.rules import BeyondYours, EmailTaken, LastManager, NameTaken, RoleInUse, RoleLocked
+from accounts.rules import BeyondYours, EmailTaken, LastManager, NameTaken, Outranked, RoleInUse, RoleLocked
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
@@ -55,13 +55,41 @@ def test_nobody_adds_a_capability_to_a_role_that_they_lack(chief: User) -> None:
         clerk.give_role(make.role(Capability.LOGS_READ), by=clerk)
 
 
-def test_a_role_keeps_what_its_editor_lacks_when_it_is_renamed(chief: User) -> None:
+def test_nobody_changes_or_deletes_a_role_that_holds_more(chief: User) -> None:
     clerk = make.user(Capability.PEOPLE_MANAGE)
     role = make.role(Capability.LOGS_READ)
 
-    role.edit(name="Watchers", capabilities={Capability.LOGS_READ}, by=clerk)
+    with pytest.raises(Outranked, match="View and export logs"):
+        role.edit(name="Watchers", capabilities={Capability.LOGS_READ}, by=clerk)
+    with pytest.raises(Outranked):
+        role.edit(name=role.name, capabilities=set(), by=clerk)
+    with pytest.raises(Outranked):
+        role.remove(by=clerk)
 
-    assert role.capabilities == {Capability.LOGS_READ}
+    assert Role.objects.get(pk=role.pk).capabilities == {Capability.LOGS_READ}
+
+
+def test_who_lost_their_role_meanwhile_acts_against_nobody(chief: User) -> None:
+    """A request holds what its author could do when it began; the rule asks the database."""
+    eve, bo = make.user(*Capability), make.user(Capability.LOGS_READ)
+    assert eve.has_perm(Capability.LOGS_READ)
+
+    User.objects.get(pk=eve.pk).give_role(make.role(Capability.PEOPLE_MANAGE), by=chief)
+
+    with pytest.raises(Outranked):
+        bo.deactivate(by=eve)
+    with pytest.raises(BeyondYours):
+        Role.objects.add(name="mine", capabilities={Capability.LOGS_READ}, by=eve)
+
+
+def test_a_role_says_all_of_what_a_person_may_do(chief: User) -> None:
+    """Also of an account that was a superuser before it was given one."""
+    old = make.user(is_superuser=True)
+
+    old.give_role(make.role(Capability.LOGS_READ), by=chief)
+
+    assert User.objects.get(pk=old.pk).granted == {Capability.LOGS_READ}
+    assert Event.objects.get(action="user.role_changed").changes["is_superuser"] == [True, False]
 
 
 def test_the_last_manager_of_people_stays(chief: User) -> None:

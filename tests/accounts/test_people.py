@@ -444,7 +444,7 @@ def test_nobody_sees_the_link_of_who_may_do_more_than_they(chief: User, clerk: U
 
     response = confirmed(sign_in(clerk)).post(f"/people/{bo.pk}/invite/", {"epoch": "0"}, follow=True)
 
-    assert "Nobody can grant a capability they do not hold themselves." in text(response)
+    assert "This takes at least the capabilities of whom, or what, it is done to." in text(response)
     assert "invitation-link" not in text(response)
     assert not mail.outbox
 
@@ -543,7 +543,7 @@ def test_the_e_mail_of_who_may_do_more_is_not_theirs_to_change(chief: User, cler
 
     response = confirmed(sign_in(clerk)).post(f"/people/{chief.pk}/edit/", form)
 
-    assert "Nobody can grant a capability they do not hold themselves." in text(response)
+    assert "This takes at least the capabilities of whom, or what, it is done to." in text(response)
     assert User.objects.get(pk=chief.pk).email == "chief@example.com"
 
 

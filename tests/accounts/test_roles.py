@@ -175,15 +175,21 @@ def test_what_the_editor_lacks_is_refused_however_it_is_sent(clerk: User, sign_i
     assert not Role.objects.filter(name="Mine").exists()
 
 
-def test_what_the_editor_lacks_stays_where_it_is(clerk: User, sign_in: SignIn) -> None:
+def test_a_role_that_holds_more_than_its_editor_is_shown_and_not_changed(clerk: User, sign_in: SignIn) -> None:
     role = make.role(HELD, name="Helper")
 
     page = text(sign_in(clerk).get(f"/people/roles/{role.pk}/"))
     form = {"name": "Helpers", "capabilities": ["hosts:read"]}
-    confirmed(sign_in(clerk)).post(f"/people/roles/{role.pk}/", form)
+    edited = confirmed(sign_in(clerk)).post(f"/people/roles/{role.pk}/", form)
+    removed = confirmed(sign_in(clerk)).post(f"/people/roles/{role.pk}/delete/", follow=True)
 
+    assert "This role holds more than you do, so you cannot change it. You lack: View and export logs." in page
     assert "checked disabled" in check_of(page, HELD)
-    assert Role.objects.get(pk=role.pk).capabilities == {HELD, Capability.HOSTS_READ}
+    assert ">Save<" not in page
+    for answer in (edited, removed):
+        assert "You lack: View and export logs." in text(answer)
+    kept = Role.objects.get(pk=role.pk)
+    assert (kept.name, set(kept.capabilities)) == ("Helper", {HELD})
 
 
 def test_a_copy_holds_no_more_than_its_maker(clerk: User, sign_in: SignIn) -> None:

@@ -29,6 +29,7 @@ from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter, Session, StreamEvent
 from servers.models import AuthType, Identity
 from tests import make
+from tests.accounts.again import confirmed
 from tests.conftest import SignIn
 from tokens.models import Token
 
@@ -313,7 +314,11 @@ def actions() -> Iterator[tuple[str, str]]:
             yield name, one.name
 
 
+STEPS = ("deactivate", "reactivate", "sign_out", "make_staff", "end_staff")
+
+
 def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
+    confirmed(boss)
     made = world(user_of(boss))
     app = make.app(needs_approval=True)
     link = made.token.connection
@@ -326,11 +331,13 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
         ("accounts.user", "reactivate"): person,
         ("accounts.user", "sign_out"): person,
         ("accounts.user", "cut_off"): link.user,
+        ("accounts.user", "make_staff"): person,
+        ("accounts.user", "end_staff"): person,
     }
     order: list[tuple[str, str, models.Model]] = [
         ("gateways.tool", one, Tool.objects.get()) for one in ("disable", "enable")
     ]
-    order += [("accounts.user", one, rows["accounts.user", one]) for one in ("deactivate", "reactivate", "sign_out")]
+    order += [("accounts.user", one, rows["accounts.user", one]) for one in STEPS]
     order += [("hosts.host", "approve", app)]
     order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]
     layers: dict[str, models.Model] = {

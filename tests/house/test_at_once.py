@@ -12,10 +12,11 @@ import pytest
 from django.core.cache import cache
 from django.db import connection, connections
 
-from accounts.models import Team, User
+from accounts.models import Role, Team, User
 from accounts.rules import PeopleError
 from auditlog.models import Event
 from capabilities import Capability
+from capabilities.roles import MEMBER, SUPER_ADMIN
 from connections.models import Connection, ConnectionFault
 from gateways.models import Assignment, Gateway, GatewayError, IdentityScheme, Tool
 from hosts.models import Host, HostError
@@ -25,7 +26,7 @@ from tests.api.world import holder
 from tests.rest import Rest
 from tokens.models import Token, TokenError
 
-ROUNDS, REST_ROUNDS = 940, 60
+ROUNDS, REST_ROUNDS, OWNER_ROUNDS = 940, 60, 40
 TOLD = (ConnectionFault, GatewayError, HostError, PeopleError, ServerError, TokenError)
 
 type Act = Callable[[], object]
@@ -215,7 +216,7 @@ RACES = [
     Race("archive a host twice", archiving_twice, BOTH, {2}),
     Race("archive a host and a gateway", archiving, BOTH, {3}),
     Race("revoke all of them both ways", revoking_all, BOTH, {2}),
-    Race("cut off twice", cutting_off, BOTH, {3}),
+    Race("cut oneself off twice", cutting_off, one_of("Outranked"), {3}),
 ]
 
 
@@ -272,6 +273,32 @@ def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two) -> None:
         seen[race.name, answers] += 1
 
     assert seen.total() == ROUNDS
+
+
+def owners() -> tuple[User, User]:
+    """Two owners, and nobody beside them."""
+    role = Role.objects.get(name=SUPER_ADMIN.name)
+    User.objects.filter(role=role).update(is_active=False)
+    one, other = (User.objects.create_user(make.unique("owner") + "@example.com", "x", role=role) for _ in range(2))
+    return one, other
+
+
+def test_of_two_owners_who_go_at_once_one_stays(two: Two) -> None:
+    """Each of them sees the other one there when they begin."""
+    Role.objects.make_built_in()
+    member, seen = Role.objects.get(name=MEMBER.name), Counter[tuple[str, ...]]()
+    for number in range(OWNER_ROUNDS):
+        one, other = owners()
+        acts: list[tuple[Act, Act]] = [
+            (partial(one.give_role, member, by=one), partial(other.give_role, member, by=other)),
+            (partial(one.give_role, member, by=other), partial(other.give_role, member, by=one)),
+            (partial(one.deactivate, by=one), partial(other.give_role, member, by=other)),
+            (partial(one.deactivate, by=other), partial(Connection.objects.cut_off, other, by=one)),
+        ]
+        seen[two.run(*acts[number % len(acts)])] += 1
+        assert User.objects.get(pk=one.pk).is_owner + User.objects.get(pk=other.pk).is_owner == 1
+
+    assert set(seen) == one_of("LastOwner") | one_of("Outranked")
 
 
 OVER_HTTP = [

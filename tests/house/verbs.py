@@ -382,6 +382,19 @@ VERBS = [
         rest("PATCH /users/{person}", role_id="{role}"),
     ),
     verb(
+        "User.set_staff",
+        page("/people/{person}/staff/on/"),
+        rest("PATCH /users/{person}", is_staff=True),
+        admin("accounts/user", "make_staff", "person"),
+    ),
+    verb(
+        "User.set_staff",
+        page("/people/{boss_id}/staff/off/"),
+        rest("PATCH /users/{boss_id}", is_staff=False),
+        admin("accounts/user", "end_staff", "boss_id"),
+        case="no more",
+    ),
+    verb(
         "User.deactivate",
         page("/people/{person}/deactivate/"),
         rest("POST /users/{person}/deactivate"),
@@ -448,4 +461,7 @@ INSIDE = {
     "Event.record",
     "Host.appear",
     "Token.provide_key",
+    "User.changed_by",
+    "User.must_be_resettable",
+    "User.note_password_link",
 }

@@ -1,9 +1,12 @@
 """What one command does on a fresh clone, and what a second one leaves alone."""
 
 import json
+import re
 import signal
 import stat
 from pathlib import Path
+
+import psutil
 
 from tests.running.conftest import postmaster
 from tests.running.starts import manage, password_of, serving, signs_in, start
@@ -115,3 +118,35 @@ def test_a_data_directory_too_long_for_a_socket_works(home: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert postmaster(long) is None
+
+
+def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path) -> None:
+    """What the system shows of a process lasts as long as it does, and workers show that of their parent."""
+    given = {"GATEWAY_ADMIN_EMAIL": "owner@example.com", "GATEWAY_ADMIN_PASSWORD": "a-password-to-forget"}
+
+    with serving(fresh, given, workers=2) as started:
+        serve = psutil.Process(started.process.pid)
+        shown = {one.pid: Path(f"/proc/{one.pid}/environ").read_bytes() for one in [serve, *serve.children(True)]}
+        database = postmaster(fresh)
+        assert database is not None
+        assert all(b"GATEWAY_DATA_DIR" in environ for environ in shown.values())  # There is something to see.
+        shown[database] = Path(f"/proc/{database}/environ").read_bytes()  # Mostly its own title.
+        signed_in = signs_in(started.url, "owner@example.com", "a-password-to-forget")
+
+    assert signed_in
+    assert len(shown) >= 4  # The server, two workers, the database.
+    assert not [pid for pid, environ in shown.items() if b"a-password-to-forget" in environ]
+
+
+def test_a_link_leads_to_where_the_running_server_is(home: Path) -> None:
+    """Commands that run without its port and address print links of the last start."""
+    printed = manage(home, "rescue", "new@example.com", "--create").stdout
+    again = manage(home, "password_link", "new@example.com").stdout
+
+    link = re.compile(
+        r"^(?:They choose a password at )?(http://localhost:\d+)/accounts/password/reset/key/", re.MULTILINE
+    )
+    addresses = [found[1] for one in (printed, again) if (found := link.search(one))]
+    assert len(addresses) == 2
+    assert "new@example.com is an active Super admin now" in printed
+    assert manage(home, "createsuperuser", "--noinput", "--email", "x@example.com").returncode == 1

@@ -188,7 +188,7 @@ def test_a_key_sleeps_while_its_owner_is_deactivated(eve: User) -> None:
 
 
 def test_cutting_a_person_off_ends_their_keys(eve: User) -> None:
-    boss = make.user(Capability.PEOPLE_MANAGE)
+    boss = make.user(*Capability)
     key, secret = make.api_key(eve, *READER)
 
     Connection.objects.cut_off(eve, by=boss)
@@ -385,14 +385,17 @@ def test_the_page_lists_searches_and_pages(page: Client, eve: User) -> None:
 
 def test_who_manages_people_sees_and_ends_everybodys(eve: User) -> None:
     key = make.api_key(eve, *READER).key
-    boss = Client()
-    boss.force_login(make.user(Capability.PEOPLE_MANAGE))
+    boss, clerk = Client(), Client()
+    boss.force_login(make.user(Capability.PEOPLE_MANAGE, *READER))
+    clerk.force_login(make.user(Capability.PEOPLE_MANAGE))
+    refused = text(clerk.post(f"/settings/api-keys/{key.pk}/revoke", follow=True))
 
     listed = text(boss.get("/settings/api-keys?owner=all"))
     asked = text(boss.get(f"/settings/api-keys/{key.pk}/revoke"))
     boss.post(f"/settings/api-keys/{key.pk}/revoke")
 
     key.refresh_from_db()
+    assert "This takes at least the capabilities of whom, or what, it is done to." in refused
     assert eve.email in listed
     assert "Revoke this API key?" in asked
     assert key.status == "revoked"

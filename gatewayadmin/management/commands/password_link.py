@@ -1,0 +1,32 @@
+"""A link to choose a password, from the machine: for installations that send no mail."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts import links
+from accounts.models import User
+from accounts.rules import PeopleError
+from gatewayadmin import database
+from gatewayadmin.database import Unusable
+from gatewayadmin.public_url import public_url
+
+
+class Command(BaseCommand):
+    help = "Print a link with which a person chooses a password. It works once. Recorded as an admin event."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("email", metavar="EMAIL", help="the e-mail they sign in with")
+
+    def handle(self, *args: Any, email: str, **options: Any) -> None:
+        try:
+            database.require()
+            person = User.objects.get_by_natural_key(email.strip())
+            hours = person.note_password_link(by=None)
+        except (Unusable, PeopleError) as error:
+            raise CommandError(str(error)) from error
+        except User.DoesNotExist as error:
+            raise CommandError(f"There is no person {email}.") from error
+        self.stdout.write(links.password_link(person, public_url()))
+        self.stdout.write(f"It works once, for {'an hour' if hours == 1 else f'{hours} hours'}.")

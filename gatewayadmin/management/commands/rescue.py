@@ -1,0 +1,55 @@
+"""The way back in for who has the machine: makes a person an active Super admin."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.core.validators import validate_email
+from django.db import transaction
+
+from accounts import links, second_factor
+from accounts.models import User
+from gatewayadmin import database
+from gatewayadmin.database import Unusable
+from gatewayadmin.public_url import public_url
+
+
+class Command(BaseCommand):
+    help = "Make a person an active Super admin, whatever they were before. Recorded as an admin event."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("email", metavar="EMAIL", help="the e-mail they sign in with")
+        parser.add_argument("--create", action="store_true", help="make the person when there is none")
+        parser.add_argument("--staff", action="store_true", help="let them use the Django admin too")
+        parser.add_argument("--link", action="store_true", help="print a link with which they choose a new password")
+        parser.add_argument("--without-second-factor", action="store_true", help="for who lost phone and codes")
+
+    def handle(self, *args: Any, email: str, **options: Any) -> None:
+        try:
+            database.require()
+            validate_email(email)
+            with transaction.atomic():
+                person, was = User.objects.rescue(email, create=options["create"])
+                done = [f"{person.email} is an active Super admin now (before: {was})."]
+                done += _further(person, options)
+        except (Unusable, User.DoesNotExist) as error:
+            raise CommandError(str(error)) from error
+        except ValidationError as error:
+            raise CommandError(f"{email} is no e-mail address.") from error
+        if options["link"] or not person.has_usable_password():
+            link = links.password_link(person, public_url())
+            done.append(f"They choose a password at {link}\nThe link works once. Whoever opens it becomes them.")
+        self.stdout.write("\n".join(done))
+
+
+def _further(person: User, options: dict[str, Any]) -> list[str]:
+    """Do what was asked for beside the role; what was done, in words."""
+    done = []
+    if options["staff"] and not person.is_staff:
+        person.set_staff(True, by=None)
+        done.append("They may use the Django admin.")
+    if options["without_second_factor"] and second_factor.is_on(person):
+        second_factor.remove(person, by=None)
+        done.append("Their second factor is taken off: they sign in with the password alone.")
+    return done

@@ -1,0 +1,201 @@
+"""Mail: what is offered without a mail server, who mail is from, and the test mail."""
+
+import smtplib
+import socket
+import ssl
+from typing import Any
+
+import pytest
+from django.core import mail
+from django.core.cache import cache
+from django.core.checks import run_checks
+from django.test import Client
+
+from accounts.mail_check import AT_MOST, reason
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from gatewayadmin.environment import Refused
+from gatewayadmin.mail import mailers, sender, server_of
+from tests import make
+from tests.accounts.again import confirmed
+from tests.conftest import SignIn
+from tests.rest import Rest, problem
+
+pytestmark = pytest.mark.django_db
+
+SMTP = "smtp+tls://user:s3cret@mail.example.com:587"
+
+
+@pytest.fixture(autouse=True)
+def fresh_limits(db: None) -> None:
+    cache.clear()
+
+
+@pytest.fixture
+def chief() -> User:
+    return make.user(*Capability, email="chief@example.com", display_name="Chief")
+
+
+@pytest.fixture
+def public(settings: Any) -> None:
+    """An installation others reach, which has no mail server."""
+    settings.MAIL_SERVER, settings.MAIL_IS_OFFERED = "", False
+    settings.MAILERS = mailers("", is_local=False)
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+# --- Without a mail server ----------------------------------------------------------------------------------------
+
+
+def test_links_are_printed_only_where_the_machine_is_alone_with_them() -> None:
+    local, public = (mailers("", is_local=one)["default"]["BACKEND"] for one in (True, False))
+
+    assert (local.split(".")[-2], public.split(".")[-2]) == ("console", "dummy")
+    assert (server_of(mailers(SMTP, is_local=False)), server_of(mailers("", is_local=True))) == (
+        "mail.example.com:587",
+        "",
+    )
+
+
+def test_an_invitation_without_mail_is_shown_to_whoever_invites_and_printed_nowhere(
+    chief: User, sign_in: SignIn, public: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    form = {"email": "bo@example.com", "display_name": "Bo", "role": str(make.role().pk)}
+    page = text(confirmed(sign_in(chief)).post("/people/invite/", form))
+    told = Rest.of(chief).post("/users", {"email": "cy@example.com", "role_id": form["role"]}).json()["invitation"]
+
+    assert "No mail server is set, so nothing was mailed. Only you have this link." in page
+    assert "/accounts/password/reset/key/" in page
+    assert told["mailed"] is False
+    assert "/accounts/password/reset/key/" in told["link"]
+    assert "reset/key" not in "".join(capfd.readouterr())
+
+
+def test_a_reset_is_not_offered_without_mail(chief: User, sign_in: SignIn, public: None) -> None:
+    bo = make.user(email="bo@example.com")
+
+    asked = Client().get("/accounts/password/reset/")
+    sent = Client().post("/accounts/password/reset/", {"email": bo.email})
+    page = text(sign_in(chief).get(f"/people/{bo.pk}/"))
+    forced = text(sign_in(chief).post(f"/people/{bo.pk}/reset/", follow=True))
+
+    for answer in (asked, sent):
+        assert "Ask an administrator" in text(answer)
+        assert 'name="email"' not in text(answer)
+    assert (asked.status_code, sent.status_code) == (200, 409)
+    assert "manage.py password_link bo@example.com" in page
+    assert "Send password reset" not in page
+    assert "This installation has no mail server" in forced
+    assert not Event.objects.filter(action="user.password_reset_sent").exists()
+
+
+# --- Who mail is from ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("", "gateway-admin@gw.example.com"),
+        ("gateway@example.com", "gateway@example.com"),
+        ("Our Gateway <gateway@example.com>", "Our Gateway <gateway@example.com>"),
+    ],
+)
+def test_mail_is_from_whom_the_setting_names(value: str, told: str) -> None:
+    assert sender(value, "gw.example.com") == told
+
+
+@pytest.mark.parametrize("value", ["nobody", "a@b@c", "@example.com", "Gateway <>", "a b@example.com"])
+def test_a_sender_that_is_no_address_stops_the_start(value: str) -> None:
+    with pytest.raises(Refused, match="GATEWAY_EMAIL_FROM must be an address"):
+        sender(value, "gw.example.com")
+
+
+@pytest.mark.parametrize(
+    ("server", "named", "address", "warned"),
+    [
+        ("", False, "gateway-admin@localhost", False),
+        ("mail.example.com:587", False, "gateway-admin@gw.example.com", True),
+        ("mail.example.com:587", True, "gateway@localhost", True),
+        ("mail.example.com:587", True, "Gateway <gateway@box.local>", True),
+        ("mail.example.com:587", True, "Gateway <gateway@example.com>", False),
+    ],
+)
+def test_a_deployment_with_mail_has_a_sender(
+    server: str, named: bool, address: str, warned: bool, settings: Any
+) -> None:
+    settings.MAIL_SERVER, settings.EMAIL_FROM_IS_SET, settings.DEFAULT_FROM_EMAIL = server, named, address
+
+    told = [one for one in run_checks(tags=["mail"], include_deployment_checks=True) if one.id == "gatewayadmin.W002"]
+
+    assert bool(told) == warned
+
+
+# --- The test mail ------------------------------------------------------------------------------------------------
+
+
+def test_a_test_mail_goes_to_whoever_asks_and_says_so(chief: User, sign_in: SignIn) -> None:
+    page = text(sign_in(chief).post("/settings/workspace/test-mail", follow=True))
+    told = Rest.of(chief).post("/workspace/test-mail").json()
+
+    words = "Sent to chief@example.com through mail.example.com:587."
+    assert words in page
+    assert "Send test mail" in page
+    assert told == {"sent": True, "to": "chief@example.com", "detail": words}
+    assert [message.to for message in mail.outbox] == [["chief@example.com"]] * 2
+    events = Event.objects.filter(action="workspace.mail_tested")
+    assert [(event.actor_email, event.changes["sent"]) for event in events] == [("chief@example.com", True)] * 2
+
+
+def test_a_test_mail_that_is_not_taken_says_why(chief: User, settings: Any) -> None:
+    options = {"host": "127.0.0.1", "port": 1, "timeout": 1}
+    settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
+    settings.MAIL_SERVER = "127.0.0.1:1"
+
+    told = Rest.of(chief).post("/workspace/test-mail")
+
+    assert told.status_code == 200
+    assert told.json() == {"sent": False, "to": chief.email, "detail": "Nothing listens at 127.0.0.1:1."}
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (smtplib.SMTPAuthenticationError(535, b"5.7.8 bad"), "refused the user name or the password: 535 5.7.8 bad"),
+        (smtplib.SMTPSenderRefused(553, b"not\nyours", "x"), "(GATEWAY_EMAIL_FROM): 553 not yours"),
+        (smtplib.SMTPRecipientsRefused({"a@b.c": (550, b"unknown")}), "refused the recipient: 550 unknown"),
+        (smtplib.SMTPDataError(554, b"spam" * 500), "refused the mail: 554 spam"),
+        (smtplib.SMTPNotSupportedError("STARTTLS extension not supported by server."), "STARTTLS extension not"),
+        (smtplib.SMTPServerDisconnected("gone"), "hung up. smtps:// is TLS from the start"),
+        (ssl.SSLError("wrong version"), "does not speak TLS as expected"),
+        (socket.gaierror(-2, "unknown"), "is not known here"),
+        (TimeoutError("timed out"), "did not answer in time"),
+        (OSError(113, "No route to host"), "could not be reached: No route to host."),
+    ],
+)
+def test_what_a_mail_server_says_is_told_in_words(error: OSError, words: str) -> None:
+    assert words in reason(error)
+    assert len(reason(error)) < 500
+
+
+def test_test_mails_are_limited_and_gated(chief: User, sign_in: SignIn) -> None:
+    statuses = [Rest.of(chief).post("/workspace/test-mail").status_code for _ in range(AT_MOST)]
+    over = Rest.of(chief).post("/workspace/test-mail")
+    page = text(sign_in(chief).post("/settings/workspace/test-mail", follow=True))
+    stranger = sign_in(make.user(*(set(Capability) - {Capability.WORKSPACE_MANAGE})))
+
+    assert statuses == [200] * AT_MOST
+    assert problem(over) == (429, "throttled")
+    assert "Five test mails in ten minutes are enough." in page
+    assert stranger.post("/settings/workspace/test-mail").status_code == 403
+    assert len(mail.outbox) == AT_MOST
+
+
+def test_without_a_mail_server_there_is_no_test_mail(chief: User, sign_in: SignIn, public: None) -> None:
+    page = text(sign_in(chief).get("/settings/workspace"))
+
+    assert "Send test mail" not in page
+    assert problem(Rest.of(chief).post("/workspace/test-mail")) == (409, "no_mail_server")

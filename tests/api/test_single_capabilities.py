@@ -1,0 +1,349 @@
+"""A person with any single capability, and an API key with it, at every operation of the API against everybody.
+
+Which door a capability opens is written here once more, apart from what the views declare; so is whom it may be used
+against. What stands in the database afterwards is compared too: nobody took away, or came by, what they do not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.urls import reverse
+
+from accounts.models import ApiKey, Role, User
+from capabilities import Capability
+from capabilities.roles import ADMINISTRATOR, MEMBER, SUPER_ADMIN
+from connections.models import Connection
+from servers.models import Identity
+from tests import make
+from tests.api.test_matrix import DOORS, Door, for_a_moment
+from tests.api.world import World, build, holder
+from tests.house.doors import browser, session_of
+from tests.rest import Rest
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+C = Capability
+GATEWAYS = {C.GATEWAYS_READ, C.GATEWAYS_MANAGE, C.GATEWAYS_TOGGLE}
+SERVERS = {C.SERVERS_MANAGE, C.SERVERS_TOGGLE, C.IDENTITIES_MANAGE}
+IDENTITIES = {C.IDENTITIES_MANAGE, C.SERVERS_MANAGE}
+ENDING = {C.API_TOKENS_MANAGE, C.MCP_CONNECTIONS_REVOKE}
+EVERYBODY = set(C)
+NOBODY: set[Capability] = set()  # One capability alone is not enough.
+
+# What each single capability opens, by method and name of the route.
+OPENS: dict[str, set[Capability]] = {
+    "GET event-list": {C.AUDIT_READ},
+    "GET event-detail": {C.AUDIT_READ},
+    "GET apikey-list": EVERYBODY,  # One's own.
+    "GET apikey-detail": {C.PEOPLE_MANAGE},
+    "DELETE apikey-detail": {C.PEOPLE_MANAGE},
+    "POST apikey-revoke": {C.PEOPLE_MANAGE},
+    "GET capability-list": EVERYBODY,
+    "GET connection-list": EVERYBODY,
+    "GET connection-detail": {C.MCP_CONNECTIONS_READ},
+    "POST connection-disable": {C.CONNECTIONS_TOGGLE},
+    "POST connection-enable": {C.CONNECTIONS_TOGGLE},
+    "POST connection-revoke": {C.MCP_CONNECTIONS_REVOKE},
+    "POST connection-regenerate": NOBODY,
+    "GET gateway-list": EVERYBODY,
+    "POST gateway-list": {C.GATEWAYS_MANAGE},
+    "GET gateway-detail": GATEWAYS,
+    "PATCH gateway-detail": {C.GATEWAYS_MANAGE},
+    "POST gateway-disable": {C.GATEWAYS_TOGGLE},
+    "POST gateway-enable": {C.GATEWAYS_TOGGLE},
+    "POST gateway-archive": NOBODY,
+    "GET gateway-connections": GATEWAYS,
+    "GET assignment-list": GATEWAYS,
+    "POST assignment-list": {C.GATEWAYS_MANAGE},
+    "GET assignment-detail": GATEWAYS,
+    "PATCH assignment-detail": {C.GATEWAYS_MANAGE},
+    "DELETE assignment-detail": {C.GATEWAYS_MANAGE},
+    "POST assignment-disable": {C.GATEWAYS_TOGGLE},
+    "POST assignment-enable": {C.GATEWAYS_TOGGLE},
+    "GET tool-list": GATEWAYS,
+    "POST tool-refresh": {C.GATEWAYS_MANAGE},
+    "GET tool-detail": GATEWAYS,
+    "PATCH tool-detail": {C.GATEWAYS_MANAGE},
+    "GET host-list": {C.HOSTS_READ},
+    "POST host-list": {C.API_TOKENS_MANAGE},
+    "GET host-detail": {C.HOSTS_READ},
+    "PATCH host-detail": {C.API_TOKENS_MANAGE},
+    "POST host-approve": {C.HOSTS_TOGGLE},
+    "POST host-disable": {C.HOSTS_TOGGLE},
+    "POST host-enable": {C.HOSTS_TOGGLE},
+    "POST host-archive": NOBODY,
+    "GET identity-list": EVERYBODY,
+    "POST identity-list": EVERYBODY,
+    "GET identity-detail": IDENTITIES,
+    "PATCH identity-detail": {C.SERVERS_MANAGE},
+    "PUT identity-secret": {C.SERVERS_MANAGE},
+    "POST identity-disable": IDENTITIES,
+    "POST identity-enable": IDENTITIES,
+    "POST identity-revoke": IDENTITIES,
+    "GET call-list": {C.LOGS_READ},
+    "GET call-export": {C.LOGS_READ},
+    "GET call-detail": {C.LOGS_READ},
+    "GET role-list": {C.PEOPLE_MANAGE},
+    "POST role-list": {C.PEOPLE_MANAGE},
+    "GET role-detail": {C.PEOPLE_MANAGE},
+    "PATCH role-detail": {C.PEOPLE_MANAGE},
+    "DELETE role-detail": {C.PEOPLE_MANAGE},
+    "GET server-list": SERVERS,
+    "POST server-list": {C.SERVERS_MANAGE},
+    "GET server-detail": SERVERS,
+    "PATCH server-detail": {C.SERVERS_MANAGE},
+    "POST server-disable": {C.SERVERS_TOGGLE},
+    "POST server-enable": {C.SERVERS_TOGGLE},
+    "POST server-test": {C.SERVERS_MANAGE},
+    "POST server-archive": {C.SERVERS_MANAGE},
+    "GET team-list": {C.PEOPLE_MANAGE},
+    "POST team-list": {C.PEOPLE_MANAGE},
+    "GET team-detail": {C.PEOPLE_MANAGE},
+    "PATCH team-detail": {C.PEOPLE_MANAGE},
+    "DELETE team-detail": {C.PEOPLE_MANAGE},
+    "GET token-list": EVERYBODY,
+    "POST token-list": {C.API_TOKENS_MANAGE},
+    "GET token-detail": {C.API_TOKENS_MANAGE},
+    "PATCH token-detail": {C.API_TOKENS_MANAGE},
+    "DELETE token-detail": ENDING,
+    "POST token-revoke": ENDING,
+    "POST token-rotate": NOBODY,
+    "GET user-list": {C.PEOPLE_MANAGE},
+    "POST user-list": {C.PEOPLE_MANAGE},
+    "GET user-detail": {C.PEOPLE_MANAGE},
+    "PATCH user-detail": {C.PEOPLE_MANAGE},
+    "POST user-deactivate": {C.PEOPLE_MANAGE},
+    "POST user-reactivate": {C.PEOPLE_MANAGE},
+    "POST user-sign-out": {C.PEOPLE_MANAGE},
+    "POST user-cut-off": NOBODY,
+    "GET schema": EVERYBODY,
+    "GET me": EVERYBODY,
+    "POST me-confirm": EVERYBODY,
+    "GET workspace": {C.WORKSPACE_MANAGE},
+    "PATCH workspace": {C.WORKSPACE_MANAGE},
+    "POST workspace-test-mail": {C.WORKSPACE_MANAGE},
+}
+
+# For an API key a list or an act that is free to people takes the capability that others' things take.
+KEY_OPENS: dict[str, set[Capability]] = {
+    "GET apikey-list": {C.PEOPLE_MANAGE},
+    "GET connection-list": {C.MCP_CONNECTIONS_READ},
+    "GET gateway-list": GATEWAYS,
+    "GET identity-list": IDENTITIES,
+    "POST identity-list": {C.SERVERS_MANAGE},
+    "GET token-list": {C.API_TOKENS_MANAGE},
+}
+# Letting people in, handing out rights and other keys are nothing a key does.
+NO_KEYS = {
+    "DELETE apikey-detail",
+    "POST apikey-revoke",
+    "POST role-list",
+    "PATCH role-detail",
+    "POST user-list",
+    "PATCH user-detail",
+    "POST user-reactivate",
+}
+
+# Changes to what somebody may do, or whether they are there.
+AGAINST = {
+    "PATCH user-detail",
+    "POST user-deactivate",
+    "POST user-reactivate",
+    "POST user-sign-out",
+    "PATCH role-detail",
+    "DELETE role-detail",
+    "DELETE apikey-detail",
+    "POST apikey-revoke",
+}
+REFUSED = {403, 404}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A thing an operation may be aimed at, and what acting against it takes."""
+
+    name: str
+    kwargs: dict[str, Any]
+    holds: frozenset[Capability] = frozenset()
+    owned: bool = False  # Another person's credential, which is nobody else's to change.
+    shared: bool = False  # A credential of the servers' keepers.
+
+
+class Cast(dict[str, list[Target]]):
+    """The targets, by the start of the name of the doors that lead to them."""
+
+    def __init__(self, world: World) -> None:
+        Role.objects.make_built_in()
+        roles = {one.name: Role.objects.get(name=one.name) for one in (MEMBER, ADMINISTRATOR, SUPER_ADMIN)}
+        self.member = roles[MEMBER.name]
+        people = {name: person(role) for name, role in roles.items()}
+        strong = make.role(C.LOGS_READ, C.PEOPLE_MANAGE, name="Stronger")
+        everything = frozenset(C)
+        shared = make.identity(make.server(auth_type="bearer"))
+        super().__init__(
+            user=[
+                Target("nobody in particular", {"pk": holder().pk}),
+                Target("a member", {"pk": people[MEMBER.name].pk}, MEMBER.capabilities),
+                Target("a stronger person", {"pk": person(strong).pk}, strong.capabilities),
+                Target("an administrator", {"pk": people[ADMINISTRATOR.name].pk}, everything),
+                Target("the last owner", {"pk": people[SUPER_ADMIN.name].pk}, everything),
+                Target("a Super admin who left", {"pk": person(roles[SUPER_ADMIN.name], active=False).pk}, everything),
+            ],
+            role=[
+                Target("an empty role", world.addresses["role-detail"]),
+                Target("Member", {"pk": roles[MEMBER.name].pk}, MEMBER.capabilities),
+                Target("a stronger role", {"pk": strong.pk}, strong.capabilities),
+                Target("Administrator", {"pk": roles[ADMINISTRATOR.name].pk}, everything),
+                Target("Super admin", {"pk": roles[SUPER_ADMIN.name].pk}, everything),
+            ],
+            identity=[
+                Target("another's identity", world.addresses["identity"], owned=True),
+                Target("a shared identity", {"pk": shared.pk}, shared=True),
+            ],
+            apikey=[
+                Target("an empty key", world.addresses["apikey"]),
+                Target(
+                    "a stronger key", {"pk": make.api_key(world.boss, C.LOGS_READ).key.pk}, frozenset({C.LOGS_READ})
+                ),
+            ],
+        )
+
+    def of(self, door: Door, world: World) -> list[Target]:
+        """What this door may be aimed at; the one thing of the world where no more is to be told."""
+        kind = door.name.partition("-")[0]
+        if door.name.endswith("-list") or kind not in self:
+            return [Target("", door.kwargs(world))]
+        return self[kind]
+
+
+def person(role: Role, *, active: bool = True) -> User:
+    return User.objects.create_user(f"{make.unique('p')}@example.com", "a password", role=role, is_active=active)
+
+
+@pytest.fixture(scope="module")
+def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[tuple[World, Cast]]:
+    with django_db_blocker.unblock(), for_a_moment():
+        world = build()
+        yield world, Cast(world)
+
+
+def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bool:
+    """Whether this one capability lets its holder do this to that, as the rules say it in words."""
+    if key and name in NO_KEYS:
+        return False
+    wanted = KEY_OPENS.get(name, OPENS[name]) if key else OPENS[name]
+    if capability not in wanted:
+        return False
+    if name in AGAINST and not target.holds <= {capability}:
+        return False
+    if target.owned:  # Another's own credential: looked at and switched by who manages identities, changed by nobody.
+        return capability == C.IDENTITIES_MANAGE and name not in ("PATCH identity-detail", "PUT identity-secret")
+    if target.shared and not name.startswith("GET"):
+        return capability == C.SERVERS_MANAGE
+    return True
+
+
+def bodies(door: Door, world: World, capability: Capability) -> list[Any]:
+    """What is sent: everything somebody might try to come by."""
+    name = f"{door.method.upper()} {door.name}"
+    match name:
+        case "PATCH user-detail":
+            return [{"email": "mine@example.com"}, {"display_name": "Mine"}, {"role_id": str(nothing().pk)}]
+        case "PATCH role-detail":
+            return [{"capabilities": []}, {"name": make.unique("Mine")}, {"capabilities": [capability.slug]}]
+    body = world.bodies.get((door.name, door.method))
+    return [{} if body is None and door.method in ("patch", "put") else body]
+
+
+def nothing() -> Role:
+    """A role that holds nothing."""
+    return Role.objects.get(name="Nobody's")
+
+
+def rights() -> dict[Any, Any]:
+    """Who may do what, what roles hold, whose credentials are which: what nobody takes who does not hold it."""
+    people = User.objects.values_list(
+        "pk", "email", "role_id", "is_active", "is_staff", "is_superuser", "session_epoch"
+    )
+    held = Role.permissions.through.objects.values_list("role_id", "permission_id")
+    return {
+        "people": set(people),
+        "roles": set(Role.objects.values_list("pk", "name")),
+        "held": set(held),
+        "identities": set(Identity.objects.values_list("pk", "owner_id", "secret_ciphertext", "enabled", "revoked_at")),
+        "keys": set(ApiKey.objects.values_list("pk", "revoked_at")),
+        "tokens": set(Token.objects.values_list("pk", "digest", "revoked_at")),
+        "connections": set(Connection.objects.values_list("pk", "enabled", "revoked_at")),
+    }
+
+
+def told(door: Door, target: Target, body: Any) -> str:
+    return f"{door.method.upper()} {door.name} {target.name} {body or ''}".strip()
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["session", "api key"])
+@pytest.mark.parametrize("capability", Capability, ids=[one.slug for one in Capability])
+def test_one_capability_opens_what_it_says_against_who_holds_no_more(
+    capability: Capability, key: bool, stage: tuple[World, Cast]
+) -> None:
+    world, cast = stage
+    wrong: list[str] = []
+    with for_a_moment():
+        somebody = holder(capability)
+        rest = Rest(browser(session_of(somebody)))
+        if key:  # Of somebody who may do everything: what counts is the key.
+            rest = Rest.bearing(make.api_key(world.boss, capability).secret)
+        before = rights()
+        for door in DOORS:
+            name = f"{door.method.upper()} {door.name}"
+            for target in [*cast.of(door, world), *oneself(door, world.boss if key else somebody)]:
+                allowed = opens(name, capability, target, key=key)
+                for body in bodies(door, world, capability):
+                    with for_a_moment() if allowed else nullcontext():
+                        status = knock(door, rest, target, body)
+                    if (status in REFUSED) == allowed or status >= 500:
+                        wrong.append(f"{told(door, target, body)}: {status}")
+        assert rights() == before, "something that was refused was done"
+    assert wrong == []
+
+
+def oneself(door: Door, somebody: User) -> list[Target]:
+    """The person who asks, and their role: what they hold is no more than they hold."""
+    assert somebody.role
+    match door.name.partition("-")[0]:
+        case "user" if not door.name.endswith("list"):
+            return [Target("oneself", {"pk": somebody.pk}, somebody.granted)]
+        case "role" if not door.name.endswith("list"):
+            return [Target("one's own role", {"pk": somebody.role_id}, somebody.role.capabilities)]
+    return []
+
+
+def knock(door: Door, rest: Rest, target: Target, body: Any) -> int:
+    path = reverse(f"api:{door.name}", kwargs=target.kwargs).removeprefix("/api")
+    return int(rest.send(door.method, path, body).status_code)
+
+
+def test_the_matrix_speaks_of_every_operation() -> None:
+    assert {f"{door.method.upper()} {door.name}" for door in DOORS} == set(OPENS)
+
+
+def test_whoever_is_last_stays_whatever_is_tried(stage: tuple[World, Cast]) -> None:
+    """Somebody who holds everything, and may act against everybody, leaves one owner behind."""
+    world, cast = stage
+    (owner,) = (one for one in cast["user"] if one.name == "the last owner")
+    with for_a_moment():
+        rest = Rest(browser(session_of(world.boss)))
+        acts: list[tuple[str, str, Any]] = [
+            ("patch", "", {"role_id": str(cast.member.pk)}),
+            ("post", "/deactivate", None),
+            ("post", "/cut-off", None),
+        ]
+        for method, end, body in acts:
+            refused = rest.send(method, f"/users/{owner.kwargs['pk']}{end}", body)
+            assert (refused.status_code, refused.json()["code"]) == (409, "last_owner")
