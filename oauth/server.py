@@ -6,9 +6,18 @@ from oauthlib.oauth2 import Server as OAuthServer
 
 from oauth import generators
 
+GRANTS = ("authorization_code", "refresh_token")
+RESPONSES = ("code",)
+
 
 class Server(OAuthServer):  # type: ignore[misc]
-    """Issues access tokens that live as long as the workspace says, an hour at most (W26)."""
+    """Issues access tokens that live as long as the workspace says, an hour at most (W26).
+
+    It knows the grants and responses that our metadata names; any other is unsupported (RFC 6749 sections 4.1.2.1 and
+    5.2).
+    """
 
     def __init__(self, request_validator: Any, **options: Any) -> None:
         super().__init__(request_validator, **{**options, "token_expires_in": generators.lifetime})
+        self._grant_types = {name: self.grant_types[name] for name in GRANTS}
+        self._response_types = {name: self.response_types[name] for name in RESPONSES}

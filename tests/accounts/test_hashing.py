@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -72,7 +72,7 @@ DOORS: dict[str, tuple[Door, int]] = {
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each hash, whether the thread that waits for it had a database connection."""
     seen: list[bool] = []
     wrapper = connections["default"]
@@ -86,7 +86,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 
     for name in ("encode", "verify"):
         monkeypatch.setattr(Argon2PasswordHasher, name, noting(getattr(Argon2PasswordHasher, name)))
-    yield seen
+    return seen
 
 
 @pytest.mark.django_db(transaction=True)
