@@ -26,6 +26,7 @@ from oauth.published import learn, needs_somebody
 from oauth.redirects import APP_SCHEMES
 from oauth.registration import is_approved
 from oauth.resources import UnknownResource, gateway_of
+from oauth.server import has_readable_query
 from oauth.validator import SCOPES
 from ui.pages import AppRequest
 
@@ -50,7 +51,7 @@ def authorize(request: AppRequest) -> HttpResponse:
 
     Nothing is sent to a redirect address before client and address are known to belong together.
     """
-    if "%00" in request.META.get("QUERY_STRING", ""):  # No text has a NUL, and the database takes none.
+    if not has_readable_query(request):
         return _bad_request(request, "The app's request holds a character that no text has.")
     try:
         if needs_somebody(request, request.GET.get("client_id", "")):
