@@ -52,7 +52,7 @@ def test_a_link_of_a_strangers_app_leads_nowhere(
         response = somebody.get(app.question(gateway, **change))
 
         assert stays_here(response)
-        assert b"Nobody has connected this app here yet" in response.content
+        assert b"This app is not approved here" in response.content
         assert uri.partition("://")[2].partition("/")[0].encode() in response.content.replace(b"<b>", b"").replace(
             b"</b>", b""
         )
