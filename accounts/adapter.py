@@ -1,18 +1,20 @@
 """How sign-in behaves: nobody signs up, and a refusal never tells why."""
 
+import hashlib
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from allauth.account.adapter import DefaultAccountAdapter
-from django.core.cache import cache
-from django.core.exceptions import ValidationError
-from django.http import HttpRequest
+from django.contrib.auth.hashers import make_password
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 
+from accounts.hashing import for_a_stranger
 from accounts.links import link_at
-from accounts.models import User, WorkspaceSettings
+from accounts.models import Attempt, User, WorkspaceSettings
+from accounts.sign_in_limits import TooManyTries, Tries, remember_browser, sender_of, try_password
 from auditlog.actions import Action
 from auditlog.models import Event
-
-BURST_S = 60
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
@@ -22,31 +24,55 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         **DefaultAccountAdapter.error_messages,
         "email_password_mismatch": "The e-mail or the password is not right.",
         "account_inactive": "The e-mail or the password is not right.",
-        "too_many_login_attempts": "Too many failed attempts. Wait a few minutes, then try again.",
     }
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return False
 
     def set_password(self, user: User, password: str) -> None:
-        user.set_password(password)
-        # Not the whole row: an administrator may be deactivating this person right now.
-        user.save(update_fields=["password", "password_changed_at"])
+        store_password(user, make_password(password))
 
     def get_reset_password_from_key_url(self, key: str) -> str:
         return link_at(key)
 
-    def pre_authenticate(self, request: HttpRequest, **credentials: Any) -> None:
-        try:
-            super().pre_authenticate(request, **credentials)
-        except ValidationError:
-            _note_burst(self.get_client_ip(request), str(credentials.get("email", "")))
-            raise
+    def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
+        """Who signs in with this e-mail and password, if they are right. Raises TooManyTries, or HashingBusy."""
+        email = str(credentials.get("email", ""))
+        tries = _try(request, email)
+        with nullcontext() if tries.is_known else for_a_stranger():
+            person: User | None = super().authenticate(request, **credentials)
+        if person:
+            tries.take_back()
+        return person
+
+    def reauthenticate(self, user: User, password: str) -> bool:
+        """Whether this is the password of somebody who is signed in; what strangers try at sign-in counts not here."""
+        return user.check_password(password)
+
+    def post_login(self, request: HttpRequest, user: User, **kwargs: Any) -> HttpResponse:
+        response: HttpResponse = super().post_login(request, user, **kwargs)
+        remember_browser(request, response, user)
+        return response
 
 
-def _note_burst(ip: str, email: str) -> None:
+def store_password(user: User, encoded: str) -> None:
+    """Give `user` the password of this hash."""
+    user.password, user.password_changed_at = encoded, timezone.now()
+    # Not the whole row: an administrator may be deactivating this person right now.
+    user.save(update_fields=["password", "password_changed_at"])
+
+
+def _try(request: HttpRequest, email: str) -> Tries:
+    try:
+        return try_password(request, email)
+    except TooManyTries:
+        _note_burst(request, email)
+        raise
+
+
+def _note_burst(request: HttpRequest, email: str) -> None:
     """Record that somebody guesses passwords, once a minute for each address they do it from."""
-    if cache.add(f"sign-in-refused:{ip}", "noted", timeout=BURST_S):
+    if Attempt.objects.note(hashlib.sha256(f"sign-in refused {sender_of(request)}".encode()).hexdigest()) == 1:
         person = User.objects.filter(email=email.lower()).first()
         told = {"email": email[:254]}
         Event.objects.record(Action.SIGN_IN_REFUSED, person or WorkspaceSettings.load(), by=None, changes=told)

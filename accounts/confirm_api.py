@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from allauth.account.internal.flows.reauthentication import reauthenticate_by_password
-from allauth.core import ratelimit
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import BaseThrottle
 
 from accounts.sign_in import AgainForm
+from accounts.sign_in_limits import try_as
 from capabilities.rest import Rule
 from ui.rest import Body, Resource, Told, checked
 
@@ -24,20 +23,6 @@ class Confirmation(Body):
     password = serializers.CharField(trim_whitespace=False, max_length=4096)
 
 
-class GuessLimit(BaseThrottle):
-    """Passwords are typed ten times a minute at most, here and on the page together.
-
-    Counted as the page counts, one after the other: guesses that are sent at once are counted too.
-    """
-
-    def allow_request(self, request: Request, view: Any) -> bool:
-        return bool(ratelimit.consume(request, action="reauthenticate", user=request.user))
-
-    def wait(self) -> float:
-        """A minute at most; which guess is forgotten first is not told."""
-        return 60
-
-
 class Confirm(Resource):
     """Whoever types their password may do grave things for five minutes, in this session."""
 
@@ -45,9 +30,9 @@ class Confirm(Resource):
     bodies: ClassVar[Mapping[str, type[Body]]] = {"confirm": Confirmation}
     empty = frozenset({"confirm"})
     conflicts = frozenset({"confirm"})
-    throttle_classes = (GuessLimit,)
 
     def confirm(self, request: Request) -> Response:
+        try_as(self.me, "password again")  # Here and on the page together.
         typed = self.body()
         if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():
             raise Told(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")

@@ -22,6 +22,7 @@ from django.utils.module_loading import import_string
 
 from accounts.models import User, WorkspaceSettings
 from accounts.rules import Giver
+from accounts.sign_in_limits import Tries, try_as, try_code
 from auditlog.actions import Action
 from auditlog.models import Event
 
@@ -106,23 +107,35 @@ def _dress(form: forms.Form) -> None:
 class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
     """Takes a code of the app, or a recovery code, once for as long as it is right."""
 
+    def count(self) -> Tries:
+        """Count this try. Raises TooManyTries."""
+        raise NotImplementedError
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _dress(self)
 
     def clean_code(self) -> str:
+        tries = self.count()
         code = str(super().clean_code())
         if not cache.add(f"second-factor:{self.user.pk}:{code}", "used", timeout=CODE_LIVES_S):
             raise Adapter().validation_error("incorrect_code")
+        tries.take_back()
         return code
 
 
 class CodeForm(OnceForm, AuthenticateForm):  # type: ignore[misc]
     """The code asked for when signing in."""
 
+    def count(self) -> Tries:
+        return try_code(context.request, self.user)
+
 
 class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
     """The code asked for again before something grave."""
+
+    def count(self) -> Tries:
+        return try_as(self.user, "code again")
 
 
 def is_on(person: User) -> bool:

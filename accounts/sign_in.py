@@ -9,7 +9,11 @@ from allauth.account.forms import (
     ResetPasswordForm,
     ResetPasswordKeyForm,
 )
+from django.contrib.auth.hashers import make_password
 from django.forms import BooleanField, Form
+
+from accounts.adapter import store_password
+from accounts.sign_in_limits import Tries
 
 
 def _relabel(form: Form, **labels: str) -> None:
@@ -33,8 +37,25 @@ class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         _relabel(self, email="E-mail")
 
+    def clean_email(self) -> str:
+        Tries().count("reset, for one account", self.cleaned_data["email"].strip().lower())
+        return str(super().clean_email())
 
-class NewPasswordForm(ResetPasswordKeyForm):  # type: ignore[misc]
+
+class HashedInTime(Form):
+    """A new password, hashed with the form's checks: saving may be part of a transaction, and that must not wait."""
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        if not self.errors:
+            self.encoded = make_password(cleaned["password1"])
+        return cleaned
+
+    def save(self) -> None:
+        store_password(self.user, self.encoded)  # type: ignore[attr-defined]  # Both forms below have one.
+
+
+class NewPasswordForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _relabel(self, password1="New password", password2="New password, again")
@@ -49,7 +70,7 @@ class AgainForm(ReauthenticateForm):  # type: ignore[misc]
         self.fields["password"].help_text = ""
 
 
-class OtherPasswordForm(ChangePasswordForm):  # type: ignore[misc]
+class OtherPasswordForm(HashedInTime, ChangePasswordForm):  # type: ignore[misc]
     revoke = BooleanField(
         label="Also revoke my API tokens and connections",
         required=False,

@@ -107,6 +107,7 @@ MIDDLEWARE = [
     "accounts.session_limits.session_limits",
     "django_htmx.middleware.HtmxMiddleware",
     "ui.middleware.htmx_redirects",
+    "ui.middleware.try_later",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "gatewayadmin.middleware.note_origin",
     "gatewayadmin.middleware.note_refusals",
@@ -132,11 +133,11 @@ TEMPLATES = [
 ]
 
 CACHES = {
-    # Shared by all workers: the limits on sign-in count there. Never read on the way of an MCP request.
+    # Shared by all workers: codes that were used are there. Never read on the way of an MCP request.
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",
-        "OPTIONS": {"MAX_ENTRIES": 20_000},  # Past it a third is forgotten, limits too.
+        "OPTIONS": {"MAX_ENTRIES": 20_000},  # Past it a third is forgotten.
     },
 }
 
@@ -154,7 +155,7 @@ SERVESTATIC_AUTOREFRESH = False
 
 AUTH_USER_MODEL = "accounts.User"
 AUTHENTICATION_BACKENDS = ["accounts.backend.RoleBackend"]
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher", "oauth.client_secrets.Hasher"]
+PASSWORD_HASHERS = ["accounts.hashing.Hasher", "oauth.client_secrets.Hasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {
@@ -186,14 +187,8 @@ ACCOUNT_FORMS = {
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = _public.scheme
 ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.links.LinkTokens"
 ACCOUNT_REAUTHENTICATION_TIMEOUT = int(timedelta(minutes=5).total_seconds())
-ACCOUNT_RATE_LIMITS = {
-    "login": "20/m/ip",
-    "login_failed": "20/m/ip,5/m/key",
-    "reset_password": "20/h/ip,3/h/key",
-    "reset_password_from_key": "20/m/ip",
-    "change_password": "5/m/user",
-    "reauthenticate": "10/m/user",
-}
+# Not allauth's: they wait for each other while they hold a database connection. Ours are in accounts.sign_in_limits.
+ACCOUNT_RATE_LIMITS = False
 
 MFA_ADAPTER = "accounts.second_factor.Adapter"
 MFA_FORMS = {

@@ -6,6 +6,7 @@ from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.generic import RedirectView
 
 from accounts import second_factor_views as second_factor
+from accounts.sign_in_limits import posts_from_one_address, posts_of_one_person
 from gatewayadmin import log_tabs, staff
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
@@ -28,15 +29,25 @@ _signing_in = [
     path("logout/", account.logout, name="account_logout"),
     path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page asks for its address.
     path("inactive/", account.account_inactive, name="account_inactive"),
-    path("reauthenticate/", account.reauthenticate, name="account_reauthenticate"),
-    path("password/change/", ChangePassword.as_view(), name="account_change_password"),
+    path(
+        "reauthenticate/", posts_of_one_person("password again")(account.reauthenticate), name="account_reauthenticate"
+    ),
+    path(
+        "password/change/",
+        posts_of_one_person("password change")(ChangePassword.as_view()),
+        name="account_change_password",
+    ),
     path("second-factor/", mfa.authenticate, name="mfa_authenticate"),
     path("second-factor/again/", mfa.reauthenticate, name="mfa_reauthenticate"),
-    path("password/reset/", AskForReset.as_view(), name="account_reset_password"),
+    path(
+        "password/reset/",
+        posts_from_one_address("reset, from one address")(AskForReset.as_view()),
+        name="account_reset_password",
+    ),
     path("password/reset/done/", account.password_reset_done, name="account_reset_password_done"),
     re_path(
         r"^password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
-        SetPassword.as_view(),
+        posts_from_one_address("link, from one address")(SetPassword.as_view()),
         name="account_reset_password_from_key",
     ),
     path(

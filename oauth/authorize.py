@@ -24,7 +24,9 @@ from oauth.documents import Unreadable
 from oauth.models import AuthorizeRequest
 from oauth.published import learn, needs_somebody
 from oauth.redirects import APP_SCHEMES
+from oauth.registration import is_approved
 from oauth.resources import UnknownResource, gateway_of
+from oauth.server import has_readable_query
 from oauth.validator import SCOPES
 from ui.pages import AppRequest
 
@@ -49,7 +51,7 @@ def authorize(request: AppRequest) -> HttpResponse:
 
     Nothing is sent to a redirect address before client and address are known to belong together.
     """
-    if "%00" in request.META.get("QUERY_STRING", ""):  # No text has a NUL, and the database takes none.
+    if not has_readable_query(request):
         return _bad_request(request, "The app's request holds a character that no text has.")
     try:
         if needs_somebody(request, request.GET.get("client_id", "")):
@@ -67,13 +69,14 @@ def authorize(request: AppRequest) -> HttpResponse:
 def _begin(request: AppRequest, asked: dict[str, str | None]) -> HttpResponse:
     """The flow's first page, or back to the app: now client and address are known to belong together."""
     if asked["code_challenge_method"] != "S256" or not CHALLENGE.fullmatch(asked["code_challenge"] or ""):
-        return send_back(asked, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."})
+        return _answer(request, asked, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."})
     try:
         gateway = gateway_of(request.GET.getlist("resource"))
     except UnknownResource as unknown:
-        return send_back(asked, {"error": "invalid_target", "error_description": str(unknown)})
+        return _answer(request, asked, {"error": "invalid_target", "error_description": str(unknown)})
     if "none" in request.GET.get("prompt", "").split():  # Consent is always asked for.
-        return send_back(asked, {"error": "interaction_required"})
+        described = "A person has to agree, so prompt=none cannot be answered."
+        return _answer(request, asked, {"error": "interaction_required", "error_description": described})
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path())
     application = Application.objects.get(client_id=asked["client_id"])
@@ -81,16 +84,29 @@ def _begin(request: AppRequest, asked: dict[str, str | None]) -> HttpResponse:
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """An error the app may be told goes back to it; one about the app itself stays here, on a page (400)."""
+    """An error the app may be told goes back to it, if it is approved; one about the app itself stays here (400)."""
     said = error.oauthlib_error
     redirect_uri = getattr(said, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
-        return send_back({"redirect_uri": redirect_uri, "state": said.state}, dict(said.twotuples))
+        return _answer(request, {"redirect_uri": redirect_uri, "state": said.state}, dict(said.twotuples))
     return _bad_request(request, said.description or "The app's request is not one this server can answer.")
 
 
-def _bad_request(request: AppRequest, reason: str) -> HttpResponse:
-    return render(request, "oauth/bad_request.html", {"reason": reason}, status=400)
+def _answer(request: AppRequest, asked: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
+    """An error goes back to an app that is approved. Of any other it stays here, in words.
+
+    Anybody may register an app and then send people a link to us that is wrong on purpose: we would lead them on to
+    whatever address that app named (RFC 9700 section 4.11.2).
+    """
+    application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
+    if application and is_approved(application):
+        return send_back(asked, error)
+    reason = f"The app's request is not one this server can answer. {error.get('error_description') or error['error']}"
+    return _bad_request(request, reason, redirect_uri=str(asked["redirect_uri"]))
+
+
+def _bad_request(request: AppRequest, reason: str, *, redirect_uri: str = "") -> HttpResponse:
+    return render(request, "oauth/bad_request.html", {"reason": reason, "redirect_uri": redirect_uri}, status=400)
 
 
 def send_back(asked: Mapping[str, Any], answer: Mapping[str, str]) -> HttpResponse:

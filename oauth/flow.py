@@ -51,15 +51,12 @@ def begin_app(
 ) -> AuthorizeRequest:
     """A new flow for the signed-in person that ends with a redirect to an app.
 
-    Where new apps need approval, the app shows itself now, so that there is something to approve.
+    An app nobody knows has no host yet: following a link must add nothing that others see.
     """
-    host = known_host(application)
-    if host is None and WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE:
-        host = host_of(application, by=request.user)
     return AuthorizeRequest.objects.create(
         kind=Ending.OAUTH,
         application=application,
-        host=host,
+        host=known_host(application),
         gateway=gateway,
         user=request.user,
         parameters=asked | {"locked": gateway is not None},
@@ -81,6 +78,8 @@ def find(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeReque
 
 def refusal(flow: AuthorizeRequest, user: User) -> str:
     """Why this flow must not go on, in plain words; empty when it may (R3.16)."""
+    if flow.host is None and flow.application:
+        flow.host = known_host(flow.application)  # Another flow may have made it known since this one began.
     return _capability_refusal(flow, user) or _host_refusal(flow.host) or _gateway_refusal(flow, user)
 
 
@@ -91,6 +90,19 @@ def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
         return ""
     closed = " Enrolment with this agent is off." if flow.kind == Ending.TOKEN else ""
     return f"Your role lacks {needed.label}.{closed}"
+
+
+def needs_approval(flow: AuthorizeRequest) -> bool:
+    """Whether an administrator has to let this app in first, and nobody has asked for that yet."""
+    is_new = flow.kind == Ending.OAUTH and flow.host is None
+    return is_new and WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
+
+
+def ask_approval(flow: AuthorizeRequest, *, by: User) -> None:
+    """Show the app to administrators, so that there is something to approve."""
+    assert flow.application
+    flow.host = host_of(flow.application, by=by)
+    flow.save(update_fields=["host"])
 
 
 def _host_refusal(host: Host | None) -> str:

@@ -13,9 +13,8 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from oauth2_provider.models import Application
 
-from accounts.models import User
+from accounts.models import Attempt, User
 from auditlog.senders import neighbourhood
-from oauth.models import Attempt
 
 A_MINUTE = {"register": 60, "document": 10, "token": 30, "tokens": 300}
 OF_ONE_PERSON = {"document": 5}

@@ -4,7 +4,7 @@ from urllib.parse import urlencode
 from uuid import uuid4
 
 from django.conf import settings
-from django.db import connection, models
+from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
@@ -150,34 +150,3 @@ class AuthorizeRequest(models.Model):
     def is_over(self) -> bool:
         """Whether it was finished, refused or left too long."""
         return self.completed_at is not None or self.expires_at <= timezone.now()
-
-
-class AttemptQuerySet(models.QuerySet["Attempt"]):
-    def note(self, key: str) -> int:
-        """Count one more attempt of `key`; how many that makes in this minute.
-
-        One statement and no lock held beyond it: what counts strangers must not make them wait for each other.
-        """
-        statement = """
-            INSERT INTO oauth_attempt AS a (key, minute, count) VALUES (%s, %s, 1)
-            ON CONFLICT (key) DO UPDATE SET
-                count = CASE WHEN a.minute < excluded.minute THEN 1 ELSE a.count + 1 END,
-                minute = greatest(a.minute, excluded.minute)
-            RETURNING count
-        """
-        with connection.cursor() as cursor:
-            cursor.execute(statement, [key, timezone.now().replace(second=0, microsecond=0)])
-            return int(cursor.fetchone()[0])
-
-
-class Attempt(models.Model):
-    """How often one address did one thing in one minute, for the limits that keep strangers in bounds."""
-
-    key = models.CharField(max_length=64, primary_key=True)
-    minute = models.DateTimeField(db_index=True)
-    count = models.PositiveIntegerField()
-
-    objects = AttemptQuerySet.as_manager()
-
-    def __str__(self) -> str:
-        return f"{self.count} at {self.minute}"

@@ -11,8 +11,9 @@ from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
 from django.db.models.functions import Coalesce
 from oauth2_provider.models import AccessToken, Application, Grant, RefreshToken
 
-from accounts.models import WorkspaceSettings
-from oauth.models import Attempt, AuthorizeRequest
+from accounts.models import Attempt, WorkspaceSettings
+from accounts.models.attempts import HOUR
+from oauth.models import AuthorizeRequest
 
 AT_ONCE = 5_000
 UNUSED = timedelta(days=1)  # Decisions 7.3: registrations nobody connected with.
@@ -61,8 +62,8 @@ def registrations(now: datetime) -> int:
 
 
 def attempts(now: datetime) -> int:
-    """Counters of minutes that are over."""
-    return Attempt.objects.filter(minute__lt=now - timedelta(minutes=5)).delete()[0]
+    """Counters of minutes and hours that are over."""
+    return Attempt.objects.filter(since__lt=now - HOUR).delete()[0]
 
 
 def _idle() -> timedelta:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from urllib.parse import SplitResult, urlsplit
 
+from ui import addresses
+
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 APP_SCHEMES = frozenset({"cursor", "vscode", "vscode-insiders"})
 MOST = 20
@@ -22,8 +24,8 @@ def check(uri: str) -> None:
         raise BadRedirect(f"{uri}: a redirect address holds no user name.")
     if parts.scheme in APP_SCHEMES:
         return
-    if not parts.hostname:
-        raise BadRedirect(f"{uri}: a redirect address names a host.")
+    if not addresses.parts(uri).domain:  # Else no page could tell people for sure where they are sent.
+        raise BadRedirect(f"{uri}: a redirect address names a plain host.")
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
         return
     raise BadRedirect(f"{uri}: use https, http on the loopback address, or one of {', '.join(sorted(APP_SCHEMES))}.")

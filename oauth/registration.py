@@ -18,6 +18,7 @@ from oauth2_provider.views import DynamicClientRegistrationManagementView, Dynam
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.models import Event
+from connections.models import host_refusal
 from hosts.models import Host
 from oauth import limits, redirects
 from oauth.cors import cross_origin
@@ -132,6 +133,17 @@ def registration_of(application: Application) -> Registration:
         defaults={"fingerprint": fingerprint(application), "client_name": application.name[:120]},
     )
     return registration
+
+
+def is_approved(application: Application) -> bool:
+    """Whether somebody stands for this app and for where it sends people, and nobody has taken that back.
+
+    Whoever runs this gateway registered it by hand, or a person connected this very registration.
+    """
+    if application.registration_source == Application.RegistrationSource.MANUAL:
+        return True
+    registration = Registration.objects.filter(application=application).select_related("host").first()
+    return bool(registration and registration.host and not host_refusal(registration.host))
 
 
 def known_host(application: Application) -> Host | None:

@@ -1,14 +1,33 @@
 """The toolkit's OAuth server, with the lifetime of access tokens read from the workspace each time."""
 
+import re
 from typing import Any
 
+from django.http import HttpRequest
 from oauthlib.oauth2 import Server as OAuthServer
 
 from oauth import generators
 
+BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+GRANTS = ("authorization_code", "refresh_token")
+RESPONSES = ("code",)
+
 
 class Server(OAuthServer):  # type: ignore[misc]
-    """Issues access tokens that live as long as the workspace says, an hour at most (W26)."""
+    """Issues access tokens that live as long as the workspace says, an hour at most (W26).
+
+    It knows the grants and responses that our metadata names; any other is unsupported (RFC 6749 sections 4.1.2.1 and
+    5.2).
+    """
 
     def __init__(self, request_validator: Any, **options: Any) -> None:
         super().__init__(request_validator, **{**options, "token_expires_in": generators.lifetime})
+        self._grant_types = {name: self.grant_types[name] for name in GRANTS}
+        self._response_types = {name: self.response_types[name] for name in RESPONSES}
+
+
+def has_readable_query(request: HttpRequest) -> bool:
+    """Whether the toolkit can read the query: it fails on a % that escapes nothing, and the database takes no NUL."""
+    query = request.META.get("QUERY_STRING", "")
+    return "%00" not in query and not BROKEN_ESCAPE.search(query)

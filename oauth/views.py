@@ -73,9 +73,19 @@ def step(view: Step) -> Step:
             return render(request, "oauth/expired.html", {"flow": flow}, status=410)
         if reason := flows.refusal(flow, request.user):
             return refused(request, flow, reason)
+        if flows.needs_approval(flow):
+            return _approval(request, flow)
         return view(request, flow, **kwargs)
 
     return guarded
+
+
+def _approval(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
+    """Ask the person whether an administrator should be asked; looking at the page asks nobody."""
+    if "ask" in request.POST:
+        flows.ask_approval(flow, by=request.user)
+        return redirect("oauth:gateway", flow.pk)
+    return render(request, "oauth/approval.html", {"flow": flow})
 
 
 @step

@@ -6,9 +6,19 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.utils.cache import add_never_cache_headers
+from django.utils.http import urlencode
 from django.views.decorators.csrf import requires_csrf_token
 
 from ui.pages import wants_fragment
+
+
+class TryLater(Exception):
+    """Refused for now, and nothing was done; `seconds` says when to come back. The message is for people."""
+
+    def __init__(self, sentence: str, seconds: int) -> None:
+        super().__init__(sentence)
+        self.seconds = seconds
 
 
 @requires_csrf_token
@@ -37,3 +47,15 @@ def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 @requires_csrf_token
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     return render(request, "404.html", status=404)
+
+
+@requires_csrf_token
+def too_many(request: HttpRequest, refusal: TryLater) -> HttpResponse:
+    """429 with Retry-After, in words, and a way back to the form that was sent."""
+    asked_for = request.POST.get("next", "")
+    back = f"{request.path}?{urlencode({'next': asked_for})}" if asked_for else request.get_full_path()
+    template = "429.html#notice" if wants_fragment(request) else "429.html"
+    response = render(request, template, {"reason": str(refusal), "back": back}, status=429)
+    response["Retry-After"] = str(refusal.seconds)
+    add_never_cache_headers(response)
+    return response

@@ -1,4 +1,4 @@
-"""What htmx needs from every response."""
+"""What htmx needs from every response, and the page for who has to wait."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from django.shortcuts import resolve_url
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
+from ui.errors import TryLater, too_many
+
 
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Turn a redirect into HX-Redirect: followed by htmx itself, the new page would land inside the old one.
@@ -19,8 +21,10 @@ def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
+        # Asked before the view: a form that waited for a password brings the headers it was sent with.
+        from_htmx = bool(getattr(request, "htmx", None))
         response = get_response(request)
-        if not getattr(request, "htmx", None) or response.status_code not in (301, 302, 303, 307, 308):
+        if not from_htmx or response.status_code not in (301, 302, 303, 307, 308):
             return response
         client = HttpResponseClientRedirect(_destination(request, response["Location"]))
         client.cookies = response.cookies
@@ -36,3 +40,16 @@ def _destination(request: HttpRequest, location: str) -> str:
     if urlsplit(location).path != login or not htmx.current_url_abs_path:
         return location
     return f"{login}?{urlencode({'next': htmx.current_url_abs_path})}"
+
+
+def try_later(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Answer 429 wherever a page's view raises TryLater; place it after HtmxMiddleware."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        return get_response(request)
+
+    def process_exception(request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        return too_many(request, exception) if isinstance(exception, TryLater) else None
+
+    middleware.process_exception = process_exception  # type: ignore[attr-defined]
+    return middleware

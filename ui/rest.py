@@ -14,13 +14,15 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import Http404
 from rest_framework import exceptions, serializers
-from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
 from rest_framework.pagination import PageNumberPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
 from rest_framework.views import exception_handler
 from rest_framework.viewsets import GenericViewSet
+
+from ui.errors import TryLater
 
 if TYPE_CHECKING:
     from django.forms import BaseForm
@@ -254,6 +256,8 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
         return _denied(exc)
     if isinstance(exc, Http404):
         exc = exceptions.NotFound()
+    if isinstance(exc, TryLater):
+        exc = _throttled(exc)
     response = exception_handler(exc, context)
     if response is None or not isinstance(exc, APIException):
         return response
@@ -263,6 +267,12 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
         codes = exc.get_codes()
         response.data = {"detail": str(exc.detail), "code": codes if isinstance(codes, str) else "invalid"}
     return response
+
+
+def _throttled(refusal: TryLater) -> exceptions.Throttled:
+    throttled = exceptions.Throttled(wait=refusal.seconds)
+    throttled.detail = ErrorDetail(str(refusal), "throttled")
+    return throttled
 
 
 def _denied(denied: PermissionDenied) -> Response:

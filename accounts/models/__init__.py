@@ -1,6 +1,7 @@
 """Who people are: users, their role, their teams, their API keys; and the settings they share."""
 
 from accounts.models.api_keys import ApiKey, ApiKeyQuerySet, KeyEnd
+from accounts.models.attempts import Attempt
 from accounts.models.roles import Role, permissions_of
 from accounts.models.users import Team, User, make_first_owner
 from accounts.models.workspace import NewAppPolicy, WorkspaceSettings
@@ -8,6 +9,7 @@ from accounts.models.workspace import NewAppPolicy, WorkspaceSettings
 __all__ = [
     "ApiKey",
     "ApiKeyQuerySet",
+    "Attempt",
     "KeyEnd",
     "NewAppPolicy",
     "Role",

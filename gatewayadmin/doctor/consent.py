@@ -48,6 +48,8 @@ def allow(user: User, gateway: Gateway, application: Application, asked: dict[st
     request = _request(user)
     flow = flows.begin_app(request, application, gateway, {**asked})
     try:
+        if not flows.refusal(flow, user) and flows.needs_approval(flow):
+            flows.ask_approval(flow, by=user)
         if reason := flows.refusal(flow, user):
             raise Fault(reason, _what_to_do(reason))
         with transaction.atomic():

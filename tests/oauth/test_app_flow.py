@@ -323,14 +323,16 @@ def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, me
         ({"resource": "https://elsewhere.example/mcp/x"}, "invalid_target"),
         ({"resource": "http://localhost:8000"}, "invalid_target"),
         ({"resource": "http://localhost:8000/mcp/unknown"}, "invalid_target"),
-        ({"response_type": "token"}, "unauthorized_client"),
+        ({"response_type": "token"}, "unsupported_response_type"),
         ({"prompt": "none"}, "interaction_required"),
     ],
 )
 def test_a_wrong_question_goes_back_with_its_error_state_and_issuer(
     app: App, member: User, gateway: Gateway, change: dict[str, Any], error: str
 ) -> None:
-    """P35, P37, P39."""
+    """P35, P37, P39. Of an app somebody connected: who follows a link is led to no stranger's address."""
+    connect(app, member, gateway)
+
     response = browser(member).get(app.question(gateway, **change))
 
     assert response.status_code == 302
@@ -398,9 +400,17 @@ def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, memb
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     client = browser(member)
 
-    waiting = client.get(client.get(app.question(gateway))["Location"])
+    begun = client.get(app.question(gateway))["Location"]
+    asked = client.get(begun)
+    assert b"an administrator approves new apps" in asked.content
+    assert not Host.objects.exists()  # Looking asks nobody.
+    assert client.post(begun, {"gateway": gateway.slug}).status_code == 200
+    assert not Host.objects.exists()
+
+    waiting = client.post(begun, {"ask": "yes"}, follow=True)
     assert waiting.status_code == 403
     assert b"waiting for an administrator" in waiting.content
+    assert client.get(client.get(app.question(gateway))["Location"]).status_code == 403
 
     Host.objects.get().approve(by=make.user())
     assert "code" in decide(client, app.question(gateway))

@@ -12,8 +12,8 @@ from django.contrib.auth.hashers import identify_hasher
 from django.test import Client
 from oauth2_provider.models import Application
 
+from accounts.models import Attempt
 from oauth.limits import A_MINUTE
-from oauth.models import Attempt
 from tests.oauth.apps import App, register
 
 pytestmark = pytest.mark.django_db

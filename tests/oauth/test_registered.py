@@ -54,7 +54,7 @@ def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignI
     seen = page_of(viv, sign_in, Host.objects.get())
 
     assert all(client_id in seen for client_id in ids)
-    assert seen.count("http://127.0.0.1</code>") == 2
+    assert seen.count("http://<b>127.0.0.1</b></code>") == 2
     assert seen.count("Self-reported, not verified") == 2
     assert "1.2" in seen
     assert "elsewhere.example.com" not in seen

@@ -9,7 +9,8 @@ import time_machine
 from django.test import Client
 from oauth2_provider.models import AccessToken, Application
 
-from oauth.models import Attempt, Registration
+from accounts.models import Attempt
+from oauth.models import Registration
 from oauth.redirects import BadRedirect, check, origins
 
 pytestmark = pytest.mark.django_db

@@ -7,7 +7,7 @@ from django.test import Client
 
 from accounts.models import User
 from gateways.models import Gateway
-from tests.oauth.apps import App, browser
+from tests.oauth.apps import App, browser, connect
 
 pytestmark = pytest.mark.django_db
 
@@ -61,6 +61,8 @@ def test_a_challenge_that_is_none_is_refused_before_anybody_is_asked(
     app: App, member: User, gateway: Gateway, challenge: str
 ) -> None:
     """P37; it would not fit beside its code."""
+    connect(app, member, gateway)
+
     response = browser(member).get(app.question(gateway, code_challenge=challenge))
 
     assert response.status_code == 302

@@ -15,6 +15,8 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from ui.addresses import parts
+
 register = template.Library()
 
 
@@ -31,6 +33,20 @@ def icon(name: str, label: str = "") -> SafeString:
 def badge(state: str, text: str = "") -> SafeString:
     """A state as word, shape and colour; the word is the state unless given."""
     return format_html('<span class="badge" data-state="{}">{}</span>', state, text or state)
+
+
+@register.simple_tag
+def address(uri: str, longest: int = 60) -> SafeString:
+    """A web address with its host whole and its domain made plain; what follows the host is cut at `longest`."""
+    shown = parts(uri, longest=longest)
+    return format_html(
+        '<code class="address" title="{}">{}<b>{}</b>{}{}</code>',
+        shown.whole,
+        shown.before,
+        shown.domain,
+        shown.after,
+        shown.rest,
+    )
 
 
 def _date(moment: datetime) -> str:

@@ -1,0 +1,109 @@
+"""Password hashes: argon2id, few at a time in one process and never while a database connection is held.
+
+One hash takes 100 MiB and as much time as some pages together, and anybody can ask for one. So whoever waits for a hash
+gives the connection back first, the hash runs below everything else in the process, and beyond a short queue the answer
+is HashingBusy instead of a wait. Every check and every new password comes through here: this is the hasher Django uses.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from django.contrib.auth.hashers import Argon2PasswordHasher
+from django.db import connection
+
+from ui.errors import TryLater
+
+AT_ONCE = 2
+WAITING = 16
+OF_STRANGERS = 8  # How many of those places whoever is not signed in, and in no known browser, may take.
+LONGEST_WAIT_S = 5.0
+LOWER_PRIORITY = 5
+
+_for_a_stranger: ContextVar[bool] = ContextVar("_for_a_stranger", default=False)
+
+
+class HashingBusy(TryLater):
+    """Too many passwords are being checked in this process."""
+
+    def __init__(self) -> None:
+        super().__init__("Many people are signing in just now. Wait a few seconds, then try again.", 5)
+
+
+class Queue:
+    """Lets `at_once` callers work and a bounded number wait; strangers leave places for those who are known.
+
+    Waits `seconds` at most. Raises HashingBusy.
+    """
+
+    def __init__(self, *, at_once: int, waiting: int, of_strangers: int, seconds: float) -> None:
+        self._free = threading.Semaphore(at_once)
+        self._places = threading.Semaphore(at_once + waiting)
+        self._places_of_strangers = threading.Semaphore(at_once + of_strangers)
+        self._seconds = seconds
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with _taken(self._places, 0):
+            if not _for_a_stranger.get():
+                with _taken(self._free, self._seconds):
+                    yield
+                return
+            with _taken(self._places_of_strangers, 0), _taken(self._free, self._seconds):
+                yield
+
+
+@contextmanager
+def _taken(places: threading.Semaphore, seconds: float) -> Iterator[None]:
+    if not places.acquire(timeout=seconds):
+        raise HashingBusy
+    try:
+        yield
+    finally:
+        places.release()
+
+
+_queue = Queue(at_once=AT_ONCE, waiting=WAITING, of_strangers=OF_STRANGERS, seconds=LONGEST_WAIT_S)
+
+
+@contextmanager
+def for_a_stranger() -> Iterator[None]:
+    """Hashes of this block are for somebody nobody knows yet: others go first when the queue is long."""
+    before = _for_a_stranger.set(True)
+    try:
+        yield
+    finally:
+        _for_a_stranger.reset(before)
+
+
+def apart[R](work: Callable[[], R]) -> R:
+    """What `work` gives, in its turn and at a lower priority, while this thread holds no database connection.
+
+    A transaction keeps its connection, so nothing is hashed inside one where pages are served. Raises HashingBusy.
+    """
+    if not connection.in_atomic_block:
+        connection.close()  # Back to the pool; Django takes one anew when it needs one.
+    with _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
+        return thread.submit(work).result()
+
+
+def _step_back() -> None:
+    """Let other threads go first. On Linux alone a thread has a priority of its own; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWER_PRIORITY)
+
+
+class Hasher(Argon2PasswordHasher):
+    """Django's argon2id with Django's costs, in its turn."""
+
+    def encode(self, password: str, salt: str) -> str:
+        return apart(lambda: super(Hasher, self).encode(password, salt))
+
+    def verify(self, password: str, encoded: str) -> bool:
+        return apart(lambda: super(Hasher, self).verify(password, encoded))

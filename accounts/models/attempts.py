@@ -1,0 +1,58 @@
+"""How often something was tried, for the limits that keep strangers in bounds."""
+
+from datetime import UTC, datetime, timedelta
+
+from django.db import connection, models
+from django.utils import timezone
+
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)  # The longest window there is: rows older than that count for nothing.
+
+
+class AttemptQuerySet(models.QuerySet["Attempt"]):
+    def note(self, key: str, *, window: timedelta = MINUTE) -> int:
+        """Count one more attempt of `key`; how many that makes in this window, which begins by the clock.
+
+        One statement and no lock held beyond it: what counts strangers must not make them wait for each other.
+        """
+        statement = """
+            INSERT INTO oauth_attempt AS a (key, minute, count) VALUES (%s, %s, 1)
+            ON CONFLICT (key) DO UPDATE SET
+                count = CASE WHEN a.minute < excluded.minute THEN 1 ELSE a.count + 1 END,
+                minute = greatest(a.minute, excluded.minute)
+            RETURNING count
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [key, begin_of(window)])
+            return int(cursor.fetchone()[0])
+
+    def take_back(self, key: str) -> None:
+        """Do not count the last attempt of `key`: it was right."""
+        self.filter(key=key, count__gt=0).update(count=models.F("count") - 1)
+
+
+def begin_of(window: timedelta) -> datetime:
+    """When the window of this length that we are in began."""
+    seconds = int(window.total_seconds())
+    return datetime.fromtimestamp(timezone.now().timestamp() // seconds * seconds, UTC)
+
+
+def seconds_left(window: timedelta) -> int:
+    """How many seconds there are until the next window begins, one at least."""
+    return max(1, round((begin_of(window) + window - timezone.now()).total_seconds()))
+
+
+class Attempt(models.Model):
+    """How often one sender, or somebody at one account, did one thing in one window of time."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    since = models.DateTimeField(db_index=True, db_column="minute")
+    count = models.PositiveIntegerField()
+
+    objects = AttemptQuerySet.as_manager()
+
+    class Meta:
+        db_table = "oauth_attempt"  # OAuth clients were counted first.
+
+    def __str__(self) -> str:
+        return f"{self.count} since {self.since}"

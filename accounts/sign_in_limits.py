@@ -1,0 +1,162 @@
+"""How often passwords and codes may be tried, and which browsers are known (docs/explanation/security-model.md).
+
+A try counts before anything is checked, and is taken back when it was right. Nothing is ever locked: a stranger uses up
+the tries of their own address alone, and the browser in which somebody signed in before has tries of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import wraps
+from typing import Any
+
+from django.conf import settings
+from django.core.signing import BadSignature, TimestampSigner
+from django.http import HttpRequest, HttpResponse
+
+from accounts.models import Attempt, User
+from accounts.models.attempts import HOUR, MINUTE, seconds_left
+from auditlog.senders import neighbourhood
+from ui.errors import TryLater
+
+type View = Callable[..., HttpResponse]
+
+COOKIE = "gateway_device"
+COOKIE_PATH = "/accounts/"
+KNOWN_FOR = timedelta(days=180)
+
+MOST = {
+    "password, from one address": (20, MINUTE),
+    "password, from one address for one account": (5, MINUTE),
+    "password, in a known browser": (10, MINUTE),
+    "password again": (10, MINUTE),
+    "password change": (5, MINUTE),
+    "code, from one address": (20, MINUTE),
+    "code, for one account": (5, MINUTE),  # From everywhere together: a code has six digits only.
+    "code, in a known browser": (10, MINUTE),
+    "code again": (5, MINUTE),
+    "reset, from one address": (20, HOUR),
+    "reset, for one account": (3, HOUR),
+    "link, from one address": (20, MINUTE),
+}
+
+
+class TooManyTries(TryLater):
+    """Somebody tried this too often; how often, and by whom, is not told."""
+
+    def __init__(self, window: timedelta) -> None:
+        wait = "Wait a minute, then try again." if window == MINUTE else "Try again in an hour."
+        super().__init__(f"Too many failed attempts. {wait}", seconds_left(window))
+
+
+@dataclass(slots=True)
+class Tries:
+    """What one try was counted under; take it back when it was right."""
+
+    is_known: bool = False
+    _keys: list[str] = field(default_factory=list)
+
+    def count(self, action: str, of: str) -> None:
+        """Count it. Raises TooManyTries when that is one too many."""
+        most, window = MOST[action]
+        key = hashlib.sha256(f"{action} {of}".encode()).hexdigest()
+        if Attempt.objects.note(key, window=window) > most:
+            raise TooManyTries(window)
+        self._keys.append(key)
+
+    def take_back(self) -> None:
+        for key in self._keys:
+            Attempt.objects.take_back(key)
+
+
+def sender_of(request: HttpRequest) -> str:
+    """Whom a request is counted as: an IPv4 address, or the /64 that one IPv6 host has to itself."""
+    return neighbourhood(request.META.get("REMOTE_ADDR", "")) or ""
+
+
+def try_password(request: HttpRequest, email: str) -> Tries:
+    """Count a try to sign in with a password. Raises TooManyTries."""
+    tries, account = Tries(), email.strip().lower()
+    person = User.objects.filter(email=account).first() if COOKIE in request.COOKIES else None
+    if person and (device := _device(request, person)):
+        tries.is_known = True
+        tries.count("password, in a known browser", device)
+    else:
+        tries.count("password, from one address for one account", f"{sender_of(request)} {account}")
+        tries.count("password, from one address", sender_of(request))
+    return tries
+
+
+def try_code(request: HttpRequest, person: User) -> Tries:
+    """Count a try to sign in with a code, by somebody whose password was right. Raises TooManyTries."""
+    tries = Tries()
+    if device := _device(request, person):
+        tries.count("code, in a known browser", device)
+    else:
+        tries.count("code, from one address", sender_of(request))
+        tries.count("code, for one account", str(person.pk))
+    return tries
+
+
+def try_as(person: User, action: str) -> Tries:
+    """Count what somebody who is signed in tries. Raises TooManyTries."""
+    tries = Tries()
+    tries.count(action, str(person.pk))
+    return tries
+
+
+def posts_from_one_address(action: str) -> Callable[[View], View]:
+    """Limit how often a form is sent from one address."""
+    return _posts(action, sender_of)
+
+
+def posts_of_one_person(action: str) -> Callable[[View], View]:
+    """Limit how often somebody who is signed in sends a form."""
+    return _posts(action, lambda request: str(request.user.pk))
+
+
+def _posts(action: str, sender: Callable[[HttpRequest], str]) -> Callable[[View], View]:
+    def limit(view: View) -> View:
+        @wraps(view)
+        def limited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+            if request.method == "POST":
+                Tries().count(action, sender(request))
+            return view(request, *args, **kwargs)
+
+        return limited
+
+    return limit
+
+
+# --- Known browsers ---------------------------------------------------------------------------------------------------
+
+
+def _signer(person: User) -> TimestampSigner:
+    """Its signatures die as sessions do: with the password, and when the person signs out everywhere."""
+    return TimestampSigner(salt=f"accounts.known-browser {person.pk} {person.get_session_auth_hash()}")
+
+
+def _device(request: HttpRequest, person: User) -> str:
+    """The random name of this browser, when `person` signed in with it before; else empty."""
+    try:
+        return _signer(person).unsign(request.COOKIES.get(COOKIE, ""), max_age=KNOWN_FOR)
+    except BadSignature:
+        return ""
+
+
+def remember_browser(request: HttpRequest, response: HttpResponse, person: User) -> None:
+    """Let `person` try in this browser apart from what others try; it says nothing else and opens nothing."""
+    device = _device(request, person) or secrets.token_urlsafe(12)
+    response.set_cookie(
+        COOKIE,
+        _signer(person).sign(device),
+        max_age=KNOWN_FOR,
+        path=COOKIE_PATH,
+        secure=settings.SESSION_COOKIE_SECURE,
+        httponly=True,
+        samesite="Lax",
+    )

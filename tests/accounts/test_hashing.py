@@ -1,0 +1,202 @@
+"""Passwords are hashed few at a time, in their turn, and never while a database connection is held."""
+
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from django.contrib.auth.hashers import Argon2PasswordHasher
+from django.core import mail
+from django.db import connections
+from django.test import Client
+
+from accounts import hashing
+from accounts.hashing import HashingBusy, Queue, for_a_stranger
+from accounts.links import invitation
+from accounts.models import User
+from tests import make
+from tests.conftest import SignIn
+from tests.rest import Rest, problem
+
+NEW = "another horse battery staple"
+
+type Door = Callable[[User, SignIn], Any]
+
+
+def sign_in_with(email: str, password: str) -> Any:
+    return Client().post("/accounts/login/", {"login": email, "password": password})
+
+
+def by_link(path: str) -> Any:
+    client = Client()
+    form = client.get(path, follow=True).redirect_chain[-1][0]
+    return client.post(form, {"password1": NEW, "password2": NEW})
+
+
+def by_reset(person: User, sign_in: SignIn) -> Any:
+    Client().post("/accounts/password/reset/", {"email": person.email})
+    found = re.search(r"https?://[^/]+(/accounts/password/reset/key/\S+)", str(mail.outbox[-1].body))
+    assert found
+    return by_link(found[1])
+
+
+def by_invitation(person: User, sign_in: SignIn) -> Any:
+    invited = User.objects.create_user("invited@example.com", None, role=person.role)
+    return by_link("/" + invitation(invited).split("/", 3)[3])
+
+
+def change(person: User, sign_in: SignIn) -> Any:
+    form = {"oldpassword": make.PASSWORD, "password1": NEW, "password2": NEW}
+    return sign_in(person).post("/accounts/password/change/", form)
+
+
+DOORS: dict[str, tuple[Door, int]] = {
+    "sign-in": (lambda person, _: sign_in_with(person.email, make.PASSWORD), 1),
+    "wrong password": (lambda person, _: sign_in_with(person.email, "wrong"), 1),
+    "unknown account": (lambda person, _: sign_in_with("nobody@example.com", "wrong"), 1),
+    "confirming on the page": (
+        lambda person, sign_in: sign_in(person).post("/accounts/reauthenticate/", {"password": make.PASSWORD}),
+        1,
+    ),
+    "confirming by REST": (
+        lambda person, _: Rest.of(person, confirmed=False).post("/me/confirm", {"password": make.PASSWORD}),
+        1,
+    ),
+    "changing it": (change, 2),
+    "a reset": (by_reset, 1),
+    "an invitation": (by_invitation, 1),
+}
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each hash, whether the thread that waits for it had a database connection."""
+    seen: list[bool] = []
+    wrapper = connections["default"]
+
+    def noting(work: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            seen.append(wrapper.connection is not None)
+            return work(*args)
+
+        return noted
+
+    for name in ("encode", "verify"):
+        monkeypatch.setattr(Argon2PasswordHasher, name, noting(getattr(Argon2PasswordHasher, name)))
+    return seen
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("door", DOORS)
+def test_whoever_waits_for_a_hash_holds_no_connection(door: str, held: list[bool], sign_in: SignIn) -> None:
+    person = make.user()
+    go, hashes = DOORS[door]
+    held.clear()
+
+    response = go(person, sign_in)
+
+    assert response.status_code in (200, 204, 302)
+    assert held == [False] * hashes
+
+
+@pytest.mark.django_db
+def test_every_refused_sign_in_costs_one_hash(held: list[bool]) -> None:
+    """Else the time an answer takes would tell whether there is such an account."""
+    person, gone = make.user(), make.user(is_active=False)
+    invited = User.objects.create_user("invited@example.com", None, role=person.role)
+
+    costs = []
+    for email in (person.email, gone.email, invited.email, "nobody@example.com"):
+        held.clear()
+        assert sign_in_with(email, "wrong").status_code == 200
+        costs.append(len(held))
+
+    assert costs == [1, 1, 1, 1]
+
+
+@pytest.mark.django_db
+def test_beyond_the_queue_pages_and_rest_say_when_to_come_back(
+    monkeypatch: pytest.MonkeyPatch, sign_in: SignIn
+) -> None:
+    person = make.user()
+    here, rest = sign_in(person), Rest.of(person, confirmed=False)
+    monkeypatch.setattr(hashing, "_queue", Queue(at_once=0, waiting=0, of_strangers=0, seconds=0))
+
+    page = Client().post(
+        "/accounts/login/", {"login": person.email, "password": make.PASSWORD, "next": "/hosts/?status=pending"}
+    )
+    own = here.post("/accounts/reauthenticate/", {"password": make.PASSWORD})
+    told = rest.post("/me/confirm", {"password": make.PASSWORD})
+
+    assert (page.status_code, page["Retry-After"], own.status_code) == (429, "5", 429)
+    assert "Many people are signing in just now. Wait a few seconds, then try again." in page.content.decode()
+    assert 'href="/accounts/login/?next=%2Fhosts%2F%3Fstatus%3Dpending"' in page.content.decode()
+    assert (problem(told), told["Retry-After"]) == ((429, "throttled"), "5")
+
+
+@pytest.mark.django_db
+def test_every_hash_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    person = make.user()
+    monkeypatch.setattr(hashing, "_queue", Queue(at_once=0, waiting=0, of_strangers=0, seconds=0))
+
+    for hash_something in (lambda: person.check_password(make.PASSWORD), lambda: person.set_password(NEW)):
+        with pytest.raises(HashingBusy):
+            hash_something()
+
+
+def test_no_more_work_at_once_than_there_are_turns() -> None:
+    queue = Queue(at_once=2, waiting=20, of_strangers=20, seconds=60)
+    lock, both = threading.Lock(), threading.Barrier(2)
+    at_work, most = 0, 0
+
+    def work(_: int) -> None:
+        nonlocal at_work, most
+        with queue.turn():
+            with lock:
+                at_work += 1
+                most = max(most, at_work)
+            both.wait(60)  # Two do get in together.
+            with lock:
+                at_work -= 1
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(work, range(20)))
+
+    assert most == 2
+
+
+def test_strangers_leave_places_for_who_is_known() -> None:
+    queue = Queue(at_once=1, waiting=2, of_strangers=0, seconds=60)
+
+    with ExitStack() as first:
+        with for_a_stranger():
+            first.enter_context(queue.turn())
+            with pytest.raises(HashingBusy), queue.turn():
+                pass
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(lambda: queue.turn().__enter__())
+            first.close()
+            waits.result(60)
+
+
+def test_who_waited_too_long_gives_the_place_back() -> None:
+    queue = Queue(at_once=1, waiting=1, of_strangers=1, seconds=0.01)
+
+    with queue.turn():
+        for _ in range(3):
+            with pytest.raises(HashingBusy), queue.turn():
+                pass
+    with queue.turn():
+        pass
+
+
+@pytest.mark.django_db
+def test_a_password_set_before_is_checked_as_it_stands() -> None:
+    encoded = Argon2PasswordHasher().encode(make.PASSWORD, "somesaltsomesalt")
+    person = make.user()
+    User.objects.filter(pk=person.pk).update(password=encoded)
+
+    assert sign_in_with(person.email, make.PASSWORD).status_code == 302

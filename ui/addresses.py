@@ -1,0 +1,100 @@
+"""Web addresses as people judge them: by the host, whole, with the domain somebody registered made plain."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_address
+from urllib.parse import SplitResult, quote, urlsplit
+
+import idna
+from publicsuffixlist import PublicSuffixList
+
+PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
+WEB = frozenset({"http", "https"})
+
+_blank = re.compile(r"[\x00-\x20\x7f]")
+_plain_host = re.compile(r"[a-z0-9_.-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address in pieces that make it up in this order; only `rest`, behind the host, may be shortened.
+
+    `domain` is what tells where the address leads: the registered domain, an IP address, or the scheme of an app.
+    """
+
+    before: str
+    domain: str
+    after: str
+    rest: str
+    whole: str
+
+
+def parts(uri: str, *, longest: int = 60) -> Address:
+    """The pieces of `uri` in ASCII, and all of it; what comes behind the host is cut at `longest` characters.
+
+    Where no host can be told for sure, everything is shown and nothing made plain: `domain` is empty then.
+    """
+    try:
+        split = urlsplit(uri)
+        port = split.port
+    except ValueError:
+        return _unclear(uri)
+    if "\\" in split.netloc or _blank.search(uri):  # Browsers read these as something else.
+        return _unclear(uri)
+    scheme, whole = split.scheme, _ascii(uri)
+    rest = _shortened(_ascii(uri[len(scheme) + 1 :].removeprefix("//").removeprefix(split.netloc)), longest)
+    if scheme not in WEB:
+        return (
+            Address("", scheme, f"://{_ascii(split.netloc)}" if split.netloc else ":", rest, whole)
+            if scheme
+            else _unclear(uri)
+        )
+    host = _ascii_host(split)
+    if not host:
+        return _unclear(uri)
+    domain = registered_domain(host)
+    user = "\N{HORIZONTAL ELLIPSIS}@" if "@" in split.netloc else ""
+    before = f"{scheme}://{user}{host.removesuffix(domain)}"
+    return Address(before, domain, f":{port}" if port is not None else "", rest, whole)
+
+
+def registered_domain(host: str) -> str:
+    """The part of a host name that somebody registered, as the list of public suffixes has it; else all of it."""
+    is_number = host.startswith("[") or host.rpartition(".")[2].isdecimal()
+    return host if is_number else str(_suffixes().privatesuffix(host) or host)
+
+
+def _ascii_host(split: SplitResult) -> str:
+    """The host as it is looked up: in punycode, an IPv6 address in brackets; empty when it is no plain host."""
+    host = split.hostname or ""
+    try:
+        return f"[{ip_address(host)}]" if ":" in host else str(ip_address(host))
+    except ValueError:
+        pass
+    if not host.isascii():
+        try:
+            host = idna.encode(host, uts46=True).decode()
+        except idna.IDNAError:
+            return ""
+    return host if _plain_host.fullmatch(host) else ""
+
+
+def _unclear(uri: str) -> Address:
+    return Address(_ascii(uri), "", "", "", _ascii(uri))
+
+
+def _ascii(text: str) -> str:
+    """Escaped as a browser would send it: no character that hides, or turns the direction, is left."""
+    return quote(text, safe=PRINTABLE)
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    return PublicSuffixList()  # The list the package brings along; reading it takes a tenth of a second, once.
