@@ -47,7 +47,7 @@ class Channel(asyncio.Protocol):
         self._inflate: _Inflate | None = None
         self._chunks: list[bytes] = []
         self._size = 0
-        self._head_size = 0
+        self._head_size = self._trailer_size = 0
         self._idle_since = 0.0
         self._keep = True
         self._paused = False
@@ -66,7 +66,7 @@ class Channel(asyncio.Protocol):
         if self._transport is None:
             raise Broken("closed")
         self._parser = None
-        self._chunks, self._size, self._head_size = [], 0, 0
+        self._chunks, self._size, self._head_size, self._trailer_size = [], 0, 0, 0
         self._inflate = self._failure = None
         self.headers, self.status = {}, 0
         self.streams = self.complete = False
@@ -154,6 +154,19 @@ class Channel(asyncio.Protocol):
             self.on_message_complete()
 
     def _parse(self, parser: httptools.HttpResponseParser, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        if self.status == 0 and len(data) > HEAD_LIMIT - self._head_size:
+            # Only what may still be head is parsed as such: whatever follows in the same read is body.
+            room = HEAD_LIMIT - self._head_size
+            view = memoryview(data)
+            if self._feed_head(parser, view[:room]) and self.status == 0:
+                self._fail(Oversized("the head"))
+            if self._failure is not None:
+                return
+            rest = view[room:]
+        self._feed_head(parser, rest)
+
+    def _feed_head(self, parser: httptools.HttpResponseParser, data: bytes | memoryview) -> bool:
         if self.status == 0:
             self._head_size += len(data)
         try:
@@ -163,8 +176,7 @@ class Channel(asyncio.Protocol):
             self._fail(cause if isinstance(cause, Broken | Oversized) else Broken("not HTTP"))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(Broken("not HTTP"))
-        if self._head_size > HEAD_LIMIT and self.status == 0:
-            self._fail(Oversized("the head"))
+        return self._failure is None
 
     def _to_know_again(self, data: bytes) -> KnownHead[dict[bytes, bytes]] | None:
         """The head of an answer that came in one piece and that more may follow."""
@@ -193,9 +205,11 @@ class Channel(asyncio.Protocol):
             raise Broken("an answer too many")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value)
-        if self._head_size > 2 * HEAD_LIMIT:  # Trailers come here too.
-            raise Oversized("the head")
+        if self.status:
+            # A trailer; the head itself is counted as it arrives.
+            self._trailer_size += len(name) + len(value)
+            if self._trailer_size > HEAD_LIMIT:
+                raise Oversized("the trailer")
         self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
