@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 from proxy.faults import AddressBlocked, BadAnswer, TooLarge, Unreachable
-from proxy.http1 import Broken, Channel, Oversized
+from proxy.http1 import Broken, Channel, Oversized, Turns
 from proxy.resolver import Resolver
 from servers import builtin, product
 from servers.guard import AddressRefused, Guard
@@ -92,6 +92,10 @@ class Reply:
             parts.append(chunk)
         return b"".join(parts)
 
+    async def give_way(self) -> None:
+        """Let other calls go on when this answer has been worked on for a while."""
+        await self._channel.give_way()
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body of an event stream as it arrives. Raises TooLarge or Unreachable."""
         try:
@@ -120,6 +124,7 @@ class Transport:
         self._addresses: dict[str, Address] = {}
         self._tls = _tls()
         self._resolver = Resolver()
+        self._turns = Turns()
         self.limit = limit
 
     async def __aenter__(self) -> Self:
@@ -208,7 +213,10 @@ class Transport:
             sock.setblocking(False)
             await loop.sock_connect(sock, sockaddr)
             _, channel = await loop.create_connection(
-                lambda: Channel(sock, self.limit), sock=sock, ssl=tls, server_hostname=place.host if tls else None
+                lambda: Channel(sock, self.limit, self._turns),
+                sock=sock,
+                ssl=tls,
+                server_hostname=place.host if tls else None,
             )
         except BaseException:
             sock.close()

@@ -11,7 +11,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.http1 import HEAD_LIMIT, Broken, Channel, Oversized
+from proxy.http1 import HEAD_LIMIT, Broken, Channel, Oversized, Turns
 from proxy.transport import Transport
 from tests.proxy.test_transport import LOOPBACK, Reader, Writer, head_of, listening
 
@@ -50,7 +50,7 @@ async def _answer(pieces: tuple[bytes, ...], limit: int, ends: bool) -> Outcome:
 def connected(limit: int = LIMIT) -> Iterator[Channel]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        channel = Channel(ours, limit)
+        channel = Channel(ours, limit, Turns())
         channel.connection_made(Mock(asyncio.Transport, is_closing=lambda: False))
         yield channel
 
