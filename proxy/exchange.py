@@ -86,6 +86,8 @@ async def answer_of(reply: Reply, target: Target, minted: int, era: str, hear: H
     if reply.status == 200 and reply.kind == "text/event-stream":
         return await _from_stream(reply, target, minted, era, hear)
     text = await reply.read()
+    if len(text) > LARGE:
+        await reply.give_way()
     document = _document(text, target, f"HTTP {reply.status}")
     if not _answers(document, minted) and not _is_refusal(document, reply.status):
         raise BadAnswer(target.server_name, f"HTTP {reply.status} without an answer")

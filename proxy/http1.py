@@ -19,7 +19,11 @@ from servers.bodies import Body, BodyBroken, BodyTooLarge
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 18
 SLICE = 1 << 14
+SMALL_SLICE = 1 << 11  # Where most of what arrives is framing, each byte takes longer.
+MANY_CHUNKS = 100  # In one slice.
 SLICE_SECONDS = 0.000_3
+QUICK_TURNS = 8  # So many slices of an answer follow each other closely; from then on it shares what time is left over.
+REST_SECONDS = 0.001
 IDLE_SECONDS = 15.0
 
 # An event stream may carry as much again before its answer as the answer itself may.
@@ -38,30 +42,41 @@ class Oversized(Exception):
 
 
 class Turns:
-    """Turns of whoever has much to read: one slice of one answer in each round of the event loop, whoever's it is.
+    """Turns of whoever has much to read: one slice of one answer at a time, whoever's it is.
 
-    However many answers pour in, a call beside them waits one slice in each round and not one of each.
+    However many answers pour in, a call beside them waits for one slice and not for one of each. An answer that has had
+    its quick turns gets the others with a rest before each, so that all such answers together leave most of the time
+    to those that are small.
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._quick: deque[asyncio.Future[None]] = deque()
+        self._slow: deque[asyncio.Future[None]] = deque()
 
-    async def wait(self) -> None:
-        """Let everybody else go first."""
+    async def wait(self, taken: int) -> None:
+        """Let everybody else go first; `taken` is how many turns this answer has had."""
         loop = asyncio.get_running_loop()
+        waiting = self._quick if taken < QUICK_TURNS else self._slow
         turn = loop.create_future()
-        self._waiting.append(turn)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._next, loop)
+        waiting.append(turn)
+        if len(waiting) == 1:
+            self._schedule(loop, waiting)
         await turn
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        turn = self._waiting[0]
-        if not turn.done():
-            turn.set_result(None)
-        self._waiting.popleft()
-        if self._waiting:
-            loop.call_soon(self._next, loop)
+    def _schedule(self, loop: asyncio.AbstractEventLoop, waiting: deque[asyncio.Future[None]]) -> None:
+        if waiting is self._quick:
+            loop.call_soon(self._next, loop, waiting)
+        else:
+            loop.call_later(REST_SECONDS, self._next, loop, waiting)
+
+    def _next(self, loop: asyncio.AbstractEventLoop, waiting: deque[asyncio.Future[None]]) -> None:
+        while waiting:
+            turn = waiting.popleft()
+            if not turn.done():  # Else whoever waited has left.
+                turn.set_result(None)
+                break
+        if waiting:
+            self._schedule(loop, waiting)
 
 
 class Channel(asyncio.Protocol):
@@ -90,6 +105,8 @@ class Channel(asyncio.Protocol):
         self._body: Body | None = None
         self._wire_size = self._wire_limit = self._head_size = self._framing_size = self._trailer_size = 0
         self._slice_ends = 0.0
+        self._slice_size = SLICE
+        self._turns_taken = 0
         self._idle_since = 0.0
         self._keep = True
         self._paused = False
@@ -110,6 +127,7 @@ class Channel(asyncio.Protocol):
         self._parser = self._body = self._failure = None
         self._parts, self._raw = [], []
         self._wire_size = self._head_size = self._framing_size = self._trailer_size = 0
+        self._slice_size, self._turns_taken = SLICE, 0
         self.headers, self.status = {}, 0
         self.streams = self.complete = False
         self._transport.write(request)
@@ -148,7 +166,8 @@ class Channel(asyncio.Protocol):
     async def give_way(self) -> None:
         """Let other calls go on when this answer has been worked on for a while."""
         if time.perf_counter() > self._slice_ends:
-            await self._turns.wait()
+            await self._turns.wait(self._turns_taken)
+            self._turns_taken += 1
             self._slice_ends = time.perf_counter() + SLICE_SECONDS
 
     def may_be_kept(self) -> bool:
@@ -172,6 +191,13 @@ class Channel(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
+
+    def discard(self) -> None:
+        """Close, and let go of what was read: parser and failure lead back here, and would keep it for a while."""
+        self.close()
+        self._parser = self._body = self._known = self._failure = None
+        self._parts, self._raw = [], []
+        self._arrived.clear()
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -258,7 +284,7 @@ class Channel(asyncio.Protocol):
 
     def _slice(self) -> bytes | memoryview:
         """The next of what has arrived: never more than may still be head, while it is read."""
-        room = SLICE if self.status else min(SLICE, HEAD_LIMIT - self._head_size)
+        room = self._slice_size if self.status else min(SLICE, HEAD_LIMIT - self._head_size)
         first, start = self._arrived[0], self._parsed
         if start == 0 and len(first) <= room:
             data: bytes | memoryview = first
@@ -283,6 +309,7 @@ class Channel(asyncio.Protocol):
                 self._fail(Oversized("the head"))
             return
         self._wire_size += size
+        self._slice_size = SLICE if len(self._raw) <= MANY_CHUNKS else SMALL_SLICE
         self._framing_size = 0 if self._raw else self._framing_size + size
         if self._framing_size > 2 * HEAD_LIMIT or self._wire_size > self._wire_limit:
             self._fail(Oversized("the framing"))

@@ -154,21 +154,24 @@ class Transport:
         count = address.head.count("\n") + len(lines) + 2
         if not (head.isascii() and head.count("\r") == head.count("\n") == count and "\0" not in head):
             raise BadAnswer(server, "a header that cannot be sent")
-        channel = None
         try:
-            channel = await self.channel(address.place)
-            await channel.exchange(head.encode() + body)
+            channel = await self._exchange(address.place, head.encode() + body)
         except AddressRefused as error:
             raise AddressBlocked(server, str(error)) from error
         except Oversized as error:
             raise TooLarge(server, str(error)) from error
         except (Broken, OSError) as error:
             raise Unreachable(server, str(error)) from error
-        except asyncio.CancelledError:
-            if channel is not None:  # The server learns of it here.
-                self.release(address.place, channel)
-            raise
         return Reply(self, address.place, channel, server)
+
+    async def _exchange(self, place: Place, message: bytes) -> Channel:
+        channel = await self.channel(place)
+        try:
+            await channel.exchange(message)
+        except BaseException:  # Whatever ended it, the server learns of it here.
+            channel.discard()
+            raise
+        return channel
 
     async def channel(self, place: Place) -> Channel:
         """A connection to use alone. Raises AddressRefused or OSError."""
@@ -191,7 +194,7 @@ class Transport:
             channel.rest()
             idle.append(channel)
         else:
-            channel.close()
+            channel.discard()
 
     async def _connect(self, place: Place) -> Channel:
         found = await self._resolver.find(place.host, place.port)

@@ -86,11 +86,11 @@ def has_more_values(text: bytes, most: int) -> bool:
     if _structure(text) <= most:
         return False
     # Not all of it need be structure: strings hold commas and brackets too.
-    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in text else text
     if unescaped.count(b'"') > 4 * most:  # Each value is at most two strings, the other one its name.
         return True
     return _structure(b"".join(unescaped.split(b'"')[::2])) > most
 
 
 def _structure(text: bytes) -> int:
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+    return len(text) - len(text.translate(None, b",[{"))  # Three counts take three times as long.

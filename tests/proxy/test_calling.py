@@ -339,7 +339,7 @@ def test_a_name_the_database_cannot_hold_is_refused_and_means_no_other_tool(work
         Tool.objects.create(assignment=Assignment.objects.get(), name="it", exposed_name="docs__it")
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name}}).encode()
 
-    answer = work.agent.post(body)
+    answer = work.agent.post(body, Content_Type="application/json")
 
     assert answer.status_code == 200
     assert answer.json()["error"]["code"] == -32602
