@@ -23,7 +23,7 @@ SMALL_SLICE = 1 << 11  # Where most of what arrives is framing, each byte takes 
 MANY_CHUNKS = 100  # In one slice.
 SLICE_SECONDS = 0.000_3
 QUICK_TURNS = 8  # So many slices of an answer follow each other closely; from then on it shares what time is left over.
-REST_SECONDS = 0.001
+LONG_SLICE_SECONDS = REST_SECONDS = 0.001
 IDLE_SECONDS = 15.0
 
 # An event stream may carry as much again before its answer as the answer itself may.
@@ -168,7 +168,8 @@ class Channel(asyncio.Protocol):
         if time.perf_counter() > self._slice_ends:
             await self._turns.wait(self._turns_taken)
             self._turns_taken += 1
-            self._slice_ends = time.perf_counter() + SLICE_SECONDS
+            length = SLICE_SECONDS if self._turns_taken < QUICK_TURNS else LONG_SLICE_SECONDS
+            self._slice_ends = time.perf_counter() + length
 
     def may_be_kept(self) -> bool:
         """Whether the connection can carry another exchange."""

@@ -297,7 +297,8 @@ def test_what_is_odd_and_not_too_much_is_answered(start: Start, talk: Talk) -> N
 async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.http1.SLICE_SECONDS", -1)  # Every event is a slice.
+    for name in ("SLICE_SECONDS", "LONG_SLICE_SECONDS"):
+        monkeypatch.setattr(f"proxy.http1.{name}", -1)  # Every event is a slice.
     rounds = 0
     heard: list[int] = []
 
