@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from oauth.described import BadMetadata, read
+from servers.bodies import Body, BodyTooLarge
 from servers.deadline import Deadline
 from servers.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
 from servers.product import NAME
@@ -100,7 +101,7 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
             client.stream("GET", url) as response,
         ):
             _refuse_others(response)
-            said = read(_body(response), biggest=BIGGEST)
+            said = read(_body(response, deadline), biggest=BIGGEST)
             return Document(said, _fresh_for(response.headers.get("cache-control", "")))
     except AddressRefused:
         raise Unreadable("The app's client_id leads to a private or reserved address.") from None
@@ -123,13 +124,16 @@ def _refuse_others(response: httpx.Response) -> None:
         raise Unreadable("The app's description is packed.")
 
 
-def _body(response: httpx.Response) -> bytes:
-    body = b""
-    for chunk in response.iter_raw():
-        body += chunk
-        if len(body) > BIGGEST:
-            raise Unreadable(f"The app's description is larger than {BIGGEST // 1024} KiB.")
-    return body
+def _body(response: httpx.Response, deadline: Deadline) -> bytes:
+    body = Body(BIGGEST)
+    parts: list[bytes] = []
+    try:
+        for chunk in response.iter_raw():
+            deadline.check()  # One read of the socket can hold thousands of chunks.
+            parts += body.feed(chunk)
+    except BodyTooLarge:
+        raise Unreadable(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
+    return b"".join(parts)
 
 
 def _fresh_for(cache_control: str) -> timedelta:

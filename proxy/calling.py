@@ -2,7 +2,7 @@
 
 import time
 
-from proxy import jsonrpc
+from proxy import jsonrpc, trace
 from proxy.catalog import Found, OutOfScope, Refusal, candidates, judged, owner
 from proxy.exchange import MODERN, Answer, mint
 from proxy.facts import Facts
@@ -50,7 +50,7 @@ class Caller:
         request.note_server(found.assigned)
         began = time.perf_counter()
         try:
-            answer = await self._carry(found, facts.connection_id, message, stream)
+            answer = await self._carry(request, found, facts.connection_id, message, stream)
         except Fault as fault:
             self._marks.contacted(found.assigned, fault.detail, credential_refused=fault.reason == "credential_refused")
             raise
@@ -70,11 +70,14 @@ class Caller:
             raise
         if found is not None:
             return found
-        assigned, tool = await self._lister.find(candidates(assignments, name), facts.connection_id, name)
+        traced = trace.of(request.headers)
+        assigned, tool = await self._lister.find(candidates(assignments, name), facts.connection_id, name, traced)
         return judged(assigned, tool["name"], None)._replace(schema=tool.get("inputSchema"))
 
-    async def _carry(self, found: Found, connection_id: str, message: Message, stream: Stream | None) -> Answer:
-        called = target(found.assigned, connection_id, self._cipher)
+    async def _carry(
+        self, request: Inbound, found: Found, connection_id: str, message: Message, stream: Stream | None
+    ) -> Answer:
+        called = target(found.assigned, connection_id, self._cipher, trace.of(request.headers))
         token = message.meta.get("progressToken") if stream is not None else None
         minted = mint() if token is not None else None
         params = _params(message, found.tool, minted)
@@ -89,12 +92,12 @@ class Caller:
         answer = await self._upstreams.ask(called, "tools/call", params, hear, schema=found.schema)
         if answer.error_code == jsonrpc.HEADER_MISMATCH:
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
-            schema = await self._schema(found, connection_id)
+            schema = await self._schema(found, connection_id, called.trace)
             answer = await self._upstreams.ask(called, "tools/call", params, hear, schema=schema)
         return answer
 
-    async def _schema(self, found: Found, connection_id: str) -> object:
-        offer = await self._lister.tools_of(found.assigned, connection_id)
+    async def _schema(self, found: Found, connection_id: str, traced: trace.Trace) -> object:
+        offer = await self._lister.tools_of(found.assigned, connection_id, traced)
         return next((tool.get("inputSchema") for tool in offer.tools if tool["name"] == found.tool), None)
 
 

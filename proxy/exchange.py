@@ -5,14 +5,20 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from proxy import jsonrpc, sse, trace
-from proxy.faults import BadAnswer, CredentialRefused, TooLarge, Unreachable
+from proxy import jsonrpc, sse
+from proxy.faults import BadAnswer, CredentialRefused, Flooded, TooLarge, Unreachable
 from proxy.jsonrpc import Object
+from proxy.trace import NONE, Trace
 from proxy.transport import Reply
+from servers.bodies import has_more_values
 
 ACCEPT = "application/json, text/event-stream"
 
 SESSION, MODERN = "session", "modern"
+
+# Reading JSON cannot be interrupted: so many values take a tenth of a second, and a message of `LARGE` bytes has fewer.
+MOST_VALUES = 500_000
+LARGE = 1 << 20
 
 # Ids are ours alone: a client's id never reaches a server (protocol.md 1.5). They start somewhere
 # and have ten digits, so that one is hardly ever found elsewhere in an answer.
@@ -22,7 +28,7 @@ type Hear = Callable[[Object], Awaitable[None]]
 
 
 class Target(NamedTuple):
-    """A server, and the connection and credential it is called with."""
+    """A server, the connection and credential it is called with, and the trace of the request it is called for."""
 
     server_id: str
     server_name: str
@@ -33,11 +39,12 @@ class Target(NamedTuple):
     connection_id: str
     credential: tuple[str, str] | None
     generation: str
+    trace: Trace = NONE
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""
         own = {"Content-Type": "application/json", "Accept": ACCEPT, "Accept-Encoding": "gzip, deflate"}
-        own |= trace.carried()
+        own |= self.trace
         if self.credential is not None:
             own[self.credential[0]] = self.credential[1]
         return own
@@ -79,6 +86,8 @@ async def answer_of(reply: Reply, target: Target, minted: int, era: str, hear: H
     if reply.status == 200 and reply.kind == "text/event-stream":
         return await _from_stream(reply, target, minted, era, hear)
     text = await reply.read()
+    if len(text) > LARGE:
+        await reply.give_way()
     document = _document(text, target, f"HTTP {reply.status}")
     if not _answers(document, minted) and not _is_refusal(document, reply.status):
         raise BadAnswer(target.server_name, f"HTTP {reply.status} without an answer")
@@ -97,8 +106,11 @@ async def _from_stream(reply: Reply, target: Target, minted: int, era: str, hear
                     return _answer(document, event.data, era)
                 if "method" in document:
                     await hear(document)
+                await reply.give_way()
     except sse.EventTooLarge:
         raise TooLarge(target.server_name) from None
+    except sse.TooManyEvents as error:
+        raise Flooded(target.server_name, str(error)) from None
     raise Unreachable(target.server_name, "the stream ended before the answer")
 
 
@@ -108,6 +120,8 @@ def _answer(document: Object, text: bytes, era: str) -> Answer:
 
 
 def _document(text: bytes, target: Target, where: str) -> Object:
+    if len(text) > LARGE and has_more_values(text, MOST_VALUES):
+        raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")
     try:
         document = jsonrpc.loads(text)
     except ValueError:

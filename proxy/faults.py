@@ -45,6 +45,12 @@ class TooLarge(Fault):
     sentence = 'Server "{server}" gave an answer larger than the gateway passes on.'
 
 
+class Flooded(TooLarge):
+    """The event stream held more events than one call may bring."""
+
+    sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
+
+
 class AddressBlocked(Fault):
     reason = "address_blocked"
     sentence = 'Server "{server}" lives at an address the gateway may not call.'

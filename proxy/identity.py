@@ -3,6 +3,7 @@
 from proxy.exchange import Target
 from proxy.facts import Assigned
 from proxy.faults import Fault
+from proxy.trace import NONE, Trace
 from servers import credential
 from servers.crypto import Cipher, Unreadable
 
@@ -14,8 +15,8 @@ class IdentityUnreadable(Fault):
     sentence = 'The identity stored for server "{server}" can no longer be read.'
 
 
-def target(assigned: Assigned, connection_id: str, cipher: Cipher) -> Target:
-    """Where and as whom to call this server. Raises IdentityUnreadable.
+def target(assigned: Assigned, connection_id: str, cipher: Cipher, trace: Trace = NONE) -> Target:
+    """Where and as whom to call this server, for the request of this trace. Raises IdentityUnreadable.
 
     The identity has been judged before; here it is only opened.
     """
@@ -29,6 +30,7 @@ def target(assigned: Assigned, connection_id: str, cipher: Cipher) -> Target:
         connection_id=connection_id,
         credential=_credential(assigned, cipher),
         generation=assigned.ciphertext or "",
+        trace=trace,
     )
 
 

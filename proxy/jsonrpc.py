@@ -1,6 +1,7 @@
 """JSON-RPC 2.0 as MCP uses it: read one message, build answers, name the errors."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Never
@@ -101,7 +102,9 @@ def method_in(body: bytes) -> str:
 
 # Reading and writing without changing a value
 
-_LONG_INTEGER = re.compile(rb"[0-9]{19}").search
+# Every digit as 0 and all else as a blank: in that, a long number is found at the speed of memory.
+_DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
+_LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 
 
@@ -117,18 +120,22 @@ def loads(text: bytes) -> Any:
         if not _SURROGATE(text):
             raise
         return _exactly(text)
-    return _exactly(text) if _LONG_INTEGER(text) else value
+    return _exactly(text) if _LONG_INTEGER in text.translate(_DIGITS) else value
 
 
 def _exactly(text: bytes) -> Any:
     try:
-        return json.loads(text.decode(), parse_constant=_refuse_constant)
+        return json.loads(text.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def _refuse_constant(name: str) -> Never:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _refuse_constant(text)
 
 
 def dumps(value: Any) -> bytes:

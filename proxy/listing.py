@@ -11,9 +11,10 @@ from proxy.faults import BadAnswer, Fault, TooLarge
 from proxy.identity import target
 from proxy.jsonrpc import Object
 from proxy.marks import Marks
+from proxy.trace import NONE, Trace
 from proxy.upstream import Upstreams
 from servers.crypto import Cipher
-from servers.naming import exposed_name, is_shallow, runs_only_as_task, task_support
+from servers.naming import exposed_name, is_shallow, is_tool_name, runs_only_as_task, task_support
 
 MOST_PAGES = 100
 MOST_BYTES = 10 << 20
@@ -66,10 +67,10 @@ class Lister:
         self._marks = marks
         self._seconds = seconds
 
-    async def merged(self, assignments: Sequence[Assigned], connection_id: str) -> Listing:
+    async def merged(self, assignments: Sequence[Assigned], connection_id: str, trace: Trace = NONE) -> Listing:
         """What this connection may use of these servers; raises NoneAnswered, or the sole server's Fault."""
         asked, unavailable = _sorted_out(assignments)
-        answers = await self._ask_all(asked, connection_id)
+        answers = await self._ask_all(asked, connection_id, trace)
         tools: dict[str, Object] = {}
         for assigned, answer in zip(asked, answers, strict=True):
             if isinstance(answer, Fault):
@@ -85,9 +86,11 @@ class Lister:
         _raise_if_none(answers)
         return Listing(list(tools.values()), unavailable)
 
-    async def find(self, assignments: Sequence[Assigned], connection_id: str, exposed: str) -> tuple[Assigned, Object]:
+    async def find(
+        self, assignments: Sequence[Assigned], connection_id: str, exposed: str, trace: Trace = NONE
+    ) -> tuple[Assigned, Object]:
         """The server and tool that a name no row explains means, of `candidates`. Raises UnknownTool or a Fault."""
-        answers = await self._ask_all(assignments, connection_id)
+        answers = await self._ask_all(assignments, connection_id, trace)
         for assigned, answer in zip(assignments, answers, strict=True):
             if isinstance(answer, Fault):
                 continue
@@ -97,10 +100,10 @@ class Lister:
         _raise_if_none(answers)
         raise UnknownTool(exposed[:200])
 
-    async def tools_of(self, assigned: Assigned, connection_id: str) -> Offer:
+    async def tools_of(self, assigned: Assigned, connection_id: str, trace: Trace = NONE) -> Offer:
         """All tools of one server, under its own names. Raises a Fault."""
         try:
-            offer = await self._pages(assigned, connection_id)
+            offer = await self._pages(assigned, connection_id, trace)
         except Fault as fault:
             self._marks.contacted(assigned, fault.detail, credential_refused=fault.reason == "credential_refused")
             raise
@@ -108,19 +111,19 @@ class Lister:
         self._marks.tools(assigned, offer.tools)
         return offer
 
-    async def _ask_all(self, assignments: Sequence[Assigned], connection_id: str) -> list[Offer | Fault]:
+    async def _ask_all(self, assignments: Sequence[Assigned], connection_id: str, trace: Trace) -> list[Offer | Fault]:
         if len(assignments) == 1:
-            return [await self._try(assignments[0], connection_id)]
-        return await asyncio.gather(*(self._try(assigned, connection_id) for assigned in assignments))
+            return [await self._try(assignments[0], connection_id, trace)]
+        return await asyncio.gather(*(self._try(assigned, connection_id, trace) for assigned in assignments))
 
-    async def _try(self, assigned: Assigned, connection_id: str) -> Offer | Fault:
+    async def _try(self, assigned: Assigned, connection_id: str, trace: Trace) -> Offer | Fault:
         try:
-            return await self.tools_of(assigned, connection_id)
+            return await self.tools_of(assigned, connection_id, trace)
         except Fault as fault:
             return fault
 
-    async def _pages(self, assigned: Assigned, connection_id: str) -> Offer:
-        called = target(assigned, connection_id, self._cipher)
+    async def _pages(self, assigned: Assigned, connection_id: str, trace: Trace) -> Offer:
+        called = target(assigned, connection_id, self._cipher, trace)
         clock = asyncio.get_running_loop().time
         ends = clock() + self._seconds
         offer, size = Offer([], annotated=False), 0
@@ -174,7 +177,7 @@ def _raise_if_none(answers: Sequence[Offer | Fault]) -> None:
 
 def _usable(page: list[Any], *, annotated: bool) -> list[Object]:
     """The tools of a page that can be called through us, without what we do for the client."""
-    tools = [tool for tool in page if isinstance(tool, dict) and isinstance(tool.get("name"), str) and tool["name"]]
+    tools = [tool for tool in page if isinstance(tool, dict) and is_tool_name(tool.get("name"))]
     tools = [tool for tool in tools if is_shallow(tool)]
     if annotated:
         tools = [tool for tool in tools if headers.is_sound(tool.get("inputSchema"))]

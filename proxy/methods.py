@@ -2,7 +2,7 @@
 
 import time
 
-from proxy import jsonrpc, ladder
+from proxy import jsonrpc, ladder, trace
 from proxy.access import ADDRESSED, ALL, NOTHING
 from proxy.calling import Caller
 from proxy.catalog import OutOfScope
@@ -14,6 +14,7 @@ from proxy.jsonrpc import Message, Object
 from proxy.listing import Lister
 from proxy.outbound import Response, Stream
 from servers import eras, product
+from servers.naming import is_storable
 
 CAPABILITIES: Object = {"tools": {}}
 PRIVATE: Object = {"ttlMs": 0, "cacheScope": "private"}
@@ -21,8 +22,8 @@ PRIVATE: Object = {"ttlMs": 0, "cacheScope": "private"}
 SESSION_METHODS = frozenset({"initialize", "ping", "server/discover", "tools/list", "tools/call"})
 MODERN_METHODS = frozenset({"server/discover", "tools/list", "tools/call"})
 
-# What the statement has to say about the servers for a method; for all others nothing.
-WANTED = {"tools/list": ALL, "tools/call": ADDRESSED}
+# What the statement has to say about the servers for a method; a call wants its own, all others nothing.
+WANTED = {"tools/list": ALL}
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES = "/settings/identities"
@@ -33,8 +34,11 @@ def wanted(message: Message | None) -> tuple[int, str]:
     """What of the servers this message needs, and the tool it names."""
     if message is None or message.id is None:
         return NOTHING, ""
-    name = message.params.get("name") if message.method == "tools/call" else ""
-    return WANTED.get(message.method, NOTHING), name if isinstance(name, str) else ""
+    if message.method != "tools/call":
+        return WANTED.get(message.method, NOTHING), ""
+    name = message.params.get("name")
+    # A name the database cannot hold is no tool's; asked for without what it cannot hold, it would be another's.
+    return (ADDRESSED, name) if isinstance(name, str) and is_storable(name) else (NOTHING, "")
 
 
 def refused(request: Inbound, code: int, text: str, data: Object | None = None) -> Response:
@@ -81,6 +85,9 @@ class Methods:
         name, arguments = message.params.get("name"), message.params.get("arguments", {})
         if not isinstance(name, str) or not name or not isinstance(arguments, dict | None):
             return refused(request, jsonrpc.INVALID_PARAMS, "Invalid params: a name and an object of arguments")
+        if not is_storable(name):
+            text = "Invalid params: a name holds no NUL and no half of a surrogate pair"
+            return refused(request, jsonrpc.INVALID_PARAMS, text)
         if "task" in message.params:
             return refused(request, jsonrpc.METHOD_NOT_FOUND, "Tasks are not supported")
         return await self._caller.call(request, facts, message, stream)
@@ -94,7 +101,7 @@ class Methods:
             request.note_server(assignments[0])
         began = time.perf_counter()
         try:
-            listing = await self._lister.merged(assignments, facts.connection_id)
+            listing = await self._lister.merged(assignments, facts.connection_id, trace.of(request.headers))
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         return _found(request, message, listing.result(), cacheable=True)

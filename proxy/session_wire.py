@@ -6,7 +6,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
-from proxy import jsonrpc
+from proxy import jsonrpc, trace
 from proxy.exchange import SESSION, Answer, Hear, Target, WrongEra, answer_of, mint
 from proxy.faults import BadAnswer, Fault
 from proxy.jsonrpc import Object
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 600
 MOST_SESSIONS = 10_000
 MOST_QUESTIONS = 8  # Requests a server may make during one of ours; each answer takes a connection.
+LONGEST_ID = 1_024  # Characters, or bits, of the id of such a request.
 FAREWELL_SECONDS = 2
 ERRAND_SECONDS = 10
 
@@ -53,34 +54,34 @@ class SessionWire:
         """
         session = await self._session(target)
         try:
-            return await self._ask(session, method, params, hear)
+            return await self._ask(session, target, method, params, hear)
         except Lost:
             self._forget(session)
             session = await self._session(target)
         try:
-            return await self._ask(session, method, params, hear)
+            return await self._ask(session, target, method, params, hear)
         except Lost:
             raise BadAnswer(target.server_name, "the server forgets its sessions") from None
 
-    async def _ask(self, session: Session, method: str, params: Object, hear: Hear) -> Answer:
+    async def _ask(self, session: Session, target: Target, method: str, params: Object, hear: Hear) -> Answer:
         minted, questions = mint(), 0
 
         async def hear_or_answer(message: Object) -> None:
             nonlocal questions
             if "id" in message:
                 questions += 1
-                if questions <= MOST_QUESTIONS:
-                    self._run(self._answer(session, message))
+                if questions <= MOST_QUESTIONS and _can_be_said_again(message["id"]):
+                    self._run(self._answer(session, target, message))
             else:
                 await hear(message)
 
         try:
-            with await self._send("POST", session, _request(minted, method, params)) as reply:
+            with await self._send("POST", session, target, _request(minted, method, params)) as reply:
                 if await _is_lost(reply, session):
                     raise Lost
-                answer = await answer_of(reply, session.target, minted, SESSION, hear_or_answer)
+                answer = await answer_of(reply, target, minted, SESSION, hear_or_answer)
         except asyncio.CancelledError:
-            self._run(self._cancel(session, minted))
+            self._run(self._cancel(session, target, minted))
             raise
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
             self._forget(session)
@@ -102,7 +103,7 @@ class SessionWire:
         self._opening[key] = opened = asyncio.Event()
         try:
             session = await self._initialize(target)
-            await self._post(session, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+            await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/initialized"})
             return session
         finally:
             del self._opening[key]
@@ -112,7 +113,7 @@ class SessionWire:
         minted = mint()
         params = {"protocolVersion": eras.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
         fresh = Session("", "", target)
-        with await self._send("POST", fresh, _request(minted, "initialize", params)) as reply:
+        with await self._send("POST", fresh, target, _request(minted, "initialize", params)) as reply:
             answer = await answer_of(reply, target, minted, SESSION, _ignore)
             session_id = reply.header("mcp-session-id")
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
@@ -120,7 +121,8 @@ class SessionWire:
         version = answer.document.get("result", {}).get("protocolVersion")
         if not isinstance(version, str) or not version.isascii() or not version.isprintable():
             raise BadAnswer(target.server_name, "initialize was refused")
-        return Session(session_id, version, target)
+        # The session outlives the request it was opened for, whose trace it must not pass on.
+        return Session(session_id, version, target._replace(trace=trace.NONE))
 
     def _forget(self, session: Session) -> None:
         key = _key(session.target)
@@ -148,30 +150,29 @@ class SessionWire:
 
     # Messages beside the request
 
-    async def _answer(self, session: Session, message: Object) -> None:
+    async def _answer(self, session: Session, target: Target, message: Object) -> None:
         """Answer what the server asks: a ping; no other request can be served, and none was announced."""
         reply: Object = {"jsonrpc": "2.0", "id": message["id"]}
         if message.get("method") == "ping":
             reply["result"] = {}
         else:
             reply["error"] = {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}
-        await self._post(session, reply)
+        await self._post(session, target, reply)
 
-    async def _cancel(self, session: Session, minted: int) -> None:
+    async def _cancel(self, session: Session, target: Target, minted: int) -> None:
         params = {"requestId": minted, "reason": "The client left."}
-        await self._post(session, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+        await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
 
     async def _end(self, session: Session) -> None:
         if session.id:
-            with await self._send("DELETE", session) as reply:
+            with await self._send("DELETE", session, session.target) as reply:
                 await reply.read()
 
-    async def _post(self, session: Session, message: Object) -> None:
-        with await self._send("POST", session, jsonrpc.dumps(message)) as reply:
+    async def _post(self, session: Session, target: Target, message: Object) -> None:
+        with await self._send("POST", session, target, jsonrpc.dumps(message)) as reply:
             await reply.read()
 
-    async def _send(self, verb: str, session: Session, body: bytes = b"") -> Reply:
-        target = session.target
+    async def _send(self, verb: str, session: Session, target: Target, body: bytes = b"") -> Reply:
         own = target.headers()
         if session.version:
             own["MCP-Protocol-Version"] = session.version
@@ -204,6 +205,13 @@ def _header(target: Target) -> str:
 
 def _request(minted: int, method: str, params: Object) -> bytes:
     return jsonrpc.dumps({"jsonrpc": "2.0", "id": minted, "method": method, "params": params})
+
+
+def _can_be_said_again(request_id: object) -> bool:
+    """Whether an id of a server's request is one; it goes back with the answer, and a huge one would double there."""
+    if isinstance(request_id, str):
+        return len(request_id) <= LONGEST_ID
+    return type(request_id) is int and request_id.bit_length() <= LONGEST_ID
 
 
 async def _is_lost(reply: Reply, session: Session) -> bool:

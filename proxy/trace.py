@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from contextvars import ContextVar
+from types import MappingProxyType
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 _PLAIN = re.compile(rb"[\x20-\x7e]+").fullmatch
@@ -10,22 +10,23 @@ _PLAIN = re.compile(rb"[\x20-\x7e]+").fullmatch
 # What goes with a traceparent, and how much of it (W3C Trace Context 3.3.1.5, Baggage 3.3.2).
 _BESIDE = ((b"tracestate", 512), (b"baggage", 8192))
 
-_carried: ContextVar[Mapping[str, str]] = ContextVar("trace", default={})  # noqa: B039  never changed in place
+type Trace = Mapping[str, str]
 
-carried = _carried.get
+NONE: Trace = MappingProxyType({})
 
 
-def carry(headers: Mapping[bytes, bytes]) -> None:
-    """Send the trace context among these headers along with every request made for the present one.
+def of(headers: Mapping[bytes, bytes]) -> Trace:
+    """The trace context among a request's headers, as it is sent on with whatever is asked for that request.
 
-    A traceparent that is none is dropped with its company, as the recommendation has it.
+    A traceparent that is none is dropped with its company (W3C Trace Context 3.2.2.5.1). The context is handed on with
+    the request and kept nowhere: one connection carries the requests of many traces.
     """
-    parent = headers[b"traceparent"]
-    if not _TRACEPARENT(parent):
-        return
+    parent = headers.get(b"traceparent")
+    if parent is None or not _TRACEPARENT(parent):
+        return NONE
     found = {"traceparent": parent.decode()}
     for name, most in _BESIDE:
         value = headers.get(name, b"")
         if len(value) <= most and _PLAIN(value):
             found[name.decode()] = value.decode()
-    _carried.set(found)
+    return found

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 from proxy.faults import AddressBlocked, BadAnswer, TooLarge, Unreachable
-from proxy.http1 import Broken, Channel, Oversized
+from proxy.http1 import Broken, Channel, Oversized, Turns
 from proxy.resolver import Resolver
 from servers import builtin, product
 from servers.guard import AddressRefused, Guard
@@ -92,6 +92,10 @@ class Reply:
             parts.append(chunk)
         return b"".join(parts)
 
+    async def give_way(self) -> None:
+        """Let other calls go on when this answer has been worked on for a while."""
+        await self._channel.give_way()
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body of an event stream as it arrives. Raises TooLarge or Unreachable."""
         try:
@@ -120,6 +124,7 @@ class Transport:
         self._addresses: dict[str, Address] = {}
         self._tls = _tls()
         self._resolver = Resolver()
+        self._turns = Turns()
         self.limit = limit
 
     async def __aenter__(self) -> Self:
@@ -149,21 +154,24 @@ class Transport:
         count = address.head.count("\n") + len(lines) + 2
         if not (head.isascii() and head.count("\r") == head.count("\n") == count and "\0" not in head):
             raise BadAnswer(server, "a header that cannot be sent")
-        channel = None
         try:
-            channel = await self.channel(address.place)
-            await channel.exchange(head.encode() + body)
+            channel = await self._exchange(address.place, head.encode() + body)
         except AddressRefused as error:
             raise AddressBlocked(server, str(error)) from error
         except Oversized as error:
             raise TooLarge(server, str(error)) from error
         except (Broken, OSError) as error:
             raise Unreachable(server, str(error)) from error
-        except asyncio.CancelledError:
-            if channel is not None:  # The server learns of it here.
-                self.release(address.place, channel)
-            raise
         return Reply(self, address.place, channel, server)
+
+    async def _exchange(self, place: Place, message: bytes) -> Channel:
+        channel = await self.channel(place)
+        try:
+            await channel.exchange(message)
+        except BaseException:  # Whatever ended it, the server learns of it here.
+            channel.discard()
+            raise
+        return channel
 
     async def channel(self, place: Place) -> Channel:
         """A connection to use alone. Raises AddressRefused or OSError."""
@@ -186,7 +194,7 @@ class Transport:
             channel.rest()
             idle.append(channel)
         else:
-            channel.close()
+            channel.discard()
 
     async def _connect(self, place: Place) -> Channel:
         found = await self._resolver.find(place.host, place.port)
@@ -208,7 +216,10 @@ class Transport:
             sock.setblocking(False)
             await loop.sock_connect(sock, sockaddr)
             _, channel = await loop.create_connection(
-                lambda: Channel(sock, self.limit), sock=sock, ssl=tls, server_hostname=place.host if tls else None
+                lambda: Channel(sock, self.limit, self._turns),
+                sock=sock,
+                ssl=tls,
+                server_hostname=place.host if tls else None,
             )
         except BaseException:
             sock.close()

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import httpcore
+import httpx
 
 PART = 16 * 1024  # So much is written before the clock is looked at again.
 
@@ -31,6 +32,11 @@ class Deadline:
         if left <= 0:
             raise httpcore.ReadTimeout
         return left
+
+    def check(self) -> None:
+        """Raise httpx.ReadTimeout when nothing is left: for whoever works on what one read has brought."""
+        if time.monotonic() >= self._at:
+            raise httpx.ReadTimeout("the time is over")
 
 
 class TimedStream(httpcore.NetworkStream):

@@ -27,6 +27,7 @@ __all__ = ["Discovered", "Failed", "Refused", "discover", "identity_for", "probe
 
 PATIENCE_S = 10
 MAX_PAGES = 100
+MAX_TOOLS = 5_000
 
 METHOD_NOT_FOUND = -32601
 UNSUPPORTED_VERSION = -32022
@@ -230,6 +231,8 @@ def _all_tools(dialogue: Dialogue) -> list[Object]:
             raise Failed(_no_result(reply))
         page = reply.result.get("tools")
         tools += [tool for tool in page if _is_usable(tool)] if isinstance(page, list) else []
+        if len(tools) > MAX_TOOLS:
+            raise Failed(f"lists more than {MAX_TOOLS:,} tools")
         before, cursor = cursor, reply.result.get("nextCursor")
         if not isinstance(cursor, str) or cursor in ("", before):
             break

@@ -40,7 +40,7 @@ def fingerprint(definition: Mapping[str, Any]) -> str:
 
 def is_tool_name(value: Any) -> TypeGuard[str]:
     """Whether a server's name for a tool is one that can be kept and called."""
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and storable(value) == value
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and is_storable(value)
 
 
 def is_shallow(value: Any, room: int = DEEPEST) -> bool:
@@ -59,6 +59,11 @@ def task_support(definition: Mapping[str, Any]) -> object:
     """What a tool says of running as a task."""
     execution = definition.get("execution")
     return execution.get("taskSupport") if isinstance(execution, dict) else None
+
+
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can hold this text as it is: neither NUL nor a lone surrogate is in it."""
+    return not _unstorable.search(text)
 
 
 def storable(value: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, Never, Self
 import httpx
 
 from servers import product
+from servers.bodies import Body, BodyTooLarge, has_more_values
 from servers.deadline import Deadline
 from servers.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
 from servers.naming import storable
@@ -25,7 +26,9 @@ from servers.naming import storable
 CONNECT_SECONDS = 5.0
 FAREWELL_SECONDS = 2.0
 EXCHANGES = 4  # So many may take their full time before a conversation is given up.
-MAX_ANSWER = 10 * 1024 * 1024
+MAX_ANSWER = 10 * 1024 * 1024  # In bytes, all answers of a conversation together.
+MAX_EVENTS = 10_000  # Before the answer to one request.
+MAX_VALUES = 500_000  # JSON values in one answer.
 MAX_TOLD = 200  # How much of a stranger's text goes into a sentence of ours.
 MAX_SENTENCE = 300
 
@@ -74,6 +77,7 @@ class Wire:
         self._ends = time.monotonic() + EXCHANGES * seconds
         self._deadline = Deadline()
         self._last_id = 0
+        self._body = Body(MAX_ANSWER)
         self._client = httpx.Client(
             transport=GuardedTransport(guard, self._deadline),
             trust_env=False,
@@ -102,7 +106,10 @@ class Wire:
         """Send a request and wait for its answer, in JSON or on an event stream."""
         self._last_id += 1
         message = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}
-        return self._post(message, headers, lambda response: _answer(response, self._last_id))
+        return self._post(message, headers, self._read)
+
+    def _read(self, response: httpx.Response) -> Object:
+        return _answer(response, _chunks(response, self._body, self._deadline), self._last_id)
 
     def tell(self, method: str, headers: Mapping[str, str]) -> None:
         """Send a notification; what it answers says nothing."""
@@ -168,38 +175,43 @@ def _refuse_redirect(response: httpx.Response) -> None:
         raise Failed(f"redirects to {to}; redirects are not followed" if to else f"answered {response.status_code}")
 
 
-def _answer(response: httpx.Response, request_id: int) -> Object:
+def _answer(response: httpx.Response, chunks: Iterator[bytes], request_id: int) -> Object:
     """The JSON-RPC response in the body, empty when there is none."""
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "text/event-stream":
-        return _response_in(b"".join(_chunks(response)), None)
-    for data in _events(_chunks(response)):
+        return _response_in(b"".join(chunks), None)
+    for data in _events(chunks):
         if found := _response_in(data, request_id):
             return found
     return {}
 
 
-def _chunks(response: httpx.Response) -> Iterator[bytes]:
-    size = 0
+def _chunks(response: httpx.Response, body: Body, deadline: Deadline) -> Iterator[bytes]:
     if response.headers.get("content-encoding", "identity") != "identity":
         raise Failed("packs its answers although it was asked not to")
     for chunk in response.iter_raw():
-        size += len(chunk)
-        if size > MAX_ANSWER:
-            raise Failed(f"answered with more than {MAX_ANSWER // 1024 // 1024} MiB")
-        yield chunk
+        # One read of the socket can hold thousands of chunks: the clock is looked at between them too.
+        deadline.check()
+        try:
+            yield from body.feed(chunk)
+        except BodyTooLarge:
+            raise Failed(f"answered with more than {MAX_ANSWER // 1024 // 1024} MiB") from None
 
 
 def _events(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The data of each event; the last one counts although its blank line is missing."""
-    text = b""
+    """The data of each event; the last one counts although its blank line is missing. Raises Failed for a flood."""
+    text, count = bytearray(), 0
     for chunk in chunks:
-        start = max(len(text) - 3, 0)  # The blank line may lie across two chunks.
+        start, done = max(len(text) - 3, 0), 0  # The blank line may lie across two chunks.
         text += chunk
-        while end := _end_of_event.search(text, start):
-            yield _data(text[: end.start()])
-            text, start = text[end.end() :], 0
-    yield _data(text)
+        for end in [found.span() for found in _end_of_event.finditer(text, start)]:
+            count += 1
+            if count > MAX_EVENTS:
+                raise Failed(f"sent more than {MAX_EVENTS:,} events instead of an answer")
+            yield _data(bytes(text[done : end[0]]))
+            done = end[1]
+        del text[:done]
+    yield _data(bytes(text))
 
 
 def _data(event: bytes) -> bytes:
@@ -209,6 +221,8 @@ def _data(event: bytes) -> bytes:
 
 def _response_in(body: bytes, request_id: int | None) -> Object:
     """The JSON-RPC response `body` holds; on a stream it is told from others by its id."""
+    if has_more_values(body, MAX_VALUES):
+        raise Failed(f"answered with more than {MAX_VALUES:,} JSON values")
     try:
         message = json.loads(body, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):

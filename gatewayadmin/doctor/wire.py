@@ -14,6 +14,7 @@ import httpx
 
 from gatewayadmin.doctor.report import Fault
 from servers import product
+from servers.bodies import Body, BodyBroken, BodyTooLarge
 from servers.deadline import Deadline
 from servers.guard import Guard, GuardedTransport
 
@@ -65,7 +66,7 @@ class Wire:
             transport=GuardedTransport(ANYWHERE, self._deadline),
             timeout=seconds,
             trust_env=False,
-            headers={"User-Agent": f"{product.NAME}-doctor", "Accept": "*/*"},
+            headers={"User-Agent": f"{product.NAME}-doctor", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"},
         )
 
     def close(self) -> None:
@@ -86,7 +87,7 @@ class Wire:
             raise Fault("No answer: an address begins with https:// or http://.", _unreachable(url))
         try:
             with self._http.stream(method, url, **what) as response:
-                answer = Answer(url, response.status_code, response.headers, _text(response))
+                answer = Answer(url, response.status_code, response.headers, _text(response, self._deadline))
         except httpx.TimeoutException:
             raise Fault(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
@@ -97,13 +98,20 @@ class Wire:
         return answer
 
 
-def _text(response: httpx.Response) -> str:
-    body = bytearray()
-    for piece in response.iter_bytes():
-        body += piece
-        if len(body) > LARGEST:
-            raise Fault("The answer is larger than 5 MiB.", "Look at what stands in front of the gateway.")
-    return body.decode(errors="replace")
+def _text(response: httpx.Response, deadline: Deadline) -> str:
+    advice = "Look at what stands in front of the gateway."
+    parts: list[bytes] = []
+    try:
+        # Unpacked by us: httpx unpacks what it has read at once, however large that becomes.
+        body = Body(LARGEST, response.headers.get("content-encoding", "").encode())
+        for chunk in response.iter_raw():
+            deadline.check()
+            parts += body.feed(chunk)
+    except BodyTooLarge:
+        raise Fault("The answer is larger than 5 MiB.", advice) from None
+    except BodyBroken as error:
+        raise Fault(f"The answer has {error}.", advice) from None
+    return b"".join(parts).decode(errors="replace")
 
 
 def _told(status: int, headers: Mapping[str, str]) -> str:

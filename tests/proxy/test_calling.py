@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateways.models import Gateway
+from gateways.models import Assignment, Gateway, Tool
 from servers.models import Server
 from tests import make, upstreams
 from tests.conftest import Run
@@ -329,3 +329,27 @@ def test_a_result_that_wants_input_is_no_answer_for_a_client_that_cannot_give_it
     assert work.agent.call("docs__it").json()["error"]["data"]["reason"] == "bad_answer"
     body, headers = modern("tools/call", {"name": "docs__it"})
     assert work.agent.post(body, **headers).json()["result"]["requestState"] == "x"
+
+
+@pytest.mark.parametrize("name", ["docs__it\0", "\0docs__it", "docs__it\ud800", "docs__\udfffit", "\0"])
+@pytest.mark.parametrize("known", [True, False], ids=["a tool with a row", "a tool without one"])
+def test_a_name_the_database_cannot_hold_is_refused_and_means_no_other_tool(work: Work, name: str, known: bool) -> None:
+    docs = work.put(offering("it"))
+    if known:
+        Tool.objects.create(assignment=Assignment.objects.get(), name="it", exposed_name="docs__it")
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name}}).encode()
+
+    answer = work.agent.post(body, Content_Type="application/json")
+
+    assert answer.status_code == 200
+    assert answer.json()["error"]["code"] == -32602
+    assert docs.asked("tools/call") == []
+    row = work.proxy.last()
+    assert (row.method, row.outcome, row.rpc_error_code, row.server_name) == ("tools/call", "rpc_error", -32602, "")
+    assert work.agent.call("docs__it").json()["result"]["content"][0]["text"] == "it"
+
+
+def test_a_tool_whose_name_no_row_can_hold_is_not_shown(work: Work) -> None:
+    work.put(offering("it", "a\ud800b", "a\0b", "x" * 250))
+
+    assert work.agent.tools() == ["docs__it"]

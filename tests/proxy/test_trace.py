@@ -1,8 +1,14 @@
 """The caller's trace context goes on to the server; nothing else of its headers does."""
 
+import ast
+import json
+import socket
+from pathlib import Path
+
 import httpx
 import pytest
 
+import proxy as package
 from tests import make
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy
@@ -52,3 +58,55 @@ def test_a_browser_may_send_its_trace(proxy: Proxy) -> None:
     allowed = httpx.options(proxy.url("any"), headers=asked, trust_env=False).headers["access-control-allow-headers"]
 
     assert {name.lower() for name in TRACE} <= set(allowed.split(", "))
+
+
+@pytest.mark.parametrize("modern", [False, True])
+def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
+    proxy: Proxy, run: Run, modern: bool
+) -> None:
+    """Two requests in one write: the second begins where the first has ended, in whatever was left behind there."""
+    upstream = run(Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], modern=modern).app())
+    user = make.user()
+    gateway = make.gateway(make.server(slug="docs", url=upstream.url))
+    agent = proxy.agent(make.connection(make.agent(by=user), gateway, user))
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
+    path = "/" + agent.url.split("/", 3)[3]
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{proxy.upstream.port}\r\nAuthorization: Bearer {agent.secret}\r\n"
+    head += f"Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: {len(body)}\r\n"
+    traced = "".join(f"{name}: {value}\r\n" for name, value in TRACE.items())
+
+    with socket.create_connection(("127.0.0.1", proxy.upstream.port), timeout=10) as sock:
+        last = f"{head}Connection: close\r\n\r\n{body}"
+        sock.sendall(f"{head}{traced}\r\n{body}{head}\r\n{body}{last}".encode())
+        answers = b"".join(iter(lambda: sock.recv(65_536), b""))
+
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    seen = [{name for name in TRACE if name.lower() in one.headers} for one in upstream.asked("tools/list")]
+    assert seen == [set(TRACE), set(), set()]
+
+
+def test_a_session_does_not_remember_the_trace_it_was_opened_in(proxy: Proxy, run: Run) -> None:
+    script = Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], sessions=True)
+    upstream = run(script.app())
+    user = make.user()
+    gateway = make.gateway(make.server(slug="docs", url=upstream.url))
+    agent = proxy.agent(make.connection(make.agent(by=user), gateway, user))
+    other = {**TRACE, "Traceparent": PARENT.replace("4bf9", "5cf9")}
+
+    for headers in (TRACE, {}, other):
+        assert agent.listed(**headers).status_code == 200
+    proxy.stop()
+
+    seen = [one.headers.get("traceparent") for one in upstream.asked("tools/list")]
+    assert seen == [PARENT, None, other["Traceparent"]]
+    farewell = next(one for one in upstream.seen if one.verb == "DELETE")
+    assert not set(farewell.headers) & {name.lower() for name in TRACE}
+
+
+def test_nothing_in_the_proxy_is_kept_beside_its_request() -> None:
+    """What a task inherits from the one that made it is another request's when they share a connection."""
+    for path in Path(package.__file__ or package.__path__[0]).parent.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        imported = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+        imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        assert not imported & {"contextvars", "asgiref.local", "threading"}, path.name

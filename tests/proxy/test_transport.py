@@ -76,8 +76,8 @@ async def serving(answer: bytes, *, close: bool = False) -> AsyncIterator[tuple[
         yield server, transport
 
 
-def client(guard: Guard = LOOPBACK, listener: str = "") -> Transport:
-    return Transport(guard, limit=LIMIT, listener=listener, secret="the secret of this start")
+def client(guard: Guard = LOOPBACK, listener: str = "", limit: int = LIMIT) -> Transport:
+    return Transport(guard, limit=limit, listener=listener, secret="the secret of this start")
 
 
 async def fetch(transport: Transport, url: str, **headers: str) -> tuple[int, bytes]:
@@ -272,7 +272,7 @@ async def test_a_server_that_writes_faster_than_we_read_has_to_wait() -> None:
 
     async with (
         listening(handler) as port,
-        client() as transport,
+        client(limit=64 << 20) as transport,
         asyncio.timeout(20),
         open_stream(transport, port) as reply,
     ):

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_network
 from typing import Any
 
@@ -18,7 +18,7 @@ from servers.discovery import Failed, discover
 from servers.models import Health
 from tests import make
 from tests.conftest import Run, SignIn
-from tests.upstreams import App
+from tests.upstreams import App, garbage
 from tests.wire import Receive, Scope, Send, answer, live, read
 
 pytestmark = pytest.mark.django_db
@@ -74,6 +74,69 @@ def test_a_dripped_answer_is_given_up_when_its_time_is_over(head: bytes) -> None
             discover(server, None)
 
     assert time.monotonic() - began < 2
+
+
+@contextmanager
+def pouring(head: bytes, more: bytes) -> Iterator[str]:
+    """A server that says `head` and then `more` again and again, as fast as it is read."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pour() -> None:
+        peer, _ = listener.accept()
+        with peer, suppress(OSError):
+            peer.recv(65_536)
+            peer.sendall(head)
+            while True:
+                peer.sendall(more)
+
+    thread = threading.Thread(target=pour)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    finally:
+        listener.close()
+        thread.join()
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "more", "why"),
+    [
+        (STREAM + b"\r\n", b'data: {"method":"notifications/progress"}\n\n' * 1000, "sent more than 10,000 events"),
+        (STREAM + b"\r\n", b"\n" * 9999, "sent more than 10,000 events"),
+        (STREAM + b"\r\n", b"data: " + b"x" * 100_000 + b"\n", "answered with more than 10 MiB"),
+        (JSON + b"\r\n", b" " * 100_000, "answered with more than 10 MiB"),
+        (JSON + CHUNKED, b"1\r\n \r\n" * 10_000, "did not answer within 1 s"),
+    ],
+    ids=["events", "blank lines", "one event", "a body", "chunks of a byte"],
+)
+def test_a_flood_is_given_up_in_time(head: bytes, more: bytes, why: str) -> None:
+    with pouring(head, more) as url:
+        began = time.monotonic()
+
+        with pytest.raises(Failed, match=why):
+            discover(make.server(url=url, timeout_seconds=1 if "within" in why else 10), None)
+
+    assert time.monotonic() - began < 20
+
+
+def test_an_answer_of_too_many_values_is_not_read(run: Run) -> None:
+    values = b"[]," * 600_000 + b"[]"
+    app = garbage(b'{"jsonrpc":"2.0","id":1,"result":{"x":[' + values + b"]}}", kind="application/json")
+
+    with pytest.raises(Failed, match="more than 500,000 JSON values"):
+        discover(make.server(url=run(app).url), None)
+
+
+def test_a_list_without_end_is_given_up(run: Run) -> None:
+    tools = {"result": {"tools": [{"name": f"t{n}", "inputSchema": {}} for n in range(5_001)]}}
+
+    with pytest.raises(Failed, match="lists more than 5,000 tools"):
+        discover(make.server(url=run(scripted({"initialize": GREETING, "tools/list": tools})).url), None)
 
 
 # Words that no row and no header can hold

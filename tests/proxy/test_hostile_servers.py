@@ -1,0 +1,361 @@
+"""What a hostile or broken server sends in answer to a call: a clear error, a row, and the next call works."""
+
+import asyncio
+import gzip
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from proxy import sse
+from proxy.exchange import SESSION, Target, answer_of
+from tests import make
+from tests.proxy.conftest import Agent, Proxy, Start
+from tests.proxy.test_transport import Reader, Writer, client, head_of, listening
+
+type Object = dict[str, Any]
+type Talk = Callable[["Peer", int], None]
+
+LIMIT = 300_000
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+PROGRESS = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{"progress":1}}\n\n'
+
+
+class Peer:
+    """One connection of the gateway, and every way to answer on it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb")
+
+    def request(self) -> Object | None:
+        size = None
+        while line := self._file.readline():
+            if line.lower().startswith(b"content-length:"):
+                size = int(line.split(b":")[1])
+            if line == b"\r\n":
+                break
+        if size is None:
+            return None
+        return json.loads(self._file.read(size) or b"{}")  # type: ignore[no-any-return]
+
+    def send(self, data: bytes) -> None:
+        self._sock.sendall(data)
+
+    def chunk(self, data: bytes) -> None:
+        self.send(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def answer(self, body: bytes, *lines: bytes) -> None:
+        head = [b"HTTP/1.1 200 OK", b"Content-Type: application/json", b"Content-Length: %d" % len(body), *lines]
+        self.send(b"\r\n".join([*head, b"", body]))
+
+    def forever(self, data: bytes, pause: float = 0) -> None:
+        """Say this again and again, for as long as anybody listens."""
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends:
+            self.send(data)
+            time.sleep(pause)
+
+
+def result(request_id: object, text: str = "fine") -> bytes:
+    content = [{"type": "text", "text": text}]
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "result": {"content": content}}).encode()
+
+
+def served(sock: socket.socket, talk: Talk) -> None:
+    """Answer what comes over this connection."""
+    with sock, suppress(OSError):
+        peer = Peer(sock)
+        while (message := peer.request()) is not None:
+            match message.get("method"):
+                case "initialize":
+                    own = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "hostile"}}
+                    peer.answer(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": own}).encode())
+                case "tools/call" if message["params"]["name"] == "bad":
+                    talk(peer, message["id"])
+                case "tools/call":
+                    peer.answer(result(message["id"]))
+                case _:
+                    peer.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+
+
+@contextmanager
+def hostile(talk: Talk) -> Iterator[str]:
+    """A server whose tool `bad` behaves as `talk` has it, and whose tool `good` answers."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=served, args=(sock, talk), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+# What is sent instead of an answer
+
+
+def flood_of_notifications(peer: Peer, _: int) -> None:
+    peer.send(STREAM + b"\r\n")
+    peer.forever(b"%x\r\n%s\r\n" % (len(PROGRESS * 500), PROGRESS * 500))
+
+
+def flood_of_wrong_answers(peer: Peer, _: int) -> None:
+    peer.send(STREAM + b"\r\n")
+    event = b"data: " + result(7) + b"\n\n"
+    peer.forever(b"%x\r\n%s\r\n" % (len(event * 500), event * 500))
+
+
+def flood_of_comments(peer: Peer, _: int) -> None:
+    peer.send(STREAM + b"\r\n")
+    peer.forever(b"1000\r\n" + b":\n\n\n" * 0x400 + b"\r\n")
+
+
+def flood_of_bytes(peer: Peer, _: int) -> None:
+    peer.send(STREAM + b"\r\n")
+    event = b": " + b"x" * 9_000 + b"\n\n"
+    peer.forever(b"%x\r\n%s\r\n" % (len(event), event))
+
+
+def bomb_at_the_exact_limit(peer: Peer, _: int) -> None:
+    bomb = gzip.compress(b":" * (2 * LIMIT + 1), mtime=0)
+    peer.send(STREAM + b"Content-Encoding: gzip\r\n\r\n")
+    peer.chunk(bomb[:-20])
+    peer.chunk(bomb[-20:])
+
+
+def bomb_in_json(peer: Peer, _: int) -> None:
+    peer.answer(gzip.compress(b" " * 50 * LIMIT, mtime=0), b"Content-Encoding: gzip")
+
+
+def endless_head(peer: Peer, _: int) -> None:
+    peer.send(b"HTTP/1.1 200 OK\r\n")
+    peer.forever(b"X-More: and more\r\n" * 100)
+
+
+def endless_interim(peer: Peer, _: int) -> None:
+    peer.forever(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 100)
+
+
+def endless_trailer(peer: Peer, _: int) -> None:
+    peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Last: ")
+    peer.forever(b"x" * 1000)
+
+
+def endless_chunk_extension(peer: Peer, _: int) -> None:
+    peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=")
+    peer.forever(b"x" * 1000)
+
+
+def chunks_of_a_byte(peer: Peer, _: int) -> None:
+    peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    peer.forever(b"1\r\nx\r\n" * 1000)
+
+
+def byte_by_byte(peer: Peer, _: int) -> None:
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n")
+    peer.forever(b"x", 0.05)
+
+
+def deep_json(peer: Peer, request_id: int) -> None:
+    peer.answer(b'{"jsonrpc":"2.0","id":%d,"result":%s%s}' % (request_id, b"[" * 99_000, b"]" * 99_000))
+
+
+def deep_json_with_half_a_pair(peer: Peer, request_id: int) -> None:
+    deep = b'["\\ud800",' * 20_000 + b"1" + b"]" * 20_000
+    peer.answer(b'{"jsonrpc":"2.0","id":%d,"result":{"x":%s}}' % (request_id, deep))
+
+
+def huge_number_as_id(peer: Peer, _: int) -> None:
+    peer.answer(b'{"jsonrpc":"2.0","id":' + b"9" * 200_000 + b',"result":{}}')
+
+
+def endless_float(peer: Peer, request_id: int) -> None:
+    peer.answer(b'{"jsonrpc":"2.0","id":%d,"result":{"x":1e999,"y":"\\ud800","z":%d}}' % (request_id, request_id))
+
+
+def wrong_id(peer: Peer, _: int) -> None:
+    peer.answer(result(7))
+
+
+def text_of_the_id(peer: Peer, request_id: int) -> None:
+    peer.answer(result(str(request_id)))
+
+
+def answer_twice(peer: Peer, request_id: int) -> None:
+    body = result(request_id)
+    one = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    peer.send(one + one)
+
+
+def wrong_ids_then_the_end(peer: Peer, _: int) -> None:
+    peer.send(STREAM + b"\r\n")
+    peer.chunk(b"data: " + result(7) + b"\n\n")
+    peer.chunk(b"")
+
+
+def cut_off(peer: Peer, _: int) -> None:
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
+    raise OSError
+
+
+@pytest.mark.parametrize(
+    ("talk", "reason"),
+    [
+        (flood_of_notifications, "too_large"),
+        (flood_of_wrong_answers, "too_large"),
+        (flood_of_comments, "too_large"),
+        (flood_of_bytes, "too_large"),
+        (bomb_at_the_exact_limit, "too_large"),
+        (bomb_in_json, "too_large"),
+        (endless_head, "too_large"),
+        (endless_interim, "too_large"),
+        (endless_trailer, "too_large"),
+        (endless_chunk_extension, "too_large"),
+        (chunks_of_a_byte, "too_large"),
+        (byte_by_byte, "timeout"),
+        (deep_json, "bad_answer"),
+        (deep_json_with_half_a_pair, "bad_answer"),
+        (huge_number_as_id, "bad_answer"),
+        (endless_float, "bad_answer"),
+        (wrong_id, "bad_answer"),
+        (text_of_the_id, "bad_answer"),
+        (answer_twice, "unreachable"),
+        (wrong_ids_then_the_end, "unreachable"),
+        (cut_off, "unreachable"),
+    ],
+)
+def test_it_ends_in_an_error_and_a_row_and_the_next_call_works(start: Start, talk: Talk, reason: str) -> None:
+    proxy = start(answer_limit=LIMIT)
+    with hostile(talk) as url:
+        agent = agent_of(proxy, url)
+        assert agent.call("docs__good").json()["result"]["content"][0]["text"] == "fine"
+
+        refused = agent.call("docs__bad").json()
+
+        assert refused["error"]["data"] == {"reason": reason, "server": "Docs"}
+        assert agent.call("docs__good").json()["result"]["content"][0]["text"] == "fine"
+    outcome = "timeout" if reason == "timeout" else "upstream_error"
+    assert [row.outcome for row in proxy.calls()] == ["ok", outcome, "ok"]
+
+
+def agent_of(proxy: Proxy, url: str) -> Agent:
+    user = make.user()
+    gateway = make.gateway()
+    make.assignment(gateway, make.server(name="Docs", slug="docs", url=url, timeout_seconds=3))
+    return proxy.agent(make.connection(make.agent(by=user), gateway, user))
+
+
+def two_answers_on_a_stream(peer: Peer, request_id: int) -> None:
+    peer.send(STREAM + b"\r\n")
+    peer.chunk(b"".join(b"data: " + result(request_id, text) + b"\n\n" for text in ("fine", "again")))
+    peer.chunk(b"")
+
+
+def a_question_with_a_huge_id(peer: Peer, request_id: int) -> None:
+    question = json.dumps({"jsonrpc": "2.0", "id": "x" * 100_000, "method": "ping"}).encode()
+    peer.send(STREAM + b"\r\n")
+    peer.chunk(b"data: " + question + b"\n\ndata: " + result(request_id) + b"\n\n")
+    peer.chunk(b"")
+
+
+def many_events_then_the_answer(peer: Peer, request_id: int) -> None:
+    peer.send(STREAM + b"\r\n")
+    peer.chunk(PROGRESS * 2_000)
+    peer.chunk(b"data: " + result(request_id) + b"\n\n")
+    peer.chunk(b"")
+
+
+@pytest.mark.parametrize("talk", [two_answers_on_a_stream, a_question_with_a_huge_id, many_events_then_the_answer])
+def test_what_is_odd_and_not_too_much_is_answered(start: Start, talk: Talk) -> None:
+    proxy = start(answer_limit=LIMIT)
+    with hostile(talk) as url:
+        agent = agent_of(proxy, url)
+
+        answers = [agent.call(f"docs__{name}").json()["result"]["content"] for name in ("bad", "good", "bad")]
+
+    assert answers == [[{"type": "text", "text": "fine"}]] * 3
+    assert [row.outcome for row in proxy.calls()] == ["ok"] * 3
+
+
+# Turns
+
+
+async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SLICE_SECONDS", "LONG_SLICE_SECONDS"):
+        monkeypatch.setattr(f"proxy.http1.{name}", -1)  # Every event is a slice.
+    rounds = 0
+    heard: list[int] = []
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + PROGRESS * 200)
+        writer.write(b"data: " + result(1) + b"\n\n")
+        writer.close()
+
+    async def count() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    async def hear(_: object) -> None:
+        heard.append(rounds)
+
+    async def ask(port: int) -> None:
+        target = Target("s", "docs", "", "", 5, 1, "c", None, "")
+        with await transport.send("POST", "docs", f"http://127.0.0.1:{port}/", {}) as reply:
+            await answer_of(reply, target, 1, SESSION, hear)
+
+    async with listening(serve) as port, client(limit=10 << 20) as transport:
+        counting = asyncio.create_task(count())
+        await asyncio.gather(*(ask(port) for _ in range(8)))
+        counting.cancel()
+
+    assert len(heard) == 8 * 200
+    # What a stream was waiting for is looked at as it arrives; all else waits for its turn.
+    assert len(set(heard)) > 0.9 * len(heard)
+
+
+async def test_a_stream_as_fast_as_the_budget_fills_is_read_and_a_faster_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("proxy.sse.time.monotonic", lambda: now)
+    steady, hasty = sse.Reader(LIMIT), sse.Reader(LIMIT)
+    for _ in range(20):
+        now += 1
+        assert len(steady.feed(PROGRESS * sse.PER_SECOND)) == sse.PER_SECOND
+
+    hasty.feed(PROGRESS * sse.BURST)
+    now += 0.5
+    hasty.feed(PROGRESS * (sse.PER_SECOND // 2))
+    with pytest.raises(sse.TooManyEvents):
+        hasty.feed(PROGRESS)
+
+
+def test_a_stream_ends_at_so_many_events_however_slow_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("proxy.sse.time.monotonic", lambda: now)
+    reader = sse.Reader(LIMIT)
+    for _ in range(sse.MOST_EVENTS // 1_000):
+        now += 10
+        reader.feed(b"data:\n\n" * 1_000)
+
+    with pytest.raises(sse.TooManyEvents):
+        reader.feed(b"data:\n\n")
