@@ -1,4 +1,4 @@
-"""Password hashes: argon2id, few at a time in one process and never while a database connection is held.
+"""Password hashes: argon2id, one at a time in one process and never while a database connection is held.
 
 One hash takes 100 MiB and as much time as some pages together, and anybody can ask for one. So whoever waits for a hash
 gives the connection back first, the hash runs below everything else in the process, and beyond a short queue the answer
@@ -20,11 +20,11 @@ from django.db import connection
 
 from ui.errors import TryLater
 
-AT_ONCE = 2
+AT_ONCE = 1  # With a thread for each of its eight lanes one hash fills a small machine.
 WAITING = 16
 OF_STRANGERS = 8  # How many of those places whoever is not signed in, and in no known browser, may take.
 LONGEST_WAIT_S = 5.0
-LOWER_PRIORITY = 5
+LOWER_PRIORITY = 10
 
 _for_a_stranger: ContextVar[bool] = ContextVar("_for_a_stranger", default=False)
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.django_db
 
 OURS = ("accounts", "auditlog", "servers", "gateways", "hosts", "connections", "tokens", "oauth", "proxy")
 # Read on the page of what they belong to.
-BELOW = {"connections.connectionidentity", "tokens.tokenscope", "oauth.attempt"}
+BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
 SECRET = re.compile(r"digest|ciphertext|password$|_payload$|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
 PLANTED = "planted-upstream-secret-0123456789"
 
