@@ -106,6 +106,7 @@ edge = Edge(
     scheme=settings.PUBLIC_URL.partition(":")[0],
     trusted=settings.TRUSTED_PROXIES,
     unchecked={*health.PATHS, quickstart.PATH},
+    session_cookie=settings.SESSION_COOKIE_NAME,
 )
 
 
