@@ -59,6 +59,8 @@ def proxy_config() -> proxy.Config:
         public_url=settings.PUBLIC_URL,
         allowed_origins=settings.ALLOWED_ORIGINS,
         private_upstreams=tuple(settings.PRIVATE_UPSTREAMS),
+        workers=environment.number("GATEWAY_WORKERS", 1, low=1, high=1024),
+        token_calls=settings.TOKEN_CALLS,
         listener=_listener,
         listener_secret=_secret,
     )

@@ -18,6 +18,8 @@ DATABASE_URL = text("DATABASE_URL")
 PORT = number("PORT", 8000, low=1, high=65535)
 WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
 
+TOKEN_CALLS = number("GATEWAY_TOKEN_CALLS", 64, low=1, high=10_000)
+
 PUBLIC_URL_IS_SET = bool(text("GATEWAY_PUBLIC_URL"))
 PUBLIC_URL = web_address("GATEWAY_PUBLIC_URL", f"http://localhost:{PORT}")
 

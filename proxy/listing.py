@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from proxy import headers, jsonrpc
 from proxy.catalog import UnknownTool, identity_refusal, offers, shows
 from proxy.facts import Assigned
-from proxy.faults import BadAnswer, Fault, TooLarge
+from proxy.faults import BadAnswer, Busy, Fault, TooLarge
 from proxy.identity import target
 from proxy.jsonrpc import Object
 from proxy.marks import Marks
@@ -101,6 +101,8 @@ class Lister:
         """All tools of one server, under its own names. Raises a Fault."""
         try:
             offer = await self._pages(assigned, connection_id)
+        except Busy:  # It was not asked.
+            raise
         except Fault as fault:
             self._marks.contacted(assigned, fault.detail, credential_refused=fault.reason == "credential_refused")
             raise

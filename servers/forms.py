@@ -31,6 +31,15 @@ class ServerForm(forms.Form):
         label="Time limit", min_value=1, max_value=120, initial=30, help_text="Seconds a call may take, 120 at most."
     )
 
+    max_concurrent = forms.IntegerField(
+        label="Calls at once",
+        required=False,
+        min_value=1,
+        max_value=1000,
+        initial=64,
+        help_text="Under way at most. Worker processes divide them, and people share them; who must wait takes turns.",
+    )
+
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.server = server
@@ -55,6 +64,10 @@ class ServerForm(forms.Form):
         if self.server and url == self.server.url:
             return url
         return _callable(url)
+
+    def clean_max_concurrent(self) -> int:
+        given: int | None = self.cleaned_data["max_concurrent"]
+        return given or (self.server.max_concurrent if self.server else 64)
 
     def clean_header_name(self) -> str:
         name = str(self.cleaned_data["header_name"])

@@ -275,10 +275,24 @@ def test_a_header_name_is_kept_for_own_headers_only(ana: User, sign_in: SignIn) 
 
 
 def test_unknown_fields_change_nothing(ana: User, sign_in: SignIn) -> None:
-    sign_in(ana).post("/servers/add/", filled(enabled="", max_concurrent="999", health="ok", protocol_era="modern"))
+    sign_in(ana).post("/servers/add/", filled(enabled="", health="ok", protocol_era="modern"))
 
     server = Server.objects.get()
     assert (server.enabled, server.max_concurrent, server.health, server.protocol_era) == (True, 64, "unknown", "")
+
+
+def test_how_many_calls_a_server_takes_at_once_is_said_on_its_form_and_stays_when_left_out(
+    ana: User, sign_in: SignIn
+) -> None:
+    sign_in(ana).post("/servers/add/", filled(name="Docs", slug="docs", max_concurrent="8"))
+    assert Server.objects.get().max_concurrent == 8
+
+    sign_in(ana).post("/servers/docs/edit/", filled(name="Papers"))
+    assert Server.objects.get().max_concurrent == 8
+
+    refused = sign_in(ana).post("/servers/docs/edit/", filled(name="Papers", max_concurrent="1001"))
+    assert refused.status_code == 422
+    assert Server.objects.get().max_concurrent == 8
 
 
 def test_a_server_is_edited_but_for_its_slug(ana: User, sign_in: SignIn) -> None:
