@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from proxy import headers, jsonrpc
-from proxy.catalog import UnknownTool, identity_refusal, offers, shows
+from proxy.catalog import Ambiguous, UnknownTool, identity_refusal, offers, server_of, shows, without_alias
 from proxy.facts import Assigned
 from proxy.faults import BadAnswer, Busy, Fault, TooLarge
 from proxy.identity import target
@@ -77,10 +77,7 @@ class Lister:
                 continue
             for tool in answer.tools:
                 name = exposed_name(assigned.alias, tool["name"])
-                if _borrows(name, assigned, assignments):
-                    continue
-                # Two servers without an alias may name a tool alike: the first one has it, here as in calls.
-                if name not in tools and shows(assigned, tool["name"]):
+                if name not in tools and shows(assigned, tool["name"]) and server_of(assignments, name) is assigned:
                     tools[name] = _exposed(tool, name, annotated=answer.annotated)
         _raise_if_none(answers)
         return Listing(list(tools.values()), unavailable)
@@ -147,16 +144,15 @@ class Lister:
         return offer
 
 
-def _borrows(name: str, assigned: Assigned, assignments: Sequence[Assigned]) -> bool:
-    """Whether a server without an alias names a tool as if it were another's; a call would go to the other."""
-    return not assigned.alias and any(other.alias and name.startswith(f"{other.alias}__") for other in assignments)
-
-
 def _sorted_out(assignments: Sequence[Assigned]) -> tuple[list[Assigned], list[Unavailable]]:
-    """Whom to ask, and whom only the lack of a usable identity keeps from being asked."""
+    """Whom to ask, and whom only the lack of a usable identity, or of an alias, keeps from being asked."""
     asked, unavailable = [], []
+    ambiguous = len(without_alias(assignments)) > 1
     for assigned in assignments:
         if not offers(assigned):
+            continue
+        if ambiguous and not assigned.alias:
+            unavailable.append(Unavailable(assigned, Ambiguous.reason))
             continue
         if reason := identity_refusal(assigned):
             unavailable.append(Unavailable(assigned, reason))
