@@ -32,7 +32,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     marks = Marks(config.conninfo, config.stranger_seconds)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
-        Guard(config.private_upstreams),
+        Guard(config.private_upstreams, config.own_endpoints),
         limit=config.answer_limit,
         listener=config.listener,
         secret=config.listener_secret,

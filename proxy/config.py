@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from servers.guard import Network
+from servers.guard import NOWHERE, Network, OwnEndpoints
 
 type ClientAddress = Callable[[str, Sequence[str]], str]
 
@@ -25,6 +25,7 @@ class Config:
     hosts: frozenset[str] = frozenset()
     allowed_origins: Sequence[str] = ()
     private_upstreams: tuple[Network, ...] = ()
+    own_endpoints: OwnEndpoints = NOWHERE
     listener: str = ""
     listener_secret: str = field(default="", repr=False)
     body_limit: int = 1 << 20

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from auditlog.lane import Unobtainable
 from auditlog.writer import CallWriter, NotRecorded
-from proxy import jsonrpc, ladder, metrics, outbound, trace
+from proxy import hops, jsonrpc, ladder, metrics, outbound, trace
 from proxy.access import Access, Key
 from proxy.config import Config
 from proxy.decision import DENIALS, Denied, decide
@@ -147,7 +147,7 @@ class Endpoint:
         stream = None
         if refusal is None:
             request.admitted = True
-            if b"traceparent" in request.headers:
+            if b"traceparent" in request.headers or hops.KEY in request.headers:
                 trace.carry(request.headers)
             self._marks.used(facts, request.row.client_ip, request.arrived)
             refusal = _protocol_refusal(request)

@@ -50,6 +50,11 @@ class AddressBlocked(Fault):
     sentence = 'Server "{server}" lives at an address the gateway may not call.'
 
 
+class Loop(Fault):
+    reason = "loop"
+    sentence = 'The address of server "{server}" is this gateway itself.'
+
+
 class CredentialRefused(Fault):
     reason = "credential_refused"
     sentence = 'Server "{server}" refused the credential stored for it.'

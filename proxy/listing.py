@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from proxy import headers, jsonrpc
 from proxy.catalog import Ambiguous, UnknownTool, identity_refusal, offers, server_of, shows, without_alias
+from proxy.exchange import Answer
 from proxy.facts import Assigned
 from proxy.faults import BadAnswer, Busy, Fault, TooLarge
 from proxy.identity import target
@@ -131,7 +132,7 @@ class Lister:
                 break
             page = answer.document.get("result", {})
             if not isinstance(page.get("tools"), list):
-                raise BadAnswer(assigned.server_name, f"tools/list: error {answer.error_code}")
+                raise BadAnswer(assigned.server_name, f"tools/list: error {answer.error_code} {_words(answer)}")
             size += len(answer.text)
             if size > MOST_BYTES or len(offer.tools) > MOST_TOOLS:
                 raise TooLarge(assigned.server_name, "its list of tools")
@@ -142,6 +143,12 @@ class Lister:
                 break
             params = {"cursor": cursor}
         return offer
+
+
+def _words(answer: Answer) -> str:
+    """What the server says of its error, for administrators."""
+    words = (answer.error or {}).get("message")
+    return words[:200] if isinstance(words, str) else ""
 
 
 def _sorted_out(assignments: Sequence[Assigned]) -> tuple[list[Assigned], list[Unavailable]]:

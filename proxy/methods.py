@@ -2,7 +2,7 @@
 
 import time
 
-from proxy import jsonrpc, ladder
+from proxy import hops, jsonrpc, ladder
 from proxy.access import ADDRESSED, ALL, NOTHING
 from proxy.calling import Caller
 from proxy.catalog import OutOfScope
@@ -82,6 +82,8 @@ class Methods:
                 del under_way[token]
 
     async def _answer(self, request: Inbound, facts: Facts, message: Message, stream: Stream | None) -> Response:
+        if message.method in {"tools/list", "tools/call"}:
+            hops.check(request.headers)
         match message.method:
             case "tools/call":
                 return await self._call(request, facts, message, stream)

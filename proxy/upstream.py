@@ -70,10 +70,10 @@ class Upstreams:
         began = time.monotonic()
         if not queue.enter_now(person, connection):
             await self._wait_for_turn(queue, target, person, seconds)
+        limit = float(target.timeout_s)
+        if seconds is not None:
+            limit = min(limit, max(seconds - (time.monotonic() - began), 0.001))
         try:
-            limit = float(target.timeout_s)
-            if seconds is not None:
-                limit = min(limit, max(seconds - (time.monotonic() - began), 0.001))
             with TimeLimit(limit):
                 return await self._on_its_wire(target, method, params, hear, schema)
         except TimeoutError:

@@ -7,13 +7,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django import forms
-from django.conf import settings
 from django.core.exceptions import ValidationError
 
 from servers.credential import fits_a_header, is_header_name, may_carry
-from servers.guard import Guard, UrlRefused
+from servers.guard import UrlRefused
 from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import SlugField
+from servers.upstream_guard import upstream_guard
 
 # OAuth joins them once the gateway can sign in at a server for somebody.
 OFFERED = [(kind.value, kind.label) for kind in (AuthType.NONE, AuthType.BEARER, AuthType.HEADER)]
@@ -103,7 +103,7 @@ def _callable(url: str) -> str:
     if re.search(r"[\x00-\x20\x7f\\]", url):
         raise ValidationError("This is not a URL.")
     try:
-        Guard(tuple(settings.PRIVATE_UPSTREAMS)).check_now(url)
+        upstream_guard().check_now(url)
     except UrlRefused as refusal:
         raise ValidationError(str(refusal)) from None
     scheme, _, rest = url.partition(":")

@@ -490,3 +490,12 @@ def test_an_id_of_the_log_leads_to_the_page(ana: User, sign_in: SignIn) -> None:
     server = make.server(slug="docs")
 
     assert sign_in(ana).get(f"/servers/find/{server.pk}/")["Location"] == "/servers/docs/"
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/mcp/work", "http://127.0.0.1:8000/mcp/work"])
+def test_a_server_cannot_be_this_gateway_itself(ana: User, sign_in: SignIn, url: str) -> None:
+    response = sign_in(ana).post("/servers/add/", filled(url=url))
+
+    assert response.status_code == 422
+    assert "This is an address of this gateway itself; its calls would go in a circle." in text(response)
+    assert not Server.objects.exists()
