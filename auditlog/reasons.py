@@ -57,7 +57,9 @@ REASONS = {
     "timeout": Reason(Step.UPSTREAM, "The server did not answer in its time."),
     "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
     "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway passes on."),
-    "busy": Reason(Step.UPSTREAM, "The server had too many calls under way."),
+    "alias_missing": Reason(Step.TOOL, "Several servers have no alias, so the tool's name may be any one's."),
+    "loop": Reason(Step.UPSTREAM, "A server leads back to this gateway."),
+    "busy": Reason(Step.UPSTREAM, "Too many calls of the token or to the server were under way; it was not executed."),
 }
 
 OUTCOMES = {

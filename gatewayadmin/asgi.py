@@ -25,6 +25,7 @@ from gatewayadmin.database import Unusable
 from gatewayadmin.edge import Edge
 from proxy import app as proxy
 from servers import builtin
+from servers.upstream_guard import own_endpoints
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,9 @@ def proxy_config() -> proxy.Config:
         public_url=settings.PUBLIC_URL,
         allowed_origins=settings.ALLOWED_ORIGINS,
         private_upstreams=tuple(settings.PRIVATE_UPSTREAMS),
+        own_endpoints=own_endpoints(),
+        workers=environment.number("GATEWAY_WORKERS", 1, low=1, high=1024),
+        token_calls=settings.TOKEN_CALLS,
         listener=_listener,
         listener_secret=_secret,
     )
@@ -106,6 +110,7 @@ edge = Edge(
     scheme=settings.PUBLIC_URL.partition(":")[0],
     trusted=settings.TRUSTED_PROXIES,
     unchecked={*health.PATHS, quickstart.PATH},
+    session_cookie=settings.SESSION_COOKIE_NAME,
 )
 
 

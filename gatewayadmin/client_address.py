@@ -1,6 +1,6 @@
 """Who is really calling, when proxies stand in between (requirements 8.14)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -27,6 +27,39 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Networ
             break
         address = hop
     return _shown(address)
+
+
+# What proxies say of whom they speak for, besides X-Forwarded-*.
+_FORWARDING = frozenset(
+    {
+        "cf-connecting-ip",
+        "cf-ray",
+        "client-ip",
+        "fastly-client-ip",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-azure-clientip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
+        "x-original-forwarded-for",
+        "x-original-host",
+        "x-real-ip",
+    }
+)
+
+
+def is_local(peer: str, headers: Iterable[str], trusted: Sequence[Network]) -> bool:
+    """Whether a program on this machine itself asks: over the loopback address, and no proxy in between.
+
+    `peer` holds the other end of the connection, `headers` are the names of the request's, in lower case. A proxy on
+    this machine is told by any header that speaks of a sender, and by being one of the `trusted` ones.
+    """
+    address = _read(peer)
+    if address is None or not address.is_loopback or any(address in network for network in trusted):
+        return False
+    return not any(name in _FORWARDING or name.startswith("x-forwarded") for name in headers)
 
 
 _shown = lru_cache(4096)(str)

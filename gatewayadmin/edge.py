@@ -19,6 +19,7 @@ from proxy.head import host_name
 logger = logging.getLogger(__name__)
 
 LARGEST_BODY = 3 * 1024 * 1024
+LARGEST_ANONYMOUS_BODY = 64 * 1024
 
 
 class Edge:
@@ -26,7 +27,9 @@ class Edge:
 
     Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender
     and `scope["scheme"]` to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
-    A body above LARGEST_BODY gets 413; Django would write all of it to the disk before it looks at anything.
+    A body above LARGEST_BODY gets 413; Django would write all of it to the disk before it looks at anything. So does
+    one above LARGEST_ANONYMOUS_BODY when its head brings neither a session nor a token: Django judges both only once
+    the whole body is there. `scope["peer"]` is who holds the other end of the connection, a proxy perhaps.
     """
 
     def __init__(
@@ -37,12 +40,14 @@ class Edge:
         scheme: str,
         trusted: Sequence[Network],
         unchecked: Iterable[str],
+        session_cookie: str = "",
     ) -> None:
         self.app = app
         self.hosts = frozenset(hosts)
         self.scheme = scheme
         self.trusted = tuple(trusted)
         self.unchecked = frozenset(unchecked)
+        self.session_cookie = f"{session_cookie}="
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,34 +56,45 @@ class Edge:
         line = _Line(scope, send)
         headers = Headers(scope=scope)
         peer = scope["client"][0] if scope.get("client") else ""
+        scope["peer"] = peer
         scope["client"] = (client_address(peer, headers.getlist("x-forwarded-for"), self.trusted), 0)
         scope["scheme"] = self.scheme
-        app = self.app if self._serves(scope["path"], headers.get("host", "")) else _wrong_host
-        if _announced(headers) > LARGEST_BODY:
-            app = _too_large
-        body = _Body(receive)
+        app = self.app if self._serves(scope["path"], headers.getlist("host")) else _wrong_host
+        body = _Body(receive, self._largest_body(headers))
+        if _announced(headers) > body.largest:
+            app = body.refuse
         try:
             with suppress(ClientDisconnect):
                 await app(scope, body.receive, line.send)
             if body.is_too_large and not line.has_begun:
-                await _too_large(scope, receive, line.send)
+                await body.refuse(scope, receive, line.send)
         finally:
             line.write()
 
-    def _serves(self, path: str, host: str) -> bool:
-        return path in self.unchecked or host_name(host) in self.hosts
+    def _serves(self, path: str, hosts: Sequence[str]) -> bool:
+        return path in self.unchecked or (len(hosts) == 1 and host_name(hosts[0]) in self.hosts)
+
+    def _largest_body(self, headers: Headers) -> int:
+        named = "authorization" in headers or any(self.session_cookie in each for each in headers.getlist("cookie"))
+        return LARGEST_BODY if named else LARGEST_ANONYMOUS_BODY
 
 
 class _Body:
-    """What the client sends. Past LARGEST_BODY it is as if the client had left: then readers drop what they have."""
+    """What the client sends. Past `largest` bytes it is as if the client had left: then readers drop what they have."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, largest: int) -> None:
         self._receive = receive
         self._size = 0
+        self.largest = largest
 
     @property
     def is_too_large(self) -> bool:
-        return self._size > LARGEST_BODY
+        return self._size > self.largest
+
+    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An application that answers 413."""
+        text = f"The request is larger than {self.largest // 1024} KiB.\n"
+        await PlainTextResponse(text, 413, {"Connection": "close"})(scope, receive, send)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -134,8 +150,3 @@ async def _wrong_host(scope: Scope, receive: Receive, send: Send) -> None:
 def _announced(headers: Headers) -> int:
     length = headers.get("content-length", "")
     return int(length) if length.isascii() and length.isdecimal() else 0
-
-
-async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = PlainTextResponse("The request is larger than 3 MiB.\n", 413, {"Connection": "close"})
-    await answer(scope, receive, send)

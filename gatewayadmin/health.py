@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import time
-from ipaddress import ip_address
 
 import psycopg
 from django.conf import settings
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from gatewayadmin import database
+from gatewayadmin.client_address import is_local
 
 PATHS = ("/livez", "/readyz", "/metrics")
 PROBE_S = 3
@@ -88,10 +88,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    # Behind a proxy on this machine every caller seems local; the header tells that there is one.
-    if request.client is None or "x-forwarded-for" in request.headers or "forwarded" in request.headers:
-        return False
-    return ip_address(request.client.host).is_loopback
+    return is_local(request.scope["peer"], request.headers.keys(), settings.TRUSTED_PROXIES)
 
 
 def _has_token(request: Request) -> bool:

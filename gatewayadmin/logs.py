@@ -37,6 +37,16 @@ class JsonFormatter(logging.Formatter):
         return _SECRETS.sub("...", _written(line))
 
 
+class OneLine(logging.Filter):
+    """Takes the traceback off what strangers can cause at will: the message says it all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.exc_info, record.exc_text, record.stack_info = None, None, None
+        if record.levelno > logging.WARNING:
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return True
+
+
 def _written(line: dict[str, object]) -> str:
     try:
         return orjson.dumps(line, default=str).decode()

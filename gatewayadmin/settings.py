@@ -18,6 +18,8 @@ DATABASE_URL = text("DATABASE_URL")
 PORT = number("PORT", 8000, low=1, high=65535)
 WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
 
+TOKEN_CALLS = number("GATEWAY_TOKEN_CALLS", 64, low=1, high=10_000)
+
 PUBLIC_URL_IS_SET = bool(text("GATEWAY_PUBLIC_URL"))
 PUBLIC_URL = web_address("GATEWAY_PUBLIC_URL", f"http://localhost:{PORT}")
 
@@ -140,6 +142,9 @@ CACHES = {
         "OPTIONS": {"MAX_ENTRIES": 20_000},  # Past it a third is forgotten.
     },
 }
+
+# What is still arriving waits on the disk beyond this; a stranger may send so many at once.
+FILE_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
 
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
@@ -305,11 +310,17 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": "gatewayadmin.logs.JsonFormatter"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "filters": {"one_line": {"()": "gatewayadmin.logs.OneLine"}},
+    "handlers": {
+        "stderr": {"class": "logging.StreamHandler", "formatter": "json"},
+        "stderr_one_line": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["one_line"]},
+    },
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         "django.server": {"handlers": [], "level": "WARNING", "propagate": True},
+        # Bad requests, which anybody can send as fast as the network carries them.
+        "django.security": {"handlers": ["stderr_one_line"], "level": "WARNING", "propagate": False},
         "django.request": {"level": "ERROR"},  # A 404 is nothing a person must act upon; the edge notes it.
         "gatewayadmin.edge": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
         "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.

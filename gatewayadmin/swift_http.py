@@ -20,8 +20,13 @@ from proxy.known_head import SAME_HEAD, KnownHead, known_head
 _is_call = re.compile(f"{PREFIX}{SLUG}/?".encode()).fullmatch
 
 
+LINGER_SECONDS = 2
+
+
 class SwiftHttp(HttpToolsProtocol):
     """Serves calls in fewer steps, and looks after idle connections with one timer for many requests."""
+
+    is_authenticated = False  # Whether a call over this connection was let through.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -81,6 +86,7 @@ class SwiftHttp(HttpToolsProtocol):
         parser = self.parser
         if parser.get_method() != b"POST" or not _is_call(self.url):
             super().on_headers_complete()
+            self.cycle.transport = _Ending(self)  # type: ignore[assignment]  # Its task has not begun yet.
         else:
             self._begin_call()
         if parser.should_upgrade():
@@ -101,6 +107,25 @@ class SwiftHttp(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
         else:
             self._start_asgi_task(self.cycle, self.app)
+
+    def note_authenticated(self) -> None:
+        """A call over this connection was let through."""
+        self.is_authenticated = True
+
+    def end(self) -> None:
+        """Close after an answer. A client that is still sending gets to read it first (RFC 9112 section 9.6).
+
+        To close at once would make its system drop what it has received as soon as it sends on.
+        """
+        if not self.cycle.more_body or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._is_deaf = True
+        self.cycle.body = bytearray()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def is_answering(self) -> bool:
         """Whether a request waits for its answer."""
@@ -141,6 +166,17 @@ class SwiftHttp(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
 
+class _Ending:
+    """The transport as uvicorn's own cycle sees it: closing it ends the connection as it should be ended."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, protocol: SwiftHttp) -> None:
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+        self.close = protocol.end
+
+
 class Cycle(RequestResponseCycle):
     """One call and its answer: an answer is complete and says its length, or it is a stream."""
 
@@ -158,6 +194,7 @@ class Cycle(RequestResponseCycle):
             keep_alive,
             protocol.on_response_complete,
         )
+        self._protocol = protocol
         self._head = b""
         self._whole: bytes | None = None
 
@@ -193,6 +230,10 @@ class Cycle(RequestResponseCycle):
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head of the answer, which also settles how it ends."""
+        if status < 300 and not self._protocol.is_authenticated:
+            self._protocol.note_authenticated()
+        if self.more_body:  # Answered before all of it was here: the rest is not wanted.
+            self.keep_alive = False
         lines = [*self.default_headers, *headers]
         names = dict(headers)
         if b"connection" in names:  # Nothing else is ever said of it than that it is closed.
@@ -211,5 +252,5 @@ class Cycle(RequestResponseCycle):
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:
-            self.transport.close()
+            self._protocol.end()
         self.on_response()

@@ -20,7 +20,7 @@ from capabilities.rest import Rule
 from gateways.api import WITHIN_REACH
 from gateways.assignment_views import counted
 from gateways.forms import AssignmentForm
-from gateways.models import Assignment, Gateway, IdentityScheme, ToolPolicy
+from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, ToolPolicy
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.models import Server
@@ -55,7 +55,10 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
 
 
 class AssignmentChanges(Body):
-    """How a server stands behind a gateway. An empty alias leaves the names of its tools as they are."""
+    """How a server stands behind a gateway. An empty alias leaves the names of its tools as they are.
+
+    Only the one server of a gateway may be without one.
+    """
 
     alias = serializers.CharField(max_length=16, allow_blank=True, required=False)
     identity_scheme = serializers.ChoiceField(IdentityScheme.choices, required=False)
@@ -111,6 +114,8 @@ class AssignmentResource(Resource):
             assignment = Assignment.objects.assign(gateway=gateway, tool_policy=policy, by=self.me, **fields)
         except IntegrityError:
             raise already_exists(TAKEN) from None
+        except AliasRequired as refusal:
+            raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment, HTTPStatus.CREATED)
 
     def partial_update(self, request: Request, slug: str, alias: str) -> Response:
@@ -131,6 +136,8 @@ class AssignmentResource(Resource):
             assignment.edit(**fields, by=self.me)
         except IntegrityError:
             raise already_exists(TAKEN) from None
+        except AliasRequired as refusal:
+            raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment)
 
     def destroy(self, request: Request, slug: str, alias: str) -> Response:

@@ -17,7 +17,7 @@ from accounts.models import User
 from capabilities import Capability, requires, signed_in
 from capabilities.doors import SEES_GATEWAYS, SEES_SERVERS
 from gateways.forms import AssignmentForm
-from gateways.models import Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet
+from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
@@ -86,6 +86,8 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
             assignment = Assignment.objects.assign(gateway=gateway, by=request.user, **form.cleaned_data)
         except IntegrityError:
             form.refuse()
+        except AliasRequired as refusal:
+            form.refuse(refusal)
         else:
             return leave(request, tab_url(gateway), f"{assignment.server.name} assigned")
     return refuse(request, "gateways/assign.html", context)
@@ -122,6 +124,8 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
             assignment.edit(by=request.user, **form.cleaned_data)
         except IntegrityError:
             form.refuse()
+        except AliasRequired as refusal:
+            form.refuse(refusal)
         else:
             return leave(request, tab_url(assignment.gateway), "Assignment saved")
     return refuse(request, "gateways/assign.html", context)

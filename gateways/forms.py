@@ -9,12 +9,12 @@ from django.core.exceptions import ValidationError
 
 from accounts.models import Team
 from gateways.models import (
+    AliasRequired,
     Assignment,
     Gateway,
     GatewayQuerySet,
     IdentityScheme,
     Reach,
-    Tool,
     ToolQuerySet,
     alias_validator,
 )
@@ -109,7 +109,9 @@ class AssignmentForm(forms.Form):
         help_text="Begins the name of each tool. Empty: the server's slug.",
     )
     bare = forms.BooleanField(
-        label="Without alias", required=False, help_text="Tools keep their own names, unless these collide."
+        label="Without alias",
+        required=False,
+        help_text="Tools keep their own names. Only for the one server of a gateway.",
     )
     identity_scheme = forms.ChoiceField(choices=[(s.value, s.label) for s in SCHEMES], widget=forms.RadioSelect)
     shared_identity = forms.ModelChoiceField(Identity.objects.none(), required=False, empty_label="Choose an identity")
@@ -151,8 +153,9 @@ class AssignmentForm(forms.Form):
         others = self._others()
         if bare and alias:
             raise ValidationError("Leave this empty, or untick “Without alias”.")
-        if bare and (shared := self._names_in_use(others)):
-            raise ValidationError(f"Another server here has tools of these names: {', '.join(shared)}. Give an alias.")
+        had_none = self.assignment is not None and not self.assignment.alias
+        if bare and not had_none and others.exists():
+            raise ValidationError(str(AliasRequired.__doc__))
         alias = alias if alias or bare or self.upstream is None else self.upstream.slug
         if alias and others.filter(alias=alias).exists():
             raise ValidationError(f"Another server on {self.gateway.name} has the alias “{alias}”.")
@@ -161,13 +164,6 @@ class AssignmentForm(forms.Form):
     def _others(self) -> Any:
         others = self.gateway.assignments.live()
         return others.exclude(pk=self.assignment.pk) if self.assignment else others
-
-    def _names_in_use(self, others: Any) -> list[str]:
-        """Known tools of the server whose bare names other servers of the gateway expose already."""
-        taken = Tool.objects.offered().filter(assignment__in=others)
-        own = Tool.objects.offered().filter(assignment__server=self.upstream)
-        names = own.filter(name__in=taken.values("exposed_name")).values_list("name", flat=True)
-        return sorted(set(names))[:3]
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
@@ -191,9 +187,11 @@ class AssignmentForm(forms.Form):
         if scheme != IdentityScheme.SHARED:
             values["shared_identity"] = None
 
-    def refuse(self) -> None:
+    def refuse(self, why: AliasRequired | None = None) -> None:
         """Say that somebody else was faster."""
-        self.add_error("alias", f"Another server on {self.gateway.name} has taken this alias just now.")
+        self.add_error(
+            "alias", str(why) if why else f"Another server on {self.gateway.name} has taken this alias just now."
+        )
 
 
 class GatewayFilter(forms.Form):

@@ -32,14 +32,18 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     marks = Marks(config.conninfo, config.stranger_seconds)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
-        Guard(config.private_upstreams),
+        Guard(config.private_upstreams, config.own_endpoints),
         limit=config.answer_limit,
         listener=config.listener,
         secret=config.listener_secret,
     )
-    async with transport, Upstreams(transport, marks.era) as upstreams:
+    async with (
+        transport,
+        Upstreams(transport, marks.era, workers=config.workers, queue_seconds=config.queue_seconds) as upstreams,
+    ):
         lister = Lister(upstreams, cipher, marks, config.list_seconds)
-        methods = Methods(lister, Caller(upstreams, lister, cipher, marks), config.public_url)
+        caller = Caller(upstreams, lister, cipher, marks)
+        methods = Methods(lister, caller, config.public_url, config.token_calls)
         lanes: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in lanes.items()},

@@ -6,7 +6,7 @@ from proxy import jsonrpc, trace
 from proxy.catalog import Found, OutOfScope, Refusal, candidates, judged, owner
 from proxy.exchange import MODERN, Answer, mint
 from proxy.facts import Facts
-from proxy.faults import BadAnswer, Fault
+from proxy.faults import BadAnswer, Busy, Fault
 from proxy.identity import target
 from proxy.inbound import Inbound
 from proxy.jsonrpc import Message, Object
@@ -50,7 +50,9 @@ class Caller:
         request.note_server(found.assigned)
         began = time.perf_counter()
         try:
-            answer = await self._carry(request, found, facts.connection_id, message, stream)
+            answer = await self._carry(request, found, facts, message, stream)
+        except Busy:  # Nothing was sent, so it says nothing of the server.
+            raise
         except Fault as fault:
             self._marks.contacted(found.assigned, fault.detail, credential_refused=fault.reason == "credential_refused")
             raise
@@ -75,8 +77,9 @@ class Caller:
         return judged(assigned, tool["name"], None)._replace(schema=tool.get("inputSchema"))
 
     async def _carry(
-        self, request: Inbound, found: Found, connection_id: str, message: Message, stream: Stream | None
+        self, request: Inbound, found: Found, facts: Facts, message: Message, stream: Stream | None
     ) -> Answer:
+        connection_id, person = facts.connection_id, facts.user_id
         called = target(found.assigned, connection_id, self._cipher, trace.of(request.headers))
         token = message.meta.get("progressToken") if stream is not None else None
         minted = mint() if token is not None else None
@@ -89,11 +92,11 @@ class Caller:
             if isinstance(own, dict) and own.get("progressToken") == minted:
                 await stream.note({**note, "params": {**own, "progressToken": token}})
 
-        answer = await self._upstreams.ask(called, "tools/call", params, hear, schema=found.schema)
+        answer = await self._upstreams.ask(called, "tools/call", params, hear, person=person, schema=found.schema)
         if answer.error_code == jsonrpc.HEADER_MISMATCH:
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
             schema = await self._schema(found, connection_id, called.trace)
-            answer = await self._upstreams.ask(called, "tools/call", params, hear, schema=schema)
+            answer = await self._upstreams.ask(called, "tools/call", params, hear, person=person, schema=schema)
         return answer
 
     async def _schema(self, found: Found, connection_id: str, traced: trace.Trace) -> object:

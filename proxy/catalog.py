@@ -51,6 +51,22 @@ class UnknownTool(Fault):
         return None
 
 
+class Ambiguous(Fault):
+    """Several servers have no alias, so the name may mean a tool of any of them."""
+
+    code = jsonrpc.FORBIDDEN
+    outcome = "denied"
+    reason = "alias_missing"
+    sentence = (
+        'Several servers of this gateway have no alias, so nobody can tell whose tool "{server}" is. '
+        "An administrator must give them one."
+    )
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        return {"reason": self.reason}
+
+
 class OutOfScope(Exception):
     """The token does not reach this server; answered with X43 in HTTP 403."""
 
@@ -117,33 +133,41 @@ def offers(assigned: Assigned) -> bool:
     return assigned.in_scope and not server_refusal(assigned) and allows(assigned.policy, enabled=True)
 
 
-def owner(assignments: Sequence[Assigned], exposed: str) -> Found | None:
-    """The server and tool this name means; None when only a fresh list of `candidates` can tell.
+def without_alias(assignments: Sequence[Assigned]) -> list[Assigned]:
+    """The servers whose tools keep their own names. With more than one, nobody can tell whose a name is."""
+    return [assigned for assigned in assignments if not assigned.alias]
 
-    An alias names its server; a name without one, or one that was shortened, is found by its row.
-    Raises OutOfScope, Refusal or UnknownTool.
+
+def server_of(assignments: Sequence[Assigned], exposed: str) -> Assigned | None:
+    """The server a tool's name belongs to; None when it is nobody's. Lists and calls both ask here, and nobody else.
+
+    An alias names its server, and any other name belongs to the one server without an alias. What servers list, or
+    listed once, has no part in it: else one of them could take over the names of another. Raises Ambiguous.
     """
     for assigned in assignments:
         if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):
-            return _owned_by_alias(assigned, exposed)
-    refusal: Exception = UnknownTool(exposed[:MOST_TOLD])
-    for assigned in assignments:
-        if (row := _row(assigned, exposed)) is not None:
-            try:
-                return judged(assigned, row.name, row)
-            except (OutOfScope, Refusal) as error:
-                refusal = error
-    if isinstance(refusal, UnknownTool) and candidates(assignments, exposed):
-        return None
-    raise refusal
+            return assigned
+    others = without_alias(assignments)
+    if len(others) > 1:
+        raise Ambiguous(exposed[:MOST_TOLD])
+    return others[0] if others else None
 
 
-def _owned_by_alias(assigned: Assigned, exposed: str) -> Found | None:
+def owner(assignments: Sequence[Assigned], exposed: str) -> Found | None:
+    """The server and tool this name means; None when only a fresh list of `candidates` can tell.
+
+    Raises OutOfScope, Refusal, Ambiguous or UnknownTool.
+    """
+    assigned = server_of(assignments, exposed)
+    if assigned is None:
+        raise UnknownTool(exposed[:MOST_TOLD])
     row = _row(assigned, exposed)
     if row is not None:
         return judged(assigned, row.name, row)
-    if looks_shortened(exposed) and candidates([assigned], exposed):
+    if (not assigned.alias or looks_shortened(exposed)) and _may_list(assigned):
         return None
+    if not assigned.alias:
+        raise UnknownTool(exposed[:MOST_TOLD])
     return judged(assigned, exposed.removeprefix(assigned.alias + SEPARATOR), None)
 
 
@@ -163,17 +187,14 @@ def judged(assigned: Assigned, tool: str, row: Row | None) -> Found:
 
 
 def candidates(assignments: Sequence[Assigned], exposed: str) -> list[Assigned]:
-    """The servers whose fresh list may hold a name that no row and no alias explains."""
-    return [assigned for assigned in assignments if _may_list(assigned) and _could_expose(assigned, exposed)]
+    """The server whose fresh list may hold a name that no row explains, if there is one. Raises Ambiguous."""
+    assigned = server_of(assignments, exposed)
+    return [assigned] if assigned is not None and _may_list(assigned) else []
 
 
 def _may_list(assigned: Assigned) -> bool:
     # A tool without a row can be called under `allow_all` only.
     return offers(assigned) and not identity_refusal(assigned) and allows(assigned.policy, None)
-
-
-def _could_expose(assigned: Assigned, exposed: str) -> bool:
-    return not assigned.alias or exposed.startswith(assigned.alias + SEPARATOR)
 
 
 def _row(assigned: Assigned, exposed: str) -> Row | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from servers.guard import Network
+from servers.guard import NOWHERE, Network, OwnEndpoints
 
 type ClientAddress = Callable[[str, Sequence[str]], str]
 
@@ -13,7 +13,8 @@ class Config:
     """Settings of one runtime.
 
     `client_address(peer, values of X-Forwarded-For)` says who really calls. `listener` is the origin
-    at which this process reaches itself, and `listener_secret` opens the Quickstart server there.
+    at which this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is how many
+    processes share the bound of each server, `token_calls` how many calls a token may have under way in this one.
     """
 
     conninfo: str
@@ -24,6 +25,7 @@ class Config:
     hosts: frozenset[str] = frozenset()
     allowed_origins: Sequence[str] = ()
     private_upstreams: tuple[Network, ...] = ()
+    own_endpoints: OwnEndpoints = NOWHERE
     listener: str = ""
     listener_secret: str = field(default="", repr=False)
     body_limit: int = 1 << 20
@@ -32,3 +34,6 @@ class Config:
     ping_seconds: float = 15.0
     stranger_seconds: float = 60.0
     limit_seconds: float = 60.0
+    queue_seconds: float = 10.0
+    workers: int = 1
+    token_calls: int = 64

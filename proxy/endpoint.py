@@ -15,7 +15,7 @@ from proxy.config import Config
 from proxy.decision import DENIALS, Denied, decide
 from proxy.facts import Facts
 from proxy.head import Heads, Scope
-from proxy.inbound import ClientLeft, Inbound, Receive, Send
+from proxy.inbound import UNAUTHENTICATED_BODY, ClientLeft, Inbound, Receive, Send
 from proxy.jsonrpc import Message
 from proxy.limits import Limits
 from proxy.marks import Marks
@@ -61,20 +61,19 @@ class Endpoint:
 
     async def _serve(self, request: Inbound) -> None:
         head = request.head
-        refusal = await self._first_look(request)
+        refusal = None
+        if head.origin_may_call:
+            request.origin = head.origin
+        else:
+            refusal = self._denied(request, DENIALS["origin"])
         if refusal is None and head.verb == "OPTIONS":
             await outbound.send(request, Response(204, headers=outbound.preflight(request)))
             return
-        if head.verb == "POST":
-            request.parse()
+        if head.key is None:  # Its head says all there is to say: nothing of the body is read.
+            await outbound.send(request, refusal or self._stranger(request))
+            return
         try:
-            facts = await self._facts(request, head.key) if head.key is not None else None
-            if facts is not None:
-                request.note(facts)
-                if refusal is None and (denied := decide(facts, head.client_ip)) is not None:
-                    refusal = self._denied(request, denied)
-                if refusal is None and facts.limited:
-                    refusal = await self._limited(facts)
+            facts, refusal = await self._judged(request, head.key, refusal)
         except Unobtainable:
             metrics.UNAVAILABLE.labels("access").inc()
             await outbound.send(request, _unavailable(request, NOT_CHECKED))
@@ -84,20 +83,39 @@ class Endpoint:
             return
         await self._known(request, facts, refusal)
 
-    async def _first_look(self, request: Inbound) -> Response | None:
-        """Row 1 of requirements 4.4: what is refused whoever asks."""
-        if not request.head.origin_may_call:
-            return self._denied(request, DENIALS["origin"])
-        request.origin = request.head.origin
-        if await request.read(self._config.body_limit):
-            return None
-        body = jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "The request is larger than this gateway accepts")
-        return Response(413, body, "bad_request", code=jsonrpc.INVALID_REQUEST)
+    async def _judged(
+        self, request: Inbound, key: Key, refusal: Response | None
+    ) -> tuple[Facts | None, Response | None]:
+        """What the database knows of the token, and why the request is refused, if it is."""
+        if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
+            facts, refusal = await self._judged_unread(request, key)
+            if facts is None or refusal is not None:
+                return facts, refusal
+        if request.head.verb == "POST":
+            request.parse()
+        facts = await self._facts(request, key)
+        if facts is not None:
+            request.note(facts)
+            if refusal is None and (denied := decide(facts, request.head.client_ip)) is not None:
+                refusal = self._denied(request, denied)
+            if refusal is None and facts.limited:
+                refusal = await self._limited(facts)
+        return facts, refusal
+
+    async def _judged_unread(self, request: Inbound, key: Key) -> tuple[Facts | None, Response | None]:
+        """A body this long is for those who may call at all, by its head alone; they are asked for anew with it."""
+        facts = await self._facts(request, key)
+        if facts is None:
+            return None, None
+        request.note(facts)
+        if (denied := decide(facts, request.head.client_ip)) is not None:
+            return facts, self._denied(request, denied)
+        return facts, None if await request.read(self._config.body_limit) else _too_large()
 
     async def _facts(self, request: Inbound, key: Key) -> Facts | None:
         began = time.perf_counter()
         facts = await self._access.facts(key, request.head.slug, *wanted(request.message))
-        request.row.authorise_ms = (time.perf_counter() - began) * 1000
+        request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         return facts
 
     def _stranger(self, request: Inbound) -> Response:
@@ -219,6 +237,10 @@ def _ladder_refusal(request: Inbound, message: Message) -> Response | None:
 
 def _bad(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> Response:
     return Response(status, jsonrpc.error(None, code, text), "bad_request", code=code)
+
+
+def _too_large() -> Response:
+    return _bad(413, "The request is larger than this gateway accepts")
 
 
 def _unavailable(request: Inbound, text: str) -> Response:

@@ -56,11 +56,37 @@ class AddressBlocked(Fault):
     sentence = 'Server "{server}" lives at an address the gateway may not call.'
 
 
+class Loop(Fault):
+    reason = "loop"
+    sentence = 'The address of server "{server}" is this gateway itself.'
+
+
 class CredentialRefused(Fault):
     reason = "credential_refused"
     sentence = 'Server "{server}" refused the credential stored for it.'
 
 
 class Busy(Fault):
+    """Too many calls are under way or wait; this one was not executed. `seconds` is when to try again."""
+
+    outcome = "rate_limited"
     reason = "busy"
-    sentence = 'Server "{server}" has too many calls under way. Try again soon.'
+    sentence = 'Server "{server}" is busy with other calls, so this one was not executed. Try again soon.'
+
+    def __init__(self, server: str, detail: str = "", *, seconds: int) -> None:
+        super().__init__(server, detail)
+        self.seconds = seconds
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        return {"reason": self.reason, "server": self.server, "retry_after": self.seconds}
+
+
+class TokenBusy(Busy):
+    """This token has as many calls under way as one may have."""
+
+    sentence = "As many calls of this token are under way as may be ({server}), so this one was not executed."
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        return {"reason": self.reason, "retry_after": self.seconds}

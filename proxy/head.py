@@ -1,5 +1,6 @@
 """The head of a request at /mcp/<slug>: what it says before its body, and what follows from that alone."""
 
+import re
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -76,7 +77,9 @@ class Heads:
         return Head(
             verb=scope["method"],
             slug="" if "/" in slug else slug,
-            is_ours=not hosts or host_name(_text(headers, b"host")) in hosts,
+            # More than one Host is refused whatever they say (RFC 9112 section 3.2).
+            is_ours=(not hosts or host_name(_text(headers, b"host")) in hosts)
+            and sum(name == b"host" for name, _ in pairs) < 2,
             origin=origin,
             origin_may_call=self._origins.admits(origin),
             presents_bearer=bearer,
@@ -104,12 +107,13 @@ class Origins:
         return origin is None or origin in self._allowed
 
 
+_host = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?").fullmatch
+
+
 def host_name(host: str) -> str:
-    """The name in a Host header, without port and final dot, in lower case; IPv6 in brackets."""
-    name = host.lower()
-    if name.startswith("["):
-        return name.partition("]")[0] + "]"
-    return name.partition(":")[0].removesuffix(".")
+    """The name in a Host header, without port and final dot, in lower case; IPv6 in brackets. Empty for any other."""
+    match = _host(host.lower())
+    return match[1].removesuffix(".") if match else ""
 
 
 def accepted(value: bytes | None) -> Accepted:

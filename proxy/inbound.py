@@ -16,6 +16,10 @@ type Send = Callable[[Event], Awaitable[None]]
 type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+# What is read of a body before its token is known to be good; a longer one waits until it is.
+UNAUTHENTICATED_BODY = 64 * 1024
+
+
 class ClientLeft(Exception):
     """The client went away before its request was complete."""
 
@@ -24,6 +28,9 @@ class Inbound:
     """A request and what is known about it so far."""
 
     __slots__ = (
+        "_more",
+        "_parts",
+        "_size",
         "admitted",
         "arrived",
         "began",
@@ -52,6 +59,9 @@ class Inbound:
         self.headers: dict[bytes, bytes] = dict(self.pairs)
         self.uid = new_uid(self.arrived)
         self.row = Row(self.uid, self.arrived)
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._more = True
         self.body = b""
         self.message: Message | None = None
         self.malformed: Malformed | None = None
@@ -66,21 +76,25 @@ class Inbound:
         return self.headers.get(name, b"").decode("latin-1")
 
     async def read(self, limit: int) -> bool:
-        """Read the body; False when it is larger than `limit`. Raises ClientLeft."""
+        """Read the body; False when it is larger than `limit` bytes. Raises ClientLeft.
+
+        What was read before that was seen is kept: call it again with a higher limit to go on.
+        """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             return False
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more and size <= limit:
+        while self._more and self._size <= limit:
             event = await self.receive()
             if event["type"] == "http.disconnect":
                 raise ClientLeft
-            parts.append(event.get("body", b""))
-            size += len(parts[-1])
-            more = event.get("more_body", False)
-        self.body = parts[0] if len(parts) == 1 else b"".join(parts)
-        return size <= limit
+            self._parts.append(event.get("body", b""))
+            self._size += len(self._parts[-1])
+            self._more = event.get("more_body", False)
+        if self._size > limit:
+            return False
+        self.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        return True
 
     def parse(self) -> None:
         """Take the message out of the body; what is wrong with it is told later, after authentication."""

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from proxy import headers, jsonrpc
-from proxy.catalog import UnknownTool, identity_refusal, offers, shows
+from proxy.catalog import Ambiguous, UnknownTool, identity_refusal, offers, server_of, shows, without_alias
+from proxy.exchange import Answer
 from proxy.facts import Assigned
-from proxy.faults import BadAnswer, Fault, TooLarge
+from proxy.faults import BadAnswer, Busy, Fault, TooLarge
 from proxy.identity import target
 from proxy.jsonrpc import Object
 from proxy.marks import Marks
@@ -78,10 +79,7 @@ class Lister:
                 continue
             for tool in answer.tools:
                 name = exposed_name(assigned.alias, tool["name"])
-                if _borrows(name, assigned, assignments):
-                    continue
-                # Two servers without an alias may name a tool alike: the first one has it, here as in calls.
-                if name not in tools and shows(assigned, tool["name"]):
+                if name not in tools and shows(assigned, tool["name"]) and server_of(assignments, name) is assigned:
                     tools[name] = _exposed(tool, name, annotated=answer.annotated)
         _raise_if_none(answers)
         return Listing(list(tools.values()), unavailable)
@@ -104,6 +102,8 @@ class Lister:
         """All tools of one server, under its own names. Raises a Fault."""
         try:
             offer = await self._pages(assigned, connection_id, trace)
+        except Busy:  # It was not asked.
+            raise
         except Fault as fault:
             self._marks.contacted(assigned, fault.detail, credential_refused=fault.reason == "credential_refused")
             raise
@@ -135,7 +135,7 @@ class Lister:
                 break
             page = answer.document.get("result", {})
             if not isinstance(page.get("tools"), list):
-                raise BadAnswer(assigned.server_name, f"tools/list: error {answer.error_code}")
+                raise BadAnswer(assigned.server_name, f"tools/list: error {answer.error_code} {_words(answer)}")
             size += len(answer.text)
             if size > MOST_BYTES or len(offer.tools) > MOST_TOOLS:
                 raise TooLarge(assigned.server_name, "its list of tools")
@@ -148,16 +148,21 @@ class Lister:
         return offer
 
 
-def _borrows(name: str, assigned: Assigned, assignments: Sequence[Assigned]) -> bool:
-    """Whether a server without an alias names a tool as if it were another's; a call would go to the other."""
-    return not assigned.alias and any(other.alias and name.startswith(f"{other.alias}__") for other in assignments)
+def _words(answer: Answer) -> str:
+    """What the server says of its error, for administrators."""
+    words = (answer.error or {}).get("message")
+    return words[:200] if isinstance(words, str) else ""
 
 
 def _sorted_out(assignments: Sequence[Assigned]) -> tuple[list[Assigned], list[Unavailable]]:
-    """Whom to ask, and whom only the lack of a usable identity keeps from being asked."""
+    """Whom to ask, and whom only the lack of a usable identity, or of an alias, keeps from being asked."""
     asked, unavailable = [], []
+    ambiguous = len(without_alias(assignments)) > 1
     for assigned in assignments:
         if not offers(assigned):
+            continue
+        if ambiguous and not assigned.alias:
+            unavailable.append(Unavailable(assigned, Ambiguous.reason))
             continue
         if reason := identity_refusal(assigned):
             unavailable.append(Unavailable(assigned, reason))

@@ -2,13 +2,13 @@
 
 import time
 
-from proxy import jsonrpc, ladder, trace
+from proxy import hops, jsonrpc, ladder, trace
 from proxy.access import ADDRESSED, ALL, NOTHING
 from proxy.calling import Caller
 from proxy.catalog import OutOfScope
 from proxy.decision import DENIALS
 from proxy.facts import Facts
-from proxy.faults import Fault
+from proxy.faults import Busy, Fault, TokenBusy
 from proxy.inbound import Inbound
 from proxy.jsonrpc import Message, Object
 from proxy.listing import Lister
@@ -50,10 +50,12 @@ def refused(request: Inbound, code: int, text: str, data: Object | None = None) 
 
 
 class Methods:
-    """The methods that are served; every other is not found."""
+    """The methods that are served; every other is not found. A token has `most_calls` of them under way at most."""
 
-    def __init__(self, lister: Lister, caller: Caller, public_url: str) -> None:
+    def __init__(self, lister: Lister, caller: Caller, public_url: str, most_calls: int) -> None:
         self._identities = public_url + IDENTITIES
+        self._most_calls = most_calls
+        self._under_way: dict[str, int] = {}  # By token; none is in here without a call.
         self._lister = lister
         self._caller = caller
 
@@ -62,14 +64,30 @@ class Methods:
         if message.method not in (MODERN_METHODS if request.modern else SESSION_METHODS):
             return refused(request, jsonrpc.METHOD_NOT_FOUND, f"Method not found: {message.method[:100]}")
         try:
-            return await self._answer(request, facts, message, stream)
+            return await self._counted(request, facts, message, stream)
         except OutOfScope:
             denied = DENIALS["out_of_scope"]
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         except Fault as fault:
             return self._told(request, fault)
 
+    async def _counted(self, request: Inbound, facts: Facts, message: Message, stream: Stream | None) -> Response:
+        under_way, token = self._under_way, facts.token_id
+        count = under_way.get(token, 0)
+        if count >= self._most_calls:
+            raise TokenBusy(str(count), seconds=1)
+        under_way[token] = count + 1
+        try:
+            return await self._answer(request, facts, message, stream)
+        finally:
+            if under_way[token] > 1:
+                under_way[token] -= 1
+            else:
+                del under_way[token]
+
     async def _answer(self, request: Inbound, facts: Facts, message: Message, stream: Stream | None) -> Response:
+        if message.method in {"tools/list", "tools/call"}:
+            hops.check(request.headers)
         match message.method:
             case "tools/call":
                 return await self._call(request, facts, message, stream)
@@ -111,8 +129,9 @@ class Methods:
         if fault.reason in LACKING:
             text, data = f"{text} {self._identities}", {**(data or {}), "url": self._identities}
         response = refused(request, fault.code, text, data)
-        reason = fault.reason if fault.outcome == "denied" else ""
-        return response._replace(outcome=fault.outcome, deny_reason=reason)
+        reason = fault.reason if fault.outcome in {"denied", "rate_limited"} else ""
+        retry = ((b"retry-after", b"%d" % fault.seconds),) if isinstance(fault, Busy) else ()
+        return response._replace(outcome=fault.outcome, deny_reason=reason, headers=retry)
 
 
 def _initialize(request: Inbound, facts: Facts, message: Message) -> Response:

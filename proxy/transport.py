@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
-from proxy.faults import AddressBlocked, BadAnswer, TooLarge, Unreachable
+from proxy.faults import AddressBlocked, BadAnswer, Loop, TooLarge, Unreachable
 from proxy.http1 import Broken, Channel, Oversized, Turns
 from proxy.resolver import Resolver
 from servers import builtin, product
-from servers.guard import AddressRefused, Guard
+from servers.guard import AddressRefused, Guard, LeadsBack
 
 CONNECT_SECONDS = 5.0
 MOST_IDLE = 64
@@ -156,6 +156,8 @@ class Transport:
             raise BadAnswer(server, "a header that cannot be sent")
         try:
             channel = await self._exchange(address.place, head.encode() + body)
+        except LeadsBack as error:
+            raise Loop(server, str(error)) from error
         except AddressRefused as error:
             raise AddressBlocked(server, str(error)) from error
         except Oversized as error:
@@ -202,7 +204,7 @@ class Transport:
         for family, kind, protocol, _, sockaddr in found:
             try:
                 if place.scheme != OWN:
-                    self._guard.check(str(sockaddr[0]), encrypted=place.scheme == "https")
+                    self._guard.check(str(sockaddr[0]), place.port, encrypted=place.scheme == "https")
                 async with asyncio.timeout(CONNECT_SECONDS / len(found)):
                     return await self._open(place, socket.socket(family, kind, protocol), sockaddr)
             except OSError as error:
@@ -235,6 +237,8 @@ class Transport:
             port = 0
         if parts.scheme not in {"http", "https"} or not parts.hostname or not port:
             raise Unreachable(server, "the URL leads nowhere")
+        if not own and self._guard.own.has(url):
+            raise Loop(server, "the URL is one of this gateway's own")
         path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")
         secret = f"{builtin.SECRET_HEADER}: {self._secret}\r\n" if own else ""
         host = parts.netloc.rpartition("@")[2]

@@ -1,11 +1,13 @@
 """One request to one server: within its bound and its time, on the wire it speaks."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Self
 
 from proxy import modern_wire
 from proxy.exchange import MODERN, SESSION, Answer, Hear, Target, WrongEra
+from proxy.fair_queue import FairQueue, Full
 from proxy.faults import BadAnswer, Busy, TimedOut
 from proxy.jsonrpc import Object
 from proxy.session_wire import SessionWire
@@ -13,19 +15,28 @@ from proxy.time_limit import TimeLimit
 from proxy.transport import Transport
 
 SWEEP_SECONDS = 60
+RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.
 
 type LearnEra = Callable[[str, str, str], None]
 
 
 class Upstreams:
-    """The servers as this process calls them; `learn_era` is told (server id, URL, era) when one was found out."""
+    """The servers as this process calls them; `learn_era` is told (server id, URL, era) when one was found out.
 
-    def __init__(self, transport: Transport, learn_era: LearnEra) -> None:
+    Of the calls a server may have under way this process takes its share: `workers` processes divide the bound, and
+    each has one place at least. A call waits `queue_seconds` for a place at most.
+    """
+
+    def __init__(
+        self, transport: Transport, learn_era: LearnEra, *, workers: int = 1, queue_seconds: float = 10
+    ) -> None:
         self._transport = transport
         self._sessions = SessionWire(transport)
         self._learn_era = learn_era
         self._eras: dict[str, str] = {}
-        self._gates: dict[str, tuple[int, asyncio.Semaphore]] = {}
+        self._workers = workers
+        self._queue_seconds = queue_seconds
+        self._queues: dict[str, FairQueue] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -44,29 +55,42 @@ class Upstreams:
         params: Object,
         hear: Hear,
         *,
+        person: str = "",
         schema: object = None,
         seconds: float | None = None,
     ) -> Answer:
         """The server's answer to one request of ours; raises a Fault.
 
-        `hear` gets the notifications that precede it; `schema` is that of the tool which is called;
-        `seconds` shortens the server's own time limit.
+        `hear` gets the notifications that precede it; `person` is whose call it is, for a fair share of the server;
+        `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and then what the
+        request has to wait for its turn counts too.
         """
-        limit = min(target.timeout_s, seconds or target.timeout_s)
-        gate = self._gate(target)
-        admitted = False
+        queue = self._queue(target)
+        person, connection = person or target.connection_id, target.connection_id
+        began = time.monotonic()
+        if not queue.enter_now(person, connection):
+            await self._wait_for_turn(queue, target, person, seconds)
+        limit = float(target.timeout_s)
+        if seconds is not None:
+            limit = min(limit, max(seconds - (time.monotonic() - began), 0.001))
         try:
             with TimeLimit(limit):
-                await gate.acquire()
-                admitted = True
                 return await self._on_its_wire(target, method, params, hear, schema)
         except TimeoutError:
-            if not admitted:
-                raise Busy(target.server_name, f"{target.max_concurrent} calls are under way") from None
             raise TimedOut(target.server_name, f"No answer within {limit:g} seconds") from None
         finally:
-            if admitted:
-                gate.release()
+            queue.leave(person, connection)
+
+    async def _wait_for_turn(self, queue: FairQueue, target: Target, person: str, seconds: float | None) -> None:
+        wait = min(self._queue_seconds, seconds or self._queue_seconds)
+        try:
+            with TimeLimit(wait):
+                await queue.enter(person, target.connection_id)
+        except TimeoutError:
+            detail = f"{queue.waiting} calls wait, {queue.bound} may be under way in this worker"
+            raise Busy(target.server_name, detail, seconds=RETRY_SECONDS) from None
+        except Full:
+            raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
     async def _on_its_wire(self, target: Target, method: str, params: Object, hear: Hear, schema: object) -> Answer:
         era = self._eras.get(target.url) or target.era or await self._probe(target)
@@ -88,15 +112,18 @@ class Upstreams:
         self._eras[target.url] = era
         self._learn_era(target.server_id, target.url, era)
 
-    def _gate(self, target: Target) -> asyncio.Semaphore:
-        """The bound on calls under way at this server: a slow one must not use up everything."""
-        known = self._gates.get(target.server_id)
-        if known is None or known[0] != target.max_concurrent:
-            known = target.max_concurrent, asyncio.Semaphore(target.max_concurrent)
-            self._gates[target.server_id] = known
-        return known[1]
+    def _queue(self, target: Target) -> FairQueue:
+        """The places at this server: a slow one must not use up everything, nor its callers each other's time."""
+        bound = max(1, target.max_concurrent // self._workers)
+        queue = self._queues.get(target.server_id)
+        if queue is None:
+            queue = self._queues[target.server_id] = FairQueue(bound)
+        queue.bound = bound
+        return queue
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             await self._sessions.sweep()
+            for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
+                del self._queues[server_id]

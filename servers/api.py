@@ -135,7 +135,7 @@ class ServerResource(Resource):
         others = Server.objects.live().filter(name__iexact=wanted["name"].strip())
         if others.exists() or Server.objects.filter(slug=wanted["slug"]).exists():
             raise already_exists(TAKEN)
-        fields = {"max_concurrent": wanted["max_concurrent"], **checked(ServerForm(wanted))}
+        fields = checked(ServerForm(wanted))
         try:
             server = Server.objects.add(**fields, by=self.me)
         except IntegrityError:
@@ -146,7 +146,7 @@ class ServerResource(Resource):
         server = find(slug)
         changes = self.body()
         form = ServerForm(server=server)
-        if fixed := sorted(set(changes) - set(form.fields) - {"max_concurrent"}):
+        if fixed := sorted(set(changes) - set(form.fields)):
             raise ValidationError({name: ["Cannot be set: this server is part of the gateway."] for name in fixed})
         others = Server.objects.live().exclude(pk=server.pk).filter(name__iexact=changes.get("name", "").strip())
         if others.exists():

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol, Self
 
-from django.conf import settings
 from django.utils import timezone
 
 from accounts.models import User
 from servers import builtin, eras, product
 from servers.credential import Unsendable, fits_a_header, header_of
 from servers.crypto import Unreadable
-from servers.guard import Guard
 from servers.models import Era, Health, Identity, Server
 from servers.naming import is_shallow, is_tool_name, runs_only_as_task
+from servers.upstream_guard import upstream_guard
 from servers.vault import cipher
 from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
 
@@ -116,7 +115,9 @@ def _wire(server: Server, identity: Identity | None) -> Wire:
         if here is None:
             raise Failed("is part of the running gateway, which this command is not")
         return Wire(here.url, {builtin.SECRET_HEADER: here.secret}, guard=here.guard, seconds=seconds)
-    guard = Guard(tuple(settings.PRIVATE_UPSTREAMS))
+    guard = upstream_guard()
+    if guard.own.has(server.url):
+        raise Refused("was not asked: its URL is an address of this gateway itself")
     return Wire(server.url, _credential(server, identity), guard=guard, seconds=seconds)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django import forms
-from django.conf import settings
 from django.core.exceptions import ValidationError
 
 from servers.credential import fits_a_header, is_header_name, may_carry
-from servers.guard import Guard, UrlRefused
+from servers.guard import UrlRefused
 from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import SlugField
+from servers.upstream_guard import upstream_guard
 
 # OAuth joins them once the gateway can sign in at a server for somebody.
 OFFERED = [(kind.value, kind.label) for kind in (AuthType.NONE, AuthType.BEARER, AuthType.HEADER)]
@@ -29,6 +29,15 @@ class ServerForm(forms.Form):
     header_name = forms.CharField(required=False, max_length=80, help_text="For “Own header” only.")
     timeout_seconds = forms.IntegerField(
         label="Time limit", min_value=1, max_value=120, initial=30, help_text="Seconds a call may take, 120 at most."
+    )
+
+    max_concurrent = forms.IntegerField(
+        label="Calls at once",
+        required=False,
+        min_value=1,
+        max_value=1000,
+        initial=64,
+        help_text="Under way at most. Worker processes divide them, and people share them; who must wait takes turns.",
     )
 
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
@@ -55,6 +64,10 @@ class ServerForm(forms.Form):
         if self.server and url == self.server.url:
             return url
         return _callable(url)
+
+    def clean_max_concurrent(self) -> int:
+        given: int | None = self.cleaned_data["max_concurrent"]
+        return given or (self.server.max_concurrent if self.server else 64)
 
     def clean_header_name(self) -> str:
         name = str(self.cleaned_data["header_name"])
@@ -90,7 +103,7 @@ def _callable(url: str) -> str:
     if re.search(r"[\x00-\x20\x7f\\]", url):
         raise ValidationError("This is not a URL.")
     try:
-        Guard(tuple(settings.PRIVATE_UPSTREAMS)).check_now(url)
+        upstream_guard().check_now(url)
     except UrlRefused as refusal:
         raise ValidationError(str(refusal)) from None
     scheme, _, rest = url.partition(":")

@@ -5,15 +5,20 @@ literal addresses included. The proxy asks before it connects; an adapter asks f
 serves the control plane. Needs no Django.
 """
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from posixpath import normpath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import httpcore
 import httpx
+import psutil
 
 from servers.deadline import Deadline, TimedStream
 
@@ -52,10 +57,17 @@ NOT_PUBLIC: tuple[Network, ...] = tuple(
 )
 
 NAT64 = ip_network("64:ff9b::/96")
+LOCAL_NAT64 = ip_network("64:ff9b:1::/48")
+COMPATIBLE = ip_network("::/96")
+TRANSLATED = ip_network("::ffff:0:0:0/96")
 
 
 class AddressRefused(OSError):
     """The server's address is not one that the gateway may call."""
+
+
+class LeadsBack(AddressRefused):
+    """The server's address is this gateway's own."""
 
 
 class UrlRefused(ValueError):
@@ -63,10 +75,69 @@ class UrlRefused(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class OwnEndpoints:
+    """Where this gateway itself answers: a server there would be called by the calls it gets."""
+
+    # Of its public address and of where it listens, under each of its names.
+    places: frozenset[tuple[str, int]] = frozenset()
+    # Where it listens, on this machine.
+    ports: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, public_url: str, listener: str, *, hosts: Iterable[str]) -> OwnEndpoints:
+        """From the public address, the origin it listens at ("" for none), and the names it answers to."""
+        ports = {_port(parts) for parts in map(urlsplit, filter(None, (public_url, listener)))}
+        names = {*(host.strip("[]").lower() for host in hosts), urlsplit(public_url).hostname or ""}
+        listening = frozenset({_port(urlsplit(listener))} if listener else ())
+        return cls(frozenset((name, port) for name in names for port in ports), listening)
+
+    def has(self, url: str) -> bool:
+        """Whether this is the URL of one of our own gateways, however it is spelled."""
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").removesuffix("."), _port(parts)
+        if port in self.ports and (host == "localhost" or (_is_literal(host) and self._is_here(_literal(host)))):
+            return True
+        return (host, port) in self.places and _is_gateway(parts.path)
+
+    def has_address(self, address: str, port: int) -> bool:
+        """Whether a socket to this literal address and port would reach ourselves."""
+        return port in self.ports and self._is_here(address)
+
+    @staticmethod
+    def _is_here(address: str) -> bool:
+        target = _plain(ip_address(address))
+        return target.is_loopback or target.is_unspecified or str(target) in _addresses_of_this_machine()
+
+
+@cache
+def _addresses_of_this_machine() -> frozenset[str]:
+    every = (each for interface in psutil.net_if_addrs().values() for each in interface)
+    return frozenset(each.address for each in every if each.family in (socket.AF_INET, socket.AF_INET6))
+
+
+NOWHERE = OwnEndpoints()
+
+
+def _is_gateway(path: str) -> bool:
+    """Whether the path leads to one of our gateways once a proxy in front has tidied it up."""
+    tidy = normpath(unquote(path)).lstrip("/")
+    return tidy == "mcp" or tidy.startswith("mcp/")
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _literal(host: str) -> str:
+    return str(socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0])
+
+
+@dataclass(frozen=True, slots=True)
 class Guard:
-    """Decides by address; `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS."""
+    """Decides by address; `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` is what leads back to us."""
 
     allowed: tuple[Network, ...] = ()
+    own: OwnEndpoints = NOWHERE
 
     def admits(self, address: str, *, encrypted: bool = True) -> bool:
         """Whether a socket may go to this literal address; without TLS only inside the allowed ranges."""
@@ -74,14 +145,17 @@ class Guard:
             target = _plain(ip_address(address))
         except ValueError:
             return False
-        if target in METADATA:
+        wrapped = _wrapped(target)
+        if target in METADATA or not METADATA.isdisjoint(wrapped):
             return False
         if any(target in network for network in self.allowed):
             return True
-        return encrypted and _is_public(target)
+        return encrypted and all(map(_is_public, (target, *wrapped)))
 
-    def check(self, address: str, *, encrypted: bool = True) -> None:
-        """Raises AddressRefused unless the guard admits the address."""
+    def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
+        """Raises AddressRefused unless the guard admits the address, LeadsBack when it is our own at this port."""
+        if self.own.has_address(address, port):
+            raise LeadsBack(LeadsBack.__doc__)
         if not self.admits(address, encrypted=encrypted):
             raise AddressRefused(AddressRefused.__doc__)
 
@@ -92,6 +166,8 @@ class Guard:
         """
         parts = _parts(url)
         host = parts.hostname or ""
+        if self.own.has(url):
+            raise UrlRefused(LEADS_BACK)
         if _is_literal(host):
             if not self.admits(host, encrypted=parts.scheme == "https"):
                 raise UrlRefused(f"The address {host} {_why_not(parts.scheme)}.")
@@ -107,8 +183,13 @@ class Guard:
             addresses = _addresses(host, parts.port or 443)
         except httpcore.ConnectError:
             raise UrlRefused(f"{host} cannot be found. Check the spelling.") from None
+        if any(self.own.has_address(address, _port(parts)) for address in addresses):
+            raise UrlRefused(LEADS_BACK)
         if not any(self.admits(address, encrypted=parts.scheme == "https") for address in addresses):
             raise UrlRefused(f"{host} leads to an address that {_why_not(parts.scheme)}.")
+
+
+LEADS_BACK = "This is an address of this gateway itself; its calls would go in a circle."
 
 
 def _why_not(scheme: str) -> str:
@@ -127,6 +208,23 @@ def _plain(address: Address) -> Address:
     if inner is None and address in NAT64:
         inner = IPv4Address(int(address) & 0xFFFFFFFF)
     return inner or address
+
+
+def _wrapped(address: Address) -> tuple[IPv4Address, ...]:
+    """The IPv4 addresses a router or tunnel on the way may take out of an IPv6 address and go to.
+
+    ISATAP (RFC 5214) under any prefix, Teredo (RFC 4380), IPv4-compatible (RFC 4291), IPv4-translated (RFC 7915), and
+    NAT64 of the local network (RFC 8215) in the forms of RFC 6052. Those that _plain opens are not in here.
+    """
+    if isinstance(address, IPv4Address):
+        return ()
+    number = int(address)
+    last = IPv4Address(number & 0xFFFFFFFF)
+    if (number >> 32) & 0xFDFFFFFF == 0x5EFE or address in COMPATIBLE or address in TRANSLATED:
+        return (last,)
+    if address in LOCAL_NAT64:
+        return (last, IPv4Address((number >> 48 & 0xFFFF0000) | (number >> 40 & 0xFFFF)))
+    return address.teredo or ()
 
 
 def _is_public(address: Address) -> bool:
@@ -179,7 +277,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for address in _addresses(host, port):
             try:
-                self._guard.check(address, encrypted=self._encrypted)
+                self._guard.check(address, port, encrypted=self._encrypted)
                 left = self._deadline.left(timeout)
                 stream = self._backend.connect_tcp(address, port, left, local_address, socket_options)
                 return TimedStream(stream, self._deadline)

@@ -1,6 +1,7 @@
 """The URLs agents reach, and the servers behind each."""
 
 from gateways.models.assignment import (
+    AliasRequired,
     Assignment,
     AssignmentQuerySet,
     IdentityScheme,
@@ -14,6 +15,7 @@ from gateways.models.assignment import (
 from gateways.models.gateway import Gateway, GatewayError, GatewayQuerySet, Reach
 
 __all__ = [
+    "AliasRequired",
     "Assignment",
     "AssignmentQuerySet",
     "Gateway",

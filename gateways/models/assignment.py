@@ -31,6 +31,10 @@ class WrongIdentity(GatewayError):
     """The shared identity belongs to another server or to a person."""
 
 
+class AliasRequired(GatewayError):
+    """A gateway with several servers tells their tools apart by alias: give this one an alias."""
+
+
 class IdentityScheme(models.TextChoices):
     NONE = "none", "No credential"
     SHARED = "shared", "Shared identity (service account)"
@@ -49,9 +53,11 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
         return self.filter(removed_at=None)
 
     def assign(self, *, gateway: Gateway, server: Server, by: User | None, **fields: Any) -> "Assignment":
-        """Put `server` behind `gateway`. Raises WrongIdentity."""
+        """Put `server` behind `gateway`. Raises AliasRequired or WrongIdentity."""
         with transaction.atomic():
+            gateway.lock()  # Nobody else puts another there meanwhile.
             assignment = Assignment(gateway=gateway, server=server, **fields)
+            assignment.check_alias()
             assignment.check_identity()
             assignment.save(force_insert=True)
             changes = {"alias": [None, assignment.alias], "identity_scheme": [None, assignment.identity_scheme]}
@@ -94,7 +100,7 @@ class Assignment(Switchable):
         constraints = (
             models.UniqueConstraint(
                 fields=("gateway", "alias"),
-                condition=Q(removed_at=None) & ~Q(alias=""),
+                condition=Q(removed_at=None),
                 name="live_assignment_alias_is_unique_per_gateway",
             ),
             models.CheckConstraint(
@@ -116,6 +122,14 @@ class Assignment(Switchable):
         """Whether its policy leaves the switches of its tools without effect."""
         return self.tool_policy == ToolPolicy.BLOCK_ALL
 
+    def check_alias(self) -> None:
+        """Raise AliasRequired unless it has an alias or is alone on its gateway.
+
+        Without one a server could list a tool of another's name, and get its calls.
+        """
+        if not self.alias and self.gateway.assignments.live().exclude(pk=self.pk).exists():
+            raise AliasRequired(AliasRequired.__doc__)
+
     def check_identity(self) -> None:
         """Raise WrongIdentity unless the shared identity is a service account of this server."""
         identity = self.shared_identity
@@ -123,12 +137,16 @@ class Assignment(Switchable):
             raise WrongIdentity(WrongIdentity.__doc__)
 
     def edit(self, *, by: User, **fields: Any) -> None:
-        """Change alias, identity scheme or tool policy; records what changed. Raises WrongIdentity."""
+        """Change alias, identity scheme or tool policy; records what changed. Raises AliasRequired or WrongIdentity."""
         with transaction.atomic():
+            if "alias" in fields:
+                self.gateway.lock()
             row = self.lock()
             changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in fields.items() if getattr(row, n) != v}
             for name, value in fields.items():
                 setattr(self, name, value)
+            if "alias" in changes:
+                self.check_alias()
             self.check_identity()
             self.save(update_fields=[*fields, "updated_at"])
             if "alias" in changes:

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Iterable
 from typing import cast
 
+import pytest
 from django.core.asgi import get_asgi_application
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gatewayadmin.edge import LARGEST_BODY, Edge
+from gatewayadmin.edge import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, Edge
 
 
 async def greedy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -17,10 +18,18 @@ async def greedy(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+TOKEN = (b"authorization", b"Bearer x")
+SESSION = (b"cookie", b"theme=dark; gateway_session=x")
+
+
 def status_of(
-    pieces: Iterable[bytes], headers: list[tuple[bytes, bytes]] | None = None, *, app: ASGIApp = greedy
+    pieces: Iterable[bytes],
+    headers: list[tuple[bytes, bytes]] | None = None,
+    *,
+    app: ASGIApp = greedy,
+    named: tuple[bytes, bytes] | None = TOKEN,
 ) -> tuple[int, int]:
-    """The status of a POST with this body, and how many pieces were never asked for."""
+    """The status of a POST with this body by somebody `named`, and how many pieces were never asked for."""
     left = [*pieces]
     sent: list[Message] = []
 
@@ -30,8 +39,13 @@ def status_of(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"x"), *(headers or [])]}
-    edge = Edge(app, hosts=["x"], scheme="http", trusted=[], unchecked=[])
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "headers": [(b"host", b"x"), *([named] if named else []), *(headers or [])],
+    }
+    edge = Edge(app, hosts=["x"], scheme="http", trusted=[], unchecked=[], session_cookie="gateway_session")
     asyncio.run(edge(scope, receive, send))
     return sent[0]["status"], len(left)
 
@@ -52,3 +66,12 @@ def test_a_body_that_grows_too_large_is_refused_where_it_does() -> None:
 
 def test_django_stops_reading_a_body_that_grows_too_large() -> None:
     assert status_of([b"x" * (1024 * 1024)] * 6, app=cast(ASGIApp, get_asgi_application())) == (413, 2)
+
+
+@pytest.mark.parametrize("named", [TOKEN, SESSION, None])
+def test_a_body_of_nobody_may_have_64_kibibytes(named: tuple[bytes, bytes] | None) -> None:
+    most = LARGEST_ANONYMOUS_BODY
+    assert status_of([b"x" * most], named=named) == (200, 0)
+    assert status_of([b"x" * most, b"x", b"x"], named=named) == ((200, 0) if named else (413, 1))
+    length = [(b"content-length", str(most + 1).encode())]
+    assert status_of([b"x" * (most + 1)], length, named=named) == ((200, 0) if named else (413, 1))

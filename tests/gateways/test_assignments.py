@@ -199,15 +199,15 @@ def test_a_person_s_identity_is_never_offered_nor_taken_as_shared(
     assert response.status_code == 422
 
 
-def test_names_that_collide_need_an_alias(work: Gateway, docs: Server, ana: User, sign_in: SignIn) -> None:
-    other = make.server(name="Other")
-    Tool.objects.learn(make.assignment(work, other, alias=""), [{"name": "echo"}, {"name": "add"}])
-    Tool.objects.learn(make.assignment(make.gateway(), docs), [{"name": "echo"}, {"name": "mine"}])
+def test_a_second_server_needs_an_alias(work: Gateway, docs: Server, ana: User, sign_in: SignIn) -> None:
+    make.assignment(work, make.server(name="Other"), alias="other")
+    values = {"server": "docs", "identity_scheme": "none", "bare": "on"}
 
-    response = sign_in(ana).post("/gateways/work/assign/", {"server": "docs", "identity_scheme": "none", "bare": "on"})
+    response = sign_in(ana).post("/gateways/work/assign/", values)
 
     assert response.status_code == 422
-    assert "Another server here has tools of these names: echo. Give an alias." in text(response)
+    assert "A gateway with several servers tells their tools apart by alias: give this one an alias." in text(response)
+    assert work.assignments.live().count() == 1
 
 
 def test_another_server_brings_its_own_identities_into_the_open_dialog(

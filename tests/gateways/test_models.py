@@ -1,11 +1,12 @@
 """Gateways, and servers behind them (P01-P03, requirements 4.1, decisions 7.11)."""
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.db.migrations.executor import MigrationExecutor
 
 from accounts.models import Team
 from capabilities import Capability
-from gateways.models import Assignment, Gateway, IdentityScheme, Reach, WrongIdentity
+from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, Reach, Tool, WrongIdentity
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -39,14 +40,69 @@ def test_the_url_of_a_gateway_is_built_from_the_public_url(settings: object) -> 
     assert make.gateway(slug="work").url == "https://mcp.example.com/mcp/work"
 
 
-def test_an_alias_is_unique_on_its_gateway_unless_it_is_empty() -> None:
+def test_an_alias_is_unique_on_its_gateway() -> None:
     gateway = make.gateway()
-    make.assignment(gateway, make.server(), alias="")
-    make.assignment(gateway, make.server(), alias="")
     make.assignment(gateway, make.server(), alias="docs")
 
     with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
         make.assignment(gateway, make.server(), alias="docs")
+
+
+def test_an_alias_is_required_as_soon_as_a_gateway_has_another_server() -> None:
+    ana, gateway = make.user(), make.gateway()
+    first = make.assignment(gateway, make.server(), alias="")
+    with pytest.raises(AliasRequired):
+        make.assignment(gateway, make.server(), alias="")
+    second = make.assignment(gateway, make.server(), alias="second")
+
+    with pytest.raises(AliasRequired):
+        second.edit(by=ana, alias="")
+    second.refresh_from_db()
+    assert second.alias == "second"
+    first.edit(by=ana, alias="", identity_scheme="none")  # It changes nothing about its alias.
+
+    first.edit(by=ana, alias="first")
+    with pytest.raises(AliasRequired):
+        first.edit(by=ana, alias="")
+    second.remove(by=ana)
+    Assignment.objects.get(pk=first.pk).edit(by=ana, alias="")
+
+
+def test_of_two_servers_without_an_alias_the_database_keeps_one() -> None:
+    gateway = make.gateway()
+    make.assignment(gateway, make.server(), alias="")
+    with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
+        Assignment.objects.create(gateway=gateway, server=make.server(), alias="")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_upgrade_gives_all_servers_of_a_gateway_an_alias_but_the_one_assigned_first() -> None:
+    executor = MigrationExecutor(connection)
+    executor.migrate([("gateways", "0002_keep_shared_identities_apart")])
+    try:
+        gateway, alone = make.gateway(slug="work"), make.gateway(slug="alone")
+        servers = [make.server(slug=slug) for slug in ("docs", "github", "long-server-slug")]
+        make.assignment(gateway, make.server(), alias="github")
+        for server in servers:
+            each = Assignment.objects.create(gateway=gateway, server=server, alias="")
+            Tool.objects.create(assignment=each, name="echo", exposed_name="echo")
+        Assignment.objects.create(gateway=alone, server=servers[0], alias="")
+    finally:
+        executor.loader.build_graph()
+        executor.migrate(executor.loader.graph.leaf_nodes())
+
+    live = Assignment.objects.live()
+    assert dict(live.filter(gateway=gateway, server__in=servers).values_list("server__slug", "alias")) == {
+        "docs": "",
+        "github": "github-2",
+        "long-server-slug": "long-server-slug",
+    }
+    assert live.get(gateway=alone).alias == ""
+    assert set(Tool.objects.values_list("exposed_name", flat=True)) == {
+        "echo",
+        "github-2__echo",
+        "long-server-slug__echo",
+    }
 
 
 def test_a_removed_assignment_frees_its_alias() -> None:

@@ -2,18 +2,22 @@
 
 import asyncio
 import json
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event
+from threading import Event, Semaphore
 from typing import Any
 
 import pytest
 
+from connections.models import Connection
 from gateways.models import Assignment, Gateway, Tool
 from servers.models import Server
 from tests import make, upstreams
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, sql
+from tests.proxy.conftest import Agent, Proxy, Start
 from tests.proxy.scripted import Request, calling, offering
 from tests.proxy.test_endpoint import modern
 from tests.wire import App, Upstream
@@ -36,6 +40,10 @@ class Work:
 
 @pytest.fixture
 def work(proxy: Proxy, run: Run) -> Work:
+    return work_of(proxy, run)
+
+
+def work_of(proxy: Proxy, run: Run) -> Work:
     user = make.user(email="ana@example.com")
     gateway = make.gateway(slug="work")
     return Work(proxy, gateway, proxy.agent(make.connection(make.agent(by=user), gateway, user)), run)
@@ -262,48 +270,105 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
     assert docs.asked("tools/call")[-1].headers["mcp-name"] == "it"
 
 
-def test_a_slow_server_cannot_use_up_more_than_its_bound(work: Work) -> None:
-    under_way = most = 0
+def slow(most: list[int]) -> App:
+    """A server that takes a while, and notes in `most` how many calls it has had at once."""
+    under_way = 0
 
     async def call(request: Request) -> None:
-        nonlocal under_way, most
+        nonlocal under_way
         under_way += 1
-        most = max(most, under_way)
+        most[0] = max(most[0], under_way)
         await asyncio.sleep(0.05)
         under_way -= 1
         await request.answer({"content": []})
 
-    work.put(calling(call), max_concurrent=2)
+    return calling(call)
+
+
+@pytest.mark.parametrize(("workers", "most_of_one"), [(1, 4), (2, 2), (100, 1)])
+def test_a_slow_server_gets_no_more_calls_than_this_worker_s_and_this_connection_s_share(
+    start: Start, run: Run, workers: int, most_of_one: int
+) -> None:
+    work, most = work_of(start(workers=workers), run), [0]
+    work.put(slow(most), max_concurrent=8)
 
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(work.agent.call, ["docs__it"] * 20))
 
     assert [answer.json()["result"] for answer in answers] == [{"content": []}] * 20
-    assert most == 2
+    assert most[0] == most_of_one
 
 
-def test_who_finds_no_place_at_a_slow_server_is_told_so_and_others_go_on(work: Work) -> None:
-    arrived, leave = Event(), Event()
+@contextmanager
+def holding_up(work: Work, count: int, **fields: Any) -> Iterator[None]:
+    """`count` calls of the agent under way or waiting at `docs`, for as long as the block runs."""
+    arrived, leave = Semaphore(0), Event()
 
     async def call(request: Request) -> None:
-        arrived.set()
+        if request.message["params"]["arguments"].get("quick"):
+            await request.answer({"content": []})
+            return
+        arrived.release()
         await asyncio.to_thread(leave.wait, 20)
         await request.answer({"content": []})
 
-    work.put(calling(call), timeout_seconds=20, max_concurrent=1)
+    work.put(calling(call), timeout_seconds=20, **fields)
+    with ThreadPoolExecutor(count) as pool:
+        calls = [pool.submit(work.agent.call, "docs__it") for _ in range(count)]
+        try:
+            assert arrived.acquire(timeout=20)
+            yield
+        finally:
+            leave.set()
+        for each in calls:
+            each.result()
+
+
+def test_who_finds_no_place_at_a_slow_server_is_told_so_and_others_go_on(start: Start, run: Run) -> None:
+    work = work_of(start(queue_seconds=0.3), run)
     work.put(offering("it"), "fine")
 
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(work.agent.call, "docs__it")
-        assert arrived.wait(20)
-        sql("UPDATE servers_server SET timeout_seconds = 1 WHERE slug = 'docs'")  # The next gives up before the first.
-        late = work.agent.call("docs__it").json()["error"]
+    with holding_up(work, 1, max_concurrent=1):
+        answer = work.agent.call("docs__it", {"quick": True})
         fine = work.agent.call("fine__it").json()
-        leave.set()
 
-    assert late["data"]["reason"] == "busy"
+    error = answer.json()["error"]
+    assert error["data"] == {"reason": "busy", "server": "Docs", "retry_after": 2}
+    assert "was not executed" in error["message"]
+    assert (answer.status_code, answer.headers["retry-after"]) == (200, "2")
     assert "result" in fine
-    assert first.result().json()["result"] == {"content": []}
+    [row] = [row for row in work.proxy.calls() if row.deny_reason]
+    assert (row.outcome, row.deny_reason) == ("rate_limited", "busy")
+    # Nothing was sent to it, so nothing is known against it.
+    assert Server.objects.get(slug="docs").health_error == ""
+
+
+def test_slow_calls_of_one_person_make_nobody_else_wait(start: Start, run: Run) -> None:
+    work = work_of(start(queue_seconds=15), run)
+    bob = make.user(email="bob@example.com")
+    other = work.proxy.agent(make.connection(make.agent(by=bob), work.gateway, bob))
+
+    with holding_up(work, 12, max_concurrent=4):
+        began = time.monotonic()
+        answers = [other.call("docs__it", {"quick": True}).json() for _ in range(3)]
+        waited = time.monotonic() - began
+
+    assert all("result" in answer for answer in answers)
+    assert waited < 10  # As long as anything was held up, it was.
+
+
+def test_a_token_has_so_many_calls_under_way_and_no_more(start: Start, run: Run) -> None:
+    work = work_of(start(token_calls=1), run)
+    sibling = work.proxy.agent(Connection.objects.get())
+
+    with holding_up(work, 1):
+        answer = work.agent.call("docs__it", {"quick": True})
+        assert "result" in sibling.call("docs__it", {"quick": True}).json()
+
+    error = answer.json()["error"]
+    assert error["message"] == "As many calls of this token are under way as may be (1), so this one was not executed."
+    assert (error["data"], answer.headers["retry-after"]) == ({"reason": "busy", "retry_after": 1}, "1")
+    assert "result" in work.agent.call("docs__it", {"quick": True}).json()
 
 
 def test_what_older_clients_never_heard_of_is_taken_off_and_newer_ones_get_what_they_need(work: Work) -> None:

@@ -360,7 +360,7 @@ def test_a_body_past_the_limit_is_413_and_a_call_of_its_token(start: Start, run:
 
     assert world.agent.post(large).status_code == 413
     assert world.agent.post(PING).status_code == 200
-    assert Agent(world.agent.url, None).post(large).status_code == 413
+    assert Agent(world.agent.url, None).post(large).status_code == 401
 
     def drip() -> Any:
         yield json.dumps(large).encode()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from gateways.models import Assignment, Gateway, IdentityScheme, Tool, ToolPolicy
 from servers.models import AuthType, Health, Server
@@ -79,31 +80,34 @@ def test_names_are_ones_that_model_providers_take_and_lead_back(work: Work) -> N
 
 
 def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
-    first = work.put("first", offering("echo", "add"), alias="")
-    work.put("second", offering("echo", "find"), alias="")
-    work.put("named", offering("echo"))
+    work.put("first", offering("echo", "add", "named__echo", "named__add"), alias="")
+    work.put("named", offering("echo", "find"))
 
     def called(name: str) -> Any:
         answer = work.agent.call(name).json()
         return answer["result"]["content"][0]["text"] if "result" in answer else answer["error"]["message"]
 
-    # Rows are made beside the answer; until then a fresh list finds the owner.
-    assert [called(name) for name in ("find", "add", "echo", "named__echo")] == ["find", "add", "echo", "echo"]
+    # Rows are made beside the answer; until then a fresh list finds the tool. What begins with an alias is that one's.
+    assert [called(name) for name in ("add", "echo", "named__echo")] == ["add", "echo", "echo"]
+    assert work.proxy.last().server_name == "named"
     assert called("nothing") == "Unknown tool: nothing"
-    assert work.agent.tools() == ["echo", "add", "find", "named__echo"]
-    eventually(lambda: Tool.objects.count() == 5)
-    assert [called(name) for name in ("find", "add", "echo", "nothing")] == [
-        "find",
-        "add",
-        "echo",
-        "Unknown tool: nothing",
-    ]
-    assert work.proxy.calls()[0].server_name == "second"
+    assert work.agent.tools() == ["echo", "add", "named__echo", "named__find"]
+    eventually(lambda: Tool.objects.count() == 6)
+    assert [called(name) for name in ("add", "echo", "nothing")] == ["add", "echo", "Unknown tool: nothing"]
 
-    Tool.objects.filter(assignment=first, name="echo").update(enabled=False)
-    assert work.agent.tools() == ["add", "echo", "find", "named__echo"]
-    work.agent.call("echo")
-    assert work.proxy.last().server_name == "second"
+
+def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
+    """A server lists a tool under another's name and hides it again: lists and calls agree on whose it is."""
+    work.put("sly", offering("named__it", "it"), alias="")
+    work.put("named", offering("it"))
+    work.agent.tools()
+    eventually(lambda: Tool.objects.count() == 3)
+    Tool.objects.filter(assignment__server__slug="sly", name="named__it").update(missing_since=timezone.now())
+
+    assert work.agent.tools() == ["it", "named__it"]
+    work.agent.call("named__it")
+
+    assert work.proxy.last().server_name == "named"
 
 
 def test_p23_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:

@@ -1,5 +1,6 @@
 """What every request passes: its id, its true sender, the Host check, and one line in the log."""
 
+import io
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from uuid import UUID
 
 import httpx
 import pytest
+from django.test import Client
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
@@ -49,6 +51,13 @@ def test_true_sender_is_the_last_hop_nobody_vouches_for(peer: str, forwarded: li
         ("[::1]:8000", "[::1]"),
         ("127.0.0.1", "127.0.0.1"),
         ("", ""),
+        ("localhost:", ""),
+        ("localhost:80:80", ""),
+        ("localhost:port", ""),
+        ("[::1]evil", ""),
+        ("[::1", ""),
+        ("user@localhost", ""),
+        ("localhost/x", ""),
     ],
 )
 def test_host_is_compared_without_port(header: str, name: str) -> None:
@@ -86,6 +95,25 @@ async def test_another_host_is_refused_except_for_health(browser: httpx.AsyncCli
     assert (refused.status_code, health.status_code) == (400, 200)
     assert "GATEWAY_PUBLIC_URL" in refused.text
     assert "x-request-id" in refused.headers
+
+
+async def test_two_hosts_are_refused_though_both_are_ours(browser: httpx.AsyncClient) -> None:
+    ours = ("Host", "gateway.example.com")
+    assert (await browser.get("/", headers=[ours, ours])).status_code == 400
+
+
+def test_what_a_stranger_causes_is_one_line_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    handler = logging.getLogger("django.security").handlers[0]
+    written = io.StringIO()
+    before = handler.setStream(written)  # type: ignore[attr-defined]
+    try:
+        Client(raise_request_exception=False).get("/", headers={"Host": "localhost:80:80"})
+    finally:
+        handler.setStream(before)  # type: ignore[attr-defined]
+
+    [line] = [json.loads(text) for text in written.getvalue().splitlines()]
+    assert (line["level"], line["logger"]) == ("warning", "django.security.DisallowedHost")
+    assert "exception" not in line
 
 
 async def test_one_line_per_request_without_its_query(

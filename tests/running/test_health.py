@@ -1,5 +1,6 @@
 """What machines may ask, and who may ask for the numbers."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import httpx
@@ -9,13 +10,16 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from gatewayadmin import health
+from gatewayadmin.edge import Edge
 from tests.running.starts import serving
 
+TRUSTED = [ip_network("127.0.0.9/32")]
 ROUTES = [Route(path, getattr(health, path[1:])) for path in health.PATHS]
 
 
 async def ask(path: str, peer: str = "127.0.0.1", **headers: str) -> int:
-    transport = httpx.ASGITransport(Starlette(routes=ROUTES), client=(peer, 5))
+    edge = Edge(Starlette(routes=ROUTES), hosts=[], scheme="http", trusted=TRUSTED, unchecked=health.PATHS)
+    transport = httpx.ASGITransport(edge, client=(peer, 5))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return (await client.get(path, headers=headers)).status_code
 
@@ -39,8 +43,19 @@ async def test_metrics_are_for_this_machine_or_with_the_token(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("counting")
-async def test_a_proxy_on_this_machine_opens_the_metrics_to_nobody() -> None:
-    assert await ask("/metrics", **{"x-forwarded-for": "198.51.100.7"}) == 403
+@pytest.mark.parametrize(
+    "header",
+    ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "X-Real-IP", "Via", "CF-Connecting-IP"],
+)
+async def test_a_proxy_on_this_machine_opens_the_metrics_to_nobody(header: str) -> None:
+    assert await ask("/metrics", **{header: "127.0.0.1"}) == 403
+
+
+@pytest.mark.usefixtures("counting")
+async def test_a_trusted_proxy_on_this_machine_opens_the_metrics_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "TRUSTED_PROXIES", TRUSTED)
+    assert await ask("/metrics", "127.0.0.8") == 200
+    assert await ask("/metrics", "127.0.0.9") == 403
 
 
 def test_every_worker_is_counted_and_health_needs_no_host(home: Path) -> None:

@@ -1,13 +1,13 @@
 """Which addresses a server may live at (requirements 8.12, J14.2)."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servers.guard import METADATA, AddressRefused, Guard, GuardedTransport, UrlRefused
+from servers.guard import METADATA, AddressRefused, Guard, GuardedTransport, LeadsBack, OwnEndpoints, UrlRefused
 from tests import upstreams
 from tests.conftest import Run
 
@@ -147,3 +147,92 @@ def test_httpx_asks_the_guard_for_names_and_literals(run: Run) -> None:
             assert client.get(url).json() == {}
 
     assert len(upstream.seen) == 2
+
+
+INSIDE, METADATA_V4 = "10.0.0.5", "169.254.169.254"
+
+
+def tunnelled(inner: str) -> list[str]:
+    """IPv6 addresses that lead to this IPv4 address through some tunnel or translator."""
+    number = int(ip_address(inner))
+    forms = {
+        "ISATAP": (0x2A00_1450_4001_0800 << 64) | (0x5EFE << 32) | number,
+        "ISATAP, of a public address": (0x2A00_1450_4001_0800 << 64) | (0x0200_5EFE << 32) | number,
+        "Teredo": (0x2001_0000 << 96) | (0x0808_0808 << 64) | (number ^ 0xFFFFFFFF),
+        "Teredo server": (0x2001_0000 << 96) | (number << 64),
+        "compatible": number,
+        "mapped": (0xFFFF << 32) | number,
+        "translated": (0xFFFF << 48) | number,
+        "6to4": (0x2002 << 112) | (number << 80) | 1,
+        "NAT64": (0x0064_FF9B << 96) | number,
+        "local NAT64": (0x0064_FF9B_0001 << 80) | number,
+        "local NAT64, in the middle": (0x0064_FF9B_0001 << 80) | (number >> 16 << 64) | ((number & 0xFFFF) << 40),
+    }
+    return [str(IPv6Address(form)) for form in forms.values()]
+
+
+@pytest.mark.parametrize("address", [*tunnelled(INSIDE), *tunnelled("127.0.0.1"), *tunnelled(METADATA_V4)])
+def test_an_address_inside_is_not_public_in_whatever_it_is_wrapped(address: str) -> None:
+    assert not Guard().admits(address)
+
+
+@pytest.mark.parametrize("address", tunnelled(METADATA_V4))
+def test_metadata_is_out_of_reach_in_whatever_it_is_wrapped_though_everything_is_allowed(address: str) -> None:
+    assert not Guard((ip_network("::/0"), ip_network("0.0.0.0/0"))).admits(address)
+
+
+def test_an_isatap_address_of_the_public_network_is_public() -> None:
+    assert Guard().admits("2a00:1450:4001:800:0:5efe:8.8.8.8")
+
+
+OWN = OwnEndpoints.of(
+    "https://gateway.example.com", "http://127.0.0.1:8000", hosts=["gateway.example.com", "localhost", "[::1]"]
+)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://gateway.example.com/mcp/work",
+        "https://GATEWAY.example.com:443/mcp/work/",
+        "https://gateway.example.com./mcp/work",
+        "https://gateway.example.com//mcp/work",
+        "https://gateway.example.com/%6Dcp/work",
+        "https://gateway.example.com/x/../mcp/work",
+        "http://gateway.example.com:8000/mcp/work",
+        "http://localhost:8000/mcp/work",
+        "http://localhost:8000/anything",
+        "http://127.0.0.1:8000/mcp/work",
+        "http://127.1:8000/mcp/work",
+        "http://127.8.8.8:8000/mcp/work",
+        "http://[::1]:8000/mcp/work",
+        "http://[::ffff:127.0.0.1]:8000/mcp/work",
+        "http://0.0.0.0:8000/mcp/work",
+    ],
+)
+def test_a_url_of_our_own_is_told_in_every_spelling(url: str) -> None:
+    assert OWN.has(url)
+    with pytest.raises(UrlRefused, match="this gateway itself"):
+        Guard((ip_network("0.0.0.0/0"), ip_network("::/0")), OWN).check_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://gateway.example.com/other/mcp",
+        "https://gateway.example.com/mcpx",
+        "https://other.example.com/mcp/work",
+        "https://gateway.example.com:8443/mcp/work",
+        "http://127.0.0.1:8001/mcp/work",
+        "http://10.0.0.5:8000/mcp/work",
+    ],
+)
+def test_what_is_near_us_is_not_us(url: str) -> None:
+    assert not OWN.has(url)
+
+
+def test_a_name_that_leads_to_where_we_listen_is_refused_when_a_socket_is_opened() -> None:
+    guard = Guard((ip_network("127.0.0.0/8"),), OWN)
+    with pytest.raises(LeadsBack):
+        guard.check("127.0.0.1", 8000, encrypted=False)
+    guard.check("127.0.0.1", 8001, encrypted=False)

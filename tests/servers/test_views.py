@@ -275,10 +275,24 @@ def test_a_header_name_is_kept_for_own_headers_only(ana: User, sign_in: SignIn) 
 
 
 def test_unknown_fields_change_nothing(ana: User, sign_in: SignIn) -> None:
-    sign_in(ana).post("/servers/add/", filled(enabled="", max_concurrent="999", health="ok", protocol_era="modern"))
+    sign_in(ana).post("/servers/add/", filled(enabled="", health="ok", protocol_era="modern"))
 
     server = Server.objects.get()
     assert (server.enabled, server.max_concurrent, server.health, server.protocol_era) == (True, 64, "unknown", "")
+
+
+def test_how_many_calls_a_server_takes_at_once_is_said_on_its_form_and_stays_when_left_out(
+    ana: User, sign_in: SignIn
+) -> None:
+    sign_in(ana).post("/servers/add/", filled(name="Docs", slug="docs", max_concurrent="8"))
+    assert Server.objects.get().max_concurrent == 8
+
+    sign_in(ana).post("/servers/docs/edit/", filled(name="Papers"))
+    assert Server.objects.get().max_concurrent == 8
+
+    refused = sign_in(ana).post("/servers/docs/edit/", filled(name="Papers", max_concurrent="1001"))
+    assert refused.status_code == 422
+    assert Server.objects.get().max_concurrent == 8
 
 
 def test_a_server_is_edited_but_for_its_slug(ana: User, sign_in: SignIn) -> None:
@@ -476,3 +490,12 @@ def test_an_id_of_the_log_leads_to_the_page(ana: User, sign_in: SignIn) -> None:
     server = make.server(slug="docs")
 
     assert sign_in(ana).get(f"/servers/find/{server.pk}/")["Location"] == "/servers/docs/"
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/mcp/work", "http://127.0.0.1:8000/mcp/work"])
+def test_a_server_cannot_be_this_gateway_itself(ana: User, sign_in: SignIn, url: str) -> None:
+    response = sign_in(ana).post("/servers/add/", filled(url=url))
+
+    assert response.status_code == 422
+    assert "This is an address of this gateway itself; its calls would go in a circle." in text(response)
+    assert not Server.objects.exists()

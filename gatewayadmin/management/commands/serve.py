@@ -38,6 +38,7 @@ class Command(BaseCommand):
         welcome = first_start.prepare()
         self._warn()
         processes = workers or cores()
+        environment.hand_down("GATEWAY_WORKERS", str(processes))  # They share what servers may have under way.
         Server(listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port)).run()
 
     def _warn(self) -> None:

@@ -1,0 +1,18 @@
+"""The guard of this installation: what of the network its servers may live at, and where it answers itself."""
+
+from django.conf import settings
+
+from servers import builtin
+from servers.guard import Guard, OwnEndpoints
+
+
+def own_endpoints() -> OwnEndpoints:
+    """Where this installation answers: its public address, and the port this process, or one beside it, listens on."""
+    here = builtin.listener()
+    origins = (settings.PUBLIC_URL, here.origin if here else f"http://localhost:{settings.PORT}")
+    return OwnEndpoints.of(*origins, hosts=settings.ALLOWED_HOSTS)
+
+
+def upstream_guard() -> Guard:
+    """The guard for every socket to a server."""
+    return Guard(tuple(settings.PRIVATE_UPSTREAMS), own_endpoints())

@@ -1,0 +1,159 @@
+"""How long a client may take over a body, and how many connections strangers may hold."""
+
+import asyncio
+import time
+from typing import Any, ClassVar
+
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from gatewayadmin.request_head import BoundedHead
+
+HEAD = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+ELSEWHERE = b"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+
+class Hasty(BoundedHead):
+    body_seconds = 0.6
+    body_window = 0.1
+    body_rate = 100
+    most_unauthenticated = 3
+    unauthenticated: ClassVar[dict[BoundedHead, None]] = {}
+
+
+async def reader_of_all(scope: Scope, receive: Receive, send: Send) -> None:
+    while (event := await receive()).get("more_body"):
+        pass
+    if event["type"] == "http.request":
+        await _answer(send, 200)
+
+
+async def reader_of_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    await _answer(send, 401, (b"connection", b"close"))
+
+
+async def _answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"2"), *headers]})
+    await send({"type": "http.response.body", "body": b"hi"})
+
+
+class Client:
+    """One connection to a server in this loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def rest(self) -> bytes:
+        """All that still comes, until the server closes."""
+        return await asyncio.wait_for(self.reader.read(), 10)
+
+    async def is_closed(self) -> bool:
+        try:
+            return await asyncio.wait_for(self.reader.read(), 0.2) == b""
+        except TimeoutError:
+            return False
+
+
+def talk(app: Any, conversation: Any, protocol: type[BoundedHead] = Hasty) -> Any:
+    """What `conversation` returns; it gets a function that connects."""
+
+    async def main() -> Any:
+        config = Config(app, log_config=None, ws="none")
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(lambda: protocol(config, ServerState(), {}), "127.0.0.1", 0)
+        clients = []
+
+        async def connect(*pieces: bytes) -> Client:
+            client = Client(*await asyncio.open_connection(*listener.sockets[0].getsockname()))
+            clients.append(client)
+            for piece in pieces:
+                client.writer.write(piece)
+            await asyncio.sleep(0.02)  # It has been accepted.
+            return client
+
+        async with listener:
+            try:
+                return await conversation(connect)
+            finally:
+                for client in clients:
+                    client.writer.close()
+
+    return asyncio.run(main())
+
+
+def test_a_body_that_stops_half_way_is_given_up_with_408() -> None:
+    async def conversation(connect: Any) -> tuple[bytes, bytes]:
+        call = await connect(HEAD % 1000 + b"x" * 999)
+        form = await connect(ELSEWHERE % 1000 + b"x" * 999)
+        return await call.rest(), await form.rest()
+
+    assert [answer.split(b"\r\n")[0] for answer in talk(reader_of_all, conversation)] == [
+        b"HTTP/1.1 408 Request Timeout"
+    ] * 2
+
+
+def test_a_body_that_trickles_is_given_up_at_its_deadline() -> None:
+    async def conversation(connect: Any) -> bytes:
+        client = await connect(HEAD % 100_000)
+        told = asyncio.create_task(client.rest())
+        while not told.done():
+            client.writer.write(b"x" * 20)
+            await asyncio.sleep(0.02)
+        return bytes((await told).split(b"\r\n")[0])
+
+    began = time.monotonic()
+    assert talk(reader_of_all, conversation) == b"HTTP/1.1 408 Request Timeout"
+    assert time.monotonic() - began > Hasty.body_seconds
+
+
+def test_a_slow_but_steady_body_is_taken() -> None:
+    class Patient(Hasty):
+        body_seconds = 60
+        body_rate = 1
+
+    async def conversation(connect: Any) -> bytes:
+        client = await connect(HEAD % 30)
+        for _ in range(30):
+            client.writer.write(b"x")
+            await asyncio.sleep(0.01)
+        return bytes(await client.reader.readline())
+
+    assert talk(reader_of_all, conversation, Patient) == b"HTTP/1.1 200 OK\r\n"
+
+
+def test_a_client_that_is_refused_while_it_sends_can_read_why() -> None:
+    async def conversation(connect: Any) -> list[bytes]:
+        heard = []
+        for head in (HEAD, ELSEWHERE):
+            client = await connect(head % 3_000_000, b"x" * 100_000)
+            for _ in range(20):  # Sent on after the answer: to a socket that was closed at once this would be a reset.
+                client.writer.write(b"x" * 100_000)
+                await asyncio.sleep(0.005)
+            heard.append(await client.rest())
+        return heard
+
+    for answer in talk(reader_of_nothing, conversation):
+        assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
+        assert b"connection: close\r\n" in answer
+        assert answer.endswith(b"hi")
+
+
+def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another() -> None:
+    async def conversation(connect: Any) -> list[bool]:
+        clients = [await connect(HEAD % 10 + b"x")]
+        clients += [await connect(b"GET /half") for _ in range(3)]
+        return [await client.is_closed() for client in clients]
+
+    assert talk(reader_of_all, conversation, type("Slow", (Hasty,), {"body_window": 5})) == [True, False, False, False]
+
+
+def test_a_connection_that_was_let_through_is_no_stranger_s_any_more() -> None:
+    async def conversation(connect: Any) -> list[bool]:
+        clients = [await connect(HEAD % 2 + b"hi")]
+        assert (await clients[0].reader.readline()).startswith(b"HTTP/1.1 200")
+        await clients[0].reader.readexactly(len(b"content-length: 2\r\n\r\nhi"))
+        clients += [await connect(b"GET /half") for _ in range(4)]
+        return [await client.is_closed() for client in clients]
+
+    assert talk(reader_of_all, conversation) == [False, True, False, False, False]

@@ -1,0 +1,94 @@
+"""Whose tool a name means: lists and calls ask one function, and agree in every order of the servers."""
+
+from itertools import permutations, product
+
+import pytest
+
+from proxy.catalog import Ambiguous, OutOfScope, Refusal, UnknownTool, candidates, owner, server_of
+from proxy.facts import Assigned
+from servers.naming import exposed_name
+
+NAMES = ("it", "docs__it", "github__it", "docs__", "other__it", "x" * 80)
+
+
+def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: object) -> Assigned:
+    return Assigned(
+        id=slug,
+        alias=alias,
+        enabled=True,
+        scheme="none",
+        policy="allow_all",
+        in_scope=True,
+        server_id=slug,
+        server_name=slug,
+        url="http://127.0.0.1:1/mcp",
+        server_enabled=True,
+        auth_type="none",
+        header_name="",
+        timeout_s=30,
+        max_concurrent=64,
+        era="",
+        identity_id=None,
+        identity_label=None,
+        identity_enabled=None,
+        identity_expired=None,
+        ciphertext=None,
+        tools=rows,  # type: ignore[arg-type]
+    )._replace(**changes)  # type: ignore[arg-type]
+
+
+def called(servers: tuple[Assigned, ...], name: str) -> str:
+    """The server a call of this name would go to, or why it goes to none."""
+    try:
+        found = owner(servers, name)
+        return found.assigned.id if found else "".join(each.id for each in candidates(servers, name))
+    except (Ambiguous, OutOfScope, Refusal, UnknownTool) as refusal:
+        return type(refusal).__name__
+
+
+def listed(servers: tuple[Assigned, ...], name: str) -> str:
+    """The server whose tool of this name would be in the list."""
+    try:
+        found = server_of(servers, name)
+    except Ambiguous:
+        return "Ambiguous"
+    return found.id if found else "UnknownTool"
+
+
+def row(name: str, exposed: str) -> tuple[object, ...]:
+    return ((name, exposed, True, None),)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("known", list(product([False, True], repeat=3)))
+def test_lists_and_calls_agree_in_every_order_whatever_was_listed_before(name: str, known: tuple[bool, ...]) -> None:
+    aliases = {"plain": "", "docs": "docs", "github": "github"}
+    servers = [
+        assigned(slug, alias, row(name.removeprefix(f"{alias}__"), name) if knows else ())
+        for (slug, alias), knows in zip(aliases.items(), known, strict=True)
+    ]
+    orders = list(permutations(servers))
+    assert len({listed(order, name) for order in orders}) == 1
+    assert {called(order, name) for order in orders} == {listed(orders[0], name)}
+
+
+@pytest.mark.parametrize("known", list(product([False, True], repeat=2)))
+def test_of_two_servers_without_an_alias_neither_gets_the_call(known: tuple[bool, ...]) -> None:
+    servers = [
+        assigned(slug, "", row("it", "it") if knows else ())
+        for slug, knows in zip(("first", "second"), known, strict=True)
+    ]
+    for order in permutations([*servers, assigned("docs", "docs")]):
+        assert (listed(order, "it"), called(order, "it")) == ("Ambiguous", "Ambiguous")
+        assert (listed(order, "docs__it"), called(order, "docs__it")) == ("docs", "docs")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"in_scope": False}, "OutOfScope"), ({"enabled": False}, "Refusal"), ({"policy": "block_all"}, "Refusal")],
+)
+def test_a_server_that_may_not_be_used_leaves_its_names_to_no_other(changes: dict[str, object], told: str) -> None:
+    exposed = exposed_name("docs", "it")
+    servers = (assigned("docs", "docs", row("it", "it"), **changes), assigned("plain", "", row(exposed, exposed)))
+    for order in permutations(servers):
+        assert called(order, exposed) == told

@@ -1,0 +1,72 @@
+"""Gateways behind gateways: a circle of them ends soon, and says so."""
+
+from collections import Counter
+
+import pytest
+
+from proxy import hops
+from servers.guard import OwnEndpoints
+from servers.models import Identity
+from tests import make
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy, Start
+from tests.proxy.scripted import offering
+from tests.wire import Upstream
+
+
+def behind_itself(proxy: Proxy) -> Agent:
+    """A gateway whose only server is that very gateway, and an agent at it."""
+    user = make.user()
+    gateway = make.gateway(slug="circle")
+    server = make.server(slug="self", name="Self", url=proxy.url("circle"), auth_type="bearer")
+    issued = make.token(make.connection(make.agent(by=user), gateway, user))
+    shared = Identity.objects.bring(server=server, owner=None, label="own", secret=issued.secret, by=user)
+    make.assignment(gateway, server, alias="self", identity_scheme="shared", shared_identity=shared)
+    return proxy.holding(issued)
+
+
+def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
+    agent = behind_itself(proxy)
+
+    error = agent.call("self__" * 6 + "it").json()["error"]
+
+    assert error["message"] == (
+        "This request has passed 4 gateways already: a server behind one of them leads back here."
+    )
+    assert error["data"] == {"reason": "loop"}
+    assert agent.listed().json()["error"]["data"]["reason"] == "bad_answer"
+    asked = Counter(row.method for row in proxy.calls())
+    assert (asked["tools/call"], asked["tools/list"]) == (5, 5)
+
+
+def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> None:
+    proxy = start()
+    # The other one is told that it listens where the first does; both serve the same database.
+    own = OwnEndpoints.of("https://gateway.example.com", f"http://127.0.0.1:{proxy.upstream.port}", hosts=[])
+    other = start(own_endpoints=own)
+    agent = Agent(other.url("circle"), behind_itself(proxy).secret)
+
+    for answer in (agent.call("self__it"), agent.listed()):
+        assert answer.json()["error"]["data"] == {"reason": "loop", "server": "Self"}
+        assert answer.json()["error"]["message"] == 'The address of server "Self" is this gateway itself.'
+    assert len(proxy.calls()) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "sent"), [(None, "1"), ("0", "1"), ("3", "4"), ("4", None), ("99999", None), ("-1", None), ("many", None)]
+)
+def test_each_gateway_counts_itself(proxy: Proxy, run: Run, said: str | None, sent: str | None) -> None:
+    user = make.user()
+    gateway = make.gateway(slug="work")
+    upstream: Upstream = run(offering("it"))
+    make.assignment(gateway, make.server(slug="docs", url=upstream.url))
+    agent = proxy.agent(make.connection(make.agent(by=user), gateway, user))
+
+    answer = agent.call("docs__it", **({hops.HEADER: said} if said is not None else {})).json()
+
+    if sent is None:
+        assert answer["error"]["data"] == {"reason": "loop"}
+        assert not upstream.seen
+    else:
+        assert "result" in answer
+        assert {seen.headers["gateway-hops"] for seen in upstream.seen} == {sent}

@@ -1,0 +1,99 @@
+"""What is read of a body, and for whom: the head of a request decides first."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from auditlog.models import Call
+from proxy.app import runtime
+from proxy.inbound import UNAUTHENTICATED_BODY
+from tests import make
+from tests.proxy.conftest import config
+from tokens import secret as text
+from tokens.models import Issued
+
+PING = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "y" * UNAUTHENTICATED_BODY}}).encode()
+
+
+@pytest.fixture
+def issued(transactional_db: None) -> Issued:
+    Call.partitions.make_ahead()
+    user = make.user()
+    gateway = make.gateway(slug="work")
+    return make.token(make.connection(make.agent(by=user), gateway, user))
+
+
+async def asked(secret: str | None, *pieces: bytes, **headers: str) -> tuple[int, int]:
+    """The status of a POST with these pieces for a body, and how many of them were never asked for."""
+    left = [*pieces]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not left:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    named = {"authorization": f"Bearer {secret}"} if secret else {}
+    pairs = [(n.replace("_", "-").encode(), v.encode()) for n, v in {**named, **headers}.items()]
+    pairs.append((b"content-type", b"application/json"))
+    scope = {"type": "http", "method": "POST", "path": "/mcp/work", "headers": pairs, "client": ("127.0.0.1", 1)}
+    async with runtime(config()) as endpoint:
+        await asyncio.wait_for(endpoint(scope, receive, send), 20)
+    return sent[0]["status"], len(left)
+
+
+async def test_without_a_token_nothing_of_a_body_is_read(issued: Issued) -> None:
+    assert await asked(None, b"{}", b"x") == (401, 2)
+    assert await asked("gwa_nonsense", b"{}", b"x") == (401, 2)
+
+
+async def test_a_long_body_is_read_only_for_a_token_that_may_call(issued: Issued) -> None:
+    pieces = PING[:1000], PING[1000:]
+    length = str(len(PING))
+    assert await asked(issued.secret, *pieces, content_length=length) == (200, 0)
+    assert await asked(text.mint(text.ACCESS), *pieces, content_length=length) == (401, 2)
+
+
+async def test_a_body_that_does_not_say_its_length_is_read_no_further_either(issued: Issued) -> None:
+    pieces = [PING[n : n + 1000] for n in range(0, len(PING), 1000)]
+    read = UNAUTHENTICATED_BODY // 1000 + 1
+    assert await asked(issued.secret, *pieces) == (200, 0)
+    assert await asked(text.mint(text.ACCESS), *pieces) == (401, len(pieces) - read)
+
+
+@pytest.mark.parametrize("secret", [True, False])
+async def test_a_short_body_is_judged_with_its_token_at_once(issued: Issued, secret: bool) -> None:
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
+    assert await asked(issued.secret if secret else text.mint(text.ACCESS), body) == (200 if secret else 401, 0)
+
+
+@pytest.fixture
+def revoked(issued: Issued) -> Issued:
+    issued.token.revoke(by=issued.token.connection.user)
+    return issued
+
+
+async def test_a_long_body_of_a_revoked_token_is_not_read(revoked: Issued) -> None:
+    assert await asked(revoked.secret, PING, b"", content_length=str(len(PING))) == (401, 2)
+
+
+async def test_a_body_announced_as_too_large_is_refused_unread(issued: Issued) -> None:
+    assert await asked(issued.secret, PING, b"", content_length=str(2 << 20)) == (413, 2)
+
+
+async def test_two_host_headers_are_a_bad_request(issued: Issued) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    pairs = [(b"host", b"localhost"), (b"host", b"localhost"), (b"authorization", f"Bearer {issued.secret}".encode())]
+    scope = {"type": "http", "method": "POST", "path": "/mcp/work", "headers": pairs, "client": ("127.0.0.1", 1)}
+    async with runtime(config(hosts=frozenset({"localhost"}))) as endpoint:
+        await endpoint(scope, None, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 400
