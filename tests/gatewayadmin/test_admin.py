@@ -97,7 +97,7 @@ def world(by: User) -> World:
     passing(link)
     make.call(host_id=host.pk, host_name=host.name, request_payload={"text": PLANTED})
     digests = [
-        bytes(issued.token.digest).hex(),
+        bytes(issued.token.digest or b"").hex(),
         bytes(key.digest).hex(),
         bytes(identity.secret_ciphertext or b"").hex(),
     ]
@@ -178,7 +178,9 @@ HIDDEN = {
     "proxy.session": {"client_capabilities", "digest"},
     "proxy.streamevent": {"message"},
     "servers.identity": {"generation", "key_id", "refresh_ciphertext", "secret_ciphertext", "secret_hint"},
-    "tokens.token": {"digest", "generation", "key_id", "scope_all"},
+    "tokens.token": {
+        *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
+    },
 }
 
 
@@ -332,6 +334,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     ]
     order += [("accounts.user", one, rows["accounts.user", one]) for one in ("deactivate", "reactivate", "sign_out")]
     order += [("hosts.host", "approve", app)]
+    order += [("tokens.token", "ask_for_new", made.token)]
     order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]
     layers: dict[str, models.Model] = {
         "connections.connection": link,
