@@ -19,6 +19,7 @@ from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tests.wire import Upstream
 from tokens import secret as text
+from tokens.models import Token
 
 X39 = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 X43 = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
