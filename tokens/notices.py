@@ -19,7 +19,6 @@ ENOUGH = 200
 LATEST = timedelta(days=90)
 
 SENTENCES: dict[str, str] = {
-    Action.TOKEN_ASKED_FOR_NEW: "asked for a new secret of your token {}. Its old secret has stopped working.",
     Action.TOKEN_PREVIOUS_ENDED: "ended the previous secret of your token {}. Its calls are refused.",
     Action.TOKEN_ROTATED: "regenerated your token {}. Its old secret has stopped working.",
     Action.TOKEN_REVOKED: "revoked your token {}. Its calls are refused.",
@@ -50,7 +49,7 @@ def notices(user: User) -> list[Notice]:
 
 def _touched(user: User, since: datetime) -> Q | None:
     """The events since then of what changed since then; events are many, so they are looked up by what they are of."""
-    changed = Q(rotated_at__gt=since) | Q(revoked_at__gt=since) | Q(asked_at__gt=since)
+    changed = Q(rotated_at__gt=since) | Q(revoked_at__gt=since)
     tokens = list(
         Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:ENOUGH]
     )

@@ -35,7 +35,7 @@ from tokens.models import (
     Token,
 )
 from tokens.notices import notices
-from tokens.places import back, beside, changed, hidden, of_gateway, target
+from tokens.places import back, beside, changed, hidden, of_gateway, target, without_notice
 from tokens.reach import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
 from tokens.rows import CARES, Row, TokenFilter, listed, numbers
 from tokens.snippets import once
@@ -208,8 +208,8 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
         response = _shown(request, token, token.collect(by=request.user))
     except (NothingToCollect, AlreadyRevoked, Expired) as error:
         return changed(request, token, str(error))
-    if wants_fragment(request):  # The notice that it waits goes.
-        response.write(f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>')
+    if wants_fragment(request):
+        response.write(without_notice(request, token))
     return response
 
 
