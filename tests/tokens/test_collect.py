@@ -211,7 +211,7 @@ def test_the_owner_is_mailed_without_a_secret(
     assert sent.to == [ann.email]
     assert "/settings/api-tokens" in sent.body
     assert "boss@example.com" in sent.body
-    assert not secrets_in(sent.body)
+    assert not secrets_in(str(sent.body))
 
 
 # --- Nobody else's eyes -----------------------------------------------------------------------------------------------
