@@ -73,7 +73,10 @@ class Action(StrEnum):
     TEAM_REMOVED = "team.removed"
     TEAM_UPDATED = "team.updated"
 
+    TOKEN_ASKED_FOR_NEW = "token.asked_for_new"
+    TOKEN_COLLECTED = "token.collected"
     TOKEN_ISSUED = "token.issued"
+    TOKEN_PREVIOUS_ENDED = "token.previous_ended"
     TOKEN_REVOKED = "token.revoked"
     TOKEN_ROTATED = "token.rotated"
     TOKEN_UPDATED = "token.updated"

@@ -27,7 +27,7 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename token-based hosts, add a connection; see, edit, regenerate and revoke all tokens.",
+        "Create and rename token-based hosts, add a connection; see, edit and revoke all tokens, ask for new ones.",
     )
     MCP_CONNECTIONS_READ = (
         "connections.view_connection",

@@ -8,20 +8,31 @@ from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from capabilities import Capability, CapabilityRequired, Held
+from capabilities import NOBODY, Capability, CapabilityRequired, Held
 
 type Rule = Held | Own
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Open to every signed-in user for what is theirs; others' things take `others`."""
+    """Open to every signed-in user for what is theirs; others' things take `others`, which may be NOBODY.
+
+    An API key needs `by_key` even for what is its owner's: the same as for others' unless given.
+    """
 
     others: Held
+    by_key: Held = None
+
+    @property
+    def for_keys(self) -> Held:
+        """What an API key must hold."""
+        return self.by_key or self.others
 
     def check(self, user: Any, owner: UUID | None) -> None:
-        """Raise CapabilityRequired when the thing is another's and `user` may not go to others'."""
+        """Raise CapabilityRequired, or 403 `not_yours`, for another's thing when `user` may not go to others'."""
         if owner != user.pk:
+            if self.others == NOBODY:
+                raise PermissionDenied("Only its owner may do this.", code="not_yours")
             must_hold(user, self.others)
 
 
@@ -48,7 +59,7 @@ class HasCapability(BasePermission):
         if getattr(request.auth, "is_api_key", False):
             if view.action in getattr(view, "session_actions", ()):
                 raise PermissionDenied("API keys are not accepted here. Sign in.", code="key_not_accepted")
-            rule = rule.others if isinstance(rule, Own) else rule
+            rule = rule.for_keys if isinstance(rule, Own) else rule
         if not isinstance(rule, Own):
             must_hold(request.user, rule)
         return True
@@ -70,7 +81,8 @@ def must_hold(user: Any, needed: Held) -> None:
 
 def capabilities_in(rule: Rule) -> frozenset[Capability]:
     """Every capability that `rule` speaks of."""
-    needed = rule.others if isinstance(rule, Own) else rule
-    if needed is None:
+    if isinstance(rule, Own):
+        return capabilities_in(rule.others) | capabilities_in(rule.by_key)
+    if rule is None:
         return frozenset()
-    return frozenset({needed}) if isinstance(needed, Capability) else frozenset(needed)
+    return frozenset({rule}) if isinstance(rule, Capability) else frozenset(rule)

@@ -80,8 +80,12 @@ class Row:
 
     @property
     def status_text(self) -> str:
-        """The status in words; a connection without any credential left says so."""
-        return "no active token" if self.status == "expired" and not self.tokens else self.status
+        """The status in words; a connection without any credential left, or yet to be collected, says so."""
+        if self.status != "expired":
+            return self.status
+        if any(token.status == "waiting" for token in self.tokens):
+            return "new token not collected"
+        return self.status if self.tokens else "no active token"
 
     @property
     def blocked(self) -> str:
@@ -109,20 +113,28 @@ class Row:
 
     @property
     def may_regenerate(self) -> bool:
-        """Whether the viewer may give its credential another secret (R3.14).
+        """Whether the viewer may give its credential another secret.
 
-        An agent's secret is shown once, so that is for its owner, or takes both capabilities; an app's key is shown to
-        nobody and takes one.
+        An agent's secret acts as its owner, so it is shown to nobody else; an app's key is shown to nobody at all.
         """
-        revokes = self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
-        if not self.connection.host.is_agent:
-            return revokes
-        return self.is_own or (revokes and self.viewer.has_perm(Capability.API_TOKENS_MANAGE))
+        if self.connection.host.is_agent:
+            return self.is_own
+        return self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
     def offers_key(self) -> bool:
         """Whether the key button is there: the break-glass covers regeneration too (W21, 5.5)."""
         return self.status == "active" and self.connection.is_on and self.may_regenerate
+
+    @property
+    def may_ask_for_new(self) -> bool:
+        """Whether the viewer may end the secrets of its tokens, which are another's, and have the owner collect new."""
+        return not self.is_own and self.connection.is_live and self.connection.host.is_agent and self.may_end_tokens
+
+    @property
+    def offers_asking(self) -> bool:
+        """Whether the row itself offers that, beside its trash button, and not only the line of each token."""
+        return self.may_ask_for_new and bool(self.active) and self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
     def may_edit_tokens(self) -> bool:
@@ -175,7 +187,8 @@ def _usable() -> Exists:
     """Whether a connection holds a credential that could be used now: one that is neither revoked nor expired."""
     tokens: Any = Connection._meta.get_field("tokens").related_model
     unexpired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
-    return Exists(tokens.objects.filter(unexpired, connection=OuterRef("pk"), revoked_at=None))
+    holding = {"revoked_at": None, "digest__isnull": False}
+    return Exists(tokens.objects.filter(unexpired, connection=OuterRef("pk"), **holding))
 
 
 def _any_of(statuses: Iterable[str]) -> Q:

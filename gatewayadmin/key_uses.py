@@ -29,7 +29,8 @@ class KeyUses(NamedTuple):
 
 def key_uses() -> list[KeyUses]:
     """What is held by the token keys and by the encryption keys."""
-    tokens = _uses(Token.objects.live()) + _uses(ApiKey.objects.filter(revoked_at=None))
+    tokens = _uses(Token.objects.live().exclude(digest=None)) + _uses(Token.objects.overlapping(), "previous_key_id")
+    tokens += _uses(ApiKey.objects.filter(revoked_at=None))
     sealed = _uses(Identity.objects.exclude(secret_ciphertext=None)) + second_factor.key_uses()
     return [
         KeyUses("GATEWAY_TOKEN_KEYS", [secret.key_id(key) for key in settings.TOKEN_KEYS], tokens),
@@ -37,5 +38,5 @@ def key_uses() -> list[KeyUses]:
     ]
 
 
-def _uses(rows: QuerySet[Any]) -> Counter[str]:
-    return Counter(dict(rows.values_list("key_id").annotate(Count("pk")).order_by()))
+def _uses(rows: QuerySet[Any], key_id: str = "key_id") -> Counter[str]:
+    return Counter(dict(rows.values_list(key_id).annotate(Count("pk")).order_by()))

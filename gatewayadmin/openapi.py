@@ -18,6 +18,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
 from ui.rest import Resource
 
@@ -92,6 +93,8 @@ class Described(AutoSchema):
         join = " and " if isinstance(self._held, frozenset) else " or "
         takes = f"Takes {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
         own = "; without it only for what is your own, and not by API key" if isinstance(self.rule, Own) else ""
+        if isinstance(self.rule, Own) and self.rule.others == NOBODY:
+            takes, own = f"For its owner alone. {takes} of their API key", ""
         lines = " ".join(line.strip() for line in said.strip().splitlines())
         return f"{lines}\n\n{takes}{own}."
 

@@ -21,6 +21,7 @@ from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Kind, Token
 from tokens.notices import notices
+from tokens.reach import waiting_for
 from tokens.rows import SOON, needing
 from ui.pages import AppRequest, show
 
@@ -37,6 +38,7 @@ def overview(request: AppRequest) -> HttpResponse:
     links = list(own.order_by().values_list("pk", flat=True))
     context: dict[str, Any] = {
         "notices": partial(notices, user),
+        "waiting": partial(waiting_for, user),
         "to_try": partial(_gateway_to_try, user),
         "own_rows": [Row(connection, user) for connection in own[:SHOWN]],
         "own_tokens": Token.objects.live()

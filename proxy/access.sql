@@ -131,6 +131,12 @@ CROSS JOIN LATERAL (
     FROM tokens_token
     WHERE digest = q.digest AND kind = 'access'
     UNION ALL
+    -- The secret before works on for a while when it was replaced so; what is logged is its own prefix.
+    SELECT id, name, previous_prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
+        false, false, calls_per_minute
+    FROM tokens_token
+    WHERE previous_digest = q.digest AND previous_ends_at > statement_timestamp() AND kind = 'access'
+    UNION ALL
     -- An OAuth token is as good as the key of the connection it is bound to, and as its generation.
     SELECT k.id, k.name, k.prefix, k.revoked_at, o.expires, NULL, true, b.connection_id,
         true, b.generation <> k.generation, k.calls_per_minute

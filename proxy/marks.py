@@ -47,7 +47,7 @@ class Marks:
         self._conninfo = conninfo
         self._stranger_seconds = stranger_seconds
         self._connection: psycopg.AsyncConnection | None = None
-        self._used: dict[str, tuple[Facts, str, float]] = {}
+        self._used: dict[tuple[str, str], tuple[Facts, str, float]] = {}
         self._contacts: dict[tuple[str, str | None], Contact] = {}
         self._marked: dict[str, Marked] = {}
         self._tools: dict[str, tuple[Assigned, list[jsonrpc.Object]]] = {}
@@ -74,7 +74,7 @@ class Marks:
 
     def used(self, facts: Facts, ip: str, at: float) -> None:
         """This token was used, and with it its connection and host."""
-        self._used[facts.token_id] = facts, ip, at
+        self._used[facts.token_id, facts.token_prefix] = facts, ip, at
 
     def contacted(self, assigned: Assigned, fault: str = "", *, credential_refused: bool = False) -> None:
         """The server answered, or did not; one that refuses a credential is there."""
@@ -99,6 +99,14 @@ class Marks:
     def _mark(self, kind: str, key: str, **values: Any) -> None:
         self._marked.setdefault(kind, {})[key] = values
 
+    def _mark_token(self, facts: Facts, at: datetime, ip: str | None) -> None:
+        """One mark for a token; of its two secrets that both were used, the one used longer ago is the `other`."""
+        use = {"at": at, "ip": ip, "prefix": facts.token_prefix, "other": None, "other_at": None}
+        if before := self._marked.get("tokens", {}).get(facts.token_id):
+            older, newer = sorted((before, use), key=lambda one: one["at"])
+            use = newer | {"other": older["prefix"], "other_at": older["at"]}
+        self._mark("tokens", facts.token_id, **use)
+
     # How it is flushed
 
     async def _work(self) -> None:
@@ -122,7 +130,7 @@ class Marks:
         contacts, self._contacts = self._contacts, {}
         for facts, ip, at in used.values():
             moment = datetime.fromtimestamp(at, UTC)
-            self._mark("tokens", facts.token_id, at=moment, ip=ip or None)
+            self._mark_token(facts, moment, ip or None)
             self._mark("connections", facts.connection_id, at=moment)
             self._mark("hosts", facts.host_id, at=moment)
         for assigned, at, fault, down in contacts.values():

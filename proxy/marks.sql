@@ -2,11 +2,23 @@
 -- that somebody else holds are left for the next second, and the newest mark wins.
 
 -- name: tokens
-UPDATE tokens_token t SET last_used_at = m.at, last_used_ip = m.ip
+-- A token may have two secrets that work, told apart by their prefixes; `other` is the one used longer ago.
+UPDATE tokens_token t SET
+    last_used_at = greatest(t.last_used_at, m.at),
+    last_used_ip = CASE WHEN t.last_used_at >= m.at THEN t.last_used_ip ELSE m.ip END,
+    secret_last_used_at = greatest(
+        t.secret_last_used_at, CASE t.prefix WHEN m.prefix THEN m.at WHEN m.other THEN m.other_at END
+    ),
+    previous_last_used_at = greatest(
+        t.previous_last_used_at, CASE t.previous_prefix WHEN m.prefix THEN m.at WHEN m.other THEN m.other_at END
+    )
 FROM (
-    SELECT r.id, v.at, v.ip FROM tokens_token r
-    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(ip)s::inet[]) AS v (id, at, ip) USING (id)
-    WHERE r.last_used_at IS NULL OR r.last_used_at < v.at
+    SELECT r.id, v.at, v.ip, v.prefix, v.other, v.other_at FROM tokens_token r
+    JOIN unnest(
+        %(ids)s::uuid[], %(at)s::timestamptz[], %(ip)s::inet[], %(prefix)s::text[],
+        %(other)s::text[], %(other_at)s::timestamptz[]
+    ) AS v (id, at, ip, prefix, other, other_at) USING (id)
+    WHERE r.last_used_at IS NULL OR r.last_used_at < v.at OR r.previous_digest IS NOT NULL
     ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
 ) m WHERE t.id = m.id
 

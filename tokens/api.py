@@ -18,17 +18,21 @@ from rest_framework.throttling import SimpleRateThrottle
 
 from auditlog import origin
 from auditlog.origin import Via
-from capabilities import Capability
+from capabilities import NOBODY, Capability
 from capabilities.rest import Own, Rule, must_hold
 from connections.models import Connection, Refused
 from tokens.authentication import Presented
 from tokens.models import (
     AlreadyRevoked,
+    AskedForNew,
     BadAddress,
     BadLifetime,
+    BadOverlap,
     Expired,
     Issued,
     NameTaken,
+    NoPrevious,
+    NothingToCollect,
     NotYours,
     Superseded,
     Token,
@@ -36,12 +40,13 @@ from tokens.models import (
     TokenQuerySet,
     TooMany,
 )
-from tokens.reach import BOTH, ENDING, known_to, of_status, with_reach
+from tokens.reach import ENDING, known_to, of_status, with_reach
 from tokens.rules import admits
 from tokens.serializers import (
     IssuedTokenSerializer,
     NewToken,
     RotatedTokenSerializer,
+    Rotation,
     TokenChanges,
     TokenQuery,
     TokenSerializer,
@@ -57,6 +62,10 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     TooMany: Problem(HTTPStatus.CONFLICT, "too_many_tokens"),
     NotYours: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
+    AskedForNew: Problem(HTTPStatus.CONFLICT, "asked_for_new"),
+    NothingToCollect: Problem(HTTPStatus.CONFLICT, "nothing_to_collect"),
+    NoPrevious: Problem(HTTPStatus.CONFLICT, "no_previous_secret"),
+    BadOverlap: Problem(HTTPStatus.BAD_REQUEST, "invalid", "overlap_hours"),
     BadLifetime: Problem(HTTPStatus.BAD_REQUEST, "invalid", "expires_in_days"),
     BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "allowed_ips"),
     TokenError: Problem(HTTPStatus.CONFLICT, "conflict"),
@@ -74,7 +83,7 @@ class RotationLimit(SimpleRateThrottle):
 
 
 class TokenResource(Resource):
-    """API access tokens. A token's secret is told by its creation and its rotation, never again."""
+    """API access tokens. A secret is told to the token's owner alone: by creation, rotation or collecting, once."""
 
     capabilities: ClassVar[Mapping[str, Rule]] = {
         "list": Own(Capability.API_TOKENS_MANAGE),
@@ -83,13 +92,24 @@ class TokenResource(Resource):
         "partial_update": Own(Capability.API_TOKENS_MANAGE),
         "destroy": Own(ENDING),
         "revoke": Own(ENDING),
-        "rotate": Own(BOTH),
+        "rotate": Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE),
+        "ask_for_new": Own(ENDING),
+        "collect": Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE),
+        "end_previous": Own(ENDING),
     }
     bearer_actions = frozenset({"rotate"})
     problems = PROBLEMS
     queries: ClassVar[Mapping[str, type[Query]]] = {"list": TokenQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewToken, "partial_update": TokenChanges}
-    answers: ClassVar[Mapping[str, Any]] = {"create": IssuedTokenSerializer, "rotate": RotatedTokenSerializer}
+    bodies: ClassVar[Mapping[str, type[Body]]] = {
+        "create": NewToken,
+        "partial_update": TokenChanges,
+        "rotate": Rotation,
+    }
+    answers: ClassVar[Mapping[str, Any]] = {
+        "create": IssuedTokenSerializer,
+        "rotate": RotatedTokenSerializer,
+        "collect": RotatedTokenSerializer,
+    }
     empty = frozenset({"destroy", "revoke"})
     orderings = frozenset({"name", "created_at", "expires_at", "last_used_at"})
     serializer_class = TokenSerializer
@@ -136,12 +156,40 @@ class TokenResource(Resource):
 
     @action(detail=True, methods=["post"], throttle_classes=[RotationLimit])
     def rotate(self, request: Request, pk: UUID) -> Response:
+        """Replaces a token's secret: by its owner, or by the token itself as Bearer.
+
+        `overlap_hours` 0, 1, 24 or 168 is how long the old secret works on beside the new one; without a body it is
+        dead at once. Everything else of the token stays. A secret that is working on rotates nothing.
+        """
         presented: Any = request.auth
+        hours = self.body()["overlap_hours"]
         itself = isinstance(presented, Presented)
-        new = self._by_itself(presented, pk) if itself else self._by_person(pk)
+        new = self._by_itself(presented, pk, hours) if itself else self._by_person(pk, hours)
         return secret_answer(rotated(self._again(new)))
 
-    def _by_itself(self, presented: Presented, pk: UUID) -> Issued:
+    @action(detail=True, methods=["post"], url_path="ask-for-new")
+    def ask_for_new(self, request: Request, pk: UUID) -> Response:
+        """Ends a token's secrets at once; its owner alone collects the new one. Asking again changes nothing."""
+        token = self._find(pk)
+        token.ask_for_new(by=self.me)
+        return self.answer(self._find(pk))
+
+    @action(detail=True, methods=["post"])
+    def collect(self, request: Request, pk: UUID) -> Response:
+        """Makes the new secret somebody asked for and tells it to the token's owner, once."""
+        token = self._find(pk)
+        token.must_be_active()
+        must_be_on(token.connection)
+        return secret_answer(rotated(self._again(token.collect(by=self.me))))
+
+    @action(detail=True, methods=["post"], url_path="end-previous")
+    def end_previous(self, request: Request, pk: UUID) -> Response:
+        """Ends the secret that a rotation with an overlap let work on."""
+        token = self._find(pk)
+        token.end_previous(by=self.me)
+        return self.answer(self._find(pk))
+
+    def _by_itself(self, presented: Presented, pk: UUID, overlap_hours: int) -> Issued:
         """A token rotates itself, and nothing else (X15, X25)."""
         token = presented.token
         if token.pk != pk:
@@ -151,16 +199,16 @@ class TokenResource(Resource):
         must_be_on(token.connection)
         with origin.coming_from(replace(origin.present(), via=Via.BEARER)):
             try:
-                return token.rotate(by=None, presented=presented.secret)
-            except (AlreadyRevoked, Expired, Superseded):  # Since it was presented a moment ago.
+                return token.rotate(by=None, presented=presented.secret, overlap_hours=overlap_hours)
+            except (AlreadyRevoked, AskedForNew, Expired, Superseded):  # Since it was presented a moment ago.
                 raise AuthenticationFailed(code="unauthorized") from None
 
-    def _by_person(self, pk: UUID) -> Issued:
-        """One's own token, or with both capabilities that of another (R3.14)."""
+    def _by_person(self, pk: UUID, overlap_hours: int) -> Issued:
+        """One's own token."""
         token = self._find(pk)
         token.must_be_active()
         must_be_on(token.connection)
-        return token.rotate(by=self.me)
+        return token.rotate(by=self.me, overlap_hours=overlap_hours)
 
     def _find(self, pk: UUID) -> Token:
         """The token, if its owner asks or the rule of the action allows it."""

@@ -13,10 +13,11 @@ from accounts.models import WorkspaceSettings
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
-from tokens.models import DEFAULT_LIFETIME, LIFETIMES, BadAddress, NameTaken, Token, canonical
+from tokens.models import DEFAULT_LIFETIME, LIFETIMES, OVERLAP_HOURS, BadAddress, NameTaken, Token, canonical
 from ui.limits import LimitField
 
 NEVER = "never"
+OVERLAPS = {0: "Not at all", 1: "1 hour", 24: "24 hours", 168: "7 days"}
 LIMIT = "Empty: only what the workspace and the gateway allow."
 
 
@@ -137,6 +138,44 @@ class TokenForm(forms.Form):
 def _numbered(name: str, number: int) -> str:
     suffix = "" if number == 1 else f"-{number}"
     return name[: 100 - len(suffix)] + suffix
+
+
+class Overlap(TypedDict):
+    """One choice of how long a replaced secret works on: its value, words, when it ends, and whether it is chosen."""
+
+    value: str
+    words: str
+    ends: datetime | None
+    checked: bool
+
+
+class OverlapForm(forms.Form):
+    """How long the old secret works on beside the new one; not at all unless chosen."""
+
+    overlap_hours = forms.TypedChoiceField(
+        label="The old secret works on",
+        choices=[(hours, OVERLAPS[hours]) for hours in OVERLAP_HOURS],
+        coerce=int,
+        required=False,
+    )
+
+    def clean_overlap_hours(self) -> int:
+        """A number of hours; nothing chosen means not at all."""
+        return self.cleaned_data["overlap_hours"] or 0
+
+    @property
+    def overlaps(self) -> list[Overlap]:
+        """What may be chosen."""
+        chosen, now = str(self["overlap_hours"].value() or 0), timezone.now()
+        return [
+            {
+                "value": str(hours),
+                "words": words,
+                "ends": now + timedelta(hours=hours) if hours else None,
+                "checked": chosen == str(hours),
+            }
+            for hours, words in ((hours, OVERLAPS[hours]) for hours in OVERLAP_HOURS)
+        ]
 
 
 class EditForm(forms.Form):

@@ -1,4 +1,4 @@
-"""POST /api/connections/{id}/regenerate: another key for an app, another secret for an agent (R3.3, R3.6, R3.14)."""
+"""POST /api/connections/{id}/regenerate: another key for an app, another secret for an agent."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from connections.api import Connections, ConnectionSerializer
 from connections.models import AlreadyRevoked, Connection
 from tokens.api import PROBLEMS, must_be_on
 from tokens.models import Kind, Token
-from tokens.reach import BOTH, with_reach
+from tokens.reach import with_reach
 from tokens.serializers import RotatedTokenSerializer, rotated
 from ui.rest import Problem, Told, secret_answer
 
 
 class Regenerate(Connections):
-    """Gives the credential of a connection another secret; the old one is dead at once."""
+    """Gives the credential of a connection another secret; the old one is dead at once.
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"regenerate": Own(BOTH)}
+    The secret of an agent is told to its owner. For another person's agent it is asked for, and the answer is the
+    connection: its owner collects it.
+    """
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {"regenerate": Own(Capability.MCP_CONNECTIONS_REVOKE)}
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
     answers: ClassVar[Mapping[str, Any]] = {
         "regenerate": PolymorphicProxySerializer(
@@ -47,14 +51,21 @@ class Regenerate(Connections):
         return self.now(connection)
 
     def _token(self, connection: Connection) -> Response:
-        """The only active token of an agent, shown once to its owner or to who may do both (R3.14)."""
+        """The only active token of an agent: its secret is shown once to its owner, who is asked to collect it else."""
         self.must_own(connection.user_id)
-        _must_regenerate(connection)
+        own = connection.user_id == self.me.pk
+        if own and getattr(self.request.auth, "is_api_key", False):
+            must_hold(self.me, Capability.API_TOKENS_MANAGE)  # A key that may make no token gets no secret of one.
+        if own or not connection.is_live:  # What is switched off may still lose its secret.
+            _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=Kind.ACCESS)[:2])
         if not active:
             raise Told(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
         if len(active) > 1:
             raise Told(HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id.")
+        if not own:
+            active[0].ask_for_new(by=self.me)
+            return self.now(connection)
         new = active[0].rotate(by=self.me)
         return secret_answer(rotated(new._replace(token=with_reach(Token.objects.all()).get(pk=new.token.pk))))
 

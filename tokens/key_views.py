@@ -1,4 +1,4 @@
-"""The key button of a connection: another key for an app, another secret for an agent (W21-W25, R3.3)."""
+"""The key button of a connection: another key for an app, another secret for an agent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from connections.models import Connection
 from connections.places import back, changed
 from connections.rows import visible
 from tokens.models import AlreadyRevoked, Kind, Token
-from tokens.reach import BOTH, with_scope
-from tokens.views import OFF, REGENERATE_TEXT, must_hold_both, regenerated
+from tokens.reach import with_scope
+from tokens.views import OFF, REGENERATE_TEXT, asked, regenerated
 from ui.pages import AppRequest, confirm, show
 
 RENEWED = "API key regenerated. The client picks up a new access token on its own, within 1 hour at most."
@@ -24,7 +24,9 @@ RENEWED = "API key regenerated. The client picks up a new access token on its ow
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own agents; apps need MCP_CONNECTIONS_REVOKE, one's own too", others=BOTH)
+@signed_in(
+    "one's own agents; apps need MCP_CONNECTIONS_REVOKE, one's own too", others=Capability.MCP_CONNECTIONS_REVOKE
+)
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = get_object_or_404(visible(request.user, Capability.MCP_CONNECTIONS_REVOKE), pk=pk)
     return _token(request, connection) if connection.host.is_agent else _key(request, connection)
@@ -58,13 +60,14 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
 
 
 def _token(request: AppRequest, connection: Connection) -> HttpResponse:
-    """The one active token; of several, one must be chosen first."""
-    must_hold_both(request.user, connection)
+    """The one active token; of several, one must be chosen first. Another's is asked for, and its owner collects it."""
+    own = connection.user_id == request.user.pk
+    if not own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
+        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     active = list(with_scope(Token.objects.active()).filter(connection=connection, kind=Kind.ACCESS))
     if len(active) == 1:
-        return regenerated(request, active[0])
+        return regenerated(request, active[0]) if own else asked(request, active[0])
     if not active:
         return changed(request, connection, "This connection has no active token.")
-    return show(
-        request, "tokens/choose.html", {"connection": connection, "tokens": active, "back": back(request, connection)}
-    )
+    context = {"connection": connection, "tokens": active, "own": own, "back": back(request, connection)}
+    return show(request, "tokens/choose.html", context)

@@ -1,6 +1,9 @@
 """API access tokens of agents, and the never-shown keys of apps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from hmac import compare_digest
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -17,35 +20,47 @@ from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason
 from gateways.models import Assignment
+from tokens import mails
 from tokens import secret as text
 from tokens.rules import (
     DEFAULT_LIFETIME,
     LIFETIMES,
     MOST_PER_CONNECTION,
+    OVERLAP_HOURS,
     AlreadyRevoked,
+    AskedForNew,
     BadAddress,
     BadLifetime,
+    BadOverlap,
     Expired,
     NameTaken,
+    NoPrevious,
+    NothingToCollect,
     NotYours,
     Superseded,
     TokenError,
     TooMany,
     canonical,
     expiry,
+    overlap,
 )
 
 __all__ = [
     "DEFAULT_LIFETIME",
     "LIFETIMES",
+    "OVERLAP_HOURS",
     "AlreadyRevoked",
+    "AskedForNew",
     "BadAddress",
     "BadLifetime",
+    "BadOverlap",
     "Expired",
     "Issued",
     "Kind",
     "NameTaken",
+    "NoPrevious",
     "NotYours",
+    "NothingToCollect",
     "Superseded",
     "Token",
     "TokenError",
@@ -67,6 +82,12 @@ class Kind(models.TextChoices):
     KEY = "key", "Connection key"
 
 
+ANOTHERS = "acted on another user's token"
+# The columns of what a replaced secret leaves behind, and of both secrets.
+PREVIOUS = ["previous_prefix", "previous_digest", "previous_key_id", "previous_ends_at", "previous_last_used_at"]
+SECRET = ["prefix", "digest", "key_id", "secret_last_used_at", *PREVIOUS]
+
+
 class TokenQuerySet(models.QuerySet["Token"]):
     def live(self) -> "TokenQuerySet":
         """Tokens that have not been revoked; they may have expired."""
@@ -74,14 +95,23 @@ class TokenQuerySet(models.QuerySet["Token"]):
 
     def active(self) -> "TokenQuerySet":
         """Tokens that could be used now, were every layer switched on."""
+        return self.lasting().exclude(digest=None)
+
+    def lasting(self) -> "TokenQuerySet":
+        """Tokens neither revoked nor expired, those whose owner has yet to collect a new secret too."""
         return self.live().exclude(expires_at__lte=timezone.now())
+
+    def overlapping(self) -> "TokenQuerySet":
+        """Tokens that have not been revoked and whose previous secret still works beside the present one."""
+        return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def matching(self, words: str, *, of_many: bool = False) -> "TokenQuerySet":
         """Tokens with `words` in their name, their host's, or as prefix; `of_many` people: in an owner's e-mail too.
 
         All of them without words.
         """
-        told = Q(name__icontains=words) | Q(prefix__startswith=words) | Q(connection__host__name__icontains=words)
+        told = Q(name__icontains=words) | Q(connection__host__name__icontains=words) | Q(prefix__startswith=words)
+        told |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
         told |= Q(connection__user__email__icontains=words) if of_many else Q()
         return self.filter(told) if words else self
 
@@ -156,8 +186,8 @@ class TokenQuerySet(models.QuerySet["Token"]):
 def _must_have_room(connection: Connection, name: str) -> None:
     if connection.lock().revoked_at:
         raise TokenError("This connection has been revoked.")
-    active = Token.objects.active().filter(connection=connection, kind=Kind.ACCESS)
-    if active.count() >= MOST_PER_CONNECTION:
+    lasting = Token.objects.lasting().filter(connection=connection, kind=Kind.ACCESS)
+    if lasting.count() >= MOST_PER_CONNECTION:
         raise TooMany(TooMany.__doc__)
     if Token.objects.live().filter(connection=connection, name__iexact=name.strip()).exists():
         raise NameTaken(NameTaken.__doc__)
@@ -166,7 +196,10 @@ def _must_have_room(connection: Connection, name: str) -> None:
 class Token(models.Model):
     """A bearer credential of a connection: an agent's token, or the key behind an app's OAuth tokens.
 
-    Only its prefix and its digest (HMAC-SHA-256) are kept.
+    Only its prefix and its digest (HMAC-SHA-256) are kept. Without a digest it holds no secret: somebody asked for a
+    new one (`asked_at`, `asked_by`), which is made when the owner collects it. While a replaced secret works on, until
+    `previous_ends_at`, its prefix and digest are kept beside. `last_used_at` is of either secret,
+    `secret_last_used_at` of the present one.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -174,8 +207,13 @@ class Token(models.Model):
     kind = models.CharField(max_length=10, choices=Kind, editable=False)
     name = models.CharField(max_length=100)
     prefix = models.CharField(max_length=12, editable=False)
-    digest = models.BinaryField(unique=True, max_length=32, editable=False)
-    key_id = models.CharField(max_length=8, editable=False)
+    digest = models.BinaryField(unique=True, null=True, max_length=32, editable=False)
+    key_id = models.CharField(max_length=8, blank=True, editable=False)
+    previous_prefix = models.CharField(max_length=12, blank=True, default="", db_default="", editable=False)
+    previous_digest = models.BinaryField(unique=True, null=True, max_length=32, editable=False)
+    previous_key_id = models.CharField(max_length=8, blank=True, default="", db_default="", editable=False)
+    previous_ends_at = models.DateTimeField(null=True, blank=True, editable=False)
+    previous_last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
     generation = models.PositiveIntegerField(default=1, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     allowed_ips = models.JSONField("IP allowlist", null=True, blank=True)
@@ -183,6 +221,9 @@ class Token(models.Model):
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
     last_used_ip = models.GenericIPAddressField(null=True, blank=True)
+    secret_last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    asked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    asked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+", editable=False)
     rotated_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
@@ -209,6 +250,10 @@ class Token(models.Model):
                 condition=Q(revoked_at=None, revoke_reason="") | (Q(revoked_at__isnull=False) & ~Q(revoke_reason="")),
                 name="revoked_token_says_why",
             ),
+            models.CheckConstraint(
+                condition=Q(digest=None, asked_at__isnull=False) | Q(digest__isnull=False, asked_at=None),
+                name="token_without_secret_was_asked_for",
+            ),
         )
         indexes = (
             models.Index(fields=("connection", "revoked_at"), name="token_by_connection"),
@@ -221,10 +266,19 @@ class Token(models.Model):
 
     @property
     def status(self) -> str:
-        """`revoked`, `expired` or `active`."""
+        """`revoked`, `expired`, `waiting` for its owner to collect a new secret, or `active`."""
         if self.revoked_at:
             return "revoked"
-        return "expired" if self.expires_at and self.expires_at <= timezone.now() else "active"
+        if self.expires_at and self.expires_at <= timezone.now():
+            return "expired"
+        return "waiting" if self.digest is None else "active"
+
+    @property
+    def previous_works_until(self) -> datetime | None:
+        """When the replaced secret stops working, never later than the token itself; None when it has."""
+        if self.status != "active" or self.previous_ends_at is None or self.previous_ends_at <= timezone.now():
+            return None
+        return min(filter(None, (self.previous_ends_at, self.expires_at)))
 
     def hold(self, secret: str) -> None:
         """Take `secret` as the text of this token, keeping its prefix and digest only."""
@@ -232,29 +286,106 @@ class Token(models.Model):
         self.prefix, self.key_id = text.shown(secret), text.key_id(key)
         self.digest = text.digest(secret, key)
 
-    def rotate(self, *, by: User | None, presented: str | None = None) -> Issued:
-        """Give this token another secret; all else stays, the old secret is dead at commit (X15-X26).
+    def rotate(self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0) -> Issued:
+        """Give this token another secret; all else stays. Whoever is not its owner cannot, for the text acts as them.
 
-        `presented` is the secret a token rotates itself with. Of two at once one wins, the other gets
-        Superseded. Raises AlreadyRevoked or Expired (R3.24).
+        The old secret is dead at commit, or works on for `overlap_hours`, one of OVERLAP_HOURS; the one before it is
+        dead in any case. `presented` is the secret a token rotates itself with. Of two at once one wins, the other
+        gets Superseded. Raises NotYours, BadOverlap, AlreadyRevoked, Expired or AskedForNew.
         """
-        secret = text.mint(self.kind_prefix)
+        lasting = overlap(overlap_hours)
+        if presented is None and (by is None or by.pk != self.connection.user_id):
+            raise NotYours("Only its owner may be shown a token's secret. Ask for a new one instead.")
+        with self._locked() as row:
+            if row.generation != self.generation or (presented is not None and not row.is_held_by(presented)):
+                raise Superseded(Superseded.__doc__)
+            if row.digest is None:
+                raise AskedForNew(AskedForNew.__doc__)
+            self._forget_previous()
+            if lasting:
+                self.previous_prefix, self.previous_digest, self.previous_key_id = row.prefix, row.digest, row.key_id
+                self.previous_ends_at = timezone.now() + lasting
+                self.previous_last_used_at = row.secret_last_used_at
+            changes: dict[str, Any] = {"overlap_hours": [None, overlap_hours]} if lasting else {}
+            actor = f"token {self.name} (self)" if presented is not None else ""
+            return self._renew(row, Action.TOKEN_ROTATED, by=by, changes=changes, actor=actor)
+
+    def ask_for_new(self, *, by: User) -> None:
+        """End the secrets of this token now; its owner alone is given a new one, on collecting it. All else stays.
+
+        Asking again changes nothing. Raises AlreadyRevoked or Expired, and TokenError for the key of an app.
+        """
+        with self._locked() as row:
+            if row.kind != Kind.ACCESS:
+                raise TokenError("The key of an app is regenerated, and collected by nobody.")
+            self.digest, self.key_id, self.asked_at, self.asked_by = None, "", row.asked_at, row.asked_by
+            self._forget_previous()
+            if row.digest is None:
+                return
+            self.asked_at, self.asked_by, self.secret_last_used_at = timezone.now(), by, None
+            self.save(update_fields=[*SECRET, "asked_at", "asked_by"])
+            changes: dict[str, Any] = {"prefix": [self.prefix, None]} | self._owner_for(by)
+            Event.objects.record(Action.TOKEN_ASKED_FOR_NEW, self, by=by, changes=changes)
+            if by.pk != self.connection.user_id:
+                tell = partial(mails.new_secret_asked_for, self.connection.user.email, str(self), by.email)
+                transaction.on_commit(tell, robust=True)
+
+    def collect(self, *, by: User) -> Issued:
+        """Make the secret that was asked for, and give it to the token's owner: of two at once one gets it.
+
+        Raises NotYours for anybody else and for a deactivated owner, AlreadyRevoked, Expired or NothingToCollect.
+        """
+        if by.pk != self.connection.user_id or not User.objects.filter(pk=by.pk, is_active=True).exists():
+            raise NotYours("Only its owner collects the new secret of a token.")
+        with self._locked() as row:
+            if row.digest is not None:
+                raise NothingToCollect(NothingToCollect.__doc__)
+            return self._renew(row, Action.TOKEN_COLLECTED, by=by)
+
+    def end_previous(self, *, by: User) -> None:
+        """End the replaced secret before its time; the present one goes on.
+
+        Raises NoPrevious when none works any more, AlreadyRevoked or Expired.
+        """
+        with self._locked() as row:
+            if row.previous_works_until is None:
+                raise NoPrevious(NoPrevious.__doc__)
+            self._forget_previous()
+            self.save(update_fields=PREVIOUS)
+            changes: dict[str, Any] = {"prefix": [row.previous_prefix, None]} | self._owner_for(by)
+            Event.objects.record(Action.TOKEN_PREVIOUS_ENDED, self, by=by, changes=changes)
+
+    @contextmanager
+    def _locked(self) -> Iterator["Token"]:
+        """This row, locked and alive. Raises AlreadyRevoked or Expired."""
         with transaction.atomic():
             self.connection.lock()  # First, as its own revocation does: the other way round the two could lock up.
             row = self.lock()
             row.must_be_active()
-            if row.generation != self.generation or (presented is not None and not row.is_held_by(presented)):
-                raise Superseded(Superseded.__doc__)
-            before, self.generation, self.rotated_at = row.prefix, row.generation + 1, timezone.now()
-            self.hold(secret)
-            self.save(update_fields=["prefix", "digest", "key_id", "generation", "rotated_at"])
-            Connection.objects.filter(pk=self.connection_id).update(last_token_at=self.rotated_at)
-            changes: dict[str, Any] = {"prefix": [before, self.prefix], "owner": self.connection.user.email}
-            if by is not None and by.pk != self.connection.user_id:
-                changes["note"] = "acted on another user's token"
-            actor = f"token {self.name} (self)" if presented is not None else ""
-            Event.objects.record(Action.TOKEN_ROTATED, self, by=by, changes=changes, actor=actor)
+            yield row
+
+    def _renew(
+        self, row: "Token", action: Action, *, by: User | None, changes: dict[str, Any] | None = None, actor: str = ""
+    ) -> Issued:
+        """Take a secret nobody has seen, in place of the one `row` holds, and record it as `action`."""
+        secret = text.mint(self.kind_prefix)
+        self.generation, self.rotated_at = row.generation + 1, timezone.now()
+        self.asked_at = self.asked_by = self.secret_last_used_at = None
+        self.hold(secret)
+        self.save(update_fields=[*SECRET, "generation", "rotated_at", "asked_at", "asked_by"])
+        Connection.objects.filter(pk=self.connection_id).update(last_token_at=self.rotated_at)
+        told = {"prefix": [row.prefix, self.prefix], "owner": self.connection.user.email} | (changes or {})
+        Event.objects.record(action, self, by=by, changes=told, actor=actor)
         return Issued(self, secret)
+
+    def _forget_previous(self) -> None:
+        self.previous_prefix = self.previous_key_id = ""
+        self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
+
+    def _owner_for(self, by: User) -> dict[str, str]:
+        """What an event says of the owner, and that somebody else acted."""
+        owner = {"owner": self.connection.user.email}
+        return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHERS}
 
     def edit(self, *, by: User, **fields: Any) -> None:
         """Change `name`, `expires_in_days` (from now, R3.25), `allowed_ips` or `calls_per_minute`, whichever are given.
@@ -295,8 +426,8 @@ class Token(models.Model):
 
     @property
     def is_last(self) -> bool:
-        """Whether its connection has no other token that could be used now."""
-        return not Token.objects.active().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
+        """Whether its connection has no other token that could be used now, or once its owner collects its secret."""
+        return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
         """End the connection with its last token; this one alone when another has been made meanwhile.
@@ -321,12 +452,14 @@ class Token(models.Model):
         return text.ACCESS if self.kind == Kind.ACCESS else text.KEY
 
     def is_held_by(self, secret: str) -> bool:
-        """Whether `secret` is this token's text at present."""
+        """Whether `secret` is this token's text at present; one that was replaced and works on is not."""
+        if self.digest is None:
+            return False
         stored = bytes(self.digest)
         return any(compare_digest(stored, one) for one in text.candidates(secret, settings.TOKEN_KEYS))
 
     def must_be_active(self) -> None:
-        """Raise AlreadyRevoked or Expired unless this token could be used now."""
+        """Raise AlreadyRevoked or Expired when this token has ended."""
         if self.revoked_at:
             raise AlreadyRevoked(AlreadyRevoked.__doc__)
         if self.status == "expired":

@@ -19,6 +19,7 @@ ENOUGH = 200
 LATEST = timedelta(days=90)
 
 SENTENCES: dict[str, str] = {
+    Action.TOKEN_PREVIOUS_ENDED: "ended the previous secret of your token {}. Its calls are refused.",
     Action.TOKEN_ROTATED: "regenerated your token {}. Its old secret has stopped working.",
     Action.TOKEN_REVOKED: "revoked your token {}. Its calls are refused.",
     Action.KEY_REGENERATED: "regenerated the key of your connection {}. The app goes on by itself.",

@@ -65,9 +65,15 @@ def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
 
 def beside(request: AppRequest, token: Token) -> str:
     """The same, to go along with the dialog that shows a secret."""
-    if _in_dialog(request):
+    if _in_dialog(request) or open_page(request) == reverse("overview"):
         return ""
     return connection_places.alongside(request, place(request, token))
+
+
+def without_notice(request: AppRequest, token: Token) -> str:
+    """What takes the notice that `token` waits to be collected off the pages that show it."""
+    shown = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
+    return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if shown else ""
 
 
 def back(request: AppRequest, token: Token) -> str:

@@ -13,13 +13,12 @@ from hosts.models import Kind as HostKind
 from servers.models import Server
 from tokens.models import Kind, Token, TokenQuerySet, TokenScope
 
-# What it takes for another person's token; one's own are always one's own (R3.13, R3.14).
+# What it takes for another person's token; one's own are always one's own. No capability opens another's secret.
 EDITING = Capability.API_TOKENS_MANAGE
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
-BOTH = frozenset(ENDING)
 SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A token's name and prefix stand in its connection's row.
 
-STATUSES = ("active", "expired", "revoked", "all")
+STATUSES = ("active", "waiting", "expired", "revoked", "all")
 
 
 def known_to(viewer: User) -> TokenQuerySet:
@@ -34,11 +33,19 @@ def hosts_for(viewer: User) -> HostQuerySet:
     return agents if viewer.has_perm(Capability.API_TOKENS_MANAGE) else agents.filter(allow_enrolment=True)
 
 
+def waiting_for(owner: User) -> TokenQuerySet:
+    """The tokens whose new secret `owner` may collect, those asked for first at the top."""
+    waiting = Token.objects.filter(of_status("waiting"), connection__user=owner)
+    return waiting.select_related("connection__host", "connection__gateway", "asked_by").order_by("asked_at")
+
+
 def of_status(status: str) -> Q:
     """The tokens of one of STATUSES at this moment."""
     now = timezone.now()
+    lasting = Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now))
     means = {
-        "active": Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now)),
+        "active": lasting & Q(digest__isnull=False),
+        "waiting": lasting & Q(digest=None),
         "expired": Q(revoked_at=None) & Q(expires_at__lte=now),
         "revoked": Q(revoked_at__isnull=False),
     }

@@ -65,12 +65,25 @@ class Row:
 
     @property
     def may_edit(self) -> bool:
-        return self.token.status == "active" and self.connection.may_edit_tokens
+        return self.token.status in ("active", "waiting") and self.connection.may_edit_tokens
 
     @property
     def may_regenerate(self) -> bool:
         """Whether its new secret may be shown to the viewer, now."""
         return self.token.status == "active" and self.token.connection.is_on and self.connection.may_regenerate
+
+    @property
+    def may_collect(self) -> bool:
+        """Whether the viewer is whom a new secret waits for."""
+        return self.token.status == "waiting" and self.is_own and self.token.connection.is_on
+
+    @property
+    def may_ask_for_new(self) -> bool:
+        return self.token.status == "active" and self.connection.may_ask_for_new
+
+    @property
+    def may_end_previous(self) -> bool:
+        return self.may_revoke and self.token.previous_works_until is not None
 
     @property
     def may_revoke(self) -> bool:

@@ -10,6 +10,7 @@ from accounts.models import WorkspaceSettings
 
 LIFETIMES = (7, 30, 90)
 DEFAULT_LIFETIME = 90
+OVERLAP_HOURS = (0, 1, 24, 168)
 MOST_PER_CONNECTION = 20
 MOST_ADDRESSES = 50
 
@@ -50,6 +51,22 @@ class Superseded(TokenError):
     """This token was rotated a moment ago by somebody else."""
 
 
+class BadOverlap(TokenError):
+    """Must be 0, 1, 24 or 168 hours."""
+
+
+class AskedForNew(TokenError):
+    """A new secret of this token was asked for. Collect it instead."""
+
+
+class NothingToCollect(TokenError):
+    """No new secret of this token is waiting: it was collected before, or nobody asked for one."""
+
+
+class NoPrevious(TokenError):
+    """This token has no previous secret that still works."""
+
+
 def expiry(days: int | None) -> datetime | None:
     """The end of a life of 7, 30 or 90 days from now; None only where the workspace allows it (R3.1)."""
     if days is None:
@@ -59,6 +76,13 @@ def expiry(days: int | None) -> datetime | None:
     if days not in LIFETIMES:
         raise BadLifetime(BadLifetime.__doc__)
     return timezone.now() + timedelta(days=days)
+
+
+def overlap(hours: int) -> timedelta:
+    """How long a replaced secret works on. Raises BadOverlap."""
+    if hours not in OVERLAP_HOURS:
+        raise BadOverlap(BadOverlap.__doc__)
+    return timedelta(hours=hours)
 
 
 def canonical(entries: Sequence[str] | None) -> list[str] | None:

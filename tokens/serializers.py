@@ -15,7 +15,7 @@ from hosts.models import Host
 from hosts.models import Kind as HostKind
 from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
-from tokens.reach import servers_of
+from tokens.reach import STATUSES, servers_of
 from ui.limits import Limit
 from ui.rest import Body, ListQuery, Moment, Reference
 
@@ -30,8 +30,16 @@ class Scope(serializers.Serializer[Any]):
     server_slug = serializers.CharField()
 
 
+class PreviousSecret(serializers.Serializer[Token]):
+    """The secret before, which works on until `ends_at`."""
+
+    prefix = serializers.CharField(source="previous_prefix")
+    ends_at = Moment(source="previous_works_until")
+    last_used_at = Moment(source="previous_last_used_at", allow_null=True)
+
+
 class TokenSerializer(serializers.Serializer[Token]):
-    """A token without its secret."""
+    """A token without its secret; one that is `waiting` has none until its owner collects it."""
 
     id = serializers.UUIDField()
     name = serializers.CharField()
@@ -49,6 +57,13 @@ class TokenSerializer(serializers.Serializer[Token]):
     rotated_at = Moment(allow_null=True)
     revoked_at = Moment(allow_null=True)
     calls_per_minute = Limit()
+    secret_last_used_at = Moment(allow_null=True)
+    previous_secret = serializers.SerializerMethodField()
+    asked_at = Moment(allow_null=True)
+
+    @extend_schema_field(PreviousSecret(allow_null=True))
+    def get_previous_secret(self, token: Token) -> dict[str, Any] | None:
+        return PreviousSecret(token).data if token.previous_works_until else None
 
     @extend_schema_field(Scope(many=True))
     def get_scopes(self, token: Token) -> list[dict[str, str]]:
@@ -92,7 +107,7 @@ class TokenQuery(ListQuery):
     """How a list of tokens is narrowed."""
 
     scope = serializers.ChoiceField(["own", "all"], default="own")
-    status = serializers.ChoiceField(["active", "expired", "revoked", "all"], default="active")
+    status = serializers.ChoiceField(STATUSES, default="active")
     host = serializers.UUIDField(required=False)
     gateway = serializers.CharField(required=False)
     user = serializers.CharField(required=False)
@@ -107,6 +122,14 @@ class TokenChanges(Body):
     expires_in_days = serializers.IntegerField(allow_null=True)
     allowed_ips = serializers.ListField(child=serializers.CharField(max_length=64), allow_null=True)
     calls_per_minute = Limit()
+
+
+class Rotation(Body):
+    """How a token's secret is replaced; all of it may be left out."""
+
+    overlap_hours = serializers.IntegerField(
+        default=0, help_text="How long the old secret works on: 0, 1, 24 or 168 hours."
+    )
 
 
 class NewToken(Body):

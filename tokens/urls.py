@@ -14,6 +14,9 @@ urlpatterns = [
     path("gateways/<slug:slug>/tokens/", views.for_gateway, name="for_gateway"),
     path("tokens/<uuid:pk>/edit/", views.edit, name="edit"),
     path("tokens/<uuid:pk>/regenerate/", views.regenerate, name="regenerate"),
+    path("tokens/<uuid:pk>/ask-for-new/", views.ask_for_new, name="ask_for_new"),
+    path("tokens/<uuid:pk>/collect/", views.collect, name="collect"),
+    path("tokens/<uuid:pk>/end-previous/", views.end_previous, name="end_previous"),
     path("tokens/<uuid:pk>/revoke/", views.revoke, name="revoke"),
     path("connections/<uuid:pk>/regenerate/", key_views.regenerate, name="regenerate_key"),
 ]

@@ -18,15 +18,25 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
-from capabilities import CapabilityRequired, signed_in
+from capabilities import NOBODY, CapabilityRequired, signed_in
 from capabilities.doors import SEES_GATEWAYS
-from connections.models import Connection
 from gateways.views import find as find_gateway
-from tokens.forms import EditForm
-from tokens.models import AlreadyRevoked, BadLifetime, Expired, Issued, NameTaken, Superseded, Token
+from tokens.forms import EditForm, OverlapForm
+from tokens.models import (
+    AlreadyRevoked,
+    AskedForNew,
+    BadLifetime,
+    Expired,
+    Issued,
+    NameTaken,
+    NoPrevious,
+    NothingToCollect,
+    Superseded,
+    Token,
+)
 from tokens.notices import notices
-from tokens.places import back, beside, changed, hidden, of_gateway, target
-from tokens.reach import BOTH, EDITING, ENDING, hosts_for, known_to, with_scope
+from tokens.places import back, beside, changed, hidden, of_gateway, target, without_notice
+from tokens.reach import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
 from tokens.rows import CARES, Row, TokenFilter, listed, numbers
 from tokens.snippets import once
 from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show, wants_fragment
@@ -55,6 +65,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "care": CARES.get(asked.chosen.get("care", "")),
         "may_create": hosts_for(request.user).exists(),
         "notices": partial(notices, request.user),
+        "waiting": partial(waiting_for, request.user),
     }
     return show(request, "tokens/list.html#results", context)
 
@@ -98,8 +109,8 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk and not request.user.has_perm(EDITING):
         raise CapabilityRequired(EDITING)
-    if token.status != "active":
-        return changed(request, token, _ended(token))
+    if ended := _ended(token):
+        return changed(request, token, ended)
     form = EditForm(posted(request), token=token)
     context = {
         "form": form,
@@ -141,50 +152,134 @@ def _ended(token: Token) -> str:
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=BOTH)
+@signed_in("one's own tokens", others=NOBODY)
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
-    return regenerated(request, _find(request, pk))
+    return regenerated(request, _own(request, pk))
 
 
 def regenerated(request: AppRequest, token: Token) -> HttpResponse:
     """Ask, then give `token` another secret and show it in this answer, once (decisions 7.15)."""
-    must_hold_both(request.user, token.connection)
-    if token.status != "active":
-        return changed(request, token, _ended(token))
+    if ended := _ended(token):
+        return changed(request, token, ended)
     if not token.connection.is_on:
         raise PermissionDenied(OFF)
+    form = OverlapForm(posted(request))
     if request.method == "GET":
-        return _ask(request, token)
+        return _ask(request, token, form)
+    return _regenerate(request, token, form)
+
+
+def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
     if request.POST.get("generation", str(token.generation)) != str(token.generation):
         return _shown(request, token)
+    if not form.is_valid():
+        return _ask(request, token, form)
     try:
-        return _shown(request, token, token.rotate(by=request.user))
+        return _shown(request, token, token.rotate(by=request.user, overlap_hours=form.cleaned_data["overlap_hours"]))
+    except AskedForNew as error:
+        return changed(request, token, str(error))
     except (Superseded, AlreadyRevoked, Expired):
         return _shown(request, _find(request, token.pk))
 
 
-def must_hold_both(viewer: User, connection: Connection) -> None:
-    """Raise CapabilityRequired unless the new secret may be shown to `viewer` (R3.14)."""
-    missing = sorted(one for one in BOTH if not viewer.has_perm(one))
-    if connection.user_id != viewer.pk and missing:
-        raise CapabilityRequired(missing[0])
+@never_cache
+@require_http_methods(["GET", "POST"])
+@signed_in("one's own tokens", others=NOBODY)
+def collect(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Make the secret that somebody asked for, and show it to the owner in this answer, once."""
+    token = _own(request, pk)
+    if ended := _ended(token):
+        return changed(request, token, ended)
+    if not token.connection.is_on:
+        raise PermissionDenied(OFF)
+    if request.method == "GET" and token.status == "waiting":
+        return confirm(
+            request,
+            title="Collect new token",
+            text="The new secret of this token is made now and shown to you once.",
+            more=f"{_named(token)}. Name, servers, expiration and IP allowlist have stayed.",
+            icon="key",
+            kind="primary",
+            target="#dialog",
+            back=back(request, token),
+            hidden=hidden(request),
+        )
+    try:
+        response = _shown(request, token, token.collect(by=request.user))
+    except (NothingToCollect, AlreadyRevoked, Expired) as error:
+        return changed(request, token, str(error))
+    if wants_fragment(request):
+        response.write(without_notice(request, token))
+    return response
 
 
-def _ask(request: AppRequest, token: Token) -> HttpResponse:
-    link = token.connection
-    return confirm(
-        request,
-        title="Regenerate API key",
-        text=REGENERATE_TEXT,
-        more=f"{token.name} {token.prefix}, {link.host.name} on {link.gateway.name}. "
-        "Name, servers, expiration and IP allowlist stay. The new key is shown once.",
-        icon="key",
-        kind="primary",
-        target="#dialog",
-        back=back(request, token),
+@require_http_methods(["GET", "POST"])
+@signed_in("one's own tokens", others=ENDING)
+def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
+    return asked(request, _to_end(request, pk))
+
+
+def asked(request: AppRequest, token: Token) -> HttpResponse:
+    """Ask first, then end the secrets of `token`; nobody but its owner gets the new one."""
+    owner = token.connection.user.email
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Ask for a new token",
+            text=f"The present secret stops working now, and {owner} collects a new one after signing in.",
+            more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new secret.",
+            icon="key",
+            target=target(request, token),
+            back=back(request, token),
+            hidden=hidden(request),
+        )
+    try:
+        token.ask_for_new(by=request.user)
+    except (AlreadyRevoked, Expired) as error:
+        return changed(request, token, str(error))
+    return changed(request, token, f"{owner} can collect the new token")
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in("one's own tokens", others=ENDING)
+def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
+    token = _to_end(request, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="End old secret",
+            text="End the old secret of this token? Requests using it will fail with 401 immediately.",
+            more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} goes on.",
+            icon="revoke",
+            target=target(request, token),
+            back=back(request, token),
+            hidden=hidden(request),
+        )
+    with suppress(NoPrevious, AlreadyRevoked, Expired):  # Then it has ended, which is what was asked for.
+        token.end_previous(by=request.user)
+    return changed(request, token, "Old secret ended")
+
+
+def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
+    context = {
+        "title": "Regenerate API key",
+        "text": REGENERATE_TEXT,
+        "more": f"{_named(token)}. Name, servers, expiration and IP allowlist stay. The new key is shown once.",
+        "icon_name": "key",
+        "kind": "primary",
+        "target": "#dialog",
+        "back": back(request, token),
+        "action": request.path,
+        "token": token,
+        "form": form,
         # A reload repeats the POST; the generation tells it from a new wish.
-        hidden={"generation": token.generation, **hidden(request)},
-    )
+        "hidden": {"generation": token.generation, **hidden(request)},
+    }
+    return (refuse if form.is_bound else show)(request, "tokens/regenerate.html", context)
+
+
+def _named(token: Token) -> str:
+    return f"{token.name} {token.prefix}, {token.connection.host.name} on {token.connection.gateway.name}"
 
 
 def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> HttpResponse:
@@ -203,17 +298,14 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
 @require_http_methods(["GET", "POST"])
 @signed_in("one's own tokens", others=ENDING)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
-    token = _find(request, pk)
-    connection = token.connection
-    if connection.user_id != request.user.pk and not any(map(request.user.has_perm, ENDING)):
-        raise CapabilityRequired(*ENDING)
+    token = _to_end(request, pk)
     if request.method == "GET":
         offered = token.is_last and Row(token, request.user).connection.may_revoke
         return confirm(
             request,
             title="Revoke token",
             text=REVOKE_TEXT,
-            more=f"{token.name} {token.prefix}, {connection.host.name} on {connection.gateway.name}.",
+            more=f"{_named(token)}.",
             icon="revoke",
             target=target(request, token),
             back=back(request, token),
@@ -229,3 +321,19 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 def _find(request: AppRequest, pk: UUID) -> Token:
     """The token, or 404 when the viewer may not know of it."""
     return get_object_or_404(with_scope(known_to(request.user)), pk=pk)
+
+
+def _own(request: AppRequest, pk: UUID) -> Token:
+    """The viewer's own token: no capability opens the secret of another's, which acts as them."""
+    token = _find(request, pk)
+    if token.connection.user_id != request.user.pk:
+        raise PermissionDenied("Only its owner is shown the secret of a token. Ask for a new one instead.")
+    return token
+
+
+def _to_end(request: AppRequest, pk: UUID) -> Token:
+    """A token whose secrets the viewer may end."""
+    token = _find(request, pk)
+    if token.connection.user_id != request.user.pk and not any(map(request.user.has_perm, ENDING)):
+        raise CapabilityRequired(*ENDING)
+    return token

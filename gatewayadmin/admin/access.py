@@ -14,7 +14,7 @@ from gatewayadmin.admin.acts import FINAL, Act, any_of, switches
 from gatewayadmin.admin.base import Governed
 from gatewayadmin.staff import site
 from oauth.models import AuthorizeRequest, Binding
-from tokens.models import Token
+from tokens.models import Kind, Token
 
 LIVE = Q(revoked_at=None)
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
@@ -84,6 +84,14 @@ class TokenPages(Governed):
             LIVE,
             f"Whoever uses it gets 401. {FINAL}",
         ),
+        Act(
+            "ask_for_new",
+            "Ask for new secrets of selected",
+            lambda token, by: token.ask_for_new(by=by),
+            any_of(*ENDING),
+            LIVE & Q(kind=Kind.ACCESS, asked_at=None),
+            "The old secret stops working at once; its owner alone collects the new one, after signing in.",
+        ),
     )
 
     list_display = ("name", "prefix", "kind", "connection", "expires_at", "last_used_at", "revoked_at")
@@ -102,6 +110,11 @@ class TokenPages(Governed):
         "calls_per_minute",
         "last_used_at",
         "last_used_ip",
+        "previous_prefix",
+        "previous_ends_at",
+        "previous_last_used_at",
+        "asked_at",
+        "asked_by",
         "rotated_at",
         "revoked_at",
         "revoked_by",

@@ -200,16 +200,30 @@ def test_without_an_active_token_there_is_nothing_to_regenerate(ana: User, link:
     assert problem(Rest.of(ana).post(f"/connections/{link.pk}/regenerate")) == (409, "connection_revoked")
 
 
-def test_anothers_agent_token_takes_both_capabilities(link: Connection) -> None:
-    """R3.14."""
-    make.token(link)
+def test_the_token_of_anothers_agent_is_asked_for_and_its_secret_told_to_nobody(link: Connection) -> None:
+    token = make.token(link).token
     path = f"/connections/{link.pk}/regenerate"
-    both = make.user(Capability.MCP_CONNECTIONS_REVOKE, Capability.API_TOKENS_MANAGE)
+    reading = make.user(Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_MANAGE)
+    link.disable(by=None)
 
+    refused = Rest.of(reading).post(path)
     answer = Rest.of(make.user(Capability.MCP_CONNECTIONS_REVOKE)).post(path)
 
-    assert answer.json()["capability"] == "api-tokens:manage"
-    assert Rest.of(both).post(path).status_code == 200
+    assert refused.json()["capability"] == "api-keys:revoke"
+    assert (answer.status_code, set(answer.json())) == (200, set(KEYS))
+    assert answer.json()["tokens_active"] == 0
+    token.refresh_from_db()
+    assert token.status == "waiting"
+
+
+def test_an_api_key_that_may_make_no_token_gets_the_secret_of_none(ana: User, link: Connection) -> None:
+    make.token(link)
+    path = f"/connections/{link.pk}/regenerate"
+    ending = make.api_key(ana, Capability.MCP_CONNECTIONS_REVOKE).secret
+    making = make.api_key(ana, Capability.MCP_CONNECTIONS_REVOKE, Capability.API_TOKENS_MANAGE).secret
+
+    assert Rest.bearing(ending).post(path).json()["capability"] == "api-tokens:manage"
+    assert "token" in Rest.bearing(making).post(path).json()
 
 
 def test_nothing_is_regenerated_behind_the_break_glass(ana: User, link: Connection, app: Connection) -> None:

@@ -220,20 +220,21 @@ def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
 
 def offered(response: object, connection: Connection) -> set[tuple[str, str]]:
     """Which acts the rows of a connection offer, as the ends of their addresses."""
-    return set(re.findall(r'action="/((?:connections|tokens)/)[0-9a-f-]{36}(/\w+/)"', row(response, connection)))
+    return set(re.findall(r'action="/((?:connections|tokens)/)[0-9a-f-]{36}(/[\w-]+/)"', row(response, connection)))
 
 
 KEY, TRASH = ("connections/", "/regenerate/"), ("connections/", "/revoke/")
 TOKEN_KEY, TOKEN_TRASH = ("tokens/", "/regenerate/"), ("tokens/", "/revoke/")
+TOKEN_ASK = ("tokens/", "/ask-for-new/")
 
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
     [
         ((), set()),
-        ((Capability.MCP_CONNECTIONS_REVOKE,), {TRASH, TOKEN_TRASH}),
-        ((Capability.API_TOKENS_MANAGE,), {TOKEN_TRASH}),
-        ((Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE), {KEY, TRASH, TOKEN_KEY, TOKEN_TRASH}),
+        ((Capability.MCP_CONNECTIONS_REVOKE,), {KEY, TRASH, TOKEN_ASK, TOKEN_TRASH}),
+        ((Capability.API_TOKENS_MANAGE,), {TOKEN_ASK, TOKEN_TRASH}),
+        ((Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE), {KEY, TRASH, TOKEN_ASK, TOKEN_TRASH}),
     ],
 )
 def test_of_anothers_agent_one_is_offered_what_ones_role_allows(

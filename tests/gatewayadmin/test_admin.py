@@ -98,7 +98,7 @@ def world(by: User) -> World:
     passing(link)
     make.call(host_id=host.pk, host_name=host.name, request_payload={"text": PLANTED})
     digests = [
-        bytes(issued.token.digest).hex(),
+        bytes(issued.token.digest or b"").hex(),
         bytes(key.digest).hex(),
         bytes(identity.secret_ciphertext or b"").hex(),
     ]
@@ -179,7 +179,9 @@ HIDDEN = {
     "proxy.session": {"client_capabilities", "digest"},
     "proxy.streamevent": {"message"},
     "servers.identity": {"generation", "key_id", "refresh_ciphertext", "secret_ciphertext", "secret_hint"},
-    "tokens.token": {"digest", "generation", "key_id", "scope_all"},
+    "tokens.token": {
+        *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
+    },
 }
 
 
@@ -339,6 +341,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     ]
     order += [("accounts.user", one, rows["accounts.user", one]) for one in STEPS]
     order += [("hosts.host", "approve", app)]
+    order += [("tokens.token", "ask_for_new", made.token)]
     order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]
     layers: dict[str, models.Model] = {
         "connections.connection": link,

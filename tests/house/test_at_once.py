@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.core.cache import cache
 from django.db import connection, connections
+from django.utils import timezone
 
 from accounts.models import Role, Team, User
 from accounts.rules import PeopleError
@@ -90,6 +91,7 @@ AS_BEFORE = """
     DELETE FROM connections_connection WHERE id NOT IN (SELECT connection_id FROM tokens_token);
     UPDATE tokens_token SET revoked_at = NULL, revoked_by_id = NULL, revoke_reason = '' WHERE revoked_at IS NOT NULL;
     UPDATE tokens_token SET name = 'ci' WHERE name = 'renamed';
+    UPDATE tokens_token SET digest = sha256(id::text::bytea), asked_at = NULL, asked_by_id = NULL WHERE digest IS NULL;
     UPDATE connections_connection SET revoked_at = NULL, revoked_by_id = NULL, revoke_reason = '', enabled = true
         WHERE revoked_at IS NOT NULL OR NOT enabled;
     UPDATE hosts_host SET enabled = true, archived_at = NULL, approved_at = NULL, approved_by_id = NULL
@@ -162,6 +164,11 @@ def issuing_and_revoking(rows: Rows) -> tuple[Act, Act]:
     return partial(Token.objects.issue, rows.link, name="another", by=rows.boss), rows.does("link", "revoke")
 
 
+def collecting(rows: Rows) -> tuple[Act, Act]:
+    Token.objects.filter(pk=rows.token.pk).update(digest=None, asked_at=timezone.now())
+    return rows.does("token", "collect"), rows.does("token", "collect")
+
+
 def renewing(rows: Rows) -> tuple[Act, Act]:
     act = partial(Token.objects.renew_key, rows.app, by=rows.boss)
     return act, act
@@ -199,6 +206,11 @@ RACES = [
     mixed(("token", "rotate"), ("token", "revoke"), one_of(DONE, "AlreadyRevoked"), 1, 2),
     mixed(("token", "rotate"), ("link", "revoke"), one_of(DONE, "AlreadyRevoked"), 1, 2),
     mixed(("token", "revoke"), ("link", "revoke"), one_of(DONE, "AlreadyRevoked"), 1, 2),
+    same("token", "ask_for_new", BOTH),
+    Race("collect the same token", collecting, one_of("NothingToCollect"), {1}),
+    mixed(("token", "rotate"), ("token", "ask_for_new"), one_of(DONE, "AskedForNew"), 1, 2),
+    mixed(("token", "ask_for_new"), ("token", "revoke"), one_of(DONE, "AlreadyRevoked"), 1, 2),
+    mixed(("token", "ask_for_new"), ("link", "revoke"), one_of(DONE, "AlreadyRevoked"), 1, 2),
     same("token", "edit", BOTH, name="renamed"),
     Race("renew a key", renewing, BOTH, {2}),
     Race("issue the same name", issuing, one_of("NameTaken"), {1}),

@@ -38,6 +38,7 @@ def staged() -> Stage:
     assignment = Assignment.objects.get(gateway__slug="closed")
     bare, everyones = make.server(), Gateway.objects.get(slug="open")
     app = make.app_connection(world.owner, everyones)
+    own = make.token(make.connection(make.agent(by=boss), everyones, boss)).token
     shared = make.identity(assignment.server)
     WorkspaceSettings.load()
     key = issue(name="reports", capabilities=[Capability.LOGS_READ], days=7, by=boss).key
@@ -56,6 +57,8 @@ def staged() -> Stage:
         "identity": known["identity"],
         "open": everyones.pk,
         "open_slug": everyones.slug,
+        "own_connection": own.connection_id,
+        "own_token": own.pk,
         "owner": world.owner.pk,
         "person": known["user"],
         "role": known["role-detail"],

@@ -9,6 +9,7 @@ from gateways.models import Assignment, Gateway, Tool
 from hosts.models import Host
 from servers.models import Identity, Server
 from tests.house.stage import Stage, Step, admin, admin_form, command, page, rest
+from tokens.models import Token
 
 NEW_SERVER = "https://93.184.216.34/mcp"
 NO_SCOPES = {"scopes-TOTAL_FORMS": 0, "scopes-INITIAL_FORMS": 0}
@@ -198,10 +199,36 @@ VERBS = [
     verb("Token.revoke_with_connection", last_token),
     verb(
         "Token.rotate",
-        page("/tokens/{token}/regenerate/"),
+        page("/tokens/{own_token}/regenerate/"),
+        page("/connections/{own_connection}/regenerate/"),
+        rest("POST /tokens/{own_token}/rotate"),
+        rest("POST /connections/{own_connection}/regenerate"),
+    ),
+    verb(
+        "Token.rotate",
+        page("/tokens/{own_token}/regenerate/", overlap_hours="24"),
+        rest("POST /tokens/{own_token}/rotate", overlap_hours=24),
+        case="overlapping",
+    ),
+    verb(
+        "Token.ask_for_new",
+        page("/tokens/{token}/ask-for-new/"),
         page("/connections/{connection}/regenerate/"),
-        rest("POST /tokens/{token}/rotate"),
+        rest("POST /tokens/{token}/ask-for-new"),
         rest("POST /connections/{connection}/regenerate"),
+        admin("tokens/token", "ask_for_new", "token"),
+    ),
+    verb(
+        "Token.collect",
+        page("/tokens/{own_token}/collect/"),
+        rest("POST /tokens/{own_token}/collect"),
+        before=lambda stage: stage.row(Token, "own_token").ask_for_new(by=stage.boss),
+    ),
+    verb(
+        "Token.end_previous",
+        page("/tokens/{own_token}/end-previous/"),
+        rest("POST /tokens/{own_token}/end-previous"),
+        before=lambda stage: stage.row(Token, "own_token").rotate(by=stage.boss, overlap_hours=24),
     ),
     verb(
         "Token.renew_key",

@@ -19,6 +19,7 @@ from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tests.wire import Upstream
 from tokens import secret as text
+from tokens.models import Token
 
 X39 = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 X43 = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
@@ -443,3 +444,38 @@ def test_use_is_remembered_on_token_connection_and_host(world: World) -> None:
         return None not in times and token.last_used_ip == "127.0.0.1"
 
     eventually(used)
+
+
+def test_each_secret_has_its_own_last_use_and_its_own_prefix_in_the_log(start: Start, run: Run) -> None:
+    world = world_of(start(), run)
+    before = Token.objects.get()
+    new = before.rotate(by=world.connection.user, overlap_hours=24)
+    old_prefix, new_prefix = before.previous_prefix, new.token.prefix
+    assert old_prefix != new_prefix
+
+    world.agent.listed()
+    eventually(lambda: Token.objects.get().previous_last_used_at)
+    assert Token.objects.get().secret_last_used_at is None
+    earlier = Token.objects.get().previous_last_used_at
+
+    world.proxy.holding(new).listed()
+    eventually(lambda: Token.objects.get().secret_last_used_at)
+
+    token = Token.objects.get()
+    assert token.previous_last_used_at == earlier
+    assert token.last_used_at == token.secret_last_used_at
+    assert [call.token_prefix for call in world.proxy.calls()][-2:] == [old_prefix, new_prefix]
+    assert {call.token_id for call in world.proxy.calls()} == {token.pk}
+
+
+def test_two_secrets_used_in_the_same_second_are_both_remembered(start: Start, run: Run) -> None:
+    world = world_of(start(), run)
+    new = world.proxy.holding(Token.objects.get().rotate(by=world.connection.user, overlap_hours=1))
+    for agent in (world.agent, new, world.agent):
+        agent.listed()
+    world.proxy.stop()
+
+    token = Token.objects.get()
+    assert token.previous_last_used_at
+    assert token.secret_last_used_at
+    assert token.last_used_at == max(token.previous_last_used_at, token.secret_last_used_at)

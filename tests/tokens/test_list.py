@@ -178,13 +178,19 @@ def test_a_row_offers_what_its_token_allows(state: str, offered: set[str], ana: 
     assert ("Revoked <time" in seen) is (state == "revoked")
 
 
-def test_of_others_a_manager_regenerates_only_with_both_capabilities(ann: User, sign_in: SignIn) -> None:
+def test_of_others_a_manager_asks_for_a_new_token_and_regenerates_none(ann: User, sign_in: SignIn) -> None:
     token = make.token(a_connection(ann)).token
-    manager = make.user(Capability.API_TOKENS_MANAGE)
-    both = make.user(Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+    manager = sign_in(make.user(Capability.API_TOKENS_MANAGE))
 
-    assert "/regenerate/" not in row(sign_in(manager).get(PATH, {"owner": "all"}), token)
-    assert "/regenerate/" in row(sign_in(both).get(PATH, {"owner": "all"}), token)
+    seen = row(manager.get(PATH, {"owner": "all"}), token)
+    token.ask_for_new(by=make.user(*Capability))
+    asked = row(manager.get(PATH, {"owner": "all", "status": "waiting"}), token)
+
+    assert "/ask-for-new/" in seen
+    assert "to be collected" in asked
+    assert "/regenerate/" not in seen + asked
+    assert "/ask-for-new/" not in asked
+    assert "/collect/" not in asked
 
 
 @pytest.mark.parametrize(
@@ -219,7 +225,7 @@ def test_the_list_costs_the_same_for_one_token_and_for_many(
     client = sign_in(ana)
 
     # session, user, permissions, count, keys, rows, scopes, numbers, may create, notices (2)
-    with django_assert_num_queries(10):
+    with django_assert_num_queries(11):
         client.get(PATH)
 
 

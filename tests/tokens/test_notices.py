@@ -34,14 +34,15 @@ def test_the_owner_is_told_who_did_what(ana: User, ann: User, ben: User, link: C
     browser = sign_in(ann)
     assert told(browser) == ""
 
-    first.rotate(by=ana)
+    first.rotate(by=ann, overlap_hours=24)
+    first.end_previous(by=ana)
     second.revoke(by=ana)
     Token.objects.renew_key(app, by=ana)
     link.revoke(by=ana)
 
     for page in (told(browser), told(browser, "/settings/api-tokens")):
         for words in (
-            f"{ana.email} regenerated your token ci ({first.prefix}). Its old secret has stopped working.",
+            f"{ana.email} ended the previous secret of your token ci ({first.prefix}). Its calls are refused.",
             f"{ana.email} revoked your token nightly ({second.prefix}).",
             f"{ana.email} regenerated the key of your connection {app}.",
             f"{ana.email} revoked your connection {link}.",

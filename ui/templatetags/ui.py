@@ -66,6 +66,13 @@ def day(moment: datetime | None, never: str = "Never") -> str:
 
 
 @register.simple_tag
+def minute(moment: datetime) -> SafeString:
+    """A moment to come to the minute, such as "Nov 21, 14:02 UTC"."""
+    exact = moment.astimezone(UTC)
+    return _time(moment, f"{exact:%b} {exact.day}, {exact:%H:%M} UTC")
+
+
+@register.simple_tag
 def ago(moment: datetime | None, never: str = "Never") -> str:
     """An age such as "5m ago", the date once it is a week old."""
     if not moment:

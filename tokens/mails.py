@@ -1,0 +1,20 @@
+"""What is mailed to the owners of tokens."""
+
+import logging
+
+from django.conf import settings
+from django.core.mail import send_mail
+from django.template.loader import render_to_string
+from django.urls import reverse
+
+logger = logging.getLogger(__name__)
+
+
+def new_secret_asked_for(owner: str, token: str, by: str) -> None:
+    """Tell the owner of `token` that it waits for them; the mail holds no secret, and its link wants a sign-in."""
+    context = {"token": token, "by": by, "link": f"{settings.PUBLIC_URL}{reverse('tokens:list')}"}
+    subject = f"Collect the new secret of your token {token}"
+    try:
+        send_mail(subject, render_to_string("tokens/asked_for_new.txt", context), None, [owner])
+    except OSError:  # What smtplib raises is one too.
+        logger.exception("mail not sent")
