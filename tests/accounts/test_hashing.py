@@ -15,7 +15,7 @@ from django.test import Client
 
 from accounts import hashing
 from accounts.hashing import HashingBusy, Queue, for_a_stranger
-from accounts.links import invitation
+from accounts.links import password_link
 from accounts.models import User
 from tests import make
 from tests.conftest import SignIn
@@ -45,7 +45,7 @@ def by_reset(person: User, sign_in: SignIn) -> Any:
 
 def by_invitation(person: User, sign_in: SignIn) -> Any:
     invited = User.objects.create_user("invited@example.com", None, role=person.role)
-    return by_link("/" + invitation(invited).split("/", 3)[3])
+    return by_link("/" + password_link(invited).split("/", 3)[3])
 
 
 def change(person: User, sign_in: SignIn) -> Any:
