@@ -14,6 +14,7 @@ class Config:
 
     `client_address(peer, values of X-Forwarded-For)` says who really calls. `listener` is the origin
     at which this process reaches itself, and `listener_secret` opens the Quickstart server there.
+    `record_lanes` connections write the log; in front of each kind of statement `room` requests may wait.
     """
 
     conninfo: str
@@ -32,3 +33,5 @@ class Config:
     ping_seconds: float = 15.0
     stranger_seconds: float = 60.0
     limit_seconds: float = 60.0
+    record_lanes: int = 2
+    room: int = 2000

@@ -14,6 +14,7 @@ from proxy.access import Access, Key
 from proxy.config import Config
 from proxy.decision import DENIALS, Denied, decide
 from proxy.facts import Facts
+from proxy.faults import NotRecordable
 from proxy.head import Heads, Scope
 from proxy.inbound import ClientLeft, Inbound, Receive, Send
 from proxy.jsonrpc import Message
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 CLIENT_LEFT = 499
 
 NOT_CHECKED = "The gateway could not check access."
+NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
 
 
@@ -69,12 +71,9 @@ class Endpoint:
             request.parse()
         try:
             facts = await self._facts(request, head.key) if head.key is not None else None
-            if facts is not None:
+            if facts is not None and not self._writer.refuses:
                 request.note(facts)
-                if refusal is None and (denied := decide(facts, head.client_ip)) is not None:
-                    refusal = self._denied(request, denied)
-                if refusal is None and facts.limited:
-                    refusal = await self._limited(facts)
+                refusal = refusal or await self._judged(request, facts)
         except Unobtainable:
             metrics.UNAVAILABLE.labels("access").inc()
             await outbound.send(request, _unavailable(request, NOT_CHECKED))
@@ -83,6 +82,12 @@ class Endpoint:
             await outbound.send(request, refusal or self._stranger(request))
             return
         await self._known(request, facts, refusal)
+
+    async def _judged(self, request: Inbound, facts: Facts) -> Response | None:
+        """What the token may not do, and what it may not do so often; None lets the request through."""
+        if (denied := decide(facts, request.head.client_ip)) is not None:
+            return self._denied(request, denied)
+        return await self._limited(facts) if facts.limited else None
 
     async def _first_look(self, request: Inbound) -> Response | None:
         """Row 1 of requirements 4.4: what is refused whoever asks."""
@@ -123,10 +128,18 @@ class Endpoint:
         denied = DENIALS["rate_limited"]
         return Response(denied.status, denied.body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
+    def faults(self) -> dict[str, str]:
+        """What keeps this process from serving, by the name of the lane; empty when nothing does."""
+        lanes = {"access": self._access.fault, "limits": self._limits.fault, "record": self._writer.fault}
+        return {name: fault for name, fault in {**lanes, "usage": self._marks.fault}.items() if fault}
+
     # A call: whatever becomes of it, one row is committed before the answer leaves
 
     async def _known(self, request: Inbound, facts: Facts, refusal: Response | None) -> None:
         stream = None
+        if self._writer.refuses:
+            await _send_not_executed(request)
+            return
         if refusal is None:
             request.admitted = True
             if b"traceparent" in request.headers:
@@ -138,6 +151,8 @@ class Endpoint:
         try:
             response = refusal or await self._answered(request, facts, stream)
             await self._finish(request, response, stream)
+        except NotRecordable:
+            await _send_not_executed(request, stream)
         finally:
             if stream is not None and stream.opened:
                 metrics.open_now["streams"] -= 1
@@ -153,6 +168,8 @@ class Endpoint:
         except asyncio.CancelledError:
             # The server is being stopped, and whoever waits will not hear of it; the log shall.
             await self._finish(request, Response(CLIENT_LEFT, b"", "cancelled"), None)
+            raise
+        except NotRecordable:
             raise
         except Exception:
             logger.exception("a call failed inside the gateway", extra={"request_id": request.uid})
@@ -223,8 +240,18 @@ def _bad(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> Respons
     return Response(status, jsonrpc.error(None, code, text), "bad_request", code=code)
 
 
-def _unavailable(request: Inbound, text: str) -> Response:
-    body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text)
+async def _send_not_executed(request: Inbound, stream: Stream | None = None) -> None:
+    """Refuse a call whose row could not be written; there is no row of the refusal either."""
+    metrics.UNAVAILABLE.labels("not_executed").inc()
+    response = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
+    if stream is not None and stream.opened:
+        await stream.end(response.body)
+    else:
+        await outbound.send(request, response)
+
+
+def _unavailable(request: Inbound, text: str, data: jsonrpc.Object | None = None) -> Response:
+    body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
     return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, (outbound.RETRY,))
 
 

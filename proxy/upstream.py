@@ -6,7 +6,7 @@ from typing import Self
 
 from proxy import modern_wire
 from proxy.exchange import MODERN, SESSION, Answer, Hear, Target, WrongEra
-from proxy.faults import BadAnswer, Busy, TimedOut
+from proxy.faults import BadAnswer, Busy, NotRecordable, TimedOut
 from proxy.jsonrpc import Object
 from proxy.session_wire import SessionWire
 from proxy.time_limit import TimeLimit
@@ -18,10 +18,14 @@ type LearnEra = Callable[[str, str, str], None]
 
 
 class Upstreams:
-    """The servers as this process calls them; `learn_era` is told (server id, URL, era) when one was found out."""
+    """The servers as this process calls them; `learn_era` is told (server id, URL, era) when one was found out.
 
-    def __init__(self, transport: Transport, learn_era: LearnEra) -> None:
+    While `may_begin()` is false no request is sent: its row in the log could not be written.
+    """
+
+    def __init__(self, transport: Transport, learn_era: LearnEra, may_begin: Callable[[], bool] = lambda: True) -> None:
         self._transport = transport
+        self._may_begin = may_begin
         self._sessions = SessionWire(transport)
         self._learn_era = learn_era
         self._eras: dict[str, str] = {}
@@ -47,7 +51,7 @@ class Upstreams:
         schema: object = None,
         seconds: float | None = None,
     ) -> Answer:
-        """The server's answer to one request of ours; raises a Fault.
+        """The server's answer to one request of ours; raises a Fault, or NotRecordable.
 
         `hear` gets the notifications that precede it; `schema` is that of the tool which is called;
         `seconds` shortens the server's own time limit.
@@ -59,6 +63,8 @@ class Upstreams:
             with TimeLimit(limit):
                 await gate.acquire()
                 admitted = True
+                if not self._may_begin():
+                    raise NotRecordable
                 return await self._on_its_wire(target, method, params, hear, schema)
         except TimeoutError:
             if not admitted:
