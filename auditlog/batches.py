@@ -149,6 +149,8 @@ class Batches[Item, Answer]:
 
     async def _rest(self, seconds: float | None = None) -> None:
         """Wait until there is something to do."""
+        if self._stopping:
+            return
         rest = asyncio.get_running_loop().create_future()
         self._resting.append(rest)
         if seconds is None:
@@ -225,7 +227,7 @@ class Batches[Item, Answer]:
         """Wait before a lane is tried again."""
         if not self._stopping:
             await asyncio.sleep(AGAIN_SOON_SECONDS)
-        if not self._waiting and not self._stopping:
+        if not self._waiting:
             await self._rest(AGAIN_SECONDS)
 
     def _lane_lost(self) -> None:
