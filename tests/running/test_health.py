@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from gatewayadmin import health
+from tests.proxy.conftest import eventually
 from tests.running.starts import serving
 
 ROUTES = [Route(path, getattr(health, path[1:])) for path in health.PATHS]
@@ -41,6 +42,37 @@ async def test_metrics_are_for_this_machine_or_with_the_token(monkeypatch: pytes
 @pytest.mark.usefixtures("counting")
 async def test_a_proxy_on_this_machine_opens_the_metrics_to_nobody() -> None:
     assert await ask("/metrics", **{"x-forwarded-for": "198.51.100.7"}) == 403
+
+
+@pytest.fixture
+def readiness(monkeypatch: pytest.MonkeyPatch) -> health.Readiness:
+    """That of a process which has not started yet."""
+    fresh = health.Readiness()
+    monkeypatch.setattr(health, "readiness", fresh)
+    return fresh
+
+
+async def test_readiness_is_that_of_the_connections_calls_take_and_says_what_is_wrong(
+    readiness: health.Readiness,
+) -> None:
+    assert await ask("/readyz") == 503
+    readiness.watch(dict)
+    assert await ask("/readyz") == 200
+    readiness.watch(lambda: {"limits": "subquery in FROM must have an alias"})
+    assert await ask("/readyz") == 503
+    assert readiness.problem() == "limits: subquery in FROM must have an alias\n"
+    readiness.watch(dict)
+    readiness.drain()
+    assert (await ask("/readyz"), readiness.problem()) == (503, "draining\n")
+
+
+def test_from_the_signal_to_end_on_a_worker_is_not_ready_and_serves_for_as_long_as_was_said(home: Path) -> None:
+    with serving(home, {"GATEWAY_DRAIN_SECONDS": "4"}) as served:
+        served.process.terminate()
+        eventually(lambda: httpx.get(f"{served.url}/readyz").text == "draining\n", 3)
+        assert httpx.get(f"{served.url}/livez").status_code == 200
+        assert httpx.post(f"{served.url}/mcp/quickstart", json={}).status_code == 401
+        assert served.process.wait(timeout=40) == 0
 
 
 def test_every_worker_is_counted_and_health_needs_no_host(home: Path) -> None:
