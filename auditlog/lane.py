@@ -6,7 +6,8 @@ and the wait machinery that each `execute` would pay for. Needs no Django.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 
 import psycopg
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
@@ -14,6 +15,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 # Classes of SQLSTATE that tell of the server, not of the statement: lost, out of resources, going down.
 _OF_THE_SERVER = ("08", "53", "57", "58", "XX")
+CONNECT_SECONDS = 3.0
 _GOOD = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
 
@@ -26,26 +28,44 @@ class Late(Unobtainable):
 
 
 class Rejected(Exception):
-    """The database refused the statement; `sqlstate` says why."""
+    """The database refused the statement; `sqlstate` says why, `of_constraint` whether a named constraint did."""
 
-    def __init__(self, sqlstate: str, message: str) -> None:
+    def __init__(self, sqlstate: str, message: str, *, of_constraint: bool = False) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+        self.of_constraint = of_constraint
 
 
 class Lane:
-    """Carries one statement at a time; after a loss the next statement connects anew."""
+    """Carries one statement at a time; after a loss the next statement connects anew.
+
+    `timeout` is in seconds, for each statement. `when_lost` is called when the connection ends unasked.
+
+    The loop watches a selector of the lane's own, never libpq's socket: libpq closes that by itself, so its number
+    may be another socket's before the loop forgets it, and libuv, which uvloop runs on, stops watching a socket after
+    one event once it has an error, such as a reset by a server that crashed, although there may be more to read.
+    A selector is readable for as long as there is something to do, an error included.
+    """
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], *, timeout: float = 5.0) -> None:
         self._conninfo = conninfo
         self._setup = setup
         self._timeout = timeout
         self._connection: psycopg.AsyncConnection | None = None
-        # Kept beside the connection, which forgets it when it is lost.
-        self._socket = -1
+        self._selector: DefaultSelector | None = None
+        self._is_sending = False
         self._waiter: asyncio.Future[PGresult] | None = None
         self._result: PGresult | None = None
         self._copy = b""
+        self.when_lost: Callable[[], None] = lambda: None
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    async def connect(self) -> None:
+        """Connect and run the setup, unless that is done. Raises Unobtainable, or Rejected by a statement of it."""
+        await self._ready()
 
     async def query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
         """Run a statement that the setup prepared, all in text. Raises Unobtainable or Rejected."""
@@ -71,6 +91,10 @@ class Lane:
             self.close()
             return await self.query(name, parameters)
 
+    async def run(self, statements: bytes) -> None:
+        """Run what has neither parameters nor a result. Raises Unobtainable or Rejected."""
+        await self.copy(statements, b"")
+
     async def copy(self, statement: bytes, data: bytes) -> None:
         """COPY `data`; it is committed on return.
 
@@ -89,25 +113,30 @@ class Lane:
     def close(self) -> None:
         """Give the connection up; the next statement connects again."""
         connection, self._connection = self._connection, None
-        if connection is None:
+        selector, self._selector = self._selector, None
+        if connection is None or selector is None:
             return
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._socket)
-        loop.remove_writer(self._socket)
+        asyncio.get_running_loop().remove_reader(selector.fileno())
+        selector.close()
         connection.pgconn.finish()
 
     async def _ready(self) -> PGconn:
         if self._connection is not None:
             return self._connection.pgconn
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(CONNECT_SECONDS):
                 connection = await self._connect()
+        except TimeoutError as error:
+            raise Late(Late.__doc__) from error
         except (psycopg.Error, OSError) as error:
-            raise Unobtainable(str(error)) from error
-        connection.pgconn.nonblocking = 1
-        self._connection, self._socket = connection, connection.pgconn.socket
-        asyncio.get_running_loop().add_reader(self._socket, self._readable)
-        return connection.pgconn
+            state = error.sqlstate if isinstance(error, psycopg.Error) else None
+            raise _error(state or "08000", str(error)) from error
+        pgconn = connection.pgconn
+        pgconn.nonblocking = 1
+        self._connection, self._selector, self._is_sending = connection, DefaultSelector(), False
+        self._selector.register(pgconn.socket, EVENT_READ)
+        asyncio.get_running_loop().add_reader(self._selector.fileno(), self._act)
+        return pgconn
 
     async def _connect(self) -> psycopg.AsyncConnection:
         connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
@@ -137,24 +166,20 @@ class Lane:
             self._waiter = None
 
     def _flush(self, pgconn: PGconn) -> None:
-        if pgconn.flush():
-            asyncio.get_running_loop().add_writer(self._socket, self._writable)
+        left = bool(pgconn.flush())
+        if left != self._is_sending and self._selector is not None:
+            self._is_sending = left
+            self._selector.modify(pgconn.socket, EVENT_READ | EVENT_WRITE if left else EVENT_READ)
 
-    def _writable(self) -> None:
+    def _act(self) -> None:
+        """Do what the connection is ready for."""
         if self._connection is None:
             return
         pgconn = self._connection.pgconn
         try:
-            if not pgconn.flush():
-                asyncio.get_running_loop().remove_writer(self._socket)
-        except psycopg.Error as error:
-            self._lose(error)
-
-    def _readable(self) -> None:
-        if self._connection is None:
-            return
-        try:
-            self._read(self._connection.pgconn)
+            if self._is_sending:
+                self._flush(pgconn)
+            self._read(pgconn)
         except psycopg.Error as error:
             self._lose(error)
 
@@ -182,13 +207,20 @@ class Lane:
         self.close()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(why if isinstance(why, Unobtainable) else Unobtainable(str(why)))
+        self.when_lost()
 
 
 def _checked(result: PGresult) -> PGresult:
     if result.status in _GOOD:
         return result
     state = (result.error_field(DiagnosticField.SQLSTATE) or b"XX000").decode()
-    message = result.get_error_message()
-    if state.startswith(_OF_THE_SERVER):
-        raise Unobtainable(message)
-    raise Rejected(state, message)
+    raise _error(
+        state, result.get_error_message(), of_constraint=bool(result.error_field(DiagnosticField.CONSTRAINT_NAME))
+    )
+
+
+def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> Unobtainable | Rejected:
+    message = " ".join(message.split())
+    if sqlstate.startswith(_OF_THE_SERVER):
+        return Unobtainable(message)
+    return Rejected(sqlstate, message, of_constraint=of_constraint)

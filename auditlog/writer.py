@@ -5,19 +5,20 @@ The audit promise (decisions 4): an answer leaves only after `commit` returned. 
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 
 from auditlog.batches import Batches, Waiting, fail, settle
-from auditlog.lane import Lane, Rejected, Unobtainable
+from auditlog.lane import Lane, Rejected
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 10.0  # Seconds; then the caller is told that the call could not be recorded.
 BATCH_ROWS = 500
-LANES = 2  # While one waits for the disk, the other is filled.
+LANES = 2  # While one waits for the disk, the other is filled; more gain little.
 SETUP = (
     b"SET application_name = 'gateway call log'",
     b"SET statement_timeout = '9s'",
@@ -29,6 +30,7 @@ _NO_PAYLOAD = f"f\t{_N}\t{_N}"
 
 # Errors of single rows (bad data, a broken constraint): the others of the batch are innocent.
 _OF_A_ROW = ("22", "23")
+CHECK_VIOLATION = "23514"
 
 
 class NotRecorded(Exception):
@@ -164,18 +166,32 @@ type Line = Waiting[bytes, None]
 
 
 class CallWriter(Batches[bytes, None]):
-    """Commits rows; `observe` is told the size of each batch."""
+    """Commits rows over `lanes` connections; `observe` is told the size of each batch.
 
-    def __init__(self, conninfo: str, *, observe: Callable[[int], None] = lambda _: None) -> None:
+    It is the circuit breaker of calls as well: while `refuses`, nothing may be sent to a server, because its row could
+    not be written. That is so from the moment a commit failed, hung for a second or lost its connection, until a row
+    was written in earnest and taken back, which is tried all the time.
+    """
+
+    def __init__(
+        self, conninfo: str, *, lanes: int = LANES, room: int = 2000, observe: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._observe = observe
-        lanes = [Lane(conninfo, SETUP, timeout=PATIENCE) for _ in range(LANES)]
+        carried = [Lane(conninfo, SETUP, timeout=PATIENCE) for _ in range(lanes)]
         super().__init__(
             "call log",
-            [partial(self._write, lane) for lane in lanes],
-            lanes,
+            [partial(self._write, lane) for lane in carried],
+            carried,
             lost=lambda _: NotRecorded(NotRecorded.__doc__),
             most=BATCH_ROWS,
+            room=room,
+            turns_away=False,  # A row that is here is that of a call which may have been executed.
         )
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the row of a call that begins now could probably not be written."""
+        return self.fault != "" or self.is_full
 
     async def commit(self, row: Row) -> None:
         """Return when `row` is committed. Raises NotRecorded."""
@@ -183,22 +199,42 @@ class CallWriter(Batches[bytes, None]):
 
     async def _write(self, lane: Lane, batch: list[Line]) -> None:
         self._observe(len(batch))
-        try:
-            await lane.copy(COPY, b"".join([line for line, _ in batch]))
-        except Rejected as error:
-            if not error.sqlstate.startswith(_OF_A_ROW) or len(batch) == 1:
-                raise
-            await self._write_each(lane, batch)
-        else:
+        error = await _refusal(lane, b"".join([line for line, _ in batch]))
+        if error is None:
             for _, future in batch:
                 settle(future, None)
+        else:
+            await self._write_each(lane, batch, error)
 
-    async def _write_each(self, lane: Lane, batch: list[Line]) -> None:
+    async def _write_each(self, lane: Lane, batch: list[Line], error: Rejected) -> None:
+        """Write the innocent rows of a batch that was refused for one of them."""
+        lasting = None
         for line, future in batch:
-            try:
-                await lane.copy(COPY, line)
-            except (Rejected, Unobtainable) as error:
-                logger.error("call not recorded", extra={"error": str(error)})  # noqa: TRY400  (a sentence, no traceback)
-                fail([(line, future)], NotRecorded(NotRecorded.__doc__))
-            else:
+            refusal = await _refusal(lane, line) if len(batch) > 1 else error
+            if refusal is None:
                 settle(future, None)
+                continue
+            logger.error("call not recorded", extra={"error": str(refusal)})
+            fail([(line, future)], NotRecorded(NotRecorded.__doc__))
+            if refusal.sqlstate == CHECK_VIOLATION and not refusal.of_constraint:
+                lasting = refusal  # There is no partition for this row, nor for the next.
+        if lasting is not None:
+            raise lasting
+
+    async def _try_out(self, lane: Lane) -> None:
+        """Write a row, take it back, and commit: all that a batch needs of the locks, the table and the disk."""
+        now = time.time()
+        await lane.run(b"BEGIN; SAVEPOINT before")
+        await lane.copy(COPY, Row(new_uid(now), now, method="ping").line())
+        await lane.run(b"ROLLBACK TO SAVEPOINT before; COMMIT")
+
+
+async def _refusal(lane: Lane, lines: bytes) -> Rejected | None:
+    """Why a row among these was refused, None when all are committed; raises what is no row's fault."""
+    try:
+        await lane.copy(COPY, lines)
+    except Rejected as error:
+        if not error.sqlstate.startswith(_OF_A_ROW):
+            raise
+        return error
+    return None

@@ -65,6 +65,8 @@ def proxy_config() -> proxy.Config:
         token_calls=settings.TOKEN_CALLS,
         listener=_listener,
         listener_secret=_secret,
+        record_lanes=settings.RECORD_CONNECTIONS,
+        room=settings.WAITING_CALLS,
     )
 
 
@@ -72,7 +74,9 @@ def proxy_config() -> proxy.Config:
 async def lifespan(router: Router) -> AsyncIterator[None]:
     await asyncio.to_thread(database.ensure)
     database.limit_statements()
-    async with proxy.runtime(proxy_config()) as _mcp.app:
+    async with proxy.runtime(proxy_config()) as endpoint:
+        _mcp.app = endpoint
+        health.readiness.watch(endpoint.faults)
         gc.freeze()  # What was loaded stays: no collection need look at it again while calls wait.
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
         chores = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]

@@ -15,7 +15,7 @@ from gatewayadmin.embedded.programs import ClusterError
 from gatewayadmin.environment import Refused, refuse
 
 OLDEST = 150000
-POOL = {"min_size": 1, "max_size": 4, "timeout": 10}
+POOL = {"min_size": 1, "timeout": 10}
 
 # Compiling a statement takes longer than any of ours runs.
 NO_JIT = "-c jit=off"
@@ -27,13 +27,17 @@ class Unusable(Exception):
     """The database cannot be used; the message is one line."""
 
 
-def configuration(url: str, data_dir: Path) -> dict[str, Any]:
-    """Django's settings for the default database. Nothing is started, nothing is reached."""
+def configuration(url: str, data_dir: Path, *, web_connections: int) -> dict[str, Any]:
+    """Django's settings for the default database, with so many connections for pages and REST in each process.
+
+    Nothing is started, nothing is reached.
+    """
+    pool = {**POOL, "max_size": web_connections}
     shared = {"CONN_HEALTH_CHECKS": True, "ATOMIC_REQUESTS": False}
     if not url:
         folder = str(socket_folder(data_dir / "postgres"))
         own = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
-        return {**shared, **own, "OPTIONS": {"options": NO_JIT, "pool": POOL}}
+        return {**shared, **own, "OPTIONS": {"options": NO_JIT, "pool": pool}}
     words = _parsed(url)
     words["options"] = f"{words.get('options', '')} {NO_JIT}".strip()
     return {
@@ -44,7 +48,7 @@ def configuration(url: str, data_dir: Path) -> dict[str, Any]:
         "PASSWORD": words.pop("password", ""),
         "HOST": words.pop("host", ""),
         "PORT": words.pop("port", ""),
-        "OPTIONS": {"connect_timeout": 5, **words, "pool": POOL},
+        "OPTIONS": {"connect_timeout": 5, **words, "pool": pool},
     }
 
 

@@ -2,20 +2,17 @@
 
 import asyncio
 import hmac
-import time
+from collections.abc import Callable, Mapping
 
-import psycopg
 from django.conf import settings
 from django.db import connections
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest, multiprocess
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from gatewayadmin import database
 from gatewayadmin.client_address import is_local
 
 PATHS = ("/livez", "/readyz", "/metrics")
-PROBE_S = 3
 
 POOL = Gauge(
     "gateway_web_pool_connections",
@@ -29,29 +26,28 @@ POOL_WAITING = Gauge(
 
 
 class Readiness:
-    """Whether the database answers, asked at most once a second however many ask us."""
+    """Whether this process should be sent requests: asked of the proxy's own connections, so it costs none."""
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._asked_at = -1.0
-        self._ready = False
+        self._faults: Callable[[], Mapping[str, str]] = lambda: {"proxy": "not started yet"}
+        self._is_draining = False
 
-    async def __call__(self) -> bool:
-        async with self._lock:
-            if time.monotonic() - self._asked_at > 1:
-                self._ready = await _database_answers()
-                self._asked_at = time.monotonic()
-            return self._ready
+    def watch(self, faults: Callable[[], Mapping[str, str]]) -> None:
+        """From now on `faults()` says what keeps this process from serving, by the name of what is at fault."""
+        self._faults = faults
+
+    def drain(self) -> None:
+        """This process will end soon."""
+        self._is_draining = True
+
+    def problem(self) -> str:
+        """Why no request should be sent here, a line each; empty when they should."""
+        if self._is_draining:
+            return "draining\n"
+        return "".join(f"{name}: {fault}\n" for name, fault in self._faults().items())
 
 
-async def _database_answers() -> bool:
-    try:
-        async with asyncio.timeout(PROBE_S):
-            async with await psycopg.AsyncConnection.connect(database.conninfo()) as connection:
-                await connection.execute("SELECT 1")
-    except (psycopg.Error, TimeoutError):
-        return False
-    return True
+readiness = Readiness()
 
 
 async def livez(request: Request) -> Response:
@@ -59,12 +55,10 @@ async def livez(request: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-_is_ready = Readiness()
-
-
 async def readyz(request: Request) -> Response:
-    """200 when the database answers, else 503."""
-    return PlainTextResponse("ok\n") if await _is_ready() else PlainTextResponse("no database\n", 503)
+    """200 while calls can be decided and recorded; else, and from the signal to end on, 503 that says why."""
+    problem = readiness.problem()
+    return PlainTextResponse(problem or "ok\n", 503 if problem else 200)
 
 
 def sample() -> None:

@@ -6,14 +6,20 @@ import os
 import shutil
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
+import uvicorn
+from django.conf import settings
 from django.db import connections
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
@@ -43,6 +49,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class DrainingServer(uvicorn.Server):
+    """uvicorn that serves on for a while after SIGTERM and is not ready then, so that a balancer looks elsewhere."""
+
+    _is_asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        from gatewayadmin.health import readiness  # noqa: PLC0415  In the worker, as below.
+
+        readiness.drain()
+        if sig == signal.SIGTERM and settings.DRAIN_SECONDS and not self._is_asked:
+            self._is_asked = True
+            later = threading.Timer(settings.DRAIN_SECONDS, super().handle_exit, (sig, None))
+            later.daemon = True  # A second signal ends the process at once.
+            later.start()
+        else:
+            super().handle_exit(sig, frame)
+
+
 class Worker(UvicornWorker):  # type: ignore[misc]
     """One process that serves requests."""
 
@@ -65,6 +89,15 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     def _install_sigquit_handler(self) -> None:
         """A quick stop, which gunicorn asks for when it alone is interrupted, is a stop: uvicorn knows SIGTERM only."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGTERM)
+
+    async def _serve(self) -> None:
+        """The same as in the class above, with a server that drains."""
+        self.config.app = self.wsgi
+        server = DrainingServer(self.config)
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def callback_notify(self) -> None:
         """Every second: tell gunicorn that we live, and end when gunicorn does not."""
@@ -94,7 +127,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "logger_class": PlainLogger,
             "keepalive": 75,
             "timeout": 60,
-            "graceful_timeout": DRAIN_S + 5,
+            "graceful_timeout": settings.DRAIN_SECONDS + DRAIN_S + 5,
             "forwarded_allow_ips": "",
             "control_socket_disable": True,
             "proc_name": "gateway-admin",

@@ -17,6 +17,10 @@ DATA_DIR = Path(text("GATEWAY_DATA_DIR", str(BASE_DIR / "var"))).expanduser().re
 DATABASE_URL = text("DATABASE_URL")
 PORT = number("PORT", 8000, low=1, high=65535)
 WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
+DRAIN_SECONDS = number("GATEWAY_DRAIN_SECONDS", 0, low=0, high=300)
+RECORD_CONNECTIONS = number("GATEWAY_RECORD_CONNECTIONS", 2, low=1, high=16)
+WEB_CONNECTIONS = number("GATEWAY_WEB_CONNECTIONS", 4, low=1, high=64)
+WAITING_CALLS = number("GATEWAY_WAITING_CALLS", 2000, low=1, high=100_000)
 
 TOKEN_CALLS = number("GATEWAY_TOKEN_CALLS", 64, low=1, high=10_000)
 
@@ -38,7 +42,7 @@ SECRET_KEY = _keys.secret
 TOKEN_KEYS = _keys.tokens
 ENCRYPTION_KEYS = _keys.encryption
 
-DATABASES = {"default": database.configuration(DATABASE_URL, DATA_DIR)}
+DATABASES = {"default": database.configuration(DATABASE_URL, DATA_DIR, web_connections=WEB_CONNECTIONS)}
 
 # --- Addresses ----------------------------------------------------------------------------------------------------
 

@@ -61,10 +61,10 @@ class Question(NamedTuple):
 class Access(Batches[Question, Facts | None]):
     """Asks for the facts of requests, in batches."""
 
-    def __init__(self, conninfo: str, token_keys: Sequence[bytes]) -> None:
+    def __init__(self, conninfo: str, token_keys: Sequence[bytes], room: int = 2000) -> None:
         self._lane = Lane(conninfo, SETUP)
         self._keys = token_keys
-        super().__init__("access", [self._answer], [self._lane], lost=lambda error: Unobtainable(str(error)))
+        super().__init__("access", [self._answer], [self._lane], lost=lambda error: Unobtainable(str(error)), room=room)
 
     def key(self, token: str) -> Key:
         """What to look for this text as; its prefix says which table is asked (decisions 7.1)."""

@@ -26,9 +26,9 @@ __all__ = ["PREFIX", "Config", "runtime"]
 @asynccontextmanager
 async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     """The app that serves paths under PREFIX, for as long as the block runs."""
-    access = Access(config.conninfo, config.token_keys)
-    writer = CallWriter(config.conninfo, observe=metrics.BATCHES.observe)
-    limits = Limits(config.conninfo, config.limit_seconds)
+    access = Access(config.conninfo, config.token_keys, config.room)
+    writer = CallWriter(config.conninfo, lanes=config.record_lanes, room=config.room, observe=metrics.BATCHES.observe)
+    limits = Limits(config.conninfo, config.limit_seconds, config.room)
     marks = Marks(config.conninfo, config.stranger_seconds)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
@@ -37,20 +37,27 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         listener=config.listener,
         secret=config.listener_secret,
     )
-    async with (
+    upstreams_of_process = Upstreams(
         transport,
-        Upstreams(transport, marks.era, workers=config.workers, queue_seconds=config.queue_seconds) as upstreams,
-    ):
+        marks.era,
+        lambda: not writer.refuses,
+        workers=config.workers,
+        queue_seconds=config.queue_seconds,
+    )
+    async with transport, upstreams_of_process as upstreams:
         lister = Lister(upstreams, cipher, marks, config.list_seconds)
         caller = Caller(upstreams, lister, cipher, marks)
         methods = Methods(lister, caller, config.public_url, config.token_calls)
         lanes: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in lanes.items()},
+            {name: partial(getattr, part, "fault") for name, part in lanes.items()},
             lambda: transport.idle,
         )
         for part in (access, limits, writer, marks):
             part.start()
+        for part in (access, limits, writer, marks):
+            await part.tried()
         try:
             yield Endpoint(config, access, limits, writer, marks, methods)
         finally:

@@ -15,6 +15,7 @@ class Config:
     `client_address(peer, values of X-Forwarded-For)` says who really calls. `listener` is the origin
     at which this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is how many
     processes share the bound of each server, `token_calls` how many calls a token may have under way in this one.
+    `record_lanes` connections write the log; in front of each kind of statement `room` requests may wait.
     """
 
     conninfo: str
@@ -37,3 +38,5 @@ class Config:
     queue_seconds: float = 10.0
     workers: int = 1
     token_calls: int = 64
+    record_lanes: int = 2
+    room: int = 2000

@@ -14,6 +14,7 @@ from proxy.access import Access, Key
 from proxy.config import Config
 from proxy.decision import DENIALS, Denied, decide
 from proxy.facts import Facts
+from proxy.faults import NotRecordable
 from proxy.head import Heads, Scope
 from proxy.inbound import UNAUTHENTICATED_BODY, ClientLeft, Inbound, Receive, Send
 from proxy.jsonrpc import Message
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 CLIENT_LEFT = 499
 
 NOT_CHECKED = "The gateway could not check access."
+NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
 
 
@@ -94,7 +96,7 @@ class Endpoint:
         if request.head.verb == "POST":
             request.parse()
         facts = await self._facts(request, key)
-        if facts is not None:
+        if facts is not None and not self._writer.refuses:
             request.note(facts)
             if refusal is None and (denied := decide(facts, request.head.client_ip)) is not None:
                 refusal = self._denied(request, denied)
@@ -141,10 +143,18 @@ class Endpoint:
         denied = DENIALS["rate_limited"]
         return Response(denied.status, denied.body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
+    def faults(self) -> dict[str, str]:
+        """What keeps this process from serving, by the name of the lane; empty when nothing does."""
+        lanes = {"access": self._access.fault, "limits": self._limits.fault, "record": self._writer.fault}
+        return {name: fault for name, fault in {**lanes, "usage": self._marks.fault}.items() if fault}
+
     # A call: whatever becomes of it, one row is committed before the answer leaves
 
     async def _known(self, request: Inbound, facts: Facts, refusal: Response | None) -> None:
         stream = None
+        if self._writer.refuses:
+            await _send_not_executed(request)
+            return
         if refusal is None:
             request.admitted = True
             self._marks.used(facts, request.row.client_ip, request.arrived)
@@ -154,6 +164,8 @@ class Endpoint:
         try:
             response = refusal or await self._answered(request, facts, stream)
             await self._finish(request, response, stream)
+        except NotRecordable:
+            await _send_not_executed(request, stream)
         finally:
             if stream is not None and stream.opened:
                 metrics.open_now["streams"] -= 1
@@ -169,6 +181,8 @@ class Endpoint:
         except asyncio.CancelledError:
             # The server is being stopped, and whoever waits will not hear of it; the log shall.
             await self._finish(request, Response(CLIENT_LEFT, b"", "cancelled"), None)
+            raise
+        except NotRecordable:
             raise
         except Exception:
             logger.exception("a call failed inside the gateway", extra={"request_id": request.uid})
@@ -243,8 +257,18 @@ def _too_large() -> Response:
     return _bad(413, "The request is larger than this gateway accepts")
 
 
-def _unavailable(request: Inbound, text: str) -> Response:
-    body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text)
+async def _send_not_executed(request: Inbound, stream: Stream | None = None) -> None:
+    """Refuse a call whose row could not be written; there is no row of the refusal either."""
+    metrics.UNAVAILABLE.labels("not_executed").inc()
+    response = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
+    if stream is not None and stream.opened:
+        await stream.end(response.body)
+    else:
+        await outbound.send(request, response)
+
+
+def _unavailable(request: Inbound, text: str, data: jsonrpc.Object | None = None) -> Response:
+    body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
     return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, (outbound.RETRY,))
 
 

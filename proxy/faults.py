@@ -25,6 +25,10 @@ class Fault(Exception):
         return {"reason": self.reason, "server": self.server}
 
 
+class NotRecordable(Exception):
+    """Nothing is sent to any server, because calls cannot be recorded just now; answered with 503, without a row."""
+
+
 class Unreachable(Fault):
     """No connection could be made, or it ended before the answer."""
 

@@ -62,12 +62,12 @@ def subjects(facts: Facts) -> list[Subject]:
 class Limits(Batches[list[Subject], None]):
     """Lets calls through, as many in `seconds` as their limits say."""
 
-    def __init__(self, conninfo: str, seconds: float) -> None:
+    def __init__(self, conninfo: str, seconds: float, room: int = 2000) -> None:
         self._lane = Lane(conninfo, SETUP)
         self._seconds = seconds
         self._shares: dict[Subject, Share] = {}
         self._swept = 0.0
-        super().__init__("limits", [self._take], [self._lane], lost=lambda error: Unobtainable(str(error)))
+        super().__init__("limits", [self._take], [self._lane], lost=lambda error: Unobtainable(str(error)), room=room)
 
     async def wait(self, facts: Facts) -> float:
         """Seconds until such a call may be tried again; 0 lets this one through. Raises Unobtainable."""

@@ -14,9 +14,10 @@ FROM unnest($1, $2, $3, $4) AS q (kind, id, most, wanted)
 ORDER BY q.kind, q.id
 ON CONFLICT (subject_type, subject_id) DO UPDATE SET (most, "window", calls, taken) = (
     SELECT excluded.most, CASE WHEN runs THEN r."window" ELSE excluded."window" END, used + got, got
-    FROM (SELECT r."window" + make_interval(secs => $5) > excluded."window" AS runs)
-    CROSS JOIN LATERAL (SELECT CASE WHEN runs THEN r.calls ELSE 0 END AS used)
-    CROSS JOIN LATERAL (SELECT greatest(0, least(excluded.taken, excluded.most - used)) AS got)
+    -- The aliases are for PostgreSQL 15: a subquery may go without from 16 on.
+    FROM (SELECT r."window" + make_interval(secs => $5) > excluded."window" AS runs) AS a
+    CROSS JOIN LATERAL (SELECT CASE WHEN runs THEN r.calls ELSE 0 END AS used) AS b
+    CROSS JOIN LATERAL (SELECT greatest(0, least(excluded.taken, excluded.most - used)) AS got) AS c
 )
 RETURNING
     subject_type,

@@ -6,6 +6,7 @@ the process and is no part of the audit promise.
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -55,9 +56,15 @@ class Marks:
         self._strangers: Counter[str | None] = Counter()
         self._strangers_told = time.monotonic()
         self._worker: asyncio.Task[None] | None = None
+        self._tried = asyncio.Event()
+        self.fault = ""
 
     def start(self) -> None:
         self._worker = asyncio.create_task(self._work(), name="marks")
+
+    async def tried(self) -> None:
+        """Return when the statements were prepared, or could not be; `fault` says which the server refused."""
+        await self._tried.wait()
 
     async def stop(self) -> None:
         """Flush a last time and stop."""
@@ -110,19 +117,33 @@ class Marks:
     # How it is flushed
 
     async def _work(self) -> None:
+        await self._open_or_drop()
+        self._tried.set()
         while True:
+            if self.fault:
+                await self._open_or_drop()
             await asyncio.sleep(FLUSH_SECONDS)
             _hand_over()
             await self._flush_or_drop()
+
+    async def _open_or_drop(self) -> None:
+        """Prepare the statements: a server that does not know their SQL is noticed now, and not with the first mark."""
+        try:
+            await self._open()
+        except (psycopg.Error, OSError) as error:
+            await self._drop(error)
 
     async def _flush_or_drop(self) -> None:
         try:
             await self._flush()
         except (psycopg.Error, OSError, ValueError, RecursionError) as error:
-            logger.warning("marks not written", extra={"error": str(error)})
-            if self._connection is not None:
-                await self._connection.close()
-                self._connection = None
+            await self._drop(error)
+
+    async def _drop(self, error: Exception) -> None:
+        logger.warning("marks not written", extra={"error": str(error)})
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
 
     def _spread(self) -> None:
         """Turn what was noted in passing into marks; on the way of a call even a date costs."""
@@ -173,7 +194,18 @@ class Marks:
             await self._connection.execute("SET application_name = 'gateway marks'")
             await self._connection.execute("SET lock_timeout = '1s'")
             await self._connection.execute("SET statement_timeout = '5s'")
+            await self._prepare(self._connection)
         return self._connection
+
+    async def _prepare(self, connection: psycopg.AsyncConnection) -> None:
+        for name, statement in STATEMENTS.items():
+            try:
+                await connection.execute(f"PREPARE {name} AS {_numbered(statement)}".encode())
+            except psycopg.ProgrammingError as error:
+                self.fault = f"{name}: {error.diag.message_primary}"
+                raise
+            await connection.execute(f"DEALLOCATE {name}".encode())
+        self.fault = ""
 
     async def _write_tools(
         self, connection: psycopg.AsyncConnection, assigned: Assigned, tools: list[jsonrpc.Object]
@@ -190,6 +222,12 @@ class Marks:
                 names = [row["name"] for row in rows]
                 await connection.execute(STATEMENTS["missing"], {"assignment": assigned.id, "names": names})
         self._tools_known[assigned.id] = digest, time.monotonic()
+
+
+def _numbered(statement: str) -> str:
+    """The statement with numbers for its parameters, as PREPARE wants it."""
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+    return re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement)
 
 
 def _hand_over() -> None:

@@ -46,6 +46,12 @@ STRANGERS = Counter("gateway_unknown_tokens", "MCP requests without a token, or 
 UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
 BATCHES = Histogram("gateway_commit_rows", "Rows of calls that shared one commit", buckets=ROWS)
 WAITING = Gauge("gateway_waiting", "MCP requests that wait for the database", ("lane",), multiprocess_mode="livesum")
+LANE_DOWN = Gauge(
+    "gateway_lane_down",
+    "Workers whose statements to the database cannot be carried; of `record`: that execute no call",
+    ("lane",),
+    multiprocess_mode="livesum",
+)
 STREAMS = Gauge("gateway_open_streams", "Event streams to clients that are open", multiprocess_mode="livesum")
 IDLE = Gauge("gateway_idle_upstream_connections", "Connections kept for the next call", multiprocess_mode="livesum")
 
@@ -56,6 +62,7 @@ RECORD = Times("record", "Time until the row of a call was committed")
 
 _calls: Counts[tuple[str, str]] = Counts()
 _lanes: dict[str, Callable[[], int]] = {}
+_faults: dict[str, Callable[[], str]] = {}
 _idle: list[Callable[[], int]] = []
 
 # How many there are just now, counted by those who open and close them.
@@ -73,9 +80,12 @@ def count(row: Row, ended: tuple[str, str], seconds: float, recorded: float) -> 
         UPSTREAM.note(row.upstream_ms / 1000)
 
 
-def watch(lanes: Mapping[str, Callable[[], int]], idle: Callable[[], int]) -> None:
-    """Tell of these from now on: who waits in which lane, how many connections stand idle."""
+def watch(
+    lanes: Mapping[str, Callable[[], int]], faults: Mapping[str, Callable[[], str]], idle: Callable[[], int]
+) -> None:
+    """Tell of these from now on: who waits in which lane, what is wrong with it, how many connections stand idle."""
     _lanes.update(lanes)
+    _faults.update(faults)
     _idle[:] = [idle]
 
 
@@ -88,6 +98,8 @@ def hand_over() -> None:
         times.hand_over()
     for lane, waiting in _lanes.items():
         WAITING.labels(lane).set(waiting())
+    for lane, fault in _faults.items():
+        LANE_DOWN.labels(lane).set(bool(fault()))
     for idle in _idle:
         IDLE.set(idle())
     STREAMS.set(open_now["streams"])

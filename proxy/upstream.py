@@ -8,7 +8,7 @@ from typing import Self
 from proxy import modern_wire
 from proxy.exchange import MODERN, SESSION, Answer, Hear, Target, WrongEra
 from proxy.fair_queue import FairQueue, Full
-from proxy.faults import BadAnswer, Busy, TimedOut
+from proxy.faults import BadAnswer, Busy, NotRecordable, TimedOut
 from proxy.jsonrpc import Object
 from proxy.session_wire import SessionWire
 from proxy.time_limit import TimeLimit
@@ -24,13 +24,21 @@ class Upstreams:
     """The servers as this process calls them; `learn_era` is told (server id, URL, era) when one was found out.
 
     Of the calls a server may have under way this process takes its share: `workers` processes divide the bound, and
-    each has one place at least. A call waits `queue_seconds` for a place at most.
+    each has one place at least. A call waits `queue_seconds` for a place at most. While `may_begin()` is false no
+    request is sent: its row in the log could not be written.
     """
 
     def __init__(
-        self, transport: Transport, learn_era: LearnEra, *, workers: int = 1, queue_seconds: float = 10
+        self,
+        transport: Transport,
+        learn_era: LearnEra,
+        may_begin: Callable[[], bool] = lambda: True,
+        *,
+        workers: int = 1,
+        queue_seconds: float = 10,
     ) -> None:
         self._transport = transport
+        self._may_begin = may_begin
         self._sessions = SessionWire(transport)
         self._learn_era = learn_era
         self._eras: dict[str, str] = {}
@@ -59,7 +67,7 @@ class Upstreams:
         schema: object = None,
         seconds: float | None = None,
     ) -> Answer:
-        """The server's answer to one request of ours; raises a Fault.
+        """The server's answer to one request of ours; raises a Fault, or NotRecordable.
 
         `hear` gets the notifications that precede it; `person` is whose call it is, for a fair share of the server;
         `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and then what the
@@ -75,6 +83,8 @@ class Upstreams:
             limit = min(limit, max(seconds - (time.monotonic() - began), 0.001))
         try:
             with TimeLimit(limit):
+                if not self._may_begin():
+                    raise NotRecordable
                 return await self._on_its_wire(target, method, params, hear, schema)
         except TimeoutError:
             raise TimedOut(target.server_name, f"No answer within {limit:g} seconds") from None

@@ -18,9 +18,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from auditlog.models import Call
 from auditlog.writer import CallWriter, NotRecorded, Row, new_uid
 from gatewayadmin import database
+from proxy import metrics
 from tests import make, upstreams
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, Start, sql
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Request, calling
 from tests.proxy.test_endpoint import modern
 from tests.proxy.test_streams import call, listen
@@ -28,6 +29,10 @@ from tests.proxy.test_streams import call, listen
 UNRECORDED = (
     b'{"jsonrpc":"2.0","error":{"code":-32603,"message":"The gateway could not record this call;'
     b' the server may have executed it."},"id":1}'
+)
+UNEXECUTED = (
+    b'{"jsonrpc":"2.0","error":{"code":-32603,"message":"The gateway cannot record calls at the moment;'
+    b' nothing was executed.","data":{"reason":"log_unavailable"}},"id":1}'
 )
 UNCHECKED = b'{"jsonrpc":"2.0","error":{"code":-32603,"message":"The gateway could not check access."},"id":1}'
 
@@ -135,6 +140,7 @@ def test_one_select_decides_and_nothing_else_is_read_before_the_hop(
         await request.answer({"content": []})
 
     agent = agent_at(start(conninfo=conninfo), run, calling(call, modern=True))
+    agent.call("docs__it")  # Once it answers, all its statements are prepared.
     for _ in range(4):
         mark = len(between.statements)
         assert agent.call("docs__it").json()["result"] == {"content": []}
@@ -155,7 +161,7 @@ def test_without_the_database_nothing_is_forwarded(start: Start, run: Run, relay
     assert len(proxy.calls()) == 1
 
     between.open = True
-    assert agent.call("docs__echo", {"text": "z"}).status_code == 200
+    eventually(lambda: agent.call("docs__echo", {"text": "z"}).status_code == 200)
 
 
 def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) -> None:
@@ -172,6 +178,29 @@ def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) 
     finally:
         sql("ALTER TABLE auditlog_call DROP CONSTRAINT full_disk")
     assert {row.method for row in proxy.calls()} == {"tools/list"}
+
+
+def test_while_the_log_is_locked_no_call_is_executed_and_then_it_goes_on(proxy: Proxy, run: Run) -> None:
+    executed: list[Request] = []
+
+    async def call(request: Request) -> None:
+        executed.append(request)
+        await request.answer({"content": []})
+
+    agent = agent_at(proxy, run, calling(call, modern=True))
+    assert agent.call("docs__it").status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(database.conninfo()) as blocker:
+            blocker.execute("LOCK auditlog_call")
+            caught = pool.submit(agent.call, "docs__it")
+            eventually(metrics._faults["record"])
+            for answer in (agent.call("docs__it"), agent.call("docs__it"), agent.listed()):
+                assert (answer.status_code, answer.content) == (503, UNEXECUTED)
+                assert answer.headers["retry-after"] == "1"
+            assert len(executed) == 2
+        assert caught.result().status_code == 200
+    eventually(lambda: agent.call("docs__it").status_code == 200)
+    assert len(proxy.calls()) == len(executed) == 3
 
 
 def test_denials_are_recorded_before_they_are_told(proxy: Proxy, run: Run) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 from tests.workspace import free_port
 
 
-def programs() -> Path | None:
-    """Where this machine's PostgreSQL server lives; None when it has none."""
-    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
-    found += [Path(path).parent for path in [shutil.which("initdb")] if path]
-    return found[0] if found else None
+def programs() -> Path:
+    """Where this machine's PostgreSQL server lives: the oldest, if there are several."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not found and (own := shutil.which("initdb")):
+        found = [Path(own)]
+    assert found, "These tests need a PostgreSQL server that is not ours: install Debian's package postgresql."
+    return found[0].parent
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from gatewayadmin import health
 from gatewayadmin.edge import Edge
+from tests.proxy.conftest import eventually
 from tests.running.starts import serving
 
 TRUSTED = [ip_network("127.0.0.9/32")]
@@ -56,6 +57,37 @@ async def test_a_trusted_proxy_on_this_machine_opens_the_metrics_to_nobody(monke
     monkeypatch.setattr(settings, "TRUSTED_PROXIES", TRUSTED)
     assert await ask("/metrics", "127.0.0.8") == 200
     assert await ask("/metrics", "127.0.0.9") == 403
+
+
+@pytest.fixture
+def readiness(monkeypatch: pytest.MonkeyPatch) -> health.Readiness:
+    """That of a process which has not started yet."""
+    fresh = health.Readiness()
+    monkeypatch.setattr(health, "readiness", fresh)
+    return fresh
+
+
+async def test_readiness_is_that_of_the_connections_calls_take_and_says_what_is_wrong(
+    readiness: health.Readiness,
+) -> None:
+    assert await ask("/readyz") == 503
+    readiness.watch(dict)
+    assert await ask("/readyz") == 200
+    readiness.watch(lambda: {"limits": "subquery in FROM must have an alias"})
+    assert await ask("/readyz") == 503
+    assert readiness.problem() == "limits: subquery in FROM must have an alias\n"
+    readiness.watch(dict)
+    readiness.drain()
+    assert (await ask("/readyz"), readiness.problem()) == (503, "draining\n")
+
+
+def test_from_the_signal_to_end_on_a_worker_is_not_ready_and_serves_for_as_long_as_was_said(home: Path) -> None:
+    with serving(home, {"GATEWAY_DRAIN_SECONDS": "4"}) as served:
+        served.process.terminate()
+        eventually(lambda: httpx.get(f"{served.url}/readyz").text == "draining\n", 3)
+        assert httpx.get(f"{served.url}/livez").status_code == 200
+        assert httpx.post(f"{served.url}/mcp/quickstart", json={}).status_code == 401
+        assert served.process.wait(timeout=40) == 0
 
 
 def test_every_worker_is_counted_and_health_needs_no_host(home: Path) -> None:

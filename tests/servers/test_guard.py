@@ -155,7 +155,7 @@ INSIDE, METADATA_V4 = "10.0.0.5", "169.254.169.254"
 def tunnelled(inner: str) -> list[str]:
     """IPv6 addresses that lead to this IPv4 address through some tunnel or translator."""
     number = int(ip_address(inner))
-    forms = {
+    forms: dict[str, int] = {
         "ISATAP": (0x2A00_1450_4001_0800 << 64) | (0x5EFE << 32) | number,
         "ISATAP, of a public address": (0x2A00_1450_4001_0800 << 64) | (0x0200_5EFE << 32) | number,
         "Teredo": (0x2001_0000 << 96) | (0x0808_0808 << 64) | (number ^ 0xFFFFFFFF),

@@ -1,0 +1,263 @@
+"""A connection to PostgreSQL under uvloop: what is lost is noticed at once, and what hangs keeps nobody waiting."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+
+import psycopg
+import pytest
+import uvloop
+
+from auditlog.batches import Batches, Waiting, settle
+from auditlog.lane import Lane, Late, Rejected, Unobtainable
+from auditlog.writer import CallWriter, NotRecorded, Row, new_uid
+from tests.running.debian import postgres, programs
+
+SETUP = (b"PREPARE one (int) AS SELECT $1",)
+ROUNDS = 8
+PROMISED = 1.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A server of this module's own, to crash."""
+    with postgres(programs()) as url:
+        yield url
+
+
+def play[T](scene: Callable[[], Awaitable[T]]) -> T:
+    async def main() -> T:
+        return await scene()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
+
+
+def crash(lane: Lane) -> None:
+    """Kill the process that serves this lane, upon which PostgreSQL ends all others and recovers."""
+    assert lane._connection is not None
+    os.kill(lane._connection.pgconn.backend_pid, signal.SIGKILL)
+
+
+async def until(fact: Callable[[], bool], seconds: float = PROMISED) -> None:
+    async with asyncio.timeout(seconds):
+        while not fact():  # noqa: ASYNC110  Nobody tells of it.
+            await asyncio.sleep(0.01)
+
+
+async def came_back(lane: Lane) -> None:
+    while True:
+        try:
+            await lane.query(b"one", [b"1"])
+        except (Unobtainable, Rejected):
+            await asyncio.sleep(0.02)
+        else:
+            return
+
+
+async def busy(lane: Lane, done: asyncio.Event) -> list[Exception]:
+    """Use the lane all the time; what was late."""
+    late: list[Exception] = []
+    while not done.is_set():
+        try:
+            async with asyncio.timeout(2 * PROMISED):
+                await lane.query(b"one", [b"1"])
+        except (Late, TimeoutError) as error:
+            late.append(error)
+        except (Unobtainable, Rejected):
+            await asyncio.sleep(0.01)
+    return late
+
+
+def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -> None:
+    """Each round kills the backend of one of three busy lanes, so the others are reset in the middle of statements."""
+
+    async def scene() -> list[Exception]:
+        lanes = [Lane(server, SETUP, timeout=3 * PROMISED) for _ in range(3)]
+        done = asyncio.Event()
+        users = [asyncio.create_task(busy(lane, done)) for lane in lanes]
+        for number in range(ROUNDS):
+            await until(lambda: all(lane.connected for lane in lanes), 30)
+            crash(lanes[number % 3])
+            await asyncio.sleep(0.02)
+        done.set()
+        late = await asyncio.gather(*users)
+        for lane in lanes:
+            lane.close()
+        return [error for each in late for error in each]
+
+    assert play(scene) == []
+
+
+def test_an_idle_lane_says_that_it_was_lost(server: str) -> None:
+    async def scene() -> None:
+        lane = Lane(server, SETUP)
+        await came_back(lane)
+        lost = asyncio.Event()
+        lane.when_lost = lost.set
+        crash(lane)
+        await asyncio.wait_for(lost.wait(), PROMISED)
+        assert not lane.connected
+        await came_back(lane)
+        lane.close()
+
+    play(scene)
+
+
+def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connects(server: str) -> None:
+    async def scene() -> None:
+        lane = Lane(server, (b"PREPARE wrong AS SELECT 1 FROM nowhere",))
+        with pytest.raises(Rejected, match='relation "nowhere" does not exist'):
+            await lane.connect()
+
+    play(scene)
+
+
+# What hangs
+
+
+class Numbers(Batches[int, int]):
+    """Asks the database for numbers."""
+
+    def __init__(self, url: str, room: int) -> None:
+        self.lane = Lane(url, SETUP)
+        super().__init__(
+            "numbers", [self._ask], [self.lane], lost=lambda error: Unobtainable(str(error)), most=10, room=room
+        )
+
+    async def _ask(self, batch: list[Waiting[int, int]]) -> None:
+        await self.lane.query_again(b"one", [b"1"])
+        for number, future in batch:
+            settle(future, number)
+
+
+def test_who_comes_while_the_database_hangs_is_turned_away_at_once_and_served_when_it_goes_on(server: str) -> None:
+    async def scene() -> None:
+        numbers = Numbers(server, room=50)
+        await came_back(numbers.lane)
+        numbers.start()
+        assert await numbers.put(1) == 1
+        assert numbers.fault == ""
+        assert numbers.lane._connection is not None
+        backend = numbers.lane._connection.pgconn.backend_pid
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            under_way = numbers.put(2)
+            await asyncio.sleep(0.1)
+            crowd = [numbers.put(number) for number in range(500)]
+            assert numbers.waiting == 50
+            await asyncio.gather(*crowd[50:], return_exceptions=True)  # No room for these.
+            told = await asyncio.wait_for(asyncio.gather(*crowd, return_exceptions=True), 4)
+            assert {type(each) for each in told} == {Unobtainable}
+            assert numbers.waiting == 0
+            assert numbers.fault == "the database hangs"
+            assert isinstance(numbers.put(3).exception(), Unobtainable)
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        assert await under_way == 2
+        assert numbers.fault == ""
+        assert await numbers.put(4) == 4
+        await numbers.stop()
+
+    play(scene)
+
+
+@pytest.fixture
+def log(server: str) -> Iterator[psycopg.Connection]:
+    """A table that stands for the log, on the server of this module."""
+    texts = (
+        "method feature_type feature_name outcome deny_reason host_name gateway_name server_name user_email"
+        " identity_label token_name token_prefix user_agent client_name client_version protocol_version"
+        " request_payload response_payload"
+    )
+    uuids = "uid correlation_id host_id gateway_id connection_id user_id token_id server_id identity_id"
+    numbers = "http_status rpc_error_code duration_ms authorise_ms upstream_ms request_bytes response_bytes"
+    columns = [f"{name} text" for name in texts.split()] + [f"{name} uuid" for name in uuids.split()]
+    columns += [f"{name} float" for name in numbers.split()]
+    columns += ["client_ip inet", "payload_truncated boolean", "created_at timestamptz"]
+    with psycopg.connect(_again(server), autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE auditlog_call ({', '.join(columns)})".encode())
+        yield connection
+        connection.execute("DROP TABLE auditlog_call")
+
+
+def _again(server: str) -> str:
+    """The address of the server once it has recovered from the last crash."""
+
+    async def scene() -> None:
+        lane = Lane(server, SETUP)
+        await came_back(lane)
+        lane.close()
+
+    play(scene)
+    return server
+
+
+def row() -> Row:
+    return Row(new_uid(AT), AT, method="tools/call")
+
+
+AT = 1_795_000_000.0
+
+
+def test_while_the_log_is_locked_calls_are_refused_and_what_waits_is_written_afterwards(
+    server: str, log: psycopg.Connection
+) -> None:
+    async def scene() -> None:
+        writer = CallWriter(server)
+        writer.start()
+        await writer.tried()
+        assert not writer.refuses
+        await writer.commit(row())
+        with psycopg.connect(server) as blocker:
+            blocker.execute("LOCK auditlog_call")
+            commits = [asyncio.create_task(writer.commit(row())) for _ in range(5)]
+            await until(lambda: writer.refuses, 3)
+            assert not any(commit.done() for commit in commits)
+        await asyncio.gather(*commits)
+        assert not writer.refuses
+        await writer.stop()
+
+    play(scene)
+
+    assert log.execute("SELECT count(*) FROM auditlog_call").fetchone() == (6,)
+
+
+def test_after_a_commit_failed_calls_are_refused_until_a_row_can_be_written(
+    server: str, log: psycopg.Connection
+) -> None:
+    async def scene() -> None:
+        writer = CallWriter(server)
+        writer.start()
+        await writer.tried()
+        log.execute("ALTER TABLE auditlog_call RENAME TO elsewhere")
+        with pytest.raises(NotRecorded):
+            await writer.commit(row())
+        assert writer.refuses
+        await asyncio.sleep(0.3)
+        assert 'relation "auditlog_call" does not exist' in writer.fault
+        log.execute("ALTER TABLE elsewhere RENAME TO auditlog_call")
+        await until(lambda: not writer.refuses)
+        await writer.commit(row())
+        await writer.stop()
+
+    play(scene)
+
+    assert log.execute("SELECT count(*) FROM auditlog_call").fetchone() == (1,)
+
+
+def test_when_all_its_connections_are_lost_calls_are_refused_at_once(server: str, log: psycopg.Connection) -> None:
+    async def scene() -> None:
+        writer = CallWriter(server)
+        writer.start()
+        await writer.tried()
+        log.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'gateway call log'"
+        )
+        await until(lambda: not writer.refuses)
+        await until(lambda: not writer.refuses)
+        await writer.commit(row())
+        await writer.stop()
+
+    play(scene)

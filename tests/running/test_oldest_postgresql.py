@@ -1,0 +1,145 @@
+"""Every statement of the product is run by the oldest PostgreSQL it promises to work with, which is Debian's 15."""
+
+import ast
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from gatewayadmin import database
+from proxy import access, limits
+from proxy.access import Access
+from proxy.limits import Limits
+from proxy.marks import STATEMENTS, Marks
+from tests import cluster, workspace
+from tests.running.debian import postgres, programs
+
+pytestmark = pytest.mark.xdist_group("oldest PostgreSQL")
+
+LIMIT, CALLS = 60, 400
+
+# What runs SQL of its own, and the tests that run all of it. Migrations are run by all of them.
+PROOFS = {
+    "accounts/rules.py": "tests/house/test_locks.py",
+    "auditlog/histogram.py": "tests/auditlog/test_search.py",
+    "auditlog/partitions.py": "tests/auditlog/test_models.py",
+    "auditlog/tail.py": "tests/auditlog/test_views.py",
+    "auditlog/writer.py": "tests/proxy/test_recording.py",
+    "gatewayadmin/database.py": "tests/gatewayadmin/test_slow_statements.py",
+    "gatewayadmin/housekeeping.py": "tests/oauth/test_purge.py",
+    "gatewayadmin/locks.py": "tests/house/test_locks.py",
+    "gatewayadmin/traffic.py": "tests/gatewayadmin/test_overview.py",
+    "oauth/models.py": "tests/oauth/test_limits.py",
+    "proxy/access.py": "tests/proxy/test_access.py",
+    "proxy/limits.py": "tests/proxy/test_limits.py",
+    "proxy/marks.py": "tests/proxy/test_endpoint.py",
+}
+# These take a workspace of their own, which is here the one of `served`.
+LEFT_OUT = ["tests/proxy/test_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
+PRODUCT = (
+    *("accounts", "auditlog", "capabilities", "connections", "gatewayadmin", "gateways", "hosts", "oauth", "proxy"),
+    *("servers", "tokens", "ui"),
+)
+RUNS_SQL = {"execute", "raw", "RawSQL", "Lane"}
+
+
+@pytest.fixture(scope="module")
+def oldest() -> Iterator[str]:
+    with postgres(programs()) as url:
+        with psycopg.connect(url) as connection:
+            assert connection.info.server_version // 10000 == database.OLDEST // 10000
+        yield url
+
+
+def modules_with_sql() -> set[str]:
+    """The modules of the product that call what runs SQL, without migrations and what runs it for others."""
+    found = set()
+    for package in PRODUCT:
+        for path in (workspace.ROOT / package).rglob("*.py"):
+            name = str(path.relative_to(workspace.ROOT))
+            if "/migrations/" not in name and name != "auditlog/lane.py" and _runs_sql(path):
+                found.add(name)
+    return found
+
+
+def _runs_sql(path: Path) -> bool:
+    calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    return any(
+        (call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "")) in RUNS_SQL for call in calls
+    )
+
+
+def test_every_module_that_runs_sql_is_proven_on_the_oldest() -> None:
+    assert modules_with_sql() == set(PROOFS)
+
+
+def test_every_statement_runs_on_the_oldest(oldest: str) -> None:
+    own = {"TEST_DATABASE_URL": oldest}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("GATEWAY_", "PYTEST_", "DATABASE_", "TEST_")) and name != cluster.HOME
+    }
+    command = [sys.executable, "-m", "pytest", "-q", *sorted(set(PROOFS.values()))]
+    deselected = [word for name in LEFT_OUT for word in ("--deselect", name)]
+
+    done = subprocess.run(
+        [*command, *deselected], cwd=workspace.ROOT, env=environment | own, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout[-10_000:]
+
+
+@pytest.fixture(scope="module")
+def served(oldest: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[workspace.Serve]:
+    """A workspace with two workers on the oldest PostgreSQL."""
+    data_dir = tmp_path_factory.mktemp("oldest") / "data"
+    data_dir.mkdir(mode=0o700)
+    serve = workspace.Serve(data_dir, oldest, workspace.free_port(), cluster.keys())
+    try:
+        yield serve.start(workers=2)
+    finally:
+        serve.stop()
+
+
+def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(served: workspace.Serve) -> None:
+    async def scene() -> dict[str, str]:
+        parts = Access(served.database_url, [b"k"]), Limits(served.database_url, 60), Marks(served.database_url, 60)
+        for part in parts:
+            part.start()
+        for part in parts:
+            await part.tried()
+        faults = {type(part).__name__: part.fault for part in parts}
+        for part in parts:
+            await part.stop()
+        return faults
+
+    assert asyncio.run(scene()) == {"Access": "", "Limits": "", "Marks": ""}
+    assert access.SETUP[-1].startswith(b"PREPARE")
+    assert limits.SETUP[-1].startswith(b"PREPARE")
+    assert STATEMENTS
+
+
+def test_a_limit_of_so_many_a_minute_lets_exactly_so_many_through_on_the_oldest(served: workspace.Serve) -> None:
+    issued = served.issue_token(host="limited", gateway="quickstart")
+    served.rows("UPDATE tokens_token SET calls_per_minute = %s WHERE id = %s", LIMIT, issued["id"])
+
+    def several(_: int) -> list[int]:
+        with httpx.Client(headers={"Authorization": f"Bearer {issued['token']}"}, timeout=30) as client:
+            body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+            return [client.post(issued["gateway_url"], json=body).status_code for _ in range(CALLS // 8)]
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        answers = [status for each in pool.map(several, range(8)) for status in each]
+
+    assert time.monotonic() - began < 60, "Another minute has begun; this machine is too slow to say anything."
+    assert (answers.count(200), answers.count(429)) == (LIMIT, CALLS - LIMIT)
