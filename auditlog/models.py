@@ -123,7 +123,7 @@ class Call(models.Model):
     )
 
     objects: ClassVar[CallManager] = CallManager()
-    partitions: ClassVar[Partitions] = Partitions("auditlog_call")
+    partitions: ClassVar[Partitions] = Partitions("auditlog_call", "auditlog_make_partition")
 
     class Meta:
         ordering = ("-created_at", "-id")

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from django.conf import settings
 from django.db import connection, connections
+from django.db.migrations.executor import MigrationExecutor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
@@ -102,6 +103,15 @@ def require(*, tables: bool = True) -> None:
         raise Unusable(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
     if tables and (found is None or found[0] is None):
         raise Unusable("The database is empty: start `manage.py serve` once, it makes the tables.")
+
+
+def missing() -> list[str]:
+    """What `manage.py migrate` would still make, by name: migrations as `app.0001_name`, and the cache's table."""
+    executor = MigrationExecutor(connection)
+    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    names = [f"{migration.app_label}.{migration.name}" for migration, _ in plan]
+    has_cache = settings.CACHES["default"]["LOCATION"] in connection.introspection.table_names()
+    return names if has_cache else [*names, "the cache table"]
 
 
 def _parsed(url: str) -> dict[str, Any]:
