@@ -1,0 +1,233 @@
+"""Tables are changed by one database role and calls served by another; a migration makes no call queue behind it."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import psycopg
+import pytest
+
+from tests import cluster, workspace
+from tests.running.debian import postgres, programs
+from tests.running.load import Load
+from tests.running.starts import manage, signs_in, start
+from tests.workspace import OWNER, PASSWORD, Serve
+
+pytestmark = pytest.mark.xdist_group("roles")
+
+LOGS = ("auditlog_call", "auditlog_event")
+DENIED = "permission denied|must be owner"
+
+
+class Roles(NamedTuple):
+    """One database as its owner reaches it, and as the role that serves does; `name` is that role's."""
+
+    home: Path
+    owner: str
+    runner: str
+    name: str
+    keys: dict[str, str]
+
+    def manage(self, *words: str) -> str:
+        """What a command prints that the owner runs; it must succeed."""
+        done = manage(self.home, *words, DATABASE_URL=self.owner, **self.keys)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refusal_of(self, *words: str, as_runner: bool = False) -> str:
+        """What a command says that must fail."""
+        done = manage(self.home, *words, DATABASE_URL=self.runner if as_runner else self.owner, **self.keys)
+        assert done.returncode != 0
+        return done.stderr
+
+
+@pytest.fixture(scope="module", params=["embedded", "debian"])
+def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
+    """An empty database of a role that is no superuser, and a second role that may only log in."""
+    owner, runner, base = (f"{name}_{os.getpid()}_{request.param}" for name in ("owner", "runner", "roles"))
+    with ExitStack() as stack:
+        if request.param == "embedded":
+            address = cluster.fresh_database(base)
+        else:
+            binaries = programs()
+            if binaries is None and not os.environ.get("CI"):
+                pytest.skip("needs a PostgreSQL server, such as Debian's package postgresql; CI installs it")
+            assert binaries is not None
+            address = stack.enter_context(postgres(binaries))
+        with psycopg.connect(address, autocommit=True) as admin:
+            for name in (owner, runner):
+                admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'".encode())
+            admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO {owner}".encode())
+        stack.callback(drop_role, address, owner, runner)
+        urls = [as_role(address, name) for name in (owner, runner)]
+        home = tmp_path_factory.mktemp(base)
+        yield Roles(home, *urls, runner, cluster.keys())
+
+
+def as_role(address: str, name: str) -> str:
+    parts = urlsplit(address)
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{name}:secret@{place}").geturl()
+
+
+def drop_role(address: str, *names: str) -> None:
+    with psycopg.connect(address, autocommit=True) as admin:
+        for name in names:
+            admin.execute(f"DROP OWNED BY {name} CASCADE".encode())
+            admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO CURRENT_USER".encode())
+            admin.execute(f"DROP ROLE {name}".encode())
+
+
+@pytest.fixture(scope="module")
+def served(roles: Roles) -> Iterator[Serve]:
+    """The product, serving as the role that owns nothing, on tables the owner made."""
+    lacking = start_refused(roles)
+    assert "run manage.py migrate first" in lacking or "The database is empty" in lacking
+    roles.manage("migrate", "--verbosity", "0")
+    roles.manage("grant", roles.name)
+    data_dir = roles.home / "serving"
+    data_dir.mkdir(mode=0o700)
+    served = Serve(data_dir, roles.runner, workspace.free_port(), roles.keys)
+    try:
+        yield served.start("--no-migrate")
+    finally:
+        served.stop()
+
+
+def start_refused(roles: Roles) -> str:
+    return roles.refusal_of("serve", "--port", str(workspace.free_port()), "--no-migrate")
+
+
+def test_the_product_works_as_a_role_that_owns_nothing(roles: Roles, served: Serve) -> None:
+    assert signs_in(served.url, OWNER, PASSWORD)
+    issued = served.issue_token(host="Bot", gateway="quickstart")
+    with Load(issued["gateway_url"], issued["token"], 2) as load:
+        load.wait_for(10)
+    assert load.refused == 0
+    with psycopg.connect(roles.owner) as owner:
+        logged = {row[0] for row in owner.execute("SELECT correlation_id FROM auditlog_call").fetchall()}
+        assert load.answered <= logged
+        owner.execute("DROP TABLE auditlog_call_" + f"{datetime.now(UTC) + timedelta(days=9):%Y_%m_%d}")  # type: ignore[arg-type]
+
+    assert "partitions_made 1," in served.manage("housekeeping")  # And the owner's, although another role asked.
+    with psycopg.connect(roles.owner) as owner:
+        strange = owner.execute(
+            "SELECT count(*) FROM pg_class WHERE relname LIKE 'auditlog_call%' AND relowner <> current_user::regrole"
+        )
+        assert strange.fetchone() == (0,)
+
+
+@pytest.mark.parametrize("table", LOGS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE {} SET created_at = now()",
+        "DELETE FROM {}",
+        "TRUNCATE {}",
+        "DROP TABLE {} CASCADE",
+        "DROP TRIGGER {}_is_insert_only ON {}",
+        "ALTER TABLE {} DISABLE TRIGGER ALL",
+        "ALTER TABLE {} ADD COLUMN more int",
+        "CREATE TRIGGER more BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION auditlog_refuse_change()",
+        "CREATE RULE more AS ON INSERT TO {} DO INSTEAD NOTHING",
+        "GRANT DELETE ON {} TO CURRENT_USER",
+    ],
+)
+def test_the_role_that_serves_can_do_nothing_to_the_logs_but_read_and_add(
+    roles: Roles, served: Serve, change: str, table: str
+) -> None:
+    with psycopg.connect(roles.runner) as runner, pytest.raises(psycopg.errors.InsufficientPrivilege, match=DENIED):
+        runner.execute(change.replace("{}", table).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE auditlog_call DETACH PARTITION {}",
+        "DROP TABLE {}",
+        "DELETE FROM {}",
+        "TRUNCATE {}",
+        "CREATE TABLE more ()",
+        "CREATE OR REPLACE FUNCTION auditlog_refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'",
+        "SELECT auditlog_make_partition('2001-01-01', '2001-01-02')",
+        "DELETE FROM django_migrations",
+    ],
+)
+def test_the_role_that_serves_can_do_nothing_to_what_holds_the_logs(roles: Roles, served: Serve, change: str) -> None:
+    part = f"auditlog_call_{datetime.now(UTC):%Y_%m_%d}"
+    with psycopg.connect(roles.runner) as runner, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        runner.execute(change.replace("{}", part).encode())
+
+
+def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> None:
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("SELECT auditlog_make_partition('2001-01-01', '2001-02-01')")
+
+    assert "partitions_dropped 0," in served.manage("housekeeping")
+    assert "partitions_dropped 1," in roles.manage("housekeeping")
+
+
+def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
+    printed = roles.manage("grant", roles.name, "--print")
+    with psycopg.connect(roles.owner) as owner:
+        before = owner.execute("SELECT relname, relacl::text FROM pg_class ORDER BY 1").fetchall()
+        owner.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {roles.name}".encode())
+        owner.execute(printed.encode())
+        after = owner.execute("SELECT relname, relacl::text FROM pg_class ORDER BY 1").fetchall()
+    assert after == before
+
+
+def test_grant_refuses_a_role_that_it_could_not_limit(roles: Roles, served: Serve) -> None:
+    owner = urlsplit(roles.owner).username or ""
+    assert "no grant can limit" in roles.refusal_of("grant", owner)
+    assert "There is no role nobody_here" in roles.refusal_of("grant", "nobody_here")
+
+
+def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles, served: Serve) -> None:
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("CREATE TABLE made_later (id int)")
+    roles.manage("migrate", "--verbosity", "0")
+
+    with psycopg.connect(roles.runner) as runner:
+        runner.execute("DELETE FROM made_later")
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("DROP TABLE made_later")
+
+
+def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Serve) -> None:
+    forget = "DELETE FROM django_migrations WHERE app = 'auditlog' AND name = '0006_partition_maker' RETURNING app, name"
+    with psycopg.connect(roles.owner, autocommit=True) as owner:
+        row = owner.execute(forget).fetchone()
+        try:
+            said = start_refused(roles)
+            as_runner = roles.refusal_of("migrate", as_runner=True)
+        finally:
+            owner.execute("INSERT INTO django_migrations (app, name, applied) VALUES (%s, %s, now())", row)
+    assert "The database lacks auditlog.0006_partition_maker: run manage.py migrate first." in said
+    assert "Migrate as the role that owns the tables" in as_runner
+
+
+def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
+    """A reader keeps the log; migrations that want it give way to the calls again and again, and pass in the end."""
+    issued = served.issue_token(host="Waiter", gateway="quickstart")
+    with (
+        psycopg.connect(roles.owner) as reader,
+        Load(issued["gateway_url"], issued["token"], 2) as load,
+    ):
+        reader.execute("SELECT count(*) FROM auditlog_call")
+        release = threading.Timer(5, reader.rollback)
+        release.start()
+        back = manage(roles.home, "migrate", "auditlog", "0003", DATABASE_URL=roles.owner, **roles.keys)
+        release.join()
+        forth = manage(roles.home, "migrate", DATABASE_URL=roles.owner, **roles.keys)
+        load.wait_for(10)
+    assert (back.returncode, forth.returncode) == (0, 0), back.stderr + forth.stderr
+    assert "needs a table that is in use; trying again in" in back.stderr
+    assert load.slowest < 5
