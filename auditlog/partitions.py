@@ -139,6 +139,10 @@ class Partitions:
         spans = self._attached_spans()
         return sorted(spans, key=lambda name: spans[name])
 
+    def starts(self) -> list[date]:
+        """The first days of the partitions there are, oldest first."""
+        return sorted(span.start for span in self._attached_spans().values())
+
     def _attached_spans(self) -> dict[str, Span]:
         with connection.cursor() as cursor:
             cursor.execute(

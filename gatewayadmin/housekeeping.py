@@ -90,7 +90,9 @@ def _chores() -> dict[str, int]:
 
 def make_partitions() -> list[str]:
     """Make the log's partitions for the coming days, as long as retention wants them; the names of those made."""
-    return Call.partitions.make_ahead(kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days)
+    return Call.partitions.make_ahead(
+        kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days
+    )
 
 
 def _drop_partitions(now: datetime) -> int:

@@ -1,11 +1,11 @@
 """The API as programs meet it: real processes, real HTTP."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from tests.exported import rows_of
 from tests.make import unique
 from tests.workspace import Serve
 
@@ -66,7 +66,7 @@ def test_an_export_streams_all_rows(live: Serve, owner: httpx.Client) -> None:
 
     with owner.stream("GET", "/api/logs/export", params={"format": "jsonl", "tool": tool}) as answer:
         assert answer.headers["transfer-encoding"] == "chunked"
-        told = [json.loads(line) for line in answer.iter_lines()]
+        told = rows_of(answer.read().decode())
 
     assert {row["duration_ms"] for row in told} == set(range(1, 6_001))
     assert len(told) == 6_000

@@ -48,7 +48,9 @@ def test_partitions_are_made_ahead_and_once() -> None:
     assert Call.partitions.make_ahead(date(2031, 11, 29)) == ["auditlog_call_2031_12_09"]
 
 
-@pytest.mark.parametrize(("kept_days", "longest"), [(1, 1), (90, 1), (100, 1), (101, 7), (730, 7), (731, 31), (3650, 31)])
+@pytest.mark.parametrize(
+    ("kept_days", "longest"), [(1, 1), (90, 1), (100, 1), (101, 7), (730, 7), (731, 31), (3650, 31)]
+)
 def test_calls_stay_no_longer_than_a_partition_beyond_their_retention(kept_days: int, longest: int) -> None:
     Call.partitions.make_ahead(date(2031, 11, 12), kept_days=kept_days)
 

@@ -1,8 +1,5 @@
 """Searching, facets, bars, files and new calls of the Logs page; and what all of it may cost."""
 
-import csv
-import io
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -20,6 +17,7 @@ from auditlog.search import Search
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
+from tests.exported import rows_of
 
 pytestmark = pytest.mark.django_db
 
@@ -333,8 +331,8 @@ def test_moments_in_the_address_narrow_and_can_be_removed(ana: User, sign_in: Si
 def test_a_file_holds_what_the_page_shows_and_is_recorded(three: dict[str, Call], ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
-    rows = list(csv.DictReader(io.StringIO(text(client.get("/logs/export/?q=error&format=csv")))))
-    lines = [json.loads(line) for line in text(client.get("/logs/export/?format=jsonl")).splitlines()]
+    rows = rows_of(text(client.get("/logs/export/?q=error&format=csv")))
+    lines = rows_of(text(client.get("/logs/export/?format=jsonl")))
 
     assert [row["feature_name"] for row in rows] == ["b"]
     assert {line["feature_name"] for line in lines} == {"a", "b", "c"}

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -10,14 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import httpx
 import psycopg
 import pytest
 
 from tests import cluster, workspace
 from tests.running.debian import postgres, programs
 from tests.running.load import Load
-from tests.running.starts import manage, signs_in, start
+from tests.running.starts import manage, signs_in
 from tests.workspace import OWNER, PASSWORD, Serve
 
 pytestmark = pytest.mark.xdist_group("roles")
@@ -137,7 +135,6 @@ def test_the_product_works_as_a_role_that_owns_nothing(roles: Roles, served: Ser
         "ALTER TABLE {} ADD COLUMN more int",
         "CREATE TRIGGER more BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION auditlog_refuse_change()",
         "CREATE RULE more AS ON INSERT TO {} DO INSTEAD NOTHING",
-        "GRANT DELETE ON {} TO CURRENT_USER",
     ],
 )
 def test_the_role_that_serves_can_do_nothing_to_the_logs_but_read_and_add(
@@ -155,7 +152,7 @@ def test_the_role_that_serves_can_do_nothing_to_the_logs_but_read_and_add(
         "DELETE FROM {}",
         "TRUNCATE {}",
         "CREATE TABLE more ()",
-        "CREATE OR REPLACE FUNCTION auditlog_refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'",
+        "CREATE OR REPLACE FUNCTION auditlog_refuse_change() RETURNS trigger LANGUAGE sql AS ''",
         "SELECT auditlog_make_partition('2001-01-01', '2001-01-02')",
         "DELETE FROM django_migrations",
     ],
@@ -175,13 +172,19 @@ def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> 
 
 
 def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
+    rights = (
+        "SELECT relname, privilege_type FROM pg_class, aclexplode(relacl)"
+        " WHERE grantee::regrole::text = %s AND relnamespace = 'public'::regnamespace ORDER BY 1, 2"
+    )
     printed = roles.manage("grant", roles.name, "--print")
     with psycopg.connect(roles.owner) as owner:
-        before = owner.execute("SELECT relname, relacl::text FROM pg_class ORDER BY 1").fetchall()
+        before = owner.execute(rights, [roles.name]).fetchall()
         owner.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {roles.name}".encode())
+        owner.execute(f"GRANT UPDATE ON auditlog_event TO {roles.name}".encode())
         owner.execute(printed.encode())
-        after = owner.execute("SELECT relname, relacl::text FROM pg_class ORDER BY 1").fetchall()
+        after = owner.execute(rights, [roles.name]).fetchall()
     assert after == before
+    assert [right for table, right in after if table in LOGS] == ["INSERT", "SELECT"] * 2
 
 
 def test_grant_refuses_a_role_that_it_could_not_limit(roles: Roles, served: Serve) -> None:
@@ -202,7 +205,9 @@ def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles,
 
 
 def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Serve) -> None:
-    forget = "DELETE FROM django_migrations WHERE app = 'auditlog' AND name = '0006_partition_maker' RETURNING app, name"
+    forget = (
+        "DELETE FROM django_migrations WHERE app = 'auditlog' AND name = '0006_partition_maker' RETURNING app, name"
+    )
     with psycopg.connect(roles.owner, autocommit=True) as owner:
         row = owner.execute(forget).fetchone()
         try:
