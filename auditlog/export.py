@@ -91,9 +91,19 @@ class Export:
     def __iter__(self) -> Self:
         return self
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __next__(self) -> str:
         with self._turn:
-            return next(self._pieces)
+            try:
+                return next(self._pieces)
+            except BaseException:
+                self._resources.close()  # At the end, of whichever kind, nobody has to ask for it.
+                raise
 
     def close(self) -> None:
         """End the statement that runs, if any, and give the connection back."""

@@ -12,7 +12,7 @@ from django.db.migrations.executor import MigrationExecutor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
-from gatewayadmin.embedded.programs import ClusterError
+from gatewayadmin.embedded.programs import ClusterError, forget_libpq_variables
 from gatewayadmin.environment import Refused, refuse
 
 OLDEST = 150000
@@ -29,9 +29,13 @@ class Unusable(Exception):
 
 
 def configuration(url: str, data_dir: Path) -> dict[str, Any]:
-    """Django's settings for the default database. Nothing is started, nothing is reached."""
+    """Django's settings for the default database. Nothing is started, nothing is reached.
+
+    For the embedded one the variables of libpq (PGPORT, ...) leave this process's environment.
+    """
     shared = {"CONN_HEALTH_CHECKS": True, "ATOMIC_REQUESTS": False}
     if not url:
+        forget_libpq_variables()
         folder = str(socket_folder(data_dir / "postgres"))
         own = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
         return {**shared, **own, "OPTIONS": {"options": NO_JIT, "pool": POOL}}

@@ -1,5 +1,7 @@
 """The API as programs meet it: real processes, real HTTP."""
 
+import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -87,3 +89,48 @@ def test_two_workers_agree_on_who_was_first(owner: httpx.Client) -> None:
     assert [answer.status_code for answer in switches] == [200] * 6
     events = owner.get("/api/admin-events", params={"target_id": host, "action": "host.disabled"}).json()
     assert len(events["results"]) == 1
+
+
+RUNNING = "SELECT pid FROM pg_stat_activity WHERE application_name = 'gateway export' AND datname = current_database()"
+
+
+def test_an_export_is_longer_than_any_page_and_says_that_it_is_whole(live: Serve, owner: httpx.Client) -> None:
+    tool = unique("tool")
+    live.rows(ROWS, tool, 120_000)
+
+    with owner.stream("GET", "/api/logs/export", params={"format": "csv", "tool": tool}) as answer:
+        told = rows_of(answer.read().decode())
+
+    assert len(told) == 120_000
+    assert not live.rows(RUNNING)
+
+
+def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> None:
+    live.rows(ROWS, unique("tool"), 60_000)
+    logged = len(live.log())
+
+    with owner.stream("GET", "/api/logs/export", params={"format": "jsonl"}) as answer:
+        next(answer.iter_raw())
+        assert live.rows(RUNNING)
+
+    deadline = time.monotonic() + 30
+    while live.rows(RUNNING):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "Traceback" not in live.log()[logged:]
+
+
+def test_an_export_that_loses_the_database_ends_with_a_line_and_an_error(live: Serve, owner: httpx.Client) -> None:
+    live.rows(ROWS, unique("tool"), 60_000)
+    got = []
+
+    with (
+        owner.stream("GET", "/api/logs/export", params={"format": "jsonl"}) as answer,
+        pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"),
+    ):
+        for piece in answer.iter_raw():
+            if not got:
+                live.rows(RUNNING.replace("pid", "pg_terminate_backend(pid)", 1))
+            got.append(piece)
+
+    assert json.loads(b"".join(got).splitlines()[-1])["export"]["complete"] is False
