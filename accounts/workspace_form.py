@@ -51,8 +51,8 @@ class WorkspaceForm(forms.Form):
         label="Keep logs for",
         min_value=1,
         max_value=3650,
-        help_text="Days, from 1 to 3650. Calls leave by whole days; by whole weeks when kept for more than 100 days, by "
-        "months for more than 730. Admin events are kept for ever.",
+        help_text="Days, from 1 to 3650. Calls leave by whole days; by whole weeks when kept for more than 100 days, "
+        "by months for more than 730. Admin events are kept for ever.",
     )
     record_payloads = forms.BooleanField(
         label="Record payloads",

@@ -13,7 +13,7 @@ import logging
 import threading
 import unicodedata
 import weakref
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import Any, Self
@@ -113,7 +113,7 @@ class Export:
             self._pieces.close()
             self._resources.close()
 
-    def _told(self) -> Iterator[str]:
+    def _told(self) -> Generator[str]:
         count = 0
         if self._kind == "csv":
             yield _csv([self._names])
@@ -147,7 +147,7 @@ def _queries(rows: QuerySet[Any] | Search, columns: Sequence[str]) -> Iterator[s
     parts = rows.by_time() if isinstance(rows, Search) else [rows]
     for part in parts:
         statement, parameters = part.order_by("-created_at", "-pk").values_list(*columns).query.sql_with_params()
-        yield connection.ops.compose_sql(statement, parameters)
+        yield connection.ops.compose_sql(statement, parameters)  # type: ignore[attr-defined]  # PostgreSQL's own.
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from django.db.migrations.executor import MigrationExecutor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
-from gatewayadmin.embedded.programs import ClusterError, forget_libpq_variables
-from gatewayadmin.environment import Refused, refuse
+from gatewayadmin.embedded.programs import ClusterError
+from gatewayadmin.environment import Refused, forget_libpq, refuse
 
 OLDEST = 150000
 POOL = {"min_size": 1, "max_size": 4, "timeout": 10}
@@ -35,7 +35,7 @@ def configuration(url: str, data_dir: Path) -> dict[str, Any]:
     """
     shared = {"CONN_HEALTH_CHECKS": True, "ATOMIC_REQUESTS": False}
     if not url:
-        forget_libpq_variables()
+        forget_libpq()
         folder = str(socket_folder(data_dir / "postgres"))
         own = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
         return {**shared, **own, "OPTIONS": {"options": NO_JIT, "pool": POOL}}

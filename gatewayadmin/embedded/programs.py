@@ -45,15 +45,6 @@ def run(program: str, *arguments: str, text: str = "") -> subprocess.CompletedPr
         return subprocess.CompletedProcess(done.args, done.returncode, output.read())
 
 
-def forget_libpq_variables() -> None:
-    """Take PGPORT, PGHOSTADDR and all their kind out of this process: they tell of another server than ours.
-
-    libpq believes them wherever a connection string says nothing, and what we start inherits them.
-    """
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]
-
-
 @cache
 def binaries() -> Path:
     """The folder of the programs. Raises ClusterError when the package is not installed."""

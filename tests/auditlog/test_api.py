@@ -25,7 +25,7 @@ NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)
 
 def text(answer: Any) -> str:
     """All of a file."""
-    return answer.getvalue().decode()
+    return str(answer.getvalue(), "utf-8")
 
 
 # --- Pages ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Tables are changed by one database role and calls served by another; a migration makes no call queue behind it."""
 
 import os
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,10 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from django.core.management import CommandError, call_command
 
+from gatewayadmin import database
+from gatewayadmin.management.commands import migrate
 from tests import cluster, workspace
 from tests.running.debian import postgres, programs
 from tests.running.load import Load
@@ -21,6 +25,7 @@ from tests.workspace import OWNER, PASSWORD, Serve
 pytestmark = pytest.mark.xdist_group("roles")
 
 LOGS = ("auditlog_call", "auditlog_event")
+WAITED = 5  # Seconds: so long no call takes that did not stand behind a lock, however busy the machine.
 DENIED = "permission denied|must be owner"
 
 
@@ -64,9 +69,8 @@ def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'".encode())
             admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO {owner}".encode())
         stack.callback(drop_role, address, owner, runner)
-        urls = [as_role(address, name) for name in (owner, runner)]
         home = tmp_path_factory.mktemp(base)
-        yield Roles(home, *urls, runner, cluster.keys())
+        yield Roles(home, as_role(address, owner), as_role(address, runner), runner, cluster.keys())
 
 
 def as_role(address: str, name: str) -> str:
@@ -112,9 +116,9 @@ def test_the_product_works_as_a_role_that_owns_nothing(roles: Roles, served: Ser
     with psycopg.connect(roles.owner) as owner:
         logged = {row[0] for row in owner.execute("SELECT correlation_id FROM auditlog_call").fetchall()}
         assert load.answered <= logged
-        owner.execute("DROP TABLE auditlog_call_" + f"{datetime.now(UTC) + timedelta(days=9):%Y_%m_%d}")  # type: ignore[arg-type]
+        owner.execute("DROP TABLE auditlog_call_" + f"{datetime.now(UTC) + timedelta(days=9):%Y_%m_%d}")
 
-    assert "partitions_made 1," in served.manage("housekeeping")  # And the owner's, although another role asked.
+    assert "partitions_made 1," in chores(served.manage)  # And the owner's, although another role asked.
     with psycopg.connect(roles.owner) as owner:
         strange = owner.execute(
             "SELECT count(*) FROM pg_class WHERE relname LIKE 'auditlog_call%' AND relowner <> current_user::regrole"
@@ -152,7 +156,7 @@ def test_the_role_that_serves_can_do_nothing_to_the_logs_but_read_and_add(
         "DELETE FROM {}",
         "TRUNCATE {}",
         "CREATE TABLE more ()",
-        "CREATE OR REPLACE FUNCTION auditlog_refuse_change() RETURNS trigger LANGUAGE sql AS ''",
+        "CREATE OR REPLACE FUNCTION auditlog_refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
         "SELECT auditlog_make_partition('2001-01-01', '2001-01-02')",
         "DELETE FROM django_migrations",
     ],
@@ -167,8 +171,8 @@ def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> 
     with psycopg.connect(roles.owner) as owner:
         owner.execute("SELECT auditlog_make_partition('2001-01-01', '2001-02-01')")
 
-    assert "partitions_dropped 0," in served.manage("housekeeping")
-    assert "partitions_dropped 1," in roles.manage("housekeeping")
+    assert "partitions_dropped 0," in chores(served.manage)
+    assert "partitions_dropped 1," in chores(roles.manage)
 
 
 def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
@@ -220,19 +224,56 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
 
 
 def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
-    """A reader keeps the log; migrations that want it give way to the calls again and again, and pass in the end."""
+    """While a reader keeps the log, migrations that want it give way to the calls; when it has left they pass."""
     issued = served.issue_token(host="Waiter", gateway="quickstart")
     with (
         psycopg.connect(roles.owner) as reader,
         Load(issued["gateway_url"], issued["token"], 2) as load,
     ):
         reader.execute("SELECT count(*) FROM auditlog_call")
-        release = threading.Timer(5, reader.rollback)
-        release.start()
-        back = manage(roles.home, "migrate", "auditlog", "0003", DATABASE_URL=roles.owner, **roles.keys)
-        release.join()
-        forth = manage(roles.home, "migrate", DATABASE_URL=roles.owner, **roles.keys)
+        back = migrating(roles, "auditlog", "0003")
+        assert back.stderr is not None
+        said = [back.stderr.readline() for _ in range(2)]  # Refused twice.
         load.wait_for(10)
-    assert (back.returncode, forth.returncode) == (0, 0), back.stderr + forth.stderr
-    assert "needs a table that is in use; trying again in" in back.stderr
-    assert load.slowest < 5
+        reader.rollback()
+        assert back.wait(timeout=60) == 0, back.stderr.read()
+        back.stderr.close()
+        roles.manage("migrate")
+        load.wait_for(10)
+    roles.manage("grant", roles.name)
+    assert "auditlog." in said[0]
+    assert "needs a table that is in use; trying again in 3 s (1 of 10)." in said[0]
+    assert "(2 of 10)" in said[1]
+    assert load.slowest < WAITED
+
+
+def test_a_migration_gives_up_with_words(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(migrate, "TRIES", 2)
+    monkeypatch.setattr(migrate, "PAUSE_S", 0)
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "50ms")
+    with psycopg.connect(database.conninfo()) as busy:
+        busy.execute("LOCK TABLE django_migrations")
+        with pytest.raises(CommandError, match="in use. What was migrated before it stays, the rest waits"):
+            call_command("migrate", "auditlog", "0005", verbosity=0)
+    assert "(1 of 2)" in capsys.readouterr().err
+    assert not database.missing()
+
+
+def migrating(roles: Roles, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "manage.py", "migrate", "--verbosity", "0", *words],
+        cwd=workspace.ROOT,
+        env=environment(roles.home, DATABASE_URL=roles.owner, **roles.keys),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def chores(manage: Callable[..., str]) -> str:
+    """What housekeeping did, once nobody else was at it."""
+    while "at it already" in (done := manage("housekeeping")):
+        pass
+    return done
