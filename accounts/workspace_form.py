@@ -8,6 +8,7 @@ from django import forms
 
 from accounts.models import NewAppPolicy, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
+from auditlog.models import Call
 from ui.limits import LimitField
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -50,8 +51,8 @@ class WorkspaceForm(forms.Form):
         label="Keep logs for",
         min_value=1,
         max_value=3650,
-        help_text="Days, from 1 to 3650. Logs are dropped a month at a time, so some stay a little longer. "
-        "Admin events are kept for ever.",
+        help_text="Days, from 1 to 3650. Calls leave by whole days; by whole weeks when kept for more than 100 days, "
+        "by months for more than 730. Admin events are kept for ever.",
     )
     record_payloads = forms.BooleanField(
         label="Record payloads",
@@ -76,6 +77,8 @@ class WorkspaceForm(forms.Form):
 
     def __init__(self, data: Any, *, workspace: WorkspaceSettings) -> None:
         super().__init__(data, initial={name: getattr(workspace, name) for name in self.base_fields})
+        if oldest := Call.objects.oldest():
+            self.fields["log_retention_days"].help_text += f" The oldest call there is came on {oldest:%Y-%m-%d}."
 
     def groups(self) -> dict[str, list[forms.BoundField]]:
         """The fields under their headings."""

@@ -16,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from auditlog.actions import Action
-from auditlog.export import CALL_COLUMNS, TYPES, UNTOLD, download, export
+from auditlog.export import CALL_COLUMNS, TYPES, UNTOLD, Export, download
 from auditlog.keyset import BadCursor, Cursor, Page, page
 from auditlog.models import Call, Event, Outcome
 from auditlog.origin import Via
@@ -230,8 +230,8 @@ class CallResource(Log):
     def export(self, request: Request) -> StreamingHttpResponse:
         kind = self.chosen["format"]
         asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
+        pieces = Export(searched(self.chosen), kind, CALL_COLUMNS)
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=asked)
-        pieces = export(searched(self.chosen), kind, CALL_COLUMNS)
         return download(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
 

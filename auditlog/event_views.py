@@ -16,7 +16,7 @@ from auditlog import filters
 from auditlog.actions import Action
 from auditlog.changes import Change, told
 from auditlog.event_filters import EventFilter
-from auditlog.export import TYPES, download, export
+from auditlog.export import TYPES, Export, TooMany, download, too_many
 from auditlog.keyset import Cursor, page
 from auditlog.models import Event
 from auditlog.search import counted
@@ -135,6 +135,9 @@ def export_events(request: AppRequest) -> HttpResponse:
         return HttpResponseBadRequest("format must be csv or jsonl.", content_type="text/plain")
     chosen = EventFilter(request.GET)
     asked = {name: [None, value] for name, value in chosen.asked.items()}
+    try:
+        pieces = Export(chosen.narrow(), kind, COLUMNS)
+    except TooMany as refused:
+        return too_many(refused)
     Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=asked)
-    pieces = export(chosen.narrow(), kind, COLUMNS)
     return download(request, "admin-events", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.

@@ -1,28 +1,43 @@
-"""The logs as files: CSV for spreadsheets, JSON lines for programs."""
+"""The logs as files: CSV for spreadsheets, JSON lines for programs. The last line says whether all of it is there.
+
+The format, and what a reader has to check, is told in docs/reference/exports.md.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import logging
+import threading
+import unicodedata
+import weakref
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import orjson
+import psycopg
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
+from django.db import connection
 from django.db.models import QuerySet
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.utils import timezone
+from psycopg.types.json import JsonbLoader
 
-from auditlog.keyset import chunks
 from auditlog.models import Call
 from auditlog.search import Search
-from ui.rest import stamp
+from ui.rest import Told, stamp
 
-MOST_ROWS = 100_000
+logger = logging.getLogger(__name__)
+
 TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
+CHUNK = 2_000  # Rows that are in memory at once.
+AT_ONCE = 4  # Exports of one process; each holds a database connection of its own.
+STALLED = "5min"  # A reader that takes nothing for so long has left without a word.
 
 # What no list or file says of a call: what it carried, and how long its row waited.
 UNTOLD = ("recorded_at", "request_payload", "response_payload")
@@ -31,29 +46,126 @@ CALL_COLUMNS = {"id": "uid"} | {
     field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNTOLD)
 }
 
-# What a spreadsheet would take for a formula at the start of a cell.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = frozenset("=+-@")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
-
-def export(rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str]) -> Iterator[str]:
-    """The rows as a file of this kind, in pieces; `columns` says by which name which column is told."""
-    names = list(columns)
-    if kind == "csv":
-        yield _csv([names])
-    # Plain values, since a model for each of 100,000 rows takes its time; by `pk` the next chunk is found.
-    for some in _plain(rows, ("pk", *columns.values())):
-        told = (row[1:] for row in some)
-        yield _csv(told) if kind == "csv" else _jsonl(names, told)
+_free = threading.BoundedSemaphore(AT_ONCE)
 
 
-def _plain(rows: QuerySet[Any] | Search, columns: Sequence[str]) -> Iterator[Sequence[Any]]:
-    if isinstance(rows, Search):
-        return rows.chunks(columns, MOST_ROWS)
-    return chunks(rows.values_list(*columns, named=True), MOST_ROWS)
+class TooMany(Told):
+    """As many exports are running as this process lets run at once."""
+
+    wait = 30.0  # Seconds, for Retry-After.
+
+    def __init__(self) -> None:
+        super().__init__(503, "too_many_exports", "Too many exports are running. Try again when one of them has ended.")
 
 
-def download(request: HttpRequest, name: str, kind: str, pieces: Iterator[str]) -> StreamingHttpResponse:
+class Incomplete(Exception):
+    """The rows could not be read to their end; the last line says so, and the answer breaks off after it."""
+
+
+class Export:
+    """Rows as a file of one kind, in pieces of some thousand rows, newest first; `columns` says what is told as what.
+
+    Reads with a cursor in the database, over a connection of its own, so that no page waits for it and no time limit of
+    pages cuts it. `close` ends it at any moment, from any thread. Raises TooMany, and Incomplete between two pieces.
+    """
+
+    def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str]) -> None:
+        self._kind, self._names = kind, list(columns)
+        self._queries = _queries(rows, list(columns.values()))
+        self._turn = threading.Lock()
+        self._resources = ExitStack()
+        if not _free.acquire(blocking=False):
+            raise TooMany
+        self._resources.callback(_free.release)
+        try:
+            self._connection = self._resources.enter_context(_reader())
+        except BaseException:
+            self._resources.close()
+            raise
+        weakref.finalize(self, self._resources.close)  # An answer that nobody began to read.
+        self._pieces = self._told()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __next__(self) -> str:
+        with self._turn:
+            try:
+                return next(self._pieces)
+            except BaseException:
+                self._resources.close()  # At the end, of whichever kind, nobody has to ask for it.
+                raise
+
+    def close(self) -> None:
+        """End the statement that runs, if any, and give the connection back."""
+        with suppress(psycopg.Error):
+            self._connection.cancel_safe(timeout=2)
+        with self._turn:
+            self._pieces.close()
+            self._resources.close()
+
+    def _told(self) -> Generator[str]:
+        count = 0
+        if self._kind == "csv":
+            yield _csv([self._names])
+        try:
+            for some in self._chunks():
+                count += len(some)
+                yield _csv(some) if self._kind == "csv" else _jsonl(self._names, some)
+        except psycopg.Error as error:
+            logger.warning("an export broke off", extra={"rows": count, "error": str(error)})
+            yield self._last(count, complete=False)
+            raise Incomplete(Incomplete.__doc__) from error
+        yield self._last(count, complete=True)
+
+    def _chunks(self) -> Iterator[list[tuple[Any, ...]]]:
+        for query in self._queries:
+            # A transaction for each: none keeps all partitions of the log, or old rows, for as long as somebody reads.
+            with self._connection.transaction(), self._connection.cursor("export") as cursor:
+                cursor.adapters.register_loader("jsonb", JsonbLoader)
+                cursor.execute(query.encode())
+                while some := cursor.fetchmany(CHUNK):
+                    yield some
+
+    def _last(self, count: int, *, complete: bool) -> str:
+        if self._kind == "csv":
+            return _csv([[f"# {'complete' if complete else 'incomplete'}: {count} rows"]])
+        return orjson.dumps({"export": {"complete": complete, "rows": count}}, None, _AS_STAMP).decode()
+
+
+def _queries(rows: QuerySet[Any] | Search, columns: Sequence[str]) -> Iterator[str]:
+    """The statements that give these columns of all rows, one after the other."""
+    parts = rows.by_time() if isinstance(rows, Search) else [rows]
+    for part in parts:
+        statement, parameters = part.order_by("-created_at", "-pk").values_list(*columns).query.sql_with_params()
+        yield connection.ops.compose_sql(statement, parameters)  # type: ignore[attr-defined]  # PostgreSQL's own.
+
+
+@contextmanager
+def _reader() -> Iterator[psycopg.Connection[Any]]:
+    """A connection of its own; within a transaction the one that sees its rows."""
+    if connection.in_atomic_block:
+        connection.ensure_connection()
+        yield connection.connection
+        return
+    words = {name: value for name, value in connection.get_connection_params().items() if name != "pool"}
+    with psycopg.connect(**words, autocommit=True) as own:
+        own.execute("SET application_name = 'gateway export'")
+        own.execute("SET statement_timeout = 0")
+        own.execute(f"SET idle_in_transaction_session_timeout = '{STALLED}'".encode())
+        yield own
+
+
+def download(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:
     """The answer that is this file, called `name` and the time."""
     return StreamingHttpResponse(
         flowing(pieces) if isinstance(request, ASGIRequest) else pieces,
@@ -65,6 +177,26 @@ def download(request: HttpRequest, name: str, kind: str, pieces: Iterator[str]) 
     )
 
 
+def too_many(refused: TooMany) -> HttpResponse:
+    """The page's answer to that: one sentence, and when to come again."""
+    headers = {"Retry-After": f"{refused.wait:.0f}"}
+    return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")
+
+
+async def flowing(pieces: Export) -> AsyncIterator[str]:
+    """The same pieces for a response of an asynchronous server, read in a thread; ends with its reader."""
+
+    @sync_to_async
+    def take() -> str | None:
+        return next(pieces, None)
+
+    try:
+        while (piece := await take()) is not None:
+            yield piece
+    finally:
+        await asyncio.shield(asyncio.to_thread(pieces.close))
+
+
 def _csv(rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
@@ -74,7 +206,7 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 def _cell(value: Any) -> Any:
     """A cell no spreadsheet runs as a formula: tool names and addresses come from strangers."""
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
+        return f"'{value}" if _is_formula(value) else value
     if isinstance(value, datetime):
         return stamp(value)
     if isinstance(value, dict):
@@ -82,17 +214,23 @@ def _cell(value: Any) -> Any:
     return value
 
 
+def _is_formula(value: str) -> bool:
+    """Whether some spreadsheet might run this: after blanks, quotes and what is not seen, a sign that begins a formula.
+
+    A sign of full width counts too. A cell that begins with a line's end or a tab counts whatever follows, since such
+    may begin a cell of its own.
+    """
+    if not value or (value[0].isalnum() and value[0].isascii()):
+        return False
+    if unicodedata.category(value[0]) == "Cc":
+        return True
+    for sign in value:
+        if sign in "\"'`" or sign.isspace() or unicodedata.category(sign) in ("Cc", "Cf", "Zs", "Pi", "Pf"):
+            continue
+        return unicodedata.normalize("NFKC", sign)[0] in _FORMULA or sign == "\N{MINUS SIGN}"
+    return False
+
+
 def _jsonl(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = (orjson.dumps(dict(zip(names, row, strict=True)), stamp, _AS_STAMP) for row in rows)
     return b"".join(lines).decode()
-
-
-async def flowing(pieces: Iterator[str]) -> AsyncIterator[str]:
-    """The same pieces for a response of an asynchronous server, which would otherwise collect them all first."""
-
-    @sync_to_async
-    def take() -> str | None:
-        return next(pieces, None)
-
-    while (piece := await take()) is not None:
-        yield piece

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -97,16 +97,3 @@ def _from(rows: Sequence[Any], way: str) -> Cursor | None:
         return None
     edge = rows[-1] if way == OLDER else rows[0]
     return Cursor(way, edge.created_at, edge.pk)
-
-
-def chunks[M: Any](rows: QuerySet[M], most: int, size: int = 2000) -> Iterator[list[M]]:
-    """All rows, newest first, `most` at most: some at a time, so that none waits for the others."""
-    place: M | None = None
-    while most > 0:
-        wanted = older_than(rows, place.created_at, place.pk) if place else rows.order_by("-created_at", "-pk")
-        found = list(wanted[: min(size, most)])
-        if found:
-            yield found
-        if len(found) < min(size, most):
-            return
-        place, most = found[-1], most - len(found)

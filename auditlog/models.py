@@ -60,6 +60,10 @@ class CallManager(models.Manager["Call"]):
         """
         return self.get(uid=uid, created_at__range=_moment_of(uid))
 
+    def oldest(self) -> datetime | None:
+        """When the oldest call arrived of which there is a row; None when there is none."""
+        return self.order_by("created_at").values_list("created_at", flat=True).first()
+
 
 def _moment_of(uid: UUID) -> tuple[datetime, datetime]:
     at = datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC)
@@ -123,7 +127,7 @@ class Call(models.Model):
     )
 
     objects: ClassVar[CallManager] = CallManager()
-    partitions: ClassVar[Partitions] = Partitions("auditlog_call")
+    partitions: ClassVar[Partitions] = Partitions("auditlog_call", "auditlog_make_partition")
 
     class Meta:
         ordering = ("-created_at", "-id")

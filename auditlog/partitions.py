@@ -1,88 +1,184 @@
-"""Monthly partitions of a log table: made ahead of time, dropped by retention (traps E6, E7)."""
+"""Partitions of a log table by time: made ahead of it, dropped by retention. A row leaves with its partition only.
+
+How long a partition is follows from how long rows are kept (docs/decisions/0006): a day each as long as that makes
+about a hundred of them, since each costs every statement over all of the log its planning and its locks.
+"""
 
 import logging
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
-from django.db import OperationalError, connection, transaction
+from django.db import OperationalError, connection
 from psycopg import sql
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 3
+AHEAD = timedelta(days=10)
+DAY = timedelta(days=1)
 ATTEMPTS = 3
 PATIENCE = "900ms"
+
+DAYS, WEEKS, MONTHS = 1, 7, 31  # The longest partition of each kind, in days.
+# Up to how many days of retention which partitions serve; for longer ones months do.
+LENGTHS = ((100, DAYS), (730, WEEKS))
+
+_NAME = re.compile(r"_(?P<year>\d{4})_(?:w(?P<week>\d\d)|(?P<month>\d\d)(?:_(?P<day>\d\d))?)$")
 
 # How a partition is taken off, by what `_attached` says of it.
 DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
 
 
+def longest_partition(kept_days: int) -> int:
+    """How many days one partition holds at most where rows are kept for `kept_days`; so much longer may some stay."""
+    return next((length for most, length in LENGTHS if kept_days <= most), MONTHS)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """The days of one partition: from `start` to before `end`, UTC."""
+
+    start: date
+    end: date
+
+    @property
+    def days(self) -> int:
+        return (self.end - self.start).days
+
+    def overlaps(self, other: "Span") -> bool:
+        return self.start < other.end and other.start < self.end
+
+    @classmethod
+    def around(cls, day: date, longest: int) -> "Span":
+        """The day, the week from Monday or the month that holds `day`."""
+        if longest == DAYS:
+            return cls(day, day + DAY)
+        if longest == WEEKS:
+            monday = day - timedelta(days=day.weekday())
+            return cls(monday, monday + timedelta(days=7))
+        first = day.replace(day=1)
+        return cls(first, (first + timedelta(days=32)).replace(day=1))
+
+    @classmethod
+    def named(cls, name: str) -> "Span | None":
+        """The span that the name of a partition says; None for any other table."""
+        found = _NAME.search(name)
+        if found is None:
+            return None
+        year = int(found["year"])
+        if found["week"]:
+            return cls.around(date.fromisocalendar(year, int(found["week"]), 1), WEEKS)
+        first = date(year, int(found["month"]), int(found["day"] or 1))
+        return cls.around(first, DAYS if found["day"] else MONTHS)
+
+
 @dataclass(frozen=True, slots=True)
 class Partitions:
-    """The partitions of one table, named `<table>_<year>_<month>`."""
+    """The partitions of one table: `<table>_2026_11_20` is a day, `<table>_2026_w47` a week, `<table>_2026_11` a month.
+
+    Made by the database function `<app>_make_partition`, which a role that does not own the table may call too;
+    taken away by the owner of the table only.
+    """
 
     table: str
+    maker: str
 
-    def make_ahead(self, today: date | None = None) -> list[str]:
-        """Make this month's partition and the next three where missing; the names of those made.
+    def make_ahead(self, today: date | None = None, *, kept_days: int = 90) -> list[str]:
+        """Make the partitions from yesterday until ten days on where missing; the names of those made.
 
-        A row without a partition could not be recorded, and an unrecorded call is not answered.
+        A row without a partition could not be recorded, and an unrecorded call is not answered. Empty partitions to
+        come that are longer than those for `kept_days` are replaced.
         """
-        first = (today or datetime.now(UTC).date()).replace(day=1)
-        existing = set(self.names())
-        return [self._make(start, end) for start, end in _months(first, AHEAD + 1) if self._name(start) not in existing]
+        today = today or datetime.now(UTC).date()
+        longest = longest_partition(kept_days)
+        self._drop_too_long(today, longest)
+        spans, made, day = list(self._attached_spans().values()), [], today - DAY  # Whoever's clock is behind.
+        while day <= today + AHEAD:
+            span = next((span for span in spans if span.start <= day < span.end), None)
+            if span is None:
+                span = _longest_free(day, longest, spans)
+                made.append(self._make(span))
+                spans.append(span)
+            day = span.end
+        return made
+
+    def make_for(self, day: date) -> None:
+        """Make a partition for this day unless there is one."""
+        spans = list(self._attached_spans().values())
+        if not any(span.start <= day < span.end for span in spans):
+            self._make(Span.around(day, DAYS))
 
     def drop_before(self, limit: date) -> list[str]:
         """Drop the partitions that hold nothing as new as `limit`; the names of those dropped.
 
         Calls go on meanwhile. One that somebody reads for too long stays, with those after it, until the next time.
+        Does nothing for a role that does not own the table: see `is_owner`.
         """
-        old = [name for name in self._all_names() if _next_month(self._start(name)) <= limit]
-        return list(takewhile(self._drop, old))
+        if not self.is_owner():
+            return []
+        spans = self._spans(self._all_names())
+        old = sorted((span, name) for name, span in spans.items() if span.end <= limit)
+        return list(takewhile(self._drop, (name for _, name in old)))
+
+    def is_owner(self) -> bool:
+        """Whether the role we are connected as owns the table, as it must to take partitions away."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_has_role(current_user, relowner, 'USAGE') FROM pg_class WHERE oid = %s::regclass",
+                [self.table],
+            )
+            return bool(cursor.fetchone()[0])
 
     def names(self) -> list[str]:
         """The partitions there are, oldest first."""
+        spans = self._attached_spans()
+        return sorted(spans, key=lambda name: spans[name])
+
+    def starts(self) -> list[date]:
+        """The first days of the partitions there are, oldest first."""
+        return sorted(span.start for span in self._attached_spans().values())
+
+    def _attached_spans(self) -> dict[str, Span]:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
-                " WHERE i.inhparent = %s::regclass ORDER BY 1",
+                " WHERE i.inhparent = %s::regclass",
                 [self.table],
             )
-            return [name for (name,) in cursor.fetchall()]
+            return self._spans([name for (name,) in cursor.fetchall()])
 
-    def _name(self, start: date) -> str:
-        return f"{self.table}_{start:%Y_%m}"
+    def _spans(self, names: Sequence[str]) -> dict[str, Span]:
+        return {name: span for name in names if (span := Span.named(name.removeprefix(self.table))) is not None}
 
-    def _make(self, start: date, end: date) -> str:
-        name = self._name(start)
-        words = {
-            "name": sql.Identifier(name),
-            "table": sql.Identifier(self.table),
-            "start": sql.Literal(f"{start} 00:00+00"),
-            "end": sql.Literal(f"{end} 00:00+00"),
-        }
-        # ATTACH takes a weaker lock than CREATE ... PARTITION OF, so running calls go on.
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("SET LOCAL lock_timeout = '2s'")
-            cursor.execute(
-                sql.SQL("CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)").format(**words)
-            )
-            cursor.execute(
-                sql.SQL("ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({start}) TO ({end})").format(
-                    **words
-                )
-            )
-        return name
+    def _make(self, span: Span) -> str:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {self.maker}(%s, %s)", [span.start, span.end])
+            return str(cursor.fetchone()[0])
 
-    def _drop(self, name: str) -> bool:
+    def _drop_too_long(self, today: date, longest: int) -> None:
+        """Drop partitions from the day after tomorrow on that are empty and longer than they are to be."""
+        spans = self._attached_spans()
+        ahead = [name for name, span in spans.items() if span.start > today + DAY and span.days > longest]
+        if ahead and self.is_owner():
+            for name in ahead:
+                if not self._holds_rows(name):
+                    self._drop(name, keep_rows=True)
+
+    def _holds_rows(self, name: str) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(sql.SQL("SELECT EXISTS (SELECT FROM {name})").format(name=sql.Identifier(name)))
+            return bool(cursor.fetchone()[0])
+
+    def _drop(self, name: str, *, keep_rows: bool = False) -> bool:
         """Take a partition off and drop it; False when it could not be had in time.
 
         Each step may have been the last of a process that was killed: off, half off, or only not dropped yet.
+        With `keep_rows` one that got a row at the last moment is put back.
         """
         words = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
         for attempt in range(ATTEMPTS):
@@ -95,6 +191,10 @@ class Partitions:
                         cursor.execute(
                             sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {how}").format(**words)
                         )
+                    if keep_rows and self._holds_rows(name):
+                        span = self._spans([name])[name]
+                        self._make(span)
+                        return False
                     cursor.execute(sql.SQL("DROP TABLE {name}").format(**words))
             except OperationalError as error:
                 logger.warning("an old partition is in use", extra={"partition": name, "error": str(error)})
@@ -114,18 +214,20 @@ class Partitions:
         return row[0] if row else None
 
     def _all_names(self) -> list[str]:
-        """The partitions there are and those that were taken off but not dropped, oldest first."""
+        """The partitions there are and those that were taken off but not dropped."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ %s"
-                " AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = %s::regclass) ORDER BY 1",
-                [rf"^{self.table}_\d{{4}}_\d\d$", self.table],
+                " AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = %s::regclass)",
+                [rf"^{self.table}_\d{{4}}_(w\d\d|\d\d(_\d\d)?)$", self.table],
             )
             return [name for (name,) in cursor.fetchall()]
 
-    def _start(self, name: str) -> date:
-        year, month = (int(part) for part in name.removeprefix(f"{self.table}_").split("_"))
-        return date(year, month, 1)
+
+def _longest_free(day: date, longest: int, taken: Sequence[Span]) -> Span:
+    """The longest span around a day that is at most so long and overlaps no other."""
+    wanted = [Span.around(day, length) for length in (MONTHS, WEEKS, DAYS) if length <= longest]
+    return next(span for span in wanted if not any(span.overlaps(other) for other in taken))
 
 
 @contextmanager
@@ -136,15 +238,3 @@ def _patience(cursor: Any) -> Iterator[None]:
         yield
     finally:
         cursor.execute("RESET lock_timeout")
-
-
-def _months(first: date, count: int) -> Iterator[tuple[date, date]]:
-    start = first
-    for _ in range(count):
-        end = _next_month(start)
-        yield start, end
-        start = end
-
-
-def _next_month(first: date) -> date:
-    return (first + timedelta(days=32)).replace(day=1)

@@ -7,23 +7,27 @@ a time: a page that finds too little in those says how far it looked, and its ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, time, timedelta
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from auditlog import keyset
 from auditlog.expression import CONTAINS, IS, IS_NOT, Condition
-from auditlog.keyset import OLDER, Cursor, Page
+from auditlog.keyset import EPOCH, NEWER, OLDER, Cursor, Page
 from auditlog.models import COMMON, Call
 from auditlog.names import MOST, names
 
 SEARCHED = 10_000  # Rows one page looks at, at most.
-CHUNK = 2_000  # Rows of a file that are read at once.
+NEAR = timedelta(days=7)
+LATEST = datetime.max.replace(tzinfo=UTC)
+DAYS_AT_ONCE = 8  # Partitions that one statement of an export reads: each costs it a dozen locks.
 COUNTED = 10_000  # More are "10,000+": nobody waits for an exact large number.
 
 SUBJECTS = ("host", "gateway", "server", "user")
@@ -200,11 +204,36 @@ class Search:
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows that the best index finds, and where these end; None: it is all."""
-        floor = self._reach(self._between(), OLDER, most)
+        floors = (near._reach(near._between(), OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
+        floor = next(filter(None, floors), None)
         return (self.rows().filter(created_at__gte=floor) if floor else self.rows()), floor
 
     def page(self, cursor: Cursor | None, size: int) -> Found:
         """The page a cursor names, the newest one without."""
+        way = cursor.way if cursor else OLDER
+        found = Found(Page([], None, None))
+        for search in self._from_near(cursor):
+            found = search._page(cursor, size)  # noqa: SLF001  (its own kind)
+            if found.page.older if way == OLDER else found.page.newer:  # All of it would not hold another page.
+                break
+        return found
+
+    def _from_near(self, cursor: Cursor | None) -> Iterator[Search]:
+        """The same in the week beside a place in the log, then all of it.
+
+        That week mostly holds what a page shows, and the database has few partitions to think about.
+        """
+        near = copy(self)
+        with suppress(OverflowError):
+            if cursor is not None and cursor.way == NEWER:
+                near.until = min(cursor.at + NEAR, self.until or LATEST)
+            else:
+                near.since = max((cursor.at if cursor else timezone.now()) - NEAR, self.since or EPOCH)
+            if (near.since, near.until) != (self.since, self.until):
+                yield near
+        yield self
+
+    def _page(self, cursor: Cursor | None, size: int) -> Found:
         if self.is_direct:
             return Found(keyset.page(self.parts(), cursor, size))
         way = cursor.way if cursor else OLDER
@@ -220,23 +249,27 @@ class Search:
             return Found(replace(page, older=Cursor(way, reach, 0)), reach)
         return Found(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
 
-    def chunks(self, columns: Iterable[str], most: int) -> Iterator[Sequence[Any]]:
-        """These columns of all of them, newest first, `most` at most: some at a time, each found as a page is."""
-        plain, cursor = copy(self), None
-        plain.base = Call.objects.values_list(*columns, named=True)
-        while most > 0:
-            found = plain.page(cursor, min(CHUNK, most)).page
-            if found.rows:
-                yield found.rows
-            most, cursor = most - len(found.rows), found.older
-            if cursor is None:
+    def by_time(self) -> Iterator[QuerySet[Call]]:
+        """All of them as queries of a few partitions each, the newest first."""
+        rows, later = self.rows(), None
+        for start in sorted(Call.partitions.starts(), reverse=True)[DAYS_AT_ONCE - 1 :: DAYS_AT_ONCE]:
+            since = datetime.combine(start, time.min, UTC)
+            part = rows.filter(created_at__gte=since)
+            yield part if later is None else part.filter(created_at__lt=later)
+            if self.since is not None and since <= self.since:
                 return
+            later = since
+        yield rows if later is None else rows.filter(created_at__lt=later)
 
     def count(self) -> Counted:
         """How many there are, as far as that is found out."""
         rows, floor = self.rows(), None
         if not self.is_direct or len(self._lead()) > 1:
             rows, floor = self.recent(COUNTED if self.is_direct else SEARCHED)
+        else:
+            near, *rest = self._from_near(None)
+            if rest and not (found := counted(near.rows().order_by("-created_at"))).is_all:
+                return found
         found = counted(rows.order_by("-created_at"))
         return found if floor is None else found._replace(is_all=False)
 

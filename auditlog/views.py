@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET
 from auditlog import facets, filters, tail
 from auditlog.actions import Action
 from auditlog.detail import Detail
-from auditlog.export import CALL_COLUMNS, TYPES, download, export
+from auditlog.export import CALL_COLUMNS, TYPES, Export, TooMany, download, too_many
 from auditlog.filters import CallFilter
 from auditlog.histogram import histogram
 from auditlog.keyset import NEWER, OLDER, Cursor, Page
@@ -124,8 +124,11 @@ def export_calls(request: AppRequest) -> HttpResponse:
     if kind not in TYPES or chosen.error:
         return HttpResponseBadRequest(chosen.error or "format must be csv or jsonl.", content_type="text/plain")
     asked = {name: [None, value] for name, value in chosen.asked.items()}
+    try:
+        pieces = Export(chosen.search(), kind, CALL_COLUMNS)
+    except TooMany as refused:
+        return too_many(refused)
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=asked)
-    pieces = export(chosen.search(), kind, CALL_COLUMNS)
     return download(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 
 

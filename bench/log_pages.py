@@ -117,7 +117,8 @@ def fill(rows: int) -> None:
 
     if Call.objects.exists():
         return
-    Call.partitions.make_ahead((datetime.now(UTC) - timedelta(days=31)).date())
+    for days in range(31):
+        Call.partitions.make_for((datetime.now(UTC) - timedelta(days=days)).date())
     Call.partitions.make_ahead()
     began = time.monotonic()
     with connection.cursor() as cursor:

@@ -8,11 +8,12 @@ from typing import Any
 import psycopg
 from django.conf import settings
 from django.db import connection, connections
+from django.db.migrations.executor import MigrationExecutor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
 from gatewayadmin.embedded.programs import ClusterError
-from gatewayadmin.environment import Refused, refuse
+from gatewayadmin.environment import Refused, forget_libpq, refuse
 
 OLDEST = 150000
 POOL = {"min_size": 1, "timeout": 10}
@@ -30,11 +31,13 @@ class Unusable(Exception):
 def configuration(url: str, data_dir: Path, *, web_connections: int) -> dict[str, Any]:
     """Django's settings for the default database, with so many connections for pages and REST in each process.
 
-    Nothing is started, nothing is reached.
+    Nothing is started, nothing is reached. For the embedded one the variables of libpq (PGPORT, ...) leave this
+    process's environment.
     """
     pool = {**POOL, "max_size": web_connections}
     shared = {"CONN_HEALTH_CHECKS": True, "ATOMIC_REQUESTS": False}
     if not url:
+        forget_libpq()
         folder = str(socket_folder(data_dir / "postgres"))
         own = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
         return {**shared, **own, "OPTIONS": {"options": NO_JIT, "pool": pool}}
@@ -106,6 +109,15 @@ def require(*, tables: bool = True) -> None:
         raise Unusable(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
     if tables and (found is None or found[0] is None):
         raise Unusable("The database is empty: start `manage.py serve` once, it makes the tables.")
+
+
+def missing() -> list[str]:
+    """What `manage.py migrate` would still make, by name: migrations as `app.0001_name`, and the cache's table."""
+    executor = MigrationExecutor(connection)
+    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    names = [f"{migration.app_label}.{migration.name}" for migration, _ in plan]
+    has_cache = settings.CACHES["default"]["LOCATION"] in connection.introspection.table_names()
+    return names if has_cache else [*names, "the cache table"]
 
 
 def _parsed(url: str) -> dict[str, Any]:

@@ -116,6 +116,15 @@ def hand_down(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+def forget_libpq() -> None:
+    """Take PGPORT, PGHOSTADDR and all their kind out of this process: they tell of another server than the embedded.
+
+    libpq believes them wherever a connection string says nothing, and what we start inherits them.
+    """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
 def misspelled() -> str | None:
     """A sentence about a variable that looks like one of ours but is not; None when there is none.
 

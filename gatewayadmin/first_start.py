@@ -9,8 +9,8 @@ from django.db import transaction
 from django.db.models import Q
 
 from accounts.models import Role, User, WorkspaceSettings, make_first_owner
-from auditlog.models import Call
 from gatewayadmin import locks, quickstart
+from gatewayadmin.housekeeping import make_partitions
 from gatewayadmin.locks import Lock
 from gateways.models import Assignment, Gateway, Tool
 from servers.models import BUILT_IN_URL, Server
@@ -26,12 +26,16 @@ class Welcome:
     secret: str | None
 
 
-def prepare() -> Welcome:
-    """Bring the database up to date; of several processes starting at once, one does it and the others wait."""
+def prepare(*, migrate: bool = True) -> Welcome:
+    """Bring the database up to date; of several processes starting at once, one does it and the others wait.
+
+    Without `migrate` its tables are taken as they are, and must be those of this version.
+    """
     with locks.held(Lock.FIRST_START):
-        call_command("migrate", verbosity=0, interactive=False)
-        call_command("createcachetable", verbosity=0)
-        Call.partitions.make_ahead()
+        if migrate:
+            call_command("migrate", verbosity=0, interactive=False)
+        else:
+            make_partitions()
         Role.objects.make_built_in()
         welcome = _welcome()
         if settings.QUICKSTART:

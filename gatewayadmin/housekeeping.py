@@ -88,6 +88,13 @@ def _chores() -> dict[str, int]:
     return done | ({"failed": failed} if failed else {})
 
 
+def make_partitions() -> list[str]:
+    """Make the log's partitions for the coming days, as long as retention wants them; the names of those made."""
+    return Call.partitions.make_ahead(
+        kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days
+    )
+
+
 def _drop_partitions(now: datetime) -> int:
     keep_from = now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
     return len(Call.partitions.drop_before(keep_from))
@@ -136,7 +143,7 @@ def _deleted(rows: QuerySet[Any]) -> int:
 
 
 CHORES: dict[str, Callable[[datetime], int]] = {
-    "partitions_made": lambda now: len(Call.partitions.make_ahead()),
+    "partitions_made": lambda now: len(make_partitions()),
     "partitions_dropped": _drop_partitions,
     "web_sessions": lambda now: _deleted(WebSession.objects.filter(expire_date__lt=now)),
     "signed_in_browsers": lambda now: _sweep_browsers(),

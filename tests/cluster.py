@@ -55,7 +55,7 @@ def pytest_unconfigure() -> None:
 
 def begin() -> None:
     """Set the environment of this run; nothing of the developer's own gets through."""
-    for name in [name for name in os.environ if name.startswith("GATEWAY_") or name == "DATABASE_URL"]:
+    for name in [name for name in os.environ if name.startswith(("GATEWAY_", "PG")) or name == "DATABASE_URL"]:
         del os.environ[name]
     keep_compiled()
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-test-"))

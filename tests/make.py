@@ -107,7 +107,7 @@ def api_key(owner: User, *capabilities: Capability, name: str = "", days: int = 
 def call(*, at: datetime | None = None, **fields: Any) -> Call:
     """A logged call, of this moment and answered unless said otherwise."""
     at = at or datetime.now(UTC)
-    Call.partitions.make_ahead(at.date())
+    Call.partitions.make_for(at.date())
     told: dict[str, Any] = {
         "correlation_id": uuid4(),
         "method": "tools/call",

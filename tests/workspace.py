@@ -45,9 +45,9 @@ class Serve:
     def log_file(self) -> Path:
         return self.data_dir.with_suffix(".log")
 
-    def start(self, *, workers: int = 2) -> Self:
-        """Start and wait until it is ready; fails with its output when it is not."""
-        command = [sys.executable, "manage.py", "serve", "--port", str(self.port)]
+    def start(self, *more: str, workers: int = 2) -> Self:
+        """Start, with `more` options, and wait until it is ready; fails with its output when it is not."""
+        command = [sys.executable, "manage.py", "serve", "--port", str(self.port), *more]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--workers", str(workers)],

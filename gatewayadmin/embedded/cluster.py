@@ -139,6 +139,7 @@ class Cluster:
             "unix_socket_directories": str(self.socket_folder),
             "unix_socket_permissions": "0700",
             "max_connections": "300",
+            "max_locks_per_transaction": "256",  # The log alone is a thousand tables and indexes.
         }
         arguments = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
         log = str(self.folder / "log")

@@ -1,5 +1,6 @@
 """The settings of the workspace (requirements 4.1, R3.1)."""
 
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any
 
@@ -144,3 +145,12 @@ def test_private_upstreams_are_shown_and_cannot_be_typed(keeper: User, sign_in: 
     for words in ("10.1.0.0/16", "fd00::/8", "GATEWAY_PRIVATE_UPSTREAMS"):
         assert words in page
     assert 'name="private_upstreams"' not in page
+
+
+def test_it_says_of_when_the_oldest_call_is(keeper: User, sign_in: SignIn) -> None:
+    client = sign_in(keeper)
+    assert "The oldest call there is" not in text(client.get(PATH))
+
+    make.call(at=datetime(2031, 11, 20, 8, tzinfo=UTC))
+
+    assert "The oldest call there is came on 2031-11-20." in text(client.get(PATH))

@@ -1,11 +1,14 @@
 """The API as programs meet it: real processes, real HTTP."""
 
 import json
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from tests.exported import rows_of
 from tests.make import unique
 from tests.workspace import Serve
 
@@ -66,7 +69,7 @@ def test_an_export_streams_all_rows(live: Serve, owner: httpx.Client) -> None:
 
     with owner.stream("GET", "/api/logs/export", params={"format": "jsonl", "tool": tool}) as answer:
         assert answer.headers["transfer-encoding"] == "chunked"
-        told = [json.loads(line) for line in answer.iter_lines()]
+        told = rows_of(answer.read().decode())
 
     assert {row["duration_ms"] for row in told} == set(range(1, 6_001))
     assert len(told) == 6_000
@@ -87,3 +90,51 @@ def test_two_workers_agree_on_who_was_first(owner: httpx.Client) -> None:
     assert [answer.status_code for answer in switches] == [200] * 6
     events = owner.get("/api/admin-events", params={"target_id": host, "action": "host.disabled"}).json()
     assert len(events["results"]) == 1
+
+
+RUNNING = "SELECT pid FROM pg_stat_activity WHERE application_name = 'gateway export' AND datname = current_database()"
+
+
+def test_an_export_is_longer_than_any_page_and_says_that_it_is_whole(live: Serve, owner: httpx.Client) -> None:
+    tool = unique("tool")
+    live.rows(ROWS, tool, 120_000)
+
+    with owner.stream("GET", "/api/logs/export", params={"format": "csv", "tool": tool}) as answer:
+        told = rows_of(answer.read().decode())
+
+    assert len(told) == 120_000
+    assert not live.rows(RUNNING)
+
+
+def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> None:
+    live.rows(ROWS, unique("tool"), 60_000)
+    logged = len(live.log())
+
+    with owner.stream("GET", "/api/logs/export", params={"format": "jsonl"}) as answer:
+        next(answer.iter_raw())
+        assert live.rows(RUNNING)
+
+    deadline = time.monotonic() + 30
+    while live.rows(RUNNING):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "Traceback" not in live.log()[logged:]
+
+
+def test_an_export_that_loses_the_database_ends_with_a_line_and_an_error(live: Serve, owner: httpx.Client) -> None:
+    live.rows(ROWS, unique("tool"), 60_000)
+    got: list[bytes] = []
+
+    with owner.stream("GET", "/api/logs/export", params={"format": "jsonl"}) as answer:
+        pieces = answer.iter_raw()
+        got.append(next(pieces))
+        live.rows(RUNNING.replace("pid", "pg_terminate_backend(pid)", 1))
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+            drain(pieces, got)
+
+    assert json.loads(b"".join(got).splitlines()[-1])["export"]["complete"] is False
+
+
+def drain(pieces: Iterator[bytes], got: list[bytes]) -> None:
+    for piece in pieces:
+        got.append(piece)  # noqa: PERF402  (what came before an error counts)

@@ -8,7 +8,6 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Team, User
-from auditlog.models import Call
 from capabilities import Capability
 from gateways.models import Gateway, Tool
 from servers.models import AuthType, Server
@@ -82,18 +81,6 @@ def test_a_list_takes_as_many_statements_as_ever(boss: User, path: str) -> None:
 
     assert more_rows > some_rows or path == "/capabilities"
     assert (few, many) == (FROZEN[path], FROZEN[path])
-
-
-def test_an_export_takes_a_statement_per_2000_rows(boss: User) -> None:
-    for _ in range(3):
-        call()
-    rest = Rest.of(boss)
-
-    with CaptureQueriesContext(connection) as queries:
-        answer = rest.get("/logs/export?format=jsonl")
-        assert len(answer.getvalue().splitlines()) == Call.objects.count() == 3
-
-    assert len([query for query in queries if 'FROM "auditlog_call"' in query["sql"]]) == 2  # The last is mine.
 
 
 def test_one_of_a_kind_takes_no_statement_per_part(boss: User) -> None:

@@ -1,8 +1,5 @@
 """/api/logs and /api/admin-events (requirements 6.7)."""
 
-import csv
-import io
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -13,11 +10,12 @@ import pytest
 from accounts.models import User
 from auditlog import search
 from auditlog.actions import Action
-from auditlog.keyset import Cursor, chunks
-from auditlog.models import Call, Event
+from auditlog.keyset import Cursor
+from auditlog.models import Event
 from capabilities import Capability
 from tests import make
 from tests.calls import call, uid_at
+from tests.exported import rows_of
 from tests.rest import Rest, errors, problem, results
 
 pytestmark = pytest.mark.django_db
@@ -25,8 +23,9 @@ pytestmark = pytest.mark.django_db
 NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)
 
 
-def lines(answer: Any) -> list[str]:
-    return str(answer.getvalue(), "utf-8").splitlines()
+def text(answer: Any) -> str:
+    """All of a file."""
+    return str(answer.getvalue(), "utf-8")
 
 
 # --- Pages ----------------------------------------------------------------------------------------------------------
@@ -72,14 +71,6 @@ def test_a_cursor_says_exactly_where() -> None:
     assert Cursor.read(str(place)) == place
 
 
-def test_chunks_cover_everything_up_to_the_limit() -> None:
-    made = {call(NOON - timedelta(seconds=number // 3)).pk for number in range(8)}
-
-    assert [len(some) for some in chunks(Call.objects.all(), most=100, size=3)] == [3, 3, 2]
-    assert {one.pk for some in chunks(Call.objects.all(), most=100, size=3) for one in some} == made
-    assert [len(some) for some in chunks(Call.objects.all(), most=5, size=3)] == [3, 2]
-
-
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -95,7 +86,6 @@ def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
     viv: User, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "SEARCHED", 5)
-    monkeypatch.setattr(search, "CHUNK", 2)
     slow = {"feature_type": "tool", "feature_name": "slow", "host_name": "CI bot", "http_status": 403}
     other = {"outcome": "denied", "method": "ping"}  # What most calls are has no index, also where it is rare.
     made = [call(NOON - timedelta(minutes=n), **(slow if n in (1, 13, 18) else other)) for n in range(20)]
@@ -109,8 +99,8 @@ def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
 
     assert found == [str(made[n].uid) for n in (1, 13, 18)]
     assert pages == (1 if "tool" in wanted else 4)
-    told = [json.loads(line)["id"] for line in lines(rest.get("/logs/export", format="jsonl", **wanted))]
-    assert told == found
+    told = rows_of(text(rest.get("/logs/export", format="jsonl", **wanted)))
+    assert [row["id"] for row in told] == found
 
 
 # --- Filters --------------------------------------------------------------------------------------------------------
@@ -212,7 +202,7 @@ def test_csv_is_safe_for_spreadsheets(viv: User) -> None:
 
     answer = Rest.of(viv).get("/logs/export", format="csv")
 
-    rows = list(csv.DictReader(io.StringIO(answer.getvalue().decode())))
+    rows = rows_of(text(answer))
     assert answer["Content-Type"] == "text/csv; charset=utf-8"
     assert 'attachment; filename="logs-' in answer["Content-Disposition"]
     assert [row["feature_name"] for row in rows] == [*(f"'{name}" for name in evil[:5]), *evil[5:]]
@@ -225,11 +215,11 @@ def test_json_lines_hold_what_a_page_holds(viv: User) -> None:
     call(NOON - timedelta(days=1))
     rest = Rest.of(viv)
 
-    told = [json.loads(line) for line in lines(rest.get("/logs/export", format="jsonl"))]
+    told = rows_of(text(rest.get("/logs/export", format="jsonl")))
 
     assert told == results(rest.get("/logs"))
     assert [list(one) for one in told] == [list(one) for one in results(rest.get("/logs"))]
-    assert lines(rest.get("/logs/export", format="csv"))[0] == ",".join(told[0])
+    assert text(rest.get("/logs/export", format="csv")).splitlines()[0] == ",".join(told[0])
 
 
 def test_an_export_is_narrowed_and_recorded(viv: User) -> None:
@@ -238,14 +228,16 @@ def test_an_export_is_narrowed_and_recorded(viv: User) -> None:
 
     answer = Rest.of(viv).get("/logs/export", format="jsonl", outcome="timeout")
 
-    assert len(lines(answer)) == 1
+    assert len(rows_of(text(answer))) == 1
     event = Event.objects.get(action="logs.exported")
     assert (event.actor_email, event.via) == (viv.email, "api")
     assert event.changes == {"format": [None, ["jsonl"]], "outcome": [None, ["timeout"]]}
 
 
 def test_an_empty_export_still_names_its_columns(viv: User) -> None:
-    assert lines(Rest.of(viv).get("/logs/export"))[0].startswith("id,created_at,")
+    told = text(Rest.of(viv).get("/logs/export"))
+    assert told.startswith("id,created_at,")
+    assert rows_of(told) == []
 
 
 # --- Admin events ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """The admin events: the page, one event, and the file (requirements 5.9, 6.7, 8.15)."""
 
-import csv
-import io
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +18,7 @@ from auditlog.origin import Origin, Via, coming_from
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
+from tests.exported import rows_of
 
 pytestmark = pytest.mark.django_db
 
@@ -288,7 +287,7 @@ def test_the_csv_holds_what_is_filtered(chief: User, auditor: User, sign_in: Sig
     event(Action.HOST_ENABLED, label="two")
 
     response = export(sign_in(auditor), "csv", "action=host.disabled")
-    rows = list(csv.DictReader(io.StringIO(body(response))))
+    rows = rows_of(body(response))
 
     assert response["Content-Type"] == "text/csv; charset=utf-8"
     assert "attachment" in response["Content-Disposition"]
@@ -298,22 +297,37 @@ def test_the_csv_holds_what_is_filtered(chief: User, auditor: User, sign_in: Sig
     assert row["time"].endswith("Z")
 
 
-@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
+FORMULAS = [
+    *("=", "+", "-", "@", "\t", "\r", "\n", "\r\n="),
+    *("\uff1d", "\uff0b", "\uff0d", "\uff20", "\u2212", "\ufe66"),  # Of full width, a minus, and a small equals.
+    *(" =", "\u00a0=", "\u3000\uff1d", "\ufeff=", "\u200b=", "\u202e=", "\x0b=", "\u2028="),
+    *("'=", '"=', ' "=', "\u201c=", "`="),
+]
+
+
+@pytest.mark.parametrize("sign", FORMULAS)
 def test_no_cell_is_a_formula(sign: str, auditor: User, sign_in: SignIn) -> None:
     event(label=f"{sign}HYPERLINK(1)")
 
-    rows = list(csv.DictReader(io.StringIO(body(export(sign_in(auditor), "csv", "action=host.disabled")))))
+    rows = rows_of(body(export(sign_in(auditor), "csv", "action=host.disabled")))
 
     assert rows[0]["target"] == f"'{sign}HYPERLINK(1)"
+
+
+@pytest.mark.parametrize("word", ["", "a=1", "x -1", "\u201cquoted\u201d", " a", "größe", "日本", "#1", "1", "'", '"'])
+def test_a_cell_that_is_no_formula_stays_as_it_is(word: str, auditor: User, sign_in: SignIn) -> None:
+    event(label=word)
+
+    rows = rows_of(body(export(sign_in(auditor), "csv", "action=host.disabled")))
+
+    assert rows[0]["target"] == word
 
 
 def test_json_lines_hold_one_event_each(auditor: User, sign_in: SignIn) -> None:
     first, second = event(label="=one", name=["a", "b"]), event(label="two")
 
-    lines = body(export(sign_in(auditor), "jsonl", "action=host.disabled")).splitlines()
+    told_second, told_first = rows_of(body(export(sign_in(auditor), "jsonl", "action=host.disabled")))
 
-    told_first, told_second = json.loads(lines[1]), json.loads(lines[0])
-    assert len(lines) == 2
     assert (told_first["id"], told_first["target"], told_first["changes"]) == (
         str(first.uid),
         "=one",

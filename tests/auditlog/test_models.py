@@ -1,6 +1,7 @@
 """Logs are insert-only, partitioned by time, and outlive what they tell of (decisions 4, E6, E7)."""
 
-from datetime import UTC, date, datetime
+import itertools
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid4
 
 import psycopg
@@ -11,6 +12,7 @@ from auditlog import partitions
 from auditlog.actions import Action
 from auditlog.models import Call, Event
 from auditlog.origin import Origin, Via, coming_from
+from auditlog.partitions import Span, longest_partition
 from gatewayadmin import database
 from tests import make
 
@@ -31,17 +33,70 @@ def call(at: datetime) -> Call:
     )
 
 
-def test_partitions_are_made_three_months_ahead_and_once() -> None:
-    Call.partitions.make_ahead(date(2031, 11, 20))
+def old_month(year: int, month: int) -> None:
+    """A partition as versions before made them."""
+    span = Span.around(date(year, month, 1), 31)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT auditlog_make_partition(%s, %s)", [span.start, span.end])
 
-    assert Call.partitions.make_ahead(date(2031, 11, 30)) == []
-    assert {f"auditlog_call_{month}" for month in ("2031_11", "2031_12", "2032_01", "2032_02")} <= set(
-        Call.partitions.names()
-    )
+
+def test_partitions_are_made_ahead_and_once() -> None:
+    made = Call.partitions.make_ahead(date(2031, 11, 28))
+
+    assert (made[0], made[-1], len(made)) == ("auditlog_call_2031_11_27", "auditlog_call_2031_12_08", 12)
+    assert Call.partitions.make_ahead(date(2031, 11, 28)) == []
+    assert Call.partitions.make_ahead(date(2031, 11, 29)) == ["auditlog_call_2031_12_09"]
+
+
+@pytest.mark.parametrize(
+    ("kept_days", "longest"), [(1, 1), (90, 1), (100, 1), (101, 7), (730, 7), (731, 31), (3650, 31)]
+)
+def test_calls_stay_no_longer_than_a_partition_beyond_their_retention(kept_days: int, longest: int) -> None:
+    Call.partitions.make_ahead(date(2031, 11, 12), kept_days=kept_days)
+
+    spans = [span for name in Call.partitions.names() if (span := Span.named(name)) and span.start.year == 2031]
+    assert max(span.days for span in spans) <= longest == longest_partition(kept_days)
+    # However long it is kept, a year's log has not so many partitions that a statement over all of it suffers.
+    assert kept_days / longest <= 122
+
+
+def test_every_day_has_one_partition_whatever_retention_was_before() -> None:
+    today = date(2031, 11, 12)
+    for kept_days in (3650, 365, 90, 365, 3650, 90):
+        Call.partitions.make_ahead(today, kept_days=kept_days)
+        today += timedelta(days=9)
+
+    spans = [span for name in Call.partitions.names() if (span := Span.named(name)) and span.start.year == 2031]
+    assert all(one.end == other.start for one, other in itertools.pairwise(spans))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_empty_months_to_come_make_way_for_days_and_filled_ones_stay() -> None:
+    for month in (1, 2, 3):
+        old_month(2003, month)
+    call(datetime(2003, 3, 5, tzinfo=UTC))
+
+    Call.partitions.make_ahead(date(2003, 1, 30))
+
+    names = [name.removeprefix("auditlog_call_") for name in Call.partitions.names() if "call_2003" in name]
+    assert names == ["2003_01", *[f"2003_02_{day:02}" for day in range(1, 10)], "2003_03"]
+    call(datetime(2003, 2, 9, 23, 59, tzinfo=UTC))
+    Call.partitions.drop_before(date(2003, 4, 1))
+
+
+def test_a_partition_left_off_is_taken_up_again() -> None:
+    Call.partitions.make_for(date(2031, 11, 20))
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE auditlog_call DETACH PARTITION auditlog_call_2031_11_20")
+
+    Call.partitions.make_for(date(2031, 11, 20))
+
+    call(datetime(2031, 11, 20, 8, tzinfo=UTC))
 
 
 def test_a_call_is_found_by_its_uid() -> None:
-    Call.partitions.make_ahead(date(2031, 11, 20))
+    for day in (date(2031, 11, 30), date(2031, 12, 1)):
+        Call.partitions.make_for(day)
     one = call(datetime(2031, 11, 30, 23, 59, 59, 999_900, tzinfo=UTC))
     call(datetime(2031, 12, 1, tzinfo=UTC))
 
@@ -49,9 +104,9 @@ def test_a_call_is_found_by_its_uid() -> None:
 
 
 @pytest.mark.parametrize("change", ["UPDATE {} SET method = 'x'", "DELETE FROM {}"])
-@pytest.mark.parametrize("table", ["auditlog_call", "auditlog_call_2031_11"])
+@pytest.mark.parametrize("table", ["auditlog_call", "auditlog_call_2031_11_05"])
 def test_a_call_can_be_neither_changed_nor_deleted(change: str, table: str) -> None:
-    Call.partitions.make_ahead(date(2031, 11, 20))
+    Call.partitions.make_for(date(2031, 11, 5))
     call(datetime(2031, 11, 5, tzinfo=UTC))
 
     with pytest.raises(IntegrityError, match="insert-only"), transaction.atomic(), connection.cursor() as cursor:
@@ -68,19 +123,23 @@ def test_an_event_can_be_neither_changed_nor_deleted(change: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_retention_drops_only_partitions_that_are_wholly_old() -> None:
-    Call.partitions.make_ahead(date(2001, 1, 15))
+    old_month(2001, 1)
+    for day in (1, 2, 3):
+        Call.partitions.make_for(date(2001, 2, day))
 
-    dropped = Call.partitions.drop_before(date(2001, 3, 15))
+    assert Call.partitions.drop_before(date(2001, 1, 31)) == []
+    dropped = Call.partitions.drop_before(date(2001, 2, 2))
 
-    assert dropped == ["auditlog_call_2001_01", "auditlog_call_2001_02"]
-    assert Call.partitions.drop_before(date(2001, 5, 1)) == ["auditlog_call_2001_03", "auditlog_call_2001_04"]
+    assert dropped == ["auditlog_call_2001_01", "auditlog_call_2001_02_01"]
+    assert Call.partitions.drop_before(date(2001, 5, 1)) == ["auditlog_call_2001_02_02", "auditlog_call_2001_02_03"]
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_partition_that_is_read_stays_and_is_taken_up_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "ATTEMPTS", 1)
     monkeypatch.setattr(partitions, "PATIENCE", "100ms")
-    Call.partitions.make_ahead(date(2002, 1, 15))
+    for month in (1, 2, 3):
+        old_month(2002, month)
     with psycopg.connect(database.conninfo()) as reader:
         reader.execute("SELECT count(*) FROM auditlog_call")
         assert Call.partitions.drop_before(date(2002, 2, 1)) == []
@@ -93,7 +152,7 @@ def test_a_partition_that_is_read_stays_and_is_taken_up_where_it_was_left(monkey
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE auditlog_call DETACH PARTITION auditlog_call_2002_02")
 
-    assert Call.partitions.drop_before(date(2002, 5, 1)) == [f"auditlog_call_2002_0{month}" for month in (2, 3, 4)]
+    assert Call.partitions.drop_before(date(2002, 5, 1)) == [f"auditlog_call_2002_0{month}" for month in (2, 3)]
     assert not [name for name in Call.partitions.names() if "2002" in name]
 
 

@@ -1,8 +1,5 @@
 """Searching, facets, bars, files and new calls of the Logs page; and what all of it may cost."""
 
-import csv
-import io
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -20,6 +17,7 @@ from auditlog.search import Search
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
+from tests.exported import rows_of
 
 pytestmark = pytest.mark.django_db
 
@@ -333,8 +331,8 @@ def test_moments_in_the_address_narrow_and_can_be_removed(ana: User, sign_in: Si
 def test_a_file_holds_what_the_page_shows_and_is_recorded(three: dict[str, Call], ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
-    rows = list(csv.DictReader(io.StringIO(text(client.get("/logs/export/?q=error&format=csv")))))
-    lines = [json.loads(line) for line in text(client.get("/logs/export/?format=jsonl")).splitlines()]
+    rows = rows_of(text(client.get("/logs/export/?q=error&format=csv")))
+    lines = rows_of(text(client.get("/logs/export/?format=jsonl")))
 
     assert [row["feature_name"] for row in rows] == ["b"]
     assert {line["feature_name"] for line in lines} == {"a", "b", "c"}
@@ -409,3 +407,52 @@ def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in:
     assert "it" in command
     gone = make.call(gateway_id=uuid4())
     assert 'id="curl-command"' not in text(sign_in(ana).get(f"/logs/{gone.uid}/"))
+
+
+# --- Near and far -------------------------------------------------------------------------------------------------
+
+
+SPREAD = [*range(6), 8, 15, 16, 40, 90]  # Days ago.
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 50])
+@pytest.mark.parametrize("words", ["", "tool is common", "duration > 100", "tool is common and duration > 100"])
+def test_pages_hold_every_row_once_however_far_apart_they_are(db: None, words: str, size: int) -> None:
+    made = [
+        make.call(
+            at=ago(days=days), feature_type="tool", feature_name="common" if n % 3 else "rare", duration_ms=50 * n
+        )
+        for n, days in enumerate(SPREAD)
+    ]
+    wanted = [one.pk for one in made if _meets(one, words)]
+    search, cursor = Search(parse(words)), None
+    found: list[int] = []
+    back: list[int] = []
+    while True:
+        page = search.page(cursor, size).page
+        found += [row.pk for row in page.rows]
+        if page.older is None:
+            break
+        cursor = page.older
+    while page.newer is not None:
+        page = search.page(page.newer, size).page
+        back = [row.pk for row in page.rows] + back
+
+    assert found == wanted
+    assert [*back, *found[len(back) :]] == wanted
+    assert search.count() == (len(wanted), True)
+
+
+def _meets(one: Call, words: str) -> bool:
+    return ("tool" not in words or one.feature_name == "common") and ("duration" not in words or one.duration_ms > 100)
+
+
+def test_a_page_that_the_last_week_fills_asks_for_nothing_older(db: None) -> None:
+    for days in (0, 1, 2, 30):
+        make.call(at=ago(days=days))
+
+    with CaptureQueriesContext(connection) as queries:
+        assert len(Search([]).page(None, 2).page.rows) == 2
+
+    (query,) = queries
+    assert f"{ago(days=7):%Y-%m-%d}" in query["sql"]

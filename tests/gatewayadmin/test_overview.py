@@ -24,7 +24,7 @@ def text(response: Any) -> str:
 
 def a_call(outcome: Outcome, **fields: Any) -> Call:
     at = fields.pop("created_at", datetime.now(UTC) - timedelta(minutes=1))
-    Call.partitions.make_ahead(at.date())
+    Call.partitions.make_for(at.date())
     defaults = {"uid": uuid4(), "correlation_id": uuid4(), "method": "tools/call", "http_status": 200, "duration_ms": 1}
     return Call.objects.create(created_at=at, outcome=outcome, **(defaults | fields))
 

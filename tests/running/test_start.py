@@ -35,6 +35,35 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(fresh
         assert "SIGKILL" not in second.log()
 
 
+# Each alone makes libpq look elsewhere, or refuse what it finds.
+FOREIGN = {
+    "PGPORT": "1",
+    "PGHOST": "db.invalid",
+    "PGHOSTADDR": "203.0.113.1",
+    "PGUSER": "nobody",
+    "PGDATABASE": "nothing",
+    "PGPASSWORD": "wrong",
+    "PGSERVICE": "nowhere",
+    "PGDATA": "/nowhere",
+    "PGREQUIREAUTH": "scram-sha-256",
+    "PGCHANNELBINDING": "require",
+    "PGGSSENCMODE": "require",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGOPTIONS": "-c nonsense=1",
+    "PGCLIENTENCODING": "LATIN1",
+}
+
+
+def test_variables_for_another_postgresql_do_not_reach_the_embedded_one(fresh: Path) -> None:
+    with serving(fresh, FOREIGN) as served:
+        printed = password_of(served.greeting())
+        assert printed is not None
+        assert signs_in(served.url, *printed)
+        assert manage(fresh, "keys", **FOREIGN).returncode == 0
+        assert served.stop() == 0
+    assert postmaster(fresh) is None
+
+
 def test_generated_keys_are_for_the_owner_only(home: Path) -> None:
     keys = home / "keys"
 

@@ -23,19 +23,28 @@ class Command(BaseCommand):
         parser.add_argument("--port", type=int, default=settings.PORT, help="default: %(default)s")
         parser.add_argument("--workers", type=int, default=settings.WORKERS, help="processes (default: one per core)")
 
-    def handle(self, *args: Any, host: str, port: int, workers: int, **options: Any) -> None:
+        parser.add_argument(
+            "--no-migrate",
+            action="store_false",
+            dest="migrate",
+            help="leave the tables as they are; do not start when migrations are missing",
+        )
+
+    def handle(self, *args: Any, host: str, port: int, workers: int, migrate: bool, **options: Any) -> None:
         try:
             listener = listen(host, port)
             metrics = metrics_folder(settings.DATA_DIR)
-            database.require(tables=False)
+            database.require(tables=not migrate)
         except (PortTaken, Unusable) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
             raise CommandError(f"GATEWAY_DATA_DIR: cannot write to {settings.DATA_DIR} ({error.strerror}).") from error
+        if not migrate and (missing := database.missing()):
+            raise CommandError(f"The database lacks {', '.join(missing)}: run manage.py migrate first.")
         environment.hand_down("PROMETHEUS_MULTIPROC_DIR", str(metrics))
         environment.hand_down("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
         environment.hand_down("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
-        welcome = first_start.prepare()
+        welcome = first_start.prepare(migrate=migrate)
         self._warn()
         processes = workers or cores()
         environment.hand_down("GATEWAY_WORKERS", str(processes))  # They share what servers may have under way.

@@ -1,0 +1,85 @@
+"""What a role that serves may do in the database, when another one owns it: everything but change the logs.
+
+Such a role adds rows to the logs and reads them. It cannot alter or remove one, drop the triggers that guard them, or
+change any table: all that takes the owner (docs/how-to/deploy.md).
+"""
+
+from collections.abc import Iterator
+
+from django.db import connection, transaction
+from psycopg import sql
+
+from auditlog.models import Call, Event
+
+MAKER = f"{Call.partitions.maker}(date, date)"
+LOGS = (Call._meta.db_table, Event._meta.db_table)
+READ_ONLY = ("django_migrations",)
+
+_TABLES = """
+SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition
+AND relnamespace = current_schema()::regnamespace AND relname !~ '^auditlog_call_' ORDER BY 1
+"""
+# Whoever may make partitions by an explicit grant is a role that `grant` was run for.
+_GRANTED = """
+SELECT r.rolname FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
+WHERE p.oid = %s::regprocedure AND a.grantee <> p.proowner AND a.privilege_type = 'EXECUTE' ORDER BY 1
+"""
+_JUDGED = """
+SELECT r.rolsuper OR pg_has_role(r.oid, c.relowner, 'MEMBER') FROM pg_roles r, pg_class c
+WHERE r.rolname = %s AND c.oid = %s::regclass
+"""
+
+
+class Ungrantable(Exception):
+    """This role cannot be given these rights; the message is one line."""
+
+
+def statements(role: str) -> list[str]:
+    """The SQL that gives `role` what a serving process needs, and takes from it whatever else it had."""
+    with connection.cursor() as cursor:
+        return [statement.as_string(cursor.connection) for statement in _statements(role)]
+
+
+def apply(role: str) -> None:
+    """Give `role` what a serving process needs and no more. Raises Ungrantable."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(_JUDGED, [role, LOGS[0]])
+        row = cursor.fetchone()
+        if row is None:
+            raise Ungrantable(f"There is no role {role}: CREATE ROLE {role} LOGIN PASSWORD '...' makes one.")
+        if row[0]:
+            raise Ungrantable(f"{role} owns the tables or is a superuser: no grant can limit what it does.")
+        for statement in _statements(role):
+            cursor.execute(statement)
+
+
+def renew() -> None:
+    """Extend what was granted before to tables made since."""
+    with connection.cursor() as cursor:
+        cursor.execute(_GRANTED, [MAKER])
+        roles = [name for (name,) in cursor.fetchall()]
+    if roles and Call.partitions.is_owner():
+        for role in roles:
+            apply(role)
+
+
+def _statements(role: str) -> Iterator[sql.Composed]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_database(), current_schema()")
+        database, schema = cursor.fetchone()
+        cursor.execute(_TABLES)
+        tables = [name for (name,) in cursor.fetchall()]
+    words = {"role": sql.Identifier(role), "database": sql.Identifier(database), "schema": sql.Identifier(schema)}
+    yield sql.SQL("GRANT CONNECT ON DATABASE {database} TO {role}").format(**words)
+    yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**words)
+    yield sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}").format(**words)
+    for rights, names in (
+        ("SELECT, INSERT, UPDATE, DELETE", [name for name in tables if name not in (*LOGS, *READ_ONLY)]),
+        ("SELECT, INSERT", LOGS),
+        ("SELECT", READ_ONLY),
+    ):
+        some = sql.SQL(", ").join(sql.Identifier(schema, name) for name in names)
+        yield sql.SQL("GRANT {rights} ON {some} TO {role}").format(rights=sql.SQL(rights), some=some, **words)
+    yield sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}").format(**words)
+    maker = sql.SQL(MAKER)
+    yield sql.SQL("GRANT EXECUTE ON FUNCTION {schema}.{maker} TO {role}").format(maker=maker, **words)

@@ -1,0 +1,31 @@
+"""Rights for a role that serves but owns nothing."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from gatewayadmin import database, grants
+from gatewayadmin.database import Unusable
+from gatewayadmin.grants import Ungrantable
+
+
+class Command(BaseCommand):
+    help = "Let a database role serve: read and add to the logs, change everything else, own nothing. Run as the owner."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("role", help="a role that exists and can log in")
+        parser.add_argument("--print", action="store_true", dest="only_print", help="say the SQL, change nothing")
+
+    def handle(self, *args: Any, role: str, only_print: bool, **options: Any) -> None:
+        try:
+            database.require()
+            if missing := database.missing():
+                raise CommandError(f"The database lacks {', '.join(missing)}: run manage.py migrate first.")
+            if only_print:
+                self.stdout.write("".join(f"{statement};\n" for statement in grants.statements(role)), ending="")
+            else:
+                grants.apply(role)
+                self.stdout.write(f"{role} may serve: run it with `serve --no-migrate`.")
+        except (Unusable, Ungrantable) as error:
+            raise CommandError(str(error)) from error

@@ -1,0 +1,85 @@
+"""Django's `migrate`, made safe beside running servers: it never makes calls queue behind it for long."""
+
+import time
+from contextlib import suppress
+from typing import Any
+
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.core.management.commands import migrate
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, OperationalError, ProgrammingError, connections
+from psycopg import errors
+
+from gatewayadmin import database, grants, housekeeping
+
+LOCK_TIMEOUT = "1s"  # What comes to a table after us waits behind us for so long at most.
+TRIES = 10
+PAUSE_S = 3.0
+GAVE_UP = (
+    "What was migrated before it stays, the rest waits: see who keeps the table "
+    "(SELECT pid, state, xact_start, query FROM pg_stat_activity), then try again."
+)
+
+
+class Command(migrate.Command):
+    """Migrations wait for a lock for a second only, and are tried again; then what else a server needs is made.
+
+    A migration that has to wait longer, as CREATE INDEX CONCURRENTLY does, sets its own `lock_timeout`.
+    """
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        connection = connections[options["database"]]
+        try:
+            for attempt in range(1, TRIES + 1):
+                # A session's setting outlives the transactions of the migrations, and a failed one.
+                with connection.cursor() as cursor:
+                    cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+                if self._migrates(attempt, *args, **options):
+                    break
+        finally:
+            with suppress(DatabaseError), connection.cursor() as cursor:  # Lost, it has no setting left.
+                cursor.execute("RESET lock_timeout")
+        if options["database"] == DEFAULT_DB_ALIAS and _is_whole(options):
+            self._make_the_rest()
+
+    def _migrates(self, attempt: int, *args: Any, **options: Any) -> bool:
+        """Whether it got to its end; False when a table was in use and there are tries left."""
+        try:
+            super().handle(*args, **options)
+        except OperationalError as error:
+            if not isinstance(error.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected)):
+                raise
+            waiting = f"{_next_migration()} needs a table that is in use"
+            if attempt == TRIES:
+                raise CommandError(f"{waiting}. {GAVE_UP}") from error
+            self.stderr.write(f"{waiting}; trying again in {PAUSE_S:g} s ({attempt} of {TRIES}).")
+            time.sleep(PAUSE_S)
+            return False
+        except ProgrammingError as error:
+            if not isinstance(error.__cause__, errors.InsufficientPrivilege):
+                raise
+            raise CommandError(
+                f"{_first_line(error)}. Migrate as the role that owns the tables; "
+                "a server of another role runs with `serve --no-migrate`."
+            ) from error
+        return True
+
+    def _make_the_rest(self) -> None:
+        """The cache's table, the partitions of the coming days, and what serving roles may do with new tables."""
+        call_command("createcachetable", verbosity=0)
+        housekeeping.make_partitions()
+        grants.renew()
+
+
+def _is_whole(options: dict[str, Any]) -> bool:
+    return not (options["app_label"] or options["plan"] or options["check_unapplied"] or options["fake"])
+
+
+def _next_migration() -> str:
+    with suppress(OperationalError):  # The list of migrations may be what is in use.
+        return next(iter(database.missing()), "A migration")
+    return "A migration"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

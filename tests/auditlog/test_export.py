@@ -1,0 +1,143 @@
+"""A file of any length: read by a cursor of its own, some rows at a time, and whole or said not to be."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from django.db import connection, connections
+
+from auditlog import export
+from auditlog.export import CALL_COLUMNS, Export, Incomplete, TooMany
+from auditlog.models import Call, Event
+from auditlog.search import Search
+from capabilities import Capability
+from gatewayadmin import database
+from tests import make
+from tests.calls import call
+from tests.conftest import SignIn
+from tests.exported import rows_of
+from tests.rest import Rest
+
+NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)
+READER = (
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'gateway export' AND datname = current_database()"
+)
+
+
+def all_calls(**span: datetime) -> Export:
+    return Export(Search([], **span), "jsonl", CALL_COLUMNS)
+
+
+def readers() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(READER)
+        return int(cursor.fetchone()[0])
+
+
+@pytest.fixture
+def days(transactional_db: None) -> list[str]:
+    """The uids of calls on each of twenty days, two at the same moment, the newest first."""
+    moments = [NOON - timedelta(days=number) for number in range(20) for _ in range(2)]
+    made = [call(at, feature_name=f"tool{number}") for number, at in enumerate(moments)]
+    made.sort(key=lambda one: (one.created_at, one.pk), reverse=True)
+    return [str(one.uid) for one in made]
+
+
+def test_rows_of_all_partitions_come_once_and_in_order(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "CHUNK", 3)
+    pieces = list(all_calls())
+
+    assert [row["id"] for row in rows_of("".join(pieces))] == days
+    assert max(piece.count("\n") for piece in pieces) == 3
+
+
+@pytest.mark.parametrize("since", [0, 1, 7, 8, 9, 15, 19, 30])
+@pytest.mark.parametrize("length", [1, 8, 9, 40])
+def test_a_span_of_time_is_cut_where_it_says(days: list[str], since: int, length: int) -> None:
+    start = NOON - timedelta(days=since, hours=1)
+    told = rows_of("".join(all_calls(since=start, until=start + timedelta(days=length))))
+
+    assert [row["id"] for row in told] == days[max(since - length + 1, 0) * 2 : (since + 1) * 2]
+
+
+def test_no_statement_of_an_export_reads_more_than_some_partitions(days: list[str]) -> None:
+    with all_calls() as whole:
+        locked = []
+        for _ in whole:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT count(DISTINCT relation) FROM pg_locks JOIN pg_class ON oid = relation"
+                    " WHERE relname ~ '^auditlog_call_.*[0-9]$' AND relkind = 'r' AND pid <> pg_backend_pid()"
+                )
+                locked.append(cursor.fetchone()[0])
+    assert 0 < max(locked) <= 8 < len(Call.partitions.names())
+
+
+def test_the_time_limit_of_pages_does_not_cut_an_export(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = connections.settings["default"]["OPTIONS"]
+    monkeypatch.setitem(options, "options", options["options"] + " -c statement_timeout=1ms")
+
+    assert len(rows_of("".join(all_calls()))) == len(days)
+
+
+def test_an_export_ends_at_once_wherever_it_is(days: list[str]) -> None:
+    whole = all_calls()
+    with psycopg.connect(database.conninfo()) as busy:
+        busy.execute("LOCK TABLE auditlog_call IN ACCESS EXCLUSIVE MODE")
+        reading = threading.Thread(target=lambda: next(whole, None))
+        reading.start()
+        while not waits():
+            pass
+        whole.close()
+        reading.join(timeout=20)
+        assert not reading.is_alive()
+    assert readers() == 0
+
+
+def drain(whole: Export, pieces: list[str]) -> None:
+    for piece in whole:
+        pieces.append(piece)  # noqa: PERF402  (what came before an error counts)
+
+
+def waits() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(READER + " AND wait_event_type = 'Lock'")
+        return bool(cursor.fetchone()[0])
+
+
+def test_an_export_that_lost_the_database_says_so_and_breaks_off(
+    days: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "CHUNK", 3)
+    whole = Export(Search([]), "csv", CALL_COLUMNS)
+    pieces = [next(whole), next(whole)]
+    with connection.cursor() as cursor:
+        cursor.execute(READER.replace("count(*)", "pg_terminate_backend(pid)"))
+
+    with pytest.raises(Incomplete):
+        drain(whole, pieces)
+
+    assert pieces[-1].startswith("# incomplete: ")
+    whole.close()
+    assert readers() == 0
+
+
+def test_so_many_exports_run_at_once_and_the_next_is_told_when_to_come(days: list[str], sign_in: SignIn) -> None:
+    user = make.user(Capability.LOGS_READ, Capability.AUDIT_READ)
+    client, rest = sign_in(user), Rest.of(user)
+    running = [all_calls() for _ in range(export.AT_ONCE)]
+    with pytest.raises(TooMany):
+        all_calls()
+    for path in ("/logs/export/?format=csv", "/settings/admin-events/export/?format=csv"):
+        answer = client.get(path)
+        assert (answer.status_code, answer["Retry-After"]) == (503, "30")
+        assert b"Too many exports are running." in answer.content
+    answer = rest.get("/logs/export")
+    assert (answer.status_code, answer.json()["code"]) == (503, "too_many_exports")
+    assert not Event.objects.filter(action__endswith=".exported").exists()
+
+    running.pop().close()
+    assert len(rows_of("".join(all_calls()))) == len(days)
+    while running:
+        running.pop().close()

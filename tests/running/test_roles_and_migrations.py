@@ -1,0 +1,279 @@
+"""Tables are changed by one database role and calls served by another; a migration makes no call queue behind it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from django.core.management import CommandError, call_command
+
+from gatewayadmin import database
+from gatewayadmin.management.commands import migrate
+from tests import cluster, workspace
+from tests.running.debian import postgres, programs
+from tests.running.load import Load
+from tests.running.starts import environment, manage, signs_in
+from tests.workspace import OWNER, PASSWORD, Serve
+
+pytestmark = pytest.mark.xdist_group("roles")
+
+LOGS = ("auditlog_call", "auditlog_event")
+WAITED = 5  # Seconds: so long no call takes that did not stand behind a lock, however busy the machine.
+DENIED = "permission denied|must be owner"
+
+
+class Roles(NamedTuple):
+    """One database as its owner reaches it, and as the role that serves does; `name` is that role's."""
+
+    home: Path
+    owner: str
+    runner: str
+    name: str
+    keys: dict[str, str]
+
+    def manage(self, *words: str) -> str:
+        """What a command prints that the owner runs; it must succeed."""
+        done = manage(self.home, *words, DATABASE_URL=self.owner, **self.keys)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refusal_of(self, *words: str, as_runner: bool = False) -> str:
+        """What a command says that must fail."""
+        done = manage(self.home, *words, DATABASE_URL=self.runner if as_runner else self.owner, **self.keys)
+        assert done.returncode != 0
+        return done.stderr
+
+
+@pytest.fixture(scope="module", params=["embedded", "debian"])
+def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
+    """An empty database of a role that is no superuser, and a second role that may only log in."""
+    owner, runner, base = (f"{name}_{os.getpid()}_{request.param}" for name in ("owner", "runner", "roles"))
+    with ExitStack() as stack:
+        if request.param == "embedded":
+            address = cluster.fresh_database(base)
+        else:
+            binaries = programs()
+            if binaries is None and not os.environ.get("CI"):
+                pytest.skip("needs a PostgreSQL server, such as Debian's package postgresql; CI installs it")
+            assert binaries is not None
+            address = stack.enter_context(postgres(binaries))
+        with psycopg.connect(address, autocommit=True) as admin:
+            for name in (owner, runner):
+                admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'".encode())
+            admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO {owner}".encode())
+        stack.callback(drop_role, address, owner, runner)
+        home = tmp_path_factory.mktemp(base)
+        yield Roles(home, as_role(address, owner), as_role(address, runner), runner, cluster.keys())
+
+
+def as_role(address: str, name: str) -> str:
+    parts = urlsplit(address)
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{name}:secret@{place}").geturl()
+
+
+def drop_role(address: str, *names: str) -> None:
+    with psycopg.connect(address, autocommit=True) as admin:
+        for name in names:
+            admin.execute(f"DROP OWNED BY {name} CASCADE".encode())
+            admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO CURRENT_USER".encode())
+            admin.execute(f"DROP ROLE {name}".encode())
+
+
+@pytest.fixture(scope="module")
+def served(roles: Roles) -> Iterator[Serve]:
+    """The product, serving as the role that owns nothing, on tables the owner made."""
+    lacking = start_refused(roles)
+    assert "run manage.py migrate first" in lacking or "The database is empty" in lacking
+    roles.manage("migrate", "--verbosity", "0")
+    roles.manage("grant", roles.name)
+    data_dir = roles.home / "serving"
+    data_dir.mkdir(mode=0o700)
+    served = Serve(data_dir, roles.runner, workspace.free_port(), roles.keys)
+    try:
+        yield served.start("--no-migrate")
+    finally:
+        served.stop()
+
+
+def start_refused(roles: Roles) -> str:
+    return roles.refusal_of("serve", "--port", str(workspace.free_port()), "--no-migrate")
+
+
+def test_the_product_works_as_a_role_that_owns_nothing(roles: Roles, served: Serve) -> None:
+    assert signs_in(served.url, OWNER, PASSWORD)
+    issued = served.issue_token(host="Bot", gateway="quickstart")
+    with Load(issued["gateway_url"], issued["token"], 2) as load:
+        load.wait_for(10)
+    assert load.refused == 0
+    with psycopg.connect(roles.owner) as owner:
+        logged = {row[0] for row in owner.execute("SELECT correlation_id FROM auditlog_call").fetchall()}
+        assert load.answered <= logged
+        owner.execute("DROP TABLE auditlog_call_" + f"{datetime.now(UTC) + timedelta(days=9):%Y_%m_%d}")
+
+    assert "partitions_made 1," in chores(served.manage)  # And the owner's, although another role asked.
+    with psycopg.connect(roles.owner) as owner:
+        strange = owner.execute(
+            "SELECT count(*) FROM pg_class WHERE relname LIKE 'auditlog_call%' AND relowner <> current_user::regrole"
+        )
+        assert strange.fetchone() == (0,)
+
+
+@pytest.mark.parametrize("table", LOGS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE {} SET created_at = now()",
+        "DELETE FROM {}",
+        "TRUNCATE {}",
+        "DROP TABLE {} CASCADE",
+        "DROP TRIGGER {}_is_insert_only ON {}",
+        "ALTER TABLE {} DISABLE TRIGGER ALL",
+        "ALTER TABLE {} ADD COLUMN more int",
+        "CREATE TRIGGER more BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION auditlog_refuse_change()",
+        "CREATE RULE more AS ON INSERT TO {} DO INSTEAD NOTHING",
+    ],
+)
+def test_the_role_that_serves_can_do_nothing_to_the_logs_but_read_and_add(
+    roles: Roles, served: Serve, change: str, table: str
+) -> None:
+    with psycopg.connect(roles.runner) as runner, pytest.raises(psycopg.errors.InsufficientPrivilege, match=DENIED):
+        runner.execute(change.replace("{}", table).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE auditlog_call DETACH PARTITION {}",
+        "DROP TABLE {}",
+        "DELETE FROM {}",
+        "TRUNCATE {}",
+        "CREATE TABLE more ()",
+        "CREATE OR REPLACE FUNCTION auditlog_refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
+        "SELECT auditlog_make_partition('2001-01-01', '2001-01-02')",
+        "DELETE FROM django_migrations",
+    ],
+)
+def test_the_role_that_serves_can_do_nothing_to_what_holds_the_logs(roles: Roles, served: Serve, change: str) -> None:
+    part = f"auditlog_call_{datetime.now(UTC):%Y_%m_%d}"
+    with psycopg.connect(roles.runner) as runner, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        runner.execute(change.replace("{}", part).encode())
+
+
+def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> None:
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("SELECT auditlog_make_partition('2001-01-01', '2001-02-01')")
+
+    assert "partitions_dropped 0," in chores(served.manage)
+    assert "partitions_dropped 1," in chores(roles.manage)
+
+
+def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
+    rights = (
+        "SELECT relname, privilege_type FROM pg_class, aclexplode(relacl)"
+        " WHERE grantee::regrole::text = %s AND relnamespace = 'public'::regnamespace ORDER BY 1, 2"
+    )
+    printed = roles.manage("grant", roles.name, "--print")
+    with psycopg.connect(roles.owner) as owner:
+        before = owner.execute(rights, [roles.name]).fetchall()
+        owner.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {roles.name}".encode())
+        owner.execute(f"GRANT UPDATE ON auditlog_event TO {roles.name}".encode())
+        owner.execute(printed.encode())
+        after = owner.execute(rights, [roles.name]).fetchall()
+    assert after == before
+    assert [right for table, right in after if table in LOGS] == ["INSERT", "SELECT"] * 2
+
+
+def test_grant_refuses_a_role_that_it_could_not_limit(roles: Roles, served: Serve) -> None:
+    owner = urlsplit(roles.owner).username or ""
+    assert "no grant can limit" in roles.refusal_of("grant", owner)
+    assert "There is no role nobody_here" in roles.refusal_of("grant", "nobody_here")
+
+
+def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles, served: Serve) -> None:
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("CREATE TABLE made_later (id int)")
+    roles.manage("migrate", "--verbosity", "0")
+
+    with psycopg.connect(roles.runner) as runner:
+        runner.execute("DELETE FROM made_later")
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("DROP TABLE made_later")
+
+
+def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Serve) -> None:
+    forget = (
+        "DELETE FROM django_migrations WHERE app = 'auditlog' AND name = '0006_partition_maker' RETURNING app, name"
+    )
+    with psycopg.connect(roles.owner, autocommit=True) as owner:
+        row = owner.execute(forget).fetchone()
+        try:
+            said = start_refused(roles)
+            as_runner = roles.refusal_of("migrate", as_runner=True)
+        finally:
+            owner.execute("INSERT INTO django_migrations (app, name, applied) VALUES (%s, %s, now())", row)
+    assert "The database lacks auditlog.0006_partition_maker: run manage.py migrate first." in said
+    assert "Migrate as the role that owns the tables" in as_runner
+
+
+def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
+    """While a reader keeps the log, migrations that want it give way to the calls; when it has left they pass."""
+    issued = served.issue_token(host="Waiter", gateway="quickstart")
+    with (
+        psycopg.connect(roles.owner) as reader,
+        Load(issued["gateway_url"], issued["token"], 2) as load,
+    ):
+        reader.execute("SELECT count(*) FROM auditlog_call")
+        back = migrating(roles, "auditlog", "0003")
+        assert back.stderr is not None
+        said = [back.stderr.readline() for _ in range(2)]  # Refused twice.
+        load.wait_for(10)
+        reader.rollback()
+        assert back.wait(timeout=60) == 0, back.stderr.read()
+        back.stderr.close()
+        roles.manage("migrate")
+        load.wait_for(10)
+    roles.manage("grant", roles.name)
+    assert "auditlog." in said[0]
+    assert "needs a table that is in use; trying again in 3 s (1 of 10)." in said[0]
+    assert "(2 of 10)" in said[1]
+    assert load.slowest < WAITED
+
+
+def test_a_migration_gives_up_with_words(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(migrate, "TRIES", 2)
+    monkeypatch.setattr(migrate, "PAUSE_S", 0)
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "50ms")
+    with psycopg.connect(database.conninfo()) as busy:
+        busy.execute("LOCK TABLE django_migrations")
+        with pytest.raises(CommandError, match="What was migrated before it stays, the rest waits"):
+            call_command("migrate", "auditlog", "0005", verbosity=0)
+    assert "(1 of 2)" in capsys.readouterr().err
+    assert not database.missing()
+
+
+def migrating(roles: Roles, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "manage.py", "migrate", "--verbosity", "0", *words],
+        cwd=workspace.ROOT,
+        env=environment(roles.home, DATABASE_URL=roles.owner, **roles.keys),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def chores(manage: Callable[..., str]) -> str:
+    """What housekeeping did, once nobody else was at it."""
+    while "at it already" in (done := manage("housekeeping")):
+        pass
+    return done

@@ -1,0 +1,194 @@
+"""`.ci/setup`, interrupted wherever it may be: the next one makes an environment that works."""
+
+import base64
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import ROOT
+
+# The first run does so much and hangs, which leaves what a Ctrl-C there leaves; the second goes on undisturbed.
+HANG = """
+if [ ! -e "{mark}" ]; then {first} touch "{mark}"; exec sleep 60; fi
+"""
+PYTHON = '#!/bin/bash\ncase "$*" in *"-m venv"*) {hang} ;; esac\nexec "{real}" "$@"\n'
+UV = '#!/bin/bash\ncase "$*" in *"pip sync"*) {hang} ;; esac\nexec "{real}" "$@"\n'
+
+
+@dataclass
+class Clone:
+    """A clone that holds what a set-up reads: the script, and lock files of one package that is here already."""
+
+    folder: Path
+    programs: Path
+
+    @property
+    def venv(self) -> Path:
+        return self.folder / ".venv"
+
+    @property
+    def mark(self) -> Path:
+        return self.folder / "hung"
+
+    def start(self, kind: str = "run") -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", ".ci/setup", kind],
+            cwd=self.folder,
+            env={
+                "PATH": f"{self.programs}:/usr/bin:/bin",
+                "HOME": str(self.folder),
+                "PYTHON": str(self.programs / "python"),
+                "UV_OFFLINE": "1",
+                "UV_CACHE_DIR": str(self.folder.with_name("cache")),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def set_up(self, kind: str = "run") -> str:
+        """Run it to its end; what it said."""
+        process = self.start(kind)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        return said
+
+    def interrupt(self, kind: str = "run", stop: int = signal.SIGINT) -> None:
+        """Start it and end it, with all it runs, where it hangs."""
+        process = self.start(kind)
+        deadline = time.monotonic() + 90
+        while not self.mark.exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, stop)
+        process.communicate(timeout=30)
+
+    def works(self) -> bool:
+        """Whether the environment has its package whole, and pip."""
+        command = "import pip, thing; assert thing.ANSWER == 42"
+        return not subprocess.run([self.venv / "bin" / "python", "-c", command], check=False).returncode
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    made = Clone(tmp_path / "clone", tmp_path / "programs")
+    (made.folder / ".ci").mkdir(parents=True)
+    made.programs.mkdir()
+    shutil.copy(ROOT / ".ci" / "setup", made.folder / ".ci")
+    wheel = wheel_in(tmp_path)
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        (made.folder / lock).write_text(f"# {lock}\nthing @ {wheel.as_uri()}\n")
+    program(made.programs / "python", PYTHON, sys.executable, "")
+    program(made.programs / "uv", UV, str(Path(sys.executable).with_name("uv")), "")
+    return made
+
+
+def program(path: Path, template: str, real: str, hang: str) -> None:
+    path.write_text(template.format(real=real, hang=hang))
+    path.chmod(0o755)
+
+
+def wheel_in(folder: Path) -> Path:
+    path = folder / "thing-1.0-py3-none-any.whl"
+    files = {
+        "thing.py": b"ANSWER = 42\n",
+        "thing-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n",
+        "thing-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digests = {
+        name: base64.urlsafe_b64encode(hashlib.sha256(text).digest()).decode().rstrip("=")
+        for name, text in files.items()
+    }
+    record = "".join(f"{name},sha256={digests[name]},{len(text)}\n" for name, text in files.items())
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in {**files, "thing-1.0.dist-info/RECORD": record.encode()}.items():
+            wheel.writestr(name, text)
+    return path
+
+
+def while_making(clone: Clone) -> None:
+    """Python is in the environment, pip is not yet."""
+    first = f'"{sys.executable}" -m venv --without-pip .venv;'
+    program(clone.programs / "python", PYTHON, sys.executable, HANG.format(mark=clone.mark, first=first))
+
+
+def before_installing(clone: Clone) -> None:
+    """The environment is made, no package is in it."""
+    uv = str(Path(sys.executable).with_name("uv"))
+    program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=""))
+
+
+def while_installing(clone: Clone) -> None:
+    """The package is noted as installed, of its modules one is missing."""
+    uv = str(Path(sys.executable).with_name("uv"))
+    first = f'"{uv}" "$@"; rm .venv/lib/python*/site-packages/thing.py;'
+    program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=first))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("moment", [while_making, before_installing, while_installing])
+def test_a_set_up_that_was_interrupted_is_made_again(clone: Clone, moment: Callable[[Clone], None], stop: int) -> None:
+    moment(clone)
+    clone.interrupt(stop=stop)
+    assert not clone.works()
+
+    clone.set_up()
+
+    assert clone.works()
+    assert clone.set_up() == ""
+
+
+def test_a_new_set_of_packages_that_was_interrupted_is_not_taken_for_the_old_one(clone: Clone) -> None:
+    clone.set_up("dev")
+    lock = clone.folder / "requirements-dev.lock"
+    old = lock.read_text()
+    lock.write_text(f"# changed\n{old}")
+    while_installing(clone)
+    clone.interrupt("dev")
+    lock.write_text(old)
+
+    clone.set_up("dev")
+
+    assert clone.works()
+
+
+def no_python(venv: Path) -> None:
+    for path in (venv / "bin").glob("python*"):
+        path.unlink()
+    (venv / "bin" / "python").symlink_to("/nowhere/python3.12")
+
+
+def no_lock(venv: Path) -> None:
+    (venv / "requirements.lock").unlink()
+
+
+def half_a_lock(venv: Path) -> None:
+    lock = venv / "requirements.lock"
+    lock.write_text(lock.read_text()[:5])
+
+
+def empty_lock(venv: Path) -> None:
+    (venv / "requirements.lock").write_text("")
+
+
+@pytest.mark.parametrize("spoil", [no_python, no_lock, half_a_lock, empty_lock])
+def test_a_spoilt_environment_is_made_good(clone: Clone, spoil: Callable[[Path], None]) -> None:
+    clone.set_up()
+    spoil(clone.venv)
+
+    assert clone.set_up() != ""
+
+    assert clone.works()
+    assert clone.set_up() == ""
