@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.db import transaction
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
@@ -135,7 +134,7 @@ class UserResource(Resource):
         person = self._find(pk)
         changes = _with_role(self.body())
         role = changes.pop("role", None)
-        with transaction.atomic():
+        with self.unchanged(person):
             if changes:
                 person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)
             if role:

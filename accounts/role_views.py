@@ -16,8 +16,9 @@ from accounts.models import Role
 from accounts.password_again import ask_again
 from accounts.people_forms import RoleForm, role_from
 from accounts.rules import BeyondYours, LastManager, NameTaken, RoleInUse, RoleLocked
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
 
 
 def find(pk: UUID) -> Any:
@@ -66,10 +67,12 @@ def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     role = find(pk)
     form = RoleForm(posted(request), editor=request.user, before=role.capabilities, initial={"name": role.name})
-    context = {"form": form, "role": role, "heading": role.name}
+    context = {"form": form, "role": role, "heading": role.name, "version": role.version}
     if request.method == "POST" and form.is_valid():
         try:
-            role.edit(**form.cleaned_data, by=request.user)
+            role.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+        except ChangedMeanwhile as clash:
+            context |= told_of(clash)
         except NameTaken as error:
             form.add_error("name", str(error))
         except (BeyondYours, LastManager, RoleLocked) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
 from django.http import HttpResponse
 from django.urls import reverse
@@ -10,19 +12,29 @@ from django.views.decorators.http import require_http_methods
 from accounts.models import WorkspaceSettings
 from accounts.password_again import ask_again
 from accounts.workspace_form import WorkspaceForm
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from ui.pages import AppRequest, leave, posted, refuse, show
+from ui.pages import AppRequest, leave, posted, refuse, seen, show, told_of
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.WORKSPACE_MANAGE)
 @ask_again
 def workspace(request: AppRequest) -> HttpResponse:
-    form = WorkspaceForm(posted(request), workspace=WorkspaceSettings.load())
-    context = {"form": form, "private": settings.PRIVATE_UPSTREAMS, "public_url": settings.PUBLIC_URL}
+    now = WorkspaceSettings.load()
+    form = WorkspaceForm(posted(request), workspace=now)
+    context: dict[str, Any] = {
+        "form": form,
+        "version": now.version,
+        "private": settings.PRIVATE_UPSTREAMS,
+        "public_url": settings.PUBLIC_URL,
+    }
     if request.method == "GET":
         return show(request, "accounts/workspace.html", context)
     if not form.is_valid():
         return refuse(request, "accounts/workspace.html", context)
-    WorkspaceSettings.edit(by=request.user, **form.cleaned_data)
+    try:
+        WorkspaceSettings.edit(by=request.user, seen=seen(request), **form.cleaned_data)
+    except ChangedMeanwhile as clash:
+        return refuse(request, "accounts/workspace.html", context | told_of(clash))
     return leave(request, reverse("accounts:workspace"), "Settings saved")

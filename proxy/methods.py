@@ -26,7 +26,7 @@ WANTED = {"tools/list": ALL, "tools/call": ADDRESSED}
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES = "/settings/identities"
-LACKING = frozenset({"identity_missing", "identity_expired"})
+LACKING = frozenset({"identity_missing", "identity_expired", "identity_unconfirmed"})
 
 
 def wanted(message: Message | None) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from django.db.models.functions import Lower
 from accounts.rules import Giver, NameTaken, RoleInUse, RoleLocked, must_hold, must_keep_a_manager, one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Event
+from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from capabilities.roles import BUILT_IN
 
@@ -51,7 +52,7 @@ class RoleManager(models.Manager["Role"]):
         return role
 
 
-class Role(models.Model):
+class Role(Versioned, models.Model):
     """A named bundle of capabilities; each user holds one (requirements 4.1)."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -80,21 +81,28 @@ class Role(models.Model):
         rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
         return frozenset(f"{one.content_type.app_label}.{one.codename}" for one in rows)
 
-    def edit(self, *, name: str, capabilities: Iterable[Capability], by: Giver | None) -> None:
+    def editable(self) -> dict[str, Any]:
+        return {"name": self.name, "capabilities": sorted(one.slug for one in self.capabilities)}
+
+    def edit(
+        self, *, name: str, capabilities: Iterable[Capability], by: Giver | None, seen: Seen | None = None
+    ) -> None:
         """Rename the role and bundle other capabilities; acts on its people's next request.
 
-        Raises RoleLocked, NameTaken, BeyondYours for what is added, or LastManager.
+        Raises RoleLocked, NameTaken, BeyondYours for what is added, LastManager or ChangedMeanwhile.
         """
         wanted = frozenset(capabilities)
         try:
             with transaction.atomic():
                 one_at_a_time()
                 self._must_be_open()
-                before = self.capabilities
-                must_hold(by, wanted - before)
+                row = Role.objects.get(pk=self.pk)
+                before = row.capabilities
                 changes = _said(before, wanted)
-                if self.name != name.strip():
-                    changes["name"] = [self.name, name.strip()]
+                if row.name != name.strip():
+                    changes["name"] = [row.name, name.strip()]
+                row.must_be(seen, changes)
+                must_hold(by, wanted - before)
                 self.name = name.strip()
                 self.save(update_fields=["name"])
                 self.permissions.remove(*permissions_of(before - wanted))

@@ -1,4 +1,4 @@
-"""In every list, what acts on a row can be reached and pressed, however long the names in it are and however narrow the window."""
+"""In every list, what acts on a row can be reached and pressed, whatever its names and however narrow the window."""
 
 import json
 from pathlib import Path
@@ -51,14 +51,14 @@ FIND = """() => {
   const out = [], wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   const rows = [...document.querySelectorAll("main .table tbody tr")];
   for (const control of document.querySelectorAll("main .table tbody :is(a[href], button, [role=switch])")) {
-    const name = `${control.getAttribute("aria-label") ?? control.textContent.trim() ?? ""}`.slice(0, 30) || control.type;
+    const name = (control.getAttribute("aria-label") ?? control.textContent).trim().slice(0, 30) || control.type;
+    if (!control.checkVisibility({visibilityProperty: true}) || control.closest(".visually-hidden")) continue;
     control.scrollIntoView({block: "center", inline: "nearest"});
     const {left, right, top, bottom, width, height} = control.getBoundingClientRect();
     if (!width || !height) {
-      if (control.checkVisibility({visibilityProperty: true}) && !control.closest(".visually-hidden")) out.push(`${name} has no size`);
+      out.push(`${name} has no size`);
       continue;
     }
-    if (!control.checkVisibility({visibilityProperty: true})) continue;
     if (left < 0 || right > innerWidth) out.push(`${name} is at ${Math.round(left)} to ${Math.round(right)}`);
     for (const x of [left + 3, (left + right) / 2, right - 3]) {
       const hit = document.elementFromPoint(x, (top + bottom) / 2);
@@ -77,7 +77,7 @@ def places(live: Serve) -> dict[str, dict[str, str]]:
     """For each style of names, where things with such names are."""
     found = {}
     for number, (style, text) in enumerate(NAMES.items()):
-        script = f"TEXT, KEY = {text!r}, 'k{number}'\n{MAKE}"
+        script = MAKE.replace('TEXT = "m"', f"TEXT = {text!r}").replace('KEY = "k"', f"KEY = 'k{number}'")
         found[style] = json.loads(live.manage("shell", "--verbosity", "0", "-c", script))
     return found
 
