@@ -18,7 +18,7 @@ ask_again: Callable[[View], View] = reauthentication_required(allow_get=True)
 
 def must_ask_again(request: HttpRequest) -> bool:
     """Whether the password was not typed just now."""
-    return bool(is_reauthentication_required(request))
+    return bool(is_reauthentication_required(request, app=""))
 
 
 def confirm_first(request: Request) -> None:

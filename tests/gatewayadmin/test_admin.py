@@ -331,7 +331,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
         ("gateways.tool", one, Tool.objects.get()) for one in ("disable", "enable")
     ]
     order += [("accounts.user", one, rows["accounts.user", one]) for one in ("deactivate", "reactivate", "sign_out")]
-    order += [("hosts.host", "approve", app)]
+    order.append(("hosts.host", "approve", app))
     order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]
     layers: dict[str, models.Model] = {
         "connections.connection": link,
