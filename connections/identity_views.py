@@ -9,7 +9,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
-from capabilities import Capability, CapabilityRequired, signed_in
+from capabilities import NOBODY, Capability, CapabilityRequired, signed_in
 from connections.cutting import LOST, joined
 from connections.impact import cuts
 from connections.mine_rows import own_identities
@@ -45,7 +45,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own; shared ones need IDENTITIES_MANAGE", others=Capability.IDENTITIES_MANAGE)
+@signed_in("one's own; shared ones need IDENTITIES_MANAGE", others=NOBODY)
 def confirm_place(request: AppRequest, pk: UUID) -> HttpResponse:
     """Agree that the secret is sent where its server is now."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
