@@ -62,7 +62,7 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
         "removed": no,
         "scheme": ("none", "shared", "per_user"),
         "has_shared": yes,
-        "allowed": yes,
+        "allowed": (True, True, False),
         "policy": ("allow_all", "allow_all", "selected", "block_all"),
     },
     "Tool": {"enabled": yes},
