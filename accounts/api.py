@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.db import transaction
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
@@ -18,7 +17,16 @@ from rest_framework.response import Response
 from accounts import links
 from accounts.models import Role, User
 from accounts.people_forms import told_of
-from accounts.rules import BeyondYours, EmailTaken, LastManager, LastOwner, NameTaken, RoleInUse, RoleLocked
+from accounts.rules import (
+    BeyondYours,
+    EmailTaken,
+    LastManager,
+    LastOwner,
+    NameTaken,
+    RoleInUse,
+    RoleLocked,
+    one_at_a_time,
+)
 from capabilities import Capability
 from capabilities.rest import Rule
 from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, named, secret_answer
@@ -139,6 +147,8 @@ class UserResource(Resource):
         changes = _with_role(self.body())
         role, staff = changes.pop("role", None), changes.pop("is_staff", None)
         with transaction.atomic():
+            one_at_a_time()  # Before the row is locked, as the verbs below do.
+            person.lock().must_be(self.seen)
             if changes:
                 person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)
             if role:

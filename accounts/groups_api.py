@@ -90,11 +90,14 @@ class RoleResource(Resource):
 
     def partial_update(self, request: Request, pk: UUID) -> Response:
         role = get_object_or_404(Role, pk=pk)
-        role.edit(**{"name": role.name, "capabilities": role.capabilities} | self.body(), by=self.me)
+        fields = {"name": role.name, "capabilities": role.capabilities} | self.body()
+        role.edit(**fields, by=self.me, seen=self.seen)
         return self._now(pk)
 
     def destroy(self, request: Request, pk: UUID) -> Response:
-        get_object_or_404(Role, pk=pk).remove(by=self.me)
+        role = get_object_or_404(Role, pk=pk)
+        with self.unchanged(role):
+            role.remove(by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
@@ -157,11 +160,13 @@ class TeamResource(Resource):
         team = get_object_or_404(Team, pk=pk)
         changes = self.body()
         users = changes.get("user_ids", list(team.users.all()))
-        team.edit(name=changes.get("name", team.name), users=users, by=self.me)
+        team.edit(name=changes.get("name", team.name), users=users, by=self.me, seen=self.seen)
         return self._now(pk)
 
     def destroy(self, request: Request, pk: UUID) -> Response:
-        get_object_or_404(Team, pk=pk).remove(by=self.me)
+        team = get_object_or_404(Team, pk=pk)
+        with self.unchanged(team):
+            team.remove(by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
@@ -224,7 +229,7 @@ class Workspace(Resource):
         return self.answer(WorkspaceSettings.load())
 
     def partial_update(self, request: Request) -> Response:
-        return self.answer(WorkspaceSettings.edit(by=self.me, **self.body()))
+        return self.answer(WorkspaceSettings.edit(by=self.me, seen=self.seen, **self.body()))
 
     def test_mail(self, request: Request) -> Response:
         """*Send test mail*: to whoever asks. That the mail server refuses it is an answer, and no error of ours."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from allauth.account.decorators import reauthentication_required
 from allauth.account.internal.flows.reauthentication import is_reauthentication_required
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
@@ -16,6 +16,17 @@ type View = Callable[..., HttpResponse]
 ask_again: Callable[[View], View] = reauthentication_required(allow_get=True)
 
 
+def must_ask_again(request: HttpRequest) -> bool:
+    """Whether the password was not typed just now."""
+    return bool(is_reauthentication_required(request, app=""))
+
+
+def confirm_first(request: Request) -> None:
+    """Raise PermissionDenied unless the password was typed just now, or an API key acts, which has none."""
+    if not getattr(request.auth, "is_api_key", False) and is_reauthentication_required(request, app=""):
+        raise PermissionDenied("Confirm your password first: POST /api/me/confirm.", code="password_required")
+
+
 class RecentPassword(BasePermission):
     """Refuses the actions a view lists in `grave_actions` unless the password was typed again just now.
 
@@ -23,8 +34,6 @@ class RecentPassword(BasePermission):
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        if view.action not in view.grave_actions or getattr(request.auth, "is_api_key", False):
-            return True
-        if is_reauthentication_required(request, app=""):
-            raise PermissionDenied("Confirm your password first: POST /api/me/confirm.", code="password_required")
+        if view.action in view.grave_actions:
+            confirm_first(request)
         return True

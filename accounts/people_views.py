@@ -25,8 +25,9 @@ from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm
 from auditlog.actions import Action
 from auditlog.models import Event
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
 
 
 def find(pk: UUID) -> Any:
@@ -131,12 +132,14 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     found = find(pk)
     form = PersonForm(posted(request), initial={"display_name": found.display_name, "email": found.email})
-    context = {"form": form, "heading": "Edit", "back": page_url(found)}
+    context = {"form": form, "heading": "Edit", "back": page_url(found), "version": found.version}
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
-            found.edit(**form.cleaned_data, by=request.user)
+            found.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+        except ChangedMeanwhile as clash:
+            context |= told_of(clash)
         except EmailTaken as error:
             form.add_error("email", str(error))
         except BeyondYours as error:
@@ -153,11 +156,14 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
     found = find(pk)
     form = RoleChoice(posted(request), giver=request.user, initial={"role": found.role_id})
     context = {"form": form, "person": found, "heading": "Change role", "back": page_url(found)}
+    context["version"] = found.version
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
-            found.give_role(form.cleaned_data["role"], by=request.user)
+            found.give_role(form.cleaned_data["role"], by=request.user, seen=seen(request))
+        except ChangedMeanwhile as clash:
+            context |= told_of(clash)
         except PeopleError as error:
             form.add_error("role", str(error))
         else:

@@ -16,8 +16,9 @@ from accounts.models import Role
 from accounts.password_again import ask_again
 from accounts.people_forms import RoleForm, role_from
 from accounts.rules import BeyondYours, NameTaken, PeopleError, lacking
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
 
 OUTRANKED = "This role holds more than you do."
 
@@ -72,11 +73,14 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "form": form,
         "role": role,
         "heading": role.name,
+        "version": role.version,
         "lacking": lacking(request.user, role.capabilities) if not role.locked else [],
     }
     if request.method == "POST" and form.is_valid():
         try:
-            role.edit(**form.cleaned_data, by=request.user)
+            role.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+        except ChangedMeanwhile as clash:
+            context |= told_of(clash)
         except NameTaken as error:
             form.add_error("name", str(error))
         except PeopleError as error:

@@ -14,21 +14,26 @@ from accounts.models import WorkspaceSettings
 from accounts.password_again import ask_again
 from accounts.rules import PeopleError
 from accounts.workspace_form import WorkspaceForm
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from ui.pages import AppRequest, leave, posted, refuse, show
+from ui.pages import AppRequest, leave, posted, refuse, seen, show, told_of
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.WORKSPACE_MANAGE)
 @ask_again
 def workspace(request: AppRequest) -> HttpResponse:
-    form = WorkspaceForm(posted(request), workspace=WorkspaceSettings.load())
-    context = _context(form)
+    now = WorkspaceSettings.load()
+    form = WorkspaceForm(posted(request), workspace=now)
+    context = _context(form) | {"version": now.version}
     if request.method == "GET":
         return show(request, "accounts/workspace.html", context)
     if not form.is_valid():
         return refuse(request, "accounts/workspace.html", context)
-    WorkspaceSettings.edit(by=request.user, **form.cleaned_data)
+    try:
+        WorkspaceSettings.edit(by=request.user, seen=seen(request), **form.cleaned_data)
+    except ChangedMeanwhile as clash:
+        return refuse(request, "accounts/workspace.html", context | told_of(clash))
     return leave(request, reverse("accounts:workspace"), "Settings saved")
 
 

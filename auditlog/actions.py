@@ -38,6 +38,7 @@ class Action(StrEnum):
     HOST_ENABLED = "host.enabled"
     HOST_UPDATED = "host.updated"
 
+    IDENTITY_CONFIRMED = "identity.confirmed"
     IDENTITY_CREATED = "identity.created"
     IDENTITY_DISABLED = "identity.disabled"
     IDENTITY_ENABLED = "identity.enabled"

@@ -49,6 +49,10 @@ REASONS = {
     "tool_disabled": Reason(Step.TOOL, "An administrator switched this tool off, or the policy does not allow it."),
     "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for this server."),
     "identity_disabled": Reason(Step.IDENTITY, "The identity for this server is switched off."),
+    "identity_withdrawn": Reason(Step.IDENTITY, "The shared identity is not for this gateway any more."),
+    "identity_unconfirmed": Reason(
+        Step.IDENTITY, "The server's path or header changed; its identity waits to be confirmed."
+    ),
     "identity_expired": Reason(Step.IDENTITY, "The identity for this server has expired."),
     "identity_unreadable": Reason(Step.IDENTITY, "No encryption key opens the stored identity."),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it."),

@@ -9,7 +9,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
-from capabilities import Capability, signed_in
+from capabilities import NOBODY, Capability, CapabilityRequired, signed_in
 from connections.cutting import LOST, joined
 from connections.impact import cuts
 from connections.mine_rows import own_identities
@@ -42,6 +42,31 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     switch_on(identity, request.user)
     return _changed(request, identity, "Identity enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@signed_in("one's own; shared ones need IDENTITIES_MANAGE", others=NOBODY)
+def confirm_place(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Agree that the secret is sent where its server is now."""
+    identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
+    if not identity.may_be_confirmed_by(request.user):
+        raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Confirm identity",
+            text=f"Send “{identity.label}” to {identity.server.url}?",
+            more="The path or the header of this server was changed after the identity was given.",
+            icon="identity",
+            kind="primary",
+            target=f"#identity-{identity.pk}",
+            back=page_url(request.user, identity),
+        )
+    try:
+        identity.confirm(by=request.user)
+    except AlreadyRevoked as ended:
+        return _changed(request, identity, str(ended))
+    return _changed(request, identity, "Identity confirmed")
 
 
 @require_http_methods(["GET", "POST"])

@@ -22,6 +22,7 @@ urlpatterns = [
     path("tools/<uuid:pk>/disable/", cutting.tool, name="disable_tool"),
     path("identities/<uuid:pk>/disable/", identity_views.disable, name="disable_identity"),
     path("identities/<uuid:pk>/enable/", identity_views.enable, name="enable_identity"),
+    path("identities/<uuid:pk>/confirm/", identity_views.confirm_place, name="confirm_identity"),
     path("identities/<uuid:pk>/revoke/", identity_views.revoke, name="revoke_identity"),
     path("connections/<uuid:pk>/disable/", views.disable, name="disable"),
     path("connections/<uuid:pk>/enable/", views.enable, name="enable"),

@@ -23,6 +23,7 @@ from gatewayadmin.api_docs import docs, docs_of
 from gatewayadmin.openapi import Schema
 from gateways.api import GatewayResource, ServerArchive
 from gateways.assignment_api import AssignmentResource
+from gateways.identity_gateways import IdentityPlaces
 from gateways.tool_api import ToolResource
 from hosts.api import HostResource
 from servers.api import ServerResource
@@ -60,6 +61,7 @@ _server = f"{_gateway}/servers/<str:alias>"
 _below = [
     at("connections/<uuid:pk>/regenerate", "connection-regenerate", Regenerate, post="regenerate"),
     at("hosts/<uuid:pk>/archive", "host-archive", Endings, post="host"),
+    at("identities/<uuid:pk>/gateways", "identity-gateways", IdentityPlaces, get="retrieve", put="update"),
     at("servers/<slug:slug>/archive", "server-archive", ServerArchive, post="archive"),
     at("users/<uuid:pk>/cut-off", "user-cut-off", Endings, post="user"),
     at("schema/", "schema", Schema, get="retrieve"),

@@ -144,7 +144,7 @@ class GatewayResource(Resource):
             teams = changes.get("team_ids", [team.pk for team in gateway.teams.all()])
             fields |= checked(ReachForm({"reach": gateway.reach, **changes, "teams": teams}), teams="team_ids")
         try:
-            gateway.edit(**fields, by=self.me)
+            gateway.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
             raise already_exists(TAKEN) from None
         return self._now(gateway)

@@ -20,11 +20,11 @@ from capabilities.rest import Rule
 from gateways.api import WITHIN_REACH
 from gateways.assignment_views import counted
 from gateways.forms import AssignmentForm
-from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, ToolPolicy
+from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, ToolPolicy, WrongIdentity
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.models import Server
-from ui.rest import Body, Moment, Resource, already_exists, checked
+from ui.rest import Body, Moment, Problem, Resource, already_exists, checked
 
 TAKEN = "Another server of this gateway has this alias."
 CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare": "alias"}
@@ -90,6 +90,9 @@ class AssignmentResource(Resource):
         "disable": Capability.GATEWAYS_TOGGLE,
         "enable": Capability.GATEWAYS_TOGGLE,
     }
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id")
+    }
     orderings = frozenset({"alias", "created_at"})
     bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewAssignment, "partial_update": AssignmentChanges}
     conflicts = frozenset({"create", "partial_update"})
@@ -133,7 +136,7 @@ class AssignmentResource(Resource):
             start = AssignmentForm(**known).initial
             fields |= checked(AssignmentForm({**start, **_as_form(changes)}, **known), **CALLED)
         try:
-            assignment.edit(**fields, by=self.me)
+            assignment.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
             raise already_exists(TAKEN) from None
         except AliasRequired as refusal:
@@ -141,7 +144,9 @@ class AssignmentResource(Resource):
         return self._now(assignment)
 
     def destroy(self, request: Request, slug: str, alias: str) -> Response:
-        self._find(slug, alias).remove(by=self.me)
+        assignment = self._find(slug, alias)
+        with self.unchanged(assignment):
+            assignment.remove(by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def disable(self, request: Request, slug: str, alias: str) -> Response:

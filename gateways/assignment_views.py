@@ -14,14 +14,15 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
 from capabilities.doors import SEES_GATEWAYS, SEES_SERVERS
 from gateways.forms import AssignmentForm
-from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet
+from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet, WrongIdentity
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
-from ui.pages import AppRequest, answer, confirm, leave, refuse, show
+from ui.pages import AppRequest, answer, confirm, leave, refuse, seen, show, told_of
 
 
 def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
@@ -84,6 +85,8 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
     if form.is_valid():
         try:
             assignment = Assignment.objects.assign(gateway=gateway, by=request.user, **form.cleaned_data)
+        except WrongIdentity as refusal:
+            form.add_error("shared_identity", str(refusal))
         except IntegrityError:
             form.refuse()
         except AliasRequired as refusal:
@@ -116,12 +119,17 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "heading": f"Edit {assignment.server.name}",
         "submit": "Save",
         "back": tab_url(assignment.gateway),
+        "version": assignment.version,
     }
     if request.method == "GET":
         return show(request, "gateways/assign.html", context)
     if form.is_valid():
         try:
-            assignment.edit(by=request.user, **form.cleaned_data)
+            assignment.edit(by=request.user, seen=seen(request), **form.cleaned_data)
+        except ChangedMeanwhile as clash:
+            context |= told_of(clash)
+        except WrongIdentity as refusal:
+            form.add_error("shared_identity", str(refusal))
         except IntegrityError:
             form.refuse()
         except AliasRequired as refusal:

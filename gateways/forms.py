@@ -6,6 +6,7 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.db.models import Q
 
 from accounts.models import Team
 from gateways.models import (
@@ -126,12 +127,17 @@ class AssignmentForm(forms.Form):
     ) -> None:
         super().__init__(*args, **options)
         self.gateway, self.upstream, self.assignment = gateway, server, assignment
+        self.absent: list[str] = []  # Shared identities of the server that are not for this gateway.
         if assignment:
             del self.fields["server"]
         else:
             self.fields["server"].queryset = Server.objects.live()  # type: ignore[attr-defined]
         if server:
-            shared = Identity.objects.live().shared().filter(server=server)
+            every = Identity.objects.live().shared().filter(server=server)
+            shared = every.filter(gateways=gateway)
+            if assignment and assignment.shared_identity_id:  # What is set stays in sight, also when it was withdrawn.
+                shared = every.filter(Q(gateways=gateway) | Q(pk=assignment.shared_identity_id)).distinct()
+            self.absent = list(every.exclude(pk__in=shared).order_by("label").values_list("label", flat=True))
             self.fields["shared_identity"].queryset = shared  # type: ignore[attr-defined]
             self.fields["shared_identity"].label_from_instance = lambda identity: identity.label  # type: ignore[attr-defined]
             self.initial = self._start(server)

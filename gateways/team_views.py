@@ -14,10 +14,11 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import Team, User
 from accounts.rules import NameTaken
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from gateways.models import Gateway, Reach
+from gateways.models import Gateway, Reach, TeamGateways
 from gateways.team_forms import GatewaysForm, PeopleForm, TeamForm
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
 
 
 def page_url(team: Team) -> str:
@@ -76,13 +77,18 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
     form = TeamForm(posted(request), initial={"name": team.name})
     context = {"form": form, "heading": "Rename", "submit": "Rename", "back": page_url(team)}
+    context["version"] = team.version
     if request.method == "GET":
         return show(request, "gateways/team_form.html", context)
     if form.is_valid():
         try:
             with transaction.atomic():
                 team = _locked(pk)
-                team.edit(name=form.cleaned_data["name"], users=list(team.users.all()), by=request.user)
+                team.edit(
+                    name=form.cleaned_data["name"], users=list(team.users.all()), by=request.user, seen=seen(request)
+                )
+        except ChangedMeanwhile as clash:
+            context |= told_of(clash)
         except NameTaken as error:
             form.add_error("name", str(error))
         else:
@@ -124,11 +130,15 @@ def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
     team = get_object_or_404(Team, pk=pk)
     form = GatewaysForm(posted(request), team=team)
     context = {"form": form, "heading": f"Gateways open to {team.name}", "back": page_url(team)}
+    context["version"] = TeamGateways(team).version
     if request.method == "GET":
         return show(request, "gateways/team_form.html", context)
     if not form.is_valid():
         return refuse(request, "gateways/team_form.html", context)
-    Gateway.objects.open_to(team, form.cleaned_data["gateways"], by=request.user)
+    try:
+        Gateway.objects.open_to(team, form.cleaned_data["gateways"], by=request.user, seen=seen(request))
+    except ChangedMeanwhile as clash:
+        return refuse(request, "gateways/team_form.html", context | told_of(clash))
     return leave(request, page_url(team), "Gateways saved")
 
 

@@ -16,6 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
 from capabilities.doors import SEES_GATEWAYS
 from gateways import assignment_views
@@ -24,7 +25,7 @@ from gateways.models import Gateway, Tool, ToolPolicy
 from gateways.refresh import Refreshed, refresh
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
-from ui.pages import AppRequest, answer, page_of, show, wants_fragment
+from ui.pages import AppRequest, answer, page_of, seen, show, wants_fragment
 
 NEW_FOR = timedelta(days=7)
 SHOWN = 32  # Tools a page; more would make it too heavy.
@@ -121,10 +122,14 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
     wanted = request.POST.get("policy", "")
     if wanted not in ToolPolicy.values:
         raise BadRequest("There is no such policy.")
-    assignment.edit(tool_policy=wanted, by=request.user)
+    try:
+        assignment.edit(tool_policy=wanted, by=request.user, seen=seen(request))
+        toast = f"{assignment.server.name}: {ToolPolicy(wanted).label}"
+    except ChangedMeanwhile as clash:
+        now = ", ".join(f"{ToolPolicy(one.now).label}, set by {one.by}" for one in clash.changes)
+        toast = f"Nothing was changed: somebody else chose {now}. Choose again to change it."
     gateway = find_gateway(request.user, assignment.gateway.slug)
     context = {**_listed(request, gateway), "fragment": True}
-    toast = f"{assignment.server.name}: {ToolPolicy(wanted).label}"
     return answer(request, "gateways/tools.html#tools", context, to=tab_url(gateway), toast=toast)
 
 

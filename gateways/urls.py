@@ -1,6 +1,6 @@
 from django.urls import path
 
-from gateways import assignment_views, team_views, tool_views, views
+from gateways import assignment_views, identity_gateways, team_views, tool_views, views
 
 app_name = "gateways"
 
@@ -30,5 +30,6 @@ urlpatterns = [
     path("assignments/<uuid:pk>/remove/", assignment_views.remove, name="remove_assignment"),
     path("assignments/<uuid:pk>/enable/", assignment_views.enable, name="enable_assignment"),
     path("assignments/<uuid:pk>/policy/", tool_views.policy, name="policy"),
+    path("identities/<uuid:pk>/gateways/", identity_gateways.choose, name="identity_gateways"),
     path("tools/<uuid:pk>/enable/", tool_views.enable, name="enable_tool"),
 ]

@@ -15,12 +15,13 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
 from capabilities.doors import SEES_GATEWAYS
 from gateways.forms import GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
 from gateways.models import Gateway, GatewayQuerySet
 from servers.slugs import suggest
-from ui.pages import AppRequest, answer, leave, page_of, refuse, show
+from ui.pages import AppRequest, answer, leave, page_of, refuse, seen, show, told_of
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 WITHIN_REACH = "lists only gateways within one's reach"
@@ -119,11 +120,14 @@ def rename(request: AppRequest, slug: str) -> HttpResponse:
     initial = {"name": gateway.name, "description": gateway.description}
     form = NameForm(request.POST or None, gateway=gateway, initial=initial)
     context = {"form": form, "gateway": gateway, "heading": "Rename", "submit": "Rename", "back": page_url(gateway)}
+    context["version"] = gateway.version
     if request.method == "GET":
         return show(request, "gateways/form.html", context)
     if form.is_valid():
         try:
-            gateway.edit(**form.cleaned_data, by=request.user)
+            gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+        except ChangedMeanwhile as clash:
+            context |= told_of(clash)
         except IntegrityError:
             form.refuse()
         else:
@@ -151,11 +155,15 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str) -> Htt
     """Ask for one side of the gateway, then change it."""
     heading = f"Change {what.lower()}"
     context = {"form": form, "gateway": gateway, "heading": heading, "submit": "Save", "back": page_url(gateway)}
+    context["version"] = gateway.version
     if request.method == "GET":
         return show(request, "gateways/form.html", context)
     if not form.is_valid():
         return refuse(request, "gateways/form.html", context)
-    gateway.edit(**form.cleaned_data, by=request.user)
+    try:
+        gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+    except ChangedMeanwhile as clash:
+        return refuse(request, "gateways/form.html", context | told_of(clash))
     return leave(request, page_url(gateway), f"{what} changed")
 
 

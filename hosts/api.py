@@ -112,6 +112,7 @@ class HostResource(Resource):
         if allow and not host.is_agent:
             raise ValidationError({"allow_enrolment": ["Only token-based hosts take enrolment."]})
         with transaction.atomic():
+            host.lock().must_be(self.seen)
             if changes:
                 host.rename(**{"name": host.name, "description": host.description} | changes, by=self.me)
             if allow is not None:

@@ -1,5 +1,6 @@
 """Apps and agents: who connects, and whether it may."""
 
+from typing import Any
 from uuid import uuid4
 
 from django.db import IntegrityError, models, transaction
@@ -11,6 +12,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.switch import Switchable
+from auditlog.versions import Seen, Versioned
 
 
 class HostError(Exception):
@@ -63,7 +65,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
 
-class Host(Switchable):
+class Host(Versioned, Switchable):
     """An app or agent that connects: the unit administrators allow or disable."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -129,21 +131,31 @@ class Host(Switchable):
             self.save(update_fields=["approved_at", "approved_by", "updated_at"])
             Event.objects.record(Action.HOST_APPROVED, self, by=by)
 
-    def set_enrolment(self, allow: bool, *, by: User) -> None:
+    def editable(self) -> dict[str, Any]:
+        names = ("name", "description", "allow_enrolment", "enabled")
+        return {name: getattr(self, name) for name in names}
+
+    def set_enrolment(self, allow: bool, *, by: User, seen: Seen | None = None) -> None:
         """Let every active user who reaches a gateway enrol themselves with this agent, or stop it (R3.15)."""
         with transaction.atomic():
-            if self.lock().allow_enrolment != allow:
+            row = self.lock()
+            row.must_be(seen, {"allow_enrolment"})
+            if row.allow_enrolment != allow:
                 Host.objects.filter(pk=self.pk).update(allow_enrolment=allow)
                 Event.objects.record(Action.HOST_UPDATED, self, by=by, changes={"allow_enrolment": [not allow, allow]})
         self.allow_enrolment = allow
 
-    def rename(self, *, name: str, description: str, by: User) -> None:
-        """Give it another name and description. Raises NameTaken."""
+    def rename(self, *, name: str, description: str, by: User, seen: Seen | None = None) -> None:
+        """Give it another name and description. Raises NameTaken or ChangedMeanwhile."""
         before = {"name": self.name, "description": self.description}
         self.name, self.description = name.strip(), description.strip()
-        changes = {f: [before[f], getattr(self, f)] for f in before if before[f] != getattr(self, f)}
         try:
             with transaction.atomic():
+                row = self.lock()
+                changes = {
+                    f: [getattr(row, f), getattr(self, f)] for f in before if getattr(row, f) != getattr(self, f)
+                }
+                row.must_be(seen, changes)
                 self.save(update_fields=["name", "description", "updated_at"])
                 if changes:
                     Event.objects.record(Action.HOST_UPDATED, self, by=by, changes=changes)

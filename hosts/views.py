@@ -14,10 +14,11 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from hosts.forms import STATUSES, AgentForm, HostFilter
 from hosts.models import Host, HostQuerySet, Kind, NameTaken, NotPending
-from ui.pages import AppRequest, answer, leave, page_of, posted, refuse, show
+from ui.pages import AppRequest, answer, leave, page_of, posted, refuse, seen, show, told_of
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
@@ -89,12 +90,14 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
     host = get_object_or_404(Host.objects.live(), pk=pk)
     form = AgentForm(posted(request), initial={"name": host.name, "description": host.description})
     back = reverse("hosts:detail", args=[host.pk])
-    context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back}
+    context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back, "version": host.version}
     if request.method == "GET":
         return show(request, "hosts/form.html", context)
     if form.is_valid():
         try:
-            host.rename(**form.cleaned_data, by=request.user)
+            host.rename(**form.cleaned_data, by=request.user, seen=seen(request))
+        except ChangedMeanwhile as clash:
+            context |= told_of(clash)
         except NameTaken:
             form.refuse_name()
         else:

@@ -93,7 +93,13 @@ SELECT
                         SELECT name, exposed_name, enabled, input_schema FROM gateways_tool
                         WHERE q.tool ~ '_[0-9a-f]{6}$' AND assignment_id = a.id AND exposed_name = q.tool
                     ) x
-                ) END
+                ) END,
+                -- A shared identity serves the gateways it is said to be for, at this moment.
+                a.identity_scheme <> 'shared' OR EXISTS (
+                    SELECT FROM gateways_gateway_shared_identities
+                    WHERE gateway_id = g.id AND identity_id = a.shared_identity_id OFFSET 0
+                ),
+                i.unconfirmed_since IS NOT NULL
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a

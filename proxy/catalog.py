@@ -34,6 +34,8 @@ SENTENCES = {
     "tool_disabled": 'Tool "{tool}" of server "{server}" is disabled by an administrator.',
     "identity_missing": 'No identity for server "{server}" is connected. Add one to this connection.',
     "identity_disabled": 'The identity for server "{server}" is disabled by an administrator.',
+    "identity_withdrawn": 'The identity for server "{server}" may no longer be used at this gateway.',
+    "identity_unconfirmed": 'The address of server "{server}" was changed. Its identity waits to be confirmed.',
     "identity_expired": 'The identity for server "{server}" has expired. Bring a new one.',
 }
 
@@ -103,8 +105,12 @@ def identity_refusal(assigned: Assigned) -> str:
         return ""
     if assigned.identity_id is None or assigned.ciphertext is None or assigned.auth_type not in SENDABLE:
         return "identity_missing"
+    if not assigned.identity_allowed:
+        return "identity_withdrawn"
     if not assigned.identity_enabled:
         return "identity_disabled"
+    if assigned.identity_unconfirmed:
+        return "identity_unconfirmed"
     return "identity_expired" if assigned.identity_expired else ""
 
 

@@ -32,6 +32,9 @@ class Assigned(NamedTuple):
     identity_expired: bool | None
     ciphertext: str | None
     tools: Sequence[Sequence[object]] | Sequence[str] | None
+    # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.
+    identity_allowed: bool = True
+    identity_unconfirmed: bool = False
 
 
 class Facts(NamedTuple):

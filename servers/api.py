@@ -14,6 +14,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.password_again import confirm_first
 from capabilities import Capability
 from capabilities.doors import SEES_SERVERS
 from capabilities.rest import Rule
@@ -153,7 +154,9 @@ class ServerResource(Resource):
             raise already_exists(TAKEN)
         fields = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
         try:
-            server.edit(**fields, by=self.me)
+            if server.would_redirect(fields):
+                confirm_first(request)
+            server.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
             raise already_exists(TAKEN) from None
         return self._now(server)

@@ -48,6 +48,7 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     status = serializers.CharField()
     enabled = serializers.BooleanField()
     secret_hint = serializers.CharField()
+    unconfirmed_since = Moment(allow_null=True)
     expires_at = Moment(allow_null=True)
     last_used_at = Moment(allow_null=True)
     last_error = serializers.CharField()
@@ -104,6 +105,7 @@ class IdentityResource(Resource):
         "secret": SHARED,
         "disable": OTHERS,
         "enable": OTHERS,
+        "confirm": Own(Capability.IDENTITIES_MANAGE),
         "revoke": OTHERS,
     }
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
@@ -168,7 +170,7 @@ class IdentityResource(Resource):
         identity = self._replaceable(pk)
         changes = self.body()
         if changes:
-            identity.rename(**changes, by=self.me)
+            identity.rename(**changes, by=self.me, seen=self.seen)
         return self.answer(identity)
 
     @action(detail=True, methods=["put"])
@@ -188,6 +190,13 @@ class IdentityResource(Resource):
     def enable(self, request: Request, pk: UUID) -> Response:
         identity = self._changeable(pk)
         identity.enable(by=self.me)
+        return self.answer(identity)
+
+    @action(detail=True, methods=["post"])
+    def confirm(self, request: Request, pk: UUID) -> Response:
+        """Agree that the secret is sent where the server is now, after its path or header was changed."""
+        identity = _live(self._find(pk))
+        identity.confirm(by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])

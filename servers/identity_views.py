@@ -63,13 +63,30 @@ class Row:
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
 
     @property
+    def may_confirm(self) -> bool:
+        """Whether it waits for the viewer to agree to where its server is now."""
+        waits = self.identity.unconfirmed_since is not None and self.identity.revoked_at is None
+        return waits and self.identity.may_be_confirmed_by(self.viewer)
+
+    @property
+    def may_place(self) -> bool:
+        """Whether the viewer says which gateways it is for."""
+        shared = self.identity.is_shared and self.identity.revoked_at is None
+        return shared and self.viewer.has_perm(Capability.IDENTITIES_MANAGE)
+
+    @property
+    def places(self) -> str:
+        """The gateways a shared identity is for, in words."""
+        return ", ".join(gateway.name for gateway in self.identity.gateways.all()) or "no gateway yet"
+
+    @property
     def is_own(self) -> bool:
         return self.identity.owner_id == self.viewer.pk
 
 
 def visible(server: Server, viewer: User) -> IdentityQuerySet:
     """The identities of `server` that `viewer` may see, live ones first; nobody sees a secret."""
-    rows = Identity.objects.filter(server=server).select_related("owner", "server")
+    rows = Identity.objects.filter(server=server).select_related("owner", "server").prefetch_related("gateways")
     if not viewer.has_perm(Capability.IDENTITIES_MANAGE):
         rows = rows.own(viewer) | rows.shared() if viewer.has_perm(Capability.SERVERS_MANAGE) else rows.own(viewer)
     return rows.order_by(

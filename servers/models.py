@@ -1,5 +1,6 @@
 """Upstream MCP servers, and the credentials people bring for them."""
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -13,11 +14,13 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from auditlog.switch import Switchable
+from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers import eras
 from servers.credential import place_in_words, place_of
 from servers.vault import cipher
 
+DIRECTING = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
 BUILT_IN_URL = "builtin:quickstart"
 HIDDEN = "***"
 
@@ -84,7 +87,7 @@ class ServerQuerySet(models.QuerySet["Server"]):
         return server
 
 
-class Server(Switchable):
+class Server(Versioned, Switchable):
     """An upstream MCP server that gateways can forward to."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -137,16 +140,29 @@ class Server(Switchable):
     def needs_credential(self) -> bool:
         return self.auth_type != AuthType.NONE
 
-    def edit(self, *, by: User, **fields: Any) -> None:
+    def editable(self) -> dict[str, Any]:
+        names = ("name", "url", "auth_type", "header_name", "timeout_seconds", "max_concurrent", "enabled")
+        return {name: getattr(self, name) for name in names}
+
+    def would_redirect(self, fields: Mapping[str, Any]) -> bool:
+        """Whether these changes would send stored credentials along another path, or in another header."""
+        moved = any(name in fields and fields[name] != getattr(self, name) for name in DIRECTING)
+        return moved and self.identities.filter(revoked_at=None).exists()
+
+    def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change name, URL, authentication or limits; records what changed.
 
-        Raises AnotherPlace when the URL would take credentials to a place they were not given for.
+        Another path or header marks the identities of the server: each waits until who answers for it confirms it.
+        Raises AnotherPlace when the URL would take credentials to a place they were not given for, and
+        ChangedMeanwhile when the row is not what was `seen`.
         """
         with transaction.atomic():
             row = self.lock()
             changes = {
                 name: [getattr(row, name), value] for name, value in fields.items() if getattr(row, name) != value
             }
+            row.must_be(seen, changes)
+            redirects = row.would_redirect(fields)
             if "url" in changes:
                 row.must_not_take_credentials_to(fields["url"])
                 # Another address may speak another wire.
@@ -154,6 +170,9 @@ class Server(Switchable):
             for name, value in fields.items():
                 setattr(self, name, value)
             self.save(update_fields=[*fields, "updated_at"])
+            if redirects:
+                marked = self.identities.live().filter(unconfirmed_since=None)
+                changes["identities_to_confirm"] = [0, marked.update(unconfirmed_since=timezone.now())]
             if changes:
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
@@ -190,7 +209,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
 
     def usable(self) -> "IdentityQuerySet":
         """Identities that a call could use now."""
-        return self.live().filter(enabled=True).exclude(expires_at__lte=timezone.now())
+        return self.live().filter(enabled=True, unconfirmed_since=None).exclude(expires_at__lte=timezone.now())
 
     def own(self, user: User) -> "IdentityQuerySet":
         """The identities `user` brought."""
@@ -216,7 +235,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return identity
 
 
-class Identity(Switchable):
+class Identity(Versioned, Switchable):
     """A credential for one server: one user's own, or shared when it has no owner."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -233,6 +252,8 @@ class Identity(Switchable):
     last_used_at = models.DateTimeField(null=True, blank=True)
     last_error = models.CharField(max_length=300, blank=True)
     disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    # Set when the path or header of its server changes: nobody has agreed yet that the secret be sent there.
+    unconfirmed_since = models.DateTimeField(null=True, blank=True, editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True)
     revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -266,11 +287,13 @@ class Identity(Switchable):
 
     @property
     def status(self) -> str:
-        """`revoked`, `disabled`, `expired` or `active`, in that order of precedence."""
+        """`revoked`, `disabled`, `unconfirmed`, `expired` or `active`, in that order of precedence."""
         if self.revoked_at:
             return "revoked"
         if not self.enabled:
             return "disabled"
+        if self.unconfirmed_since:
+            return "unconfirmed"
         return "expired" if self.expires_at and self.expires_at <= timezone.now() else "active"
 
     @property
@@ -304,11 +327,34 @@ class Identity(Switchable):
         self.disabled_by_id = None if on or by is None else by.pk
         return {"disabled_by": self.disabled_by_id}
 
-    def rename(self, label: str, *, by: User) -> None:
-        """Give it another label. Raises LabelTaken."""
+    def editable(self) -> dict[str, Any]:
+        return {"label": self.label, "enabled": self.enabled}
+
+    def may_be_confirmed_by(self, user: User) -> bool:
+        """Whether `user` answers for it: the owner for their own, who manages identities for a shared one."""
+        return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
+
+    def confirm(self, *, by: User) -> None:
+        """Agree that the secret is sent where its server is now. Raises CapabilityRequired or AlreadyRevoked."""
+        if not self.may_be_confirmed_by(by):
+            raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
+        with transaction.atomic():
+            row = self.lock()
+            if row.revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            if row.unconfirmed_since:
+                self.unconfirmed_since = None
+                self.save(update_fields=["unconfirmed_since", "updated_at"])
+                Event.objects.record(Action.IDENTITY_CONFIRMED, self, by=by, changes={"url": [None, self.server.url]})
+
+    def rename(self, label: str, *, by: User, seen: Seen | None = None) -> None:
+        """Give it another label. Raises LabelTaken or ChangedMeanwhile."""
         before, self.label = self.label, label.strip()
         try:
             with transaction.atomic():
+                row = self.lock()
+                row.must_be(seen, {"label"} if row.label != self.label else ())
+                before = row.label
                 self.save(update_fields=["label", "updated_at"])
                 if before != self.label:
                     Event.objects.record(Action.IDENTITY_UPDATED, self, by=by, changes={"label": [before, self.label]})
@@ -326,8 +372,10 @@ class Identity(Switchable):
             if row.revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.generation = row.generation + 1
+            self.unconfirmed_since = None  # This one is given for where the server is now.
             self.seal(secret)
-            self.save(update_fields=["secret_ciphertext", "key_id", "secret_hint", "generation", "updated_at"])
+            sealed = ["secret_ciphertext", "key_id", "secret_hint", "generation", "unconfirmed_since"]
+            self.save(update_fields=[*sealed, "updated_at"])
             Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
 
     def revoke(self, *, by: User | None) -> None:

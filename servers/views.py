@@ -14,6 +14,8 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
+from accounts.password_again import ask_again, must_ask_again
+from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from capabilities.doors import SEES_SERVERS
 from servers.credential import place_of
@@ -21,7 +23,7 @@ from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import suggest
-from ui.pages import AppRequest, answer, leave, page_of, refuse, show, wants_fragment
+from ui.pages import AppRequest, answer, leave, page_of, refuse, seen, show, told_of, wants_fragment
 
 ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
 
@@ -115,21 +117,32 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     form = ServerForm(request.POST or None, server=server)
     context = {"form": form, "heading": f"Edit {server.name}", "submit": "Save", "back": page_url(server)}
+    context["version"] = request.POST.get("version") or server.version
     if request.method == "GET":
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
             contact = _tried_as(server, form.cleaned_data, request.user)
             return show(request, "servers/form.html", {**context, "contact": contact})
-        try:
-            server.edit(**form.cleaned_data, by=request.user)
-        except AnotherPlace as refusal:
-            form.add_error("url", str(refusal))
-        except IntegrityError:
-            form.refuse()
-        else:
+        if server.would_redirect(form.cleaned_data) and must_ask_again(request):
+            return ask_again(edit)(request, slug)
+        if _saved(server, form, context, request):
             return leave(request, page_url(server), "Server saved")
     return refuse(request, "servers/form.html", context)
+
+
+def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: AppRequest) -> bool:
+    """Whether the server was changed; if not, the form or the context says why."""
+    try:
+        server.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+    except ChangedMeanwhile as clash:
+        context |= told_of(clash)
+        return False
+    except AnotherPlace as refusal:
+        form.add_error("url", str(refusal))
+    except IntegrityError:
+        form.refuse()
+    return not form.errors
 
 
 @require_POST

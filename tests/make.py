@@ -56,6 +56,8 @@ def gateway(*servers: Server, by: User | None = None, **fields: Any) -> Gateway:
 
 def assignment(gateway: Gateway, server: Server, **fields: Any) -> Assignment:
     fields = {"alias": server.slug, "identity_scheme": IdentityScheme.NONE} | fields
+    if shared := fields.get("shared_identity"):
+        shared.gateways.add(gateway)
     return Assignment.objects.assign(gateway=gateway, server=server, by=None, **fields)
 
 

@@ -1,6 +1,8 @@
 """A program that talks to the REST API, with a person's session, with a token, or as nobody."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from allauth.account.internal.flows.login import record_authentication
@@ -50,11 +52,12 @@ class Rest:
     def delete(self, path: str) -> Any:
         return self.send("delete", path)
 
-    def send(self, method: str, path: str, body: Any = None) -> Any:
+    def send(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
+        sent = {**self.headers, **headers}
         if body is None:
-            return self.client.generic(method.upper(), f"/api{path}", headers=self.headers)
+            return self.client.generic(method.upper(), f"/api{path}", headers=sent)
         ask = getattr(self.client, method)
-        return ask(f"/api{path}", body, content_type="application/json", headers=self.headers)
+        return ask(f"/api{path}", body, content_type="application/json", headers=sent)
 
 
 def results(answer: Any) -> list[Any]:

@@ -140,11 +140,12 @@ class TokenResource(Resource):
     def partial_update(self, request: Request, pk: UUID) -> Response:
         token = self._find(pk)
         changes = self.body()
-        token.edit(**changes, by=self.me)
+        token.edit(**changes, by=self.me, seen=self.seen)
         return self.answer(token)
 
     def destroy(self, request: Request, pk: UUID) -> Response:
-        return self._end(pk)
+        with self.unchanged(self._find(pk)):
+            return self._end(pk)
 
     @action(detail=True, methods=["post"])
     def revoke(self, request: Request, pk: UUID) -> Response:

@@ -17,6 +17,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
+from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason
 from gateways.models import Assignment
@@ -193,7 +194,7 @@ def _must_have_room(connection: Connection, name: str) -> None:
         raise NameTaken(NameTaken.__doc__)
 
 
-class Token(models.Model):
+class Token(Versioned, models.Model):
     """A bearer credential of a connection: an agent's token, or the key behind an app's OAuth tokens.
 
     Only its prefix and its digest (HMAC-SHA-256) are kept. Without a digest it holds no secret: somebody asked for a
@@ -387,7 +388,11 @@ class Token(models.Model):
         owner = {"owner": self.connection.user.email}
         return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHERS}
 
-    def edit(self, *, by: User, **fields: Any) -> None:
+    def editable(self) -> dict[str, Any]:
+        names = ("name", "expires_at", "allowed_ips", "calls_per_minute")
+        return {name: _plain(getattr(self, name)) for name in names}
+
+    def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change `name`, `expires_in_days` (from now, R3.25), `allowed_ips` or `calls_per_minute`, whichever are given.
 
         Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress, and CapabilityRequired when an owner who
@@ -409,6 +414,7 @@ class Token(models.Model):
             if loosens and not by.has_perm(Capability.API_TOKENS_MANAGE):
                 raise CapabilityRequired(Capability.API_TOKENS_MANAGE)
             changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in wanted.items() if getattr(row, n) != v}
+            row.must_be(seen, changes)
             for name, value in wanted.items():
                 setattr(self, name, value)
             if changes:

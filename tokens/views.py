@@ -18,6 +18,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
+from auditlog.versions import ChangedMeanwhile, FormSeen
 from capabilities import NOBODY, CapabilityRequired, signed_in
 from capabilities.doors import SEES_GATEWAYS
 from gateways.views import find as find_gateway
@@ -39,7 +40,7 @@ from tokens.places import back, beside, changed, hidden, of_gateway, target, wit
 from tokens.reach import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
 from tokens.rows import CARES, Row, TokenFilter, listed, numbers
 from tokens.snippets import once
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show, wants_fragment
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of, wants_fragment
 
 ROWS = 30
 HOSTS = 8
@@ -119,18 +120,22 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "back": back(request, token),
         "target": target(request, token),
         "hidden": hidden(request),
+        "version": token.version,
     }
     if request.method == "GET":
         return show(request, "tokens/edit.html", context)
-    if form.is_valid() and _edited(form, request.user):
-        return changed(request, token, "Token saved")
+    try:
+        if form.is_valid() and _edited(form, request.user, seen(request)):
+            return changed(request, token, "Token saved")
+    except ChangedMeanwhile as clash:
+        context |= told_of(clash)
     return refuse(request, "tokens/edit.html", context)
 
 
-def _edited(form: EditForm, by: User) -> bool:
+def _edited(form: EditForm, by: User, known: FormSeen | None) -> bool:
     """Whether it was saved; if not, the form says why: somebody else was faster."""
     try:
-        form.token.edit(**form.changes(), by=by)
+        form.token.edit(**form.changes(), by=by, seen=known)
     except NameTaken as error:
         form.add_error("name", str(error))
     except CapabilityRequired as error:

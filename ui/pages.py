@@ -14,6 +14,8 @@ from django.utils.cache import patch_vary_headers
 from django_htmx.http import reswap, retarget, trigger_client_event
 from django_htmx.middleware import HtmxDetails
 
+from ui.versions import ChangedMeanwhile, FormSeen
+
 if TYPE_CHECKING:
     from accounts.models import User
 
@@ -41,6 +43,17 @@ def is_for(request: AppRequest, target: str) -> bool:
 def posted(request: HttpRequest) -> QueryDict | None:
     """What a form is bound to: the posted fields, also when there are none; None when the form is only looked at."""
     return request.POST if request.method == "POST" else None
+
+
+def seen(request: HttpRequest) -> FormSeen | None:
+    """The version of the thing that the form was opened with; None when the form carries none."""
+    version = request.POST.get("version", "")
+    return FormSeen(version) if version else None
+
+
+def told_of(clash: ChangedMeanwhile) -> dict[str, Any]:
+    """What a form adds when the thing was changed after it was opened: saved once more, it goes on top."""
+    return {"clash": clash, "version": clash.version}
 
 
 def show(request: HttpRequest, template: str, context: dict[str, Any] | None = None, status: int = 200) -> HttpResponse:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
@@ -11,6 +13,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.http import Http404
 from rest_framework import exceptions, serializers
@@ -19,16 +22,21 @@ from rest_framework.pagination import PageNumberPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
-from rest_framework.views import exception_handler
+from rest_framework.views import exception_handler, set_rollback
 from rest_framework.viewsets import GenericViewSet
 
 from ui.errors import TryLater
+from ui.versions import ChangedMeanwhile, HasVersion, Precondition
 
 if TYPE_CHECKING:
     from django.forms import BaseForm
 
     from accounts.models import User
     from capabilities.rest import Own, Rule
+
+
+# An entity tag that is strong: RFC 9110 section 8.8.3.
+STRONG_TAG = re.compile(r'(?<!W/)"([\x21\x23-\x7e\x80-\xff]*)"')
 
 
 def stamp(moment: datetime | None) -> str | None:
@@ -201,6 +209,20 @@ class Resource(GenericViewSet[Any]):
         told: dict[str, Any] = body.validated_data
         return told
 
+    @property
+    def seen(self) -> Precondition | None:
+        """The versions of the thing that If-Match allows to change (RFC 9110 section 13.1.1); None: any."""
+        field = self.request.headers.get("If-Match", "").strip()
+        # Weak tags never match: the comparison is strong.
+        return None if field in ("", "*") else Precondition(frozenset(STRONG_TAG.findall(field)))
+
+    @contextmanager
+    def unchanged(self, thing: Any) -> Iterator[None]:
+        """While this lasts nobody changes `thing`. Raises ChangedMeanwhile when it is not what the request allows."""
+        with transaction.atomic():
+            thing.lock().must_be(self.seen)
+            yield
+
     def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
         """One page of `rows` in the order asked for, each with what `detail` adds to a queryset.
 
@@ -215,8 +237,9 @@ class Resource(GenericViewSet[Any]):
         return self.get_serializer(thing, many=many).data
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
-        """An answer that holds `thing`."""
-        return Response(self.told(thing), status=status)
+        """An answer that holds `thing`, with the version of what can be edited of it as its ETag."""
+        headers = {"ETag": f'"{thing.version}"'} if isinstance(thing, HasVersion) else None
+        return Response(self.told(thing), status=status, headers=headers)
 
     def _ordered(self, rows: Any) -> Any:
         wanted = self.chosen.get("ordering")
@@ -254,6 +277,8 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler: every refusal has `detail` and `code`, and `errors` for bad input."""
     if isinstance(exc, PermissionDenied):
         return _denied(exc)
+    if isinstance(exc, ChangedMeanwhile):
+        return _changed(exc)
     if isinstance(exc, Http404):
         exc = exceptions.NotFound()
     if isinstance(exc, TryLater):
@@ -273,6 +298,16 @@ def _throttled(refusal: TryLater) -> exceptions.Throttled:
     throttled = exceptions.Throttled(wait=refusal.seconds)
     throttled.detail = ErrorDetail(str(refusal), "throttled")
     return throttled
+
+
+def _changed(clash: ChangedMeanwhile) -> Response:
+    """412, with what became of the thing after the version that was sent."""
+    set_rollback()
+    changed = [
+        {"field": one.field, "value": one.now, "by": one.by or None, "at": stamp(one.at)} for one in clash.changes
+    ]
+    body = {"detail": str(clash), "code": "changed_meanwhile", "changed": changed}
+    return Response(body, status=HTTPStatus.PRECONDITION_FAILED, headers={"ETag": f'"{clash.version}"'})
 
 
 def _denied(denied: PermissionDenied) -> Response:

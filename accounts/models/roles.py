@@ -21,6 +21,7 @@ from accounts.rules import (
 )
 from auditlog.actions import Action
 from auditlog.models import Event
+from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from capabilities.roles import BUILT_IN, SUPER_ADMIN
 
@@ -60,7 +61,7 @@ class RoleManager(models.Manager["Role"]):
         return role
 
 
-class Role(models.Model):
+class Role(Versioned, models.Model):
     """A named bundle of capabilities; each user holds one (requirements 4.1)."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -94,23 +95,30 @@ class Role(models.Model):
         rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
         return frozenset(f"{one.content_type.app_label}.{one.codename}" for one in rows)
 
-    def edit(self, *, name: str, capabilities: Iterable[Capability], by: Giver | None) -> None:
+    def editable(self) -> dict[str, Any]:
+        return {"name": self.name, "capabilities": sorted(one.slug for one in self.capabilities)}
+
+    def edit(
+        self, *, name: str, capabilities: Iterable[Capability], by: Giver | None, seen: Seen | None = None
+    ) -> None:
         """Rename the role and bundle other capabilities; acts on its people's next request.
 
         Raises RoleLocked, NameTaken, BeyondYours for what is added, Outranked for a role that holds more than `by`
-        does, or LastManager.
+        does, LastManager, or ChangedMeanwhile.
         """
         wanted = frozenset(capabilities)
         try:
             with transaction.atomic():
                 one_at_a_time()
-                before = Role.objects.get(pk=self.pk).capabilities
+                row = Role.objects.get(pk=self.pk)
+                before = row.capabilities
                 must_match(by, before)
                 self._must_be_open()
-                must_hold(by, wanted - before)
                 changes = _said(before, wanted)
-                if self.name != name.strip():
-                    changes["name"] = [self.name, name.strip()]
+                if row.name != name.strip():
+                    changes["name"] = [row.name, name.strip()]
+                row.must_be(seen, changes)
+                must_hold(by, wanted - before)
                 self.name = name.strip()
                 self.save(update_fields=["name"])
                 self.permissions.remove(*permissions_of(before - wanted))

@@ -33,6 +33,7 @@ from accounts.rules import (
 )
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
+from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from capabilities.roles import SUPER_ADMIN
 
@@ -91,7 +92,7 @@ class UserManager(BaseUserManager["User"]):
         return self.get(email=(username or "").lower())
 
 
-class User(AbstractBaseUser):
+class User(Versioned, AbstractBaseUser):
     """A person who signs in with an e-mail; the one a connection acts as. Never deleted."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -175,13 +176,14 @@ class User(AbstractBaseUser):
         """Whether this person is one of the owners: an active Super admin with a password."""
         return self.status == "active" and self.role is not None and self.role.is_owners
 
-    def give_role(self, role: Role, *, by: Giver | None) -> None:
+    def give_role(self, role: Role, *, by: Giver | None, seen: Seen | None = None) -> None:
         """Let this person hold `role`, and nothing beside it, from the next request on.
 
-        Raises BeyondYours, Outranked, LastOwner or LastManager.
+        Raises BeyondYours, Outranked, LastOwner, LastManager or ChangedMeanwhile.
         """
         with self.changed_by(by) as present:
             before = present.role
+            present.must_be(seen, {"role"} if before != role else ())
             must_hold(by, role.capabilities)
             changes: dict[str, Any] = {}
             if before != role:
@@ -273,12 +275,20 @@ class User(AbstractBaseUser):
         """What this person may do while active."""
         return frozenset(one for one in Capability if self.is_superuser or one in self.permissions)
 
-    def edit(self, *, email: str, display_name: str, by: Giver | None) -> None:
-        """Change name and e-mail. Raises EmailTaken, or Outranked: whoever reads the mail can reset the password."""
+    def editable(self) -> dict[str, Any]:
+        role = self.role.name if self.role else None
+        return {"email": self.email, "display_name": self.display_name, "role": role, "is_active": self.is_active}
+
+    def edit(self, *, email: str, display_name: str, by: Giver | None, seen: Seen | None = None) -> None:
+        """Change name and e-mail.
+
+        Raises EmailTaken, ChangedMeanwhile, or Outranked: whoever reads the mail can reset the password.
+        """
         wanted = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {name: [getattr(self, name), value] for name, value in wanted.items() if getattr(self, name) != value}
         try:
-            with self.changed_by(by):
+            with self.changed_by(by) as present:
+                present.must_be(seen, changes)
                 User.objects.filter(pk=self.pk).update(**wanted)
                 if changes:
                     Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
@@ -324,7 +334,7 @@ class TeamManager(models.Manager["Team"]):
         return team
 
 
-class Team(models.Model):
+class Team(Versioned, models.Model):
     """A named set of users; a gateway may be open to some teams only."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -340,15 +350,21 @@ class Team(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def editable(self) -> dict[str, Any]:
+        return {"name": self.name, "users": self.emails()}
+
     def emails(self) -> list[str]:
         """Who is in it, as an event tells it."""
         return list(self.users.order_by("email").values_list("email", flat=True))
 
-    def edit(self, *, name: str, users: Iterable[User], by: Actor | None) -> None:
-        """Rename the team and change who is in it; acts on their next request. Raises NameTaken."""
-        before = {"name": self.name, "users": self.emails()}
+    def edit(self, *, name: str, users: Iterable[User], by: Actor | None, seen: Seen | None = None) -> None:
+        """Rename the team and change who is in it; acts on their next request. Raises NameTaken or ChangedMeanwhile."""
         try:
             with transaction.atomic():
+                row = Team.objects.select_for_update().get(pk=self.pk)
+                before, users = row.editable(), list(users)
+                wanted = {"name": name.strip(), "users": sorted(person.email for person in users)}
+                row.must_be(seen, {field for field in before if before[field] != wanted[field]})
                 self.name = name.strip()
                 self.save(update_fields=["name"])
                 self.users.set(users)

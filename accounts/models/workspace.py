@@ -7,6 +7,7 @@ from django.db.models import Q
 
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
+from auditlog.versions import Seen, Versioned
 
 LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # Bytes of a message that may be recorded, at least and at most.
 
@@ -16,7 +17,7 @@ class NewAppPolicy(models.TextChoices):
     APPROVE = "approve", "Wait for approval"
 
 
-class WorkspaceSettings(models.Model):
+class WorkspaceSettings(Versioned, models.Model):
     """The one row of settings of this workspace."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
@@ -47,17 +48,21 @@ class WorkspaceSettings(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def editable(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in self._meta.fields if one.editable}
+
     @classmethod
     def load(cls) -> Self:
         """The settings as they are in the database now."""
         return cls.objects.get_or_create(pk=1)[0]
 
     @classmethod
-    def edit(cls, *, by: Actor | None, **fields: Any) -> Self:
-        """Change settings; they act on the next request. Records what changed."""
+    def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
+        """Change settings; they act on the next request. Records what changed. Raises ChangedMeanwhile."""
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)
             changes = {n: [getattr(settings, n), v] for n, v in fields.items() if getattr(settings, n) != v}
+            settings.must_be(seen, changes)
             for name in changes:
                 setattr(settings, name, fields[name])
             if changes:

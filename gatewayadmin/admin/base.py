@@ -9,7 +9,7 @@ from django.contrib import messages
 from django.contrib.admin import ModelAdmin, ShowFacets
 from django.contrib.admin.options import Action as AdminAction
 from django.contrib.admin.options import ActionLocation
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Model, QuerySet
 from django.db.models.constants import LOOKUP_SEP
 from django.forms import ModelForm
@@ -17,13 +17,16 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 
+from auditlog.versions import Change, ChangedMeanwhile, FormSeen, Versioned
 from capabilities import Capability
 from gatewayadmin.admin.acts import REFUSALS, Act
 
 if TYPE_CHECKING:
     ModelPages = ModelAdmin[Any]
+    AnyForm = ModelForm[Any]
 else:
     ModelPages = ModelAdmin
+    AnyForm = ModelForm
 
 PATTERNS = {"regex", "iregex"}  # The database refuses a bad one only when rows are read, and a good one may take long.
 EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
@@ -32,6 +35,30 @@ EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 def may(request: HttpRequest, *capabilities: Capability) -> bool:
     """Whether the one who asks holds any of `capabilities`."""
     return any(request.user.has_perm(one) for one in capabilities)
+
+
+class VersionedForm(AnyForm):
+    """A form that says what was changed after it was opened; sent once more, it goes on top."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        known = not self.instance._state.adding and isinstance(self.instance, Versioned)  # noqa: SLF001
+        self.version = self.instance.version if known else ""
+
+    def clean(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().clean() or self.cleaned_data
+        seen = self.data.get("version", "")
+        if self.version and seen:
+            try:  # The whole view is one transaction: the row stays locked until it is saved.
+                self.instance.lock().must_be(FormSeen(seen), self.changed_data)
+            except ChangedMeanwhile as clash:
+                raise ValidationError([str(clash), *map(_in_words, clash.changes)]) from None
+        return values
+
+
+def _in_words(change: Change) -> str:
+    by = f", set by {change.by} at {change.at:%Y-%m-%d %H:%M} UTC" if change.at else ""
+    return f"{change.name.capitalize()} is now “{change.now}”{by}. Save once more to keep what is typed."
 
 
 class Governed(ModelPages):
@@ -45,6 +72,8 @@ class Governed(ModelPages):
     added_by: tuple[Capability, ...] = ()
     acts: tuple[Act, ...] = ()
 
+    form = VersionedForm
+    change_form_template = "admin/versioned_form.html"
     list_per_page = 50
     show_full_result_count = False  # A second count of the whole table.
     show_facets = ShowFacets.NEVER  # One more count for each filter.

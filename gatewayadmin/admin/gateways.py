@@ -47,6 +47,7 @@ class GatewayPages(Governed):
         "enabled",
         "reach",
         "teams",
+        "shared_identities",
         "calls_per_minute",
         "archived_at",
         "created_by",

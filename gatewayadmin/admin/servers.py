@@ -93,6 +93,14 @@ class IdentityPages(Governed):
             asks=False,
         ),
         Act(
+            "confirm",
+            "Confirm selected",
+            lambda row, by: row.confirm(by=by),
+            any_of(Capability.IDENTITIES_MANAGE),
+            USABLE,
+            "Its secret is sent where its server is now.",
+        ),
+        Act(
             "revoke",
             "Revoke selected",
             lambda row, by: _open_to(row, by).revoke(by=by),
@@ -114,6 +122,7 @@ class IdentityPages(Governed):
         "status",
         "enabled",
         "disabled_by",
+        "unconfirmed_since",
         "expires_at",
         "last_used_at",
         "last_error",

@@ -12,7 +12,15 @@ from gateways.models.assignment import (
     WrongIdentity,
     alias_validator,
 )
-from gateways.models.gateway import Gateway, GatewayError, GatewayQuerySet, Reach
+from gateways.models.gateway import (
+    Gateway,
+    GatewayError,
+    GatewayQuerySet,
+    IdentityGateways,
+    Reach,
+    TeamGateways,
+    allow_identity,
+)
 
 __all__ = [
     "AliasRequired",
@@ -21,12 +29,15 @@ __all__ = [
     "Gateway",
     "GatewayError",
     "GatewayQuerySet",
+    "IdentityGateways",
     "IdentityScheme",
     "Reach",
     "StillEnabled",
+    "TeamGateways",
     "Tool",
     "ToolPolicy",
     "ToolQuerySet",
     "WrongIdentity",
     "alias_validator",
+    "allow_identity",
 ]

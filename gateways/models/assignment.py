@@ -14,6 +14,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.switch import Switchable
+from auditlog.versions import Seen, Versioned
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity, Server
 from servers.naming import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, is_tool_name, storable
@@ -59,6 +60,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
             assignment = Assignment(gateway=gateway, server=server, **fields)
             assignment.check_alias()
             assignment.check_identity()
+            assignment.check_allowed()
             assignment.save(force_insert=True)
             changes = {"alias": [None, assignment.alias], "identity_scheme": [None, assignment.identity_scheme]}
             Event.objects.record(Action.ASSIGNMENT_CREATED, assignment, by=by, changes=changes)
@@ -79,7 +81,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
             Event.objects.record(Action.SERVER_ARCHIVED, server, by=by)
 
 
-class Assignment(Switchable):
+class Assignment(Versioned, Switchable):
     """A server placed behind a gateway: under which alias, with whose identity, with which tools."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -136,18 +138,38 @@ class Assignment(Switchable):
         if identity and (identity.server_id != self.server_id or not identity.is_shared):
             raise WrongIdentity(WrongIdentity.__doc__)
 
-    def edit(self, *, by: User, **fields: Any) -> None:
-        """Change alias, identity scheme or tool policy; records what changed. Raises AliasRequired or WrongIdentity."""
+    def check_allowed(self) -> None:
+        """Raise WrongIdentity unless the shared identity is said to be for this gateway."""
+        identity = self.shared_identity
+        if identity and not identity.gateways.filter(pk=self.gateway_id).exists():
+            raise WrongIdentity(
+                f"“{identity.label}” is not for the gateway {self.gateway.name}. "
+                "Who manages identities can allow it there, on the page of the server."
+            )
+
+    def editable(self) -> dict[str, Any]:
+        names = ("alias", "identity_scheme", "tool_policy", "enabled")
+        shared = self.shared_identity.label if self.shared_identity else None
+        return {name: getattr(self, name) for name in names} | {"shared_identity": shared}
+
+    def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
+        """Change alias, identity scheme or tool policy; records what changed.
+
+        Raises AliasRequired, WrongIdentity, or ChangedMeanwhile when the row is not what was `seen`.
+        """
         with transaction.atomic():
             if "alias" in fields:
                 self.gateway.lock()
             row = self.lock()
             changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in fields.items() if getattr(row, n) != v}
+            row.must_be(seen, changes)
             for name, value in fields.items():
                 setattr(self, name, value)
             if "alias" in changes:
                 self.check_alias()
             self.check_identity()
+            if "shared_identity" in changes:
+                self.check_allowed()
             self.save(update_fields=[*fields, "updated_at"])
             if "alias" in changes:
                 Tool.objects.rename(self)

@@ -13,8 +13,9 @@ from accounts.models import Team, User
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.switch import Switchable
-from capabilities import Capability
-from servers.models import slug_validator
+from auditlog.versions import Seen, Versioned
+from capabilities import Capability, CapabilityRequired
+from servers.models import Identity, slug_validator
 
 
 class GatewayError(Exception):
@@ -56,17 +57,71 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
             Event.objects.record(Action.GATEWAY_CREATED, gateway, by=by, changes={"slug": [None, gateway.slug]})
         return gateway
 
-    def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User) -> None:
-        """Open exactly the gateways `wanted`, of those that are open to teams, to `team`; each change is recorded."""
+    def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
+        """Open exactly the gateways `wanted`, of those that are open to teams, to `team`; each change is recorded.
+
+        Raises ChangedMeanwhile when they are no longer those that were `seen`.
+        """
         chosen = {gateway.pk for gateway in wanted}
         with transaction.atomic():
+            Team.objects.select_for_update().get(pk=team.pk)
+            TeamGateways(team).must_be(seen)
             for gateway in self.live().filter(reach=Reach.TEAMS).prefetch_related("teams").order_by("pk"):
                 teams = {*gateway.teams.all()}
                 if (gateway.pk in chosen) != (team in teams):
                     gateway.edit(teams=teams ^ {team}, by=by)
 
 
-class Gateway(Switchable):
+class TeamGateways(Versioned):
+    """Which gateways are open to a team: what the form on the team's page edits."""
+
+    def __init__(self, team: Team) -> None:
+        self.pk, self._meta, self._team = team.pk, team._meta, team
+
+    def editable(self) -> dict[str, Any]:
+        open_now = Gateway.objects.live().filter(reach=Reach.TEAMS, teams=self._team)
+        return {"gateways": sorted(open_now.values_list("slug", flat=True))}
+
+
+class IdentityGateways(Versioned):
+    """Which gateways a shared identity is for: what is edited on its own page."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.pk, self._meta, self._identity = identity.pk, identity._meta, identity
+
+    @property
+    def live(self) -> list["Gateway"]:
+        """Those that are not archived, by name."""
+        return list(Gateway.objects.live().filter(shared_identities=self._identity).order_by("name"))
+
+    def editable(self) -> dict[str, Any]:
+        return {"gateways": _slugs(self._identity)}
+
+
+def allow_identity(
+    identity: Identity, wanted: Iterable["Gateway"], *, by: User | None, seen: Seen | None = None
+) -> None:
+    """Let the shared `identity` be used at exactly the gateways `wanted`, from the next request on; records it.
+
+    Raises CapabilityRequired for who does not manage identities (None is the system), or ChangedMeanwhile.
+    """
+    if by is not None and not by.has_perm(Capability.IDENTITIES_MANAGE):
+        raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
+    with transaction.atomic():
+        identity.lock()
+        IdentityGateways(identity).must_be(seen)
+        before = _slugs(identity)
+        identity.gateways.set(wanted)
+        after = _slugs(identity)
+        if before != after:
+            Event.objects.record(Action.IDENTITY_UPDATED, identity, by=by, changes={"gateways": [before, after]})
+
+
+def _slugs(identity: Identity) -> list[str]:
+    return sorted(identity.gateways.values_list("slug", flat=True))
+
+
+class Gateway(Versioned, Switchable):
     """One governed MCP endpoint, `/mcp/<slug>`, in front of one or more servers."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -75,6 +130,8 @@ class Gateway(Switchable):
     description = models.TextField(max_length=1000, blank=True)
     reach = models.CharField(max_length=10, choices=Reach, default=Reach.EVERYONE)
     teams = models.ManyToManyField(Team, blank=True, related_name="gateways")
+    # The shared identities that may be used here; each says so on its own page.
+    shared_identities = models.ManyToManyField(Identity, blank=True, related_name="gateways")
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     archived_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
@@ -105,13 +162,22 @@ class Gateway(Switchable):
         """Whether `user` may use this gateway at present."""
         return Gateway.objects.reachable_by(user).filter(pk=self.pk).exists()
 
-    def edit(self, *, by: User, teams: Iterable[Team] | None = None, **fields: Any) -> None:
-        """Change name, description, reach, teams or limit; records what changed."""
+    def editable(self) -> dict[str, Any]:
+        names = ("name", "description", "reach", "calls_per_minute", "enabled")
+        return {name: getattr(self, name) for name in names} | {"teams": self.team_names()}
+
+    def edit(self, *, by: User, teams: Iterable[Team] | None = None, seen: Seen | None = None, **fields: Any) -> None:
+        """Change name, description, reach, teams or limit; records what changed. Raises ChangedMeanwhile."""
         with transaction.atomic():
             row = self.lock()
             changes = {
                 name: [getattr(row, name), value] for name, value in fields.items() if getattr(row, name) != value
             }
+            if teams is not None:
+                teams = list(teams)
+            wanted = sorted(team.name for team in teams) if teams is not None else None
+            other_teams = wanted is not None and wanted != row.team_names()
+            row.must_be(seen, {*changes, "teams"} if other_teams else changes)
             for name, value in fields.items():
                 setattr(self, name, value)
             self.save(update_fields=[*fields, "updated_at"])
@@ -120,8 +186,12 @@ class Gateway(Switchable):
             if changes:
                 Event.objects.record(Action.GATEWAY_UPDATED, self, by=by, changes=changes)
 
+    def team_names(self) -> list[str]:
+        """The teams it is open to, as an event tells them."""
+        return sorted(team.name for team in self.teams.all())
+
     def _open_to(self, teams: Iterable[Team]) -> dict[str, Any]:
-        before = sorted(team.name for team in self.teams.all())
+        before = self.team_names()
         self.teams.set(teams)
-        after = sorted(team.name for team in self.teams.all())
+        after = self.team_names()
         return {"teams": [before, after]} if before != after else {}

@@ -111,6 +111,20 @@ function giveBack() {
 }
 document.addEventListener("close", giveBack, true);
 
+// What an ellipsis hides in a row is told by the one .tip, on hover and on focus.
+const tip = Object.assign(document.createElement("div"), { className: "tip", role: "tooltip", popover: "manual" });
+function showTip({ target }) {
+  const cell = target.closest?.(".table :is(td, th[scope=row])");
+  const cut = cell && [cell, ...all("*", cell)].find((part) => part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).textOverflow === "ellipsis");
+  if (tip.matches(":popover-open")) tip.hidePopover();
+  if (!cut) return;
+  document.querySelector("main")?.append(tip);
+  tip.textContent = cut.textContent.replace(/\s+/g, " ").trim();
+  tip.showPopover({ source: cut });
+}
+document.addEventListener("pointerover", (event) => event.pointerType === "mouse" && showTip(event));
+document.addEventListener("focusin", showTip);
+
 function arm(within) {
   all("dialog:has([data-stored])", within).forEach(armShowOnce);
   all(".code [role=tablist]", within).forEach(armTabs);

@@ -101,6 +101,8 @@ def sufficient(rule: Any) -> list[set[Capability]]:
 def enough_for(door: Door) -> list[set[Capability]]:
     """The smallest sets of capabilities with which this door of this world opens."""
     # Managing identities opens other people's, managing servers the shared ones; this one is a person's.
+    if door.name == "identity-confirm":
+        return []  # Nobody but its person agrees to where a person's own one is sent.
     persons = door.name.startswith("identity") and door.is_of_one_thing
     return [one for one in sufficient(door.rule) if not (persons and one == {Capability.SERVERS_MANAGE})]
 

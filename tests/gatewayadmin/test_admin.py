@@ -327,6 +327,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     assignment = link.gateway.assignments.get()
     server = assignment.server
     person = make.user()
+    waiting = make.identity(make.server(auth_type="bearer"))
     rows = {
         ("hosts.host", "approve"): app,
         ("accounts.user", "deactivate"): person,
@@ -339,7 +340,8 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     order: list[tuple[str, str, models.Model]] = [
         ("gateways.tool", one, Tool.objects.get()) for one in ("disable", "enable")
     ]
-    order += [("accounts.user", one, rows["accounts.user", one]) for one in STEPS]
+    for step in STEPS:
+        order.append(("accounts.user", step, rows["accounts.user", step]))
     order += [("hosts.host", "approve", app)]
     order += [("tokens.token", "ask_for_new", made.token)]
     order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]
@@ -353,6 +355,8 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     }
     for name, row in layers.items():
         order += [(name, "disable", row), (name, "enable", row), (name, "disable", row)]
+    Identity.objects.filter(pk=waiting.pk).update(unconfirmed_since=timezone.now())
+    order += [("servers.identity", "confirm", waiting)]
     order += [("connections.connection", "revoke", link), ("servers.identity", "revoke", made.identity)]
     order += [("gateways.assignment", "remove", assignment), ("accounts.user", "cut_off", link.user)]
     order += [("hosts.host", "archive", made.host), ("gateways.gateway", "archive", link.gateway)]

@@ -124,6 +124,7 @@ def test_a_shared_identity_must_fit(ana: User, work: Gateway) -> None:
     crm = make.server(slug="crm", auth_type=AuthType.BEARER)
     other = make.identity(make.server(auth_type=AuthType.BEARER))
     fits = make.identity(crm, label="service account")
+    fits.gateways.add(work)
     body: dict[str, Any] = {"server_id": str(crm.pk), "identity_scheme": "shared"}
     rest = Rest.of(ana)
 

@@ -121,7 +121,9 @@ def test_a_server_is_assigned_without_an_alias(work: Gateway, docs: Server, ana:
 def test_a_shared_scheme_takes_its_identity_and_others_drop_it(
     work: Gateway, github: Server, ana: User, sign_in: SignIn
 ) -> None:
-    shared = str(make.identity(github).pk)
+    identity = make.identity(github)
+    identity.gateways.add(work)
+    shared = str(identity.pk)
     client = sign_in(ana)
 
     for alias, scheme in (("one", "shared"), ("two", "per_user")):
@@ -168,7 +170,7 @@ def test_every_bad_input_is_explained_in_its_place(
     make.assignment(work, make.server(), alias="taken")
     gone = make.server(slug="gone")
     Server.objects.filter(pk=gone.pk).update(archived_at=gone.created_at)
-    make.identity(github)
+    make.identity(github).gateways.add(work)
     foreign = make.identity(make.server(slug="crm", auth_type=AuthType.BEARER))
     sent = {"server": "docs", "alias": "", "identity_scheme": "none"} | values
     sent = {name: str(foreign.pk) if value == "crm" else value for name, value in sent.items()}

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from django.utils import timezone
+
 from accounts.models import User
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, Tool
@@ -373,6 +375,15 @@ VERBS = [
         rest("POST /identities/{identity}/enable"),
         admin("servers/identity", "enable", "identity"),
         before=off(Identity, "identity"),
+    ),
+    verb(
+        "Identity.confirm",
+        page("/identities/{shared}/confirm/"),
+        rest("POST /identities/{shared}/confirm"),
+        admin("servers/identity", "confirm", "shared"),
+        before=lambda stage: Identity.objects.filter(pk=stage.things["shared"]).update(
+            unconfirmed_since=timezone.now()
+        ),
     ),
     verb(
         "Identity.rename",

@@ -62,10 +62,11 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
         "removed": no,
         "scheme": ("none", "shared", "per_user"),
         "has_shared": yes,
+        "allowed": (True, True, False),
         "policy": ("allow_all", "allow_all", "selected", "block_all"),
     },
     "Tool": {"enabled": yes},
-    "Identity": {"enabled": (True, False), "revoked": seldom, "ends": ENDS},
+    "Identity": {"enabled": (True, False), "revoked": seldom, "unconfirmed": seldom, "ends": ENDS},
     "Connection": {"enabled": yes, "revoked": no},
     "Carried": {"bound": (True, True, True, False)},
     "Token": {
@@ -192,6 +193,7 @@ class Painter:
         return {
             "enabled": told["enabled"],
             "revoked_at": self._at(told["revoked"]),
+            "unconfirmed_since": self._at(told["unconfirmed"]),
             "secret_ciphertext": kept,
             "expires_at": self._ends(told["ends"]),
         }
@@ -220,6 +222,9 @@ class Painter:
         team = self.rows["Team"][0]
         team.users.set(_chosen(self.rows["User"], drawn["User"], "in_team"))
         team.gateways.set(_chosen(self.rows["Gateway"], drawn["Gateway"], "has_team"))
+        for number, (assignment, told) in enumerate(zip(self.rows["Assignment"], drawn["Assignment"], strict=True)):
+            allowed = [assignment.gateway_id] if told["allowed"] else []
+            self.rows["Identity"][4 + number].gateways.set(allowed)
         ConnectionIdentity.objects.all().delete()
         ConnectionIdentity.objects.bulk_create(
             ConnectionIdentity(connection=link, assignment=assignment, identity=self.own(link, assignment))
@@ -311,8 +316,12 @@ class Plain:
             used = self.drawn["Identity"][2 * number + whose] if bound and bound[number] else None
         if used is None or used["revoked"]:
             return "identity_missing"
+        if told["scheme"] == "shared" and not told["allowed"]:
+            return "identity_withdrawn"
         if not used["enabled"]:
             return "identity_disabled"
+        if used["unconfirmed"]:
+            return "identity_unconfirmed"
         return "identity_expired" if _over(used["ends"]) else ""
 
 
@@ -402,6 +411,8 @@ EVERY_REASON = {
     "identity_disabled",
     "identity_expired",
     "identity_missing",
+    "identity_unconfirmed",
+    "identity_withdrawn",
     "ip",
     "out_of_scope",
     "revoked",

@@ -250,6 +250,16 @@ def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identiti
         assert identities.credential("ana", "github__whoami") == reason
         assert (identities.proxy.last().outcome, identities.proxy.last().deny_reason) == ("denied", reason)
         assert identities.credential("ben", "github__whoami") == "Bearer of ben"
+    sql("UPDATE servers_identity SET unconfirmed_since = now() WHERE label IN ('ben''s', 'service')")
+    assert identities.credential("ben", "github__whoami") == "identity_unconfirmed"
+    assert identities.credential("ben", "crm__which_key") == "identity_unconfirmed"
+    sql("UPDATE servers_identity SET unconfirmed_since = NULL")
+    assert identities.credential("ben", "crm__which_key") == "the service account"
+    kept = identities.gateway.shared_identities.get()
+    sql("DELETE FROM gateways_gateway_shared_identities")
+    assert {identities.credential(name, "crm__which_key") for name in ("ana", "ben")} == {"identity_withdrawn"}
+    assert identities.credential("ben", "github__whoami") == "Bearer of ben"
+    identities.gateway.shared_identities.add(kept)
     sql("UPDATE servers_identity SET enabled = false WHERE label = 'service'")
     assert {identities.credential(name, "crm__which_key") for name in ("ana", "ben")} == {"identity_disabled"}
     assert identities.agents["ana"].tools() == []

@@ -1,0 +1,61 @@
+"""Versions of what people edit: who saves what was changed in the meantime is told, and loses nothing.
+
+A version is a digest of each value that may be edited, in the order of `editable()`. Forms carry it from where they
+were opened to where they are saved, and the API gives it as the ETag of a thing (RFC 9110 section 8.8.3). The verb
+that writes compares it under the lock of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from django.db.models import Model
+
+from auditlog.models import Event
+from ui.versions import Change, ChangedMeanwhile, FormSeen, HasVersion, Precondition, Seen, digest
+
+__all__ = ["Change", "ChangedMeanwhile", "FormSeen", "Precondition", "Seen", "Versioned"]
+
+
+class Versioned(HasVersion):
+    """A thing people edit, whose verb says when somebody else was faster."""
+
+    def lock(self) -> Any:
+        """This row as it is now, locked until the transaction ends."""
+        row: Any = self
+        return type(row)._base_manager.select_for_update(of=("self",)).get(pk=row.pk)
+
+    def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
+        """Raise ChangedMeanwhile if this row, read under its lock, is no longer what the writer has `seen`.
+
+        `changed` are the fields that would be written with another value; a form minds no others.
+        """
+        if seen is None:
+            return
+        values = self.editable()
+        version = digest(values)
+        stale = seen.stale(version)
+        if stale is False or stale == []:
+            return
+        names = list(values)
+        fields = [] if stale is True else [names[place] for place in stale]
+        if isinstance(seen, FormSeen) and changed is not None:
+            fields = [field for field in fields if field in changed]
+        if fields or stale is True:
+            raise ChangedMeanwhile(_told(self, {field: values[field] for field in fields}), version)
+
+
+def _told(thing: Any, values: Mapping[str, Any]) -> list[Change]:
+    row: Model = thing
+    events = Event.objects.filter(target_type=row._meta.model_name, target_id=str(row.pk))
+    latest: dict[str, Event] = {}
+    for event in events.filter(changes__has_any_keys=[*values]).order_by("-pk")[:200]:
+        for field in values:
+            if field in event.changes:
+                latest.setdefault(field, event)
+    return [_change(field, value, latest.get(field)) for field, value in values.items()]
+
+
+def _change(field: str, value: Any, event: Event | None) -> Change:
+    return Change(field, value, event.actor_email, event.created_at) if event else Change(field, value, "", None)

@@ -1,0 +1,95 @@
+"""The gateways a shared identity may be used at: said on the identity, by who manages identities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django import forms
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_http_methods
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from auditlog.versions import ChangedMeanwhile
+from capabilities import Capability, requires
+from capabilities.rest import Rule
+from gateways.models import Gateway, IdentityGateways, allow_identity
+from servers.models import Identity
+from ui.pages import AppRequest, leave, posted, refuse, seen, show, told_of
+from ui.rest import Body, Reference, Resource
+
+
+class GatewaysForm(forms.Form):
+    """The gateways one shared identity is for."""
+
+    gateways = forms.ModelMultipleChoiceField(
+        Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways"
+    )
+
+    def __init__(self, *args: Any, identity: Identity, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fields["gateways"].queryset = Gateway.objects.live().order_by("name")  # type: ignore[attr-defined]
+        self.initial = {"gateways": list(identity.gateways.values_list("pk", flat=True))}
+
+
+def _shared(pk: UUID) -> Identity:
+    return get_object_or_404(Identity.objects.live().shared().select_related("server"), pk=pk)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.IDENTITIES_MANAGE)
+def choose(request: AppRequest, pk: UUID) -> HttpResponse:
+    identity = _shared(pk)
+    form = GatewaysForm(posted(request), identity=identity)
+    back = reverse("servers:identities", args=[identity.server.slug])
+    context = {"form": form, "heading": f"Gateways “{identity.label}” is for", "back": back}
+    context["version"] = IdentityGateways(identity).version
+    if request.method == "GET":
+        return show(request, "gateways/identity_form.html", context)
+    if not form.is_valid():
+        return refuse(request, "gateways/identity_form.html", context)
+    try:
+        allow_identity(identity, form.cleaned_data["gateways"], by=request.user, seen=seen(request))
+    except ChangedMeanwhile as clash:
+        return refuse(request, "gateways/identity_form.html", context | told_of(clash))
+    return leave(request, back, "Gateways saved")
+
+
+class IdentityGatewaysSerializer(serializers.Serializer[Any]):
+    """The gateways a shared identity may be used at."""
+
+    gateways = Reference(many=True, source="live")
+
+
+class IdentityGatewaysBody(Body):
+    """Exactly these gateways."""
+
+    gateway_ids = serializers.ListField(child=serializers.UUIDField())
+
+    def validate_gateway_ids(self, pks: list[UUID]) -> list[Gateway]:
+        gateways = list(Gateway.objects.live().filter(pk__in=pks))
+        if missing := set(pks) - {gateway.pk for gateway in gateways}:
+            raise ValidationError([f"There is no gateway {pk}." for pk in sorted(missing)])
+        return gateways
+
+
+class IdentityPlaces(Resource):
+    """The gateways a shared identity may be used at. Withdrawn from one, it is not used there on the next request."""
+
+    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(("retrieve", "update"), Capability.IDENTITIES_MANAGE)
+    bodies: ClassVar[Mapping[str, type[Body]]] = {"update": IdentityGatewaysBody}
+    serializer_class = IdentityGatewaysSerializer
+
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self.answer(IdentityGateways(_shared(pk)))
+
+    def update(self, request: Request, pk: UUID) -> Response:
+        identity = _shared(pk)
+        allow_identity(identity, self.body()["gateway_ids"], by=self.me, seen=self.seen)
+        return self.answer(IdentityGateways(identity))

@@ -1,0 +1,111 @@
+"""In every list, what acts on a row can be reached and pressed, whatever its names and however narrow the window."""
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser.fixtures import Open
+from tests.workspace import ROOT, Serve
+
+pytestmark = pytest.mark.xdist_group("pages")
+
+WIDTHS = (320, 375, 768, 1024, 1440, 1920)
+MAKE = (ROOT / "tests" / "browser" / "long_names.py").read_text()
+NAMES = {
+    "one word": "m",
+    "words": "many words of a name ",
+    "wide": "\N{CJK UNIFIED IDEOGRAPH-8A9E}",
+    "right to left": "\N{HEBREW LETTER SHIN}",
+    "turned around": "a\N{RIGHT-TO-LEFT OVERRIDE}b",
+}
+LISTS = {
+    "hosts": "/hosts/?q={key}",
+    "connections of a host": "/hosts/{agent}/connections/",
+    "apps that wait": "/hosts/?status=pending&q={key}",
+    "enrolled users": "/hosts/{agent}/enrolled/",
+    "connections of apps": "/settings/mcp-connections?q={key}",
+    "connections of agents": "/settings/mcp-connections?type=agent&q={key}",
+    "tokens": "/settings/api-tokens?q={key}",
+    "API keys": "/settings/api-keys?q={key}",
+    "my identities": "/settings/identities",
+    "gateways": "/gateways/?q={key}",
+    "servers of a gateway": "/gateways/{gateway}/servers/",
+    "tools": "/gateways/{gateway}/tools/",
+    "connections of a gateway": "/gateways/{gateway}/connections/",
+    "servers": "/servers/?q={key}",
+    "gateways of a server": "/servers/{server}/gateways/",
+    "identities of a server": "/servers/{server}/identities/",
+    "people": "/people/?q={key}",
+    "teams": "/people/teams/",
+    "a team": "/people/teams/{team}/",
+    "roles": "/people/roles/",
+    "sessions": "/settings/sessions",
+    "calls": "/logs/?range=all",
+    "events": "/settings/admin-events/?range=all",
+}
+
+# A control that cannot be seen, scrolled to or pressed at both its ends and in its middle, by its label.
+FIND = """() => {
+  const out = [], wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  const rows = [...document.querySelectorAll("main .table tbody tr")];
+  for (const control of document.querySelectorAll("main .table tbody :is(a[href], button, [role=switch])")) {
+    const name = (control.getAttribute("aria-label") ?? control.textContent).trim().slice(0, 30) || control.type;
+    if (!control.checkVisibility({visibilityProperty: true}) || control.closest(".visually-hidden")) continue;
+    control.scrollIntoView({block: "center", inline: "nearest"});
+    const {left, right, top, bottom, width, height} = control.getBoundingClientRect();
+    if (!width || !height) {
+      out.push(`${name} has no size`);
+      continue;
+    }
+    if (left < 0 || right > innerWidth) out.push(`${name} is at ${Math.round(left)} to ${Math.round(right)}`);
+    for (const x of [left + 3, (left + right) / 2, right - 3]) {
+      const hit = document.elementFromPoint(x, (top + bottom) / 2);
+      const own = control.matches(".row-link") ? control.closest("tr") : control.closest("label") ?? control;
+      if (!hit || !(own.contains(hit) || hit.contains(control) && hit.matches("label, a, button"))) {
+        out.push(`${name} at ${Math.round(x)} is covered by ${hit?.tagName} ${hit?.className}`);
+      }
+    }
+  }
+  return {rows: rows.length, faults: [...new Set(out)], wide};
+}"""
+
+
+@pytest.fixture(scope="module")
+def places(live: Serve) -> dict[str, dict[str, str]]:
+    """For each style of names, where things with such names are."""
+    found = {}
+    for number, (style, text) in enumerate(NAMES.items()):
+        script = MAKE.replace('TEXT = "m"', f"TEXT = {text!r}").replace('KEY = "k"', f"KEY = 'k{number}'")
+        found[style] = json.loads(live.manage("shell", "--verbosity", "0", "-c", script))
+    return found
+
+
+@pytest.mark.parametrize("style", NAMES)
+def test_no_name_hides_or_covers_a_control_of_its_row(
+    open_browser: Open, live: Serve, signed_in: Path, places: dict[str, dict[str, str]], style: str
+) -> None:
+    page = open_browser(storage_state=signed_in, reduced_motion="reduce").new_page()
+
+    faults = [
+        f"{name} at {width} px: {fault}"
+        for name, path in LISTS.items()
+        for width, fault in faults_of(page, live.url + path.format(**places[style]))
+    ]
+
+    assert not faults, "\n".join(faults)
+
+
+def faults_of(page: Page, url: str) -> list[tuple[int, str]]:
+    """What is out of reach in the list at this address, by the width of the window."""
+    page.goto(url)
+    faults = []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        found = page.evaluate(FIND)
+        assert found["rows"], f"{url} lists nothing"
+        faults += [(width, fault) for fault in found["faults"]]
+        if found["wide"] > 0:
+            faults.append((width, f"the page is {found['wide']} px wider than the window"))
+    return faults

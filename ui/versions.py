@@ -1,0 +1,90 @@
+"""Versions of what people edit, and what a writer who saw one may change; auditlog.versions compares them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+DIGITS = 12  # Of each digest: two values of one field agree by chance once in 10^14.
+
+
+class Change(NamedTuple):
+    """What became of one field after the version somebody had seen: its value now, and by whom and when if known."""
+
+    field: str
+    now: Any
+    by: str
+    at: datetime | None
+
+    @property
+    def name(self) -> str:
+        """The field in words."""
+        return self.field.replace("_", " ")
+
+
+class ChangedMeanwhile(Exception):
+    """Somebody changed this after you opened it."""
+
+    def __init__(self, changes: list[Change], version: str) -> None:
+        super().__init__(ChangedMeanwhile.__doc__)
+        self.changes, self.version = changes, version
+
+
+class Seen(Protocol):
+    """What a writer knows of the thing it changes."""
+
+    def stale(self, now: str) -> bool | list[int]:
+        """The places of the values that differ in the version `now`; True when it cannot be told which, False: none."""
+
+
+class FormSeen(NamedTuple):
+    """The version a form was made from. It minds only the fields it would change."""
+
+    version: str
+
+    def stale(self, now: str) -> bool | list[int]:
+        if len(self.version) != len(now):
+            return True  # Of another release: nothing can be compared.
+        pairs = zip(_parts(self.version), _parts(now), strict=True)
+        return [place for place, (before, after) in enumerate(pairs) if before != after]
+
+
+def _parts(version: str) -> list[str]:
+    return [version[at : at + DIGITS] for at in range(0, len(version), DIGITS)]
+
+
+class Precondition(NamedTuple):
+    """An If-Match field: the versions it names as strong tags, and what any of them would allow (RFC 9110 13.1.1)."""
+
+    tags: frozenset[str]
+
+    def stale(self, now: str) -> bool | list[int]:
+        if now in self.tags:
+            return False
+        seen = [FormSeen(tag).stale(now) for tag in self.tags if len(tag) == len(now)]
+        return seen[0] if len(seen) == 1 else True
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """The version of a thing with these values."""
+    return "".join(_digest(value) for value in values.values())
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:DIGITS]
+
+
+class HasVersion:
+    """A thing people edit: `editable` gives its values as an event tells them."""
+
+    def editable(self) -> dict[str, Any]:
+        """The values that may be edited, by field, always in the same order."""
+        raise NotImplementedError
+
+    @property
+    def version(self) -> str:
+        """What this thing's editable values are now, as one opaque text."""
+        return digest(self.editable())
