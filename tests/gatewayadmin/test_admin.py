@@ -328,7 +328,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     server = assignment.server
     person = make.user()
     waiting = make.identity(make.server(auth_type="bearer"))
-    rows = {
+    rows: dict[tuple[str, str], models.Model] = {
         ("hosts.host", "approve"): app,
         ("accounts.user", "deactivate"): person,
         ("accounts.user", "reactivate"): person,
@@ -340,8 +340,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     order: list[tuple[str, str, models.Model]] = [
         ("gateways.tool", one, Tool.objects.get()) for one in ("disable", "enable")
     ]
-    for step in STEPS:
-        order.append(("accounts.user", step, rows["accounts.user", step]))
+    order += [("accounts.user", step, rows["accounts.user", step]) for step in STEPS]
     order += [("hosts.host", "approve", app)]
     order += [("tokens.token", "ask_for_new", made.token)]
     order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]

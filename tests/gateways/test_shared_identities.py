@@ -101,7 +101,7 @@ def test_an_upgrade_leaves_identities_at_the_gateways_they_are_in_use_at(shared:
     make.assignment(left, server, identity_scheme="shared", shared_identity=shared).remove(by=make.user())
     shared.gateways.clear()
 
-    migration = import_module("gateways.migrations.0003_gateway_shared_identities")
+    migration = import_module("gateways.migrations.0004_gateway_shared_identities")
     with connection.cursor() as cursor:
         cursor.execute(migration.KEEP)
 

@@ -10,7 +10,7 @@ WHERE removed_at IS NULL AND shared_identity_id IS NOT NULL
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("gateways", "0002_keep_shared_identities_apart"),
+        ("gateways", "0003_alias_for_all_but_one_server"),
         ("servers", "0003_identity_waits_to_be_confirmed"),
     ]
     operations = [
