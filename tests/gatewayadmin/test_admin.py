@@ -321,7 +321,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     server = assignment.server
     person = make.user()
     waiting = make.identity(make.server(auth_type="bearer"))
-    rows = {
+    rows: dict[tuple[str, str], models.Model] = {
         ("hosts.host", "approve"): app,
         ("accounts.user", "deactivate"): person,
         ("accounts.user", "reactivate"): person,

@@ -113,7 +113,7 @@ def test_an_upgrade_leaves_identities_at_the_gateways_they_are_in_use_at(shared:
     "change", [{"url": "https://93.184.216.34/other"}, {"header_name": "X-Other"}, {"auth_type": "bearer"}]
 )
 def test_another_path_or_header_waits_until_who_answers_for_an_identity_confirms_it(
-    server: Server, shared: Identity, ida: User, change: dict[str, str]
+    server: Server, shared: Identity, ida: User, change: dict[str, Any]
 ) -> None:
     owner, admin = make.user(), make.user(Capability.SERVERS_MANAGE)
     own = make.identity(server, owner)
