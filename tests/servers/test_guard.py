@@ -149,7 +149,7 @@ def test_httpx_asks_the_guard_for_names_and_literals(run: Run) -> None:
     assert len(upstream.seen) == 2
 
 
-INSIDE, METADATA_V4 = "10.0.0.5", "169.254.169.254"
+INSIDE_V4, METADATA_V4 = "10.0.0.5", "169.254.169.254"
 
 
 def tunnelled(inner: str) -> list[str]:
@@ -171,7 +171,7 @@ def tunnelled(inner: str) -> list[str]:
     return [str(IPv6Address(form)) for form in forms.values()]
 
 
-@pytest.mark.parametrize("address", [*tunnelled(INSIDE), *tunnelled("127.0.0.1"), *tunnelled(METADATA_V4)])
+@pytest.mark.parametrize("address", [*tunnelled(INSIDE_V4), *tunnelled("127.0.0.1"), *tunnelled(METADATA_V4)])
 def test_an_address_inside_is_not_public_in_whatever_it_is_wrapped(address: str) -> None:
     assert not Guard().admits(address)
 
