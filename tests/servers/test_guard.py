@@ -149,13 +149,13 @@ def test_httpx_asks_the_guard_for_names_and_literals(run: Run) -> None:
     assert len(upstream.seen) == 2
 
 
-PRIVATE_V4, METADATA_V4 = "10.0.0.5", "169.254.169.254"
+INSIDE_V4, METADATA_V4 = "10.0.0.5", "169.254.169.254"
 
 
 def tunnelled(inner: str) -> list[str]:
     """IPv6 addresses that lead to this IPv4 address through some tunnel or translator."""
     number = int(ip_address(inner))
-    forms: dict[str, int] = {
+    forms = {
         "ISATAP": (0x2A00_1450_4001_0800 << 64) | (0x5EFE << 32) | number,
         "ISATAP, of a public address": (0x2A00_1450_4001_0800 << 64) | (0x0200_5EFE << 32) | number,
         "Teredo": (0x2001_0000 << 96) | (0x0808_0808 << 64) | (number ^ 0xFFFFFFFF),
@@ -171,7 +171,7 @@ def tunnelled(inner: str) -> list[str]:
     return [str(IPv6Address(form)) for form in forms.values()]
 
 
-@pytest.mark.parametrize("address", [*tunnelled(PRIVATE_V4), *tunnelled("127.0.0.1"), *tunnelled(METADATA_V4)])
+@pytest.mark.parametrize("address", [*tunnelled(INSIDE_V4), *tunnelled("127.0.0.1"), *tunnelled(METADATA_V4)])
 def test_an_address_inside_is_not_public_in_whatever_it_is_wrapped(address: str) -> None:
     assert not Guard().admits(address)
 
