@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
-    from gatewayadmin.environment import Refused, hand_down
+    from gatewayadmin.config.environment import Refused, hand_down
 
     if port := port_to_serve_at(sys.argv[1:]):
         hand_down("PORT", port)

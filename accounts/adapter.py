@@ -10,8 +10,8 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
 from accounts.hashing import for_a_stranger
-from accounts.links import link_at
 from accounts.models import Attempt, User, WorkspaceSettings
+from accounts.password_links import link_at
 from accounts.sign_in_limits import TooManyTries, Tries, remember_browser, sender_of, try_password
 from auditlog.actions import Action
 from auditlog.models import Event

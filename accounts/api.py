@@ -1,4 +1,4 @@
-"""/api/users, /api/me and /api/capabilities: people, and what one may do (requirements 6.8)."""
+"""/api/users, /api/me and /api/capabilities: people, and what one may do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts import links
+from accounts import password_links
 from accounts.models import Role, User
 from accounts.people_forms import told_of
 from accounts.rules import (
@@ -139,8 +139,8 @@ class UserResource(Resource):
     def create(self, request: Request) -> Response:
         wanted = self.body()
         person = User.objects.invite(**_with_role(wanted), by=self.me)
-        link = links.password_link(person)
-        mailed = links.mail_invitation(person, link, by=self.me)
+        link = password_links.password_link(person)
+        mailed = password_links.mail_invitation(person, link, by=self.me)
         return secret_answer({**self.told(person), "invitation": {"link": link, "mailed": mailed}}, HTTPStatus.CREATED)
 
     def partial_update(self, request: Request, pk: UUID) -> Response:

@@ -1,4 +1,4 @@
-"""POST /api/me/confirm: one's password again, before the acts that ask for it (requirements 8.8)."""
+"""POST /api/me/confirm: one's password again, before the acts that ask for it."""
 
 from __future__ import annotations
 

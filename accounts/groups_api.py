@@ -1,4 +1,4 @@
-"""/api/roles, /api/teams and /api/workspace: what people share (requirements 6.8)."""
+"""/api/roles, /api/teams and /api/workspace: what people share."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts import links, second_factor
+from accounts import password_links, second_factor
 from accounts.models import Role, User
-from accounts.password_again import ask_again
 from accounts.people_forms import STATUSES, AgainForm, InviteForm, PeopleFilter, PersonForm, RoleChoice
+from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, EmailTaken, PeopleError, lacking
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm
@@ -95,8 +95,8 @@ def invite(request: AppRequest) -> HttpResponse:
 
 def _invited(request: AppRequest, invited: User) -> HttpResponse:
     """The invitation's link, once: it is in the body of this answer to a POST and nowhere else."""
-    link = links.password_link(invited)
-    mailed = links.mail_invitation(invited, link, by=request.user)
+    link = password_links.password_link(invited)
+    mailed = password_links.mail_invitation(invited, link, by=request.user)
     context = {"person": invited, "link": link, "mailed": mailed, "has_mail": bool(settings.MAIL_SERVER)}
     return show(request, "accounts/invited.html", context)
 
@@ -227,7 +227,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
 def _reset_sent(request: AppRequest, found: User) -> str:
     """Mail the link, to nobody but its owner; what became of it in words."""
     if not settings.MAIL_IS_OFFERED:
-        return links.NO_MAIL
+        return password_links.NO_MAIL
     form = ForgottenForm({"email": found.email})
     try:
         found.must_be_resettable(by=request.user)
@@ -236,7 +236,7 @@ def _reset_sent(request: AppRequest, found: User) -> str:
     except PeopleError as error:
         return str(error)
     except OSError:
-        links.logger.exception("mail not sent")
+        password_links.logger.exception("mail not sent")
         return "The mail could not be sent. See the server's log."
     Event.objects.record(Action.USER_RESET_SENT, found, by=request.user)
     return f"A link is on its way to {found.email}"

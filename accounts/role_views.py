@@ -11,10 +11,10 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods
 
-from accounts.areas import AREAS, check_list
+from accounts.capability_groups import AREAS, check_list
 from accounts.models import Role
-from accounts.password_again import ask_again
 from accounts.people_forms import RoleForm, role_from
+from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, NameTaken, PeopleError, lacking
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in

@@ -67,7 +67,7 @@ class RoleInUse(PeopleError):
     """People still hold this role. Give them another one first."""
 
 
-class Giver(Actor, Protocol):
+class Grantor(Actor, Protocol):
     """Somebody who changes people and roles."""
 
     def has_perm(self, perm: str) -> bool: ...
@@ -82,7 +82,7 @@ def one_at_a_time() -> None:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PEOPLE_LOCK])
 
 
-def acting_now(by: Giver | None) -> Any:
+def acting_now(by: Grantor | None) -> Any:
     """Who acts as the database has them at this moment, within the limits of the API key they act with, if any.
 
     A change that waited for another one to end may find its author with less than they began with; somebody who was
@@ -96,21 +96,21 @@ def acting_now(by: Giver | None) -> Any:
     return found
 
 
-def must_match(by: Giver | None, capabilities: Iterable[Capability]) -> None:
+def must_match(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
     """Raise Outranked unless `by` holds at least `capabilities`, those of a person or a role that they act against."""
     missing = lacking(acting_now(by), capabilities)
     if missing:
         raise Outranked(f"{Outranked.__doc__} You lack: {', '.join(missing)}.")
 
 
-def must_hold(by: Giver | None, capabilities: Iterable[Capability]) -> None:
+def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
     """Raise BeyondYours unless `by` holds all of `capabilities`; None is the system and holds all."""
     missing = lacking(acting_now(by), capabilities)
     if missing:
         raise BeyondYours(f"{BeyondYours.__doc__} You lack: {', '.join(missing)}.")
 
 
-def lacking(by: Giver | None, capabilities: Iterable[Capability]) -> list[str]:
+def lacking(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
     """The labels of those of `capabilities` that `by` lacks, in the order of the catalogue."""
     wanted = frozenset(capabilities)
     return [one.label for one in Capability if by is not None and one in wanted and not by.has_perm(one)]

@@ -1,4 +1,4 @@
-"""The second factor: an authenticator app and recovery codes, their secrets sealed at rest (architecture.md E9)."""
+"""The second factor: an authenticator app and recovery codes, their secrets sealed at rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from django.utils.html import format_html
 from django.utils.module_loading import import_string
 
 from accounts.models import User, WorkspaceSettings
-from accounts.rules import Giver
+from accounts.rules import Grantor
 from accounts.sign_in_limits import Tries, try_as, try_code
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -144,7 +144,7 @@ def is_on(person: User) -> bool:
     return on
 
 
-def remove(person: User, *, by: Giver | None) -> None:
+def remove(person: User, *, by: Grantor | None) -> None:
     """Let this person, who lost app and recovery codes, sign in with the password alone.
 
     Raises Outranked: it takes a lock from their door.

@@ -1,4 +1,4 @@
-"""How long a web session lives: 12 hours without a request, 7 days at most (requirements 8.8)."""
+"""How long a web session lives: 12 hours without a request, 7 days at most."""
 
 from __future__ import annotations
 

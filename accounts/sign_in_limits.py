@@ -20,8 +20,8 @@ from django.http import HttpRequest, HttpResponse
 
 from accounts.models import Attempt, User
 from accounts.models.attempts import HOUR, MINUTE, seconds_left
-from auditlog.senders import neighbourhood
 from ui.errors import TryLater
+from wire.address_group import address_group
 
 type View = Callable[..., HttpResponse]
 
@@ -75,7 +75,7 @@ class Tries:
 
 def sender_of(request: HttpRequest) -> str:
     """Whom a request is counted as: an IPv4 address, or the /64 that one IPv6 host has to itself."""
-    return neighbourhood(request.META.get("REMOTE_ADDR", "")) or ""
+    return address_group(request.META.get("REMOTE_ADDR", "")) or ""
 
 
 def try_password(request: HttpRequest, email: str) -> Tries:

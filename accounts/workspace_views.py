@@ -11,7 +11,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.mail_check import send_test_mail
 from accounts.models import WorkspaceSettings
-from accounts.password_again import ask_again
+from accounts.reauthentication import ask_again
 from accounts.rules import PeopleError
 from accounts.workspace_form import WorkspaceForm
 from auditlog.versions import ChangedMeanwhile

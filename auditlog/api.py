@@ -1,4 +1,4 @@
-"""/api/logs and /api/admin-events: what happened, read only (requirements 6.7)."""
+"""/api/logs and /api/admin-events: what happened, read only."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from auditlog.actions import Action
+from auditlog.event_context import Via
 from auditlog.export import CALL_COLUMNS, TYPES, UNTOLD, Export, download
-from auditlog.keyset import BadCursor, Cursor, Page, page
 from auditlog.models import Call, Event, Outcome
-from auditlog.origin import Via
 from auditlog.reasons import reason_of
-from auditlog.search import Meaning, Search, indexed, one_of, uuid_of
+from auditlog.search.criteria import Criterion, Search, indexed, one_of, uuid_of
+from auditlog.search.keyset import BadCursor, Cursor, Page, page
 from capabilities import Capability
 from capabilities.rest import Rule
 from ui.rest import Moment, Paging, Query, Resource, link
@@ -37,30 +37,30 @@ def _among(id_column: str, name_column: str) -> Callable[[str], Q]:
     return rows
 
 
-def _subject(name: str, name_column: str) -> Callable[[str], Meaning]:
+def _subject(name: str, name_column: str) -> Callable[[str], Criterion]:
     """Calls of a thing by its id, which has an index, or by the name it had then."""
 
-    def means(text: str) -> Meaning:
+    def means(text: str) -> Criterion:
         pk = uuid_of(text)
-        return indexed([Q(**{f"{name}_id": pk})]) if pk else Meaning((), Q(**{name_column: text}))
+        return indexed([Q(**{f"{name}_id": pk})]) if pk else Criterion((), Q(**{name_column: text}))
 
     return means
 
 
 # What each parameter of a query means; the rest are columns of the same name.
-CALLS: dict[str, Callable[[Any], Meaning]] = {
+CALLS: dict[str, Callable[[Any], Criterion]] = {
     "outcome": lambda outcomes: one_of("outcome", outcomes),
     "host": _subject("host", "host_name"),
     "gateway": _subject("gateway", "gateway_name"),
     "server": _subject("server", "server_name"),
     "user": _subject("user", "user_email"),
-    "token": lambda text: Meaning((), _among("token_id", "token_prefix")(text)),
+    "token": lambda text: Criterion((), _among("token_id", "token_prefix")(text)),
     "connection": lambda pk: indexed([Q(connection_id=pk)]),
     "correlation_id": lambda pk: indexed([Q(correlation_id=pk)]),
     "method": lambda method: one_of("method", [method]),
     "tool": lambda name: indexed([Q(feature_type="tool", feature_name=name)]),
-    "ip": lambda address: Meaning((), Q(client_ip=address)),
-    "q": lambda words: Meaning((), Q(feature_name__icontains=words) | Q(user_email__icontains=words)),
+    "ip": lambda address: Criterion((), Q(client_ip=address)),
+    "q": lambda words: Criterion((), Q(feature_name__icontains=words) | Q(user_email__icontains=words)),
 }
 EVENTS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
@@ -173,7 +173,7 @@ PLACING = ("cursor", "page_size", "format")
 def searched(chosen: Mapping[str, Any]) -> Search:
     """The calls that match a query."""
     narrowing = {name: value for name, value in chosen.items() if name not in (*PLACING, "from", "to")}
-    meanings = [CALLS[n](v) if n in CALLS else Meaning((), Q(**{n: v})) for n, v in narrowing.items()]
+    meanings = [CALLS[n](v) if n in CALLS else Criterion((), Q(**{n: v})) for n, v in narrowing.items()]
     return Search(meanings, chosen.get("from"), chosen.get("to"))
 
 

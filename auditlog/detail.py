@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from auditlog.models import Call, Outcome
 from auditlog.reasons import Reason, Step, reason_of
-from auditlog.writer import PATIENCE
+from proxy.store.call_writer import PATIENCE
 
 OWN_ANSWERS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
 

@@ -10,10 +10,10 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from auditlog.actions import Action
-from auditlog.filters import RANGES, Facet, first_of
+from auditlog.event_context import Via
 from auditlog.models import Event
-from auditlog.origin import Via
-from auditlog.search import uuid_of
+from auditlog.search.criteria import uuid_of
+from auditlog.search.filters import RANGES, Facet, first_of
 
 DEFAULT_RANGE = "30d"
 TEXTS = {"actor": "Actor", "target": "Target", "correlation": "Correlation id"}

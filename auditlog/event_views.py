@@ -12,16 +12,16 @@ from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from auditlog import filters
 from auditlog.actions import Action
 from auditlog.changes import Change, told
 from auditlog.event_filters import EventFilter
 from auditlog.export import TYPES, Export, TooMany, download, too_many
-from auditlog.keyset import Cursor, page
 from auditlog.models import Event
-from auditlog.search import counted
+from auditlog.search import filters
+from auditlog.search.criteria import counted
+from auditlog.search.keyset import Cursor, page
 from capabilities import Capability, requires
-from capabilities.doors import SEES_SERVERS
+from capabilities.sections import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show
 
 BESIDE = 25  # Rows beside an open event.

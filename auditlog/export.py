@@ -29,7 +29,7 @@ from django.utils import timezone
 from psycopg.types.json import JsonbLoader
 
 from auditlog.models import Call
-from auditlog.search import Search
+from auditlog.search.criteria import Search
 from ui.rest import Told, stamp
 
 logger = logging.getLogger(__name__)

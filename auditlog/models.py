@@ -1,6 +1,6 @@
 """What happened: calls through the gateways, and administrators' acts. Both are insert-only.
 
-Rows hold ids and names as plain columns: history outlives what it describes (decisions 4).
+Rows hold ids and names as plain columns: history outlives what it describes.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -9,14 +9,14 @@ from uuid import UUID, uuid4
 
 from django.db import models
 
-from auditlog import origin
+from auditlog import event_context
 from auditlog.actions import Action
-from auditlog.origin import Via
+from auditlog.event_context import Via
 from auditlog.partitions import Partitions
 
 
 class Outcome(models.TextChoices):
-    """How a call ended (requirements 4.1)."""
+    """How a call ended."""
 
     OK = "ok", "ok"
     TOOL_ERROR = "tool_error", "tool error"
@@ -71,9 +71,9 @@ def _moment_of(uid: UUID) -> tuple[datetime, datetime]:
 
 
 class Call(models.Model):
-    """One MCP message that arrived with a known token, answered or refused (decisions 7.5).
+    """One MCP message that arrived with a known token, answered or refused.
 
-    Range-partitioned by `created_at`, the time of arrival; written by auditlog.writer with COPY.
+    Range-partitioned by `created_at`, the time of arrival; written by proxy.store.call_writer with COPY.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -185,7 +185,7 @@ class EventManager(models.Manager["Event"]):
         Call it inside the transaction of the change. `changes` maps a field to [before, after] and
         holds no secret; `actor` names an actor who is not simply a person, such as a token itself.
         """
-        here = origin.present()
+        here = event_context.present()
         return self.create(
             actor_id=by.pk if by else None,
             actor_email=actor or (by.email if by else "system"),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Step(IntEnum):
-    """The checks a call passes, in their order (requirements 4.4)."""
+    """The checks a call passes, in their order."""
 
     TOKEN = 1
     USER = 2

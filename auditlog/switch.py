@@ -1,4 +1,4 @@
-"""The enabled toggle that every layer carries, and the record of each flip (requirements 4.3)."""
+"""The enabled toggle that every layer carries, and the record of each flip."""
 
 from typing import Any, Self
 

@@ -12,18 +12,18 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from auditlog import facets, filters, tail
 from auditlog.actions import Action
 from auditlog.detail import Detail
 from auditlog.export import CALL_COLUMNS, TYPES, Export, TooMany, download, too_many
-from auditlog.filters import CallFilter
-from auditlog.histogram import histogram
-from auditlog.keyset import NEWER, OLDER, Cursor, Page
 from auditlog.models import Call, Event
 from auditlog.replay import curl, payloads
-from auditlog.search import COUNTED, Found
+from auditlog.search import facets, filters, snapshot
+from auditlog.search.criteria import COUNTED, Found
+from auditlog.search.filters import CallFilter
+from auditlog.search.histogram import histogram
+from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
 from capabilities import Capability, requires
-from capabilities.doors import SEES_SERVERS
+from capabilities.sections import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show, wants_fragment
 
 BESIDE = 25  # Rows beside an open call: enough to see what came before.
@@ -96,11 +96,11 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def live(request: AppRequest) -> HttpResponse:
     """The calls that arrived since the last look; nothing when there are none."""
-    then, now = tail.read(request.GET.get("seen", "")), tail.look()
+    then, now = snapshot.read(request.GET.get("seen", "")), snapshot.look()
     chosen = CallFilter(request.GET)
     if then is None or chosen.error:
         return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
-    rows = tail.arrived(chosen.search(), then, now, filters.PAGE_SIZE + 1)
+    rows = snapshot.arrived(chosen.search(), then, now, filters.PAGE_SIZE + 1)
     if not rows and then.age < RENEWED:
         return HttpResponse(status=204)
     shown = request.GET.get("shown", "")
@@ -136,9 +136,9 @@ def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SI
     cursor = Cursor.named(request.GET.get("cursor", ""))
     search = chosen.search()
     is_live = chosen.is_live and cursor is None
-    look = tail.look() if is_live else None
+    look = snapshot.look() if is_live else None
     if look is not None:
-        search.base = tail.seen(search.base, look)
+        search.base = snapshot.seen(search.base, look)
     found = Found(Page([], None, None)) if chosen.error else search.page(cursor, size)
     count = None if chosen.error else search.count()
     return {

@@ -46,7 +46,7 @@ def measure(times: int) -> list[str]:
     from django.db import connection  # noqa: PLC0415
 
     from accounts.models import Role  # noqa: PLC0415
-    from gatewayadmin import database  # noqa: PLC0415
+    from gatewayadmin.config import database  # noqa: PLC0415
     from gatewayadmin.embedded.cluster import cluster  # noqa: PLC0415
 
     database.ensure()
@@ -78,7 +78,7 @@ def told(path: str, few: Asked, many: Asked) -> bool:
 
 def lists() -> list[str]:
     """Every page and every answer of the API that lists rows."""
-    from gatewayadmin.api import router  # noqa: PLC0415
+    from gatewayadmin.rest.urls import router  # noqa: PLC0415
 
     host, gateway, server = pk("Host", 0), "gateway-0", "server-0"
     api = [f"/api/{prefix}" for prefix, _, _ in router.registry]

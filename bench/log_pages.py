@@ -90,7 +90,7 @@ def measure(rows: int, times: int) -> None:
     from django.db import connection  # noqa: PLC0415
 
     from auditlog.models import Call  # noqa: PLC0415
-    from gatewayadmin import database  # noqa: PLC0415
+    from gatewayadmin.config import database  # noqa: PLC0415
     from gatewayadmin.embedded.cluster import cluster  # noqa: PLC0415
 
     database.ensure()

@@ -1,4 +1,4 @@
-"""The capabilities of requirements 4.2: what a role may do, under one name each."""
+"""The capabilities: what a role may do, under one name each (docs/reference/capabilities.md)."""
 
 from enum import StrEnum
 from typing import Self

@@ -1,4 +1,4 @@
-"""The roles every workspace starts with (decisions 7.9)."""
+"""The roles every workspace starts with."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""/api/connections, and what else lists or ends them: a gateway's connections, the archives (requirements 6.4)."""
+"""/api/connections, and what else lists or ends them: a gateway's connections, the archives."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class Endings(Resource):
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def user(self, request: Request, pk: UUID) -> Response:
-        """*Cut this person off*: deactivate, and revoke all connections (decisions 7.7)."""
+        """*Cut this person off*: deactivate, and revoke all connections."""
         revoked = Connection.objects.cut_off(get_object_or_404(User, pk=pk), by=self.me)
         return Response({"connections_revoked": revoked})
 

@@ -1,4 +1,4 @@
-"""Putting hosts, gateways and servers away for good, with what that ends (decisions 7.7)."""
+"""Putting hosts, gateways and servers away for good, with what that ends."""
 
 from __future__ import annotations
 

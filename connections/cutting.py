@@ -1,4 +1,4 @@
-"""Break-glass: the question each switch asks before it cuts, with what that will be (M22-M29).
+"""Break-glass: the question each switch asks before it cuts, with what that will be.
 
 These views stand here, above the rooms of what they switch, because they count connections.
 """
@@ -32,7 +32,7 @@ def joined(*sentences: str) -> str:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.HOSTS_TOGGLE)
 def host(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Disable a host; the second button ends its connections too, which takes the other capability (R3.31)."""
+    """Disable a host; the second button ends its connections too, which takes the other capability."""
     found = host_views.find(request.user, pk)
     may_revoke = request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
     if request.method == "GET":

@@ -1,4 +1,4 @@
-"""Switching one identity off and on, and ending it: from its server's page, or from one's own (M27, M35)."""
+"""Switching one identity off and on, and ending it: from its server's page, or from one's own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from django.views.decorators.http import require_http_methods, require_POST
 from capabilities import NOBODY, Capability, CapabilityRequired, signed_in
 from connections.cutting import LOST, joined
 from connections.impact import cuts
-from connections.mine_rows import own_identities
-from connections.places import Place, open_page
+from connections.own_queries import own_identities
+from connections.row_fragments import Place, open_page
 from servers.identity_views import RULE, Row, find, page_url, switch_on
 from servers.models import AlreadyRevoked, Identity
 from ui.pages import AppRequest, answer, confirm, leave, wants_fragment

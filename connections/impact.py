@@ -1,4 +1,4 @@
-"""What a switch would cut, said before it is pressed (M22-M29, field.md 2 "Danger")."""
+"""What a switch would cut, said before it is pressed."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,7 +56,7 @@ def impact_of(thing: models.Model) -> Impact:
 def cuts(thing: models.Model, viewer: User) -> str:
     """What switching `thing` off cuts, as a sentence for the question before it.
 
-    Empty for who may see neither everybody's connections nor `thing` as their own (decisions 7.10). Raises
+    Empty for who may see neither everybody's connections nor `thing` as their own. Raises
     NothingGoesThrough.
     """
     own = viewer.pk in (getattr(thing, "user_id", None), getattr(thing, "owner_id", None))

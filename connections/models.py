@@ -65,7 +65,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """The live connection of this triple, made when there is none; `identities` are (re)bound to it.
 
         Raises Refused, with a message for the person, when host, gateway or the connection itself is
-        switched off or the gateway is out of reach (R3.16).
+        switched off or the gateway is out of reach.
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
@@ -152,7 +152,7 @@ def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
 class Connection(Switchable):
     """A live or ended link of one host to one gateway, acting as one user.
 
-    Revoked rows stay; authorising again makes a new row (R3.2).
+    Revoked rows stay; authorising again makes a new row.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

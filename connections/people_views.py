@@ -1,4 +1,4 @@
-"""Shutting a person out: what they hold stops with them, or ends with them (requirements 5.12, decisions 7.7)."""
+"""Shutting a person out: what they hold stops with them, or ends with them."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Row:
 
     @property
     def status(self) -> str:
-        """`revoked`, `disabled`, `expired` or `active`, in that order of precedence (R3.2)."""
+        """`revoked`, `disabled`, `expired` or `active`, in that order of precedence."""
         if not self.connection.is_live:
             return "revoked"
         if not self.connection.enabled:
@@ -123,7 +123,7 @@ class Row:
 
     @property
     def offers_key(self) -> bool:
-        """Whether the key button is there: the break-glass covers regeneration too (W21, 5.5)."""
+        """Whether the key button is there: the break-glass covers regeneration too."""
         return self.status == "active" and self.connection.is_on and self.may_regenerate
 
     @property

@@ -1,14 +1,23 @@
 from django.urls import path
 
-from connections import archiving, cutting, enrolled, identity_views, mcp, mine, people_views, views
+from connections import (
+    archiving,
+    cutting,
+    enrolment_views,
+    identity_views,
+    mcp_connections_views,
+    own_views,
+    people_views,
+    views,
+)
 
 app_name = "connections"
 
 urlpatterns = [
-    path("settings/mcp-connections", mcp.listing, name="mcp"),
-    path("settings/identities", mine.listing, name="mine"),
+    path("settings/mcp-connections", mcp_connections_views.listing, name="mcp"),
+    path("settings/identities", own_views.listing, name="mine"),
     path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
-    path("hosts/<uuid:pk>/enrolled/", enrolled.listing, name="enrolled"),
+    path("hosts/<uuid:pk>/enrolled/", enrolment_views.listing, name="enrolled"),
     path("hosts/<uuid:pk>/disable/", cutting.host, name="disable_host"),
     path("hosts/<uuid:pk>/archive/", archiving.host, name="archive_host"),
     path("people/<uuid:pk>/deactivate/", people_views.deactivate, name="deactivate_person"),

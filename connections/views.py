@@ -10,11 +10,11 @@ from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from capabilities import Capability, CapabilityRequired, requires, signed_in
-from capabilities.doors import SEES_GATEWAYS
+from capabilities.sections import SEES_GATEWAYS
 from connections.cutting import joined
 from connections.impact import cuts
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
-from connections.places import back, changed
+from connections.row_fragments import back, changed
 from connections.rows import STATUSES, ConnectionFilter, Row, visible
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host

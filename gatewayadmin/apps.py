@@ -6,6 +6,7 @@ class GatewayAdminConfig(AppConfig):
     verbose_name = "Gateway Admin"
 
     def ready(self) -> None:
-        from gatewayadmin import checks, log_names  # noqa: F401, PLC0415  Registers them; needs the models.
+        from gatewayadmin import log_names  # noqa: PLC0415  Registers them; needs the models.
+        from gatewayadmin.config import checks  # noqa: F401, PLC0415  Registers them.
 
-        log_names.tell()
+        log_names.register_name_lookups()

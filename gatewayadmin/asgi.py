@@ -19,13 +19,14 @@ django = get_asgi_application()  # First: what follows needs the settings and th
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gatewayadmin import database, environment, health, housekeeping, quickstart
-from gatewayadmin.client_address import client_address
-from gatewayadmin.database import Unusable
-from gatewayadmin.edge import Edge
+from gatewayadmin.config import database, environment
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.serving import health, housekeeping, quickstart
+from gatewayadmin.serving.client_address import client_address
+from gatewayadmin.serving.outer_middleware import OuterMiddleware
 from proxy import app as proxy
-from servers import builtin
 from servers.upstream_guard import own_endpoints
+from wire import builtin
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ async def _watch() -> None:
             logger.exception("the database cannot be started")
 
 
-edge = Edge(
+edge = OuterMiddleware(
     Router(
         [
             *(Route(path, getattr(health, path[1:])) for path in health.PATHS),

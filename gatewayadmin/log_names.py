@@ -14,7 +14,7 @@ from hosts.models import Host
 from servers.models import Server
 
 
-def tell() -> None:
+def register_name_lookups() -> None:
     """Let the log find hosts, gateways, servers and users by name, and gateways' addresses."""
     for kind, model, column in (
         ("host", Host, "name"),

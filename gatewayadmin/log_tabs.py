@@ -11,10 +11,10 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from auditlog.filters import CallFilter
+from auditlog.search.filters import CallFilter
 from auditlog.views import listing
 from capabilities import Capability, requires
-from capabilities.doors import SEES_SERVERS
+from capabilities.sections import SEES_SERVERS
 from gateways.models import Gateway
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host

@@ -7,8 +7,8 @@ from django.http import HttpRequest, HttpResponse
 
 from accounts.models import User
 from auditlog.actions import Action
+from auditlog.event_context import EventContext, Via, coming_from
 from auditlog.models import Event
-from auditlog.origin import Origin, Via, coming_from
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
 
@@ -18,7 +18,7 @@ def note_origin(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
     def middleware(request: HttpRequest) -> HttpResponse:
         scope = getattr(request, "scope", {})
-        origin = Origin(
+        origin = EventContext(
             _door(request.path), request.META.get("REMOTE_ADDR") or None, scope.get("request_id") or uuid4()
         )
         with coming_from(origin):
@@ -34,7 +34,7 @@ def _door(path: str) -> Via:
 
 
 def note_refusals(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Record who tried to change something without the capability for it (J12.2); place it after note_origin."""
+    """Record who tried to change something without the capability for it; place it after note_origin."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

@@ -11,7 +11,7 @@ from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
-from auditlog.search import Counted
+from auditlog.search.criteria import Counted
 from capabilities import Capability, signed_in
 from connections.models import Connection
 from connections.rows import Row
@@ -21,8 +21,8 @@ from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Kind, Token
 from tokens.notices import notices
-from tokens.reach import waiting_for
 from tokens.rows import SOON, needing
+from tokens.visibility import waiting_for
 from ui.pages import AppRequest, show
 
 SHOWN = 8

@@ -1,4 +1,4 @@
-"""Choosing a password: by a link, or as somebody who knows the present one (R3.20)."""
+"""Choosing a password: by a link, or as somebody who knows the present one."""
 
 from __future__ import annotations
 

@@ -6,8 +6,17 @@ from urllib.parse import urlsplit
 
 from django.utils.csp import CSP
 
-from gatewayadmin import database, environment, keys, mail
-from gatewayadmin.environment import SHORTEST_PASSWORD, Refused, networks, number, origins, switch, text, web_address
+from gatewayadmin.config import database, environment, keys, mail
+from gatewayadmin.config.environment import (
+    SHORTEST_PASSWORD,
+    Refused,
+    networks,
+    number,
+    origins,
+    switch,
+    text,
+    web_address,
+)
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -173,7 +182,7 @@ AUTH_PASSWORD_VALIDATORS = [
     },
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-# The longest any link lives: an invitation's. accounts.links keeps a reset to one hour.
+# The longest any link lives: an invitation's. accounts.password_links keeps a reset to one hour.
 PASSWORD_RESET_TIMEOUT = int(timedelta(hours=72).total_seconds())
 LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "overview"
@@ -194,7 +203,7 @@ ACCOUNT_FORMS = {
     "reauthenticate": "accounts.sign_in.AgainForm",
 }
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = _public.scheme
-ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.links.LinkTokens"
+ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.password_links.LinkTokens"
 ACCOUNT_REAUTHENTICATION_TIMEOUT = int(timedelta(minutes=5).total_seconds())
 # Not allauth's: they wait for each other while they hold a database connection. Ours are in accounts.sign_in_limits.
 ACCOUNT_RATE_LIMITS = False
@@ -250,10 +259,10 @@ REST_FRAMEWORK = {
         "tokens.authentication.BearerAuthentication",
         "ui.rest_requests.SessionCookie",
     ],
-    "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability", "accounts.password_again.RecentPassword"],
+    "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability", "accounts.reauthentication.RecentPassword"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["ui.rest_requests.Json"],
-    "DEFAULT_SCHEMA_CLASS": "gatewayadmin.openapi.Described",
+    "DEFAULT_SCHEMA_CLASS": "gatewayadmin.rest.openapi.Described",
     "EXCEPTION_HANDLER": "ui.rest.problem",
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
     "URL_FORMAT_OVERRIDE": None,  # `format` is a parameter of our own.
@@ -269,7 +278,7 @@ SPECTACULAR_SETTINGS = {
     "COMPONENT_SPLIT_REQUEST": True,
     "ENFORCE_NON_BLANK_FIELDS": True,
     "ENABLE_DJANGO_DEPLOY_CHECK": False,  # It would draw the description at every start; a test does.
-    "POSTPROCESSING_HOOKS": ["gatewayadmin.openapi.closed"],
+    "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed"],
 }
 
 OAUTH2_PROVIDER_APPLICATION_MODEL = "oauth2_provider.Application"
@@ -294,7 +303,7 @@ OAUTH2_PROVIDER = {
     "DCR_ENABLED": True,
     "DCR_REGISTRATION_PERMISSION_CLASSES": ("oauth2_provider.dcr.AllowAllDCRPermission",),
     "CLIENT_SECRET_HASHER": "client_secret",
-    "CIMD_ENABLED": False,  # oauth.published reads documents: not for strangers, not in every request.
+    "CIMD_ENABLED": False,  # oauth.client_documents reads documents: not for strangers, not in every request.
     "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,
@@ -313,8 +322,8 @@ OAUTH2_PROVIDER = {
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"json": {"()": "gatewayadmin.logs.JsonFormatter"}},
-    "filters": {"one_line": {"()": "gatewayadmin.logs.OneLine"}},
+    "formatters": {"json": {"()": "gatewayadmin.serving.log_format.JsonFormatter"}},
+    "filters": {"one_line": {"()": "gatewayadmin.serving.log_format.OneLine"}},
     "handlers": {
         "stderr": {"class": "logging.StreamHandler", "formatter": "json"},
         "stderr_one_line": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["one_line"]},
@@ -326,7 +335,7 @@ LOGGING = {
         # Bad requests, which anybody can send as fast as the network carries them.
         "django.security": {"handlers": ["stderr_one_line"], "level": "WARNING", "propagate": False},
         "django.request": {"level": "ERROR"},  # A 404 is nothing a person must act upon; the edge notes it.
-        "gatewayadmin.edge": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
+        "gatewayadmin.serving.outer_middleware": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
         "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.
         "psycopg.pool": {"level": "ERROR"},
     },

@@ -11,10 +11,10 @@ from uuid import UUID
 from django.db import connection
 from django.utils import timezone
 
-from auditlog.expression import parse
-from auditlog.histogram import Histogram, histogram, rounded
 from auditlog.models import Call
-from auditlog.search import Counted, Search
+from auditlog.search.criteria import Counted, Search
+from auditlog.search.histogram import Histogram, histogram, rounded
+from auditlog.search.query_language import parse
 from servers.models import Server
 
 DAY = timedelta(hours=24)

@@ -74,11 +74,11 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("servers/<slug:slug>/logs/", log_tabs.server, name="server_logs"),
     path("admin/password_change/", RedirectView.as_view(pattern_name="account_change_password"), name="staff_password"),
     path("admin/", staff.site.urls),
-    path("api/", include("gatewayadmin.api")),
+    path("api/", include("gatewayadmin.rest.urls")),
     path("", include("oauth.endpoints")),
 ]
 urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS]
 
 handler403 = "ui.errors.permission_denied"
 handler404 = "ui.errors.not_found"
-handler500 = "gatewayadmin.api.failed"
+handler500 = "gatewayadmin.rest.urls.failed"

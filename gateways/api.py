@@ -1,4 +1,4 @@
-"""/api/gateways: the URLs agents reach (requirements 6.5)."""
+"""/api/gateways: the URLs agents reach."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rest_framework.response import Response
 
 from accounts.models import Team
 from capabilities import Capability
-from capabilities.doors import SEES_GATEWAYS
 from capabilities.rest import Own, Rule
+from capabilities.sections import SEES_GATEWAYS
 from gateways.forms import GatewayForm, NameForm, ReachForm
 from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, StillEnabled
 from gateways.views import counted, find
@@ -174,7 +174,7 @@ def _named(name: str) -> Any:
 
 
 class ServerArchive(Resource):
-    """Puts a server away for good; it leaves every gateway (decisions 7.7)."""
+    """Puts a server away for good; it leaves every gateway."""
 
     capabilities: ClassVar[Mapping[str, Rule]] = {"archive": Capability.SERVERS_MANAGE}
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

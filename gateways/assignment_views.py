@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
-from capabilities.doors import SEES_GATEWAYS, SEES_SERVERS
+from capabilities.sections import SEES_GATEWAYS, SEES_SERVERS
 from gateways.forms import AssignmentForm
 from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet, WrongIdentity
 from gateways.views import WITHIN_REACH
@@ -52,7 +52,7 @@ def tab_url(gateway: Gateway) -> str:
 
 
 def sees_servers(viewer: User) -> bool:
-    """Whether `viewer` may follow a link to a server's page (decisions 7.10)."""
+    """Whether `viewer` may follow a link to a server's page."""
     return any(viewer.has_perm(capability) for capability in SEES_SERVERS)
 
 

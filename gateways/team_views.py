@@ -1,4 +1,4 @@
-"""Teams: who is in one, and which gateways are open to it (requirements 5.12)."""
+"""Teams: who is in one, and which gateways are open to it."""
 
 from __future__ import annotations
 

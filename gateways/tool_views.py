@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
-from capabilities.doors import SEES_GATEWAYS
+from capabilities.sections import SEES_GATEWAYS
 from gateways import assignment_views
 from gateways.forms import ToolFilter
 from gateways.models import Gateway, Tool, ToolPolicy

@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
-from capabilities.doors import SEES_GATEWAYS
+from capabilities.sections import SEES_GATEWAYS
 from gateways.forms import GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
 from gateways.models import Gateway, GatewayQuerySet
 from servers.slugs import suggest

@@ -55,7 +55,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
-        """The host of a headed app, made the first time someone connects it (M01); grouped by `dedupe_key`."""
+        """The host of a headed app, made the first time someone connects it; grouped by `dedupe_key`."""
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": Kind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
@@ -136,7 +136,7 @@ class Host(Versioned, Switchable):
         return {name: getattr(self, name) for name in names}
 
     def set_enrolment(self, allow: bool, *, by: User, seen: Seen | None = None) -> None:
-        """Let every active user who reaches a gateway enrol themselves with this agent, or stop it (R3.15)."""
+        """Let every active user who reaches a gateway enrol themselves with this agent, or stop it."""
         with transaction.atomic():
             row = self.lock()
             row.must_be(seen, {"allow_enrolment"})

@@ -80,7 +80,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def enrolment_url(host: Host) -> str:
-    """Where a person makes their own token for `host`, once it takes enrolment (R3.15)."""
+    """Where a person makes their own token for `host`, once it takes enrolment."""
     return f"{settings.PUBLIC_URL}{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
 
 

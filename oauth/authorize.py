@@ -20,12 +20,12 @@ from oauth2_provider.oauth2_backends import get_oauthlib_core
 
 from connections.models import Connection
 from oauth import flow as flows
-from oauth.documents import Unreadable
+from oauth.client_document_fetch import Unreadable
+from oauth.client_documents import learn, needs_somebody
 from oauth.models import AuthorizeRequest
-from oauth.published import learn, needs_somebody
-from oauth.redirects import APP_SCHEMES
+from oauth.redirect_uris import APP_SCHEMES
 from oauth.registration import is_approved
-from oauth.resources import UnknownResource, gateway_of
+from oauth.resource_indicators import UnknownResource, gateway_of
 from oauth.server import has_readable_query
 from oauth.validator import SCOPES
 from ui.pages import AppRequest

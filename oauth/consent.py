@@ -1,4 +1,4 @@
-"""The last step for an app: what it will be able to do, said plainly, with Allow and Deny (5.6, P41)."""
+"""The last step for an app: what it will be able to do, said plainly, with Allow and Deny."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateways.models import Assignment, Tool
 from oauth import flow as flows
 from oauth.authorize import answer_url, grant
 from oauth.models import AuthorizeRequest, Ending
-from oauth.redirects import only_loopback
+from oauth.redirect_uris import only_loopback
 from oauth.registration import host_of
 from oauth.views import refused, step
 from servers.models import Identity
@@ -69,7 +69,7 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
 
 
 def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
-    """A page that leads on by itself: a redirect out of a form would be stopped by our own policy (trap E12)."""
+    """A page that leads on by itself: a redirect out of a form would be stopped by our own policy."""
     if url is None:
         return render(request, "oauth/expired.html", {"flow": flow}, status=410)
     response = render(request, "oauth/sent.html", {"flow": flow, "url": url, "denied": bool(flow.error)})

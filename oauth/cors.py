@@ -1,4 +1,4 @@
-"""Browsers of other origins at the OAuth endpoints: preflight, and the headers that let them read answers (P5)."""
+"""Browsers of other origins at the OAuth endpoints: preflight, and the headers that let them read answers."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def find(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeReque
 
 
 def refusal(flow: AuthorizeRequest, user: User) -> str:
-    """Why this flow must not go on, in plain words; empty when it may (R3.16)."""
+    """Why this flow must not go on, in plain words; empty when it may."""
     if flow.host is None and flow.application:
         flow.host = known_host(flow.application)  # Another flow may have made it known since this one began.
     return _capability_refusal(flow, user) or _host_refusal(flow.host) or _gateway_refusal(flow, user)

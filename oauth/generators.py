@@ -1,9 +1,9 @@
-"""The texts of OAuth tokens: the same 48-character form as all our credentials (decisions 7.1, trap E5)."""
+"""The texts of OAuth tokens: the same 48-character form as all our credentials."""
 
 from oauthlib.common import Request
 
 from accounts.models import WorkspaceSettings
-from tokens import secret as text
+from wire import token_text as text
 
 
 def access_token(request: Request, refresh_token: bool = False) -> str:
@@ -15,5 +15,5 @@ def refresh_token(request: Request, refresh_token: bool = False) -> str:
 
 
 def lifetime(request: Request) -> int:
-    """How many seconds an access token lives: an hour at most (W26)."""
+    """How many seconds an access token lives: an hour at most."""
     return WorkspaceSettings.load().oauth_access_token_seconds

@@ -14,7 +14,7 @@ from django.utils import timezone
 from oauth2_provider.models import Application
 
 from accounts.models import Attempt, User
-from auditlog.senders import neighbourhood
+from wire.address_group import address_group
 
 A_MINUTE = {"register": 60, "document": 10, "token": 30, "tokens": 300}
 OF_ONE_PERSON = {"document": 5}
@@ -22,7 +22,7 @@ OF_ONE_PERSON = {"document": 5}
 
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
     """Whether this address may do `action` once more; `of` counts, say, each client by itself."""
-    sender = neighbourhood(request.META.get("REMOTE_ADDR", "")) or ""
+    sender = address_group(request.META.get("REMOTE_ADDR", "")) or ""
     return _count(f"{action} {sender} {of}") <= A_MINUTE[action]
 
 

@@ -21,7 +21,7 @@ def _public(document: dict[str, object]) -> HttpResponse:
 @login_not_required
 @require_safe
 def authorization_server(request: HttpRequest) -> HttpResponse:
-    """Authorization server metadata; the issuer is the public URL without a path (P35)."""
+    """Authorization server metadata; the issuer is the public URL without a path."""
     issuer = settings.PUBLIC_URL
     return _public(
         {
@@ -47,7 +47,7 @@ def authorization_server(request: HttpRequest) -> HttpResponse:
 @login_not_required
 @require_safe
 def protected_resource(request: HttpRequest, slug: str) -> HttpResponse:
-    """Protected resource metadata of one gateway; an unknown one is 404 (P34)."""
+    """Protected resource metadata of one gateway; an unknown one is 404."""
     gateway = Gateway.objects.live().filter(slug=slug).first()
     if gateway is None:
         raise Http404

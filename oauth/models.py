@@ -15,7 +15,7 @@ from hosts.models import Host
 
 
 class Registration(models.Model):
-    """One registration of a headed app with the toolkit, and the host it belongs to (R3.7)."""
+    """One registration of a headed app with the toolkit, and the host it belongs to."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     application = models.OneToOneField(
@@ -40,7 +40,7 @@ class Registration(models.Model):
 
 
 class Binding(models.Model):
-    """The one connection a toolkit grant, access token or refresh token belongs to (decisions 7.2).
+    """The one connection a toolkit grant, access token or refresh token belongs to.
 
     Written in the transaction that makes the toolkit's row; without a binding there is no access.
     An access token also names the generation of the connection's key it was made under; a refresh
@@ -85,7 +85,7 @@ class Ending(models.TextChoices):
 
 
 class AuthorizeRequest(models.Model):
-    """An authorize flow under way: what was chosen so far, and the browser it belongs to (E15)."""
+    """An authorize flow under way: what was chosen so far, and the browser it belongs to."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     kind = models.CharField(max_length=10, choices=Ending, editable=False)

@@ -30,7 +30,7 @@ def codes(now: datetime) -> int:
 def refresh_tokens(now: datetime) -> int:
     """Those too old to be used, those of families that ended, and those of connections that were revoked.
 
-    A live family keeps the ones it has used up: their return is what ends it (P40).
+    A live family keeps the ones it has used up: their return is what ends it.
     """
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
     ended = Q(revoked__lt=now - TOLD_APART) & ~Exists(alive)

@@ -1,4 +1,4 @@
-"""Registration of apps by themselves (RFC 7591), and the host each registration belongs to (R3.7)."""
+"""Registration of apps by themselves (RFC 7591), and the host each registration belongs to."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import host_refusal
 from hosts.models import Host
-from oauth import limits, redirects
+from oauth import limits, redirect_uris
+from oauth.client_metadata import BadMetadata, accepted, details, read
 from oauth.cors import cross_origin
-from oauth.described import BadMetadata, accepted, details, read
 from oauth.models import Registration
 
 NAMELESS = "MCP Client"
@@ -114,7 +114,7 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
 def fingerprint(application: Application) -> str:
     """What all registrations of one app share: its name and redirect origins, or the address of its document.
 
-    Names an app gives itself never meet those that somebody stands for: the publisher of a document (decisions 7.3),
+    Names an app gives itself never meet those that somebody stands for: the publisher of a document,
     or whoever registered an app by hand.
     """
     source = application.registration_source
@@ -122,7 +122,7 @@ def fingerprint(application: Application) -> str:
         said = f"{'document' if source == Application.RegistrationSource.CIMD else 'client'} {application.client_id}"
     else:
         name = application.name.casefold().strip() or NAMELESS.casefold()
-        said = f"name {name} {' '.join(redirects.origins(application.redirect_uris.split()))}"
+        said = f"name {name} {' '.join(redirect_uris.origins(application.redirect_uris.split()))}"
     return hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -152,7 +152,7 @@ def known_host(application: Application) -> Host | None:
 
 
 def host_of(application: Application, *, by: User) -> Host:
-    """The host of this app; it appears by itself the first time someone connects it (M01, M03)."""
+    """The host of this app; it appears by itself the first time someone connects it."""
     waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
     host = Host.objects.appear(
         name=application.name[:120] or NAMELESS, dedupe_key=fingerprint(application), needs_approval=waits, by=by

@@ -15,7 +15,7 @@ RESPONSES = ("code",)
 
 
 class Server(OAuthServer):  # type: ignore[misc]
-    """Issues access tokens that live as long as the workspace says, an hour at most (W26).
+    """Issues access tokens that live as long as the workspace says, an hour at most.
 
     It knows the grants and responses that our metadata names; any other is unsupported (RFC 6749 sections 4.1.2.1 and
     5.2).

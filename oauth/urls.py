@@ -1,6 +1,6 @@
 from django.urls import path
 
-from oauth import consent, registered, views
+from oauth import consent, registrations_view, views
 
 app_name = "oauth"
 
@@ -11,5 +11,5 @@ urlpatterns = [
     path("connect/<uuid:pk>/identity/<uuid:assignment>/", views.identity, name="identity"),
     path("connect/<uuid:pk>/allow/", consent.consent, name="consent"),
     path("connect/<uuid:pk>/token/", views.token, name="token"),
-    path("hosts/<uuid:pk>/registrations/", registered.listing, name="registered"),
+    path("hosts/<uuid:pk>/registrations/", registrations_view.listing, name="registered"),
 ]

@@ -1,4 +1,4 @@
-"""The toolkit's validator with our rules: every credential belongs to one live connection (decisions 7.2)."""
+"""The toolkit's validator with our rules: every credential belongs to one live connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
 from oauth.models import Binding, Registration
-from oauth.resources import same_resource
+from oauth.resource_indicators import same_resource
 from tokens.models import Token
 
 SCOPES = ["mcp"]
@@ -44,7 +44,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     # --- One scope: what may be done is decided in the database ---------------------------------------------------
 
     def validate_scopes(self, client_id: str, scopes: Any, client: Any, request: Request, *_: Any, **__: Any) -> bool:
-        """Whatever scopes a client asks for, it gets the one there is (P41)."""
+        """Whatever scopes a client asks for, it gets the one there is."""
         request.scopes = SCOPES
         return True
 
@@ -79,7 +79,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return request.binding is not None and _is_usable(request.binding.connection)
 
     def confirm_redirect_uri(self, client_id: str, code: str, redirect_uri: str, client: Any, *rest: Any) -> bool:
-        """Whether the code was sent to this address; the error is the one of RFC 6749 section 5.2 (P37)."""
+        """Whether the code was sent to this address; the error is the one of RFC 6749 section 5.2."""
         if super().confirm_redirect_uri(client_id, code, redirect_uri, client, *rest):
             return True
         raise errors.InvalidGrantError("The code was sent to another redirect address.")
@@ -92,8 +92,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     def validate_refresh_token(self, refresh_token: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
         """Whether this refresh token may be used now.
 
-        One that was used before still works for 60 s, since several processes of a client may share it
-        (P40); later its return ends its whole family. One unused for too long is dead (P08).
+        One that was used before still works for 60 s, since several processes of a client may share it; later its
+        return ends its whole family. One unused for too long is dead.
         """
         row = _refresh_token(refresh_token, client)
         if row is None or not _is_usable(row.binding.connection):
@@ -138,7 +138,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         request.resource = [url]
 
     def revoke_token(self, token: str, token_type_hint: str, request: Request, *_: Any, **__: Any) -> None:
-        """End the one family this access or refresh token belongs to (RFC 7009, decisions 7.2)."""
+        """End the one family this access or refresh token belongs to (RFC 7009)."""
         row = _refresh_token(token, request.client)
         if row is None:
             access = AccessToken.objects.filter(token_checksum=_sha256(token), application=request.client).first()
@@ -183,7 +183,7 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 
 
 def _is_usable(connection: Connection) -> bool:
-    """Disabled layers do not matter here: each MCP request asks them anyway (requirements 6.10)."""
+    """Disabled layers do not matter here: each MCP request asks them anyway."""
     return connection.revoked_at is None and connection.user.is_active
 
 

@@ -40,7 +40,7 @@ OWN = signed_in("a flow belongs to the browser and the person that began it", ot
 def connect(request: AppRequest) -> HttpResponse:
     """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand.
 
-    It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment (R3.15).
+    It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment.
     """
     host = get_object_or_404(Host.objects.live().filter(kind=Kind.TOKEN), pk=_uuid(request.GET.get("host", "")))
     gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
@@ -218,7 +218,7 @@ def _options(request: AppRequest, flow: AuthorizeRequest, form: TokenForm) -> Ht
 
 
 def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None = None) -> HttpResponse:
-    """The end of the flow; the secret is in the body of the answer that made it, and nowhere else (decisions 7.15)."""
+    """The end of the flow; the secret is in the body of the answer that made it, and nowhere else."""
     token = issued.token if issued else Token.objects.filter(pk=flow.parameters.get("token")).first()
     if token is None:
         raise Http404

@@ -4,21 +4,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from auditlog.writer import CallWriter
 from proxy import metrics
-from proxy.access import Access
-from proxy.calling import Caller
+from proxy.access.query import Access
 from proxy.config import Config
+from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
-from proxy.head import PREFIX
-from proxy.limits import Limits
-from proxy.listing import Lister
-from proxy.marks import Marks
-from proxy.methods import Methods
-from proxy.transport import Transport
-from proxy.upstream import Upstreams
-from servers.crypto import Cipher
-from servers.guard import Guard
+from proxy.request_headers import PREFIX
+from proxy.store.call_writer import CallWriter
+from proxy.store.rate_limits import Limits
+from proxy.store.usage import UsageTracker
+from proxy.tools_call import ToolCaller
+from proxy.tools_list import ToolLister
+from wire.cipher import Cipher
+from wire.client import Upstreams
+from wire.guard import Guard
+from wire.pool import Transport
 
 __all__ = ["PREFIX", "Config", "runtime"]
 
@@ -29,7 +29,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     access = Access(config.conninfo, config.token_keys, config.room)
     writer = CallWriter(config.conninfo, lanes=config.record_lanes, room=config.room, observe=metrics.BATCHES.observe)
     limits = Limits(config.conninfo, config.limit_seconds, config.room)
-    marks = Marks(config.conninfo, config.stranger_seconds)
+    marks = UsageTracker(config.conninfo, config.stranger_seconds)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -45,9 +45,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         queue_seconds=config.queue_seconds,
     )
     async with transport, upstreams_of_process as upstreams:
-        lister = Lister(upstreams, cipher, marks, config.list_seconds)
-        caller = Caller(upstreams, lister, cipher, marks)
-        methods = Methods(lister, caller, config.public_url, config.token_calls)
+        lister = ToolLister(upstreams, cipher, marks, config.list_seconds)
+        caller = ToolCaller(upstreams, lister, cipher, marks)
+        methods = Dispatcher(lister, caller, config.public_url, config.token_calls)
         lanes: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in lanes.items()},

@@ -1,4 +1,4 @@
-"""Which server and tool a name means, and whether they may be used: rows 13 to 15 of requirements 4.4.
+"""Which server and tool a name means, and whether they may be used.
 
 Lists and calls ask the same functions, so nobody sees a tool that cannot be called, nor calls one
 that is not shown.
@@ -8,21 +8,21 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy import jsonrpc
-from proxy.facts import Assigned
-from proxy.faults import Fault
-from servers.naming import SEPARATOR
+from proxy.access.grant import AssignedServer
+from wire import jsonrpc
+from wire.errors import UpstreamError
+from wire.tool_names import SEPARATOR
 
 MOST_TOLD = 200
 
 
-class Refusal(Fault):
-    """A rule of the gateway's forbids this server or tool; told in HTTP 200 (requirements 6.9)."""
+class Refusal(UpstreamError):
+    """A rule of the gateway's forbids this server or tool; told in HTTP 200."""
 
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
 
-    def __init__(self, reason: str, assigned: Assigned, tool: str = "") -> None:
+    def __init__(self, reason: str, assigned: AssignedServer, tool: str = "") -> None:
         self.reason = reason
         self.sentence = SENTENCES[reason].replace("{tool}", tool.replace("{", "{{").replace("}", "}}"))
         self.assigned = assigned
@@ -40,7 +40,7 @@ SENTENCES = {
 }
 
 
-class UnknownTool(Fault):
+class UnknownTool(UpstreamError):
     """No server behind the gateway has a tool of this name."""
 
     code = jsonrpc.INVALID_PARAMS
@@ -53,7 +53,7 @@ class UnknownTool(Fault):
         return None
 
 
-class Ambiguous(Fault):
+class Ambiguous(UpstreamError):
     """Several servers have no alias, so the name may mean a tool of any of them."""
 
     code = jsonrpc.FORBIDDEN
@@ -70,9 +70,9 @@ class Ambiguous(Fault):
 
 
 class OutOfScope(Exception):
-    """The token does not reach this server; answered with X43 in HTTP 403."""
+    """The token does not reach this server; answered with 403 and "Forbidden"."""
 
-    def __init__(self, assigned: Assigned) -> None:
+    def __init__(self, assigned: AssignedServer) -> None:
         super().__init__()
         self.assigned = assigned
 
@@ -80,7 +80,7 @@ class OutOfScope(Exception):
 class Found(NamedTuple):
     """The server a call goes to, the tool's own name there, and its schema when headers must repeat arguments."""
 
-    assigned: Assigned
+    assigned: AssignedServer
     tool: str
     schema: object = None
 
@@ -94,12 +94,12 @@ class Row(NamedTuple):
     schema: object
 
 
-def server_refusal(assigned: Assigned) -> str:
+def server_refusal(assigned: AssignedServer) -> str:
     """Why nothing of this server may be used at this gateway; empty when it may."""
     return "" if assigned.enabled and assigned.server_enabled else "server_disabled"
 
 
-def identity_refusal(assigned: Assigned) -> str:
+def identity_refusal(assigned: AssignedServer) -> str:
     """Why this connection has no identity to use at the server; empty when it has, or needs none."""
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
@@ -127,24 +127,24 @@ def allows(policy: str, enabled: bool | None) -> bool:
     return False
 
 
-def shows(assigned: Assigned, tool: str) -> bool:
+def is_listed(assigned: AssignedServer, tool: str) -> bool:
     """Whether a listed tool may be used. Needs the facts of a list."""
     named = assigned.tools is not None and tool in assigned.tools
     exception = assigned.policy == "selected"
     return allows(assigned.policy, exception if named else None)
 
 
-def offers(assigned: Assigned) -> bool:
+def is_usable(assigned: AssignedServer) -> bool:
     """Whether any tool of this server may be used here; the identity is another question."""
     return assigned.in_scope and not server_refusal(assigned) and allows(assigned.policy, enabled=True)
 
 
-def without_alias(assignments: Sequence[Assigned]) -> list[Assigned]:
+def without_alias(assignments: Sequence[AssignedServer]) -> list[AssignedServer]:
     """The servers whose tools keep their own names. With more than one, nobody can tell whose a name is."""
     return [assigned for assigned in assignments if not assigned.alias]
 
 
-def server_of(assignments: Sequence[Assigned], exposed: str) -> Assigned | None:
+def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedServer | None:
     """The server a tool's name belongs to; None when it is nobody's. Lists and calls both ask here, and nobody else.
 
     An alias names its server, and any other name belongs to the one server without an alias. What servers list, or
@@ -159,7 +159,7 @@ def server_of(assignments: Sequence[Assigned], exposed: str) -> Assigned | None:
     return others[0] if others else None
 
 
-def owner(assignments: Sequence[Assigned], exposed: str) -> Found | None:
+def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> Found | None:
     """The server and tool this name means; None when only a fresh list of `candidates` can tell.
 
     Raises OutOfScope, Refusal, Ambiguous or UnknownTool.
@@ -169,15 +169,15 @@ def owner(assignments: Sequence[Assigned], exposed: str) -> Found | None:
         raise UnknownTool(exposed[:MOST_TOLD])
     row = _row(assigned, exposed)
     if row is not None:
-        return judged(assigned, row.name, row)
+        return authorize_tool(assigned, row.name, row)
     if (not assigned.alias or looks_shortened(exposed)) and _may_list(assigned):
         return None
     if not assigned.alias:
         raise UnknownTool(exposed[:MOST_TOLD])
-    return judged(assigned, exposed.removeprefix(assigned.alias + SEPARATOR), None)
+    return authorize_tool(assigned, exposed.removeprefix(assigned.alias + SEPARATOR), None)
 
 
-def judged(assigned: Assigned, tool: str, row: Row | None) -> Found:
+def authorize_tool(assigned: AssignedServer, tool: str, row: Row | None) -> Found:
     """`tool` of this server, when this connection may call it. Raises OutOfScope, Refusal or UnknownTool."""
     if not assigned.in_scope:
         raise OutOfScope(assigned)
@@ -192,18 +192,18 @@ def judged(assigned: Assigned, tool: str, row: Row | None) -> Found:
     return Found(assigned, tool, row.schema if row else None)
 
 
-def candidates(assignments: Sequence[Assigned], exposed: str) -> list[Assigned]:
+def candidates(assignments: Sequence[AssignedServer], exposed: str) -> list[AssignedServer]:
     """The server whose fresh list may hold a name that no row explains, if there is one. Raises Ambiguous."""
     assigned = server_of(assignments, exposed)
     return [assigned] if assigned is not None and _may_list(assigned) else []
 
 
-def _may_list(assigned: Assigned) -> bool:
+def _may_list(assigned: AssignedServer) -> bool:
     # A tool without a row can be called under `allow_all` only.
-    return offers(assigned) and not identity_refusal(assigned) and allows(assigned.policy, None)
+    return is_usable(assigned) and not identity_refusal(assigned) and allows(assigned.policy, None)
 
 
-def _row(assigned: Assigned, exposed: str) -> Row | None:
+def _row(assigned: AssignedServer, exposed: str) -> Row | None:
     rows = [Row._make(each) for each in assigned.tools or () if not isinstance(each, str)]
     return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from servers.guard import NOWHERE, Network, OwnEndpoints
+from wire.guard import NOWHERE, Network, OwnEndpoints
 
 type ClientAddress = Callable[[str, Sequence[str]], str]
 

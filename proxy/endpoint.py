@@ -1,4 +1,4 @@
-"""The MCP endpoint: authenticate, decide, dispatch, record, answer (requirements 4.4 and 6.9)."""
+"""The MCP endpoint: authenticate, decide, dispatch, record, answer."""
 
 import asyncio
 import logging
@@ -7,24 +7,24 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from auditlog.lane import Unobtainable
-from auditlog.writer import CallWriter, NotRecorded
-from proxy import jsonrpc, ladder, metrics, outbound
-from proxy.access import Access, Key
+from proxy import metrics, modern_request, response
+from proxy.access.decision import DENIALS, Denied, decide
+from proxy.access.grant import Grant
+from proxy.access.query import Access, TokenDigests
 from proxy.config import Config
-from proxy.decision import DENIALS, Denied, decide
-from proxy.facts import Facts
-from proxy.faults import NotRecordable
-from proxy.head import Heads, Scope
-from proxy.inbound import UNAUTHENTICATED_BODY, ClientLeft, Inbound, Receive, Send
-from proxy.jsonrpc import Message
-from proxy.limits import Limits
-from proxy.marks import Marks
-from proxy.methods import Methods, refused, wanted
-from proxy.outbound import Response, Stream
-from proxy.recording import Recorder
-from servers import eras
-from servers.crypto import Cipher
+from proxy.dispatch import Dispatcher, refused, wanted
+from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, McpRequest, Receive, Send
+from proxy.request_headers import HeaderReader, Scope
+from proxy.response import Response, Stream
+from proxy.store.call_writer import CallWriter, NotRecorded
+from proxy.store.payloads import Recorder
+from proxy.store.pg_connection import Unobtainable
+from proxy.store.rate_limits import Limits
+from proxy.store.usage import UsageTracker
+from wire import jsonrpc, versions
+from wire.cipher import Cipher
+from wire.errors import NotRecordable
+from wire.jsonrpc import Message
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,13 @@ class Endpoint:
     """The ASGI app under /mcp/."""
 
     def __init__(
-        self, config: Config, access: Access, limits: Limits, writer: CallWriter, marks: Marks, methods: Methods
+        self,
+        config: Config,
+        access: Access,
+        limits: Limits,
+        writer: CallWriter,
+        marks: UsageTracker,
+        methods: Dispatcher,
     ) -> None:
         self._config = config
         self._access = access
@@ -48,20 +54,20 @@ class Endpoint:
         self._marks = marks
         self._methods = methods
         self._recorder = Recorder(Cipher(config.encryption_keys))
-        self._heads = Heads(config, access)
+        self._heads = HeaderReader(config, access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = self._heads.read(scope)
-        request = Inbound(head, scope, receive, send)
+        request = McpRequest(head, scope, receive, send)
         if not head.slug:
-            await outbound.send(request, Response(404))
+            await response.send(request, Response(404))
         elif not head.is_ours:
-            await outbound.send(request, Response(400, b"", "bad_request"))
+            await response.send(request, Response(400, b"", "bad_request"))
         else:
             with suppress(ClientLeft):
                 await self._serve(request)
 
-    async def _serve(self, request: Inbound) -> None:
+    async def _serve(self, request: McpRequest) -> None:
         head = request.head
         refusal = None
         if head.origin_may_call:
@@ -69,25 +75,25 @@ class Endpoint:
         else:
             refusal = self._denied(request, DENIALS["origin"])
         if refusal is None and head.verb == "OPTIONS":
-            await outbound.send(request, Response(204, headers=outbound.preflight(request)))
+            await response.send(request, Response(204, headers=response.preflight(request)))
             return
         if head.key is None:  # Its head says all there is to say: nothing of the body is read.
-            await outbound.send(request, refusal or self._stranger(request))
+            await response.send(request, refusal or self._stranger(request))
             return
         try:
             facts, refusal = await self._judged(request, head.key, refusal)
         except Unobtainable:
             metrics.UNAVAILABLE.labels("access").inc()
-            await outbound.send(request, _unavailable(request, NOT_CHECKED))
+            await response.send(request, _unavailable(request, NOT_CHECKED))
             return
         if facts is None:
-            await outbound.send(request, refusal or self._stranger(request))
+            await response.send(request, refusal or self._stranger(request))
             return
         await self._known(request, facts, refusal)
 
     async def _judged(
-        self, request: Inbound, key: Key, refusal: Response | None
-    ) -> tuple[Facts | None, Response | None]:
+        self, request: McpRequest, key: TokenDigests, refusal: Response | None
+    ) -> tuple[Grant | None, Response | None]:
         """What the database knows of the token, and why the request is refused, if it is."""
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
             facts, refusal = await self._judged_unread(request, key)
@@ -104,7 +110,7 @@ class Endpoint:
                 refusal = await self._limited(facts)
         return facts, refusal
 
-    async def _judged_unread(self, request: Inbound, key: Key) -> tuple[Facts | None, Response | None]:
+    async def _judged_unread(self, request: McpRequest, key: TokenDigests) -> tuple[Grant | None, Response | None]:
         """A body this long is for those who may call at all, by its head alone; they are asked for anew with it."""
         facts = await self._facts(request, key)
         if facts is None:
@@ -114,28 +120,28 @@ class Endpoint:
             return facts, self._denied(request, denied)
         return facts, None if await request.read(self._config.body_limit) else _too_large()
 
-    async def _facts(self, request: Inbound, key: Key) -> Facts | None:
+    async def _facts(self, request: McpRequest, key: TokenDigests) -> Grant | None:
         began = time.perf_counter()
         facts = await self._access.facts(key, request.head.slug, *wanted(request.message))
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         return facts
 
-    def _stranger(self, request: Inbound) -> Response:
-        """No call, since it is nobody's: counted instead (decisions 7.5)."""
+    def _stranger(self, request: McpRequest) -> Response:
+        """No call, since it is nobody's: counted instead."""
         metrics.STRANGERS.inc()
         if request.head.presents_bearer:
             self._marks.stranger(request.head.client_ip)
         return self._denied(request, DENIALS["unknown"])
 
-    def _denied(self, request: Inbound, denied: Denied) -> Response:
+    def _denied(self, request: McpRequest, denied: Denied) -> Response:
         if denied.status != 401:
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         head = request.head
-        challenge = outbound.challenge(self._config.public_url, head.slug, presented=head.presents_bearer)
+        challenge = response.challenge(self._config.public_url, head.slug, presented=head.presents_bearer)
         return Response(401, denied.body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
 
-    async def _limited(self, facts: Facts) -> Response | None:
-        """Row 11 of requirements 4.4: too many calls, with the time to wait; the next one may be let through."""
+    async def _limited(self, facts: Grant) -> Response | None:
+        """Too many calls (row 11 of the decision order), with the time to wait; the next one may be let through."""
         seconds = await self._limits.wait(facts)
         if not seconds:
             return None
@@ -150,7 +156,7 @@ class Endpoint:
 
     # A call: whatever becomes of it, one row is committed before the answer leaves
 
-    async def _known(self, request: Inbound, facts: Facts, refusal: Response | None) -> None:
+    async def _known(self, request: McpRequest, facts: Grant, refusal: Response | None) -> None:
         stream = None
         if self._writer.refuses:
             await _send_not_executed(request)
@@ -162,15 +168,15 @@ class Endpoint:
             if refusal is None and request.head.accepted.stream:
                 stream = Stream(request, self._config.ping_seconds)
         try:
-            response = refusal or await self._answered(request, facts, stream)
-            await self._finish(request, response, stream)
+            answer = refusal or await self._answered(request, facts, stream)
+            await self._finish(request, answer, stream)
         except NotRecordable:
             await _send_not_executed(request, stream)
         finally:
             if stream is not None and stream.opened:
                 metrics.open_now["streams"] -= 1
 
-    async def _answered(self, request: Inbound, facts: Facts, stream: Stream | None) -> Response:
+    async def _answered(self, request: McpRequest, facts: Grant, stream: Stream | None) -> Response:
         message = request.message
         if message is None or not message.is_request:
             return Response(202)
@@ -192,35 +198,35 @@ class Endpoint:
                 pinging.cancel()
                 stream.hush()
 
-    async def _finish(self, request: Inbound, response: Response, stream: Stream | None) -> None:
+    async def _finish(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
         row = request.row
-        row.outcome, row.deny_reason, row.rpc_error_code = response.outcome, response.deny_reason, response.code
-        row.http_status = response.status
-        row.response_bytes = len(response.body)
+        row.outcome, row.deny_reason, row.rpc_error_code = answer.outcome, answer.deny_reason, answer.code
+        row.http_status = answer.status
+        row.response_bytes = len(answer.body)
         took = time.perf_counter() - request.began
         row.duration_ms = took * 1000
         if request.admitted and request.facts is not None and request.facts.recorded is not None:
-            await self._recorder.note(request, response, request.facts.recorded)
+            await self._recorder.note(request, answer, request.facts.recorded)
         try:
             await self._writer.commit(row)
         except NotRecorded:
             metrics.UNAVAILABLE.labels("record").inc()
-            response = _unavailable(request, NOT_RECORDED)
+            answer = _unavailable(request, NOT_RECORDED)
         recorded = time.perf_counter() - request.began - took
-        metrics.count(row, (response.outcome, response.deny_reason), took, recorded)
-        if response.status == CLIENT_LEFT:
+        metrics.count(row, (answer.outcome, answer.deny_reason), took, recorded)
+        if answer.status == CLIENT_LEFT:
             return
-        if stream is not None and (stream.opened or (response.status == 200 and not request.head.accepted.json)):
-            await stream.end(response.body)
+        if stream is not None and (stream.opened or (answer.status == 200 and not request.head.accepted.json)):
+            await stream.end(answer.body)
         else:
-            await outbound.send(request, response)
+            await response.send(request, answer)
 
 
-def _protocol_refusal(request: Inbound) -> Response | None:
+def _protocol_refusal(request: McpRequest) -> Response | None:
     """Row 12: what is wrong with the request as HTTP and as JSON-RPC; settles the era."""
     head = request.head
     if head.verb != "POST":
-        return Response(405, b"", "bad_request", headers=(outbound.ALLOW_POST,))
+        return Response(405, b"", "bad_request", headers=(response.ALLOW_POST,))
     if not head.is_json:
         return _bad(415, "The Content-Type must be application/json")
     if not any(head.accepted):
@@ -230,21 +236,23 @@ def _protocol_refusal(request: Inbound) -> Response | None:
     return _ladder_refusal(request, request.message) if request.message is not None else None
 
 
-def _ladder_refusal(request: Inbound, message: Message) -> Response | None:
+def _ladder_refusal(request: McpRequest, message: Message) -> Response | None:
     version = request.head.protocol_version
-    request.modern = ladder.is_modern(version, message)
+    request.modern = modern_request.is_modern(version, message)
     if not request.modern:
         request.note_client(message.params.get("clientInfo"))
         return None
-    request.note_client(message.meta.get(eras.CLIENT_INFO_KEY))
+    request.note_client(message.meta.get(versions.CLIENT_INFO_KEY))
     try:
         if message.is_request:
-            ladder.check(message, request.pairs)
-        elif version not in eras.SUPPORTED:
-            raise ladder.unsupported(version)
+            modern_request.check(message, request.pairs)
+        elif version not in versions.SUPPORTED:
+            raise modern_request.unsupported(version)
         elif not message.method:
-            raise ladder.Refused(jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version")
-    except ladder.Refused as refusal:
+            raise modern_request.InvalidRequest(
+                jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version"
+            )
+    except modern_request.InvalidRequest as refusal:
         return refused(request, refusal.code, refusal.message, refusal.data)
     return None
 
@@ -257,22 +265,22 @@ def _too_large() -> Response:
     return _bad(413, "The request is larger than this gateway accepts")
 
 
-async def _send_not_executed(request: Inbound, stream: Stream | None = None) -> None:
+async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
     """Refuse a call whose row could not be written; there is no row of the refusal either."""
     metrics.UNAVAILABLE.labels("not_executed").inc()
-    response = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
+    answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
     if stream is not None and stream.opened:
-        await stream.end(response.body)
+        await stream.end(answer.body)
     else:
-        await outbound.send(request, response)
+        await response.send(request, answer)
 
 
-def _unavailable(request: Inbound, text: str, data: jsonrpc.Object | None = None) -> Response:
+def _unavailable(request: McpRequest, text: str, data: jsonrpc.Object | None = None) -> Response:
     body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
-    return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, (outbound.RETRY,))
+    return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, (response.RETRY,))
 
 
-async def _until_left(request: Inbound, work: Awaitable[Response]) -> Response:
+async def _until_left(request: McpRequest, work: Awaitable[Response]) -> Response:
     """The result of `work`, or its end when the client closes: in 2026-07-28 that cancels the request."""
     task = asyncio.current_task()
     left = False

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from auditlog.writer import Row
+from proxy.store.call_writer import Row
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Gathered(Histogram):
+class BatchedHistogram(Histogram):
     """A histogram that is given what was gathered meanwhile."""
 
     def add(self, counts: Counts[int], total: float) -> None:
@@ -26,13 +26,13 @@ class Gathered(Histogram):
             self._buckets[bucket].inc(count)
 
 
-class Times:
+class Timer:
     """Durations noted for one histogram, in seconds."""
 
     __slots__ = ("_histogram", "_noted", "note")
 
     def __init__(self, name: str, what: str) -> None:
-        self._histogram = Gathered(f"gateway_{name}_duration_seconds", what, buckets=BUCKETS)
+        self._histogram = BatchedHistogram(f"gateway_{name}_duration_seconds", what, buckets=BUCKETS)
         self._noted: list[float] = []
         self.note = self._noted.append  # So it is cleared, never replaced.
 
@@ -55,10 +55,10 @@ LANE_DOWN = Gauge(
 STREAMS = Gauge("gateway_open_streams", "Event streams to clients that are open", multiprocess_mode="livesum")
 IDLE = Gauge("gateway_idle_upstream_connections", "Connections kept for the next call", multiprocess_mode="livesum")
 
-TOTAL = Times("call", "Time from the arrival of an MCP request until its row was to be written")
-AUTHORISE = Times("authorise", "Time until the database had said what a token may do")
-UPSTREAM = Times("upstream", "Time a server took for a call")
-RECORD = Times("record", "Time until the row of a call was committed")
+TOTAL = Timer("call", "Time from the arrival of an MCP request until its row was to be written")
+AUTHORISE = Timer("authorise", "Time until the database had said what a token may do")
+UPSTREAM = Timer("upstream", "Time a server took for a call")
+RECORD = Timer("record", "Time until the row of a call was committed")
 
 _calls: Counts[tuple[str, str]] = Counts()
 _lanes: dict[str, Callable[[], int]] = {}

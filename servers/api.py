@@ -1,4 +1,4 @@
-"""/api/servers: upstream servers (requirements 6.6)."""
+"""/api/servers: upstream servers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.password_again import confirm_first
+from accounts.reauthentication import confirm_first
 from capabilities import Capability
-from capabilities.doors import SEES_SERVERS
 from capabilities.rest import Rule
+from capabilities.sections import SEES_SERVERS
 from servers.discovery import Failed, Refused, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Server

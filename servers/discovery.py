@@ -13,14 +13,14 @@ from typing import Protocol, Self
 from django.utils import timezone
 
 from accounts.models import User
-from servers import builtin, eras, product
-from servers.credential import Unsendable, fits_a_header, header_of
-from servers.crypto import Unreadable
 from servers.models import Era, Health, Identity, Server
-from servers.naming import is_shallow, is_tool_name, runs_only_as_task
 from servers.upstream_guard import upstream_guard
 from servers.vault import cipher
 from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
+from wire import builtin, product, versions
+from wire.cipher import Unreadable
+from wire.credential import Unsendable, fits_a_header, header_of
+from wire.tool_names import is_shallow, is_tool_name, runs_only_as_task
 
 __all__ = ["Discovered", "Failed", "Refused", "discover", "identity_for", "probe"]
 
@@ -93,7 +93,7 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
 
 
 def discover(server: Server, identity: Identity | None) -> Discovered:
-    """Ask `server` for all its tools, in whichever era it speaks (protocol.md 2.7). Raises Failed."""
+    """Ask `server` for all its tools, in whichever era it speaks. Raises Failed."""
     begun = time.monotonic()
     try:
         with _wire(server, identity) as wire:
@@ -150,7 +150,7 @@ class Modern:
     """2026-07-28: every request stands for itself."""
 
     era = Era.MODERN
-    version = eras.MODERN
+    version = versions.MODERN
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -161,22 +161,22 @@ class Modern:
         dialogue = cls(wire)
         reply = dialogue.ask("server/discover", {})
         _refuse_if_locked(reply)
-        versions = (reply.result or {}).get("supportedVersions")
-        if isinstance(versions, list) and eras.MODERN in versions:
+        supported = (reply.result or {}).get("supportedVersions")
+        if isinstance(supported, list) and versions.MODERN in supported:
             return dialogue
         supported = _supported(reply)
-        if supported and not set(supported) & set(eras.SUPPORTED):
+        if supported and not set(supported) & set(versions.SUPPORTED):
             raise Failed(f"speaks only MCP {', '.join(supported)[:MAX_TOLD]}, which this gateway does not know")
         return None
 
     def ask(self, method: str, params: Object) -> Reply:
         meta = {
-            eras.MODERN_KEY: eras.MODERN,
-            eras.CAPABILITIES_KEY: {},
-            eras.CLIENT_INFO_KEY: product.INFO,
+            versions.MODERN_KEY: versions.MODERN,
+            versions.CAPABILITIES_KEY: {},
+            versions.CLIENT_INFO_KEY: product.INFO,
         }
         return self._wire.ask(
-            method, {**params, "_meta": meta}, {"MCP-Protocol-Version": eras.MODERN, "Mcp-Method": method}
+            method, {**params, "_meta": meta}, {"MCP-Protocol-Version": versions.MODERN, "Mcp-Method": method}
         )
 
     def end(self) -> None:
@@ -196,13 +196,13 @@ class Session:
 
     @classmethod
     def begin(cls, wire: Wire) -> Self:
-        params = {"protocolVersion": eras.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
+        params = {"protocolVersion": versions.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
         reply = wire.ask("initialize", params, {})
         _refuse_if_locked(reply)
         if reply.result is None:
             raise Failed(_no_result(reply))
         version = reply.result.get("protocolVersion")
-        if version not in eras.SESSION_VERSIONS:
+        if version not in versions.SESSION_VERSIONS:
             told = version[:20] if isinstance(version, str) and version else "of no version"
             raise Failed(f"speaks MCP {told}, which this gateway does not know")
         if reply.session and not fits_a_header(reply.session):
@@ -251,8 +251,8 @@ def _supported(reply: Reply) -> list[str]:
     data = reply.error.get("data")
     if reply.error.get("code") != UNSUPPORTED_VERSION or not isinstance(data, dict):
         return []
-    versions = data.get("supported")
-    return [version for version in versions if isinstance(version, str)] if isinstance(versions, list) else []
+    supported = data.get("supported")
+    return [version for version in supported if isinstance(version, str)] if isinstance(supported, list) else []
 
 
 def _refuse_if_locked(reply: Reply) -> None:

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 from django import forms
 from django.core.exceptions import ValidationError
 
-from servers.credential import fits_a_header, is_header_name, may_carry
-from servers.guard import UrlRefused
 from servers.models import AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import SlugField
 from servers.upstream_guard import upstream_guard
+from wire.credential import fits_a_header, is_header_name, may_carry
+from wire.guard import UrlRefused
 
 # OAuth joins them once the gateway can sign in at a server for somebody.
 OFFERED = [(kind.value, kind.label) for kind in (AuthType.NONE, AuthType.BEARER, AuthType.HEADER)]

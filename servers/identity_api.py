@@ -1,4 +1,4 @@
-"""/api/identities: credentials for upstream servers. Secrets go in and never come out (requirements 6.6)."""
+"""/api/identities: credentials for upstream servers. Secrets go in and never come out."""
 
 from __future__ import annotations
 

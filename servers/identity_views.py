@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
 from capabilities import NOBODY, Capability, CapabilityRequired, requires, signed_in
-from capabilities.doors import SEES_SERVERS
+from capabilities.sections import SEES_SERVERS
 from servers.forms import SecretForm, SharedIdentityForm
 from servers.models import AnotherPlace, HeldDisabled, Identity, IdentityQuerySet, Server
 from servers.views import find as find_server

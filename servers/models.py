@@ -16,9 +16,9 @@ from auditlog.models import Actor, Event
 from auditlog.switch import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
-from servers import eras
-from servers.credential import place_in_words, place_of
 from servers.vault import cipher
+from wire import versions
+from wire.credential import place_in_words, place_of
 
 DIRECTING = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
 BUILT_IN_URL = "builtin:quickstart"
@@ -63,11 +63,11 @@ class Health(models.TextChoices):
 
 
 class Era(models.TextChoices):
-    """Which wire an upstream speaks (protocol.md 0): `initialize` sessions, or 2026-07-28."""
+    """Which wire an upstream speaks: `initialize` sessions, or 2026-07-28."""
 
     UNKNOWN = "", "unknown"
     SESSION = "session", "session"
-    MODERN = "modern", eras.MODERN
+    MODERN = "modern", versions.MODERN
 
 
 class ServerQuerySet(models.QuerySet["Server"]):

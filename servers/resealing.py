@@ -8,9 +8,9 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q
 
-from servers.crypto import Unreadable
 from servers.models import Identity
 from servers.vault import cipher
+from wire.cipher import Unreadable
 
 
 class Resealed(NamedTuple):

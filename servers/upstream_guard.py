@@ -2,8 +2,8 @@
 
 from django.conf import settings
 
-from servers import builtin
-from servers.guard import Guard, OwnEndpoints
+from wire import builtin
+from wire.guard import Guard, OwnEndpoints
 
 
 def own_endpoints() -> OwnEndpoints:

@@ -4,7 +4,7 @@ from functools import cache
 
 from django.conf import settings
 
-from servers.crypto import Cipher
+from wire.cipher import Cipher
 
 
 @cache

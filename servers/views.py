@@ -14,16 +14,16 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
-from accounts.password_again import ask_again, must_ask_again
+from accounts.reauthentication import ask_again, must_ask_again
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from capabilities.doors import SEES_SERVERS
-from servers.credential import place_of
+from capabilities.sections import SEES_SERVERS
 from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import suggest
 from ui.pages import AppRequest, answer, leave, page_of, refuse, seen, show, told_of, wants_fragment
+from wire.credential import place_of
 
 ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
 

@@ -17,11 +17,11 @@ from typing import Any, Never, Self
 
 import httpx
 
-from servers import product
-from servers.bodies import Body, BodyTooLarge, has_more_values
-from servers.deadline import Deadline
-from servers.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
-from servers.naming import storable
+from wire import product
+from wire.bodies import Body, BodyTooLarge, has_more_values
+from wire.deadline import Deadline
+from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
+from wire.tool_names import storable
 
 CONNECT_SECONDS = 5.0
 FAREWELL_SECONDS = 2.0

@@ -7,11 +7,11 @@ from uuid import uuid4
 
 from accounts.models import Role, User, permissions_of
 from auditlog.models import Call
-from auditlog.writer import new_uid
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host, Kind
+from proxy.store.call_writer import new_uid
 from servers.models import AuthType, Identity, Server
 from tokens import api_keys
 from tokens.api_keys import IssuedKey

@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from tests.workspace import PASSWORD, Serve
-from tokens import secret
+from wire import token_text
 
 TOKEN = re.compile(r"gw[a-z]_[0-9A-Za-z]{44}")
 
@@ -61,7 +61,7 @@ def leaks(live: Serve) -> list[str]:
 
 def clear(text: str, secrets: set[str]) -> set[str]:
     """The secrets that stand in `text`."""
-    tokens = {found for found in TOKEN.findall(text) if secret.well_formed(found, secret.PREFIXES)}
+    tokens = {found for found in TOKEN.findall(text) if token_text.well_formed(found, token_text.PREFIXES)}
     return tokens | {one for one in secrets if one in text}
 
 

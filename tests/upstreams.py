@@ -13,7 +13,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 
-from tests.wire import App, Receive, Scope, Send, Upstream, answer, headers_of, live, read, running
+from tests.asgi_server import App, Receive, Scope, Send, Upstream, answer, headers_of, live, read, running
 
 __all__ = ["App", "Upstream", "running"]
 

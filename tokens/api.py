@@ -1,4 +1,4 @@
-"""/api/tokens: one's own API access tokens, everybody's for those who manage them (requirements 6.2)."""
+"""/api/tokens: one's own API access tokens, everybody's for those who manage them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.throttling import SimpleRateThrottle
 
-from auditlog import origin
-from auditlog.origin import Via
+from auditlog import event_context
+from auditlog.event_context import Via
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own, Rule, must_hold
 from connections.models import Connection, Refused
@@ -40,8 +40,6 @@ from tokens.models import (
     TokenQuerySet,
     TooMany,
 )
-from tokens.reach import ENDING, known_to, of_status, with_reach
-from tokens.rules import admits
 from tokens.serializers import (
     IssuedTokenSerializer,
     NewToken,
@@ -53,6 +51,8 @@ from tokens.serializers import (
     issued,
     rotated,
 )
+from tokens.validation import admits
+from tokens.visibility import ENDING, known_to, of_status, with_reach
 from ui.rest import Body, Problem, Query, Resource, Told, named, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
@@ -191,14 +191,14 @@ class TokenResource(Resource):
         return self.answer(self._find(pk))
 
     def _by_itself(self, presented: Presented, pk: UUID, overlap_hours: int) -> Issued:
-        """A token rotates itself, and nothing else (X15, X25)."""
+        """A token rotates itself, and nothing else."""
         token = presented.token
         if token.pk != pk:
             raise Told(HTTPStatus.FORBIDDEN, "not_own_token", "A token can rotate only itself.")
         if not admits(token.allowed_ips, self.request.META.get("REMOTE_ADDR")):
             raise Told(HTTPStatus.FORBIDDEN, "ip_not_allowed", "The IP allowlist of this token lacks your address.")
         must_be_on(token.connection)
-        with origin.coming_from(replace(origin.present(), via=Via.BEARER)):
+        with event_context.coming_from(replace(event_context.present(), via=Via.BEARER)):
             try:
                 return token.rotate(by=None, presented=presented.secret, overlap_hours=overlap_hours)
             except (AlreadyRevoked, AskedForNew, Expired, Superseded):  # Since it was presented a moment ago.

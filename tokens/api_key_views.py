@@ -12,13 +12,13 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
-from accounts.areas import check_list
+from accounts.capability_groups import check_list
 from accounts.models import ApiKey
 from accounts.models.api_keys import AlreadyRevoked
-from accounts.password_again import ask_again
+from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, Outranked
 from capabilities import Capability, signed_in
-from connections.places import open_query
+from connections.row_fragments import open_query
 from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
 from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
 from ui.pages import AppRequest, answer, confirm, leave, page_of, posted, refuse, show
@@ -41,7 +41,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @signed_in("an API key of one's own, with no more than one may do oneself")
 @ask_again
 def create(request: AppRequest) -> HttpResponse:
-    """A new key, whose secret is in the answer of this POST and nowhere else (decisions 7.15)."""
+    """A new key, whose secret is in the answer of this POST and nowhere else."""
     form = KeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
         made = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()

@@ -1,4 +1,4 @@
-"""How people's keys for the REST API are made and recognised (decisions 7.1)."""
+"""How people's keys for the REST API are made and recognised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accounts.rules import must_hold
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
-from tokens import secret as text
+from wire import token_text as text
 
 LONGEST_DAYS = 90
 DEFAULT_DAYS = 30

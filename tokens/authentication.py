@@ -1,4 +1,4 @@
-"""Bearer credentials at the REST API: API keys, and tokens, which only rotate themselves (requirements 6.1)."""
+"""Bearer credentials at the REST API: API keys, and tokens, which only rotate themselves."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,10 +9,10 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from accounts.models import ApiKey, User
-from auditlog import origin
+from auditlog import event_context
 from tokens import api_keys
-from tokens import secret as text
 from tokens.models import Kind, Token
+from wire import token_text as text
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ByKey:
 
 
 class BearerAuthentication(BaseAuthentication):
-    """Decides whenever a Bearer credential is there; the session cookie is then ignored (R3.19).
+    """Decides whenever a Bearer credential is there; the session cookie is then ignored.
 
     Yields the credential's user, with a `Presented` or a `ByKey` as `request.auth`. Unknown, expired or revoked: 401.
     """
@@ -45,7 +45,7 @@ class BearerAuthentication(BaseAuthentication):
         secret = secret.strip()
         if key := api_keys.find(secret):
             api_keys.note_use(key)
-            origin.note_key(f"API key {key}")
+            event_context.note_key(f"API key {key}")
             return key.acting, ByKey(key)
         token = find(secret)
         if token is None:

@@ -179,7 +179,7 @@ class OverlapForm(forms.Form):
 
 
 class EditForm(forms.Form):
-    """What may change of a token: its name, how long it lives from now on, its IP allowlist (X28) and limit."""
+    """What may change of a token: its name, how long it lives from now on, its IP allowlist and limit."""
 
     name = forms.CharField(max_length=100)
     expires_in_days = forms.ChoiceField(label="Expiration", required=False)

@@ -22,8 +22,7 @@ from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason
 from gateways.models import Assignment
 from tokens import mails
-from tokens import secret as text
-from tokens.rules import (
+from tokens.validation import (
     DEFAULT_LIFETIME,
     LIFETIMES,
     MOST_PER_CONNECTION,
@@ -45,6 +44,7 @@ from tokens.rules import (
     expiry,
     overlap,
 )
+from wire import token_text as text
 
 __all__ = [
     "DEFAULT_LIFETIME",
@@ -157,7 +157,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.live().filter(connection=connection, kind=Kind.KEY).first()
 
     def provide_key(self, connection: Connection, *, by: User) -> "Token":
-        """The live key of an app's connection, made when there is none; its text is shown to nobody (W09)."""
+        """The live key of an app's connection, made when there is none; its text is shown to nobody."""
         with transaction.atomic():
             connection.lock()
             key = self.live_key(connection)
@@ -170,7 +170,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
     def renew_key(self, connection: Connection, *, by: User) -> "Token":
         """Regenerate the key of an app's connection: every OAuth access token made under it is dead at commit.
 
-        The refresh token lives, so the app goes on by itself (W21-W25, R3.6). Raises AlreadyRevoked.
+        The refresh token lives, so the app goes on by itself. Raises AlreadyRevoked.
         """
         with transaction.atomic():
             connection.lock()
@@ -393,7 +393,7 @@ class Token(Versioned, models.Model):
         return {name: _plain(getattr(self, name)) for name in names}
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
-        """Change `name`, `expires_in_days` (from now, R3.25), `allowed_ips` or `calls_per_minute`, whichever are given.
+        """Change `name`, `expires_in_days` (from now), `allowed_ips` or `calls_per_minute`, whichever are given.
 
         Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress, and CapabilityRequired when an owner who
         does not manage tokens would loosen the limit.
@@ -490,7 +490,7 @@ def _plain(value: Any) -> Any:
 
 
 class TokenScope(models.Model):
-    """One server a narrowed token may reach; fixed when the token is made (X12)."""
+    """One server a narrowed token may reach; fixed when the token is made."""
 
     token = models.ForeignKey(Token, models.CASCADE, related_name="scopes")
     assignment = models.ForeignKey(Assignment, models.PROTECT, related_name="+")

@@ -1,4 +1,4 @@
-"""What others did to one's own tokens and connections, told until it is dismissed (R3.14)."""
+"""What others did to one's own tokens and connections, told until it is dismissed."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from accounts.models import User
 from capabilities import CapabilityRequired
 from connections import rows as connections
 from tokens.models import Kind, Token, TokenQuerySet
-from tokens.reach import EDITING, STATUSES, of_status, servers_of
+from tokens.visibility import EDITING, STATUSES, of_status, servers_of
 
 SOON = timedelta(days=7)
 IDLE = timedelta(days=90)

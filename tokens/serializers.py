@@ -15,7 +15,7 @@ from hosts.models import Host
 from hosts.models import Kind as HostKind
 from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
-from tokens.reach import STATUSES, servers_of
+from tokens.visibility import STATUSES, servers_of
 from ui.limits import Limit
 from ui.rest import Body, ListQuery, Moment, Reference
 
@@ -98,7 +98,7 @@ def issued(new: Issued) -> dict[str, Any]:
 
 
 def rotated(new: Issued) -> dict[str, Any]:
-    """Exactly the eight keys of a rotation (X16)."""
+    """Exactly the eight keys of a rotation."""
     told = issued(new)
     return {key: told[key] for key in SHOWN_ONCE}
 
@@ -116,7 +116,7 @@ class TokenQuery(ListQuery):
 
 
 class TokenChanges(Body):
-    """What of a token may change (X30); its servers never do."""
+    """What of a token may change; its servers never do."""
 
     name = serializers.CharField(max_length=100)
     expires_in_days = serializers.IntegerField(allow_null=True)

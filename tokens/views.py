@@ -20,7 +20,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile, FormSeen
 from capabilities import NOBODY, CapabilityRequired, signed_in
-from capabilities.doors import SEES_GATEWAYS
+from capabilities.sections import SEES_GATEWAYS
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
 from tokens.models import (
@@ -36,10 +36,10 @@ from tokens.models import (
     Token,
 )
 from tokens.notices import notices
-from tokens.places import back, beside, changed, hidden, of_gateway, target, without_notice
-from tokens.reach import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
+from tokens.row_fragments import back, beside, changed, hidden, of_gateway, target, without_notice
 from tokens.rows import CARES, Row, TokenFilter, listed, numbers
 from tokens.snippets import once
+from tokens.visibility import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
 from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of, wants_fragment
 
 ROWS = 30
@@ -163,7 +163,7 @@ def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def regenerated(request: AppRequest, token: Token) -> HttpResponse:
-    """Ask, then give `token` another secret and show it in this answer, once (decisions 7.15)."""
+    """Ask, then give `token` another secret and show it in this answer, once."""
     if ended := _ended(token):
         return changed(request, token, ended)
     if not token.connection.is_on:

@@ -1,4 +1,4 @@
-"""How a limit of calls a minute is asked for: empty is off (decisions 7.12)."""
+"""How a limit of calls a minute is asked for: empty is off."""
 
 from __future__ import annotations
 

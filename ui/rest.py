@@ -1,4 +1,4 @@
-"""What all REST endpoints share: problem bodies, paging, times, and the base of their views (requirements 6.1)."""
+"""What all REST endpoints share: problem bodies, paging, times, and the base of their views."""
 
 from __future__ import annotations
 
@@ -150,10 +150,10 @@ class Resource(GenericViewSet[Any]):
     """The base of every resource: one rule per action, plain words for every refusal.
 
     `capabilities` maps an action to its rule (see capabilities.rest); `grave_actions` want the password typed again
-    (see accounts.password_again). `problems` says how each refusal of a verb is told. `queries` are the query
+    (see accounts.reauthentication). `problems` says how each refusal of a verb is told. `queries` are the query
     parameters an action knows, all of them in `chosen`; `bodies` are what it takes.
 
-    The rest is for the description of the API (gatewayadmin.openapi): `answers` that are not told by the view's own
+    The rest is for the description of the API (`rest.openapi`): `answers` that are not told by the view's own
     serializer, actions whose answer is `empty` or one of `files` by media type, and those that `conflicts` beyond what
     `problems` says.
     """
@@ -326,5 +326,5 @@ def _by_field(errors: Any) -> dict[str, Any]:
 
 
 def secret_answer(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
-    """An answer that holds a secret: no cache keeps it (requirements 8.3)."""
+    """An answer that holds a secret: no cache keeps it."""
     return Response(body, status=status, headers={"Cache-Control": "no-store"})

@@ -9,7 +9,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models.users import User
-from accounts.rules import Giver, must_match
+from accounts.rules import Grantor, must_match
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from capabilities import Capability, CapabilityRequired
@@ -138,7 +138,7 @@ class ApiKey(models.Model):
         owner.narrowed_to = frozenset(self.chosen)
         return owner
 
-    def revoke(self, *, by: Giver | None) -> None:
+    def revoke(self, *, by: Grantor | None) -> None:
         """End this key for good; its next request is refused.
 
         Raises AlreadyRevoked, or Outranked unless `by` holds at least what the key opens.

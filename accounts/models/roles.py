@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 
 from accounts.rules import (
-    Giver,
+    Grantor,
     NameTaken,
     RoleInUse,
     RoleLocked,
@@ -47,7 +47,7 @@ class RoleManager(models.Manager["Role"]):
         """Roles whose `capabilities` are fetched with them."""
         return self.prefetch_related(models.Prefetch("permissions", Permission.objects.select_related("content_type")))
 
-    def add(self, *, name: str, capabilities: Iterable[Capability], by: Giver | None) -> "Role":
+    def add(self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None) -> "Role":
         """Make a role. Raises NameTaken, or BeyondYours for capabilities `by` lacks."""
         capabilities = frozenset(capabilities)
         must_hold(by, capabilities)
@@ -62,7 +62,7 @@ class RoleManager(models.Manager["Role"]):
 
 
 class Role(Versioned, models.Model):
-    """A named bundle of capabilities; each user holds one (requirements 4.1)."""
+    """A named bundle of capabilities; each user holds one."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
@@ -99,7 +99,7 @@ class Role(Versioned, models.Model):
         return {"name": self.name, "capabilities": sorted(one.slug for one in self.capabilities)}
 
     def edit(
-        self, *, name: str, capabilities: Iterable[Capability], by: Giver | None, seen: Seen | None = None
+        self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None, seen: Seen | None = None
     ) -> None:
         """Rename the role and bundle other capabilities; acts on its people's next request.
 
@@ -129,7 +129,7 @@ class Role(Versioned, models.Model):
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
 
-    def remove(self, *, by: Giver | None) -> None:
+    def remove(self, *, by: Grantor | None) -> None:
         """Delete the role.
 
         Raises RoleLocked, RoleInUse while people hold it, or Outranked for a role that holds more than `by` does.

@@ -20,7 +20,7 @@ from accounts.models.roles import Role
 from accounts.rules import (
     AlreadyJoined,
     EmailTaken,
-    Giver,
+    Grantor,
     NameTaken,
     NotActive,
     NotStaff,
@@ -45,7 +45,7 @@ class UserManager(BaseUserManager["User"]):
         user.save(using=self._db)
         return user
 
-    def invite(self, *, email: str, display_name: str, role: Role, by: Giver | None) -> "User":
+    def invite(self, *, email: str, display_name: str, role: Role, by: Grantor | None) -> "User":
         """Make a person who has no password yet; the invitation's link lets them choose one.
 
         Raises EmailTaken, or BeyondYours for a role that holds more than `by` does.
@@ -154,7 +154,7 @@ class User(Versioned, AbstractBaseUser):
         return salted_hmac("accounts.User.session", held, secret=secret, algorithm="sha256").hexdigest()
 
     @contextmanager
-    def changed_by(self, by: Giver | None) -> Iterator["User"]:
+    def changed_by(self, by: Grantor | None) -> Iterator["User"]:
         """A change to this person: their row as it is now, locked, for the length of the block.
 
         The one place that asks who may act against whom. Raises Outranked unless `by` holds at least what this person
@@ -176,7 +176,7 @@ class User(Versioned, AbstractBaseUser):
         """Whether this person is one of the owners: an active Super admin with a password."""
         return self.status == "active" and self.role is not None and self.role.is_owners
 
-    def give_role(self, role: Role, *, by: Giver | None, seen: Seen | None = None) -> None:
+    def give_role(self, role: Role, *, by: Grantor | None, seen: Seen | None = None) -> None:
         """Let this person hold `role`, and nothing beside it, from the next request on.
 
         Raises BeyondYours, Outranked, LastOwner, LastManager or ChangedMeanwhile.
@@ -196,7 +196,7 @@ class User(Versioned, AbstractBaseUser):
         self.role, self.is_superuser = role, False
         self.__dict__.pop("permissions", None)
 
-    def set_staff(self, staff: bool, *, by: Giver | None) -> None:
+    def set_staff(self, staff: bool, *, by: Grantor | None) -> None:
         """Let this person into the Django admin, where their role decides what they see; or no more.
 
         Raises NotStaff unless `by` is staff or an owner, or Outranked.
@@ -210,7 +210,7 @@ class User(Versioned, AbstractBaseUser):
                 Event.objects.record(Action.USER_STAFF_CHANGED, self, by=by, changes={"is_staff": [not staff, staff]})
         self.is_staff = staff
 
-    def renew_invitation(self, *, by: Giver | None) -> None:
+    def renew_invitation(self, *, by: Grantor | None) -> None:
         """End the invitation's links made so far; whoever asked may send a new one.
 
         Raises AlreadyJoined, or Outranked: the link makes one that person.
@@ -222,13 +222,13 @@ class User(Versioned, AbstractBaseUser):
             self.refresh_from_db(fields=["session_epoch"])
             Event.objects.record(Action.USER_INVITATION_RENEWED, self, by=by)
 
-    def must_be_resettable(self, *, by: Giver | None) -> None:
+    def must_be_resettable(self, *, by: Grantor | None) -> None:
         """Raise NotActive unless this person has a password to reset, or Outranked."""
         with self.changed_by(by) as present:
             if present.status != "active":
                 raise NotActive(NotActive.__doc__)
 
-    def note_password_link(self, *, by: Giver | None) -> int:
+    def note_password_link(self, *, by: Grantor | None) -> int:
         """Record that a link to choose a password is handed out; for how many hours it works.
 
         Raises NotActive for who is deactivated, or Outranked: the link makes one that person.
@@ -239,18 +239,18 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_PASSWORD_LINK_MADE, self, by=by)
         return 1 if present.has_usable_password() else 72
 
-    def deactivate(self, *, by: Giver | None) -> None:
-        """Shut this person out until reactivated: sessions end, agents and apps get 401 (decisions 7.7).
+    def deactivate(self, *, by: Grantor | None) -> None:
+        """Shut this person out until reactivated: sessions end, agents and apps get 401.
 
         Nothing is revoked. Raises Outranked, LastOwner or LastManager.
         """
         self._set_active(False, by)
 
-    def reactivate(self, *, by: Giver | None) -> None:
+    def reactivate(self, *, by: Grantor | None) -> None:
         """Let this person in again; connections and tokens work as before. Raises Outranked."""
         self._set_active(True, by)
 
-    def _set_active(self, active: bool, by: Giver | None) -> None:
+    def _set_active(self, active: bool, by: Grantor | None) -> None:
         with self.changed_by(by) as present:
             if present.is_active != active:
                 User.objects.filter(pk=self.pk).update(is_active=active, session_epoch=models.F("session_epoch") + 1)
@@ -258,7 +258,7 @@ class User(Versioned, AbstractBaseUser):
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
         self.is_active = active
 
-    def end_sessions(self, *, by: Giver | None) -> None:
+    def end_sessions(self, *, by: Grantor | None) -> None:
         """Sign this person out everywhere; every session made before now is dead. Raises Outranked."""
         with self.changed_by(by):
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
@@ -279,7 +279,7 @@ class User(Versioned, AbstractBaseUser):
         role = self.role.name if self.role else None
         return {"email": self.email, "display_name": self.display_name, "role": role, "is_active": self.is_active}
 
-    def edit(self, *, email: str, display_name: str, by: Giver | None, seen: Seen | None = None) -> None:
+    def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
         """Change name and e-mail.
 
         Raises EmailTaken, ChangedMeanwhile, or Outranked: whoever reads the mail can reset the password.

@@ -1,4 +1,4 @@
-"""The Django admin: every model, on the same verbs as the pages (requirements 5.16).
+"""The Django admin: every model, on the same verbs as the pages.
 
 One room for all apps, above them: what a switch cuts is counted in connections, whatever it switches.
 """

@@ -10,8 +10,8 @@ from django.urls import reverse
 
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin.admin.acts import FINAL, Act, any_of, switches
-from gatewayadmin.admin.base import Governed
+from gatewayadmin.admin.actions import FINAL, CapabilityAction, any_of, switches
+from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from oauth.models import AuthorizeRequest, Binding
 from tokens.models import Kind, Token
@@ -21,11 +21,11 @@ ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
 
 
 @register(Connection, site=site)
-class ConnectionPages(Governed):
+class ConnectionPages(CapabilityAdmin):
     seen_by = (Capability.MCP_CONNECTIONS_READ,)
     acts = (
         *switches(Capability.CONNECTIONS_TOGGLE, live=LIVE),
-        Act(
+        CapabilityAction(
             "revoke",
             "Revoke selected",
             lambda connection, by: connection.revoke(by=by),
@@ -70,13 +70,13 @@ class ConnectionPages(Governed):
 
 
 @register(Token, site=site)
-class TokenPages(Governed):
+class TokenPages(CapabilityAdmin):
     """Prefix only: of the text itself there is nothing to show, and the digest is nobody's business."""
 
     seen_by = (Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_MANAGE)
     changed_by = (Capability.API_TOKENS_MANAGE,)
     acts = (
-        Act(
+        CapabilityAction(
             "revoke",
             "Revoke selected",
             lambda token, by: token.revoke(by=by),
@@ -84,7 +84,7 @@ class TokenPages(Governed):
             LIVE,
             f"Whoever uses it gets 401. {FINAL}",
         ),
-        Act(
+        CapabilityAction(
             "ask_for_new",
             "Ask for new secrets of selected",
             lambda token, by: token.ask_for_new(by=by),
@@ -139,7 +139,7 @@ class TokenPages(Governed):
 
 
 @register(Binding, site=site)
-class BindingPages(Governed):
+class BindingPages(CapabilityAdmin):
     seen_by = (Capability.MCP_CONNECTIONS_READ,)
 
     list_display = ("connection", "what", "generation", "superseded_at", "created_at")
@@ -158,7 +158,7 @@ class BindingPages(Governed):
 
 
 @register(AuthorizeRequest, site=site)
-class AuthorizeRequestPages(Governed):
+class AuthorizeRequestPages(CapabilityAdmin):
     seen_by = (Capability.MCP_CONNECTIONS_READ,)
 
     list_display = ("app_name", "kind", "step", "user", "gateway", "created_at", "expires_at", "completed_at")

@@ -10,8 +10,8 @@ from django.urls import reverse
 
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin.admin.acts import FINAL, Act, all_of, any_of, switches
-from gatewayadmin.admin.base import Governed
+from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of, switches
+from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from hosts.models import Host
 from oauth.models import Registration
@@ -20,12 +20,12 @@ LIVE = Q(archived_at=None)
 
 
 @register(Host, site=site)
-class HostPages(Governed):
+class HostPages(CapabilityAdmin):
     seen_by = (Capability.HOSTS_READ,)
     changed_by = added_by = (Capability.API_TOKENS_MANAGE,)
     acts = (
         *switches(Capability.HOSTS_TOGGLE, live=LIVE),
-        Act(
+        CapabilityAction(
             "approve",
             "Approve selected",
             lambda host, by: host.approve(by=by),
@@ -33,7 +33,7 @@ class HostPages(Governed):
             LIVE & Q(needs_approval=True, approved_at=None),
             asks=False,
         ),
-        Act(
+        CapabilityAction(
             "archive",
             "Archive selected",
             lambda host, by: Connection.objects.archive_host(host, by=by),
@@ -85,7 +85,7 @@ class HostPages(Governed):
 
 
 @register(Registration, site=site)
-class RegistrationPages(Governed):
+class RegistrationPages(CapabilityAdmin):
     seen_by = (Capability.HOSTS_READ,)
 
     list_display = ("client_name", "host", "software_id", "registration_ip", "created_at", "last_used_at")

@@ -19,7 +19,7 @@ from django.urls import reverse
 
 from auditlog.versions import Change, ChangedMeanwhile, FormSeen, Versioned
 from capabilities import Capability
-from gatewayadmin.admin.acts import REFUSALS, Act
+from gatewayadmin.admin.actions import REFUSALS, CapabilityAction
 
 if TYPE_CHECKING:
     ModelPages = ModelAdmin[Any]
@@ -61,7 +61,7 @@ def _in_words(change: Change) -> str:
     return f"{change.name.capitalize()} is now “{change.now}”{by}. Save once more to keep what is typed."
 
 
-class Governed(ModelPages):
+class CapabilityAdmin(ModelPages):
     """The pages of one model: read by who holds any of `seen_by`, changed by nobody unless a subclass has a verb.
 
     `acts` are its actions. `changed_by` opens the form and needs `edit`; `added_by` needs `add`.
@@ -70,7 +70,7 @@ class Governed(ModelPages):
     seen_by: tuple[Capability, ...] = ()
     changed_by: tuple[Capability, ...] = ()
     added_by: tuple[Capability, ...] = ()
-    acts: tuple[Act, ...] = ()
+    acts: tuple[CapabilityAction, ...] = ()
 
     form = VersionedForm
     change_form_template = "admin/versioned_form.html"

@@ -9,10 +9,10 @@ from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability
-from capabilities.doors import SEES_GATEWAYS
+from capabilities.sections import SEES_GATEWAYS
 from connections.models import Connection
-from gatewayadmin.admin.acts import FINAL, Act, all_of, any_of, switches
-from gatewayadmin.admin.base import Governed
+from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of, switches
+from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from gateways.models import Assignment, Gateway, Tool
 
@@ -21,13 +21,13 @@ PLACED = Q(removed_at=None)
 
 
 @register(Gateway, site=site)
-class GatewayPages(Governed):
+class GatewayPages(CapabilityAdmin):
     """Names and reach have rules that the product's own page asks; it is one click away."""
 
     seen_by = SEES_GATEWAYS
     acts = (
         *switches(Capability.GATEWAYS_TOGGLE, live=LIVE),
-        Act(
+        CapabilityAction(
             "archive",
             "Archive selected",
             lambda gateway, by: Connection.objects.archive_gateway(gateway, by=by),
@@ -60,11 +60,11 @@ class GatewayPages(Governed):
 
 
 @register(Assignment, site=site)
-class AssignmentPages(Governed):
+class AssignmentPages(CapabilityAdmin):
     seen_by = SEES_GATEWAYS
     acts = (
         *switches(Capability.GATEWAYS_TOGGLE, live=PLACED),
-        Act(
+        CapabilityAction(
             "remove",
             "Remove selected",
             lambda assignment, by: assignment.remove(by=by),
@@ -96,7 +96,7 @@ class AssignmentPages(Governed):
 
 
 @register(Tool, site=site)
-class ToolPages(Governed):
+class ToolPages(CapabilityAdmin):
     seen_by = SEES_GATEWAYS
     acts = switches(Capability.GATEWAYS_MANAGE, live=Q(assignment__removed_at=None))
 

@@ -1,4 +1,4 @@
-"""The two logs, page by page by cursor: nothing here grows with the table (trap E6)."""
+"""The two logs, page by page by cursor: nothing here grows with the table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from accounts.models import User
-from auditlog.keyset import Cursor, page
 from auditlog.models import Call, Event
-from auditlog.search import uuid_of
+from auditlog.search.criteria import uuid_of
+from auditlog.search.keyset import Cursor, page
 from capabilities import Capability
-from gatewayadmin.admin.base import Governed
+from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from hosts.models import Host
 
@@ -48,7 +48,7 @@ class LogList(ChangeList):
         return self.get_query_string({CURSOR: str(cursor)}) if cursor else ""
 
 
-class LogPages(Governed):
+class LogPages(CapabilityAdmin):
     """A log is read, never written: no form, no action. `where` narrows the search to what has an index."""
 
     change_list_template = "admin/log.html"

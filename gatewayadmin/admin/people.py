@@ -14,20 +14,20 @@ from django.urls import reverse
 from accounts.models import ApiKey, Role, Team, User, WorkspaceSettings
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin.admin.acts import FINAL, REFUSALS, Act, all_of, any_of
-from gatewayadmin.admin.base import Governed
+from gatewayadmin.admin.actions import FINAL, REFUSALS, CapabilityAction, all_of, any_of
+from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 
 MANAGES = (Capability.PEOPLE_MANAGE,)
 
 
 @register(User, site=site)
-class UserPages(Governed):
+class UserPages(CapabilityAdmin):
     """Role and password are given where the rules about granting are asked: on the person's page."""
 
     seen_by = MANAGES
     acts = (
-        Act(
+        CapabilityAction(
             "deactivate",
             "Deactivate selected",
             lambda user, by: user.deactivate(by=by),
@@ -35,7 +35,7 @@ class UserPages(Governed):
             Q(is_active=True),
             "Nothing is revoked: reactivated, everything works as before.",
         ),
-        Act(
+        CapabilityAction(
             "reactivate",
             "Reactivate selected",
             lambda user, by: user.reactivate(by=by),
@@ -43,7 +43,7 @@ class UserPages(Governed):
             Q(is_active=False),
             asks=False,
         ),
-        Act(
+        CapabilityAction(
             "sign_out",
             "Sign out selected everywhere",
             lambda user, by: user.end_sessions(by=by),
@@ -51,7 +51,7 @@ class UserPages(Governed):
             Q(),
             "Connections and tokens go on.",
         ),
-        Act(
+        CapabilityAction(
             "make_staff",
             "Make selected staff",
             lambda user, by: user.set_staff(True, by=by),
@@ -60,7 +60,7 @@ class UserPages(Governed):
             "They may use the Django admin, where their role decides what they see.",
             grave=True,
         ),
-        Act(
+        CapabilityAction(
             "end_staff",
             "End staff of selected",
             lambda user, by: user.set_staff(False, by=by),
@@ -69,7 +69,7 @@ class UserPages(Governed):
             "They may no longer use the Django admin. Their role stays as it is.",
             grave=True,
         ),
-        Act(
+        CapabilityAction(
             "cut_off",
             "Cut off selected",
             lambda user, by: Connection.objects.cut_off(user, by=by),
@@ -101,7 +101,7 @@ class UserPages(Governed):
 
 
 @register(Role, site=site)
-class RolePages(Governed):
+class RolePages(CapabilityAdmin):
     """Nobody grants what they do not hold: the product's own page asks that."""
 
     seen_by = MANAGES
@@ -123,7 +123,7 @@ class RolePages(Governed):
 
 
 @register(Team, site=site)
-class TeamPages(Governed):
+class TeamPages(CapabilityAdmin):
     seen_by = changed_by = added_by = MANAGES
 
     list_display = ("name",)
@@ -152,10 +152,10 @@ class TeamPages(Governed):
 
 
 @register(ApiKey, site=site)
-class ApiKeyPages(Governed):
+class ApiKeyPages(CapabilityAdmin):
     seen_by = MANAGES
     acts = (
-        Act(
+        CapabilityAction(
             "revoke",
             "Revoke selected",
             lambda key, by: key.revoke(by=by),
@@ -184,7 +184,7 @@ class ApiKeyPages(Governed):
 
 
 @register(WorkspaceSettings, site=site)
-class WorkspacePages(Governed):
+class WorkspacePages(CapabilityAdmin):
     seen_by = (Capability.WORKSPACE_MANAGE,)
 
     list_display = ("name", "new_app_policy", "log_retention_days")

@@ -9,10 +9,10 @@ from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability
-from capabilities.doors import SEES_SERVERS
-from gatewayadmin.admin.acts import FINAL, LOST, Act, any_of
-from gatewayadmin.admin.acts import switches as switch_acts
-from gatewayadmin.admin.base import Governed
+from capabilities.sections import SEES_SERVERS
+from gatewayadmin.admin.actions import FINAL, LOST, CapabilityAction, any_of
+from gatewayadmin.admin.actions import switches as switch_acts
+from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from gateways.models import Assignment
 from servers.models import Identity, Server
@@ -22,13 +22,13 @@ USABLE = Q(revoked_at=None)
 
 
 @register(Server, site=site)
-class ServerPages(Governed):
+class ServerPages(CapabilityAdmin):
     """The address is judged by the product's own page; it is one click away."""
 
     seen_by = SEES_SERVERS
     acts = (
         *switch_acts(Capability.SERVERS_TOGGLE, live=LIVE),
-        Act(
+        CapabilityAction(
             "archive",
             "Archive selected",
             lambda server, by: Assignment.objects.archive_server(server, by=by),
@@ -72,11 +72,11 @@ def _open_to(identity: Identity, by: Any) -> Identity:
 
 
 @register(Identity, site=site)
-class IdentityPages(Governed):
+class IdentityPages(CapabilityAdmin):
     seen_by = (Capability.IDENTITIES_MANAGE,)
     changed_by = (Capability.IDENTITIES_MANAGE,)
     acts = (
-        Act(
+        CapabilityAction(
             "disable",
             "Disable selected",
             lambda row, by: _open_to(row, by).disable(by=by),
@@ -84,7 +84,7 @@ class IdentityPages(Governed):
             USABLE,
             LOST,
         ),
-        Act(
+        CapabilityAction(
             "enable",
             "Enable selected",
             lambda row, by: _open_to(row, by).enable(by=by),
@@ -92,7 +92,7 @@ class IdentityPages(Governed):
             USABLE,
             asks=False,
         ),
-        Act(
+        CapabilityAction(
             "confirm",
             "Confirm selected",
             lambda row, by: row.confirm(by=by),
@@ -100,7 +100,7 @@ class IdentityPages(Governed):
             USABLE,
             "Its secret is sent where its server is now.",
         ),
-        Act(
+        CapabilityAction(
             "revoke",
             "Revoke selected",
             lambda row, by: _open_to(row, by).revoke(by=by),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from django.contrib.admin import register
 
 from capabilities import Capability
-from gatewayadmin.admin.base import Governed
+from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from proxy.models import RateCounter, Session, StreamEvent
 
 
 @register(Session, site=site)
-class SessionPages(Governed):
+class SessionPages(CapabilityAdmin):
     seen_by = (Capability.MCP_CONNECTIONS_READ,)
 
     list_display = ("connection", "protocol_version", "created_at", "last_seen_at", "ended_at")
@@ -23,7 +23,7 @@ class SessionPages(Governed):
 
 
 @register(StreamEvent, site=site)
-class StreamEventPages(Governed):
+class StreamEventPages(CapabilityAdmin):
     seen_by = (Capability.MCP_CONNECTIONS_READ,)
 
     list_display = ("id", "session", "stream_id", "created_at")
@@ -35,7 +35,7 @@ class StreamEventPages(Governed):
 
 
 @register(RateCounter, site=site)
-class RateCounterPages(Governed):
+class RateCounterPages(CapabilityAdmin):
     seen_by = (Capability.WORKSPACE_MANAGE,)
 
     list_display = ("subject_type", "subject_id", "window", "most", "calls")

@@ -10,8 +10,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from capabilities import Capability, requires
+from gatewayadmin.doctor.oauth_check import OAuthCheck
 from gatewayadmin.doctor.report import passed
-from gatewayadmin.doctor.walk import Walk
 from gateways.models import Gateway
 from ui.pages import AppRequest, show
 
@@ -25,7 +25,7 @@ def doctor(request: AppRequest) -> HttpResponse:
     wanted = request.POST.get("gateway") or request.GET.get("gateway")
     gateway = next((one for one in gateways if one.slug == wanted), next(iter(gateways), None))
     ran = request.method == "POST" and gateway is not None
-    steps = Walk(settings.PUBLIC_URL, gateway, request.user).run() if ran and gateway else []
+    steps = OAuthCheck(settings.PUBLIC_URL, gateway, request.user).run() if ran and gateway else []
     context = {
         "gateways": gateways,
         "gateway": gateway,

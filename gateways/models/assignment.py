@@ -17,7 +17,7 @@ from auditlog.switch import Switchable
 from auditlog.versions import Seen, Versioned
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity, Server
-from servers.naming import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, is_tool_name, storable
+from wire.tool_names import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, is_tool_name, storable
 
 alias_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens; it begins every tool's name."
@@ -245,7 +245,7 @@ class ToolQuerySet(models.QuerySet["Tool"]):
 class Tool(Switchable):
     """A tool an assigned server offers: its switch, its definition and its history.
 
-    Rows are upserted by the proxy after a list (decisions 7.6). Under `allow_all` a tool without a
+    Rows are upserted by the proxy after a list. Under `allow_all` a tool without a
     row is allowed; under `selected` only a tool whose row is enabled is.
     """
 

@@ -1,4 +1,4 @@
-"""/api/users, roles, teams, capabilities, workspace and me (requirements 6.8)."""
+"""/api/users, roles, teams, capabilities, workspace and me."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from django.core import mail
 from django.db import connection
 
 from accounts.models import Role, Team, User, WorkspaceSettings
-from accounts.password_again import RecentPassword
+from accounts.reauthentication import RecentPassword
 from auditlog.models import Event
 from capabilities import Capability
 from capabilities.roles import MEMBER
 from connections.models import Connection
-from gatewayadmin.api import router
+from gatewayadmin.rest.urls import router
 from tests import make
 from tests.rest import Rest, errors, problem, results
 from ui.rest import Resource

@@ -15,8 +15,8 @@ from django.test import Client
 
 from accounts import hashing
 from accounts.hashing import HashingBusy, Queue, for_a_stranger
-from accounts.links import password_link
 from accounts.models import User
+from accounts.password_links import password_link
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest, problem

@@ -15,8 +15,8 @@ from accounts.mail_check import AT_MOST, reason
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from gatewayadmin.environment import Refused
-from gatewayadmin.mail import mailers, sender, server_of
+from gatewayadmin.config.environment import Refused
+from gatewayadmin.config.mail import mailers, sender, server_of
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn

@@ -1,4 +1,4 @@
-"""People, roles and teams (requirements 4.2, 5.12; decisions 7.7, 7.9)."""
+"""People, roles and teams."""
 
 import pytest
 from django.test import Client

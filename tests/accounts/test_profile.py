@@ -1,4 +1,4 @@
-"""One's own account (requirements 5.11)."""
+"""One's own account."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Roles and the reference of capabilities (requirements 4.2, 5.12, R3.13)."""
+"""Roles and the reference of capabilities."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
-from accounts.areas import AREAS
+from accounts.capability_groups import AREAS
 from accounts.models import Role, User
 from auditlog.models import Event
 from capabilities import Capability

@@ -1,4 +1,4 @@
-"""The second factor: turning it on and off, signing in with it, and what is stored of it (requirements 5.11)."""
+"""The second factor: turning it on and off, signing in with it, and what is stored of it."""
 
 import json
 import re

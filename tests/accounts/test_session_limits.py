@@ -1,4 +1,4 @@
-"""How long a session lives (requirements 8.8)."""
+"""How long a session lives."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

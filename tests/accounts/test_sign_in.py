@@ -1,4 +1,4 @@
-"""Sign-in, sign-out and passwords (requirements 5.15, R3.20)."""
+"""Sign-in, sign-out and passwords."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The settings of the workspace (requirements 4.1, R3.1)."""
+"""The settings of the workspace."""
 
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -13,7 +13,7 @@ from capabilities import Capability
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
-from tokens.rules import BadLifetime, expiry
+from tokens.validation import BadLifetime, expiry
 
 pytestmark = pytest.mark.django_db
 

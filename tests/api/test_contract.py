@@ -29,7 +29,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from capabilities import Capability
-from gatewayadmin.openapi import description
+from gatewayadmin.rest.openapi import description
 from tests import make
 from tests.api.test_matrix import DOORS, Door, for_a_moment
 from tests.api.world import World, build, holder

@@ -14,7 +14,7 @@ from django.urls import reverse
 
 from capabilities import Capability
 from capabilities.rest import Own, capabilities_in
-from gatewayadmin.api import urlpatterns
+from gatewayadmin.rest.urls import urlpatterns
 from tests import make
 from tests.api.world import World, build, holder
 from tests.house.doors import browser, session_of

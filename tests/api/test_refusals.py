@@ -1,4 +1,4 @@
-"""Whoever tries what they may not is told which capability is missing, and the attempt is recorded (J12.2)."""
+"""Whoever tries what they may not is told which capability is missing, and the attempt is recorded."""
 
 import pytest
 

@@ -8,7 +8,7 @@ from django.test import Client
 from drf_spectacular.drainage import GENERATOR_STATS
 
 from accounts.models import User
-from gatewayadmin.openapi import description
+from gatewayadmin.rest.openapi import description
 from tests import make
 from tests.api.test_matrix import DOORS
 from tests.rest import Rest

@@ -8,8 +8,9 @@ import pytest
 from auditlog.detail import Detail
 from auditlog.models import Call, Outcome
 from auditlog.reasons import OUTCOMES, REASONS, reason_of
-from proxy import catalog, decision, identity  # noqa: F401  (the last brings faults of its own)
-from proxy.faults import Fault
+from proxy import catalog
+from proxy.access import decision, upstream_credential  # noqa: F401  (the last brings faults of its own)
+from wire.errors import UpstreamError
 
 
 def detail(**fields: Any) -> Detail:
@@ -30,7 +31,7 @@ def detail(**fields: Any) -> Detail:
     return Detail(Call(**(told | fields)))
 
 
-def faults_of(kind: type[Fault] = Fault) -> set[str]:
+def faults_of(kind: type[UpstreamError] = UpstreamError) -> set[str]:
     """The reasons of all faults the proxy knows."""
     return {kind.reason} | {reason for sub in kind.__subclasses__() for reason in faults_of(sub)}
 

@@ -1,4 +1,4 @@
-"""The admin events: the page, one event, and the file (requirements 5.9, 6.7, 8.15)."""
+"""The admin events: the page, one event, and the file."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -13,8 +13,8 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.changes import Change, told
+from auditlog.event_context import EventContext, Via, coming_from
 from auditlog.models import Event
-from auditlog.origin import Origin, Via, coming_from
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
@@ -47,7 +47,7 @@ def event(
     **changes: Any,
 ) -> Event:
     """An event about a role of this name."""
-    with coming_from(Origin(via, "203.0.113.9", correlation_id or uuid4())):
+    with coming_from(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
         return Event.objects.record(action, Role(name=label), by=by, changes=changes)
 
 

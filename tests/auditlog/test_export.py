@@ -10,9 +10,9 @@ from django.db import connection, connections
 from auditlog import export
 from auditlog.export import CALL_COLUMNS, Export, Incomplete, TooMany
 from auditlog.models import Call, Event
-from auditlog.search import Search
+from auditlog.search.criteria import Search
 from capabilities import Capability
-from gatewayadmin import database
+from gatewayadmin.config import database
 from tests import make
 from tests.calls import call
 from tests.conftest import SignIn

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 import uvloop
 
-from auditlog.batches import Batches, Waiting, settle
-from auditlog.lane import Lane, Late, Rejected, Unobtainable
-from auditlog.writer import CallWriter, NotRecorded, Row, new_uid
+from proxy.store.call_writer import CallWriter, NotRecorded, Row, new_uid
+from proxy.store.group_commit import GroupCommit, Waiting, resolve
+from proxy.store.pg_connection import Late, PgConnection, Rejected, Unobtainable
 from tests.running.debian import postgres, programs
 
 SETUP = (b"PREPARE one (int) AS SELECT $1",)
@@ -34,7 +34,7 @@ def play[T](scene: Callable[[], Awaitable[T]]) -> T:
         return runner.run(main())
 
 
-def crash(lane: Lane) -> None:
+def crash(lane: PgConnection) -> None:
     """Kill the process that serves this lane, upon which PostgreSQL ends all others and recovers."""
     assert lane._connection is not None
     os.kill(lane._connection.pgconn.backend_pid, signal.SIGKILL)
@@ -46,7 +46,7 @@ async def until(fact: Callable[[], bool], seconds: float = PROMISED) -> None:
             await asyncio.sleep(0.01)
 
 
-async def came_back(lane: Lane) -> None:
+async def came_back(lane: PgConnection) -> None:
     while True:
         try:
             await lane.query(b"one", [b"1"])
@@ -56,7 +56,7 @@ async def came_back(lane: Lane) -> None:
             return
 
 
-async def busy(lane: Lane, done: asyncio.Event) -> list[Exception]:
+async def busy(lane: PgConnection, done: asyncio.Event) -> list[Exception]:
     """Use the lane all the time; what was late."""
     late: list[Exception] = []
     while not done.is_set():
@@ -74,7 +74,7 @@ def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -
     """Each round kills the backend of one of three busy lanes, so the others are reset in the middle of statements."""
 
     async def scene() -> list[Exception]:
-        lanes = [Lane(server, SETUP, timeout=3 * PROMISED) for _ in range(3)]
+        lanes = [PgConnection(server, SETUP, timeout=3 * PROMISED) for _ in range(3)]
         done = asyncio.Event()
         users = [asyncio.create_task(busy(lane, done)) for lane in lanes]
         for number in range(ROUNDS):
@@ -92,7 +92,7 @@ def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -
 
 def test_an_idle_lane_says_that_it_was_lost(server: str) -> None:
     async def scene() -> None:
-        lane = Lane(server, SETUP)
+        lane = PgConnection(server, SETUP)
         await came_back(lane)
         lost = asyncio.Event()
         lane.when_lost = lost.set
@@ -107,7 +107,7 @@ def test_an_idle_lane_says_that_it_was_lost(server: str) -> None:
 
 def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connects(server: str) -> None:
     async def scene() -> None:
-        lane = Lane(server, (b"PREPARE wrong AS SELECT 1 FROM nowhere",))
+        lane = PgConnection(server, (b"PREPARE wrong AS SELECT 1 FROM nowhere",))
         with pytest.raises(Rejected, match='relation "nowhere" does not exist'):
             await lane.connect()
 
@@ -117,11 +117,11 @@ def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connect
 # What hangs
 
 
-class Numbers(Batches[int, int]):
+class Numbers(GroupCommit[int, int]):
     """Asks the database for numbers."""
 
     def __init__(self, url: str, room: int) -> None:
-        self.lane = Lane(url, SETUP)
+        self.lane = PgConnection(url, SETUP)
         super().__init__(
             "numbers", [self._ask], [self.lane], lost=lambda error: Unobtainable(str(error)), most=10, room=room
         )
@@ -129,7 +129,7 @@ class Numbers(Batches[int, int]):
     async def _ask(self, batch: list[Waiting[int, int]]) -> None:
         await self.lane.query_again(b"one", [b"1"])
         for number, future in batch:
-            settle(future, number)
+            resolve(future, number)
 
 
 def test_who_comes_while_the_database_hangs_is_turned_away_at_once_and_served_when_it_goes_on(server: str) -> None:
@@ -186,7 +186,7 @@ def _again(server: str) -> str:
     """The address of the server once it has recovered from the last crash."""
 
     async def scene() -> None:
-        lane = Lane(server, SETUP)
+        lane = PgConnection(server, SETUP)
         await came_back(lane)
         lane.close()
 

@@ -1,4 +1,4 @@
-"""Logs are insert-only, partitioned by time, and outlive what they tell of (decisions 4, E6, E7)."""
+"""Logs are insert-only, partitioned by time, and outlive what they tell of."""
 
 import itertools
 from datetime import UTC, date, datetime, timedelta
@@ -10,10 +10,10 @@ from django.db import IntegrityError, connection, transaction
 
 from auditlog import partitions
 from auditlog.actions import Action
+from auditlog.event_context import EventContext, Via, coming_from
 from auditlog.models import Call, Event
-from auditlog.origin import Origin, Via, coming_from
 from auditlog.partitions import Span, longest_partition
-from gatewayadmin import database
+from gatewayadmin.config import database
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -158,7 +158,7 @@ def test_a_partition_that_is_read_stays_and_is_taken_up_where_it_was_left(monkey
 
 def test_an_event_says_who_where_from_and_through_which_door() -> None:
     ana = make.user()
-    here = Origin(via=Via.API, ip="192.0.2.7")
+    here = EventContext(via=Via.API, ip="192.0.2.7")
 
     with coming_from(here):
         event = Event.objects.record(Action.HOST_CREATED, ana, by=ana, changes={"name": [None, "x"]})

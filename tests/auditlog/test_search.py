@@ -9,11 +9,11 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import User
-from auditlog import search, tail
-from auditlog.expression import parse
-from auditlog.histogram import BARS, histogram
 from auditlog.models import Call, Event, Outcome
-from auditlog.search import Search
+from auditlog.search import criteria, snapshot
+from auditlog.search.criteria import Search
+from auditlog.search.histogram import BARS, histogram
+from auditlog.search.query_language import parse
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
@@ -120,7 +120,7 @@ def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, si
 def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
     ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "SEARCHED", 5)
+    monkeypatch.setattr(criteria, "SEARCHED", 5)
     for minutes in range(20):
         make.call(at=ago(minutes=minutes), feature_name=f"slow-{minutes}" if minutes in (1, 13, 18) else "fast")
     client = sign_in(ana)
@@ -145,7 +145,7 @@ def test_what_most_calls_are_is_looked_for_row_by_row(
     common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No index holds it, and where it happens to be rare a page looks no further than any other."""
-    monkeypatch.setattr(search, "SEARCHED", 5)
+    monkeypatch.setattr(criteria, "SEARCHED", 5)
     for minutes in range(20):
         rare = {} if minutes in (0, 11) else {"outcome": "denied", "method": "ping"}
         make.call(at=ago(minutes=minutes), feature_name=str(minutes), **rare)
@@ -355,14 +355,14 @@ def test_new_calls_are_told_apart_by_what_was_committed(sign_in: SignIn) -> None
     client = sign_in(make.user(Capability.LOGS_READ))
     Call.partitions.make_ahead()
     make.call(feature_name="before")
-    then = tail.look()
+    then = snapshot.look()
     make.call(at=ago(minutes=2), feature_name="a long one, written late")
     make.call(feature_name="short")
-    now = tail.look()
+    now = snapshot.look()
     make.call(feature_name="after")
 
-    arrived = tail.arrived(Search([]), then, now, 10)
-    later = tail.arrived(Search([]), now, tail.look(), 10)
+    arrived = snapshot.arrived(Search([]), then, now, 10)
+    later = snapshot.arrived(Search([]), now, snapshot.look(), 10)
 
     assert [call.feature_name for call in arrived] == ["short", "a long one, written late"]
     assert [call.feature_name for call in later] == ["after"]
@@ -372,7 +372,7 @@ def test_new_calls_are_told_apart_by_what_was_committed(sign_in: SignIn) -> None
     assert shown.count("<tr") == 3
     whole = client.get("/logs/live/", {"seen": str(then), "shown": "299"})
     assert whole["HX-Retarget"] == "#entries"
-    assert set(tail.seen(Call.objects.all(), then).values_list("feature_name", flat=True)) == {"before"}
+    assert set(snapshot.seen(Call.objects.all(), then).values_list("feature_name", flat=True)) == {"before"}
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_look_at_any_time_is_none_that_fails(seen: str, ana: User, sign_in: Si
 
 
 def test_nothing_new_is_no_content(ana: User, sign_in: SignIn) -> None:
-    assert sign_in(ana).get("/logs/live/", {"seen": str(tail.look())}).status_code == 204
+    assert sign_in(ana).get("/logs/live/", {"seen": str(snapshot.look())}).status_code == 204
 
 
 # --- The call again -----------------------------------------------------------------------------------------------
@@ -425,22 +425,22 @@ def test_pages_hold_every_row_once_however_far_apart_they_are(db: None, words: s
         for n, days in enumerate(SPREAD)
     ]
     wanted = [one.pk for one in made if _meets(one, words)]
-    search, cursor = Search(parse(words)), None
+    criteria, cursor = Search(parse(words)), None
     found: list[int] = []
     back: list[int] = []
     while True:
-        page = search.page(cursor, size).page
+        page = criteria.page(cursor, size).page
         found += [row.pk for row in page.rows]
         if page.older is None:
             break
         cursor = page.older
     while page.newer is not None:
-        page = search.page(page.newer, size).page
+        page = criteria.page(page.newer, size).page
         back = [row.pk for row in page.rows] + back
 
     assert found == wanted
     assert [*back, *found[len(back) :]] == wanted
-    assert search.count() == (len(wanted), True)
+    assert criteria.count() == (len(wanted), True)
 
 
 def _meets(one: Call, words: str) -> bool:

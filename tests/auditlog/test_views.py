@@ -1,4 +1,4 @@
-"""Logs: the list with its filters and pages, and the page of one call (requirements 5.9)."""
+"""Logs: the list with its filters and pages, and the page of one call."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -10,8 +10,8 @@ from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
-from auditlog.filters import PAGE_SIZE
 from auditlog.models import Call, Outcome
+from auditlog.search.filters import PAGE_SIZE
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn

@@ -1,4 +1,4 @@
-"""The cast of the journeys in the running workspace: people, servers and gateways (requirements 7)."""
+"""The cast of the journeys in the running workspace: people, servers and gateways."""
 
 import json
 from collections.abc import Iterator

@@ -28,7 +28,6 @@ def test_j01_headless_agent_from_its_host_to_its_revoked_token(page: Page, live:
 
 
 def a_host_of_its_own(page: Page, live: Serve) -> None:
-    """J1.1"""
     steps.add_host(page, live.url, "CI bot")
 
     expect(page.get_by_role("main")).to_contain_text("No connections yet")
@@ -38,7 +37,7 @@ def a_host_of_its_own(page: Page, live: Serve) -> None:
 
 
 def a_token_shown_once(page: Page, live: Serve) -> Minted:
-    """J1.2 to J1.4"""
+    """The agent's host, its token, its first call."""
     flow = steps.add_connection(page, "Quickstart")
 
     minted = steps.copied(flow)
@@ -64,7 +63,6 @@ def a_token_shown_once(page: Page, live: Serve) -> Minted:
 
 
 def a_call_with_nothing_but_curl(minted: Minted) -> None:
-    """J1.5"""
     listed = curl.list_tools(minted.gateway_url, minted.token)
     assert listed.status == 200
     echo = next(name for name in listed.tools if name.endswith("echo"))
@@ -77,7 +75,6 @@ def a_call_with_nothing_but_curl(minted: Minted) -> None:
 
 
 def the_call_in_the_log(page: Page, live: Serve) -> None:
-    """J1.6"""
     page.get_by_role("navigation", name="Main").get_by_role("link", name="Logs").click()
 
     entry = steps.row(page, "tools/call")
@@ -89,7 +86,7 @@ def the_call_in_the_log(page: Page, live: Serve) -> None:
 
 
 def a_revocation_thought_over(page: Page, live: Serve, minted: Minted) -> None:
-    """J1.7: Cancel changes nothing, OK ends it."""
+    """Cancel changes nothing, OK ends it."""
     steps.open_connections(page, live.url, "CI bot")
     connection = steps.row(page, "Quickstart", OWNER)
     connection.get_by_role("button", name="Revoke").first.click()
@@ -110,7 +107,7 @@ def a_revocation_thought_over(page: Page, live: Serve, minted: Minted) -> None:
 
 
 def dead_on_the_next_request(page: Page, live: Serve, minted: Minted) -> None:
-    """J1.8: in every worker, with one and the same answer, and on the record."""
+    """In every worker, with one and the same answer, and on the record."""
     for _ in range(6):
         refused = curl.list_tools(minted.gateway_url, minted.token)
         assert refused.status == 401

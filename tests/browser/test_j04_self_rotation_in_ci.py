@@ -1,4 +1,4 @@
-"""Journey J4: a CI job rotates its own token (X15-X26); the script itself is in tests/api/test_ci_script.py."""
+"""Journey J4: a CI job rotates its own token; the script itself is in tests/api/test_ci_script.py."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""Journey J6 (M01-M04, W04-W11, W26): an app appears by itself, with the TypeScript SDK behind a real browser."""
+"""Journey J6: an app appears by itself, with the TypeScript SDK behind a real browser."""
 
 import re
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ def test_j6_a_headed_app_appears_by_itself(
 
 
 def finds_its_way(url: str) -> None:
-    """J6.1: from the refusal to both documents."""
+    """From the refusal to both documents."""
     refused = curl.list_tools(url, None)
     challenge = refused.headers["www-authenticate"]
     found = re.search(r'resource_metadata="([^"]+)"', challenge)
@@ -54,7 +54,7 @@ def finds_its_way(url: str) -> None:
 
 
 def a_person_allows(claude: KeptApp, browser: Page, email: str) -> None:
-    """J6.2, J6.3: sign-in, the gateway preselected, Allow; code, state and issuer come back."""
+    """Sign-in, the gateway preselected, Allow; code, state and issuer come back."""
     arrived = []
 
     said = claude.connects(lambda asked: arrived.append(people.allow(browser, asked, app=APP, email=email)))
@@ -68,7 +68,6 @@ def a_person_allows(claude: KeptApp, browser: Page, email: str) -> None:
 
 
 def appears_without_an_administrator(page: Page, live: Serve, email: str) -> None:
-    """J6.4"""
     page.goto(f"{live.url}/hosts/")
     expect(steps.row(page, APP)).to_contain_text("App (OAuth)")
 
@@ -85,7 +84,6 @@ def mcp_connections(page: Page, live: Serve, words: str) -> None:
 
 
 def refreshes_by_itself(claude: KeptApp, page: Page, live: Serve, email: str) -> None:
-    """J6.5"""
     before = claude.tokens
     claude.forget_access()
 
@@ -98,7 +96,7 @@ def refreshes_by_itself(claude: KeptApp, page: Page, live: Serve, email: str) ->
 
 
 def is_the_same_app_for_others(claude: KeptApp, browser: Page, page: Page, email: str) -> None:
-    """J6.6: another person, another registration, the same host."""
+    """Another person, another registration, the same host."""
     claude.connects(lambda asked: people.allow(browser, asked, app=APP, email=email))
 
     page.goto(page.url.partition("?")[0] + f"?q={quote(APP)}")
@@ -108,7 +106,7 @@ def is_the_same_app_for_others(claude: KeptApp, browser: Page, page: Page, email
 
 
 def reaches_its_own_gateway_only(claude: KeptApp, page: Page, live: Serve) -> None:
-    """J6.8; decisions 5: a token of another gateway is no token here."""
+    """Decisions 5: a token of another gateway is no token here."""
     steps.add_gateway(page, live.url, "Elsewhere")
     token = claude.tokens["access_token"]
 
@@ -119,7 +117,7 @@ def reaches_its_own_gateway_only(claude: KeptApp, page: Page, live: Serve) -> No
 
 
 def needs_no_name(nameless: KeptApp, browser: Page, page: Page, live: Serve, email: str) -> None:
-    """J6.7; and J6.3: its code is worth nothing a second time, and takes its tokens along."""
+    """And its code is worth nothing a second time, and takes its tokens along."""
     arrived = []
     nameless.connects(lambda asked: arrived.append(people.allow(browser, asked, app="MCP Client", email=email)))
 

@@ -1,4 +1,4 @@
-"""Journey J7 (W13-W20): revoking ends an app at once; authorising again makes a new connection."""
+"""Journey J7: revoking ends an app at once; authorising again makes a new connection."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_j7_revoke_401_and_authorise_again(
 
 
 def an_administrator_revokes(page: Page, live: Serve) -> str:
-    """J7.1: the exact question; the key's prefix of the row that ended."""
+    """The exact question; the key's prefix of the row that ended."""
     page.goto(f"{live.url}/settings/mcp-connections?q=Revoked")
     connection = steps.row(page, APP)
     prefix = connection.locator("code").inner_text()
@@ -53,7 +53,7 @@ def an_administrator_revokes(page: Page, live: Serve) -> str:
 
 
 def dead_at_once(claude: KeptApp, live: Serve) -> None:
-    """J7.2, W16, W17: in every worker."""
+    """In every worker."""
     for _ in range(4):
         refused = curl.list_tools(claude.gateway_url, claude.tokens["access_token"])
         assert refused.status == 401
@@ -62,14 +62,14 @@ def dead_at_once(claude: KeptApp, live: Serve) -> None:
 
 
 def refresh_is_dead(claude: KeptApp, live: Serve, token: str) -> None:
-    """W18: before the app comes back, and after."""
+    """Before the app comes back, and after."""
     told = {"client_id": claude.kept["client"]["client_id"], "refresh_token": token}
     refreshed = httpx.post(f"{live.url}/oauth/token", data={"grant_type": "refresh_token", **told})
     assert (refreshed.status_code, refreshed.json()["error"]) == (400, "invalid_grant")
 
 
 def a_new_row_beside_the_old(page: Page, first: str) -> None:
-    """J7.4, J7.5: and nothing that would bring the old one back."""
+    """And nothing that would bring the old one back."""
     page.reload()
     rows = page.get_by_role("row").filter(has_text=APP)
     expect(rows).to_have_count(2)

@@ -1,4 +1,4 @@
-"""Journey J8 (W21-W25, R3.6): a key regenerated cuts old access tokens at once, and the app goes on without a human."""
+"""Journey J8: a key regenerated cuts old access tokens at once, and the app goes on without a human."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_j8_regenerate_a_key(live: Serve, page: Page, open_browser: Open, deskto
 
 
 def regenerated(page: Page, connection: Locator) -> None:
-    """J8.1: Cancel changes nothing; OK changes the prefix, and shows no secret."""
+    """Cancel changes nothing; OK changes the prefix, and shows no secret."""
     before, cells = connection.locator("code").inner_text(), connection.get_by_role("cell").all_inner_texts()
     button, dialog = connection.get_by_role("button", name="Regenerate API key"), page.get_by_role("alertdialog")
     button.click()
@@ -57,7 +57,7 @@ def regenerated(page: Page, connection: Locator) -> None:
 
 
 def the_app_goes_on(claude: KeptApp) -> None:
-    """J8.2, J8.3: the old access token is dead; the refresh token brings a new one, and no browser opens."""
+    """The old access token is dead; the refresh token brings a new one, and no browser opens."""
     old = claude.tokens["access_token"]
     refused = curl.list_tools(claude.gateway_url, old)
     assert refused.status == 401

@@ -1,4 +1,4 @@
-"""Journey J9: an allowlist of IPv4 and IPv6, seen through a trusted proxy and past everybody else (X07, X37, X44)."""
+"""Journey J9: an allowlist of IPv4 and IPv6, seen through a trusted proxy and past everybody else."""
 
 import httpx
 import pytest

@@ -1,4 +1,4 @@
-"""Journey J10: how long a token lives (X06, X33, X34, R3.1, R3.24)."""
+"""Journey J10: how long a token lives."""
 
 import re
 from collections.abc import Iterator

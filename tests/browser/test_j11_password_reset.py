@@ -1,4 +1,4 @@
-"""Journey J11 (X36, R3.20): a password reset ends all that acts as the person, apps included, and nothing of others."""
+"""Journey J11: a password reset ends all that acts as the person, apps included, and nothing of others."""
 
 import quopri
 import re
@@ -50,7 +50,7 @@ def statuses(claude: KeptApp, *tokens: str) -> list[int]:
 
 
 def asked_for_a_link(browser: Page, live: Serve, email: str) -> str:
-    """J11.2: what the mail holds, which without a mail server goes to the log."""
+    """What the mail holds, which without a mail server goes to the log."""
     browser.goto(f"{live.url}/accounts/login/")
     browser.get_by_role("link", name="Forgot your password?").click()
     browser.get_by_label("E-mail").fill(email)
@@ -65,7 +65,7 @@ def asked_for_a_link(browser: Page, live: Serve, email: str) -> str:
 
 
 def a_new_password(browser: Page, link: str) -> None:
-    """J11.3, J11.5: warned, and done."""
+    """Warned, and done."""
     browser.goto(link)
     expect(browser.get_by_text(WARNING)).to_be_visible()
     for label in ("New password", "New password, again"):

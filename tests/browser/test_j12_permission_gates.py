@@ -1,4 +1,4 @@
-"""Journey J12: what a role does not hold is neither shown nor done (M06-M09, W03, W29, T01).
+"""Journey J12: what a role does not hold is neither shown nor done.
 
 Its last line, every URL for everybody, is tests/api/test_matrix.py and tests/house/test_page_matrix.py.
 """
@@ -41,7 +41,7 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     role = f"/api/roles/{cast.ids['viewer']}"
     held = boss.get(role).json()["capabilities"]
     assert boss.patch(role, json={"capabilities": [*held, "api-keys:revoke"]}).status_code == 200
-    assert offered(connections_page(viv), connection) == ["revoke"]  # An agent's new key is shown: R3.14 asks for more.
+    assert offered(connections_page(viv), connection) == ["revoke"]  # An agent's new secret is for its owner.
     boss.patch(role, json={"capabilities": held})
     assert not offered(connections_page(viv), connection)
     # 6: the role is called Administrator, and holds nothing.

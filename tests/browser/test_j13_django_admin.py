@@ -48,7 +48,7 @@ def signed_in(open_browser: Open, live: Serve, name: str) -> Page:
 
 
 def what_the_role_lets_see(page: Page, live: Serve, issued: dict[str, str]) -> None:
-    """J13.1 and J13.3: hosts, tokens by their prefix, logs; no source holds a secret; nothing can be deleted."""
+    """Hosts, tokens by their prefix, logs; no source holds a secret; nothing can be deleted."""
     page.goto(f"{live.url}/admin/")
     models = page.get_by_role("main").get_by_role("rowheader")
     for name in ("Hosts", "Tokens", "Connections", "Calls"):
@@ -70,7 +70,6 @@ def what_the_role_lets_see(page: Page, live: Serve, issued: dict[str, str]) -> N
 
 
 def a_log_row_leads_to_its_page_and_has_no_form(page: Page, live: Serve) -> None:
-    """J13.3"""
     page.goto(f"{live.url}/admin/auditlog/call/")
     expect(page.get_by_role("main").get_by_role("link", name="Add")).to_have_count(0)
     page.locator("#result_list tbody").get_by_role("link").first.click()
@@ -78,7 +77,7 @@ def a_log_row_leads_to_its_page_and_has_no_form(page: Page, live: Serve) -> None
 
 
 def revoked_by_the_verb(page: Page, live: Serve, issued: dict[str, str]) -> None:
-    """J13.2: *Revoke selected* asks first; the next call gets 401, and one admin event says which door it was."""
+    """*Revoke selected* asks first; the next call gets 401, and one admin event says which door it was."""
     page.goto(f"{live.url}/admin/tokens/token/?q={issued['prefix']}")
     steps.row(page, issued["prefix"]).get_by_role("checkbox").check()
     page.get_by_label("Action:").select_option(label="Revoke selected")
@@ -97,13 +96,13 @@ def revoked_by_the_verb(page: Page, live: Serve, issued: dict[str, str]) -> None
 
 
 def an_empty_admin(page: Page, live: Serve) -> None:
-    """J13.4: being staff alone shows nothing."""
+    """Being staff alone shows nothing."""
     page.goto(f"{live.url}/admin/")
     expect(page.get_by_role("main")).to_contain_text("have permission to view or edit anything")
 
 
 def nobody_else_comes_in(stranger: BrowserContext, norma: Page, live: Serve, trouble: Trouble) -> None:
-    """J13.5: a stranger is sent to the one sign-in; who is signed in and no staff is told so."""
+    """A stranger is sent to the one sign-in; who is signed in and no staff is told so."""
     page = stranger.new_page()
     page.goto(f"{live.url}/admin/hosts/host/")
     expect(page).to_have_url(f"{live.url}/accounts/login/?next=/admin/hosts/host/")

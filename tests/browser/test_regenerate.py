@@ -1,4 +1,4 @@
-"""Regenerating in a real browser: the secret once, and the row beside it as it is now (J8)."""
+"""Regenerating in a real browser: the secret once, and the row beside it as it is now."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""One enum says what a role may do (requirements 4.2, decisions 3)."""
+"""One enum says what a role may do."""
 
 import pytest
 from django.contrib.auth.models import Permission
@@ -45,7 +45,6 @@ def test_a_user_may_what_the_role_holds_and_nothing_else() -> None:
 
 
 def test_the_name_of_a_role_gives_nothing() -> None:
-    """M09."""
     impostor = make.user()
     impostor.role = Role.objects.create(name="Administrator of nothing")
     impostor.save()

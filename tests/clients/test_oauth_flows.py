@@ -1,4 +1,4 @@
-"""Clients nobody here wrote sign in through the browser, then list and call tools (P36)."""
+"""Clients nobody here wrote sign in through the browser, then list and call tools."""
 
 import json
 from typing import Any

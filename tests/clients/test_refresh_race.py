@@ -1,4 +1,4 @@
-"""Several processes of one app refresh the same token at once, over two workers (P40)."""
+"""Several processes of one app refresh the same token at once, over two workers."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""/api/connections (requirements 6.4)."""
+"""/api/connections."""
 
 from typing import Any
 
@@ -105,7 +105,6 @@ def test_the_rows_of_one_gateway(ana: User, ann: User, link: Connection, app: Co
 
 
 def test_nobody_makes_a_connection_by_hand(ana: User) -> None:
-    """R3.11."""
     assert problem(Rest.of(ana).post("/connections", {})) == (405, "method_not_allowed")
 
 
@@ -142,7 +141,6 @@ def test_everybody_ends_their_own(ann: User, app: Connection) -> None:
 
 
 def test_a_viewer_changes_nothing(viv: User, link: Connection) -> None:
-    """J12.2."""
     make.token(link)
     rest = Rest.of(viv)
 
@@ -157,7 +155,7 @@ def test_a_viewer_changes_nothing(viv: User, link: Connection) -> None:
 
 
 def test_the_key_of_an_app_is_renewed_and_shown_to_nobody(ana: User, app: Connection) -> None:
-    """R3.6, J8.1: prefix changes, status and connected date do not."""
+    """Prefix changes, status and connected date do not."""
     before = Rest.of(ana).get(f"/connections/{app.pk}").json()
 
     after = Rest.of(ana).post(f"/connections/{app.pk}/regenerate")

@@ -1,4 +1,4 @@
-"""Archiving gateways and servers (decisions 7.7); hosts are in test_views."""
+"""Archiving gateways and servers; hosts are in test_views."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Each switch says what it will cut before it is pressed (M22-M29, R3.31)."""
+"""Each switch says what it will cut before it is pressed."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""A switch says what it will cut before it is pressed (M22-M29)."""
+"""A switch says what it will cut before it is pressed."""
 
 from typing import Any
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""A connection is one host, one gateway, one user (M16, M18, M21, W19, W20, R3.2, R3.4, R3.16)."""
+"""A connection is one host, one gateway, one user."""
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -105,7 +105,6 @@ def test_a_disabled_host_or_gateway_takes_no_connection() -> None:
 
 
 def test_a_gateway_of_another_team_takes_no_connection() -> None:
-    """T02, P01."""
     ana, ben = make.user(), make.user()
     gateway = make.gateway(reach=Reach.TEAMS)
     team = Team.objects.create(name=make.unique("team"))
@@ -124,7 +123,7 @@ def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
 
 
 def test_another_persons_identity_is_never_bound() -> None:
-    """M33, requirements 8.13: refused by the verb, and by the database behind it."""
+    """Refused by the verb, and by the database behind it."""
     ann, ben = make.user(), make.user()
     github = make.server(auth_type="bearer")
     gateway = make.gateway()

@@ -1,4 +1,4 @@
-"""Deactivating a person, and cutting one off (requirements 5.12, decisions 7.7)."""
+"""Deactivating a person, and cutting one off."""
 
 from typing import Any
 

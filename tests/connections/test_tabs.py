@@ -1,4 +1,4 @@
-"""The Connections tabs of a host and of a gateway (requirements 5.3, 5.4)."""
+"""The Connections tabs of a host and of a gateway."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -215,7 +215,7 @@ def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
     assert len(response.content) <= 60 * 1024
 
 
-# --- Key buttons and tokens (R3.3, R3.14, R3.21) --------------------------------------------------------------------
+# --- Key buttons and tokens --------------------------------------------------------------------
 
 
 def offered(response: object, connection: Connection) -> set[tuple[str, str]]:

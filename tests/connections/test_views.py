@@ -1,4 +1,4 @@
-"""Who may do what to a connection, and how each act is asked for and answered (requirements 5.3, 5.4, W13-W20)."""
+"""Who may do what to a connection, and how each act is asked for and answered."""
 
 import pytest
 from django.test import Client

@@ -7,13 +7,14 @@ import pytest
 
 from capabilities import Capability
 from capabilities.roles import BUILT_IN
-from gatewayadmin import environment, health, housekeeping
+from gatewayadmin.config import environment
+from gatewayadmin.serving import health, housekeeping
 from proxy import metrics
+from proxy.access.decision import DENIALS
 from proxy.catalog import SENTENCES
-from proxy.decision import DENIALS
-from proxy.faults import Fault
 from tests.docs.pages import ROOT, first_column
-from tokens import secret
+from wire import token_text
+from wire.errors import UpstreamError
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -57,15 +58,15 @@ def test_every_reason_for_a_refusal_is_documented() -> None:
     assert {fault.reason for fault in faults()} <= told | {"unknown_tool"}
 
 
-def faults() -> list[type[Fault]]:
+def faults() -> list[type[UpstreamError]]:
     """Everything that can go wrong between the gateway and a server."""
-    kinds = Fault.__subclasses__()
+    kinds = UpstreamError.__subclasses__()
     for kind in kinds:
         kinds += kind.__subclasses__()
     return kinds
 
 
-@pytest.mark.parametrize("prefix", sorted(secret.PREFIXES))
+@pytest.mark.parametrize("prefix", sorted(token_text.PREFIXES))
 def test_the_documented_pattern_and_check_recognise_every_kind_of_token(prefix: str) -> None:
     page = (REFERENCE / "token-format.md").read_text()
     pattern, program = re.findall(r"^```(?:python)?\n(\\b.*?|from zlib.*?)\n```$", page, re.MULTILINE | re.DOTALL)
@@ -74,7 +75,7 @@ def test_the_documented_pattern_and_check_recognise_every_kind_of_token(prefix: 
     is_token = names["is_token"]
     assert callable(is_token)
 
-    text = secret.mint(prefix)
+    text = token_text.mint(prefix)
 
     assert re.search(pattern, f"token={text};")
     assert is_token(text)

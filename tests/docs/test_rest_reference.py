@@ -6,7 +6,7 @@ import re
 import capabilities.rest
 import ui.rest
 import ui.rest_requests
-from gatewayadmin import api
+from gatewayadmin.rest import urls
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "rest-api.md").read_text()
@@ -14,7 +14,7 @@ CODE = re.compile(r'(?:code=|HTTPStatus\.[A-Z]+, )"([a-z_]+)"')
 
 
 def test_every_code_of_the_api_is_documented() -> None:
-    views = {view for route in api.urlpatterns if (view := getattr(route.callback, "cls", None))}
+    views = {view for route in urls.urlpatterns if (view := getattr(route.callback, "cls", None))}
     modules = {inspect.getmodule(view) for view in views} | {ui.rest, ui.rest_requests, capabilities.rest}
 
     codes = {problem.code for view in views for problem in view.problems.values()}

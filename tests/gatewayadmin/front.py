@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from tests.wire import Message, Receive, Scope, Send, answer, headers_of, live, read
+from tests.asgi_server import Message, Receive, Scope, Send, answer, headers_of, live, read
 
 
 @dataclass

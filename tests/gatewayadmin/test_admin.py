@@ -1,4 +1,4 @@
-"""The Django admin: what it shows to whom, and that its actions are the product's verbs (5.16, J13)."""
+"""The Django admin: what it shows to whom, and that its actions are the product's verbs."""
 
 from __future__ import annotations
 

@@ -8,18 +8,18 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gatewayadmin.request_head import BoundedHead
+from gatewayadmin.serving.head_limits import HeadLimits
 
 HEAD = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 ELSEWHERE = b"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
 
-class Hasty(BoundedHead):
+class Hasty(HeadLimits):
     body_seconds = 0.6
     body_window = 0.1
     body_rate = 100
     most_unauthenticated = 3
-    unauthenticated: ClassVar[dict[BoundedHead, None]] = {}
+    unauthenticated: ClassVar[dict[HeadLimits, None]] = {}
 
 
 async def reader_of_all(scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +55,7 @@ class Client:
             return False
 
 
-def talk(app: Any, conversation: Any, protocol: type[BoundedHead] = Hasty) -> Any:
+def talk(app: Any, conversation: Any, protocol: type[HeadLimits] = Hasty) -> Any:
     """What `conversation` returns; it gets a function that connects."""
 
     async def main() -> Any:

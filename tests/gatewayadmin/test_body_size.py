@@ -9,7 +9,7 @@ from django.core.asgi import get_asgi_application
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gatewayadmin.edge import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, Edge
+from gatewayadmin.serving.outer_middleware import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, OuterMiddleware
 
 
 async def greedy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +45,7 @@ def status_of(
         "path": "/",
         "headers": [(b"host", b"x"), *([named] if named else []), *(headers or [])],
     }
-    edge = Edge(app, hosts=["x"], scheme="http", trusted=[], unchecked=[], session_cookie="gateway_session")
+    edge = OuterMiddleware(app, hosts=["x"], scheme="http", trusted=[], unchecked=[], session_cookie="gateway_session")
     asyncio.run(edge(scope, receive, send))
     return sent[0]["status"], len(left)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pytest
 
 from accounts.models import User
-from gatewayadmin.doctor import Step, Walk
+from gatewayadmin.doctor import OAuthCheck, Step
 from gateways.models import Gateway
-from tests import wire, workspace
+from tests import asgi_server, workspace
 from tests.clients.person import Person
 from tests.gatewayadmin import front
 from tests.gatewayadmin.front import Exchange, Front
@@ -55,7 +55,7 @@ class Clinic:
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
     proxy = Front()
-    with wire.running(proxy.app) as listening:
+    with asgi_server.running(proxy.app) as listening:
         public = f"http://localhost:{listening.port}"
         served = workspace.new(tmp_path_factory.mktemp("clinic"), "clinic", GATEWAY_PUBLIC_URL=public)
         try:
@@ -289,7 +289,7 @@ def test_names_an_address_where_nothing_answers(url: str) -> None:
 
 def first_failure(url: str) -> Step:
     """Of a walk that does not come as far as the database."""
-    steps = Walk(url, Gateway(slug="quickstart"), User()).run()
+    steps = OAuthCheck(url, Gateway(slug="quickstart"), User()).run()
     assert [step.state for step in steps] == ["failed"] + ["not reached"] * (STEPS - 1)
     return steps[0]
 

@@ -12,10 +12,10 @@ from oauth2_provider.models import AccessToken, Application, Grant
 from pytest_django import Settings
 
 from connections.models import Connection
-from gatewayadmin.doctor import Step, Walk
-from gatewayadmin.doctor.walk import APP, REDIRECT
-from tests import make, wire
-from tests.wire import Receive, Scope, Send, answer, live
+from gatewayadmin.doctor import OAuthCheck, Step
+from gatewayadmin.doctor.oauth_check import APP, REDIRECT
+from tests import asgi_server, make
+from tests.asgi_server import Receive, Scope, Send, answer, live
 
 pytestmark = pytest.mark.django_db
 
@@ -61,7 +61,7 @@ class Stranger:
 @pytest.fixture
 def stranger() -> Iterator[Stranger]:
     host = Stranger()
-    with wire.running(host.app) as listening:
+    with asgi_server.running(host.app) as listening:
         host.base = f"http://127.0.0.1:{listening.port}"
         yield host
 
@@ -69,7 +69,7 @@ def stranger() -> Iterator[Stranger]:
 def walk(stranger: Stranger, seconds: float = 10) -> Step:
     """The step at which the doctor stops."""
     person = make.user()
-    steps = Walk(stranger.base, make.gateway(by=person, slug="work"), person, seconds=seconds).run()
+    steps = OAuthCheck(stranger.base, make.gateway(by=person, slug="work"), person, seconds=seconds).run()
     [failed] = [step for step in steps if step.state == "failed"]
     return failed
 

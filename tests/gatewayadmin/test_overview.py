@@ -1,4 +1,4 @@
-"""The dashboard: what is yours, and the numbers your role may see (requirements 5.1)."""
+"""The dashboard: what is yours, and the numbers your role may see."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""The bundled server: an MCP server of both eras that opens to the secret of this start alone (decisions 7.14)."""
+"""The bundled server: an MCP server of both eras that opens to the secret of this start alone."""
 
 import json
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 
-from gatewayadmin import quickstart
-from tests.wire import App, Receive, Scope, Send, Upstream, live, running
+from gatewayadmin.serving import quickstart
+from tests.asgi_server import App, Receive, Scope, Send, Upstream, live, running
 
 SECRET = "the secret of this start"
 HEADER = {"X-Gateway-Builtin-Secret": SECRET}

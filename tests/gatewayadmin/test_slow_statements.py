@@ -6,7 +6,7 @@ from django.db import connection, connections
 from django.test import Client
 
 from capabilities import Capability
-from gatewayadmin import database
+from gatewayadmin.config import database
 from tests import make
 
 

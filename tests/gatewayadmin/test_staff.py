@@ -1,4 +1,4 @@
-"""The Django admin is behind the one sign-in (trap E10, J13.5)."""
+"""The Django admin is behind the one sign-in."""
 
 import pytest
 from django.test import Client

@@ -1,4 +1,4 @@
-"""/api/gateways with their servers and tools (requirements 6.5)."""
+"""/api/gateways with their servers and tools."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The Servers tab of a gateway: assigning, editing, switching and removing a server (requirements 5.4)."""
+"""The Servers tab of a gateway: assigning, editing, switching and removing a server."""
 
 from typing import Any
 

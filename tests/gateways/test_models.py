@@ -1,4 +1,4 @@
-"""Gateways, and servers behind them (P01-P03, requirements 4.1, decisions 7.11)."""
+"""Gateways, and servers behind them."""
 
 import pytest
 from django.db import IntegrityError, connection, transaction

@@ -1,4 +1,4 @@
-"""Teams: who is in one and what it reaches (requirements 5.12)."""
+"""Teams: who is in one and what it reaches."""
 
 from typing import Any
 

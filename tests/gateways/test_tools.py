@@ -12,10 +12,10 @@ from auditlog.models import Event
 from gateways.models import Assignment, Gateway, IdentityScheme, Tool, ToolPolicy
 from gateways.refresh import refresh
 from servers.models import AuthType, Health
-from servers.naming import fingerprint
 from tests import make, upstreams
 from tests.conftest import Run, SignIn
 from tests.workspace import free_port
+from wire.tool_names import fingerprint
 
 pytestmark = pytest.mark.django_db
 

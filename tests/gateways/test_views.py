@@ -1,4 +1,4 @@
-"""Gateways: the list, the page of one gateway, its reach and its switch (requirements 5.4)."""
+"""Gateways: the list, the page of one gateway, its reach and its switch."""
 
 from typing import Any
 

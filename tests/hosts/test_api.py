@@ -1,4 +1,4 @@
-"""/api/hosts: apps and agents (requirements 6.3)."""
+"""/api/hosts: apps and agents."""
 
 from typing import Any
 

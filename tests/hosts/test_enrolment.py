@@ -1,4 +1,4 @@
-"""The host page's enrolment switch and link, and letting a waiting app in (R3.15, P09, J5)."""
+"""The host page's enrolment switch and link, and letting a waiting app in."""
 
 from typing import Any
 
@@ -53,7 +53,6 @@ def test_the_link_is_there_while_enrolment_is_on(ana: User, bot: Host, sign_in: 
 
 
 def test_the_link_works_for_a_member_as_long_as_it_is_on(ana: User, ann: User, bot: Host, sign_in: SignIn) -> None:
-    """J5.2, J5.7."""
     make.gateway()
     member, owner, link = sign_in(ann), sign_in(ana), f"/connect/?host={bot.pk}"
 

@@ -1,4 +1,4 @@
-"""Hosts: the unit administrators allow or disable (M03, M05, requirements 4.1)."""
+"""Hosts: the unit administrators allow or disable."""
 
 import pytest
 from django.db import IntegrityError, transaction

@@ -1,4 +1,4 @@
-"""Apps & Agents: the list, the page of one host, and its switch (requirements 5.2, 5.3)."""
+"""Apps & Agents: the list, the page of one host, and its switch."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -6,7 +6,7 @@ from django.apps import apps
 
 from capabilities import Capability
 from capabilities.roles import BUILT_IN, SUPER_ADMIN
-from gatewayadmin.checks import every_capability_is_a_permission, permissions_of
+from gatewayadmin.config.checks import every_capability_is_a_permission, permissions_of
 from tests.workspace import ROOT
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.workspace import ROOT
-from tokens import secret
+from wire import token_text
 
 LONG = 300
 
@@ -40,7 +40,9 @@ def test_no_file_holds_a_credential() -> None:
             text = path.read_text()
         except UnicodeDecodeError:
             continue
-        found += [f"{path.name}: {match[:8]}" for match in secret.PATTERN.findall(text) if secret.well_formed(match)]
+        found += [
+            f"{path.name}: {match[:8]}" for match in token_text.PATTERN.findall(text) if token_text.well_formed(match)
+        ]
 
     assert found == []
 

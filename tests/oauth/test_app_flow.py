@@ -1,4 +1,4 @@
-"""A headed app connects by itself (J6, M01-M04, P35-P41): register, authorise, exchange, refresh, revoke."""
+"""A headed app connects by itself: register, authorise, exchange, refresh, revoke."""
 
 from datetime import timedelta
 from typing import Any
@@ -18,14 +18,13 @@ from hosts.models import Host
 from oauth.models import Binding, Registration
 from tests import make
 from tests.oauth.apps import CALLBACK, App, browser, connect, decide, register
-from tokens import secret as text
 from tokens.models import Token
+from wire import token_text as text
 
 pytestmark = pytest.mark.django_db
 
 
 def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, member: User, gateway: Gateway) -> None:
-    """J6.2-J6.4, M01, M02, M04, W04, W09, W26."""
     answer = decide(browser(member), app.question(gateway))
     tokens = app.exchange(answer["code"]).json()
 
@@ -51,7 +50,7 @@ def test_no_secret_of_the_flow_is_stored_in_clear(app: App, member: User, gatewa
 
 
 def test_a_second_registration_of_the_same_app_joins_its_host(app: App, member: User, gateway: Gateway) -> None:
-    """J6.6, R3.7: the port of the loopback address is another one each time."""
+    """The port of the loopback address is another one each time."""
     connect(app, member, gateway)
     again = register(redirect_uris=["http://127.0.0.1:51000/callback"], client_name="claude desktop").json()
     other = App(again["client_id"], redirect_uri="http://127.0.0.1:51000/callback")
@@ -74,7 +73,6 @@ def test_an_app_that_borrows_a_name_is_another_host(app: App, member: User, gate
 
 
 def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> None:
-    """J6.7, W06."""
     nameless = App(register(client_name=None).json()["client_id"])
 
     connect(nameless, member, gateway)
@@ -95,7 +93,7 @@ def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gatewa
 
 
 def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member: User, gateway: Gateway) -> None:
-    """J6.3, P37, OAuth 2.1 section 4.1.3. Attack: code replay."""
+    """OAuth 2.1 section 4.1.3. Attack: code replay."""
     code = decide(browser(member), app.question(gateway))["code"]
     tokens = app.exchange(code).json()
 
@@ -121,7 +119,7 @@ def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member:
 def test_a_code_is_worth_nothing_to_others(
     app: App, member: User, gateway: Gateway, change: dict[str, str], error: str
 ) -> None:
-    """P37. Attack: a stolen code with another verifier, redirect address, resource or client."""
+    """Attack: a stolen code with another verifier, redirect address, resource or client."""
     code = decide(browser(member), app.question(gateway))["code"]
 
     response = app.exchange(code, **change)
@@ -131,14 +129,12 @@ def test_a_code_is_worth_nothing_to_others(
 
 
 def test_the_resource_may_end_with_a_slash(app: App, member: User, gateway: Gateway) -> None:
-    """P39."""
     code = decide(browser(member), app.question(None, resource=gateway.url + "/"))["code"]
 
     assert app.exchange(code, resource=gateway.url).status_code == 200
 
 
 def test_an_old_code_is_dead(app: App, member: User, gateway: Gateway) -> None:
-    """P37."""
     code = decide(browser(member), app.question(gateway))["code"]
     Grant.objects.update(expires=timezone.now())
 
@@ -146,7 +142,7 @@ def test_an_old_code_is_dead(app: App, member: User, gateway: Gateway) -> None:
 
 
 def test_refreshing_moves_last_token_and_forgives_a_race(app: App, member: User, gateway: Gateway) -> None:
-    """J6.5, W11, P40: the previous refresh token still works for a minute."""
+    """The previous refresh token still works for a minute."""
     first = connect(app, member, gateway)["refresh_token"]
 
     second = app.refresh(first).json()
@@ -159,7 +155,7 @@ def test_refreshing_moves_last_token_and_forgives_a_race(app: App, member: User,
 
 
 def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: User, gateway: Gateway) -> None:
-    """P40: past the minute it is a theft. Attack: refresh token replay."""
+    """Past the minute it is a theft. Attack: refresh token replay."""
     first = connect(app, member, gateway)["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
     Binding.objects.filter(superseded_at__isnull=False).update(superseded_at=timezone.now() - timedelta(seconds=61))
@@ -170,7 +166,6 @@ def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: Use
 
 
 def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gateway: Gateway) -> None:
-    """P08."""
     first = connect(app, member, gateway)["refresh_token"]
     RefreshToken.objects.update(created=timezone.now() - timedelta(days=30))
 
@@ -178,7 +173,7 @@ def test_a_refresh_token_unused_for_a_month_is_dead(app: App, member: User, gate
 
 
 def test_revoking_the_connection_kills_everything_for_good(app: App, member: User, gateway: Gateway) -> None:
-    """J7, W16, W18, W19, W20: also after the same person authorised the same app again."""
+    """Also after the same person authorised the same app again."""
     tokens = connect(app, member, gateway)
     Connection.objects.get().revoke(by=member)
 
@@ -197,7 +192,7 @@ def test_a_code_of_a_revoked_connection_is_dead(app: App, member: User, gateway:
 
 
 def test_regenerating_keeps_the_refresh_token(app: App, member: User, gateway: Gateway) -> None:
-    """J8, R3.6: the next access token is of the new generation."""
+    """The next access token is of the new generation."""
     tokens = connect(app, member, gateway)
     Token.objects.renew_key(Connection.objects.get(), by=member)
 
@@ -238,7 +233,6 @@ def test_the_app_itself_ends_one_family_only(app: App, member: User, gateway: Ga
 
 
 def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, gateway: Gateway) -> None:
-    """P41."""
     answer = decide(browser(member), app.question(gateway), "deny")
 
     assert (answer["error"], answer["state"], answer["iss"]) == ("access_denied", "xyz", "http://localhost:8000")
@@ -246,7 +240,7 @@ def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, g
 
 
 def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gateway) -> None:
-    """P41: also with the toolkit's own short cut."""
+    """Also with the toolkit's own short cut."""
     connect(app, member, gateway)
 
     begun = browser(member).get(app.question(gateway, approval_prompt="auto"))
@@ -281,7 +275,7 @@ def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gatewa
 def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
     app: App, member: User, gateway: Gateway, change: dict[str, str]
 ) -> None:
-    """P38: a page with 400 instead. Attack: redirect mix-ups and an open redirect, signed in or not."""
+    """A page with 400 instead. Attack: redirect mix-ups and an open redirect, signed in or not."""
     for somebody in (browser(member), Client()):
         response = somebody.get(app.question(gateway, **change))
 
@@ -292,7 +286,7 @@ def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
 def test_another_loopback_port_is_the_same_address(member: User, gateway: Gateway, host: str) -> None:
-    """P38, RFC 8252 section 7.3."""
+    """RFC 8252 section 7.3."""
     registered = register(redirect_uris=[f"http://{host}:1024/callback"]).json()
     app = App(registered["client_id"], redirect_uri=f"http://{host}:50123/callback")
 
@@ -303,7 +297,7 @@ def test_another_loopback_port_is_the_same_address(member: User, gateway: Gatewa
 
 
 def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, member: User) -> None:
-    """P41: the app and that its name is its own word, the person, the gateway, its servers, the redirect address."""
+    """The app and that its name is its own word, the person, the gateway, its servers, the redirect address."""
     gateway = make.gateway(make.server(name="Handbook"), name="Work")
     client = browser(member)
     begun = client.get(app.question(gateway))["Location"]
@@ -330,7 +324,7 @@ def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, me
 def test_a_wrong_question_goes_back_with_its_error_state_and_issuer(
     app: App, member: User, gateway: Gateway, change: dict[str, Any], error: str
 ) -> None:
-    """P35, P37, P39. Of an app somebody connected: who follows a link is led to no stranger's address."""
+    """Of an app somebody connected: who follows a link is led to no stranger's address."""
     connect(app, member, gateway)
 
     response = browser(member).get(app.question(gateway, **change))
@@ -349,7 +343,6 @@ def test_a_stranger_signs_in_first_and_comes_back(app: App, gateway: Gateway) ->
 
 
 def test_unknown_scopes_are_dropped(app: App, member: User, gateway: Gateway) -> None:
-    """P41."""
     code = decide(browser(member), app.question(gateway, scope="claudeai offline_access openid"))["code"]
 
     assert app.exchange(code).json()["scope"] == "mcp"
@@ -396,7 +389,6 @@ def test_a_member_without_the_capability_connects_nothing(app: App, gateway: Gat
 
 
 def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, member: User, gateway: Gateway) -> None:
-    """P09, decisions 7.3."""
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     client = browser(member)
 
@@ -428,7 +420,7 @@ def test_a_disabled_app_is_told_so(app: App, member: User, gateway: Gateway) -> 
 
 
 def test_the_consent_page_is_never_framed(app: App, member: User, gateway: Gateway) -> None:
-    """P41. Attack: clickjacking."""
+    """Attack: clickjacking."""
     client = browser(member)
     begun = client.get(app.question(gateway))["Location"]
     page = client.get(client.post(begun, {"gateway": gateway.slug})["Location"])

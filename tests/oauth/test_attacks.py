@@ -43,7 +43,7 @@ def consent_page(client: Client, app: App, gateway: Gateway) -> str:
     ],
 )
 def test_an_app_on_the_web_is_sent_to_its_very_address_only(member: User, gateway: Gateway, uri: str) -> None:
-    """P38. Attack: redirect mix-ups of scheme, host, port, path, userinfo and fragment."""
+    """Attack: redirect mix-ups of scheme, host, port, path, userinfo and fragment."""
     app = App(register(redirect_uris=[WEB]).json()["client_id"], redirect_uri=uri)
 
     response = browser(member).get(app.question(gateway))
@@ -96,7 +96,7 @@ def test_going_back_after_the_end_shows_nothing_and_gives_nothing(
 
 
 def test_an_app_cannot_be_given_to_a_document_or_a_name(app: App, member: User, gateway: Gateway) -> None:
-    """Attack: an app that borrows another's name waits for approval like any stranger (decisions 7.3)."""
+    """Attack: an app that borrows another's name waits for approval like any stranger."""
     connect(app, member, gateway)
     known = Connection.objects.get().host
     borrowed = {"client_name": "CLAUDE  Desktop", "redirect_uris": ["http://127.0.0.1/callback", WEB]}
@@ -150,7 +150,7 @@ def is_dead(response: httpx.Response) -> bool:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_token_opens_its_own_gateway_and_lives_as_long_as_its_connection() -> None:
-    """W17, W18, W23, W25, W33. Attacks: a token of gateway A at B, a refresh token as access token, and the reverse."""
+    """Attacks: a token of gateway A at B, a refresh token as access token, and the reverse."""
     Call.partitions.make_ahead()
     member: Any = make.user(Capability.OAUTH_CONNECT)
     own, other = make.gateway(), make.gateway()

@@ -1,4 +1,4 @@
-"""Choosing a gateway and bringing identities in the authorize flow (requirements 5.6; M11, M31, T08, T09)."""
+"""Choosing a gateway and bringing identities in the authorize flow."""
 
 import pytest
 

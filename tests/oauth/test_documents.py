@@ -1,4 +1,4 @@
-"""Apps that describe themselves in a document (P43): read over the wire from servers that behave, and from others."""
+"""Apps that describe themselves in a document: read over the wire from servers that behave, and from others."""
 
 import json
 import socket
@@ -23,14 +23,14 @@ from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
 from hosts.models import Host
-from oauth import documents
-from oauth.documents import Document, TooSlow, Unreadable
+from oauth import client_document_fetch
+from oauth.client_document_fetch import Document, TooSlow, Unreadable
+from oauth.client_documents import learn
 from oauth.models import Registration
-from oauth.published import learn
-from servers.guard import Guard
 from tests import make
+from tests.asgi_server import Receive, Scope, Send, Upstream, answer, running
 from tests.oauth.apps import CALLBACK, App, browser, connect, register
-from tests.wire import Receive, Scope, Send, Upstream, answer, running
+from wire.guard import Guard
 
 NEAR = Guard((ip_network("127.0.0.0/8"),))
 ID = "https://app.example.com/client.json"
@@ -50,7 +50,7 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "good": (200, GOOD, {"cache-control": "public, max-age=600"}),
     "redirect": (302, b"", {"location": "/good"}),
     "missing": (404, b"{}", {}),
-    "huge": (200, b"{" + b" " * documents.BIGGEST + b"}", {}),
+    "huge": (200, b"{" + b" " * client_document_fetch.BIGGEST + b"}", {}),
     "words": (200, GOOD, {"content-type": "text/html"}),
     "packed": (200, GOOD, {"content-encoding": "gzip"}),
     "broken": (200, b"{", {}),
@@ -102,7 +102,7 @@ def near(web: Upstream, name: str) -> str:
 
 
 def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web: Upstream) -> None:
-    document = documents.fetch(near(web, "good"), guard=NEAR)
+    document = client_document_fetch.fetch(near(web, "good"), guard=NEAR)
 
     assert document.said == SAID
     assert document.fresh_for == timedelta(minutes=10)
@@ -125,17 +125,16 @@ def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web
     ],
 )
 def test_what_is_no_plain_small_json_document_is_not_read(web: Upstream, name: str, why: str) -> None:
-    """P43."""
     with pytest.raises(Unreadable, match=why):
-        documents.fetch(near(web, name), guard=NEAR)
+        client_document_fetch.fetch(near(web, name), guard=NEAR)
 
 
 def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
-    """P43: the whole of it has one end, however often a byte comes."""
+    """The whole of it has one end, however often a byte comes."""
     began = time.monotonic()
 
     with pytest.raises(Unreadable, match="too long"):
-        documents.fetch(dripping, guard=NEAR, seconds=0.3)
+        client_document_fetch.fetch(dripping, guard=NEAR, seconds=0.3)
 
     assert time.monotonic() - began < 2
 
@@ -144,14 +143,14 @@ def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstre
     """Two readers in a process; the time runs while one queues."""
     free = threading.Event()
     try:
-        for _ in range(documents.AT_ONCE):
-            documents._readers.submit(free.wait)  # As one that looks up a name for ever.
+        for _ in range(client_document_fetch.AT_ONCE):
+            client_document_fetch._readers.submit(free.wait)  # As one that looks up a name for ever.
         with pytest.raises(Unreadable, match="too long"):
-            documents.fetch(near(web, "good"), guard=NEAR, seconds=0.2)
+            client_document_fetch.fetch(near(web, "good"), guard=NEAR, seconds=0.2)
     finally:
         free.set()
 
-    assert documents.fetch(near(web, "good"), guard=NEAR).said == SAID
+    assert client_document_fetch.fetch(near(web, "good"), guard=NEAR).said == SAID
 
 
 def test_a_private_address_is_never_called(web: Upstream) -> None:
@@ -160,7 +159,7 @@ def test_a_private_address_is_never_called(web: Upstream) -> None:
 
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(Unreadable, match="private"):
-            documents.fetch(f"https://{host}:{web.port}/good")
+            client_document_fetch.fetch(f"https://{host}:{web.port}/good")
 
     assert len(web.seen) == before
 
@@ -179,7 +178,7 @@ def test_a_private_address_is_never_called(web: Upstream) -> None:
     ],
 )
 def test_its_publisher_says_how_long_it_lasts_within_bounds(rules: str, age: timedelta) -> None:
-    assert documents._fresh_for(rules) == age
+    assert client_document_fetch._fresh_for(rules) == age
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def test_its_publisher_says_how_long_it_lasts_within_bounds(rules: str, age: tim
 )
 def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
     with pytest.raises(Unreadable, match="private"):
-        documents.check(client_id)
+        client_document_fetch.check(client_id)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
 )
 def test_ambiguous_addresses_are_refused(client_id: str) -> None:
     with pytest.raises(Unreadable):
-        documents.check(client_id)
+        client_document_fetch.check(client_id)
 
 
 # Judging and remembering
@@ -278,7 +277,6 @@ def test_a_good_document_makes_an_app_under_the_rules_of_registration(somebody: 
     ],
 )
 def test_a_document_that_breaks_a_rule_makes_no_app(somebody: Any, changes: dict[str, Any]) -> None:
-    """P43."""
     with pytest.raises(Unreadable):
         learn(somebody, ID, fetch=telling(**changes))
 
@@ -402,7 +400,7 @@ def test_other_endpoints_read_no_documents(endpoint: str) -> None:
 
 @pytest.mark.django_db
 def test_an_app_whose_document_cannot_be_read_is_refused_on_a_page() -> None:
-    """P43: an error page, no redirect."""
+    """An error page, no redirect."""
     client = browser(make.user(Capability.OAUTH_CONNECT))
 
     response = client.get(App("https://localhost/client.json").question(None))
@@ -412,7 +410,7 @@ def test_an_app_whose_document_cannot_be_read_is_refused_on_a_page() -> None:
 
 
 def test_an_app_with_a_document_is_connected_and_named_by_its_publisher(somebody: Any) -> None:
-    """P43, decisions 7.3: grouped by its address, and never with an app that only uses the same name."""
+    """Grouped by its address, and never with an app that only uses the same name."""
     learn(somebody, ID, fetch=telling())
     gateway = make.gateway()
     client = browser(somebody.user)

@@ -1,4 +1,4 @@
-"""The How to Connect dialog (requirements 5.13, W30, W31)."""
+"""The How to Connect dialog."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How often a client may ask for tokens, and what that costs us (decisions 7.12)."""
+"""How often a client may ask for tokens, and what that costs us."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Clients discover us by documents that agree with each other (P5, P34, P35)."""
+"""Clients discover us by documents that agree with each other."""
 
 from typing import Any
 
@@ -14,7 +14,6 @@ ALLOWED = "http://localhost:6274"
 
 
 def test_the_issuer_is_the_public_url_in_every_document() -> None:
-    """P34, P35."""
     gateway = make.gateway()
     server = Client().get(SERVER).json()
     resource = Client().get(f"/.well-known/oauth-protected-resource/mcp/{gateway.slug}").json()
@@ -26,7 +25,7 @@ def test_the_issuer_is_the_public_url_in_every_document() -> None:
 
 
 def test_documents_name_the_public_address_behind_a_proxy(settings: Any) -> None:
-    """P34: https outside, whatever the request looks like here."""
+    """Https outside, whatever the request looks like here."""
     settings.PUBLIC_URL = "https://gateway.example.com"
     gateway = make.gateway()
 
@@ -37,7 +36,6 @@ def test_documents_name_the_public_address_behind_a_proxy(settings: Any) -> None
 
 
 def test_only_what_is_served_is_promised() -> None:
-    """P35."""
     server = Client().get(SERVER).json()
 
     assert server["code_challenge_methods_supported"] == ["S256"]
@@ -53,7 +51,7 @@ def test_only_what_is_served_is_promised() -> None:
 
 @pytest.mark.parametrize("path", ["/mcp/unknown", "", "/mcp", "/mcp/a/b", "/other"])
 def test_there_is_no_document_for_what_is_no_gateway(path: str) -> None:
-    """P34; a document of the whole origin would make tokens for every gateway."""
+    """A document of the whole origin would make tokens for every gateway."""
     assert Client().get(f"/.well-known/oauth-protected-resource{path}").status_code == 404
 
 
@@ -63,7 +61,6 @@ def test_the_server_document_is_not_reflected_under_other_paths() -> None:
 
 @pytest.mark.parametrize("path", [SERVER, "/oauth/token", "/oauth/register", "/oauth/revoke"])
 def test_a_preflight_needs_no_authentication(settings: Any, path: str) -> None:
-    """P5."""
     settings.ALLOWED_ORIGINS = [ALLOWED]
 
     response = Client().options(path, headers={"Origin": ALLOWED, "Access-Control-Request-Method": "POST"})

@@ -1,4 +1,4 @@
-"""What nobody can use any more goes, and nothing else does (decisions 7.3)."""
+"""What nobody can use any more goes, and nothing else does."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -29,7 +29,6 @@ def sweep(now: datetime) -> tuple[int, ...]:
 
 
 def test_a_registration_nobody_connects_with_goes_after_a_day() -> None:
-    """P42."""
     kept = Application.objects.create(client_id="by-hand", client_type="public", name="Made by hand")
     register()
 
@@ -91,7 +90,7 @@ def test_what_a_revoked_connection_held_goes_and_its_app_may_come_back(
 
 
 def test_a_month_of_silence_leaves_nothing(app: App, member: User, gateway: Gateway) -> None:
-    """P08; the connection's row stays, as history does."""
+    """The connection's row stays, as history does."""
     connect(app, member, gateway)
 
     assert sweep(after(31 * DAY)) == (0, 1, 1, 1)

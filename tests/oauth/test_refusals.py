@@ -1,4 +1,4 @@
-"""Whose flow it is, when it ends, and what refuses it (requirements 5.6, R3.16, trap E15)."""
+"""Whose flow it is, when it ends, and what refuses it."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
-    """J5.7: the enrolment link answers 403 while enrolment is off, and begins nothing."""
+    """The enrolment link answers 403 while enrolment is off, and begins nothing."""
     host = make.agent(by=ann)
     make.gateway()
 

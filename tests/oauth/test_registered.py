@@ -1,4 +1,4 @@
-"""An app's page: where it comes from, and what of that is only its own word (requirements 5, R3.7)."""
+"""An app's page: where it comes from, and what of that is only its own word."""
 
 from datetime import timedelta
 from typing import Any
@@ -42,7 +42,7 @@ def published(address: str = "https://app.example.com/client.json") -> Applicati
 
 
 def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignIn) -> None:
-    """R3.7: each installation registers by itself; ports of one's own machine do not tell them apart."""
+    """Each installation registers by itself; ports of one's own machine do not tell them apart."""
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     ids = []
     for port in (1024, 2048):

@@ -1,4 +1,4 @@
-"""Apps register themselves: real clients' bodies pass, everything risky does not (P38, P42, decisions 7.3)."""
+"""Apps register themselves: real clients' bodies pass, everything risky does not."""
 
 import json
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from oauth2_provider.models import AccessToken, Application
 
 from accounts.models import Attempt
 from oauth.models import Registration
-from oauth.redirects import BadRedirect, check, origins
+from oauth.redirect_uris import BadRedirect, check, origins
 
 pytestmark = pytest.mark.django_db
 
@@ -123,7 +123,6 @@ def test_a_client_secret_is_stored_hashed() -> None:
     ],
 )
 def test_a_dangerous_redirect_address_is_refused(uri: str) -> None:
-    """P38."""
     response = register({"client_name": "X", "redirect_uris": [uri]})
 
     assert response.status_code == 400
@@ -158,7 +157,7 @@ def test_a_broken_registration_is_answered_in_plain_words(body: Any) -> None:
 
 
 def test_a_flood_of_registrations_is_throttled() -> None:
-    """P42: 60 a minute and address. Attack: a flood of registrations."""
+    """60 a minute and address. Attack: a flood of registrations."""
     with time_machine.travel(datetime(2026, 3, 2, 12, 0, 15, tzinfo=UTC), tick=False):
         assert register(REAL["Cursor"]).status_code == 201
         Attempt.objects.update(count=59)
@@ -183,7 +182,7 @@ def test_an_app_reads_and_deletes_its_own_registration_and_changes_nothing() -> 
 
 
 def test_a_deleted_client_is_told_with_401() -> None:
-    """P40: Claude registers anew on exactly that."""
+    """Claude registers anew on exactly that."""
     body = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": "gone"}
 
     response = Client().post("/oauth/token", body)

@@ -1,4 +1,4 @@
-"""The authorize flow with its token ending (requirements 5.6, 5.7; T07-T11, X04-X09)."""
+"""The authorize flow with its token ending."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -16,8 +16,8 @@ from oauth.models import AuthorizeRequest
 from tests import make
 from tests.conftest import SignIn
 from tests.oauth.steps import begin, minted, options, text
-from tokens import secret
 from tokens.models import Token
+from wire import token_text
 
 pytestmark = pytest.mark.django_db
 
@@ -35,7 +35,7 @@ def test_the_bare_path_ends_with_a_token_shown_once(ana: User, sign_in: SignIn) 
     assert "Connect &quot;CI bot&quot; to a gateway" in text(chosen) or 'Connect "CI bot" to a gateway' in text(chosen)
     assert 'value="CI bot-quickstart"' in text(options)
     token = minted(issued)
-    assert secret.well_formed(token, {secret.ACCESS})
+    assert token_text.well_formed(token, {token_text.ACCESS})
     assert text(issued).count(token) >= 4  # The field and three snippets.
     assert 'value="http://localhost:8000/mcp/quickstart"' in text(issued)
     row = Token.objects.get()

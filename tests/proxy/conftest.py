@@ -14,10 +14,10 @@ from django.db import connection
 
 from auditlog.models import Call
 from connections.models import Connection
-from gatewayadmin import database
+from gatewayadmin.config import database
 from proxy.app import Config, runtime
 from tests import make
-from tests.wire import App, Receive, Scope, Send, Upstream, running
+from tests.asgi_server import App, Receive, Scope, Send, Upstream, running
 from tokens.models import Issued
 
 type Start = Callable[..., "Proxy"]

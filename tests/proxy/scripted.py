@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.wire import App, Receive, Scope, Send, headers_of, live, read
+from tests.asgi_server import App, Receive, Scope, Send, headers_of, live, read
 
 type Object = dict[str, Any]
 

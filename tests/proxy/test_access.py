@@ -1,4 +1,4 @@
-"""The decision is requirements 4.4 in its order, and the statement tells it the truth."""
+"""The decision follows docs/reference/decision-order.md, and the statement tells it the truth."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ from hypothesis import strategies as st
 from oauth2_provider.models import AccessToken, Application
 
 from accounts.models import Team
-from auditlog.lane import Rejected, Unobtainable
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin import database
+from gatewayadmin.config import database
 from gateways.models import Reach, Tool
 from hosts.models import Host, Kind
 from oauth.models import Binding
-from proxy.access import ADDRESSED, ALL, NOTHING, Access, Key, Question, parameters
-from proxy.decision import DENIALS, decide
-from proxy.facts import Facts
+from proxy.access.decision import DENIALS, decide
+from proxy.access.grant import Grant
+from proxy.access.query import ADDRESSED, ALL, NOTHING, Access, AccessQuery, TokenDigests, parameters
+from proxy.store.pg_connection import Rejected, Unobtainable
 from tests import make
 from tests.proxy.conftest import sql
-from tokens import secret as text
 from tokens.models import Token
+from wire import token_text as text
 
-GOOD = Facts(
+GOOD = Grant(
     token_id="t",
     token_name="ci",
     token_prefix="gwa_Ab3dE5gH",
@@ -59,7 +59,7 @@ GOOD = Facts(
     assignments=(),
 )
 
-# Rows 4 to 10 of requirements 4.4: the fact, the value that refuses, and the reason.
+# Rows 4 to 10 of docs/reference/decision-order.md: the fact, the value that refuses, and the reason.
 ORDER = (
     ("token_revoked", True, "revoked"),
     ("token_stale", True, "stale_generation"),
@@ -75,8 +75,8 @@ ORDER = (
     ("reaches", False, "gateway_not_reachable"),
 )
 
-X39 = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
-X43 = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
+UNAUTHORIZED = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
+FORBIDDEN = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
 IP = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"IP Not Allowed"},"id":null}'
 
 
@@ -94,19 +94,19 @@ def test_the_first_row_that_refuses_gives_the_reason(refusing: set[tuple[str, ob
 def test_an_app_with_a_token_of_another_gateway_is_told_to_get_one_of_this() -> None:
     denied = decide(GOOD._replace(by_oauth=True, gateway_matches=False), "127.0.0.1")
 
-    assert denied == ("wrong_gateway", 401, X39)
+    assert denied == ("wrong_gateway", 401, UNAUTHORIZED)
 
 
 @pytest.mark.parametrize(
     "reason", ["unknown", "revoked", "stale_generation", "connection_revoked", "expired", "user_inactive"]
 )
 def test_x39_x40_every_dead_credential_gets_the_same_body(reason: str) -> None:
-    assert DENIALS[reason][1:] == (401, X39)
+    assert DENIALS[reason][1:] == (401, UNAUTHORIZED)
 
 
 @pytest.mark.parametrize("reason", ["wrong_gateway", "out_of_scope"])
 def test_x43_a_token_for_something_else_gets_its_exact_body(reason: str) -> None:
-    assert DENIALS[reason][1:] == (403, X43)
+    assert DENIALS[reason][1:] == (403, FORBIDDEN)
 
 
 def test_x44_an_address_outside_the_allowlist_is_told_so() -> None:
@@ -117,7 +117,7 @@ def test_x44_an_address_outside_the_allowlist_is_told_so() -> None:
     "reason", ["host_disabled", "host_pending", "gateway_disabled", "connection_disabled", "gateway_not_reachable"]
 )
 def test_a_switch_is_named(reason: str) -> None:
-    body = X43.replace(b'"Forbidden"', b'"Forbidden","data":{"reason":"%s"}' % reason.encode())
+    body = FORBIDDEN.replace(b'"Forbidden"', b'"Forbidden","data":{"reason":"%s"}' % reason.encode())
 
     assert DENIALS[reason][1:] == (403, body)
 
@@ -155,7 +155,7 @@ class Known:
     token_id: object
     secret: str
 
-    def facts(self, slug: str = "", wanted: int = NOTHING, tool: str = "") -> Facts | None:
+    def facts(self, slug: str = "", wanted: int = NOTHING, tool: str = "") -> Grant | None:
         return ask([(self.secret, slug or self.connection.gateway.slug, wanted, tool)])[0]
 
     def reason(self, slug: str = "") -> str | None:
@@ -168,19 +168,19 @@ class Known:
 type Asked = list[tuple[str, str, int, str]]
 
 
-def ask(questions: Asked, keys: list[bytes] | None = None) -> list[Facts | None]:
+def ask(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | None]:
     """Put questions to the statement, all at once."""
-    facts: list[Facts | None] = []
+    facts: list[Grant | None] = []
     for told in put(questions, keys):
         assert not isinstance(told, BaseException), told
         facts.append(told)
     return facts
 
 
-def put(questions: Asked, keys: list[bytes] | None = None) -> list[Facts | BaseException | None]:
+def put(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | BaseException | None]:
     """The same, with the errors of single ones."""
 
-    async def main() -> list[Facts | BaseException | None]:
+    async def main() -> list[Grant | BaseException | None]:
         access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
         access.start()
         asked = [access.facts(access.key(secret), slug, wanted, tool) for secret, slug, wanted, tool in questions]
@@ -334,11 +334,11 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
     sql("UPDATE gateways_gateway SET description = 'About'")
     put: list[int] = []
 
-    def counted(questions: Sequence[Question]) -> list[bytes]:
+    def counted(questions: Sequence[AccessQuery]) -> list[bytes]:
         put.append(len(questions))
         return parameters(questions)
 
-    monkeypatch.setattr("proxy.access.parameters", counted)
+    monkeypatch.setattr("proxy.access.query.parameters", counted)
 
     facts = ask([(known.secret, slug, wanted, tool) for slug in ("work", "other") for wanted, tool in ASKED] * 3)
 
@@ -363,17 +363,17 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
     sql("UPDATE gateways_assignment SET alias = 'b'")
     sql("UPDATE servers_server SET protocol_era = 'modern'")
 
-    def told(digits: int) -> list[Facts | BaseException | None]:
+    def told(digits: int) -> list[Grant | BaseException | None]:
         sql("UPDATE gateways_tool SET input_schema = %s::jsonb", f'{{"x-mcp-header": 1{"0" * digits}}}')
         return put(questions)
 
     first, second = told(400)
-    assert isinstance(first, Facts)
-    assert isinstance(second, Facts)
+    assert isinstance(first, Grant)
+    assert isinstance(second, Grant)
     assert second.assignments[0].tools == [["bomb", "b__bomb", True, {"x-mcp-header": 10**400}]]
 
     first, second = told(5000)
-    assert isinstance(first, Facts)
+    assert isinstance(first, Grant)
     assert isinstance(second, Unobtainable)
     assert [record.getMessage() for record in caplog.records] == ["what the database says of a token cannot be read"]
 
@@ -393,7 +393,7 @@ def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
 
         @given(st.text())
         def stored_as_given(tool: str) -> None:
-            arrays = parameters([Question(Key((b"\x00\xff",), (None,)), "work", ALL, tool)])
+            arrays = parameters([AccessQuery(TokenDigests((b"\x00\xff",), (None,)), "work", ALL, tool)])
             result = connection.pgconn.exec_params(b"SELECT ($1::text[])[1], ($2::bytea[])[1]", [arrays[5], arrays[1]])
             assert (result.get_value(0, 0) or b"").decode() == tool.replace("\0", "")
             assert result.get_value(0, 1) == b"\\x00ff"
@@ -452,7 +452,7 @@ def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
 
 @pytest.fixture
 def app_token(transactional_db: None) -> Known:
-    """An access token of a headed app, bound to its connection and to the generation of its key (decisions 7.2)."""
+    """An access token of a headed app, bound to its connection and to the generation of its key."""
     user = make.user(email="ana@example.com")
     host = Host.objects.create(kind=Kind.HEADED, name="Claude Desktop")
     connection = make.connection(host, make.gateway(slug="work"), user)

@@ -4,15 +4,15 @@ from itertools import permutations, product
 
 import pytest
 
-from proxy.catalog import Ambiguous, OutOfScope, Refusal, UnknownTool, candidates, owner, server_of
-from proxy.facts import Assigned
-from servers.naming import exposed_name
+from proxy.access.grant import AssignedServer
+from proxy.catalog import Ambiguous, OutOfScope, Refusal, UnknownTool, candidates, resolve_tool, server_of
+from wire.tool_names import exposed_name
 
 NAMES = ("it", "docs__it", "github__it", "docs__", "other__it", "x" * 80)
 
 
-def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: object) -> Assigned:
-    return Assigned(
+def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: object) -> AssignedServer:
+    return AssignedServer(
         id=slug,
         alias=alias,
         enabled=True,
@@ -37,16 +37,16 @@ def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: ob
     )._replace(**changes)  # type: ignore[arg-type]
 
 
-def called(servers: tuple[Assigned, ...], name: str) -> str:
+def called(servers: tuple[AssignedServer, ...], name: str) -> str:
     """The server a call of this name would go to, or why it goes to none."""
     try:
-        found = owner(servers, name)
+        found = resolve_tool(servers, name)
         return found.assigned.id if found else "".join(each.id for each in candidates(servers, name))
     except (Ambiguous, OutOfScope, Refusal, UnknownTool) as refusal:
         return type(refusal).__name__
 
 
-def listed(servers: tuple[Assigned, ...], name: str) -> str:
+def listed(servers: tuple[AssignedServer, ...], name: str) -> str:
     """The server whose tool of this name would be in the list."""
     try:
         found = server_of(servers, name)

@@ -1,4 +1,4 @@
-"""The statement and the decision say what requirements 4.4 say, in worlds nobody thought of.
+"""The statement and the decision say what docs/reference/decision-order.md says, in worlds nobody thought of.
 
 The rows of 4.4 are written down once more here, as plainly as they can be; each world is asked about every token, at
 every gateway, for several tools and from several addresses, all in one statement.
@@ -20,11 +20,11 @@ from django.utils import timezone
 from accounts.models import Team
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
-from gatewayadmin import database
+from gatewayadmin.config import database
 from gateways.models import Assignment, Tool
-from proxy.access import ADDRESSED, Access
-from proxy.catalog import OutOfScope, Refusal, UnknownTool, owner
-from proxy.decision import decide
+from proxy.access.decision import decide
+from proxy.access.query import ADDRESSED, Access
+from proxy.catalog import OutOfScope, Refusal, UnknownTool, resolve_tool
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder
@@ -242,7 +242,7 @@ def _chosen(rows: Iterable[Any], drawn: Iterable[dict[str, Any]], what: str) -> 
     return [row for row, told in zip(rows, drawn, strict=True) if told[what]]
 
 
-# --- The world, as a plain model of requirements 4.4
+# --- The world, as a plain model of the decision order (docs/reference/decision-order.md)
 
 
 class Plain:
@@ -355,7 +355,7 @@ def found(facts: Any, tool: str, address: str) -> str:
     if denied := decide(facts, address):
         return denied.reason
     try:
-        return "allowed" if owner(facts.assignments, tool) else "the server is asked"
+        return "allowed" if resolve_tool(facts.assignments, tool) else "the server is asked"
     except OutOfScope:
         return "out_of_scope"
     except (Refusal, UnknownTool) as refusal:

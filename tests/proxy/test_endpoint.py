@@ -1,4 +1,4 @@
-"""The endpoint as HTTP and as JSON-RPC: exact statuses, bodies and headers (requirements 6.9, protocol.md 1 and 2)."""
+"""The endpoint as HTTP and as JSON-RPC: exact statuses, bodies and headers."""
 
 import json
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ import pytest
 
 from auditlog.models import Event
 from connections.models import Connection
-from proxy.access import Access
+from proxy.access.query import Access
 from proxy.config import Config
-from proxy.head import Heads
-from proxy.inbound import ClientLeft, Inbound
+from proxy.request import ClientLeft, McpRequest
+from proxy.request_headers import HeaderReader
 from tests import make, upstreams
+from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
-from tests.wire import Upstream
-from tokens import secret as text
 from tokens.models import Token
+from wire import token_text as text
 
-X39 = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
-X43 = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
+UNAUTHORIZED = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
+FORBIDDEN = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
 METADATA = "https://gateway.example.com/.well-known/oauth-protected-resource/mcp"
 MODERN = "2026-07-28"
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
@@ -118,15 +118,15 @@ def test_x39_x41_x42_a_credential_that_is_none_gets_401(world: World) -> None:
     for name, headers in wrong.items():
         for url in (world.agent.url, world.proxy.url("no-such-gateway")):
             answer = httpx.post(url, json=LIST, headers=headers, trust_env=False)
-            assert (name, answer.status_code, answer.content) == (name, 401, X39)
+            assert (name, answer.status_code, answer.content) == (name, 401, UNAUTHORIZED)
             assert answer.headers["content-type"] == "application/json"
             presented = ', error="invalid_token"' if headers.get("Authorization", "").startswith("Bearer ") else ""
             slug = url.rpartition("/")[2]
             assert answer.headers["www-authenticate"] == f'Bearer resource_metadata="{METADATA}/{slug}"{presented}'
     in_query = httpx.post(f"{world.agent.url}?access_token={good}", json=LIST, trust_env=False)
-    assert (in_query.status_code, in_query.content) == (401, X39)
+    assert (in_query.status_code, in_query.content) == (401, UNAUTHORIZED)
     twice = httpx.post(world.agent.url, json=LIST, headers=[("Authorization", f"Bearer {good}")] * 2, trust_env=False)
-    assert (twice.status_code, twice.content) == (401, X39)
+    assert (twice.status_code, twice.content) == (401, UNAUTHORIZED)
     assert world.proxy.calls() == []
     assert stranger.listed().status_code == 401
 
@@ -134,7 +134,7 @@ def test_x39_x41_x42_a_credential_that_is_none_gets_401(world: World) -> None:
 def test_p1_get_and_delete_need_the_token_too(world: World) -> None:
     for verb in ("GET", "DELETE"):
         without = httpx.request(verb, world.agent.url, trust_env=False)
-        assert (without.status_code, without.content) == (401, X39)
+        assert (without.status_code, without.content) == (401, UNAUTHORIZED)
         assert "www-authenticate" in without.headers
         given = {"Authorization": f"Bearer {world.agent.secret}", "Accept": "text/event-stream"}
         with_token = httpx.request(verb, world.agent.url, headers=given, trust_env=False)
@@ -150,7 +150,7 @@ def test_x43_a_token_at_another_gateway_gets_its_exact_body(world: World) -> Non
     make.gateway(slug="other")
     for slug in ("other", "no-such-gateway"):
         answer = Agent(world.proxy.url(slug), world.agent.secret).listed()
-        assert (answer.status_code, answer.content) == (403, X43)
+        assert (answer.status_code, answer.content) == (403, FORBIDDEN)
 
     assert [row.deny_reason for row in world.proxy.calls()] == ["wrong_gateway"] * 2
 
@@ -167,7 +167,7 @@ def test_x40_dead_credentials_are_denied_alike_and_logged_with_their_reason(worl
 
     answer = world.agent.listed()
 
-    assert (answer.status_code, answer.content) == (401, X39)
+    assert (answer.status_code, answer.content) == (401, UNAUTHORIZED)
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
     row = world.proxy.last()
     assert (row.outcome, row.deny_reason, row.http_status, row.method) == ("unauthorized", "revoked", 401, "tools/list")
@@ -382,7 +382,7 @@ async def test_a_request_that_never_arrives_whole_is_no_request() -> None:
 
     scope = {"method": "POST", "path": "/mcp/work", "headers": []}
     config = Config("", [], [], "http://localhost:8000")
-    request = Inbound(Heads(config, Access("", [])).read(scope), scope, receive, send)
+    request = McpRequest(HeaderReader(config, Access("", [])).read(scope), scope, receive, send)
 
     with pytest.raises(ClientLeft):
         await request.read(1000)

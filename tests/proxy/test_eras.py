@@ -1,4 +1,4 @@
-"""Both wires on both sides, sessions that come and go, and identities that never meet (P30-P32, J5)."""
+"""Both wires on both sides, sessions that come and go, and identities that never meet."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from accounts.models import User
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Era, Server
 from tests import make, upstreams
+from tests.asgi_server import App, Upstream, running
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, eventually, sql
 from tests.proxy.scripted import Request, Script, offering, tool
 from tests.proxy.test_endpoint import modern
-from tests.wire import App, Upstream, running
 
 
 @dataclass

@@ -4,14 +4,14 @@ from collections import Counter
 
 import pytest
 
-from proxy import hops
-from servers.guard import OwnEndpoints
 from servers.models import Identity
 from tests import make
+from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start
 from tests.proxy.scripted import offering
-from tests.wire import Upstream
+from wire import hops
+from wire.guard import OwnEndpoints
 
 
 def behind_itself(proxy: Proxy) -> Agent:

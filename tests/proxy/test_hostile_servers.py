@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from proxy import sse
-from proxy.exchange import SESSION, Target, answer_of
 from tests import make
 from tests.proxy.conftest import Agent, Proxy, Start
-from tests.proxy.test_transport import Reader, Writer, client, head_of, listening
+from tests.wire.test_pool import Reader, Writer, client, head_of, listening
+from wire import sse
+from wire.rpc_messages import SESSION, Target, answer_of
 
 type Object = dict[str, Any]
 type Talk = Callable[["Peer", int], None]
@@ -298,7 +298,7 @@ async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("SLICE_SECONDS", "LONG_SLICE_SECONDS"):
-        monkeypatch.setattr(f"proxy.http1.{name}", -1)  # Every event is a slice.
+        monkeypatch.setattr(f"wire.http1.{name}", -1)  # Every event is a slice.
     rounds = 0
     heard: list[int] = []
 
@@ -336,7 +336,7 @@ async def test_a_stream_as_fast_as_the_budget_fills_is_read_and_a_faster_one_is_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("proxy.sse.time.monotonic", lambda: now)
+    monkeypatch.setattr("wire.sse.time.monotonic", lambda: now)
     steady, hasty = sse.Reader(LIMIT), sse.Reader(LIMIT)
     for _ in range(20):
         now += 1
@@ -351,7 +351,7 @@ async def test_a_stream_as_fast_as_the_budget_fills_is_read_and_a_faster_one_is_
 
 def test_a_stream_ends_at_so_many_events_however_slow_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("proxy.sse.time.monotonic", lambda: now)
+    monkeypatch.setattr("wire.sse.time.monotonic", lambda: now)
     reader = sse.Reader(LIMIT)
     for _ in range(sse.MOST_EVENTS // 1_000):
         now += 10

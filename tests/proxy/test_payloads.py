@@ -1,4 +1,4 @@
-"""What calls carried, in the log: only where the workspace says so, and never a secret (requirements 8.16)."""
+"""What calls carried, in the log: only where the workspace says so, and never a secret."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from accounts.models import WorkspaceSettings
 from auditlog.detail import Detail
 from auditlog.models import Call
 from capabilities import Capability
-from proxy.recording import AT_ONCE, parts_of
+from proxy.store.payloads import AT_ONCE, parts_of
 from servers.models import AuthType
 from tests import make
 from tests.conftest import Run

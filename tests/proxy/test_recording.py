@@ -1,4 +1,4 @@
-"""No answered call is missing from the log, and one statement decides (decisions 4, 7.4, 7.5)."""
+"""No answered call is missing from the log, and one statement decides."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,9 @@ from django.db import connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from auditlog.models import Call
-from auditlog.writer import CallWriter, NotRecorded, Row, new_uid
-from gatewayadmin import database
+from gatewayadmin.config import database
 from proxy import metrics
+from proxy.store.call_writer import CallWriter, NotRecorded, Row, new_uid
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql

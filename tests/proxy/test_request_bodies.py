@@ -8,11 +8,11 @@ import pytest
 
 from auditlog.models import Call
 from proxy.app import runtime
-from proxy.inbound import UNAUTHENTICATED_BODY
+from proxy.request import UNAUTHENTICATED_BODY
 from tests import make
 from tests.proxy.conftest import config
-from tokens import secret as text
 from tokens.models import Issued
+from wire import token_text as text
 
 PING = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "y" * UNAUTHENTICATED_BODY}}).encode()
 

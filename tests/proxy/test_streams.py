@@ -1,4 +1,4 @@
-"""Progress as it happens, and what a client that leaves means on either wire (P13, P19, P26, decisions 7.5)."""
+"""Progress as it happens, and what a client that leaves means on either wire."""
 
 import asyncio
 import json
@@ -14,11 +14,11 @@ import pytest
 
 from gateways.models import Gateway
 from tests import make, upstreams
+from tests.asgi_server import App, Upstream
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tests.proxy.scripted import Request, calling
 from tests.proxy.test_endpoint import modern
-from tests.wire import App, Upstream
 
 BOTH = "application/json, text/event-stream"
 

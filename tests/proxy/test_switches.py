@@ -1,4 +1,4 @@
-"""Break-glass at every toggle: the next request obeys (J2). Every switch is flipped behind our back, by SQL."""
+"""Break-glass at every toggle: the next request obeys. Every switch is flipped behind our back, by SQL."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -13,9 +13,10 @@ from django.db import DatabaseError
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
-from gatewayadmin import environment, first_start, housekeeping
-from gatewayadmin.first_start import Welcome
+from gatewayadmin.config import environment
 from gatewayadmin.management.commands import serve
+from gatewayadmin.serving import first_start, housekeeping
+from gatewayadmin.serving.first_start import Welcome
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
 from proxy.models import RateCounter
@@ -23,8 +24,8 @@ from servers.models import Health, Server
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.workspace import free_port
-from tokens import secret
 from tokens.models import Token
+from wire import token_text
 
 
 def printed(*words: str) -> str:
@@ -52,7 +53,7 @@ def test_issue_token_makes_host_and_connection_once() -> None:
     assert Host.objects.count() == 1
     for line, token in zip(lines, (one, other), strict=True):
         assert list(line) == ["token", "id", "name", "prefix", "gateway_url", "expires_at"]
-        assert bytes(token.digest or b"") in secret.candidates(line["token"], settings.TOKEN_KEYS)
+        assert bytes(token.digest or b"") in token_text.candidates(line["token"], settings.TOKEN_KEYS)
         assert (line["id"], line["name"], line["prefix"]) == (str(token.pk), token.name, line["token"][:12])
     lived = datetime.fromisoformat(lines[0]["expires_at"]) - one.created_at
     assert timedelta(days=6, hours=23) < lived < timedelta(days=7, hours=1)
@@ -142,13 +143,15 @@ def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     lines = printed("keys").splitlines()
 
-    assert lines[1].split() == [secret.key_id(new), "0", "newest,", "in", "use"]
-    assert lines[2].split() == [secret.key_id(old), "1", "still", "needed"]
-    assert lines[3].split() == [secret.key_id(unused), "0", "may", "be", "removed"]
+    assert lines[1].split() == [token_text.key_id(new), "0", "newest,", "in", "use"]
+    assert lines[2].split() == [token_text.key_id(old), "1", "still", "needed"]
+    assert lines[3].split() == [token_text.key_id(unused), "0", "may", "be", "removed"]
 
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new])
-    assert f"{secret.key_id(old)}       1  MISSING" in printed("keys")
-    assert f"Warning: GATEWAY_TOKEN_KEYS lacks the key {secret.key_id(old)}: what it holds" in started(monkeypatch)[1]
+    assert f"{token_text.key_id(old)}       1  MISSING" in printed("keys")
+    assert (
+        f"Warning: GATEWAY_TOKEN_KEYS lacks the key {token_text.key_id(old)}: what it holds" in started(monkeypatch)[1]
+    )
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new, old])
     assert started(monkeypatch)[1] == ""
 

@@ -13,10 +13,10 @@ from django.test import Client
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from gatewayadmin.client_address import client_address
-from gatewayadmin.edge import Edge
-from gatewayadmin.logs import JsonFormatter
-from proxy.head import host_name
+from gatewayadmin.serving.client_address import client_address
+from gatewayadmin.serving.log_format import JsonFormatter
+from gatewayadmin.serving.outer_middleware import OuterMiddleware
+from proxy.request_headers import host_name
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
@@ -71,7 +71,7 @@ async def mirror(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 async def browser() -> AsyncIterator[httpx.AsyncClient]:
-    edge = Edge(mirror, hosts=["gateway.example.com"], scheme="https", trusted=PROXIES, unchecked=["/livez"])
+    edge = OuterMiddleware(mirror, hosts=["gateway.example.com"], scheme="https", trusted=PROXIES, unchecked=["/livez"])
     transport = httpx.ASGITransport(edge, client=("10.0.0.1", 5))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway.example.com") as client:
         yield client
@@ -119,10 +119,10 @@ def test_what_a_stranger_causes_is_one_line_without_a_traceback(caplog: pytest.L
 async def test_one_line_per_request_without_its_query(
     browser: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "gatewayadmin.edge"):
+    with caplog.at_level(logging.INFO, "gatewayadmin.serving.outer_middleware"):
         await browser.get("/hosts/?access_token=gwa_secret")
 
-    [record] = [record for record in caplog.records if record.name == "gatewayadmin.edge"]
+    [record] = [record for record in caplog.records if record.name == "gatewayadmin.serving.outer_middleware"]
     line = json.loads(JsonFormatter().format(record))
     assert (line["method"], line["path"], line["status"], line["client"]) == ("GET", "/hosts/", 200, "10.0.0.1")
     assert "secret" not in json.dumps(line)

@@ -9,8 +9,8 @@ from django.conf import settings
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from gatewayadmin import health
-from gatewayadmin.edge import Edge
+from gatewayadmin.serving import health
+from gatewayadmin.serving.outer_middleware import OuterMiddleware
 from tests.proxy.conftest import eventually
 from tests.running.starts import serving
 
@@ -19,7 +19,7 @@ ROUTES = [Route(path, getattr(health, path[1:])) for path in health.PATHS]
 
 
 async def ask(path: str, peer: str = "127.0.0.1", **headers: str) -> int:
-    edge = Edge(Starlette(routes=ROUTES), hosts=[], scheme="http", trusted=TRUSTED, unchecked=health.PATHS)
+    edge = OuterMiddleware(Starlette(routes=ROUTES), hosts=[], scheme="http", trusted=TRUSTED, unchecked=health.PATHS)
     transport = httpx.ASGITransport(edge, client=(peer, 5))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return (await client.get(path, headers=headers)).status_code

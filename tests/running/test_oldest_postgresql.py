@@ -14,11 +14,12 @@ import httpx
 import psycopg
 import pytest
 
-from gatewayadmin import database
-from proxy import access, limits
-from proxy.access import Access
-from proxy.limits import Limits
-from proxy.marks import STATEMENTS, Marks
+from gatewayadmin.config import database
+from proxy.access import query
+from proxy.access.query import Access
+from proxy.store import rate_limits
+from proxy.store.rate_limits import Limits
+from proxy.store.usage import STATEMENTS, UsageTracker
 from tests import cluster, workspace
 from tests.running.debian import postgres, programs
 
@@ -29,21 +30,21 @@ LIMIT, CALLS = 60, 400
 # What runs SQL of its own, and the tests that run all of it. Migrations are run by all of them.
 PROOFS = {
     "accounts/rules.py": "tests/house/test_locks.py",
-    "auditlog/histogram.py": "tests/auditlog/test_search.py",
+    "auditlog/search/histogram.py": "tests/auditlog/test_search.py",
     "auditlog/partitions.py": "tests/auditlog/test_models.py",
-    "auditlog/tail.py": "tests/auditlog/test_views.py",
-    "auditlog/writer.py": "tests/proxy/test_recording.py",
-    "gatewayadmin/database.py": "tests/gatewayadmin/test_slow_statements.py",
-    "gatewayadmin/housekeeping.py": "tests/oauth/test_purge.py",
-    "gatewayadmin/locks.py": "tests/house/test_locks.py",
+    "auditlog/search/snapshot.py": "tests/auditlog/test_views.py",
+    "proxy/store/call_writer.py": "tests/proxy/test_recording.py",
+    "gatewayadmin/config/database.py": "tests/gatewayadmin/test_slow_statements.py",
+    "gatewayadmin/serving/housekeeping.py": "tests/oauth/test_purge.py",
+    "gatewayadmin/config/locks.py": "tests/house/test_locks.py",
     "gatewayadmin/traffic.py": "tests/gatewayadmin/test_overview.py",
     "oauth/models.py": "tests/oauth/test_limits.py",
-    "proxy/access.py": "tests/proxy/test_access.py",
-    "proxy/limits.py": "tests/proxy/test_limits.py",
-    "proxy/marks.py": "tests/proxy/test_endpoint.py",
+    "proxy/access/query.py": "tests/proxy/test_access.py",
+    "proxy/store/rate_limits.py": "tests/proxy/test_rate_limits.py",
+    "proxy/store/usage.py": "tests/proxy/test_endpoint.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
-LEFT_OUT = ["tests/proxy/test_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
+LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
 PRODUCT = (
     *("accounts", "auditlog", "capabilities", "connections", "gatewayadmin", "gateways", "hosts", "oauth", "proxy"),
     *("servers", "tokens", "ui"),
@@ -65,7 +66,7 @@ def modules_with_sql() -> set[str]:
     for package in PRODUCT:
         for path in (workspace.ROOT / package).rglob("*.py"):
             name = str(path.relative_to(workspace.ROOT))
-            if "/migrations/" not in name and name != "auditlog/lane.py" and _runs_sql(path):
+            if "/migrations/" not in name and name != "proxy/store/pg_connection.py" and _runs_sql(path):
                 found.add(name)
     return found
 
@@ -112,7 +113,11 @@ def served(oldest: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[wo
 
 def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(served: workspace.Serve) -> None:
     async def scene() -> dict[str, str]:
-        parts = Access(served.database_url, [b"k"]), Limits(served.database_url, 60), Marks(served.database_url, 60)
+        parts = (
+            Access(served.database_url, [b"k"]),
+            Limits(served.database_url, 60),
+            UsageTracker(served.database_url, 60),
+        )
         for part in parts:
             part.start()
         for part in parts:
@@ -123,8 +128,8 @@ def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(serve
         return faults
 
     assert asyncio.run(scene()) == {"Access": "", "Limits": "", "Marks": ""}
-    assert access.SETUP[-1].startswith(b"PREPARE")
-    assert limits.SETUP[-1].startswith(b"PREPARE")
+    assert query.SETUP[-1].startswith(b"PREPARE")
+    assert rate_limits.SETUP[-1].startswith(b"PREPARE")
     assert STATEMENTS
 
 

@@ -10,11 +10,11 @@ from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connection as database
 
-from servers.crypto import key_id
 from servers.models import Identity
 from servers.resealing import reseal
 from servers.vault import cipher
 from tests import make
+from wire.cipher import key_id
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

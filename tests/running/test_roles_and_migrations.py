@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 
-from gatewayadmin import database
+from gatewayadmin.config import database
 from gatewayadmin.management.commands import migrate
 from tests import cluster, workspace
 from tests.running.debian import postgres, programs

@@ -2,13 +2,13 @@
 
 from tests import secrecy
 from tests.workspace import Serve
-from tokens import secret
+from wire import token_text
 
 LONG_AGO = "2000-01-01"
 
 
 def test_a_secret_in_a_table_is_found_as_text_and_as_bytes(live: Serve) -> None:
-    text, noted = secret.mint(secret.ACCESS), "a-secret-that-was-noted"
+    text, noted = token_text.mint(token_text.ACCESS), "a-secret-that-was-noted"
     live.rows("INSERT INTO cache VALUES (%s, %s, %s)", text, "x", LONG_AGO)
     live.rows(
         "INSERT INTO proxy_session SELECT gen_random_uuid(), %s, '', '{}', '{}', '', now(), now(), NULL, id"
@@ -28,7 +28,7 @@ def test_a_secret_in_a_table_is_found_as_text_and_as_bytes(live: Serve) -> None:
 
 
 def test_what_only_looks_like_a_token_is_none() -> None:
-    text = secret.mint(secret.OAUTH_REFRESH)
+    text = token_text.mint(token_text.OAUTH_REFRESH)
     wrong = text[:-1] + ("a" if text[-1] != "a" else "b")
 
     assert secrecy.clear(f"{wrong} and {text[:-1]}", set()) == set()

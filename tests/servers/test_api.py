@@ -1,4 +1,4 @@
-"""/api/servers and /api/identities (requirements 6.6)."""
+"""/api/servers and /api/identities."""
 
 from ipaddress import ip_network
 from typing import Any
@@ -62,7 +62,6 @@ def test_a_server_is_registered(ana: User) -> None:
     ],
 )
 def test_what_cannot_be_called_is_refused(ana: User, body: dict[str, Any], field: str) -> None:
-    """J14.2."""
     assert set(errors(Rest.of(ana).post("/servers", {"name": "Tracker", **body}))) == {field}
 
 

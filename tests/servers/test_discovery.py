@@ -11,11 +11,11 @@ from pytest_django import Settings
 from accounts.models import User
 from servers.discovery import Failed, Refused, discover, identity_for, probe
 from servers.models import AuthType, Era, Health, Identity, Server
-from servers.product import VERSION
 from tests import make, upstreams
+from tests.asgi_server import Receive, Scope, Send, answer, live, read
 from tests.conftest import Run
-from tests.wire import Receive, Scope, Send, answer, live, read
 from tests.workspace import free_port
+from wire.product import VERSION
 
 pytestmark = pytest.mark.django_db
 

@@ -1,4 +1,4 @@
-"""Servers and the identities people bring for them (M27, M35, requirements 4.1, 8.2)."""
+"""Servers and the identities people bring for them."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_the_database_keeps_no_secret_of_a_revoked_identity() -> None:
 
 
 def test_two_shared_identities_of_a_server_have_two_labels() -> None:
-    """E14: NULL owners count as one owner."""
+    """NULL owners count as one owner."""
     crm = make.server(auth_type="header", header_name="X-Key")
     make.identity(crm, label="robot")
 

@@ -17,9 +17,9 @@ from gateways.models import Tool
 from servers.discovery import Failed, discover
 from servers.models import Health
 from tests import make
+from tests.asgi_server import Receive, Scope, Send, answer, live, read
 from tests.conftest import Run, SignIn
 from tests.upstreams import App, garbage
-from tests.wire import Receive, Scope, Send, answer, live, read
 
 pytestmark = pytest.mark.django_db
 

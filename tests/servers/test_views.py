@@ -1,4 +1,4 @@
-"""Servers: the list, the page of one server, its switch, and *Test connection* (requirements 5.10)."""
+"""Servers: the list, the page of one server, its switch, and *Test connection*."""
 
 from ipaddress import ip_network
 from typing import Any

@@ -1,4 +1,4 @@
-"""/api/tokens: list, create, edit and end (requirements 6.2)."""
+"""/api/tokens: list, create, edit and end."""
 
 from datetime import timedelta
 from typing import Any
@@ -68,7 +68,6 @@ def test_creating_tells_the_secret_once(ana: User, bot: Host, work: Gateway, doc
 
 
 def test_creating_joins_the_live_connection(ana: User, link: Connection) -> None:
-    """R3.4."""
     made = Rest.of(ana).post("/tokens", wanted(link.host, link.gateway))
 
     assert made.json()["connection_id"] == str(link.pk)
@@ -88,7 +87,7 @@ def test_creating_takes_the_capability(ann: User, bot: Host, work: Gateway) -> N
 
 
 def test_nobody_makes_a_token_for_another(ana: User, ann: User, bot: Host, work: Gateway) -> None:
-    """J5.8: there is no field for another user."""
+    """There is no field for another user."""
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, user=ann.email))
 
     assert errors(refused) == {"user": ["Cannot be set."]}
@@ -96,7 +95,6 @@ def test_nobody_makes_a_token_for_another(ana: User, ann: User, bot: Host, work:
 
 @pytest.mark.parametrize("days", [365, 0, -7, 8])
 def test_only_three_lifetimes_are_possible(ana: User, bot: Host, work: Gateway, days: int) -> None:
-    """J10.1."""
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, expires_in_days=days))
 
     assert errors(refused) == {"expires_in_days": ["Must be 7, 30 or 90."]}
@@ -104,7 +102,6 @@ def test_only_three_lifetimes_are_possible(ana: User, bot: Host, work: Gateway, 
 
 
 def test_no_expiry_needs_the_setting(ana: User, bot: Host, work: Gateway) -> None:
-    """J10.1, J10.7."""
     body = wanted(bot, work, expires_in_days=None)
 
     assert set(errors(Rest.of(ana).post("/tokens", body))) == {"expires_in_days"}
@@ -114,7 +111,6 @@ def test_no_expiry_needs_the_setting(ana: User, bot: Host, work: Gateway) -> Non
 
 
 def test_a_bad_address_is_named(ana: User, bot: Host, work: Gateway) -> None:
-    """J9.5."""
     refused = Rest.of(ana).post("/tokens", wanted(bot, work, allowed_ips=["198.51.100.7", "300.1.1.1"]))
 
     assert errors(refused) == {"allowed_ips": ["“300.1.1.1” is neither an IP address nor a CIDR range."]}
@@ -307,7 +303,7 @@ def test_a_limit_is_set_and_taken_off(ana: User, bot: Host, work: Gateway) -> No
 
 
 def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, link: Connection) -> None:
-    """R3.13 leaves what one has to its owner; how much of it there is, is for who manages tokens."""
+    """What one has is left to its owner; how much of it there is, is for who manages tokens."""
     token = make.token(make.connection(link.host, link.gateway, ann), calls_per_minute=600).token
     own, path = Rest.of(ann), f"/tokens/{token.pk}"
 
@@ -322,7 +318,7 @@ def test_an_owner_tightens_a_limit_and_does_not_loosen_it(ana: User, ann: User, 
 
 
 def test_three_things_may_change(ann: User, link: Connection) -> None:
-    """X30, R3.25; an owner needs no capability (R3.13)."""
+    """An owner needs no capability."""
     token = make.token(make.connection(link.host, link.gateway, ann), expires_in_days=90).token
 
     changed = Rest.of(ann).patch(
@@ -360,7 +356,6 @@ def test_what_is_no_change_is_refused(ana: User, link: Connection, body: Any) ->
 
 
 def test_ended_tokens_say_so(ana: User, link: Connection) -> None:
-    """R3.24, J10.5."""
     revoked, expired = make.token(link).token, make.token(link).token
     revoked.revoke(by=ana)
     Token.objects.filter(pk=expired.pk).update(expires_at=timezone.now())

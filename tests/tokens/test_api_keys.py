@@ -1,4 +1,4 @@
-"""People's keys for the REST API (decisions 7.1): what they may do, and when they end."""
+"""People's keys for the REST API: what they may do, and when they end."""
 
 from datetime import timedelta
 from typing import Any

@@ -16,8 +16,8 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin.api import urlpatterns as api_urls
-from gatewayadmin.key_uses import key_uses
+from gatewayadmin.config.key_uses import key_uses
+from gatewayadmin.rest.urls import urlpatterns as api_urls
 from tests import make
 from tests.conftest import SignIn
 from tests.house.test_routes import routes
@@ -26,8 +26,8 @@ from tests.proxy.test_access import ask
 from tests.rest import Rest, problem
 from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, secret_in, text
 from tests.tokens.test_rotation import EIGHT
-from tokens import secret
 from tokens.models import AskedForNew, Issued, NothingToCollect, NotYours, Token
+from wire import token_text
 
 pytestmark = pytest.mark.django_db
 
@@ -51,7 +51,7 @@ def waiting(issued: Issued, boss: User) -> Token:
 
 
 def secrets_in(told: str) -> set[str]:
-    return {found for found in secret.PATTERN.findall(told) if secret.well_formed(found)}
+    return {found for found in token_text.PATTERN.findall(told) if token_text.well_formed(found)}
 
 
 @pytest.mark.django_db(transaction=True)

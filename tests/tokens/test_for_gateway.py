@@ -1,4 +1,4 @@
-"""The API Tokens dialog behind the key icon of a gateway (X02, X03, C14)."""
+"""The API Tokens dialog behind the key icon of a gateway."""
 
 import pytest
 from django.test import Client

@@ -1,4 +1,4 @@
-"""The API Tokens page (requirements 5.8)."""
+"""The API Tokens page."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""API access tokens: shown once, bounded, bound to one connection (C03-C08, X06-X12, R3.1, R3.4)."""
+"""API access tokens: shown once, bounded, bound to one connection."""
 
 from datetime import timedelta
 
@@ -11,7 +11,6 @@ from accounts.models import WorkspaceSettings
 from auditlog.models import Event
 from connections.models import Connection
 from tests import make
-from tokens import secret as text
 from tokens.models import (
     AlreadyRevoked,
     BadAddress,
@@ -25,6 +24,7 @@ from tokens.models import (
     TokenScope,
     TooMany,
 )
+from wire import token_text as text
 
 pytestmark = pytest.mark.django_db
 
@@ -124,7 +124,7 @@ def test_a_revoked_connection_takes_no_token(link: Connection) -> None:
 
 
 def test_a_narrowed_token_keeps_its_servers_for_good(link: Connection) -> None:
-    """X12, X29: refused by the database, whatever code asks."""
+    """Refused by the database, whatever code asks."""
     assigned = link.gateway.assignments.get()
     token = make.token(link, servers=[assigned]).token
 
@@ -144,7 +144,6 @@ def test_revoking_one_token_leaves_its_sibling(link: Connection) -> None:
 
 
 def test_rotating_changes_the_secret_and_nothing_else(link: Connection) -> None:
-    """X16-X20."""
     token, old = make.token(link, expires_in_days=7, allowed_ips=["10.0.0.0/8"])
     kept = (token.pk, token.name, token.expires_at, token.allowed_ips, token.scope_all, token.created_at)
 
@@ -173,7 +172,6 @@ def test_a_token_that_rotates_itself_is_its_own_actor(link: Connection) -> None:
 
 
 def test_a_secret_that_was_rotated_away_rotates_nothing(link: Connection) -> None:
-    """X26."""
     token, old = make.token(link)
     token.rotate(by=None, presented=old)
 
@@ -182,7 +180,6 @@ def test_a_secret_that_was_rotated_away_rotates_nothing(link: Connection) -> Non
 
 
 def test_rotating_moves_last_token_of_the_connection(link: Connection) -> None:
-    """R3.30."""
     make.token(link).token.rotate(by=link.user)
 
     link.refresh_from_db()
@@ -190,7 +187,6 @@ def test_rotating_moves_last_token_of_the_connection(link: Connection) -> None:
 
 
 def test_ended_tokens_are_neither_edited_nor_rotated(link: Connection) -> None:
-    """R3.24."""
     revoked, expired = make.token(link).token, make.token(link).token
     revoked.revoke(by=link.user)
     Token.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
@@ -203,7 +199,6 @@ def test_ended_tokens_are_neither_edited_nor_rotated(link: Connection) -> None:
 
 
 def test_editing_sets_a_new_life_from_now_on(link: Connection) -> None:
-    """R3.25, X28, X37."""
     token = make.token(link, expires_in_days=90).token
 
     token.edit(by=link.user, name="nightly", expires_in_days=7, allowed_ips=["127.0.0.0/8"])

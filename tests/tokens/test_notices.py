@@ -1,4 +1,4 @@
-"""Whoever's token or connection somebody else ended or renewed is told, until they dismiss it (R3.14)."""
+"""Whoever's token or connection somebody else ended or renewed is told, until they dismiss it."""
 
 import re
 from html import unescape

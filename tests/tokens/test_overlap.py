@@ -11,9 +11,9 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Event
 from connections.models import Connection
-from gatewayadmin.key_uses import key_uses
-from proxy.access import NOTHING
-from proxy.decision import decide
+from gatewayadmin.config.key_uses import key_uses
+from proxy.access.decision import decide
+from proxy.access.query import NOTHING
 from tests import make
 from tests.conftest import SignIn
 from tests.proxy.conftest import sql
@@ -21,8 +21,8 @@ from tests.proxy.test_access import ask
 from tests.rest import Rest, errors, problem
 from tests.tokens.rows import ON_LIST, a_connection, row, secret_in, text
 from tests.tokens.test_rotation import EIGHT
-from tokens import secret
 from tokens.models import BadOverlap, Issued, NoPrevious, Token
+from wire import token_text
 
 pytestmark = pytest.mark.django_db
 
@@ -115,9 +115,9 @@ def test_a_replaced_secret_is_found_under_every_key_and_its_key_is_still_needed(
 
     assert says(first.secret, second.secret, keys=[new, old]) == [WORKS, WORKS]
     assert says(first.secret, second.secret, keys=[new]) == [UNKNOWN, WORKS]
-    assert {key: key_uses()[0].uses[secret.key_id(key)] for key in (new, old)} == {new: 1, old: 1}
+    assert {key: key_uses()[0].uses[token_text.key_id(key)] for key in (new, old)} == {new: 1, old: 1}
     sql("UPDATE tokens_token SET previous_ends_at = now()")
-    assert key_uses()[0].uses[secret.key_id(old)] == 0
+    assert key_uses()[0].uses[token_text.key_id(old)] == 0
 
 
 def test_the_lookup_of_a_replaced_secret_is_an_index_read(first: Issued) -> None:

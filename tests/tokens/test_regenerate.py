@@ -1,4 +1,4 @@
-"""Regenerating a token: asked for in these words, its secret shown in one answer, to those who may see it (W22, J8)."""
+"""Regenerating a token: asked for in these words, its secret shown in one answer, to those who may see it."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from hosts.models import Host
 from tests import make
 from tests.conftest import SignIn
 from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, secret_in, text
-from tokens import secret
 from tokens.models import Token
+from wire import token_text
 
 pytestmark = pytest.mark.django_db
 
@@ -66,7 +66,7 @@ def test_the_new_secret_is_in_that_one_answer_beside_the_changed_row(ana: User, 
 
     new = secret_in(answer)
     assert new
-    assert secret.well_formed(new, {secret.ACCESS})
+    assert token_text.well_formed(new, {token_text.ACCESS})
     assert Token.objects.get(pk=token.pk).is_held_by(new)
     assert new[:12] != token.prefix
     assert answer["HX-Reswap"] == "innerHTML"
@@ -169,7 +169,7 @@ def test_what_has_ended_gets_no_other_secret(state: str, words: str, ana: User, 
 
 
 def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, sign_in: SignIn) -> None:
-    """J8.1: prefix changes, status and connected date do not, no secret is shown."""
+    """Prefix changes, status and connected date do not, no secret is shown."""
     before = Token.objects.get(connection=app)
     client = sign_in(ana)
 
@@ -182,7 +182,7 @@ def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, 
     assert ASKED in asked
     assert "If a refresh token leaked, revoke the connection instead." in asked
     assert (after.generation, after.prefix != before.prefix, app.connected_at) == (2, True, connected)
-    assert app.last_token_at is None  # It counts refreshes (W11).
+    assert app.last_token_at is None  # It counts refreshes.
     assert 'data-state="active"' in text(answer)
     assert after.prefix in text(answer)
     assert RENEWED in text(answer)
@@ -216,7 +216,6 @@ def test_an_owner_without_the_capability_keeps_the_key(ann: User, app: Connectio
 
 
 def test_an_agents_only_token_is_regenerated_by_the_same_button(ana: User, token: Token, sign_in: SignIn) -> None:
-    """J8.5."""
     client = sign_in(ana)
 
     asked = client.get(key_path(token.connection), headers=HTMX)

@@ -1,4 +1,4 @@
-"""The CI rotate script of the show-once dialog runs as printed, with bash, curl and jq (X22)."""
+"""The CI rotate script of the show-once dialog runs as printed, with bash, curl and jq."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""POST /api/tokens/{id}/rotate: what a token does to itself, and a person to a token (X15-X26, R3.14, R3.19, J4)."""
+"""POST /api/tokens/{id}/rotate: what a token does to itself, and a person to a token."""
 
 import re
 import time
@@ -46,7 +46,6 @@ def rotate(secret: str, pk: Any) -> Any:
 
 
 def test_the_answer_is_exactly_eight_keys(ci: Issued) -> None:
-    """X16."""
     answer = rotate(ci.secret, ci.token.pk)
 
     told = answer.json()
@@ -65,7 +64,6 @@ def test_no_cookie_is_set_and_no_cache_keeps_the_answer(ci: Issued) -> None:
 
 
 def test_only_secret_and_prefix_change(ana: User, ci: Issued) -> None:
-    """X17, X18, X20."""
     before = Rest.of(ana).get(f"/tokens/{ci.token.pk}").json()
 
     told = rotate(ci.secret, ci.token.pk).json()
@@ -79,7 +77,6 @@ def test_only_secret_and_prefix_change(ana: User, ci: Issued) -> None:
 
 
 def test_the_old_secret_is_dead_at_once_and_the_new_one_works(ci: Issued) -> None:
-    """X19, X23."""
     new = rotate(ci.secret, ci.token.pk).json()["token"]
 
     assert problem(rotate(ci.secret, ci.token.pk)) == (401, "unauthorized")
@@ -87,7 +84,6 @@ def test_the_old_secret_is_dead_at_once_and_the_new_one_works(ci: Issued) -> Non
 
 
 def test_a_token_rotates_only_itself(link: Connection, ci: Issued) -> None:
-    """X25."""
     sibling = make.token(link).token
 
     assert problem(rotate(ci.secret, sibling.pk)) == (403, "not_own_token")
@@ -145,7 +141,7 @@ def test_ended_tokens_get_401(ana: User, ann: User, link: Connection, ci: Issued
 
 
 def test_break_glass_covers_rotation(ana: User, link: Connection, ci: Issued) -> None:
-    """J4.6: host, gateway or connection off; a stolen token must not renew itself."""
+    """Host, gateway or connection off; a stolen token must not renew itself."""
     for layer in (link.host, link.gateway, link):
         layer.disable(by=ana)
         assert problem(rotate(ci.secret, ci.token.pk)) == (403, "disabled")
@@ -168,7 +164,6 @@ def test_the_allowlist_covers_rotation(link: Connection) -> None:
 
 
 def test_the_event_names_the_token_and_the_door(ci: Issued) -> None:
-    """J4.7."""
     rotate(ci.secret, ci.token.pk)
 
     event = Event.objects.get(action="token.rotated")
@@ -192,7 +187,6 @@ def test_a_token_rotates_60_times_an_hour_at_most(link: Connection) -> None:
 
 
 def test_an_owner_rotates_by_session(ann: User, link: Connection) -> None:
-    """X24."""
     mine = make.token(make.connection(link.host, link.gateway, ann))
 
     answer = Rest.of(ann).post(f"/tokens/{mine.token.pk}/rotate")
@@ -203,7 +197,6 @@ def test_an_owner_rotates_by_session(ann: User, link: Connection) -> None:
 
 
 def test_a_session_needs_csrf_and_a_bearer_does_not(ana: User, ci: Issued) -> None:
-    """R3.19."""
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(ana)
     path = f"/api/tokens/{ci.token.pk}/rotate"
@@ -214,7 +207,6 @@ def test_a_session_needs_csrf_and_a_bearer_does_not(ana: User, ci: Issued) -> No
 
 
 def test_if_both_are_present_the_bearer_decides(ana: User, link: Connection, ci: Issued) -> None:
-    """R3.19."""
     other = make.token(link).token
     both = Rest(Client(enforce_csrf_checks=True), {"Authorization": f"Bearer {ci.secret}"})
     both.client.force_login(ana)
@@ -268,7 +260,6 @@ def at_once(*calls: Any) -> list[Any]:
 
 @pytest.mark.django_db(transaction=True)
 def test_of_two_rotations_at_once_one_wins(ci: Issued) -> None:
-    """X26, J4.4."""
     first, second = at_once(*[lambda: rotate(ci.secret, ci.token.pk)] * 2)
 
     assert sorted([first.status_code, second.status_code]) == [200, 401]

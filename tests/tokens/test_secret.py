@@ -1,4 +1,4 @@
-"""The text of bearer credentials (requirements 8.1, X10, X38; R3.34)."""
+"""The text of bearer credentials."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokens import secret as text
+from wire import token_text as text
 
 DOCUMENTED = re.compile(r"\bgw[akorsp]_[0-9A-Za-z]{44}\b")
 prefixes = st.sampled_from(sorted(text.PREFIXES))

@@ -1,4 +1,4 @@
-"""Revoking one token, the last step of a rotation by replacement (M15, X31)."""
+"""Revoking one token, the last step of a rotation by replacement."""
 
 from typing import Any
 

@@ -6,11 +6,11 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from accounts.models import User
-from gatewayadmin import database
-from gatewayadmin.database import Unusable
-from gatewayadmin.doctor import Step, Walk, passed
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.public_url import public_url
+from gatewayadmin.doctor import OAuthCheck, Step, passed
 from gatewayadmin.doctor.report import State
-from gatewayadmin.public_url import public_url
 from gateways.models import Gateway
 
 
@@ -27,7 +27,7 @@ class Command(BaseCommand):
             database.require()
         except Unusable as error:
             raise CommandError(str(error)) from error
-        walk = Walk(options["url"] or public_url(), _gateway(options["gateway"]), _user(options["user"]))
+        walk = OAuthCheck(options["url"] or public_url(), _gateway(options["gateway"]), _user(options["user"]))
         steps = walk.run()
         for number, step in enumerate(steps, 1):
             self.stdout.write(_lines(number, step))

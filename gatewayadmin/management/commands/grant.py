@@ -5,8 +5,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from gatewayadmin import database, grants
-from gatewayadmin.database import Unusable
+from gatewayadmin import grants
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
 from gatewayadmin.grants import Ungrantable
 
 

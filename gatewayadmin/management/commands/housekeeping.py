@@ -4,8 +4,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from gatewayadmin import database, housekeeping
-from gatewayadmin.database import Unusable
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.serving import housekeeping
 
 
 class Command(BaseCommand):

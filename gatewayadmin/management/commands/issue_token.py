@@ -11,9 +11,9 @@ from django.db import transaction
 
 from accounts.models import User
 from connections.models import Connection, ConnectionFault
-from gatewayadmin import database
-from gatewayadmin.database import Unusable
-from gatewayadmin.public_url import public_url
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.public_url import public_url
 from gateways.models import Gateway
 from hosts.models import Host, HostError, Kind
 from tokens.models import DEFAULT_LIFETIME, LIFETIMES, Issued, Token, TokenError

@@ -4,9 +4,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from gatewayadmin import database
-from gatewayadmin.database import Unusable
-from gatewayadmin.key_uses import KeyUses, key_uses
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.key_uses import KeyUses, key_uses
 
 
 class Command(BaseCommand):

@@ -10,7 +10,9 @@ from django.core.management.commands import migrate
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, OperationalError, ProgrammingError, connections
 from psycopg import errors
 
-from gatewayadmin import database, grants, housekeeping
+from gatewayadmin import grants
+from gatewayadmin.config import database
+from gatewayadmin.serving import housekeeping
 
 LOCK_TIMEOUT = "1s"  # What comes to a table after us waits behind us for so long at most.
 TRIES = 10

@@ -5,12 +5,12 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from accounts import links
+from accounts import password_links
 from accounts.models import User
 from accounts.rules import PeopleError
-from gatewayadmin import database
-from gatewayadmin.database import Unusable
-from gatewayadmin.public_url import public_url
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.public_url import public_url
 
 
 class Command(BaseCommand):
@@ -28,5 +28,5 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         except User.DoesNotExist as error:
             raise CommandError(f"There is no person {email}.") from error
-        self.stdout.write(links.password_link(person, public_url()))
+        self.stdout.write(password_links.password_link(person, public_url()))
         self.stdout.write(f"It works once, for {'an hour' if hours == 1 else f'{hours} hours'}.")

@@ -6,8 +6,8 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
 from accounts import second_factor
-from gatewayadmin import database
-from gatewayadmin.database import Unusable
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
 from servers import resealing
 
 

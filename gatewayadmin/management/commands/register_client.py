@@ -6,11 +6,11 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from gatewayadmin import database
-from gatewayadmin.database import Unusable
-from gatewayadmin.public_url import public_url
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.public_url import public_url
 from oauth import registration
-from oauth.described import BadMetadata
+from oauth.client_metadata import BadMetadata
 
 
 class Command(BaseCommand):

@@ -8,11 +8,11 @@ from django.core.management.base import BaseCommand, CommandError
 from django.core.validators import validate_email
 from django.db import transaction
 
-from accounts import links, second_factor
+from accounts import password_links, second_factor
 from accounts.models import User
-from gatewayadmin import database
-from gatewayadmin.database import Unusable
-from gatewayadmin.public_url import public_url
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.public_url import public_url
 
 
 class Command(BaseCommand):
@@ -38,7 +38,7 @@ class Command(BaseCommand):
         except ValidationError as error:
             raise CommandError(f"{email} is no e-mail address.") from error
         if options["link"] or not person.has_usable_password():
-            link = links.password_link(person, public_url())
+            link = password_links.password_link(person, public_url())
             done.append(f"They choose a password at {link}\nThe link works once. Whoever opens it becomes them.")
         self.stdout.write("\n".join(done))
 

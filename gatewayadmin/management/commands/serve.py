@@ -7,11 +7,12 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from gatewayadmin import database, environment, first_start
-from gatewayadmin.database import Unusable
-from gatewayadmin.first_start import Welcome
-from gatewayadmin.key_uses import key_uses
-from gatewayadmin.server import PortTaken, Server, cores, listen, metrics_folder
+from gatewayadmin.config import database, environment
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.key_uses import key_uses
+from gatewayadmin.serving import first_start
+from gatewayadmin.serving.first_start import Welcome
+from gatewayadmin.serving.server import PortTaken, Server, cores, listen, metrics_folder
 
 
 class Command(BaseCommand):

@@ -1,0 +1,71 @@
+"""Who uses an agent: each person's tokens, and the identities the agent carries for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db.models import Prefetch, QuerySet
+from django.http import HttpResponse
+from django.views.decorators.http import require_GET
+
+from capabilities import Capability, requires
+from connections.models import Connection, ConnectionIdentity
+from connections.rows import Row, visible
+from gateways.models import Assignment, IdentityScheme
+from hosts.views import find
+from servers.models import AuthType
+from ui.pages import AppRequest, page_of, show
+
+ROWS = 20
+
+
+class Carried(NamedTuple):
+    """A server that asks for a person's own identity, and the state of the one they brought."""
+
+    server: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Person(Row):
+    """One person's connection; needs `_detailed`."""
+
+    @cached_property
+    def carried(self) -> list[Carried]:
+        """Per server, `missing` or the status of the identity."""
+        brought = {one.assignment_id: one.identity.status for one in self.connection.identities.all()}
+        assigned: Any = self.connection.gateway
+        return [Carried(one.server.name, brought.get(one.pk, "missing")) for one in assigned.asking]
+
+
+def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
+    asking = (
+        Assignment.objects.live()
+        .filter(identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)
+        .exclude(server__auth_type=AuthType.NONE)
+        .select_related("server")
+        .order_by("server__name")
+    )
+    return rows.select_related("host", "gateway", "user").prefetch_related(
+        "tokens",
+        Prefetch("gateway__assignments", asking, to_attr="asking"),
+        Prefetch("identities", ConnectionIdentity.objects.select_related("identity")),
+    )
+
+
+@require_GET
+@requires(Capability.HOSTS_READ)
+def listing(request: AppRequest, pk: UUID) -> HttpResponse:
+    host = find(request.user, pk)
+    live = visible(request.user).live().filter(host=host).order_by("user__email", "gateway__name", "pk")
+    page = page_of(request, live, ROWS, _detailed)
+    context = {
+        "host": host,
+        "tab": "overview",
+        "page": page,
+        "rows": [Person(connection, request.user) for connection in page],
+    }
+    return show(request, "connections/enrolled.html#enrolled", context)

@@ -1,0 +1,140 @@
+"""Actions of the Django admin: a question with what it will cut, then the verb, one row after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from allauth.account.internal.flows.reauthentication import raise_if_reauthentication_required
+from django.contrib import messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+
+from accounts.models.api_keys import AlreadyRevoked
+from accounts.rules import PeopleError
+from capabilities import Capability, CapabilityRequired
+from connections.impact import NothingGoesThrough, cuts
+from connections.models import ConnectionFault
+from gateways.models import GatewayError
+from hosts.models import HostError
+from servers.models import ServerError
+from tokens.models import TokenError
+
+# What a verb says no with, in words for the person.
+REFUSALS = (
+    AlreadyRevoked,
+    CapabilityRequired,
+    ConnectionFault,
+    GatewayError,
+    HostError,
+    PeopleError,
+    ServerError,
+    TokenError,
+)
+AT_ONCE = 500
+EXPLAINED = 20
+
+LOST = "Nothing is deleted."
+FINAL = "This cannot be undone."
+
+type Rule = Callable[[Any], bool]
+
+
+def all_of(*capabilities: Capability) -> Rule:
+    """Open to who holds all of these."""
+    return lambda user: all(map(user.has_perm, capabilities))
+
+
+def any_of(*capabilities: Capability) -> Rule:
+    """Open to who holds one of these."""
+    return lambda user: any(map(user.has_perm, capabilities))
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityAction:
+    """One verb as an action on the selected rows that match `on`; `more` is what the question adds."""
+
+    name: str
+    label: str
+    does: Callable[[Any, Any], object]
+    is_open_to: Rule
+    on: Q
+    more: str = LOST
+    asks: bool = True
+    grave: bool = False  # Asks for the password again, as its page does.
+
+    @property
+    def one(self) -> str:
+        """The label beside a single row."""
+        return self.label.replace(" selected", "")
+
+    def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Ask first, then do it; None goes back to the list."""
+        chosen = list(queryset.order_by("pk")[: AT_ONCE + 1])
+        if len(chosen) > AT_ONCE:
+            pages.message_user(request, f"Select {AT_ONCE} at most.", messages.WARNING)
+            return None
+        things = list(queryset.model._default_manager.filter(self.on, pk__in=[one.pk for one in chosen]).order_by("pk"))
+        if not things:
+            pages.message_user(request, "Nothing of what is selected can be changed like that.", messages.WARNING)
+            return None
+        if self.asks and "sure" not in request.POST:
+            return self._ask(pages, request, things, len(chosen) - len(things))
+        if self.grave:
+            raise_if_reauthentication_required(request, app="")
+        self._do(pages, request, things)
+        return redirect(_list_url(pages, request))
+
+    def _ask(self, pages: Any, request: HttpRequest, things: list[Any], left_alone: int) -> HttpResponse:
+        context = {
+            **pages.admin_site.each_context(request),
+            "title": f"{self.one}?",
+            "opts": pages.opts,
+            "act": self,
+            "checkbox": ACTION_CHECKBOX_NAME,
+            "things": things,
+            "explained": [(one, _cuts(one, request.user)) for one in things[:EXPLAINED]],
+            "further": max(len(things) - EXPLAINED, 0),
+            "left_alone": left_alone,
+            "list_url": _list_url(pages, request),
+        }
+        return TemplateResponse(request, "admin/ask.html", context)
+
+    def _do(self, pages: Any, request: HttpRequest, things: list[Any]) -> None:
+        done = 0
+        for thing in things:
+            try:
+                with transaction.atomic():
+                    self.does(thing, request.user)
+                done += 1
+            except REFUSALS as refusal:
+                pages.message_user(request, f"{thing}: {refusal}", messages.ERROR)
+        if done:
+            pages.message_user(request, f"{self.one}: done for {done}.", messages.SUCCESS)
+
+
+def _cuts(thing: Any, viewer: Any) -> str:
+    try:
+        return cuts(thing, viewer)
+    except NothingGoesThrough:
+        return ""
+
+
+def _list_url(pages: Any, request: HttpRequest) -> str:
+    url = reverse(f"admin:{pages.opts.app_label}_{pages.opts.model_name}_changelist")
+    return request.get_full_path() if request.path == url else url
+
+
+def switches(*needed: Capability, live: Q) -> tuple[CapabilityAction, CapabilityAction]:
+    """*Disable selected* and *Enable selected*, of rows that are `live`."""
+    off = CapabilityAction("disable", "Disable selected", lambda row, by: row.disable(by=by), any_of(*needed), live)
+    on = CapabilityAction(
+        "enable", "Enable selected", lambda row, by: row.enable(by=by), any_of(*needed), live, asks=False
+    )
+    return off, on

@@ -1,0 +1,60 @@
+"""What `manage.py check` looks for beyond Django's own checks."""
+
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.contrib.auth import get_permission_codename
+from django.core import checks
+from django.core.checks import CheckMessage
+from django.db.models import Model
+
+from capabilities import Capability
+from gatewayadmin.config.mail import domain_of
+
+
+@checks.register("capabilities")
+def every_capability_is_a_permission(**kwargs: Any) -> list[CheckMessage]:
+    """A capability without a Django permission behind it could never be granted."""
+    declared = {permission for model in apps.get_models() for permission in permissions_of(model)}
+    return [
+        checks.Error(f"No model declares the permission {capability}.", obj=capability.name, id="gatewayadmin.E001")
+        for capability in Capability
+        if capability not in declared
+    ]
+
+
+@checks.register("security", deploy=True)
+def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
+    """Bearer tokens travel to the public address."""
+    if settings.PUBLIC_URL.startswith("https://"):
+        return []
+    hint = "Set GATEWAY_PUBLIC_URL to the https address your proxy serves."
+    return [checks.Warning(f"{settings.PUBLIC_URL} is not https.", hint=hint, id="gatewayadmin.W001")]
+
+
+@checks.register("mail", deploy=True)
+def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
+    """Mail servers refuse, or hide away, what comes from nobody they know."""
+    if not settings.MAIL_SERVER:
+        return []
+    hint = "Set GATEWAY_EMAIL_FROM to an address that your mail server sends for."
+    if not settings.EMAIL_FROM_IS_SET:
+        said = f"Mail goes through {settings.MAIL_SERVER}, but GATEWAY_EMAIL_FROM is not set."
+    elif is_local_domain(domain_of(settings.DEFAULT_FROM_EMAIL)):
+        said = f"Mail is sent from {settings.DEFAULT_FROM_EMAIL}, an address of this machine alone."
+    else:
+        return []
+    return [checks.Warning(said, hint=hint, id="gatewayadmin.W002")]
+
+
+def is_local_domain(domain: str) -> bool:
+    """Whether mail from this domain is from nowhere that another machine could answer to."""
+    return domain == "localhost" or domain.endswith((".localhost", ".localdomain", ".local")) or "." not in domain
+
+
+def permissions_of(model: type[Model]) -> set[str]:
+    """Every permission `model` declares, as `app.codename`."""
+    own = {codename for codename, _ in model._meta.permissions}
+    native = {get_permission_codename(action, model._meta) for action in model._meta.default_permissions}
+    return {f"{model._meta.app_label}.{codename}" for codename in own | native}

@@ -1,0 +1,132 @@
+"""Which database: the one DATABASE_URL names, or an embedded PostgreSQL in the data directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from django.conf import settings
+from django.db import connection, connections
+from django.db.migrations.executor import MigrationExecutor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from gatewayadmin.config.environment import Refused, forget_libpq, refuse
+from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
+from gatewayadmin.embedded.programs import ClusterError
+
+OLDEST = 150000
+POOL = {"min_size": 1, "timeout": 10}
+
+# Compiling a statement takes longer than any of ours runs.
+NO_JIT = "-c jit=off"
+# What a page may ask for at most: who waits longer has left, and others wait for the connection.
+LIMITED = " -c statement_timeout=15s"
+
+
+class Unusable(Exception):
+    """The database cannot be used; the message is one line."""
+
+
+def configuration(url: str, data_dir: Path, *, web_connections: int) -> dict[str, Any]:
+    """Django's settings for the default database, with so many connections for pages and REST in each process.
+
+    Nothing is started, nothing is reached. For the embedded one the variables of libpq (PGPORT, ...) leave this
+    process's environment.
+    """
+    pool = {**POOL, "max_size": web_connections}
+    shared = {"CONN_HEALTH_CHECKS": True, "ATOMIC_REQUESTS": False}
+    if not url:
+        forget_libpq()
+        folder = str(socket_folder(data_dir / "postgres"))
+        own = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
+        return {**shared, **own, "OPTIONS": {"options": NO_JIT, "pool": pool}}
+    words = _parsed(url)
+    words["options"] = f"{words.get('options', '')} {NO_JIT}".strip()
+    return {
+        **shared,
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": words.pop("dbname", ""),
+        "USER": words.pop("user", ""),
+        "PASSWORD": words.pop("password", ""),
+        "HOST": words.pop("host", ""),
+        "PORT": words.pop("port", ""),
+        "OPTIONS": {"connect_timeout": 5, **words, "pool": pool},
+    }
+
+
+def conninfo() -> str:
+    """The present database (in tests: the test database) as a libpq connection string."""
+    words = connection.settings_dict
+    options = {name: value for name, value in words["OPTIONS"].items() if name != "pool"}
+    options["options"] = options["options"].removesuffix(LIMITED)
+    named = {"dbname": words["NAME"], "user": words["USER"], "password": words["PASSWORD"]}
+    place = {"host": words["HOST"], "port": words["PORT"]}
+    return make_conninfo("", **{name: value for name, value in {**named, **place, **options}.items() if value != ""})
+
+
+def limit_statements() -> None:
+    """End statements that take too long, from the next connection on: for a process that serves pages."""
+    options = connections.settings["default"]["OPTIONS"]
+    options["options"] = options["options"].removesuffix(LIMITED) + LIMITED
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Let this thread's statements take the time they need, also where pages are served."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET statement_timeout")
+
+
+def is_embedded() -> bool:
+    return bool(connection.settings_dict["ENGINE"] == "gatewayadmin.embedded")
+
+
+def ensure() -> None:
+    """Start the embedded server when it does not run; nothing to do for any other. Raises Unusable."""
+    if is_embedded():
+        try:
+            cluster(settings.DATA_DIR).ensure()
+        except ClusterError as error:
+            raise Unusable(f"{error}.") from error
+
+
+def require(*, tables: bool = True) -> None:
+    """Return when the database answers, is new enough and, with `tables`, has been set up. Raises Unusable."""
+    ensure()
+    try:
+        with psycopg.connect(conninfo(), connect_timeout=5) as probe:
+            version = probe.info.server_version
+            found = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
+    except psycopg.Error as error:
+        raise Unusable(f"The database cannot be reached: {' '.join(str(error).split())}") from error
+    if version < OLDEST:
+        raise Unusable(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
+    if tables and (found is None or found[0] is None):
+        raise Unusable("The database is empty: start `manage.py serve` once, it makes the tables.")
+
+
+def missing() -> list[str]:
+    """What `manage.py migrate` would still make, by name: migrations as `app.0001_name`, and the cache's table."""
+    executor = MigrationExecutor(connection)
+    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    names = [f"{migration.app_label}.{migration.name}" for migration, _ in plan]
+    has_cache = settings.CACHES["default"]["LOCATION"] in connection.introspection.table_names()
+    return names if has_cache else [*names, "the cache table"]
+
+
+def _parsed(url: str) -> dict[str, Any]:
+    if not url.startswith(("postgres://", "postgresql://")):
+        refuse("DATABASE_URL", "must be a URL such as postgresql://user:password@host:5432/name.")
+    try:
+        words = conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        raise Refused("DATABASE_URL is not a PostgreSQL URL that libpq understands.") from error
+    if not words.get("dbname"):
+        refuse("DATABASE_URL", "must name a database: postgresql://user:password@host:5432/name.")
+    return dict(words)

@@ -1,0 +1,41 @@
+"""Which keys still hold something: a key that is missing makes tokens or secrets unusable without a word."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.db.models import Count, QuerySet
+
+from accounts import second_factor
+from accounts.models import ApiKey
+from servers.models import Identity
+from tokens.models import Token
+from wire import cipher, token_text
+
+
+class KeyUses(NamedTuple):
+    """The keys of one variable by their ids, newest first, and how much each key holds, missing ones too."""
+
+    variable: str
+    present: Sequence[str]
+    uses: Counter[str]
+
+    @property
+    def missing(self) -> list[str]:
+        return sorted(self.uses.keys() - set(self.present))
+
+
+def key_uses() -> list[KeyUses]:
+    """What is held by the token keys and by the encryption keys."""
+    tokens = _uses(Token.objects.live().exclude(digest=None)) + _uses(Token.objects.overlapping(), "previous_key_id")
+    tokens += _uses(ApiKey.objects.filter(revoked_at=None))
+    sealed = _uses(Identity.objects.exclude(secret_ciphertext=None)) + second_factor.key_uses()
+    return [
+        KeyUses("GATEWAY_TOKEN_KEYS", [token_text.key_id(key) for key in settings.TOKEN_KEYS], tokens),
+        KeyUses("GATEWAY_ENCRYPTION_KEYS", [cipher.key_id(key) for key in settings.ENCRYPTION_KEYS], sealed),
+    ]
+
+
+def _uses(rows: QuerySet[Any], key_id: str = "key_id") -> Counter[str]:
+    return Counter(dict(rows.values_list(key_id).annotate(Count("pk")).order_by()))

@@ -1,0 +1,91 @@
+"""The three kinds of keys: from the environment, or generated once into the data directory."""
+
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.fernet import Fernet
+
+from gatewayadmin.config.environment import Refused, refuse, text
+
+SHORTEST = 32
+NAMES = ("GATEWAY_SECRET_KEY", "GATEWAY_TOKEN_KEYS", "GATEWAY_ENCRYPTION_KEYS")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Django's key, the keys tokens are digested with, the keys identities are encrypted with; newest first."""
+
+    secret: str
+    tokens: list[bytes]
+    encryption: list[bytes]
+
+
+def from_environment() -> Keys:
+    """The keys the environment holds. Raises Refused, naming each missing variable."""
+    missing = [name for name in NAMES if not text(name)]
+    if missing:
+        raise Refused(f"DATABASE_URL is set, so these must be set too: {', '.join(missing)}.")
+    return _keys(text)
+
+
+def kept_in(folder: Path) -> Keys:
+    """The keys of the environment, and those it lacks from `folder`, where they are made at first."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        return _keys(lambda name: text(name) or _kept(folder, name))
+    except OSError as error:
+        raise Refused(f"GATEWAY_DATA_DIR: cannot write to {folder.parent} ({error.strerror}).") from error
+
+
+def _keys(find: Callable[[str], str]) -> Keys:
+    return Keys(
+        secret=_long_enough("GATEWAY_SECRET_KEY", find("GATEWAY_SECRET_KEY")),
+        tokens=[_long_enough("GATEWAY_TOKEN_KEYS", key).encode() for key in _parts(find("GATEWAY_TOKEN_KEYS"))],
+        encryption=[_fernet(key) for key in _parts(find("GATEWAY_ENCRYPTION_KEYS"))],
+    )
+
+
+def _parts(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _long_enough(name: str, key: str) -> str:
+    if len(key) < SHORTEST or len(set(key)) < 8:
+        refuse(name, f"holds a weak key: it needs at least {SHORTEST} characters, chosen at random.")
+    return key
+
+
+def _fernet(key: str) -> bytes:
+    try:
+        Fernet(key)
+    except ValueError:
+        refuse("GATEWAY_ENCRYPTION_KEYS", "must hold Fernet keys: 32 bytes in URL-safe base64 each.")
+    return key.encode()
+
+
+def _kept(folder: Path, name: str) -> str:
+    path = folder / name.removeprefix("GATEWAY_").lower()
+    if not path.exists():
+        _write_once(path, _fresh(name))
+    return path.read_text().strip()
+
+
+def _fresh(name: str) -> str:
+    return Fernet.generate_key().decode() if name == "GATEWAY_ENCRYPTION_KEYS" else secrets.token_urlsafe(48)
+
+
+def _write_once(path: Path, key: str) -> None:
+    """Write `key` unless another process was faster; nobody ever reads half a key."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(key + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileExistsError):
+        os.link(draft, path)
+    draft.unlink()

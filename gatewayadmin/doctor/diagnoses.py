@@ -1,0 +1,103 @@
+"""What usual disorders in front of the gateway look like, and what to do about each."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from django.conf import settings
+
+from gatewayadmin.doctor.http_probe import Answer
+from gatewayadmin.doctor.report import Fault
+
+WRONG_HOST = "does not answer for that host name"
+UNAVAILABLE = {502, 503, 504}
+
+
+def belongs(url: str, base: str, where: str) -> str:
+    """`url` if a client that came by `base` stays there with it; `where` names what said it. Raises Fault."""
+    if _place(url) == _place(base) and not urlsplit(base).path:
+        return url
+    raise Fault(f"{where} leads to {url}, but clients come by {base}.", _public_url_advice(url, base))
+
+
+def _place(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port; nothing at all for what is no address."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", None, None
+    return parts.scheme, parts.hostname, port
+
+
+def _public_url_advice(url: str, base: str) -> str:
+    if urlsplit(base).path:
+        return (
+            "A path prefix is not possible: clients look for /.well-known/ at the root. Give the gateway a host name "
+            "of its own, and set GATEWAY_PUBLIC_URL to it."
+        )
+    if _place(settings.PUBLIC_URL) == _place(base):
+        return (
+            f"GATEWAY_PUBLIC_URL is {base} as it should be: something in front rewrites this answer, or keeps an old "
+            "one. Look for rewriting of bodies and headers (sub_filter, proxy_redirect), and for a cache."
+        )
+    scheme = "TLS ends at the proxy: " if _place(url)[0] != _place(base)[0] else ""
+    return f"{scheme}set GATEWAY_PUBLIC_URL={base} and restart, or give clients the address {settings.PUBLIC_URL}."
+
+
+def unexpected(answer: Answer, wanted: int) -> Fault:
+    """Why `answer` has another status than `wanted`."""
+    path = urlsplit(answer.url).path
+    if 300 <= answer.status < 400:
+        return _redirected(answer)
+    if answer.status in (400, 421) and (WRONG_HOST in answer.text or not answer.text):
+        return Fault(
+            f"{answer.status}: the request arrives with another Host than {urlsplit(settings.PUBLIC_URL).netloc}.",
+            "Let the proxy pass the Host header on unchanged (nginx: proxy_set_header Host $host), or set "
+            "GATEWAY_PUBLIC_URL to the address clients use.",
+        )
+    if answer.status == 404:
+        return Fault(
+            f"404: {path} does not arrive at the gateway.",
+            "Pass /mcp/, /oauth/, /.well-known/oauth-* and the pages on with their paths unchanged, at the root of the "
+            "host name. Certificate tools often keep /.well-known/ for themselves.",
+        )
+    if answer.status in UNAVAILABLE:
+        return Fault(
+            f"{answer.status}: what stands in front could not reach the gateway, or gave up.",
+            "Is the gateway running, and does the proxy know its port? Then look into the proxy's error log.",
+        )
+    if answer.status == 429:
+        return Fault("429: too many requests from this address.", "Wait a minute, then run the doctor again.")
+    return Fault(
+        f"{answer.status} instead of {wanted}{said(answer)}",
+        "If this is not the gateway's own answer, something in front refuses: exempt /mcp/, /oauth/ and "
+        "/.well-known/oauth-* from sign-in and filters of its own.",
+    )
+
+
+def _redirected(answer: Answer) -> Fault:
+    to = answer.headers.get("location", "")
+    if _place(to)[0] == "https" and _place(answer.url)[0] == "http":
+        return Fault(
+            f"{answer.status}: sent on to https ({to}).",
+            f"Clients do not follow. Set GATEWAY_PUBLIC_URL=https://{urlsplit(to).netloc} and restart.",
+        )
+    return Fault(
+        f"{answer.status}: sent on to {to or 'nowhere'}.",
+        "A client's request does not survive a redirect. Let the proxy pass this address on as it is.",
+    )
+
+
+def said(answer: Answer) -> str:
+    """The error of an answer in words, when it is the gateway's own; else just a full stop."""
+    try:
+        document = answer.document
+    except Fault:
+        return "."
+    error = document.get("error")
+    if isinstance(error, dict):
+        data = error.get("data")
+        reason = data.get("reason") if isinstance(data, dict) else None
+        return f": {error.get('message')}" + (f" ({reason})" if reason else "")
+    return f": {error}: {document.get('error_description', '')}" if error else "."

@@ -1,0 +1,127 @@
+"""Questions as a client puts them, and what is told of the answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+
+import httpx
+
+from gatewayadmin.doctor.report import Fault
+from wire import product
+from wire.bodies import Body, BodyBroken, BodyTooLarge
+from wire.deadline import Deadline
+from wire.guard import Guard, GuardedTransport
+
+SECONDS = 10.0
+LARGEST = 5 * 1024 * 1024
+TOLD = ("www-authenticate", "location", "content-type", "server", "via")
+UNTOLD = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
+# Our own public address may well be private, and without TLS; only what hands out a cloud's credentials stays closed.
+ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back."""
+
+    url: str
+    status: int
+    headers: httpx.Headers
+    text: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The JSON object in it, be it an event of a stream; raises Fault when there is none."""
+        lines = [line.removeprefix("data:") for line in self.text.splitlines() if line.startswith("data:")]
+        try:
+            found = json.loads(lines[-1] if lines else self.text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            kind = self.headers.get("content-type", "no content type")
+            raise Fault(
+                f"{self.status} with {kind} where JSON was expected.",
+                f"Something in front answers {self.url} itself. Let it pass this address on, and its answer back.",
+            )
+        return found
+
+
+class HttpProbe:
+    """A client's side of the wire: no cookies, no redirects followed, no proxy of the environment.
+
+    A step has `seconds` in all, however slowly its peer drips. `asked` and `answered` tell the last exchange without
+    secrets.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.asked = self.answered = ""
+        self._seconds, self._deadline = seconds, Deadline()
+        self._http = httpx.Client(
+            transport=GuardedTransport(ANYWHERE, self._deadline),
+            timeout=seconds,
+            trust_env=False,
+            headers={"User-Agent": f"{product.NAME}-doctor", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"},
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def begin(self) -> None:
+        """The clock of the next step runs; nothing is told of it yet."""
+        self._deadline.set(self._seconds)
+        self.note("")
+
+    def note(self, asked: str, answered: str = "") -> None:
+        self.asked, self.answered = UNTOLD.sub("…", asked), UNTOLD.sub("…", answered)
+
+    def ask(self, method: str, url: str, *, telling: str = "", **what: Any) -> Answer:
+        """Put a question, of which `telling` may be told; raises Fault when nothing answers."""
+        self.note(f"{method} {url}" + (f"\n{telling}" if telling else ""))
+        if not url.startswith(("https://", "http://")):
+            raise Fault("No answer: an address begins with https:// or http://.", _unreachable(url))
+        try:
+            with self._http.stream(method, url, **what) as response:
+                answer = Answer(url, response.status_code, response.headers, _text(response, self._deadline))
+        except httpx.TimeoutException:
+            raise Fault(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
+            raise Fault(f"No answer: {error}", _unreachable(url)) from None
+        finally:
+            self._http.cookies.clear()
+        self.note(self.asked, _told(answer.status, answer.headers))
+        return answer
+
+
+def _text(response: httpx.Response, deadline: Deadline) -> str:
+    advice = "Look at what stands in front of the gateway."
+    parts: list[bytes] = []
+    try:
+        # Unpacked by us: httpx unpacks what it has read at once, however large that becomes.
+        body = Body(LARGEST, response.headers.get("content-encoding", "").encode())
+        for chunk in response.iter_raw():
+            deadline.check()
+            parts += body.feed(chunk)
+    except BodyTooLarge:
+        raise Fault("The answer is larger than 5 MiB.", advice) from None
+    except BodyBroken as error:
+        raise Fault(f"The answer has {error}.", advice) from None
+    return b"".join(parts).decode(errors="replace")
+
+
+def _told(status: int, headers: Mapping[str, str]) -> str:
+    known = [f"{name.title().replace('Www', 'WWW')}: {headers[name]}" for name in TOLD if name in headers]
+    return "\n".join([str(status), *known])
+
+
+def _unreachable(url: str) -> str:
+    place = url.partition("/mcp/")[0]
+    return (
+        f"Does {place} lead to this installation, with a certificate that clients trust? If only this machine cannot "
+        "reach it, run `manage.py doctor --url` where clients are."
+    )

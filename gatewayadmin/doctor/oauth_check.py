@@ -1,0 +1,263 @@
+"""The way of a client, step by step, as the MCP authorization specification lays it out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlencode, urljoin, urlsplit
+
+from django.urls import reverse
+from oauth2_provider.models import Application
+
+from accounts.models import User
+from connections.models import Connection
+from gatewayadmin.config.public_url import public_url
+from gatewayadmin.doctor import consent
+from gatewayadmin.doctor.diagnoses import belongs, said, unexpected
+from gatewayadmin.doctor.http_probe import SECONDS, Answer, HttpProbe
+from gatewayadmin.doctor.report import Fault, State, Step
+from gateways.models import Gateway
+
+APP = "OAuth doctor"
+REDIRECT = "http://127.0.0.1:33418/callback"
+ACCEPT = {"Accept": "application/json, text/event-stream"}
+LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+METADATA = re.compile(r'resource_metadata="?([^",\s]+)')
+ELSEWHERE = "Another installation answers here, or something in front makes answers up. Where does the name lead?"
+FILTERED = "Something in front changes or filters this. Let it pass unchanged in both directions."
+
+
+class OAuthCheck:
+    """One client's way to one gateway's tools, by the address clients use, as one person.
+
+    `run` gives every step, for each of which there are `seconds`; the first that fails is the last that is tried. What
+    the walk made is tidied up. A host that is not this installation is told nothing worth having.
+    """
+
+    def __init__(self, base: str, gateway: Gateway, person: User, *, seconds: float = SECONDS) -> None:
+        self.base = base.rstrip("/")
+        self.url = f"{self.base}/mcp/{gateway.slug}"
+        self.gateway, self.person = gateway, person
+        self.wire = HttpProbe(seconds)
+        self.verifier = secrets.token_urlsafe(48)
+        self.metadata_url = self.code = self.access_token = ""
+        self.server: dict[str, Any] = {}
+        self.application: Application | None = None
+        self.connection: Connection | None = None
+
+    def run(self) -> list[Step]:
+        ways: list[tuple[str, Callable[[], str]]] = [
+            ("Refusal without a token", self.refusal),
+            ("Protected resource metadata", self.resource_metadata),
+            ("Authorization server metadata", self.server_metadata),
+            ("Registration", self.registration),
+            ("Authorize page (PKCE)", self.authorize_page),
+            ("Consent, simulated", self.consent),
+            ("Token", self.token),
+            ("Call: tools/list", self.call),
+        ]
+        steps: list[Step] = []
+        try:
+            for title, way in ways:
+                going_on = all(step.state == State.OK for step in steps)
+                steps.append(self._step(title, way) if going_on else Step(title, State.NOT_REACHED))
+        finally:
+            self.wire.close()
+            consent.tidy(self.application, self.connection, by=self.person)
+        return steps
+
+    def _step(self, title: str, way: Callable[[], str]) -> Step:
+        self.wire.begin()
+        try:
+            found = way()
+        except Fault as fault:
+            return Step(title, State.FAILED, self.wire.asked, self.wire.answered, fault.reason, fault.advice)
+        return Step(title, State.OK, self.wire.asked, self.wire.answered, found)
+
+    def refusal(self) -> str:
+        """A client without a token is told where to begin (RFC 9728 section 5.1)."""
+        answer = self.wire.ask("POST", self.url, json=LIST, headers=ACCEPT)
+        if answer.status != 401:
+            raise unexpected(answer, 401)
+        challenge = answer.headers.get("www-authenticate")
+        if challenge is None:
+            raise Fault(
+                "401 without the header WWW-Authenticate: a client does not learn that it can sign in.",
+                "Something in front takes the header out. Let it pass (nginx: no proxy_hide_header).",
+            )
+        found = METADATA.search(challenge)
+        if found is None:
+            raise Fault(
+                f"The header WWW-Authenticate names no resource_metadata: {challenge}",
+                "This 401 is not the gateway's: something in front asks for a sign-in of its own. Exempt /mcp/, "
+                "/oauth/ and /.well-known/oauth-* from it.",
+            )
+        self.metadata_url = belongs(found[1], self.base, "The header WWW-Authenticate")
+        return "The refusal names the metadata document."
+
+    def resource_metadata(self) -> str:
+        """The document of this gateway, which names it exactly and leads to the server that authorizes (RFC 9728)."""
+        document = self._document(self.metadata_url)
+        if document.get("resource") != self.url:
+            belongs(str(document.get("resource")), self.base, "The field resource")
+            raise Fault(f"The field resource is {document.get('resource')}, not {self.url}.", FILTERED)
+        [issuer, *_] = _list(document.get("authorization_servers")) or [""]
+        if issuer != self.base:
+            belongs(str(issuer), self.base, "The field authorization_servers")
+            raise Fault(f"The field authorization_servers begins with {issuer}, not {self.base}.", FILTERED)
+        return f"The gateway is {self.url}, authorized by {issuer}."
+
+    def server_metadata(self) -> str:
+        """Where to register, authorize and get tokens; the issuer is compared letter by letter (RFC 8414)."""
+        self.server = self._document(f"{self.base}/.well-known/oauth-authorization-server")
+        if self.server.get("issuer") != self.base:
+            belongs(str(self.server.get("issuer")), self.base, "The field issuer")
+            raise Fault(f"The field issuer is {self.server.get('issuer')}, not {self.base}.", FILTERED)
+        for name in ("authorization_endpoint", "token_endpoint", "registration_endpoint"):
+            belongs(str(self.server.get(name)), self.base, f"The field {name}")
+        for name, value in (("code_challenge_methods_supported", "S256"), ("grant_types_supported", "refresh_token")):
+            if value not in _list(self.server.get(name)):
+                raise Fault(f"The field {name} lacks {value}.", FILTERED)
+        return "Issuer, endpoints and PKCE with S256 are as they should be."
+
+    def _document(self, url: str) -> dict[str, Any]:
+        answer = self.wire.ask("GET", url)
+        if answer.status != 200:
+            raise unexpected(answer, 200)
+        return answer.document
+
+    def registration(self) -> str:
+        """The app makes itself known (RFC 7591); the doctor's registration goes away at the end.
+
+        The walk goes on only with what was registered here just now: a code would open this installation, whoever
+        holds it, and what is tidied up must be the doctor's own.
+        """
+        self._must_be_here()
+        told = {
+            "client_name": APP,
+            "redirect_uris": [REDIRECT],
+            "grant_types": ["authorization_code", "refresh_token"],
+            "response_types": ["code"],
+            "token_endpoint_auth_method": "none",
+        }
+        newest = consent.newest()
+        answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=told)
+        if answer.status != 201:
+            raise unexpected(answer, 201)
+        client_id = str(answer.document.get("client_id", ""))
+        if not client_id:
+            raise Fault("The answer has no client_id.", FILTERED)
+        self.application = consent.registered(client_id, name=APP, redirect=REDIRECT, after=newest)
+        if self.application is None:
+            raise Fault("The client_id of the answer was not registered here.", ELSEWHERE)
+        return "Registered, and forgotten again after this walk."
+
+    def _must_be_here(self) -> None:
+        ours = public_url()
+        if ours != self.base:
+            raise Fault(
+                f"All of this was answered in the name of {self.base}, but the address of this installation is {ours}.",
+                ELSEWHERE,
+            )
+
+    @property
+    def client_id(self) -> str:
+        return str(self.application.client_id) if self.application else ""
+
+    @property
+    def question(self) -> dict[str, str]:
+        """What an app asks for at the authorize page."""
+        digest = hashlib.sha256(self.verifier.encode()).digest()
+        return {
+            "response_type": "code",
+            "client_id": self.client_id,
+            "redirect_uri": REDIRECT,
+            "state": "doctor",
+            "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+            "code_challenge_method": "S256",
+        }
+
+    def authorize_page(self) -> str:
+        """As a browser comes to it, not signed in: it is sent to the sign-in page of the same place."""
+        asked = {**self.question, "resource": self.url}
+        telling = f"response_type=code code_challenge=… code_challenge_method=S256 resource={self.url}"
+        address = f"{self.server['authorization_endpoint']}?{urlencode(asked)}"
+        answer = self.wire.ask("GET", address, telling=telling)
+        to = urljoin(answer.url, answer.headers.get("location", ""))
+        if answer.status != 302:
+            raise unexpected(answer, 302)
+        if to.startswith(REDIRECT):
+            raise Fault(f"The app is sent back at once: {to}", "This is what every app would be told.")
+        belongs(to, self.base, "The header Location")
+        if urlsplit(to).path != reverse("account_login"):
+            raise Fault(f"The header Location leads to {to} instead of the sign-in page.", FILTERED)
+        sent_there = self.wire.asked, self.wire.answered
+        self._sign_in_page(self.wire.ask("GET", to))
+        self.wire.note(*sent_there)
+        return "The browser is sent to the sign-in page. What follows there needs a human."
+
+    def _sign_in_page(self, answer: Answer) -> None:
+        if answer.status != 200:
+            raise unexpected(answer, 200)
+        if "csrfmiddlewaretoken" not in answer.text:
+            raise Fault("This is not the sign-in page of the gateway.", FILTERED)
+
+    def consent(self) -> str:
+        """Nobody is there to press Allow: the functions behind that button are called instead."""
+        self.wire.note(f"Nothing over HTTP: the functions behind the consent page, as {self.person.email}")
+        allowed = consent.allow(self.person, self.gateway, self.application, self.question)
+        self.code, self.connection = allowed.code, allowed.connection
+        self.wire.note(self.wire.asked, "A code that works once, for a minute")
+        return f"{self.person.email} may connect an app to {self.gateway.name}."
+
+    def token(self) -> str:
+        """The code and the verifier bring an access token for this gateway."""
+        told = {
+            "grant_type": "authorization_code",
+            "code": self.code,
+            "client_id": self.client_id,
+            "redirect_uri": REDIRECT,
+            "code_verifier": self.verifier,
+            "resource": self.url,
+        }
+        telling = f"grant_type=authorization_code code=… code_verifier=… resource={self.url}"
+        answer = self.wire.ask("POST", self.server["token_endpoint"], telling=telling, data=told)
+        if answer.status != 200:
+            raise unexpected(answer, 200)
+        self.access_token = str(answer.document.get("access_token", ""))
+        if not self.access_token:
+            raise Fault("The answer has no access_token.", FILTERED)
+        return "An access token and a refresh token for this gateway."
+
+    def call(self) -> str:
+        """The token opens the gateway, and its tools are listed."""
+        bearer = {"Authorization": f"Bearer {self.access_token}"}
+        telling = "Authorization: Bearer …\ntools/list"
+        answer = self.wire.ask("POST", self.url, telling=telling, json=LIST, headers=ACCEPT | bearer)
+        if answer.status == 401:
+            raise self._refused(answer)
+        if answer.status != 200:
+            raise unexpected(answer, 200)
+        result = answer.document.get("result")
+        tools = result.get("tools") if isinstance(result, dict) else None
+        if not isinstance(tools, list):
+            raise Fault(f"No list{said(answer)}", "Look at this call in the Logs.")
+        return f"{len(tools)} tool{'' if len(tools) == 1 else 's'}."
+
+    def _refused(self, answer: Answer) -> Fault:
+        if "invalid_token" in answer.headers.get("www-authenticate", ""):
+            return Fault("401: the token arrived, and was refused.", "The Logs have this call, with the reason.")
+        return Fault(
+            "401: the header Authorization does not arrive at the gateway.",
+            "Let the proxy pass it on for /mcp/ (Apache: CGIPassAuth On). A sign-in of the proxy's own takes this "
+            "header for itself: exempt /mcp/ from it.",
+        )
+
+
+def _list(value: Any) -> list[Any]:
+    """What should be a list, if it is one."""
+    return value if isinstance(value, list) else []

@@ -1,0 +1,209 @@
+"""The description of the API as a person reads it: operations, fields and objects in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from gatewayadmin.rest.openapi import description
+
+SAMPLES: dict[str, Any] = {"string": "...", "integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
+
+
+class Field(NamedTuple):
+    """A parameter, or a field of an object."""
+
+    name: str
+    kind: str
+    required: bool
+    note: SafeString
+
+
+class Answer(NamedTuple):
+    """What an operation may answer."""
+
+    status: str
+    means: SafeString
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """An object that is sent or told."""
+
+    name: str
+    about: SafeString
+    fields: list[Field]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one address."""
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    about: list[SafeString]
+    parameters: list[Field]
+    body: str
+    answers: list[Answer]
+    example: str
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The operations on one kind of thing."""
+
+    slug: str
+    title: str
+    operations: list[Operation]
+
+
+@cache
+def groups() -> dict[str, Group]:
+    """Every operation, in groups by their slug."""
+    found: dict[str, Group] = {}
+    for path, item in description()["paths"].items():
+        for method, told in item.items():
+            tag = told["tags"][0]
+            slug = tag.replace(" ", "-")
+            group = found.setdefault(slug, Group(slug, _title(tag), []))
+            group.operations.append(_operation(method, path, told))
+    return dict(sorted(found.items()))
+
+
+def _title(tag: str) -> str:
+    """`api-keys` as API keys, `gateways tools` as Gateways: tools."""
+    words = tag.replace(" ", ": ").replace("-", " ").capitalize()
+    return words.replace("Api ", "API ")
+
+
+def objects_of(group: Group) -> list[Schema]:
+    """Every object the operations of `group` speak of, those within others too."""
+    waiting = {name for operation in group.operations for name in operation.names}
+    known: dict[str, Schema] = {}
+    while waiting:
+        name = waiting.pop()
+        schema = _objects()[name]
+        known[name] = Schema(name, in_words(schema.get("description", "")), list(_fields(schema)))
+        waiting |= set(_named(schema)) - known.keys()
+    return [known[name] for name in sorted(known)]
+
+
+def in_words(text: str) -> SafeString:
+    """Text in which what stands between backticks is code."""
+    pieces = re.split(r"`([^`]*)`", text)
+    return format_html_join(
+        "", "{}", ((format_html("<code>{}</code>", piece) if at % 2 else piece,) for at, piece in enumerate(pieces))
+    )
+
+
+def kind_of(schema: dict[str, Any]) -> str:
+    """What values a schema allows, in words."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    for several in ("oneOf", "anyOf", "allOf"):
+        if several in schema:
+            return " or ".join(dict.fromkeys(kind_of(one) for one in schema[several]))
+    if "enum" in schema:
+        return ", ".join("none" if one in (None, "") else str(one) for one in schema["enum"])
+    types = schema.get("type", "anything")
+    return " or ".join(_type(one, schema) for one in (types if isinstance(types, list) else [types]))
+
+
+def _type(name: str, schema: dict[str, Any]) -> str:
+    if name == "array":
+        return f"list of {kind_of(schema.get('items', {}))}"
+    if name == "object" and "results" in schema.get("properties", {}):
+        return f"page of {kind_of(schema['properties']['results']['items'])}"
+    return str(schema.get("format", name)) if name == "string" else name
+
+
+def _operation(method: str, path: str, told: dict[str, Any]) -> Operation:
+    body = told.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    return Operation(
+        name=told["operationId"],
+        method=method.upper(),
+        path=path,
+        summary=told["summary"],
+        about=[in_words(part) for part in told["description"].split("\n\n")],
+        parameters=[_parameter(one) for one in told.get("parameters", ())],
+        body=kind_of(body) if body else "",
+        answers=[_answer(status, one) for status, one in told["responses"].items()],
+        example=_example(method.upper(), path, body),
+        names=frozenset(_named({key: told.get(key) for key in ("requestBody", "responses")})),
+    )
+
+
+def _parameter(told: dict[str, Any]) -> Field:
+    note = in_words("In the address." if told["in"] == "path" else _bounds(told["schema"]))
+    return Field(told["name"], kind_of(told["schema"]), bool(told.get("required")), note)
+
+
+def _fields(schema: dict[str, Any]) -> Iterator[Field]:
+    required = schema.get("required", ())
+    for name, one in schema.get("properties", {}).items():
+        yield Field(name, kind_of(one), name in required, in_words(_bounds(one)))
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    """The limits of a value, and its default."""
+    words = {"minimum": "At least", "maximum": "At most", "maxLength": "Characters at most:", "default": "Default:"}
+    return " ".join(
+        f"{word} `{json.dumps(schema[name])}`." for name, word in words.items() if schema.get(name) is not None
+    )
+
+
+def _answer(status: str, told: dict[str, Any]) -> Answer:
+    schemas = [one.get("schema", {}) for one in told.get("content", {}).values()]
+    files = [media for media in told.get("content", {}) if media != "application/json"]
+    kind = " or ".join(files) or next(map(kind_of, schemas), "")
+    return Answer(status, in_words(told.get("description") or "Done."), kind)
+
+
+def _named(told: Any) -> Iterator[str]:
+    """The objects that something speaks of."""
+    match told:
+        case {"$ref": str(reference)}:
+            yield reference.rpartition("/")[2]
+        case dict():
+            for one in told.values():
+                yield from _named(one)
+        case list():
+            for one in told:
+                yield from _named(one)
+
+
+def _objects() -> dict[str, Any]:
+    found: dict[str, Any] = description()["components"]["schemas"]
+    return found
+
+
+def _example(method: str, path: str, body: dict[str, Any] | None) -> str:
+    """A command that does it, with the required fields of its body."""
+    lines = [
+        "curl" + ("" if method == "GET" else f" -X {method}") + f" {settings.PUBLIC_URL}{path}",
+        "  -H 'Authorization: Bearer gwp_...'",
+    ]
+    if body:
+        schema = _objects()[kind_of(body)]
+        needed = {name: _sample(schema["properties"][name]) for name in schema.get("required", ())}
+        lines += ["  -H 'Content-Type: application/json'", f"  -d '{json.dumps(needed)}'"]
+    return " \\\n".join(lines)
+
+
+def _sample(schema: dict[str, Any]) -> Any:
+    if "enum" in schema:
+        return schema["enum"][0]
+    types = schema.get("type", "string")
+    return SAMPLES.get(types[0] if isinstance(types, list) else types, "...")

@@ -1,0 +1,114 @@
+"""The REST API under /api/: every resource, at paths without a final slash."""
+
+import sys
+from http import HTTPStatus
+from typing import Any
+
+from django.contrib.auth.decorators import login_not_required
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template.loader import render_to_string
+from django.urls import URLPattern, URLResolver, path, re_path
+from django.views.decorators.csrf import csrf_exempt
+from django.views.defaults import server_error
+from psycopg.errors import QueryCanceled
+from rest_framework.routers import SimpleRouter
+
+from accounts.api import CapabilityResource, Me, UserResource
+from accounts.confirm_api import Confirm
+from accounts.groups_api import RoleResource, TeamResource, Workspace
+from auditlog.api import CallResource, EventResource
+from capabilities import signed_in
+from connections.api import ConnectionResource, Endings, GatewayConnections
+from gatewayadmin.rest.docs_views import docs, docs_of
+from gatewayadmin.rest.openapi import Schema
+from gateways.api import GatewayResource, ServerArchive
+from gateways.assignment_api import AssignmentResource
+from gateways.identity_gateways import IdentityPlaces
+from gateways.tool_api import ToolResource
+from hosts.api import HostResource
+from servers.api import ServerResource
+from servers.identity_api import IdentityResource
+from tokens.api import TokenResource
+from tokens.api_key_api import ApiKeyResource
+from tokens.connection_key_api import Regenerate
+from ui.rest import Resource
+
+app_name = "api"
+
+router = SimpleRouter(trailing_slash=False, use_regex_path=False)
+router.register("admin-events", EventResource, "event")
+router.register("api-keys", ApiKeyResource, "apikey")
+router.register("capabilities", CapabilityResource, "capability")
+router.register("connections", ConnectionResource, "connection")
+router.register("gateways", GatewayResource, "gateway")
+router.register("hosts", HostResource, "host")
+router.register("identities", IdentityResource, "identity")
+router.register("logs", CallResource, "call")
+router.register("roles", RoleResource, "role")
+router.register("servers", ServerResource, "server")
+router.register("teams", TeamResource, "team")
+router.register("tokens", TokenResource, "token")
+router.register("users", UserResource, "user")
+
+
+def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPattern:
+    """Serve `actions`, by method, of `view` at a path no router makes: below a gateway, or across rooms."""
+    return path(route, view.as_view(actions), name=name)
+
+
+_gateway = "gateways/<slug:slug>"
+_server = f"{_gateway}/servers/<str:alias>"
+_below = [
+    at("connections/<uuid:pk>/regenerate", "connection-regenerate", Regenerate, post="regenerate"),
+    at("hosts/<uuid:pk>/archive", "host-archive", Endings, post="host"),
+    at("identities/<uuid:pk>/gateways", "identity-gateways", IdentityPlaces, get="retrieve", put="update"),
+    at("servers/<slug:slug>/archive", "server-archive", ServerArchive, post="archive"),
+    at("users/<uuid:pk>/cut-off", "user-cut-off", Endings, post="user"),
+    at("schema/", "schema", Schema, get="retrieve"),
+    at("me", "me", Me, get="retrieve"),
+    at("me/confirm", "me-confirm", Confirm, post="confirm"),
+    at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
+    at("workspace/test-mail", "workspace-test-mail", Workspace, post="test_mail"),
+    at(f"{_gateway}/archive", "gateway-archive", Endings, post="gateway"),
+    at(f"{_gateway}/connections", "gateway-connections", GatewayConnections, get="list"),
+    at(f"{_gateway}/servers", "assignment-list", AssignmentResource, get="list", post="create"),
+    at(_server, "assignment-detail", AssignmentResource, get="retrieve", patch="partial_update", delete="destroy"),
+    at(f"{_server}/disable", "assignment-disable", AssignmentResource, post="disable"),
+    at(f"{_server}/enable", "assignment-enable", AssignmentResource, post="enable"),
+    at(f"{_gateway}/tools", "tool-list", ToolResource, get="list"),
+    at(f"{_gateway}/tools/refresh", "tool-refresh", ToolResource, post="refresh"),
+    at(f"{_gateway}/tools/<uuid:pk>", "tool-detail", ToolResource, get="retrieve", patch="partial_update"),
+]
+
+
+@csrf_exempt
+@login_not_required
+@signed_in("nothing is here; programs are told so in JSON and never redirected")
+def nothing(request: HttpRequest) -> HttpResponse:
+    """404 for every path of the API that leads nowhere."""
+    return _problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this path.")
+
+
+def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
+    """The 500 of the whole site: JSON for programs, a page for people; 503 for what the database took too long for."""
+    is_program = request.path.startswith("/api/")
+    if isinstance(getattr(sys.exception(), "__cause__", None), QueryCanceled):
+        if is_program:
+            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too_slow", "This took too long. Narrow it and try again.")
+        return HttpResponse(render_to_string("503.html"), status=HTTPStatus.SERVICE_UNAVAILABLE)
+    if is_program:
+        return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong here; it has been noted.")
+    return server_error(request, **kwargs)
+
+
+def _problem(status: int, code: str, detail: str) -> HttpResponse:
+    return JsonResponse({"detail": detail, "code": code}, status=status)
+
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    *router.urls,
+    *_below,
+    path("docs/", docs, name="docs"),
+    path("docs/<slug:group>/", docs_of, name="docs_of"),
+    re_path(r"", nothing, name="nothing"),
+]

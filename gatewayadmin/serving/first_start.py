@@ -1,0 +1,73 @@
+"""What every start makes sure of: tables, roles, the first owner, the Quickstart. Safe to run twice, or at once."""
+
+import secrets
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.core.management import call_command
+from django.db import transaction
+from django.db.models import Q
+
+from accounts.models import Role, User, WorkspaceSettings, make_first_owner
+from gatewayadmin.config import locks
+from gatewayadmin.config.locks import Lock
+from gatewayadmin.serving import quickstart
+from gatewayadmin.serving.housekeeping import make_partitions
+from gateways.models import Assignment, Gateway, Tool
+from servers.models import BUILT_IN_URL, Server
+
+QUICKSTART = "quickstart"
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Who may sign in; `secret` is the password when it was made up just now, to be shown once."""
+
+    email: str
+    secret: str | None
+
+
+def prepare(*, migrate: bool = True) -> Welcome:
+    """Bring the database up to date; of several processes starting at once, one does it and the others wait.
+
+    Without `migrate` its tables are taken as they are, and must be those of this version.
+    """
+    with locks.held(Lock.FIRST_START):
+        if migrate:
+            call_command("migrate", verbosity=0, interactive=False)
+        else:
+            make_partitions()
+        Role.objects.make_built_in()
+        welcome = _welcome()
+        if settings.QUICKSTART:
+            _make_quickstart()
+        _remember_public_url()
+    return welcome
+
+
+def _welcome() -> Welcome:
+    given, settings.ADMIN_PASSWORD = settings.ADMIN_PASSWORD, ""  # Workers are forked from here and need none of it.
+    secret = None if given else secrets.token_urlsafe(15)
+    owner = make_first_owner(settings.ADMIN_EMAIL, given or secret or "")
+    if owner is not None:
+        return Welcome(owner.email, secret)
+    return Welcome(User.objects.earliest("date_joined").email, None)
+
+
+def _make_quickstart() -> None:
+    """The bundled server behind a gateway of its own, unless something of that name is or was there."""
+    named = Q(slug=QUICKSTART) | Q(name__iexact=QUICKSTART)
+    if Server.objects.filter(named | Q(url=BUILT_IN_URL)).exists() or Gateway.objects.filter(named).exists():
+        return
+    with transaction.atomic():
+        server = Server.objects.add(name="Quickstart", slug=QUICKSTART, url=BUILT_IN_URL, by=None)
+        about = "Harmless tools to try things out with. Needs nothing but this installation."
+        gateway = Gateway.objects.add(name="Quickstart", slug=QUICKSTART, description=about, by=None)
+        assignment = Assignment.objects.assign(gateway=gateway, server=server, alias="", by=None)
+        Tool.objects.learn(assignment, quickstart.TOOLS)  # So that the first snippet names a tool that works.
+
+
+def _remember_public_url() -> None:
+    """Commands run without our environment print links too."""
+    WorkspaceSettings.load()
+    WorkspaceSettings.objects.update(public_base_url=settings.PUBLIC_URL)

@@ -1,0 +1,159 @@
+"""The HTTP protocol with bounds on what a client may send before we know what it wants."""
+
+from asyncio import TimerHandle, Transport
+from typing import Any, ClassVar
+
+from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
+
+MOST = 64 * 1024
+TOO_LARGE = "The request's head is too large."
+TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class HeadLimits(McpHttpProtocol):
+    """Closes a connection whose request comes too slowly or has too large a head, and bounds strangers' connections.
+
+    A head is larger than `MOST` or takes longer than `seconds`: the parser gathers a URL, a header or a trailer until
+    it ends, so what it has not handed over yet counts too. A body takes longer than `body_seconds`, or brings less
+    than `body_rate` bytes a second for a whole `body_window`. Of connections over which no call was let through yet,
+    each worker keeps `most_unauthenticated`; beyond that the oldest one that owes us something makes room.
+    """
+
+    seconds: float = 10
+    body_seconds: float = 60
+    body_window: float = 5
+    body_rate: float = 1024
+    most_unauthenticated: int = 2048  # As many as the system hands over at once (gatewayadmin.serving.server.BACKLOG).
+    unauthenticated: ClassVar[dict["HeadLimits", None]] = {}  # The longest unanswered first.
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._withheld = 0
+        self._in_head = True
+        self._too_slow: TimerHandle | None = None
+        self._body_clock: TimerHandle | None = None
+        self._body_ends = 0.0
+        self._body_bytes = 0
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_clock()
+        self.unauthenticated[self] = None
+        if len(self.unauthenticated) > self.most_unauthenticated:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        self._stop_body_clock()
+        self.unauthenticated.pop(self, None)
+        super().connection_lost(exc)
+
+    def note_authenticated(self) -> None:
+        super().note_authenticated()
+        self.unauthenticated.pop(self, None)
+
+    def on_response_complete(self) -> None:
+        if self in self.unauthenticated:
+            self.unauthenticated[self] = self.unauthenticated.pop(self)
+        super().on_response_complete()
+
+    def _make_room(self) -> None:
+        for protocol in self.unauthenticated:
+            if not protocol.is_answering() or protocol.cycle.more_body:
+                protocol.unauthenticated.pop(protocol)
+                protocol.transport.abort()
+                return
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        self._withheld += len(data)
+        super().data_received(data)
+        if self._withheld > MOST:
+            if not self.transport.is_closing():
+                self._refuse()
+        elif not self._in_head:
+            if self._body_clock is None:
+                self._start_body_clock()
+        elif self._withheld and self._too_slow is None:
+            self._start_clock()
+
+    def on_headers_complete(self) -> None:
+        if self._withheld > MOST and _size(self.url, self.headers) > MOST:
+            raise ValueError(TOO_LARGE)  # The parser makes it an error of its own, which ends at send_400_response.
+        self._withheld = 0
+        self._in_head = False
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._withheld = 0
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._withheld = 0
+        self._in_head = True
+        self._stop_clock()
+        if self._body_clock is not None:
+            self._stop_body_clock()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._withheld > MOST:
+            self._refuse()
+        else:
+            super().send_400_response(msg)
+
+    def _refuse(self) -> None:
+        if not self.is_answering():  # Else our words would land in the middle of another answer.
+            self.transport.write(
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
+                b"content-length: %d\r\n\r\n%s" % (len(TOO_LARGE), TOO_LARGE.encode())
+            )
+        self.transport.close()
+
+    def _start_clock(self) -> None:
+        self._too_slow = self.loop.call_later(self.seconds, self._give_up)
+
+    def _stop_clock(self) -> None:
+        if self._too_slow is not None:
+            self._too_slow.cancel()
+            self._too_slow = None
+
+    def _start_body_clock(self) -> None:
+        self._body_ends = self.loop.time() + self.body_seconds
+        self._next_window()
+
+    def _next_window(self) -> None:
+        self._body_bytes = 0
+        self._body_clock = self.loop.call_later(self.body_window, self._judge_body)
+
+    def _stop_body_clock(self) -> None:
+        if self._body_clock is not None:
+            self._body_clock.cancel()
+            self._body_clock = None
+
+    def _judge_body(self) -> None:
+        if self._is_deaf:  # It is being closed already.
+            self._body_clock = None
+        elif self.flow.read_paused or self.pipeline:  # We are the ones who wait: for the application, or an answer.
+            self._body_ends += self.body_window
+            self._next_window()
+        elif self.loop.time() < self._body_ends and self._body_bytes >= self.body_window * self.body_rate:
+            self._next_window()
+        else:
+            self._body_clock = None
+            if not self.cycle.response_started and not self.transport.is_closing():
+                self.transport.write(TOO_SLOW)
+            self.transport.close()
+
+    def _give_up(self) -> None:
+        if self.is_answering():  # The next request waits for this answer to end.
+            self._start_clock()
+        else:
+            self.transport.close()
+
+
+def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
+    return len(url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in headers)

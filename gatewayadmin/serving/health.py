@@ -1,0 +1,91 @@
+"""What machines ask about this process: is it alive, can it serve, how is it doing."""
+
+import asyncio
+import hmac
+from collections.abc import Callable, Mapping
+
+from django.conf import settings
+from django.db import connections
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest, multiprocess
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from gatewayadmin.serving.client_address import is_local
+
+PATHS = ("/livez", "/readyz", "/metrics")
+
+POOL = Gauge(
+    "gateway_web_pool_connections",
+    "Database connections of pages and REST, by what they do",
+    ("state",),
+    multiprocess_mode="livesum",
+)
+POOL_WAITING = Gauge(
+    "gateway_web_pool_waiting", "Pages and REST requests that wait for a connection", multiprocess_mode="livesum"
+)
+
+
+class Readiness:
+    """Whether this process should be sent requests: asked of the proxy's own connections, so it costs none."""
+
+    def __init__(self) -> None:
+        self._faults: Callable[[], Mapping[str, str]] = lambda: {"proxy": "not started yet"}
+        self._is_draining = False
+
+    def watch(self, faults: Callable[[], Mapping[str, str]]) -> None:
+        """From now on `faults()` says what keeps this process from serving, by the name of what is at fault."""
+        self._faults = faults
+
+    def drain(self) -> None:
+        """This process will end soon."""
+        self._is_draining = True
+
+    def problem(self) -> str:
+        """Why no request should be sent here, a line each; empty when they should."""
+        if self._is_draining:
+            return "draining\n"
+        return "".join(f"{name}: {fault}\n" for name, fault in self._faults().items())
+
+
+readiness = Readiness()
+
+
+async def livez(request: Request) -> Response:
+    """200 while the process serves requests at all."""
+    return PlainTextResponse("ok\n")
+
+
+async def readyz(request: Request) -> Response:
+    """200 while calls can be decided and recorded; else, and from the signal to end on, 503 that says why."""
+    problem = readiness.problem()
+    return PlainTextResponse(problem or "ok\n", 503 if problem else 200)
+
+
+def sample() -> None:
+    """Note how this process's database connections are used just now."""
+    pool = getattr(connections["default"], "pool", None)
+    if pool is not None:
+        stats = pool.get_stats()
+        idle = stats.get("pool_available", 0)
+        POOL.labels("idle").set(idle)
+        POOL.labels("in_use").set(stats.get("pool_size", 0) - idle)
+        POOL_WAITING.set(stats.get("requests_waiting", 0))
+
+
+async def metrics(request: Request) -> Response:
+    """The counters of all workers, for this machine itself or with GATEWAY_METRICS_TOKEN."""
+    if not (_is_local(request) or _has_token(request)):
+        return PlainTextResponse("Only from the loopback address, or with GATEWAY_METRICS_TOKEN as bearer.\n", 403)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return Response(await asyncio.to_thread(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _is_local(request: Request) -> bool:
+    return is_local(request.scope["peer"], request.headers.keys(), settings.TRUSTED_PROXIES)
+
+
+def _has_token(request: Request) -> bool:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    wanted = settings.METRICS_TOKEN
+    return bool(wanted) and scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), wanted.encode())

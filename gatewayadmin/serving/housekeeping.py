@@ -1,0 +1,161 @@
+"""The chores of an installation: partitions ahead, retention, sweeping what has expired, asking who is up."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+
+from allauth.usersessions.models import UserSession
+from django.contrib.sessions.models import Session as WebSession
+from django.db import connection
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+from prometheus_client import Counter, Gauge
+
+from accounts.models import WorkspaceSettings
+from auditlog.models import Call
+from gatewayadmin.config import database, locks
+from gatewayadmin.config.locks import Lock
+from oauth import purge
+from oauth.models import AuthorizeRequest
+from proxy.models import RateCounter, Session, StreamEvent
+from servers import discovery
+from servers.discovery import Discovered
+from servers.models import Identity, Server
+from servers.wire import Failed
+from wire import builtin
+
+logger = logging.getLogger(__name__)
+
+EVERY = timedelta(minutes=15)
+FIRST_S = (20, 60)  # Not all workers at the same moment.
+IDLE_SESSION = timedelta(days=7)
+STREAM_EVENT = timedelta(hours=1)
+RATE_COUNTER = timedelta(hours=1)
+HEARD_OF = timedelta(minutes=10)
+AT_ONCE = 8
+
+FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
+DONE_AT = Gauge(
+    "gateway_chores_done_timestamp_seconds", "When all chores were last done without a failure", multiprocess_mode="max"
+)
+
+
+def once() -> dict[str, int] | None:
+    """Do all chores; how many things each one touched. None when another process is at it already."""
+    with locks.held_if_free(Lock.HOUSEKEEPING) as free:
+        done = _chores() if free else None
+    # Servers may take their time: nobody else's chores wait for that.
+    return done if done is None else done | {"servers_asked": _ask_servers(timezone.now())}
+
+
+async def forever() -> None:
+    """Do the chores again and again; a failure is logged and tried again next time."""
+    await asyncio.sleep(random.uniform(*FIRST_S))  # noqa: S311  no secret
+    while True:
+        await asyncio.to_thread(_once_logged)
+        await asyncio.sleep(EVERY.total_seconds())
+
+
+def _once_logged() -> None:
+    try:
+        with database.unhurried():
+            done = once()
+    except Exception:
+        logger.exception("housekeeping failed")
+    else:
+        if done and any(done.values()):
+            logger.info("housekeeping", extra=done)
+    finally:
+        connection.close()
+
+
+def _chores() -> dict[str, int]:
+    """Each chore on its own: what fails is logged and counted, and ends no other."""
+    now = timezone.now()
+    done, failed = {}, 0
+    for name, chore in CHORES.items():
+        try:
+            done[name] = chore(now)
+        except Exception:
+            logger.exception("a chore failed", extra={"chore": name})
+            FAILED.labels(name).inc()
+            failed += 1
+    if not failed:
+        DONE_AT.set_to_current_time()
+    return done | ({"failed": failed} if failed else {})
+
+
+def make_partitions() -> list[str]:
+    """Make the log's partitions for the coming days, as long as retention wants them; the names of those made."""
+    return Call.partitions.make_ahead(
+        kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days
+    )
+
+
+def _drop_partitions(now: datetime) -> int:
+    keep_from = now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
+    return len(Call.partitions.drop_before(keep_from))
+
+
+def _ask_servers(now: datetime) -> int:
+    """Ask the servers nobody has heard of lately whether they are up, and remember it."""
+    silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - HEARD_OF)
+    servers = [server for server in Server.objects.live().filter(silent, enabled=True) if _is_reachable(server)]
+    identities = [Identity.objects.filter(server=server).usable().shared().first() for server in servers]
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        outcomes = list(pool.map(_ask, servers, identities))
+    for server, identity, outcome in zip(servers, identities, outcomes, strict=True):
+        discovery.note(server, identity, outcome)
+    return len(servers)
+
+
+def _is_reachable(server: Server) -> bool:
+    return not server.is_built_in or builtin.listener() is not None
+
+
+def _ask(server: Server, identity: Identity | None) -> Discovered | Failed:
+    try:
+        return discovery.discover(server, identity)
+    except Failed as failure:
+        return failure
+    except Exception as error:
+        logger.exception("asking a server failed", extra={"server": server.name})
+        return Failed(f"answered in a way that cannot be read ({type(error).__name__}).")
+
+
+def _sweep_browsers() -> int:
+    """What is noted of browsers whose web session is gone."""
+    there = WebSession.objects.values("session_key")
+    return int(UserSession.objects.exclude(session_key__in=there).delete()[0])
+
+
+def _sweep_cache(now: datetime) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM cache WHERE expires < %s", [now])
+        return int(cursor.rowcount)
+
+
+def _deleted(rows: QuerySet[Any]) -> int:
+    return int(rows.delete()[0])
+
+
+CHORES: dict[str, Callable[[datetime], int]] = {
+    "partitions_made": lambda now: len(make_partitions()),
+    "partitions_dropped": _drop_partitions,
+    "web_sessions": lambda now: _deleted(WebSession.objects.filter(expire_date__lt=now)),
+    "signed_in_browsers": lambda now: _sweep_browsers(),
+    "authorize_requests": lambda now: _deleted(AuthorizeRequest.objects.filter(expires_at__lt=now)),
+    "oauth_codes": purge.codes,
+    "oauth_refresh_tokens": purge.refresh_tokens,
+    "oauth_access_tokens": purge.access_tokens,
+    "oauth_registrations": purge.registrations,
+    "oauth_attempts": purge.attempts,
+    "mcp_sessions": lambda now: _deleted(Session.objects.filter(last_seen_at__lt=now - IDLE_SESSION)),
+    "stream_events": lambda now: _deleted(StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT)),
+    "rate_counters": lambda now: _deleted(RateCounter.objects.filter(window__lt=now - RATE_COUNTER)),
+    "cache_entries": _sweep_cache,
+}

@@ -1,0 +1,152 @@
+"""The outermost layer, for every request alike: its id, its true sender, the Host check, its size, a log line."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gatewayadmin.config.environment import Network
+from gatewayadmin.serving.client_address import client_address
+from gatewayadmin.serving.log_format import request_id
+from proxy.request_headers import host_name
+
+logger = logging.getLogger(__name__)
+
+LARGEST_BODY = 3 * 1024 * 1024
+LARGEST_ANONYMOUS_BODY = 64 * 1024
+
+
+class OuterMiddleware:
+    """Wraps the whole application.
+
+    Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender
+    and `scope["scheme"]` to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
+    A body above LARGEST_BODY gets 413; Django would write all of it to the disk before it looks at anything. So does
+    one above LARGEST_ANONYMOUS_BODY when its head brings neither a session nor a token: Django judges both only once
+    the whole body is there. `scope["peer"]` is who holds the other end of the connection, a proxy perhaps.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Iterable[str],
+        scheme: str,
+        trusted: Sequence[Network],
+        unchecked: Iterable[str],
+        session_cookie: str = "",
+    ) -> None:
+        self.app = app
+        self.hosts = frozenset(hosts)
+        self.scheme = scheme
+        self.trusted = tuple(trusted)
+        self.unchecked = frozenset(unchecked)
+        self.session_cookie = f"{session_cookie}="
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        line = _Line(scope, send)
+        headers = Headers(scope=scope)
+        peer = scope["client"][0] if scope.get("client") else ""
+        scope["peer"] = peer
+        scope["client"] = (client_address(peer, headers.getlist("x-forwarded-for"), self.trusted), 0)
+        scope["scheme"] = self.scheme
+        app = self.app if self._serves(scope["path"], headers.getlist("host")) else _wrong_host
+        body = _Body(receive, self._largest_body(headers))
+        if _announced(headers) > body.largest:
+            app = body.refuse
+        try:
+            with suppress(ClientDisconnect):
+                await app(scope, body.receive, line.send)
+            if body.is_too_large and not line.has_begun:
+                await body.refuse(scope, receive, line.send)
+        finally:
+            line.write()
+
+    def _serves(self, path: str, hosts: Sequence[str]) -> bool:
+        return path in self.unchecked or (len(hosts) == 1 and host_name(hosts[0]) in self.hosts)
+
+    def _largest_body(self, headers: Headers) -> int:
+        named = "authorization" in headers or any(self.session_cookie in each for each in headers.getlist("cookie"))
+        return LARGEST_BODY if named else LARGEST_ANONYMOUS_BODY
+
+
+class _Body:
+    """What the client sends. Past `largest` bytes it is as if the client had left: then readers drop what they have."""
+
+    def __init__(self, receive: Receive, largest: int) -> None:
+        self._receive = receive
+        self._size = 0
+        self.largest = largest
+
+    @property
+    def is_too_large(self) -> bool:
+        return self._size > self.largest
+
+    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An application that answers 413."""
+        text = f"The request is larger than {self.largest // 1024} KiB.\n"
+        await PlainTextResponse(text, 413, {"Connection": "close"})(scope, receive, send)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if self.is_too_large else message
+
+
+class _Line:
+    """What becomes of one request: its id, its status, and at the end one line in the log. Never the query."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._started = time.perf_counter()
+        self._status = 0
+        self._id = uuid4()
+        scope["request_id"] = self._id
+        request_id.set(str(self._id))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an answer is on its way."""
+        return self._status != 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            # A call has an id of its own already, the one it bears in the log table.
+            request_id.set(MutableHeaders(scope=message).setdefault("x-request-id", str(self._id)))
+        await self._send(message)
+
+    def write(self) -> None:
+        """Say what became of it, where that is wanted (GATEWAY_LOG_REQUESTS)."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        logger.info(
+            "request",
+            extra={
+                "method": self._scope["method"],
+                "path": self._scope["path"],
+                "status": self._status,  # 0: the client left before there was an answer.
+                "ms": round((time.perf_counter() - self._started) * 1000, 1),
+                "client": self._scope["client"][0],
+            },
+        )
+
+
+async def _wrong_host(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = PlainTextResponse("This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n", 400)
+    await answer(scope, receive, send)
+
+
+def _announced(headers: Headers) -> int:
+    length = headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdecimal() else 0

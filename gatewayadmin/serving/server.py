@@ -1,0 +1,179 @@
+"""The server: gunicorn in this process, uvicorn in each of its workers."""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import uvicorn
+from django.conf import settings
+from django.db import connections
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+from uvicorn_worker import UvicornWorker
+
+from gatewayadmin.serving.head_limits import HeadLimits
+
+BACKLOG = 2048
+DRAIN_S = 10
+
+
+class PortTaken(Exception):
+    """Something else listens there already, or may not be listened to; the message is one line."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before anything else is done. Raises PortTaken."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise PortTaken(f"Cannot listen on {host} port {port}: {reason}.") from error
+
+
+def cores() -> int:
+    """How many processor cores we may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn that serves on for a while after SIGTERM and is not ready then, so that a balancer looks elsewhere."""
+
+    _is_asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        from gatewayadmin.serving.health import readiness  # noqa: PLC0415  In the worker, as below.
+
+        readiness.drain()
+        if sig == signal.SIGTERM and settings.DRAIN_SECONDS and not self._is_asked:
+            self._is_asked = True
+            later = threading.Timer(settings.DRAIN_SECONDS, super().handle_exit, (sig, None))
+            later.daemon = True  # A second signal ends the process at once.
+            later.start()
+        else:
+            super().handle_exit(sig, frame)
+
+
+class Worker(UvicornWorker):  # type: ignore[misc]
+    """One process that serves requests."""
+
+    CONFIG_KWARGS = {  # noqa: RUF012  gunicorn's own name and form
+        "loop": "uvloop",
+        "http": HeadLimits,
+        "lifespan": "on",
+        "ws": "none",
+        "proxy_headers": False,  # uvicorn believes X-Forwarded-For from loopback; we read it ourselves.
+        "access_log": False,  # Its line holds the query, and the query may hold a token.
+        "server_header": False,
+        "timeout_graceful_shutdown": DRAIN_S,
+        "timeout_notify": 1,
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        logging.getLogger("uvicorn.error").propagate = True
+
+    def _install_sigquit_handler(self) -> None:
+        """A quick stop, which gunicorn asks for when it alone is interrupted, is a stop: uvicorn knows SIGTERM only."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGTERM)
+
+    async def _serve(self) -> None:
+        """The same as in the class above, with a server that drains."""
+        self.config.app = self.wsgi
+        server = DrainingServer(self.config)
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    async def callback_notify(self) -> None:
+        """Every second: tell gunicorn that we live, and end when gunicorn does not."""
+        await super().callback_notify()
+        if os.getppid() != self.ppid:  # Else we would hold the port, and nobody would replace us.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class PlainLogger(Logger):  # type: ignore[misc]
+    """gunicorn's messages through our own logging; no access log."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.ERROR)  # Its warnings tell of every Ctrl-C.
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn on a socket that listens already; `say_hello` is called when it serves."""
+
+    def __init__(self, listener: socket.socket, *, workers: int, metrics: Path, say_hello: Callable[[], None]) -> None:
+        self._options = {
+            "bind": [f"fd://{listener.detach()}"],
+            "backlog": BACKLOG,
+            "workers": workers,
+            "worker_class": Worker,
+            "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108  only for heartbeats
+            "logger_class": PlainLogger,
+            "keepalive": 75,
+            "timeout": 60,
+            "graceful_timeout": settings.DRAIN_SECONDS + DRAIN_S + 5,
+            "forwarded_allow_ips": "",
+            "control_socket_disable": True,
+            "proc_name": "gateway-admin",
+            "when_ready": lambda arbiter: say_hello(),
+            "child_exit": lambda arbiter, worker: _forget_metrics(metrics, worker.pid),
+        }
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._options.items():
+            if value is not None:
+                self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        from gatewayadmin.asgi import application  # noqa: PLC0415  In the worker: metrics files bear its process id.
+
+        return application
+
+    def run(self) -> None:
+        """Serve until told to stop; exits the process."""
+        _close_database()  # Connections and their pool's threads do not survive a fork.
+        super().run()
+
+
+def metrics_folder(data_dir: Path) -> Path:
+    """An empty folder for the counters of this start; those of starts that ended are swept away."""
+    home = data_dir / "metrics"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for old in home.iterdir():
+        if not (old.name.isdecimal() and psutil.pid_exists(int(old.name))) or old.name == str(os.getpid()):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = home / str(os.getpid())
+    folder.mkdir()
+    return folder
+
+
+def _forget_metrics(folder: Path, pid: int) -> None:
+    """Drop the gauges of a worker that ended; its counters go on counting."""
+    for path in folder.glob(f"gauge_live*_{pid}.db"):
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _close_database() -> None:
+    for wrapper in connections.all(initialized_only=True):
+        wrapper.close()
+        close_pool = getattr(wrapper, "close_pool", None)
+        if close_pool is not None:
+            close_pool()

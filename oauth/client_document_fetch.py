@@ -1,0 +1,146 @@
+"""Reading the document in which an app describes itself, from an address a stranger chose.
+
+Nothing here touches the database. The address must be public, whatever GATEWAY_PRIVATE_UPSTREAMS opens to servers:
+administrators choose those, but anybody can write a client_id.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+
+from oauth.client_metadata import BadMetadata, read
+from wire.bodies import Body, BodyTooLarge
+from wire.deadline import Deadline
+from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
+from wire.product import NAME
+
+SECONDS = 5.0
+AT_ONCE = 2  # In one process: a flood of slow documents must not fill it with waiting threads.
+BIGGEST = 16 * 1024
+LONGEST_ADDRESS = 255
+FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
+
+PUBLIC = Guard()
+
+HEADERS = {
+    "User-Agent": NAME,
+    "Accept": "application/json, application/*+json",
+    "Accept-Encoding": "identity",  # A small answer must not unpack into a large one.
+}
+
+# Narrower than a URL may be: what no two readers could take for different hosts.
+_address = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?P<path>/[!-~]*)", re.ASCII)
+_dots = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|\Z)", re.IGNORECASE)
+_max_age = re.compile(r"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+
+_readers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="client-document")
+
+
+class Unreadable(Exception):
+    """The app's description of itself cannot be used; the message says why."""
+
+
+class TooSlow(Unreadable):
+    """The description took too long to arrive."""
+
+    def __init__(self) -> None:
+        super().__init__("The app's description took too long to arrive.")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What an app says of itself, and for how long that may be believed unasked."""
+
+    said: dict[str, Any]
+    fresh_for: timedelta
+
+
+def is_address(client_id: str) -> bool:
+    """Whether this client_id claims to be the address of a document."""
+    return client_id[:8].lower() == "https://" and client_id.isprintable()
+
+
+def check(client_id: str) -> None:
+    """Raise Unreadable unless a document may be read from this address; nothing is looked up for that."""
+    found = _address.fullmatch(client_id)
+    path = found["path"] if found else ""
+    if not found or len(client_id) > LONGEST_ADDRESS or "#" in path or "\\" in path or _dots.search(path):
+        raise Unreadable("The app's client_id is no address a description could be read from.")
+    try:
+        PUBLIC.check_url(client_id)
+    except UrlRefused:
+        raise Unreadable("The app's client_id leads to a private or reserved address.") from None
+
+
+def fetch(url: str, *, guard: Guard = PUBLIC, seconds: float = SECONDS) -> Document:
+    """The document at `url`, in `seconds` all in all, waiting for others included. Raises Unreadable, or TooSlow."""
+    deadline = Deadline()
+    deadline.set(seconds)
+    # In a thread of its own, since looking a name up cannot be cut short; few of them, so that they stay few.
+    reading = _readers.submit(_read, url, guard, deadline)
+    try:
+        return reading.result(seconds)
+    except TimeoutError:
+        raise TooSlow from None
+    finally:
+        reading.cancel()
+
+
+def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
+    transport = GuardedTransport(guard, deadline)
+    try:
+        with (
+            httpx.Client(transport=transport, trust_env=False, timeout=SECONDS, headers=HEADERS) as client,
+            client.stream("GET", url) as response,
+        ):
+            _refuse_others(response)
+            said = read(_body(response, deadline), biggest=BIGGEST)
+            return Document(said, _fresh_for(response.headers.get("cache-control", "")))
+    except AddressRefused:
+        raise Unreadable("The app's client_id leads to a private or reserved address.") from None
+    except httpx.TimeoutException:
+        raise TooSlow from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError):
+        raise Unreadable("The app's description cannot be reached.") from None
+    except BadMetadata:
+        raise Unreadable("The app's description is no JSON object.") from None
+
+
+def _refuse_others(response: httpx.Response) -> None:
+    """Only a plain 200 with JSON in it counts; a redirect would let one address speak for another."""
+    if response.status_code != HTTPStatus.OK:
+        raise Unreadable(f"The app's description was asked for, and the answer was {response.status_code}.")
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise Unreadable("The app's description is not sent as JSON.")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise Unreadable("The app's description is packed.")
+
+
+def _body(response: httpx.Response, deadline: Deadline) -> bytes:
+    body = Body(BIGGEST)
+    parts: list[bytes] = []
+    try:
+        for chunk in response.iter_raw():
+            deadline.check()  # One read of the socket can hold thousands of chunks.
+            parts += body.feed(chunk)
+    except BodyTooLarge:
+        raise Unreadable(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
+    return b"".join(parts)
+
+
+def _fresh_for(cache_control: str) -> timedelta:
+    """What the document says of its own age (RFC 9111), within bounds; a day when it says nothing."""
+    rules = cache_control.lower()
+    if "no-store" in rules or "no-cache" in rules:
+        return FRESH_AT_LEAST
+    said = _max_age.search(rules)
+    age = timedelta(seconds=int(said[1])) if said else FRESH_AT_MOST
+    return max(FRESH_AT_LEAST, min(age, FRESH_AT_MOST))

@@ -1,0 +1,129 @@
+"""Apps known by the document they publish at their client_id: read when somebody connects them, remembered after."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.core.cache import cache
+from django.core.exceptions import ValidationError
+from django.db import connection, transaction
+from django.utils import timezone
+from oauth2_provider.models import Application
+
+from oauth import limits
+from oauth.client_document_fetch import Document, TooSlow, Unreadable, check, fetch, is_address
+from oauth.client_metadata import BadMetadata, accepted, details
+from oauth.models import Registration
+from oauth.registration import fingerprint
+from ui.pages import AppRequest
+
+AGAIN_AFTER_S = 60
+BELIEVED = timedelta(days=7)
+
+CIMD = Application.RegistrationSource.CIMD
+
+type Fetch = Callable[[str], Document]
+
+
+def needs_somebody(request: AppRequest, client_id: str) -> bool:
+    """Whether this app is unknown, and nobody is signed in on whose behalf its document could be read.
+
+    A stranger makes us call no address. Raises Unreadable for an address nothing is ever read from.
+    """
+    if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
+        return False
+    check(client_id)
+    return not request.user.is_authenticated
+
+
+def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
+    """See that the app with this client_id is known as it describes itself now. Raises Unreadable.
+
+    What was read stays for as long as its publisher says, a day at most. A document that cannot be read anew is
+    believed for another week: the app's publisher may be out of order for a while.
+    """
+    if not is_address(client_id):
+        return
+    known = Application.objects.filter(client_id=client_id).first()
+    if known and not _is_stale(known):
+        return
+    try:
+        check(client_id)
+        _keep(client_id, _fetched(request, client_id, fetch), request)
+    except Unreadable:
+        if known is None or known.cimd_expires_at + BELIEVED < timezone.now():
+            raise
+
+
+def _is_stale(application: Application) -> bool:
+    return bool(application.registration_source == CIMD and application.cimd_expires_at <= timezone.now())
+
+
+def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
+    """The document; after a failure the same words for a minute, and nobody is asked.
+
+    Unless it took too long, which may be because others keep the readers busy: that says nothing about this app.
+    """
+    if not settings.CLIENT_DOCUMENTS:
+        raise Unreadable("This gateway reads no descriptions of apps. Have the app register itself.")
+    refused = f"client-document:{hashlib.sha256(client_id.encode()).hexdigest()}"
+    if why := cache.get(refused):
+        raise Unreadable(why)
+    if not limits.allows_person(request.user, "document"):
+        raise Unreadable("You have connected too many new apps. Wait a minute.")
+    if not limits.allows(request, "document"):
+        raise Unreadable("Too many new apps from your address. Wait a minute.")
+    try:
+        _give_connection_back()
+        document = fetch(client_id)
+        _judge(client_id, document.said)
+    except TooSlow:
+        raise
+    except Unreadable as unreadable:
+        cache.set(refused, str(unreadable), AGAIN_AFTER_S)
+        raise
+    return document
+
+
+def _give_connection_back() -> None:
+    """Let others use the database while we wait for a stranger; Django takes a connection anew when it needs one."""
+    if not connection.in_atomic_block:
+        connection.close()
+
+
+def _judge(client_id: str, said: dict[str, Any]) -> None:
+    """What a document may say is what a registration may say, of an app without a secret. Raises Unreadable."""
+    if said.get("client_id") != client_id:
+        raise Unreadable("The app's description is of another client_id.")
+    if said.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in said:
+        raise Unreadable("The app's description speaks of a secret; apps described by a document have none.")
+    try:
+        Application(**_fields(said), client_id=client_id).full_clean(exclude=["client_secret"], validate_unique=False)
+    except BadMetadata as bad:
+        raise Unreadable(f"The app's description cannot be accepted. {bad}") from None
+    except ValidationError:
+        raise Unreadable("The app's description cannot be accepted: a redirect address is none.") from None
+
+
+def _fields(said: dict[str, Any]) -> dict[str, Any]:
+    ours = accepted({**said, "token_endpoint_auth_method": "none"})
+    return {
+        "name": ours["client_name"],
+        "redirect_uris": " ".join(ours["redirect_uris"]),
+        "client_type": Application.CLIENT_PUBLIC,
+        "authorization_grant_type": Application.GRANT_AUTHORIZATION_CODE,
+        "registration_source": CIMD,
+    }
+
+
+def _keep(client_id: str, document: Document, request: AppRequest) -> None:
+    fields = _fields(document.said) | {"cimd_expires_at": timezone.now() + document.fresh_for}
+    with transaction.atomic():
+        application, _ = Application.objects.update_or_create(client_id=client_id, defaults=fields)
+        told = {"client_name": application.name, "fingerprint": fingerprint(application), **details(document.said)}
+        first = told | {"registration_ip": request.META.get("REMOTE_ADDR") or None}
+        Registration.objects.update_or_create(application=application, defaults=told, create_defaults=first)

@@ -1,0 +1,81 @@
+"""What an app says of itself, at registration or in a document: read with suspicion, kept within our rules."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from oauth import redirect_uris
+
+METHODS = ("none", "client_secret_post", "client_secret_basic")
+
+
+class BadMetadata(Exception):
+    """What the app says of itself cannot be accepted."""
+
+    def __init__(self, sentence: str, code: str = "invalid_client_metadata") -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def read(body: bytes, *, biggest: int) -> dict[str, Any]:
+    """The JSON object in `body`. Raises BadMetadata."""
+    if len(body) > biggest:
+        raise BadMetadata("The registration is too large.")
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadMetadata("The registration must be JSON.") from None
+    if not isinstance(said, dict):
+        raise BadMetadata("The registration must be a JSON object.")
+    return said
+
+
+def accepted(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The part the toolkit understands, once our rules hold: redirect addresses, code and refresh grants only.
+
+    Raises BadMetadata.
+    """
+    uris = said.get("redirect_uris")
+    if (
+        not isinstance(uris, list)
+        or not 0 < len(uris) <= redirect_uris.MOST
+        or not all(isinstance(u, str) for u in uris)
+    ):
+        raise BadMetadata(f"Give 1 to {redirect_uris.MOST} redirect_uris.", "invalid_redirect_uri")
+    try:
+        for uri in uris:
+            redirect_uris.check(uri)
+    except redirect_uris.BadRedirect as bad:
+        raise BadMetadata(str(bad), "invalid_redirect_uri") from None
+    grants = said.get("grant_types", ["authorization_code"])
+    if not isinstance(grants, list) or "authorization_code" not in grants:
+        raise BadMetadata("The grant type authorization_code is needed.")
+    method = said.get("token_endpoint_auth_method", "client_secret_basic")
+    if method not in METHODS:
+        raise BadMetadata(f"token_endpoint_auth_method must be one of {', '.join(METHODS)}.")
+    return {
+        "redirect_uris": uris,
+        "client_name": words(said, "client_name", 120),
+        "grant_types": ["authorization_code"],
+        "token_endpoint_auth_method": method,
+    }
+
+
+def words(said: Mapping[str, Any], key: str, most: int) -> str:
+    """A self-asserted text on one line, without control characters and not too long."""
+    value = said.get(key)
+    if not isinstance(value, str):
+        return ""
+    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in value)).strip()[:most]
+
+
+def details(said: Mapping[str, Any]) -> dict[str, str]:
+    """What a registration remembers beside its name."""
+    return {
+        "client_uri": words(said, "client_uri", 500),
+        "software_id": words(said, "software_id", 120),
+        "software_version": words(said, "software_version", 60),
+    }

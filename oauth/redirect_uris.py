@@ -1,0 +1,62 @@
+"""Where an app may be sent back to."""
+
+from collections.abc import Iterable
+from urllib.parse import SplitResult, urlsplit
+
+from ui import addresses
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+APP_SCHEMES = frozenset({"cursor", "vscode", "vscode-insiders"})
+MOST = 20
+LONGEST = 2000
+
+
+class BadRedirect(Exception):
+    """This redirect address is not possible here."""
+
+
+def check(uri: str) -> None:
+    """Raise BadRedirect, naming the address and the rule, unless `uri` may be registered."""
+    parts = _split(uri)
+    if parts.fragment or "#" in uri:
+        raise BadRedirect(f"{uri}: a redirect address has no fragment.")
+    if "@" in parts.netloc:
+        raise BadRedirect(f"{uri}: a redirect address holds no user name.")
+    if parts.scheme in APP_SCHEMES:
+        return
+    if not addresses.parts(uri).domain:  # Else no page could tell people for sure where they are sent.
+        raise BadRedirect(f"{uri}: a redirect address names a plain host.")
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        return
+    raise BadRedirect(f"{uri}: use https, http on the loopback address, or one of {', '.join(sorted(APP_SCHEMES))}.")
+
+
+def _split(uri: str) -> SplitResult:
+    if len(uri) > LONGEST or any(character.isspace() or not character.isprintable() for character in uri):
+        raise BadRedirect("A redirect address is at most 2,000 characters long and has no blanks.")
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        raise BadRedirect(f"{uri}: this is no address.") from None
+    return parts
+
+
+def origin(uri: str) -> str:
+    """Scheme and host of a redirect address; the port only where it is not loopback's, which changes each time."""
+    parts = urlsplit(uri)
+    if parts.scheme in APP_SCHEMES:
+        return f"{parts.scheme}://"
+    if parts.hostname in LOOPBACK:
+        return f"{parts.scheme}://{parts.hostname}"
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def origins(uris: Iterable[str]) -> list[str]:
+    """The different origins among `uris`, sorted."""
+    return sorted({origin(uri) for uri in uris})
+
+
+def only_loopback(uris: Iterable[str]) -> bool:
+    """Whether any program on the person's own machine could be behind these addresses."""
+    return all(urlsplit(uri).hostname in LOOPBACK for uri in uris)

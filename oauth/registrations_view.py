@@ -1,0 +1,70 @@
+"""What is known of an app besides its connections: its registrations, part of the host's page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from django.http import Http404, HttpResponse
+from django.views.decorators.http import require_GET
+from oauth2_provider.models import Application
+
+from capabilities import Capability, requires
+from hosts.views import find
+from oauth import redirect_uris
+from oauth.models import Registration
+from ui.pages import AppRequest, page_of, show
+
+ROWS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One registration as the page shows it."""
+
+    registration: Registration
+
+    @cached_property
+    def application(self) -> Application:
+        return self.registration.application
+
+    @property
+    def published_by(self) -> str:
+        """The host the app's document is published at; empty for an app that said its name itself."""
+        if self.application.registration_source != Application.RegistrationSource.CIMD:
+            return ""
+        return urlsplit(self.application.client_id).hostname or ""
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether somebody who runs this gateway registered it."""
+        return bool(self.application.registration_source == Application.RegistrationSource.MANUAL)
+
+    @property
+    def way(self) -> str:
+        """How it came to be."""
+        match self.application.registration_source:
+            case Application.RegistrationSource.CIMD:
+                return "by document"
+            case Application.RegistrationSource.DCR:
+                return "by itself"
+        return "by hand"
+
+    @property
+    def origins(self) -> list[str]:
+        """Where the app lets itself be sent back to, ports of one's own machine left out."""
+        return redirect_uris.origins(self.application.redirect_uris.split())
+
+
+@require_GET
+@requires(Capability.HOSTS_READ)
+def listing(request: AppRequest, pk: UUID) -> HttpResponse:
+    """The registrations of one headed host, newest first."""
+    host = find(request.user, pk)
+    if host.is_agent:
+        raise Http404
+    page = page_of(request, Registration.objects.filter(host=host).select_related("application"), ROWS)
+    context = {"host": host, "tab": "overview", "page": page, "rows": [Row(one) for one in page]}
+    return show(request, "oauth/registered.html#registered", context)

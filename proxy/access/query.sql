@@ -1,0 +1,161 @@
+-- What a decision needs, read at once for all requests that wait together; what several
+-- of them ask alike is one question.
+--
+-- One row for each question whose token is known. Every switch is read here, each time; nothing is
+-- cached. `statement_timestamp()` judges expiry, so all workers agree. `OFFSET 0` keeps the order: from
+-- the token along its keys, one index look-up each. The planner, who judges by how small the tables
+-- were when it last looked, would begin elsewhere.
+--
+-- $1 n         number of the question; repeated where keys are being rotated
+-- $2 digest    digest of its API access token, NULL for another kind
+-- $3 checksum  checksum of its OAuth access token, NULL for another kind
+-- $4 slug      gateway in the URL
+-- $5 wanted    what of the servers it needs: 0 nothing, 1 all of them, 2 those `tool` may lead to
+-- $6 tool      exposed name of the tool it calls
+SELECT
+    q.n,
+    t.id::text,
+    t.name,
+    t.prefix,
+    t.by_oauth,
+    t.revoked_at IS NOT NULL,
+    t.stale,
+    coalesce(t.expires_at <= statement_timestamp(), false),
+    t.allowed_ips::text,
+    c.id::text,
+    c.revoked_at IS NOT NULL,
+    c.enabled,
+    g.id::text,
+    g.name,
+    CASE WHEN q.wanted = 0 THEN g.description ELSE '' END,
+    g.slug = q.slug AND g.archived_at IS NULL,
+    g.enabled,
+    h.id::text,
+    h.name,
+    h.enabled AND h.archived_at IS NULL,
+    h.needs_approval AND h.approved_at IS NULL,
+    u.id::text,
+    u.email,
+    u.is_active,
+    g.reach = 'everyone'
+    OR g.reach = 'teams' AND EXISTS (
+        SELECT FROM gateways_gateway_teams gt
+        JOIN accounts_team_users tu ON tu.team_id = gt.team_id
+        WHERE gt.gateway_id = g.id AND tu.user_id = u.id OFFSET 0
+    )
+    OR u.is_superuser
+    OR EXISTS (
+        SELECT FROM accounts_role_permissions rp
+        JOIN auth_permission p ON p.id = rp.permission_id
+        JOIN django_content_type ct ON ct.id = p.content_type_id
+        WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
+    ),
+    CASE WHEN q.wanted > 0 AND g.slug = q.slug THEN (
+        SELECT json_agg(
+            json_build_array(
+                a.id,
+                a.alias,
+                a.enabled,
+                a.identity_scheme,
+                a.tool_policy,
+                t.scope_all OR EXISTS (
+                    SELECT FROM tokens_tokenscope ts WHERE ts.token_id = t.id AND ts.assignment_id = a.id OFFSET 0
+                ),
+                s.id,
+                s.name,
+                s.url,
+                s.enabled,
+                s.auth_type,
+                s.header_name,
+                s.timeout_seconds,
+                s.max_concurrent,
+                s.protocol_era,
+                i.id,
+                i.label,
+                i.enabled,
+                i.expires_at <= statement_timestamp(),
+                encode(i.secret_ciphertext, 'escape'),
+                CASE q.wanted WHEN 1 THEN (
+                    -- Under `selected` the tools that may be used, else those that may not.
+                    SELECT json_agg(x.name) FROM gateways_tool x
+                    WHERE x.assignment_id = a.id AND x.enabled = (a.tool_policy = 'selected')
+                ) ELSE (
+                    SELECT json_agg(json_build_array(x.name, x.exposed_name, x.enabled, CASE
+                        WHEN s.protocol_era = 'modern' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
+                        THEN x.input_schema
+                    END))
+                    FROM (
+                        SELECT name, exposed_name, enabled, input_schema FROM gateways_tool
+                        WHERE assignment_id = a.id
+                            AND name = CASE a.alias WHEN '' THEN q.tool ELSE substr(q.tool, length(a.alias) + 3) END
+                        UNION ALL
+                        -- A name that was shortened for its length ends like this.
+                        SELECT name, exposed_name, enabled, input_schema FROM gateways_tool
+                        WHERE q.tool ~ '_[0-9a-f]{6}$' AND assignment_id = a.id AND exposed_name = q.tool
+                    ) x
+                ) END,
+                -- A shared identity serves the gateways it is said to be for, at this moment.
+                a.identity_scheme <> 'shared' OR EXISTS (
+                    SELECT FROM gateways_gateway_shared_identities
+                    WHERE gateway_id = g.id AND identity_id = a.shared_identity_id OFFSET 0
+                ),
+                i.unconfirmed_since IS NOT NULL
+            ) ORDER BY a.alias, a.created_at, a.id
+        )
+        FROM gateways_assignment a
+        CROSS JOIN LATERAL (
+            SELECT * FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0
+        ) s
+        LEFT JOIN LATERAL (
+            SELECT * FROM servers_identity
+            WHERE id = CASE a.identity_scheme
+                    WHEN 'shared' THEN a.shared_identity_id
+                    WHEN 'per_user' THEN (
+                        SELECT identity_id FROM connections_connectionidentity
+                        WHERE connection_id = c.id AND assignment_id = a.id
+                    )
+                END
+            OFFSET 0
+        ) i ON i.server_id = s.id
+            AND i.revoked_at IS NULL
+            -- A shared identity has no owner; any other is the connection's own user's.
+            AND i.owner_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN u.id END
+        WHERE a.gateway_id = g.id
+            AND a.removed_at IS NULL
+            AND (q.wanted = 1 OR a.alias = '' OR a.alias = split_part(q.tool, '__', 1))
+    ) END::text,
+    -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
+    least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
+    g.calls_per_minute,
+    (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1),
+    (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads)
+FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[])
+    AS q (n, digest, checksum, slug, wanted, tool)
+CROSS JOIN LATERAL (
+    SELECT id, name, prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
+        false AS by_oauth, false AS stale, calls_per_minute
+    FROM tokens_token
+    WHERE digest = q.digest AND kind = 'access'
+    UNION ALL
+    -- The secret before works on for a while when it was replaced so; what is logged is its own prefix.
+    SELECT id, name, previous_prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
+        false, false, calls_per_minute
+    FROM tokens_token
+    WHERE previous_digest = q.digest AND previous_ends_at > statement_timestamp() AND kind = 'access'
+    UNION ALL
+    -- An OAuth token is as good as the key of the connection it is bound to, and as its generation.
+    SELECT k.id, k.name, k.prefix, k.revoked_at, o.expires, NULL, true, b.connection_id,
+        true, b.generation <> k.generation, k.calls_per_minute
+    FROM oauth2_provider_accesstoken o
+    JOIN oauth_binding b ON b.access_token_id = o.id
+    CROSS JOIN LATERAL (
+        SELECT * FROM tokens_token
+        WHERE connection_id = b.connection_id AND kind = 'key'
+        ORDER BY revoked_at DESC NULLS FIRST, created_at DESC LIMIT 1
+    ) k
+    WHERE o.token_checksum = q.checksum
+) t
+CROSS JOIN LATERAL (SELECT * FROM connections_connection WHERE id = t.connection_id OFFSET 0) c
+CROSS JOIN LATERAL (SELECT * FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0) g
+CROSS JOIN LATERAL (SELECT * FROM hosts_host WHERE id = c.host_id OFFSET 0) h
+CROSS JOIN LATERAL (SELECT * FROM accounts_user WHERE id = c.user_id OFFSET 0) u

@@ -1,0 +1,240 @@
+"""Writes the rows of answered calls: those of concurrent requests share one COPY and one commit.
+
+The audit promise: an answer leaves only after `commit` returned. Needs no Django.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+
+from proxy.store.group_commit import GroupCommit, Waiting, fail, resolve
+from proxy.store.pg_connection import PgConnection, Rejected
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 10.0  # Seconds; then the caller is told that the call could not be recorded.
+BATCH_ROWS = 500
+LANES = 2  # While one waits for the disk, the other is filled; more gain little.
+SETUP = (
+    b"SET application_name = 'gateway call log'",
+    b"SET statement_timeout = '9s'",
+    b"SET lock_timeout = '5s'",
+)
+
+_N = "\\N"
+_NO_PAYLOAD = f"f\t{_N}\t{_N}"
+
+# Errors of single rows (bad data, a broken constraint): the others of the batch are innocent.
+_OF_A_ROW = ("22", "23")
+CHECK_VIOLATION = "23514"
+
+
+class NotRecorded(Exception):
+    """The gateway could not record this call."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One call as it will stand in auditlog_call; ids are UUIDs as text, empty for none."""
+
+    uid: str
+    created_at: float
+    method: str = ""
+    feature_type: str = ""
+    feature_name: str = ""
+    outcome: str = "ok"
+    deny_reason: str = ""
+    http_status: int = 200
+    rpc_error_code: int | None = None
+    host_id: str = ""
+    gateway_id: str = ""
+    connection_id: str = ""
+    user_id: str = ""
+    token_id: str = ""
+    server_id: str = ""
+    identity_id: str = ""
+    host_name: str = ""
+    gateway_name: str = ""
+    server_name: str = ""
+    user_email: str = ""
+    identity_label: str = ""
+    token_name: str = ""
+    token_prefix: str = ""
+    duration_ms: float = 0.0
+    authorise_ms: float | None = None
+    upstream_ms: float | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    client_ip: str = ""
+    user_agent: str = ""
+    client_name: str = ""
+    client_version: str = ""
+    protocol_version: str = ""
+    payload: str = _NO_PAYLOAD
+
+    def carry(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
+        """Keep what the call sent and got, as JSON that holds no secret; `cut` when not all of it."""
+        told = (_N if part is None else part.decode().replace("\\", "\\\\") for part in (request, response))
+        self.payload = "\t".join(("t" if cut else "f", *told))
+
+    def line(self) -> bytes:
+        """The row in PostgreSQL's text format for COPY."""
+        whole = int(self.created_at)
+        at = f"{_second(whole)}.{int((self.created_at - whole) * 1_000_000):06d}+00"
+        free = (
+            self.method[:64],
+            self.feature_name[:300],
+            self.host_name[:120],
+            self.gateway_name[:120],
+            self.server_name[:120],
+            self.user_email[:254],
+            self.identity_label[:120],
+            self.token_name[:100],
+            self.user_agent[:300],
+            self.client_name[:120],
+            self.client_version[:60],
+            self.protocol_version[:20],
+        )
+        text = "\t".join(free)
+        if text.count("\t") != len(free) - 1 or "\\" in text or "\n" in text or "\r" in text or "\0" in text:
+            text = "\t".join(value.translate(_ESCAPES) for value in free)
+        exact = (
+            f"{self.uid}\t{at}\t{self.uid}\t{self.feature_type}\t{self.outcome}\t{self.deny_reason}"
+            f"\t{self.http_status}\t{_or_null(self.rpc_error_code)}\t{self.host_id or _N}\t{self.gateway_id or _N}"
+            f"\t{self.connection_id or _N}\t{self.user_id or _N}\t{self.token_id or _N}\t{self.server_id or _N}"
+            f"\t{self.identity_id or _N}\t{self.token_prefix}\t{self.duration_ms:.3f}\t{_ms(self.authorise_ms)}"
+            f"\t{_ms(self.upstream_ms)}\t{self.request_bytes}\t{self.response_bytes}\t{self.client_ip or _N}"
+            f"\t{self.payload}"
+        )
+        return f"{exact}\t{text}\n".encode(errors="replace")
+
+
+@lru_cache(2)
+def _second(at: int) -> str:
+    """This second as a timestamp of UTC without its zone; many calls come in one."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+COPY = (
+    b"COPY auditlog_call (uid, created_at, correlation_id, feature_type, outcome, deny_reason, http_status,"
+    b" rpc_error_code, host_id, gateway_id, connection_id, user_id, token_id, server_id, identity_id, token_prefix,"
+    b" duration_ms, authorise_ms, upstream_ms, request_bytes, response_bytes, client_ip, payload_truncated,"
+    b" request_payload, response_payload, method, feature_name, host_name, gateway_name, server_name, user_email,"
+    b" identity_label, token_name, user_agent, client_name, client_version, protocol_version) FROM STDIN"
+)
+
+_ESCAPES = {ord("\\"): "\\\\", ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r", 0: None}
+
+
+def _or_null(value: int | None) -> str:
+    return _N if value is None else str(value)
+
+
+def _ms(value: float | None) -> str:
+    return _N if value is None else f"{value:.3f}"
+
+
+def new_uid(at: float) -> str:
+    """A UUIDv7 (RFC 9562) of this moment; its time finds the row's partition."""
+    if not _pool:
+        _refill()
+    time = f"{int(at * 1000):012x}"
+    return f"{time[:8]}-{time[8:]}-{_pool.pop()}"
+
+
+# The random parts of ids to come, fetched for many at once: each fetch is a call into the kernel.
+_pool: list[str] = []
+
+
+def _refill() -> None:
+    fetched = os.urandom(10 * 256).hex()
+    for n in range(0, len(fetched), 20):
+        digits = fetched[n : n + 20]
+        variant = "89ab"[int(digits[3], 16) & 3]
+        _pool.append(f"7{digits[:3]}-{variant}{digits[4:7]}-{digits[7:19]}")
+
+
+# A forked process would hand out the ids of its parent again.
+os.register_at_fork(after_in_child=_pool.clear)
+
+
+type Line = Waiting[bytes, None]
+
+
+class CallWriter(GroupCommit[bytes, None]):
+    """Commits rows over `lanes` connections; `observe` is told the size of each batch.
+
+    It is the circuit breaker of calls as well: while `refuses`, nothing may be sent to a server, because its row could
+    not be written. That is so from the moment a commit failed, hung for a second or lost its connection, until a row
+    was written in earnest and taken back, which is tried all the time.
+    """
+
+    def __init__(
+        self, conninfo: str, *, lanes: int = LANES, room: int = 2000, observe: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._observe = observe
+        carried = [PgConnection(conninfo, SETUP, timeout=PATIENCE) for _ in range(lanes)]
+        super().__init__(
+            "call log",
+            [partial(self._write, lane) for lane in carried],
+            carried,
+            lost=lambda _: NotRecorded(NotRecorded.__doc__),
+            most=BATCH_ROWS,
+            room=room,
+            turns_away=False,  # A row that is here is that of a call which may have been executed.
+        )
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the row of a call that begins now could probably not be written."""
+        return self.fault != "" or self.is_full
+
+    async def commit(self, row: Row) -> None:
+        """Return when `row` is committed. Raises NotRecorded."""
+        await self.put(row.line())
+
+    async def _write(self, lane: PgConnection, batch: list[Line]) -> None:
+        self._observe(len(batch))
+        error = await _refusal(lane, b"".join([line for line, _ in batch]))
+        if error is None:
+            for _, future in batch:
+                resolve(future, None)
+        else:
+            await self._write_each(lane, batch, error)
+
+    async def _write_each(self, lane: PgConnection, batch: list[Line], error: Rejected) -> None:
+        """Write the innocent rows of a batch that was refused for one of them."""
+        lasting = None
+        for line, future in batch:
+            refusal = await _refusal(lane, line) if len(batch) > 1 else error
+            if refusal is None:
+                resolve(future, None)
+                continue
+            logger.error("call not recorded", extra={"error": str(refusal)})
+            fail([(line, future)], NotRecorded(NotRecorded.__doc__))
+            if refusal.sqlstate == CHECK_VIOLATION and not refusal.of_constraint:
+                lasting = refusal  # There is no partition for this row, nor for the next.
+        if lasting is not None:
+            raise lasting
+
+    async def _try_out(self, lane: PgConnection) -> None:
+        """Write a row, take it back, and commit: all that a batch needs of the locks, the table and the disk."""
+        now = time.time()
+        await lane.run(b"BEGIN; SAVEPOINT before")
+        await lane.copy(COPY, Row(new_uid(now), now, method="ping").line())
+        await lane.run(b"ROLLBACK TO SAVEPOINT before; COMMIT")
+
+
+async def _refusal(lane: PgConnection, lines: bytes) -> Rejected | None:
+    """Why a row among these was refused, None when all are committed; raises what is no row's fault."""
+    try:
+        await lane.copy(COPY, lines)
+    except Rejected as error:
+        if not error.sqlstate.startswith(_OF_A_ROW):
+            raise
+        return error
+    return None

@@ -1,0 +1,97 @@
+"""Values that are known to be secret, in whatever way they stand in a text."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterable
+from functools import cached_property
+from urllib.parse import quote, unquote
+
+from proxy.store.redaction.secret_texts import HIDDEN
+
+SHORTEST = 4  # A shorter value would blot out ordinary words.
+SHORTEST_CORE = 5
+WRAPPED = 3  # Times a text may be percent-encoded.
+
+_encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
+
+
+class KnownSecrets:
+    """Takes values out of texts: as they are, percent-encoded, in hex, and anywhere inside of base64."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self._values = sorted({value for value in values if len(value) >= SHORTEST}, key=len, reverse=True)
+        self._least = min(map(len, self._values), default=0)
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def hide(self, text: str) -> str:
+        """The text without them."""
+        if not self._values or len(text) < self._least:
+            return text
+        lower = text.lower()
+        if any(one in lower for one in self._lower):
+            text = self._plain.sub(HIDDEN, text)
+        if any(core in text for core in self._cores) or any(digits in lower for digits in self._digits):
+            text = _encoded_run.sub(self._without_encoded, text)
+        if "%" in text and any(one in _decoded(lower) for one in self._lower):
+            text = self._percent.sub(HIDDEN, text)
+        return text
+
+    def _without_encoded(self, run: re.Match[str]) -> str:
+        found = any(core in run[0] for core in self._cores) or any(one in run[0].lower() for one in self._digits)
+        return HIDDEN if found else run[0]
+
+    @cached_property
+    def _forms(self) -> list[str]:
+        forms = {form for one in self._values for form in (one, quote(one, safe=""), json.dumps(one)[1:-1])}
+        return sorted(forms, key=len, reverse=True)
+
+    @cached_property
+    def _lower(self) -> list[str]:
+        return [form.lower() for form in self._forms]
+
+    @cached_property
+    def _plain(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._forms)), re.IGNORECASE)
+
+    @cached_property
+    def _percent(self) -> re.Pattern[str]:
+        return re.compile("|".join("".join(map(_any_form, value)) for value in self._values), re.IGNORECASE)
+
+    @cached_property
+    def _digits(self) -> list[str]:
+        return [_bytes(value).hex() for value in self._values]
+
+    @cached_property
+    def _cores(self) -> list[str]:
+        return [core for value in self._values for core in _cores(_bytes(value))]
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode("utf-8", "replace")
+
+
+def _decoded(text: str) -> str:
+    for _ in range(WRAPPED):
+        text = unquote(text)
+    return text.lower()
+
+
+def _any_form(letter: str) -> str:
+    encoded = "".join(f"%(?:25)*+{byte:02x}" for byte in _bytes(letter))
+    return f"(?:{re.escape(letter)}|{encoded})"
+
+
+def _cores(value: bytes) -> set[str]:
+    """What base64 of anything that holds the value holds: it depends on how many bytes come before."""
+    cores = set()
+    for before, mixed in enumerate((0, 2, 3)):
+        encoded = b64encode(b"\0" * before + value).decode()
+        core = encoded[mixed : (before + len(value)) * 8 // 6]
+        if len(core) >= SHORTEST_CORE:
+            cores |= {core, core.replace("+", "-").replace("/", "_")}
+    return cores

@@ -1,0 +1,163 @@
+"""What may be kept of a message: its secrets taken out first, then cut to size. Needs no Django.
+
+Known as secrets are the values of telling keys, texts in the form of credentials, and the very values
+that the caller names. What is none of these cannot be told from any other word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import orjson
+
+from proxy.store.redaction.known_secrets import KnownSecrets
+from proxy.store.redaction.secret_texts import HIDDEN, is_measure, tells_of_secret, without_secrets
+
+CUT = "[cut]"
+
+LARGEST = 1024 * 1024  # A larger message is not even read for its record.
+DEEPEST = 40
+SPARE = 4096  # Read beyond the cut, so that a secret that straddles it is seen whole.
+SHORT = 64  # Keys and short words come again and again.
+READ = 2  # Times the limit that is looked at, at most, however little of it is kept.
+
+# `{"name": "DB_PASSWORD", "value": "x"}`: which members name another one, and which are named by it.
+_NAMING = frozenset({"name", "key", "id", "label", "field", "variable", "header"})
+_NAMED = frozenset({"value", "values", "val", "default", "data", "stringvalue", "string_value"})
+
+
+class Kept(NamedTuple):
+    """What is kept of a message, as JSON; `cut` when not all of it."""
+
+    json: bytes
+    cut: bool
+
+
+def keep(message: bytes, limit: int, secrets: Iterable[str] = ()) -> Kept | None:
+    """The message without its secrets, `limit` bytes of JSON at most. None when there is no message."""
+    if not message:
+        return None
+    if len(message) > LARGEST:
+        return Kept(orjson.dumps(f"{CUT} {len(message):,} bytes"), cut=True)
+    taken = _Taken(limit, KnownSecrets(secrets))
+    text = orjson.dumps(taken.value(_read(message)))
+    if len(text) <= limit:
+        return Kept(text, taken.cut)
+    cut = text[:limit].decode(errors="ignore")
+    # Quotes and backslashes take more room inside a string than outside.
+    while len(text := orjson.dumps(cut)) > max(limit, 2):
+        cut = cut[: min(len(cut) - 1, len(cut) * limit // len(text))]
+    return Kept(text, cut=True)
+
+
+def _read(message: bytes) -> object:
+    """What the message says, or itself as a text when that is no JSON."""
+    for read in (orjson.loads, json.loads):  # The second one knows lone surrogates.
+        try:
+            return read(message)
+        except (ValueError, RecursionError):
+            continue
+    return message.decode(errors="replace")
+
+
+class _Taken:
+    """Takes secrets out of a document, and no more of it than fits."""
+
+    def __init__(self, limit: int, known: KnownSecrets) -> None:
+        self._left = limit
+        self._unread = READ * limit + SPARE
+        self._limit = limit
+        self._known = known
+        self._told: dict[str, str] = {}
+        self.cut = False
+
+    def value(self, value: object, depth: int = 0) -> object:
+        """The value as it may be kept."""
+        if isinstance(value, str):
+            return self.text(value, depth)
+        if not isinstance(value, dict | list):
+            return self._scalar(value)
+        if depth >= DEEPEST or self._is_full:
+            self.cut = True
+            return CUT
+        if isinstance(value, dict):
+            return dict(self._members(value, depth))
+        return list(self._elements(value, depth))
+
+    def text(self, text: str, depth: int = DEEPEST) -> str:
+        """The text without what has the form of a secret; what is JSON in it is looked at as such."""
+        text = text.replace("\0", "")
+        part = self._document(text, depth) if depth < DEEPEST and text.lstrip()[:1] in ("{", "[", '"') else None
+        if part is None:
+            read = text[: self._limit + SPARE]
+            self.cut = self.cut or len(read) < len(text)
+            self._unread -= len(read)
+            part = self._without_secrets(read)
+            self._left -= min(len(part), self._limit) + 3
+        if len(part) > self._limit:
+            self.cut = True
+            part = part[: self._limit] + CUT
+        return part.encode("utf-8", "replace").decode()
+
+    def _without_secrets(self, text: str) -> str:
+        if len(text) > SHORT:
+            return without_secrets(self._known.hide(text))
+        if text not in self._told:
+            self._told[text] = without_secrets(self._known.hide(text))
+        return self._told[text]
+
+    def _document(self, text: str, depth: int) -> str | None:
+        """JSON inside a text without its secrets. None when it is no JSON, or holds none: then it stays as it is."""
+        try:
+            inner = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        left, unread, cut = self._left, self._unread, self.cut
+        kept = self.value(inner, depth + 1)
+        if kept != inner:
+            return orjson.dumps(kept).decode()
+        self._left, self._unread, self.cut = left, unread, cut
+        return None
+
+    def _scalar(self, value: object) -> object:
+        self._left -= 6
+        if not isinstance(value, bool | None) and self._known and self._known.hide(text := str(value)) != text:
+            return HIDDEN
+        return str(value) if isinstance(value, int) and abs(value) >= 1 << 63 else value
+
+    def _members(self, members: dict[str, object], depth: int) -> Iterator[tuple[str, object]]:
+        names_secret = any(
+            key.lower() in _NAMING and isinstance(name, str) and tells_of_secret(name) for key, name in members.items()
+        )
+        for key, value in members.items():
+            if self._is_full:
+                self.cut = True
+                return
+            is_secret = _is_secret(key, value) or (names_secret and key.lower() in _NAMED and _is_something(value))
+            yield self.text(key), HIDDEN if is_secret else self.value(value, depth + 1)
+
+    def _elements(self, elements: list[object], depth: int) -> Iterator[object]:
+        option = False
+        for element in elements:
+            if self._is_full:
+                self.cut = True
+                return
+            yield HIDDEN if option else self.value(element, depth + 1)
+            # `["--password", "x"]`: a command line in pieces.
+            option = isinstance(element, str) and element[:1] == "-" and "=" not in element and tells_of_secret(element)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._left <= 0 or self._unread <= 0
+
+
+def _is_secret(key: str, value: object) -> bool:
+    if not _is_something(value) or (isinstance(value, int | float) and is_measure(key)):
+        return False
+    return tells_of_secret(key)
+
+
+def _is_something(value: object) -> bool:
+    return not (value is None or isinstance(value, bool) or value in ("", [], {}))

@@ -1,0 +1,85 @@
+"""The words one searches the log with: what they mean, and what is said of those that mean nothing."""
+
+import pytest
+
+from auditlog.models import ENDINGS, Outcome
+from auditlog.search.query_language import FIELDS, LONGEST, WORDS, Condition, SearchSyntaxError, parse
+
+ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("text", "conditions"),
+    [
+        ("", []),
+        ("  ", []),
+        ("error", [("outcome", "is", ERRORS)]),
+        ("ERROR", [("outcome", "is", ERRORS)]),
+        ("denied", [("outcome", "is", ("denied", "unauthorized", "rate_limited"))]),
+        ("duration > 500", [("duration", ">", (500.0,))]),
+        ("duration>=1.5", [("duration", ">=", (1.5,))]),
+        ("duration > 2 s", [("duration", ">", (2000.0,))]),
+        ("duration > 2s and upstream < 10 ms", [("duration", ">", (2000.0,)), ("upstream", "<", (10.0,))]),
+        ("response > 2 kB", [("response", ">", (2000.0,))]),
+        ("host is ci-bot", [("host", "is", ("ci-bot",))]),
+        ("host = ci-bot", [("host", "is", ("ci-bot",))]),
+        ("host:ci-bot", [("host", "is", ("ci-bot",))]),
+        ("Host IS CI bot", [("host", "is", ("CI bot",))]),
+        ("tool is x and error", [("tool", "is", ("x",)), ("outcome", "is", ERRORS)]),
+        ('host is "this and that"', [("host", "is", ("this and that",))]),
+        (r'host is "say \"no\""', [("host", "is", ('say "no"',))]),
+        ("user is not sam@example.com", [("user", "is not", ("sam@example.com",))]),
+        ("user != sam@example.com", [("user", "is not", ("sam@example.com",))]),
+        ("tool contains git", [("tool", "contains", ("git",))]),
+        ("tool ~ git", [("tool", "contains", ("git",))]),
+        ("outcome is tool error", [("outcome", "is", ("tool_error",))]),
+        ("outcome is tool_error", [("outcome", "is", ("tool_error",))]),
+        ("outcome is not ok", [("outcome", "is not", ("ok",))]),
+        ("status is 403", [("status", "is", (403.0,))]),
+        ("code is -32003", [("code", "is", (-32003.0,))]),
+        ("ip is 2001:db8::1", [("ip", "is", ("2001:db8::1",))]),
+        (
+            "outcome is denied, duration > 500 ms, user is ben@example.com",
+            [("outcome", "is", ("denied",)), ("duration", ">", (500.0,)), ("user", "is", ("ben@example.com",))],
+        ),
+    ],
+)
+def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[str, str, tuple[object, ...]]]) -> None:
+    assert parse(text) == [Condition(field, operator, values) for field, operator, values in conditions]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "words"),
+    [
+        ("foo", 1, "“foo” is no field"),
+        ("error and foo is x", 11, "“foo” is no field"),
+        ("error host is x", 7, "Join conditions by “and”"),
+        ("error and", 10, "A condition is missing after “and”"),
+        ("and error", 1, "“and” is no field"),
+        ("duration", 9, "An operator is missing after “duration”"),
+        ("duration >", 11, "A value is missing after “>”"),
+        ("duration > fast", 12, "“fast” is no number for duration"),
+        ("duration > 5 kB", 14, "Join conditions by “and”"),
+        ("duration contains 5", 10, "“contains” does not go with duration"),
+        ("host > 5", 6, "“>” does not go with host"),
+        ("outcome is fine", 12, "“fine” is no outcome"),
+        ('host is "ci', 9, "This quote is never closed"),
+        ("host is a > b", 11, "“>” is not expected"),
+        ("(error)", 1, "“(error)” is no field"),
+        ("!", 1, "“!” is not expected"),
+        ("x" * (LONGEST + 1), LONGEST + 1, "at most"),
+    ],
+)
+def test_what_does_not_parse_says_where_and_why(text: str, position: int, words: str) -> None:
+    with pytest.raises(SearchSyntaxError) as wrong:
+        parse(text)
+
+    assert wrong.value.position == position
+    assert words in str(wrong.value)
+    assert str(wrong.value).startswith(f"Position {position}: ")
+
+
+def test_every_outcome_can_be_asked_for_and_belongs_to_one_word() -> None:
+    assert sorted(outcome for outcomes in ENDINGS.values() for outcome in outcomes) == sorted(Outcome.values)
+    assert all(parse(f"outcome is {outcome}")[0].values == (outcome,) for outcome in Outcome.values)
+    assert not set(WORDS) & set(FIELDS)

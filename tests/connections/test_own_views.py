@@ -1,0 +1,157 @@
+"""My identities, and what acts as me."""
+
+from datetime import timedelta
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import User
+from connections.models import Connection
+from gateways.models import IdentityScheme
+from servers.models import Identity
+from servers.vault import cipher
+from tests import make
+from tests.conftest import SignIn
+from tests.connections.rows import HTMX, text
+
+pytestmark = pytest.mark.django_db
+
+PATH = "/settings/identities"
+OPEN = HTMX | {"HX-Current-URL": f"http://testserver{PATH}"}
+SECRET = "ghp_0123456789abcdef9f3a"
+
+
+@pytest.fixture
+def link(ann: User) -> Connection:
+    """A member's connection that carries their own identity."""
+    github = make.server(name="GitHub", auth_type="bearer")
+    gateway = make.gateway(name="Work")
+    make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
+    mine = make.identity(github, ann, label="work account", secret=SECRET)
+    return make.connection(make.agent(by=ann, name="CI bot"), gateway, ann, [mine])
+
+
+def mine(link: Connection) -> Identity:
+    return link.identities.get().identity
+
+
+def row(response: object, thing: Identity | Connection) -> str:
+    return text(response).split(f'{type(thing).__name__.lower()}-{thing.pk}"')[1].split("</tr>")[0]
+
+
+def test_a_row_says_what_it_is_for_and_never_the_secret(ann: User, link: Connection, sign_in: SignIn) -> None:
+    Identity.objects.update(last_used_at=timezone.now() - timedelta(minutes=5))
+
+    page = sign_in(ann).get(PATH)
+
+    for words in ("work account", "GitHub", "...9f3a", "CI bot on Work", "5m ago", ">active<"):
+        assert words in row(page, mine(link))
+    assert SECRET not in text(page)
+
+
+def test_others_and_shared_identities_are_not_ones_own(ann: User, ana: User, link: Connection, sign_in: SignIn) -> None:
+    make.identity(mine(link).server, ana, label="hers")
+    make.identity(mine(link).server, label="service")
+
+    page = text(sign_in(ann).get(PATH))
+
+    assert "work account" in page
+    assert "hers" not in page
+    assert "service" not in page
+    assert "work account" not in text(sign_in(ana).get(PATH))
+
+
+def test_a_member_switches_and_ends_their_own_without_any_capability(
+    ann: User, link: Connection, sign_in: SignIn
+) -> None:
+    identity, client = mine(link), sign_in(ann)
+    base = f"/identities/{identity.pk}"
+
+    asked = text(client.get(f"{base}/disable/", headers=OPEN))
+    off = client.post(f"{base}/disable/", headers=OPEN)
+    on = client.post(f"{base}/enable/", headers=OPEN)
+    warned = text(client.get(f"{base}/revoke/", headers=OPEN))
+    ended = client.post(f"{base}/revoke/", headers=OPEN)
+
+    stops = "Calls to GitHub that use “work account” fail on the next request"
+    assert f"Disable this identity? {stops}. Nothing is deleted." in asked
+    assert f"Revoke this identity? {stops}, and its secret is wiped." in warned
+    for question in (asked, warned):
+        assert "1 connection uses it." in question
+        assert "Cuts 1 host, 1 user, 0 calls in 24 h." in question
+    assert 'data-state="disabled"' in row(off, identity)
+    assert 'data-state="active"' in row(on, identity)
+    assert "CI bot on Work" in row(on, identity)
+    assert "Revoked <time" in row(ended, identity)
+    assert "<button" not in row(ended, identity)
+    identity.refresh_from_db()
+    assert identity.secret_ciphertext is None
+
+
+def test_a_replaced_secret_is_stored_and_leads_back_here(ann: User, link: Connection, sign_in: SignIn) -> None:
+    new = "ghp_another_secret_of_hers"
+
+    done = sign_in(ann).post(f"/identities/{mine(link).pk}/replace/", {"secret": new}, follow=True)
+
+    assert done.redirect_chain == [(PATH, 302)]  # A member has no page of the server to go back to.
+    assert cipher().open(bytes(mine(link).secret_ciphertext or b"")) == new
+    assert new not in text(done)
+
+
+@pytest.mark.parametrize("verb", ["disable", "enable", "revoke", "replace"])
+def test_anothers_identity_is_refused(verb: str, ben: User, link: Connection, sign_in: SignIn) -> None:
+    assert sign_in(ben).post(f"/identities/{mine(link).pk}/{verb}/", {"secret": "x" * 20}).status_code == 403
+    assert mine(link).status == "active"
+
+
+def test_what_acts_as_me_is_listed_and_ends_with_a_button(
+    ann: User, ben: User, link: Connection, sign_in: SignIn
+) -> None:
+    other = make.connection(link.host, link.gateway, ben)
+    client = sign_in(ann)
+
+    page = client.get(PATH)
+    answer = client.post(f"/connections/{link.pk}/revoke/", headers=OPEN)
+
+    assert "CI bot" in row(page, link)
+    assert f'action="/connections/{link.pk}/revoke/"' in row(page, link)
+    assert str(other.pk) not in text(page)
+    assert 'data-state="revoked"' in row(answer, link)
+    link.refresh_from_db()
+    assert not link.is_live
+    assert "Nothing acts as you" in text(client.get(PATH))
+
+
+def test_an_empty_page_says_when_one_is_asked(ann: User, sign_in: SignIn) -> None:
+    assert "You have brought no identity." in text(sign_in(ann).get(PATH))
+
+
+def test_settings_lead_to_it_and_strangers_sign_in_first(ann: User, sign_in: SignIn) -> None:
+    assert f'<a href="{PATH}">My identities</a>' in text(sign_in(ann).get("/settings/profile"))
+    assert Client().get(PATH)["Location"].startswith("/accounts/login/")
+
+
+def test_the_page_costs_the_same_for_one_row_and_for_many(
+    ann: User, link: Connection, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(6):
+        make.identity(mine(link).server, ann)
+        make.connection(make.agent(by=ann), link.gateway, ann)
+    client = sign_in(ann)
+
+    # session, user, permissions, count, keys, rows, tokens, identities with their count and uses
+    with django_assert_num_queries(10):
+        client.get(PATH)
+
+
+def test_a_full_page_stays_light(ann: User, link: Connection, sign_in: SignIn) -> None:
+    for _ in range(20):
+        make.identity(mine(link).server, ann)
+        make.token(make.connection(make.agent(by=ann), link.gateway, ann))
+
+    page = sign_in(ann).get(PATH)
+
+    assert (len(page.context["identity_rows"]), len(page.context["rows"])) == (15, 15)
+    assert len(page.content) <= 60 * 1024

@@ -1,0 +1,79 @@
+"""What a client may send before we know what it wants."""
+
+import asyncio
+import time
+
+import pytest
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from gatewayadmin.serving.head_limits import MOST, HeadLimits
+
+
+class Hasty(HeadLimits):
+    seconds = 0.2
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"hi"})
+
+
+async def _exchange(pieces: list[bytes], pause: float) -> bytes:
+    config = Config(hello, log_config=None, ws="none")
+    listener = await asyncio.get_running_loop().create_server(lambda: Hasty(config, ServerState(), {}), "127.0.0.1", 0)
+    async with listener:
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(pause)
+            return await asyncio.wait_for(reader.read(4096), 5)
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+
+def answer_to(*pieces: bytes, pause: float = 0.01) -> bytes:
+    """The first line that comes back for these pieces; empty when the connection is closed without a word."""
+    return asyncio.run(_exchange(list(pieces), pause)).partition(b"\r\n")[0]
+
+
+def test_an_ordinary_request_is_answered() -> None:
+    assert answer_to(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == b"HTTP/1.1 200 OK"
+
+
+def test_a_large_body_is_no_large_head() -> None:
+    body = b"x" * (2 * MOST)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert answer_to(head, body[:MOST], body[MOST:]) == b"HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+    ],
+    ids=["url", "header", "trailer"],
+)
+def test_what_never_ends_is_refused_once_it_is_too_large(start: bytes) -> None:
+    answer = answer_to(start, *[b"x" * (MOST // 4)] * 5)
+    assert answer == (b"" if b"chunked" in start else b"HTTP/1.1 431 Request Header Fields Too Large")
+
+
+def test_many_small_headers_are_too_large_together() -> None:
+    answer = answer_to(b"GET / HTTP/1.1\r\n", b"X: 123456789\r\n" * (MOST // 10) + b"\r\n")
+    assert answer == b"HTTP/1.1 431 Request Header Fields Too Large"
+
+
+@pytest.mark.parametrize("drip", [b"", b"x", b"\r\n"], ids=["nothing", "a letter", "a blank line"])
+def test_a_head_that_takes_too_long_closes_the_connection(drip: bytes) -> None:
+    begun = time.monotonic()
+    assert answer_to(*[drip] * 4, pause=0.1) == b""
+    assert time.monotonic() - begun < 2

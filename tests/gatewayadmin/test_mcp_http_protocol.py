@@ -1,0 +1,228 @@
+"""The short way of a call and uvicorn's own way answer alike, byte for byte."""
+
+import asyncio
+import re
+from contextlib import suppress
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from gatewayadmin.serving.head_limits import HeadLimits
+from gatewayadmin.serving.mcp_http_protocol import McpCycle
+from wire.repeated_header import SAME_HEAD
+
+SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody writes it.
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with what arrived; the first word of the body says how."""
+    body, more = b"", True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return
+        body += event["body"]
+        more = event["more_body"]
+    length = dict(scope["headers"]).get(b"content-length", b"-")
+    line = scope["method"], scope["path"], scope["http_version"]
+    told = b"%s %s %s" % (" ".join(line).encode(), length, body)
+    if body.startswith(b"fail"):
+        raise ValueError(body)
+    if body.startswith(b"slow"):
+        await asyncio.sleep(0.3)
+    if body.startswith(b"stream"):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        for word in told.split():
+            await send({"type": "http.response.body", "body": word, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return
+    headers = [(b"content-length", b"%d" % len(told))]
+    if body.startswith(b"break"):
+        headers.append((b"x-told", body))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": told})
+
+
+async def _talk(
+    pieces: list[bytes], keep_alive: float, wait: float, served: ASGIApp = app
+) -> tuple[bytes, set[str], int]:
+    config = Config(served, log_config=None, ws="none", timeout_keep_alive=keep_alive)  # type: ignore[arg-type]
+    cycles: set[str] = set()
+    heads = 0
+
+    class Watched(HeadLimits):
+        def on_headers_complete(self) -> None:
+            nonlocal heads
+            heads += 1
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            cycles.add(type(self.cycle).__name__)
+            super().on_message_complete()
+
+    listener = await asyncio.get_running_loop().create_server(
+        lambda: Watched(config, ServerState(), {}), "127.0.0.1", 0
+    )
+    async with listener:
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        heard = bytearray()
+
+        async def hear() -> None:
+            with suppress(ConnectionError):
+                while chunk := await reader.read(65536):
+                    heard.extend(chunk)
+            heard.extend(b"<closed>")
+
+        hearing = asyncio.create_task(hear())
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        await asyncio.wait([hearing], timeout=wait)
+        hearing.cancel()
+        writer.close()
+    return bytes(heard), cycles, heads
+
+
+def talk(path: bytes, *pieces: bytes, keep_alive: float = 5, wait: float = 0.6) -> bytes:
+    """What comes back for these pieces, in which PATH stands for the path; says so when the server closes."""
+    heard, cycles, _ = asyncio.run(_talk([piece.replace(b"PATH", path) for piece in pieces], keep_alive, wait))
+    assert (McpCycle.__name__ in cycles) is (path == SHORT), "not the way that was to be tried"
+    return re.sub(rb"date: [^\r]*\r\n", b"", heard)
+
+
+def parsed(*pieces: bytes) -> int:
+    """How many heads the parser saw while these were answered."""
+    return asyncio.run(_talk([piece.replace(b"PATH", SHORT) for piece in pieces], 5, 0.1))[2]
+
+
+def post(body: bytes, *headers: bytes, version: bytes = b"1.1") -> bytes:
+    lines = [b"POST PATH HTTP/" + version, b"Host: x", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+CHUNKED = b"POST PATH HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+TALKS = {
+    "a call": [post(b"hello")],
+    "without a body": [post(b"")],
+    "two calls": [post(b"hello"), post(b"again")],
+    "calls of other lengths": [post(b"hello"), post(b"once again"), post(b""), post(b"x" * 5000)],
+    "another head between": [post(b"hello"), post(b"again", b"X-Other: 1"), post(b"hello"), post(b"again")],
+    "the same head in pieces": [post(b"hello"), post(b"again")[:30], post(b"again")[30:], post(b"hello")],
+    "the same head and half a body": [post(b"hello"), post(b"again")[:-2], b"in", post(b"hello")],
+    "the same head and a word too many": [post(b"hello"), post(b"again") + b"more", post(b"hello")],
+    "the same head twice at once": [post(b"hello"), post(b"hello") + post(b"again"), post(b"hello")],
+    "the same head inside a body": [post(b"hello"), post(post(b"again"))[:-80], post(post(b"again"))[-80:]],
+    "the same head while another is answered": [post(b"hello"), post(b"slow 1"), post(b"again")],
+    "line ends between calls": [post(b"hello"), b"\r\n", post(b"again"), b"\r\n\r\n", post(b"hello")],
+    "the last call of the same": [post(b"hello"), post(b"again"), post(b"hello", b"Connection: close")],
+    "a length with zeros": [post(b"hello"), post(b"again").replace(b": 5", b": 005"), post(b"hello")],
+    "a length that is none": [post(b"hello"), post(b"again").replace(b": 5", b": 5a")],
+    "a length that is less than none": [post(b"hello"), post(b"again").replace(b": 5", b": -5")],
+    "two lengths": [post(b"hello"), post(b"again", b"Content-Length: 5")],
+    "three at once": [post(b"one") + post(b"two") + post(b"three")],
+    "the second before the first is answered": [post(b"slow one") + post(b"two")],
+    "a stream and a call": [post(b"stream one") + post(b"two")],
+    "a stream, then closed": [post(b"stream", b"Connection: close")],
+    "a call, then closed": [post(b"hello", b"Connection: close")],
+    "HTTP/1.0": [post(b"hello", version=b"1.0")],
+    "in pieces": [post(b"hello")[:20], post(b"hello")[20:]],
+    "asked before it is sent": [post(b"hello there", b"Expect: 100-continue")[:-11], b"hello there"],
+    "in chunks": [CHUNKED, b"3\r\nabc\r\n", b"2\r\nde\r\n0\r\n\r\n"],
+    "a large body": [post(b"x" * 300_000)],
+    "the application fails": [post(b"fail"), post(b"again")],
+    "an upgrade nobody offers": [post(b"hello", b"Upgrade: websocket", b"Connection: Upgrade")],
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_both_ways_answer_alike(name: str) -> None:
+    short, long = (talk(path, *TALKS[name], wait=0.4) for path in (SHORT, LONG))
+    assert short == long
+    assert short.startswith(b"HTTP/1.1 ")
+
+
+def test_a_head_that_comes_again_is_not_parsed_again() -> None:
+    """Calls of one client differ in their bodies; what it says before them is read once."""
+    assert parsed(post(b"hello"), post(b"once again"), post(b""), post(b"x" * 5000)) == 1
+    assert parsed(post(b"hello"), post(b"hello", b"Mcp-Name: a"), post(b"again", b"Mcp-Name: a"), post(b"hello")) == 3
+
+
+def test_a_known_head_has_no_part_in_its_next_scope() -> None:
+    """What an application changes in its scope is gone with the call; what it notes for this head stays."""
+    seen: list[object] = []
+
+    async def careless(scope: Scope, receive: Receive, send: Send) -> None:
+        noted = scope.get("extensions", {}).get(SAME_HEAD)
+        seen.append((scope.get("mark"), len(scope["headers"]), None if noted is None else dict(noted)))
+        if noted is not None:
+            noted["calls"] = noted.get("calls", 0) + 1
+        scope["mark"] = "changed"
+        scope["headers"].append((b"x-added", b"1"))
+        await app(scope, receive, send)
+
+    asyncio.run(_talk([post(b"hello").replace(b"PATH", SHORT)] * 4, 5, 0.1, careless))
+
+    assert seen == [(None, 2, None), (None, 2, {}), (None, 2, {"calls": 1}), (None, 2, {"calls": 2})]
+
+
+@pytest.mark.parametrize("path", [SHORT, LONG])
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_body_of_an_offered_upgrade_never_becomes_a_request(path: bytes, *, apart: bool) -> None:
+    """The parser takes what follows such a head for another protocol; sent a moment later, for another request."""
+    inner = post(b"smuggled").replace(b"PATH", SHORT)
+    head = post(b"x" * len(inner), b"Upgrade: h2c", b"Connection: Upgrade").removesuffix(b"x" * len(inner))
+    heard = talk(path, *([head, inner, inner] if apart else [head + inner, inner]), wait=2)
+
+    assert heard.startswith(b"HTTP/1.1 200 ")
+    assert heard.count(b"HTTP/1.1") == 1
+    assert b"smuggled" not in heard
+    assert heard.endswith(b"<closed>")
+
+
+def test_after_its_body_a_call_hears_only_that_the_client_left() -> None:
+    heard: list[str] = []
+
+    async def patient(scope: Scope, receive: Receive, send: Send) -> None:
+        if not heard:
+            heard.append("first")
+            await app(scope, receive, send)
+            return
+        heard.append(f"{(await receive())['body']!r}")
+        heard.append((await receive())["type"])
+
+    asyncio.run(_talk([post(b"hello").replace(b"PATH", SHORT)] * 2, 5, 0.1, patient))
+
+    assert heard == ["first", "b'hello'", "http.disconnect"]
+
+
+def test_a_header_with_a_line_break_never_leaves() -> None:
+    heard = talk(SHORT, post(b"break \r\nx-forged: 1"))
+    assert heard.startswith(b"HTTP/1.1 500 ")
+    assert b"x-forged" not in heard
+
+
+@pytest.mark.parametrize("request_line", [b"GET PATH", b"DELETE PATH", b"POST PATH?a=b", b"POST http://x/mcp/tools"])
+def test_what_is_no_plain_call_goes_the_long_way(request_line: bytes) -> None:
+    heard = talk(LONG, request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert heard.endswith(b"%s /mcp/tools 1.1 - " % request_line.split()[0])
+
+
+@pytest.mark.parametrize("path", [SHORT, LONG])
+class TestIdle:
+    """A connection at rest is closed, and one at work is not."""
+
+    def test_closed_once_nothing_has_come_for_so_long(self, path: bytes) -> None:
+        assert talk(path, post(b"hello"), keep_alive=0.2, wait=2).endswith(b"<closed>")
+
+    def test_a_later_call_puts_it_off(self, path: bytes) -> None:
+        heard = talk(path, *[post(b"hello")] * 20, keep_alive=0.25, wait=2)
+        assert heard.count(b"HTTP/1.1 200") == 20
+        assert heard.endswith(b"<closed>")
+
+    def test_never_while_a_call_is_under_way(self, path: bytes) -> None:
+        heard = talk(path, post(b"hello"), post(b"slow"), keep_alive=0.1, wait=2)
+        assert heard.count(b"HTTP/1.1 200") == 2
+        assert heard.endswith(b"1.1 4 slow<closed>")

@@ -1,0 +1,174 @@
+"""Items that arrive together travel together, and none is lost or kept waiting."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from proxy.store.group_commit import ENOUGH, GroupCommit, Waiting, resolve
+
+type Load = list[Waiting[int, int]]
+
+
+class Carrier:
+    """Answers each number with its double; `open` holds it up, `fails` makes it raise."""
+
+    def __init__(self) -> None:
+        self.loads: list[list[int]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.fails = False
+
+    async def carry(self, load: Load) -> None:
+        self.loads.append([number for number, _ in load])
+        await self.open.wait()
+        if self.fails:
+            raise ValueError("the lane broke")
+        for number, future in load:
+            resolve(future, 2 * number)
+
+
+def said(log: pytest.LogCaptureFixture) -> list[int]:
+    """The numbers of requests that the log tells of."""
+    return [vars(record)["requests"] for record in log.records]
+
+
+class Lost(Exception):
+    """What became of a batch is not known."""
+
+
+def run(
+    scene: Callable[[GroupCommit[int, int], Carrier, Carrier], Coroutine[Any, Any, None]], *, lanes: int = 1
+) -> None:
+    """Play a scene with `lanes` carriers, and see that everything ends when it is stopped."""
+
+    async def play() -> None:
+        first, second = Carrier(), Carrier()
+        carriers = [first.carry, second.carry][:lanes]
+        batches = GroupCommit[int, int]("numbers", carriers, [], lost=lambda error: Lost(str(error)), most=20)
+        batches.start()
+        await scene(batches, first, second)
+        first.open.set()
+        second.open.set()
+        await asyncio.wait_for(batches.stop(), 5)
+
+    asyncio.run(play())
+
+
+async def turns(number: int = 10) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def test_one_alone_leaves_by_itself() -> None:
+    async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
+        assert await batches.put(4) == 8
+        assert carrier.loads == [[4]]
+
+    run(scene)
+
+
+def test_those_who_are_on_their_way_are_waited_for() -> None:
+    async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
+        async def arrive(number: int) -> int:
+            await turns(number)
+            return await batches.put(number)
+
+        assert await asyncio.gather(*[arrive(number) for number in range(3)]) == [0, 2, 4]
+        assert carrier.loads == [[0, 1, 2]]
+
+    run(scene)
+
+
+def test_enough_do_not_wait_for_more() -> None:
+    async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
+        sent = [batches.put(number) for number in range(ENOUGH)]
+        await turns(2)
+        sent.append(batches.put(ENOUGH))
+        await asyncio.gather(*sent)
+        assert carrier.loads == [[*range(ENOUGH)], [ENOUGH]]
+
+    run(scene)
+
+
+def test_what_comes_meanwhile_shares_the_next_and_no_batch_is_larger_than_allowed() -> None:
+    async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
+        carrier.open.clear()
+        sent = [batches.put(0)]
+        await turns()
+        sent += [batches.put(number) for number in range(1, 31)]
+        await turns()
+        assert (carrier.loads, batches.waiting) == ([[0]], 30)
+        carrier.open.set()
+        assert await asyncio.gather(*sent) == [2 * number for number in range(31)]
+        assert [len(load) for load in carrier.loads] == [1, 20, 10]
+
+    run(scene)
+
+
+def test_another_carrier_takes_what_comes_while_one_is_away() -> None:
+    async def scene(batches: GroupCommit[int, int], first: Carrier, second: Carrier) -> None:
+        first.open.clear()
+        second.open.clear()
+        sent = [batches.put(0)]
+        await turns()
+        sent.append(batches.put(1))
+        await turns()
+        assert sorted(first.loads + second.loads) == [[0], [1]]
+        first.open.set()
+        second.open.set()
+        assert await asyncio.gather(*sent) == [0, 2]
+
+    run(scene, lanes=2)
+
+
+def test_a_broken_batch_is_told_and_the_next_goes_on() -> None:
+    async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
+        carrier.fails = True
+        for answer in await asyncio.gather(batches.put(1), batches.put(2), return_exceptions=True):
+            assert isinstance(answer, Lost)
+            assert str(answer) == "the lane broke"
+        carrier.fails = False
+        assert await batches.put(3) == 6
+
+    run(scene)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_stop_hands_over_what_waits(lanes: int) -> None:
+    sent: list[asyncio.Future[int]] = []
+
+    async def scene(batches: GroupCommit[int, int], *_: Carrier) -> None:
+        sent.extend(batches.put(number) for number in range(50))
+
+    run(scene, lanes=lanes)
+    assert [future.result() for future in sent] == [2 * number for number in range(50)]
+
+
+def test_a_database_that_is_away_is_told_of_once_a_second(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("proxy.store.group_commit.time.monotonic", lambda: now[0])
+
+    async def scene(batches: GroupCommit[int, int], first: Carrier, _: Carrier) -> None:
+        first.fails = True
+        for at in (10, 10.2, 10.9, 11.1):
+            now[0] = at
+            with pytest.raises(Lost):
+                await batches.put(1)
+        first.fails = False
+        now[0] = 11.2
+        await batches.put(1)
+        first.fails = True
+        now[0] = 99
+        with pytest.raises(Lost):
+            await batches.put(1)
+
+    run(scene)
+
+    assert said(caplog) == [1, 3, 1]
+    assert {record.getMessage() for record in caplog.records} == {
+        "the database did not do what it was asked; requests get 503"
+    }

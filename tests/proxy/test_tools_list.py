@@ -1,0 +1,290 @@
+"""tools/list over several servers: complete, in order, honest about what is missing."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from gateways.models import Assignment, Gateway, IdentityScheme, Tool, ToolPolicy
+from servers.models import AuthType, Health, Server
+from tests import make, upstreams
+from tests.asgi_server import App
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy, eventually, sql
+from tests.proxy.scripted import Script, offering, tool
+
+UNAVAILABLE = "gateway-admin/unavailable"
+LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
+
+
+@dataclass
+class Work:
+    """A gateway `work` that servers are put behind, and an agent at it."""
+
+    proxy: Proxy
+    gateway: Gateway
+    agent: Agent
+    run: Run
+
+    def put(self, slug: str, app: App, **fields: Any) -> Assignment:
+        server = make.server(slug=slug, url=self.run(app).url)
+        return make.assignment(self.gateway, server, **fields)
+
+
+@pytest.fixture
+def work(proxy: Proxy, run: Run) -> Work:
+    user = make.user(email="ana@example.com")
+    gateway = make.gateway(slug="work")
+    agent = proxy.agent(make.connection(make.agent(by=user), gateway, user))
+    return Work(proxy, gateway, agent, run)
+
+
+def test_p22_a_list_is_the_union_of_all_pages_of_all_servers(work: Work) -> None:
+    work.put("beta", upstreams.docs())
+    work.put("alpha", Script([[tool("one"), tool("two")], [], [tool("three")]]).app())
+    work.put("gamma", offering("z", "a", "m"))
+
+    names = work.agent.tools()
+
+    beta = [f"beta__{name}" for name in ("echo", "add", "search", "slow", "fail", "big")]
+    assert names == ["alpha__one", "alpha__two", "alpha__three", *beta, "gamma__z", "gamma__a", "gamma__m"]
+    assert work.agent.tools() == names
+    forged = work.agent.ask("tools/list", {"cursor": "MQ=="}).json()["error"]
+    assert (forged["code"], forged["message"]) == (-32602, "Invalid cursor")
+
+
+LONG = "a_tool_whose_name_is_far_longer_than_any_model_provider_would_take"
+NAMES = ["dots.and/slashes", "spaces and ümlauts", LONG, "plain-name_1", "x__y", "end_0123ab"]
+
+
+def test_names_are_ones_that_model_providers_take_and_lead_back(work: Work) -> None:
+    work.put("docs", offering(*NAMES))
+    expected = [
+        name if LEGAL(name) else cleaned[:57] + "_" + hashlib.sha256(name.encode()).hexdigest()[:6]
+        for name in (f"docs__{each}" for each in NAMES)
+        for cleaned in [re.sub(r"[^A-Za-z0-9_-]", "_", name)]
+    ]
+
+    def answers() -> list[str]:
+        return [work.agent.call(name).json()["result"]["content"][0]["text"] for name in expected]
+
+    # Before any list: a name that was shortened is found by a fresh one, the others need none.
+    assert answers() == NAMES
+    assert work.agent.tools() == expected
+    eventually(Tool.objects.filter(exposed_name=expected[0]).exists)
+    assert answers() == NAMES
+    assert [LEGAL(name) is not None for name in expected] == [True] * len(NAMES)
+
+
+def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
+    work.put("first", offering("echo", "add", "named__echo", "named__add"), alias="")
+    work.put("named", offering("echo", "find"))
+
+    def called(name: str) -> Any:
+        answer = work.agent.call(name).json()
+        return answer["result"]["content"][0]["text"] if "result" in answer else answer["error"]["message"]
+
+    # Rows are made beside the answer; until then a fresh list finds the tool. What begins with an alias is that one's.
+    assert [called(name) for name in ("add", "echo", "named__echo")] == ["add", "echo", "echo"]
+    assert work.proxy.last().server_name == "named"
+    assert called("nothing") == "Unknown tool: nothing"
+    assert work.agent.tools() == ["echo", "add", "named__echo", "named__find"]
+    eventually(lambda: Tool.objects.count() == 6)
+    assert [called(name) for name in ("add", "echo", "nothing")] == ["add", "echo", "Unknown tool: nothing"]
+
+
+def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
+    """A server lists a tool under another's name and hides it again: lists and calls agree on whose it is."""
+    work.put("sly", offering("named__it", "it"), alias="")
+    work.put("named", offering("it"))
+    work.agent.tools()
+    eventually(lambda: Tool.objects.count() == 3)
+    Tool.objects.filter(assignment__server__slug="sly", name="named__it").update(missing_since=timezone.now())
+
+    assert work.agent.tools() == ["it", "named__it"]
+    work.agent.call("named__it")
+
+    assert work.proxy.last().server_name == "named"
+
+
+def test_p23_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
+    work.put("fine", offering("echo"))
+    work.put("silent", upstreams.silent())
+    work.put("garbage", upstreams.garbage())
+    work.put("error", upstreams.garbage(b"{}", status=500, kind="application/json"))
+    work.put("locked", upstreams.github())
+    work.put("cut", upstreams.cut_off())
+    work.put("moved", upstreams.redirecting("http://127.0.0.1:1/"))
+    gone = make.server(slug="gone", url="http://127.0.0.1:1/mcp")
+    private = make.server(slug="private", url="http://10.0.0.5/mcp")
+    for server in (gone, private):
+        make.assignment(work.gateway, server)
+
+    listed = work.agent.listed()
+
+    assert listed.status_code == 200
+    result = listed.json()["result"]
+    assert [each["name"] for each in result["tools"]] == ["fine__echo"]
+    assert {each["server"]: each["reason"] for each in result["_meta"][UNAVAILABLE]} == {
+        "silent": "timeout",
+        "garbage": "bad_answer",
+        "error": "bad_answer",
+        "locked": "credential_refused",
+        "cut": "unreachable",
+        "moved": "bad_answer",
+        "gone": "unreachable",
+        "private": "address_blocked",
+    }
+    assert listed.elapsed.total_seconds() < 5
+    eventually(lambda: Server.objects.filter(health=Health.DOWN).count() == 7)
+    health = {server.slug: (server.health, server.health_error) for server in Server.objects.all()}
+    assert health["fine"] == (Health.OK, "")
+    assert health["locked"] == (Health.OK, "")
+    assert health["silent"] == (Health.DOWN, "No answer within 2 seconds")
+
+
+def test_p23_when_no_server_answers_the_list_is_an_error_and_never_empty(work: Work) -> None:
+    for slug in ("one", "two"):
+        make.assignment(work.gateway, make.server(slug=slug, url="http://127.0.0.1:1/mcp"))
+
+    answer = work.agent.listed()
+
+    assert answer.status_code == 200
+    error = answer.json()["error"]
+    assert (error["code"], error["message"]) == (-32603, 'No server of this gateway answered: "one", "two".')
+    assert work.proxy.last().outcome == "upstream_error"
+
+    sql("UPDATE gateways_assignment SET removed_at = now() WHERE alias = 'two'")
+    assert work.agent.listed().json()["error"]["message"] == 'Server "one" did not answer.'
+    row = work.proxy.last()
+    assert (row.server_name, row.outcome, row.rpc_error_code) == ("one", "upstream_error", -32603)
+
+
+def test_everything_removed_by_policy_is_an_empty_list(work: Work) -> None:
+    assert work.agent.listed().json()["result"] == {"tools": []}
+
+    work.put("docs", offering("echo"), tool_policy=ToolPolicy.BLOCK_ALL)
+
+    assert work.agent.listed().json()["result"] == {"tools": []}
+    assert work.agent.call("docs__echo").json()["error"]["code"] == -32602
+
+
+def test_policies_decide_lists_and_calls_alike(work: Work) -> None:
+    assigned = work.put("docs", offering("echo", "add"))
+    assert work.agent.tools() == ["docs__echo", "docs__add"]
+    eventually(lambda: Tool.objects.count() == 2)
+
+    def reasons() -> list[Any]:
+        answers = [work.agent.call(name).json() for name in ("docs__echo", "docs__add", "docs__other")]
+        return [answer.get("error", {}).get("data", {}).get("reason") for answer in answers]
+
+    Tool.objects.filter(name="echo").update(enabled=False)
+    assert (work.agent.tools(), reasons()) == (["docs__add"], ["tool_disabled", None, None])
+    Assignment.objects.filter(pk=assigned.pk).update(tool_policy=ToolPolicy.SELECTED)
+    assert (work.agent.tools(), reasons()[:2]) == (["docs__add"], ["tool_disabled", None])
+    assert work.agent.call("docs__other").json()["error"]["message"] == "Unknown tool: other"
+    Assignment.objects.filter(pk=assigned.pk).update(tool_policy=ToolPolicy.BLOCK_ALL)
+    assert (work.agent.tools(), reasons()[:2]) == ([], ["tool_disabled", "tool_disabled"])
+    sql("UPDATE gateways_assignment SET tool_policy = 'nonsense'")
+    assert (work.agent.tools(), reasons()[:2]) == ([], ["tool_disabled", "tool_disabled"])
+
+
+def test_x43_x45_a_narrowed_token_sees_and_reaches_its_servers_only(work: Work, proxy: Proxy) -> None:
+    docs = work.put("docs", offering("echo"))
+    work.put("crm", offering("find"))
+    connection = work.gateway.connections.get()
+    narrow = proxy.agent(connection, servers=[docs])
+
+    assert narrow.tools() == ["docs__echo"]
+    assert narrow.call("docs__echo").json()["result"]
+    refused = narrow.call("crm__find")
+    assert (refused.status_code, refused.content) == (
+        403,
+        b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}',
+    )
+    row = proxy.last()
+    assert (row.outcome, row.deny_reason, row.server_name) == ("denied", "out_of_scope", "crm")
+
+    work.put("later", offering("x"))
+    assert narrow.tools() == ["docs__echo"]
+    assert work.agent.tools() == ["crm__find", "docs__echo", "later__x"]
+
+
+def test_servers_without_a_usable_identity_are_named(work: Work, run: Run) -> None:
+    work.put("docs", offering("echo"))
+    github = make.server(slug="github", url=run(upstreams.github()).url, auth_type=AuthType.BEARER)
+    make.assignment(work.gateway, github, identity_scheme=IdentityScheme.PER_USER)
+
+    result = work.agent.listed().json()["result"]
+
+    assert [each["name"] for each in result["tools"]] == ["docs__echo"]
+    told = {"server": "github", "alias": "github", "reason": "identity_missing"}
+    assert result["_meta"] == {UNAVAILABLE: [told]}
+
+
+def test_removed_assignments_and_archived_servers_are_gone(work: Work) -> None:
+    work.put("docs", offering("echo"))
+    work.put("crm", offering("find"))
+    sql("UPDATE gateways_assignment SET removed_at = now() WHERE alias = 'docs'")
+    sql("UPDATE servers_server SET archived_at = now() WHERE slug = 'crm'")
+
+    assert work.agent.tools() == []
+    for name in ("docs__echo", "crm__find"):
+        assert work.agent.call(name).json()["error"] == {"code": -32602, "message": f"Unknown tool: {name}"}
+
+
+def test_tools_are_remembered_with_their_history(work: Work) -> None:
+    script = Script(
+        [[tool("echo", title="Echo", description="Say it."), tool("add"), tool("bad\0name"), tool("x" * 201)]]
+    )
+    work.put("docs", script.app())
+    work.agent.listed()
+    eventually(lambda: Tool.objects.count() == 2)
+    echo = Tool.objects.get(name="echo")
+    assert (echo.title, echo.description, echo.exposed_name) == ("Echo", "Say it.", "docs__echo")
+    assert (echo.input_schema, echo.enabled, echo.changed_at) == ({"type": "object"}, True, None)
+
+    script.pages = [[tool("echo", description="Send it elsewhere.")]]
+    work.agent.listed()
+
+    eventually(Tool.objects.filter(name="add", missing_since__isnull=False).exists)
+    later = Tool.objects.get(name="echo")
+    assert later.changed_at is not None
+    assert later.first_seen_at == echo.first_seen_at
+    assert later.definition_hash != echo.definition_hash
+
+    sql("UPDATE gateways_assignment SET tool_policy = 'selected'")
+    script.pages = [[tool("echo", description="Send it elsewhere."), tool("add"), tool("new")]]
+    work.agent.listed()
+    eventually(Tool.objects.filter(name="add", missing_since=None).exists)
+    assert Tool.objects.get(name="new").enabled is False
+    assert Tool.objects.get(name="add").enabled is True
+
+
+def test_p25_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None:
+    definition = tool(
+        "echo",
+        title="Echo",
+        annotations={"readOnlyHint": True, "x": [1, {"y": None}]},
+        outputSchema={"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}}},
+        icons=[{"src": "data:,"}],
+        _meta={"com.example/x": 1},
+        future={"unknown": [1.5, "ü"]},
+        execution={"taskSupport": "optional", "other": 1},
+    )
+    needs_task = tool("task", execution={"taskSupport": "required"})
+    header = {"type": "string", "x-mcp-header": "Region"}
+    mirrored = {"name": "mirrored", "inputSchema": {"type": "object", "properties": {"region": header}}}
+    twice = {"a": header, "b": header}
+    unsound = {"name": "unsound", "inputSchema": {"type": "object", "properties": twice}}
+    broken: list[Any] = ["no object", {}, {"name": 7}, {"name": ""}]
+    work.put("docs", Script([[definition, needs_task, mirrored, unsound, *broken]], modern=True).app())
+
+    shown = {each["name"]: each for each in work.agent.listed().json()["result"]["tools"]}
+
+    assert shown["docs__echo"] == {**definition, "name": "docs__echo", "execution": {"other": 1}}
+    assert shown["docs__mirrored"]["inputSchema"] == {"type": "object", "properties": {"region": {"type": "string"}}}
+    assert set(shown) == {"docs__echo", "docs__mirrored"}

@@ -1,0 +1,24 @@
+"""In which header a credential travels, and which it never takes."""
+
+import pytest
+
+from wire.credential import Unsendable, header_of
+
+
+def test_a_credential_travels_as_a_bearer_token_or_in_a_header_of_its_own() -> None:
+    assert header_of("bearer", "", "gh-secret") == ("Authorization", "Bearer gh-secret")
+    assert header_of("header", "X-Api-Key", "two words") == ("X-Api-Key", "two words")
+
+
+@pytest.mark.parametrize(
+    "name", ["Host", "te", "Cookie", "Accept", "Mcp-Session-Id", "Content-Length", "X-Forwarded-For", "X Key", ""]
+)
+def test_a_header_that_the_gateway_fills_in_itself_carries_no_credential(name: str) -> None:
+    with pytest.raises(Unsendable, match="cannot carry a credential"):
+        header_of("header", name, "crm-key")
+
+
+@pytest.mark.parametrize("secret", ["sé", "a\r\nX-Evil: 1", "a\tb", " a", "a ", "\ud800", ""])
+def test_a_credential_is_one_line_of_plain_characters(secret: str) -> None:
+    with pytest.raises(Unsendable, match="no header can carry"):
+        header_of("bearer", "", secret)

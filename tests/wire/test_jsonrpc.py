@@ -1,0 +1,157 @@
+"""Messages are read as JSON-RPC 2.0 says, and values pass through unchanged."""
+
+import json
+import math
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wire import jsonrpc
+from wire.jsonrpc import Malformed, Message
+
+ids = st.integers(-(1 << 63), (1 << 64) - 1) | st.text(st.characters(codec="utf-8"))
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+objects = st.dictionaries(st.text(), values)
+
+
+def text_of(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@given(ids, st.text(st.characters(codec="utf-8"), min_size=1), st.dictionaries(st.text(), values))
+def test_a_request_is_read_whole(request_id: int | str, method: str, params: dict[str, Any]) -> None:
+    body = text_of({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+
+    message = jsonrpc.parse(body)
+
+    assert message == Message(method, request_id, params)
+    assert type(message.id) is type(request_id)
+    assert message.is_request
+
+
+def test_a_message_without_id_is_a_notification() -> None:
+    message = jsonrpc.parse(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+
+    assert (message.id, message.is_request) == (None, False)
+
+
+@pytest.mark.parametrize("outcome", ['"result":{}', '"error":{"code":1,"message":"no"}'])
+def test_a_response_has_no_method(outcome: str) -> None:
+    message = jsonrpc.parse(f'{{"jsonrpc":"2.0","id":7,{outcome}}}'.encode())
+
+    assert (message.method, message.is_request) == ("", False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b"\xff\xfe",
+        b'{"jsonrpc":"2.0","id":NaN}',
+        b"[" * 5000 + b"]" * 5000,
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b'{"id": 1e999}',
+        b'"\\ud800" x',
+        b"1" * 5000 + b"x",
+    ],
+)
+def test_what_is_no_json_is_a_parse_error(body: bytes) -> None:
+    with pytest.raises(Malformed) as caught:
+        jsonrpc.parse(body)
+
+    assert caught.value.code == jsonrpc.PARSE_ERROR
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b'[{"jsonrpc":"2.0","id":1,"method":"ping"}]',
+        b"{}",
+        b"1",
+        b"null",
+        b'"ping"',
+        b'{"id":1,"method":"ping"}',
+        b'{"jsonrpc":"1.0","id":1,"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":null,"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":true,"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":{},"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":1,"method":""}',
+        b'{"jsonrpc":"2.0","id":1,"method":1}',
+        b'{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}',
+        b'{"jsonrpc":"2.0","id":1}',
+        b'{"jsonrpc":"2.0","result":{}}',
+    ],
+)
+def test_json_that_is_not_one_message_is_an_invalid_request(body: bytes) -> None:
+    with pytest.raises(Malformed) as caught:
+        jsonrpc.parse(body)
+
+    assert caught.value.code == jsonrpc.INVALID_REQUEST
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_anything_but_parse_or_be_malformed(body: bytes) -> None:
+    with suppress(Malformed):
+        assert jsonrpc.parse(body) is not None
+
+
+@given(values)
+def test_values_survive_reading_and_writing(value: Any) -> None:
+    assert same(jsonrpc.loads(jsonrpc.dumps(jsonrpc.loads(text_of(value)))), value)
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"n":123456789012345678901234567890}', b'{"s":"\\ud83d"}', b'{"n":-9223372036854775809}']
+)
+def test_values_that_the_fast_reader_would_change_are_kept(text: bytes) -> None:
+    assert json.loads(jsonrpc.dumps(jsonrpc.loads(text))) == json.loads(text)
+
+
+@given(objects, ids, st.integers(1_000_000_000, 2_000_000_000), st.sampled_from(["result", "error"]))
+def test_an_answer_is_readdressed_and_otherwise_unchanged(
+    content: dict[str, Any], request_id: int | str, minted: int, member: str
+) -> None:
+    document = {"jsonrpc": "2.0", "id": minted, member: content, "extra": [minted]}
+    text = text_of(document)
+
+    readdressed = jsonrpc.loads(jsonrpc.readdressed(text, jsonrpc.loads(text), request_id))
+
+    assert same(readdressed, {**document, "id": request_id})
+
+
+def test_the_text_of_an_answer_is_kept_byte_for_byte() -> None:
+    text = b'{ "result": {"b":1.50,"a":1e3,"b":2}, "id" : 1234567890,"jsonrpc":"2.0", "x":"\\u0041" }'
+
+    assert jsonrpc.readdressed(text, jsonrpc.loads(text), "mine") == text.replace(b"1234567890", b'"mine"')
+
+
+def test_error_bodies_have_the_published_order() -> None:
+    assert jsonrpc.error(None, -32001, "Unauthorized") == (
+        b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "method"), [(b'{"method":"tools/list"}', "tools/list"), (b"[1]", ""), (b"{", ""), (b'{"method":1}', "")]
+)
+def test_a_malformed_message_may_still_name_its_method(body: bytes, method: str) -> None:
+    assert jsonrpc.method_in(body) == method
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in value and kind: 1 and True, 0.0 and -0.0 are told apart."""
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other and math.copysign(1, one) == math.copysign(1, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,84 @@
+"""Values in headers come back as they were (MCP 2026-07-28); the SDK's own reading is the measure."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mcp.shared import inbound
+
+from wire import param_headers
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_a_value_survives_the_header(value: str) -> None:
+    encoded = param_headers.encoded(value)
+
+    assert param_headers.decoded(encoded) == value
+    assert encoded.isascii()
+    assert encoded.isprintable()
+    assert inbound.decode_header_value(encoded) == value
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_both_sides_read_alike(value: str) -> None:
+    assert param_headers.decoded(value) == inbound.decode_header_value(value)
+
+
+@pytest.mark.parametrize("value", ["=?base64?YQ=?=", "=?base64?YR==?=", "=?base64?_w==?=", "=?base64?/w==?="])
+def test_a_broken_wrapping_means_nothing(value: str) -> None:
+    assert param_headers.decoded(value) is None
+
+
+def schema(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+REGION = {"type": "string", "x-mcp-header": "Region"}
+
+
+@pytest.mark.parametrize(
+    ("given_schema", "arguments", "expected"),
+    [
+        (schema(region=REGION), {"region": "eu"}, {"Mcp-Param-Region": "eu"}),
+        (schema(region=REGION), {"region": "Wien 日"}, {"Mcp-Param-Region": param_headers.encoded("Wien 日")}),
+        (schema(region=REGION), {}, {}),
+        (schema(region=REGION), {"region": None}, {}),
+        (schema(n={"type": "integer", "x-mcp-header": "N"}), {"n": 42}, {"Mcp-Param-N": "42"}),
+        (schema(b={"type": "boolean", "x-mcp-header": "B"}), {"b": True}, {"Mcp-Param-B": "true"}),
+        (schema(o=schema(region=REGION)), {"o": {"region": "eu"}}, {"Mcp-Param-Region": "eu"}),
+        (schema(o=schema(region=REGION)), {"o": 1}, {}),
+        (schema(region={"type": "string"}), {"region": "eu"}, {}),
+        (None, {"region": "eu"}, {}),
+        (schema(region=REGION), None, {}),
+    ],
+)
+def test_arguments_are_repeated_in_headers(given_schema: Any, arguments: Any, expected: dict[str, str]) -> None:
+    assert param_headers.for_arguments(given_schema, arguments) == expected
+
+
+SOUND_AND_NOT = [
+    schema(region=REGION),
+    schema(a=schema(region=REGION)),
+    schema(),
+    schema(region={"type": "number", "x-mcp-header": "Region"}),
+    schema(region={"type": ["string"], "x-mcp-header": "Region"}),
+    schema(region={"type": "string", "x-mcp-header": "no token"}),
+    schema(region={"type": "string", "x-mcp-header": 1}),
+    schema(region={"type": "string", "x-mcp-header": ""}),
+    schema(a=REGION, b={"type": "string", "x-mcp-header": "REGION"}),
+    {"type": "array", "items": REGION},
+    {"x-mcp-header": "Root", **schema()},
+    schema(a={"anyOf": [REGION]}),
+]
+
+
+@pytest.mark.parametrize("each", SOUND_AND_NOT)
+def test_annotations_are_judged_as_the_sdk_judges_them(each: Any) -> None:
+    assert param_headers.is_sound(each) == (inbound.find_invalid_x_mcp_header(each) is None)
+
+
+def test_clients_see_the_schema_without_annotations() -> None:
+    assert param_headers.without_annotations(schema(a=schema(region=REGION), l=[REGION])) == schema(
+        a=schema(region={"type": "string"}), l=[{"type": "string"}]
+    )

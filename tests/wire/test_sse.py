@@ -1,0 +1,73 @@
+"""Event streams are read the same however they are cut."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wire import sse
+from wire.sse import Event, EventTooLarge, Reader
+
+LIMIT = 1 << 16
+
+line = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0")).map(str.encode)
+
+
+def read(stream: bytes, cuts: list[int] | None = None) -> list[Event]:
+    """The events of a stream that arrives in pieces."""
+    reader, events, start = Reader(LIMIT), [], 0
+    for cut in [*sorted(cuts or []), len(stream)]:
+        events += reader.feed(stream[start:cut])
+        start = max(cut, start)
+    return events
+
+
+@given(st.lists(st.lists(line, min_size=1)), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
+def test_events_survive_any_cut_and_any_line_end(blocks: list[list[bytes]], end: bytes, data: st.DataObject) -> None:
+    stream = b"".join(b"".join(b"data: " + each + end for each in block) + end for block in blocks)
+    # A last CR may yet be half of a line end.
+    stream += b": bye\n"
+    cuts = data.draw(st.lists(st.integers(0, len(stream))))
+
+    assert [event.data for event in read(stream, cuts)] == [b"\n".join(block) for block in blocks]
+
+
+@given(st.binary(max_size=300), st.data())
+def test_a_cut_never_changes_what_is_read(stream: bytes, data: st.DataObject) -> None:
+    cuts = data.draw(st.lists(st.integers(0, len(stream))))
+
+    assert read(stream, cuts) == read(stream)
+
+
+@given(line.filter(bool))
+def test_what_is_written_is_read_back(text: bytes) -> None:
+    assert read(sse.event(text) + sse.PING) == [Event(text)]
+
+
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [
+        (b"\xef\xbb\xbfdata: a\n\n", [Event(b"a")]),
+        (b": a comment\n\ndata:a\n\n", [Event(b"a")]),
+        (b"event: note\nid: 7\ndata: a\n\n", [Event(b"a", "note", "7")]),
+        (b"id: 7\n\ndata: a\n\n", [Event(b"a", "message", "7")]),
+        (b"id: 7\0\ndata: a\n\n", [Event(b"a")]),
+        (b"retry: 5\nother: x\ndata\n\n", [Event(b"")]),
+        (b"data:  two\n\n", [Event(b" two")]),
+        (b"event: a\n\ndata: b\n\n", [Event(b"b")]),
+        (b"data: unfinished\n", []),
+    ],
+)
+def test_fields_mean_what_the_standard_says(stream: bytes, events: list[Event]) -> None:
+    assert read(stream) == events
+
+
+@pytest.mark.parametrize("stream", [b"data: " + b"x" * LIMIT, b"data: x\n" * LIMIT])
+def test_an_event_cannot_grow_without_end(stream: bytes) -> None:
+    with pytest.raises(EventTooLarge):
+        read(stream)
+
+
+def test_many_events_may_be_larger_than_one() -> None:
+    reader = Reader(LIMIT)
+
+    assert sum(len(reader.feed(b"data: " + b"x" * 1000 + b"\n\n")) for _ in range(1000)) == 1000

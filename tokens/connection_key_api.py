@@ -1,0 +1,77 @@
+"""POST /api/connections/{id}/regenerate: another key for an app, another secret for an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import PolymorphicProxySerializer
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import Own, Rule, must_hold
+from connections.api import PROBLEMS as CONNECTION_PROBLEMS
+from connections.api import Connections, ConnectionSerializer
+from connections.models import AlreadyRevoked, Connection
+from tokens.api import PROBLEMS, must_be_on
+from tokens.models import Kind, Token
+from tokens.serializers import RotatedTokenSerializer, rotated
+from tokens.visibility import with_reach
+from ui.rest import Problem, Told, secret_answer
+
+
+class Regenerate(Connections):
+    """Gives the credential of a connection another secret; the old one is dead at once.
+
+    The secret of an agent is told to its owner. For another person's agent it is asked for, and the answer is the
+    connection: its owner collects it.
+    """
+
+    capabilities: ClassVar[Mapping[str, Rule]] = {"regenerate": Own(Capability.MCP_CONNECTIONS_REVOKE)}
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
+    answers: ClassVar[Mapping[str, Any]] = {
+        "regenerate": PolymorphicProxySerializer(
+            "Regenerated", [ConnectionSerializer, RotatedTokenSerializer], resource_type_field_name=None
+        )
+    }
+
+    def regenerate(self, request: Request, pk: UUID) -> Response:
+        connection = get_object_or_404(self.get_queryset(), pk=pk)
+        return self._token(connection) if connection.host.is_agent else self._key(connection)
+
+    def _key(self, connection: Connection) -> Response:
+        """An app goes on by itself, and its key is shown to nobody; even one's own takes the capability."""
+        must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
+        _must_regenerate(connection)
+        Token.objects.renew_key(connection, by=self.me)
+        return self.now(connection)
+
+    def _token(self, connection: Connection) -> Response:
+        """The only active token of an agent: its secret is shown once to its owner, who is asked to collect it else."""
+        self.must_own(connection.user_id)
+        own = connection.user_id == self.me.pk
+        if own and getattr(self.request.auth, "is_api_key", False):
+            must_hold(self.me, Capability.API_TOKENS_MANAGE)  # A key that may make no token gets no secret of one.
+        if own or not connection.is_live:  # What is switched off may still lose its secret.
+            _must_regenerate(connection)
+        active = list(Token.objects.active().filter(connection=connection, kind=Kind.ACCESS)[:2])
+        if not active:
+            raise Told(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
+        if len(active) > 1:
+            raise Told(HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id.")
+        if not own:
+            active[0].ask_for_new(by=self.me)
+            return self.now(connection)
+        new = active[0].rotate(by=self.me)
+        return secret_answer(rotated(new._replace(token=with_reach(Token.objects.all()).get(pk=new.token.pk))))
+
+
+def _must_regenerate(connection: Connection) -> None:
+    """Refuse for what has ended or is switched off."""
+    if not connection.is_live:
+        raise AlreadyRevoked(AlreadyRevoked.__doc__)
+    must_be_on(connection)

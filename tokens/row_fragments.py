@@ -1,0 +1,95 @@
+"""Where a token stands on the page that asked for an act, and so what changes there when the act is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django_htmx.http import reswap, retarget
+
+from accounts.models import User
+from capabilities import Capability
+from connections import row_fragments as connection_places
+from connections.row_fragments import Place, open_page, open_query
+from gateways.models import Gateway
+from tokens.models import Token
+from tokens.rows import Row, listed, numbers
+from tokens.visibility import hosts_for, known_to, with_scope
+from ui.pages import AppRequest, answer, leave, wants_fragment
+
+IN_DIALOG = {"in": "gateway"}
+
+
+def hidden(request: AppRequest) -> dict[str, str]:
+    """What a form must send along so that its answer finds its place."""
+    return IN_DIALOG if _in_dialog(request) else {}
+
+
+def target(request: AppRequest, token: Token) -> str:
+    """The selector of the element that shows `token`."""
+    if _in_dialog(request):
+        return "#dialog"
+    return f"#token-{token.pk}" if _on_list(request) else f"#connection-{token.connection_id}"
+
+
+def place(request: AppRequest, token: Token) -> Place:
+    """The gateway's dialog, the row of the API Tokens page, or the row of its connection, as it is now."""
+    if _in_dialog(request):
+        return Place("tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True})
+    if _on_list(request):
+        row = Row(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
+        return Place("tokens/list.html#row", {"row": row, "counts": numbers(listed(request.user, open_query(request)))})
+    return connection_places.place(request, token.connection)
+
+
+def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
+    """What the API Tokens dialog of a gateway shows: the viewer's own tokens that have not been revoked."""
+    own = with_scope(known_to(viewer)).live().filter(connection__user=viewer, connection__gateway=gateway)
+    return {
+        "gateway": gateway,
+        "rows": [Row(token, viewer) for token in own],
+        "may_create": hosts_for(viewer).exists(),
+    }
+
+
+def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
+    """The answer to an act: what shows the token, as it is now."""
+    if not wants_fragment(request):
+        return leave(request, back(request, token), toast)
+    template, context = place(request, token)
+    response = answer(request, template, context, to=back(request, token), toast=toast)
+    return reswap(retarget(response, "#dialog"), "innerHTML") if _in_dialog(request) else response
+
+
+def beside(request: AppRequest, token: Token) -> str:
+    """The same, to go along with the dialog that shows a secret."""
+    if _in_dialog(request) or open_page(request) == reverse("overview"):
+        return ""
+    return connection_places.alongside(request, place(request, token))
+
+
+def without_notice(request: AppRequest, token: Token) -> str:
+    """What takes the notice that `token` waits to be collected off the pages that show it."""
+    shown = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
+    return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if shown else ""
+
+
+def back(request: AppRequest, token: Token) -> str:
+    """Where to go without script."""
+    if _in_dialog(request):
+        return reverse("tokens:for_gateway", args=[token.connection.gateway.slug])
+    if token.connection.user_id == request.user.pk:
+        return reverse("tokens:list")
+    if request.user.has_perm(Capability.API_TOKENS_MANAGE):
+        return f"{reverse('tokens:list')}?owner=all"
+    return connection_places.back(request, token.connection)
+
+
+def _in_dialog(request: AppRequest) -> bool:
+    return "gateway" in (request.POST.get("in"), request.GET.get("in"))
+
+
+def _on_list(request: AppRequest) -> bool:
+    return open_page(request) == reverse("tokens:list")

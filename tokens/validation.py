@@ -1,0 +1,114 @@
+"""What a token may look like: its life, its addresses, and the errors that say what is wrong."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from ipaddress import ip_address, ip_network
+
+from django.utils import timezone
+
+from accounts.models import WorkspaceSettings
+
+LIFETIMES = (7, 30, 90)
+DEFAULT_LIFETIME = 90
+OVERLAP_HOURS = (0, 1, 24, 168)
+MOST_PER_CONNECTION = 20
+MOST_ADDRESSES = 50
+
+
+class TokenError(Exception):
+    """A token cannot be made or changed like that; the message says why."""
+
+
+class NameTaken(TokenError):
+    """This connection has an active token of that name already."""
+
+
+class TooMany(TokenError):
+    """A connection holds 20 active tokens at most. Revoke one first."""
+
+
+class NotYours(TokenError):
+    """A token always acts as the person who made it."""
+
+
+class AlreadyRevoked(TokenError):
+    """This token has been revoked before."""
+
+
+class BadLifetime(TokenError):
+    """Must be 7, 30 or 90."""
+
+
+class BadAddress(TokenError):
+    """An entry of the IP allowlist is no address and no CIDR range."""
+
+
+class Expired(TokenError):
+    """This token has expired. Create a new one."""
+
+
+class Superseded(TokenError):
+    """This token was rotated a moment ago by somebody else."""
+
+
+class BadOverlap(TokenError):
+    """Must be 0, 1, 24 or 168 hours."""
+
+
+class AskedForNew(TokenError):
+    """A new secret of this token was asked for. Collect it instead."""
+
+
+class NothingToCollect(TokenError):
+    """No new secret of this token is waiting: it was collected before, or nobody asked for one."""
+
+
+class NoPrevious(TokenError):
+    """This token has no previous secret that still works."""
+
+
+def expiry(days: int | None) -> datetime | None:
+    """The end of a life of 7, 30 or 90 days from now; None only where the workspace allows it."""
+    if days is None:
+        if not WorkspaceSettings.load().allow_non_expiring_tokens:
+            raise BadLifetime(BadLifetime.__doc__)
+        return None
+    if days not in LIFETIMES:
+        raise BadLifetime(BadLifetime.__doc__)
+    return timezone.now() + timedelta(days=days)
+
+
+def overlap(hours: int) -> timedelta:
+    """How long a replaced secret works on. Raises BadOverlap."""
+    if hours not in OVERLAP_HOURS:
+        raise BadOverlap(BadOverlap.__doc__)
+    return timedelta(hours=hours)
+
+
+def canonical(entries: Sequence[str] | None) -> list[str] | None:
+    """The allowlist as canonical CIDR ranges, without repeats; None when it is empty.
+
+    Raises BadAddress naming the entry.
+    """
+    ranges = dict.fromkeys(_network(entry) for entry in entries or () if entry.strip())
+    if len(ranges) > MOST_ADDRESSES:
+        raise BadAddress(f"At most {MOST_ADDRESSES} addresses or ranges are possible.")
+    return list(ranges) or None
+
+
+def _network(entry: str) -> str:
+    try:
+        return str(ip_network(entry.strip(), strict=False))
+    except ValueError:
+        raise BadAddress(f"“{entry.strip()}” is neither an IP address nor a CIDR range.") from None
+
+
+def admits(ranges: Sequence[str] | None, address: str | None) -> bool:
+    """Whether an allowlist lets `address` through; without a list everybody is."""
+    if ranges is None:
+        return True
+    try:
+        here = ip_address(address or "")
+    except ValueError:
+        return False
+    return any(here in ip_network(entry) for entry in ranges)

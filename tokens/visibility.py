@@ -1,0 +1,76 @@
+"""Which tokens somebody may know of and change, and which servers a token reaches; pages and REST ask the same."""
+
+from __future__ import annotations
+
+from django.db.models import Prefetch, Q
+from django.utils import timezone
+
+from accounts.models import User
+from capabilities import Capability
+from gateways.models import Assignment
+from hosts.models import Host, HostQuerySet
+from hosts.models import Kind as HostKind
+from servers.models import Server
+from tokens.models import Kind, Token, TokenQuerySet, TokenScope
+
+# What it takes for another person's token; one's own are always one's own. No capability opens another's secret.
+EDITING = Capability.API_TOKENS_MANAGE
+ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A token's name and prefix stand in its connection's row.
+
+STATUSES = ("active", "waiting", "expired", "revoked", "all")
+
+
+def known_to(viewer: User) -> TokenQuerySet:
+    """The tokens `viewer` may know of; keys of apps are none."""
+    tokens = Token.objects.filter(kind=Kind.ACCESS)
+    return tokens if any(map(viewer.has_perm, SEES)) else tokens.filter(connection__user=viewer)
+
+
+def hosts_for(viewer: User) -> HostQuerySet:
+    """The agents `viewer` may make a token for: all, or those that take enrolment."""
+    agents = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True)
+    return agents if viewer.has_perm(Capability.API_TOKENS_MANAGE) else agents.filter(allow_enrolment=True)
+
+
+def waiting_for(owner: User) -> TokenQuerySet:
+    """The tokens whose new secret `owner` may collect, those asked for first at the top."""
+    waiting = Token.objects.filter(of_status("waiting"), connection__user=owner)
+    return waiting.select_related("connection__host", "connection__gateway", "asked_by").order_by("asked_at")
+
+
+def of_status(status: str) -> Q:
+    """The tokens of one of STATUSES at this moment."""
+    now = timezone.now()
+    lasting = Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now))
+    means = {
+        "active": lasting & Q(digest__isnull=False),
+        "waiting": lasting & Q(digest=None),
+        "expired": Q(revoked_at=None) & Q(expires_at__lte=now),
+        "revoked": Q(revoked_at__isnull=False),
+    }
+    return means.get(status, Q())
+
+
+def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
+    """Tokens with everything that is told of them; of those that reach all servers, the servers are left out."""
+    offered = Assignment.objects.live().filter(server__archived_at=None)
+    narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
+    return tokens.select_related("connection__host", "connection__gateway", "connection__user").prefetch_related(
+        Prefetch("scopes", narrowed)
+    )
+
+
+def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
+    """Tokens with everything that is told of them, their servers included."""
+    offered = Assignment.objects.live().filter(server__archived_at=None).select_related("server")
+    return with_scope(tokens).prefetch_related(Prefetch("connection__gateway__assignments", offered))
+
+
+def servers_of(token: Token) -> list[Server]:
+    """The servers `token` reaches at present, each once; needs `with_reach`, or `with_scope` for a narrowed one."""
+    if token.scope_all:
+        assignments = list(token.connection.gateway.assignments.all())
+    else:
+        assignments = [scope.assignment for scope in token.scopes.all()]
+    return list({assignment.server_id: assignment.server for assignment in assignments}.values())

@@ -1,0 +1,96 @@
+"""What can go wrong between the gateway and a server, in words that name the server."""
+
+from wire import jsonrpc
+
+
+class UpstreamError(Exception):
+    """A call that ends in a JSON-RPC error of the gateway's own, in HTTP 200.
+
+    `reason` is from the log's vocabulary and told in `data`; `outcome` is the log's.
+    """
+
+    code = jsonrpc.INTERNAL_ERROR
+    outcome = "upstream_error"
+    reason = "unreachable"
+    sentence = 'Server "{server}" did not answer.'
+
+    def __init__(self, server: str, detail: str = "") -> None:
+        super().__init__(self.sentence.format(server=server))
+        self.server = server
+        self.detail = detail or type(self).__name__
+
+    @property
+    def data(self) -> jsonrpc.Object | None:
+        """What accompanies the error; `detail` is for administrators and not part of it."""
+        return {"reason": self.reason, "server": self.server}
+
+
+class NotRecordable(Exception):
+    """Nothing is sent to any server, because calls cannot be recorded just now; answered with 503, without a row."""
+
+
+class Unreachable(UpstreamError):
+    """No connection could be made, or it ended before the answer."""
+
+
+class TimedOut(UpstreamError):
+    outcome = "timeout"
+    reason = "timeout"
+
+
+class BadAnswer(UpstreamError):
+    """Something came back that is not MCP."""
+
+    reason = "bad_answer"
+
+
+class TooLarge(UpstreamError):
+    reason = "too_large"
+    sentence = 'Server "{server}" gave an answer larger than the gateway passes on.'
+
+
+class Flooded(TooLarge):
+    """The event stream held more events than one call may bring."""
+
+    sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
+
+
+class AddressBlocked(UpstreamError):
+    reason = "address_blocked"
+    sentence = 'Server "{server}" lives at an address the gateway may not call.'
+
+
+class Loop(UpstreamError):
+    reason = "loop"
+    sentence = 'The address of server "{server}" is this gateway itself.'
+
+
+class CredentialRefused(UpstreamError):
+    reason = "credential_refused"
+    sentence = 'Server "{server}" refused the credential stored for it.'
+
+
+class Busy(UpstreamError):
+    """Too many calls are under way or wait; this one was not executed. `seconds` is when to try again."""
+
+    outcome = "rate_limited"
+    reason = "busy"
+    sentence = 'Server "{server}" is busy with other calls, so this one was not executed. Try again soon.'
+
+    def __init__(self, server: str, detail: str = "", *, seconds: int) -> None:
+        super().__init__(server, detail)
+        self.seconds = seconds
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        return {"reason": self.reason, "server": self.server, "retry_after": self.seconds}
+
+
+class TokenBusy(Busy):
+    """This token has as many calls under way as one may have."""
+
+    sentence = "As many calls of this token are under way as may be ({server}), so this one was not executed."
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        return {"reason": self.reason, "retry_after": self.seconds}

@@ -1,0 +1,325 @@
+"""One judge of the addresses a server may live at, asked at connect time.
+
+A name is checked where it is used: after it was resolved, for the very address the socket goes to,
+literal addresses included. The proxy asks before it connects; an adapter asks for httpx, which
+serves the control plane. Needs no Django.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from posixpath import normpath
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import httpcore
+import httpx
+import psutil
+
+from wire.deadline import Deadline, TimedStream
+
+type Address = IPv4Address | IPv6Address
+type Network = IPv4Network | IPv6Network
+
+# Cloud metadata services hand out credentials: refused even inside an allowed range.
+METADATA = frozenset(
+    ip_address(text)
+    for text in (
+        "169.254.169.254",  # AWS, Google Cloud, Azure and most others
+        "169.254.170.2",  # AWS ECS
+        "169.254.170.23",  # AWS EKS
+        "100.100.100.200",  # Alibaba Cloud
+        "168.63.129.16",  # Azure
+        "192.0.0.192",  # Oracle Cloud
+        "fd00:ec2::254",  # AWS
+        "fd00:ec2::23",  # AWS EKS
+        "fd20:ce::254",  # Google Cloud
+    )
+)
+
+# What the standard library calls global although it leads inside, or to nobody.
+NOT_PUBLIC: tuple[Network, ...] = tuple(
+    ip_network(text)
+    for text in (
+        "192.88.99.0/24",  # 6to4 relays
+        "::/96",  # IPv4-compatible
+        "100::/64",  # discard
+        "2001::/23",  # protocol assignments, Teredo among them
+        "3fff::/20",  # documentation
+        "5f00::/16",  # segment routing
+        "64:ff9b:1::/48",  # NAT64 of the local network
+        "fec0::/10",  # site-local
+    )
+)
+
+NAT64 = ip_network("64:ff9b::/96")
+LOCAL_NAT64 = ip_network("64:ff9b:1::/48")
+COMPATIBLE = ip_network("::/96")
+TRANSLATED = ip_network("::ffff:0:0:0/96")
+
+
+class AddressRefused(OSError):
+    """The server's address is not one that the gateway may call."""
+
+
+class LeadsBack(AddressRefused):
+    """The server's address is this gateway's own."""
+
+
+class UrlRefused(ValueError):
+    """The URL is not one that the gateway may call; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnEndpoints:
+    """Where this gateway itself answers: a server there would be called by the calls it gets."""
+
+    # Of its public address and of where it listens, under each of its names.
+    places: frozenset[tuple[str, int]] = frozenset()
+    # Where it listens, on this machine.
+    ports: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, public_url: str, listener: str, *, hosts: Iterable[str]) -> OwnEndpoints:
+        """From the public address, the origin it listens at ("" for none), and the names it answers to."""
+        ports = {_port(parts) for parts in map(urlsplit, filter(None, (public_url, listener)))}
+        names = {*(host.strip("[]").lower() for host in hosts), urlsplit(public_url).hostname or ""}
+        listening = frozenset({_port(urlsplit(listener))} if listener else ())
+        return cls(frozenset((name, port) for name in names for port in ports), listening)
+
+    def has(self, url: str) -> bool:
+        """Whether this is the URL of one of our own gateways, however it is spelled."""
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").removesuffix("."), _port(parts)
+        if port in self.ports and (host == "localhost" or (_is_literal(host) and self._is_here(_literal(host)))):
+            return True
+        return (host, port) in self.places and _is_gateway(parts.path)
+
+    def has_address(self, address: str, port: int) -> bool:
+        """Whether a socket to this literal address and port would reach ourselves."""
+        return port in self.ports and self._is_here(address)
+
+    @staticmethod
+    def _is_here(address: str) -> bool:
+        target = _plain(ip_address(address))
+        return target.is_loopback or target.is_unspecified or str(target) in _addresses_of_this_machine()
+
+
+@cache
+def _addresses_of_this_machine() -> frozenset[str]:
+    every = (each for interface in psutil.net_if_addrs().values() for each in interface)
+    return frozenset(each.address for each in every if each.family in (socket.AF_INET, socket.AF_INET6))
+
+
+NOWHERE = OwnEndpoints()
+
+
+def _is_gateway(path: str) -> bool:
+    """Whether the path leads to one of our gateways once a proxy in front has tidied it up."""
+    tidy = normpath(unquote(path)).lstrip("/")
+    return tidy == "mcp" or tidy.startswith("mcp/")
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _literal(host: str) -> str:
+    return str(socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0])
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Decides by address; `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` is what leads back to us."""
+
+    allowed: tuple[Network, ...] = ()
+    own: OwnEndpoints = NOWHERE
+
+    def admits(self, address: str, *, encrypted: bool = True) -> bool:
+        """Whether a socket may go to this literal address; without TLS only inside the allowed ranges."""
+        try:
+            target = _plain(ip_address(address))
+        except ValueError:
+            return False
+        wrapped = _wrapped(target)
+        if target in METADATA or not METADATA.isdisjoint(wrapped):
+            return False
+        if any(target in network for network in self.allowed):
+            return True
+        return encrypted and all(map(_is_public, (target, *wrapped)))
+
+    def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
+        """Raises AddressRefused unless the guard admits the address, LeadsBack when it is our own at this port."""
+        if self.own.has_address(address, port):
+            raise LeadsBack(LeadsBack.__doc__)
+        if not self.admits(address, encrypted=encrypted):
+            raise AddressRefused(AddressRefused.__doc__)
+
+    def check_url(self, url: str) -> None:
+        """Refuse what needs no look-up to be refused; raises UrlRefused.
+
+        A name is judged again, by its address, each time a socket is opened.
+        """
+        parts = _parts(url)
+        host = parts.hostname or ""
+        if self.own.has(url):
+            raise UrlRefused(LEADS_BACK)
+        if _is_literal(host):
+            if not self.admits(host, encrypted=parts.scheme == "https"):
+                raise UrlRefused(f"The address {host} {_why_not(parts.scheme)}.")
+        elif parts.scheme == "http" and not self.allowed:
+            raise UrlRefused("The URL must start with https://.")
+
+    def check_now(self, url: str) -> None:
+        """`check_url`, and a look-up: refuse a name none of whose addresses may be called. Raises UrlRefused."""
+        self.check_url(url)
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        try:
+            addresses = _addresses(host, parts.port or 443)
+        except httpcore.ConnectError:
+            raise UrlRefused(f"{host} cannot be found. Check the spelling.") from None
+        if any(self.own.has_address(address, _port(parts)) for address in addresses):
+            raise UrlRefused(LEADS_BACK)
+        if not any(self.admits(address, encrypted=parts.scheme == "https") for address in addresses):
+            raise UrlRefused(f"{host} leads to an address that {_why_not(parts.scheme)}.")
+
+
+LEADS_BACK = "This is an address of this gateway itself; its calls would go in a circle."
+
+
+def _why_not(scheme: str) -> str:
+    if scheme == "http":
+        return "is not inside GATEWAY_PRIVATE_UPSTREAMS, the only place that may be called without TLS"
+    return "is private or reserved; GATEWAY_PRIVATE_UPSTREAMS does not allow it"
+
+
+def _plain(address: Address) -> Address:
+    """The IPv4 address inside an IPv6 one that merely wraps it, else the address itself."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address.scope_id:
+        address = IPv6Address(int(address))
+    inner = address.ipv4_mapped or address.sixtofour
+    if inner is None and address in NAT64:
+        inner = IPv4Address(int(address) & 0xFFFFFFFF)
+    return inner or address
+
+
+def _wrapped(address: Address) -> tuple[IPv4Address, ...]:
+    """The IPv4 addresses a router or tunnel on the way may take out of an IPv6 address and go to.
+
+    ISATAP (RFC 5214) under any prefix, Teredo (RFC 4380), IPv4-compatible (RFC 4291), IPv4-translated (RFC 7915), and
+    NAT64 of the local network (RFC 8215) in the forms of RFC 6052. Those that _plain opens are not in here.
+    """
+    if isinstance(address, IPv4Address):
+        return ()
+    number = int(address)
+    last = IPv4Address(number & 0xFFFFFFFF)
+    if (number >> 32) & 0xFDFFFFFF == 0x5EFE or address in COMPATIBLE or address in TRANSLATED:
+        return (last,)
+    if address in LOCAL_NAT64:
+        return (last, IPv4Address((number >> 48 & 0xFFFF0000) | (number >> 40 & 0xFFFF)))
+    return address.teredo or ()
+
+
+def _is_public(address: Address) -> bool:
+    if address.is_multicast or address.is_reserved or not address.is_global:
+        return False
+    return not any(address in network for network in NOT_PUBLIC)
+
+
+def _parts(url: str) -> Any:
+    try:
+        parts = urlsplit(url)
+        port_is_number = parts.port is None or parts.port > 0
+    except ValueError:
+        raise UrlRefused("This is not a URL.") from None
+    if parts.scheme not in ("https", "http"):
+        raise UrlRefused("The URL must start with https://.")
+    if not parts.hostname or not port_is_number:
+        raise UrlRefused("The URL names no server.")
+    if parts.username is not None or parts.password is not None:
+        raise UrlRefused("Leave credentials out of the URL; store them as an identity.")
+    return parts
+
+
+def _is_literal(host: str) -> bool:
+    """Whether a resolver would take this host for an address, in whatever notation (0x7f.1, 2130706433)."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        return False
+    return True
+
+
+class _GuardedBackend(httpcore.NetworkBackend):
+    """Resolves a name, and connects to the first of its addresses that is admitted and answers."""
+
+    def __init__(self, guard: Guard, deadline: Deadline, *, encrypted: bool) -> None:
+        self._guard = guard
+        self._deadline = deadline
+        self._encrypted = encrypted
+        self._backend = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        for address in _addresses(host, port):
+            try:
+                self._guard.check(address, port, encrypted=self._encrypted)
+                left = self._deadline.left(timeout)
+                stream = self._backend.connect_tcp(address, port, left, local_address, socket_options)
+                return TimedStream(stream, self._deadline)
+            except AddressRefused as refusal:
+                failure = refusal
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+
+def _addresses(host: str, port: int) -> Sequence[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise httpcore.ConnectError(f"{host} cannot be resolved") from error
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+
+class GuardedTransport(httpx.BaseTransport):
+    """httpx over guarded sockets, without proxies from the environment.
+
+    Use it as `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`; redirects are off
+    by default there. A refused address raises AddressRefused. After `deadline` every wait is a timeout.
+    """
+
+    def __init__(self, guard: Guard, deadline: Deadline | None = None) -> None:
+        ends = deadline or Deadline()
+        self._by_scheme = {scheme: _transport(guard, ends, encrypted=scheme == "https") for scheme in ("https", "http")}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self._by_scheme[request.url.scheme].handle_request(request)
+
+    def close(self) -> None:
+        for transport in self._by_scheme.values():
+            transport.close()
+
+
+def _transport(guard: Guard, deadline: Deadline, *, encrypted: bool) -> httpx.HTTPTransport:
+    transport = httpx.HTTPTransport(trust_env=False)
+    # httpx has no parameter for it; its transport is a thin wrapper of this pool.
+    transport._pool = httpcore.ConnectionPool(  # noqa: SLF001  (as said above)
+        ssl_context=httpx.create_ssl_context(trust_env=False) if encrypted else None,
+        network_backend=_GuardedBackend(guard, deadline, encrypted=encrypted),
+    )
+    return transport

@@ -1,0 +1,252 @@
+"""HTTP to upstream servers: guarded connections, kept open between calls.
+
+The client is our own and small. A general one costs four times the processor time of a call, and
+brings along what a gateway must switch off: a cookie jar that mixes users, redirects, proxies from
+the environment, a connection limit that one hanging server uses up.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from functools import cache
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote, urlsplit
+
+from wire import builtin, product
+from wire.errors import AddressBlocked, BadAnswer, Loop, TooLarge, Unreachable
+from wire.guard import AddressRefused, Guard, LeadsBack
+from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Turns
+from wire.resolver import Resolver
+
+CONNECT_SECONDS = 5.0
+MOST_IDLE = 64
+MOST_ADDRESSES = 10_000
+
+# What stands as it is in a path or a query (RFC 3986), so that an encoded URL is not encoded again.
+SAFE = "/?:@!$&'()*+,;=-._~%"
+
+# The scheme of the one URL that leads to this process itself.
+OWN = "builtin"
+
+
+class Origin(NamedTuple):
+    """Where a URL leads; a connection serves all requests to the same place."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class ParsedUrl(NamedTuple):
+    """A URL taken apart: the place, and how a request to it begins after the verb."""
+
+    place: Origin
+    head: str
+
+
+class HttpResponse:
+    """An answer whose head has arrived; leave it as a context, and the connection serves the next exchange."""
+
+    __slots__ = ("_channel", "_place", "_server", "_transport", "limit")
+
+    def __init__(self, transport: "Transport", place: Origin, channel: HttpConnection, server: str) -> None:
+        self._transport = transport
+        self._place = place
+        self._channel = channel
+        self._server = server
+        self.limit = transport.limit
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._transport.release(self._place, self._channel)
+
+    @property
+    def status(self) -> int:
+        return self._channel.status
+
+    @property
+    def kind(self) -> str:
+        """The media type, in lower case and without parameters."""
+        return self.header("content-type").partition(";")[0].strip().lower()
+
+    def header(self, name: str) -> str:
+        """A header of the answer, by its name in lower case."""
+        return self._channel.headers.get(name.encode(), b"").decode("latin-1")
+
+    async def read(self) -> bytes:
+        """The whole body. Raises TooLarge or Unreachable."""
+        if not self._channel.streams:
+            return self._channel.body()
+        size, parts = 0, []
+        async for chunk in self.chunks():
+            size += len(chunk)
+            if size > self.limit:
+                raise TooLarge(self._server)
+            parts.append(chunk)
+        return b"".join(parts)
+
+    async def give_way(self) -> None:
+        """Let other calls go on when this answer has been worked on for a while."""
+        await self._channel.give_way()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body of an event stream as it arrives. Raises TooLarge or Unreachable."""
+        try:
+            async for chunk in self._channel.chunks():
+                yield chunk
+        except ConnectionBroken as error:
+            raise Unreachable(self._server, str(error)) from error
+        except Oversized as error:
+            raise TooLarge(self._server, str(error)) from error
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """How servers prove who they are; reading the authorities of the machine takes a while."""
+    return ssl.create_default_context()
+
+
+class Transport:
+    """Connections to upstream servers, and to this process's own Quickstart server."""
+
+    def __init__(self, guard: Guard, *, limit: int, listener: str, secret: str) -> None:
+        self._guard = guard
+        self._listener = listener
+        self._secret = secret
+        self._idle: dict[Origin, deque[HttpConnection]] = {}
+        self._addresses: dict[str, ParsedUrl] = {}
+        self._tls = _tls()
+        self._resolver = Resolver()
+        self._turns = Turns()
+        self.limit = limit
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for channels in self._idle.values():
+            for channel in channels:
+                channel.close()
+        self._idle.clear()
+        self._resolver.close()
+
+    @property
+    def idle(self) -> int:
+        """How many connections are kept for the next call."""
+        return sum(map(len, self._idle.values()))
+
+    async def send(
+        self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> HttpResponse:
+        """Send one request to `url`; enter the Reply to use it. `server` is for the messages.
+
+        Raises Unreachable, AddressBlocked or TooLarge, and BadAnswer for a header that cannot be sent.
+        """
+        address = self._addresses.get(url) or self._take_apart(server, url)
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        head = f"{verb} {address.head}{''.join(lines)}Content-Length: {len(body)}\r\n\r\n"
+        # A value with a line break in it would begin another header, or another request.
+        count = address.head.count("\n") + len(lines) + 2
+        if not (head.isascii() and head.count("\r") == head.count("\n") == count and "\0" not in head):
+            raise BadAnswer(server, "a header that cannot be sent")
+        try:
+            channel = await self._exchange(address.place, head.encode() + body)
+        except LeadsBack as error:
+            raise Loop(server, str(error)) from error
+        except AddressRefused as error:
+            raise AddressBlocked(server, str(error)) from error
+        except Oversized as error:
+            raise TooLarge(server, str(error)) from error
+        except (ConnectionBroken, OSError) as error:
+            raise Unreachable(server, str(error)) from error
+        return HttpResponse(self, address.place, channel, server)
+
+    async def _exchange(self, place: Origin, message: bytes) -> HttpConnection:
+        channel = await self.channel(place)
+        try:
+            await channel.exchange(message)
+        except BaseException:  # Whatever ended it, the server learns of it here.
+            channel.discard()
+            raise
+        return channel
+
+    async def channel(self, place: Origin) -> HttpConnection:
+        """A connection to use alone. Raises AddressRefused or OSError."""
+        idle = self._idle.get(place)
+        while idle:
+            channel = idle.pop()
+            if channel.is_usable():
+                return channel
+            channel.close()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await self._connect(place)
+        except TimeoutError:
+            raise OSError(f"no connection within {CONNECT_SECONDS:g} seconds") from None
+
+    def release(self, place: Origin, channel: HttpConnection) -> None:
+        """Keep the connection for the next exchange when it can carry one."""
+        idle = self._idle.setdefault(place, deque())
+        if channel.may_be_kept() and len(idle) < MOST_IDLE:
+            channel.rest()
+            idle.append(channel)
+        else:
+            channel.discard()
+
+    async def _connect(self, place: Origin) -> HttpConnection:
+        found = await self._resolver.find(place.host, place.port)
+        failure = OSError("the name has no address")
+        for family, kind, protocol, _, sockaddr in found:
+            try:
+                if place.scheme != OWN:
+                    self._guard.check(str(sockaddr[0]), place.port, encrypted=place.scheme == "https")
+                async with asyncio.timeout(CONNECT_SECONDS / len(found)):
+                    return await self._open(place, socket.socket(family, kind, protocol), sockaddr)
+            except OSError as error:
+                failure = error
+        raise failure
+
+    async def _open(self, place: Origin, sock: socket.socket, sockaddr: tuple[Any, ...]) -> HttpConnection:
+        loop = asyncio.get_running_loop()
+        tls = self._tls if place.scheme == "https" else None
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, sockaddr)
+            _, channel = await loop.create_connection(
+                lambda: HttpConnection(sock, self.limit, self._turns),
+                sock=sock,
+                ssl=tls,
+                server_hostname=place.host if tls else None,
+            )
+        except BaseException:
+            sock.close()
+            raise
+        return channel
+
+    def _take_apart(self, server: str, url: str) -> ParsedUrl:
+        own = url.startswith(f"{OWN}:")
+        parts = urlsplit(self._listener + builtin.PATH if own else url)
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            port = 0
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not port:
+            raise Unreachable(server, "the URL leads nowhere")
+        if not own and self._guard.own.has(url):
+            raise Loop(server, "the URL is one of this gateway's own")
+        path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")
+        secret = f"{builtin.SECRET_HEADER}: {self._secret}\r\n" if own else ""
+        host = parts.netloc.rpartition("@")[2]
+        head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {product.NAME}\r\n{secret}"
+        if len(self._addresses) >= MOST_ADDRESSES:
+            self._addresses.clear()
+        address = ParsedUrl(Origin(OWN if own else parts.scheme, parts.hostname, port), head)
+        self._addresses[url] = address
+        return address
