@@ -1,4 +1,4 @@
-"""The decision about a request, in the order of docs/reference/decision-order.md, and exactly what a refusal answers."""
+"""The decision about a request, in the order of docs/reference/decision-order.md, and what a refusal answers."""
 
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
