@@ -19,7 +19,7 @@ TELL_SECONDS = 1.0
 
 # A statement is taken to hang after so many ticks of a clock. Ticks are counted, not seconds: when this process itself
 # stood still, that is one tick and says nothing of the database.
-TICK_SECONDS = 0.25
+TICK_SECONDS = 0.2
 HANGING = 5
 
 STOP_SECONDS = 1.0  # So long a stop waits for a lane that is being connected and has nothing to carry.
@@ -46,6 +46,7 @@ class _Worker[Item, Answer]:
     ticks: int = -1
     repairing: bool = False
     told: str = ""
+    batch: Sequence[Waiting[Item, Answer]] = ()
 
 
 class GroupCommit[Item, Answer]:
@@ -56,7 +57,8 @@ class GroupCommit[Item, Answer]:
     and tried, before it carries another one.
 
     `fault` says why nothing can be carried just now, and is empty while it can. With `turns_away` whoever comes while
-    a statement hangs, or when `room` wait already, gets Unobtainable at once, and so does who waited for that long.
+    a statement hangs, or when `room` wait already, gets Unobtainable at once, and so do all who waited for that long,
+    those in the statement's batch too.
     """
 
     def __init__(
@@ -176,7 +178,7 @@ class GroupCommit[Item, Answer]:
             await self._carry(worker, batch)
 
     async def _carry(self, worker: _Worker[Item, Answer], batch: list[Waiting[Item, Answer]]) -> None:
-        worker.ticks = 0
+        worker.ticks, worker.batch = 0, batch
         try:
             await worker.carry(batch)
         except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
@@ -189,6 +191,8 @@ class GroupCommit[Item, Answer]:
             if self.fault:
                 self._failed = ""
                 self._judge()
+        finally:
+            worker.batch = ()
 
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
         """Connect the lane and try it; while there is no other, who waits is told that it failed."""
@@ -265,7 +269,10 @@ class GroupCommit[Item, Answer]:
             hung = self._hangs
             self._judge()
             if self._hangs and not hung and self._turns_away:
-                self._fail_waiting(Unobtainable(self.fault))
+                error = Unobtainable(self.fault)
+                self._fail_waiting(error)
+                for worker in self._workers:
+                    fail(worker.batch, error)
 
     def _fail_waiting(self, error: Exception) -> None:
         batch, self._waiting = self._waiting, []

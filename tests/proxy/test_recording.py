@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -272,7 +273,7 @@ async def written(given: list[Row]) -> list[bool]:
 
 
 def test_rows_of_concurrent_requests_share_one_commit(transactional_db: None) -> None:
-    Call.partitions.make_ahead()
+    Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
 
     assert asyncio.run(written(rows(*["tools/call"] * 50))) == [True] * 50
 
@@ -282,7 +283,7 @@ def test_rows_of_concurrent_requests_share_one_commit(transactional_db: None) ->
 
 
 def test_a_bad_row_fails_alone(transactional_db: None) -> None:
-    Call.partitions.make_ahead()
+    Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
     given = rows("good", "bad", "good")
     given[1].client_ip = "not an address"
 
@@ -292,7 +293,7 @@ def test_a_bad_row_fails_alone(transactional_db: None) -> None:
 
 
 def test_a_row_for_which_there_is_no_partition_is_not_recorded(transactional_db: None) -> None:
-    Call.partitions.make_ahead()
+    Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
     given = rows("now", "long ago")
     given[1].created_at = 0.0
 
@@ -316,7 +317,7 @@ HOSTILE = [
 
 
 def test_whatever_clients_and_servers_are_called_is_recorded(transactional_db: None) -> None:
-    Call.partitions.make_ahead()
+    Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
     free = ("method", "feature_name", "server_name", "user_agent", "client_name", "client_version", "protocol_version")
     given = [Row(new_uid(AT), AT, **dict.fromkeys(free, text)) for text in HOSTILE]  # type: ignore[arg-type]
 
