@@ -9,8 +9,8 @@ from django.db import transaction
 from django.db.models import Q
 
 from accounts.models import Role, User, WorkspaceSettings, make_first_owner
+from auditlog.models import Call
 from gatewayadmin import locks, quickstart
-from gatewayadmin.housekeeping import make_partitions
 from gatewayadmin.locks import Lock
 from gateways.models import Assignment, Gateway, Tool
 from servers.models import BUILT_IN_URL, Server
@@ -42,6 +42,13 @@ def prepare(*, migrate: bool = True) -> Welcome:
             _make_quickstart()
         _remember_public_url()
     return welcome
+
+
+def make_partitions() -> list[str]:
+    """Make the log's partitions for the coming days, as long as retention wants them; the names of those made."""
+    return Call.partitions.make_ahead(
+        kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days
+    )
 
 
 def _welcome() -> Welcome:

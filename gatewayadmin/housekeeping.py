@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
 from gatewayadmin import database, locks
+from gatewayadmin.first_start import make_partitions
 from gatewayadmin.locks import Lock
 from oauth import purge
 from oauth.models import AuthorizeRequest
@@ -86,13 +87,6 @@ def _chores() -> dict[str, int]:
     if not failed:
         DONE_AT.set_to_current_time()
     return done | ({"failed": failed} if failed else {})
-
-
-def make_partitions() -> list[str]:
-    """Make the log's partitions for the coming days, as long as retention wants them; the names of those made."""
-    return Call.partitions.make_ahead(
-        kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days
-    )
 
 
 def _drop_partitions(now: datetime) -> int:

@@ -41,7 +41,10 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     role = f"/api/roles/{cast.ids['viewer']}"
     held = boss.get(role).json()["capabilities"]
     assert boss.patch(role, json={"capabilities": [*held, "api-keys:revoke"]}).status_code == 200
-    assert offered(connections_page(viv), connection) == ["revoke"]  # An agent's new key is shown: R3.14 asks for more.
+    assert offered(connections_page(viv), connection) == [
+        "regenerate",
+        "revoke",
+    ]  # Which asks the owner to collect a new secret.
     boss.patch(role, json={"capabilities": held})
     assert not offered(connections_page(viv), connection)
     # 6: the role is called Administrator, and holds nothing.

@@ -10,7 +10,8 @@ from django.core.management.commands import migrate
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, OperationalError, ProgrammingError, connections
 from psycopg import errors
 
-from gatewayadmin import database, grants, housekeeping
+from gatewayadmin import database, grants
+from gatewayadmin.first_start import make_partitions
 
 LOCK_TIMEOUT = "1s"  # What comes to a table after us waits behind us for so long at most.
 TRIES = 10
@@ -67,7 +68,7 @@ class Command(migrate.Command):
     def _make_the_rest(self) -> None:
         """The cache's table, the partitions of the coming days, and what serving roles may do with new tables."""
         call_command("createcachetable", verbosity=0)
-        housekeeping.make_partitions()
+        make_partitions()
         grants.renew()
 
 
