@@ -9,10 +9,10 @@ from django.db import transaction
 from django.db.models import Q
 
 from accounts.models import Role, User, WorkspaceSettings, make_first_owner
+from auditlog.models import Call
 from gatewayadmin.config import locks
 from gatewayadmin.config.locks import Lock
 from gatewayadmin.serving import quickstart
-from gatewayadmin.serving.housekeeping import make_partitions
 from gateways.models import Assignment, Gateway, Tool
 from servers.models import BUILT_IN_URL, Server
 
@@ -43,6 +43,13 @@ def prepare(*, migrate: bool = True) -> Welcome:
             _make_quickstart()
         _remember_public_url()
     return welcome
+
+
+def make_partitions() -> list[str]:
+    """Make the log's partitions for the coming days, as long as retention wants them; the names of those made."""
+    return Call.partitions.make_ahead(
+        kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days
+    )
 
 
 def _welcome() -> Welcome:

@@ -19,6 +19,7 @@ from accounts.models import WorkspaceSettings
 from auditlog.models import Call
 from gatewayadmin.config import database, locks
 from gatewayadmin.config.locks import Lock
+from gatewayadmin.serving.first_start import make_partitions
 from oauth import purge
 from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter, Session, StreamEvent
@@ -87,13 +88,6 @@ def _chores() -> dict[str, int]:
     if not failed:
         DONE_AT.set_to_current_time()
     return done | ({"failed": failed} if failed else {})
-
-
-def make_partitions() -> list[str]:
-    """Make the log's partitions for the coming days, as long as retention wants them; the names of those made."""
-    return Call.partitions.make_ahead(
-        kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days
-    )
 
 
 def _drop_partitions(now: datetime) -> int:

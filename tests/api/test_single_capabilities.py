@@ -18,6 +18,7 @@ from accounts.models import ApiKey, Role, User
 from capabilities import Capability
 from capabilities.roles import ADMINISTRATOR, MEMBER, SUPER_ADMIN
 from connections.models import Connection
+from gateways.models import Gateway
 from servers.models import Identity
 from tests import make
 from tests.api.test_matrix import DOORS, Door, for_a_moment
@@ -50,7 +51,7 @@ OPENS: dict[str, set[Capability]] = {
     "POST connection-disable": {C.CONNECTIONS_TOGGLE},
     "POST connection-enable": {C.CONNECTIONS_TOGGLE},
     "POST connection-revoke": {C.MCP_CONNECTIONS_REVOKE},
-    "POST connection-regenerate": NOBODY,
+    "POST connection-regenerate": {C.MCP_CONNECTIONS_REVOKE},
     "GET gateway-list": EVERYBODY,
     "POST gateway-list": {C.GATEWAYS_MANAGE},
     "GET gateway-detail": GATEWAYS,
@@ -86,6 +87,9 @@ OPENS: dict[str, set[Capability]] = {
     "POST identity-disable": IDENTITIES,
     "POST identity-enable": IDENTITIES,
     "POST identity-revoke": IDENTITIES,
+    "POST identity-confirm": {C.IDENTITIES_MANAGE},
+    "GET identity-gateways": {C.IDENTITIES_MANAGE},
+    "PUT identity-gateways": {C.IDENTITIES_MANAGE},
     "GET call-list": {C.LOGS_READ},
     "GET call-export": {C.LOGS_READ},
     "GET call-detail": {C.LOGS_READ},
@@ -114,6 +118,9 @@ OPENS: dict[str, set[Capability]] = {
     "DELETE token-detail": ENDING,
     "POST token-revoke": ENDING,
     "POST token-rotate": NOBODY,
+    "POST token-ask-for-new": ENDING,
+    "POST token-end-previous": ENDING,
+    "POST token-collect": NOBODY,
     "GET user-list": {C.PEOPLE_MANAGE},
     "POST user-list": {C.PEOPLE_MANAGE},
     "GET user-detail": {C.PEOPLE_MANAGE},
@@ -162,6 +169,9 @@ AGAINST = {
     "POST apikey-revoke",
 }
 REFUSED = {403, 404}
+# What only its owner does to a person's own credential, and what is asked of shared ones by who manages identities.
+FOR_SHARED = {"POST identity-confirm", "GET identity-gateways", "PUT identity-gateways"}
+OWNERS_ALONE = {"PATCH identity-detail", "PUT identity-secret", *FOR_SHARED}
 
 
 @dataclass(frozen=True)
@@ -243,8 +253,8 @@ def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bo
     if name in AGAINST and not target.holds <= {capability}:
         return False
     if target.owned:  # Another's own credential: looked at and switched by who manages identities, changed by nobody.
-        return capability == C.IDENTITIES_MANAGE and name not in ("PATCH identity-detail", "PUT identity-secret")
-    if target.shared and not name.startswith("GET"):
+        return capability == C.IDENTITIES_MANAGE and name not in OWNERS_ALONE
+    if target.shared and name not in FOR_SHARED and not name.startswith("GET"):
         return capability == C.SERVERS_MANAGE
     return True
 
@@ -277,6 +287,7 @@ def rights() -> dict[Any, Any]:
         "roles": set(Role.objects.values_list("pk", "name")),
         "held": set(held),
         "identities": set(Identity.objects.values_list("pk", "owner_id", "secret_ciphertext", "enabled", "revoked_at")),
+        "allowed": set(Gateway.shared_identities.through.objects.values_list("gateway_id", "identity_id")),
         "keys": set(ApiKey.objects.values_list("pk", "revoked_at")),
         "tokens": set(Token.objects.values_list("pk", "digest", "revoked_at")),
         "connections": set(Connection.objects.values_list("pk", "enabled", "revoked_at")),

@@ -41,7 +41,8 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     role = f"/api/roles/{cast.ids['viewer']}"
     held = boss.get(role).json()["capabilities"]
     assert boss.patch(role, json={"capabilities": [*held, "api-keys:revoke"]}).status_code == 200
-    assert offered(connections_page(viv), connection) == ["revoke"]  # An agent's new secret is for its owner.
+    # Regenerating an agent's token asks its owner to collect a new one.
+    assert offered(connections_page(viv), connection) == ["regenerate", "revoke"]
     boss.patch(role, json={"capabilities": held})
     assert not offered(connections_page(viv), connection)
     # 6: the role is called Administrator, and holds nothing.

@@ -29,6 +29,7 @@ LIMIT, CALLS = 60, 400
 
 # What runs SQL of its own, and the tests that run all of it. Migrations are run by all of them.
 PROOFS = {
+    "accounts/models/attempts.py": "tests/oauth/test_limits.py",
     "accounts/rules.py": "tests/house/test_locks.py",
     "auditlog/search/histogram.py": "tests/auditlog/test_search.py",
     "auditlog/partitions.py": "tests/auditlog/test_models.py",
@@ -38,9 +39,11 @@ PROOFS = {
     "gatewayadmin/serving/housekeeping.py": "tests/oauth/test_purge.py",
     "gatewayadmin/config/locks.py": "tests/house/test_locks.py",
     "gatewayadmin/traffic.py": "tests/gatewayadmin/test_overview.py",
-    "oauth/models.py": "tests/oauth/test_limits.py",
     "proxy/access/query.py": "tests/proxy/test_access.py",
     "proxy/store/rate_limits.py": "tests/proxy/test_rate_limits.py",
+    "auditlog/export.py": "tests/auditlog/test_export.py",
+    "gatewayadmin/grants.py": "tests/running/test_roles_and_migrations.py",
+    "gatewayadmin/management/commands/migrate.py": "tests/running/test_roles_and_migrations.py",
     "proxy/store/usage.py": "tests/proxy/test_endpoint.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
@@ -49,7 +52,7 @@ PRODUCT = (
     *("accounts", "auditlog", "capabilities", "connections", "gatewayadmin", "gateways", "hosts", "oauth", "proxy"),
     *("servers", "tokens", "ui"),
 )
-RUNS_SQL = {"execute", "raw", "RawSQL", "Lane"}
+RUNS_SQL = {"execute", "raw", "RawSQL", "PgConnection"}
 
 
 @pytest.fixture(scope="module")

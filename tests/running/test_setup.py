@@ -67,13 +67,13 @@ class Clone:
     def interrupt(self, kind: str = "run", stop: int = signal.SIGINT) -> None:
         """Start it and end it, with all it runs, where it hangs."""
         process = self.start(kind)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while not self.mark.exists():
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.killpg(process.pid, stop)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
     def works(self) -> bool:
         """Whether the environment has its package whole, and pip."""

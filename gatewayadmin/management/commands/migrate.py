@@ -12,7 +12,7 @@ from psycopg import errors
 
 from gatewayadmin import grants
 from gatewayadmin.config import database
-from gatewayadmin.serving import housekeeping
+from gatewayadmin.serving.first_start import make_partitions
 
 LOCK_TIMEOUT = "1s"  # What comes to a table after us waits behind us for so long at most.
 TRIES = 10
@@ -69,7 +69,7 @@ class Command(migrate.Command):
     def _make_the_rest(self) -> None:
         """The cache's table, the partitions of the coming days, and what serving roles may do with new tables."""
         call_command("createcachetable", verbosity=0)
-        housekeeping.make_partitions()
+        make_partitions()
         grants.renew()
 
 
