@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 
 from capabilities import Capability, requires
 from connections.models import Connection, ConnectionIdentity
-from connections.rows import Row, visible
+from connections.rows import ConnectionRow, visible
 from gateways.models import Assignment, IdentityScheme
 from hosts.views import find
 from servers.models import AuthType
@@ -30,7 +30,7 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Person(Row):
+class Person(ConnectionRow):
     """One person's connection; needs `_detailed`."""
 
     @cached_property

@@ -14,7 +14,7 @@ from connections.cutting import LOST, joined
 from connections.impact import cuts
 from connections.own_queries import own_identities
 from connections.row_fragments import Place, open_page
-from servers.identity_views import RULE, Row, find, page_url, switch_on
+from servers.identity_views import RULE, IdentityRow, find, page_url, switch_on
 from servers.models import AlreadyRevoked, Identity
 from ui.pages import AppRequest, answer, confirm, leave, wants_fragment
 
@@ -115,6 +115,6 @@ def _changed(request: AppRequest, identity: Identity, toast: str) -> HttpRespons
 def _place(request: AppRequest, identity: Identity) -> Place:
     if open_page(request) == reverse("connections:mine"):
         found = get_object_or_404(own_identities(request.user), pk=identity.pk)
-        return Place("connections/mine.html#identity", {"row": Row(found, request.user)})
+        return Place("connections/mine.html#identity", {"row": IdentityRow(found, request.user)})
     found = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=identity.pk)
-    return Place("servers/identities.html#row", {"row": Row(found, request.user)})
+    return Place("servers/identities.html#row", {"row": IdentityRow(found, request.user)})

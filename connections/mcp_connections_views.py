@@ -8,7 +8,7 @@ from django.views.decorators.http import require_GET
 from capabilities import Capability, requires
 from connections.mcp_connections_filters import McpFilter, number
 from connections.models import ConnectionQuerySet
-from connections.rows import STATUSES, Row, visible
+from connections.rows import STATUSES, ConnectionRow, visible
 from ui.pages import AppRequest, page_of, show
 
 ROWS = 25
@@ -23,7 +23,7 @@ def listing(request: AppRequest) -> HttpResponse:
     page = page_of(request, found, ROWS, ConnectionQuerySet.with_details, count=there.rows)
     context = {
         "page": page,
-        "rows": [Row(connection, request.user) for connection in page],
+        "rows": [ConnectionRow(connection, request.user) for connection in page],
         "number": there,
         "chosen": asked.cleaned_data,
         "statuses": STATUSES,

@@ -9,8 +9,8 @@ from django.views.decorators.http import require_GET
 from capabilities import signed_in
 from connections.models import Connection, ConnectionQuerySet
 from connections.own_queries import own_identities
-from connections.rows import Row
-from servers.identity_views import Row as IdentityRow
+from connections.rows import ConnectionRow
+from servers.identity_views import IdentityRow
 from ui.pages import AppRequest, page_of, show
 
 ROWS = 15  # Of each of the two lists.
@@ -26,6 +26,6 @@ def listing(request: AppRequest) -> HttpResponse:
         "identities": identities,
         "identity_rows": [IdentityRow(identity, request.user) for identity in identities],
         "page": links,
-        "rows": [Row(connection, request.user) for connection in links],
+        "rows": [ConnectionRow(connection, request.user) for connection in links],
     }
     return show(request, "connections/mine.html", context)

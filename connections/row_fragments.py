@@ -12,7 +12,7 @@ from django.urls import reverse
 from capabilities import Capability
 from connections.mcp_connections_filters import McpFilter, number
 from connections.models import Connection
-from connections.rows import Row, visible
+from connections.rows import ConnectionRow, visible
 from ui.pages import AppRequest, answer, leave, wants_fragment
 
 # Whoever may act on another's connection may see what became of it.
@@ -39,7 +39,7 @@ def open_query(request: AppRequest) -> QueryDict:
 def place(request: AppRequest, connection: Connection) -> Place:
     """The row of `connection` on the open page, as it is now."""
     page = open_page(request)
-    row = Row(get_object_or_404(visible(request.user, *ACTING), pk=connection.pk), request.user)
+    row = ConnectionRow(get_object_or_404(visible(request.user, *ACTING), pk=connection.pk), request.user)
     if page == reverse("connections:mine"):
         return Place("connections/mine.html#connection", {"row": row})
     if page == reverse("connections:mcp"):

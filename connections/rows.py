@@ -43,7 +43,7 @@ def blocked(connection: Connection) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class ConnectionRow:
     """One connection as `viewer` sees it; needs its details fetched (`with_details`)."""
 
     connection: Connection

@@ -15,7 +15,7 @@ from connections.cutting import joined
 from connections.impact import cuts
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
 from connections.row_fragments import back, changed
-from connections.rows import STATUSES, ConnectionFilter, Row, visible
+from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host
 from ui.pages import AppRequest, confirm, page_of, show
@@ -50,7 +50,7 @@ def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     page = page_of(request, chosen.narrow(visible(request.user).filter(**of)), ROWS, ConnectionQuerySet.with_details)
     return {
         "page": page,
-        "rows": [Row(connection, request.user) for connection in page],
+        "rows": [ConnectionRow(connection, request.user) for connection in page],
         "side": next(iter(of)),
         "chosen": chosen.cleaned_data,
         "statuses": STATUSES,
@@ -98,7 +98,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     if connection.user_id != request.user.pk and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if request.method == "GET":
-        tokens = len(Row(connection, request.user).tokens)
+        tokens = len(ConnectionRow(connection, request.user).tokens)
         return confirm(
             request,
             title="Revoke connection",

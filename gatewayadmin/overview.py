@@ -14,7 +14,7 @@ from accounts.models import User
 from auditlog.search.criteria import Counted
 from capabilities import Capability, signed_in
 from connections.models import Connection
-from connections.rows import Row
+from connections.rows import ConnectionRow
 from gatewayadmin.traffic import health, traffic
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
@@ -40,7 +40,7 @@ def overview(request: AppRequest) -> HttpResponse:
         "notices": partial(notices, user),
         "waiting": partial(waiting_for, user),
         "to_try": partial(_gateway_to_try, user),
-        "own_rows": [Row(connection, user) for connection in own[:SHOWN]],
+        "own_rows": [ConnectionRow(connection, user) for connection in own[:SHOWN]],
         "own_tokens": Token.objects.live()
         .filter(kind=Kind.ACCESS, connection__in=links)
         .select_related("connection__host", "connection__gateway")[:SHOWN],

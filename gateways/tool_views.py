@@ -32,7 +32,7 @@ SHOWN = 32  # Tools a page; more would make it too heavy.
 
 
 @dataclass(frozen=True)
-class Row:
+class ToolRow:
     """One tool of a table."""
 
     tool: Tool
@@ -59,7 +59,7 @@ class Group:
     """One server of the page, and those of its tools that the page shows."""
 
     assignment: Any
-    rows: list[Row]
+    rows: list[ToolRow]
 
 
 def tab_url(gateway: Gateway) -> str:
@@ -96,7 +96,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
 
 
 def _grouped(assignments: list[Any], tools: list[Tool], *, with_empty: bool) -> list[Group]:
-    groups = [Group(a, [Row(tool) for tool in tools if tool.assignment_id == a.pk]) for a in assignments]
+    groups = [Group(a, [ToolRow(tool) for tool in tools if tool.assignment_id == a.pk]) for a in assignments]
     return [group for group in groups if group.rows or (with_empty and not group.assignment.tool_count)]
 
 
@@ -151,4 +151,4 @@ def find(request: AppRequest, pk: UUID) -> Tool:
 
 def changed(request: AppRequest, tool: Tool, toast: str) -> HttpResponse:
     to = tab_url(tool.assignment.gateway)
-    return answer(request, "gateways/tools.html#row", {"row": Row(tool)}, to=to, toast=toast)
+    return answer(request, "gateways/tools.html#row", {"row": ToolRow(tool)}, to=to, toast=toast)

@@ -11,7 +11,7 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from oauth2_provider.models import Application
 
-from connections.models import Connection, Refused
+from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Tool
 from oauth import flow as flows
 from oauth.authorize import answer_url, grant
@@ -33,7 +33,7 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     try:
         with transaction.atomic():
             url = _decide(request, flows.find(request, flow.pk, lock=True))
-    except Refused as reason:
+    except ConnectionRefused as reason:
         return refused(request, flow, str(reason))
     return _send(request, flow, url)
 

@@ -16,7 +16,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
 from capabilities import NOBODY, signed_in
-from connections.models import Connection, Refused
+from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
 from hosts.models import Host, Kind
 from oauth import flow as flows
@@ -169,7 +169,7 @@ def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     try:
         with transaction.atomic():
             return _generate(request, flows.find(request, flow.pk, lock=True))
-    except Refused as reason:
+    except ConnectionRefused as reason:
         return refused(request, flow, str(reason))
 
 

@@ -18,7 +18,7 @@ from accounts.reauthentication import confirm_first
 from capabilities import Capability
 from capabilities.rest import Rule
 from capabilities.sections import SEES_SERVERS
-from servers.discovery import Failed, Refused, probe
+from servers.discovery import AccessRefused, Failed, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Server
 from servers.views import counted, find
@@ -179,7 +179,7 @@ class ServerResource(Resource):
         try:
             found = probe(find(slug), by=self.me)
         except Failed as failure:
-            wants = isinstance(failure, Refused)
+            wants = isinstance(failure, AccessRefused)
             return Response({"ok": False, "detail": f"The server {failure}.", "wants_credential": wants, "tools": []})
         tools = [tool.get("name") for tool in found.tools]
         told = {"era": found.era, "version": found.version, "took_ms": found.took_ms}

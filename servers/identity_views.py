@@ -26,7 +26,7 @@ RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MA
 
 
 @dataclass(frozen=True)
-class Row:
+class IdentityRow:
     """One identity as `viewer` sees it."""
 
     identity: Identity
@@ -123,7 +123,7 @@ def page_url(viewer: User, identity: Identity) -> str:
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
     page = page_of(request, visible(server, request.user), ROWS)
-    rows = [Row(identity, request.user) for identity in page]
+    rows = [IdentityRow(identity, request.user) for identity in page]
     context = {"server": server, "tab": "identities", "page": page, "rows": rows}
     return show(request, "servers/identities.html", context)
 
@@ -158,7 +158,7 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
 @signed_in(RULE, others=NOBODY)
 def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
-    if not Row(identity, request.user).may_replace:
+    if not IdentityRow(identity, request.user).may_replace:
         raise CapabilityRequired(Capability.SERVERS_MANAGE)
     back = page_url(request.user, identity)
     if identity.revoked_at:

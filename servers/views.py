@@ -18,7 +18,7 @@ from accounts.reauthentication import ask_again, must_ask_again
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from capabilities.sections import SEES_SERVERS
-from servers.discovery import Failed, Refused, discover, identity_for, probe
+from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import suggest
@@ -180,7 +180,7 @@ def _tried(values: dict[str, Any], identity: Identity | None = None) -> dict[str
 
 def _told(failure: Failed) -> tuple[str, str]:
     """A failure as a sentence, and how bad it is: a server that asks for a credential is up."""
-    return f"The server {failure}.", "warn" if isinstance(failure, Refused) else "bad"
+    return f"The server {failure}.", "warn" if isinstance(failure, AccessRefused) else "bad"
 
 
 @require_POST

@@ -15,7 +15,7 @@ from connections import row_fragments as connection_places
 from connections.row_fragments import Place, open_page, open_query
 from gateways.models import Gateway
 from tokens.models import Token
-from tokens.rows import Row, listed, numbers
+from tokens.rows import TokenRow, listed, numbers
 from tokens.visibility import hosts_for, known_to, with_scope
 from ui.pages import AppRequest, answer, leave, wants_fragment
 
@@ -39,7 +39,7 @@ def place(request: AppRequest, token: Token) -> Place:
     if _in_dialog(request):
         return Place("tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True})
     if _on_list(request):
-        row = Row(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
+        row = TokenRow(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
         return Place("tokens/list.html#row", {"row": row, "counts": numbers(listed(request.user, open_query(request)))})
     return connection_places.place(request, token.connection)
 
@@ -49,7 +49,7 @@ def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
     own = with_scope(known_to(viewer)).live().filter(connection__user=viewer, connection__gateway=gateway)
     return {
         "gateway": gateway,
-        "rows": [Row(token, viewer) for token in own],
+        "rows": [TokenRow(token, viewer) for token in own],
         "may_create": hosts_for(viewer).exists(),
     }
 

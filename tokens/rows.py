@@ -24,15 +24,15 @@ IDLE = timedelta(days=90)
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One token as `viewer` sees it; needs `with_scope`."""
 
     token: Token
     viewer: User
 
     @cached_property
-    def connection(self) -> connections.Row:
-        return connections.Row(self.token.connection, self.viewer)
+    def connection(self) -> connections.ConnectionRow:
+        return connections.ConnectionRow(self.token.connection, self.viewer)
 
     @property
     def is_own(self) -> bool:

@@ -37,7 +37,7 @@ from tokens.models import (
 )
 from tokens.notices import notices
 from tokens.row_fragments import back, beside, changed, hidden, of_gateway, target, without_notice
-from tokens.rows import CARES, Row, TokenFilter, listed, numbers
+from tokens.rows import CARES, TokenFilter, TokenRow, listed, numbers
 from tokens.snippets import once
 from tokens.visibility import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
 from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of, wants_fragment
@@ -59,7 +59,7 @@ def listing(request: AppRequest) -> HttpResponse:
     page = page_of(request, asked.narrow(tokens), ROWS, with_scope, count=asked.count(counts))
     context = {
         "page": page,
-        "rows": [Row(token, request.user) for token in page],
+        "rows": [TokenRow(token, request.user) for token in page],
         "chosen": asked.chosen,
         "counts": counts,
         "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
@@ -115,7 +115,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     form = EditForm(posted(request), token=token)
     context = {
         "form": form,
-        "row": Row(token, request.user),
+        "row": TokenRow(token, request.user),
         "heading": f"Edit {token.name}",
         "back": back(request, token),
         "target": target(request, token),
@@ -291,7 +291,7 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
     """The new secret; without one, that it is no longer shown."""
     if new is None and wants_fragment(request):
         return changed(request, token, "This token was regenerated already. Its secret is no longer shown.")
-    context: dict[str, Any] = {"token": token, "row": Row(token, request.user), "back": back(request, token)}
+    context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back(request, token)}
     response = show(request, "tokens/issued.html#once", context | (once(new) if new else {}))
     response["Referrer-Policy"] = "no-referrer"
     if wants_fragment(request):
@@ -305,7 +305,7 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
     if request.method == "GET":
-        offered = token.is_last and Row(token, request.user).connection.may_revoke
+        offered = token.is_last and TokenRow(token, request.user).connection.may_revoke
         return confirm(
             request,
             title="Revoke token",
