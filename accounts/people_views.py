@@ -1,7 +1,4 @@
-"""The people of the workspace: the list, the page of one person, and what can be done to them.
-
-What ends connections too is in connections.people_views.
-"""
+"""The people of the workspace: the list, the page of one person, and what can be done to them."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import password_links, second_factor
-from accounts.models import Role, User
+from accounts.models import ApiKey, Role, User
 from accounts.people_forms import STATUSES, AgainForm, InviteForm, PeopleFilter, PersonForm, RoleChoice
 from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, EmailTaken, PeopleError, lacking
@@ -27,7 +24,9 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
+from connections.impact import cuts
+from connections.models import Connection
+from ui.pages import AppRequest, confirm, first_names, leave, page_of, posted, refuse, seen, sentences, show, told_of
 
 
 def find(pk: UUID) -> Any:
@@ -171,6 +170,27 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
     return refuse(request, "accounts/person_form.html", context)
 
 
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
+    person = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Deactivate",
+            text=f"Deactivate {person.email}? All sessions end and every connection acting as this user stops on its "
+            "next request.",
+            more=sentences(cuts(person, request.user), "Nothing is revoked: reactivated, everything works as before."),
+            icon="pause",
+            back=page_url(person),
+        )
+    try:
+        person.deactivate(by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), f"{person.email} is deactivated")
+
+
 @require_POST
 @requires(Capability.PEOPLE_MANAGE)
 def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
@@ -180,6 +200,45 @@ def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
     except PeopleError as error:
         return leave(request, page_url(found), str(error))
     return leave(request, page_url(found), f"{found.email} can sign in again")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.MCP_CONNECTIONS_REVOKE)
+def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Deactivate a person and revoke all their connections; that takes both capabilities."""
+    person = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Cut this person off",
+            text=f"Cut {person.email} off? The account is deactivated, all sessions end, and every connection acting "
+            "as this user is revoked with its tokens.",
+            more=sentences(
+                cuts(person, request.user), _ending_connections(person), _ending_keys(person), "This cannot be undone."
+            ),
+            icon="revoke",
+            back=page_url(person),
+        )
+    try:
+        ended = Connection.objects.cut_off(person, by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(person), str(error))
+    revoked = "1 connection" if ended == 1 else f"{ended} connections"
+    return leave(request, page_url(person), f"{person.email} is cut off, {revoked} revoked")
+
+
+def _ending_connections(person: User) -> str:
+    """The connections that end, the first of them by name."""
+    live = Connection.objects.live().own(person).select_related("host", "gateway").order_by("host__name", "pk")
+    ending = [f"{connection.host.name} on {connection.gateway.name}" for connection in live]
+    return f"Revoked: {first_names(ending)}." if ending else "There is no connection to revoke."
+
+
+def _ending_keys(person: User) -> str:
+    """That API keys end too, where there are any."""
+    count = ApiKey.objects.filter(user=person).live().count()
+    return (f"{count} API keys end too." if count > 1 else "An API key ends too.") if count else ""
 
 
 @require_http_methods(["GET", "POST"])

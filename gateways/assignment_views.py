@@ -17,12 +17,13 @@ from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
 from capabilities.sections import SEES_GATEWAYS, SEES_SERVERS
+from connections.impact import cuts
 from gateways.forms import AssignmentForm
 from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet, WrongIdentity
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
-from ui.pages import AppRequest, answer, confirm, leave, refuse, seen, show, told_of
+from ui.pages import NOTHING_IS_DELETED, AppRequest, answer, confirm, leave, refuse, seen, sentences, show, told_of
 
 
 def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
@@ -147,8 +148,8 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Remove server",
-            text=f"Remove {assignment.server.name} from {assignment.gateway.name}? {tools(assignment)} on the next "
-            "request. Connections stay.",
+            text=f"Remove {assignment.server.name} from {assignment.gateway.name}? "
+            f"{_stopping_tools(assignment)} on the next request. Connections stay.",
             more="Its tool switches and history on this gateway end with it.",
             icon="remove",
             back=tab_url(assignment.gateway),
@@ -157,7 +158,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     return leave(request, tab_url(assignment.gateway), f"{assignment.server.name} removed")
 
 
-def tools(assignment: Any) -> str:
+def _stopping_tools(assignment: Any) -> str:
     """The tools that stop with `assignment`, as the beginning of a sentence."""
     match assignment.tool_count:
         case 0:
@@ -174,6 +175,24 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     assignment = find(request.user, pk)
     assignment.enable(by=request.user)
     return changed(request, assignment, "Server enabled on this gateway")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_TOGGLE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    assignment = find(request.user, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable server on this gateway",
+            text=f"Disable {assignment.server.name} on {assignment.gateway.name}? {_stopping_tools(assignment)} on the "
+            f"next request. {NOTHING_IS_DELETED}",
+            more=sentences(cuts(assignment, request.user), "Other gateways keep it."),
+            target=f"#assignment-{assignment.pk}",
+            back=tab_url(assignment.gateway),
+        )
+    assignment.disable(by=request.user)
+    return changed(request, assignment, "Server disabled on this gateway")
 
 
 def changed(request: AppRequest, assignment: Assignment, toast: str) -> HttpResponse:

@@ -14,18 +14,19 @@ from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
 from capabilities.sections import SEES_GATEWAYS
+from connections.impact import cuts
 from gateways import assignment_views
 from gateways.forms import ToolFilter
 from gateways.models import Gateway, Tool, ToolPolicy
 from gateways.refresh import Refreshed, refresh
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
-from ui.pages import AppRequest, answer, page_of, seen, show, wants_fragment
+from ui.pages import NOTHING_IS_DELETED, AppRequest, answer, confirm, page_of, seen, show, wants_fragment
 
 NEW_FOR = timedelta(days=7)
 SHOWN = 32  # Tools a page; more would make it too heavy.
@@ -139,6 +140,25 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     tool = find(request, pk)
     tool.enable(by=request.user)
     return changed(request, tool, f"{tool.exposed_name} enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    tool = find(request, pk)
+    gateway = tool.assignment.gateway
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable tool",
+            text=f"Disable this tool? {tool.exposed_name} leaves {gateway.name} on the next request. "
+            f"{NOTHING_IS_DELETED}",
+            more=cuts(tool, request.user),
+            target=f"#tool-{tool.pk}",
+            back=tab_url(gateway),
+        )
+    tool.disable(by=request.user)
+    return changed(request, tool, f"{tool.exposed_name} disabled")
 
 
 def find(request: AppRequest, pk: UUID) -> Tool:

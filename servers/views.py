@@ -1,4 +1,4 @@
-"""The Servers pages: the list, the page of one server, its switch, and *Test connection*."""
+"""The Servers pages: the list, the page of one server with its log, *Test connection* and its switch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,30 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from accounts.reauthentication import ask_again, must_ask_again
 from auditlog.versions import ChangedMeanwhile
+from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
 from capabilities.sections import SEES_SERVERS
+from connections.impact import cuts
+from gateways.models import Assignment, StillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
 from servers.slugs import suggest
-from ui.pages import AppRequest, answer, leave, page_of, refuse, seen, show, told_of, wants_fragment
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    answer,
+    confirm,
+    confirm_archiving,
+    first_names,
+    leave,
+    page_of,
+    refuse,
+    seen,
+    show,
+    told_of,
+    wants_fragment,
+)
 from wire.credential import place_of
 
 ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
@@ -111,6 +128,15 @@ def gateways(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "servers/gateways.html", {"server": server, "tab": "gateways", "rows": rows})
 
 
+@require_GET
+@requires(Capability.LOGS_READ)
+def logs(request: AppRequest, slug: str) -> HttpResponse:
+    """The calls that went to one server."""
+    if not any(request.user.has_perm(capability) for capability in SEES_SERVERS):
+        return log_alone("server", get_object_or_404(Server, slug=slug).pk)
+    return log_tab(request, "server", find(slug))
+
+
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def edit(request: AppRequest, slug: str) -> HttpResponse:
@@ -189,6 +215,47 @@ def enable(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     server.enable(by=request.user)
     return switched(request, server, "Server enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_TOGGLE)
+def disable(request: AppRequest, slug: str) -> HttpResponse:
+    server: Any = find(slug)
+    if request.method == "GET":
+        number = server.gateway_count
+        stops = f"stops on {number} gateway{'' if number == 1 else 's'} on the next request"
+        where = stops if number else "is on no gateway"
+        return confirm(
+            request,
+            title="Disable server",
+            text=f"Disable this server? {server.name} {where}. {NOTHING_IS_DELETED}",
+            more=cuts(server, request.user),
+            target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
+            back=page_url(server),
+        )
+    server.disable(by=request.user)
+    return switched(request, server, "Server disabled")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_MANAGE)
+def archive(request: AppRequest, slug: str) -> HttpResponse:
+    """It leaves every gateway; connections stay."""
+    server = find(slug)
+    if request.method == "GET":
+        return confirm_archiving(request, server, more=_removed_from(server), back=page_url(server))
+    try:
+        Assignment.objects.archive_server(server, by=request.user)
+    except StillEnabled as error:
+        return leave(request, page_url(server), str(error))
+    return leave(request, reverse("servers:list"), f"{server.name} archived")
+
+
+def _removed_from(server: Server) -> str:
+    """The gateways a server leaves, the first of them by name."""
+    live = server.assignments.filter(removed_at=None, gateway__archived_at=None).order_by("gateway__name")
+    names = list(live.values_list("gateway__name", flat=True))
+    return f"It is removed from {first_names(names)}. Connections stay." if names else "It is on no gateway."
 
 
 def switched(request: AppRequest, server: Server, toast: str) -> HttpResponse:

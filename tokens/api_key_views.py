@@ -18,10 +18,9 @@ from accounts.models.api_keys import AlreadyRevoked
 from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, Outranked
 from capabilities import Capability, signed_in
-from connections.row_fragments import open_query
 from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
 from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
-from ui.pages import AppRequest, answer, confirm, leave, page_of, posted, refuse, show
+from ui.pages import AppRequest, answer, confirm, leave, open_query, page_of, posted, refuse, show
 
 REVOKE_TEXT = "Revoke this API key? Programs using it will fail with 401 immediately. This cannot be undone."
 

@@ -12,8 +12,8 @@ from django.views.decorators.http import require_http_methods
 
 from capabilities import Capability, CapabilityRequired, signed_in
 from connections.models import Connection
-from connections.row_fragments import back, changed
 from connections.rows import visible
+from connections.views import back_url, changed
 from tokens.models import AlreadyRevoked, Kind, Token
 from tokens.views import OFF, REGENERATE_TEXT, asked, regenerated
 from tokens.visibility import with_scope
@@ -50,7 +50,7 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
             icon="key",
             kind="primary",
             target=f"#connection-{connection.pk}",
-            back=back(request, connection),
+            back=back_url(request, connection),
         )
     try:
         Token.objects.renew_key(connection, by=request.user)
@@ -69,5 +69,5 @@ def _token(request: AppRequest, connection: Connection) -> HttpResponse:
         return regenerated(request, active[0]) if own else asked(request, active[0])
     if not active:
         return changed(request, connection, "This connection has no active token.")
-    context = {"connection": connection, "tokens": active, "own": own, "back": back(request, connection)}
+    context = {"connection": connection, "tokens": active, "own": own, "back": back_url(request, connection)}
     return show(request, "tokens/choose.html", context)

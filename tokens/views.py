@@ -36,7 +36,7 @@ from tokens.models import (
     Token,
 )
 from tokens.notices import notices
-from tokens.row_fragments import back, beside, changed, hidden, of_gateway, target, without_notice
+from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
 from tokens.rows import CARES, TokenFilter, TokenRow, listed, numbers
 from tokens.snippets import once
 from tokens.visibility import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
@@ -117,7 +117,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "form": form,
         "row": TokenRow(token, request.user),
         "heading": f"Edit {token.name}",
-        "back": back(request, token),
+        "back": back_url(request, token),
         "target": target(request, token),
         "hidden": hidden(request),
         "version": token.version,
@@ -206,7 +206,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="key",
             kind="primary",
             target="#dialog",
-            back=back(request, token),
+            back=back_url(request, token),
             hidden=hidden(request),
         )
     try:
@@ -235,7 +235,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
             more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new secret.",
             icon="key",
             target=target(request, token),
-            back=back(request, token),
+            back=back_url(request, token),
             hidden=hidden(request),
         )
     try:
@@ -257,7 +257,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} goes on.",
             icon="revoke",
             target=target(request, token),
-            back=back(request, token),
+            back=back_url(request, token),
             hidden=hidden(request),
         )
     with suppress(NoPrevious, AlreadyRevoked, Expired):  # Then it has ended, which is what was asked for.
@@ -273,7 +273,7 @@ def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
         "icon_name": "key",
         "kind": "primary",
         "target": "#dialog",
-        "back": back(request, token),
+        "back": back_url(request, token),
         "action": request.path,
         "token": token,
         "form": form,
@@ -291,12 +291,12 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
     """The new secret; without one, that it is no longer shown."""
     if new is None and wants_fragment(request):
         return changed(request, token, "This token was regenerated already. Its secret is no longer shown.")
-    context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back(request, token)}
+    context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back_url(request, token)}
     response = show(request, "tokens/issued.html#once", context | (once(new) if new else {}))
     response["Referrer-Policy"] = "no-referrer"
     if wants_fragment(request):
         response["HX-Reswap"] = "innerHTML"
-        response.write(beside(request, token))
+        response.write(extra_token(request, token))
     return response
 
 
@@ -313,7 +313,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             more=f"{_named(token)}.",
             icon="revoke",
             target=target(request, token),
-            back=back(request, token),
+            back=back_url(request, token),
             choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
             hidden=hidden(request),
         )
