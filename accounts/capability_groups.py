@@ -43,7 +43,13 @@ class Check:
 def check_list(editor: User, ticked: Collection[Capability], withheld: str = "") -> Iterator[tuple[str, list[Check]]]:
     """The capabilities by area as `editor` may tick them; `withheld` says why none of them may change, if so."""
     for area, capabilities in AREAS.items():
-        yield area, [Check(one, one in ticked, withheld or _withheld(editor, one)) for one in capabilities]
+        yield (
+            area,
+            [
+                Check(capability, capability in ticked, withheld or _withheld(editor, capability))
+                for capability in capabilities
+            ],
+        )
 
 
 def _withheld(editor: User, capability: Capability) -> str:

@@ -43,28 +43,28 @@ def page_url(person: User) -> str:
 @require_GET
 @requires(Capability.PEOPLE_MANAGE)
 def listing(request: AppRequest) -> HttpResponse:
-    chosen = PeopleFilter(request.GET)
-    people = chosen.narrow(User.objects.select_related("role").prefetch_related("teams"))
+    filters = PeopleFilter(request.GET)
+    people = filters.narrow(User.objects.select_related("role").prefetch_related("teams"))
     context = {
         "tab": "users",
         "page": page_of(request, people.order_by("email")),
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "roles": Role.objects.all(),
         "statuses": STATUSES,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "accounts/people.html#results", context)
 
 
 @require_GET
 @requires(Capability.PEOPLE_MANAGE)
-def person(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+def detail(request: AppRequest, pk: UUID) -> HttpResponse:
+    person = find(pk)
     context = {
-        "person": found,
-        "second_factor": second_factor.is_on(found),
-        "sessions": len(open_sessions(found)),
-        "lacking": lacking(request.user, found.granted),
+        "person": person,
+        "second_factor": second_factor.is_on(person),
+        "sessions": len(open_sessions(person)),
+        "lacking": lacking(request.user, person.granted),
         "gives_staff": request.user.is_staff or request.user.is_owner,
         "mails": settings.MAIL_IS_OFFERED,
     }
@@ -76,7 +76,7 @@ def person(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def invite(request: AppRequest) -> HttpResponse:
-    form = InviteForm(posted(request), giver=request.user)
+    form = InviteForm(posted(request), grantor=request.user)
     context = {"form": form, "heading": "Invite", "submit": "Invite", "back": reverse("accounts:people")}
     if request.method == "GET":
         return show(request, "accounts/invite.html", context)
@@ -129,14 +129,14 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
-    form = PersonForm(posted(request), initial={"display_name": found.display_name, "email": found.email})
-    context = {"form": form, "heading": "Edit", "back": page_url(found), "version": found.version}
+    person = find(pk)
+    form = PersonForm(posted(request), initial={"display_name": person.display_name, "email": person.email})
+    context = {"form": form, "heading": "Edit", "back": page_url(person), "version": person.version}
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
-            found.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+            person.edit(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
             context |= told_of(clash)
         except EmailTaken as error:
@@ -144,7 +144,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         except BeyondYours as error:
             form.add_error(None, str(error))
         else:
-            return leave(request, page_url(found), "Saved")
+            return leave(request, page_url(person), "Saved")
     return refuse(request, "accounts/person_form.html", context)
 
 
@@ -152,21 +152,21 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
-    form = RoleChoice(posted(request), giver=request.user, initial={"role": found.role_id})
-    context = {"form": form, "person": found, "heading": "Change role", "back": page_url(found)}
-    context["version"] = found.version
+    person = find(pk)
+    form = RoleChoice(posted(request), grantor=request.user, initial={"role": person.role_id})
+    context = {"form": form, "person": person, "heading": "Change role", "back": page_url(person)}
+    context["version"] = person.version
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
-            found.give_role(form.cleaned_data["role"], by=request.user, seen=seen(request))
+            person.give_role(form.cleaned_data["role"], by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
             context |= told_of(clash)
         except PeopleError as error:
             form.add_error("role", str(error))
         else:
-            return leave(request, page_url(found), "Role changed")
+            return leave(request, page_url(person), "Role changed")
     return refuse(request, "accounts/person_form.html", context)
 
 
@@ -194,12 +194,12 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.PEOPLE_MANAGE)
 def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+    person = find(pk)
     try:
-        found.reactivate(by=request.user)
+        person.reactivate(by=request.user)
     except PeopleError as error:
-        return leave(request, page_url(found), str(error))
-    return leave(request, page_url(found), f"{found.email} can sign in again")
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), f"{person.email} can sign in again")
 
 
 @require_http_methods(["GET", "POST"])
@@ -246,50 +246,50 @@ def _ending_keys(person: User) -> str:
 @ask_again
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
     """Let this person into the Django admin, or no more."""
-    found = find(pk)
+    person = find(pk)
     if request.method == "GET":
         return confirm(
             request,
             title="Make staff" if staff else "End staff",
-            text=f"Let {found.email} {'use' if staff else 'no longer use'} the Django admin?",
+            text=f"Let {person.email} {'use' if staff else 'no longer use'} the Django admin?",
             more="It shows the tables behind these pages, as far as their role lets them see and change."
             if staff
             else "Their role stays as it is.",
             icon="terminal",
             kind="primary" if staff else "danger",
-            back=page_url(found),
+            back=page_url(person),
         )
     try:
-        found.set_staff(staff, by=request.user)
+        person.set_staff(staff, by=request.user)
     except PeopleError as error:
-        return leave(request, page_url(found), str(error))
-    return leave(request, page_url(found), f"{found.email} is {'staff' if staff else 'staff no more'}")
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), f"{person.email} is {'staff' if staff else 'staff no more'}")
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+    person = find(pk)
     if request.method == "GET":
         return confirm(
             request,
             title="Send password reset",
-            text=f"Send {found.email} a link to set a new password?",
+            text=f"Send {person.email} a link to set a new password?",
             more="It works once, for one hour. Using it revokes all their API tokens and app connections.",
             icon="mail",
             kind="primary",
-            back=page_url(found),
+            back=page_url(person),
         )
-    return leave(request, page_url(found), _reset_sent(request, found))
+    return leave(request, page_url(person), _reset_sent(request, person))
 
 
-def _reset_sent(request: AppRequest, found: User) -> str:
+def _reset_sent(request: AppRequest, person: User) -> str:
     """Mail the link, to nobody but its owner; what became of it in words."""
     if not settings.MAIL_IS_OFFERED:
         return password_links.NO_MAIL
-    form = ForgottenForm({"email": found.email})
+    form = ForgottenForm({"email": person.email})
     try:
-        found.must_be_resettable(by=request.user)
+        person.must_be_resettable(by=request.user)
         if form.is_valid():
             form.save(request)
     except PeopleError as error:
@@ -297,46 +297,46 @@ def _reset_sent(request: AppRequest, found: User) -> str:
     except OSError:
         password_links.logger.exception("mail not sent")
         return "The mail could not be sent. See the server's log."
-    Event.objects.record(Action.USER_RESET_SENT, found, by=request.user)
-    return f"A link is on its way to {found.email}"
+    Event.objects.record(Action.USER_RESET_SENT, person, by=request.user)
+    return f"A link is on its way to {person.email}"
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+    person = find(pk)
     if request.method == "GET":
         return confirm(
             request,
             title="End all sessions",
-            text=f"Sign {found.email} out of every browser?",
+            text=f"Sign {person.email} out of every browser?",
             more="Agents and apps acting as this user keep working.",
             icon="sign-out",
-            back=page_url(found),
+            back=page_url(person),
         )
     try:
-        found.end_sessions(by=request.user)
+        person.end_sessions(by=request.user)
     except PeopleError as error:
-        return leave(request, page_url(found), str(error))
-    return leave(request, page_url(found), "All sessions ended")
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), "All sessions ended")
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+    person = find(pk)
     if request.method == "GET":
         return confirm(
             request,
             title="Take second factor off",
-            text=f"Let {found.email} sign in with the password alone?",
+            text=f"Let {person.email} sign in with the password alone?",
             more="For who has lost both phone and recovery codes. Make sure that it is them who asks.",
             icon="shield",
-            back=page_url(found),
+            back=page_url(person),
         )
     try:
-        second_factor.remove(found, by=request.user)
+        second_factor.remove(person, by=request.user)
     except PeopleError as error:
-        return leave(request, page_url(found), str(error))
-    return leave(request, page_url(found), "Second factor taken off")
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), "Second factor taken off")

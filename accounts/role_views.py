@@ -59,7 +59,7 @@ def add(request: AppRequest) -> HttpResponse:
 def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
     if role is None:
         return {}
-    handed = {one for one in role.capabilities if request.user.has_perm(one)}
+    handed = {capability for capability in role.capabilities if request.user.has_perm(capability)}
     return {"name": f"Copy of {role.name}"[:80], "capabilities": handed}
 
 
@@ -133,7 +133,10 @@ def reference(request: AppRequest) -> HttpResponse:
     """Every capability: its names, what it allows, and which roles hold it."""
     roles = [(role.name, role.capabilities) for role in Role.objects.with_capabilities()]
     areas = {
-        area: [(one, [name for name, held in roles if one in held]) for one in capabilities]
+        area: [
+            (capability, [name for name, capabilities_of_role in roles if capability in capabilities_of_role])
+            for capability in capabilities
+        ]
         for area, capabilities in AREAS.items()
     }
     return show(request, "accounts/capabilities.html", {"tab": "capabilities", "areas": areas})

@@ -28,7 +28,7 @@ OWN = "one's own second factor"
 @signed_in(OWN)
 def index(request: AppRequest) -> HttpResponse:
     """Whether it is on, and how many recovery codes are left."""
-    kinds = {one.type: one for one in Authenticator.objects.filter(user=request.user)}
+    kinds = {authenticator.type: authenticator for authenticator in Authenticator.objects.filter(user=request.user)}
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
     context = {
         "app": kinds.get(Authenticator.Type.TOTP),

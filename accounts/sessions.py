@@ -55,25 +55,30 @@ class WebSession:
 def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
     """The browsers in which `person` is signed in, the latest used first; `this` is the key of the asker's own."""
     known = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
-    good = _good_keys(person, [one.session_key for one in known])
+    good = _good_keys(person, [session.session_key for session in known])
     return [
         WebSession(
-            one.pk, browser_of(one.user_agent), one.ip, one.created_at, one.last_seen_at, one.session_key == this
+            session.pk,
+            browser_of(session.user_agent),
+            session.ip,
+            session.created_at,
+            session.last_seen_at,
+            session.session_key == this,
         )
-        for one in known
-        if one.session_key in good
+        for session in known
+        if session.session_key in good
     ]
 
 
 def _good_keys(person: User, keys: list[str]) -> set[str]:
     stored = Session.objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
-    return {one.session_key for one in stored if _is_good(person, one.get_decoded())}
+    return {session.session_key for session in stored if _is_good(person, session.get_decoded())}
 
 
-def _is_good(person: User, held: dict[str, Any]) -> bool:
+def _is_good(person: User, data: dict[str, Any]) -> bool:
     """Whether what a session holds still signs `person` in."""
-    same = constant_time_compare(held.get(HASH_SESSION_KEY, ""), person.get_session_auth_hash())
-    return same and held.get(SESSION_KEY) == str(person.pk) and not is_over(held)
+    same = constant_time_compare(data.get(HASH_SESSION_KEY, ""), person.get_session_auth_hash())
+    return same and data.get(SESSION_KEY) == str(person.pk) and not is_over(data)
 
 
 def end(person: User, pk: int, *, by: User) -> None:
@@ -81,8 +86,8 @@ def end(person: User, pk: int, *, by: User) -> None:
     with transaction.atomic():
         session = UserSession.objects.get(pk=pk, user=person)
         session.end()
-        told = {"browser": [browser_of(session.user_agent), None], "ip": [session.ip, None]}
-        Event.objects.record(Action.USER_SESSION_ENDED, person, by=by, changes=told)
+        changes = {"browser": [browser_of(session.user_agent), None], "ip": [session.ip, None]}
+        Event.objects.record(Action.USER_SESSION_ENDED, person, by=by, changes=changes)
 
 
 def browser_of(user_agent: str) -> str:

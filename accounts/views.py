@@ -37,8 +37,8 @@ def profile(request: AppRequest) -> HttpResponse:
 @require_GET
 @signed_in(OWN_SESSIONS)
 def own_sessions(request: AppRequest) -> HttpResponse:
-    found = sessions.open_sessions(request.user, request.session.session_key)
-    return show(request, "accounts/sessions.html", {"sessions": found})
+    open_sessions = sessions.open_sessions(request.user, request.session.session_key)
+    return show(request, "accounts/sessions.html", {"sessions": open_sessions})
 
 
 @require_POST

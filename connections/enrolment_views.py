@@ -36,9 +36,11 @@ class Person(ConnectionRow):
     @cached_property
     def carried(self) -> list[Carried]:
         """Per server, `missing` or the status of the identity."""
-        brought = {one.assignment_id: one.identity.status for one in self.connection.identities.all()}
+        brought = {carried.assignment_id: carried.identity.status for carried in self.connection.identities.all()}
         assigned: Any = self.connection.gateway
-        return [Carried(one.server.name, brought.get(one.pk, "missing")) for one in assigned.asking]
+        return [
+            Carried(assignment.server.name, brought.get(assignment.pk, "missing")) for assignment in assigned.asking
+        ]
 
 
 def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:

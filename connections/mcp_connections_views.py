@@ -60,27 +60,27 @@ class Number:
         return f"{self.rows:,} {self.noun}{'' if self.rows == 1 else 's'}, {self.active:,} active"
 
 
-def number(viewer: User, asked: McpFilter) -> Number:
+def number(viewer: User, filters: McpFilter) -> Number:
     """The numbers of the list that is asked for."""
-    found = asked.narrow(visible(viewer).order_by())
-    active = ConnectionFilter({"status": ["active"]}).narrow(found)
-    return Number(found.count(), active.count(), NOUNS[asked.cleaned_data["type"]])
+    matching = filters.narrow(visible(viewer).order_by())
+    active = ConnectionFilter({"status": ["active"]}).narrow(matching)
+    return Number(matching.count(), active.count(), NOUNS[filters.cleaned_data["type"]])
 
 
 @require_GET
 @requires(Capability.MCP_CONNECTIONS_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    asked = McpFilter(request.GET)
-    there = number(request.user, asked)
-    found = asked.narrow(visible(request.user))
-    page = page_of(request, found, ROWS, ConnectionQuerySet.with_details, count=there.rows)
+    filters = McpFilter(request.GET)
+    count = number(request.user, filters)
+    matching = filters.narrow(visible(request.user))
+    page = page_of(request, matching, ROWS, ConnectionQuerySet.with_details, count=count.rows)
     context = {
         "page": page,
         "rows": [ConnectionRow(connection, request.user) for connection in page],
-        "number": there,
-        "chosen": asked.cleaned_data,
+        "number": count,
+        "chosen": filters.cleaned_data,
         "statuses": STATUSES,
-        "gateways": asked.gateways,
-        "narrowed": asked.narrowed,
+        "gateways": filters.gateways,
+        "narrowed": filters.narrowed,
     }
     return show(request, "connections/mcp.html#results", context)

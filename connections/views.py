@@ -65,15 +65,15 @@ def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
 
 def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     """The rows of a tab as the query string narrows them, one page of them."""
-    chosen = ConnectionFilter(request.GET)
-    page = page_of(request, chosen.narrow(visible(request.user).filter(**of)), ROWS, ConnectionQuerySet.with_details)
+    filters = ConnectionFilter(request.GET)
+    page = page_of(request, filters.narrow(visible(request.user).filter(**of)), ROWS, ConnectionQuerySet.with_details)
     return {
         "page": page,
         "rows": [ConnectionRow(connection, request.user) for connection in page],
         "side": next(iter(of)),
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "statuses": STATUSES,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "narrowed": any(filters.cleaned_data.values()),
     }
 
 

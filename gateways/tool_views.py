@@ -76,22 +76,22 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 
 def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
     assignments = list(assignment_views.counted(gateway.assignments.all()))
-    chosen = ToolFilter(request.GET, assignments=assignments)
-    tools = chosen.narrow(Tool.objects.filter(assignment__in=assignments)).select_related("assignment")
+    filters = ToolFilter(request.GET, assignments=assignments)
+    tools = filters.narrow(Tool.objects.filter(assignment__in=assignments)).select_related("assignment")
     page = page_of(
         request, tools.order_by(Lower("assignment__server__name"), "assignment__alias", "exposed_name"), SHOWN
     )
-    narrowed = any(chosen.cleaned_data.values())
+    narrowed = any(filters.cleaned_data.values())
     return {
         "gateway": gateway,
         "assignments": assignments,
         "groups": _grouped(assignments, list(page), with_empty=not narrowed and page.number == 1),
         "page": page,
         "policies": ToolPolicy.choices,
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "narrowed": narrowed,
         "missing": 0 if narrowed else page.paginator.count - gateway.tool_count,
-        "failures": [one.failure for one in refreshed if one.failure],
+        "failures": [server.failure for server in refreshed if server.failure],
         "changed": False,
     }
 
@@ -106,7 +106,7 @@ def _grouped(assignments: list[Any], tools: list[Tool], *, with_empty: bool) -> 
 def refresh_tools(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     refreshed = refresh(gateway, by=request.user)
-    failures = [one.failure for one in refreshed if one.failure]
+    failures = [server.failure for server in refreshed if server.failure]
     gateway = find_gateway(request.user, slug)
     toast = f"{gateway.tool_count} tools known"
     if failures and not wants_fragment(request):
@@ -127,7 +127,7 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
         assignment.edit(tool_policy=wanted, by=request.user, seen=seen(request))
         toast = f"{assignment.server.name}: {ToolPolicy(wanted).label}"
     except ChangedMeanwhile as clash:
-        now = ", ".join(f"{ToolPolicy(one.now).label}, set by {one.by}" for one in clash.changes)
+        now = ", ".join(f"{ToolPolicy(change.now).label}, set by {change.by}" for change in clash.changes)
         toast = f"Nothing was changed: somebody else chose {now}. Choose again to change it."
     gateway = find_gateway(request.user, assignment.gateway.slug)
     context = {**_listed(request, gateway), "fragment": True}

@@ -80,12 +80,12 @@ def page_url(gateway: Gateway) -> str:
 @require_GET
 @signed_in(WITHIN_REACH)
 def listing(request: AppRequest) -> HttpResponse:
-    chosen = GatewayFilter(request.GET)
-    rows = chosen.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
+    filters = GatewayFilter(request.GET)
+    rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
     context = {
         "page": page_of(request, counted(rows, request.user), ROWS),
-        "chosen": chosen.cleaned_data,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "chosen": filters.cleaned_data,
+        "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "gateways/list.html#results", context)
 

@@ -60,14 +60,14 @@ def find(viewer: User, pk: UUID) -> Host:
 @require_GET
 @requires(Capability.HOSTS_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    chosen = HostFilter(request.GET)
-    hosts = chosen.narrow(Host.objects.live()).order_by(Lower("name"), "pk")
+    filters = HostFilter(request.GET)
+    hosts = filters.narrow(Host.objects.live()).order_by(Lower("name"), "pk")
     page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "statuses": STATUSES,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "hosts/list.html#results", context)
 

@@ -82,7 +82,7 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     """What the app will be able to do as this person, on which servers, and where the answer goes."""
     assert flow.gateway
     assert flow.application
-    asked = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
     chosen = flows.chosen_identities(flow)
     assignments = (
         flow.gateway.assignments.live().filter(enabled=True, server__archived_at=None).select_related("server")
@@ -90,12 +90,12 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     document = flow.application.registration_source == Application.RegistrationSource.CIMD
     return {
         "flow": flow,
-        "servers": [(one, _identity_words(one, chosen)) for one in assignments],
+        "servers": [(assignment, _identity_words(assignment, chosen)) for assignment in assignments],
         "tool_count": Tool.objects.callable().filter(assignment__gateway=flow.gateway).count(),
         "published_by": urlsplit(flow.application.client_id).hostname if document else "",
         "only_loopback": only_loopback(flow.application.redirect_uris.split()),
-        "has_identities": bool(asked),
-        "back_to_identity": asked[-1].pk if asked else None,
+        "has_identities": bool(questions),
+        "back_to_identity": questions[-1].pk if questions else None,
     }
 
 

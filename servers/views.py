@@ -64,14 +64,14 @@ def page_url(server: Server) -> str:
 @require_GET
 @requires(*SEES_SERVERS)
 def listing(request: AppRequest) -> HttpResponse:
-    chosen = ServerFilter(request.GET)
-    page = page_of(request, counted(chosen.narrow(Server.objects.live())), ROWS)
+    filters = ServerFilter(request.GET)
+    page = page_of(request, counted(filters.narrow(Server.objects.live())), ROWS)
     context = {
         "page": page,
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "healths": Health.choices,
         "auths": AuthType.choices,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "servers/list.html#results", context)
 
@@ -92,7 +92,7 @@ def add(request: AppRequest) -> HttpResponse:
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
-            return show(request, "servers/form.html", {**context, "contact": _tried(form.cleaned_data)})
+            return show(request, "servers/form.html", {**context, "contact": _test_result(form.cleaned_data)})
         try:
             server = Server.objects.add(**form.cleaned_data, by=request.user)
         except IntegrityError:
@@ -148,7 +148,7 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
-            contact = _tried_as(server, form.cleaned_data, request.user)
+            contact = _test_result_of(server, form.cleaned_data, request.user)
             return show(request, "servers/form.html", {**context, "contact": contact})
         if server.would_redirect(form.cleaned_data) and must_ask_again(request):
             return ask_again(edit)(request, slug)
@@ -176,35 +176,35 @@ def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: A
 def test(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     try:
-        told, kind = str(probe(server, by=request.user)), "good"
+        text, kind = str(probe(server, by=request.user)), "good"
     except Failed as failure:
-        told, kind = _told(failure)
+        text, kind = _failure_text(failure)
     if not wants_fragment(request):
-        return leave(request, page_url(server), told)
-    return show(request, "servers/overview.html#contact", {"server": server, "contact": {"text": told, "kind": kind}})
+        return leave(request, page_url(server), text)
+    return show(request, "servers/overview.html#contact", {"server": server, "contact": {"text": text, "kind": kind}})
 
 
-def _tried_as(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
+def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
     """The same for a server that is being edited, with its identity unless that was stored for another place."""
-    kept = {name: getattr(server, name) for name in ("url", "auth_type", "header_name")}
-    values = kept | values
+    stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name")}
+    values = stored | values
     identity = identity_for(server, user)
     if identity is None or place_of(values["url"]) == place_of(server.url):
-        return _tried(values, identity)
-    contact = _tried(values)
+        return _test_result(values, identity)
+    contact = _test_result(values)
     return contact | {"text": f"{contact['text']} Tested without the stored identity: it is for {server.url} only."}
 
 
-def _tried(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
+def _test_result(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
     """How a contact with the server these values describe went; nothing is saved."""
     try:
         return {"text": str(discover(Server(**values), identity)), "kind": "good"}
     except Failed as failure:
-        told, kind = _told(failure)
-        return {"text": told, "kind": kind}
+        text, kind = _failure_text(failure)
+        return {"text": text, "kind": kind}
 
 
-def _told(failure: Failed) -> tuple[str, str]:
+def _failure_text(failure: Failed) -> tuple[str, str]:
     """A failure as a sentence, and how bad it is: a server that asks for a credential is up."""
     return f"The server {failure}.", "warn" if isinstance(failure, AccessRefused) else "bad"
 

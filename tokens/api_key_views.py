@@ -28,10 +28,10 @@ REVOKE_TEXT = "Revoke this API key? Programs using it will fail with 401 immedia
 @require_GET
 @signed_in("one's own API keys; everybody's need PEOPLE_MANAGE")
 def listing(request: AppRequest) -> HttpResponse:
-    asked = KeyFilter(request.GET)
-    keys = asked.listed(request.user)
-    page = page_of(request, asked.narrow(keys), detail=lambda keys: keys.select_related("user"))
-    context = {"page": page, "chosen": asked.chosen, "counts": keys.numbers()}
+    filters = KeyFilter(request.GET)
+    keys = filters.listed(request.user)
+    page = page_of(request, filters.narrow(keys), detail=lambda keys: keys.select_related("user"))
+    context = {"page": page, "chosen": filters.chosen, "counts": keys.numbers()}
     return show(request, "tokens/api_keys.html#results", context)
 
 

@@ -70,7 +70,7 @@ def issue(*, name: str, capabilities: Collection[Capability], days: int, by: Use
             prefix=text.shown(secret),
             digest=text.digest(secret, signer),
             key_id=text.key_id(signer),
-            capabilities=[one.slug for one in Capability if one in capabilities],
+            capabilities=[capability.slug for capability in Capability if capability in capabilities],
             expires_at=timezone.now() + timedelta(days=days),
             **({"pk": pk} if pk else {}),
         )

@@ -111,10 +111,10 @@ class TokenQuerySet(models.QuerySet["Token"]):
 
         All of them without words.
         """
-        told = Q(name__icontains=words) | Q(connection__host__name__icontains=words) | Q(prefix__startswith=words)
-        told |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
-        told |= Q(connection__user__email__icontains=words) if of_many else Q()
-        return self.filter(told) if words else self
+        matches = Q(name__icontains=words) | Q(connection__host__name__icontains=words) | Q(prefix__startswith=words)
+        matches |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
+        matches |= Q(connection__user__email__icontains=words) if of_many else Q()
+        return self.filter(matches) if words else self
 
     def issue(
         self,
@@ -375,8 +375,8 @@ class Token(Versioned, models.Model):
         self.hold(secret)
         self.save(update_fields=[*SECRET, "generation", "rotated_at", "asked_at", "asked_by"])
         Connection.objects.filter(pk=self.connection_id).update(last_token_at=self.rotated_at)
-        told = {"prefix": [row.prefix, self.prefix], "owner": self.connection.user.email} | (changes or {})
-        Event.objects.record(action, self, by=by, changes=told, actor=actor)
+        details = {"prefix": [row.prefix, self.prefix], "owner": self.connection.user.email} | (changes or {})
+        Event.objects.record(action, self, by=by, changes=details, actor=actor)
         return Issued(self, secret)
 
     def _forget_previous(self) -> None:
@@ -462,7 +462,7 @@ class Token(Versioned, models.Model):
         if self.digest is None:
             return False
         stored = bytes(self.digest)
-        return any(compare_digest(stored, one) for one in text.candidates(secret, settings.TOKEN_KEYS))
+        return any(compare_digest(stored, candidate) for candidate in text.candidates(secret, settings.TOKEN_KEYS))
 
     def must_be_active(self) -> None:
         """Raise AlreadyRevoked or Expired when this token has ended."""

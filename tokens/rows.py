@@ -42,7 +42,9 @@ class TokenRow:
     def servers(self) -> str:
         """The servers it may reach, in words."""
         return (
-            "All servers" if self.token.scope_all else ", ".join(one.name for one in servers_of(self.token)) or "None"
+            "All servers"
+            if self.token.scope_all
+            else ", ".join(server.name for server in servers_of(self.token)) or "None"
         )
 
     @property
@@ -58,10 +60,10 @@ class TokenRow:
         """What stops a token that is active itself."""
         if self.token.status != "active":
             return ""
-        link = self.token.connection
-        if not link.enabled:
+        connection = self.token.connection
+        if not connection.enabled:
             return "blocked: connection disabled"
-        return connections.blocked(link)
+        return connections.blocked(connection)
 
     @property
     def may_edit(self) -> bool:

@@ -99,8 +99,8 @@ def issued(new: Issued) -> dict[str, Any]:
 
 def rotated(new: Issued) -> dict[str, Any]:
     """Exactly the eight keys of a rotation."""
-    told = issued(new)
-    return {key: told[key] for key in SHOWN_ONCE}
+    values = issued(new)
+    return {key: values[key] for key in SHOWN_ONCE}
 
 
 class TokenQuery(ListQuery):
@@ -160,14 +160,14 @@ class NewToken(Body):
         """What was named by id, found: `host`, `gateway`, `servers` and `identities`."""
         gateway = attrs["gateway_id"]
         offered = Assignment.objects.live().filter(gateway=gateway, server__archived_at=None).select_related("server")
-        found = {
+        named_things = {
             "host": attrs["host_id"],
             "gateway": gateway,
             "servers": _chosen(offered, attrs["server_ids"]),
             "identities": _brought(offered, attrs["identities"], self.context["request"].user),
         }
         kept = ("name", "expires_in_days", "allowed_ips", "calls_per_minute")
-        return {key: attrs[key] for key in kept} | found
+        return {key: attrs[key] for key in kept} | named_things
 
 
 def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None:

@@ -53,17 +53,17 @@ OFF = "The host, the gateway or the connection is disabled. Enable it first."
 @require_GET
 @signed_in("one's own tokens; everybody's need API_TOKENS_MANAGE")
 def listing(request: AppRequest) -> HttpResponse:
-    asked = TokenFilter(request.GET)
+    filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
     counts = numbers(tokens)
-    page = page_of(request, asked.narrow(tokens), ROWS, with_scope, count=asked.count(counts))
+    page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=filters.count(counts))
     context = {
         "page": page,
         "rows": [TokenRow(token, request.user) for token in page],
-        "chosen": asked.chosen,
+        "chosen": filters.chosen,
         "counts": counts,
         "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
-        "care": CARES.get(asked.chosen.get("care", "")),
+        "care": CARES.get(filters.chosen.get("care", "")),
         "may_create": hosts_for(request.user).exists(),
         "notices": partial(notices, request.user),
         "waiting": partial(waiting_for, request.user),
