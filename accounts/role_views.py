@@ -11,7 +11,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods
 
-from accounts.capability_groups import AREAS, check_list
+from accounts.capability_groups import CAPABILITY_GROUPS, check_list
 from accounts.models import Role
 from accounts.people_forms import RoleForm, role_from
 from accounts.reauthentication import ask_again
@@ -137,6 +137,6 @@ def reference(request: AppRequest) -> HttpResponse:
             (capability, [name for name, capabilities_of_role in roles if capability in capabilities_of_role])
             for capability in capabilities
         ]
-        for area, capabilities in AREAS.items()
+        for area, capabilities in CAPABILITY_GROUPS.items()
     }
     return show(request, "accounts/capabilities.html", {"tab": "capabilities", "areas": areas})

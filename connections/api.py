@@ -22,7 +22,7 @@ from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, S
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.views import find as find_gateway
-from hosts.models import Kind
+from hosts.models import HostKind
 from hosts.views import find as find_host
 from ui.rest import ListQuery, Moment, Problem, Query, Reference, Resource, named
 
@@ -62,7 +62,7 @@ class GatewayConnectionQuery(ListQuery):
     host = serializers.UUIDField(required=False)
     user = serializers.CharField(required=False)
     status = serializers.ChoiceField(STATUSES, required=False)
-    kind = serializers.ChoiceField(Kind.choices, required=False)
+    kind = serializers.ChoiceField(HostKind.choices, required=False)
     q = serializers.CharField(required=False)
 
 

@@ -19,7 +19,7 @@ from gatewayadmin.traffic import health, traffic
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
 from servers.models import Health, Server
-from tokens.models import Kind, Token
+from tokens.models import Token, TokenKind
 from tokens.notices import notices
 from tokens.rows import SOON, needing
 from tokens.visibility import waiting_for
@@ -42,7 +42,7 @@ def overview(request: AppRequest) -> HttpResponse:
         "to_try": partial(_gateway_to_try, user),
         "own_rows": [ConnectionRow(connection, user) for connection in own[:SHOWN]],
         "own_tokens": Token.objects.live()
-        .filter(kind=Kind.ACCESS, connection__in=links)
+        .filter(kind=TokenKind.ACCESS, connection__in=links)
         .select_related("connection__host", "connection__gateway")[:SHOWN],
     }
     return show(request, "overview.html", context | _numbers(user))
@@ -64,7 +64,7 @@ def _numbers(user: User) -> dict[str, Any]:
         told["connections"] = rows.aggregate(all=Count("pk"), active=Count("pk", filter=Q(enabled=True)))
     if user.has_perm(Capability.API_TOKENS_MANAGE):
         found = list(
-            Token.objects.filter(needing("expiring"), kind=Kind.ACCESS)
+            Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS)
             .select_related("connection__host")
             .order_by("expires_at", "pk")[: SHOWN + 1]
         )

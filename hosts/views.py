@@ -21,7 +21,7 @@ from capabilities import Capability, CapabilityRequired, requires
 from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
 from hosts.forms import STATUSES, AgentForm, HostFilter
-from hosts.models import Host, HostQuerySet, Kind, NameTaken, NotPending
+from hosts.models import Host, HostKind, HostQuerySet, NameTaken, NotPending
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -200,7 +200,7 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.API_TOKENS_MANAGE)
 def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
     """Let people enrol themselves, or stop that; the tokens there are keep working."""
-    host = get_object_or_404(Host.objects.live().filter(kind=Kind.TOKEN), pk=pk)
+    host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=pk)
     host.set_enrolment(allow, by=request.user)
     context = {"host": host, "link": enrolment_url(host)}
     to = reverse("hosts:detail", args=[host.pk])

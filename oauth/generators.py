@@ -3,15 +3,15 @@
 from oauthlib.common import Request
 
 from accounts.models import WorkspaceSettings
-from wire import token_text as text
+from wire import token_text
 
 
 def access_token(request: Request, refresh_token: bool = False) -> str:
-    return text.mint(text.OAUTH_ACCESS)
+    return token_text.mint(token_text.OAUTH_ACCESS)
 
 
 def refresh_token(request: Request, refresh_token: bool = False) -> str:
-    return text.mint(text.OAUTH_REFRESH)
+    return token_text.mint(token_text.OAUTH_REFRESH)
 
 
 def lifetime(request: Request) -> int:

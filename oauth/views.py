@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from capabilities import NOBODY, signed_in
 from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
-from hosts.models import Host, Kind
+from hosts.models import Host, HostKind
 from oauth import flow as flows
 from oauth.forms import IdentityForm
 from oauth.models import AuthorizeRequest, Ending
@@ -42,7 +42,7 @@ def connect(request: AppRequest) -> HttpResponse:
 
     It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment.
     """
-    host = get_object_or_404(Host.objects.live().filter(kind=Kind.TOKEN), pk=_uuid(request.GET.get("host", "")))
+    host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET.get("host", "")))
     gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
     flow = flows.draft(request, host, gateway)
     if reason := flows.refusal(flow, request.user):

@@ -20,7 +20,7 @@ from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
 from capabilities.sections import SEES_SERVERS
 from connections.impact import cuts
-from gateways.models import Assignment, StillEnabled
+from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
@@ -246,7 +246,7 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
         return confirm_archiving(request, server, more=_removed_from(server), back=page_url(server))
     try:
         Assignment.objects.archive_server(server, by=request.user)
-    except StillEnabled as error:
+    except ServerStillEnabled as error:
         return leave(request, page_url(server), str(error))
     return leave(request, reverse("servers:list"), f"{server.name} archived")
 

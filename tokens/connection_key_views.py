@@ -14,7 +14,7 @@ from capabilities import Capability, CapabilityRequired, signed_in
 from connections.models import Connection
 from connections.rows import visible
 from connections.views import back_url, changed
-from tokens.models import AlreadyRevoked, Kind, Token
+from tokens.models import AlreadyRevoked, Token, TokenKind
 from tokens.views import OFF, REGENERATE_TEXT, asked, regenerated
 from tokens.visibility import with_scope
 from ui.pages import AppRequest, confirm, show
@@ -64,7 +64,7 @@ def _token(request: AppRequest, connection: Connection) -> HttpResponse:
     own = connection.user_id == request.user.pk
     if not own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
-    active = list(with_scope(Token.objects.active()).filter(connection=connection, kind=Kind.ACCESS))
+    active = list(with_scope(Token.objects.active()).filter(connection=connection, kind=TokenKind.ACCESS))
     if len(active) == 1:
         return regenerated(request, active[0]) if own else asked(request, active[0])
     if not active:

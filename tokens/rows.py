@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.models import User
 from capabilities import CapabilityRequired
 from connections import rows as connections
-from tokens.models import Kind, Token, TokenQuerySet
+from tokens.models import Token, TokenKind, TokenQuerySet
 from tokens.visibility import EDITING, STATUSES, of_status, servers_of
 
 SOON = timedelta(days=7)
@@ -121,7 +121,7 @@ def needing(care: str) -> Q:
 
 def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
     """The viewer's own tokens, or everybody's with `?owner=all`. Raises CapabilityRequired."""
-    tokens = Token.objects.filter(kind=Kind.ACCESS)
+    tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     if query.get("owner") != "all":
         return tokens.filter(connection__user=viewer)
     if not viewer.has_perm(EDITING):

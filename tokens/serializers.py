@@ -11,8 +11,7 @@ from rest_framework.exceptions import ValidationError
 
 from gateways.api import GatewayReference
 from gateways.models import Assignment, Gateway, IdentityScheme
-from hosts.models import Host
-from hosts.models import Kind as HostKind
+from hosts.models import Host, HostKind
 from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
 from tokens.visibility import STATUSES, servers_of

@@ -24,7 +24,7 @@ alias_validator = RegexValidator(
 )
 
 
-class StillEnabled(GatewayError):
+class ServerStillEnabled(GatewayError):
     """Disable it first; only what is switched off can be archived."""
 
 
@@ -73,7 +73,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
             if row.archived_at:
                 return
             if row.enabled:
-                raise StillEnabled(StillEnabled.__doc__)
+                raise ServerStillEnabled(ServerStillEnabled.__doc__)
             server.archived_at = timezone.now()
             server.save(update_fields=["archived_at", "updated_at"])
             for assignment in self.live().filter(server=server).order_by("pk"):
