@@ -14,7 +14,7 @@ from django.db.models import Q
 
 from auditlog.models import Actor
 from capabilities import Capability
-from capabilities.roles import SUPER_ADMIN
+from capabilities.catalogue import SUPER_ADMIN
 
 PEOPLE_LOCK = 0x6F65_6F70  # Any number of our own, for pg_advisory_xact_lock.
 

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from allauth.usersessions.models import UserSession
+from django import forms
 from django.contrib.auth import logout
 from django.http import Http404, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import second_factor, sessions
-from accounts.forms import THEMES, ProfileForm
 from capabilities import NOBODY, signed_in
 from ui.pages import AppRequest, confirm, leave, posted, show
 
 YEAR_S = 365 * 24 * 3600
 OWN_SESSIONS = "one's own sessions"
+
+
+THEMES = (("system", "Same as system"), ("light", "Light"), ("dark", "Dark"))
+
+
+class ProfileForm(forms.Form):
+    """Name and theme; the e-mail is changed by an administrator."""
+
+    display_name = forms.CharField(label="Name", max_length=120, required=False)
+    theme = forms.ChoiceField(choices=THEMES, help_text="Kept in this browser.")
 
 
 @require_http_methods(["GET", "POST"])

@@ -21,7 +21,7 @@ from auditlog.search import filters
 from auditlog.search.criteria import counted
 from auditlog.search.keyset import Cursor, page
 from capabilities import Capability, requires
-from capabilities.sections import SEES_SERVERS
+from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show
 
 BESIDE = 25  # Rows beside an open event.

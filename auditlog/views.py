@@ -24,7 +24,7 @@ from auditlog.search.filters import CallFilter
 from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
 from capabilities import Capability, requires
-from capabilities.sections import SEES_SERVERS
+from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show, wants_fragment
 
 BESIDE = 25  # Rows beside an open call: enough to see what came before.

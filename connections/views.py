@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from capabilities import Capability, CapabilityRequired, requires, signed_in
-from capabilities.sections import SEES_GATEWAYS
+from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from connections.mcp_connections_views import McpFilter, number
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet

@@ -17,8 +17,8 @@ from rest_framework.response import Response
 
 from accounts.models import Team
 from capabilities import Capability
+from capabilities.catalogue import SEES_GATEWAYS
 from capabilities.rest import Own, Rule
-from capabilities.sections import SEES_GATEWAYS
 from gateways.forms import GatewayForm, NameForm, ReachForm
 from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, ServerStillEnabled
 from gateways.views import counted, find

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
-from capabilities.sections import SEES_GATEWAYS, SEES_SERVERS
+from capabilities.catalogue import SEES_GATEWAYS, SEES_SERVERS
 from connections.impact import cuts
 from gateways.forms import AssignmentForm
 from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet, WrongIdentity

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires, signed_in
-from capabilities.sections import SEES_GATEWAYS
+from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
 from gateways.forms import ToolFilter

@@ -18,12 +18,12 @@ from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires, signed_in
-from capabilities.sections import SEES_GATEWAYS
+from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
 from gateways.forms import GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
 from gateways.models import Gateway, GatewayQuerySet
-from servers.slugs import suggest
+from servers.forms import suggest
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,

@@ -16,8 +16,8 @@ from rest_framework.response import Response
 
 from accounts.reauthentication import confirm_first
 from capabilities import Capability
+from capabilities.catalogue import SEES_SERVERS
 from capabilities.rest import Rule
-from capabilities.sections import SEES_SERVERS
 from servers.discovery import AccessRefused, Failed, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Server

@@ -13,9 +13,8 @@ from typing import Protocol, Self
 from django.utils import timezone
 
 from accounts.models import User
-from servers.models import Era, Health, Identity, Server
+from servers.models import Era, Health, Identity, Server, cipher
 from servers.upstream_guard import upstream_guard
-from servers.vault import cipher
 from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
 from wire import builtin, product, versions
 from wire.cipher import Unreadable

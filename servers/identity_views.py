@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import NOBODY, Capability, CapabilityRequired, requires, signed_in
-from capabilities.sections import SEES_SERVERS
+from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cuts
 from connections.models import ConnectionIdentity
 from servers.forms import SecretForm, SharedIdentityForm

@@ -8,8 +8,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q
 
-from servers.models import Identity
-from servers.vault import cipher
+from servers.models import Identity, cipher
 from wire.cipher import Unreadable
 
 

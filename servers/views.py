@@ -18,13 +18,12 @@ from accounts.reauthentication import ask_again, must_ask_again
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
-from capabilities.sections import SEES_SERVERS
+from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
-from servers.forms import ServerFilter, ServerForm
+from servers.forms import ServerFilter, ServerForm, suggest
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
-from servers.slugs import suggest
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,

@@ -20,7 +20,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile, FormSeen
 from capabilities import NOBODY, CapabilityRequired, signed_in
-from capabilities.sections import SEES_GATEWAYS
+from capabilities.catalogue import SEES_GATEWAYS
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
 from tokens.models import (

@@ -23,7 +23,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from capabilities.roles import BUILT_IN, SUPER_ADMIN
+from capabilities.catalogue import BUILT_IN, SUPER_ADMIN
 
 
 def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:

@@ -35,7 +35,7 @@ from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from capabilities.roles import SUPER_ADMIN
+from capabilities.catalogue import SUPER_ADMIN
 
 
 class UserManager(BaseUserManager["User"]):
