@@ -26,7 +26,19 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from connections.impact import cuts
 from connections.models import Connection
-from ui.pages import AppRequest, confirm, first_names, leave, page_of, posted, refuse, seen, sentences, show, told_of
+from ui.pages import (
+    AppRequest,
+    clash_context,
+    confirm,
+    first_names,
+    leave,
+    page_of,
+    posted,
+    refuse,
+    seen,
+    sentences,
+    show,
+)
 
 
 def find(pk: UUID) -> Any:
@@ -138,7 +150,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             person.edit(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except EmailTaken as error:
             form.add_error("email", str(error))
         except BeyondYours as error:
@@ -162,7 +174,7 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             person.give_role(form.cleaned_data["role"], by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except PeopleError as error:
             form.add_error("role", str(error))
         else:

@@ -17,8 +17,8 @@ from accounts.people_forms import RoleForm, role_from
 from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, NameTaken, PeopleError, lacking
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires, signed_in
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
+from capabilities import Capability, own_resource, requires
+from ui.pages import AppRequest, clash_context, confirm, leave, page_of, posted, refuse, seen, show
 
 OUTRANKED = "This role holds more than you do."
 
@@ -80,7 +80,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             role.edit(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except NameTaken as error:
             form.add_error("name", str(error))
         except PeopleError as error:
@@ -128,7 +128,7 @@ def _held_by(count: int) -> str:
 
 
 @require_GET
-@signed_in("what the words on these pages mean")
+@own_resource("what the words on these pages mean")
 def reference(request: AppRequest) -> HttpResponse:
     """Every capability: its names, what it allows, and which roles hold it."""
     roles = [(role.name, role.capabilities) for role in Role.objects.with_capabilities()]

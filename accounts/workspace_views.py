@@ -19,7 +19,7 @@ from auditlog.models import Call
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from ui.limits import LimitField
-from ui.pages import AppRequest, leave, posted, refuse, seen, show, told_of
+from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen, show
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Workspace": ("name", "new_app_policy"),
@@ -109,7 +109,7 @@ def workspace(request: AppRequest) -> HttpResponse:
     try:
         WorkspaceSettings.edit(by=request.user, seen=seen(request), **form.cleaned_data)
     except ChangedMeanwhile as clash:
-        return refuse(request, "accounts/workspace.html", context | told_of(clash))
+        return refuse(request, "accounts/workspace.html", context | clash_context(clash))
     return leave(request, reverse("accounts:workspace"), "Settings saved")
 
 

@@ -12,7 +12,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from capabilities import Capability, CapabilityRequired, requires, signed_in
+from capabilities import Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from connections.mcp_connections_views import McpFilter, number
@@ -56,7 +56,7 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_GET
-@signed_in("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=SEES_GATEWAYS)
+@own_resource("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
@@ -78,7 +78,7 @@ def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
 
 
 @require_GET
-@signed_in("one's own identities and connections")
+@own_resource("one's own identities and connections")
 def own(request: AppRequest) -> HttpResponse:
     live = Connection.objects.with_details().own(request.user).live()
     page = page_of(request, live, ROWS, ConnectionQuerySet.with_details)
@@ -126,7 +126,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("own connections", others=Capability.MCP_CONNECTIONS_REVOKE)
+@own_resource("own connections", others=Capability.MCP_CONNECTIONS_REVOKE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.MCP_CONNECTIONS_REVOKE)
     if connection.user_id != request.user.pk and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):

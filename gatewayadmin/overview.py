@@ -12,7 +12,7 @@ from django.views.decorators.http import require_GET
 
 from accounts.models import User
 from auditlog.search.criteria import Counted
-from capabilities import Capability, signed_in
+from capabilities import Capability, own_resource
 from connections.models import Connection
 from connections.rows import ConnectionRow
 from gatewayadmin.traffic import health, traffic
@@ -30,7 +30,7 @@ SERVERS = 12
 
 
 @require_GET
-@signed_in("each part is one's own or asks for its capability")
+@own_resource("each part is one's own or asks for its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
     own = Connection.objects.with_details().own(user).live()

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires, signed_in
+from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS, SEES_SERVERS
 from connections.impact import cuts
 from gateways.forms import AssignmentForm
@@ -23,7 +23,18 @@ from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gatew
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
-from ui.pages import NOTHING_IS_DELETED, AppRequest, answer, confirm, leave, refuse, seen, sentences, show, told_of
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    answer,
+    clash_context,
+    confirm,
+    leave,
+    refuse,
+    seen,
+    sentences,
+    show,
+)
 
 
 def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
@@ -58,7 +69,7 @@ def sees_servers(viewer: User) -> bool:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     rows = counted(gateway.assignments.all())
@@ -128,7 +139,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             assignment.edit(by=request.user, seen=seen(request), **form.cleaned_data)
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except WrongIdentity as refusal:
             form.add_error("shared_identity", str(refusal))
         except IntegrityError:

@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires, signed_in
+from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
@@ -68,7 +68,7 @@ def tab_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})

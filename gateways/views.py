@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
-from capabilities import Capability, requires, signed_in
+from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
@@ -28,6 +28,7 @@ from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     answer,
+    clash_context,
     confirm,
     confirm_archiving,
     leave,
@@ -35,7 +36,6 @@ from ui.pages import (
     refuse,
     seen,
     show,
-    told_of,
 )
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
@@ -78,7 +78,7 @@ def page_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@signed_in(WITHIN_REACH)
+@own_resource(WITHIN_REACH)
 def listing(request: AppRequest) -> HttpResponse:
     filters = GatewayFilter(request.GET)
     rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
@@ -91,7 +91,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """The page of the gateway with this id, which logs hold instead of its slug."""
     return redirect(page_url(get_object_or_404(Gateway.objects.visible_to(request.user), pk=pk)))
@@ -123,7 +123,7 @@ def slug(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "gateways/overview.html", {"gateway": find(request.user, slug), "tab": "overview"})
 
@@ -151,7 +151,7 @@ def rename(request: AppRequest, slug: str) -> HttpResponse:
         try:
             gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except IntegrityError:
             form.refuse()
         else:
@@ -187,7 +187,7 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str) -> Htt
     try:
         gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
-        return refuse(request, "gateways/form.html", context | told_of(clash))
+        return refuse(request, "gateways/form.html", context | clash_context(clash))
     return leave(request, page_url(gateway), f"{what} changed")
 
 

@@ -26,6 +26,7 @@ from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     answer,
+    clash_context,
     confirm,
     confirm_archiving,
     leave,
@@ -35,7 +36,6 @@ from ui.pages import (
     seen,
     sentences,
     show,
-    told_of,
 )
 
 
@@ -124,7 +124,7 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             host.rename(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except NameTaken:
             form.refuse_name()
         else:

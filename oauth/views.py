@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
-from capabilities import NOBODY, signed_in
+from capabilities import NOBODY, own_resource
 from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
 from hosts.models import Host, HostKind
@@ -30,8 +30,8 @@ from ui.pages import AppRequest, posted, show
 type Step = Callable[..., HttpResponse]
 
 ENDINGS = {Ending.TOKEN: "oauth:token", Ending.OAUTH: "oauth:consent"}
-CHECKED = signed_in("it checks what it may make, for oneself")
-OWN = signed_in("a flow belongs to the browser and the person that began it", others=NOBODY)
+CHECKED = own_resource("it checks what it may make, for oneself")
+OWN = own_resource("a flow belongs to the browser and the person that began it", others=NOBODY)
 
 
 @never_cache
@@ -244,7 +244,7 @@ def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpRes
 
 
 @require_GET
-@signed_in("it names only gateways within reach")
+@own_resource("it names only gateways within reach")
 def how_to_connect(request: AppRequest) -> HttpResponse:
     """The How to Connect dialog for the gateway `?gateway=` names, or the first one within reach."""
     gateways = list(Gateway.objects.reachable_by(request.user))

@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
-from capabilities import NOBODY, Capability, CapabilityRequired, requires, signed_in
+from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cuts
 from connections.models import ConnectionIdentity
@@ -175,7 +175,7 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in(RULE, others=NOBODY)
+@own_resource(RULE, others=NOBODY)
 def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     if not IdentityRow(identity, request.user).may_replace:
@@ -200,7 +200,7 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in(RULE, others=Capability.IDENTITIES_MANAGE)
+@own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     if request.method == "GET":
@@ -217,7 +217,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_POST
-@signed_in(RULE, others=Capability.IDENTITIES_MANAGE)
+@own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     try:
@@ -228,7 +228,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own; shared ones need IDENTITIES_MANAGE", others=NOBODY)
+@own_resource("one's own; shared ones need IDENTITIES_MANAGE", others=NOBODY)
 def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
     """Agree that the secret is sent where its server is now."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
@@ -253,7 +253,7 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in(RULE, others=Capability.IDENTITIES_MANAGE)
+@own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     if request.method == "GET":

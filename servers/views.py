@@ -28,6 +28,7 @@ from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     answer,
+    clash_context,
     confirm,
     confirm_archiving,
     first_names,
@@ -36,7 +37,6 @@ from ui.pages import (
     refuse,
     seen,
     show,
-    told_of,
     wants_fragment,
 )
 from wire.credential import place_of
@@ -161,7 +161,7 @@ def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: A
     try:
         server.edit(**form.cleaned_data, by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
-        context |= told_of(clash)
+        context |= clash_context(clash)
         return False
     except AnotherPlace as refusal:
         form.add_error("url", str(refusal))

@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
-from capabilities import Capability, CapabilityRequired, signed_in
+from capabilities import Capability, CapabilityRequired, own_resource
 from connections.models import Connection
 from connections.rows import visible
 from connections.views import back_url, changed
@@ -24,7 +24,7 @@ RENEWED = "API key regenerated. The client picks up a new access token on its ow
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in(
+@own_resource(
     "one's own agents; apps need MCP_CONNECTIONS_REVOKE, one's own too", others=Capability.MCP_CONNECTIONS_REVOKE
 )
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:

@@ -19,7 +19,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile, FormSeen
-from capabilities import NOBODY, CapabilityRequired, signed_in
+from capabilities import NOBODY, CapabilityRequired, own_resource
 from capabilities.catalogue import SEES_GATEWAYS
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
@@ -40,7 +40,18 @@ from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gate
 from tokens.rows import CARES, TokenFilter, TokenRow, listed, numbers
 from tokens.snippets import once
 from tokens.visibility import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of, wants_fragment
+from ui.pages import (
+    AppRequest,
+    clash_context,
+    confirm,
+    leave,
+    page_of,
+    posted,
+    refuse,
+    seen,
+    show,
+    wants_fragment,
+)
 
 ROWS = 30
 HOSTS = 8
@@ -51,7 +62,7 @@ OFF = "The host, the gateway or the connection is disabled. Enable it first."
 
 
 @require_GET
-@signed_in("one's own tokens; everybody's need API_TOKENS_MANAGE")
+@own_resource("one's own tokens; everybody's need API_TOKENS_MANAGE")
 def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
@@ -72,7 +83,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_POST
-@signed_in("one's own notices")
+@own_resource("one's own notices")
 def dismiss(request: AppRequest) -> HttpResponse:
     """Tell no more of what was shown; what happened since then is."""
     shown = parse_datetime(request.POST.get("until", ""))
@@ -82,7 +93,7 @@ def dismiss(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in("offers the agents one may make a token for")
+@own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
     """Choose the agent; the authorize flow does the rest. `?gateway=` goes along."""
     words = request.GET.get("q", "")
@@ -98,14 +109,14 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in("one's own tokens on a gateway within reach", others=SEES_GATEWAYS)
+@own_resource("one's own tokens on a gateway within reach", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     context = of_gateway(request.user, find_gateway(request.user, slug))
     return show(request, "tokens/for_gateway.html", context)
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=EDITING)
+@own_resource("one's own tokens", others=EDITING)
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk and not request.user.has_perm(EDITING):
@@ -128,7 +139,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         if form.is_valid() and _edited(form, request.user, seen(request)):
             return changed(request, token, "Token saved")
     except ChangedMeanwhile as clash:
-        context |= told_of(clash)
+        context |= clash_context(clash)
     return refuse(request, "tokens/edit.html", context)
 
 
@@ -157,7 +168,7 @@ def _ended(token: Token) -> str:
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=NOBODY)
+@own_resource("one's own tokens", others=NOBODY)
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
     return regenerated(request, _own(request, pk))
 
@@ -189,7 +200,7 @@ def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpRes
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=NOBODY)
+@own_resource("one's own tokens", others=NOBODY)
 def collect(request: AppRequest, pk: UUID) -> HttpResponse:
     """Make the secret that somebody asked for, and show it to the owner in this answer, once."""
     token = _own(request, pk)
@@ -219,7 +230,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=ENDING)
+@own_resource("one's own tokens", others=ENDING)
 def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
     return asked(request, _to_end(request, pk))
 
@@ -246,7 +257,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=ENDING)
+@own_resource("one's own tokens", others=ENDING)
 def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
     if request.method == "GET":
@@ -301,7 +312,7 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=ENDING)
+@own_resource("one's own tokens", others=ENDING)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
     if request.method == "GET":

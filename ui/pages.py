@@ -70,7 +70,7 @@ def seen(request: HttpRequest) -> FormSeen | None:
     return FormSeen(version) if version else None
 
 
-def told_of(clash: ChangedMeanwhile) -> dict[str, Any]:
+def clash_context(clash: ChangedMeanwhile) -> dict[str, Any]:
     """What a form adds when the thing was changed after it was opened: saved once more, it goes on top."""
     return {"clash": clash, "version": clash.version}
 
