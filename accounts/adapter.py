@@ -74,5 +74,5 @@ def _note_burst(request: HttpRequest, email: str) -> None:
     """Record that somebody guesses passwords, once a minute for each address they do it from."""
     if Attempt.objects.note(hashlib.sha256(f"sign-in refused {sender_of(request)}".encode()).hexdigest()) == 1:
         person = User.objects.filter(email=email.lower()).first()
-        told = {"email": email[:254]}
-        Event.objects.record(Action.SIGN_IN_REFUSED, person or WorkspaceSettings.load(), by=None, changes=told)
+        changes = {"email": email[:254]}
+        Event.objects.record(Action.SIGN_IN_REFUSED, person or WorkspaceSettings.load(), by=None, changes=changes)

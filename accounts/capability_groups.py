@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from accounts.models import User
 from capabilities import Capability
 
-AREAS: dict[str, tuple[Capability, ...]] = {
+CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
     "Apps and agents": (
         Capability.HOSTS_READ,
         Capability.HOSTS_TOGGLE,
@@ -42,8 +42,14 @@ class Check:
 
 def check_list(editor: User, ticked: Collection[Capability], withheld: str = "") -> Iterator[tuple[str, list[Check]]]:
     """The capabilities by area as `editor` may tick them; `withheld` says why none of them may change, if so."""
-    for area, capabilities in AREAS.items():
-        yield area, [Check(one, one in ticked, withheld or _withheld(editor, one)) for one in capabilities]
+    for area, capabilities in CAPABILITY_GROUPS.items():
+        yield (
+            area,
+            [
+                Check(capability, capability in ticked, withheld or _withheld(editor, capability))
+                for capability in capabilities
+            ],
+        )
 
 
 def _withheld(editor: User, capability: Capability) -> str:

@@ -40,8 +40,10 @@ class RoleSerializer(serializers.Serializer[Role]):
     users_count = serializers.IntegerField()
 
     def get_capabilities(self, role: Role) -> list[str]:
-        held = {f"{one.content_type.app_label}.{one.codename}" for one in role.permissions.all()}
-        return [capability.slug for capability in Capability if capability in held]
+        granted = {
+            f"{permission.content_type.app_label}.{permission.codename}" for permission in role.permissions.all()
+        }
+        return [capability.slug for capability in Capability if capability in granted]
 
 
 class RoleBody(Body):

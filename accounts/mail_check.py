@@ -54,8 +54,8 @@ def send_test_mail(*, by: User) -> Outcome:
         outcome = Outcome(sent=False, to=by.email, detail=reason(error))
     else:
         outcome = Outcome(sent=True, to=by.email, detail=f"Sent to {by.email} through {settings.MAIL_SERVER}.")
-    told = {"to": by.email, "sent": outcome.sent, "detail": outcome.detail}
-    Event.objects.record(Action.WORKSPACE_MAIL_TESTED, workspace, by=by, changes=told)
+    changes = {"to": by.email, "sent": outcome.sent, "detail": outcome.detail}
+    Event.objects.record(Action.WORKSPACE_MAIL_TESTED, workspace, by=by, changes=changes)
     return outcome
 
 

@@ -54,7 +54,7 @@ class PeopleFilter(forms.Form):
 
 
 class RoleRadios(forms.RadioSelect):
-    """Roles to choose from; those that hold more than the giver cannot be chosen, and say why."""
+    """Roles to choose from; those that hold more than the grantor cannot be chosen, and say why."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -68,25 +68,25 @@ class RoleRadios(forms.RadioSelect):
 
 
 class RoleChoice(forms.Form):
-    """Which role a person holds. `giver` hands out no more than they hold."""
+    """Which role a person holds. `grantor` hands out no more than they hold."""
 
     role = forms.ModelChoiceField(Role.objects.none(), empty_label=None, widget=RoleRadios)
 
-    def __init__(self, *args: Any, giver: User, **options: Any) -> None:
+    def __init__(self, *args: Any, grantor: User, **options: Any) -> None:
         super().__init__(*args, **options)
         roles = list(Role.objects.with_capabilities())
         field = self.fields["role"]
         field.queryset = Role.objects.all()  # type: ignore[attr-defined]
         field.choices = [(role.pk, role.name) for role in roles]  # type: ignore[attr-defined]
-        field.widget.withheld = _withheld(roles, giver)
+        field.widget.withheld = _withheld(roles, grantor)
 
 
-def _withheld(roles: list[Role], giver: User) -> dict[str, str]:
+def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
     """Why a role cannot be given, by its id."""
     return {
         str(role.pk): f"You lack: {', '.join(beyond)}."
         for role in roles
-        if (beyond := lacking(giver, role.capabilities))
+        if (beyond := lacking(grantor, role.capabilities))
     }
 
 
@@ -117,14 +117,18 @@ class RoleForm(forms.Form):
     """Name and capabilities of a role; `before` are those it holds already."""
 
     name = forms.CharField(max_length=80)
-    capabilities = forms.MultipleChoiceField(required=False, choices=[(one.slug, one.label) for one in Capability])
+    capabilities = forms.MultipleChoiceField(
+        required=False, choices=[(capability.slug, capability.label) for capability in Capability]
+    )
 
     def __init__(self, *args: Any, before: frozenset[Capability] = frozenset(), **options: Any) -> None:
         super().__init__(*args, **options)
         self.before = before
 
     def clean_capabilities(self) -> frozenset[Capability]:
-        return frozenset(one for one in Capability if one.slug in self.cleaned_data["capabilities"])
+        return frozenset(
+            capability for capability in Capability if capability.slug in self.cleaned_data["capabilities"]
+        )
 
     @property
     def ticked(self) -> frozenset[Capability]:
@@ -132,7 +136,7 @@ class RoleForm(forms.Form):
         if not self.is_bound:
             return frozenset(self.initial.get("capabilities", self.before))
         posted = self["capabilities"].data or ()
-        return frozenset(one for one in Capability if one.slug in posted)
+        return frozenset(capability for capability in Capability if capability.slug in posted)
 
 
 def role_from(pk: str) -> Role | None:

@@ -1,7 +1,4 @@
-"""The people of the workspace: the list, the page of one person, and what can be done to them.
-
-What ends connections too is in connections.people_views.
-"""
+"""The people of the workspace: the list, the page of one person, and what can be done to them."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import password_links, second_factor
-from accounts.models import Role, User
+from accounts.models import ApiKey, Role, User
 from accounts.people_forms import STATUSES, AgainForm, InviteForm, PeopleFilter, PersonForm, RoleChoice
 from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, EmailTaken, PeopleError, lacking
@@ -27,7 +24,21 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
+from connections.impact import cuts
+from connections.models import Connection
+from ui.pages import (
+    AppRequest,
+    clash_context,
+    confirm,
+    first_names,
+    leave,
+    page_of,
+    posted,
+    refuse,
+    seen,
+    sentences,
+    show,
+)
 
 
 def find(pk: UUID) -> Any:
@@ -44,28 +55,28 @@ def page_url(person: User) -> str:
 @require_GET
 @requires(Capability.PEOPLE_MANAGE)
 def listing(request: AppRequest) -> HttpResponse:
-    chosen = PeopleFilter(request.GET)
-    people = chosen.narrow(User.objects.select_related("role").prefetch_related("teams"))
+    filters = PeopleFilter(request.GET)
+    people = filters.narrow(User.objects.select_related("role").prefetch_related("teams"))
     context = {
         "tab": "users",
         "page": page_of(request, people.order_by("email")),
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "roles": Role.objects.all(),
         "statuses": STATUSES,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "accounts/people.html#results", context)
 
 
 @require_GET
 @requires(Capability.PEOPLE_MANAGE)
-def person(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+def detail(request: AppRequest, pk: UUID) -> HttpResponse:
+    person = find(pk)
     context = {
-        "person": found,
-        "second_factor": second_factor.is_on(found),
-        "sessions": len(open_sessions(found)),
-        "lacking": lacking(request.user, found.granted),
+        "person": person,
+        "second_factor": second_factor.is_on(person),
+        "sessions": len(open_sessions(person)),
+        "lacking": lacking(request.user, person.granted),
         "gives_staff": request.user.is_staff or request.user.is_owner,
         "mails": settings.MAIL_IS_OFFERED,
     }
@@ -77,7 +88,7 @@ def person(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def invite(request: AppRequest) -> HttpResponse:
-    form = InviteForm(posted(request), giver=request.user)
+    form = InviteForm(posted(request), grantor=request.user)
     context = {"form": form, "heading": "Invite", "submit": "Invite", "back": reverse("accounts:people")}
     if request.method == "GET":
         return show(request, "accounts/invite.html", context)
@@ -130,22 +141,22 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
-    form = PersonForm(posted(request), initial={"display_name": found.display_name, "email": found.email})
-    context = {"form": form, "heading": "Edit", "back": page_url(found), "version": found.version}
+    person = find(pk)
+    form = PersonForm(posted(request), initial={"display_name": person.display_name, "email": person.email})
+    context = {"form": form, "heading": "Edit", "back": page_url(person), "version": person.version}
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
-            found.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+            person.edit(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except EmailTaken as error:
             form.add_error("email", str(error))
         except BeyondYours as error:
             form.add_error(None, str(error))
         else:
-            return leave(request, page_url(found), "Saved")
+            return leave(request, page_url(person), "Saved")
     return refuse(request, "accounts/person_form.html", context)
 
 
@@ -153,33 +164,93 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
-    form = RoleChoice(posted(request), giver=request.user, initial={"role": found.role_id})
-    context = {"form": form, "person": found, "heading": "Change role", "back": page_url(found)}
-    context["version"] = found.version
+    person = find(pk)
+    form = RoleChoice(posted(request), grantor=request.user, initial={"role": person.role_id})
+    context = {"form": form, "person": person, "heading": "Change role", "back": page_url(person)}
+    context["version"] = person.version
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
-            found.give_role(form.cleaned_data["role"], by=request.user, seen=seen(request))
+            person.give_role(form.cleaned_data["role"], by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except PeopleError as error:
             form.add_error("role", str(error))
         else:
-            return leave(request, page_url(found), "Role changed")
+            return leave(request, page_url(person), "Role changed")
     return refuse(request, "accounts/person_form.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
+    person = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Deactivate",
+            text=f"Deactivate {person.email}? All sessions end and every connection acting as this user stops on its "
+            "next request.",
+            more=sentences(cuts(person, request.user), "Nothing is revoked: reactivated, everything works as before."),
+            icon="pause",
+            back=page_url(person),
+        )
+    try:
+        person.deactivate(by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), f"{person.email} is deactivated")
 
 
 @require_POST
 @requires(Capability.PEOPLE_MANAGE)
 def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+    person = find(pk)
     try:
-        found.reactivate(by=request.user)
+        person.reactivate(by=request.user)
     except PeopleError as error:
-        return leave(request, page_url(found), str(error))
-    return leave(request, page_url(found), f"{found.email} can sign in again")
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), f"{person.email} can sign in again")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+@requires(Capability.MCP_CONNECTIONS_REVOKE)
+def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Deactivate a person and revoke all their connections; that takes both capabilities."""
+    person = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Cut this person off",
+            text=f"Cut {person.email} off? The account is deactivated, all sessions end, and every connection acting "
+            "as this user is revoked with its tokens.",
+            more=sentences(
+                cuts(person, request.user), _ending_connections(person), _ending_keys(person), "This cannot be undone."
+            ),
+            icon="revoke",
+            back=page_url(person),
+        )
+    try:
+        ended = Connection.objects.cut_off(person, by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(person), str(error))
+    revoked = "1 connection" if ended == 1 else f"{ended} connections"
+    return leave(request, page_url(person), f"{person.email} is cut off, {revoked} revoked")
+
+
+def _ending_connections(person: User) -> str:
+    """The connections that end, the first of them by name."""
+    live = Connection.objects.live().own(person).select_related("host", "gateway").order_by("host__name", "pk")
+    ending = [f"{connection.host.name} on {connection.gateway.name}" for connection in live]
+    return f"Revoked: {first_names(ending)}." if ending else "There is no connection to revoke."
+
+
+def _ending_keys(person: User) -> str:
+    """That API keys end too, where there are any."""
+    count = ApiKey.objects.filter(user=person).live().count()
+    return (f"{count} API keys end too." if count > 1 else "An API key ends too.") if count else ""
 
 
 @require_http_methods(["GET", "POST"])
@@ -187,50 +258,50 @@ def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 @ask_again
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
     """Let this person into the Django admin, or no more."""
-    found = find(pk)
+    person = find(pk)
     if request.method == "GET":
         return confirm(
             request,
             title="Make staff" if staff else "End staff",
-            text=f"Let {found.email} {'use' if staff else 'no longer use'} the Django admin?",
+            text=f"Let {person.email} {'use' if staff else 'no longer use'} the Django admin?",
             more="It shows the tables behind these pages, as far as their role lets them see and change."
             if staff
             else "Their role stays as it is.",
             icon="terminal",
             kind="primary" if staff else "danger",
-            back=page_url(found),
+            back=page_url(person),
         )
     try:
-        found.set_staff(staff, by=request.user)
+        person.set_staff(staff, by=request.user)
     except PeopleError as error:
-        return leave(request, page_url(found), str(error))
-    return leave(request, page_url(found), f"{found.email} is {'staff' if staff else 'staff no more'}")
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), f"{person.email} is {'staff' if staff else 'staff no more'}")
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+    person = find(pk)
     if request.method == "GET":
         return confirm(
             request,
             title="Send password reset",
-            text=f"Send {found.email} a link to set a new password?",
+            text=f"Send {person.email} a link to set a new password?",
             more="It works once, for one hour. Using it revokes all their API tokens and app connections.",
             icon="mail",
             kind="primary",
-            back=page_url(found),
+            back=page_url(person),
         )
-    return leave(request, page_url(found), _reset_sent(request, found))
+    return leave(request, page_url(person), _reset_sent(request, person))
 
 
-def _reset_sent(request: AppRequest, found: User) -> str:
+def _reset_sent(request: AppRequest, person: User) -> str:
     """Mail the link, to nobody but its owner; what became of it in words."""
     if not settings.MAIL_IS_OFFERED:
         return password_links.NO_MAIL
-    form = ForgottenForm({"email": found.email})
+    form = ForgottenForm({"email": person.email})
     try:
-        found.must_be_resettable(by=request.user)
+        person.must_be_resettable(by=request.user)
         if form.is_valid():
             form.save(request)
     except PeopleError as error:
@@ -238,46 +309,46 @@ def _reset_sent(request: AppRequest, found: User) -> str:
     except OSError:
         password_links.logger.exception("mail not sent")
         return "The mail could not be sent. See the server's log."
-    Event.objects.record(Action.USER_RESET_SENT, found, by=request.user)
-    return f"A link is on its way to {found.email}"
+    Event.objects.record(Action.USER_RESET_SENT, person, by=request.user)
+    return f"A link is on its way to {person.email}"
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+    person = find(pk)
     if request.method == "GET":
         return confirm(
             request,
             title="End all sessions",
-            text=f"Sign {found.email} out of every browser?",
+            text=f"Sign {person.email} out of every browser?",
             more="Agents and apps acting as this user keep working.",
             icon="sign-out",
-            back=page_url(found),
+            back=page_url(person),
         )
     try:
-        found.end_sessions(by=request.user)
+        person.end_sessions(by=request.user)
     except PeopleError as error:
-        return leave(request, page_url(found), str(error))
-    return leave(request, page_url(found), "All sessions ended")
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), "All sessions ended")
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
-    found = find(pk)
+    person = find(pk)
     if request.method == "GET":
         return confirm(
             request,
             title="Take second factor off",
-            text=f"Let {found.email} sign in with the password alone?",
+            text=f"Let {person.email} sign in with the password alone?",
             more="For who has lost both phone and recovery codes. Make sure that it is them who asks.",
             icon="shield",
-            back=page_url(found),
+            back=page_url(person),
         )
     try:
-        second_factor.remove(found, by=request.user)
+        second_factor.remove(person, by=request.user)
     except PeopleError as error:
-        return leave(request, page_url(found), str(error))
-    return leave(request, page_url(found), "Second factor taken off")
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), "Second factor taken off")

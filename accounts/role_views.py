@@ -11,14 +11,14 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods
 
-from accounts.capability_groups import AREAS, check_list
+from accounts.capability_groups import CAPABILITY_GROUPS, check_list
 from accounts.models import Role
 from accounts.people_forms import RoleForm, role_from
 from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, NameTaken, PeopleError, lacking
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires, signed_in
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
+from capabilities import Capability, own_resource, requires
+from ui.pages import AppRequest, clash_context, confirm, leave, page_of, posted, refuse, seen, show
 
 OUTRANKED = "This role holds more than you do."
 
@@ -59,7 +59,7 @@ def add(request: AppRequest) -> HttpResponse:
 def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
     if role is None:
         return {}
-    handed = {one for one in role.capabilities if request.user.has_perm(one)}
+    handed = {capability for capability in role.capabilities if request.user.has_perm(capability)}
     return {"name": f"Copy of {role.name}"[:80], "capabilities": handed}
 
 
@@ -80,7 +80,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             role.edit(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except NameTaken as error:
             form.add_error("name", str(error))
         except PeopleError as error:
@@ -128,12 +128,15 @@ def _held_by(count: int) -> str:
 
 
 @require_GET
-@signed_in("what the words on these pages mean")
+@own_resource("what the words on these pages mean")
 def reference(request: AppRequest) -> HttpResponse:
     """Every capability: its names, what it allows, and which roles hold it."""
     roles = [(role.name, role.capabilities) for role in Role.objects.with_capabilities()]
     areas = {
-        area: [(one, [name for name, held in roles if one in held]) for one in capabilities]
-        for area, capabilities in AREAS.items()
+        area: [
+            (capability, [name for name, capabilities_of_role in roles if capability in capabilities_of_role])
+            for capability in capabilities
+        ]
+        for area, capabilities in CAPABILITY_GROUPS.items()
     }
     return show(request, "accounts/capabilities.html", {"tab": "capabilities", "areas": areas})

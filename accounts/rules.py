@@ -14,7 +14,7 @@ from django.db.models import Q
 
 from auditlog.models import Actor
 from capabilities import Capability
-from capabilities.roles import SUPER_ADMIN
+from capabilities.catalogue import SUPER_ADMIN
 
 PEOPLE_LOCK = 0x6F65_6F70  # Any number of our own, for pg_advisory_xact_lock.
 
@@ -91,9 +91,9 @@ def acting_now(by: Grantor | None) -> Any:
     if by is None:
         return None
     people: Any = get_user_model().objects
-    found = people.select_related("role").get(pk=by.pk)
-    found.narrowed_to = getattr(by, "narrowed_to", None)
-    return found
+    actor = people.select_related("role").get(pk=by.pk)
+    actor.narrowed_to = getattr(by, "narrowed_to", None)
+    return actor
 
 
 def must_match(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
@@ -113,7 +113,11 @@ def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
 def lacking(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
     """The labels of those of `capabilities` that `by` lacks, in the order of the catalogue."""
     wanted = frozenset(capabilities)
-    return [one.label for one in Capability if by is not None and one in wanted and not by.has_perm(one)]
+    return [
+        capability.label
+        for capability in Capability
+        if by is not None and capability in wanted and not by.has_perm(capability)
+    ]
 
 
 def must_keep_an_owner() -> None:

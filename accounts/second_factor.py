@@ -165,10 +165,14 @@ def reseal() -> int:
     """Seal what an older key holds with the newest one; how many secrets that were."""
     newest, moved = f"{_cipher().key_id}:", 0
     with transaction.atomic():
-        for one in Authenticator.objects.select_for_update().order_by("pk"):
-            old = [name for name in SEALED if name in one.data and not one.data[name].startswith(newest)]
-            one.data |= {name: encrypt(decrypt(one.data[name])) for name in old}
+        for authenticator in Authenticator.objects.select_for_update().order_by("pk"):
+            old = [
+                name
+                for name in SEALED
+                if name in authenticator.data and not authenticator.data[name].startswith(newest)
+            ]
+            authenticator.data |= {name: encrypt(decrypt(authenticator.data[name])) for name in old}
             if old:
-                one.save(update_fields=["data"])
+                authenticator.save(update_fields=["data"])
             moved += len(old)
     return moved

@@ -18,17 +18,17 @@ from django.views.decorators.http import require_GET
 
 from auditlog.actions import Action
 from auditlog.models import Event
-from capabilities import signed_in
+from capabilities import own_resource
 from ui.pages import AppRequest, show
 
 OWN = "one's own second factor"
 
 
 @require_GET
-@signed_in(OWN)
+@own_resource(OWN)
 def index(request: AppRequest) -> HttpResponse:
     """Whether it is on, and how many recovery codes are left."""
-    kinds = {one.type: one for one in Authenticator.objects.filter(user=request.user)}
+    kinds = {authenticator.type: authenticator for authenticator in Authenticator.objects.filter(user=request.user)}
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
     context = {
         "app": kinds.get(Authenticator.Type.TOTP),
@@ -93,6 +93,6 @@ class Deactivate(DeactivateTOTPView):  # type: ignore[misc]
         return response
 
 
-activate = signed_in(OWN)(Activate.as_view())
-new_codes = signed_in(OWN)(NewCodes.as_view())
-deactivate = signed_in(OWN)(Deactivate.as_view())
+activate = own_resource(OWN)(Activate.as_view())
+new_codes = own_resource(OWN)(NewCodes.as_view())
+deactivate = own_resource(OWN)(Deactivate.as_view())

@@ -1,21 +1,23 @@
-"""The web sessions of one person that are still good, and how they end."""
+"""The web sessions of one person: which are still good, how they end, and how long they last."""
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from allauth.usersessions.models import UserSession
-from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, logout
 from django.contrib.sessions.models import Session
 from django.db import transaction
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
 from accounts.models import User
-from accounts.session_limits import is_over
 from auditlog.actions import Action
 from auditlog.models import Event
 
@@ -55,25 +57,30 @@ class WebSession:
 def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
     """The browsers in which `person` is signed in, the latest used first; `this` is the key of the asker's own."""
     known = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
-    good = _good_keys(person, [one.session_key for one in known])
+    good = _good_keys(person, [session.session_key for session in known])
     return [
         WebSession(
-            one.pk, browser_of(one.user_agent), one.ip, one.created_at, one.last_seen_at, one.session_key == this
+            session.pk,
+            browser_of(session.user_agent),
+            session.ip,
+            session.created_at,
+            session.last_seen_at,
+            session.session_key == this,
         )
-        for one in known
-        if one.session_key in good
+        for session in known
+        if session.session_key in good
     ]
 
 
 def _good_keys(person: User, keys: list[str]) -> set[str]:
     stored = Session.objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
-    return {one.session_key for one in stored if _is_good(person, one.get_decoded())}
+    return {session.session_key for session in stored if _is_good(person, session.get_decoded())}
 
 
-def _is_good(person: User, held: dict[str, Any]) -> bool:
+def _is_good(person: User, data: dict[str, Any]) -> bool:
     """Whether what a session holds still signs `person` in."""
-    same = constant_time_compare(held.get(HASH_SESSION_KEY, ""), person.get_session_auth_hash())
-    return same and held.get(SESSION_KEY) == str(person.pk) and not is_over(held)
+    same = constant_time_compare(data.get(HASH_SESSION_KEY, ""), person.get_session_auth_hash())
+    return same and data.get(SESSION_KEY) == str(person.pk) and not is_over(data)
 
 
 def end(person: User, pk: int, *, by: User) -> None:
@@ -81,8 +88,8 @@ def end(person: User, pk: int, *, by: User) -> None:
     with transaction.atomic():
         session = UserSession.objects.get(pk=pk, user=person)
         session.end()
-        told = {"browser": [browser_of(session.user_agent), None], "ip": [session.ip, None]}
-        Event.objects.record(Action.USER_SESSION_ENDED, person, by=by, changes=told)
+        changes = {"browser": [browser_of(session.user_agent), None], "ip": [session.ip, None]}
+        Event.objects.record(Action.USER_SESSION_ENDED, person, by=by, changes=changes)
 
 
 def browser_of(user_agent: str) -> str:
@@ -90,3 +97,44 @@ def browser_of(user_agent: str) -> str:
     name = next((name for mark, name in BROWSERS.items() if re.search(rf"{mark}\w*/", user_agent)), "")
     system = next((name for mark, name in SYSTEMS.items() if mark in user_agent), "")
     return " on ".join(filter(None, (name, system))) or user_agent[:60] or "Unknown browser"
+
+
+IDLE_S = timedelta(hours=12).total_seconds()
+LONGEST_S = timedelta(days=7).total_seconds()
+NOTED_EVERY_S = timedelta(minutes=5).total_seconds()  # Not on each request: that would be a write each.
+
+BEGAN, SEEN = "began_at", "seen_at"
+
+
+def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """End sessions that are over, and note when the others were last used.
+
+    Place it between AuthenticationMiddleware and LoginRequiredMiddleware.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        if SESSION_KEY in request.session and is_over(request.session):
+            logout(request)
+        response = get_response(request)
+        if SESSION_KEY in request.session:
+            _note(request)
+        return response
+
+    return middleware
+
+
+def is_over(session: Mapping[str, Any]) -> bool:
+    """Whether a session has been idle, or has lived, for too long."""
+    now = time.time()
+    seen, began = float(session.get(SEEN, now)), float(session.get(BEGAN, now))
+    return now - seen > IDLE_S or now - began > LONGEST_S
+
+
+def _note(request: HttpRequest) -> None:
+    session, now = request.session, int(time.time())
+    if BEGAN not in session:
+        if session.modified:  # As it is by signing in; then this costs no write of its own.
+            session[BEGAN] = session[SEEN] = now
+    elif now - session[SEEN] > NOTED_EVERY_S:
+        session[SEEN] = now
+        UserSession.objects.filter(session_key=session.session_key).update(last_seen_at=timezone.now())

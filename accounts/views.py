@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from allauth.usersessions.models import UserSession
+from django import forms
 from django.contrib.auth import logout
 from django.http import Http404, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import second_factor, sessions
-from accounts.forms import THEMES, ProfileForm
-from capabilities import NOBODY, signed_in
+from capabilities import NOBODY, own_resource
 from ui.pages import AppRequest, confirm, leave, posted, show
 
 YEAR_S = 365 * 24 * 3600
 OWN_SESSIONS = "one's own sessions"
 
 
+THEMES = (("system", "Same as system"), ("light", "Light"), ("dark", "Dark"))
+
+
+class ProfileForm(forms.Form):
+    """Name and theme; the e-mail is changed by an administrator."""
+
+    display_name = forms.CharField(label="Name", max_length=120, required=False)
+    theme = forms.ChoiceField(choices=THEMES, help_text="Kept in this browser.")
+
+
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own name and theme")
+@own_resource("one's own name and theme")
 def profile(request: AppRequest) -> HttpResponse:
     user, theme = request.user, request.COOKIES.get("theme", "")
     initial = {"display_name": user.display_name, "theme": theme if theme in dict(THEMES) else "system"}
@@ -35,14 +45,14 @@ def profile(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in(OWN_SESSIONS)
+@own_resource(OWN_SESSIONS)
 def own_sessions(request: AppRequest) -> HttpResponse:
-    found = sessions.open_sessions(request.user, request.session.session_key)
-    return show(request, "accounts/sessions.html", {"sessions": found})
+    open_sessions = sessions.open_sessions(request.user, request.session.session_key)
+    return show(request, "accounts/sessions.html", {"sessions": open_sessions})
 
 
 @require_POST
-@signed_in(OWN_SESSIONS, others=NOBODY)
+@own_resource(OWN_SESSIONS, others=NOBODY)
 def end_session(request: AppRequest, pk: int) -> HttpResponse:
     try:
         sessions.end(request.user, pk, by=request.user)
@@ -52,7 +62,7 @@ def end_session(request: AppRequest, pk: int) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in(OWN_SESSIONS)
+@own_resource(OWN_SESSIONS)
 def sign_out_everywhere(request: AppRequest) -> HttpResponse:
     if request.method == "GET":
         return confirm(

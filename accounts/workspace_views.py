@@ -4,19 +4,95 @@ from __future__ import annotations
 
 from typing import Any
 
+from django import forms
 from django.conf import settings
 from django.http import HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.mail_check import send_test_mail
-from accounts.models import WorkspaceSettings
+from accounts.models import NewAppPolicy, WorkspaceSettings
+from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from accounts.reauthentication import ask_again
 from accounts.rules import PeopleError
-from accounts.workspace_form import WorkspaceForm
+from auditlog.models import Call
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from ui.pages import AppRequest, leave, posted, refuse, seen, show, told_of
+from ui.limits import LimitField
+from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen, show
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Workspace": ("name", "new_app_policy"),
+    "Tokens": ("allow_non_expiring_tokens", "oauth_access_token_seconds", "oauth_refresh_idle_days"),
+    "Logs": ("log_retention_days", "record_payloads", "payload_limit_bytes"),
+    "Rate limits at /mcp": ("calls_per_minute", "token_calls_per_minute"),
+}
+
+
+class WorkspaceForm(forms.Form):
+    """Every setting that may be changed while running; what is empty among the limits is off."""
+
+    name = forms.CharField(max_length=80, help_text="Shown in authenticator apps.")
+    new_app_policy = forms.ChoiceField(
+        label="New apps",
+        choices=NewAppPolicy.choices,
+        widget=forms.RadioSelect,
+        help_text="Whether an app that connects for the first time may go on, or waits on Apps & Agents for an "
+        "administrator. Apps there are already stay as they are.",
+    )
+    allow_non_expiring_tokens = forms.BooleanField(
+        label="Allow tokens that never expire",
+        required=False,
+        help_text="Adds “No expiry” beside 7, 30 and 90 days. Switched off again, such tokens live on but are marked.",
+    )
+    oauth_access_token_seconds = forms.IntegerField(
+        label="Lifetime of an app's access token",
+        min_value=60,
+        max_value=3600,
+        help_text="Seconds, from 60 to 3600. Apps renew it by themselves.",
+    )
+    oauth_refresh_idle_days = forms.IntegerField(
+        label="An unused app must sign in again after",
+        min_value=1,
+        max_value=365,
+        help_text="Days without a refresh, from 1 to 365.",
+    )
+    log_retention_days = forms.IntegerField(
+        label="Keep logs for",
+        min_value=1,
+        max_value=3650,
+        help_text="Days, from 1 to 3650. Calls leave by whole days; by whole weeks when kept for more than 100 days, "
+        "by months for more than 730. Admin events are kept for ever.",
+    )
+    record_payloads = forms.BooleanField(
+        label="Record payloads",
+        required=False,
+        help_text="Keeps with each call what it sent and got, for those who may view recorded payloads. Passwords, "
+        "tokens and stored credentials are taken out first, as far as they can be told; other private words stay in.",
+    )
+    payload_limit_bytes = forms.IntegerField(
+        label="Largest payload recorded",
+        min_value=LEAST_PAYLOAD,
+        max_value=MOST_PAYLOAD,
+        help_text="Bytes, from 256 to 65,536; what is longer is cut there.",
+    )
+    calls_per_minute = LimitField(
+        "Calls a minute, all together",
+        "Empty: no limit. Over it, callers get 429 and a time to wait; nothing is locked.",
+    )
+    token_calls_per_minute = LimitField(
+        "Calls a minute, each token",
+        "Empty: no limit. A gateway and a token may have a limit of their own; the narrowest counts.",
+    )
+
+    def __init__(self, data: Any, *, workspace: WorkspaceSettings) -> None:
+        super().__init__(data, initial={name: getattr(workspace, name) for name in self.base_fields})
+        if oldest := Call.objects.oldest():
+            self.fields["log_retention_days"].help_text += f" The oldest call there is came on {oldest:%Y-%m-%d}."
+
+    def groups(self) -> dict[str, list[forms.BoundField]]:
+        """The fields under their headings."""
+        return {heading: [self[name] for name in names] for heading, names in GROUPS.items()}
 
 
 @require_http_methods(["GET", "POST"])
@@ -33,7 +109,7 @@ def workspace(request: AppRequest) -> HttpResponse:
     try:
         WorkspaceSettings.edit(by=request.user, seen=seen(request), **form.cleaned_data)
     except ChangedMeanwhile as clash:
-        return refuse(request, "accounts/workspace.html", context | told_of(clash))
+        return refuse(request, "accounts/workspace.html", context | clash_context(clash))
     return leave(request, reverse("accounts:workspace"), "Settings saved")
 
 

@@ -21,7 +21,7 @@ from auditlog.search import filters
 from auditlog.search.criteria import counted
 from auditlog.search.keyset import Cursor, page
 from capabilities import Capability, requires
-from capabilities.sections import SEES_SERVERS
+from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show
 
 BESIDE = 25  # Rows beside an open event.
@@ -54,7 +54,7 @@ PAGES: dict[str, tuple[str, tuple[Capability, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class EventRow:
     """One event as `viewer` sees it."""
 
     event: Event
@@ -104,7 +104,7 @@ def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     """One event, as a drawer beside the list it was opened from."""
     found = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=found.correlation_id).count()
-    context = {"opened": Row(found, request.user), "same_request": same_request}
+    context = {"opened": EventRow(found, request.user), "same_request": same_request}
     if is_for(request, "drawer"):
         return render(request, "auditlog/event_drawer.html", {**context, "query": EventFilter(request.GET).query})
     return render(request, "auditlog/events.html", {**_listed(request, BESIDE), **context})
@@ -116,7 +116,7 @@ def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any
     found = page([events], Cursor.named(request.GET.get("cursor", "")), size)
     return {
         "page": found,
-        "rows": [Row(event, request.user) for event in found.rows],
+        "rows": [EventRow(event, request.user) for event in found.rows],
         "count": counted(events.order_by()),
         "narrowed": bool(chosen.asked),
         "span": chosen.span,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.conf import settings
 from django.http import Http404, HttpResponse, HttpResponseBadRequest
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
@@ -23,7 +24,7 @@ from auditlog.search.filters import CallFilter
 from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
 from capabilities import Capability, requires
-from capabilities.sections import SEES_SERVERS
+from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show, wants_fragment
 
 BESIDE = 25  # Rows beside an open call: enough to see what came before.
@@ -48,6 +49,17 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], chosen:
     # What htmx would push names every empty field of the form.
     response["HX-Push-Url"] = f"{request.path}?{context['query']}".removesuffix("?")
     return response
+
+
+def log_tab(request: AppRequest, kind: str, thing: Any) -> HttpResponse:
+    """The calls of one `kind` of thing (host, gateway or server), as a tab of its page."""
+    chosen = CallFilter(request.GET, {kind: str(thing.pk)})
+    return listing(request, f"auditlog/of_{kind}.html", {kind: thing, "tab": "logs"}, chosen)
+
+
+def log_alone(kind: str, pk: UUID) -> HttpResponse:
+    """The Logs page narrowed to one thing, for who may not see the page that the tab belongs to."""
+    return redirect(f"{reverse('auditlog:calls')}?{urlencode({kind: pk})}")
 
 
 @require_GET

@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse
 
 from capabilities.catalogue import Capability
 
-__all__ = ["NOBODY", "Can", "Capability", "CapabilityRequired", "Held", "can", "requires", "signed_in"]
+__all__ = ["NOBODY", "Can", "Capability", "CapabilityRequired", "Held", "can", "own_resource", "requires"]
 
 type View = Callable[..., HttpResponse]
 # One capability, a tuple of which any one will do, or a frozenset of which all are needed; None asks for nothing.
@@ -60,7 +60,7 @@ def requires(*capabilities: Capability) -> Callable[[View], View]:
     return guard
 
 
-def signed_in(why: str, *, others: Held = None) -> Callable[[View], View]:
+def own_resource(why: str, *, others: Held = None) -> Callable[[View], View]:
     """Open a view to every active user; `why` says what limits it to the user's own things.
 
     Where the address names a thing, the view itself asks whose it is; `others` tells the test that walks all routes

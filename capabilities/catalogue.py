@@ -1,7 +1,7 @@
-"""The capabilities: what a role may do, under one name each (docs/reference/capabilities.md)."""
+"""The capabilities, under one name each (docs/reference/capabilities.md), and the roles every workspace starts with."""
 
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 
 class Capability(StrEnum):
@@ -131,3 +131,22 @@ class Capability(StrEnum):
         "Authenticate via OAuth",
         "Connect an app for oneself through the OAuth flow.",
     )
+
+
+SEES_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
+SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
+
+
+class BuiltIn(NamedTuple):
+    """A role made at start; a locked one is rewritten at every start."""
+
+    name: str
+    capabilities: frozenset[Capability]
+    locked: bool = False
+
+
+SUPER_ADMIN = BuiltIn("Super admin", frozenset(Capability), locked=True)
+ADMINISTRATOR = BuiltIn("Administrator", frozenset(Capability))
+MEMBER = BuiltIn("Member", frozenset({Capability.OAUTH_CONNECT, Capability.HOSTS_READ}))
+
+BUILT_IN = (SUPER_ADMIN, ADMINISTRATOR, MEMBER)

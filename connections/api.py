@@ -19,10 +19,10 @@ from accounts.models import User
 from capabilities import Capability
 from capabilities.rest import Own, Rule, capabilities_in
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
-from connections.rows import STATUSES, ConnectionFilter, Row, visible
+from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.views import find as find_gateway
-from hosts.models import Kind
+from hosts.models import HostKind
 from hosts.views import find as find_host
 from ui.rest import ListQuery, Moment, Problem, Query, Reference, Resource, named
 
@@ -32,7 +32,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 }
 
 
-class ConnectionSerializer(serializers.Serializer[Row]):
+class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     """A connection as its row on a page."""
 
     id = serializers.UUIDField(source="connection.pk")
@@ -51,7 +51,7 @@ class ConnectionSerializer(serializers.Serializer[Row]):
     revoked_at = Moment(source="connection.revoked_at", allow_null=True)
     tokens_active = serializers.IntegerField(source="active")
 
-    def get_blocked_by(self, row: Row) -> str | None:
+    def get_blocked_by(self, row: ConnectionRow) -> str | None:
         """`host`, `gateway` or `user`."""
         return row.connection.blocked_by or None
 
@@ -62,7 +62,7 @@ class GatewayConnectionQuery(ListQuery):
     host = serializers.UUIDField(required=False)
     user = serializers.CharField(required=False)
     status = serializers.ChoiceField(STATUSES, required=False)
-    kind = serializers.ChoiceField(Kind.choices, required=False)
+    kind = serializers.ChoiceField(HostKind.choices, required=False)
     q = serializers.CharField(required=False)
 
 
@@ -86,7 +86,7 @@ class Connections(Resource):
         return rows if any(map(self.me.has_perm, opening)) else rows.own(self.me)
 
     def told(self, thing: Any, *, many: bool = False) -> Any:
-        rows = [Row(connection, self.me) for connection in thing] if many else Row(thing, self.me)
+        rows = [ConnectionRow(connection, self.me) for connection in thing] if many else ConnectionRow(thing, self.me)
         return super().told(rows, many=many)
 
     def now(self, connection: Connection) -> Response:

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 
 from capabilities import Capability, requires
 from connections.models import Connection, ConnectionIdentity
-from connections.rows import Row, visible
+from connections.rows import ConnectionRow, visible
 from gateways.models import Assignment, IdentityScheme
 from hosts.views import find
 from servers.models import AuthType
@@ -30,15 +30,17 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Person(Row):
+class Person(ConnectionRow):
     """One person's connection; needs `_detailed`."""
 
     @cached_property
     def carried(self) -> list[Carried]:
         """Per server, `missing` or the status of the identity."""
-        brought = {one.assignment_id: one.identity.status for one in self.connection.identities.all()}
+        brought = {carried.assignment_id: carried.identity.status for carried in self.connection.identities.all()}
         assigned: Any = self.connection.gateway
-        return [Carried(one.server.name, brought.get(one.pk, "missing")) for one in assigned.asking]
+        return [
+            Carried(assignment.server.name, brought.get(assignment.pk, "missing")) for assignment in assigned.asking
+        ]
 
 
 def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:

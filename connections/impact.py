@@ -1,4 +1,4 @@
-"""What a switch would cut, said before it is pressed."""
+"""What disabling or archiving something cuts, said in the question before it."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +15,7 @@ from connections.models import Connection
 from gateways.models import Assignment, Gateway, Tool
 from hosts.models import Host
 from servers.models import Identity, Server
+from ui.pages import first_names
 
 WINDOW = timedelta(hours=24)
 
@@ -63,6 +64,19 @@ def cuts(thing: models.Model, viewer: User) -> str:
     if not own and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
     return f"Cuts {impact_of(thing)}."
+
+
+def archived_with(thing: Host | Gateway) -> str:
+    """The connections that end when `thing` is archived, the first of them by name."""
+    if isinstance(thing, Host):
+        live = Connection.objects.live().filter(host=thing).select_related("user", "gateway")
+        ending = [f"{connection.user.email} on {connection.gateway.name}" for connection in live]
+    else:
+        live = Connection.objects.live().filter(gateway=thing).select_related("user", "host")
+        ending = [f"{connection.user.email} with {connection.host.name}" for connection in live]
+    if not ending:
+        return "It has no connection left to revoke."
+    return f"These connections are revoked: {first_names(ending)}."
 
 
 @singledispatch

@@ -1,33 +1,86 @@
-"""The MCP Connections page: who is connected to what, as whom."""
+"""The MCP Connections page: who is connected to what, as whom, and how its list is narrowed and counted."""
 
 from __future__ import annotations
 
-from django.http import HttpResponse
+from dataclasses import dataclass
+
+from django import forms
+from django.db.models.functions import Lower
+from django.http import HttpResponse, QueryDict
 from django.views.decorators.http import require_GET
 
+from accounts.models import User
 from capabilities import Capability, requires
-from connections.mcp_connections_filters import McpFilter, number
 from connections.models import ConnectionQuerySet
-from connections.rows import STATUSES, Row, visible
+from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
+from gateways.models import Gateway
 from ui.pages import AppRequest, page_of, show
 
 ROWS = 25
+GATEWAYS = 40  # More would make the page too heavy; the search finds the connections of the rest.
+NOUNS = {"app": "app", "agent": "agent", "all": "connection"}
+
+
+class McpFilter(ConnectionFilter):
+    """Apps unless agents or all are asked for, of some gateways; a value nobody offers narrows nothing."""
+
+    gateway = forms.MultipleChoiceField(required=False)
+
+    def __init__(self, query: QueryDict) -> None:
+        asked = query.copy()
+        if asked.get("type") not in NOUNS:
+            asked["type"] = "app"
+        super().__init__(asked)
+        self.fields["type"].choices = [(name, name) for name in NOUNS]  # type: ignore[attr-defined]
+        live = Gateway.objects.live().order_by(Lower("name"))
+        self.gateways = list(live.values_list("slug", "name")[:GATEWAYS])
+        self.fields["gateway"].choices = self.gateways  # type: ignore[attr-defined]
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether more than the kind is asked for."""
+        return any(value for name, value in self.cleaned_data.items() if name != "type")
+
+    def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
+        """The connections that match."""
+        rows = super().narrow(rows)
+        slugs = self.cleaned_data.get("gateway")
+        return rows.filter(gateway__slug__in=slugs) if slugs else rows
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """How many rows a list has, and how many of them are active, as the header says it."""
+
+    rows: int
+    active: int
+    noun: str
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} {self.noun}{'' if self.rows == 1 else 's'}, {self.active:,} active"
+
+
+def number(viewer: User, filters: McpFilter) -> Number:
+    """The numbers of the list that is asked for."""
+    matching = filters.narrow(visible(viewer).order_by())
+    active = ConnectionFilter({"status": ["active"]}).narrow(matching)
+    return Number(matching.count(), active.count(), NOUNS[filters.cleaned_data["type"]])
 
 
 @require_GET
 @requires(Capability.MCP_CONNECTIONS_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    asked = McpFilter(request.GET)
-    there = number(request.user, asked)
-    found = asked.narrow(visible(request.user))
-    page = page_of(request, found, ROWS, ConnectionQuerySet.with_details, count=there.rows)
+    filters = McpFilter(request.GET)
+    count = number(request.user, filters)
+    matching = filters.narrow(visible(request.user))
+    page = page_of(request, matching, ROWS, ConnectionQuerySet.with_details, count=count.rows)
     context = {
         "page": page,
-        "rows": [Row(connection, request.user) for connection in page],
-        "number": there,
-        "chosen": asked.cleaned_data,
+        "rows": [ConnectionRow(connection, request.user) for connection in page],
+        "number": count,
+        "chosen": filters.cleaned_data,
         "statuses": STATUSES,
-        "gateways": asked.gateways,
-        "narrowed": asked.narrowed,
+        "gateways": filters.gateways,
+        "narrowed": filters.narrowed,
     }
     return show(request, "connections/mcp.html#results", context)

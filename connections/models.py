@@ -22,7 +22,7 @@ class ConnectionFault(Exception):
     """A connection cannot be opened or changed like that; the message says why."""
 
 
-class Refused(ConnectionFault):
+class ConnectionRefused(ConnectionFault):
     """This connection cannot be opened at present."""
 
 
@@ -64,7 +64,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     ) -> "Connection":
         """The live connection of this triple, made when there is none; `identities` are (re)bound to it.
 
-        Raises Refused, with a message for the person, when host, gateway or the connection itself is
+        Raises ConnectionRefused, with a message for the person, when host, gateway or the connection itself is
         switched off or the gateway is out of reach.
         """
         with transaction.atomic():
@@ -75,7 +75,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
                 .get_or_create(host=host, gateway=gateway, user=user, revoked_at=None)
             )
             if reason := connection.refusal:
-                raise Refused(reason)
+                raise ConnectionRefused(reason)
             connection.bind(identities)
             if made:
                 Event.objects.record(Action.CONNECTION_OPENED, connection, by=by)
@@ -146,7 +146,7 @@ def gateway_refusal(gateway: Gateway, user: User) -> str:
 def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
     host, gateway = host.lock(), gateway.lock()
     if reason := host_refusal(host) or gateway_refusal(gateway, user):
-        raise Refused(reason)
+        raise ConnectionRefused(reason)
 
 
 class Connection(Switchable):
@@ -237,7 +237,7 @@ class Connection(Switchable):
             self.identities.update_or_create(assignment=assignment, defaults={"identity": identity})
 
     def check_identity(self, assignment: Assignment, identity: Identity) -> None:
-        """Raise Refused unless `identity` is the user's own for a per-user server of this gateway."""
+        """Raise ConnectionRefused unless `identity` is the user's own for a per-user server of this gateway."""
         fits = (
             assignment.gateway_id == self.gateway_id
             and assignment.identity_scheme == IdentityScheme.PER_USER
@@ -246,7 +246,7 @@ class Connection(Switchable):
             and identity.revoked_at is None
         )
         if not fits:
-            raise Refused("This identity cannot be used for this server.")
+            raise ConnectionRefused("This identity cannot be used for this server.")
 
     def revoke(self, *, by: User | None, reason: str = RevokeReason.MANUAL) -> None:
         """End this connection for good; its tokens stop working on their next request.

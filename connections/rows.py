@@ -15,12 +15,12 @@ from django.utils import timezone
 from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection, ConnectionQuerySet
-from hosts.models import Kind
+from hosts.models import HostKind
 
 if TYPE_CHECKING:
     from django.db.models import Manager
 
-TYPES = {"app": Kind.HEADED, "agent": Kind.TOKEN}
+TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 BLOCKED = {
     "host": "blocked: host disabled",
     "gateway": "blocked: gateway disabled",
@@ -43,7 +43,7 @@ def blocked(connection: Connection) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class ConnectionRow:
     """One connection as `viewer` sees it; needs its details fetched (`with_details`)."""
 
     connection: Connection

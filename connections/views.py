@@ -1,26 +1,45 @@
-"""The Connections tab of a host and of a gateway, and what can be done to one connection."""
+"""The Connections tab of a host and of a gateway, one's own connections, and what can be done to one connection."""
 
 from __future__ import annotations
 
 from typing import Any
 from uuid import UUID
 
+from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
+from django.template.loader import render_to_string
+from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from capabilities import Capability, CapabilityRequired, requires, signed_in
-from capabilities.sections import SEES_GATEWAYS
-from connections.cutting import joined
+from capabilities import Capability, CapabilityRequired, own_resource, requires
+from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
+from connections.mcp_connections_views import McpFilter, number
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
-from connections.row_fragments import back, changed
-from connections.rows import STATUSES, ConnectionFilter, Row, visible
+from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host
-from ui.pages import AppRequest, confirm, page_of, show
+from servers.identity_views import IdentityRow, own_identities
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    Fragment,
+    answer,
+    confirm,
+    leave,
+    open_page,
+    open_query,
+    page_of,
+    sentences,
+    show,
+    wants_fragment,
+)
 
 ROWS = 15  # Each brings its tokens, and buttons for all of them; fifty would make the page too heavy.
+
+# Whoever may act on another's connection may see what became of it.
+ACTING = (Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
 
 REVOKE_TEXT = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."
@@ -37,7 +56,7 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_GET
-@signed_in("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=SEES_GATEWAYS)
+@own_resource("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
@@ -46,16 +65,31 @@ def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
 
 def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     """The rows of a tab as the query string narrows them, one page of them."""
-    chosen = ConnectionFilter(request.GET)
-    page = page_of(request, chosen.narrow(visible(request.user).filter(**of)), ROWS, ConnectionQuerySet.with_details)
+    filters = ConnectionFilter(request.GET)
+    page = page_of(request, filters.narrow(visible(request.user).filter(**of)), ROWS, ConnectionQuerySet.with_details)
     return {
         "page": page,
-        "rows": [Row(connection, request.user) for connection in page],
+        "rows": [ConnectionRow(connection, request.user) for connection in page],
         "side": next(iter(of)),
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "statuses": STATUSES,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "narrowed": any(filters.cleaned_data.values()),
     }
+
+
+@require_GET
+@own_resource("one's own identities and connections")
+def own(request: AppRequest) -> HttpResponse:
+    live = Connection.objects.with_details().own(request.user).live()
+    page = page_of(request, live, ROWS, ConnectionQuerySet.with_details)
+    identities = Paginator(own_identities(request.user), ROWS).get_page(request.GET.get("identities"))
+    context = {
+        "identities": identities,
+        "identity_rows": [IdentityRow(identity, request.user) for identity in identities],
+        "page": page,
+        "rows": [ConnectionRow(connection, request.user) for connection in page],
+    }
+    return show(request, "connections/mine.html", context)
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
@@ -73,11 +107,11 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             title="Disable connection",
             text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
             f"{connection.gateway.name} on the next request.",
-            more=joined(
-                cuts(connection, request.user), "Nothing is deleted. Enable it again and the same token works."
+            more=sentences(
+                cuts(connection, request.user), f"{NOTHING_IS_DELETED} Enable it again and the same token works."
             ),
             target=f"#connection-{connection.pk}",
-            back=back(request, connection),
+            back=back_url(request, connection),
         )
     connection.disable(by=request.user)
     return changed(request, connection, "Connection disabled")
@@ -92,13 +126,13 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("own connections", others=Capability.MCP_CONNECTIONS_REVOKE)
+@own_resource("own connections", others=Capability.MCP_CONNECTIONS_REVOKE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.MCP_CONNECTIONS_REVOKE)
     if connection.user_id != request.user.pk and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if request.method == "GET":
-        tokens = len(Row(connection, request.user).tokens)
+        tokens = len(ConnectionRow(connection, request.user).tokens)
         return confirm(
             request,
             title="Revoke connection",
@@ -107,7 +141,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             "Cannot be undone.",
             icon="revoke",
             target=f"#connection-{connection.pk}",
-            back=back(request, connection),
+            back=back_url(request, connection),
         )
     try:
         connection.revoke(by=request.user)
@@ -118,3 +152,43 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def _ends(tokens: int) -> str:
     return {0: "It holds no token.", 1: "Its token ends."}.get(tokens, f"Its {tokens} tokens end.")
+
+
+def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
+    """The row of `connection` on the open page, as it is now."""
+    page = open_page(request)
+    row = ConnectionRow(get_object_or_404(visible(request.user, *ACTING), pk=connection.pk), request.user)
+    if page == reverse("connections:mine"):
+        return Fragment("connections/mine.html#connection", {"row": row})
+    if page == reverse("connections:mcp"):
+        return Fragment(
+            "connections/mcp.html#row", {"row": row, "number": number(request.user, McpFilter(open_query(request)))}
+        )
+    return Fragment(
+        "connections/table.html#row", {"row": row, "side": "gateway" if page.startswith("/gateways/") else "host"}
+    )
+
+
+def changed(request: AppRequest, connection: Connection, toast: str, *, stays: bool = False) -> HttpResponse:
+    """The answer to an act: the row as it is now, and a toast, or a notice that stays."""
+    if not wants_fragment(request):
+        return leave(request, back_url(request, connection), toast)
+    template, context = row_fragment(request, connection)
+    if not stays:
+        return answer(request, template, context, to=back_url(request, connection), toast=toast)
+    response = answer(request, template, context, to=back_url(request, connection))
+    response.write(render_to_string("ui/notice.html", {"text": toast}))
+    return response
+
+
+def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
+    """A row that goes along with another fragment; outside of a template element the browser would drop it."""
+    row = render_to_string(fragment.template, {**fragment.context, "changed": True, "aside": True}, request)
+    return f"<template>{row}</template>"
+
+
+def back_url(request: AppRequest, connection: Connection) -> str:
+    """Where to go without script: the host's tab, which also names the gateway, or the list of one's own."""
+    if request.user.has_perm(Capability.HOSTS_READ):
+        return reverse("connections:for_host", args=[connection.host_id])
+    return reverse("connections:mine")

@@ -12,14 +12,14 @@ from django.views.decorators.http import require_GET
 
 from accounts.models import User
 from auditlog.search.criteria import Counted
-from capabilities import Capability, signed_in
+from capabilities import Capability, own_resource
 from connections.models import Connection
-from connections.rows import Row
+from connections.rows import ConnectionRow
 from gatewayadmin.traffic import health, traffic
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
 from servers.models import Health, Server
-from tokens.models import Kind, Token
+from tokens.models import Token, TokenKind
 from tokens.notices import notices
 from tokens.rows import SOON, needing
 from tokens.visibility import waiting_for
@@ -30,7 +30,7 @@ SERVERS = 12
 
 
 @require_GET
-@signed_in("each part is one's own or asks for its capability")
+@own_resource("each part is one's own or asks for its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
     own = Connection.objects.with_details().own(user).live()
@@ -40,9 +40,9 @@ def overview(request: AppRequest) -> HttpResponse:
         "notices": partial(notices, user),
         "waiting": partial(waiting_for, user),
         "to_try": partial(_gateway_to_try, user),
-        "own_rows": [Row(connection, user) for connection in own[:SHOWN]],
+        "own_rows": [ConnectionRow(connection, user) for connection in own[:SHOWN]],
         "own_tokens": Token.objects.live()
-        .filter(kind=Kind.ACCESS, connection__in=links)
+        .filter(kind=TokenKind.ACCESS, connection__in=links)
         .select_related("connection__host", "connection__gateway")[:SHOWN],
     }
     return show(request, "overview.html", context | _numbers(user))
@@ -64,7 +64,7 @@ def _numbers(user: User) -> dict[str, Any]:
         told["connections"] = rows.aggregate(all=Count("pk"), active=Count("pk", filter=Q(enabled=True)))
     if user.has_perm(Capability.API_TOKENS_MANAGE):
         found = list(
-            Token.objects.filter(needing("expiring"), kind=Kind.ACCESS)
+            Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS)
             .select_related("connection__host")
             .order_by("expires_at", "pk")[: SHOWN + 1]
         )

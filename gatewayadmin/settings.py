@@ -119,7 +119,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "accounts.session_limits.session_limits",
+    "accounts.sessions.session_limits",
     "django_htmx.middleware.HtmxMiddleware",
     "ui.middleware.htmx_redirects",
     "ui.middleware.try_later",
@@ -217,7 +217,7 @@ MFA_FORMS = {
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # An administrator invited the address; nobody types in their own.
 MFA_RECOVERY_CODES_SHOW_ONCE = True
 MFA_TOTP_TOLERANCE = 1  # A code is typed more slowly than it changes, and clocks differ.
-SECRETS_CIPHER = "servers.vault.cipher"  # For accounts, which lies below servers.
+SECRETS_CIPHER = "servers.models.cipher"  # For accounts, which lies below servers.
 
 SESSION_COOKIE_NAME = "gateway_session"
 SESSION_COOKIE_AGE = int(timedelta(days=7).total_seconds())
@@ -289,8 +289,8 @@ OAUTH2_PROVIDER_ID_TOKEN_MODEL = "oauth2_provider.IDToken"
 OAUTH2_PROVIDER = {
     "OAUTH2_VALIDATOR_CLASS": "oauth.validator.Validator",
     "OAUTH2_SERVER_CLASS": "oauth.server.Server",
-    "ACCESS_TOKEN_GENERATOR": "oauth.generators.access_token",
-    "REFRESH_TOKEN_GENERATOR": "oauth.generators.refresh_token",
+    "ACCESS_TOKEN_GENERATOR": "oauth.server.access_token",
+    "REFRESH_TOKEN_GENERATOR": "oauth.server.refresh_token",
     "OIDC_ISS_ENDPOINT": PUBLIC_URL,
     "SCOPES": {"mcp": "Use the tools of the gateway you choose"},
     "DEFAULT_SCOPES": ["mcp"],

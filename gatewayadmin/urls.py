@@ -7,7 +7,7 @@ from django.views.generic import RedirectView
 
 from accounts import second_factor_views as second_factor
 from accounts.sign_in_limits import posts_from_one_address, posts_of_one_person
-from gatewayadmin import log_tabs, staff
+from gatewayadmin import staff
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
 from gatewayadmin.password_reset import AskForReset, ChangePassword, SetPassword
@@ -69,9 +69,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),
     path("settings/oauth-doctor/", doctor, name="doctor"),
-    path("hosts/<uuid:pk>/logs/", log_tabs.host, name="host_logs"),
-    path("gateways/<slug:slug>/logs/", log_tabs.gateway, name="gateway_logs"),
-    path("servers/<slug:slug>/logs/", log_tabs.server, name="server_logs"),
     path("admin/password_change/", RedirectView.as_view(pattern_name="account_change_password"), name="staff_password"),
     path("admin/", staff.site.urls),
     path("api/", include("gatewayadmin.rest.urls")),

@@ -17,10 +17,10 @@ from rest_framework.response import Response
 
 from accounts.models import Team
 from capabilities import Capability
+from capabilities.catalogue import SEES_GATEWAYS
 from capabilities.rest import Own, Rule
-from capabilities.sections import SEES_GATEWAYS
 from gateways.forms import GatewayForm, NameForm, ReachForm
-from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, StillEnabled
+from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, ServerStillEnabled
 from gateways.views import counted, find
 from servers.views import find as find_server
 from ui.limits import Limit
@@ -178,7 +178,7 @@ class ServerArchive(Resource):
 
     capabilities: ClassVar[Mapping[str, Rule]] = {"archive": Capability.SERVERS_MANAGE}
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        StillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
+        ServerStillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
     }
     empty = frozenset({"archive"})
 

@@ -15,14 +15,26 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires, signed_in
-from capabilities.sections import SEES_GATEWAYS, SEES_SERVERS
+from capabilities import Capability, own_resource, requires
+from capabilities.catalogue import SEES_GATEWAYS, SEES_SERVERS
+from connections.impact import cuts
 from gateways.forms import AssignmentForm
 from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet, WrongIdentity
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
-from ui.pages import AppRequest, answer, confirm, leave, refuse, seen, show, told_of
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    answer,
+    clash_context,
+    confirm,
+    leave,
+    refuse,
+    seen,
+    sentences,
+    show,
+)
 
 
 def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
@@ -57,7 +69,7 @@ def sees_servers(viewer: User) -> bool:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     rows = counted(gateway.assignments.all())
@@ -127,7 +139,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             assignment.edit(by=request.user, seen=seen(request), **form.cleaned_data)
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except WrongIdentity as refusal:
             form.add_error("shared_identity", str(refusal))
         except IntegrityError:
@@ -147,8 +159,8 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Remove server",
-            text=f"Remove {assignment.server.name} from {assignment.gateway.name}? {tools(assignment)} on the next "
-            "request. Connections stay.",
+            text=f"Remove {assignment.server.name} from {assignment.gateway.name}? "
+            f"{_stopping_tools(assignment)} on the next request. Connections stay.",
             more="Its tool switches and history on this gateway end with it.",
             icon="remove",
             back=tab_url(assignment.gateway),
@@ -157,7 +169,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     return leave(request, tab_url(assignment.gateway), f"{assignment.server.name} removed")
 
 
-def tools(assignment: Any) -> str:
+def _stopping_tools(assignment: Any) -> str:
     """The tools that stop with `assignment`, as the beginning of a sentence."""
     match assignment.tool_count:
         case 0:
@@ -174,6 +186,24 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     assignment = find(request.user, pk)
     assignment.enable(by=request.user)
     return changed(request, assignment, "Server enabled on this gateway")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_TOGGLE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    assignment = find(request.user, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable server on this gateway",
+            text=f"Disable {assignment.server.name} on {assignment.gateway.name}? {_stopping_tools(assignment)} on the "
+            f"next request. {NOTHING_IS_DELETED}",
+            more=sentences(cuts(assignment, request.user), "Other gateways keep it."),
+            target=f"#assignment-{assignment.pk}",
+            back=tab_url(assignment.gateway),
+        )
+    assignment.disable(by=request.user)
+    return changed(request, assignment, "Server disabled on this gateway")
 
 
 def changed(request: AppRequest, assignment: Assignment, toast: str) -> HttpResponse:

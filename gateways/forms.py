@@ -19,8 +19,8 @@ from gateways.models import (
     ToolQuerySet,
     alias_validator,
 )
+from servers.forms import SlugField
 from servers.models import Identity, Server
-from servers.slugs import SlugField
 from ui.limits import LimitField
 
 SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)

@@ -21,7 +21,7 @@ from capabilities import Capability, requires
 from capabilities.rest import Rule
 from gateways.models import Gateway, IdentityGateways, allow_identity
 from servers.models import Identity
-from ui.pages import AppRequest, leave, posted, refuse, seen, show, told_of
+from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen, show
 from ui.rest import Body, Reference, Resource
 
 
@@ -57,7 +57,7 @@ def choose(request: AppRequest, pk: UUID) -> HttpResponse:
     try:
         allow_identity(identity, form.cleaned_data["gateways"], by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
-        return refuse(request, "gateways/identity_form.html", context | told_of(clash))
+        return refuse(request, "gateways/identity_form.html", context | clash_context(clash))
     return leave(request, back, "Gateways saved")
 
 

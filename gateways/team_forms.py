@@ -34,10 +34,10 @@ class PeopleForm(forms.Form):
             raise ValidationError("Type at least one e-mail.")
         if len(wanted) > MOST:
             raise ValidationError(f"Add at most {MOST} people at a time.")
-        found = {person.email: person for person in User.objects.filter(email__in=wanted)}
-        if missing := [email for email in wanted if email not in found]:
+        people = {person.email: person for person in User.objects.filter(email__in=wanted)}
+        if missing := [email for email in wanted if email not in people]:
             raise ValidationError(f"Nobody here has the e-mail {missing[0][:100]}.")
-        return list(found.values())
+        return list(people.values())
 
 
 class GatewaysForm(forms.Form):

@@ -18,7 +18,7 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from gateways.models import Gateway, Reach, TeamGateways
 from gateways.team_forms import GatewaysForm, PeopleForm, TeamForm
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of
+from ui.pages import AppRequest, clash_context, confirm, leave, page_of, posted, refuse, seen, show
 
 
 def page_url(team: Team) -> str:
@@ -88,7 +88,7 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
                     name=form.cleaned_data["name"], users=list(team.users.all()), by=request.user, seen=seen(request)
                 )
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except NameTaken as error:
             form.add_error("name", str(error))
         else:
@@ -138,7 +138,7 @@ def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
     try:
         Gateway.objects.open_to(team, form.cleaned_data["gateways"], by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
-        return refuse(request, "gateways/team_form.html", context | told_of(clash))
+        return refuse(request, "gateways/team_form.html", context | clash_context(clash))
     return leave(request, page_url(team), "Gateways saved")
 
 

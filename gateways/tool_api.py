@@ -113,7 +113,7 @@ class ToolResource(Resource):
     def refresh(self, request: Request, slug: str) -> Response:
         """*Refresh tools*: ask every enabled server now; one that does not answer keeps its rows."""
         gateway = find_gateway(self.me, slug)
-        servers = [told(one) for one in refresh(gateway, by=self.me)]
+        servers = [refresh_result(server) for server in refresh(gateway, by=self.me)]
         return Response({"tools_count": find_gateway(self.me, slug).tool_count, "servers": servers})
 
     def _tools(self, slug: str) -> ToolQuerySet:
@@ -122,13 +122,13 @@ class ToolResource(Resource):
         return tools.select_related("assignment__server").order_by("exposed_name", "pk")
 
 
-def told(one: Refreshed) -> dict[str, object]:
+def refresh_result(server: Refreshed) -> dict[str, object]:
     """How a refresh went with one server."""
-    found = one.outcome if isinstance(one.outcome, Discovered) else None
+    discovered = server.outcome if isinstance(server.outcome, Discovered) else None
     return {
-        "alias": one.assignment.alias,
-        "server": ServerReference(one.assignment.server).data,
-        "ok": found is not None,
-        "tools": len(found.tools) if found else None,
-        "detail": str(found) if found else one.failure,
+        "alias": server.assignment.alias,
+        "server": ServerReference(server.assignment.server).data,
+        "ok": discovered is not None,
+        "tools": len(discovered.tools) if discovered else None,
+        "detail": str(discovered) if discovered else server.failure,
     }

@@ -14,25 +14,26 @@ from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires, signed_in
-from capabilities.sections import SEES_GATEWAYS
+from capabilities import Capability, own_resource, requires
+from capabilities.catalogue import SEES_GATEWAYS
+from connections.impact import cuts
 from gateways import assignment_views
 from gateways.forms import ToolFilter
 from gateways.models import Gateway, Tool, ToolPolicy
 from gateways.refresh import Refreshed, refresh
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
-from ui.pages import AppRequest, answer, page_of, seen, show, wants_fragment
+from ui.pages import NOTHING_IS_DELETED, AppRequest, answer, confirm, page_of, seen, show, wants_fragment
 
 NEW_FOR = timedelta(days=7)
 SHOWN = 32  # Tools a page; more would make it too heavy.
 
 
 @dataclass(frozen=True)
-class Row:
+class ToolRow:
     """One tool of a table."""
 
     tool: Tool
@@ -59,7 +60,7 @@ class Group:
     """One server of the page, and those of its tools that the page shows."""
 
     assignment: Any
-    rows: list[Row]
+    rows: list[ToolRow]
 
 
 def tab_url(gateway: Gateway) -> str:
@@ -67,7 +68,7 @@ def tab_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     return show(request, "gateways/tools.html#tools", {"tab": "tools", **_listed(request, gateway)})
@@ -75,28 +76,28 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 
 def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
     assignments = list(assignment_views.counted(gateway.assignments.all()))
-    chosen = ToolFilter(request.GET, assignments=assignments)
-    tools = chosen.narrow(Tool.objects.filter(assignment__in=assignments)).select_related("assignment")
+    filters = ToolFilter(request.GET, assignments=assignments)
+    tools = filters.narrow(Tool.objects.filter(assignment__in=assignments)).select_related("assignment")
     page = page_of(
         request, tools.order_by(Lower("assignment__server__name"), "assignment__alias", "exposed_name"), SHOWN
     )
-    narrowed = any(chosen.cleaned_data.values())
+    narrowed = any(filters.cleaned_data.values())
     return {
         "gateway": gateway,
         "assignments": assignments,
         "groups": _grouped(assignments, list(page), with_empty=not narrowed and page.number == 1),
         "page": page,
         "policies": ToolPolicy.choices,
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "narrowed": narrowed,
         "missing": 0 if narrowed else page.paginator.count - gateway.tool_count,
-        "failures": [one.failure for one in refreshed if one.failure],
+        "failures": [server.failure for server in refreshed if server.failure],
         "changed": False,
     }
 
 
 def _grouped(assignments: list[Any], tools: list[Tool], *, with_empty: bool) -> list[Group]:
-    groups = [Group(a, [Row(tool) for tool in tools if tool.assignment_id == a.pk]) for a in assignments]
+    groups = [Group(a, [ToolRow(tool) for tool in tools if tool.assignment_id == a.pk]) for a in assignments]
     return [group for group in groups if group.rows or (with_empty and not group.assignment.tool_count)]
 
 
@@ -105,7 +106,7 @@ def _grouped(assignments: list[Any], tools: list[Tool], *, with_empty: bool) -> 
 def refresh_tools(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     refreshed = refresh(gateway, by=request.user)
-    failures = [one.failure for one in refreshed if one.failure]
+    failures = [server.failure for server in refreshed if server.failure]
     gateway = find_gateway(request.user, slug)
     toast = f"{gateway.tool_count} tools known"
     if failures and not wants_fragment(request):
@@ -126,7 +127,7 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
         assignment.edit(tool_policy=wanted, by=request.user, seen=seen(request))
         toast = f"{assignment.server.name}: {ToolPolicy(wanted).label}"
     except ChangedMeanwhile as clash:
-        now = ", ".join(f"{ToolPolicy(one.now).label}, set by {one.by}" for one in clash.changes)
+        now = ", ".join(f"{ToolPolicy(change.now).label}, set by {change.by}" for change in clash.changes)
         toast = f"Nothing was changed: somebody else chose {now}. Choose again to change it."
     gateway = find_gateway(request.user, assignment.gateway.slug)
     context = {**_listed(request, gateway), "fragment": True}
@@ -141,6 +142,25 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     return changed(request, tool, f"{tool.exposed_name} enabled")
 
 
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    tool = find(request, pk)
+    gateway = tool.assignment.gateway
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable tool",
+            text=f"Disable this tool? {tool.exposed_name} leaves {gateway.name} on the next request. "
+            f"{NOTHING_IS_DELETED}",
+            more=cuts(tool, request.user),
+            target=f"#tool-{tool.pk}",
+            back=tab_url(gateway),
+        )
+    tool.disable(by=request.user)
+    return changed(request, tool, f"{tool.exposed_name} disabled")
+
+
 def find(request: AppRequest, pk: UUID) -> Tool:
     """The tool, or 404 when its gateway is out of sight."""
     rows = Tool.objects.select_related("assignment__gateway").filter(
@@ -151,4 +171,4 @@ def find(request: AppRequest, pk: UUID) -> Tool:
 
 def changed(request: AppRequest, tool: Tool, toast: str) -> HttpResponse:
     to = tab_url(tool.assignment.gateway)
-    return answer(request, "gateways/tools.html#row", {"row": Row(tool)}, to=to, toast=toast)
+    return answer(request, "gateways/tools.html#row", {"row": ToolRow(tool)}, to=to, toast=toast)

@@ -1,4 +1,4 @@
-"""The Gateways pages: the list, the page of one gateway, and its switch."""
+"""The Gateways pages: the list, the page of one gateway with its log, enabling, disabling and archiving it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,27 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires, signed_in
-from capabilities.sections import SEES_GATEWAYS
+from auditlog.views import log_alone, log_tab
+from capabilities import Capability, own_resource, requires
+from capabilities.catalogue import SEES_GATEWAYS
+from connections.impact import archived_with, cuts
+from connections.models import Connection, StillEnabled
 from gateways.forms import GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
 from gateways.models import Gateway, GatewayQuerySet
-from servers.slugs import suggest
-from ui.pages import AppRequest, answer, leave, page_of, refuse, seen, show, told_of
+from servers.forms import suggest
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    answer,
+    clash_context,
+    confirm,
+    confirm_archiving,
+    leave,
+    page_of,
+    refuse,
+    seen,
+    show,
+)
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 WITHIN_REACH = "lists only gateways within one's reach"
@@ -63,20 +78,20 @@ def page_url(gateway: Gateway) -> str:
 
 
 @require_GET
-@signed_in(WITHIN_REACH)
+@own_resource(WITHIN_REACH)
 def listing(request: AppRequest) -> HttpResponse:
-    chosen = GatewayFilter(request.GET)
-    rows = chosen.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
+    filters = GatewayFilter(request.GET)
+    rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
     context = {
         "page": page_of(request, counted(rows, request.user), ROWS),
-        "chosen": chosen.cleaned_data,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "chosen": filters.cleaned_data,
+        "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "gateways/list.html#results", context)
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """The page of the gateway with this id, which logs hold instead of its slug."""
     return redirect(page_url(get_object_or_404(Gateway.objects.visible_to(request.user), pk=pk)))
@@ -108,9 +123,18 @@ def slug(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in(WITHIN_REACH, others=SEES_GATEWAYS)
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "gateways/overview.html", {"gateway": find(request.user, slug), "tab": "overview"})
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def logs(request: AppRequest, slug: str) -> HttpResponse:
+    """The calls through one gateway."""
+    if not Gateway.objects.visible_to(request.user).filter(slug=slug).exists():
+        return log_alone("gateway", get_object_or_404(Gateway, slug=slug).pk)
+    return log_tab(request, "gateway", find(request.user, slug))
 
 
 @require_http_methods(["GET", "POST"])
@@ -127,7 +151,7 @@ def rename(request: AppRequest, slug: str) -> HttpResponse:
         try:
             gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except IntegrityError:
             form.refuse()
         else:
@@ -163,7 +187,7 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str) -> Htt
     try:
         gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
-        return refuse(request, "gateways/form.html", context | told_of(clash))
+        return refuse(request, "gateways/form.html", context | clash_context(clash))
     return leave(request, page_url(gateway), f"{what} changed")
 
 
@@ -173,6 +197,51 @@ def enable(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find(request.user, slug)
     gateway.enable(by=request.user)
     return switched(request, gateway, "Gateway enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_TOGGLE)
+def disable(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find(request.user, slug)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable gateway",
+            text=f"Disable this gateway? {_stopping_connections(gateway, request.user)} {NOTHING_IS_DELETED}",
+            more=cuts(gateway, request.user),
+            target="#gateway-head" if request.GET.get("on") == "page" else f"#gateway-{gateway.slug}",
+            back=page_url(gateway),
+        )
+    gateway.disable(by=request.user)
+    return switched(request, gateway, "Gateway disabled")
+
+
+def _stopping_connections(gateway: Any, viewer: User) -> str:
+    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+        return "All its connections stop on their next request."
+    match gateway.connection_count:
+        case 0:
+            return "Nothing is connected to it."
+        case 1:
+            return "Its 1 connection stops on its next request."
+        case count:
+            return f"All {count:,} connections stop on their next request."
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+@requires(Capability.MCP_CONNECTIONS_REVOKE)
+def archive(request: AppRequest, slug: str) -> HttpResponse:
+    """Its connections end with it, so that takes both capabilities."""
+    gateway = find(request.user, slug)
+    if request.method == "GET":
+        more = f"{archived_with(gateway)} Its URL is never used again."
+        return confirm_archiving(request, gateway, more=more, back=page_url(gateway))
+    try:
+        Connection.objects.archive_gateway(gateway, by=request.user)
+    except StillEnabled as error:
+        return leave(request, page_url(gateway), str(error))
+    return leave(request, reverse("gateways:list"), f"{gateway.name} archived")
 
 
 def switched(request: AppRequest, gateway: Gateway, toast: str) -> HttpResponse:

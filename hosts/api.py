@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from capabilities import Capability
 from capabilities.rest import Rule
-from hosts.models import Host, Kind, NameTaken, NotPending
+from hosts.models import Host, HostKind, NameTaken, NotPending
 from hosts.views import counted, find
 from ui.rest import Body, ListQuery, Moment, Problem, Query, Resource
 
@@ -51,7 +51,7 @@ class HostSerializer(serializers.Serializer[Host]):
 class HostQuery(ListQuery):
     """How a list of hosts is narrowed."""
 
-    kind = serializers.ChoiceField(Kind.choices, required=False)
+    kind = serializers.ChoiceField(HostKind.choices, required=False)
     enabled = serializers.BooleanField(required=False)
     q = serializers.CharField(required=False)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from django import forms
 from django.db.models import Q
 
-from hosts.models import HostQuerySet, Kind
+from hosts.models import HostKind, HostQuerySet
 
-TYPES = {"app": Kind.HEADED, "agent": Kind.TOKEN}
+TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
 STATUSES = {"enabled": Q(enabled=True) & ~PENDING, "disabled": Q(enabled=False) & ~PENDING, "pending": PENDING}
 

@@ -27,7 +27,7 @@ class NameTaken(HostError):
     """An agent with this name already exists."""
 
 
-class Kind(models.TextChoices):
+class HostKind(models.TextChoices):
     HEADED = "headed", "App (OAuth)"
     TOKEN = "token", "Agent (token)"
 
@@ -48,7 +48,9 @@ class HostQuerySet(models.QuerySet["Host"]):
         """
         try:
             with transaction.atomic():
-                host = self.create(kind=Kind.TOKEN, name=name.strip(), description=description.strip(), created_by=by)
+                host = self.create(
+                    kind=HostKind.TOKEN, name=name.strip(), description=description.strip(), created_by=by
+                )
                 Event.objects.record(Action.HOST_CREATED, host, by=by, changes={"name": [None, host.name]})
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
@@ -58,7 +60,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         """The host of a headed app, made the first time someone connects it; grouped by `dedupe_key`."""
         with transaction.atomic():
             now = timezone.now()
-            defaults = {"kind": Kind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
+            defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
             host, made = self.get_or_create(dedupe_key=dedupe_key, defaults=defaults)
             if made:
                 Event.objects.record(Action.HOST_APPEARED, host, by=by, changes={"name": [None, name]})
@@ -69,7 +71,7 @@ class Host(Versioned, Switchable):
     """An app or agent that connects: the unit administrators allow or disable."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    kind = models.CharField(max_length=10, choices=Kind, editable=False)
+    kind = models.CharField(max_length=10, choices=HostKind, editable=False)
     name = models.CharField(max_length=120)
     description = models.CharField(max_length=500, blank=True)
     approved_at = models.DateTimeField(null=True, blank=True)
@@ -91,14 +93,14 @@ class Host(Versioned, Switchable):
         permissions = (("toggle_host", "Disable and enable hosts"),)
         constraints = (
             models.UniqueConstraint(
-                Lower("name"), condition=Q(kind=Kind.TOKEN, archived_at=None), name="live_agent_name_is_unique"
+                Lower("name"), condition=Q(kind=HostKind.TOKEN, archived_at=None), name="live_agent_name_is_unique"
             ),
             models.CheckConstraint(
-                condition=~Q(kind=Kind.TOKEN) | Q(created_by__isnull=False, dedupe_key=None),
+                condition=~Q(kind=HostKind.TOKEN) | Q(created_by__isnull=False, dedupe_key=None),
                 name="agent_has_a_creator_and_no_dedupe_key",
             ),
             models.CheckConstraint(
-                condition=Q(kind=Kind.TOKEN) | Q(allow_enrolment=False), name="only_agents_allow_enrolment"
+                condition=Q(kind=HostKind.TOKEN) | Q(allow_enrolment=False), name="only_agents_allow_enrolment"
             ),
         )
 
@@ -108,7 +110,7 @@ class Host(Versioned, Switchable):
     @property
     def is_agent(self) -> bool:
         """Whether it authenticates with API access tokens instead of OAuth."""
-        return self.kind == Kind.TOKEN
+        return self.kind == HostKind.TOKEN
 
     @property
     def is_pending(self) -> bool:

@@ -1,4 +1,4 @@
-"""Apps & Agents: the list, the page of one host, and its switch."""
+"""Apps & Agents: the list, the page of one host with its log, enabling, disabling and archiving it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Count, Q
 from django.db.models.functions import Lower
 from django.http import HttpResponse
@@ -15,10 +16,27 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires
+from auditlog.views import log_alone, log_tab
+from capabilities import Capability, CapabilityRequired, requires
+from connections.impact import archived_with, cuts
+from connections.models import Connection, StillEnabled
 from hosts.forms import STATUSES, AgentForm, HostFilter
-from hosts.models import Host, HostQuerySet, Kind, NameTaken, NotPending
-from ui.pages import AppRequest, answer, leave, page_of, posted, refuse, seen, show, told_of
+from hosts.models import Host, HostKind, HostQuerySet, NameTaken, NotPending
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    answer,
+    clash_context,
+    confirm,
+    confirm_archiving,
+    leave,
+    page_of,
+    posted,
+    refuse,
+    seen,
+    sentences,
+    show,
+)
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
@@ -42,14 +60,14 @@ def find(viewer: User, pk: UUID) -> Host:
 @require_GET
 @requires(Capability.HOSTS_READ)
 def listing(request: AppRequest) -> HttpResponse:
-    chosen = HostFilter(request.GET)
-    hosts = chosen.narrow(Host.objects.live()).order_by(Lower("name"), "pk")
+    filters = HostFilter(request.GET)
+    hosts = filters.narrow(Host.objects.live()).order_by(Lower("name"), "pk")
     page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "statuses": STATUSES,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "hosts/list.html#results", context)
 
@@ -84,6 +102,15 @@ def enrolment_url(host: Host) -> str:
     return f"{settings.PUBLIC_URL}{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
 
 
+@require_GET
+@requires(Capability.LOGS_READ)
+def logs(request: AppRequest, pk: UUID) -> HttpResponse:
+    """The calls of one host."""
+    if not request.user.has_perm(Capability.HOSTS_READ):
+        return log_alone("host", pk)
+    return log_tab(request, "host", find(request.user, pk))
+
+
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE)
 def rename(request: AppRequest, pk: UUID) -> HttpResponse:
@@ -97,7 +124,7 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
         try:
             host.rename(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
-            context |= told_of(clash)
+            context |= clash_context(clash)
         except NameTaken:
             form.refuse_name()
         else:
@@ -111,6 +138,51 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     host.enable(by=request.user)
     return switched(request, host, "Host enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.HOSTS_TOGGLE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Disable a host; the second button ends its connections too, which takes the other capability."""
+    host = find(request.user, pk)
+    may_revoke = request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable host",
+            text=f'Disable this host? Every connection of "{host.name}" stops on its next request. '
+            f"{NOTHING_IS_DELETED}",
+            more=sentences(cuts(host, request.user), "To end access for good, revoke the connections."),
+            second=("revoke", "Disable and revoke all connections") if may_revoke else None,
+            target="#host-head" if request.GET.get("on") == "page" else f"#host-{host.pk}",
+            back=reverse("hosts:detail", args=[host.pk]),
+        )
+    if "revoke" not in request.POST:
+        host.disable(by=request.user)
+        return switched(request, host, "Host disabled")
+    if not may_revoke:
+        raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
+    with transaction.atomic():
+        host.disable(by=request.user)
+        ended = Connection.objects.filter(host=host).revoke_all(by=request.user)
+    toast = f"Host disabled, {ended} connection{'' if ended == 1 else 's'} revoked"
+    return switched(request, find(request.user, pk), toast)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.HOSTS_TOGGLE)
+@requires(Capability.MCP_CONNECTIONS_REVOKE)
+def archive(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Its connections end with it, so that takes both capabilities."""
+    host = find(request.user, pk)
+    page = reverse("hosts:detail", args=[host.pk])
+    if request.method == "GET":
+        return confirm_archiving(request, host, more=archived_with(host), back=page)
+    try:
+        Connection.objects.archive_host(host, by=request.user)
+    except StillEnabled as error:
+        return leave(request, page, str(error))
+    return leave(request, reverse("hosts:list"), f"{host.name} archived")
 
 
 @require_POST
@@ -128,7 +200,7 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.API_TOKENS_MANAGE)
 def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
     """Let people enrol themselves, or stop that; the tokens there are keep working."""
-    host = get_object_or_404(Host.objects.live().filter(kind=Kind.TOKEN), pk=pk)
+    host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=pk)
     host.set_enrolment(allow, by=request.user)
     context = {"host": host, "link": enrolment_url(host)}
     to = reverse("hosts:detail", args=[host.pk])

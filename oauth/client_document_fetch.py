@@ -69,9 +69,9 @@ def is_address(client_id: str) -> bool:
 
 def check(client_id: str) -> None:
     """Raise Unreadable unless a document may be read from this address; nothing is looked up for that."""
-    found = _address.fullmatch(client_id)
-    path = found["path"] if found else ""
-    if not found or len(client_id) > LONGEST_ADDRESS or "#" in path or "\\" in path or _dots.search(path):
+    match = _address.fullmatch(client_id)
+    path = match["path"] if match else ""
+    if not match or len(client_id) > LONGEST_ADDRESS or "#" in path or "\\" in path or _dots.search(path):
         raise Unreadable("The app's client_id is no address a description could be read from.")
     try:
         PUBLIC.check_url(client_id)

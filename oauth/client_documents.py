@@ -124,6 +124,6 @@ def _keep(client_id: str, document: Document, request: AppRequest) -> None:
     fields = _fields(document.said) | {"cimd_expires_at": timezone.now() + document.fresh_for}
     with transaction.atomic():
         application, _ = Application.objects.update_or_create(client_id=client_id, defaults=fields)
-        told = {"client_name": application.name, "fingerprint": fingerprint(application), **details(document.said)}
-        first = told | {"registration_ip": request.META.get("REMOTE_ADDR") or None}
-        Registration.objects.update_or_create(application=application, defaults=told, create_defaults=first)
+        values = {"client_name": application.name, "fingerprint": fingerprint(application), **details(document.said)}
+        first = values | {"registration_ip": request.META.get("REMOTE_ADDR") or None}
+        Registration.objects.update_or_create(application=application, defaults=values, create_defaults=first)

@@ -11,7 +11,7 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from oauth2_provider.models import Application
 
-from connections.models import Connection, Refused
+from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Tool
 from oauth import flow as flows
 from oauth.authorize import answer_url, grant
@@ -33,7 +33,7 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     try:
         with transaction.atomic():
             url = _decide(request, flows.find(request, flow.pk, lock=True))
-    except Refused as reason:
+    except ConnectionRefused as reason:
         return refused(request, flow, str(reason))
     return _send(request, flow, url)
 
@@ -82,7 +82,7 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     """What the app will be able to do as this person, on which servers, and where the answer goes."""
     assert flow.gateway
     assert flow.application
-    asked = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
     chosen = flows.chosen_identities(flow)
     assignments = (
         flow.gateway.assignments.live().filter(enabled=True, server__archived_at=None).select_related("server")
@@ -90,12 +90,12 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     document = flow.application.registration_source == Application.RegistrationSource.CIMD
     return {
         "flow": flow,
-        "servers": [(one, _identity_words(one, chosen)) for one in assignments],
+        "servers": [(assignment, _identity_words(assignment, chosen)) for assignment in assignments],
         "tool_count": Tool.objects.callable().filter(assignment__gateway=flow.gateway).count(),
         "published_by": urlsplit(flow.application.client_id).hostname if document else "",
         "only_loopback": only_loopback(flow.application.redirect_uris.split()),
-        "has_identities": bool(asked),
-        "back_to_identity": asked[-1].pk if asked else None,
+        "has_identities": bool(questions),
+        "back_to_identity": questions[-1].pk if questions else None,
     }
 
 

@@ -63,8 +63,8 @@ def a_form(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
 
 
 def _invalid(sentence: str) -> HttpResponse:
-    told = {"error": "invalid_request", "error_description": sentence}
-    return JsonResponse(told, status=400, headers={"Cache-Control": "no-store"})
+    body = {"error": "invalid_request", "error_description": sentence}
+    return JsonResponse(body, status=400, headers={"Cache-Control": "no-store"})
 
 
 class Token(TokenView):  # type: ignore[misc]

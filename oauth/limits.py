@@ -37,9 +37,9 @@ def _count(what: str) -> int:
 
 def too_many(sentence: str) -> HttpResponse:
     """The answer to a program that asks too often; the next minute begins by the clock."""
-    told = {"error": "temporarily_unavailable", "error_description": f"{sentence} Wait a minute."}
+    body = {"error": "temporarily_unavailable", "error_description": f"{sentence} Wait a minute."}
     wait = str(60 - timezone.now().second)
-    return JsonResponse(told, status=429, headers={"Cache-Control": "no-store", "Retry-After": wait})
+    return JsonResponse(body, status=429, headers={"Cache-Control": "no-store", "Retry-After": wait})
 
 
 def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:

@@ -57,8 +57,8 @@ class Manage(DynamicClientRegistrationManagementView):  # type: ignore[misc]
 
 
 def _told(code: str, sentence: str) -> HttpResponse:
-    told = {"error": code, "error_description": sentence}
-    return JsonResponse(told, status=400, headers={"Cache-Control": "no-store"})
+    body = {"error": code, "error_description": sentence}
+    return JsonResponse(body, status=400, headers={"Cache-Control": "no-store"})
 
 
 def _remember(client_id: str, said: Mapping[str, Any], request: HttpRequest) -> None:

@@ -21,7 +21,7 @@ ROWS = 20
 
 
 @dataclass(frozen=True)
-class Row:
+class RegistrationRow:
     """One registration as the page shows it."""
 
     registration: Registration
@@ -66,5 +66,10 @@ def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     if host.is_agent:
         raise Http404
     page = page_of(request, Registration.objects.filter(host=host).select_related("application"), ROWS)
-    context = {"host": host, "tab": "overview", "page": page, "rows": [Row(one) for one in page]}
+    context = {
+        "host": host,
+        "tab": "overview",
+        "page": page,
+        "rows": [RegistrationRow(registration) for registration in page],
+    }
     return show(request, "oauth/registered.html#registered", context)

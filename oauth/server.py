@@ -1,12 +1,14 @@
-"""The toolkit's OAuth server, with the lifetime of access tokens read from the workspace each time."""
+"""The toolkit's OAuth server, the texts of its tokens (of the same form as all our credentials) and their lifetime."""
 
 import re
 from typing import Any
 
 from django.http import HttpRequest
+from oauthlib.common import Request
 from oauthlib.oauth2 import Server as OAuthServer
 
-from oauth import generators
+from accounts.models import WorkspaceSettings
+from wire import token_text
 
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -22,7 +24,7 @@ class Server(OAuthServer):  # type: ignore[misc]
     """
 
     def __init__(self, request_validator: Any, **options: Any) -> None:
-        super().__init__(request_validator, **{**options, "token_expires_in": generators.lifetime})
+        super().__init__(request_validator, **{**options, "token_expires_in": lifetime})
         self._grant_types = {name: self.grant_types[name] for name in GRANTS}
         self._response_types = {name: self.response_types[name] for name in RESPONSES}
 
@@ -31,3 +33,16 @@ def has_readable_query(request: HttpRequest) -> bool:
     """Whether the toolkit can read the query: it fails on a % that escapes nothing, and the database takes no NUL."""
     query = request.META.get("QUERY_STRING", "")
     return "%00" not in query and not BROKEN_ESCAPE.search(query)
+
+
+def access_token(request: Request, refresh_token: bool = False) -> str:
+    return token_text.mint(token_text.OAUTH_ACCESS)
+
+
+def refresh_token(request: Request, refresh_token: bool = False) -> str:
+    return token_text.mint(token_text.OAUTH_REFRESH)
+
+
+def lifetime(request: Request) -> int:
+    """How many seconds an access token lives: an hour at most."""
+    return WorkspaceSettings.load().oauth_access_token_seconds

@@ -132,7 +132,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         """A token is for its connection's gateway, under whatever public URL it has now (RFC 8707)."""
         url = request.binding.connection.gateway.url
         asked = [value for name, value in request.decoded_body or () if name == "resource" and value]
-        if not all(same_resource(one, url) for one in asked):
+        if not all(same_resource(resource, url) for resource in asked):
             description = "The resource must be the gateway that was authorised."
             raise errors.CustomOAuth2Error(error="invalid_target", description=description, request=request)
         request.resource = [url]

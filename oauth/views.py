@@ -15,10 +15,10 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
-from capabilities import NOBODY, signed_in
-from connections.models import Connection, Refused
+from capabilities import NOBODY, own_resource
+from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
-from hosts.models import Host, Kind
+from hosts.models import Host, HostKind
 from oauth import flow as flows
 from oauth.forms import IdentityForm
 from oauth.models import AuthorizeRequest, Ending
@@ -30,8 +30,8 @@ from ui.pages import AppRequest, posted, show
 type Step = Callable[..., HttpResponse]
 
 ENDINGS = {Ending.TOKEN: "oauth:token", Ending.OAUTH: "oauth:consent"}
-CHECKED = signed_in("it checks what it may make, for oneself")
-OWN = signed_in("a flow belongs to the browser and the person that began it", others=NOBODY)
+CHECKED = own_resource("it checks what it may make, for oneself")
+OWN = own_resource("a flow belongs to the browser and the person that began it", others=NOBODY)
 
 
 @never_cache
@@ -42,7 +42,7 @@ def connect(request: AppRequest) -> HttpResponse:
 
     It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment.
     """
-    host = get_object_or_404(Host.objects.live().filter(kind=Kind.TOKEN), pk=_uuid(request.GET.get("host", "")))
+    host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET.get("host", "")))
     gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
     flow = flows.draft(request, host, gateway)
     if reason := flows.refusal(flow, request.user):
@@ -92,19 +92,19 @@ def _approval(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     offered = list(flows.choices(request.user))
     if flow.is_locked:
-        offered = [one for one in offered if one.pk == flow.gateway_id]
-    asked = flows.questions(flow, offered)
+        offered = [gateway for gateway in offered if gateway.pk == flow.gateway_id]
+    questions = flows.questions(flow, offered)
     error = ""
     if request.method == "POST":
-        chosen = next((one for one in offered if one.slug == request.POST.get("gateway")), None)
-        if chosen:
-            return _choose(flow, chosen)
+        gateway = next((candidate for candidate in offered if candidate.slug == request.POST.get("gateway")), None)
+        if gateway:
+            return _choose(flow, gateway)
         error = "Choose a gateway."
     context = {
         "flow": flow,
-        "offered": [(one, asked[one.pk]) for one in offered],
+        "offered": [(gateway, questions[gateway.pk]) for gateway in offered],
         "chosen": flow.gateway or next(iter(offered), None),
-        "has_identities": any(asked.values()),
+        "has_identities": any(questions.values()),
         "error": error,
     }
     return render(request, "oauth/gateway.html", context, status=422 if error else 200)
@@ -129,27 +129,31 @@ def _next(flow: AuthorizeRequest, asked: list[Assignment]) -> HttpResponse:
 def identity(request: AppRequest, flow: AuthorizeRequest, assignment: UUID) -> HttpResponse:
     if flow.gateway is None:
         return redirect("oauth:gateway", flow.pk)
-    asked = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
-    at = next((index for index, one in enumerate(asked) if one.pk == assignment), None)
+    questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    at = next((index for index, question in enumerate(questions) if question.pk == assignment), None)
     if at is None:
         raise Http404
     key = str(assignment)
-    form = IdentityForm(posted(request), server=asked[at].server, user=request.user, chosen=flow.identities.get(key))
+    form = IdentityForm(
+        posted(request), server=questions[at].server, user=request.user, chosen=flow.identities.get(key)
+    )
     if request.method == "POST":
         if "skip" in request.POST:
-            return _answer(flow, key, None, asked[at + 1 :])
+            return _answer(flow, key, None, questions[at + 1 :])
         if form.is_valid() and (brought := form.bring()):
-            return _answer(flow, key, brought, asked[at + 1 :])
+            return _answer(flow, key, brought, questions[at + 1 :])
     context = {
         "flow": flow,
         "form": form,
-        "assignment": asked[at],
+        "assignment": questions[at],
         "number": at + 1,
-        "total": len(asked),
-        "back": reverse("oauth:identity", args=[flow.pk, asked[at - 1].pk])
+        "total": len(questions),
+        "back": reverse("oauth:identity", args=[flow.pk, questions[at - 1].pk])
         if at
         else reverse("oauth:gateway", args=[flow.pk]),
-        "ready": flow.gateway.assignments.live().exclude(pk__in=[one.pk for one in asked]).select_related("server"),
+        "ready": flow.gateway.assignments.live()
+        .exclude(pk__in=[question.pk for question in questions])
+        .select_related("server"),
     }
     return render(request, "oauth/identity.html", context, status=422 if request.method == "POST" else 200)
 
@@ -169,7 +173,7 @@ def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     try:
         with transaction.atomic():
             return _generate(request, flows.find(request, flow.pk, lock=True))
-    except Refused as reason:
+    except ConnectionRefused as reason:
         return refused(request, flow, str(reason))
 
 
@@ -209,11 +213,13 @@ def _form(flow: AuthorizeRequest, data: Any) -> TokenForm:
 
 def _options(request: AppRequest, flow: AuthorizeRequest, form: TokenForm) -> HttpResponse:
     assert flow.gateway
-    asked = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
     last = (
-        reverse("oauth:identity", args=[flow.pk, asked[-1].pk]) if asked else reverse("oauth:gateway", args=[flow.pk])
+        reverse("oauth:identity", args=[flow.pk, questions[-1].pk])
+        if questions
+        else reverse("oauth:gateway", args=[flow.pk])
     )
-    context = {"flow": flow, "form": form, "back": last, "has_identities": bool(asked), "joins": form.connection}
+    context = {"flow": flow, "form": form, "back": last, "has_identities": bool(questions), "joins": form.connection}
     return render(request, "oauth/token.html", context, status=422 if form.is_bound else 200)
 
 
@@ -238,11 +244,11 @@ def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpRes
 
 
 @require_GET
-@signed_in("it names only gateways within reach")
+@own_resource("it names only gateways within reach")
 def how_to_connect(request: AppRequest) -> HttpResponse:
     """The How to Connect dialog for the gateway `?gateway=` names, or the first one within reach."""
     gateways = list(Gateway.objects.reachable_by(request.user))
     wanted = request.GET.get("gateway")
-    chosen = next((one for one in gateways if one.slug == wanted), next(iter(gateways), None))
-    context = {"gateways": gateways, "gateway": chosen, "secret": PLACEHOLDER, "way": request.GET.get("way", "")}
+    gateway = next((candidate for candidate in gateways if candidate.slug == wanted), next(iter(gateways), None))
+    context = {"gateways": gateways, "gateway": gateway, "secret": PLACEHOLDER, "way": request.GET.get("way", "")}
     return show(request, "oauth/how_to_connect.html", context)

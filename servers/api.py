@@ -16,9 +16,9 @@ from rest_framework.response import Response
 
 from accounts.reauthentication import confirm_first
 from capabilities import Capability
+from capabilities.catalogue import SEES_SERVERS
 from capabilities.rest import Rule
-from capabilities.sections import SEES_SERVERS
-from servers.discovery import Failed, Refused, probe
+from servers.discovery import AccessRefused, Failed, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Server
 from servers.views import counted, find
@@ -177,13 +177,13 @@ class ServerResource(Resource):
     def test(self, request: Request, slug: str) -> Response:
         """*Test connection*: contact the server now. That it does not answer is an answer, and no error of ours."""
         try:
-            found = probe(find(slug), by=self.me)
+            discovered = probe(find(slug), by=self.me)
         except Failed as failure:
-            wants = isinstance(failure, Refused)
+            wants = isinstance(failure, AccessRefused)
             return Response({"ok": False, "detail": f"The server {failure}.", "wants_credential": wants, "tools": []})
-        tools = [tool.get("name") for tool in found.tools]
-        told = {"era": found.era, "version": found.version, "took_ms": found.took_ms}
-        return Response({"ok": True, "detail": str(found), "wants_credential": False, "tools": tools, **told})
+        tools = [tool.get("name") for tool in discovered.tools]
+        protocol = {"era": discovered.era, "version": discovered.version, "took_ms": discovered.took_ms}
+        return Response({"ok": True, "detail": str(discovered), "wants_credential": False, "tools": tools, **protocol})
 
     def _now(self, server: Any, status: int = HTTPStatus.OK) -> Response:
         """The server as it is now."""

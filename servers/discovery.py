@@ -13,16 +13,15 @@ from typing import Protocol, Self
 from django.utils import timezone
 
 from accounts.models import User
-from servers.models import Era, Health, Identity, Server
+from servers.models import Era, Health, Identity, Server, cipher
 from servers.upstream_guard import upstream_guard
-from servers.vault import cipher
 from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
 from wire import builtin, product, versions
 from wire.cipher import Unreadable
 from wire.credential import Unsendable, fits_a_header, header_of
 from wire.tool_names import is_shallow, is_tool_name, runs_only_as_task
 
-__all__ = ["Discovered", "Failed", "Refused", "discover", "identity_for", "probe"]
+__all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "probe"]
 
 PATIENCE_S = 10
 MAX_PAGES = 100
@@ -46,7 +45,7 @@ class Discovered:
         return f"Answered in {self.took_ms:,} ms with {count:,} tool{'s' * (count != 1)}. It speaks MCP {self.version}."
 
 
-class Refused(Failed):
+class AccessRefused(Failed):
     """The server is there, and does not let us in."""
 
 
@@ -83,12 +82,12 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
     match outcome:
         case Discovered():
             server.note_health(Health.OK, era=outcome.era)
-        case Refused():  # Who asks for a credential is up.
+        case AccessRefused():  # Who asks for a credential is up.
             server.note_health(Health.OK)
         case Failed():
             server.note_health(Health.DOWN, str(outcome))
     if identity:
-        error = str(outcome)[:300] if isinstance(outcome, Refused) else ""
+        error = str(outcome)[:300] if isinstance(outcome, AccessRefused) else ""
         Identity.objects.filter(pk=identity.pk).update(last_used_at=timezone.now(), last_error=error)
 
 
@@ -104,7 +103,7 @@ def discover(server: Server, identity: Identity | None) -> Discovered:
                 dialogue.end()
     except _Locked as locked:
         why = "it refused the credential" if identity else "it wants a credential"
-        raise Refused(f"answered {locked.status}: {why}") from None
+        raise AccessRefused(f"answered {locked.status}: {why}") from None
     return Discovered(dialogue.era, dialogue.version, tools, round((time.monotonic() - begun) * 1000))
 
 
@@ -117,7 +116,7 @@ def _wire(server: Server, identity: Identity | None) -> Wire:
         return Wire(here.url, {builtin.SECRET_HEADER: here.secret}, guard=here.guard, seconds=seconds)
     guard = upstream_guard()
     if guard.own.has(server.url):
-        raise Refused("was not asked: its URL is an address of this gateway itself")
+        raise AccessRefused("was not asked: its URL is an address of this gateway itself")
     return Wire(server.url, _credential(server, identity), guard=guard, seconds=seconds)
 
 
@@ -128,11 +127,11 @@ def _credential(server: Server, identity: Identity | None) -> dict[str, str]:
     try:
         secret = cipher().open(bytes(identity.secret_ciphertext))
     except Unreadable:
-        raise Refused(f"was not asked: no encryption key opens the identity “{identity.label}”") from None
+        raise AccessRefused(f"was not asked: no encryption key opens the identity “{identity.label}”") from None
     try:
         return dict([header_of(server.auth_type, server.header_name, secret)])
     except Unsendable as reason:
-        raise Refused(f"was not asked: the identity “{identity.label}” cannot be sent, {reason}") from None
+        raise AccessRefused(f"was not asked: the identity “{identity.label}” cannot be sent, {reason}") from None
 
 
 class Dialogue(Protocol):

@@ -128,8 +128,8 @@ class IdentityResource(Resource):
         rows = Identity.objects.select_related("server", "owner").order_by("label", "pk")
         if self.me.has_perm(Capability.IDENTITIES_MANAGE):
             return rows
-        mine = Q(owner=self.me)
-        return rows.filter(mine | Q(owner=None) if self.me.has_perm(Capability.SERVERS_MANAGE) else mine)
+        own = Q(owner=self.me)
+        return rows.filter(own | Q(owner=None) if self.me.has_perm(Capability.SERVERS_MANAGE) else own)
 
     def list(self, request: Request) -> Response:
         rows = self.get_queryset()

@@ -6,27 +6,42 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from django.db import IntegrityError
-from django.db.models import F
+from django.db.models import F, Prefetch
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
-from capabilities import NOBODY, Capability, CapabilityRequired, requires, signed_in
-from capabilities.sections import SEES_SERVERS
+from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, requires
+from capabilities.catalogue import SEES_SERVERS
+from connections.impact import cuts
+from connections.models import ConnectionIdentity
 from servers.forms import SecretForm, SharedIdentityForm
-from servers.models import AnotherPlace, HeldDisabled, Identity, IdentityQuerySet, Server
+from servers.models import AlreadyRevoked, AnotherPlace, HeldDisabled, Identity, IdentityQuerySet, Server
 from servers.views import find as find_server
-from ui.pages import AppRequest, leave, page_of, refuse, show
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    Fragment,
+    answer,
+    confirm,
+    leave,
+    open_page,
+    page_of,
+    refuse,
+    sentences,
+    show,
+    wants_fragment,
+)
 
 ROWS = 25  # Each has a switch and two buttons; more would make the page too heavy.
 RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
 
 
 @dataclass(frozen=True)
-class Row:
+class IdentityRow:
     """One identity as `viewer` sees it."""
 
     identity: Identity
@@ -94,19 +109,24 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
     )
 
 
+def own_identities(user: User) -> IdentityQuerySet:
+    """The identities `user` brought, by server, live ones first, each with the live connections that use it."""
+    live = ConnectionIdentity.objects.filter(connection__revoked_at=None).select_related(
+        "connection__host", "connection__gateway"
+    )
+    return (
+        Identity.objects.own(user)
+        .select_related("server", "owner")
+        .prefetch_related(Prefetch("connection_identities", live, to_attr="used_by"))
+        .order_by(F("revoked_at").desc(nulls_first=True), Lower("server__name"), Lower("label"))
+    )
+
+
 def find(request: AppRequest, pk: UUID) -> Identity:
     """The identity, if the viewer may change it. Raises CapabilityRequired."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
     identity.must_be_open_to(request.user)
     return identity
-
-
-def switch_on(identity: Identity, by: User) -> None:
-    """Enable it. Raises CapabilityRequired when an administrator had disabled it, and `by` is none."""
-    try:
-        identity.enable(by=by)
-    except HeldDisabled:
-        raise CapabilityRequired(Capability.IDENTITIES_MANAGE) from None
 
 
 def tab_url(server: Server) -> str:
@@ -123,7 +143,7 @@ def page_url(viewer: User, identity: Identity) -> str:
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
     page = page_of(request, visible(server, request.user), ROWS)
-    rows = [Row(identity, request.user) for identity in page]
+    rows = [IdentityRow(identity, request.user) for identity in page]
     context = {"server": server, "tab": "identities", "page": page, "rows": rows}
     return show(request, "servers/identities.html", context)
 
@@ -155,10 +175,10 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in(RULE, others=NOBODY)
+@own_resource(RULE, others=NOBODY)
 def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
-    if not Row(identity, request.user).may_replace:
+    if not IdentityRow(identity, request.user).may_replace:
         raise CapabilityRequired(Capability.SERVERS_MANAGE)
     back = page_url(request.user, identity)
     if identity.revoked_at:
@@ -177,3 +197,108 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
         return refuse(request, "servers/identity_form.html", context)
     identity.replace(form.cleaned_data["secret"], by=request.user)
     return leave(request, back, "Secret replaced")
+
+
+@require_http_methods(["GET", "POST"])
+@own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
+def disable(request: AppRequest, pk: UUID) -> HttpResponse:
+    identity = find(request, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Disable identity",
+            text=f"Disable this identity? {_stops(identity)}. {NOTHING_IS_DELETED}",
+            more=sentences(_uses(identity), cuts(identity, request.user)),
+            target=f"#identity-{identity.pk}",
+            back=page_url(request.user, identity),
+        )
+    identity.disable(by=request.user)
+    return _changed(request, identity, "Identity disabled")
+
+
+@require_POST
+@own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
+def enable(request: AppRequest, pk: UUID) -> HttpResponse:
+    identity = find(request, pk)
+    try:
+        identity.enable(by=request.user)
+    except HeldDisabled:  # An administrator had disabled it.
+        raise CapabilityRequired(Capability.IDENTITIES_MANAGE) from None
+    return _changed(request, identity, "Identity enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@own_resource("one's own; shared ones need IDENTITIES_MANAGE", others=NOBODY)
+def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Agree that the secret is sent where its server is now."""
+    identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
+    if not identity.may_be_confirmed_by(request.user):
+        raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Confirm identity",
+            text=f"Send “{identity.label}” to {identity.server.url}?",
+            more="The path or the header of this server was changed after the identity was given.",
+            icon="identity",
+            kind="primary",
+            target=f"#identity-{identity.pk}",
+            back=page_url(request.user, identity),
+        )
+    try:
+        identity.confirm(by=request.user)
+    except AlreadyRevoked as ended:
+        return _changed(request, identity, str(ended))
+    return _changed(request, identity, "Identity confirmed")
+
+
+@require_http_methods(["GET", "POST"])
+@own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
+def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
+    identity = find(request, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Revoke identity",
+            text=f"Revoke this identity? {_stops(identity)}, and its secret is wiped.",
+            more=sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),
+            icon="revoke",
+            target=f"#identity-{identity.pk}",
+            back=page_url(request.user, identity),
+        )
+    try:
+        identity.revoke(by=request.user)
+    except AlreadyRevoked:
+        return _changed(request, identity, "This identity had been revoked before")
+    return _changed(request, identity, "Identity revoked")
+
+
+def _stops(identity: Identity) -> str:
+    return f"Calls to {identity.server.name} that use “{identity.label}” fail on the next request"
+
+
+def _uses(identity: Identity) -> str:
+    """Where it is in use: a shared one on gateways, a person's own by connections."""
+    if identity.is_shared:
+        count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
+    else:
+        count, word = identity.connection_identities.filter(connection__revoked_at=None).count(), "connection"
+    return f"{count} {word}{' uses' if count == 1 else 's use'} it." if count else ""
+
+
+def _changed(request: AppRequest, identity: Identity, toast: str) -> HttpResponse:
+    """The answer to an act: its row of the page that is open."""
+    back = page_url(request.user, identity)
+    if not wants_fragment(request):
+        return leave(request, back, toast)
+    template, context = _row_fragment(request, identity)
+    return answer(request, template, context, to=back, toast=toast)
+
+
+def _row_fragment(request: AppRequest, identity: Identity) -> Fragment:
+    """The row of `identity` on the open page, as it is now."""
+    if open_page(request) == reverse("connections:mine"):
+        own = get_object_or_404(own_identities(request.user), pk=identity.pk)
+        return Fragment("connections/mine.html#identity", {"row": IdentityRow(own, request.user)})
+    listed = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=identity.pk)
+    return Fragment("servers/identities.html#row", {"row": IdentityRow(listed, request.user)})

@@ -1,9 +1,11 @@
 """Upstream MCP servers, and the credentials people bring for them."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
+from django.conf import settings
 from django.core.validators import RegexValidator
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
@@ -16,9 +18,16 @@ from auditlog.models import Actor, Event
 from auditlog.switch import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
-from servers.vault import cipher
 from wire import versions
+from wire.cipher import Cipher
 from wire.credential import place_in_words, place_of
+
+
+@cache
+def cipher() -> Cipher:
+    """Seals and opens stored credentials under GATEWAY_ENCRYPTION_KEYS."""
+    return Cipher(settings.ENCRYPTION_KEYS)
+
 
 DIRECTING = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
 BUILT_IN_URL = "builtin:quickstart"

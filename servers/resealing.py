@@ -8,8 +8,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q
 
-from servers.models import Identity
-from servers.vault import cipher
+from servers.models import Identity, cipher
 from wire.cipher import Unreadable
 
 
@@ -42,8 +41,8 @@ def _moved(pk: UUID) -> bool | None:
             secret, refresh = _resealed(row.secret_ciphertext), _resealed(row.refresh_ciphertext)
         except Unreadable:
             return False
-        held = {"secret_ciphertext": secret, "refresh_ciphertext": refresh, "key_id": cipher().key_id}
-        Identity.objects.filter(pk=pk).update(**held)
+        values = {"secret_ciphertext": secret, "refresh_ciphertext": refresh, "key_id": cipher().key_id}
+        Identity.objects.filter(pk=pk).update(**values)
     return True
 
 

@@ -1,4 +1,4 @@
-"""The Servers pages: the list, the page of one server, its switch, and *Test connection*."""
+"""The Servers pages: the list, the page of one server with its log, *Test connection* and its switch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,29 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from accounts.reauthentication import ask_again, must_ask_again
 from auditlog.versions import ChangedMeanwhile
+from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
-from capabilities.sections import SEES_SERVERS
-from servers.discovery import Failed, Refused, discover, identity_for, probe
-from servers.forms import ServerFilter, ServerForm
+from capabilities.catalogue import SEES_SERVERS
+from connections.impact import cuts
+from gateways.models import Assignment, ServerStillEnabled
+from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
+from servers.forms import ServerFilter, ServerForm, suggest
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
-from servers.slugs import suggest
-from ui.pages import AppRequest, answer, leave, page_of, refuse, seen, show, told_of, wants_fragment
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    answer,
+    clash_context,
+    confirm,
+    confirm_archiving,
+    first_names,
+    leave,
+    page_of,
+    refuse,
+    seen,
+    show,
+    wants_fragment,
+)
 from wire.credential import place_of
 
 ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
@@ -47,14 +63,14 @@ def page_url(server: Server) -> str:
 @require_GET
 @requires(*SEES_SERVERS)
 def listing(request: AppRequest) -> HttpResponse:
-    chosen = ServerFilter(request.GET)
-    page = page_of(request, counted(chosen.narrow(Server.objects.live())), ROWS)
+    filters = ServerFilter(request.GET)
+    page = page_of(request, counted(filters.narrow(Server.objects.live())), ROWS)
     context = {
         "page": page,
-        "chosen": chosen.cleaned_data,
+        "chosen": filters.cleaned_data,
         "healths": Health.choices,
         "auths": AuthType.choices,
-        "narrowed": any(chosen.cleaned_data.values()),
+        "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "servers/list.html#results", context)
 
@@ -75,7 +91,7 @@ def add(request: AppRequest) -> HttpResponse:
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
-            return show(request, "servers/form.html", {**context, "contact": _tried(form.cleaned_data)})
+            return show(request, "servers/form.html", {**context, "contact": _test_result(form.cleaned_data)})
         try:
             server = Server.objects.add(**form.cleaned_data, by=request.user)
         except IntegrityError:
@@ -111,6 +127,15 @@ def gateways(request: AppRequest, slug: str) -> HttpResponse:
     return show(request, "servers/gateways.html", {"server": server, "tab": "gateways", "rows": rows})
 
 
+@require_GET
+@requires(Capability.LOGS_READ)
+def logs(request: AppRequest, slug: str) -> HttpResponse:
+    """The calls that went to one server."""
+    if not any(request.user.has_perm(capability) for capability in SEES_SERVERS):
+        return log_alone("server", get_object_or_404(Server, slug=slug).pk)
+    return log_tab(request, "server", find(slug))
+
+
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def edit(request: AppRequest, slug: str) -> HttpResponse:
@@ -122,7 +147,7 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
-            contact = _tried_as(server, form.cleaned_data, request.user)
+            contact = _test_result_of(server, form.cleaned_data, request.user)
             return show(request, "servers/form.html", {**context, "contact": contact})
         if server.would_redirect(form.cleaned_data) and must_ask_again(request):
             return ask_again(edit)(request, slug)
@@ -136,7 +161,7 @@ def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: A
     try:
         server.edit(**form.cleaned_data, by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
-        context |= told_of(clash)
+        context |= clash_context(clash)
         return False
     except AnotherPlace as refusal:
         form.add_error("url", str(refusal))
@@ -150,37 +175,37 @@ def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: A
 def test(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     try:
-        told, kind = str(probe(server, by=request.user)), "good"
+        text, kind = str(probe(server, by=request.user)), "good"
     except Failed as failure:
-        told, kind = _told(failure)
+        text, kind = _failure_text(failure)
     if not wants_fragment(request):
-        return leave(request, page_url(server), told)
-    return show(request, "servers/overview.html#contact", {"server": server, "contact": {"text": told, "kind": kind}})
+        return leave(request, page_url(server), text)
+    return show(request, "servers/overview.html#contact", {"server": server, "contact": {"text": text, "kind": kind}})
 
 
-def _tried_as(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
+def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
     """The same for a server that is being edited, with its identity unless that was stored for another place."""
-    kept = {name: getattr(server, name) for name in ("url", "auth_type", "header_name")}
-    values = kept | values
+    stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name")}
+    values = stored | values
     identity = identity_for(server, user)
     if identity is None or place_of(values["url"]) == place_of(server.url):
-        return _tried(values, identity)
-    contact = _tried(values)
+        return _test_result(values, identity)
+    contact = _test_result(values)
     return contact | {"text": f"{contact['text']} Tested without the stored identity: it is for {server.url} only."}
 
 
-def _tried(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
+def _test_result(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
     """How a contact with the server these values describe went; nothing is saved."""
     try:
         return {"text": str(discover(Server(**values), identity)), "kind": "good"}
     except Failed as failure:
-        told, kind = _told(failure)
-        return {"text": told, "kind": kind}
+        text, kind = _failure_text(failure)
+        return {"text": text, "kind": kind}
 
 
-def _told(failure: Failed) -> tuple[str, str]:
+def _failure_text(failure: Failed) -> tuple[str, str]:
     """A failure as a sentence, and how bad it is: a server that asks for a credential is up."""
-    return f"The server {failure}.", "warn" if isinstance(failure, Refused) else "bad"
+    return f"The server {failure}.", "warn" if isinstance(failure, AccessRefused) else "bad"
 
 
 @require_POST
@@ -189,6 +214,47 @@ def enable(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     server.enable(by=request.user)
     return switched(request, server, "Server enabled")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_TOGGLE)
+def disable(request: AppRequest, slug: str) -> HttpResponse:
+    server: Any = find(slug)
+    if request.method == "GET":
+        number = server.gateway_count
+        stops = f"stops on {number} gateway{'' if number == 1 else 's'} on the next request"
+        where = stops if number else "is on no gateway"
+        return confirm(
+            request,
+            title="Disable server",
+            text=f"Disable this server? {server.name} {where}. {NOTHING_IS_DELETED}",
+            more=cuts(server, request.user),
+            target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
+            back=page_url(server),
+        )
+    server.disable(by=request.user)
+    return switched(request, server, "Server disabled")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_MANAGE)
+def archive(request: AppRequest, slug: str) -> HttpResponse:
+    """It leaves every gateway; connections stay."""
+    server = find(slug)
+    if request.method == "GET":
+        return confirm_archiving(request, server, more=_removed_from(server), back=page_url(server))
+    try:
+        Assignment.objects.archive_server(server, by=request.user)
+    except ServerStillEnabled as error:
+        return leave(request, page_url(server), str(error))
+    return leave(request, reverse("servers:list"), f"{server.name} archived")
+
+
+def _removed_from(server: Server) -> str:
+    """The gateways a server leaves, the first of them by name."""
+    live = server.assignments.filter(removed_at=None, gateway__archived_at=None).order_by("gateway__name")
+    names = list(live.values_list("gateway__name", flat=True))
+    return f"It is removed from {first_names(names)}. Connections stay." if names else "It is on no gateway."
 
 
 def switched(request: AppRequest, server: Server, toast: str) -> HttpResponse:

@@ -15,7 +15,7 @@ from httpx._transports import default as httpx_transports
 
 from accounts.models import Role, User, permissions_of
 from capabilities import Capability
-from capabilities.roles import MEMBER
+from capabilities.catalogue import MEMBER
 from tests import cluster, emptying, secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY

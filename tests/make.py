@@ -10,7 +10,7 @@ from auditlog.models import Call
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
-from hosts.models import Host, Kind
+from hosts.models import Host, HostKind
 from proxy.store.call_writer import new_uid
 from servers.models import AuthType, Identity, Server
 from tokens import api_keys
@@ -85,7 +85,7 @@ def connection(host: Host, gateway: Gateway, user: User, identities: Iterable[Id
 
 def app(name: str = "Claude Desktop", **fields: Any) -> Host:
     """The host of a headed app, as it appears by itself."""
-    return Host.objects.create(kind=Kind.HEADED, name=name, dedupe_key=unique("key"), **fields)
+    return Host.objects.create(kind=HostKind.HEADED, name=name, dedupe_key=unique("key"), **fields)
 
 
 def app_connection(

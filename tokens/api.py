@@ -20,7 +20,7 @@ from auditlog import event_context
 from auditlog.event_context import Via
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own, Rule, must_hold
-from connections.models import Connection, Refused
+from connections.models import Connection, ConnectionRefused
 from tokens.authentication import Presented
 from tokens.models import (
     AlreadyRevoked,
@@ -69,7 +69,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     BadLifetime: Problem(HTTPStatus.BAD_REQUEST, "invalid", "expires_in_days"),
     BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "allowed_ips"),
     TokenError: Problem(HTTPStatus.CONFLICT, "conflict"),
-    Refused: Problem(HTTPStatus.CONFLICT, "refused"),
+    ConnectionRefused: Problem(HTTPStatus.CONFLICT, "refused"),
 }
 
 

@@ -56,15 +56,17 @@ class KeyForm(forms.Form):
         help_text=f"1 to {LONGEST_DAYS} days. An API key cannot be extended; create a new one in time.",
     )
     capabilities = forms.MultipleChoiceField(
-        choices=[(one.slug, one.label) for one in Capability],
+        choices=[(capability.slug, capability.label) for capability in Capability],
         error_messages={"required": "Choose at least one capability."},
     )
 
     def clean_capabilities(self) -> frozenset[Capability]:
-        return frozenset(one for one in Capability if one.slug in self.cleaned_data["capabilities"])
+        return frozenset(
+            capability for capability in Capability if capability.slug in self.cleaned_data["capabilities"]
+        )
 
     @property
     def ticked(self) -> frozenset[Capability]:
         """What the check-list shows as ticked."""
         posted = self["capabilities"].data or () if self.is_bound else ()
-        return frozenset(one for one in Capability if one.slug in posted)
+        return frozenset(capability for capability in Capability if capability.slug in posted)

@@ -17,28 +17,27 @@ from accounts.models import ApiKey
 from accounts.models.api_keys import AlreadyRevoked
 from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, Outranked
-from capabilities import Capability, signed_in
-from connections.row_fragments import open_query
+from capabilities import Capability, own_resource
 from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
 from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
-from ui.pages import AppRequest, answer, confirm, leave, page_of, posted, refuse, show
+from ui.pages import AppRequest, answer, confirm, leave, open_query, page_of, posted, refuse, show
 
 REVOKE_TEXT = "Revoke this API key? Programs using it will fail with 401 immediately. This cannot be undone."
 
 
 @require_GET
-@signed_in("one's own API keys; everybody's need PEOPLE_MANAGE")
+@own_resource("one's own API keys; everybody's need PEOPLE_MANAGE")
 def listing(request: AppRequest) -> HttpResponse:
-    asked = KeyFilter(request.GET)
-    keys = asked.listed(request.user)
-    page = page_of(request, asked.narrow(keys), detail=lambda keys: keys.select_related("user"))
-    context = {"page": page, "chosen": asked.chosen, "counts": keys.numbers()}
+    filters = KeyFilter(request.GET)
+    keys = filters.listed(request.user)
+    page = page_of(request, filters.narrow(keys), detail=lambda keys: keys.select_related("user"))
+    context = {"page": page, "chosen": filters.chosen, "counts": keys.numbers()}
     return show(request, "tokens/api_keys.html#results", context)
 
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("an API key of one's own, with no more than one may do oneself")
+@own_resource("an API key of one's own, with no more than one may do oneself")
 @ask_again
 def create(request: AppRequest) -> HttpResponse:
     """A new key, whose secret is in the answer of this POST and nowhere else."""
@@ -79,7 +78,7 @@ def _shown(request: AppRequest, key: ApiKey, new: IssuedKey | None = None) -> Ht
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own API keys", others=Capability.PEOPLE_MANAGE)
+@own_resource("one's own API keys", others=Capability.PEOPLE_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     key = get_object_or_404(keys_known_to(request.user), pk=pk)
     back = reverse("tokens:api_keys") + ("" if key.user_id == request.user.pk else "?owner=all")

@@ -16,7 +16,7 @@ from accounts.rules import must_hold
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
-from wire import token_text as text
+from wire import token_text
 
 LONGEST_DAYS = 90
 DEFAULT_DAYS = 30
@@ -61,16 +61,16 @@ def issue(*, name: str, capabilities: Collection[Capability], days: int, by: Use
     if not capabilities:
         raise NoCapability(NoCapability.__doc__)
     must_hold(by, capabilities)
-    secret, signer = text.mint(text.PERSONAL), settings.TOKEN_KEYS[0]
+    secret, signer = token_text.mint(token_text.PERSONAL), settings.TOKEN_KEYS[0]
     with transaction.atomic():
         _must_have_room(by, name)
         key = ApiKey(
             user=by,
             name=name.strip(),
-            prefix=text.shown(secret),
-            digest=text.digest(secret, signer),
-            key_id=text.key_id(signer),
-            capabilities=[one.slug for one in Capability if one in capabilities],
+            prefix=token_text.prefix_of(secret),
+            digest=token_text.digest(secret, signer),
+            key_id=token_text.key_id(signer),
+            capabilities=[capability.slug for capability in Capability if capability in capabilities],
             expires_at=timezone.now() + timedelta(days=days),
             **({"pk": pk} if pk else {}),
         )
@@ -90,9 +90,9 @@ def _must_have_room(owner: User, name: str) -> None:
 
 def find(secret: str) -> ApiKey | None:
     """The API key whose text is `secret`, if it could be used now by an active person."""
-    if not text.well_formed(secret, {text.PERSONAL}):
+    if not token_text.well_formed(secret, {token_text.PERSONAL}):
         return None
-    digests = text.candidates(secret, settings.TOKEN_KEYS)
+    digests = token_text.candidates(secret, settings.TOKEN_KEYS)
     return ApiKey.objects.active().filter(digest__in=digests, user__is_active=True).select_related("user__role").first()
 
 

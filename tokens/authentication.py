@@ -11,8 +11,8 @@ from rest_framework.request import Request
 from accounts.models import ApiKey, User
 from auditlog import event_context
 from tokens import api_keys
-from tokens.models import Kind, Token
-from wire import token_text as text
+from tokens.models import Token, TokenKind
+from wire import token_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ class BearerAuthentication(BaseAuthentication):
 
 def find(secret: str) -> Token | None:
     """The API access token whose text is `secret`, if it could be used now by an active user."""
-    if not text.well_formed(secret, {text.ACCESS}):
+    if not token_text.well_formed(secret, {token_text.ACCESS}):
         return None
-    digests = text.candidates(secret, settings.TOKEN_KEYS)
+    digests = token_text.candidates(secret, settings.TOKEN_KEYS)
     alive = {"connection__revoked_at": None, "connection__user__is_active": True}
     return (
         Token.objects.active()
-        .filter(digest__in=digests, kind=Kind.ACCESS, **alive)
+        .filter(digest__in=digests, kind=TokenKind.ACCESS, **alive)
         .select_related("connection__user", "connection__host", "connection__gateway")
         .first()
     )

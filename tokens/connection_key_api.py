@@ -18,7 +18,7 @@ from connections.api import PROBLEMS as CONNECTION_PROBLEMS
 from connections.api import Connections, ConnectionSerializer
 from connections.models import AlreadyRevoked, Connection
 from tokens.api import PROBLEMS, must_be_on
-from tokens.models import Kind, Token
+from tokens.models import Token, TokenKind
 from tokens.serializers import RotatedTokenSerializer, rotated
 from tokens.visibility import with_reach
 from ui.rest import Problem, Told, secret_answer
@@ -58,7 +58,7 @@ class Regenerate(Connections):
             must_hold(self.me, Capability.API_TOKENS_MANAGE)  # A key that may make no token gets no secret of one.
         if own or not connection.is_live:  # What is switched off may still lose its secret.
             _must_regenerate(connection)
-        active = list(Token.objects.active().filter(connection=connection, kind=Kind.ACCESS)[:2])
+        active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])
         if not active:
             raise Told(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
         if len(active) > 1:

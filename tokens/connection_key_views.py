@@ -10,11 +10,11 @@ from django.shortcuts import get_object_or_404
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
-from capabilities import Capability, CapabilityRequired, signed_in
+from capabilities import Capability, CapabilityRequired, own_resource
 from connections.models import Connection
-from connections.row_fragments import back, changed
 from connections.rows import visible
-from tokens.models import AlreadyRevoked, Kind, Token
+from connections.views import back_url, changed
+from tokens.models import AlreadyRevoked, Token, TokenKind
 from tokens.views import OFF, REGENERATE_TEXT, asked, regenerated
 from tokens.visibility import with_scope
 from ui.pages import AppRequest, confirm, show
@@ -24,7 +24,7 @@ RENEWED = "API key regenerated. The client picks up a new access token on its ow
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in(
+@own_resource(
     "one's own agents; apps need MCP_CONNECTIONS_REVOKE, one's own too", others=Capability.MCP_CONNECTIONS_REVOKE
 )
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
@@ -50,7 +50,7 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
             icon="key",
             kind="primary",
             target=f"#connection-{connection.pk}",
-            back=back(request, connection),
+            back=back_url(request, connection),
         )
     try:
         Token.objects.renew_key(connection, by=request.user)
@@ -64,10 +64,10 @@ def _token(request: AppRequest, connection: Connection) -> HttpResponse:
     own = connection.user_id == request.user.pk
     if not own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
-    active = list(with_scope(Token.objects.active()).filter(connection=connection, kind=Kind.ACCESS))
+    active = list(with_scope(Token.objects.active()).filter(connection=connection, kind=TokenKind.ACCESS))
     if len(active) == 1:
         return regenerated(request, active[0]) if own else asked(request, active[0])
     if not active:
         return changed(request, connection, "This connection has no active token.")
-    context = {"connection": connection, "tokens": active, "own": own, "back": back(request, connection)}
+    context = {"connection": connection, "tokens": active, "own": own, "back": back_url(request, connection)}
     return show(request, "tokens/choose.html", context)

@@ -44,7 +44,7 @@ from tokens.validation import (
     expiry,
     overlap,
 )
-from wire import token_text as text
+from wire import token_text
 
 __all__ = [
     "DEFAULT_LIFETIME",
@@ -57,7 +57,6 @@ __all__ = [
     "BadOverlap",
     "Expired",
     "Issued",
-    "Kind",
     "NameTaken",
     "NoPrevious",
     "NotYours",
@@ -65,6 +64,7 @@ __all__ = [
     "Superseded",
     "Token",
     "TokenError",
+    "TokenKind",
     "TokenScope",
     "TooMany",
     "canonical",
@@ -78,7 +78,7 @@ class Issued(NamedTuple):
     secret: str
 
 
-class Kind(models.TextChoices):
+class TokenKind(models.TextChoices):
     ACCESS = "access", "API access token"
     KEY = "key", "Connection key"
 
@@ -111,10 +111,10 @@ class TokenQuerySet(models.QuerySet["Token"]):
 
         All of them without words.
         """
-        told = Q(name__icontains=words) | Q(connection__host__name__icontains=words) | Q(prefix__startswith=words)
-        told |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
-        told |= Q(connection__user__email__icontains=words) if of_many else Q()
-        return self.filter(told) if words else self
+        matches = Q(name__icontains=words) | Q(connection__host__name__icontains=words) | Q(prefix__startswith=words)
+        matches |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
+        matches |= Q(connection__user__email__icontains=words) if of_many else Q()
+        return self.filter(matches) if words else self
 
     def issue(
         self,
@@ -133,12 +133,12 @@ class TokenQuerySet(models.QuerySet["Token"]):
         """
         if by.pk != connection.user_id:
             raise NotYours(NotYours.__doc__)
-        secret = text.mint(text.ACCESS)
+        secret = token_text.mint(token_text.ACCESS)
         with transaction.atomic():
             _must_have_room(connection, name)
             token = Token(
                 connection=connection,
-                kind=Kind.ACCESS,
+                kind=TokenKind.ACCESS,
                 name=name.strip(),
                 expires_at=expiry(expires_in_days),
                 allowed_ips=canonical(allowed_ips),
@@ -146,7 +146,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
                 scope_all=servers is None,
                 created_by=by,
             )
-            token.hold(secret)
+            token.set_secret(secret)
             token.save(force_insert=True)
             TokenScope.objects.bulk_create(TokenScope(token=token, assignment=a) for a in servers or ())
             Event.objects.record(Action.TOKEN_ISSUED, token, by=by, changes={"prefix": [None, token.prefix]})
@@ -154,7 +154,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
 
     def live_key(self, connection: Connection) -> "Token | None":
         """The key behind an app's OAuth tokens on this connection, if it lives."""
-        return self.live().filter(connection=connection, kind=Kind.KEY).first()
+        return self.live().filter(connection=connection, kind=TokenKind.KEY).first()
 
     def provide_key(self, connection: Connection, *, by: User) -> "Token":
         """The live key of an app's connection, made when there is none; its text is shown to nobody."""
@@ -162,8 +162,8 @@ class TokenQuerySet(models.QuerySet["Token"]):
             connection.lock()
             key = self.live_key(connection)
             if key is None:
-                key = Token(connection=connection, kind=Kind.KEY, name="key", created_by=by)
-                key.hold(text.mint(text.KEY))
+                key = Token(connection=connection, kind=TokenKind.KEY, name="key", created_by=by)
+                key.set_secret(token_text.mint(token_text.KEY))
                 key.save(force_insert=True)
         return key
 
@@ -178,7 +178,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
             if key is None:
                 raise AlreadyRevoked("This connection has been revoked before.")
             before, key.generation, key.rotated_at = key.prefix, key.generation + 1, timezone.now()
-            key.hold(text.mint(text.KEY))
+            key.set_secret(token_text.mint(token_text.KEY))
             key.save(update_fields=["prefix", "digest", "key_id", "generation", "rotated_at"])
             Event.objects.record(Action.KEY_REGENERATED, connection, by=by, changes={"prefix": [before, key.prefix]})
         return key
@@ -187,7 +187,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
 def _must_have_room(connection: Connection, name: str) -> None:
     if connection.lock().revoked_at:
         raise TokenError("This connection has been revoked.")
-    lasting = Token.objects.lasting().filter(connection=connection, kind=Kind.ACCESS)
+    lasting = Token.objects.lasting().filter(connection=connection, kind=TokenKind.ACCESS)
     if lasting.count() >= MOST_PER_CONNECTION:
         raise TooMany(TooMany.__doc__)
     if Token.objects.live().filter(connection=connection, name__iexact=name.strip()).exists():
@@ -205,7 +205,7 @@ class Token(Versioned, models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     connection = models.ForeignKey(Connection, models.PROTECT, related_name="tokens")
-    kind = models.CharField(max_length=10, choices=Kind, editable=False)
+    kind = models.CharField(max_length=10, choices=TokenKind, editable=False)
     name = models.CharField(max_length=100)
     prefix = models.CharField(max_length=12, editable=False)
     digest = models.BinaryField(unique=True, null=True, max_length=32, editable=False)
@@ -245,7 +245,9 @@ class Token(Versioned, models.Model):
                 name="live_token_name_is_unique_per_connection",
             ),
             models.UniqueConstraint(
-                fields=("connection",), condition=Q(kind=Kind.KEY, revoked_at=None), name="one_live_key_per_connection"
+                fields=("connection",),
+                condition=Q(kind=TokenKind.KEY, revoked_at=None),
+                name="one_live_key_per_connection",
             ),
             models.CheckConstraint(
                 condition=Q(revoked_at=None, revoke_reason="") | (Q(revoked_at__isnull=False) & ~Q(revoke_reason="")),
@@ -281,11 +283,11 @@ class Token(Versioned, models.Model):
             return None
         return min(filter(None, (self.previous_ends_at, self.expires_at)))
 
-    def hold(self, secret: str) -> None:
+    def set_secret(self, secret: str) -> None:
         """Take `secret` as the text of this token, keeping its prefix and digest only."""
         key = settings.TOKEN_KEYS[0]
-        self.prefix, self.key_id = text.shown(secret), text.key_id(key)
-        self.digest = text.digest(secret, key)
+        self.prefix, self.key_id = token_text.prefix_of(secret), token_text.key_id(key)
+        self.digest = token_text.digest(secret, key)
 
     def rotate(self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0) -> Issued:
         """Give this token another secret; all else stays. Whoever is not its owner cannot, for the text acts as them.
@@ -317,7 +319,7 @@ class Token(Versioned, models.Model):
         Asking again changes nothing. Raises AlreadyRevoked or Expired, and TokenError for the key of an app.
         """
         with self._locked() as row:
-            if row.kind != Kind.ACCESS:
+            if row.kind != TokenKind.ACCESS:
                 raise TokenError("The key of an app is regenerated, and collected by nobody.")
             self.digest, self.key_id, self.asked_at, self.asked_by = None, "", row.asked_at, row.asked_by
             self._forget_previous()
@@ -369,14 +371,14 @@ class Token(Versioned, models.Model):
         self, row: "Token", action: Action, *, by: User | None, changes: dict[str, Any] | None = None, actor: str = ""
     ) -> Issued:
         """Take a secret nobody has seen, in place of the one `row` holds, and record it as `action`."""
-        secret = text.mint(self.kind_prefix)
+        secret = token_text.mint(self.kind_prefix)
         self.generation, self.rotated_at = row.generation + 1, timezone.now()
         self.asked_at = self.asked_by = self.secret_last_used_at = None
-        self.hold(secret)
+        self.set_secret(secret)
         self.save(update_fields=[*SECRET, "generation", "rotated_at", "asked_at", "asked_by"])
         Connection.objects.filter(pk=self.connection_id).update(last_token_at=self.rotated_at)
-        told = {"prefix": [row.prefix, self.prefix], "owner": self.connection.user.email} | (changes or {})
-        Event.objects.record(action, self, by=by, changes=told, actor=actor)
+        details = {"prefix": [row.prefix, self.prefix], "owner": self.connection.user.email} | (changes or {})
+        Event.objects.record(action, self, by=by, changes=details, actor=actor)
         return Issued(self, secret)
 
     def _forget_previous(self) -> None:
@@ -455,14 +457,16 @@ class Token(Versioned, models.Model):
 
     @property
     def kind_prefix(self) -> str:
-        return text.ACCESS if self.kind == Kind.ACCESS else text.KEY
+        return token_text.ACCESS if self.kind == TokenKind.ACCESS else token_text.KEY
 
     def is_held_by(self, secret: str) -> bool:
         """Whether `secret` is this token's text at present; one that was replaced and works on is not."""
         if self.digest is None:
             return False
         stored = bytes(self.digest)
-        return any(compare_digest(stored, one) for one in text.candidates(secret, settings.TOKEN_KEYS))
+        return any(
+            compare_digest(stored, candidate) for candidate in token_text.candidates(secret, settings.TOKEN_KEYS)
+        )
 
     def must_be_active(self) -> None:
         """Raise AlreadyRevoked or Expired when this token has ended."""

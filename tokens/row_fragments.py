@@ -11,13 +11,12 @@ from django_htmx.http import reswap, retarget
 
 from accounts.models import User
 from capabilities import Capability
-from connections import row_fragments as connection_places
-from connections.row_fragments import Place, open_page, open_query
+from connections import views as connection_views
 from gateways.models import Gateway
 from tokens.models import Token
-from tokens.rows import Row, listed, numbers
+from tokens.rows import TokenRow, listed, numbers
 from tokens.visibility import hosts_for, known_to, with_scope
-from ui.pages import AppRequest, answer, leave, wants_fragment
+from ui.pages import AppRequest, Fragment, answer, leave, open_page, open_query, wants_fragment
 
 IN_DIALOG = {"in": "gateway"}
 
@@ -34,14 +33,18 @@ def target(request: AppRequest, token: Token) -> str:
     return f"#token-{token.pk}" if _on_list(request) else f"#connection-{token.connection_id}"
 
 
-def place(request: AppRequest, token: Token) -> Place:
+def token_fragment(request: AppRequest, token: Token) -> Fragment:
     """The gateway's dialog, the row of the API Tokens page, or the row of its connection, as it is now."""
     if _in_dialog(request):
-        return Place("tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True})
+        return Fragment(
+            "tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True}
+        )
     if _on_list(request):
-        row = Row(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
-        return Place("tokens/list.html#row", {"row": row, "counts": numbers(listed(request.user, open_query(request)))})
-    return connection_places.place(request, token.connection)
+        row = TokenRow(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
+        return Fragment(
+            "tokens/list.html#row", {"row": row, "counts": numbers(listed(request.user, open_query(request)))}
+        )
+    return connection_views.row_fragment(request, token.connection)
 
 
 def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
     own = with_scope(known_to(viewer)).live().filter(connection__user=viewer, connection__gateway=gateway)
     return {
         "gateway": gateway,
-        "rows": [Row(token, viewer) for token in own],
+        "rows": [TokenRow(token, viewer) for token in own],
         "may_create": hosts_for(viewer).exists(),
     }
 
@@ -57,17 +60,17 @@ def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
 def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
     """The answer to an act: what shows the token, as it is now."""
     if not wants_fragment(request):
-        return leave(request, back(request, token), toast)
-    template, context = place(request, token)
-    response = answer(request, template, context, to=back(request, token), toast=toast)
+        return leave(request, back_url(request, token), toast)
+    template, context = token_fragment(request, token)
+    response = answer(request, template, context, to=back_url(request, token), toast=toast)
     return reswap(retarget(response, "#dialog"), "innerHTML") if _in_dialog(request) else response
 
 
-def beside(request: AppRequest, token: Token) -> str:
+def extra_token(request: AppRequest, token: Token) -> str:
     """The same, to go along with the dialog that shows a secret."""
     if _in_dialog(request) or open_page(request) == reverse("overview"):
         return ""
-    return connection_places.alongside(request, place(request, token))
+    return connection_views.extra_fragment(request, token_fragment(request, token))
 
 
 def without_notice(request: AppRequest, token: Token) -> str:
@@ -76,7 +79,7 @@ def without_notice(request: AppRequest, token: Token) -> str:
     return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if shown else ""
 
 
-def back(request: AppRequest, token: Token) -> str:
+def back_url(request: AppRequest, token: Token) -> str:
     """Where to go without script."""
     if _in_dialog(request):
         return reverse("tokens:for_gateway", args=[token.connection.gateway.slug])
@@ -84,7 +87,7 @@ def back(request: AppRequest, token: Token) -> str:
         return reverse("tokens:list")
     if request.user.has_perm(Capability.API_TOKENS_MANAGE):
         return f"{reverse('tokens:list')}?owner=all"
-    return connection_places.back(request, token.connection)
+    return connection_views.back_url(request, token.connection)
 
 
 def _in_dialog(request: AppRequest) -> bool:

@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.models import User
 from capabilities import CapabilityRequired
 from connections import rows as connections
-from tokens.models import Kind, Token, TokenQuerySet
+from tokens.models import Token, TokenKind, TokenQuerySet
 from tokens.visibility import EDITING, STATUSES, of_status, servers_of
 
 SOON = timedelta(days=7)
@@ -24,15 +24,15 @@ IDLE = timedelta(days=90)
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One token as `viewer` sees it; needs `with_scope`."""
 
     token: Token
     viewer: User
 
     @cached_property
-    def connection(self) -> connections.Row:
-        return connections.Row(self.token.connection, self.viewer)
+    def connection(self) -> connections.ConnectionRow:
+        return connections.ConnectionRow(self.token.connection, self.viewer)
 
     @property
     def is_own(self) -> bool:
@@ -42,7 +42,9 @@ class Row:
     def servers(self) -> str:
         """The servers it may reach, in words."""
         return (
-            "All servers" if self.token.scope_all else ", ".join(one.name for one in servers_of(self.token)) or "None"
+            "All servers"
+            if self.token.scope_all
+            else ", ".join(server.name for server in servers_of(self.token)) or "None"
         )
 
     @property
@@ -58,10 +60,10 @@ class Row:
         """What stops a token that is active itself."""
         if self.token.status != "active":
             return ""
-        link = self.token.connection
-        if not link.enabled:
+        connection = self.token.connection
+        if not connection.enabled:
             return "blocked: connection disabled"
-        return connections.blocked(link)
+        return connections.blocked(connection)
 
     @property
     def may_edit(self) -> bool:
@@ -119,7 +121,7 @@ def needing(care: str) -> Q:
 
 def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
     """The viewer's own tokens, or everybody's with `?owner=all`. Raises CapabilityRequired."""
-    tokens = Token.objects.filter(kind=Kind.ACCESS)
+    tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     if query.get("owner") != "all":
         return tokens.filter(connection__user=viewer)
     if not viewer.has_perm(EDITING):

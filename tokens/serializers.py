@@ -11,8 +11,7 @@ from rest_framework.exceptions import ValidationError
 
 from gateways.api import GatewayReference
 from gateways.models import Assignment, Gateway, IdentityScheme
-from hosts.models import Host
-from hosts.models import Kind as HostKind
+from hosts.models import Host, HostKind
 from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
 from tokens.visibility import STATUSES, servers_of
@@ -99,8 +98,8 @@ def issued(new: Issued) -> dict[str, Any]:
 
 def rotated(new: Issued) -> dict[str, Any]:
     """Exactly the eight keys of a rotation."""
-    told = issued(new)
-    return {key: told[key] for key in SHOWN_ONCE}
+    values = issued(new)
+    return {key: values[key] for key in SHOWN_ONCE}
 
 
 class TokenQuery(ListQuery):
@@ -160,14 +159,14 @@ class NewToken(Body):
         """What was named by id, found: `host`, `gateway`, `servers` and `identities`."""
         gateway = attrs["gateway_id"]
         offered = Assignment.objects.live().filter(gateway=gateway, server__archived_at=None).select_related("server")
-        found = {
+        named_things = {
             "host": attrs["host_id"],
             "gateway": gateway,
             "servers": _chosen(offered, attrs["server_ids"]),
             "identities": _brought(offered, attrs["identities"], self.context["request"].user),
         }
         kept = ("name", "expires_in_days", "allowed_ips", "calls_per_minute")
-        return {key: attrs[key] for key in kept} | found
+        return {key: attrs[key] for key in kept} | named_things
 
 
 def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None:

@@ -19,8 +19,8 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile, FormSeen
-from capabilities import NOBODY, CapabilityRequired, signed_in
-from capabilities.sections import SEES_GATEWAYS
+from capabilities import NOBODY, CapabilityRequired, own_resource
+from capabilities.catalogue import SEES_GATEWAYS
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
 from tokens.models import (
@@ -36,11 +36,22 @@ from tokens.models import (
     Token,
 )
 from tokens.notices import notices
-from tokens.row_fragments import back, beside, changed, hidden, of_gateway, target, without_notice
-from tokens.rows import CARES, Row, TokenFilter, listed, numbers
+from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
+from tokens.rows import CARES, TokenFilter, TokenRow, listed, numbers
 from tokens.snippets import once
 from tokens.visibility import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
-from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, seen, show, told_of, wants_fragment
+from ui.pages import (
+    AppRequest,
+    clash_context,
+    confirm,
+    leave,
+    page_of,
+    posted,
+    refuse,
+    seen,
+    show,
+    wants_fragment,
+)
 
 ROWS = 30
 HOSTS = 8
@@ -51,19 +62,19 @@ OFF = "The host, the gateway or the connection is disabled. Enable it first."
 
 
 @require_GET
-@signed_in("one's own tokens; everybody's need API_TOKENS_MANAGE")
+@own_resource("one's own tokens; everybody's need API_TOKENS_MANAGE")
 def listing(request: AppRequest) -> HttpResponse:
-    asked = TokenFilter(request.GET)
+    filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
     counts = numbers(tokens)
-    page = page_of(request, asked.narrow(tokens), ROWS, with_scope, count=asked.count(counts))
+    page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=filters.count(counts))
     context = {
         "page": page,
-        "rows": [Row(token, request.user) for token in page],
-        "chosen": asked.chosen,
+        "rows": [TokenRow(token, request.user) for token in page],
+        "chosen": filters.chosen,
         "counts": counts,
         "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
-        "care": CARES.get(asked.chosen.get("care", "")),
+        "care": CARES.get(filters.chosen.get("care", "")),
         "may_create": hosts_for(request.user).exists(),
         "notices": partial(notices, request.user),
         "waiting": partial(waiting_for, request.user),
@@ -72,7 +83,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 @require_POST
-@signed_in("one's own notices")
+@own_resource("one's own notices")
 def dismiss(request: AppRequest) -> HttpResponse:
     """Tell no more of what was shown; what happened since then is."""
     shown = parse_datetime(request.POST.get("until", ""))
@@ -82,7 +93,7 @@ def dismiss(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in("offers the agents one may make a token for")
+@own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
     """Choose the agent; the authorize flow does the rest. `?gateway=` goes along."""
     words = request.GET.get("q", "")
@@ -98,14 +109,14 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@signed_in("one's own tokens on a gateway within reach", others=SEES_GATEWAYS)
+@own_resource("one's own tokens on a gateway within reach", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     context = of_gateway(request.user, find_gateway(request.user, slug))
     return show(request, "tokens/for_gateway.html", context)
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=EDITING)
+@own_resource("one's own tokens", others=EDITING)
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk and not request.user.has_perm(EDITING):
@@ -115,9 +126,9 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     form = EditForm(posted(request), token=token)
     context = {
         "form": form,
-        "row": Row(token, request.user),
+        "row": TokenRow(token, request.user),
         "heading": f"Edit {token.name}",
-        "back": back(request, token),
+        "back": back_url(request, token),
         "target": target(request, token),
         "hidden": hidden(request),
         "version": token.version,
@@ -128,7 +139,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         if form.is_valid() and _edited(form, request.user, seen(request)):
             return changed(request, token, "Token saved")
     except ChangedMeanwhile as clash:
-        context |= told_of(clash)
+        context |= clash_context(clash)
     return refuse(request, "tokens/edit.html", context)
 
 
@@ -157,7 +168,7 @@ def _ended(token: Token) -> str:
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=NOBODY)
+@own_resource("one's own tokens", others=NOBODY)
 def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
     return regenerated(request, _own(request, pk))
 
@@ -189,7 +200,7 @@ def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpRes
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=NOBODY)
+@own_resource("one's own tokens", others=NOBODY)
 def collect(request: AppRequest, pk: UUID) -> HttpResponse:
     """Make the secret that somebody asked for, and show it to the owner in this answer, once."""
     token = _own(request, pk)
@@ -206,7 +217,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="key",
             kind="primary",
             target="#dialog",
-            back=back(request, token),
+            back=back_url(request, token),
             hidden=hidden(request),
         )
     try:
@@ -219,7 +230,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=ENDING)
+@own_resource("one's own tokens", others=ENDING)
 def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
     return asked(request, _to_end(request, pk))
 
@@ -235,7 +246,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
             more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new secret.",
             icon="key",
             target=target(request, token),
-            back=back(request, token),
+            back=back_url(request, token),
             hidden=hidden(request),
         )
     try:
@@ -246,7 +257,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=ENDING)
+@own_resource("one's own tokens", others=ENDING)
 def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
     if request.method == "GET":
@@ -257,7 +268,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} goes on.",
             icon="revoke",
             target=target(request, token),
-            back=back(request, token),
+            back=back_url(request, token),
             hidden=hidden(request),
         )
     with suppress(NoPrevious, AlreadyRevoked, Expired):  # Then it has ended, which is what was asked for.
@@ -273,7 +284,7 @@ def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
         "icon_name": "key",
         "kind": "primary",
         "target": "#dialog",
-        "back": back(request, token),
+        "back": back_url(request, token),
         "action": request.path,
         "token": token,
         "form": form,
@@ -291,21 +302,21 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
     """The new secret; without one, that it is no longer shown."""
     if new is None and wants_fragment(request):
         return changed(request, token, "This token was regenerated already. Its secret is no longer shown.")
-    context: dict[str, Any] = {"token": token, "row": Row(token, request.user), "back": back(request, token)}
+    context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back_url(request, token)}
     response = show(request, "tokens/issued.html#once", context | (once(new) if new else {}))
     response["Referrer-Policy"] = "no-referrer"
     if wants_fragment(request):
         response["HX-Reswap"] = "innerHTML"
-        response.write(beside(request, token))
+        response.write(extra_token(request, token))
     return response
 
 
 @require_http_methods(["GET", "POST"])
-@signed_in("one's own tokens", others=ENDING)
+@own_resource("one's own tokens", others=ENDING)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _to_end(request, pk)
     if request.method == "GET":
-        offered = token.is_last and Row(token, request.user).connection.may_revoke
+        offered = token.is_last and TokenRow(token, request.user).connection.may_revoke
         return confirm(
             request,
             title="Revoke token",
@@ -313,7 +324,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             more=f"{_named(token)}.",
             icon="revoke",
             target=target(request, token),
-            back=back(request, token),
+            back=back_url(request, token),
             choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
             hidden=hidden(request),
         )

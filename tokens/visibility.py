@@ -8,10 +8,9 @@ from django.utils import timezone
 from accounts.models import User
 from capabilities import Capability
 from gateways.models import Assignment
-from hosts.models import Host, HostQuerySet
-from hosts.models import Kind as HostKind
+from hosts.models import Host, HostKind, HostQuerySet
 from servers.models import Server
-from tokens.models import Kind, Token, TokenQuerySet, TokenScope
+from tokens.models import Token, TokenKind, TokenQuerySet, TokenScope
 
 # What it takes for another person's token; one's own are always one's own. No capability opens another's secret.
 EDITING = Capability.API_TOKENS_MANAGE
@@ -23,7 +22,7 @@ STATUSES = ("active", "waiting", "expired", "revoked", "all")
 
 def known_to(viewer: User) -> TokenQuerySet:
     """The tokens `viewer` may know of; keys of apps are none."""
-    tokens = Token.objects.filter(kind=Kind.ACCESS)
+    tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     return tokens if any(map(viewer.has_perm, SEES)) else tokens.filter(connection__user=viewer)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib import messages
 from django.core.paginator import Page, Paginator
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from accounts.models import User
 
 PAGE_SIZE = 50
+NAMED_FIRST = 5  # As many things a question names; of the rest it tells the number.
+NOTHING_IS_DELETED = "Nothing is deleted."
 
 
 class AppRequest(HttpRequest):
@@ -40,6 +42,23 @@ def is_for(request: AppRequest, target: str) -> bool:
     return request.htmx.target == target and not request.htmx.history_restore_request
 
 
+class Fragment(NamedTuple):
+    """The template and the context that draw one thing on the page that is open."""
+
+    template: str
+    context: dict[str, Any]
+
+
+def open_page(request: AppRequest) -> str:
+    """The path of the page that is open in the browser, when htmx tells it."""
+    return (request.htmx.current_url_abs_path or "").partition("?")[0]
+
+
+def open_query(request: AppRequest) -> QueryDict:
+    """What the open page is narrowed to."""
+    return QueryDict((request.htmx.current_url_abs_path or "").partition("?")[2])
+
+
 def posted(request: HttpRequest) -> QueryDict | None:
     """What a form is bound to: the posted fields, also when there are none; None when the form is only looked at."""
     return request.POST if request.method == "POST" else None
@@ -51,7 +70,7 @@ def seen(request: HttpRequest) -> FormSeen | None:
     return FormSeen(version) if version else None
 
 
-def told_of(clash: ChangedMeanwhile) -> dict[str, Any]:
+def clash_context(clash: ChangedMeanwhile) -> dict[str, Any]:
     """What a form adds when the thing was changed after it was opened: saved once more, it goes on top."""
     return {"clash": clash, "version": clash.version}
 
@@ -122,6 +141,29 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
         "action": request.path,
     }
     return show(request, "ui/confirm.html", context)
+
+
+def confirm_archiving(request: HttpRequest, thing: Model, *, more: str, back: str) -> HttpResponse:
+    """Ask before `thing` is put away for good."""
+    return confirm(
+        request,
+        title=f"Archive {thing._meta.verbose_name}",
+        text=f'Archive "{thing}"? It leaves the list for good. This cannot be undone.',
+        more=more,
+        icon="archive",
+        back=back,
+    )
+
+
+def sentences(*parts: str) -> str:
+    """The parts that say something, one after another."""
+    return " ".join(filter(None, parts))
+
+
+def first_names(names: list[str]) -> str:
+    """The first of `names`, and how many more there are."""
+    more = len(names) - NAMED_FIRST
+    return ", ".join(names[:NAMED_FIRST]) + (f" and {more} more" if more > 0 else "")
 
 
 def page_of[M: Model](

@@ -65,7 +65,7 @@ class Loop(UpstreamError):
     sentence = 'The address of server "{server}" is this gateway itself.'
 
 
-class CredentialRefused(UpstreamError):
+class AccessRefused(UpstreamError):
     reason = "credential_refused"
     sentence = 'Server "{server}" refused the credential stored for it.'
 

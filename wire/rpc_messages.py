@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from wire import jsonrpc, sse
 from wire.bodies import has_more_values
-from wire.errors import BadAnswer, CredentialRefused, Flooded, TooLarge, Unreachable
+from wire.errors import AccessRefused, BadAnswer, Flooded, TooLarge, Unreachable
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse
 from wire.trace_context import NONE, Trace
@@ -79,10 +79,10 @@ def next_request_id() -> int:
 async def answer_of(reply: HttpResponse, target: Target, minted: int, era: str, hear: OnNotification) -> RpcResponse:
     """The answer to request `minted`; everything else on its stream goes to `hear`.
 
-    Raises BadAnswer, CredentialRefused, TooLarge or Unreachable.
+    Raises BadAnswer, AccessRefused, TooLarge or Unreachable.
     """
     if reply.status in (401, 403):
-        raise CredentialRefused(target.server_name, f"HTTP {reply.status}")
+        raise AccessRefused(target.server_name, f"HTTP {reply.status}")
     if reply.status == 200 and reply.kind == "text/event-stream":
         return await _from_stream(reply, target, minted, era, hear)
     text = await reply.read()

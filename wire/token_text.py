@@ -54,7 +54,7 @@ def well_formed(text: str, prefixes: Iterable[str] = PREFIXES) -> bool:
     return PATTERN.fullmatch(text) is not None and text[:3] in prefixes and checksum(text[:-CHECK]) == text[-CHECK:]
 
 
-def shown(secret: str) -> str:
+def prefix_of(secret: str) -> str:
     """The part of a credential that may be shown and stored: its first 12 characters."""
     return secret[:SHOWN]
 

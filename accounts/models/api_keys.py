@@ -59,9 +59,9 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
         All of them without words.
         """
-        told = Q(name__icontains=words) | Q(prefix__startswith=words)
-        told |= Q(user__email__icontains=words) if of_many else Q()
-        return self.filter(told) if words else self
+        matches = Q(name__icontains=words) | Q(prefix__startswith=words)
+        matches |= Q(user__email__icontains=words) if of_many else Q()
+        return self.filter(matches) if words else self
 
     def within_reach(self, viewer: User, *, of_all: bool) -> "ApiKeyQuerySet":
         """The viewer's own keys, or with `of_all` everybody's. Raises CapabilityRequired."""

@@ -23,7 +23,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from capabilities.roles import BUILT_IN, SUPER_ADMIN
+from capabilities.catalogue import BUILT_IN, SUPER_ADMIN
 
 
 def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:
@@ -86,17 +86,17 @@ class Role(Versioned, models.Model):
     @property
     def capabilities(self) -> frozenset[Capability]:
         """The capabilities this role bundles."""
-        held = self._held()
-        return frozenset(capability for capability in Capability if capability in held)
+        permissions = self._held()
+        return frozenset(capability for capability in Capability if capability in permissions)
 
     def _held(self) -> frozenset[str]:
         """The permissions as `app.codename`; of a role `with_capabilities`, without asking the database again."""
         fetched = "permissions" in getattr(self, "_prefetched_objects_cache", {})
         rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
-        return frozenset(f"{one.content_type.app_label}.{one.codename}" for one in rows)
+        return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def editable(self) -> dict[str, Any]:
-        return {"name": self.name, "capabilities": sorted(one.slug for one in self.capabilities)}
+        return {"name": self.name, "capabilities": sorted(capability.slug for capability in self.capabilities)}
 
     def edit(
         self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None, seen: Seen | None = None

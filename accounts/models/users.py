@@ -35,7 +35,7 @@ from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from capabilities.roles import SUPER_ADMIN
+from capabilities.catalogue import SUPER_ADMIN
 
 
 class UserManager(BaseUserManager["User"]):
@@ -150,8 +150,8 @@ class User(Versioned, AbstractBaseUser):
 
     def _get_session_auth_hash(self, secret: str | bytes | None = None) -> str:
         """What a session must match to stay signed in: it dies with the password and with the epoch."""
-        held = f"{self.password}:{self.session_epoch}"
-        return salted_hmac("accounts.User.session", held, secret=secret, algorithm="sha256").hexdigest()
+        session_state = f"{self.password}:{self.session_epoch}"
+        return salted_hmac("accounts.User.session", session_state, secret=secret, algorithm="sha256").hexdigest()
 
     @contextmanager
     def changed_by(self, by: Grantor | None) -> Iterator["User"]:
@@ -202,8 +202,8 @@ class User(Versioned, AbstractBaseUser):
         Raises NotStaff unless `by` is staff or an owner, or Outranked.
         """
         with self.changed_by(by) as present:
-            giver = acting_now(by)
-            if giver is not None and not (giver.is_staff or giver.is_owner):
+            actor = acting_now(by)
+            if actor is not None and not (actor.is_staff or actor.is_owner):
                 raise NotStaff(NotStaff.__doc__)
             if present.is_staff != staff:
                 User.objects.filter(pk=self.pk).update(is_staff=staff)
@@ -273,7 +273,7 @@ class User(Versioned, AbstractBaseUser):
     @property
     def granted(self) -> frozenset[Capability]:
         """What this person may do while active."""
-        return frozenset(one for one in Capability if self.is_superuser or one in self.permissions)
+        return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 
     def editable(self) -> dict[str, Any]:
         role = self.role.name if self.role else None
@@ -313,11 +313,11 @@ class User(Versioned, AbstractBaseUser):
         """Every permission this user holds now; a superuser holds all there are."""
         if not self.is_active:
             return frozenset()
-        held = self.permissions
+        granted = self.permissions
         if self.is_superuser:
             rows = Permission.objects.values_list("content_type__app_label", "codename")
-            held = frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
-        return held if self.narrowed_to is None else held & self.narrowed_to
+            granted = frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
+        return granted if self.narrowed_to is None else granted & self.narrowed_to
 
 
 class TeamManager(models.Manager["Team"]):

@@ -49,7 +49,7 @@ class WorkspaceSettings(Versioned, models.Model):
         return self.name
 
     def editable(self) -> dict[str, Any]:
-        return {one.name: getattr(self, one.name) for one in self._meta.fields if one.editable}
+        return {field.name: getattr(self, field.name) for field in self._meta.fields if field.editable}
 
     @classmethod
     def load(cls) -> Self:

@@ -14,7 +14,7 @@ from gatewayadmin.admin.actions import FINAL, CapabilityAction, any_of, switches
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from oauth.models import AuthorizeRequest, Binding
-from tokens.models import Kind, Token
+from tokens.models import Token, TokenKind
 
 LIVE = Q(revoked_at=None)
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
@@ -89,7 +89,7 @@ class TokenPages(CapabilityAdmin):
             "Ask for new secrets of selected",
             lambda token, by: token.ask_for_new(by=by),
             any_of(*ENDING),
-            LIVE & Q(kind=Kind.ACCESS, asked_at=None),
+            LIVE & Q(kind=TokenKind.ACCESS, asked_at=None),
             "The old secret stops working at once; its owner alone collects the new one, after signing in.",
         ),
     )

@@ -9,7 +9,7 @@ from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability
-from capabilities.sections import SEES_GATEWAYS
+from capabilities.catalogue import SEES_GATEWAYS
 from connections.models import Connection
 from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of, switches
 from gatewayadmin.admin.base import CapabilityAdmin

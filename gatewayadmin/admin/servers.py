@@ -9,7 +9,7 @@ from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability
-from capabilities.sections import SEES_SERVERS
+from capabilities.catalogue import SEES_SERVERS
 from gatewayadmin.admin.actions import FINAL, LOST, CapabilityAction, any_of
 from gatewayadmin.admin.actions import switches as switch_acts
 from gatewayadmin.admin.base import CapabilityAdmin

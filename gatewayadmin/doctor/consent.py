@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from oauth2_provider.models import Application
 
 from accounts.models import User
-from connections.models import AlreadyRevoked, Connection, Refused
+from connections.models import AlreadyRevoked, Connection, ConnectionRefused
 from gatewayadmin.doctor.report import Fault
 from gateways.models import Gateway
 from oauth import flow as flows
@@ -55,7 +55,7 @@ def allow(user: User, gateway: Gateway, application: Application, asked: dict[st
         with transaction.atomic():
             connection = connect(request, flow)
             url = grant(request, flow, connection)
-    except Refused as refused:
+    except ConnectionRefused as refused:
         raise Fault(str(refused), _what_to_do(str(refused))) from None
     finally:
         flow.delete()

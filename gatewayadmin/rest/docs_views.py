@@ -9,7 +9,7 @@ from __future__ import annotations
 from django.http import Http404, HttpResponse
 from django.views.decorators.http import require_GET
 
-from capabilities import signed_in
+from capabilities import own_resource
 from gatewayadmin.rest.api_docs import groups, objects_of
 from ui.pages import AppRequest, show
 
@@ -17,14 +17,14 @@ WHY = "what the API says of itself"
 
 
 @require_GET
-@signed_in(WHY)
+@own_resource(WHY)
 def docs(request: AppRequest) -> HttpResponse:
     """Every operation, by what it is about."""
     return show(request, "api/docs.html", {"groups": groups()})
 
 
 @require_GET
-@signed_in(WHY)
+@own_resource(WHY)
 def docs_of(request: AppRequest, group: str) -> HttpResponse:
     """The operations of one group in full, and the objects they speak of."""
     found = groups().get(group)

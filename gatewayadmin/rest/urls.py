@@ -17,7 +17,7 @@ from accounts.api import CapabilityResource, Me, UserResource
 from accounts.confirm_api import Confirm
 from accounts.groups_api import RoleResource, TeamResource, Workspace
 from auditlog.api import CallResource, EventResource
-from capabilities import signed_in
+from capabilities import own_resource
 from connections.api import ConnectionResource, Endings, GatewayConnections
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
@@ -83,7 +83,7 @@ _below = [
 
 @csrf_exempt
 @login_not_required
-@signed_in("nothing is here; programs are told so in JSON and never redirected")
+@own_resource("nothing is here; programs are told so in JSON and never redirected")
 def nothing(request: HttpRequest) -> HttpResponse:
     """404 for every path of the API that leads nowhere."""
     return _problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this path.")

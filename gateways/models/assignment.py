@@ -24,7 +24,7 @@ alias_validator = RegexValidator(
 )
 
 
-class StillEnabled(GatewayError):
+class ServerStillEnabled(GatewayError):
     """Disable it first; only what is switched off can be archived."""
 
 
@@ -73,7 +73,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
             if row.archived_at:
                 return
             if row.enabled:
-                raise StillEnabled(StillEnabled.__doc__)
+                raise ServerStillEnabled(ServerStillEnabled.__doc__)
             server.archived_at = timezone.now()
             server.save(update_fields=["archived_at", "updated_at"])
             for assignment in self.live().filter(server=server).order_by("pk"):
@@ -203,8 +203,8 @@ class ToolQuerySet(models.QuerySet["Tool"]):
 
     def matching(self, words: str) -> "ToolQuerySet":
         """Tools whose exposed name, title or description holds `words`; all of them without words."""
-        told = Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
-        return self.filter(told) if words else self
+        matches = Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
+        return self.filter(matches) if words else self
 
     def rename(self, assignment: Assignment) -> None:
         """Give the tools of `assignment` the names its present alias exposes them under."""
@@ -223,8 +223,8 @@ class ToolQuerySet(models.QuerySet["Tool"]):
         with transaction.atomic():
             assignment = assignment.lock()
             known = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
-            told = {d["name"]: Tool.define(d, now) for d in definitions if is_tool_name(d.get("name"))}
-            for name, values in told.items():
+            offered = {d["name"]: Tool.define(d, now) for d in definitions if is_tool_name(d.get("name"))}
+            for name, values in offered.items():
                 if name in known:
                     known[name].take_over(values)
             fresh = {
@@ -234,12 +234,12 @@ class ToolQuerySet(models.QuerySet["Tool"]):
             }
             new = [
                 Tool(name=name, exposed_name=exposed_name(assignment.alias, name), **fresh, **values)
-                for name, values in told.items()
+                for name, values in offered.items()
                 if name not in known
             ]
             self.bulk_create(new, ignore_conflicts=True)  # The proxy may have been faster.
-            self.bulk_update([known[name] for name in told if name in known], Tool.LEARNT)
-            self.filter(assignment=assignment, missing_since=None).exclude(name__in=told).update(missing_since=now)
+            self.bulk_update([known[name] for name in offered if name in known], Tool.LEARNT)
+            self.filter(assignment=assignment, missing_since=None).exclude(name__in=offered).update(missing_since=now)
 
 
 class Tool(Switchable):

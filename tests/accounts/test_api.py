@@ -15,7 +15,7 @@ from accounts.models import Role, Team, User, WorkspaceSettings
 from accounts.reauthentication import RecentPassword
 from auditlog.models import Event
 from capabilities import Capability
-from capabilities.roles import MEMBER
+from capabilities.catalogue import MEMBER
 from connections.models import Connection
 from gatewayadmin.rest.urls import router
 from tests import make

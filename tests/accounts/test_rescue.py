@@ -12,7 +12,7 @@ from django.test import Client
 
 from accounts.models import Role, User
 from auditlog.models import Event
-from capabilities.roles import MEMBER
+from capabilities.catalogue import MEMBER
 from tests import make
 
 pytestmark = pytest.mark.django_db

@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
-from accounts.capability_groups import AREAS
+from accounts.capability_groups import CAPABILITY_GROUPS
 from accounts.models import Role, User
 from auditlog.models import Event
 from capabilities import Capability
@@ -93,11 +93,11 @@ def test_the_list_costs_the_same_for_few_and_for_many(
 
 
 def test_the_check_list_names_every_capability_in_its_area(chief: User, sign_in: SignIn) -> None:
-    assert sorted(one for ones in AREAS.values() for one in ones) == sorted(Capability)
+    assert sorted(one for ones in CAPABILITY_GROUPS.values() for one in ones) == sorted(Capability)
 
     page = text(sign_in(chief).get("/people/roles/add/"))
 
-    for area in AREAS:
+    for area in CAPABILITY_GROUPS:
         assert f">{area}</h2>" in page
     for capability in Capability:
         assert capability.label.replace("&", "&amp;") in page

@@ -20,7 +20,7 @@ from accounts.models import User
 from accounts.rules import BeyondYours
 from auditlog.models import Event
 from capabilities import Capability
-from servers.vault import cipher
+from servers.models import cipher
 from tests import make
 from tests.conftest import SignIn
 

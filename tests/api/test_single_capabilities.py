@@ -16,7 +16,7 @@ from django.urls import reverse
 
 from accounts.models import ApiKey, Role, User
 from capabilities import Capability
-from capabilities.roles import ADMINISTRATOR, MEMBER, SUPER_ADMIN
+from capabilities.catalogue import ADMINISTRATOR, MEMBER, SUPER_ADMIN
 from connections.models import Connection
 from gateways.models import Gateway
 from servers.models import Identity

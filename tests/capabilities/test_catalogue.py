@@ -7,7 +7,7 @@ from django.http import HttpRequest, HttpResponse
 
 from accounts.models import Role, permissions_of
 from capabilities import Can, Capability, CapabilityRequired, requires
-from capabilities.roles import BUILT_IN, MEMBER
+from capabilities.catalogue import BUILT_IN, MEMBER
 from tests import make
 
 pytestmark = pytest.mark.django_db

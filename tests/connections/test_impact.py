@@ -11,8 +11,7 @@ from auditlog.models import Call
 from capabilities import Capability
 from connections.impact import NothingGoesThrough, impact_of
 from connections.models import AlreadyRevoked, Connection, StillEnabled
-from gateways.models import Assignment, IdentityScheme, Tool
-from gateways.models import StillEnabled as ServerStillEnabled
+from gateways.models import Assignment, IdentityScheme, ServerStillEnabled, Tool
 from tests import make
 
 pytestmark = pytest.mark.django_db

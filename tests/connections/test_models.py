@@ -6,7 +6,7 @@ from django.db import IntegrityError, transaction
 from accounts.models import Team
 from auditlog.models import Event
 from capabilities import Capability
-from connections.models import AlreadyRevoked, Connection, ConnectionIdentity, Refused
+from connections.models import AlreadyRevoked, Connection, ConnectionIdentity, ConnectionRefused
 from gateways.models import IdentityScheme, Reach
 from tests import make
 
@@ -87,7 +87,7 @@ def test_a_disabled_connection_is_not_opened_again_by_the_flow() -> None:
     connection = make.connection(make.agent(by=ana), make.gateway(), ana)
     connection.disable(by=ana)
 
-    with pytest.raises(Refused, match="disabled by an administrator"):
+    with pytest.raises(ConnectionRefused, match="disabled by an administrator"):
         make.connection(connection.host, connection.gateway, ana)
 
 
@@ -95,12 +95,12 @@ def test_a_disabled_host_or_gateway_takes_no_connection() -> None:
     ana = make.user()
     host, gateway = make.agent(by=ana), make.gateway()
     host.disable(by=ana)
-    with pytest.raises(Refused, match="disabled this app"):
+    with pytest.raises(ConnectionRefused, match="disabled this app"):
         make.connection(host, gateway, ana)
 
     host.enable(by=ana)
     gateway.disable(by=ana)
-    with pytest.raises(Refused, match="disabled this gateway"):
+    with pytest.raises(ConnectionRefused, match="disabled this gateway"):
         make.connection(host, gateway, ana)
 
 
@@ -112,7 +112,7 @@ def test_a_gateway_of_another_team_takes_no_connection() -> None:
     team.users.add(ben)
 
     assert make.connection(make.agent(by=ana), gateway, ben).is_live
-    with pytest.raises(Refused, match="teams do not include"):
+    with pytest.raises(ConnectionRefused, match="teams do not include"):
         make.connection(make.agent(by=ana), gateway, ana)
 
 
@@ -131,7 +131,7 @@ def test_another_persons_identity_is_never_bound() -> None:
     bens = make.identity(github, ben)
     anns_connection = make.connection(make.agent(by=ann), gateway, ann, [make.identity(github, ann)])
 
-    with pytest.raises(Refused, match="cannot be used"):
+    with pytest.raises(ConnectionRefused, match="cannot be used"):
         anns_connection.bind({assigned: bens})
     with pytest.raises(IntegrityError, match="own user's identities only"), transaction.atomic():
         ConnectionIdentity.objects.filter(connection=anns_connection).update(identity=bens)
@@ -143,5 +143,5 @@ def test_an_identity_of_another_server_is_never_bound() -> None:
     gateway = make.gateway()
     assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
 
-    with pytest.raises(Refused):
+    with pytest.raises(ConnectionRefused):
         make.connection(make.agent(by=ann), gateway, ann).bind({assigned: make.identity(jira, ann)})

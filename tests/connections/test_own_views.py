@@ -10,8 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from connections.models import Connection
 from gateways.models import IdentityScheme
-from servers.models import Identity
-from servers.vault import cipher
+from servers.models import Identity, cipher
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text

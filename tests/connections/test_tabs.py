@@ -10,7 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
-from hosts.models import Host, Kind
+from hosts.models import Host, HostKind
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, a_connection, row, text
@@ -54,7 +54,7 @@ def test_on_the_gateways_tab_a_row_leads_with_the_client(ana: User, sign_in: Sig
 
 def app_connection(user: User) -> Connection:
     """A connection of an app, with its never-shown key."""
-    host = Host.objects.create(kind=Kind.HEADED, name="Claude Desktop", dedupe_key=make.unique("key"))
+    host = Host.objects.create(kind=HostKind.HEADED, name="Claude Desktop", dedupe_key=make.unique("key"))
     return make.connection(host, make.gateway(), user)
 
 
@@ -179,7 +179,7 @@ def test_the_query_string_narrows_the_tab(query: str, names: set[str], ana: User
     made = {
         name: make.connection(make.agent(by=ana, name=name), gateway, ana) for name in ("live", "off", "old", "ended")
     }
-    host = Host.objects.create(kind=Kind.HEADED, name="app", dedupe_key="a")
+    host = Host.objects.create(kind=HostKind.HEADED, name="app", dedupe_key="a")
     made["app"] = make.connection(host, gateway, ana)
     tokens = {name: make.token(connection).token for name, connection in made.items()}
     made["off"].disable(by=ana)

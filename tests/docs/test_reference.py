@@ -6,7 +6,7 @@ import prometheus_client
 import pytest
 
 from capabilities import Capability
-from capabilities.roles import BUILT_IN
+from capabilities.catalogue import BUILT_IN
 from gatewayadmin.config import environment
 from gatewayadmin.serving import health, housekeeping
 from proxy import metrics

@@ -24,7 +24,7 @@ from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.staff import site
 from gateways.models import Tool
-from hosts.models import Host, Kind
+from hosts.models import Host, HostKind
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter, Session, StreamEvent
 from servers.models import AuthType, Identity
@@ -457,7 +457,7 @@ def test_what_has_ended_has_no_form(boss: Client) -> None:
 def test_an_app_is_not_renamed_by_hand(boss: Client) -> None:
     app = make.app()
 
-    assert app.kind == Kind.HEADED
+    assert app.kind == HostKind.HEADED
     assert 'name="_save"' not in boss.get(reverse("admin:hosts_host_change", args=[app.pk])).text
 
 

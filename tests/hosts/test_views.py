@@ -10,7 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from hosts.models import Host, Kind
+from hosts.models import Host, HostKind
 from tests import make
 from tests.conftest import SignIn
 
@@ -20,7 +20,7 @@ HTMX = {"HX-Request": "true"}
 
 
 def app(name: str, **fields: Any) -> Host:
-    return Host.objects.create(kind=Kind.HEADED, name=name, dedupe_key=make.unique("key"), **fields)
+    return Host.objects.create(kind=HostKind.HEADED, name=name, dedupe_key=make.unique("key"), **fields)
 
 
 def text(response: Any) -> str:

@@ -17,7 +17,7 @@ from accounts.models import Role, Team, User
 from accounts.rules import PeopleError
 from auditlog.models import Event
 from capabilities import Capability
-from capabilities.roles import MEMBER, SUPER_ADMIN
+from capabilities.catalogue import MEMBER, SUPER_ADMIN
 from connections.models import Connection, ConnectionFault
 from gateways.models import Assignment, Gateway, GatewayError, IdentityScheme, Tool
 from hosts.models import Host, HostError

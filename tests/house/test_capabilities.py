@@ -5,7 +5,7 @@ from pathlib import Path
 from django.apps import apps
 
 from capabilities import Capability
-from capabilities.roles import BUILT_IN, SUPER_ADMIN
+from capabilities.catalogue import BUILT_IN, SUPER_ADMIN
 from gatewayadmin.config.checks import every_capability_is_a_permission, permissions_of
 from tests.workspace import ROOT
 

@@ -53,7 +53,7 @@ def nameless(resolver: URLResolver | None = None) -> Iterator[URLPattern]:
 
 
 def rule_of(view: Any) -> Any:
-    """What guards a view: `@requires`, `@signed_in`, or the capabilities of a REST view."""
+    """What guards a view: `@requires`, `@own_resource`, or the capabilities of a REST view."""
     rest = getattr(view, "cls", None)
     return getattr(view, "rule", None) or getattr(rest, "capabilities", None)
 

@@ -19,7 +19,7 @@ from oauth.models import Binding, Registration
 from tests import make
 from tests.oauth.apps import CALLBACK, App, browser, connect, decide, register
 from tokens.models import Token
-from wire import token_text as text
+from wire import token_text
 
 pytestmark = pytest.mark.django_db
 
@@ -31,8 +31,8 @@ def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, memb
     assert answer["to"] == CALLBACK
     assert (answer["state"], answer["iss"]) == ("xyz", "http://localhost:8000")
     assert tokens["expires_in"] <= 3600
-    assert text.well_formed(tokens["access_token"], {"gwo"})
-    assert text.well_formed(tokens["refresh_token"], {"gwr"})
+    assert token_text.well_formed(tokens["access_token"], {"gwo"})
+    assert token_text.well_formed(tokens["refresh_token"], {"gwr"})
     connection = Connection.objects.get()
     assert (connection.user, connection.gateway, connection.host.name) == (member, gateway, "Claude Desktop")
     assert connection.host.kind == "headed"

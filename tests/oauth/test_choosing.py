@@ -6,8 +6,7 @@ from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
 from oauth.models import AuthorizeRequest
-from servers.models import Identity
-from servers.vault import cipher
+from servers.models import Identity, cipher
 from tests import make
 from tests.conftest import SignIn
 from tests.oauth.steps import begin, per_user, text

@@ -20,7 +20,7 @@ from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.config import database
 from gateways.models import Reach, Tool
-from hosts.models import Host, Kind
+from hosts.models import Host, HostKind
 from oauth.models import Binding
 from proxy.access.decision import DENIALS, decide
 from proxy.access.grant import Grant
@@ -29,7 +29,7 @@ from proxy.store.pg_connection import Rejected, Unobtainable
 from tests import make
 from tests.proxy.conftest import sql
 from tokens.models import Token
-from wire import token_text as text
+from wire import token_text
 
 GOOD = Grant(
     token_id="t",
@@ -219,7 +219,7 @@ def test_a_good_token_has_all_facts(known: Known) -> None:
 
 
 def test_a_token_nobody_knows_has_none(known: Known) -> None:
-    assert ask([(text.mint(text.ACCESS), "work", NOTHING, "")]) == [None]
+    assert ask([(token_text.mint(token_text.ACCESS), "work", NOTHING, "")]) == [None]
 
 
 FLIPS = [
@@ -315,7 +315,7 @@ def test_tokens_stay_known_while_keys_are_rotated(known: Known) -> None:
 
 def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(known: Known) -> None:
     others = [make.token(known.connection) for _ in range(5)]
-    secrets = [known.secret, text.mint(text.ACCESS), *(other.secret for other in others)]
+    secrets = [known.secret, token_text.mint(token_text.ACCESS), *(other.secret for other in others)]
 
     facts = ask([(secret, "work", NOTHING, "") for secret in secrets * 10])
 
@@ -406,7 +406,7 @@ async def test_without_a_database_nothing_is_known() -> None:
     access.start()
 
     with pytest.raises(Unobtainable):
-        await access.facts(access.key(text.mint(text.ACCESS)), "work")
+        await access.facts(access.key(token_text.mint(token_text.ACCESS)), "work")
 
     await access.stop()
 
@@ -454,10 +454,10 @@ def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
 def app_token(transactional_db: None) -> Known:
     """An access token of a headed app, bound to its connection and to the generation of its key."""
     user = make.user(email="ana@example.com")
-    host = Host.objects.create(kind=Kind.HEADED, name="Claude Desktop")
+    host = Host.objects.create(kind=HostKind.HEADED, name="Claude Desktop")
     connection = make.connection(host, make.gateway(slug="work"), user)
     key = Token.objects.provide_key(connection, by=user)
-    secret = text.mint(text.OAUTH_ACCESS)
+    secret = token_text.mint(token_text.OAUTH_ACCESS)
     application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")
     access = AccessToken.objects.create(
         user=user, application=application, token=secret, expires=timezone.now() + timedelta(hours=1), scope="mcp"

@@ -19,7 +19,7 @@ from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tokens.models import Token
-from wire import token_text as text
+from wire import token_text
 
 UNAUTHORIZED = b'{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 FORBIDDEN = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
@@ -105,12 +105,12 @@ def test_x39_x41_x42_a_credential_that_is_none_gets_401(world: World) -> None:
         "absent": {},
         "basic": {"Authorization": "Basic YTpi"},
         "bare": {"Authorization": good},
-        "unknown": {"Authorization": f"Bearer {text.mint(text.ACCESS)}"},
+        "unknown": {"Authorization": f"Bearer {token_text.mint(token_text.ACCESS)}"},
         "wrong checksum": {"Authorization": f"Bearer {good[:-1]}{'a' if good[-1] != 'a' else 'b'}"},
         "short": {"Authorization": f"Bearer {good[:-1]}"},
-        "own key": {"Authorization": f"Bearer {text.mint(text.KEY)}"},
-        "session id": {"Authorization": f"Bearer {text.mint(text.SESSION)}"},
-        "personal": {"Authorization": f"Bearer {text.mint(text.PERSONAL)}"},
+        "own key": {"Authorization": f"Bearer {token_text.mint(token_text.KEY)}"},
+        "session id": {"Authorization": f"Bearer {token_text.mint(token_text.SESSION)}"},
+        "personal": {"Authorization": f"Bearer {token_text.mint(token_text.PERSONAL)}"},
         "empty": {"Authorization": "Bearer"},
         "cookie": {"Cookie": f"token={good}"},
     }
@@ -410,7 +410,7 @@ def test_a_host_that_is_not_ours_is_refused(start: Start, run: Run) -> None:
 def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run) -> None:
     world = world_of(start(stranger_seconds=0.0), run)
     for _ in range(3):
-        Agent(world.agent.url, text.mint(text.ACCESS)).listed()
+        Agent(world.agent.url, token_text.mint(token_text.ACCESS)).listed()
 
     eventually(Event.objects.filter(action="proxy.unknown_tokens_refused").exists)
     events = Event.objects.filter(action="proxy.unknown_tokens_refused")
@@ -423,7 +423,7 @@ def test_strangers_are_counted_by_neighbourhood_and_told_in_few_events(start: St
     world = world_of(proxy, run)
     alone = [f"2001:db8:0:{n:x}::1" for n in range(25)]
     for ip in [*alone, *[f"2001:db8:ffff:1::{n}" for n in range(3)], "192.0.2.7", "192.0.2.7"]:
-        Agent(world.agent.url, text.mint(text.ACCESS)).listed(X_Forwarded_For=ip)
+        Agent(world.agent.url, token_text.mint(token_text.ACCESS)).listed(X_Forwarded_For=ip)
     proxy.stop()
 
     events = Event.objects.filter(action="proxy.unknown_tokens_refused")

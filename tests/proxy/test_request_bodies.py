@@ -12,7 +12,7 @@ from proxy.request import UNAUTHENTICATED_BODY
 from tests import make
 from tests.proxy.conftest import config
 from tokens.models import Issued
-from wire import token_text as text
+from wire import token_text
 
 PING = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "y" * UNAUTHENTICATED_BODY}}).encode()
 
@@ -56,20 +56,23 @@ async def test_a_long_body_is_read_only_for_a_token_that_may_call(issued: Issued
     pieces = PING[:1000], PING[1000:]
     length = str(len(PING))
     assert await asked(issued.secret, *pieces, content_length=length) == (200, 0)
-    assert await asked(text.mint(text.ACCESS), *pieces, content_length=length) == (401, 2)
+    assert await asked(token_text.mint(token_text.ACCESS), *pieces, content_length=length) == (401, 2)
 
 
 async def test_a_body_that_does_not_say_its_length_is_read_no_further_either(issued: Issued) -> None:
     pieces = [PING[n : n + 1000] for n in range(0, len(PING), 1000)]
     read = UNAUTHENTICATED_BODY // 1000 + 1
     assert await asked(issued.secret, *pieces) == (200, 0)
-    assert await asked(text.mint(text.ACCESS), *pieces) == (401, len(pieces) - read)
+    assert await asked(token_text.mint(token_text.ACCESS), *pieces) == (401, len(pieces) - read)
 
 
 @pytest.mark.parametrize("secret", [True, False])
 async def test_a_short_body_is_judged_with_its_token_at_once(issued: Issued, secret: bool) -> None:
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
-    assert await asked(issued.secret if secret else text.mint(text.ACCESS), body) == (200 if secret else 401, 0)
+    assert await asked(issued.secret if secret else token_text.mint(token_text.ACCESS), body) == (
+        200 if secret else 401,
+        0,
+    )
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connection as database
 
-from servers.models import Identity
+from servers.models import Identity, cipher
 from servers.resealing import reseal
-from servers.vault import cipher
 from tests import make
 from wire.cipher import key_id
 

@@ -9,7 +9,7 @@ import pytest
 from pytest_django import Settings
 
 from accounts.models import User
-from servers.discovery import Failed, Refused, discover, identity_for, probe
+from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.models import AuthType, Era, Health, Identity, Server
 from tests import make, upstreams
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
@@ -91,7 +91,7 @@ def test_a_header_credential_is_sent_under_its_own_name(run: Run) -> None:
 def test_a_server_that_wants_a_credential_says_so_and_counts_as_up(run: Run, ana: User) -> None:
     server = at(run(upstreams.github()).url, auth_type=AuthType.BEARER)
 
-    with pytest.raises(Refused, match="answered 401: it wants a credential"):
+    with pytest.raises(AccessRefused, match="answered 401: it wants a credential"):
         probe(server, by=ana)
 
     server.refresh_from_db()
@@ -103,7 +103,7 @@ def test_a_refused_credential_is_noted_on_the_identity(run: Run, ana: User) -> N
     server = at(run(denied).url, auth_type=AuthType.BEARER)
     identity = make.identity(server, ana)
 
-    with pytest.raises(Refused, match="answered 401: it refused the credential"):
+    with pytest.raises(AccessRefused, match="answered 401: it refused the credential"):
         probe(server, by=ana)
 
     identity.refresh_from_db()
@@ -238,7 +238,7 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
     Identity.objects.filter(pk=identity.pk).update(secret_ciphertext=b"sealed under a lost key")
     identity.refresh_from_db()
 
-    with pytest.raises(Refused, match="no encryption key opens the identity “my key”"):
+    with pytest.raises(AccessRefused, match="no encryption key opens the identity “my key”"):
         discover(server, identity)
 
 

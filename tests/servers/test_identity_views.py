@@ -10,8 +10,7 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
-from servers.models import AuthType, Identity, Server
-from servers.vault import cipher
+from servers.models import AuthType, Identity, Server, cipher
 from tests import make
 from tests.conftest import SignIn
 

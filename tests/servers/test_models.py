@@ -6,8 +6,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from auditlog.models import Event
-from servers.models import AlreadyRevoked, AnotherPlace, Era, Health, Identity, Server
-from servers.vault import cipher
+from servers.models import AlreadyRevoked, AnotherPlace, Era, Health, Identity, Server, cipher
 from tests import make
 
 pytestmark = pytest.mark.django_db

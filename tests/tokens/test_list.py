@@ -13,7 +13,7 @@ from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
 from tests.tokens.rows import HTMX, a_connection, names, row, text
-from tokens.models import Kind, Token
+from tokens.models import Token, TokenKind
 
 pytestmark = pytest.mark.django_db
 
@@ -47,7 +47,7 @@ def test_one_sees_ones_own_and_no_key_of_an_app(ana: User, ann: User, sign_in: S
     page = sign_in(ana).get(PATH)
 
     assert names(page) == ["mine"]
-    assert Token.objects.filter(kind=Kind.KEY).exists()
+    assert Token.objects.filter(kind=TokenKind.KEY).exists()
 
 
 @pytest.mark.parametrize(

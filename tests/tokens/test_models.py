@@ -24,7 +24,7 @@ from tokens.models import (
     TokenScope,
     TooMany,
 )
-from wire import token_text as text
+from wire import token_text
 
 pytestmark = pytest.mark.django_db
 
@@ -39,9 +39,9 @@ def test_only_prefix_and_digest_of_a_token_are_kept(link: Connection) -> None:
     token, secret = make.token(link)
 
     token.refresh_from_db()
-    assert text.well_formed(secret, {text.ACCESS})
+    assert token_text.well_formed(secret, {token_text.ACCESS})
     assert token.prefix == secret[:12]
-    assert bytes(token.digest or b"") == text.digest(secret, settings.TOKEN_KEYS[0])
+    assert bytes(token.digest or b"") == token_text.digest(secret, settings.TOKEN_KEYS[0])
     with connection.cursor() as cursor:
         cursor.execute("SELECT t::text FROM tokens_token t WHERE id = %s", [token.pk])
         assert secret[12:] not in cursor.fetchone()[0]

@@ -6,101 +6,101 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import token_text as text
+from wire import token_text
 
 DOCUMENTED = re.compile(r"\bgw[akorsp]_[0-9A-Za-z]{44}\b")
-prefixes = st.sampled_from(sorted(text.PREFIXES))
+prefixes = st.sampled_from(sorted(token_text.PREFIXES))
 keys = st.binary(min_size=32, max_size=64)
 
 
 @given(prefixes)
 def test_a_minted_text_is_48_characters_long_and_well_formed(prefix: str) -> None:
-    minted = text.mint(prefix)
+    minted = token_text.mint(prefix)
 
     assert len(minted) == 48
     assert minted.startswith(f"{prefix}_")
-    assert text.well_formed(minted)
-    assert text.well_formed(minted, {prefix})
+    assert token_text.well_formed(minted)
+    assert token_text.well_formed(minted, {prefix})
 
 
 @given(prefixes)
 def test_the_documented_expression_finds_a_text_in_a_line(prefix: str) -> None:
-    minted = text.mint(prefix)
+    minted = token_text.mint(prefix)
 
     assert DOCUMENTED.findall(f"export TOKEN='{minted}'; curl") == [minted]
 
 
-@given(prefixes, st.integers(4, 47), st.sampled_from(text.ALPHABET))
+@given(prefixes, st.integers(4, 47), st.sampled_from(token_text.ALPHABET))
 def test_one_wrong_character_is_noticed_without_the_database(prefix: str, at: int, character: str) -> None:
-    minted = text.mint(prefix)
+    minted = token_text.mint(prefix)
     mistyped = minted[:at] + character + minted[at + 1 :]
 
-    assert text.well_formed(mistyped) == (mistyped == minted)
+    assert token_text.well_formed(mistyped) == (mistyped == minted)
 
 
 @given(prefixes, st.integers(4, 40))
 def test_two_swapped_characters_are_noticed(prefix: str, at: int) -> None:
-    minted = text.mint(prefix)
+    minted = token_text.mint(prefix)
     swapped = minted[:at] + minted[at + 1] + minted[at] + minted[at + 2 :]
 
-    assert text.well_formed(swapped) == (swapped == minted)
+    assert token_text.well_formed(swapped) == (swapped == minted)
 
 
 @given(st.text(max_size=60))
 def test_noise_is_not_well_formed(noise: str) -> None:
-    assert not text.well_formed(noise)
+    assert not token_text.well_formed(noise)
 
 
 @pytest.mark.parametrize("ending", ["\n", " ", "\x00", "a"])
 def test_nothing_may_follow_a_text(ending: str) -> None:
-    assert not text.well_formed(text.mint("gwa") + ending)
+    assert not token_text.well_formed(token_text.mint("gwa") + ending)
 
 
 def test_digits_of_other_scripts_are_refused() -> None:
-    minted = text.mint("gwa")
+    minted = token_text.mint("gwa")
 
-    assert not text.well_formed(minted[:10] + "٣" + minted[11:])
+    assert not token_text.well_formed(minted[:10] + "٣" + minted[11:])
 
 
 def test_a_kind_that_is_not_asked_for_is_not_well_formed() -> None:
-    assert not text.well_formed(text.mint("gwk"), {"gwa", "gwo"})
+    assert not token_text.well_formed(token_text.mint("gwk"), {"gwa", "gwo"})
 
 
 def test_an_unknown_kind_cannot_be_minted() -> None:
     with pytest.raises(ValueError, match="No kind"):
-        text.mint("xyz")
+        token_text.mint("xyz")
 
 
 def test_a_thousand_texts_are_all_different() -> None:
-    assert len({text.mint("gwa") for _ in range(1000)}) == 1000
+    assert len({token_text.mint("gwa") for _ in range(1000)}) == 1000
 
 
 @given(keys, keys)
 def test_a_digest_depends_on_the_key(one: bytes, other: bytes) -> None:
-    minted = text.mint("gwa")
+    minted = token_text.mint("gwa")
 
-    assert (text.digest(minted, one) == text.digest(minted, other)) == (one == other)
-    assert len(text.digest(minted, one)) == 32
+    assert (token_text.digest(minted, one) == token_text.digest(minted, other)) == (one == other)
+    assert len(token_text.digest(minted, one)) == 32
 
 
 @given(st.lists(keys, min_size=1, max_size=4, unique=True))
 def test_a_text_is_found_under_every_key_while_keys_are_rotated(rotation: list[bytes]) -> None:
-    minted = text.mint("gwa")
-    stored_under_the_oldest = text.digest(minted, rotation[-1])
+    minted = token_text.mint("gwa")
+    stored_under_the_oldest = token_text.digest(minted, rotation[-1])
 
-    assert stored_under_the_oldest in text.candidates(minted, rotation)
-    assert text.candidates(minted, rotation)[0] == text.digest(minted, rotation[0])
+    assert stored_under_the_oldest in token_text.candidates(minted, rotation)
+    assert token_text.candidates(minted, rotation)[0] == token_text.digest(minted, rotation[0])
 
 
 @given(keys)
 def test_the_id_of_a_key_tells_nothing_of_the_key(key: bytes) -> None:
-    name = text.key_id(key)
+    name = token_text.key_id(key)
 
     assert re.fullmatch(r"[0-9a-f]{8}", name)
     assert name not in key.hex()
 
 
 def test_the_first_twelve_characters_are_shown() -> None:
-    minted = text.mint("gwa")
+    minted = token_text.mint("gwa")
 
-    assert text.shown(minted) == minted[:12]
+    assert token_text.prefix_of(minted) == minted[:12]

@@ -15,7 +15,7 @@ from gatewayadmin.config import database
 from gatewayadmin.config.database import Unusable
 from gatewayadmin.config.public_url import public_url
 from gateways.models import Gateway
-from hosts.models import Host, HostError, Kind
+from hosts.models import Host, HostError, HostKind
 from tokens.models import DEFAULT_LIFETIME, LIFETIMES, Issued, Token, TokenError
 from ui.rest import stamp
 
@@ -59,7 +59,7 @@ def _gateway(slug: str) -> Gateway:
 
 
 def _issue(user: User, host_name: str, gateway: Gateway, name: str, days: int) -> Issued:
-    agents = Host.objects.live().filter(kind=Kind.TOKEN, name__iexact=host_name.strip())
+    agents = Host.objects.live().filter(kind=HostKind.TOKEN, name__iexact=host_name.strip())
     host = agents.first() or Host.objects.add_agent(name=host_name, by=user)
     connection = Connection.objects.open(host=host, gateway=gateway, user=user, identities={}, by=user)
     return Token.objects.issue(connection, name=name or f"issued {secrets.token_hex(4)}", expires_in_days=days, by=user)
