@@ -1,11 +1,11 @@
-"""What a request of 2026-07-28 must say before it is looked at (in that order)."""
+"""The checks a request of 2026-07-28 must pass before it is dispatched, in order (docs/reference/protocol.md, 3)."""
 
 from collections.abc import Iterable
 
 from wire import jsonrpc, param_headers, versions
 from wire.jsonrpc import Message, Object
 
-ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
+ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 
 # The HTTP status of a JSON-RPC error in this era; any other code goes out in 200.
 STATUS = {
@@ -30,7 +30,7 @@ class InvalidRequest(Exception):
 
 
 def is_modern(version: str, message: Message) -> bool:
-    """Whether this wire's rules apply: to its version, to versions unknown, and to bodies that carry its envelope."""
+    """Whether the rules of 2026-07-28 apply: to its version, to unknown versions, and to bodies with its envelope."""
     if message.method == "initialize":
         return False
     return (version != "" and version not in versions.SESSION_VERSIONS) or versions.MODERN_KEY in message.meta
@@ -42,11 +42,11 @@ def unsupported(version: str) -> InvalidRequest:
     return InvalidRequest(jsonrpc.UNSUPPORTED_VERSION, "Unsupported protocol version", data)
 
 
-def check(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raise Refused at the first rung that breaks."""
+def validate(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises InvalidRequest for the first check that fails."""
     given: dict[bytes, str] = {}
     for name, value in pairs:
-        if name in ROUTING:
+        if name in ROUTING_HEADERS:
             if name in given:
                 raise InvalidRequest(jsonrpc.HEADER_MISMATCH, f"The header {name.decode()} is there twice")
             given[name] = value.decode("latin-1").strip()

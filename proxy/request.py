@@ -1,4 +1,4 @@
-"""One HTTP request at /mcp/<slug>: read once, and what it will be in the log."""
+"""One HTTP request at /mcp/<slug>: its headers, its body, its message, and its row in the log."""
 
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from proxy.access.grant import AssignedServer, Grant
 from proxy.request_headers import Pair, RequestHeaders, Scope
-from proxy.store.call_writer import Row, new_uid
+from proxy.store.call_writer import CallRow, new_uid
 from wire import jsonrpc
 from wire.jsonrpc import Malformed, Message
 
@@ -16,7 +16,7 @@ type Send = Callable[[Event], Awaitable[None]]
 type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-# What is read of a body before its token is known to be good; a longer one waits until it is.
+# Bytes of a body that are read before the token is authorized; the rest only after.
 UNAUTHENTICATED_BODY = 64 * 1024
 
 
@@ -35,30 +35,30 @@ class McpRequest:
         "arrived",
         "began",
         "body",
-        "facts",
-        "head",
+        "grant",
+        "header_pairs",
         "headers",
         "malformed",
         "message",
         "modern",
         "origin",
-        "pairs",
+        "parsed_headers",
         "receive",
         "row",
         "send",
         "uid",
     )
 
-    def __init__(self, head: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, request_headers: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         self.arrived = time.time()
         self.began = time.perf_counter()
         self.receive = receive
         self.send = send
-        self.head = head
-        self.pairs: list[Pair] = scope["headers"]
-        self.headers: dict[bytes, bytes] = dict(self.pairs)
+        self.parsed_headers = request_headers
+        self.header_pairs: list[Pair] = scope["headers"]
+        self.headers: dict[bytes, bytes] = dict(self.header_pairs)
         self.uid = new_uid(self.arrived)
-        self.row = Row(self.uid, self.arrived)
+        self.row = CallRow(self.uid, self.arrived)
         self._parts: list[bytes] = []
         self._size = 0
         self._more = True
@@ -68,7 +68,7 @@ class McpRequest:
         self.modern = False
         # The browser's origin, once it has been admitted.
         self.origin: str | None = None
-        self.facts: Grant | None = None
+        self.grant: Grant | None = None
         # Whether the call was let through, whatever was wrong with it then.
         self.admitted = False
 
@@ -100,33 +100,33 @@ class McpRequest:
         """Take the message out of the body; what is wrong with it is told later, after authentication."""
         try:
             self.message = jsonrpc.parse(self.body)
-        except Malformed as fault:
-            self.malformed = fault
+        except Malformed as error:
+            self.malformed = error
 
-    def note(self, facts: Grant) -> None:
+    def set_grant(self, grant: Grant) -> None:
         """The token is known: from here on this is a call, whatever becomes of it."""
-        self.facts = facts
+        self.grant = grant
         row = self.row
-        row.token_id, row.token_name, row.token_prefix = facts.token_id, facts.token_name, facts.token_prefix
-        row.connection_id = facts.connection_id
-        row.gateway_id, row.gateway_name = facts.gateway_id, facts.gateway_name
-        row.host_id, row.host_name = facts.host_id, facts.host_name
-        row.user_id, row.user_email = facts.user_id, facts.user_email
-        row.client_ip = self.head.client_ip
-        row.user_agent = self.head.user_agent
-        row.protocol_version = self.head.protocol_version
+        row.token_id, row.token_name, row.token_prefix = grant.token_id, grant.token_name, grant.token_prefix
+        row.connection_id = grant.connection_id
+        row.gateway_id, row.gateway_name = grant.gateway_id, grant.gateway_name
+        row.host_id, row.host_name = grant.host_id, grant.host_name
+        row.user_id, row.user_email = grant.user_id, grant.user_email
+        row.client_ip = self.parsed_headers.client_ip
+        row.user_agent = self.parsed_headers.user_agent
+        row.protocol_version = self.parsed_headers.protocol_version
         row.request_bytes = len(self.body)
         row.method, tool = self._names()
         if tool:
             row.feature_type, row.feature_name = "tool", tool
 
-    def note_server(self, assigned: AssignedServer) -> None:
+    def set_server(self, assigned: AssignedServer) -> None:
         """The call goes to this server."""
         row = self.row
         row.server_id, row.server_name = assigned.server_id, assigned.server_name
         row.identity_id, row.identity_label = assigned.identity_id or "", assigned.identity_label or ""
 
-    def note_client(self, info: object) -> None:
+    def set_client(self, info: object) -> None:
         """What the client says about itself."""
         if isinstance(info, dict):
             name, version = info.get("name"), info.get("version")
@@ -137,4 +137,8 @@ class McpRequest:
         if self.message is not None:
             tool = self.message.params.get("name") if self.message.method == "tools/call" else ""
             return self.message.method or "response", tool if isinstance(tool, str) else ""
-        return (self.head.verb, "") if self.head.verb != "POST" else (jsonrpc.method_in(self.body), "")
+        return (
+            (self.parsed_headers.http_method, "")
+            if self.parsed_headers.http_method != "POST"
+            else (jsonrpc.method_in(self.body), "")
+        )

@@ -1,4 +1,4 @@
-"""The head of a request at /mcp/<slug>: what it says before its body, and what follows from that alone."""
+"""The path and headers of a request at /mcp/<slug>, parsed once."""
 
 import re
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
@@ -17,9 +17,9 @@ PREFIX = "/mcp/"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 # The kinds of tokens that open an MCP endpoint.
-OPENING = (token_text.ACCESS, token_text.OAUTH_ACCESS)
+MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
 
-BOTH = b"application/json, text/event-stream"
+ACCEPT_BOTH = b"application/json, text/event-stream"
 
 
 class Accepted(NamedTuple):
@@ -30,15 +30,15 @@ class Accepted(NamedTuple):
 
 
 class RequestHeaders(NamedTuple):
-    """A head as it was read. Its Content-Length is not in here: that of the next one may be another."""
+    """What path and headers say. Content-Length is left out: it differs between requests that are otherwise equal."""
 
-    verb: str
+    http_method: str
     slug: str  # Empty when the path leads nowhere.
-    is_ours: bool  # The Host is one of our names.
+    host_is_known: bool  # The Host is one of our names.
     origin: str | None
-    origin_may_call: bool  # No browser's page calls, or one that may.
+    origin_is_allowed: bool  # No browser's page calls, or one that may.
     presents_bearer: bool
-    key: TokenDigests | None  # None without a text that has the form of a token.
+    token_digests: TokenDigests | None  # None without a text that has the form of a token.
     client_ip: str
     is_json: bool
     accepted: Accepted
@@ -47,7 +47,7 @@ class RequestHeaders(NamedTuple):
 
 
 class HeaderReader:
-    """Reads heads, by the names, origins and keys of this runtime."""
+    """Parses headers, with the host names, origins and token keys of this runtime."""
 
     def __init__(self, config: Config, access: Access) -> None:
         self._config = config
@@ -55,35 +55,35 @@ class HeaderReader:
         self._origins = Origins(config.public_url, config.allowed_origins)
 
     def read(self, scope: Scope) -> RequestHeaders:
-        """The head of this request; one that is the same as the last over its connection is not read again."""
+        """The headers of this request; those that equal the last ones over the same connection are not parsed again."""
         noted = scope.get("extensions", {}).get(SAME_HEAD)
         if noted is None:
             return self._read(scope)
-        head: RequestHeaders | None = noted.get(RequestHeaders)
-        if head is None:
-            head = noted[RequestHeaders] = self._read(scope)
-        return head
+        request_headers: RequestHeaders | None = noted.get(RequestHeaders)
+        if request_headers is None:
+            request_headers = noted[RequestHeaders] = self._read(scope)
+        return request_headers
 
     def _read(self, scope: Scope) -> RequestHeaders:
-        pairs: Sequence[Pair] = scope["headers"]
-        headers = dict(pairs)
+        header_pairs: Sequence[Pair] = scope["headers"]
+        headers = dict(header_pairs)
         slug = scope["path"].removeprefix(PREFIX).removesuffix("/")
         hosts = self._config.hosts
         origin = _text(headers, b"origin") if b"origin" in headers else None
         peer = scope["client"][0] if scope.get("client") else ""
-        hops = [value.decode("latin-1") for name, value in pairs if name == b"x-forwarded-for"]
+        hops = [value.decode("latin-1") for name, value in header_pairs if name == b"x-forwarded-for"]
         bearer = headers.get(b"authorization", b"")[:7].lower() == b"bearer "
-        token = _token(pairs) if bearer else None
+        token = _token(header_pairs) if bearer else None
         return RequestHeaders(
-            verb=scope["method"],
+            http_method=scope["method"],
             slug="" if "/" in slug else slug,
             # More than one Host is refused whatever they say (RFC 9112 section 3.2).
-            is_ours=(not hosts or host_name(_text(headers, b"host")) in hosts)
-            and sum(name == b"host" for name, _ in pairs) < 2,
+            host_is_known=(not hosts or host_name(_text(headers, b"host")) in hosts)
+            and sum(name == b"host" for name, _ in header_pairs) < 2,
             origin=origin,
-            origin_may_call=self._origins.admits(origin),
+            origin_is_allowed=self._origins.allows(origin),
             presents_bearer=bearer,
-            key=None if token is None else self._access.key(token),
+            token_digests=None if token is None else self._access.digests(token),
             client_ip=self._config.client_address(peer, hops),
             is_json=headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"application/json",
             accepted=accepted(headers.get(b"accept")),
@@ -102,7 +102,7 @@ class Origins:
         names = LOOPBACK if parts.hostname in {"localhost", "127.0.0.1", "::1"} else ()
         self._allowed = {own, *(f"{parts.scheme}://{name}{port}" for name in names), *allowed}
 
-    def admits(self, origin: str | None) -> bool:
+    def allows(self, origin: str | None) -> bool:
         """A caller that is no browser sends no origin."""
         return origin is None or origin in self._allowed
 
@@ -120,7 +120,7 @@ def accepted(value: bytes | None) -> Accepted:
     """What an Accept header allows, perhaps neither; without one, JSON."""
     if value is None or value == b"*/*":
         return Accepted(json=True, stream=False)
-    if value == BOTH:
+    if value == ACCEPT_BOTH:
         return Accepted(json=True, stream=True)
     named = set()
     for part in value.decode("latin-1").lower().split(","):
@@ -133,11 +133,11 @@ def accepted(value: bytes | None) -> Accepted:
     )
 
 
-def _token(pairs: Iterable[Pair]) -> str | None:
+def _token(header_pairs: Iterable[Pair]) -> str | None:
     """The bearer token, when exactly one is presented and it has the form of one."""
-    values = [value for name, value in pairs if name == b"authorization"]
+    values = [value for name, value in header_pairs if name == b"authorization"]
     text = values[0][7:].strip().decode("latin-1")
-    return text if len(values) == 1 and token_text.well_formed(text, OPENING) else None
+    return text if len(values) == 1 and token_text.well_formed(text, MCP_TOKEN_KINDS) else None
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:

@@ -17,9 +17,9 @@ class Denied(NamedTuple):
     body: bytes
 
 
-def _denied(status: int, code: int, message: str, *reasons: str, told: bool = False) -> dict[str, Denied]:
+def _denied(status: int, code: int, message: str, *reasons: str, with_reason: bool = False) -> dict[str, Denied]:
     return {
-        reason: Denied(reason, status, jsonrpc.error(None, code, message, {"reason": reason} if told else None))
+        reason: Denied(reason, status, jsonrpc.error(None, code, message, {"reason": reason} if with_reason else None))
         for reason in reasons
     }
 
@@ -49,47 +49,47 @@ DENIALS: dict[str, Denied] = {
         "gateway_disabled",
         "connection_disabled",
         "gateway_not_reachable",
-        told=True,
+        with_reason=True,
     ),
     **_denied(429, jsonrpc.FORBIDDEN, "Too Many Requests", "rate_limited"),
 }
 
 
-# An app that brings a token made for another gateway shall ask for one of this.
+# An app with an OAuth token of another gateway must be led to authorize for this one.
 WRONG_AUDIENCE = Denied("wrong_gateway", 401, DENIALS["unknown"].body)
 
 
-def decide(facts: Grant, client_ip: str) -> Denied | None:
-    """Why the token may not be used here, rows 4 to 10 of the decision order; None when all of them say yes."""
-    if facts.token_revoked:
+def decide(grant: Grant, client_ip: str) -> Denied | None:
+    """Why the token may not be used here, rows 4 to 10 of the decision order; None when all are passed."""
+    if grant.token_revoked:
         reason = "revoked"
-    elif facts.token_stale:
+    elif grant.token_stale:
         reason = "stale_generation"
-    elif facts.connection_revoked:
+    elif grant.connection_revoked:
         reason = "connection_revoked"
-    elif facts.token_expired:
+    elif grant.token_expired:
         reason = "expired"
-    elif not facts.user_active:
+    elif not grant.user_active:
         reason = "user_inactive"
-    elif not facts.gateway_matches:
-        return WRONG_AUDIENCE if facts.by_oauth else DENIALS["wrong_gateway"]
-    elif facts.allowed_ips is not None and not _is_allowed(client_ip, facts.allowed_ips):
+    elif not grant.gateway_matches:
+        return WRONG_AUDIENCE if grant.by_oauth else DENIALS["wrong_gateway"]
+    elif grant.allowed_ips is not None and not _is_allowed(client_ip, grant.allowed_ips):
         reason = "ip"
     else:
-        return _switched_off(facts)
+        return _disabled_layer(grant)
     return DENIALS[reason]
 
 
-def _switched_off(facts: Grant) -> Denied | None:
-    if not facts.host_enabled:
+def _disabled_layer(grant: Grant) -> Denied | None:
+    if not grant.host_enabled:
         reason = "host_disabled"
-    elif facts.host_pending:
+    elif grant.host_pending:
         reason = "host_pending"
-    elif not facts.gateway_enabled:
+    elif not grant.gateway_enabled:
         reason = "gateway_disabled"
-    elif not facts.connection_enabled:
+    elif not grant.connection_enabled:
         reason = "connection_disabled"
-    elif not facts.reaches:
+    elif not grant.reaches:
         reason = "gateway_not_reachable"
     else:
         return None

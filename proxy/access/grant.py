@@ -7,8 +7,8 @@ from typing import NamedTuple
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `tools` depends on what was asked. ALL: names under `selected` that may be used, else that may
-    not. ADDRESSED: [name, exposed name, enabled, schema with x-mcp-header] of the tools that fit.
+    `tools` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
+    not. OF_TOOL: [name, exposed name, enabled, schema with x-mcp-header] of the tools that fit.
     """
 
     id: str
@@ -38,7 +38,7 @@ class AssignedServer(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What the statement says about the token of one request, in its columns' order."""
+    """What `query.sql` says of the token of one request; the fields are its columns, in order."""
 
     token_id: str
     token_name: str
@@ -69,7 +69,7 @@ class Grant(NamedTuple):
     token_limit: int | None = None
     gateway_limit: int | None = None
     workspace_limit: int | None = None
-    # How many bytes of what a call carries are recorded; None: nothing is.
+    # How many bytes of each body are recorded; None: none.
     recorded: int | None = None
 
     @property

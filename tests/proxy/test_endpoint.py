@@ -408,7 +408,7 @@ def test_a_host_that_is_not_ours_is_refused(start: Start, run: Run) -> None:
 
 
 def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run) -> None:
-    world = world_of(start(stranger_seconds=0.0), run)
+    world = world_of(start(unknown_token_seconds=0.0), run)
     for _ in range(3):
         Agent(world.agent.url, text.mint(text.ACCESS)).listed()
 
