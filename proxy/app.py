@@ -9,7 +9,7 @@ from proxy.access.query import Access
 from proxy.config import Config
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
-from proxy.request_headers import PREFIX
+from proxy.request import PREFIX
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
@@ -45,7 +45,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     upstreams_of_process = Upstreams(
         transport,
         usage.era_learned,
-        lambda: not writer.refuses_calls,
+        writer.may_begin,
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.access.grant import AssignedServer
+from proxy.access.decision import AssignedServer
 from wire import credential, jsonrpc
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError

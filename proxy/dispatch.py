@@ -1,17 +1,16 @@
-"""Dispatches an authorized request to the code of its MCP method, and turns errors into responses."""
+"""From an authorized request to its response: the checks of its protocol version, its MCP method, its errors."""
 
 import time
+from collections.abc import Iterable
 
-from proxy import modern_request
-from proxy.access.decision import DENIALS
-from proxy.access.grant import Grant
+from proxy.access.decision import DENIALS, Grant
 from proxy.access.query import ServersNeeded
 from proxy.catalog import OutOfScope
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
-from wire import hops, jsonrpc, product, trace_context, versions
+from wire import hops, jsonrpc, param_headers, product, trace_context, versions
 from wire.errors import Busy, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.tool_names import is_storable
@@ -45,8 +44,81 @@ def error_response(request: McpRequest, code: int, text: str, data: Object | Non
     """A JSON-RPC error of our own, with the HTTP status of the client's era."""
     message = request.message
     body = jsonrpc.error(message.id if message else None, code, text, data)
-    status = modern_request.STATUS.get(code, 200) if request.modern else 200
+    status = MODERN_STATUS.get(code, 200) if request.modern else 200
     return Response(status, body, "bad_request" if status != 200 else "rpc_error", code=code)
+
+
+ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
+
+# The HTTP status of a JSON-RPC error in this era; any other code goes out in 200.
+MODERN_STATUS = {
+    jsonrpc.PARSE_ERROR: 400,
+    jsonrpc.INVALID_REQUEST: 400,
+    jsonrpc.METHOD_NOT_FOUND: 404,
+    jsonrpc.INVALID_PARAMS: 400,
+    jsonrpc.HEADER_MISMATCH: 400,
+    jsonrpc.MISSING_CAPABILITY: 400,
+    jsonrpc.UNSUPPORTED_VERSION: 400,
+}
+
+
+class InvalidRequest(Exception):
+    """The request contradicts itself or speaks a version nobody here knows."""
+
+    def __init__(self, code: int, message: str, data: Object | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+def is_modern(version: str, message: Message) -> bool:
+    """Whether the rules of 2026-07-28 apply: to its version, to unknown versions, and to bodies with its envelope."""
+    if message.method == "initialize":
+        return False
+    return (version != "" and version not in versions.SESSION_VERSIONS) or versions.MODERN_KEY in message.meta
+
+
+def unsupported(version: str) -> InvalidRequest:
+    """The refusal of a version nobody here knows."""
+    data: Object = {"supported": list(versions.SUPPORTED), "requested": version}
+    return InvalidRequest(jsonrpc.UNSUPPORTED_VERSION, "Unsupported protocol version", data)
+
+
+def check_modern(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises InvalidRequest for the first check that fails."""
+    given: dict[bytes, str] = {}
+    for name, value in pairs:
+        if name in ROUTING_HEADERS:
+            if name in given:
+                raise InvalidRequest(jsonrpc.HEADER_MISMATCH, f"The header {name.decode()} is there twice")
+            given[name] = value.decode("latin-1").strip()
+    version = _envelope(message)
+    _compare("MCP-Protocol-Version", given.get(b"mcp-protocol-version"), version)
+    _compare("Mcp-Method", given.get(b"mcp-method"), message.method)
+    if message.method in versions.NAMED_BY:
+        named = message.params.get(versions.NAMED_BY[message.method])
+        spelled = given.get(b"mcp-name")
+        _compare("Mcp-Name", None if spelled is None else param_headers.decoded(spelled), named)
+    if version != versions.MODERN:
+        raise unsupported(version)
+
+
+def _envelope(message: Message) -> str:
+    version = message.meta.get(versions.MODERN_KEY)
+    capabilities = message.meta.get(versions.CAPABILITIES_KEY)
+    if not isinstance(version, str):
+        raise InvalidRequest(jsonrpc.INVALID_PARAMS, f"_meta must carry {versions.MODERN_KEY}")
+    if not isinstance(capabilities, dict):
+        raise InvalidRequest(jsonrpc.INVALID_PARAMS, f"_meta must carry {versions.CAPABILITIES_KEY}")
+    return version
+
+
+def _compare(name: str, header: str | None, body: object) -> None:
+    if header is None:
+        raise InvalidRequest(jsonrpc.HEADER_MISMATCH, f"The header {name} is missing")
+    if header != body:
+        raise InvalidRequest(jsonrpc.HEADER_MISMATCH, f"The header {name} differs from the body")
 
 
 class Dispatcher:

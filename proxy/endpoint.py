@@ -7,14 +7,20 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from proxy import metrics, modern_request, response
-from proxy.access.decision import DENIALS, Denied, decide
-from proxy.access.grant import Grant
+from proxy import metrics, response
+from proxy.access.decision import DENIALS, Denied, Grant, decide
 from proxy.access.query import Access, TokenDigests
 from proxy.config import Config
-from proxy.dispatch import Dispatcher, error_response, servers_needed
-from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, McpRequest, Receive, Send
-from proxy.request_headers import HeaderReader, Scope
+from proxy.dispatch import (
+    Dispatcher,
+    InvalidRequest,
+    check_modern,
+    error_response,
+    is_modern,
+    servers_needed,
+    unsupported,
+)
+from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
 from proxy.store.call_writer import CallWriter, NotRecorded
 from proxy.store.payloads import PayloadRecorder
@@ -246,21 +252,19 @@ def _protocol_refusal(request: McpRequest) -> Response | None:
 
 def _version_refusal(request: McpRequest, message: Message) -> Response | None:
     version = request.parsed_headers.protocol_version
-    request.modern = modern_request.is_modern(version, message)
+    request.modern = is_modern(version, message)
     if not request.modern:
         request.set_client(message.params.get("clientInfo"))
         return None
     request.set_client(message.meta.get(versions.CLIENT_INFO_KEY))
     try:
         if message.is_request:
-            modern_request.validate(message, request.header_pairs)
+            check_modern(message, request.header_pairs)
         elif version not in versions.SUPPORTED:
-            raise modern_request.unsupported(version)
+            raise unsupported(version)
         elif not message.method:
-            raise modern_request.InvalidRequest(
-                jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version"
-            )
-    except modern_request.InvalidRequest as refusal:
+            raise InvalidRequest(jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version")
+    except InvalidRequest as refusal:
         return error_response(request, refusal.code, refusal.message, refusal.data)
     return None
 

@@ -1,14 +1,152 @@
-"""One HTTP request at /mcp/<slug>: its headers, its body, its message, and its row in the log."""
+"""One HTTP request at /mcp/<slug>: its headers, parsed once, its body, its message, and its row in the log."""
 
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from proxy.access.grant import AssignedServer, Grant
-from proxy.request_headers import Pair, RequestHeaders, Scope
+from proxy.access.decision import AssignedServer, Grant
+from proxy.access.query import Access, TokenDigests
+from proxy.config import Config
 from proxy.store.call_writer import CallRow, new_uid
-from wire import jsonrpc
+from wire import jsonrpc, token_text
 from wire.jsonrpc import Malformed, Message
+from wire.repeated_header import SAME_HEAD
+
+type Scope = MutableMapping[str, Any]
+type Pair = tuple[bytes, bytes]
+
+PREFIX = "/mcp/"
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+# The kinds of tokens that open an MCP endpoint.
+MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
+
+ACCEPT_BOTH = b"application/json, text/event-stream"
+
+
+class Accepted(NamedTuple):
+    """The forms of an answer that the client takes; an event stream only when it names it."""
+
+    json: bool
+    stream: bool
+
+
+class RequestHeaders(NamedTuple):
+    """What path and headers say. Content-Length is left out: it differs between requests that are otherwise equal."""
+
+    http_method: str
+    slug: str  # Empty when the path leads nowhere.
+    host_is_known: bool  # The Host is one of our names.
+    origin: str | None
+    origin_is_allowed: bool  # No browser's page calls, or one that may.
+    presents_bearer: bool
+    token_digests: TokenDigests | None  # None without a text that has the form of a token.
+    client_ip: str
+    is_json: bool
+    accepted: Accepted
+    user_agent: str
+    protocol_version: str
+
+
+class HeaderReader:
+    """Parses headers, with the host names, origins and token keys of this runtime."""
+
+    def __init__(self, config: Config, access: Access) -> None:
+        self._config = config
+        self._access = access
+        self._origins = Origins(config.public_url, config.allowed_origins)
+
+    def read(self, scope: Scope) -> RequestHeaders:
+        """The headers of this request; those that equal the last ones over the same connection are not parsed again."""
+        noted = scope.get("extensions", {}).get(SAME_HEAD)
+        if noted is None:
+            return self._read(scope)
+        request_headers: RequestHeaders | None = noted.get(RequestHeaders)
+        if request_headers is None:
+            request_headers = noted[RequestHeaders] = self._read(scope)
+        return request_headers
+
+    def _read(self, scope: Scope) -> RequestHeaders:
+        header_pairs: Sequence[Pair] = scope["headers"]
+        headers = dict(header_pairs)
+        slug = scope["path"].removeprefix(PREFIX).removesuffix("/")
+        hosts = self._config.hosts
+        origin = _text(headers, b"origin") if b"origin" in headers else None
+        peer = scope["client"][0] if scope.get("client") else ""
+        hops = [value.decode("latin-1") for name, value in header_pairs if name == b"x-forwarded-for"]
+        bearer = headers.get(b"authorization", b"")[:7].lower() == b"bearer "
+        token = _token(header_pairs) if bearer else None
+        return RequestHeaders(
+            http_method=scope["method"],
+            slug="" if "/" in slug else slug,
+            # More than one Host is refused whatever they say (RFC 9112 section 3.2).
+            host_is_known=(not hosts or host_name(_text(headers, b"host")) in hosts)
+            and sum(name == b"host" for name, _ in header_pairs) < 2,
+            origin=origin,
+            origin_is_allowed=self._origins.allows(origin),
+            presents_bearer=bearer,
+            token_digests=None if token is None else self._access.digests(token),
+            client_ip=self._config.client_address(peer, hops),
+            is_json=headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"application/json",
+            accepted=accepted(headers.get(b"accept")),
+            user_agent=_text(headers, b"user-agent"),
+            protocol_version=_text(headers, b"mcp-protocol-version"),
+        )
+
+
+class Origins:
+    """The browser origins that may call: our own, and those the operator named."""
+
+    def __init__(self, public_url: str, allowed: Iterable[str]) -> None:
+        parts = urlsplit(public_url)
+        own = f"{parts.scheme}://{parts.netloc}"
+        port = f":{parts.port}" if parts.port else ""
+        names = LOOPBACK if parts.hostname in {"localhost", "127.0.0.1", "::1"} else ()
+        self._allowed = {own, *(f"{parts.scheme}://{name}{port}" for name in names), *allowed}
+
+    def allows(self, origin: str | None) -> bool:
+        """A caller that is no browser sends no origin."""
+        return origin is None or origin in self._allowed
+
+
+_host = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?").fullmatch
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and final dot, in lower case; IPv6 in brackets. Empty for any other."""
+    match = _host(host.lower())
+    return match[1].removesuffix(".") if match else ""
+
+
+def accepted(value: bytes | None) -> Accepted:
+    """What an Accept header allows, perhaps neither; without one, JSON."""
+    if value is None or value == b"*/*":
+        return Accepted(json=True, stream=False)
+    if value == ACCEPT_BOTH:
+        return Accepted(json=True, stream=True)
+    named = set()
+    for part in value.decode("latin-1").lower().split(","):
+        kind, *parameters = (word.strip() for word in part.split(";"))
+        if not any(word.replace(" ", "") in {"q=0", "q=0.0", "q=0.00", "q=0.000"} for word in parameters):
+            named.add(kind)
+    return Accepted(
+        json=bool(named & {"application/json", "application/*", "*/*"}),
+        stream=bool(named & {"text/event-stream", "text/*"}),
+    )
+
+
+def _token(header_pairs: Iterable[Pair]) -> str | None:
+    """The bearer token, when exactly one is presented and it has the form of one."""
+    values = [value for name, value in header_pairs if name == b"authorization"]
+    text = values[0][7:].strip().decode("latin-1")
+    return text if len(values) == 1 and token_text.well_formed(text, MCP_TOKEN_KINDS) else None
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
+
 
 type Event = MutableMapping[str, Any]
 type Receive = Callable[[], Awaitable[Event]]

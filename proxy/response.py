@@ -6,8 +6,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from proxy import metrics
-from proxy.request import McpRequest
-from proxy.request_headers import Pair
+from proxy.request import McpRequest, Pair
 from wire import jsonrpc, sse
 
 CORS_METHODS = b"GET, POST, DELETE, OPTIONS"

@@ -2,7 +2,7 @@
 
 import time
 
-from proxy.access.grant import Grant
+from proxy.access.decision import Grant
 from proxy.catalog import OutOfScope, Refusal, ResolvedTool, authorize_tool, candidates, resolve_tool, target
 from proxy.request import McpRequest
 from proxy.response import Response, Stream

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from proxy.access.grant import AssignedServer
+from proxy.access.decision import AssignedServer
 from proxy.catalog import (
     AliasMissing,
     UnknownTool,

@@ -17,7 +17,7 @@ import orjson
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from proxy.access.grant import AssignedServer, Grant
+from proxy.access.decision import AssignedServer, Grant
 from proxy.store.group_commit import GroupCommit, Waiting, fail, resolve
 from proxy.store.pg_connection import DatabaseUnavailable, PgConnection
 from wire import token_text

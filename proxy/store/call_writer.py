@@ -198,6 +198,10 @@ class CallWriter(GroupCommit[bytes, None]):
         """Whether the row of a call that begins now could probably not be written."""
         return self.fault != "" or self.is_full
 
+    def may_begin(self) -> bool:
+        """Whether a call may be sent to its server now."""
+        return not self.refuses_calls
+
     async def commit(self, row: CallRow) -> None:
         """Return when `row` is committed. Raises NotRecorded."""
         await self.put(row.copy_line())

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from proxy.access.grant import Grant
+from proxy.access.decision import Grant
 from proxy.store.group_commit import GroupCommit, Waiting, resolve
 from proxy.store.pg_connection import DatabaseUnavailable, PgConnection
 

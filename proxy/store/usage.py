@@ -17,7 +17,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from proxy import metrics
-from proxy.access.grant import AssignedServer, Grant
+from proxy.access.decision import AssignedServer, Grant
 from wire import jsonrpc
 from wire.address_group import address_group
 from wire.tool_names import exposed_name, fingerprint, is_tool_name, storable

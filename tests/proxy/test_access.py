@@ -22,8 +22,7 @@ from gatewayadmin.config import database
 from gateways.models import Reach, Tool
 from hosts.models import Host, Kind
 from oauth.models import Binding
-from proxy.access.decision import DENIALS, decide
-from proxy.access.grant import Grant
+from proxy.access.decision import DENIALS, Grant, decide
 from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, parameters
 from proxy.store.pg_connection import DatabaseUnavailable, StatementRejected
 from tests import make

@@ -4,7 +4,7 @@ from itertools import permutations, product
 
 import pytest
 
-from proxy.access.grant import AssignedServer
+from proxy.access.decision import AssignedServer
 from proxy.catalog import AliasMissing, OutOfScope, Refusal, UnknownTool, candidates, resolve_tool, server_of
 from wire.tool_names import exposed_name
 

@@ -12,8 +12,7 @@ from auditlog.models import Event
 from connections.models import Connection
 from proxy.access.query import Access
 from proxy.config import Config
-from proxy.request import ClientLeft, McpRequest
-from proxy.request_headers import HeaderReader
+from proxy.request import ClientLeft, HeaderReader, McpRequest
 from tests import make, upstreams
 from tests.asgi_server import Upstream
 from tests.conftest import Run
