@@ -99,16 +99,16 @@ def test_an_app_with_a_token_of_another_gateway_is_told_to_get_one_of_this() -> 
 @pytest.mark.parametrize(
     "reason", ["unknown", "revoked", "stale_generation", "connection_revoked", "expired", "user_inactive"]
 )
-def test_x39_x40_every_dead_credential_gets_the_same_body(reason: str) -> None:
+def test_every_dead_credential_gets_the_same_body(reason: str) -> None:
     assert DENIALS[reason][1:] == (401, UNAUTHORIZED)
 
 
 @pytest.mark.parametrize("reason", ["wrong_gateway", "out_of_scope"])
-def test_x43_a_token_for_something_else_gets_its_exact_body(reason: str) -> None:
+def test_a_token_for_something_else_gets_its_exact_body(reason: str) -> None:
     assert DENIALS[reason][1:] == (403, FORBIDDEN)
 
 
-def test_x44_an_address_outside_the_allowlist_is_told_so() -> None:
+def test_an_address_outside_the_allowlist_is_told_so() -> None:
     assert DENIALS["ip"][1:] == (403, IP)
 
 

@@ -229,7 +229,7 @@ def test_the_row_is_there_when_the_answer_is(proxy: Proxy, run: Run) -> None:
         assert all(pool.map(recorded, range(40)))
 
 
-def test_p50_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) -> None:
+def test_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs())
     body, headers = modern("tools/list")
     requests: list[Callable[[], object]] = [
