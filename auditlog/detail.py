@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from auditlog.models import Call, Outcome
 from auditlog.reasons import Reason, Step, reason_of
-from proxy.store.call_writer import PATIENCE
+from proxy.store.call_writer import COMMIT_SECONDS
 
 OWN_ANSWERS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
 
@@ -72,7 +72,7 @@ class Detail:
         if self.call.recorded_at is None:
             return None
         waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms
-        return waited if 0 <= waited <= PATIENCE * 1000 else None
+        return waited if 0 <= waited <= COMMIT_SECONDS * 1000 else None
 
     @property
     def checks(self) -> list[Check]:

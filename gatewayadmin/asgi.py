@@ -66,8 +66,8 @@ def proxy_config() -> proxy.Config:
         token_calls=settings.TOKEN_CALLS,
         listener=_listener,
         listener_secret=_secret,
-        record_lanes=settings.RECORD_CONNECTIONS,
-        room=settings.WAITING_CALLS,
+        log_connections=settings.RECORD_CONNECTIONS,
+        max_waiting=settings.WAITING_CALLS,
     )
 
 

@@ -16,7 +16,7 @@ from accounts.models.attempts import HOUR
 from oauth.models import AuthorizeRequest
 
 AT_ONCE = 5_000
-UNUSED = timedelta(days=1)  # Decisions 7.3: registrations nobody connected with.
+UNUSED = timedelta(days=1)  # Registrations nobody connected with.
 TOLD_APART = timedelta(days=1)  # So long a dead token is still known, and the log can say how it died.
 
 SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.CIMD)

@@ -9,7 +9,7 @@ from proxy.access.query import Access
 from proxy.config import Config
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
-from proxy.request_headers import PREFIX
+from proxy.request import PREFIX
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
@@ -26,10 +26,15 @@ __all__ = ["PREFIX", "Config", "runtime"]
 @asynccontextmanager
 async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     """The app that serves paths under PREFIX, for as long as the block runs."""
-    access = Access(config.conninfo, config.token_keys, config.room)
-    writer = CallWriter(config.conninfo, lanes=config.record_lanes, room=config.room, observe=metrics.BATCHES.observe)
-    limits = Limits(config.conninfo, config.limit_seconds, config.room)
-    marks = UsageTracker(config.conninfo, config.stranger_seconds)
+    access = Access(config.conninfo, config.token_keys, config.max_waiting)
+    writer = CallWriter(
+        config.conninfo,
+        connections=config.log_connections,
+        max_waiting=config.max_waiting,
+        observe=metrics.COMMIT_ROWS.observe,
+    )
+    limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
+    usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -39,27 +44,27 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     upstreams_of_process = Upstreams(
         transport,
-        marks.era,
-        lambda: not writer.refuses,
+        usage.era_learned,
+        writer.may_begin,
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
     async with transport, upstreams_of_process as upstreams:
-        lister = ToolLister(upstreams, cipher, marks, config.list_seconds)
-        caller = ToolCaller(upstreams, lister, cipher, marks)
-        methods = Dispatcher(lister, caller, config.public_url, config.token_calls)
-        lanes: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
+        lister = ToolLister(upstreams, cipher, usage, config.list_seconds)
+        caller = ToolCaller(upstreams, lister, cipher, usage)
+        dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
+        connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
-            {name: partial(getattr, part, "waiting") for name, part in lanes.items()},
-            {name: partial(getattr, part, "fault") for name, part in lanes.items()},
+            {name: partial(getattr, part, "waiting") for name, part in connections.items()},
+            {name: partial(getattr, part, "fault") for name, part in connections.items()},
             lambda: transport.idle,
         )
-        for part in (access, limits, writer, marks):
+        for part in (access, limits, writer, usage):
             part.start()
-        for part in (access, limits, writer, marks):
-            await part.tried()
+        for part in (access, limits, writer, usage):
+            await part.first_attempt()
         try:
-            yield Endpoint(config, access, limits, writer, marks, methods)
+            yield Endpoint(config, access, limits, writer, usage, dispatcher)
         finally:
-            for part in (access, limits, writer, marks):
+            for part in (access, limits, writer, usage):
                 await part.stop()

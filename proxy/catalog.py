@@ -1,23 +1,26 @@
-"""Which server and tool a name means, and whether they may be used.
+"""Which server and tool a name means, whether they may be used, and as whom: rows 13 to 15 of the decision order.
 
-Lists and calls ask the same functions, so nobody sees a tool that cannot be called, nor calls one
-that is not shown.
+`tools/list` and `tools/call` use the same functions, so that no tool is listed that cannot be called, and none called
+that is not listed.
 """
 
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.access.grant import AssignedServer
-from wire import jsonrpc
+from proxy.access.decision import AssignedServer
+from wire import credential, jsonrpc
+from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
+from wire.rpc_messages import Target
 from wire.tool_names import SEPARATOR
+from wire.trace_context import NONE, Trace
 
-MOST_TOLD = 200
+MAX_NAME = 200
 
 
 class Refusal(UpstreamError):
-    """A rule of the gateway's forbids this server or tool; told in HTTP 200."""
+    """A switch, a policy or the identity forbids this server or tool; a JSON-RPC error with HTTP 200."""
 
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
@@ -53,8 +56,8 @@ class UnknownTool(UpstreamError):
         return None
 
 
-class Ambiguous(UpstreamError):
-    """Several servers have no alias, so the name may mean a tool of any of them."""
+class AliasMissing(UpstreamError):
+    """Several servers have no alias, so the name may be a tool of any of them."""
 
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
@@ -69,6 +72,13 @@ class Ambiguous(UpstreamError):
         return {"reason": self.reason}
 
 
+class IdentityUnreadable(UpstreamError):
+    """No configured key opens it: the operator lost a key."""
+
+    reason = "identity_unreadable"
+    sentence = 'The identity stored for server "{server}" can no longer be read.'
+
+
 class OutOfScope(Exception):
     """The token does not reach this server; answered with 403 and "Forbidden"."""
 
@@ -77,7 +87,7 @@ class OutOfScope(Exception):
         self.assigned = assigned
 
 
-class Found(NamedTuple):
+class ResolvedTool(NamedTuple):
     """The server a call goes to, the tool's own name there, and its schema when headers must repeat arguments."""
 
     assigned: AssignedServer
@@ -85,7 +95,7 @@ class Found(NamedTuple):
     schema: object = None
 
 
-class Row(NamedTuple):
+class ToolRow(NamedTuple):
     """What the database knows of a tool that fits the name of a call."""
 
     name: str
@@ -103,7 +113,7 @@ def identity_refusal(assigned: AssignedServer) -> str:
     """Why this connection has no identity to use at the server; empty when it has, or needs none."""
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
-    if assigned.identity_id is None or assigned.ciphertext is None or assigned.auth_type not in SENDABLE:
+    if assigned.identity_id is None or assigned.ciphertext is None or assigned.auth_type not in HEADER_AUTH_TYPES:
         return "identity_missing"
     if not assigned.identity_allowed:
         return "identity_withdrawn"
@@ -114,10 +124,10 @@ def identity_refusal(assigned: AssignedServer) -> str:
     return "identity_expired" if assigned.identity_expired else ""
 
 
-SENDABLE = frozenset({"bearer", "header"})
+HEADER_AUTH_TYPES = frozenset({"bearer", "header"})
 
 
-def allows(policy: str, enabled: bool | None) -> bool:
+def policy_allows(policy: str, enabled: bool | None) -> bool:
     """Whether a tool may be used; `enabled` is its switch, None for one that has no row yet."""
     match policy:
         case "allow_all":
@@ -128,15 +138,15 @@ def allows(policy: str, enabled: bool | None) -> bool:
 
 
 def is_listed(assigned: AssignedServer, tool: str) -> bool:
-    """Whether a listed tool may be used. Needs the facts of a list."""
-    named = assigned.tools is not None and tool in assigned.tools
-    exception = assigned.policy == "selected"
-    return allows(assigned.policy, exception if named else None)
+    """Whether a listed tool may be used. Needs a grant with ServersNeeded.ALL."""
+    has_row = assigned.tools is not None and tool in assigned.tools
+    row_enables = assigned.policy == "selected"
+    return policy_allows(assigned.policy, row_enables if has_row else None)
 
 
 def is_usable(assigned: AssignedServer) -> bool:
     """Whether any tool of this server may be used here; the identity is another question."""
-    return assigned.in_scope and not server_refusal(assigned) and allows(assigned.policy, enabled=True)
+    return assigned.in_scope and not server_refusal(assigned) and policy_allows(assigned.policy, enabled=True)
 
 
 def without_alias(assignments: Sequence[AssignedServer]) -> list[AssignedServer]:
@@ -148,64 +158,95 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
     """The server a tool's name belongs to; None when it is nobody's. Lists and calls both ask here, and nobody else.
 
     An alias names its server, and any other name belongs to the one server without an alias. What servers list, or
-    listed once, has no part in it: else one of them could take over the names of another. Raises Ambiguous.
+    listed once, has no part in it: else one of them could take over the names of another. Raises AliasMissing.
     """
     for assigned in assignments:
         if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):
             return assigned
     others = without_alias(assignments)
     if len(others) > 1:
-        raise Ambiguous(exposed[:MOST_TOLD])
+        raise AliasMissing(exposed[:MAX_NAME])
     return others[0] if others else None
 
 
-def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> Found | None:
+def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> ResolvedTool | None:
     """The server and tool this name means; None when only a fresh list of `candidates` can tell.
 
-    Raises OutOfScope, Refusal, Ambiguous or UnknownTool.
+    Raises OutOfScope, Refusal, AliasMissing or UnknownTool.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:
-        raise UnknownTool(exposed[:MOST_TOLD])
-    row = _row(assigned, exposed)
+        raise UnknownTool(exposed[:MAX_NAME])
+    row = _tool_row(assigned, exposed)
     if row is not None:
         return authorize_tool(assigned, row.name, row)
-    if (not assigned.alias or looks_shortened(exposed)) and _may_list(assigned):
+    if (not assigned.alias or looks_shortened(exposed)) and _can_be_listed(assigned):
         return None
     if not assigned.alias:
-        raise UnknownTool(exposed[:MOST_TOLD])
+        raise UnknownTool(exposed[:MAX_NAME])
     return authorize_tool(assigned, exposed.removeprefix(assigned.alias + SEPARATOR), None)
 
 
-def authorize_tool(assigned: AssignedServer, tool: str, row: Row | None) -> Found:
+def authorize_tool(assigned: AssignedServer, tool: str, row: ToolRow | None) -> ResolvedTool:
     """`tool` of this server, when this connection may call it. Raises OutOfScope, Refusal or UnknownTool."""
     if not assigned.in_scope:
         raise OutOfScope(assigned)
     if reason := server_refusal(assigned):
         raise Refusal(reason, assigned)
-    if not allows(assigned.policy, row.enabled if row else None):
+    if not policy_allows(assigned.policy, row.enabled if row else None):
         if row is None:
-            raise UnknownTool(tool[:MOST_TOLD])
+            raise UnknownTool(tool[:MAX_NAME])
         raise Refusal("tool_disabled", assigned, tool)
     if reason := identity_refusal(assigned):
         raise Refusal(reason, assigned)
-    return Found(assigned, tool, row.schema if row else None)
+    return ResolvedTool(assigned, tool, row.schema if row else None)
 
 
 def candidates(assignments: Sequence[AssignedServer], exposed: str) -> list[AssignedServer]:
-    """The server whose fresh list may hold a name that no row explains, if there is one. Raises Ambiguous."""
+    """The server whose fresh list may hold a name that no row explains, if there is one. Raises AliasMissing."""
     assigned = server_of(assignments, exposed)
-    return [assigned] if assigned is not None and _may_list(assigned) else []
+    return [assigned] if assigned is not None and _can_be_listed(assigned) else []
 
 
-def _may_list(assigned: AssignedServer) -> bool:
+def _can_be_listed(assigned: AssignedServer) -> bool:
     # A tool without a row can be called under `allow_all` only.
-    return is_usable(assigned) and not identity_refusal(assigned) and allows(assigned.policy, None)
+    return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 
 
-def _row(assigned: AssignedServer, exposed: str) -> Row | None:
-    rows = [Row._make(each) for each in assigned.tools or () if not isinstance(each, str)]
+def _tool_row(assigned: AssignedServer, exposed: str) -> ToolRow | None:
+    rows = [ToolRow._make(each) for each in assigned.tools or () if not isinstance(each, str)]
     return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
+
+
+def target(assigned: AssignedServer, connection_id: str, cipher: Cipher, trace: Trace = NONE) -> Target:
+    """Where and as whom to call this server, for the request of this trace. Raises IdentityUnreadable.
+
+    Whether the identity may be used was decided by `authorize_tool`; here it is decrypted.
+    """
+    return Target(
+        server_id=assigned.server_id,
+        server_name=assigned.server_name,
+        url=assigned.url,
+        era=assigned.era,
+        timeout_s=assigned.timeout_s,
+        max_concurrent=assigned.max_concurrent,
+        connection_id=connection_id,
+        credential=_credential(assigned, cipher),
+        generation=assigned.ciphertext or "",
+        trace=trace,
+    )
+
+
+def _credential(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] | None:
+    if assigned.ciphertext is None or assigned.auth_type == "none" or assigned.scheme == "none":
+        return None
+    try:
+        secret = cipher.open(assigned.ciphertext.encode())
+        return credential.header_of(assigned.auth_type, assigned.header_name, secret)
+    except Unreadable:
+        raise IdentityUnreadable(assigned.server_name) from None
+    except credential.Unsendable as error:
+        raise IdentityUnreadable(assigned.server_name, str(error)) from None
 
 
 looks_shortened = re.compile(r"_[0-9a-f]{6}\Z").search

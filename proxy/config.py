@@ -1,4 +1,4 @@
-"""What the proxy is told by the application it is mounted in."""
+"""The settings of the proxy, given by the application it is mounted in."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class Config:
     `client_address(peer, values of X-Forwarded-For)` says who really calls. `listener` is the origin
     at which this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is how many
     processes share the bound of each server, `token_calls` how many calls a token may have under way in this one.
-    `record_lanes` connections write the log; in front of each kind of statement `room` requests may wait.
+    `log_connections` write the log; before each kind of statement `max_waiting` requests may wait.
     """
 
     conninfo: str
@@ -33,10 +33,10 @@ class Config:
     answer_limit: int = 10 << 20
     list_seconds: float = 10.0
     ping_seconds: float = 15.0
-    stranger_seconds: float = 60.0
+    unknown_token_seconds: float = 60.0
     limit_seconds: float = 60.0
     queue_seconds: float = 10.0
     workers: int = 1
     token_calls: int = 64
-    record_lanes: int = 2
-    room: int = 2000
+    log_connections: int = 2
+    max_waiting: int = 2000

@@ -7,18 +7,24 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from proxy import metrics, modern_request, response
-from proxy.access.decision import DENIALS, Denied, decide
-from proxy.access.grant import Grant
+from proxy import metrics, response
+from proxy.access.decision import DENIALS, Denied, Grant, decide
 from proxy.access.query import Access, TokenDigests
 from proxy.config import Config
-from proxy.dispatch import Dispatcher, refused, wanted
-from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, McpRequest, Receive, Send
-from proxy.request_headers import HeaderReader, Scope
+from proxy.dispatch import (
+    Dispatcher,
+    InvalidRequest,
+    check_modern,
+    error_response,
+    is_modern,
+    servers_needed,
+    unsupported,
+)
+from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
 from proxy.store.call_writer import CallWriter, NotRecorded
-from proxy.store.payloads import Recorder
-from proxy.store.pg_connection import Unobtainable
+from proxy.store.payloads import PayloadRecorder
+from proxy.store.pg_connection import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
 from wire import jsonrpc, versions
@@ -30,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 
-NOT_CHECKED = "The gateway could not check access."
+ACCESS_NOT_CHECKED = "The gateway could not check access."
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
 
@@ -44,105 +50,111 @@ class Endpoint:
         access: Access,
         limits: Limits,
         writer: CallWriter,
-        marks: UsageTracker,
-        methods: Dispatcher,
+        usage: UsageTracker,
+        dispatcher: Dispatcher,
     ) -> None:
         self._config = config
         self._access = access
         self._limits = limits
         self._writer = writer
-        self._marks = marks
-        self._methods = methods
-        self._recorder = Recorder(Cipher(config.encryption_keys))
-        self._heads = HeaderReader(config, access)
+        self._usage = usage
+        self._dispatcher = dispatcher
+        self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
+        self._header_reader = HeaderReader(config, access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = self._heads.read(scope)
-        request = McpRequest(head, scope, receive, send)
-        if not head.slug:
+        request_headers = self._header_reader.read(scope)
+        request = McpRequest(request_headers, scope, receive, send)
+        if not request_headers.slug:
             await response.send(request, Response(404))
-        elif not head.is_ours:
+        elif not request_headers.host_is_known:
             await response.send(request, Response(400, b"", "bad_request"))
         else:
             with suppress(ClientLeft):
                 await self._serve(request)
 
     async def _serve(self, request: McpRequest) -> None:
-        head = request.head
+        request_headers = request.parsed_headers
         refusal = None
-        if head.origin_may_call:
-            request.origin = head.origin
+        if request_headers.origin_is_allowed:
+            request.origin = request_headers.origin
         else:
             refusal = self._denied(request, DENIALS["origin"])
-        if refusal is None and head.verb == "OPTIONS":
-            await response.send(request, Response(204, headers=response.preflight(request)))
+        if refusal is None and request_headers.http_method == "OPTIONS":
+            await response.send(request, Response(204, headers=response.preflight_headers(request)))
             return
-        if head.key is None:  # Its head says all there is to say: nothing of the body is read.
-            await response.send(request, refusal or self._stranger(request))
+        if request_headers.token_digests is None:  # The headers decide: nothing of the body is read.
+            await response.send(request, refusal or self._unknown_token(request))
             return
         try:
-            facts, refusal = await self._judged(request, head.key, refusal)
-        except Unobtainable:
+            grant, refusal = await self._authorize(request, request_headers.token_digests, refusal)
+        except DatabaseUnavailable:
             metrics.UNAVAILABLE.labels("access").inc()
-            await response.send(request, _unavailable(request, NOT_CHECKED))
+            await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
             return
-        if facts is None:
-            await response.send(request, refusal or self._stranger(request))
+        if grant is None:
+            await response.send(request, refusal or self._unknown_token(request))
             return
-        await self._known(request, facts, refusal)
+        await self._serve_known(request, grant, refusal)
 
-    async def _judged(
-        self, request: McpRequest, key: TokenDigests, refusal: Response | None
+    async def _authorize(
+        self, request: McpRequest, token_digests: TokenDigests, refusal: Response | None
     ) -> tuple[Grant | None, Response | None]:
         """What the database knows of the token, and why the request is refused, if it is."""
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
-            facts, refusal = await self._judged_unread(request, key)
-            if facts is None or refusal is not None:
-                return facts, refusal
-        if request.head.verb == "POST":
+            grant, refusal = await self._authorize_large_body(request, token_digests)
+            if grant is None or refusal is not None:
+                return grant, refusal
+        if request.parsed_headers.http_method == "POST":
             request.parse()
-        facts = await self._facts(request, key)
-        if facts is not None and not self._writer.refuses:
-            request.note(facts)
-            if refusal is None and (denied := decide(facts, request.head.client_ip)) is not None:
+        grant = await self._find_grant(request, token_digests)
+        if grant is not None and not self._writer.refuses_calls:
+            request.set_grant(grant)
+            if refusal is None and (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
                 refusal = self._denied(request, denied)
-            if refusal is None and facts.limited:
-                refusal = await self._limited(facts)
-        return facts, refusal
+            if refusal is None and grant.limited:
+                refusal = await self._rate_limited(grant)
+        return grant, refusal
 
-    async def _judged_unread(self, request: McpRequest, key: TokenDigests) -> tuple[Grant | None, Response | None]:
-        """A body this long is for those who may call at all, by its head alone; they are asked for anew with it."""
-        facts = await self._facts(request, key)
-        if facts is None:
+    async def _authorize_large_body(
+        self, request: McpRequest, token_digests: TokenDigests
+    ) -> tuple[Grant | None, Response | None]:
+        """Read a large body only for a token that may call; the caller decides again with what the body says."""
+        grant = await self._find_grant(request, token_digests)
+        if grant is None:
             return None, None
-        request.note(facts)
-        if (denied := decide(facts, request.head.client_ip)) is not None:
-            return facts, self._denied(request, denied)
-        return facts, None if await request.read(self._config.body_limit) else _too_large()
+        request.set_grant(grant)
+        if (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
+            return grant, self._denied(request, denied)
+        return grant, None if await request.read(self._config.body_limit) else _too_large()
 
-    async def _facts(self, request: McpRequest, key: TokenDigests) -> Grant | None:
+    async def _find_grant(self, request: McpRequest, token_digests: TokenDigests) -> Grant | None:
         began = time.perf_counter()
-        facts = await self._access.facts(key, request.head.slug, *wanted(request.message))
+        grant = await self._access.find_grant(
+            token_digests, request.parsed_headers.slug, *servers_needed(request.message)
+        )
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
-        return facts
+        return grant
 
-    def _stranger(self, request: McpRequest) -> Response:
-        """No call, since it is nobody's: counted instead."""
-        metrics.STRANGERS.inc()
-        if request.head.presents_bearer:
-            self._marks.stranger(request.head.client_ip)
+    def _unknown_token(self, request: McpRequest) -> Response:
+        """The refusal of an unknown token. It is nobody's call: it is counted, not logged."""
+        metrics.UNKNOWN_TOKENS.inc()
+        if request.parsed_headers.presents_bearer:
+            self._usage.unknown_token(request.parsed_headers.client_ip)
         return self._denied(request, DENIALS["unknown"])
 
     def _denied(self, request: McpRequest, denied: Denied) -> Response:
         if denied.status != 401:
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
-        head = request.head
-        challenge = response.challenge(self._config.public_url, head.slug, presented=head.presents_bearer)
+        request_headers = request.parsed_headers
+        challenge = response.challenge(
+            self._config.public_url, request_headers.slug, presented=request_headers.presents_bearer
+        )
         return Response(401, denied.body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
 
-    async def _limited(self, facts: Grant) -> Response | None:
-        """Too many calls (row 11 of the decision order), with the time to wait; the next one may be let through."""
-        seconds = await self._limits.wait(facts)
+    async def _rate_limited(self, grant: Grant) -> Response | None:
+        """The refusal of a call above its rate limit (row 11 of the decision order); None for one within it."""
+        seconds = await self._limits.wait(grant)
         if not seconds:
             return None
         wait = (b"retry-after", b"%d" % max(1, math.ceil(seconds)))
@@ -150,119 +162,119 @@ class Endpoint:
         return Response(denied.status, denied.body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
     def faults(self) -> dict[str, str]:
-        """What keeps this process from serving, by the name of the lane; empty when nothing does."""
-        lanes = {"access": self._access.fault, "limits": self._limits.fault, "record": self._writer.fault}
-        return {name: fault for name, fault in {**lanes, "usage": self._marks.fault}.items() if fault}
+        """What keeps this process from serving, by the name of its part; empty when nothing does."""
+        parts = {"access": self._access.fault, "limits": self._limits.fault, "record": self._writer.fault}
+        return {name: fault for name, fault in {**parts, "usage": self._usage.fault}.items() if fault}
 
-    # A call: whatever becomes of it, one row is committed before the answer leaves
+    # Every request of a known token is a call: its row is committed before its response is sent
 
-    async def _known(self, request: McpRequest, facts: Grant, refusal: Response | None) -> None:
+    async def _serve_known(self, request: McpRequest, grant: Grant, refusal: Response | None) -> None:
         stream = None
-        if self._writer.refuses:
+        if self._writer.refuses_calls:
             await _send_not_executed(request)
             return
         if refusal is None:
             request.admitted = True
-            self._marks.used(facts, request.row.client_ip, request.arrived)
+            self._usage.token_used(grant, request.row.client_ip, request.arrived)
             refusal = _protocol_refusal(request)
-            if refusal is None and request.head.accepted.stream:
+            if refusal is None and request.parsed_headers.accepted.stream:
                 stream = Stream(request, self._config.ping_seconds)
         try:
-            answer = refusal or await self._answered(request, facts, stream)
+            answer = refusal or await self._dispatch(request, grant, stream)
             await self._finish(request, answer, stream)
         except NotRecordable:
             await _send_not_executed(request, stream)
         finally:
             if stream is not None and stream.opened:
-                metrics.open_now["streams"] -= 1
+                metrics.open_counts["streams"] -= 1
 
-    async def _answered(self, request: McpRequest, facts: Grant, stream: Stream | None) -> Response:
+    async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
         message = request.message
         if message is None or not message.is_request:
             return Response(202)
-        work = self._methods.answer(request, facts, message, stream)
-        pinging = stream.keep_alive() if stream is not None else None
+        answering = self._dispatcher.answer(request, grant, message, stream)
+        ping_timer = stream.keep_alive() if stream is not None else None
         try:
-            return await (_until_left(request, work) if request.modern else work)
+            return await (_cancel_when_client_leaves(request, answering) if request.modern else answering)
         except asyncio.CancelledError:
-            # The server is being stopped, and whoever waits will not hear of it; the log shall.
+            # The process is being stopped: the client gets no response, the log gets the row.
             await self._finish(request, Response(CLIENT_LEFT, b"", "cancelled"), None)
             raise
         except NotRecordable:
             raise
         except Exception:
             logger.exception("a call failed inside the gateway", extra={"request_id": request.uid})
-            return refused(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
+            return error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
         finally:
-            if stream is not None and pinging is not None:
-                pinging.cancel()
-                stream.hush()
+            if stream is not None and ping_timer is not None:
+                ping_timer.cancel()
+                stream.stop_pings()
 
     async def _finish(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
         row = request.row
         row.outcome, row.deny_reason, row.rpc_error_code = answer.outcome, answer.deny_reason, answer.code
         row.http_status = answer.status
         row.response_bytes = len(answer.body)
-        took = time.perf_counter() - request.began
-        row.duration_ms = took * 1000
-        if request.admitted and request.facts is not None and request.facts.recorded is not None:
-            await self._recorder.note(request, answer, request.facts.recorded)
+        seconds = time.perf_counter() - request.began
+        row.duration_ms = seconds * 1000
+        if request.admitted and request.grant is not None and request.grant.recorded is not None:
+            await self._recorder.record(request, answer, request.grant.recorded)
         try:
             await self._writer.commit(row)
         except NotRecorded:
             metrics.UNAVAILABLE.labels("record").inc()
             answer = _unavailable(request, NOT_RECORDED)
-        recorded = time.perf_counter() - request.began - took
-        metrics.count(row, (answer.outcome, answer.deny_reason), took, recorded)
+        recorded = time.perf_counter() - request.began - seconds
+        metrics.count(row, (answer.outcome, answer.deny_reason), seconds, recorded)
         if answer.status == CLIENT_LEFT:
             return
-        if stream is not None and (stream.opened or (answer.status == 200 and not request.head.accepted.json)):
-            await stream.end(answer.body)
+        if stream is not None and (
+            stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
+        ):
+            await stream.finish(answer.body)
         else:
             await response.send(request, answer)
 
 
 def _protocol_refusal(request: McpRequest) -> Response | None:
-    """Row 12: what is wrong with the request as HTTP and as JSON-RPC; settles the era."""
-    head = request.head
-    if head.verb != "POST":
+    """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP; sets `request.modern`."""
+    request_headers = request.parsed_headers
+    if request_headers.http_method != "POST":
         return Response(405, b"", "bad_request", headers=(response.ALLOW_POST,))
-    if not head.is_json:
-        return _bad(415, "The Content-Type must be application/json")
-    if not any(head.accepted):
-        return _bad(406, "The Accept header must allow application/json or text/event-stream")
+    if not request_headers.is_json:
+        return _bad_request(415, "The Content-Type must be application/json")
+    if not any(request_headers.accepted):
+        return _bad_request(406, "The Accept header must allow application/json or text/event-stream")
     if request.malformed is not None:
-        return _bad(400, request.malformed.message, request.malformed.code)
-    return _ladder_refusal(request, request.message) if request.message is not None else None
+        return _bad_request(400, request.malformed.message, request.malformed.code)
+    return _version_refusal(request, request.message) if request.message is not None else None
 
 
-def _ladder_refusal(request: McpRequest, message: Message) -> Response | None:
-    version = request.head.protocol_version
-    request.modern = modern_request.is_modern(version, message)
+def _version_refusal(request: McpRequest, message: Message) -> Response | None:
+    version = request.parsed_headers.protocol_version
+    request.modern = is_modern(version, message)
     if not request.modern:
-        request.note_client(message.params.get("clientInfo"))
+        request.set_client(message.params.get("clientInfo"))
         return None
-    request.note_client(message.meta.get(versions.CLIENT_INFO_KEY))
+    request.set_client(message.meta.get(versions.CLIENT_INFO_KEY))
     try:
         if message.is_request:
-            modern_request.check(message, request.pairs)
+            check_modern(message, request.header_pairs)
         elif version not in versions.SUPPORTED:
-            raise modern_request.unsupported(version)
+            raise unsupported(version)
         elif not message.method:
-            raise modern_request.InvalidRequest(
-                jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version"
-            )
-    except modern_request.InvalidRequest as refusal:
-        return refused(request, refusal.code, refusal.message, refusal.data)
+            raise InvalidRequest(jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version")
+    except InvalidRequest as refusal:
+        return error_response(request, refusal.code, refusal.message, refusal.data)
     return None
 
 
-def _bad(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> Response:
+def _bad_request(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) -> Response:
     return Response(status, jsonrpc.error(None, code, text), "bad_request", code=code)
 
 
 def _too_large() -> Response:
-    return _bad(413, "The request is larger than this gateway accepts")
+    return _bad_request(413, "The request is larger than this gateway accepts")
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
@@ -270,18 +282,18 @@ async def _send_not_executed(request: McpRequest, stream: Stream | None = None) 
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
     if stream is not None and stream.opened:
-        await stream.end(answer.body)
+        await stream.finish(answer.body)
     else:
         await response.send(request, answer)
 
 
 def _unavailable(request: McpRequest, text: str, data: jsonrpc.Object | None = None) -> Response:
     body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
-    return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, (response.RETRY,))
+    return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, (response.RETRY_AFTER,))
 
 
-async def _until_left(request: McpRequest, work: Awaitable[Response]) -> Response:
-    """The result of `work`, or its end when the client closes: in 2026-07-28 that cancels the request."""
+async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[Response]) -> Response:
+    """The result of `answering`; cancels it when the client closes the connection, as 2026-07-28 demands."""
     task = asyncio.current_task()
     left = False
 
@@ -295,7 +307,7 @@ async def _until_left(request: McpRequest, work: Awaitable[Response]) -> Respons
 
     watcher = asyncio.create_task(watch())
     try:
-        return await work
+        return await answering
     except asyncio.CancelledError:
         if not left or task is None:
             raise

@@ -1,7 +1,7 @@
 """Counters of the proxy for /metrics; multi-process by prometheus-client's own means.
 
-What calls took is noted and handed over once a second: each sample is a write into a file that the
-workers share, and a call has a dozen. What stands and waits is looked at just then.
+Durations are collected and written once a second: each sample is a write into a file that the workers share, and a call
+has a dozen. Gauges are read at the same moment.
 """
 
 from bisect import bisect_left
@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from proxy.store.call_writer import Row
+from proxy.store.call_writer import CallRow
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class BatchedHistogram(Histogram):
-    """A histogram that is given what was gathered meanwhile."""
+    """A histogram that takes many observations at once."""
 
     def add(self, counts: Counts[int], total: float) -> None:
         """Add observations: how many by number of bucket, and their sum."""
@@ -27,24 +27,24 @@ class BatchedHistogram(Histogram):
 
 
 class Timer:
-    """Durations noted for one histogram, in seconds."""
+    """Durations for one histogram, in seconds."""
 
-    __slots__ = ("_histogram", "_noted", "note")
+    __slots__ = ("_histogram", "_seconds", "note")
 
     def __init__(self, name: str, what: str) -> None:
         self._histogram = BatchedHistogram(f"gateway_{name}_duration_seconds", what, buckets=BUCKETS)
-        self._noted: list[float] = []
-        self.note = self._noted.append  # So it is cleared, never replaced.
+        self._seconds: list[float] = []
+        self.note = self._seconds.append  # Bound to this list: clear it, never replace it.
 
-    def hand_over(self) -> None:
-        self._histogram.add(Counts(bisect_left(BUCKETS, seconds) for seconds in self._noted), sum(self._noted))
-        self._noted.clear()
+    def flush(self) -> None:
+        self._histogram.add(Counts(bisect_left(BUCKETS, seconds) for seconds in self._seconds), sum(self._seconds))
+        self._seconds.clear()
 
 
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
-STRANGERS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with one nobody knows")
+UNKNOWN_TOKENS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with one nobody knows")
 UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
-BATCHES = Histogram("gateway_commit_rows", "Rows of calls that shared one commit", buckets=ROWS)
+COMMIT_ROWS = Histogram("gateway_commit_rows", "Rows of calls that shared one commit", buckets=BATCH_BUCKETS)
 WAITING = Gauge("gateway_waiting", "MCP requests that wait for the database", ("lane",), multiprocess_mode="livesum")
 LANE_DOWN = Gauge(
     "gateway_lane_down",
@@ -65,11 +65,11 @@ _lanes: dict[str, Callable[[], int]] = {}
 _faults: dict[str, Callable[[], str]] = {}
 _idle: list[Callable[[], int]] = []
 
-# How many there are just now, counted by those who open and close them.
-open_now = Counts[str]()
+# How many are open now, counted where they are opened and closed.
+open_counts = Counts[str]()
 
 
-def count(row: Row, ended: tuple[str, str], seconds: float, recorded: float) -> None:
+def count(row: CallRow, ended: tuple[str, str], seconds: float, recorded: float) -> None:
     """Count one call: its outcome and deny_reason, what it took, and how long its row took then."""
     _calls[ended] += 1
     TOTAL.note(seconds)
@@ -83,23 +83,23 @@ def count(row: Row, ended: tuple[str, str], seconds: float, recorded: float) -> 
 def watch(
     lanes: Mapping[str, Callable[[], int]], faults: Mapping[str, Callable[[], str]], idle: Callable[[], int]
 ) -> None:
-    """Tell of these from now on: who waits in which lane, what is wrong with it, how many connections stand idle."""
+    """The sources of the gauges: requests that wait, faults, and idle upstream connections."""
     _lanes.update(lanes)
     _faults.update(faults)
     _idle[:] = [idle]
 
 
-def hand_over() -> None:
-    """Hand over what was counted since the last time, and what is there now."""
+def flush() -> None:
+    """Write what was counted since the last flush, and the gauges as they are now."""
     for labels, calls in _calls.items():
         CALLS.labels(*labels).inc(calls)
     _calls.clear()
     for times in (TOTAL, AUTHORISE, UPSTREAM, RECORD):
-        times.hand_over()
+        times.flush()
     for lane, waiting in _lanes.items():
         WAITING.labels(lane).set(waiting())
     for lane, fault in _faults.items():
         LANE_DOWN.labels(lane).set(bool(fault()))
     for idle in _idle:
         IDLE.set(idle())
-    STREAMS.set(open_now["streams"])
+    STREAMS.set(open_counts["streams"])

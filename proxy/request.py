@@ -1,14 +1,152 @@
-"""One HTTP request at /mcp/<slug>: read once, and what it will be in the log."""
+"""One HTTP request at /mcp/<slug>: its headers, parsed once, its body, its message, and its row in the log."""
 
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from proxy.access.grant import AssignedServer, Grant
-from proxy.request_headers import Pair, RequestHeaders, Scope
-from proxy.store.call_writer import Row, new_uid
-from wire import jsonrpc
+from proxy.access.decision import AssignedServer, Grant
+from proxy.access.query import Access, TokenDigests
+from proxy.config import Config
+from proxy.store.call_writer import CallRow, new_uid
+from wire import jsonrpc, token_text
 from wire.jsonrpc import Malformed, Message
+from wire.repeated_header import SAME_HEAD
+
+type Scope = MutableMapping[str, Any]
+type Pair = tuple[bytes, bytes]
+
+PREFIX = "/mcp/"
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+# The kinds of tokens that open an MCP endpoint.
+MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
+
+ACCEPT_BOTH = b"application/json, text/event-stream"
+
+
+class Accepted(NamedTuple):
+    """The forms of an answer that the client takes; an event stream only when it names it."""
+
+    json: bool
+    stream: bool
+
+
+class RequestHeaders(NamedTuple):
+    """What path and headers say. Content-Length is left out: it differs between requests that are otherwise equal."""
+
+    http_method: str
+    slug: str  # Empty when the path leads nowhere.
+    host_is_known: bool  # The Host is one of our names.
+    origin: str | None
+    origin_is_allowed: bool  # No browser's page calls, or one that may.
+    presents_bearer: bool
+    token_digests: TokenDigests | None  # None without a text that has the form of a token.
+    client_ip: str
+    is_json: bool
+    accepted: Accepted
+    user_agent: str
+    protocol_version: str
+
+
+class HeaderReader:
+    """Parses headers, with the host names, origins and token keys of this runtime."""
+
+    def __init__(self, config: Config, access: Access) -> None:
+        self._config = config
+        self._access = access
+        self._origins = Origins(config.public_url, config.allowed_origins)
+
+    def read(self, scope: Scope) -> RequestHeaders:
+        """The headers of this request; those that equal the last ones over the same connection are not parsed again."""
+        noted = scope.get("extensions", {}).get(SAME_HEAD)
+        if noted is None:
+            return self._read(scope)
+        request_headers: RequestHeaders | None = noted.get(RequestHeaders)
+        if request_headers is None:
+            request_headers = noted[RequestHeaders] = self._read(scope)
+        return request_headers
+
+    def _read(self, scope: Scope) -> RequestHeaders:
+        header_pairs: Sequence[Pair] = scope["headers"]
+        headers = dict(header_pairs)
+        slug = scope["path"].removeprefix(PREFIX).removesuffix("/")
+        hosts = self._config.hosts
+        origin = _text(headers, b"origin") if b"origin" in headers else None
+        peer = scope["client"][0] if scope.get("client") else ""
+        hops = [value.decode("latin-1") for name, value in header_pairs if name == b"x-forwarded-for"]
+        bearer = headers.get(b"authorization", b"")[:7].lower() == b"bearer "
+        token = _token(header_pairs) if bearer else None
+        return RequestHeaders(
+            http_method=scope["method"],
+            slug="" if "/" in slug else slug,
+            # More than one Host is refused whatever they say (RFC 9112 section 3.2).
+            host_is_known=(not hosts or host_name(_text(headers, b"host")) in hosts)
+            and sum(name == b"host" for name, _ in header_pairs) < 2,
+            origin=origin,
+            origin_is_allowed=self._origins.allows(origin),
+            presents_bearer=bearer,
+            token_digests=None if token is None else self._access.digests(token),
+            client_ip=self._config.client_address(peer, hops),
+            is_json=headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"application/json",
+            accepted=accepted(headers.get(b"accept")),
+            user_agent=_text(headers, b"user-agent"),
+            protocol_version=_text(headers, b"mcp-protocol-version"),
+        )
+
+
+class Origins:
+    """The browser origins that may call: our own, and those the operator named."""
+
+    def __init__(self, public_url: str, allowed: Iterable[str]) -> None:
+        parts = urlsplit(public_url)
+        own = f"{parts.scheme}://{parts.netloc}"
+        port = f":{parts.port}" if parts.port else ""
+        names = LOOPBACK if parts.hostname in {"localhost", "127.0.0.1", "::1"} else ()
+        self._allowed = {own, *(f"{parts.scheme}://{name}{port}" for name in names), *allowed}
+
+    def allows(self, origin: str | None) -> bool:
+        """A caller that is no browser sends no origin."""
+        return origin is None or origin in self._allowed
+
+
+_host = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?").fullmatch
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and final dot, in lower case; IPv6 in brackets. Empty for any other."""
+    match = _host(host.lower())
+    return match[1].removesuffix(".") if match else ""
+
+
+def accepted(value: bytes | None) -> Accepted:
+    """What an Accept header allows, perhaps neither; without one, JSON."""
+    if value is None or value == b"*/*":
+        return Accepted(json=True, stream=False)
+    if value == ACCEPT_BOTH:
+        return Accepted(json=True, stream=True)
+    named = set()
+    for part in value.decode("latin-1").lower().split(","):
+        kind, *parameters = (word.strip() for word in part.split(";"))
+        if not any(word.replace(" ", "") in {"q=0", "q=0.0", "q=0.00", "q=0.000"} for word in parameters):
+            named.add(kind)
+    return Accepted(
+        json=bool(named & {"application/json", "application/*", "*/*"}),
+        stream=bool(named & {"text/event-stream", "text/*"}),
+    )
+
+
+def _token(header_pairs: Iterable[Pair]) -> str | None:
+    """The bearer token, when exactly one is presented and it has the form of one."""
+    values = [value for name, value in header_pairs if name == b"authorization"]
+    text = values[0][7:].strip().decode("latin-1")
+    return text if len(values) == 1 and token_text.well_formed(text, MCP_TOKEN_KINDS) else None
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
+
 
 type Event = MutableMapping[str, Any]
 type Receive = Callable[[], Awaitable[Event]]
@@ -16,7 +154,7 @@ type Send = Callable[[Event], Awaitable[None]]
 type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-# What is read of a body before its token is known to be good; a longer one waits until it is.
+# Bytes of a body that are read before the token is authorized; the rest only after.
 UNAUTHENTICATED_BODY = 64 * 1024
 
 
@@ -35,30 +173,30 @@ class McpRequest:
         "arrived",
         "began",
         "body",
-        "facts",
-        "head",
+        "grant",
+        "header_pairs",
         "headers",
         "malformed",
         "message",
         "modern",
         "origin",
-        "pairs",
+        "parsed_headers",
         "receive",
         "row",
         "send",
         "uid",
     )
 
-    def __init__(self, head: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, request_headers: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         self.arrived = time.time()
         self.began = time.perf_counter()
         self.receive = receive
         self.send = send
-        self.head = head
-        self.pairs: list[Pair] = scope["headers"]
-        self.headers: dict[bytes, bytes] = dict(self.pairs)
+        self.parsed_headers = request_headers
+        self.header_pairs: list[Pair] = scope["headers"]
+        self.headers: dict[bytes, bytes] = dict(self.header_pairs)
         self.uid = new_uid(self.arrived)
-        self.row = Row(self.uid, self.arrived)
+        self.row = CallRow(self.uid, self.arrived)
         self._parts: list[bytes] = []
         self._size = 0
         self._more = True
@@ -68,7 +206,7 @@ class McpRequest:
         self.modern = False
         # The browser's origin, once it has been admitted.
         self.origin: str | None = None
-        self.facts: Grant | None = None
+        self.grant: Grant | None = None
         # Whether the call was let through, whatever was wrong with it then.
         self.admitted = False
 
@@ -100,33 +238,33 @@ class McpRequest:
         """Take the message out of the body; what is wrong with it is told later, after authentication."""
         try:
             self.message = jsonrpc.parse(self.body)
-        except Malformed as fault:
-            self.malformed = fault
+        except Malformed as error:
+            self.malformed = error
 
-    def note(self, facts: Grant) -> None:
+    def set_grant(self, grant: Grant) -> None:
         """The token is known: from here on this is a call, whatever becomes of it."""
-        self.facts = facts
+        self.grant = grant
         row = self.row
-        row.token_id, row.token_name, row.token_prefix = facts.token_id, facts.token_name, facts.token_prefix
-        row.connection_id = facts.connection_id
-        row.gateway_id, row.gateway_name = facts.gateway_id, facts.gateway_name
-        row.host_id, row.host_name = facts.host_id, facts.host_name
-        row.user_id, row.user_email = facts.user_id, facts.user_email
-        row.client_ip = self.head.client_ip
-        row.user_agent = self.head.user_agent
-        row.protocol_version = self.head.protocol_version
+        row.token_id, row.token_name, row.token_prefix = grant.token_id, grant.token_name, grant.token_prefix
+        row.connection_id = grant.connection_id
+        row.gateway_id, row.gateway_name = grant.gateway_id, grant.gateway_name
+        row.host_id, row.host_name = grant.host_id, grant.host_name
+        row.user_id, row.user_email = grant.user_id, grant.user_email
+        row.client_ip = self.parsed_headers.client_ip
+        row.user_agent = self.parsed_headers.user_agent
+        row.protocol_version = self.parsed_headers.protocol_version
         row.request_bytes = len(self.body)
         row.method, tool = self._names()
         if tool:
             row.feature_type, row.feature_name = "tool", tool
 
-    def note_server(self, assigned: AssignedServer) -> None:
+    def set_server(self, assigned: AssignedServer) -> None:
         """The call goes to this server."""
         row = self.row
         row.server_id, row.server_name = assigned.server_id, assigned.server_name
         row.identity_id, row.identity_label = assigned.identity_id or "", assigned.identity_label or ""
 
-    def note_client(self, info: object) -> None:
+    def set_client(self, info: object) -> None:
         """What the client says about itself."""
         if isinstance(info, dict):
             name, version = info.get("name"), info.get("version")
@@ -137,4 +275,8 @@ class McpRequest:
         if self.message is not None:
             tool = self.message.params.get("name") if self.message.method == "tools/call" else ""
             return self.message.method or "response", tool if isinstance(tool, str) else ""
-        return (self.head.verb, "") if self.head.verb != "POST" else (jsonrpc.method_in(self.body), "")
+        return (
+            (self.parsed_headers.http_method, "")
+            if self.parsed_headers.http_method != "POST"
+            else (jsonrpc.method_in(self.body), "")
+        )

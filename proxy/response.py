@@ -1,4 +1,4 @@
-"""What goes back to the client: headers, one JSON answer, or an event stream that ends in it."""
+"""What goes back to the client: one JSON response, or an event stream that ends with it."""
 
 import asyncio
 import re
@@ -6,32 +6,31 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from proxy import metrics
-from proxy.request import McpRequest
-from proxy.request_headers import Pair
+from proxy.request import McpRequest, Pair
 from wire import jsonrpc, sse
 
-METHODS = b"GET, POST, DELETE, OPTIONS"
-REQUEST_HEADERS = (
+CORS_METHODS = b"GET, POST, DELETE, OPTIONS"
+CORS_REQUEST_HEADERS = (
     "Authorization, Content-Type, Accept, Mcp-Session-Id, MCP-Protocol-Version, Mcp-Method, Mcp-Name, Last-Event-ID, "
     "traceparent, tracestate, baggage"
 )
-EXPOSED = b"Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate, X-Request-Id, Retry-After"
+CORS_EXPOSED_HEADERS = b"Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate, X-Request-Id, Retry-After"
 
-JSON = (b"content-type", b"application/json")
+CONTENT_TYPE_JSON = (b"content-type", b"application/json")
 NO_STORE = (b"cache-control", b"no-store")
-RETRY = (b"retry-after", b"1")
+RETRY_AFTER = (b"retry-after", b"1")
 ALLOW_POST = (b"allow", b"POST")
-STREAM = (
+STREAM_HEADERS = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
 
-_mirrored = re.compile(r"mcp-param-[!#$%&'*+\-.^_`|~0-9a-z]{1,80}", re.IGNORECASE).fullmatch
+_is_param_header = re.compile(r"mcp-param-[!#$%&'*+\-.^_`|~0-9a-z]{1,80}", re.IGNORECASE).fullmatch
 
 
 class Response(NamedTuple):
-    """An answer as it leaves, and how the log will call it."""
+    """A response as it is sent, and its outcome for the log."""
 
     status: int
     body: bytes = b""
@@ -48,23 +47,23 @@ def challenge(public_url: str, slug: str, *, presented: bool) -> Pair:
     return b"www-authenticate", f'Bearer resource_metadata="{metadata}"{error}'.encode()
 
 
-def cross_origin(origin: str | None) -> tuple[Pair, ...]:
-    """What a browser wants to see on an answer to another origin's page; no credentials are ever allowed."""
+def cors_headers(origin: str | None) -> tuple[Pair, ...]:
+    """CORS headers of a response to an allowed origin; credentials are never allowed."""
     if origin is None:
         return ()
     return (
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", EXPOSED),
+        (b"access-control-expose-headers", CORS_EXPOSED_HEADERS),
         (b"vary", b"Origin"),
     )
 
 
-def preflight(request: McpRequest) -> tuple[Pair, ...]:
+def preflight_headers(request: McpRequest) -> tuple[Pair, ...]:
     """The headers of the answer to OPTIONS."""
     asked = (name.strip() for name in request.header(b"access-control-request-headers").split(","))
-    names = ", ".join([REQUEST_HEADERS, *(name for name in asked if _mirrored(name))])
+    names = ", ".join([CORS_REQUEST_HEADERS, *(name for name in asked if _is_param_header(name))])
     return (
-        (b"access-control-allow-methods", METHODS),
+        (b"access-control-allow-methods", CORS_METHODS),
         (b"access-control-allow-headers", names.encode()),
         (b"access-control-max-age", b"600"),
     )
@@ -79,46 +78,46 @@ async def send(request: McpRequest, response: Response) -> None:
         *response.headers,
     ]
     if response.body:
-        headers.append(JSON)
+        headers.append(CONTENT_TYPE_JSON)
     if request.origin is not None:
-        headers += cross_origin(request.origin)
+        headers += cors_headers(request.origin)
     await request.send({"type": "http.response.start", "status": response.status, "headers": headers})
     await request.send({"type": "http.response.body", "body": response.body})
 
 
 class Stream:
-    """The client's event stream, opened by the first thing that precedes the answer.
+    """The client's event stream, opened by the first notification or ping that precedes the response.
 
-    A stream that stays silent gets a comment now and then, or proxies on the way would cut it.
+    A silent stream gets a comment every `ping_seconds`, because proxies on the way close idle connections.
     """
 
-    __slots__ = ("_ended", "_every", "_lock", "_pinging", "_request", "opened")
+    __slots__ = ("_ended", "_lock", "_ping_seconds", "_ping_task", "_request", "opened")
 
-    def __init__(self, request: McpRequest, every: float) -> None:
+    def __init__(self, request: McpRequest, ping_seconds: float) -> None:
         self._request = request
-        self._every = every
+        self._ping_seconds = ping_seconds
         self._ended = False
         self._lock = asyncio.Lock()
-        self._pinging: asyncio.Task[None] | None = None
+        self._ping_task: asyncio.Task[None] | None = None
         self.opened = False
 
     def keep_alive(self) -> asyncio.TimerHandle:
-        """Start to ping after a while of silence; cancel the handle when the answer is there."""
-        return asyncio.get_running_loop().call_later(self._every, self._begin_pinging)
+        """Start pings after `ping_seconds`; cancel the handle when the response is there."""
+        return asyncio.get_running_loop().call_later(self._ping_seconds, self._start_pings)
 
-    async def note(self, message: jsonrpc.Object) -> None:
-        """Pass a notification on."""
+    async def notify(self, message: jsonrpc.Object) -> None:
+        """Send a notification."""
         await self._write(sse.event(jsonrpc.dumps(message)))
 
-    async def end(self, body: bytes) -> None:
-        """Send the answer as the last event."""
-        self.hush()
+    async def finish(self, body: bytes) -> None:
+        """Send the response as the last event."""
+        self.stop_pings()
         await self._write(sse.event(body), last=True)
 
-    def hush(self) -> None:
-        """Ping no more: the answer is there, or nobody listens."""
-        if self._pinging is not None:
-            self._pinging.cancel()
+    def stop_pings(self) -> None:
+        """Send no more pings: the response is there, or the client left."""
+        if self._ping_task is not None:
+            self._ping_task.cancel()
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
         async with self._lock:
@@ -132,14 +131,14 @@ class Stream:
 
     async def _open(self) -> None:
         request = self._request
-        metrics.open_now["streams"] += 1
-        headers = [*STREAM, (b"x-request-id", request.uid.encode()), *cross_origin(request.origin)]
+        metrics.open_counts["streams"] += 1
+        headers = [*STREAM_HEADERS, (b"x-request-id", request.uid.encode()), *cors_headers(request.origin)]
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    def _begin_pinging(self) -> None:
-        self._pinging = asyncio.create_task(self._ping())
+    def _start_pings(self) -> None:
+        self._ping_task = asyncio.create_task(self._ping())
 
     async def _ping(self) -> None:
         while True:
             await self._write(sse.PING)
-            await asyncio.sleep(self._every)
+            await asyncio.sleep(self._ping_seconds)

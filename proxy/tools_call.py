@@ -1,10 +1,9 @@
-"""tools/call: find the tool, carry the call to its server, and bring the answer back unchanged."""
+"""tools/call: resolve the tool, forward the call to its server, return the answer unchanged."""
 
 import time
 
-from proxy.access.grant import Grant
-from proxy.access.upstream_credential import target
-from proxy.catalog import Found, OutOfScope, Refusal, authorize_tool, candidates, resolve_tool
+from proxy.access.decision import Grant
+from proxy.catalog import OutOfScope, Refusal, ResolvedTool, authorize_tool, candidates, resolve_tool, target
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.store.usage import UsageTracker
@@ -16,8 +15,8 @@ from wire.errors import BadAnswer, Busy, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import MODERN, RpcResponse, next_request_id
 
-# Members of a client's `_meta` that are between it and us; all others go on to the server.
-OURS = frozenset(
+# Members of a client's `_meta` that are for the gateway; all others go on to the server.
+GATEWAY_META = frozenset(
     {
         "progressToken",
         versions.MODERN_KEY,
@@ -27,80 +26,86 @@ OURS = frozenset(
     }
 )
 
-# What a 2026-07-28 result says that older clients never heard of.
+# Members of a 2026-07-28 result that the session era does not define.
 MODERN_MEMBERS = ("resultType", "ttlMs", "cacheScope")
 
 
 class ToolCaller:
-    """Carries calls."""
+    """Forwards calls to servers."""
 
-    def __init__(self, upstreams: Upstreams, lister: ToolLister, cipher: Cipher, marks: UsageTracker) -> None:
+    def __init__(self, upstreams: Upstreams, lister: ToolLister, cipher: Cipher, usage: UsageTracker) -> None:
         self._upstreams = upstreams
         self._lister = lister
         self._cipher = cipher
-        self._marks = marks
+        self._usage = usage
 
-    async def call(self, request: McpRequest, facts: Grant, message: Message, stream: Stream | None) -> Response:
+    async def call(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The server's answer to this call, addressed to the client.
 
-        Progress goes to `stream` when there is one. Raises OutOfScope or a Fault.
+        Progress goes to `stream` when there is one. Raises OutOfScope or UpstreamError.
         """
-        found = await self._find(request, facts, message.params["name"])
-        request.note_server(found.assigned)
+        resolved = await self._resolve(request, grant, message.params["name"])
+        request.set_server(resolved.assigned)
         began = time.perf_counter()
         try:
-            answer = await self._carry(request, found, facts, message, stream)
+            answer = await self._forward(request, resolved, grant, message, stream)
         except Busy:  # Nothing was sent, so it says nothing of the server.
             raise
-        except UpstreamError as fault:
-            self._marks.contacted(found.assigned, fault.detail, credential_refused=fault.reason == "credential_refused")
+        except UpstreamError as error:
+            self._usage.server_contacted(
+                resolved.assigned, error.detail, credential_refused=error.reason == "credential_refused"
+            )
             raise
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
-        self._marks.contacted(found.assigned)
+        self._usage.server_contacted(resolved.assigned)
         if not request.modern and not _is_complete(answer):
-            raise BadAnswer(found.assigned.server_name, "it wants input, which this client cannot give")
+            raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
         return _response(answer, message, modern=request.modern)
 
-    async def _find(self, request: McpRequest, facts: Grant, name: str) -> Found:
-        assignments = facts.assignments
+    async def _resolve(self, request: McpRequest, grant: Grant, name: str) -> ResolvedTool:
+        assignments = grant.assignments
         try:
-            found = resolve_tool(assignments, name)
+            resolved = resolve_tool(assignments, name)
         except (OutOfScope, Refusal) as refused:
-            request.note_server(refused.assigned)
+            request.set_server(refused.assigned)
             raise
-        if found is not None:
-            return found
+        if resolved is not None:
+            return resolved
         traced = trace_context.of(request.headers)
-        assigned, tool = await self._lister.find(candidates(assignments, name), facts.connection_id, name, traced)
+        assigned, tool = await self._lister.find(candidates(assignments, name), grant.connection_id, name, traced)
         return authorize_tool(assigned, tool["name"], None)._replace(schema=tool.get("inputSchema"))
 
-    async def _carry(
-        self, request: McpRequest, found: Found, facts: Grant, message: Message, stream: Stream | None
+    async def _forward(
+        self, request: McpRequest, resolved: ResolvedTool, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        connection_id, person = facts.connection_id, facts.user_id
-        called = target(found.assigned, connection_id, self._cipher, trace_context.of(request.headers))
-        token = message.meta.get("progressToken") if stream is not None else None
-        minted = next_request_id() if token is not None else None
-        params = _params(message, found.tool, minted)
+        connection_id, person = grant.connection_id, grant.user_id
+        upstream = target(resolved.assigned, connection_id, self._cipher, trace_context.of(request.headers))
+        client_token = message.meta.get("progressToken") if stream is not None else None
+        progress_token = next_request_id() if client_token is not None else None
+        params = _params(message, resolved.tool, progress_token)
 
-        async def hear(note: Object) -> None:
-            own = note.get("params")
-            if stream is None or minted is None or note.get("method") != "notifications/progress":
+        async def on_notification(notification: Object) -> None:
+            own = notification.get("params")
+            if stream is None or progress_token is None or notification.get("method") != "notifications/progress":
                 return
-            if isinstance(own, dict) and own.get("progressToken") == minted:
-                await stream.note({**note, "params": {**own, "progressToken": token}})
+            if isinstance(own, dict) and own.get("progressToken") == progress_token:
+                await stream.notify({**notification, "params": {**own, "progressToken": client_token}})
 
-        answer = await self._upstreams.ask(called, "tools/call", params, hear, person=person, schema=found.schema)
+        answer = await self._upstreams.ask(
+            upstream, "tools/call", params, on_notification, person=person, schema=resolved.schema
+        )
         if answer.error_code == jsonrpc.HEADER_MISMATCH:
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
-            schema = await self._schema(found, connection_id, called.trace)
-            answer = await self._upstreams.ask(called, "tools/call", params, hear, person=person, schema=schema)
+            schema = await self._schema(resolved, connection_id, upstream.trace)
+            answer = await self._upstreams.ask(
+                upstream, "tools/call", params, on_notification, person=person, schema=schema
+            )
         return answer
 
-    async def _schema(self, found: Found, connection_id: str, traced: trace_context.Trace) -> object:
-        offer = await self._lister.tools_of(found.assigned, connection_id, traced)
-        return next((tool.get("inputSchema") for tool in offer.tools if tool["name"] == found.tool), None)
+    async def _schema(self, resolved: ResolvedTool, connection_id: str, traced: trace_context.Trace) -> object:
+        server_tools = await self._lister.tools_of(resolved.assigned, connection_id, traced)
+        return next((tool.get("inputSchema") for tool in server_tools.tools if tool["name"] == resolved.tool), None)
 
 
 def _params(message: Message, tool: str, progress_token: int | None) -> Object:
@@ -108,7 +113,7 @@ def _params(message: Message, tool: str, progress_token: int | None) -> Object:
     params = {**message.params, "name": tool}
     if "_meta" not in params:
         return params
-    meta = {key: value for key, value in message.meta.items() if key not in OURS}
+    meta = {key: value for key, value in message.meta.items() if key not in GATEWAY_META}
     if progress_token is not None:
         meta["progressToken"] = progress_token
     params["_meta"] = meta

@@ -14,7 +14,7 @@ from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from proxy.access.query import SLUG
-from proxy.request_headers import PREFIX
+from proxy.request import PREFIX
 from wire.repeated_header import SAME_HEAD, HeaderCache, header_cache
 
 _is_call = re.compile(f"{PREFIX}{SLUG}/?".encode()).fullmatch

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gatewayadmin.config.environment import Network
 from gatewayadmin.serving.client_address import client_address
 from gatewayadmin.serving.log_format import request_id
-from proxy.request_headers import host_name
+from proxy.request import host_name
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,86 @@
-"""The decision about a request, in the order of docs/reference/decision-order.md, and what a refusal answers."""
+"""What the database says of a request, and the decision about it (docs/reference/decision-order.md, rows 1 to 11)."""
 
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 import orjson
 
-from proxy.access.grant import Grant
 from wire import jsonrpc
+
+
+class AssignedServer(NamedTuple):
+    """A server behind the gateway, and the identity this connection uses there.
+
+    `tools` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
+    not. OF_TOOL: [name, exposed name, enabled, schema with x-mcp-header] of the tools that fit.
+    """
+
+    id: str
+    alias: str
+    enabled: bool
+    scheme: str
+    policy: str
+    in_scope: bool
+    server_id: str
+    server_name: str
+    url: str
+    server_enabled: bool
+    auth_type: str
+    header_name: str
+    timeout_s: int
+    max_concurrent: int
+    era: str
+    identity_id: str | None
+    identity_label: str | None
+    identity_enabled: bool | None
+    identity_expired: bool | None
+    ciphertext: str | None
+    tools: Sequence[Sequence[object]] | Sequence[str] | None
+    # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.
+    identity_allowed: bool = True
+    identity_unconfirmed: bool = False
+
+
+class Grant(NamedTuple):
+    """What `query.sql` says of the token of one request; the fields are its columns, in order."""
+
+    token_id: str
+    token_name: str
+    token_prefix: str
+    by_oauth: bool
+    token_revoked: bool
+    token_stale: bool
+    token_expired: bool
+    allowed_ips: str | None
+    connection_id: str
+    connection_revoked: bool
+    connection_enabled: bool
+    gateway_id: str
+    gateway_name: str
+    gateway_description: str
+    gateway_matches: bool
+    gateway_enabled: bool
+    host_id: str
+    host_name: str
+    host_enabled: bool
+    host_pending: bool
+    user_id: str
+    user_email: str
+    user_active: bool
+    reaches: bool
+    # The servers behind the gateway that were asked for, in the order of their aliases.
+    assignments: Sequence[AssignedServer]
+    token_limit: int | None = None
+    gateway_limit: int | None = None
+    workspace_limit: int | None = None
+    # How many bytes of each body are recorded; None: none.
+    recorded: int | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the calls of this token are counted, and may be too many."""
+        return self.token_limit is not None or self.gateway_limit is not None or self.workspace_limit is not None
 
 
 class Denied(NamedTuple):
@@ -17,9 +91,9 @@ class Denied(NamedTuple):
     body: bytes
 
 
-def _denied(status: int, code: int, message: str, *reasons: str, told: bool = False) -> dict[str, Denied]:
+def _denied(status: int, code: int, message: str, *reasons: str, with_reason: bool = False) -> dict[str, Denied]:
     return {
-        reason: Denied(reason, status, jsonrpc.error(None, code, message, {"reason": reason} if told else None))
+        reason: Denied(reason, status, jsonrpc.error(None, code, message, {"reason": reason} if with_reason else None))
         for reason in reasons
     }
 
@@ -49,47 +123,47 @@ DENIALS: dict[str, Denied] = {
         "gateway_disabled",
         "connection_disabled",
         "gateway_not_reachable",
-        told=True,
+        with_reason=True,
     ),
     **_denied(429, jsonrpc.FORBIDDEN, "Too Many Requests", "rate_limited"),
 }
 
 
-# An app that brings a token made for another gateway shall ask for one of this.
+# An app with an OAuth token of another gateway must be led to authorize for this one.
 WRONG_AUDIENCE = Denied("wrong_gateway", 401, DENIALS["unknown"].body)
 
 
-def decide(facts: Grant, client_ip: str) -> Denied | None:
-    """Why the token may not be used here, rows 4 to 10 of the decision order; None when all of them say yes."""
-    if facts.token_revoked:
+def decide(grant: Grant, client_ip: str) -> Denied | None:
+    """Why the token may not be used here, rows 4 to 10 of the decision order; None when all are passed."""
+    if grant.token_revoked:
         reason = "revoked"
-    elif facts.token_stale:
+    elif grant.token_stale:
         reason = "stale_generation"
-    elif facts.connection_revoked:
+    elif grant.connection_revoked:
         reason = "connection_revoked"
-    elif facts.token_expired:
+    elif grant.token_expired:
         reason = "expired"
-    elif not facts.user_active:
+    elif not grant.user_active:
         reason = "user_inactive"
-    elif not facts.gateway_matches:
-        return WRONG_AUDIENCE if facts.by_oauth else DENIALS["wrong_gateway"]
-    elif facts.allowed_ips is not None and not _is_allowed(client_ip, facts.allowed_ips):
+    elif not grant.gateway_matches:
+        return WRONG_AUDIENCE if grant.by_oauth else DENIALS["wrong_gateway"]
+    elif grant.allowed_ips is not None and not _is_allowed(client_ip, grant.allowed_ips):
         reason = "ip"
     else:
-        return _switched_off(facts)
+        return _disabled_layer(grant)
     return DENIALS[reason]
 
 
-def _switched_off(facts: Grant) -> Denied | None:
-    if not facts.host_enabled:
+def _disabled_layer(grant: Grant) -> Denied | None:
+    if not grant.host_enabled:
         reason = "host_disabled"
-    elif facts.host_pending:
+    elif grant.host_pending:
         reason = "host_pending"
-    elif not facts.gateway_enabled:
+    elif not grant.gateway_enabled:
         reason = "gateway_disabled"
-    elif not facts.connection_enabled:
+    elif not grant.connection_enabled:
         reason = "connection_disabled"
-    elif not facts.reaches:
+    elif not grant.reaches:
         reason = "gateway_not_reachable"
     else:
         return None

@@ -1,7 +1,7 @@
-"""The one statement that says what decides a request.
+"""The one SELECT that decides a request, for all requests that wait for it together.
 
-Requests that arrive while a statement is under way wait for it and then share the next one, so each
-is decided by what the database says after its arrival; nothing is cached.
+Requests that arrive while the statement runs share the next one, so each is decided by what the database says after
+its arrival. Nothing is cached.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ import orjson
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from proxy.access.grant import AssignedServer, Grant
+from proxy.access.decision import AssignedServer, Grant
 from proxy.store.group_commit import GroupCommit, Waiting, fail, resolve
-from proxy.store.pg_connection import PgConnection, Unobtainable
+from proxy.store.pg_connection import DatabaseUnavailable, PgConnection
 from wire import token_text
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,13 @@ SETUP = (
 SLUG = "[a-z0-9-]{1,40}"  # A gateway in a URL, as a pattern.
 _is_slug = re.compile(SLUG).fullmatch
 
-# What a request needs to know of the servers behind its gateway.
-NOTHING, ALL, ADDRESSED = 0, 1, 2
+
+class ServersNeeded(IntEnum):
+    """Which of the servers behind its gateway a request needs to know of."""
+
+    NONE = 0
+    ALL = 1
+    OF_TOOL = 2  # Those that the tool's name may lead to.
 
 
 class TokenDigests(NamedTuple):
@@ -50,63 +56,71 @@ class TokenDigests(NamedTuple):
 
 
 class AccessQuery(NamedTuple):
-    """What requests ask the database; equal ones are put once."""
+    """One request's parameters of the statement; equal ones are sent once."""
 
-    key: TokenDigests
+    token: TokenDigests
     slug: str
-    wanted: int
+    servers: ServersNeeded
     tool: str
 
 
 class Access(GroupCommit[AccessQuery, Grant | None]):
-    """Asks for the facts of requests, in batches."""
+    """Finds the grants of requests, in batches."""
 
-    def __init__(self, conninfo: str, token_keys: Sequence[bytes], room: int = 2000) -> None:
-        self._lane = PgConnection(conninfo, SETUP)
-        self._keys = token_keys
-        super().__init__("access", [self._answer], [self._lane], lost=lambda error: Unobtainable(str(error)), room=room)
+    def __init__(self, conninfo: str, token_keys: Sequence[bytes], max_waiting: int = 2000) -> None:
+        self._connection = PgConnection(conninfo, SETUP)
+        self._token_keys = token_keys
+        super().__init__(
+            "access",
+            [self._handle],
+            [self._connection],
+            to_error=lambda error: DatabaseUnavailable(str(error)),
+            max_waiting=max_waiting,
+        )
 
-    def key(self, token: str) -> TokenDigests:
-        """What to look for this text as; its prefix says which table is asked."""
+    def digests(self, token: str) -> TokenDigests:
+        """The digests or checksums of a bearer text, which `query.sql` looks for; the prefix of the text says which."""
         if token.startswith(token_text.OAUTH_ACCESS):
             return TokenDigests((None,), (hashlib.sha256(token.encode()).hexdigest(),))
-        return TokenDigests((*token_text.candidates(token, self._keys),), (None,) * len(self._keys))
+        return TokenDigests((*token_text.candidates(token, self._token_keys),), (None,) * len(self._token_keys))
 
-    async def facts(self, key: TokenDigests, slug: str, wanted: int = NOTHING, tool: str = "") -> Grant | None:
-        """What the database knows of this token now; None when it does not know it. Raises Unobtainable."""
-        return await self.put(AccessQuery(key, slug if _is_slug(slug) else "", wanted, tool))
+    async def find_grant(
+        self, token: TokenDigests, slug: str, servers: ServersNeeded = ServersNeeded.NONE, tool: str = ""
+    ) -> Grant | None:
+        """What the database says of this token now; None when it does not know it. Raises DatabaseUnavailable."""
+        return await self.put(AccessQuery(token, slug if _is_slug(slug) else "", servers, tool))
 
-    async def _answer(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
-        # Calls of one client at the same time often ask the same: that is put once.
-        numbers = {question: number for number, question in enumerate(dict.fromkeys(asked for asked, _ in batch))}
-        found = _read(await self._lane.query_again(b"decide", parameters([*numbers])))
-        for question, future in batch:
-            facts = found.get(numbers[question])
-            if isinstance(facts, Unobtainable):
-                logger.error("what the database says of a token cannot be read", extra={"error": str(facts)})
-                fail([(question, future)], facts)
+    async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
+        # Calls of one client at the same time often need the same: that is sent once.
+        numbers = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in batch))}
+        grants = _read(await self._connection.query_with_retry(b"decide", parameters([*numbers])))
+        for query, future in batch:
+            grant = grants.get(numbers[query])
+            if isinstance(grant, DatabaseUnavailable):
+                logger.error("what the database says of a token cannot be read", extra={"error": str(grant)})
+                fail([(query, future)], grant)
             else:
-                resolve(future, facts)
+                resolve(future, grant)
 
 
-def _read(result: PGresult) -> dict[int, Grant | Unobtainable]:
-    """The facts by the numbers of the questions; those of one that cannot be read are no harm to the others."""
+def _read(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:
+    """The grants by the numbers of the queries. A row that cannot be read fails its own query only."""
     transformer = Transformer()
     transformer.set_pgresult(result)
-    found: dict[int, Grant | Unobtainable] = {}
+    grants: dict[int, Grant | DatabaseUnavailable] = {}
     for number, *values in transformer.load_rows(0, result.ntuples, list):
         try:
-            values[_ASSIGNMENTS] = _assigned(values[_ASSIGNMENTS])
-            found[number] = Grant._make(values)
+            values[_ASSIGNMENTS] = _assigned_servers(values[_ASSIGNMENTS])
+            grants[number] = Grant._make(values)
         except (ValueError, RecursionError) as error:
-            found[number] = Unobtainable(str(error))
-    return found
+            grants[number] = DatabaseUnavailable(str(error))
+    return grants
 
 
 _ASSIGNMENTS = Grant._fields.index("assignments")
 
 
-def _assigned(text: str | None) -> tuple[AssignedServer, ...]:
+def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
     if text is None:
         return ()
     try:
@@ -116,20 +130,20 @@ def _assigned(text: str | None) -> tuple[AssignedServer, ...]:
     return tuple(map(AssignedServer._make, rows))
 
 
-def parameters(questions: Sequence[AccessQuery]) -> list[bytes]:
-    """The parameters of the statement as PostgreSQL array texts, a place for each digest to look for."""
-    places = [
-        (n, question, digest, checksum)
-        for n, question in enumerate(questions)
-        for digest, checksum in zip(question.key.digests, question.key.checksums, strict=True)
+def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
+    """The parameters of the statement as PostgreSQL array texts, one element for each digest to look for."""
+    rows = [
+        (n, query, digest, checksum)
+        for n, query in enumerate(queries)
+        for digest, checksum in zip(query.token.digests, query.token.checksums, strict=True)
     ]
     return [
-        _array([str(n) for n, _, _, _ in places]),
-        _array(["NULL" if digest is None else f'"\\\\x{digest.hex()}"' for _, _, digest, _ in places]),
-        _array([checksum or "NULL" for _, _, _, checksum in places]),
-        _array([f'"{question.slug}"' for _, question, _, _ in places]),
-        _array([str(question.wanted) for _, question, _, _ in places]),
-        _array([_quoted(question.tool) for _, question, _, _ in places]),
+        _array([str(n) for n, _, _, _ in rows]),
+        _array(["NULL" if digest is None else f'"\\\\x{digest.hex()}"' for _, _, digest, _ in rows]),
+        _array([checksum or "NULL" for _, _, _, checksum in rows]),
+        _array([f'"{query.slug}"' for _, query, _, _ in rows]),
+        _array([str(query.servers.value) for _, query, _, _ in rows]),
+        _array([_quoted(query.tool) for _, query, _, _ in rows]),
     ]
 
 

@@ -1,16 +1,15 @@
--- What a decision needs, read at once for all requests that wait together; what several
--- of them ask alike is one question.
+-- Reads what decides a request, for all requests that wait together; equal ones share a query.
 --
--- One row for each question whose token is known. Every switch is read here, each time; nothing is
+-- One row for each query whose token is known. Every switch is read here, each time; nothing is
 -- cached. `statement_timestamp()` judges expiry, so all workers agree. `OFFSET 0` keeps the order: from
 -- the token along its keys, one index look-up each. The planner, who judges by how small the tables
 -- were when it last looked, would begin elsewhere.
 --
--- $1 n         number of the question; repeated where keys are being rotated
+-- $1 n         number of the query; repeated where keys are being rotated
 -- $2 digest    digest of its API access token, NULL for another kind
 -- $3 checksum  checksum of its OAuth access token, NULL for another kind
 -- $4 slug      gateway in the URL
--- $5 wanted    what of the servers it needs: 0 nothing, 1 all of them, 2 those `tool` may lead to
+-- $5 servers   which servers it needs (ServersNeeded): 0 none, 1 all, 2 those `tool` may lead to
 -- $6 tool      exposed name of the tool it calls
 SELECT
     q.n,
@@ -27,7 +26,7 @@ SELECT
     c.enabled,
     g.id::text,
     g.name,
-    CASE WHEN q.wanted = 0 THEN g.description ELSE '' END,
+    CASE WHEN q.servers = 0 THEN g.description ELSE '' END,
     g.slug = q.slug AND g.archived_at IS NULL,
     g.enabled,
     h.id::text,
@@ -50,7 +49,7 @@ SELECT
         JOIN django_content_type ct ON ct.id = p.content_type_id
         WHERE rp.role_id = u.role_id AND p.codename = 'view_gateway' AND ct.app_label = 'gateways' OFFSET 0
     ),
-    CASE WHEN q.wanted > 0 AND g.slug = q.slug THEN (
+    CASE WHEN q.servers > 0 AND g.slug = q.slug THEN (
         SELECT json_agg(
             json_build_array(
                 a.id,
@@ -75,7 +74,7 @@ SELECT
                 i.enabled,
                 i.expires_at <= statement_timestamp(),
                 encode(i.secret_ciphertext, 'escape'),
-                CASE q.wanted WHEN 1 THEN (
+                CASE q.servers WHEN 1 THEN (
                     -- Under `selected` the tools that may be used, else those that may not.
                     SELECT json_agg(x.name) FROM gateways_tool x
                     WHERE x.assignment_id = a.id AND x.enabled = (a.tool_policy = 'selected')
@@ -122,7 +121,7 @@ SELECT
             AND i.owner_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN u.id END
         WHERE a.gateway_id = g.id
             AND a.removed_at IS NULL
-            AND (q.wanted = 1 OR a.alias = '' OR a.alias = split_part(q.tool, '__', 1))
+            AND (q.servers = 1 OR a.alias = '' OR a.alias = split_part(q.tool, '__', 1))
     ) END::text,
     -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
     least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
@@ -130,7 +129,7 @@ SELECT
     (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1),
     (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads)
 FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[])
-    AS q (n, digest, checksum, slug, wanted, tool)
+    AS q (n, digest, checksum, slug, servers, tool)
 CROSS JOIN LATERAL (
     SELECT id, name, prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
         false AS by_oauth, false AS stale, calls_per_minute

@@ -1,6 +1,6 @@
 """Writes the rows of answered calls: those of concurrent requests share one COPY and one commit.
 
-The audit promise: an answer leaves only after `commit` returned. Needs no Django.
+The audit promise: an answer leaves only after `commit` returned.
 """
 
 import logging
@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 
 from proxy.store.group_commit import GroupCommit, Waiting, fail, resolve
-from proxy.store.pg_connection import PgConnection, Rejected
+from proxy.store.pg_connection import PgConnection, StatementRejected
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # Seconds; then the caller is told that the call could not be recorded.
+COMMIT_SECONDS = 10.0  # Seconds; then the caller is told that the call could not be recorded.
 BATCH_ROWS = 500
-LANES = 2  # While one waits for the disk, the other is filled; more gain little.
+CONNECTIONS = 2  # While one waits for the disk, the other takes the next batch; more gain little.
 SETUP = (
     b"SET application_name = 'gateway call log'",
     b"SET statement_timeout = '9s'",
@@ -28,8 +28,8 @@ SETUP = (
 _N = "\\N"
 _NO_PAYLOAD = f"f\t{_N}\t{_N}"
 
-# Errors of single rows (bad data, a broken constraint): the others of the batch are innocent.
-_OF_A_ROW = ("22", "23")
+# Errors of single rows (bad data, a broken constraint): the other rows of the batch are written one by one.
+_ROW_ERRORS = ("22", "23")
 CHECK_VIOLATION = "23514"
 
 
@@ -38,7 +38,7 @@ class NotRecorded(Exception):
 
 
 @dataclass(slots=True)
-class Row:
+class CallRow:
     """One call as it will stand in auditlog_call; ids are UUIDs as text, empty for none."""
 
     uid: str
@@ -76,16 +76,16 @@ class Row:
     protocol_version: str = ""
     payload: str = _NO_PAYLOAD
 
-    def carry(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
+    def set_payload(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
         """Keep what the call sent and got, as JSON that holds no secret; `cut` when not all of it."""
-        told = (_N if part is None else part.decode().replace("\\", "\\\\") for part in (request, response))
-        self.payload = "\t".join(("t" if cut else "f", *told))
+        parts = (_N if part is None else part.decode().replace("\\", "\\\\") for part in (request, response))
+        self.payload = "\t".join(("t" if cut else "f", *parts))
 
-    def line(self) -> bytes:
+    def copy_line(self) -> bytes:
         """The row in PostgreSQL's text format for COPY."""
         whole = int(self.created_at)
-        at = f"{_second(whole)}.{int((self.created_at - whole) * 1_000_000):06d}+00"
-        free = (
+        at = f"{_timestamp(whole)}.{int((self.created_at - whole) * 1_000_000):06d}+00"
+        texts = (
             self.method[:64],
             self.feature_name[:300],
             self.host_name[:120],
@@ -99,10 +99,10 @@ class Row:
             self.client_version[:60],
             self.protocol_version[:20],
         )
-        text = "\t".join(free)
-        if text.count("\t") != len(free) - 1 or "\\" in text or "\n" in text or "\r" in text or "\0" in text:
-            text = "\t".join(value.translate(_ESCAPES) for value in free)
-        exact = (
+        text = "\t".join(texts)
+        if text.count("\t") != len(texts) - 1 or "\\" in text or "\n" in text or "\r" in text or "\0" in text:
+            text = "\t".join(value.translate(_ESCAPES) for value in texts)
+        columns = (
             f"{self.uid}\t{at}\t{self.uid}\t{self.feature_type}\t{self.outcome}\t{self.deny_reason}"
             f"\t{self.http_status}\t{_or_null(self.rpc_error_code)}\t{self.host_id or _N}\t{self.gateway_id or _N}"
             f"\t{self.connection_id or _N}\t{self.user_id or _N}\t{self.token_id or _N}\t{self.server_id or _N}"
@@ -110,11 +110,11 @@ class Row:
             f"\t{_ms(self.upstream_ms)}\t{self.request_bytes}\t{self.response_bytes}\t{self.client_ip or _N}"
             f"\t{self.payload}"
         )
-        return f"{exact}\t{text}\n".encode(errors="replace")
+        return f"{columns}\t{text}\n".encode(errors="replace")
 
 
 @lru_cache(2)
-def _second(at: int) -> str:
+def _timestamp(at: int) -> str:
     """This second as a timestamp of UTC without its zone; many calls come in one."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
@@ -140,14 +140,14 @@ def _ms(value: float | None) -> str:
 
 def new_uid(at: float) -> str:
     """A UUIDv7 (RFC 9562) of this moment; its time finds the row's partition."""
-    if not _pool:
+    if not _random_parts:
         _refill()
     time = f"{int(at * 1000):012x}"
-    return f"{time[:8]}-{time[8:]}-{_pool.pop()}"
+    return f"{time[:8]}-{time[8:]}-{_random_parts.pop()}"
 
 
 # The random parts of ids to come, fetched for many at once: each fetch is a call into the kernel.
-_pool: list[str] = []
+_random_parts: list[str] = []
 
 
 def _refill() -> None:
@@ -155,86 +155,95 @@ def _refill() -> None:
     for n in range(0, len(fetched), 20):
         digits = fetched[n : n + 20]
         variant = "89ab"[int(digits[3], 16) & 3]
-        _pool.append(f"7{digits[:3]}-{variant}{digits[4:7]}-{digits[7:19]}")
+        _random_parts.append(f"7{digits[:3]}-{variant}{digits[4:7]}-{digits[7:19]}")
 
 
 # A forked process would hand out the ids of its parent again.
-os.register_at_fork(after_in_child=_pool.clear)
+os.register_at_fork(after_in_child=_random_parts.clear)
 
 
 type Line = Waiting[bytes, None]
 
 
 class CallWriter(GroupCommit[bytes, None]):
-    """Commits rows over `lanes` connections; `observe` is told the size of each batch.
+    """Commits rows over `connections`; `observe` gets the size of each batch.
 
-    It is the circuit breaker of calls as well: while `refuses`, nothing may be sent to a server, because its row could
-    not be written. That is so from the moment a commit failed, hung for a second or lost its connection, until a row
-    was written in earnest and taken back, which is tried all the time.
+    It is the circuit breaker of calls as well: while `refuses_calls`, nothing may be sent to a server, because its row
+    could not be written. That is so from the moment a commit failed, hung for a second or lost its connection, until a
+    row was written and rolled back, which is tried all the time.
     """
 
     def __init__(
-        self, conninfo: str, *, lanes: int = LANES, room: int = 2000, observe: Callable[[int], None] = lambda _: None
+        self,
+        conninfo: str,
+        *,
+        connections: int = CONNECTIONS,
+        max_waiting: int = 2000,
+        observe: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._observe = observe
-        carried = [PgConnection(conninfo, SETUP, timeout=PATIENCE) for _ in range(lanes)]
+        opened = [PgConnection(conninfo, SETUP, timeout=COMMIT_SECONDS) for _ in range(connections)]
         super().__init__(
             "call log",
-            [partial(self._write, lane) for lane in carried],
-            carried,
-            lost=lambda _: NotRecorded(NotRecorded.__doc__),
-            most=BATCH_ROWS,
-            room=room,
-            turns_away=False,  # A row that is here is that of a call which may have been executed.
+            [partial(self._write, connection) for connection in opened],
+            opened,
+            to_error=lambda _: NotRecorded(NotRecorded.__doc__),
+            max_batch=BATCH_ROWS,
+            max_waiting=max_waiting,
+            rejects_when_full=False,  # A row that is here is that of a call which may have been executed.
         )
 
     @property
-    def refuses(self) -> bool:
+    def refuses_calls(self) -> bool:
         """Whether the row of a call that begins now could probably not be written."""
         return self.fault != "" or self.is_full
 
-    async def commit(self, row: Row) -> None:
-        """Return when `row` is committed. Raises NotRecorded."""
-        await self.put(row.line())
+    def may_begin(self) -> bool:
+        """Whether a call may be sent to its server now."""
+        return not self.refuses_calls
 
-    async def _write(self, lane: PgConnection, batch: list[Line]) -> None:
+    async def commit(self, row: CallRow) -> None:
+        """Return when `row` is committed. Raises NotRecorded."""
+        await self.put(row.copy_line())
+
+    async def _write(self, connection: PgConnection, batch: list[Line]) -> None:
         self._observe(len(batch))
-        error = await _refusal(lane, b"".join([line for line, _ in batch]))
+        error = await _copy_error(connection, b"".join([copy_line for copy_line, _ in batch]))
         if error is None:
             for _, future in batch:
                 resolve(future, None)
         else:
-            await self._write_each(lane, batch, error)
+            await self._write_each(connection, batch, error)
 
-    async def _write_each(self, lane: PgConnection, batch: list[Line], error: Rejected) -> None:
-        """Write the innocent rows of a batch that was refused for one of them."""
-        lasting = None
-        for line, future in batch:
-            refusal = await _refusal(lane, line) if len(batch) > 1 else error
+    async def _write_each(self, connection: PgConnection, batch: list[Line], error: StatementRejected) -> None:
+        """Write the rows of a refused batch one by one; only those at fault are lost."""
+        lasting_error = None
+        for copy_line, future in batch:
+            refusal = await _copy_error(connection, copy_line) if len(batch) > 1 else error
             if refusal is None:
                 resolve(future, None)
                 continue
             logger.error("call not recorded", extra={"error": str(refusal)})
-            fail([(line, future)], NotRecorded(NotRecorded.__doc__))
+            fail([(copy_line, future)], NotRecorded(NotRecorded.__doc__))
             if refusal.sqlstate == CHECK_VIOLATION and not refusal.of_constraint:
-                lasting = refusal  # There is no partition for this row, nor for the next.
-        if lasting is not None:
-            raise lasting
+                lasting_error = refusal  # There is no partition for this row, nor for the next.
+        if lasting_error is not None:
+            raise lasting_error
 
-    async def _try_out(self, lane: PgConnection) -> None:
+    async def _check(self, connection: PgConnection) -> None:
         """Write a row, take it back, and commit: all that a batch needs of the locks, the table and the disk."""
         now = time.time()
-        await lane.run(b"BEGIN; SAVEPOINT before")
-        await lane.copy(COPY, Row(new_uid(now), now, method="ping").line())
-        await lane.run(b"ROLLBACK TO SAVEPOINT before; COMMIT")
+        await connection.run(b"BEGIN; SAVEPOINT before")
+        await connection.copy(COPY, CallRow(new_uid(now), now, method="ping").copy_line())
+        await connection.run(b"ROLLBACK TO SAVEPOINT before; COMMIT")
 
 
-async def _refusal(lane: PgConnection, lines: bytes) -> Rejected | None:
+async def _copy_error(connection: PgConnection, lines: bytes) -> StatementRejected | None:
     """Why a row among these was refused, None when all are committed; raises what is no row's fault."""
     try:
-        await lane.copy(COPY, lines)
-    except Rejected as error:
-        if not error.sqlstate.startswith(_OF_A_ROW):
+        await connection.copy(COPY, lines)
+    except StatementRejected as error:
+        if not error.sqlstate.startswith(_ROW_ERRORS):
             raise
         return error
     return None

@@ -1,4 +1,4 @@
-"""What waits travels together: a few carriers, each with one batch under way. Needs no Django."""
+"""Group commit: items that arrive together go to the database in one batch."""
 
 import asyncio
 import logging
@@ -7,88 +7,89 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from proxy.store.pg_connection import PgConnection, Rejected, Unobtainable
+from proxy.store.pg_connection import DatabaseUnavailable, PgConnection, StatementRejected
 
 logger = logging.getLogger(__name__)
 
 # A batch leaves when so many wait, or after so many turns of the loop. A round trip and a commit cost as much
 # as a dozen more items in them; in a larger batch all wait for each other, while the loop has nothing to do.
-ENOUGH = 16
-TURNS = 3
-TELL_SECONDS = 1.0
+FULL_BATCH = 16
+LOOP_TURNS = 3
+LOG_SECONDS = 1.0
 
 # A statement is taken to hang after so many ticks of a clock. Ticks are counted, not seconds: when this process itself
 # stood still, that is one tick and says nothing of the database.
 TICK_SECONDS = 0.2
-HANGING = 5
+HANGING_TICKS = 5
 
-STOP_SECONDS = 1.0  # So long a stop waits for a lane that is being connected and has nothing to carry.
+STOP_SECONDS = 1.0  # How long a stop waits for a connection attempt when no item waits.
 
-AGAIN_SECONDS = 0.25  # Between two tries to repair a lane; when somebody waits for it,
-AGAIN_SOON_SECONDS = 0.05  # so many.
+RETRY_SECONDS = 0.25  # Between two attempts to connect while nothing waits,
+URGENT_RETRY_SECONDS = 0.05  # and while items wait.
 
 type Waiting[Item, Answer] = tuple[Item, asyncio.Future[Answer]]
-type Carry[Item, Answer] = Callable[[list[Waiting[Item, Answer]]], Awaitable[None]]
+type HandleBatch[Item, Answer] = Callable[[list[Waiting[Item, Answer]]], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
 class _Worker[Item, Answer]:
-    """A carrier and its lane.
+    """A task that handles batches over one connection.
 
-    `sound` while nothing speaks against the lane, `ticks` since its statement began (-1: none is under way),
-    `tried` when it has been found sound or not for the first time.
+    `ticks` have passed since its statement began (-1: none is running); `first_attempt` is set when the connection was
+    made and checked, or failed to be, for the first time.
     """
 
-    carry: Carry[Item, Answer]
-    lane: PgConnection | None
-    tried: asyncio.Event
-    sound: bool
+    handle: HandleBatch[Item, Answer]
+    connection: PgConnection | None
+    first_attempt: asyncio.Event
+    healthy: bool
     ticks: int = -1
     repairing: bool = False
-    told: str = ""
+    logged: str = ""
     batch: Sequence[Waiting[Item, Answer]] = ()
 
 
 class GroupCommit[Item, Answer]:
-    """Hands over what is put in, as many items at once as wait; a carrier sets the answer of each.
+    """Gives the items that wait to `handlers`, in batches; a handler resolves the future of each item.
 
-    A carrier that raises fails its whole batch with what `lost` makes of the error. `lanes` are what they carry over,
-    one each: connected ahead, and again when they are lost. A lane whose batch failed is repaired, that is connected
-    and tried, before it carries another one.
+    A handler that raises fails its whole batch with what `to_error` makes of the error. Each handler has one of the
+    `connections`, which are opened ahead and again when they are lost. A connection whose batch failed is opened anew
+    and checked before it is used again.
 
-    `fault` says why nothing can be carried just now, and is empty while it can. With `turns_away` whoever comes while
-    a statement hangs, or when `room` wait already, gets Unobtainable at once, and so do all who waited for that long,
-    those in the statement's batch too.
+    `fault` says why no batch can be handled just now; it is empty while one can. With `rejects_when_full`, items that
+    come while a statement hangs, or while `max_waiting` wait, fail at once with DatabaseUnavailable; so do those that
+    wait when a statement is found to hang, and those in its batch.
     """
 
     def __init__(
         self,
-        what: str,
-        carriers: Sequence[Carry[Item, Answer]],
-        lanes: Sequence[PgConnection],
+        name: str,
+        handlers: Sequence[HandleBatch[Item, Answer]],
+        connections: Sequence[PgConnection],
         *,
-        lost: Callable[[Exception], Exception],
-        most: int = 200,
-        room: int = 2000,
-        turns_away: bool = True,
+        to_error: Callable[[Exception], Exception],
+        max_batch: int = 200,
+        max_waiting: int = 2000,
+        rejects_when_full: bool = True,
     ) -> None:
-        self._what = what
+        self._name = name
         self._workers = [
-            _Worker(carry, lane, asyncio.Event(), sound=lane is None) for carry, lane in zip_longest(carriers, lanes)
+            _Worker(handle, connection, asyncio.Event(), healthy=connection is None)
+            for handle, connection in zip_longest(handlers, connections)
         ]
-        self._lost = lost
-        self._most = most
-        self._room = room
-        self._turns_away = turns_away
+        self._to_error = to_error
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._rejects_when_full = rejects_when_full
         self._waiting: list[Waiting[Item, Answer]] = []
-        self._resting: list[asyncio.Future[None]] = []
+        self._idle: list[asyncio.Future[None]] = []
         self._stopping = False
-        self._told, self._untold = float("-inf"), 0
-        self._hangs = False
+        self._logged_at, self._unlogged = float("-inf"), 0
+        self._is_hanging = False
         self._failed = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._clock: asyncio.Task[None] | None = None
-        self.fault = "not connected yet" if lanes else ""
+        self.fault = "not connected yet" if connections else ""
 
     @property
     def waiting(self) -> int:
@@ -98,33 +99,33 @@ class GroupCommit[Item, Answer]:
     @property
     def is_full(self) -> bool:
         """Whether as many wait as may."""
-        return len(self._waiting) >= self._room
+        return len(self._waiting) >= self._max_waiting
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._work(worker), name=self._what) for worker in self._workers]
-        self._clock = asyncio.create_task(self._tick(), name=f"{self._what}, clock")
+        self._tasks = [asyncio.create_task(self._work(worker), name=self._name) for worker in self._workers]
+        self._clock = asyncio.create_task(self._tick(), name=f"{self._name}, clock")
         for worker in self._workers:
-            if worker.lane is not None:
-                worker.lane.when_lost = self._lane_lost
+            if worker.connection is not None:
+                worker.connection.on_lost = self._connection_lost
 
-    async def tried(self) -> None:
-        """Return when each lane was connected and tried, or could not be; `fault` says which."""
+    async def first_attempt(self) -> None:
+        """Return when each connection was made and checked, or failed to be; `fault` says which."""
         for worker in self._workers:
-            if worker.lane is not None:
-                await worker.tried.wait()
+            if worker.connection is not None:
+                await worker.first_attempt.wait()
 
     async def stop(self) -> None:
-        """Hand over what is waiting, then stop and give the connections up."""
+        """Handle what is waiting, then stop and close the connections."""
         self._stopping = True
         if self._clock is not None:
             self._clock.cancel()
-        while self._resting:
+        while self._idle:
             self._wake()
         while self._tasks and (await asyncio.wait(self._tasks, timeout=STOP_SECONDS))[1]:
             self._give_up_repairs()
         for worker in self._workers:
-            if worker.lane is not None:
-                worker.lane.close()
+            if worker.connection is not None:
+                worker.connection.close()
 
     def _give_up_repairs(self) -> None:
         for worker, task in zip(self._workers, self._tasks, strict=True):
@@ -134,128 +135,128 @@ class GroupCommit[Item, Answer]:
     def put(self, item: Item) -> asyncio.Future[Answer]:
         """The answer to `item`, when it is there."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        if self._turns_away and (self._hangs or len(self._waiting) >= self._room):
-            future.set_exception(Unobtainable("the database is behind"))
+        if self._rejects_when_full and (self._is_hanging or len(self._waiting) >= self._max_waiting):
+            future.set_exception(DatabaseUnavailable("the database is behind"))
             return future
         self._waiting.append((item, future))
-        if len(self._waiting) == 1:  # The others travel with the first.
+        if len(self._waiting) == 1:  # Later items join the batch of the first.
             self._wake()
         return future
 
-    async def _try_out(self, lane: PgConnection) -> None:
-        """Find out whether a lane that is connected carries; raises what a batch would."""
+    async def _check(self, connection: PgConnection) -> None:
+        """Check that an open connection can handle a batch; raises what a batch would."""
 
     def _wake(self) -> None:
-        if self._resting:
-            self._resting.pop().set_result(None)
+        if self._idle:
+            self._idle.pop().set_result(None)
 
-    async def _rest(self, seconds: float | None = None) -> None:
+    async def _wait_for_work(self, seconds: float | None = None) -> None:
         """Wait until there is something to do."""
         if self._stopping:
             return
-        rest = asyncio.get_running_loop().create_future()
-        self._resting.append(rest)
+        wakeup = asyncio.get_running_loop().create_future()
+        self._idle.append(wakeup)
         if seconds is None:
-            await rest
+            await wakeup
             return
-        await asyncio.wait([rest], timeout=seconds)
-        if rest in self._resting:
-            self._resting.remove(rest)
+        await asyncio.wait([wakeup], timeout=seconds)
+        if wakeup in self._idle:
+            self._idle.remove(wakeup)
 
     async def _work(self, worker: _Worker[Item, Answer]) -> None:
         while self._waiting or not self._stopping:
-            if not worker.sound and not await self._repair(worker):
+            if not worker.healthy and not await self._repair(worker):
                 continue
             if not self._waiting:
-                await self._rest()
-                continue  # The lane may have been lost meanwhile.
-            await self._gather()
-            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            if not batch:  # The other carrier was quicker.
+                await self._wait_for_work()
+                continue  # The connection may have been lost meanwhile.
+            await self._gather_batch()
+            batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
+            if not batch:  # Another worker was quicker.
                 continue
             if self._waiting:
                 self._wake()
-            await self._carry(worker, batch)
+            await self._run_batch(worker, batch)
 
-    async def _carry(self, worker: _Worker[Item, Answer], batch: list[Waiting[Item, Answer]]) -> None:
+    async def _run_batch(self, worker: _Worker[Item, Answer], batch: list[Waiting[Item, Answer]]) -> None:
         worker.ticks, worker.batch = 0, batch
         try:
-            await worker.carry(batch)
+            await worker.handle(batch)
         except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
-            self._tell(len(batch), error)
-            fail(batch, self._lost(error))
-            self._mark(worker, error)
+            self._log_failure(len(batch), error)
+            fail(batch, self._to_error(error))
+            self._mark_broken(worker, error)
         else:
-            self._untold = 0
+            self._unlogged = 0
             worker.ticks = -1
             if self.fault:
                 self._failed = ""
-                self._judge()
+                self._update_fault()
         finally:
             worker.batch = ()
 
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
-        """Connect the lane and try it; while there is no other, who waits is told that it failed."""
-        if worker.lane is None:
-            worker.sound = True
+        """Connect and check; when no other worker is healthy, a failure fails the items that wait."""
+        if worker.connection is None:
+            worker.healthy = True
             return True
         if self._waiting:
-            self._wake()  # Another lane may carry what this worker was woken for.
+            self._wake()  # Another worker may handle what this one was woken for.
         worker.ticks, worker.repairing = 0, True
         try:
-            await worker.lane.connect()
-            await self._try_out(worker.lane)
+            await worker.connection.connect()
+            await self._check(worker.connection)
         except Exception as error:  # noqa: BLE001 - as above
-            worker.lane.close()
-            self._mark(worker, error)
-            self._tell_once(worker, error)
-            if not any(other.sound for other in self._workers):
+            worker.connection.close()
+            self._mark_broken(worker, error)
+            self._log_broken_connection(worker, error)
+            if not any(other.healthy for other in self._workers):
                 self._fail_waiting(error)
             await self._pause()
             return False
         else:
-            worker.sound, worker.ticks, worker.told, self._failed = True, -1, "", ""
-            self._judge()
+            worker.healthy, worker.ticks, worker.logged, self._failed = True, -1, "", ""
+            self._update_fault()
             return True
         finally:
             worker.repairing = False
-            worker.tried.set()
+            worker.first_attempt.set()
 
-    def _tell_once(self, worker: _Worker[Item, Answer], error: Exception) -> None:
-        if worker.told != str(error):
-            worker.told = str(error)
-            what = {"what": self._what, "error": str(error)}
-            logger.error("a connection to the database cannot be used", extra=what)
+    def _log_broken_connection(self, worker: _Worker[Item, Answer], error: Exception) -> None:
+        if worker.logged != str(error):
+            worker.logged = str(error)
+            extra = {"what": self._name, "error": str(error)}
+            logger.error("a connection to the database cannot be used", extra=extra)
 
     async def _pause(self) -> None:
-        """Wait before a lane is tried again."""
+        """Wait before the next attempt to connect."""
         if not self._stopping:
-            await asyncio.sleep(AGAIN_SOON_SECONDS)
+            await asyncio.sleep(URGENT_RETRY_SECONDS)
         if not self._waiting:
-            await self._rest(AGAIN_SECONDS)
+            await self._wait_for_work(RETRY_SECONDS)
 
-    def _lane_lost(self) -> None:
+    def _connection_lost(self) -> None:
         for worker in self._workers:
-            if worker.lane is not None and not worker.lane.connected:
-                worker.sound = False
-        self._judge()
-        while self._resting:
+            if worker.connection is not None and not worker.connection.connected:
+                worker.healthy = False
+        self._update_fault()
+        while self._idle:
             self._wake()
 
-    def _mark(self, worker: _Worker[Item, Answer], error: Exception) -> None:
-        """Carry nothing over this lane before it is repaired."""
+    def _mark_broken(self, worker: _Worker[Item, Answer], error: Exception) -> None:
+        """Use this worker's connection for nothing before it is repaired."""
         worker.ticks = -1
-        if worker.lane is not None:
-            worker.sound = False
+        if worker.connection is not None:
+            worker.healthy = False
             # What the server says of a statement; what it says of a connection names addresses, and is for the log.
-            self._failed = str(error) if isinstance(error, Rejected) else "the database did not answer"
-            self._judge()
+            self._failed = str(error) if isinstance(error, StatementRejected) else "the database did not answer"
+            self._update_fault()
 
-    def _judge(self) -> None:
-        self._hangs = any(worker.ticks >= HANGING for worker in self._workers)
-        if self._hangs:
+    def _update_fault(self) -> None:
+        self._is_hanging = any(worker.ticks >= HANGING_TICKS for worker in self._workers)
+        if self._is_hanging:
             self.fault = "the database hangs"
-        elif self._failed or not any(worker.sound for worker in self._workers):
+        elif self._failed or not any(worker.healthy for worker in self._workers):
             self.fault = self._failed or "the connection was lost"
         else:
             self.fault = ""
@@ -266,10 +267,10 @@ class GroupCommit[Item, Answer]:
             for worker in self._workers:
                 if worker.ticks >= 0:
                     worker.ticks += 1
-            hung = self._hangs
-            self._judge()
-            if self._hangs and not hung and self._turns_away:
-                error = Unobtainable(self.fault)
+            was_hanging = self._is_hanging
+            self._update_fault()
+            if self._is_hanging and not was_hanging and self._rejects_when_full:
+                error = DatabaseUnavailable(self.fault)
                 self._fail_waiting(error)
                 for worker in self._workers:
                     fail(worker.batch, error)
@@ -277,22 +278,22 @@ class GroupCommit[Item, Answer]:
     def _fail_waiting(self, error: Exception) -> None:
         batch, self._waiting = self._waiting, []
         if batch:
-            self._tell(len(batch), error)
-            fail(batch, self._lost(error))
+            self._log_failure(len(batch), error)
+            fail(batch, self._to_error(error))
 
-    def _tell(self, requests: int, error: Exception) -> None:
+    def _log_failure(self, requests: int, error: Exception) -> None:
         """Say in the log that batches failed, once a second at most."""
-        self._untold += requests
+        self._unlogged += requests
         now = time.monotonic()
-        if now - self._told >= TELL_SECONDS:
-            what = {"what": self._what, "requests": self._untold, "why": type(error).__name__, "error": str(error)}
-            logger.error("the database did not do what it was asked; requests get 503", extra=what)
-            self._told, self._untold = now, 0
+        if now - self._logged_at >= LOG_SECONDS:
+            extra = {"what": self._name, "requests": self._unlogged, "why": type(error).__name__, "error": str(error)}
+            logger.error("the database did not do what it was asked; requests get 503", extra=extra)
+            self._logged_at, self._unlogged = now, 0
 
-    async def _gather(self) -> None:
-        """Let those who have come as far as the loop already join the batch."""
-        for _ in range(TURNS):
-            if len(self._waiting) >= ENOUGH:
+    async def _gather_batch(self) -> None:
+        """Let requests that the event loop has already received join the batch."""
+        for _ in range(LOOP_TURNS):
+            if len(self._waiting) >= FULL_BATCH:
                 return
             await asyncio.sleep(0)
 

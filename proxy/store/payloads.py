@@ -1,52 +1,52 @@
-"""What a call carried, for its row in the log: only where the workspace records it, and never its secrets."""
+"""Request and response payloads for the log: only where the workspace records them, and without secrets."""
 
 import asyncio
 from base64 import b64decode
 from collections.abc import Sequence
 
-from proxy.access.upstream_credential import IdentityUnreadable, target
+from proxy.catalog import IdentityUnreadable, target
 from proxy.request import McpRequest
 from proxy.response import Response
-from proxy.store.redaction.messages import Kept, keep
+from proxy.store.redaction.messages import RedactedMessage, redact_message
 from wire.cipher import Cipher
 
-AT_ONCE = 4096  # Bytes that are looked at between two other calls; more of them in a thread.
+INLINE_BYTES = 4096  # Up to so many bytes are redacted on the event loop; more in a thread.
 
 
-class Recorder:
-    """Puts messages into rows, without the credentials they travelled with."""
+class PayloadRecorder:
+    """Puts payloads into rows, without the credentials they came with."""
 
     def __init__(self, cipher: Cipher) -> None:
         self._cipher = cipher
 
-    async def note(self, request: McpRequest, response: Response, limit: int) -> None:
+    async def record(self, request: McpRequest, response: Response, limit: int) -> None:
         """Keep `limit` bytes of what the client sent, and as many of what it gets."""
         bodies, secrets = (request.body, response.body), self._secrets(request)
-        if sum(map(len, bodies)) <= AT_ONCE:
-            sent, answered = _kept(bodies, limit, secrets)
+        if sum(map(len, bodies)) <= INLINE_BYTES:
+            request_payload, response_payload = _redact_all(bodies, limit, secrets)
         else:
-            sent, answered = await asyncio.to_thread(_kept, bodies, limit, secrets)
-        cut = any(kept is not None and kept.cut for kept in (sent, answered))
-        request.row.carry(_json(sent), _json(answered), cut=cut)
+            request_payload, response_payload = await asyncio.to_thread(_redact_all, bodies, limit, secrets)
+        cut = any(redacted is not None and redacted.cut for redacted in (request_payload, response_payload))
+        request.row.set_payload(_json(request_payload), _json(response_payload), cut=cut)
 
     def _secrets(self, request: McpRequest) -> list[str]:
         """The token the client presents, and every credential this call may have been passed on with."""
         secrets = [request.header(b"authorization").partition(" ")[2].strip()]
-        facts = request.facts
-        for assigned in facts.assignments if facts is not None else ():
+        grant = request.grant
+        for assigned in grant.assignments if grant is not None else ():
             try:
                 credential = target(assigned, "", self._cipher).credential
             except IdentityUnreadable:
                 continue
             if credential is not None:
-                secrets += parts_of(credential[1])
+                secrets += credential_parts(credential[1])
         return secrets
 
 
-def parts_of(sent: str) -> list[str]:
+def credential_parts(request_payload: str) -> list[str]:
     """A credential as it is sent, without its scheme, and the password in it."""
-    scheme, _, value = sent.rpartition(" ")
-    parts = [value, sent] if scheme else [value]
+    scheme, _, value = request_payload.rpartition(" ")
+    parts = [value, request_payload] if scheme else [value]
     if scheme.lower() != "basic":
         return parts
     try:
@@ -56,9 +56,9 @@ def parts_of(sent: str) -> list[str]:
     return [*parts, login, login.partition(":")[2]]
 
 
-def _kept(bodies: Sequence[bytes], limit: int, secrets: list[str]) -> list[Kept | None]:
-    return [keep(body, limit, secrets) for body in bodies]
+def _redact_all(bodies: Sequence[bytes], limit: int, secrets: list[str]) -> list[RedactedMessage | None]:
+    return [redact_message(body, limit, secrets) for body in bodies]
 
 
-def _json(kept: Kept | None) -> bytes | None:
-    return None if kept is None else kept.json
+def _json(redacted: RedactedMessage | None) -> bytes | None:
+    return None if redacted is None else redacted.json

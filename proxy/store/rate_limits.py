@@ -1,9 +1,8 @@
 """Rate limits at /mcp, shared by all workers; nothing here runs unless somebody sets one.
 
-A worker takes calls off the shared counter in batches and lets them through without asking again; a
-request waits for the counter only when its worker has none left. No more is taken than the limit
-allows, so no more is let through. What a worker holds when the minute ends is lost: one call in a
-hundred at most.
+A worker leases calls from the shared counter in batches and lets them through without another statement; a request
+waits for the counter only when the lease is used up. No more is leased than the limit allows. What is left of a lease
+when the minute ends is lost: one call in a hundred at most.
 """
 
 import time
@@ -14,9 +13,9 @@ from typing import NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from proxy.access.grant import Grant
+from proxy.access.decision import Grant
 from proxy.store.group_commit import GroupCommit, Waiting, resolve
-from proxy.store.pg_connection import PgConnection, Unobtainable
+from proxy.store.pg_connection import DatabaseUnavailable, PgConnection
 
 STATEMENT = Path(__file__).with_name("rate_limits.sql").read_bytes()
 SETUP = (
@@ -26,7 +25,7 @@ SETUP = (
     b"SET synchronous_commit = off",
     b"PREPARE take (text[], uuid[], int[], int[], float) AS " + STATEMENT,
 )
-PREFETCH = 100  # One call in so many is taken before it is needed.
+PREFETCH = 100  # A lease takes a hundredth of the limit ahead of need.
 
 
 class Subject(NamedTuple):
@@ -34,11 +33,11 @@ class Subject(NamedTuple):
 
     kind: str
     id: str | None
-    most: int
+    limit: int
 
 
 class Lease:
-    """What this worker may still let through until `until`, by its own clock; `last` when there is no more to take."""
+    """Calls this worker may still let through until `until` (monotonic clock); `last` when the counter has no more."""
 
     __slots__ = ("last", "left", "until")
 
@@ -46,91 +45,97 @@ class Lease:
         self.left, self.until, self.last = left, until, last
 
 
-type Asking = Waiting[list[Subject], None]
+type WaitingCall = Waiting[list[Subject], None]
 
 
-def subjects(facts: Grant) -> list[Subject]:
+def subjects(grant: Grant) -> list[Subject]:
     """Whose limits a call of this token is under, the narrowest first."""
     limits = (
-        ("token", facts.token_id, facts.token_limit),
-        ("gateway", facts.gateway_id, facts.gateway_limit),
-        ("workspace", None, facts.workspace_limit),
+        ("token", grant.token_id, grant.token_limit),
+        ("gateway", grant.gateway_id, grant.gateway_limit),
+        ("workspace", None, grant.workspace_limit),
     )
-    return [Subject(kind, pk, most) for kind, pk, most in limits if most is not None]
+    return [Subject(kind, pk, limit) for kind, pk, limit in limits if limit is not None]
 
 
 class Limits(GroupCommit[list[Subject], None]):
     """Lets calls through, as many in `seconds` as their limits say."""
 
-    def __init__(self, conninfo: str, seconds: float, room: int = 2000) -> None:
-        self._lane = PgConnection(conninfo, SETUP)
+    def __init__(self, conninfo: str, seconds: float, max_waiting: int = 2000) -> None:
+        self._connection = PgConnection(conninfo, SETUP)
         self._seconds = seconds
-        self._shares: dict[Subject, Lease] = {}
-        self._swept = 0.0
-        super().__init__("limits", [self._take], [self._lane], lost=lambda error: Unobtainable(str(error)), room=room)
+        self._leases: dict[Subject, Lease] = {}
+        self._swept_at = 0.0
+        super().__init__(
+            "limits",
+            [self._handle],
+            [self._connection],
+            to_error=lambda error: DatabaseUnavailable(str(error)),
+            max_waiting=max_waiting,
+        )
 
-    async def wait(self, facts: Grant) -> float:
-        """Seconds until such a call may be tried again; 0 lets this one through. Raises Unobtainable."""
-        wanted = subjects(facts)
+    async def wait(self, grant: Grant) -> float:
+        """Seconds until such a call may be tried again; 0 lets this one through. Raises DatabaseUnavailable."""
+        limited = subjects(grant)
         while True:
-            now, lacking = time.monotonic(), []
-            for subject in wanted:
-                share = self._shares.get(subject)
-                if share is not None and share.until > now and (share.left or share.last):
-                    if not share.left:
-                        return share.until - now
+            now, missing = time.monotonic(), []
+            for subject in limited:
+                lease = self._leases.get(subject)
+                if lease is not None and lease.until > now and (lease.left or lease.last):
+                    if not lease.left:
+                        return lease.until - now
                 else:
-                    lacking.append(subject)
-            if not lacking:
-                for subject in wanted:
-                    self._shares[subject].left -= 1
+                    missing.append(subject)
+            if not missing:
+                for subject in limited:
+                    self._leases[subject].left -= 1
                 return 0.0
-            await self.put(lacking)
+            await self.put(missing)
 
-    async def _take(self, batch: list[Asking]) -> None:
-        """Take for all who wait at once; each looks again at what there is."""
+    async def _handle(self, batch: list[WaitingCall]) -> None:
+        """Lease calls for all requests that wait; each then looks at the leases again."""
         wanted = demand(batch)
-        result = await self._lane.query_again(b"take", parameters(wanted.items(), self._seconds))
+        result = await self._connection.query_with_retry(b"take", parameters(wanted.items(), self._seconds))
         now = time.monotonic()
         self._sweep(now)
         for subject, taken, seconds in rows(result, wanted):
-            held = self._shares.get(subject)
-            left = held.left if held is not None and held.until > now else 0
-            self._shares[subject] = Lease(left + taken, now + seconds, last=taken < wanted[subject])
-        for _, asked in batch:
-            resolve(asked, None)
+            lease = self._leases.get(subject)
+            left = lease.left if lease is not None and lease.until > now else 0
+            self._leases[subject] = Lease(left + taken, now + seconds, last=taken < wanted[subject])
+        for _, future in batch:
+            resolve(future, None)
 
     def _sweep(self, now: float) -> None:
-        if now - self._swept >= self._seconds:
-            self._swept = now
-            self._shares = {subject: share for subject, share in self._shares.items() if share.until > now}
+        if now - self._swept_at >= self._seconds:
+            self._swept_at = now
+            self._leases = {subject: lease for subject, lease in self._leases.items() if lease.until > now}
 
 
-def demand(batch: Iterable[Asking]) -> dict[Subject, int]:
-    """How many calls to take of each subject: for those who wait, and a few ahead.
+def demand(batch: Iterable[WaitingCall]) -> dict[Subject, int]:
+    """How many calls to take of each subject: for the requests that wait, and some ahead.
 
     A subject stands here once: of two that differ in the limit, which was changed just now, the other
     is asked for next.
     """
-    waiting = Counter(subject for lacking, _ in batch for subject in lacking)
+    waiting = Counter(subject for missing, _ in batch for subject in missing)
     once = {(subject.kind, subject.id): subject for subject in waiting}
-    return {subject: max(waiting[subject], subject.most // PREFETCH) for subject in once.values()}
+    return {subject: max(waiting[subject], subject.limit // PREFETCH) for subject in once.values()}
 
 
 def parameters(wanted: Iterable[tuple[Subject, int]], seconds: float) -> list[bytes]:
     """The parameters of the statement, arrays as PostgreSQL writes them."""
-    columns = zip(*((s.kind, s.id or "NULL", str(s.most), str(count)) for s, count in wanted), strict=True)
+    columns = zip(*((s.kind, s.id or "NULL", str(s.limit), str(count)) for s, count in wanted), strict=True)
     return [*(("{" + ",".join(column) + "}").encode() for column in columns), str(seconds).encode()]
 
 
 def rows(result: PGresult, wanted: Iterable[Subject]) -> list[tuple[Subject, int, float]]:
     """What was taken of each subject, and the seconds until its minute ends."""
-    asked = {(subject.kind, subject.id): subject for subject in wanted}
-    told = []
+    future = {(subject.kind, subject.id): subject for subject in wanted}
+    taken_rows = []
     for row in range(result.ntuples):
         kind, pk, taken, seconds = (result.get_value(row, column) for column in range(4))
         assert kind is not None
         assert taken is not None
         assert seconds is not None
-        told.append((asked[kind.decode(), pk.decode() if pk else None], int(taken), float(seconds)))
-    return told
+        taken_rows.append((future[kind.decode(), pk.decode() if pk else None], int(taken), float(seconds)))
+    return taken_rows

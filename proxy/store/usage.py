@@ -1,7 +1,7 @@
-"""What is remembered beside the answer: last used, health, wire, tools seen, unknown callers.
+"""Usage of tokens, hosts and servers: last used, health, protocol era, tools listed, unknown tokens.
 
-Best effort, at most once a second, in a transaction of its own. It may be lost with
-the process and is no part of the audit promise.
+Written beside the calls, at most once a second, in a transaction of its own. What is not written yet is lost when the
+process is killed; nothing of it is part of the audit log.
 """
 
 import asyncio
@@ -17,25 +17,32 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from proxy import metrics
-from proxy.access.grant import AssignedServer, Grant
-from proxy.store import sql_statements
+from proxy.access.decision import AssignedServer, Grant
 from wire import jsonrpc
 from wire.address_group import address_group
 from wire.tool_names import exposed_name, fingerprint, is_tool_name, storable
 
 logger = logging.getLogger(__name__)
 
-STATEMENTS = sql_statements.load(Path(__file__).with_name("usage.sql"))
-FLUSH_SECONDS = 1.0
-MOST_STRANGERS = 1000  # So many neighbourhoods are told apart while they are counted,
-MOST_TOLD = 20  # and so many get an event of their own, the busiest; the rest share one.
-TOOLS_SECONDS = 60.0
 
-type Marked = dict[str, dict[str, Any]]
+def load_statements(path: Path) -> dict[str, str]:
+    """The statements of a .sql file by name: each begins with a line `-- name: ...`."""
+    _, *parts = path.read_text().split("-- name: ")
+    named = (part.partition("\n") for part in parts)
+    return {name.strip(): statement.strip() for name, _, statement in named}
+
+
+STATEMENTS = load_statements(Path(__file__).with_name("usage.sql"))
+FLUSH_SECONDS = 1.0
+MAX_ADDRESS_GROUPS = 1000  # Address groups that are counted apart;
+MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
+TOOLS_REWRITE_SECONDS = 60.0
+
+type RowUpdates = dict[str, dict[str, Any]]
 
 
 class Contact(NamedTuple):
-    """How it went with a server; `fault` is empty when it answered."""
+    """The last result of calling a server; `fault` is empty when it answered."""
 
     assigned: AssignedServer
     at: float
@@ -44,92 +51,92 @@ class Contact(NamedTuple):
 
 
 class UsageTracker:
-    """Collects marks and flushes them; everything it takes, it takes without waiting."""
+    """Collects what was used and writes it once a second. Its methods return at once and never fail a call."""
 
-    def __init__(self, conninfo: str, stranger_seconds: float) -> None:
+    def __init__(self, conninfo: str, unknown_token_seconds: float) -> None:
         self._conninfo = conninfo
-        self._stranger_seconds = stranger_seconds
+        self._unknown_token_seconds = unknown_token_seconds
         self._connection: psycopg.AsyncConnection | None = None
-        self._used: dict[tuple[str, str], tuple[Grant, str, float]] = {}
+        self._tokens_used: dict[tuple[str, str], tuple[Grant, str, float]] = {}
         self._contacts: dict[tuple[str, str | None], Contact] = {}
-        self._marked: dict[str, Marked] = {}
+        self._pending: dict[str, RowUpdates] = {}
         self._tools: dict[str, tuple[AssignedServer, list[jsonrpc.Object]]] = {}
-        self._tools_known: dict[str, tuple[str, float]] = {}
-        self._strangers: Counter[str | None] = Counter()
-        self._strangers_told = time.monotonic()
+        self._tools_written: dict[str, tuple[str, float]] = {}
+        self._unknown_tokens: Counter[str | None] = Counter()
+        self._unknown_tokens_written_at = time.monotonic()
         self._worker: asyncio.Task[None] | None = None
-        self._tried = asyncio.Event()
+        self._first_attempt = asyncio.Event()
         self.fault = ""
 
     def start(self) -> None:
-        self._worker = asyncio.create_task(self._work(), name="marks")
+        self._worker = asyncio.create_task(self._work(), name="usage")
 
-    async def tried(self) -> None:
+    async def first_attempt(self) -> None:
         """Return when the statements were prepared, or could not be; `fault` says which the server refused."""
-        await self._tried.wait()
+        await self._first_attempt.wait()
 
     async def stop(self) -> None:
         """Flush a last time and stop."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        self._strangers_told = float("-inf")
-        _hand_over()
+        self._unknown_tokens_written_at = float("-inf")
+        _flush_metrics()
         await self._flush_or_drop()
         if self._connection is not None:
             await self._connection.close()
 
-    # What is marked
+    # Called on the way of a call
 
-    def used(self, facts: Grant, ip: str, at: float) -> None:
+    def token_used(self, grant: Grant, ip: str, at: float) -> None:
         """This token was used, and with it its connection and host."""
-        self._used[facts.token_id, facts.token_prefix] = facts, ip, at
+        self._tokens_used[grant.token_id, grant.token_prefix] = grant, ip, at
 
-    def contacted(self, assigned: AssignedServer, fault: str = "", *, credential_refused: bool = False) -> None:
+    def server_contacted(self, assigned: AssignedServer, fault: str = "", *, credential_refused: bool = False) -> None:
         """The server answered, or did not; one that refuses a credential is there."""
         self._contacts[assigned.server_id, assigned.identity_id] = Contact(
             assigned, time.time(), fault, down=bool(fault) and not credential_refused
         )
 
-    def era(self, server_id: str, url: str, era: str) -> None:
-        """This server turned out to speak this wire."""
-        self._mark("eras", server_id, at=datetime.now(UTC), url=url, era=era)
+    def era_learned(self, server_id: str, url: str, era: str) -> None:
+        """This server turned out to speak this protocol era."""
+        self._set("eras", server_id, at=datetime.now(UTC), url=url, era=era)
 
-    def tools(self, assigned: AssignedServer, tools: list[jsonrpc.Object]) -> None:
+    def tools_listed(self, assigned: AssignedServer, tools: list[jsonrpc.Object]) -> None:
         """The server listed these tools, under its own names."""
         self._tools[assigned.id] = assigned, tools
 
-    def stranger(self, ip: str) -> None:
-        """Somebody came with a token nobody knows."""
-        place = address_group(ip)
-        known = place in self._strangers or len(self._strangers) < MOST_STRANGERS
-        self._strangers[place if known else None] += 1
+    def unknown_token(self, ip: str) -> None:
+        """A request brought a bearer token that the database does not know."""
+        group = address_group(ip)
+        known = group in self._unknown_tokens or len(self._unknown_tokens) < MAX_ADDRESS_GROUPS
+        self._unknown_tokens[group if known else None] += 1
 
-    def _mark(self, kind: str, key: str, **values: Any) -> None:
-        self._marked.setdefault(kind, {})[key] = values
+    def _set(self, kind: str, key: str, **values: Any) -> None:
+        self._pending.setdefault(kind, {})[key] = values
 
-    def _mark_token(self, facts: Grant, at: datetime, ip: str | None) -> None:
-        """One mark for a token; of its two secrets that both were used, the one used longer ago is the `other`."""
-        use = {"at": at, "ip": ip, "prefix": facts.token_prefix, "other": None, "other_at": None}
-        if before := self._marked.get("tokens", {}).get(facts.token_id):
-            older, newer = sorted((before, use), key=lambda one: one["at"])
+    def _set_token(self, grant: Grant, at: datetime, ip: str | None) -> None:
+        """One update for a token; when both of its secrets were used, the one used earlier is the `other`."""
+        use = {"at": at, "ip": ip, "prefix": grant.token_prefix, "other": None, "other_at": None}
+        if before := self._pending.get("tokens", {}).get(grant.token_id):
+            older, newer = sorted((before, use), key=lambda update: update["at"])
             use = newer | {"other": older["prefix"], "other_at": older["at"]}
-        self._mark("tokens", facts.token_id, **use)
+        self._set("tokens", grant.token_id, **use)
 
-    # How it is flushed
+    # The background task
 
     async def _work(self) -> None:
         await self._open_or_drop()
-        self._tried.set()
+        self._first_attempt.set()
         while True:
             if self.fault:
                 await self._open_or_drop()
             await asyncio.sleep(FLUSH_SECONDS)
-            _hand_over()
+            _flush_metrics()
             await self._flush_or_drop()
 
     async def _open_or_drop(self) -> None:
-        """Prepare the statements: a server that does not know their SQL is noticed now, and not with the first mark."""
+        """Prepare the statements, so that a server that does not know their SQL is noticed at the start."""
         try:
             await self._open()
         except (psycopg.Error, OSError) as error:
@@ -142,58 +149,58 @@ class UsageTracker:
             await self._drop(error)
 
     async def _drop(self, error: Exception) -> None:
-        logger.warning("marks not written", extra={"error": str(error)})
+        logger.warning("usage not written", extra={"error": str(error)})
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
 
-    def _spread(self) -> None:
-        """Turn what was noted in passing into marks; on the way of a call even a date costs."""
-        used, self._used = self._used, {}
+    def _collect(self) -> None:
+        """Turn what was collected into updates of rows; making a date on the way of each call would cost too much."""
+        tokens_used, self._tokens_used = self._tokens_used, {}
         contacts, self._contacts = self._contacts, {}
-        for facts, ip, at in used.values():
+        for grant, ip, at in tokens_used.values():
             moment = datetime.fromtimestamp(at, UTC)
-            self._mark_token(facts, moment, ip or None)
-            self._mark("connections", facts.connection_id, at=moment)
-            self._mark("hosts", facts.host_id, at=moment)
+            self._set_token(grant, moment, ip or None)
+            self._set("connections", grant.connection_id, at=moment)
+            self._set("hosts", grant.host_id, at=moment)
         for assigned, at, fault, down in contacts.values():
             moment, error = datetime.fromtimestamp(at, UTC), storable(fault)[:300]
             health = "down" if down else "ok"
-            self._mark("health", assigned.server_id, at=moment, health=health, error=error if down else "")
+            self._set("health", assigned.server_id, at=moment, health=health, error=error if down else "")
             if assigned.identity_id is not None and not down:
-                self._mark("identities", assigned.identity_id, at=moment, error=error)
+                self._set("identities", assigned.identity_id, at=moment, error=error)
 
     async def _flush(self) -> None:
-        self._spread()
-        marked, self._marked = self._marked, {}
-        tools, self._tools = self._tools, {}
-        strangers = self._take_strangers()
-        if not (marked or tools or strangers):
+        self._collect()
+        pending, self._pending = self._pending, {}
+        tools_listed, self._tools = self._tools, {}
+        unknown_tokens = self._take_unknown_tokens()
+        if not (pending or tools_listed or unknown_tokens):
             return
         connection = await self._open()
         for kind in ("tokens", "connections", "hosts", "identities", "health", "eras"):
-            if kind in marked:
-                await _update(connection, kind, marked[kind])
-        if strangers:
-            given = {"ip": list(strangers), "requests": list(strangers.values())}
-            await connection.execute(STATEMENTS["strangers"], given)
-        for assigned, seen in tools.values():
-            await self._write_tools(connection, assigned, seen)
+            if kind in pending:
+                await _update(connection, kind, pending[kind])
+        if unknown_tokens:
+            given = {"ip": list(unknown_tokens), "requests": list(unknown_tokens.values())}
+            await connection.execute(STATEMENTS["unknown_tokens"], given)
+        for assigned, tools in tools_listed.values():
+            await self._write_tools(connection, assigned, tools)
 
-    def _take_strangers(self) -> Counter[str | None]:
-        if time.monotonic() - self._strangers_told < self._stranger_seconds:
+    def _take_unknown_tokens(self) -> Counter[str | None]:
+        if time.monotonic() - self._unknown_tokens_written_at < self._unknown_token_seconds:
             return Counter()
-        strangers, self._strangers = self._strangers, Counter()
-        self._strangers_told = time.monotonic()
-        told = Counter(dict(strangers.most_common(MOST_TOLD)))
-        if rest := strangers.total() - told.total():
-            told[None] += rest
-        return told
+        unknown_tokens, self._unknown_tokens = self._unknown_tokens, Counter()
+        self._unknown_tokens_written_at = time.monotonic()
+        written = Counter(dict(unknown_tokens.most_common(MAX_EVENTS)))
+        if rest := unknown_tokens.total() - written.total():
+            written[None] += rest
+        return written
 
     async def _open(self) -> psycopg.AsyncConnection:
         if self._connection is None or self._connection.closed:
             self._connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True, connect_timeout=5)
-            await self._connection.execute("SET application_name = 'gateway marks'")
+            await self._connection.execute("SET application_name = 'gateway usage'")
             await self._connection.execute("SET lock_timeout = '1s'")
             await self._connection.execute("SET statement_timeout = '5s'")
             await self._prepare(self._connection)
@@ -214,8 +221,8 @@ class UsageTracker:
     ) -> None:
         rows = _tool_rows(assigned, tools)
         digest = fingerprint({"policy": assigned.policy, "tools": [row["definition_hash"] for row in rows]})
-        known, told = self._tools_known.get(assigned.id, ("", 0.0))
-        if known == digest and time.monotonic() - told < TOOLS_SECONDS:
+        known, written = self._tools_written.get(assigned.id, ("", 0.0))
+        if known == digest and time.monotonic() - written < TOOLS_REWRITE_SECONDS:
             return
         async with connection.transaction():
             await connection.execute(STATEMENTS["tools"], {"assignment": assigned.id, "tools": Jsonb(rows)})
@@ -223,25 +230,25 @@ class UsageTracker:
             if assigned.scheme != "per_user":
                 names = [row["name"] for row in rows]
                 await connection.execute(STATEMENTS["missing"], {"assignment": assigned.id, "names": names})
-        self._tools_known[assigned.id] = digest, time.monotonic()
+        self._tools_written[assigned.id] = digest, time.monotonic()
 
 
 def _numbered(statement: str) -> str:
     """The statement with numbers for its parameters, as PREPARE wants it."""
     names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
-    return re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement)
+    return re.sub(r"%\((\w+)\)s", lambda match: f"${names.index(match[1]) + 1}", statement)
 
 
-def _hand_over() -> None:
+def _flush_metrics() -> None:
     try:
-        metrics.hand_over()
+        metrics.flush()
     except (OSError, ValueError) as error:  # The disk may be full; the next second tries again.
         logger.warning("metrics not written", extra={"error": str(error)})
 
 
-async def _update(connection: psycopg.AsyncConnection, kind: str, marked: Marked) -> None:
-    ids = sorted(marked)
-    columns = {name: [marked[key][name] for key in ids] for name in marked[ids[0]]}
+async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUpdates) -> None:
+    ids = sorted(pending)
+    columns = {name: [pending[key][name] for key in ids] for name in pending[ids[0]]}
     await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})
 
 

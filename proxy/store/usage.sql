@@ -69,7 +69,7 @@ FROM (
     ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
 ) m WHERE t.id = m.id
 
--- name: strangers
+-- name: unknown_tokens
 INSERT INTO auditlog_event (
     uid, created_at, actor_id, actor_email, via, ip, action, target_type, target_id, target_label, changes,
     correlation_id

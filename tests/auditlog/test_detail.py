@@ -9,7 +9,7 @@ from auditlog.detail import Detail
 from auditlog.models import Call, Outcome
 from auditlog.reasons import OUTCOMES, REASONS, reason_of
 from proxy import catalog
-from proxy.access import decision, upstream_credential  # noqa: F401  (the last brings faults of its own)
+from proxy.access import decision
 from wire.errors import UpstreamError
 
 

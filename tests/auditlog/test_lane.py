@@ -10,9 +10,9 @@ import psycopg
 import pytest
 import uvloop
 
-from proxy.store.call_writer import CallWriter, NotRecorded, Row, new_uid
+from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.group_commit import GroupCommit, Waiting, resolve
-from proxy.store.pg_connection import Late, PgConnection, Rejected, Unobtainable
+from proxy.store.pg_connection import DatabaseUnavailable, PgConnection, StatementRejected, StatementTimeout
 from tests.running.debian import postgres, programs
 
 SETUP = (b"PREPARE one (int) AS SELECT $1",)
@@ -35,11 +35,11 @@ def play[T](scene: Callable[[], Awaitable[T]]) -> T:
         return runner.run(main())
 
 
-def crash(lane: PgConnection) -> None:
+def crash(connection: PgConnection) -> None:
     """Kill the process that serves this lane, upon which PostgreSQL ends all others and recovers."""
-    assert lane._connection is not None
+    assert connection._connection is not None
     with suppress(ProcessLookupError):
-        os.kill(lane._connection.pgconn.backend_pid, signal.SIGKILL)
+        os.kill(connection._connection.pgconn.backend_pid, signal.SIGKILL)
 
 
 async def until(fact: Callable[[], bool], seconds: float = PROMISED) -> None:
@@ -48,26 +48,26 @@ async def until(fact: Callable[[], bool], seconds: float = PROMISED) -> None:
             await asyncio.sleep(0.01)
 
 
-async def came_back(lane: PgConnection) -> None:
+async def came_back(connection: PgConnection) -> None:
     while True:
         try:
-            await lane.query(b"one", [b"1"])
-        except (Unobtainable, Rejected):
+            await connection.query(b"one", [b"1"])
+        except (DatabaseUnavailable, StatementRejected):
             await asyncio.sleep(0.02)
         else:
             return
 
 
-async def busy(lane: PgConnection, done: asyncio.Event) -> list[Exception]:
+async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]:
     """Use the lane all the time; what was late."""
     late: list[Exception] = []
     while not done.is_set():
         try:
             async with asyncio.timeout(2 * PROMISED):
-                await lane.query(b"one", [b"1"])
-        except (Late, TimeoutError) as error:
+                await connection.query(b"one", [b"1"])
+        except (StatementTimeout, TimeoutError) as error:
             late.append(error)
-        except (Unobtainable, Rejected):
+        except (DatabaseUnavailable, StatementRejected):
             await asyncio.sleep(0.01)
     return late
 
@@ -76,17 +76,17 @@ def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -
     """Each round kills the backend of one of three busy lanes, so the others are reset in the middle of statements."""
 
     async def scene() -> list[Exception]:
-        lanes = [PgConnection(server, SETUP, timeout=3 * PROMISED) for _ in range(3)]
+        connections = [PgConnection(server, SETUP, timeout=3 * PROMISED) for _ in range(3)]
         done = asyncio.Event()
-        users = [asyncio.create_task(busy(lane, done)) for lane in lanes]
+        users = [asyncio.create_task(busy(connection, done)) for connection in connections]
         for number in range(ROUNDS):
-            await until(lambda: all(lane.connected for lane in lanes), 30)
-            crash(lanes[number % 3])
+            await until(lambda: all(connection.connected for connection in connections), 30)
+            crash(connections[number % 3])
             await asyncio.sleep(0.02)
         done.set()
         late = await asyncio.gather(*users)
-        for lane in lanes:
-            lane.close()
+        for connection in connections:
+            connection.close()
         return [error for each in late for error in each]
 
     assert play(scene) == []
@@ -94,24 +94,24 @@ def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -
 
 def test_an_idle_lane_says_that_it_was_lost(server: str) -> None:
     async def scene() -> None:
-        lane = PgConnection(server, SETUP)
-        await came_back(lane)
-        lost = asyncio.Event()
-        lane.when_lost = lost.set
-        crash(lane)
-        await asyncio.wait_for(lost.wait(), PROMISED)
-        assert not lane.connected
-        await came_back(lane)
-        lane.close()
+        connection = PgConnection(server, SETUP)
+        await came_back(connection)
+        to_error = asyncio.Event()
+        connection.on_lost = to_error.set
+        crash(connection)
+        await asyncio.wait_for(to_error.wait(), PROMISED)
+        assert not connection.connected
+        await came_back(connection)
+        connection.close()
 
     play(scene)
 
 
 def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connects(server: str) -> None:
     async def scene() -> None:
-        lane = PgConnection(server, (b"PREPARE wrong AS SELECT 1 FROM nowhere",))
-        with pytest.raises(Rejected, match='relation "nowhere" does not exist'):
-            await lane.connect()
+        connection = PgConnection(server, (b"PREPARE wrong AS SELECT 1 FROM nowhere",))
+        with pytest.raises(StatementRejected, match='relation "nowhere" does not exist'):
+            await connection.connect()
 
     play(scene)
 
@@ -122,27 +122,32 @@ def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connect
 class Numbers(GroupCommit[int, int]):
     """Asks the database for numbers."""
 
-    def __init__(self, url: str, room: int) -> None:
-        self.lane = PgConnection(url, SETUP)
+    def __init__(self, url: str, max_waiting: int) -> None:
+        self.connection = PgConnection(url, SETUP)
         super().__init__(
-            "numbers", [self._ask], [self.lane], lost=lambda error: Unobtainable(str(error)), most=10, room=room
+            "numbers",
+            [self._ask],
+            [self.connection],
+            to_error=lambda error: DatabaseUnavailable(str(error)),
+            max_batch=10,
+            max_waiting=max_waiting,
         )
 
     async def _ask(self, batch: list[Waiting[int, int]]) -> None:
-        await self.lane.query_again(b"one", [b"1"])
+        await self.connection.query_with_retry(b"one", [b"1"])
         for number, future in batch:
             resolve(future, number)
 
 
 def test_who_comes_while_the_database_hangs_is_turned_away_at_once_and_served_when_it_goes_on(server: str) -> None:
     async def scene() -> None:
-        numbers = Numbers(server, room=50)
-        await came_back(numbers.lane)
+        numbers = Numbers(server, max_waiting=50)
+        await came_back(numbers.connection)
         numbers.start()
         assert await numbers.put(1) == 1
         assert numbers.fault == ""
-        assert numbers.lane._connection is not None
-        backend = numbers.lane._connection.pgconn.backend_pid
+        assert numbers.connection._connection is not None
+        backend = numbers.connection._connection.pgconn.backend_pid
         os.kill(backend, signal.SIGSTOP)
         try:
             under_way = numbers.put(2)
@@ -151,13 +156,13 @@ def test_who_comes_while_the_database_hangs_is_turned_away_at_once_and_served_wh
             assert numbers.waiting == 50
             await asyncio.gather(*crowd[50:], return_exceptions=True)  # No room for these.
             told = await asyncio.wait_for(asyncio.gather(*crowd, return_exceptions=True), 4)
-            assert {type(each) for each in told} == {Unobtainable}
+            assert {type(each) for each in told} == {DatabaseUnavailable}
             assert numbers.waiting == 0
             assert numbers.fault == "the database hangs"
-            assert isinstance(numbers.put(3).exception(), Unobtainable)
+            assert isinstance(numbers.put(3).exception(), DatabaseUnavailable)
         finally:
             os.kill(backend, signal.SIGCONT)
-        with pytest.raises(Unobtainable):
+        with pytest.raises(DatabaseUnavailable):
             await under_way
         await until(lambda: numbers.fault == "")
         assert await numbers.put(4) == 4
@@ -189,16 +194,16 @@ def _again(server: str) -> str:
     """The address of the server once it has recovered from the last crash."""
 
     async def scene() -> None:
-        lane = PgConnection(server, SETUP)
-        await came_back(lane)
-        lane.close()
+        connection = PgConnection(server, SETUP)
+        await came_back(connection)
+        connection.close()
 
     play(scene)
     return server
 
 
-def row() -> Row:
-    return Row(new_uid(AT), AT, method="tools/call")
+def row() -> CallRow:
+    return CallRow(new_uid(AT), AT, method="tools/call")
 
 
 AT = 1_795_000_000.0
@@ -210,16 +215,16 @@ def test_while_the_log_is_locked_calls_are_refused_and_what_waits_is_written_aft
     async def scene() -> None:
         writer = CallWriter(server)
         writer.start()
-        await writer.tried()
-        assert not writer.refuses
+        await writer.first_attempt()
+        assert not writer.refuses_calls
         await writer.commit(row())
         with psycopg.connect(server) as blocker:
             blocker.execute("LOCK auditlog_call")
             commits = [asyncio.create_task(writer.commit(row())) for _ in range(5)]
-            await until(lambda: writer.refuses, 3)
+            await until(lambda: writer.refuses_calls, 3)
             assert not any(commit.done() for commit in commits)
         await asyncio.gather(*commits)
-        assert not writer.refuses
+        assert not writer.refuses_calls
         await writer.stop()
 
     play(scene)
@@ -233,15 +238,15 @@ def test_after_a_commit_failed_calls_are_refused_until_a_row_can_be_written(
     async def scene() -> None:
         writer = CallWriter(server)
         writer.start()
-        await writer.tried()
+        await writer.first_attempt()
         log.execute("ALTER TABLE auditlog_call RENAME TO elsewhere")
         with pytest.raises(NotRecorded):
             await writer.commit(row())
-        assert writer.refuses
+        assert writer.refuses_calls
         await asyncio.sleep(0.3)
         assert 'relation "auditlog_call" does not exist' in writer.fault
         log.execute("ALTER TABLE elsewhere RENAME TO auditlog_call")
-        await until(lambda: not writer.refuses)
+        await until(lambda: not writer.refuses_calls)
         await writer.commit(row())
         await writer.stop()
 
@@ -254,12 +259,12 @@ def test_when_all_its_connections_are_lost_calls_are_refused_at_once(server: str
     async def scene() -> None:
         writer = CallWriter(server)
         writer.start()
-        await writer.tried()
+        await writer.first_attempt()
         log.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'gateway call log'"
         )
-        await until(lambda: not writer.refuses)
-        await until(lambda: not writer.refuses)
+        await until(lambda: not writer.refuses_calls)
+        await until(lambda: not writer.refuses_calls)
         await writer.commit(row())
         await writer.stop()
 

@@ -106,7 +106,7 @@ def is_the_same_app_for_others(claude: KeptApp, browser: Page, page: Page, email
 
 
 def reaches_its_own_gateway_only(claude: KeptApp, page: Page, live: Serve) -> None:
-    """Decisions 5: a token of another gateway is no token here."""
+    """A token of another gateway is no token here."""
     steps.add_gateway(page, live.url, "Elsewhere")
     token = claude.tokens["access_token"]
 

@@ -60,7 +60,6 @@ def test_a_row_says_what_blocks_it(ana: User, link: Connection) -> None:
 
 
 def test_others_rows_take_the_capability(ana: User, viv: User, ann: User, link: Connection, app: Connection) -> None:
-    """Decisions 7.10."""
     assert [row["id"] for row in results(Rest.of(ann).get("/connections"))] == [str(app.pk)]
     assert len(results(Rest.of(viv).get("/connections"))) == 2
     assert problem(Rest.of(ann).get(f"/connections/{link.pk}")) == (404, "not_found")

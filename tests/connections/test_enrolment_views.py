@@ -77,7 +77,6 @@ def test_who_was_revoked_is_enrolled_no_more(ana: User, ann: User, bot: Host, wo
 def test_others_are_seen_with_the_capability_only(
     ann: User, ben: User, bot: Host, work: Gateway, sign_in: SignIn
 ) -> None:
-    """Decisions 7.10."""
     enrol(ann, bot, work)
     enrol(ben, bot, work)
 

@@ -96,7 +96,6 @@ def test_a_thing_without_a_switch_is_refused() -> None:
 
 
 def test_archiving_a_host_needs_it_disabled_and_ends_its_connections(link: Connection) -> None:
-    """Decisions 7.7."""
     with pytest.raises(StillEnabled):
         Connection.objects.archive_host(link.host, by=link.user)
 

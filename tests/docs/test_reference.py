@@ -5,6 +5,7 @@ import re
 import prometheus_client
 import pytest
 
+from auditlog.reasons import REASONS
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from gatewayadmin.config import environment
@@ -56,6 +57,25 @@ def test_every_reason_for_a_refusal_is_documented() -> None:
     assert {reason for reason in DENIALS if reason != "unknown"} <= told
     assert set(SENTENCES) <= told
     assert {fault.reason for fault in faults()} <= told | {"unknown_tool"}
+
+
+def test_the_decision_order_names_the_reasons_of_the_code_and_no_other() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \|.*\| (?:`(\w+)`)? *\| ", (REFERENCE / "decision-order.md").read_text(), re.MULTILINE
+    )
+    documented = {reason for _, reason in rows if reason}
+    raised = {fault.reason for fault in faults()} | set(SENTENCES)
+
+    assert [int(number) for number, _ in rows] == sorted(int(number) for number, _ in rows)
+    assert documented == set(DENIALS) | raised == set(REASONS)
+
+
+def test_the_decision_order_quotes_every_body_of_a_refusal() -> None:
+    page = (REFERENCE / "decision-order.md").read_text()
+
+    assert {denied.body.decode().replace(reason, "host_disabled") for reason, denied in DENIALS.items()} == set(
+        re.findall(r'`(\{"jsonrpc".*\})`', page)
+    )
 
 
 def faults() -> list[type[UpstreamError]]:

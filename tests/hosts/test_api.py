@@ -43,7 +43,6 @@ def test_a_host_is_told_with_its_live_connections(ana: User, ann: User, bot: Hos
 
 
 def test_counts_hold_ones_own_connections_without_the_capability(ana: User, ann: User, bot: Host) -> None:
-    """Decisions 7.10."""
     gateway = make.gateway()
     make.connection(bot, gateway, ana)
     make.connection(bot, gateway, ann)

@@ -81,7 +81,7 @@ def test_a_nameless_app_is_called_mcp_client(member: User, gateway: Gateway) -> 
 
 
 def test_authorising_a_live_triple_again_joins_it(app: App, member: User, gateway: Gateway) -> None:
-    """Decisions 7.2: same row, same key, one more family."""
+    """Same row, same key, one more family."""
     connect(app, member, gateway)
     key = Token.objects.get().prefix
 
@@ -213,7 +213,7 @@ def test_a_deactivated_person_refreshes_nothing_until_reactivated(app: App, memb
 
 @pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
 def test_a_disabled_layer_does_not_stop_a_refresh(app: App, member: User, gateway: Gateway, layer: str) -> None:
-    """Requirements 6.10: the proxy refuses; a failed refresh would only open browsers."""
+    """The proxy refuses; a failed refresh would only open browsers."""
     refresh = connect(app, member, gateway)["refresh_token"]
     connection = Connection.objects.get()
     {"host": connection.host, "gateway": gateway, "connection": connection}[layer].disable(by=member)

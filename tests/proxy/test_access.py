@@ -22,10 +22,9 @@ from gatewayadmin.config import database
 from gateways.models import Reach, Tool
 from hosts.models import Host, HostKind
 from oauth.models import Binding
-from proxy.access.decision import DENIALS, decide
-from proxy.access.grant import Grant
-from proxy.access.query import ADDRESSED, ALL, NOTHING, Access, AccessQuery, TokenDigests, parameters
-from proxy.store.pg_connection import Rejected, Unobtainable
+from proxy.access.decision import DENIALS, Grant, decide
+from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, parameters
+from proxy.store.pg_connection import DatabaseUnavailable, StatementRejected
 from tests import make
 from tests.proxy.conftest import sql
 from tokens.models import Token
@@ -83,10 +82,10 @@ IP = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"IP Not Allowed"},"id":
 @given(st.sets(st.sampled_from(ORDER)))
 def test_the_first_row_that_refuses_gives_the_reason(refusing: set[tuple[str, object, str]]) -> None:
     flipped: dict[str, Any] = {name: value for name, value, _ in refusing}
-    facts = GOOD._replace(**flipped)
+    grant = GOOD._replace(**flipped)
     expected = next((reason for row in ORDER if row in refusing for reason in [row[2]]), None)
 
-    denied = decide(facts, "198.51.100.7")
+    denied = decide(grant, "198.51.100.7")
 
     assert (denied.reason if denied else None) == expected
 
@@ -100,16 +99,16 @@ def test_an_app_with_a_token_of_another_gateway_is_told_to_get_one_of_this() -> 
 @pytest.mark.parametrize(
     "reason", ["unknown", "revoked", "stale_generation", "connection_revoked", "expired", "user_inactive"]
 )
-def test_x39_x40_every_dead_credential_gets_the_same_body(reason: str) -> None:
+def test_every_dead_credential_gets_the_same_body(reason: str) -> None:
     assert DENIALS[reason][1:] == (401, UNAUTHORIZED)
 
 
 @pytest.mark.parametrize("reason", ["wrong_gateway", "out_of_scope"])
-def test_x43_a_token_for_something_else_gets_its_exact_body(reason: str) -> None:
+def test_a_token_for_something_else_gets_its_exact_body(reason: str) -> None:
     assert DENIALS[reason][1:] == (403, FORBIDDEN)
 
 
-def test_x44_an_address_outside_the_allowlist_is_told_so() -> None:
+def test_an_address_outside_the_allowlist_is_told_so() -> None:
     assert DENIALS["ip"][1:] == (403, IP)
 
 
@@ -155,26 +154,26 @@ class Known:
     token_id: object
     secret: str
 
-    def facts(self, slug: str = "", wanted: int = NOTHING, tool: str = "") -> Grant | None:
-        return ask([(self.secret, slug or self.connection.gateway.slug, wanted, tool)])[0]
+    def grant(self, slug: str = "", servers: ServersNeeded = ServersNeeded.NONE, tool: str = "") -> Grant | None:
+        return ask([(self.secret, slug or self.connection.gateway.slug, servers, tool)])[0]
 
     def reason(self, slug: str = "") -> str | None:
-        facts = self.facts(slug)
-        assert facts is not None
-        denied = decide(facts, "127.0.0.1")
+        grant = self.grant(slug)
+        assert grant is not None
+        denied = decide(grant, "127.0.0.1")
         return denied.reason if denied else None
 
 
-type Asked = list[tuple[str, str, int, str]]
+type Asked = list[tuple[str, str, ServersNeeded, str]]
 
 
 def ask(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | None]:
     """Put questions to the statement, all at once."""
-    facts: list[Grant | None] = []
+    grants: list[Grant | None] = []
     for told in put(questions, keys):
         assert not isinstance(told, BaseException), told
-        facts.append(told)
-    return facts
+        grants.append(told)
+    return grants
 
 
 def put(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | BaseException | None]:
@@ -183,7 +182,9 @@ def put(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | BaseE
     async def main() -> list[Grant | BaseException | None]:
         access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
         access.start()
-        asked = [access.facts(access.key(secret), slug, wanted, tool) for secret, slug, wanted, tool in questions]
+        asked = [
+            access.find_grant(access.digests(secret), slug, servers, tool) for secret, slug, servers, tool in questions
+        ]
         try:
             return await asyncio.gather(*asked, return_exceptions=True)
         finally:
@@ -201,11 +202,11 @@ def known(transactional_db: None) -> Known:
 
 
 def test_a_good_token_has_all_facts(known: Known) -> None:
-    facts = known.facts()
+    grant = known.grant()
 
-    assert facts is not None
-    assert decide(facts, "127.0.0.1") is None
-    assert facts._replace(token_id="", connection_id="", gateway_id="", host_id="", user_id="") == GOOD._replace(
+    assert grant is not None
+    assert decide(grant, "127.0.0.1") is None
+    assert grant._replace(token_id="", connection_id="", gateway_id="", host_id="", user_id="") == GOOD._replace(
         token_id="",
         token_name="ci-pipeline",
         token_prefix=known.secret[:12],
@@ -214,12 +215,12 @@ def test_a_good_token_has_all_facts(known: Known) -> None:
         host_id="",
         user_id="",
     )
-    assert facts.token_id == str(known.token_id)
-    assert facts.connection_id == str(known.connection.pk)
+    assert grant.token_id == str(known.token_id)
+    assert grant.connection_id == str(known.connection.pk)
 
 
 def test_a_token_nobody_knows_has_none(known: Known) -> None:
-    assert ask([(token_text.mint(token_text.ACCESS), "work", NOTHING, "")]) == [None]
+    assert ask([(token_text.mint(token_text.ACCESS), "work", ServersNeeded.NONE, "")]) == [None]
 
 
 FLIPS = [
@@ -270,7 +271,9 @@ def test_a_token_is_for_its_own_gateway_only(known: Known) -> None:
     slugs = ["other", "WORK", "work-", "", "wörk", "w'ork", "x" * 100, "{}", '"', "\\", "work,work"]
 
     denials = [
-        decide(facts, "127.0.0.1") for facts in ask([(known.secret, slug, NOTHING, "") for slug in slugs]) if facts
+        decide(grant, "127.0.0.1")
+        for grant in ask([(known.secret, slug, ServersNeeded.NONE, "") for slug in slugs])
+        if grant
     ]
 
     assert denials == [DENIALS["wrong_gateway"]] * len(slugs)
@@ -279,7 +282,7 @@ def test_a_token_is_for_its_own_gateway_only(known: Known) -> None:
 def test_a_connections_own_key_opens_nothing(known: Known) -> None:
     sql("UPDATE tokens_token SET kind = 'key'")
 
-    assert known.facts() is None
+    assert known.grant() is None
 
 
 def test_reach_follows_teams_and_capabilities(known: Known) -> None:
@@ -306,24 +309,24 @@ def test_reach_follows_teams_and_capabilities(known: Known) -> None:
 
 def test_tokens_stay_known_while_keys_are_rotated(known: Known) -> None:
     newest = b"a newer key, thirty-two bytes long!"
-    question = (known.secret, "work", NOTHING, "")
+    question = (known.secret, "work", ServersNeeded.NONE, "")
 
     assert ask([question], [newest]) == [None]
-    facts = ask([question, question], [newest, *settings.TOKEN_KEYS])
-    assert [fact.token_name for fact in facts if fact] == ["ci-pipeline"] * 2
+    grants = ask([question, question], [newest, *settings.TOKEN_KEYS])
+    assert [grant.token_name for grant in grants if grant] == ["ci-pipeline"] * 2
 
 
 def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(known: Known) -> None:
     others = [make.token(known.connection) for _ in range(5)]
     secrets = [known.secret, token_text.mint(token_text.ACCESS), *(other.secret for other in others)]
 
-    facts = ask([(secret, "work", NOTHING, "") for secret in secrets * 10])
+    grants = ask([(secret, "work", ServersNeeded.NONE, "") for secret in secrets * 10])
 
     expected = [known.secret[:12], None, *(other.secret[:12] for other in others)] * 10
-    assert [fact.token_prefix if fact else None for fact in facts] == expected
+    assert [grant.token_prefix if grant else None for grant in grants] == expected
 
 
-ASKED = [(NOTHING, ""), (ADDRESSED, "a__b"), (ADDRESSED, "a__c")]
+ASKED = [(ServersNeeded.NONE, ""), (ServersNeeded.OF_TOOL, "a__b"), (ServersNeeded.OF_TOOL, "a__c")]
 
 
 def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,13 +343,13 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("proxy.access.query.parameters", counted)
 
-    facts = ask([(known.secret, slug, wanted, tool) for slug in ("work", "other") for wanted, tool in ASKED] * 3)
+    grants = ask([(known.secret, slug, servers, tool) for slug in ("work", "other") for servers, tool in ASKED] * 3)
 
     assert sum(put) == 6
     told = [
-        (fact.gateway_matches, fact.gateway_description, [each.tools for each in fact.assignments])
-        for fact in facts
-        if fact
+        (grant.gateway_matches, grant.gateway_description, [each.tools for each in grant.assignments])
+        for grant in grants
+        if grant
     ]
     first, second = ([[name, f"a__{name}", True, None]] for name in ("b", "c"))
     here: list[tuple[bool, str, list[object]]] = [(True, "About", []), (True, "", [first]), (True, "", [second])]
@@ -359,7 +362,10 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
     user = known.connection.user
     other = make.connection(make.agent(by=user), make.gateway(make.server(), slug="b"), user)
     Tool.objects.create(assignment=other.gateway.assignments.get(), name="bomb", exposed_name="b__bomb")
-    questions = [(known.secret, "work", NOTHING, ""), (make.token(other).secret, "b", ADDRESSED, "b__bomb")]
+    questions = [
+        (known.secret, "work", ServersNeeded.NONE, ""),
+        (make.token(other).secret, "b", ServersNeeded.OF_TOOL, "b__bomb"),
+    ]
     sql("UPDATE gateways_assignment SET alias = 'b'")
     sql("UPDATE servers_server SET protocol_era = 'modern'")
 
@@ -374,7 +380,7 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
 
     first, second = told(5000)
     assert isinstance(first, Grant)
-    assert isinstance(second, Unobtainable)
+    assert isinstance(second, DatabaseUnavailable)
     assert [record.getMessage() for record in caplog.records] == ["what the database says of a token cannot be read"]
 
 
@@ -383,9 +389,11 @@ TOOLS = ["", "a__b", "\\", '"', "'", "{,}", "\0", "\udfff", "NULL", "ü日\n\t",
 
 def test_no_name_of_a_tool_breaks_the_statement(known: Known) -> None:
     for tool in TOOLS:
-        assert None not in ask([(known.secret, "work", NOTHING, ""), (known.secret, "work", ADDRESSED, tool)])
+        assert None not in ask(
+            [(known.secret, "work", ServersNeeded.NONE, ""), (known.secret, "work", ServersNeeded.OF_TOOL, tool)]
+        )
 
-    assert None not in ask([(known.secret, "work", ADDRESSED, tool) for tool in TOOLS])
+    assert None not in ask([(known.secret, "work", ServersNeeded.OF_TOOL, tool) for tool in TOOLS])
 
 
 def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
@@ -393,7 +401,7 @@ def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
 
         @given(st.text())
         def stored_as_given(tool: str) -> None:
-            arrays = parameters([AccessQuery(TokenDigests((b"\x00\xff",), (None,)), "work", ALL, tool)])
+            arrays = parameters([AccessQuery(TokenDigests((b"\x00\xff",), (None,)), "work", ServersNeeded.ALL, tool)])
             result = connection.pgconn.exec_params(b"SELECT ($1::text[])[1], ($2::bytea[])[1]", [arrays[5], arrays[1]])
             assert (result.get_value(0, 0) or b"").decode() == tool.replace("\0", "")
             assert result.get_value(0, 1) == b"\\x00ff"
@@ -405,8 +413,8 @@ async def test_without_a_database_nothing_is_known() -> None:
     access = Access("host=/nowhere dbname=none", settings.TOKEN_KEYS)
     access.start()
 
-    with pytest.raises(Unobtainable):
-        await access.facts(access.key(token_text.mint(token_text.ACCESS)), "work")
+    with pytest.raises(DatabaseUnavailable):
+        await access.find_grant(access.digests(token_text.mint(token_text.ACCESS)), "work")
 
     await access.stop()
 
@@ -415,13 +423,13 @@ def test_a_lost_connection_is_replaced_by_the_next_request(known: Known) -> None
     async def main() -> tuple[object, object]:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
         access.start()
-        before = await access.facts(access.key(known.secret), "work")
+        before = await access.find_grant(access.digests(known.secret), "work")
         async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as admin:
             await admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'gateway access'"
             )
-        after = await access.facts(access.key(known.secret), "work")
+        after = await access.find_grant(access.digests(known.secret), "work")
         await access.stop()
         return before, after
 
@@ -435,13 +443,13 @@ def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
         access.start()
         try:
-            await access.facts(access.key(known.secret), "work")
+            await access.find_grant(access.digests(known.secret), "work")
         finally:
             await access.stop()
 
     sql("ALTER TABLE tokens_token RENAME TO tokens_elsewhere")
     try:
-        with pytest.raises((Unobtainable, Rejected)):
+        with pytest.raises((DatabaseUnavailable, StatementRejected)):
             asyncio.run(main())
     finally:
         sql("ALTER TABLE tokens_elsewhere RENAME TO tokens_token")
@@ -467,12 +475,12 @@ def app_token(transactional_db: None) -> Known:
 
 
 def test_an_apps_token_stands_for_the_key_of_its_connection(app_token: Known) -> None:
-    facts = app_token.facts()
+    grant = app_token.grant()
 
-    assert facts is not None
-    assert decide(facts, "127.0.0.1") is None
-    assert (facts.by_oauth, facts.token_id, facts.token_name) == (True, str(app_token.token_id), "key")
-    assert facts.host_name == "Claude Desktop"
+    assert grant is not None
+    assert decide(grant, "127.0.0.1") is None
+    assert (grant.by_oauth, grant.token_id, grant.token_name) == (True, str(app_token.token_id), "key")
+    assert grant.host_name == "Claude Desktop"
 
 
 def test_an_apps_token_dies_of_its_time_its_binding_and_its_keys_generation(app_token: Known) -> None:
@@ -494,12 +502,15 @@ def test_an_apps_token_dies_of_its_time_its_binding_and_its_keys_generation(app_
     assert app_token.reason() == "connection_revoked"
 
     sql("DELETE FROM oauth_binding")
-    assert app_token.facts() is None
+    assert app_token.grant() is None
 
 
 def test_each_kind_of_token_is_looked_for_in_its_own_table_only(app_token: Known) -> None:
     as_access = "gwa" + app_token.secret[3:]
 
-    assert ask([(as_access, "work", NOTHING, "")]) == [None]
+    assert ask([(as_access, "work", ServersNeeded.NONE, "")]) == [None]
     sql("UPDATE oauth2_provider_accesstoken SET token_checksum = ''")
-    assert ask([(as_access, "work", NOTHING, ""), (app_token.secret, "work", NOTHING, "")]) == [None, None]
+    assert ask([(as_access, "work", ServersNeeded.NONE, ""), (app_token.secret, "work", ServersNeeded.NONE, "")]) == [
+        None,
+        None,
+    ]

@@ -4,8 +4,8 @@ from itertools import permutations, product
 
 import pytest
 
-from proxy.access.grant import AssignedServer
-from proxy.catalog import Ambiguous, OutOfScope, Refusal, UnknownTool, candidates, resolve_tool, server_of
+from proxy.access.decision import AssignedServer
+from proxy.catalog import AliasMissing, OutOfScope, Refusal, UnknownTool, candidates, resolve_tool, server_of
 from wire.tool_names import exposed_name
 
 NAMES = ("it", "docs__it", "github__it", "docs__", "other__it", "x" * 80)
@@ -42,7 +42,7 @@ def called(servers: tuple[AssignedServer, ...], name: str) -> str:
     try:
         found = resolve_tool(servers, name)
         return found.assigned.id if found else "".join(each.id for each in candidates(servers, name))
-    except (Ambiguous, OutOfScope, Refusal, UnknownTool) as refusal:
+    except (AliasMissing, OutOfScope, Refusal, UnknownTool) as refusal:
         return type(refusal).__name__
 
 
@@ -50,8 +50,8 @@ def listed(servers: tuple[AssignedServer, ...], name: str) -> str:
     """The server whose tool of this name would be in the list."""
     try:
         found = server_of(servers, name)
-    except Ambiguous:
-        return "Ambiguous"
+    except AliasMissing:
+        return "AliasMissing"
     return found.id if found else "UnknownTool"
 
 
@@ -79,7 +79,7 @@ def test_of_two_servers_without_an_alias_neither_gets_the_call(known: tuple[bool
         for slug, knows in zip(("first", "second"), known, strict=True)
     ]
     for order in permutations([*servers, assigned("docs", "docs")]):
-        assert (listed(order, "it"), called(order, "it")) == ("Ambiguous", "Ambiguous")
+        assert (listed(order, "it"), called(order, "it")) == ("AliasMissing", "AliasMissing")
         assert (listed(order, "docs__it"), called(order, "docs__it")) == ("docs", "docs")
 
 

@@ -23,7 +23,7 @@ from connections.models import Connection, ConnectionIdentity
 from gatewayadmin.config import database
 from gateways.models import Assignment, Tool
 from proxy.access.decision import decide
-from proxy.access.query import ADDRESSED, Access
+from proxy.access.query import Access, ServersNeeded
 from proxy.catalog import OutOfScope, Refusal, UnknownTool, resolve_tool
 from servers.models import AuthType, Identity
 from tests import make
@@ -348,14 +348,14 @@ def _inside(ranges: list[str] | None, address: str) -> bool:
 # --- Both, side by side
 
 
-def found(facts: Any, tool: str, address: str) -> str:
+def found(grant: Any, tool: str, address: str) -> str:
     """What the product decides."""
-    if facts is None:
+    if grant is None:
         return "unknown"
-    if denied := decide(facts, address):
+    if denied := decide(grant, address):
         return denied.reason
     try:
-        return "allowed" if resolve_tool(facts.assignments, tool) else "the server is asked"
+        return "allowed" if resolve_tool(grant.assignments, tool) else "the server is asked"
     except OutOfScope:
         return "out_of_scope"
     except (Refusal, UnknownTool) as refusal:
@@ -373,17 +373,20 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None) -> None
 
         async def ask() -> list[Any]:
             return await asyncio.gather(
-                *(access.facts(access.key(bones.secrets[n]), slug, ADDRESSED, tool) for n, slug, tool in questions)
+                *(
+                    access.find_grant(access.digests(bones.secrets[n]), slug, ServersNeeded.OF_TOOL, tool)
+                    for n, slug, tool in questions
+                )
             )
 
         def agree(seed: int) -> None:
             drawn = bones.world(seed)
             painter.paint(drawn)
             plain = Plain(bones, drawn)
-            for (n, slug, tool), facts in zip(questions, runner.run(ask()), strict=True):
+            for (n, slug, tool), grant in zip(questions, runner.run(ask()), strict=True):
                 for address in ADDRESSES:
                     expected = plain.decides(bones.rows["Token"][n], slug, tool, address)
-                    assert found(facts, tool, address) == expected, (n, slug, tool, address)
+                    assert found(grant, tool, address) == expected, (n, slug, tool, address)
                     reasons.add(expected)
 
         async def start() -> None:

@@ -12,8 +12,7 @@ from auditlog.models import Event
 from connections.models import Connection
 from proxy.access.query import Access
 from proxy.config import Config
-from proxy.request import ClientLeft, McpRequest
-from proxy.request_headers import HeaderReader
+from proxy.request import ClientLeft, HeaderReader, McpRequest
 from tests import make, upstreams
 from tests.asgi_server import Upstream
 from tests.conftest import Run
@@ -64,7 +63,7 @@ def modern(method: str, params: dict[str, Any] | None = None, **changes: Any) ->
     return body, headers
 
 
-def test_t14_x13_a_bare_post_is_the_first_call(world: World) -> None:
+def test_a_bare_post_is_the_first_call(world: World) -> None:
     listed = world.agent.listed(Accept="*/*")
 
     assert listed.status_code == 200
@@ -99,7 +98,7 @@ def test_t14_x13_a_bare_post_is_the_first_call(world: World) -> None:
     assert (row.request_bytes, row.response_bytes) == (len(called.request.content), len(called.content))
 
 
-def test_x39_x41_x42_a_credential_that_is_none_gets_401(world: World) -> None:
+def test_a_credential_that_is_none_gets_401(world: World) -> None:
     good = world.agent.secret or ""
     wrong = {
         "absent": {},
@@ -131,7 +130,7 @@ def test_x39_x41_x42_a_credential_that_is_none_gets_401(world: World) -> None:
     assert stranger.listed().status_code == 401
 
 
-def test_p1_get_and_delete_need_the_token_too(world: World) -> None:
+def test_get_and_delete_need_the_token_too(world: World) -> None:
     for verb in ("GET", "DELETE"):
         without = httpx.request(verb, world.agent.url, trust_env=False)
         assert (without.status_code, without.content) == (401, UNAUTHORIZED)
@@ -146,7 +145,7 @@ def test_p1_get_and_delete_need_the_token_too(world: World) -> None:
     ]
 
 
-def test_x43_a_token_at_another_gateway_gets_its_exact_body(world: World) -> None:
+def test_a_token_at_another_gateway_gets_its_exact_body(world: World) -> None:
     make.gateway(slug="other")
     for slug in ("other", "no-such-gateway"):
         answer = Agent(world.proxy.url(slug), world.agent.secret).listed()
@@ -162,7 +161,7 @@ def test_a_slash_at_the_end_changes_nothing_and_redirects_nobody(world: World) -
         assert Agent(url, world.agent.secret).listed().status_code == 404
 
 
-def test_x40_dead_credentials_are_denied_alike_and_logged_with_their_reason(world: World) -> None:
+def test_dead_credentials_are_denied_alike_and_logged_with_their_reason(world: World) -> None:
     world.connection.revoke(by=world.connection.user)
 
     answer = world.agent.listed()
@@ -174,7 +173,7 @@ def test_x40_dead_credentials_are_denied_alike_and_logged_with_their_reason(worl
     assert row.host_name == "CI bot"
 
 
-def test_p7_what_is_wrong_with_a_request_is_told_after_authentication(world: World) -> None:
+def test_what_is_wrong_with_a_request_is_told_after_authentication(world: World) -> None:
     def status(body: object = PING, **headers: str) -> tuple[int, int | None, object]:
         answer = world.agent.post(body, **headers)
         document = answer.json() if answer.content else {}
@@ -203,7 +202,7 @@ def test_an_accept_that_names_streams_only_gets_one(world: World) -> None:
     assert answer.text == 'event: message\r\ndata: {"jsonrpc":"2.0","id":1,"result":{}}\r\n\r\n'
 
 
-def test_p6_notifications_and_responses_are_accepted_without_a_body(world: World) -> None:
+def test_notifications_and_responses_are_accepted_without_a_body(world: World) -> None:
     for message in (
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
         {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}},
@@ -218,7 +217,7 @@ def test_p6_notifications_and_responses_are_accepted_without_a_body(world: World
     ]
 
 
-def test_p8_initialize_agrees_on_a_version_of_its_era(world: World) -> None:
+def test_initialize_agrees_on_a_version_of_its_era(world: World) -> None:
     newest = "2025-11-25"
     agreements: dict[object, str] = {version: version for version in ("2025-03-26", "2025-06-18", newest)}
     agreements |= dict.fromkeys(("2024-11-05", MODERN, "nonsense", None, 7), newest)
@@ -236,13 +235,13 @@ def test_p8_initialize_agrees_on_a_version_of_its_era(world: World) -> None:
     assert world.docs.seen == []
 
 
-def test_p11_a_version_header_of_the_session_era_is_served_and_an_unknown_one_refused(world: World) -> None:
+def test_a_version_header_of_the_session_era_is_served_and_an_unknown_one_refused(world: World) -> None:
     for version in ("2025-03-26", "2025-06-18", "2025-11-25"):
         assert world.agent.post(PING, MCP_Protocol_Version=version).json()["result"] == {}
     assert world.agent.post(PING, MCP_Protocol_Version="1999-01-01").status_code == 400
 
 
-def test_p15_the_ladder_of_2026_07_28(world: World) -> None:
+def test_a_request_of_2026_07_28_is_checked_in_order(world: World) -> None:
     def answer(body: Any, headers: dict[str, str]) -> tuple[int, Any]:
         given = world.agent.post(body, **headers)
         error = given.json().get("error", {})
@@ -291,7 +290,7 @@ def test_p15_the_ladder_of_2026_07_28(world: World) -> None:
     assert world.agent.post({"jsonrpc": "2.0", "id": 1, "result": {}}, **headers).status_code == 400
 
 
-def test_p16_p17_discover_names_both_eras_and_nothing_that_is_not_served(world: World) -> None:
+def test_discover_names_both_eras_and_nothing_that_is_not_served(world: World) -> None:
     body, headers = modern("server/discover")
 
     answer = world.agent.post(body, **headers)
@@ -309,7 +308,7 @@ def test_p16_p17_discover_names_both_eras_and_nothing_that_is_not_served(world: 
     assert (row.client_name, row.client_version, row.protocol_version) == ("probe", "2", MODERN)
 
 
-def test_p17_a_modern_list_says_that_it_is_private_and_fresh(world: World) -> None:
+def test_a_modern_list_says_that_it_is_private_and_fresh(world: World) -> None:
     body, headers = modern("tools/list")
 
     result = world.agent.post(body, **headers).json()["result"]
@@ -318,7 +317,7 @@ def test_p17_a_modern_list_says_that_it_is_private_and_fresh(world: World) -> No
     assert "docs__echo" in {tool["name"] for tool in result["tools"]}
 
 
-def test_p4_p5_browsers_are_let_in_by_origin(start: Start, run: Run) -> None:
+def test_browsers_are_let_in_by_origin(start: Start, run: Run) -> None:
     world = world_of(start(allowed_origins=["http://localhost:6274"]), run)
     agent = world.agent
     evil = agent.listed(Origin="http://evil.example")
@@ -408,7 +407,7 @@ def test_a_host_that_is_not_ours_is_refused(start: Start, run: Run) -> None:
 
 
 def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run) -> None:
-    world = world_of(start(stranger_seconds=0.0), run)
+    world = world_of(start(unknown_token_seconds=0.0), run)
     for _ in range(3):
         Agent(world.agent.url, token_text.mint(token_text.ACCESS)).listed()
 

@@ -54,7 +54,7 @@ SHAPES: dict[str, App] = {
 }
 
 
-def test_p30_every_client_reaches_every_server(work: Work) -> None:
+def test_every_client_reaches_every_server(work: Work) -> None:
     for slug, app in SHAPES.items():
         work.put(app, slug)
     expected = sorted(f"{slug}__{name}" for slug in SHAPES for name in ("echo", "add", "search", "slow", "fail", "big"))
@@ -100,7 +100,7 @@ def test_a_server_that_changed_its_wire_is_found_out(work: Work, modern_then: bo
     eventually(Server.objects.filter(protocol_era=expected).exists)
 
 
-def test_p31_a_lost_session_is_opened_anew_once(work: Work) -> None:
+def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
     script = Script([[tool("it")]], sessions=True)
 
     async def call(request: Request) -> None:
@@ -129,7 +129,7 @@ def test_p31_a_lost_session_is_opened_anew_once(work: Work) -> None:
 
 
 @pytest.mark.parametrize("words", ["Bad Request: No valid session ID provided", "Missing session ID"])
-def test_p31_servers_that_say_400_to_an_unknown_session_are_understood(work: Work, words: str) -> None:
+def test_servers_that_say_400_to_an_unknown_session_are_understood(work: Work, words: str) -> None:
     script = Script(sessions=True)
     fails = 1
 
@@ -148,7 +148,7 @@ def test_p31_servers_that_say_400_to_an_unknown_session_are_understood(work: Wor
     assert len(script.opened) == 2
 
 
-def test_p31_an_upstream_that_restarts_is_reached_again(work: Work) -> None:
+def test_an_upstream_that_restarts_is_reached_again(work: Work) -> None:
     with running(upstreams.session_era(upstreams.docs())) as docs:
         make.assignment(work.gateway, make.server(slug="docs", url=docs.url))
         assert work.agent.call("docs__echo", {"text": "1"}).json()["result"]
@@ -157,7 +157,7 @@ def test_p31_an_upstream_that_restarts_is_reached_again(work: Work) -> None:
         assert work.agent.call("docs__echo", {"text": "3"}).json()["result"]
 
 
-def test_p32_connections_never_share_an_upstream_session(work: Work) -> None:
+def test_connections_never_share_an_upstream_session(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"content": [{"type": "text", "text": request.headers["mcp-session-id"]}]})
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxy.store.group_commit import ENOUGH, GroupCommit, Waiting, resolve
+from proxy.store.group_commit import FULL_BATCH, GroupCommit, Waiting, resolve
 
 type Load = list[Waiting[int, int]]
 
@@ -39,14 +39,14 @@ class Lost(Exception):
 
 
 def run(
-    scene: Callable[[GroupCommit[int, int], Carrier, Carrier], Coroutine[Any, Any, None]], *, lanes: int = 1
+    scene: Callable[[GroupCommit[int, int], Carrier, Carrier], Coroutine[Any, Any, None]], *, connections: int = 1
 ) -> None:
     """Play a scene with `lanes` carriers, and see that everything ends when it is stopped."""
 
     async def play() -> None:
         first, second = Carrier(), Carrier()
-        carriers = [first.carry, second.carry][:lanes]
-        batches = GroupCommit[int, int]("numbers", carriers, [], lost=lambda error: Lost(str(error)), most=20)
+        carriers = [first.carry, second.carry][:connections]
+        batches = GroupCommit[int, int]("numbers", carriers, [], to_error=lambda error: Lost(str(error)), max_batch=20)
         batches.start()
         await scene(batches, first, second)
         first.open.set()
@@ -83,11 +83,11 @@ def test_those_who_are_on_their_way_are_waited_for() -> None:
 
 def test_enough_do_not_wait_for_more() -> None:
     async def scene(batches: GroupCommit[int, int], carrier: Carrier, _: Carrier) -> None:
-        sent = [batches.put(number) for number in range(ENOUGH)]
+        sent = [batches.put(number) for number in range(FULL_BATCH)]
         await turns(2)
-        sent.append(batches.put(ENOUGH))
+        sent.append(batches.put(FULL_BATCH))
         await asyncio.gather(*sent)
-        assert carrier.loads == [[*range(ENOUGH)], [ENOUGH]]
+        assert carrier.loads == [[*range(FULL_BATCH)], [FULL_BATCH]]
 
     run(scene)
 
@@ -120,7 +120,7 @@ def test_another_carrier_takes_what_comes_while_one_is_away() -> None:
         second.open.set()
         assert await asyncio.gather(*sent) == [0, 2]
 
-    run(scene, lanes=2)
+    run(scene, connections=2)
 
 
 def test_a_broken_batch_is_told_and_the_next_goes_on() -> None:
@@ -135,14 +135,14 @@ def test_a_broken_batch_is_told_and_the_next_goes_on() -> None:
     run(scene)
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_a_stop_hands_over_what_waits(lanes: int) -> None:
+@pytest.mark.parametrize("connections", [1, 2])
+def test_a_stop_hands_over_what_waits(connections: int) -> None:
     sent: list[asyncio.Future[int]] = []
 
     async def scene(batches: GroupCommit[int, int], *_: Carrier) -> None:
         sent.extend(batches.put(number) for number in range(50))
 
-    run(scene, lanes=lanes)
+    run(scene, connections=connections)
     assert [future.result() for future in sent] == [2 * number for number in range(50)]
 
 

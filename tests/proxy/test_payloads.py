@@ -13,7 +13,7 @@ from accounts.models import WorkspaceSettings
 from auditlog.detail import Detail
 from auditlog.models import Call
 from capabilities import Capability
-from proxy.store.payloads import AT_ONCE, parts_of
+from proxy.store.payloads import INLINE_BYTES, credential_parts
 from servers.models import AuthType
 from tests import make
 from tests.conftest import Run
@@ -123,7 +123,7 @@ def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:
 
 @pytest.mark.parametrize("sent", [f"Basic {b64encode(f'ana:{IDENTITY}'.encode()).decode()}", "Basic of-no-form", "x"])
 def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
-    parts = parts_of(sent)
+    parts = credential_parts(sent)
 
     assert sent in parts
     assert (IDENTITY in parts) == sent.startswith("Basic YW5h")
@@ -132,7 +132,7 @@ def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
 def test_a_large_payload_is_looked_at_beside_other_calls(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
 
-    agent.call("docs__it", {"text": f"{'x ' * AT_ONCE} password: {PASSWORD}"})
+    agent.call("docs__it", {"text": f"{'x ' * INLINE_BYTES} password: {PASSWORD}"})
 
     assert Call.objects.get().is_recorded
     assert PASSWORD not in database()

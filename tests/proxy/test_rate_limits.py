@@ -169,10 +169,10 @@ def test_a_worker_forgets_whom_it_has_not_seen_for_a_minute() -> None:
         limits.start()
         try:
             for number in range(4):
-                facts = GOOD._replace(token_id=f"00000000-0000-4000-8000-00000000000{number}", token_limit=1)
-                assert await limits.wait(facts) == 0
+                grant = GOOD._replace(token_id=f"00000000-0000-4000-8000-00000000000{number}", token_limit=1)
+                assert await limits.wait(grant) == 0
                 await asyncio.sleep(0.06)
-            return len(limits._shares)
+            return len(limits._leases)
         finally:
             await limits.stop()
 

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from auditlog.models import Call
 from gatewayadmin.config import database
 from proxy import metrics
-from proxy.store.call_writer import CallWriter, NotRecorded, Row, new_uid
+from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
@@ -229,7 +229,7 @@ def test_the_row_is_there_when_the_answer_is(proxy: Proxy, run: Run) -> None:
         assert all(pool.map(recorded, range(40)))
 
 
-def test_p50_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) -> None:
+def test_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs())
     body, headers = modern("tools/list")
     requests: list[Callable[[], object]] = [
@@ -255,14 +255,14 @@ def test_p50_every_request_of_a_known_token_is_one_call(proxy: Proxy, run: Run) 
 # The writer
 
 
-def rows(*methods: str) -> list[Row]:
-    return [Row(new_uid(AT), AT, method=method) for method in methods]
+def rows(*methods: str) -> list[CallRow]:
+    return [CallRow(new_uid(AT), AT, method=method) for method in methods]
 
 
 AT = 1_795_000_000.125
 
 
-async def written(given: list[Row]) -> list[bool]:
+async def written(given: list[CallRow]) -> list[bool]:
     sizes: list[int] = []
     writer = CallWriter(database.conninfo(), observe=sizes.append)
     writer.start()
@@ -319,7 +319,7 @@ HOSTILE = [
 def test_whatever_clients_and_servers_are_called_is_recorded(transactional_db: None) -> None:
     Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
     free = ("method", "feature_name", "server_name", "user_agent", "client_name", "client_version", "protocol_version")
-    given = [Row(new_uid(AT), AT, **dict.fromkeys(free, text)) for text in HOSTILE]  # type: ignore[arg-type]
+    given = [CallRow(new_uid(AT), AT, **dict.fromkeys(free, text)) for text in HOSTILE]  # type: ignore[arg-type]
 
     assert asyncio.run(written(given)) == [True] * len(HOSTILE)
 

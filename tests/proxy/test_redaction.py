@@ -7,15 +7,15 @@ from urllib.parse import quote
 
 import pytest
 
-from proxy.store.redaction.messages import CUT, LARGEST, keep
-from proxy.store.redaction.secret_texts import HIDDEN
+from proxy.store.redaction.messages import CUT_MARK, MAX_MESSAGE, redact_message
+from proxy.store.redaction.secret_texts import REDACTED
 
 SECRET = "hunter2-s3cr3t"
 IDENTITY = "the-stored-credential"
 
 
 def kept(document: object, limit: int = 16384) -> str:
-    found = keep(json.dumps(document).encode(), limit, [IDENTITY])
+    found = redact_message(json.dumps(document).encode(), limit, [IDENTITY])
     assert found is not None
     return found.json.decode()
 
@@ -78,7 +78,7 @@ def kept(document: object, limit: int = 16384) -> str:
 )
 def test_what_can_be_told_to_be_secret_is_not_kept(document: object) -> None:
     assert SECRET not in kept(document)
-    assert HIDDEN in kept(document)
+    assert REDACTED in kept(document)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_named_value_is_found_in_other_writing(text: str) -> None:
     told = kept({"said": f"it is {text}, is it not?", "json": json.dumps({"inner": text})})
 
     assert text.strip("%")[5:] not in told
-    assert told.count(HIDDEN) == 2
+    assert told.count(REDACTED) == 2
     assert "is it not?" in told
 
 
@@ -159,7 +159,7 @@ def test_a_secret_that_straddles_the_cut_leaves_nothing_behind() -> None:
     "document", [{"a": "x" * 5000}, {"a": '"\\' * 3000}, list(range(5000)), {"k" * 3000: "ü" * 3000}]
 )
 def test_no_more_is_kept_than_fits(document: object, limit: int) -> None:
-    found = keep(json.dumps(document).encode(), limit)
+    found = redact_message(json.dumps(document).encode(), limit)
 
     assert found is not None
     assert found.cut
@@ -168,12 +168,12 @@ def test_no_more_is_kept_than_fits(document: object, limit: int) -> None:
 
 
 def test_nothing_much_is_kept_of_nothing_of_noise_and_of_what_is_huge() -> None:
-    assert keep(b"", 256) is None
-    noise, huge = keep(b"\xff not json", 256), keep(b'"' + b"x" * LARGEST + b'"', 256)
+    assert redact_message(b"", 256) is None
+    noise, huge = redact_message(b"\xff not json", 256), redact_message(b'"' + b"x" * MAX_MESSAGE + b'"', 256)
     assert noise is not None
     assert huge is not None
     assert (json.loads(noise.json), noise.cut) == ("� not json", False)
-    assert (json.loads(huge.json).startswith(CUT), huge.cut) == (True, True)
+    assert (json.loads(huge.json).startswith(CUT_MARK), huge.cut) == (True, True)
 
 
 # A quote behind as many backslashes as follow it, and a quote that none ends.
@@ -201,6 +201,6 @@ def test_no_text_keeps_it_busy(text: str) -> None:
     message = json.dumps({"a": text}).encode()
 
     began = time.process_time()
-    keep(message, 65536, [IDENTITY])
+    redact_message(message, 65536, [IDENTITY])
 
     assert time.process_time() - began < 0.4

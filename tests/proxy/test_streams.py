@@ -84,7 +84,7 @@ def call(name: str, arguments: object = None, token: object = None) -> dict[str,
 
 
 @pytest.mark.parametrize("shape", [upstreams.session_era, upstreams.modern_era])
-def test_p26_progress_comes_back_with_the_clients_own_token(work: Work, shape: Any) -> None:
+def test_progress_comes_back_with_the_clients_own_token(work: Work, shape: Any) -> None:
     docs = work.put(shape(upstreams.docs()))
     for token in (1, "1", 0, "ü"):
         heard = listen(work.agent, call("docs__slow", {"seconds": 0.2}, token))
@@ -102,7 +102,7 @@ def test_p26_progress_comes_back_with_the_clients_own_token(work: Work, shape: A
     assert {row.outcome for row in work.proxy.calls()} == {"ok"}
 
 
-def test_p26_clients_with_the_same_token_never_get_each_others_progress(work: Work) -> None:
+def test_clients_with_the_same_token_never_get_each_others_progress(work: Work) -> None:
     work.put(upstreams.docs())
 
     def heard(seconds: float) -> list[tuple[object, object]]:
@@ -122,7 +122,7 @@ def test_clients_that_did_not_ask_for_progress_or_streams_get_one_json_answer(wo
     assert [heard.kind for heard in (without_token, json_only, curl)] == ["application/json"] * 3
 
 
-def test_p13_an_event_is_passed_on_when_it_comes(work: Work) -> None:
+def test_an_event_is_passed_on_when_it_comes(work: Work) -> None:
     go_on = threading.Event()
 
     async def slow(request: Request) -> None:
@@ -208,7 +208,7 @@ class Leaving:
 
 
 @pytest.mark.parametrize("wire", [True, False], ids=["modern server", "session server"])
-def test_p19_a_modern_client_that_leaves_cancels_its_call(work: Work, wire: bool) -> None:
+def test_a_modern_client_that_leaves_cancels_its_call(work: Work, wire: bool) -> None:
     leaving = Leaving()
     docs = work.put(calling(leaving.call, modern=wire))
     body, headers = modern("tools/call", {"name": "docs__it", "arguments": {}})

@@ -63,7 +63,7 @@ RESULT = {
 }
 
 
-def test_p25_results_and_arguments_pass_unchanged(work: Work) -> None:
+def test_results_and_arguments_pass_unchanged(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer(RESULT)
 
@@ -95,7 +95,7 @@ def test_ids_are_ours_upstream_and_the_clients_own_in_the_answer(work: Work) -> 
     assert not set(minted) & {each for each in ids if isinstance(each, int)}
 
 
-def test_p33_nothing_of_the_clients_headers_goes_on_and_nothing_of_the_servers_comes_back(work: Work) -> None:
+def test_nothing_of_the_clients_headers_goes_on_and_nothing_of_the_servers_comes_back(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.answer({"content": []}, set_cookie="a=b", www_authenticate="Basic", x_internal="1", server="s")
 
@@ -130,7 +130,7 @@ def test_meta_passes_but_for_what_is_between_client_and_gateway(work: Work) -> N
     assert second == {"name": "it", "arguments": None}
 
 
-def test_p24_what_cannot_be_called_reaches_no_server(work: Work) -> None:
+def test_what_cannot_be_called_reaches_no_server(work: Work) -> None:
     docs = work.put(offering("it"))
     for params in (
         {"name": "it"},

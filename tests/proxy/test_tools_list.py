@@ -42,7 +42,7 @@ def work(proxy: Proxy, run: Run) -> Work:
     return Work(proxy, gateway, agent, run)
 
 
-def test_p22_a_list_is_the_union_of_all_pages_of_all_servers(work: Work) -> None:
+def test_a_list_is_the_union_of_all_pages_of_all_servers(work: Work) -> None:
     work.put("beta", upstreams.docs())
     work.put("alpha", Script([[tool("one"), tool("two")], [], [tool("three")]]).app())
     work.put("gamma", offering("z", "a", "m"))
@@ -110,7 +110,7 @@ def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> No
     assert work.proxy.last().server_name == "named"
 
 
-def test_p23_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
+def test_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     work.put("fine", offering("echo"))
     work.put("silent", upstreams.silent())
     work.put("garbage", upstreams.garbage())
@@ -146,7 +146,7 @@ def test_p23_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     assert health["silent"] == (Health.DOWN, "No answer within 2 seconds")
 
 
-def test_p23_when_no_server_answers_the_list_is_an_error_and_never_empty(work: Work) -> None:
+def test_when_no_server_answers_the_list_is_an_error_and_never_empty(work: Work) -> None:
     for slug in ("one", "two"):
         make.assignment(work.gateway, make.server(slug=slug, url="http://127.0.0.1:1/mcp"))
 
@@ -192,7 +192,7 @@ def test_policies_decide_lists_and_calls_alike(work: Work) -> None:
     assert (work.agent.tools(), reasons()[:2]) == ([], ["tool_disabled", "tool_disabled"])
 
 
-def test_x43_x45_a_narrowed_token_sees_and_reaches_its_servers_only(work: Work, proxy: Proxy) -> None:
+def test_a_narrowed_token_sees_and_reaches_its_servers_only(work: Work, proxy: Proxy) -> None:
     docs = work.put("docs", offering("echo"))
     work.put("crm", offering("find"))
     connection = work.gateway.connections.get()
@@ -264,7 +264,7 @@ def test_tools_are_remembered_with_their_history(work: Work) -> None:
     assert Tool.objects.get(name="add").enabled is True
 
 
-def test_p25_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None:
+def test_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None:
     definition = tool(
         "echo",
         title="Echo",

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from gatewayadmin.serving.client_address import client_address
 from gatewayadmin.serving.log_format import JsonFormatter
 from gatewayadmin.serving.outer_middleware import OuterMiddleware
-from proxy.request_headers import host_name
+from proxy.request import host_name
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 

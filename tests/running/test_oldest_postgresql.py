@@ -124,7 +124,7 @@ def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(serve
         for part in parts:
             part.start()
         for part in parts:
-            await part.tried()
+            await part.first_attempt()
         faults = {type(part).__name__: part.fault for part in parts}
         for part in parts:
             await part.stop()

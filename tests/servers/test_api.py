@@ -120,7 +120,6 @@ def test_a_list_is_narrowed(ana: User, github: Server) -> None:
 
 
 def test_servers_are_seen_by_whoever_works_with_them(ann: User, github: Server) -> None:
-    """Decisions 7.10."""
     for capability in (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE):
         assert len(results(Rest.of(make.user(capability)).get("/servers"))) == 1
     assert problem(Rest.of(ann).get("/servers")) == (403, "capability_required")

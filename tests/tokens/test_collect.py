@@ -18,6 +18,7 @@ from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.config.key_uses import key_uses
 from gatewayadmin.rest.urls import urlpatterns as api_urls
+from proxy.access.query import ServersNeeded
 from tests import make
 from tests.conftest import SignIn
 from tests.house.test_routes import routes
@@ -59,7 +60,9 @@ def test_asking_ends_both_secrets_and_keeps_the_rest(issued: Issued, boss: User,
     kept = ("pk", "name", "prefix", "expires_at", "allowed_ips", "scope_all", "connection_id", "generation")
     second = issued.token.rotate(by=ann, overlap_hours=24)
     before = Token.objects.values(*kept).get()
-    questions = [(one, issued.token.connection.gateway.slug, 0, "") for one in (issued.secret, second.secret)]
+    questions = [
+        (one, issued.token.connection.gateway.slug, ServersNeeded.NONE, "") for one in (issued.secret, second.secret)
+    ]
     assert None not in ask(questions)
 
     Token.objects.get().ask_for_new(by=boss)

@@ -13,7 +13,7 @@ from auditlog.models import Event
 from connections.models import Connection
 from gatewayadmin.config.key_uses import key_uses
 from proxy.access.decision import decide
-from proxy.access.query import NOTHING
+from proxy.access.query import ServersNeeded
 from tests import make
 from tests.conftest import SignIn
 from tests.proxy.conftest import sql
@@ -47,13 +47,13 @@ def roll(issued: Issued, hours: int = 24) -> Issued:
 def says(*secrets: str, keys: list[bytes] | None = None) -> list[str]:
     """What the statement that decides every request says to each of these secrets."""
     slug = Token.objects.first().connection.gateway.slug  # type: ignore[union-attr]
-    told = ask([(one, slug, NOTHING, "") for one in secrets], keys)
-    return [_said(facts) for facts in told]
+    told = ask([(one, slug, ServersNeeded.NONE, "") for one in secrets], keys)
+    return [_said(grant) for grant in told]
 
 
-def _said(facts: Any) -> str:
-    denied = facts and decide(facts, "127.0.0.1")
-    return UNKNOWN if facts is None else denied.reason if denied else WORKS
+def _said(grant: Any) -> str:
+    denied = grant and decide(grant, "127.0.0.1")
+    return UNKNOWN if grant is None else denied.reason if denied else WORKS
 
 
 @pytest.mark.django_db(transaction=True)

@@ -91,7 +91,7 @@ def test_everything_but_the_secret_stays(ana: User, sign_in: SignIn) -> None:
 
 
 def test_the_same_post_again_shows_nothing_and_changes_nothing(ana: User, token: Token, sign_in: SignIn) -> None:
-    """Decisions 7.15: a reload repeats the POST."""
+    """A reload repeats the POST."""
     client = sign_in(ana)
     first = client.post(path(token), {"generation": 1})
 

@@ -92,7 +92,7 @@ def test_a_token_rotates_only_itself(link: Connection, ci: Issued) -> None:
 
 
 def test_a_token_opens_no_other_door(ci: Issued) -> None:
-    """R6.1: on any other REST endpoint a Bearer token gives 403."""
+    """On any other REST endpoint a Bearer token gives 403."""
     rest = Rest.bearing(ci.secret)
 
     assert problem(rest.get("/tokens")) == (403, "token_not_accepted")
@@ -172,7 +172,6 @@ def test_the_event_names_the_token_and_the_door(ci: Issued) -> None:
 
 
 def test_a_token_rotates_60_times_an_hour_at_most(link: Connection) -> None:
-    """Requirements 8.9."""
     token, secret = make.token(link)
     cache.set(f"rotation:{token.pk}", [time.time()] * 59, 3600)
     secret = rotate(secret, token.pk).json()["token"]

@@ -116,7 +116,7 @@ def chunked(*parts: bytes, headers: str = "") -> bytes:
         chunked(b"he", b"llo", headers="Content-Type: text/event-stream\r\n"),
     ],
 )
-async def test_p31_bodies_arrive_however_they_are_packed(answer: bytes) -> None:
+async def test_bodies_arrive_however_they_are_packed(answer: bytes) -> None:
     async with serving(answer) as (server, transport):
         assert [await fetch(transport, server.url) for _ in range(3)] == [(200, b"hello")] * 3
 
@@ -235,7 +235,7 @@ async def test_an_answer_cannot_grow_past_the_limit(answer: bytes) -> None:
             await fetch(transport, server.url)
 
 
-async def test_p13_an_event_stream_is_handed_over_as_it_arrives() -> None:
+async def test_an_event_stream_is_handed_over_as_it_arrives() -> None:
     released = asyncio.Event()
 
     async def handler(reader: Reader, writer: Writer) -> None:

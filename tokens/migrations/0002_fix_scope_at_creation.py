@@ -1,6 +1,6 @@
 from django.db import migrations
 
-# A token's servers are chosen when it is made and never change (X12).
+# A token's servers are chosen when it is made and never change.
 REFUSE = """
 CREATE FUNCTION tokens_refuse_scope_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

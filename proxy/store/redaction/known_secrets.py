@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from functools import cached_property
 from urllib.parse import quote, unquote
 
-from proxy.store.redaction.secret_texts import HIDDEN
+from proxy.store.redaction.secret_texts import REDACTED
 
-SHORTEST = 4  # A shorter value would blot out ordinary words.
-SHORTEST_CORE = 5
-WRAPPED = 3  # Times a text may be percent-encoded.
+MIN_LENGTH = 4  # A shorter value would blot out ordinary words.
+MIN_CORE = 5
+PERCENT_ROUNDS = 3  # Times a text may be percent-encoded.
 
 _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
 
@@ -22,32 +22,32 @@ class KnownSecrets:
     """Takes values out of texts: as they are, percent-encoded, in hex, and anywhere inside of base64."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        self._values = sorted({value for value in values if len(value) >= SHORTEST}, key=len, reverse=True)
-        self._least = min(map(len, self._values), default=0)
+        self._values = sorted({value for value in values if len(value) >= MIN_LENGTH}, key=len, reverse=True)
+        self._min_length = min(map(len, self._values), default=0)
 
     def __bool__(self) -> bool:
         return bool(self._values)
 
     def hide(self, text: str) -> str:
         """The text without them."""
-        if not self._values or len(text) < self._least:
+        if not self._values or len(text) < self._min_length:
             return text
         lower = text.lower()
-        if any(one in lower for one in self._lower):
-            text = self._plain.sub(HIDDEN, text)
+        if any(value in lower for value in self._lower):
+            text = self._plain.sub(REDACTED, text)
         if any(core in text for core in self._cores) or any(digits in lower for digits in self._digits):
             text = _encoded_run.sub(self._without_encoded, text)
-        if "%" in text and any(one in _decoded(lower) for one in self._lower):
-            text = self._percent.sub(HIDDEN, text)
+        if "%" in text and any(value in _decoded(lower) for value in self._lower):
+            text = self._percent.sub(REDACTED, text)
         return text
 
     def _without_encoded(self, run: re.Match[str]) -> str:
-        found = any(core in run[0] for core in self._cores) or any(one in run[0].lower() for one in self._digits)
-        return HIDDEN if found else run[0]
+        found = any(core in run[0] for core in self._cores) or any(value in run[0].lower() for value in self._digits)
+        return REDACTED if found else run[0]
 
     @cached_property
     def _forms(self) -> list[str]:
-        forms = {form for one in self._values for form in (one, quote(one, safe=""), json.dumps(one)[1:-1])}
+        forms = {form for value in self._values for form in (value, quote(value, safe=""), json.dumps(value)[1:-1])}
         return sorted(forms, key=len, reverse=True)
 
     @cached_property
@@ -76,7 +76,7 @@ def _bytes(value: str) -> bytes:
 
 
 def _decoded(text: str) -> str:
-    for _ in range(WRAPPED):
+    for _ in range(PERCENT_ROUNDS):
         text = unquote(text)
     return text.lower()
 
@@ -92,6 +92,6 @@ def _cores(value: bytes) -> set[str]:
     for before, mixed in enumerate((0, 2, 3)):
         encoded = b64encode(b"\0" * before + value).decode()
         core = encoded[mixed : (before + len(value)) * 8 // 6]
-        if len(core) >= SHORTEST_CORE:
+        if len(core) >= MIN_CORE:
             cores |= {core, core.replace("+", "-").replace("/", "_")}
     return cores

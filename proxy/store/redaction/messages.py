@@ -1,7 +1,7 @@
-"""What may be kept of a message: its secrets taken out first, then cut to size. Needs no Django.
+"""Redacts a message: secrets are taken out, then it is cut to size.
 
-Known as secrets are the values of telling keys, texts in the form of credentials, and the very values
-that the caller names. What is none of these cannot be told from any other word.
+Secrets are the values of keys that name one, texts in the form of a credential, and the values the caller gives. A
+secret that is none of these looks like any other word and stays.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from typing import NamedTuple
 import orjson
 
 from proxy.store.redaction.known_secrets import KnownSecrets
-from proxy.store.redaction.secret_texts import HIDDEN, is_measure, tells_of_secret, without_secrets
+from proxy.store.redaction.secret_texts import REDACTED, is_measure, names_a_secret, without_secrets
 
-CUT = "[cut]"
+CUT_MARK = "[cut]"
 
-LARGEST = 1024 * 1024  # A larger message is not even read for its record.
-DEEPEST = 40
-SPARE = 4096  # Read beyond the cut, so that a secret that straddles it is seen whole.
-SHORT = 64  # Keys and short words come again and again.
-READ = 2  # Times the limit that is looked at, at most, however little of it is kept.
+MAX_MESSAGE = 1024 * 1024  # A larger message is not even read for its record.
+MAX_DEPTH = 40
+READ_AHEAD = 4096  # Read beyond the cut, so that a secret that straddles it is seen whole.
+CACHED_TEXT = 64  # Keys and short words come again and again.
+READ_FACTOR = 2  # Times the limit that is looked at, at most, however little of it is kept.
 
 # `{"name": "DB_PASSWORD", "value": "x"}`: which members name another one, and which are named by it.
 _NAMING = frozenset({"name", "key", "id", "label", "field", "variable", "header"})
 _NAMED = frozenset({"value", "values", "val", "default", "data", "stringvalue", "string_value"})
 
 
-class Kept(NamedTuple):
-    """What is kept of a message, as JSON; `cut` when not all of it."""
+class RedactedMessage(NamedTuple):
+    """A message without its secrets, as JSON; `cut` when parts of it are missing."""
 
     json: bytes
     cut: bool
 
 
-def keep(message: bytes, limit: int, secrets: Iterable[str] = ()) -> Kept | None:
+def redact_message(message: bytes, limit: int, secrets: Iterable[str] = ()) -> RedactedMessage | None:
     """The message without its secrets, `limit` bytes of JSON at most. None when there is no message."""
     if not message:
         return None
-    if len(message) > LARGEST:
-        return Kept(orjson.dumps(f"{CUT} {len(message):,} bytes"), cut=True)
-    taken = _Taken(limit, KnownSecrets(secrets))
-    text = orjson.dumps(taken.value(_read(message)))
+    if len(message) > MAX_MESSAGE:
+        return RedactedMessage(orjson.dumps(f"{CUT_MARK} {len(message):,} bytes"), cut=True)
+    redactor = _Redactor(limit, KnownSecrets(secrets))
+    text = orjson.dumps(redactor.value(_read(message)))
     if len(text) <= limit:
-        return Kept(text, taken.cut)
+        return RedactedMessage(text, redactor.cut)
     cut = text[:limit].decode(errors="ignore")
     # Quotes and backslashes take more room inside a string than outside.
     while len(text := orjson.dumps(cut)) > max(limit, 2):
         cut = cut[: min(len(cut) - 1, len(cut) * limit // len(text))]
-    return Kept(text, cut=True)
+    return RedactedMessage(text, cut=True)
 
 
 def _read(message: bytes) -> object:
@@ -62,15 +62,15 @@ def _read(message: bytes) -> object:
     return message.decode(errors="replace")
 
 
-class _Taken:
-    """Takes secrets out of a document, and no more of it than fits."""
+class _Redactor:
+    """Redacts a JSON document, and reads no more of it than fits."""
 
     def __init__(self, limit: int, known: KnownSecrets) -> None:
         self._left = limit
-        self._unread = READ * limit + SPARE
+        self._unread = READ_FACTOR * limit + READ_AHEAD
         self._limit = limit
         self._known = known
-        self._told: dict[str, str] = {}
+        self._short_texts: dict[str, str] = {}
         self.cut = False
 
     def value(self, value: object, depth: int = 0) -> object:
@@ -79,34 +79,34 @@ class _Taken:
             return self.text(value, depth)
         if not isinstance(value, dict | list):
             return self._scalar(value)
-        if depth >= DEEPEST or self._is_full:
+        if depth >= MAX_DEPTH or self._is_full:
             self.cut = True
-            return CUT
+            return CUT_MARK
         if isinstance(value, dict):
             return dict(self._members(value, depth))
         return list(self._elements(value, depth))
 
-    def text(self, text: str, depth: int = DEEPEST) -> str:
+    def text(self, text: str, depth: int = MAX_DEPTH) -> str:
         """The text without what has the form of a secret; what is JSON in it is looked at as such."""
         text = text.replace("\0", "")
-        part = self._document(text, depth) if depth < DEEPEST and text.lstrip()[:1] in ("{", "[", '"') else None
+        part = self._document(text, depth) if depth < MAX_DEPTH and text.lstrip()[:1] in ("{", "[", '"') else None
         if part is None:
-            read = text[: self._limit + SPARE]
+            read = text[: self._limit + READ_AHEAD]
             self.cut = self.cut or len(read) < len(text)
             self._unread -= len(read)
             part = self._without_secrets(read)
             self._left -= min(len(part), self._limit) + 3
         if len(part) > self._limit:
             self.cut = True
-            part = part[: self._limit] + CUT
+            part = part[: self._limit] + CUT_MARK
         return part.encode("utf-8", "replace").decode()
 
     def _without_secrets(self, text: str) -> str:
-        if len(text) > SHORT:
+        if len(text) > CACHED_TEXT:
             return without_secrets(self._known.hide(text))
-        if text not in self._told:
-            self._told[text] = without_secrets(self._known.hide(text))
-        return self._told[text]
+        if text not in self._short_texts:
+            self._short_texts[text] = without_secrets(self._known.hide(text))
+        return self._short_texts[text]
 
     def _document(self, text: str, depth: int) -> str | None:
         """JSON inside a text without its secrets. None when it is no JSON, or holds none: then it stays as it is."""
@@ -115,28 +115,28 @@ class _Taken:
         except (ValueError, RecursionError):
             return None
         left, unread, cut = self._left, self._unread, self.cut
-        kept = self.value(inner, depth + 1)
-        if kept != inner:
-            return orjson.dumps(kept).decode()
+        redacted = self.value(inner, depth + 1)
+        if redacted != inner:
+            return orjson.dumps(redacted).decode()
         self._left, self._unread, self.cut = left, unread, cut
         return None
 
     def _scalar(self, value: object) -> object:
         self._left -= 6
         if not isinstance(value, bool | None) and self._known and self._known.hide(text := str(value)) != text:
-            return HIDDEN
+            return REDACTED
         return str(value) if isinstance(value, int) and abs(value) >= 1 << 63 else value
 
     def _members(self, members: dict[str, object], depth: int) -> Iterator[tuple[str, object]]:
         names_secret = any(
-            key.lower() in _NAMING and isinstance(name, str) and tells_of_secret(name) for key, name in members.items()
+            key.lower() in _NAMING and isinstance(name, str) and names_a_secret(name) for key, name in members.items()
         )
         for key, value in members.items():
             if self._is_full:
                 self.cut = True
                 return
             is_secret = _is_secret(key, value) or (names_secret and key.lower() in _NAMED and _is_something(value))
-            yield self.text(key), HIDDEN if is_secret else self.value(value, depth + 1)
+            yield self.text(key), REDACTED if is_secret else self.value(value, depth + 1)
 
     def _elements(self, elements: list[object], depth: int) -> Iterator[object]:
         option = False
@@ -144,9 +144,9 @@ class _Taken:
             if self._is_full:
                 self.cut = True
                 return
-            yield HIDDEN if option else self.value(element, depth + 1)
+            yield REDACTED if option else self.value(element, depth + 1)
             # `["--password", "x"]`: a command line in pieces.
-            option = isinstance(element, str) and element[:1] == "-" and "=" not in element and tells_of_secret(element)
+            option = isinstance(element, str) and element[:1] == "-" and "=" not in element and names_a_secret(element)
 
     @property
     def _is_full(self) -> bool:
@@ -156,7 +156,7 @@ class _Taken:
 def _is_secret(key: str, value: object) -> bool:
     if not _is_something(value) or (isinstance(value, int | float) and is_measure(key)):
         return False
-    return tells_of_secret(key)
+    return names_a_secret(key)
 
 
 def _is_something(value: object) -> bool:

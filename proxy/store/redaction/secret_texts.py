@@ -9,25 +9,25 @@ import json
 import re
 from functools import lru_cache
 
-HIDDEN = "[redacted]"
+REDACTED = "[redacted]"
 
-LONGEST_KEY = 200
-SHORTEST_PEM = "PRIVATE KEY-----"
+MAX_KEY = 200
+PEM_MARK = "PRIVATE KEY-----"
 
-_telling = re.compile(
+_secret_name = re.compile(
     r"passw(?:or)?d|passphrase|passcode|pwd|secret|token|credential|authori[sz]ation|cookie|bearer|"
     r"(?:api|access|private|signing|encryption)[_\- ]?key|session[_\- ]?id|client[_\- ]?assertion",
     re.IGNORECASE,
 ).search
 # Inside of other words they tell nothing: author, compass, spinning.
-_TELLING_WORDS = frozenset({"auth", "pass", "pin", "otp", "totp", "jwt", "signature", "sig", "creds"})
-_MEASURES = frozenset(
+_SECRET_WORDS = frozenset({"auth", "pass", "pin", "otp", "totp", "jwt", "signature", "sig", "creds"})
+_MEASURE_WORDS = frozenset(
     {"tokens", "maxtokens", "count", "limit", "length", "len", "size", "max", "min", "total", "used", "usage", "budget"}
     | {"left", "remaining", "progress", "progresstoken", "expires", "expiry", "ttl", "age", "seconds", "days", "at"}
 )
 _words = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])").findall
 
-_FORMS = re.compile(
+_CREDENTIAL_FORMS = re.compile(
     r"(?<![0-9A-Za-z_])(?=[GgBbDdEeSsPpRrXxNnHhAaYy])(?:"
     r"(?i:gw[a-z]_)[0-9A-Za-z]{8,}|"
     r"(?i:bearer|basic|digest)\s+[0-9A-Za-z._~+/=\-]{6,}|"
@@ -39,29 +39,29 @@ _FORMS = re.compile(
     r"(?i:ya29)\.[0-9A-Za-z_\-]{10,})"
 )
 _PEM = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)")
-_SIGNED_ADDRESS = re.compile(
+_URL_CREDENTIALS = re.compile(
     r"(?<=://)(?:[^/\s@\"'<>]{1,300}+|[^/\s:@\"'<>]{0,100}+:[^\s@\"'<>]{1,300}+)(?=@)"  # A password may hold a slash.
 )
 
-_USER = re.compile(r"(?<![\w\-])((?:-u|--user|--proxy-user)[ =][\"']?[^\s:\"']{0,100}+:)[^\s\"']++")
+_USER_OPTION = re.compile(r"(?<![\w\-])((?:-u|--user|--proxy-user)[ =][\"']?[^\s:\"']{0,100}+:)[^\s\"']++")
 
 # Where a value begins: `key: `, `"key": `, `key=`, `key%3D`, `--key `, `<key>`.
-_BEGINNING = re.compile(
+_KEY_BEFORE_VALUE = re.compile(
     r"(?<![\w\-])(?:--?(?P<option>\w[\w\-]*+)[ \t]++(?![:=])|"
     r"(?P<key>[\w\-]++)(?P<sign>(?:\\*+[\"'`]|%(?:25)*+2[27]|&(?:quot|#3[49]);)?[ \t]*+"
     r"(?:(?::=?|=>)\s*+|=++>?[ \t]*+|%(?:25)*+3[ADad](?:%(?:25)*+2[027])*+)))|"
     r"<(?P<tag>[\w\-:.]++)[^<>]*+>"
 )
-_ESCAPED = re.compile(r"(?<!\\)\\++u00([2-7][0-9A-Fa-f])")
-_SPACED = re.compile(r"(?:api|access|private|signing|encryption|session|client) $", re.IGNORECASE)
+_ESCAPED_LETTER = re.compile(r"(?<!\\)\\++u00([2-7][0-9A-Fa-f])")
+_SPACED_KEY = re.compile(r"(?:api|access|private|signing|encryption|session|client) $", re.IGNORECASE)
 # What a member called `value` is the value of: `name: DB_PASSWORD, value: x`.
-_named = re.compile(
+_naming_member = re.compile(
     r"(?:name|key|id|label|field|variable|header)\W{1,9}+([\w.\-]{1,80}+)\W{1,20}+$", re.IGNORECASE
 ).search
 _quote = re.compile(r"\\*+[\"'`]|&(?:quot|#3[49]);").match
-_glued = re.compile(r"(?=[\w\"'`$\\])[^\s,;&)}\]>]*+").match  # 'two'"pieces" are one value.
-_measured = re.compile(r"-?\d[\d.,_]*+(?!\w)").match
-_nothing = re.compile(r"(?:true|false|null|none|undefined)[ \t]{0,9}+(?=[,;}\])\r\n]|\Z)", re.IGNORECASE).match
+_adjacent_text = re.compile(r"(?=[\w\"'`$\\])[^\s,;&)}\]>]*+").match  # 'two'"pieces" are one value.
+_number = re.compile(r"-?\d[\d.,_]*+(?!\w)").match
+_empty_value = re.compile(r"(?:true|false|null|none|undefined)[ \t]{0,9}+(?=[,;}\])\r\n]|\Z)", re.IGNORECASE).match
 _decoder = json.JSONDecoder()
 
 _TO_LINE_END = re.compile(r"[^\r\n]*+")
@@ -72,29 +72,29 @@ _BRACKETS = re.compile(r"[\[\]{}]")
 
 
 @lru_cache(1024)
-def tells_of_secret(key: str) -> bool:
+def names_a_secret(key: str) -> bool:
     """Whether what has this name is a secret."""
-    key = key[:LONGEST_KEY].replace("\0", "")
-    return _telling(key) is not None or any(word.lower() in _TELLING_WORDS for word in _words(key))
+    key = key[:MAX_KEY].replace("\0", "")
+    return _secret_name(key) is not None or any(word.lower() in _SECRET_WORDS for word in _words(key))
 
 
 def is_measure(key: str) -> bool:
     """Whether a number of this name is a count or a limit, though its name tells of a secret."""
-    words = [word.lower() for word in _words(key[:LONGEST_KEY])]
-    return any(word in _MEASURES for word in words)
+    words = [word.lower() for word in _words(key[:MAX_KEY])]
+    return any(word in _MEASURE_WORDS for word in words)
 
 
 def without_secrets(text: str) -> str:
     """The text without what can be told to be secret in it."""
     if "\\u00" in text:
-        text = _ESCAPED.sub(_letter, text)
-    if SHORTEST_PEM in text:
-        text = _PEM.sub(HIDDEN, text)
+        text = _ESCAPED_LETTER.sub(_letter, text)
+    if PEM_MARK in text:
+        text = _PEM.sub(REDACTED, text)
     if "://" in text and "@" in text:
-        text = _SIGNED_ADDRESS.sub(HIDDEN, text)
+        text = _URL_CREDENTIALS.sub(REDACTED, text)
     if "-u" in text:
-        text = _USER.sub(rf"\1{HIDDEN}", text)
-    return _without_values(_FORMS.sub(HIDDEN, text))
+        text = _USER_OPTION.sub(rf"\1{REDACTED}", text)
+    return _without_values(_CREDENTIAL_FORMS.sub(REDACTED, text))
 
 
 def _letter(match: re.Match[str]) -> str:
@@ -105,39 +105,39 @@ def _letter(match: re.Match[str]) -> str:
 
 def _without_values(text: str) -> str:
     pieces, kept, at = [], 0, 0
-    while begins := _BEGINNING.search(text, at):
+    while begins := _KEY_BEFORE_VALUE.search(text, at):
         kind = str(begins.lastgroup)
         at = begins.end("key" if kind == "sign" else kind)
         key = begins["key"] or begins["option"] or begins["tag"]
-        if not _tells(text, key, at - len(key)):
+        if not _names_secret_at(text, key, at - len(key)):
             continue
         start, end = _value(text, begins, key)
         if end > start:
-            pieces += [text[kept:start], HIDDEN]
+            pieces += [text[kept:start], REDACTED]
             at = kept = end
     return "".join([*pieces, text[kept:]])
 
 
-def _tells(text: str, key: str, start: int) -> bool:
-    lower = key[-LONGEST_KEY:].lower()
+def _names_secret_at(text: str, key: str, start: int) -> bool:
+    lower = key[-MAX_KEY:].lower()
     if lower in ("value", "val"):
-        named = _named(text[max(0, start - 120) : start])
-        return named is not None and tells_of_secret(named[1])
-    if lower in ("key", "id", "assertion") and _SPACED.search(text[max(0, start - 12) : start]):
+        named = _naming_member(text[max(0, start - 120) : start])
+        return named is not None and names_a_secret(named[1])
+    if lower in ("key", "id", "assertion") and _SPACED_KEY.search(text[max(0, start - 12) : start]):
         return True
-    return tells_of_secret(key[-LONGEST_KEY:])
+    return names_a_secret(key[-MAX_KEY:])
 
 
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
     """Where the value starts and ends; nowhere when it is none that must be hidden."""
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
-        return start, start if begins[0].endswith("/>") else _found(text, f"</{begins['tag']}", start)
+        return start, start if begins[0].endswith("/>") else _find_or_end(text, f"</{begins['tag']}", start)
     if quote := _quote(text, start):
         return quote.end(), _closing_quote(text, quote[0], quote.end())
-    if _nothing(text, start) or (is_measure(key) and _measured(text, start)):
+    if _empty_value(text, start) or (is_measure(key) and _number(text, start)):
         return start, start
-    if text[start : start + 1] in ("[", "{") and not text.startswith(HIDDEN, start):
+    if text[start : start + 1] in ("[", "{") and not text.startswith(REDACTED, start):
         return start, _closing_bracket(text, start)
     return start, _unquoted(key, sign, text, start)
 
@@ -155,17 +155,17 @@ def _unquoted(key: str, sign: str, text: str, start: int) -> int:
     return found.end() if found else start
 
 
-def _found(text: str, part: str, start: int) -> int:
+def _find_or_end(text: str, part: str, start: int) -> int:
     end = text.find(part, start)
     return end if end >= 0 else len(text)
 
 
 def _closing_quote(text: str, quote: str, start: int) -> int:
     """Where a quoted value ends; a quote behind a further backslash is a part of it."""
-    end = _found(text, quote, start)
+    end = _find_or_end(text, quote, start)
     while start < end < len(text) and text[end - 1] == "\\":
-        end = _found(text, quote, end + 1)
-    glued = _glued(text, end + len(quote))
+        end = _find_or_end(text, quote, end + 1)
+    glued = _adjacent_text(text, end + len(quote))
     return glued.end() if glued and glued[0].strip(quote) else end
 
 
