@@ -4,7 +4,6 @@ Lists and calls ask the same functions, so nobody sees a tool that cannot be cal
 that is not shown.
 """
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -162,6 +161,8 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
 def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> Found | None:
     """The server and tool this name means; None when only a fresh list of `candidates` can tell.
 
+    A tool that is not listed has no row that could switch it off, so it cannot be called.
+
     Raises OutOfScope, Refusal, Ambiguous or UnknownTool.
     """
     assigned = server_of(assignments, exposed)
@@ -170,7 +171,7 @@ def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> Found |
     row = _row(assigned, exposed)
     if row is not None:
         return authorize_tool(assigned, row.name, row)
-    if (not assigned.alias or looks_shortened(exposed)) and _may_list(assigned):
+    if _may_list(assigned):
         return None
     if not assigned.alias:
         raise UnknownTool(exposed[:MOST_TOLD])
@@ -206,6 +207,3 @@ def _may_list(assigned: AssignedServer) -> bool:
 def _row(assigned: AssignedServer, exposed: str) -> Row | None:
     rows = [Row._make(each) for each in assigned.tools or () if not isinstance(each, str)]
     return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
-
-
-looks_shortened = re.compile(r"_[0-9a-f]{6}\Z").search

@@ -4,14 +4,14 @@ import time
 
 from proxy.access.grant import Grant
 from proxy.access.upstream_credential import target
-from proxy.catalog import Found, OutOfScope, Refusal, authorize_tool, candidates, resolve_tool
+from proxy.catalog import MOST_TOLD, Found, OutOfScope, Refusal, UnknownTool, authorize_tool, candidates, resolve_tool
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.store.usage import UsageTracker
 from proxy.tools_list import ToolLister
-from wire import jsonrpc, trace_context, versions
+from wire import jsonrpc, param_headers, trace_context, versions
 from wire.cipher import Cipher
-from wire.client import Upstreams
+from wire.client import McpClient
 from wire.errors import BadAnswer, Busy, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import MODERN, RpcResponse, next_request_id
@@ -34,8 +34,8 @@ MODERN_MEMBERS = ("resultType", "ttlMs", "cacheScope")
 class ToolCaller:
     """Carries calls."""
 
-    def __init__(self, upstreams: Upstreams, lister: ToolLister, cipher: Cipher, marks: UsageTracker) -> None:
-        self._upstreams = upstreams
+    def __init__(self, client: McpClient, lister: ToolLister, cipher: Cipher, marks: UsageTracker) -> None:
+        self._client = client
         self._lister = lister
         self._cipher = cipher
         self._marks = marks
@@ -43,7 +43,7 @@ class ToolCaller:
     async def call(self, request: McpRequest, facts: Grant, message: Message, stream: Stream | None) -> Response:
         """The server's answer to this call, addressed to the client.
 
-        Progress goes to `stream` when there is one. Raises OutOfScope or a Fault.
+        Progress goes to `stream` when there is one. Raises OutOfScope or an UpstreamError.
         """
         found = await self._find(request, facts, message.params["name"])
         request.note_server(found.assigned)
@@ -70,9 +70,12 @@ class ToolCaller:
             request.note_server(refused.assigned)
             raise
         if found is not None:
+            if found.schema is not None and not param_headers.is_sound(found.schema):
+                raise UnknownTool(name[:MOST_TOLD])  # Nor is it listed.
             return found
-        traced = trace_context.of(request.headers)
-        assigned, tool = await self._lister.find(candidates(assignments, name), facts.connection_id, name, traced)
+        (assigned,) = candidates(assignments, name)
+        request.note_server(assigned)
+        tool = await self._lister.find(assigned, facts.connection_id, name, trace_context.of(request.headers))
         return authorize_tool(assigned, tool["name"], None)._replace(schema=tool.get("inputSchema"))
 
     async def _carry(
@@ -91,11 +94,11 @@ class ToolCaller:
             if isinstance(own, dict) and own.get("progressToken") == minted:
                 await stream.note({**note, "params": {**own, "progressToken": token}})
 
-        answer = await self._upstreams.ask(called, "tools/call", params, hear, person=person, schema=found.schema)
+        answer = await self._client.ask(called, "tools/call", params, hear, person=person, schema=found.schema)
         if answer.error_code == jsonrpc.HEADER_MISMATCH:
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
             schema = await self._schema(found, connection_id, called.trace)
-            answer = await self._upstreams.ask(called, "tools/call", params, hear, person=person, schema=schema)
+            answer = await self._client.ask(called, "tools/call", params, hear, person=person, schema=schema)
         return answer
 
     async def _schema(self, found: Found, connection_id: str, traced: trace_context.Trace) -> object:

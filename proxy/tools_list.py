@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from proxy.access.grant import AssignedServer
 from proxy.access.upstream_credential import target
 from proxy.catalog import (
+    MOST_TOLD,
     Ambiguous,
     UnknownTool,
     identity_refusal,
@@ -16,18 +17,13 @@ from proxy.catalog import (
     without_alias,
 )
 from proxy.store.usage import UsageTracker
-from wire import jsonrpc, param_headers
+from wire import param_headers
 from wire.cipher import Cipher
-from wire.client import Upstreams
-from wire.errors import BadAnswer, Busy, TooLarge, UpstreamError
+from wire.client import McpClient, ToolList
+from wire.errors import Busy, UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import RpcResponse
-from wire.tool_names import exposed_name, is_shallow, is_tool_name, runs_only_as_task, task_support
+from wire.tool_names import exposed_name, task_support
 from wire.trace_context import NONE, Trace
-
-MOST_PAGES = 100
-MOST_BYTES = 10 << 20
-MOST_TOOLS = 5_000
 
 # Under this key a list names the servers it could not ask, and why.
 UNAVAILABLE = "gateway-admin/unavailable"
@@ -54,13 +50,6 @@ class Listing(NamedTuple):
         return found
 
 
-class ServerTools(NamedTuple):
-    """The tools of one server as it sent them; `annotated` when some repeat arguments in headers."""
-
-    tools: list[Object]
-    annotated: bool
-
-
 class NoneAnswered(UpstreamError):
     """All servers that should have been asked are out of reach."""
 
@@ -70,8 +59,8 @@ class NoneAnswered(UpstreamError):
 class ToolLister:
     """Asks servers for their tools."""
 
-    def __init__(self, upstreams: Upstreams, cipher: Cipher, marks: UsageTracker, seconds: float) -> None:
-        self._upstreams = upstreams
+    def __init__(self, client: McpClient, cipher: Cipher, marks: UsageTracker, seconds: float) -> None:
+        self._client = client
         self._cipher = cipher
         self._marks = marks
         self._seconds = seconds
@@ -92,24 +81,18 @@ class ToolLister:
         _raise_if_none(answers)
         return Listing(list(tools.values()), unavailable)
 
-    async def find(
-        self, assignments: Sequence[AssignedServer], connection_id: str, exposed: str, trace: Trace = NONE
-    ) -> tuple[AssignedServer, Object]:
-        """The server and tool that a name no row explains means, of `candidates`. Raises UnknownTool or a Fault."""
-        answers = await self._ask_all(assignments, connection_id, trace)
-        for assigned, answer in zip(assignments, answers, strict=True):
-            if isinstance(answer, UpstreamError):
-                continue
-            for tool in answer.tools:
-                if exposed_name(assigned.alias, tool["name"]) == exposed:
-                    return assigned, tool
-        _raise_if_none(answers)
-        raise UnknownTool(exposed[:200])
+    async def find(self, assigned: AssignedServer, connection_id: str, exposed: str, trace: Trace = NONE) -> Object:
+        """The tool of this server that is called by a name without a row. Raises UnknownTool or an UpstreamError."""
+        for tool in (await self.tools_of(assigned, connection_id, trace)).tools:
+            if exposed_name(assigned.alias, tool["name"]) == exposed:
+                return tool
+        raise UnknownTool(exposed[:MOST_TOLD])
 
-    async def tools_of(self, assigned: AssignedServer, connection_id: str, trace: Trace = NONE) -> ServerTools:
-        """All tools of one server, under its own names. Raises a Fault."""
+    async def tools_of(self, assigned: AssignedServer, connection_id: str, trace: Trace = NONE) -> ToolList:
+        """The usable tools of one server, under its own names. Raises an UpstreamError."""
         try:
-            offer = await self._pages(assigned, connection_id, trace)
+            called = target(assigned, connection_id, self._cipher, trace)
+            offer = await self._client.list_tools(called, seconds=self._seconds)
         except Busy:  # It was not asked.
             raise
         except UpstreamError as fault:
@@ -121,47 +104,16 @@ class ToolLister:
 
     async def _ask_all(
         self, assignments: Sequence[AssignedServer], connection_id: str, trace: Trace
-    ) -> list[ServerTools | UpstreamError]:
+    ) -> list[ToolList | UpstreamError]:
         if len(assignments) == 1:
             return [await self._try(assignments[0], connection_id, trace)]
         return await asyncio.gather(*(self._try(assigned, connection_id, trace) for assigned in assignments))
 
-    async def _try(self, assigned: AssignedServer, connection_id: str, trace: Trace) -> ServerTools | UpstreamError:
+    async def _try(self, assigned: AssignedServer, connection_id: str, trace: Trace) -> ToolList | UpstreamError:
         try:
             return await self.tools_of(assigned, connection_id, trace)
         except UpstreamError as fault:
             return fault
-
-    async def _pages(self, assigned: AssignedServer, connection_id: str, trace: Trace) -> ServerTools:
-        called = target(assigned, connection_id, self._cipher, trace)
-        clock = asyncio.get_running_loop().time
-        ends = clock() + self._seconds
-        offer, size = ServerTools([], annotated=False), 0
-        params: Object = {}
-        for _ in range(MOST_PAGES):
-            left = max(ends - clock(), 0.001)
-            answer = await self._upstreams.ask(called, "tools/list", params, _ignore, seconds=left)
-            if answer.error_code == jsonrpc.METHOD_NOT_FOUND:
-                break
-            page = answer.document.get("result", {})
-            if not isinstance(page.get("tools"), list):
-                raise BadAnswer(assigned.server_name, f"tools/list: error {answer.error_code} {_words(answer)}")
-            size += len(answer.text)
-            if size > MOST_BYTES or len(offer.tools) > MOST_TOOLS:
-                raise TooLarge(assigned.server_name, "its list of tools")
-            annotated = param_headers.ANNOTATION.encode() in answer.text
-            offer = ServerTools(offer.tools + _usable(page["tools"], annotated=annotated), offer.annotated or annotated)
-            cursor = page.get("nextCursor")
-            if not isinstance(cursor, str) or not cursor or cursor == params.get("cursor"):
-                break
-            params = {"cursor": cursor}
-        return offer
-
-
-def _words(answer: RpcResponse) -> str:
-    """What the server says of its error, for administrators."""
-    words = (answer.error or {}).get("message")
-    return words[:200] if isinstance(words, str) else ""
 
 
 def _sorted_out(assignments: Sequence[AssignedServer]) -> tuple[list[AssignedServer], list[Unavailable]]:
@@ -181,22 +133,13 @@ def _sorted_out(assignments: Sequence[AssignedServer]) -> tuple[list[AssignedSer
     return asked, unavailable
 
 
-def _raise_if_none(answers: Sequence[ServerTools | UpstreamError]) -> None:
+def _raise_if_none(answers: Sequence[ToolList | UpstreamError]) -> None:
     """Never an empty list because of trouble."""
     faults = [answer for answer in answers if isinstance(answer, UpstreamError)]
     if faults and len(faults) == len(answers):
         if len(faults) == 1:
             raise faults[0]
         raise NoneAnswered(", ".join(f'"{fault.server}"' for fault in faults))
-
-
-def _usable(page: list[Any], *, annotated: bool) -> list[Object]:
-    """The tools of a page that can be called through us, without what we do for the client."""
-    tools = [tool for tool in page if isinstance(tool, dict) and is_tool_name(tool.get("name"))]
-    tools = [tool for tool in tools if is_shallow(tool)]
-    if annotated:
-        tools = [tool for tool in tools if param_headers.is_sound(tool.get("inputSchema"))]
-    return [tool for tool in tools if not runs_only_as_task(tool)]
 
 
 def _exposed(tool: Object, name: str, *, annotated: bool) -> Object:
@@ -207,7 +150,3 @@ def _exposed(tool: Object, name: str, *, annotated: bool) -> Object:
     if task_support(tool) is not None:
         shown["execution"] = {key: value for key, value in tool["execution"].items() if key != "taskSupport"}
     return shown
-
-
-async def _ignore(_: Object) -> None:
-    """Nothing that precedes a list matters."""
