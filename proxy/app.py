@@ -16,7 +16,7 @@ from proxy.store.usage import UsageTracker
 from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
 from wire.cipher import Cipher
-from wire.client import Upstreams
+from wire.client import McpClient
 from wire.guard import Guard
 from wire.pool import Transport
 
@@ -42,16 +42,16 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         listener=config.listener,
         secret=config.listener_secret,
     )
-    upstreams_of_process = Upstreams(
+    mcp_client = McpClient(
         transport,
         usage.era_learned,
         writer.may_begin,
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
-    async with transport, upstreams_of_process as upstreams:
-        lister = ToolLister(upstreams, cipher, usage, config.list_seconds)
-        caller = ToolCaller(upstreams, lister, cipher, usage)
+    async with transport, mcp_client as client:
+        lister = ToolLister(client, cipher, usage, config.list_seconds)
+        caller = ToolCaller(client, lister, cipher, usage)
         dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(

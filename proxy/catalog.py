@@ -4,7 +4,6 @@
 that is not listed.
 """
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -172,6 +171,8 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
 def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> ResolvedTool | None:
     """The server and tool this name means; None when only a fresh list of `candidates` can tell.
 
+    A tool that is not listed has no row that could switch it off, so it cannot be called.
+
     Raises OutOfScope, Refusal, AliasMissing or UnknownTool.
     """
     assigned = server_of(assignments, exposed)
@@ -180,7 +181,7 @@ def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> Resolve
     row = _tool_row(assigned, exposed)
     if row is not None:
         return authorize_tool(assigned, row.name, row)
-    if (not assigned.alias or looks_shortened(exposed)) and _can_be_listed(assigned):
+    if _can_be_listed(assigned):
         return None
     if not assigned.alias:
         raise UnknownTool(exposed[:MAX_NAME])
@@ -247,6 +248,3 @@ def _credential(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] | N
         raise IdentityUnreadable(assigned.server_name) from None
     except credential.Unsendable as error:
         raise IdentityUnreadable(assigned.server_name, str(error)) from None
-
-
-looks_shortened = re.compile(r"_[0-9a-f]{6}\Z").search

@@ -3,14 +3,24 @@
 import time
 
 from proxy.access.decision import Grant
-from proxy.catalog import OutOfScope, Refusal, ResolvedTool, authorize_tool, candidates, resolve_tool, target
+from proxy.catalog import (
+    MAX_NAME,
+    OutOfScope,
+    Refusal,
+    ResolvedTool,
+    UnknownTool,
+    authorize_tool,
+    candidates,
+    resolve_tool,
+    target,
+)
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.store.usage import UsageTracker
 from proxy.tools_list import ToolLister
-from wire import jsonrpc, trace_context, versions
+from wire import jsonrpc, param_headers, trace_context, versions
 from wire.cipher import Cipher
-from wire.client import Upstreams
+from wire.client import McpClient
 from wire.errors import BadAnswer, Busy, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import MODERN, RpcResponse, next_request_id
@@ -33,8 +43,8 @@ MODERN_MEMBERS = ("resultType", "ttlMs", "cacheScope")
 class ToolCaller:
     """Forwards calls to servers."""
 
-    def __init__(self, upstreams: Upstreams, lister: ToolLister, cipher: Cipher, usage: UsageTracker) -> None:
-        self._upstreams = upstreams
+    def __init__(self, client: McpClient, lister: ToolLister, cipher: Cipher, usage: UsageTracker) -> None:
+        self._client = client
         self._lister = lister
         self._cipher = cipher
         self._usage = usage
@@ -71,9 +81,12 @@ class ToolCaller:
             request.set_server(refused.assigned)
             raise
         if resolved is not None:
+            if resolved.schema is not None and not param_headers.is_sound(resolved.schema):
+                raise UnknownTool(name[:MAX_NAME])  # Nor is it listed.
             return resolved
-        traced = trace_context.of(request.headers)
-        assigned, tool = await self._lister.find(candidates(assignments, name), grant.connection_id, name, traced)
+        (assigned,) = candidates(assignments, name)
+        request.set_server(assigned)
+        tool = await self._lister.find(assigned, grant.connection_id, name, trace_context.of(request.headers))
         return authorize_tool(assigned, tool["name"], None)._replace(schema=tool.get("inputSchema"))
 
     async def _forward(
@@ -92,13 +105,13 @@ class ToolCaller:
             if isinstance(own, dict) and own.get("progressToken") == progress_token:
                 await stream.notify({**notification, "params": {**own, "progressToken": client_token}})
 
-        answer = await self._upstreams.ask(
+        answer = await self._client.ask(
             upstream, "tools/call", params, on_notification, person=person, schema=resolved.schema
         )
         if answer.error_code == jsonrpc.HEADER_MISMATCH:
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
             schema = await self._schema(resolved, connection_id, upstream.trace)
-            answer = await self._upstreams.ask(
+            answer = await self._client.ask(
                 upstream, "tools/call", params, on_notification, person=person, schema=schema
             )
         return answer

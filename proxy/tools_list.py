@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from proxy.access.decision import AssignedServer
 from proxy.catalog import (
+    MAX_NAME,
     AliasMissing,
     UnknownTool,
     identity_refusal,
@@ -16,18 +17,13 @@ from proxy.catalog import (
     without_alias,
 )
 from proxy.store.usage import UsageTracker
-from wire import jsonrpc, param_headers
+from wire import param_headers
 from wire.cipher import Cipher
-from wire.client import Upstreams
-from wire.errors import BadAnswer, Busy, TooLarge, UpstreamError
+from wire.client import McpClient, ToolList
+from wire.errors import Busy, UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import RpcResponse
-from wire.tool_names import exposed_name, is_shallow, is_tool_name, runs_only_as_task, task_support
+from wire.tool_names import exposed_name, task_support
 from wire.trace_context import NONE, Trace
-
-MAX_PAGES = 100
-MAX_BYTES = 10 << 20
-MAX_TOOLS = 5_000
 
 # Under this key a list names the servers it could not ask, and why.
 UNAVAILABLE = "gateway-admin/unavailable"
@@ -56,13 +52,6 @@ class Listing(NamedTuple):
         return listing
 
 
-class ServerTools(NamedTuple):
-    """The tools of one server as it sent them; `annotated` when some repeat arguments in headers."""
-
-    tools: list[Object]
-    annotated: bool
-
-
 class NoServerAnswered(UpstreamError):
     """All servers that should have been asked are out of reach."""
 
@@ -72,8 +61,8 @@ class NoServerAnswered(UpstreamError):
 class ToolLister:
     """Asks servers for their tools."""
 
-    def __init__(self, upstreams: Upstreams, cipher: Cipher, usage: UsageTracker, seconds: float) -> None:
-        self._upstreams = upstreams
+    def __init__(self, client: McpClient, cipher: Cipher, usage: UsageTracker, seconds: float) -> None:
+        self._client = client
         self._cipher = cipher
         self._usage = usage
         self._seconds = seconds
@@ -94,24 +83,18 @@ class ToolLister:
         _raise_if_none(answers)
         return Listing(list(tools.values()), unavailable)
 
-    async def find(
-        self, assignments: Sequence[AssignedServer], connection_id: str, exposed: str, trace: Trace = NONE
-    ) -> tuple[AssignedServer, Object]:
-        """The server and tool of a name without a row, among `candidates`. Raises UnknownTool or UpstreamError."""
-        answers = await self._ask_all(assignments, connection_id, trace)
-        for assigned, answer in zip(assignments, answers, strict=True):
-            if isinstance(answer, UpstreamError):
-                continue
-            for tool in answer.tools:
-                if exposed_name(assigned.alias, tool["name"]) == exposed:
-                    return assigned, tool
-        _raise_if_none(answers)
-        raise UnknownTool(exposed[:200])
+    async def find(self, assigned: AssignedServer, connection_id: str, exposed: str, trace: Trace = NONE) -> Object:
+        """The tool of this server that is called by a name without a row. Raises UnknownTool or an UpstreamError."""
+        for tool in (await self.tools_of(assigned, connection_id, trace)).tools:
+            if exposed_name(assigned.alias, tool["name"]) == exposed:
+                return tool
+        raise UnknownTool(exposed[:MAX_NAME])
 
-    async def tools_of(self, assigned: AssignedServer, connection_id: str, trace: Trace = NONE) -> ServerTools:
-        """All tools of one server, under its own names. Raises UpstreamError."""
+    async def tools_of(self, assigned: AssignedServer, connection_id: str, trace: Trace = NONE) -> ToolList:
+        """The usable tools of one server, under its own names. Raises an UpstreamError."""
         try:
-            server_tools = await self._pages(assigned, connection_id, trace)
+            upstream = target(assigned, connection_id, self._cipher, trace)
+            server_tools = await self._client.list_tools(upstream, seconds=self._seconds)
         except Busy:  # It was not asked.
             raise
         except UpstreamError as error:
@@ -125,50 +108,16 @@ class ToolLister:
 
     async def _ask_all(
         self, assignments: Sequence[AssignedServer], connection_id: str, trace: Trace
-    ) -> list[ServerTools | UpstreamError]:
+    ) -> list[ToolList | UpstreamError]:
         if len(assignments) == 1:
             return [await self._try(assignments[0], connection_id, trace)]
         return await asyncio.gather(*(self._try(assigned, connection_id, trace) for assigned in assignments))
 
-    async def _try(self, assigned: AssignedServer, connection_id: str, trace: Trace) -> ServerTools | UpstreamError:
+    async def _try(self, assigned: AssignedServer, connection_id: str, trace: Trace) -> ToolList | UpstreamError:
         try:
             return await self.tools_of(assigned, connection_id, trace)
         except UpstreamError as error:
             return error
-
-    async def _pages(self, assigned: AssignedServer, connection_id: str, trace: Trace) -> ServerTools:
-        upstream = target(assigned, connection_id, self._cipher, trace)
-        clock = asyncio.get_running_loop().time
-        ends = clock() + self._seconds
-        server_tools, size = ServerTools([], annotated=False), 0
-        params: Object = {}
-        for _ in range(MAX_PAGES):
-            left = max(ends - clock(), 0.001)
-            answer = await self._upstreams.ask(upstream, "tools/list", params, _ignore, seconds=left)
-            if answer.error_code == jsonrpc.METHOD_NOT_FOUND:
-                break
-            page = answer.document.get("result", {})
-            if not isinstance(page.get("tools"), list):
-                raise BadAnswer(assigned.server_name, f"tools/list: error {answer.error_code} {_error_message(answer)}")
-            size += len(answer.text)
-            if size > MAX_BYTES or len(server_tools.tools) > MAX_TOOLS:
-                raise TooLarge(assigned.server_name, "its list of tools")
-            annotated = param_headers.ANNOTATION.encode() in answer.text
-            server_tools = ServerTools(
-                server_tools.tools + _callable_tools(page["tools"], annotated=annotated),
-                server_tools.annotated or annotated,
-            )
-            cursor = page.get("nextCursor")
-            if not isinstance(cursor, str) or not cursor or cursor == params.get("cursor"):
-                break
-            params = {"cursor": cursor}
-        return server_tools
-
-
-def _error_message(answer: RpcResponse) -> str:
-    """What the server says of its error, for administrators."""
-    words = (answer.error or {}).get("message")
-    return words[:200] if isinstance(words, str) else ""
 
 
 def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[AssignedServer], list[Unavailable]]:
@@ -188,22 +137,13 @@ def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[Ass
     return ready, unavailable
 
 
-def _raise_if_none(answers: Sequence[ServerTools | UpstreamError]) -> None:
+def _raise_if_none(answers: Sequence[ToolList | UpstreamError]) -> None:
     """A list is never empty because servers failed."""
     faults = [answer for answer in answers if isinstance(answer, UpstreamError)]
     if faults and len(faults) == len(answers):
         if len(faults) == 1:
             raise faults[0]
         raise NoServerAnswered(", ".join(f'"{fault.server}"' for fault in faults))
-
-
-def _callable_tools(page: list[Any], *, annotated: bool) -> list[Object]:
-    """The tools of a page that can be called through us, without what we do for the client."""
-    tools = [tool for tool in page if isinstance(tool, dict) and is_tool_name(tool.get("name"))]
-    tools = [tool for tool in tools if is_shallow(tool)]
-    if annotated:
-        tools = [tool for tool in tools if param_headers.is_sound(tool.get("inputSchema"))]
-    return [tool for tool in tools if not runs_only_as_task(tool)]
 
 
 def _exposed_tool(tool: Object, name: str, *, annotated: bool) -> Object:
@@ -214,7 +154,3 @@ def _exposed_tool(tool: Object, name: str, *, annotated: bool) -> Object:
     if task_support(tool) is not None:
         exposed["execution"] = {key: value for key, value in tool["execution"].items() if key != "taskSupport"}
     return exposed
-
-
-async def _ignore(_: Object) -> None:
-    """Nothing that precedes a list matters."""

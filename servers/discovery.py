@@ -1,4 +1,4 @@
-"""Find out what an upstream server speaks and offers: *Test connection* and *Refresh tools*.
+"""*Test connection* and *Refresh tools*: contact a server, remember how it went, and say it in words.
 
 `discover` does not touch the database, so several servers can be asked at once.
 """
@@ -8,53 +8,55 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol, Self
+from typing import Any
 
 from django.utils import timezone
 
 from accounts.models import User
 from servers.models import Era, Health, Identity, Server, cipher
 from servers.upstream_guard import upstream_guard
-from servers.wire import MAX_TOLD, Failed, Object, Reply, Wire
-from wire import builtin, product, versions
+from wire import blocking, builtin, errors
 from wire.cipher import Unreadable
-from wire.credential import Unsendable, fits_a_header, header_of
-from wire.tool_names import is_shallow, is_tool_name, runs_only_as_task
+from wire.client import MOST_BYTES
+from wire.credential import Unsendable, header_of
+from wire.guard import Guard, UrlRefused
+from wire.pool import CONNECT_SECONDS, Transport
+from wire.rpc_messages import Target
+from wire.tool_names import storable
 
-__all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "probe"]
+__all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "note", "probe"]
 
-PATIENCE_S = 10
-MAX_PAGES = 100
-MAX_TOOLS = 5_000
-
-METHOD_NOT_FOUND = -32601
-UNSUPPORTED_VERSION = -32022
+DISCOVERY_SECONDS = 10
+MAX_QUOTED = 200  # How much of a server's own text goes into a sentence of ours.
+MAX_SENTENCE = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Discovered:
-    """What a server turned out to speak and to offer; `tools` are its definitions as it sent them."""
+class Failed(Exception):
+    """The server gave no usable answer; the message goes on after "The server".
 
-    era: Era
-    version: str
-    tools: list[Object]
-    took_ms: int
+    It may quote the server, and yet can be stored and shown.
+    """
 
-    def __str__(self) -> str:
-        count = len(self.tools)
-        return f"Answered in {self.took_ms:,} ms with {count:,} tool{'s' * (count != 1)}. It speaks MCP {self.version}."
+    def __init__(self, reason: str) -> None:
+        super().__init__(storable(reason)[:MAX_SENTENCE])
 
 
 class AccessRefused(Failed):
     """The server is there, and does not let us in."""
 
 
-class _Locked(Exception):
-    """It answered 401 or 403."""
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """What a server turned out to speak and to offer; `tools` are its usable definitions as it sent them."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+    era: Era
+    version: str
+    tools: list[dict[str, Any]]
+    took_ms: int
+
+    def __str__(self) -> str:
+        count = len(self.tools)
+        return f"Answered in {self.took_ms:,} ms with {count:,} tool{'s' * (count != 1)}. It speaks MCP {self.version}."
 
 
 def identity_for(server: Server, user: User) -> Identity | None:
@@ -69,12 +71,12 @@ def probe(server: Server, *, by: User) -> Discovered:
     """Contact `server` now and remember how it went. Raises Failed."""
     identity = identity_for(server, by)
     try:
-        found = discover(server, identity)
+        discovered = discover(server, identity)
     except Failed as failure:
         note(server, identity, failure)
         raise
-    note(server, identity, found)
-    return found
+    note(server, identity, discovered)
+    return discovered
 
 
 def note(server: Server, identity: Identity | None, outcome: Discovered | Failed) -> None:
@@ -93,182 +95,103 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
 
 def discover(server: Server, identity: Identity | None) -> Discovered:
     """Ask `server` for all its tools, in whichever era it speaks. Raises Failed."""
-    begun = time.monotonic()
+    began = time.monotonic()
     try:
-        with _wire(server, identity) as wire:
-            dialogue = Modern.begin(wire) or Session.begin(wire)
-            try:
-                tools = _all_tools(dialogue)
-            finally:
-                dialogue.end()
-    except _Locked as locked:
+        found = _ask(server, identity)
+    except errors.AccessRefused as error:
         why = "it refused the credential" if identity else "it wants a credential"
-        raise AccessRefused(f"answered {locked.status}: {why}") from None
-    return Discovered(dialogue.era, dialogue.version, tools, round((time.monotonic() - begun) * 1000))
+        raise AccessRefused(f"answered {error.status}: {why}") from None
+    except errors.UpstreamError as error:
+        raise Failed(_in_words(error, server)) from None
+    return Discovered(Era(found.era), found.version, found.tools, round((time.monotonic() - began) * 1000))
 
 
-def _wire(server: Server, identity: Identity | None) -> Wire:
-    seconds = min(server.timeout_seconds, PATIENCE_S)
+def _ask(server: Server, identity: Identity | None) -> blocking.Discovery:
     if server.is_built_in:
-        here = builtin.listener()
-        if here is None:
+        listener = builtin.listener()
+        if listener is None:
             raise Failed("is part of the running gateway, which this command is not")
-        return Wire(here.url, {builtin.SECRET_HEADER: here.secret}, guard=here.guard, seconds=seconds)
+        transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
+        return blocking.discover(_target(server, None), transport, seconds=DISCOVERY_SECONDS)
     guard = upstream_guard()
     if guard.own.has(server.url):
         raise AccessRefused("was not asked: its URL is an address of this gateway itself")
-    return Wire(server.url, _credential(server, identity), guard=guard, seconds=seconds)
+    try:
+        guard.check_url(server.url)
+    except UrlRefused as refusal:
+        raise Failed(f"cannot be called: {refusal}") from None
+    return blocking.discover(_target(server, identity), Transport(guard, limit=MOST_BYTES), seconds=DISCOVERY_SECONDS)
 
 
-def _credential(server: Server, identity: Identity | None) -> dict[str, str]:
-    """The header that carries `identity`."""
+def _target(server: Server, identity: Identity | None) -> Target:
+    """Where and as whom to ask; which era the server speaks is found out anew."""
+    return Target(
+        server_id=str(server.pk),
+        server_name=server.name,
+        url=server.url,
+        era="",
+        timeout_s=server.timeout_seconds,
+        max_concurrent=server.max_concurrent,
+        connection_id="",
+        credential=_credential(server, identity),
+        generation="",
+    )
+
+
+def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | None:
+    """The header that carries `identity`, and its value."""
     if identity is None or identity.secret_ciphertext is None or not server.needs_credential:
-        return {}
+        return None
     try:
         secret = cipher().open(bytes(identity.secret_ciphertext))
     except Unreadable:
         raise AccessRefused(f"was not asked: no encryption key opens the identity “{identity.label}”") from None
     try:
-        return dict([header_of(server.auth_type, server.header_name, secret)])
+        return header_of(server.auth_type, server.header_name, secret)
     except Unsendable as reason:
         raise AccessRefused(f"was not asked: the identity “{identity.label}” cannot be sent, {reason}") from None
 
 
-class Dialogue(Protocol):
-    """An upstream that has been greeted in its era."""
-
-    era: Era
-    version: str
-
-    def ask(self, method: str, params: Object) -> Reply: ...
-
-    def end(self) -> None: ...
-
-
-class Modern:
-    """2026-07-28: every request stands for itself."""
-
-    era = Era.MODERN
-    version = versions.MODERN
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-
-    @classmethod
-    def begin(cls, wire: Wire) -> Self | None:
-        """Probe; None when the server knows sessions only. No contact at all is no verdict: it raises Failed."""
-        dialogue = cls(wire)
-        reply = dialogue.ask("server/discover", {})
-        _refuse_if_locked(reply)
-        supported = (reply.result or {}).get("supportedVersions")
-        if isinstance(supported, list) and versions.MODERN in supported:
-            return dialogue
-        supported = _supported(reply)
-        if supported and not set(supported) & set(versions.SUPPORTED):
-            raise Failed(f"speaks only MCP {', '.join(supported)[:MAX_TOLD]}, which this gateway does not know")
-        return None
-
-    def ask(self, method: str, params: Object) -> Reply:
-        meta = {
-            versions.MODERN_KEY: versions.MODERN,
-            versions.CAPABILITIES_KEY: {},
-            versions.CLIENT_INFO_KEY: product.INFO,
-        }
-        return self._wire.ask(
-            method, {**params, "_meta": meta}, {"MCP-Protocol-Version": versions.MODERN, "Mcp-Method": method}
-        )
-
-    def end(self) -> None:
-        """Nothing to end."""
+# What went wrong, as it goes on after "The server"; a kind that is not here is told as the kind it belongs to.
+SENTENCES: dict[type[errors.UpstreamError], str] = {
+    errors.UpstreamError: "gave no answer: {0}",
+    errors.TimedOut: "did not answer within {0.seconds:.3g} s",
+    errors.Unreachable: "closed the connection without an answer",
+    errors.BadUrl: "has a URL that cannot be called",
+    errors.NameNotFound: "has a name for which there is no address; check the spelling",
+    errors.NotConnected: "refused the connection",
+    errors.ConnectTimedOut: f"did not answer within {CONNECT_SECONDS:g} s",
+    errors.TlsFailed: "has a TLS certificate that this gateway does not trust",
+    errors.AddressBlocked: "has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it",
+    errors.Loop: "has an address that leads back to this gateway itself",
+    errors.TooLarge: "answered with {0.detail}",
+    errors.TooManyTools: "lists {0.detail}",
+    errors.Flooded: "sent {0.detail} instead of an answer",
+    errors.BadAnswer: "answered, but not in MCP",
+    errors.Redirected: f"redirects to {{0.location:.{MAX_QUOTED}}}; redirects are not followed",
+    errors.UnknownVersion: "{0.detail}, which this gateway does not know",
+    errors.BadSessionId: "opened a session whose id no header can carry",
+}
 
 
-class Session:
-    """`initialize` first, then a session if the server opened one."""
-
-    era = Era.SESSION
-
-    def __init__(self, wire: Wire, version: str, session: str) -> None:
-        self._wire = wire
-        self.version = version
-        self._session = session
-        self._headers = {"MCP-Protocol-Version": version} | ({"Mcp-Session-Id": session} if session else {})
-
-    @classmethod
-    def begin(cls, wire: Wire) -> Self:
-        params = {"protocolVersion": versions.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
-        reply = wire.ask("initialize", params, {})
-        _refuse_if_locked(reply)
-        if reply.result is None:
-            raise Failed(_no_result(reply))
-        version = reply.result.get("protocolVersion")
-        if version not in versions.SESSION_VERSIONS:
-            told = version[:20] if isinstance(version, str) and version else "of no version"
-            raise Failed(f"speaks MCP {told}, which this gateway does not know")
-        if reply.session and not fits_a_header(reply.session):
-            raise Failed("opened a session whose id no header can carry")
-        dialogue = cls(wire, version, reply.session)
-        wire.tell("notifications/initialized", dialogue._headers)
-        return dialogue
-
-    def ask(self, method: str, params: Object) -> Reply:
-        return self._wire.ask(method, params, self._headers)
-
-    def end(self) -> None:
-        if self._session:
-            self._wire.end(self._headers)
+def _in_words(error: errors.UpstreamError, server: Server) -> str:
+    if isinstance(error, errors.AddressBlocked) and server.url.startswith("http://"):
+        return "is called without TLS; that is for addresses in GATEWAY_PRIVATE_UPSTREAMS only"
+    if type(error) is errors.BadAnswer and (error.error or error.status != HTTPStatus.OK):
+        return _refusal(error)
+    kind = next(kind for kind in type(error).__mro__ if kind in SENTENCES)
+    return SENTENCES[kind].format(error)
 
 
-def _all_tools(dialogue: Dialogue) -> list[Object]:
-    """Every page of tools/list; a server without tools has none."""
-    tools: list[Object] = []
-    cursor: object = None
-    for _ in range(MAX_PAGES):
-        reply = dialogue.ask("tools/list", {"cursor": cursor} if cursor else {})
-        _refuse_if_locked(reply)
-        if reply.error.get("code") == METHOD_NOT_FOUND:
-            return tools
-        if reply.result is None:
-            raise Failed(_no_result(reply))
-        page = reply.result.get("tools")
-        tools += [tool for tool in page if _is_usable(tool)] if isinstance(page, list) else []
-        if len(tools) > MAX_TOOLS:
-            raise Failed(f"lists more than {MAX_TOOLS:,} tools")
-        before, cursor = cursor, reply.result.get("nextCursor")
-        if not isinstance(cursor, str) or cursor in ("", before):
-            break
-    return tools
-
-
-def _is_usable(tool: object) -> bool:
-    """Whether a definition can be kept, and the tool be called by its name."""
-    if not isinstance(tool, dict) or not is_tool_name(tool.get("name")) or not is_shallow(tool):
-        return False
-    return not runs_only_as_task(tool)
-
-
-def _supported(reply: Reply) -> list[str]:
-    data = reply.error.get("data")
-    if reply.error.get("code") != UNSUPPORTED_VERSION or not isinstance(data, dict):
-        return []
-    supported = data.get("supported")
-    return [version for version in supported if isinstance(version, str)] if isinstance(supported, list) else []
-
-
-def _refuse_if_locked(reply: Reply) -> None:
-    if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        raise _Locked(reply.status)
-
-
-def _no_result(reply: Reply) -> str:
-    if reply.error:
-        told, code = reply.error.get("message"), reply.error.get("code")
-        text = told[:MAX_TOLD] if isinstance(told, str) else ""
-        return f"answered with an error: {text} ({code if isinstance(code, int) else 'without a code'})"
-    match reply.status:
+def _refusal(error: errors.BadAnswer) -> str:
+    """What an error or a status alone says."""
+    if error.error:
+        message, code = error.error.get("message"), error.error.get("code")
+        quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""
+        return f"answered with an error: {quoted} ({code if isinstance(code, int) else 'without a code'})"
+    match error.status:
         case HTTPStatus.NOT_FOUND:
             return "answered 404: there is no MCP endpoint at this URL"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             return "answered 405: it may speak the older HTTP+SSE transport, which is not supported"
-        case status if status >= HTTPStatus.BAD_REQUEST:
-            return f"answered {status}"
-    return "answered, but not in MCP"
+    return f"answered {error.status}"

@@ -1,4 +1,4 @@
-"""The body of a stranger's answer, unpacked and bounded. Calls, *Test connection* and the fetches for pages read by it.
+"""The body of an answer, unpacked and bounded. All HTTP clients of the gateway read by it.
 
 Needs neither Django nor a socket: whoever reads bytes feeds them, and takes what comes out piece by piece.
 """

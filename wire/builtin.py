@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
-from urllib.parse import urlsplit
-
-from wire.guard import Guard
 
 PATH = "/builtin/quickstart"
 SECRET_HEADER = "X-Gateway-Builtin-Secret"  # noqa: S105  (a name, no secret)
@@ -18,19 +14,6 @@ class Listener:
 
     origin: str
     secret: str
-
-    @property
-    def url(self) -> str:
-        return self.origin + PATH
-
-    @property
-    def guard(self) -> Guard:
-        """Admits this listener and nothing else that is private."""
-        host = urlsplit(self.origin).hostname or ""
-        try:
-            return Guard((ip_network(ip_address(host)),))
-        except ValueError:
-            return Guard((ip_network("127.0.0.0/8"), ip_network("::1/128")))
 
 
 _listener: Listener | None = None

@@ -1,27 +1,41 @@
-"""One request to one server: within its bound and its time, on the wire it speaks."""
+"""The MCP client: one request to one server, within its bound and its time, in the era it speaks."""
 
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import NamedTuple, Self
 
-from wire import stateless
-from wire.errors import BadAnswer, Busy, NotRecordable, TimedOut
+from wire import jsonrpc, param_headers, stateless, versions
+from wire.errors import BadAnswer, Busy, NotRecordable, TimedOut, TooLarge, TooManyTools
 from wire.fair_queue import FairQueue, Full
+from wire.http1 import more_than
 from wire.jsonrpc import Object
 from wire.pool import Transport
-from wire.rpc_messages import MODERN, SESSION, OnNotification, RpcResponse, Target, WrongEra
+from wire.rpc_messages import MODERN, SESSION, OnNotification, RpcResponse, Target, WrongEra, ignore
 from wire.sessions import SessionWire
 from wire.time_limit import TimeLimit
+from wire.tool_names import usable_tools
 
 SWEEP_SECONDS = 60
 RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.
 
+# What one server's list of tools may hold.
+MOST_PAGES = 100
+MOST_BYTES = 10 << 20
+MOST_TOOLS = 5_000
+
 type LearnEra = Callable[[str, str, str], None]
 
 
-class Upstreams:
-    """The servers as this process calls them; `learn_era` is told (server id, URL, era) when one was found out.
+class ToolList(NamedTuple):
+    """The usable tools of one server as it sent them; `annotated` when some repeat arguments in headers."""
+
+    tools: list[Object]
+    annotated: bool
+
+
+class McpClient:
+    """Calls servers; `learn_era` is told (server id, URL, era) when one was found out.
 
     Of the calls a server may have under way this process takes its share: `workers` processes divide the bound, and
     each has one place at least. A call waits `queue_seconds` for a place at most. While `may_begin()` is false no
@@ -31,7 +45,7 @@ class Upstreams:
     def __init__(
         self,
         transport: Transport,
-        learn_era: LearnEra,
+        learn_era: LearnEra = lambda *_: None,
         may_begin: Callable[[], bool] = lambda: True,
         *,
         workers: int = 1,
@@ -61,17 +75,17 @@ class Upstreams:
         target: Target,
         method: str,
         params: Object,
-        hear: OnNotification,
+        on_notification: OnNotification,
         *,
         person: str = "",
         schema: object = None,
         seconds: float | None = None,
     ) -> RpcResponse:
-        """The server's answer to one request of ours; raises a Fault, or NotRecordable.
+        """The server's answer to one request of ours; raises an UpstreamError, or NotRecordable.
 
-        `hear` gets the notifications that precede it; `person` is whose call it is, for a fair share of the server;
-        `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and then what the
-        request has to wait for its turn counts too.
+        `on_notification` gets the notifications that precede it; `person` is whose call it is, for a fair share of
+        the server; `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and
+        then what the request has to wait for its turn counts too.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -85,9 +99,9 @@ class Upstreams:
             with TimeLimit(limit):
                 if not self._may_begin():
                     raise NotRecordable
-                return await self._on_its_wire(target, method, params, hear, schema)
+                return await self._ask_in_its_era(target, method, params, on_notification, schema)
         except TimeoutError:
-            raise TimedOut(target.server_name, f"No answer within {limit:g} seconds") from None
+            raise TimedOut(target.server_name, limit) from None
         finally:
             queue.leave(person, connection)
 
@@ -102,15 +116,52 @@ class Upstreams:
         except Full:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
-    async def _on_its_wire(
-        self, target: Target, method: str, params: Object, hear: OnNotification, schema: object
+    async def list_tools(self, target: Target, *, seconds: float) -> ToolList:
+        """Every page of the server's tools/list, all of them within `seconds`; a server without tools has none.
+
+        Raises an UpstreamError.
+        """
+        ends = time.monotonic() + seconds
+        tools: list[Object] = []
+        annotated, size = False, 0
+        params: Object = {}
+        for _ in range(MOST_PAGES):
+            left = max(ends - time.monotonic(), 0.001)
+            answer = await self.ask(target, "tools/list", params, ignore, seconds=left)
+            if answer.error_code == jsonrpc.METHOD_NOT_FOUND:
+                break
+            page = _page(answer, target)
+            page_is_annotated = param_headers.ANNOTATION.encode() in answer.text
+            tools += usable_tools(page["tools"], annotated=page_is_annotated)
+            annotated = annotated or page_is_annotated
+            size += len(answer.text)
+            if size > MOST_BYTES:
+                raise TooLarge(target.server_name, more_than(MOST_BYTES))
+            if len(tools) > MOST_TOOLS:
+                raise TooManyTools(target.server_name, f"more than {MOST_TOOLS:,} tools")
+            cursor = page.get("nextCursor")
+            if not isinstance(cursor, str) or not cursor or cursor == params.get("cursor"):
+                break
+            params = {"cursor": cursor}
+        return ToolList(tools, annotated)
+
+    def era(self, target: Target) -> str:
+        """The era in which this server was asked last; empty before it was."""
+        return self._eras.get(target.url, target.era)
+
+    def version(self, target: Target) -> str:
+        """The version of MCP in which this server was asked last."""
+        return versions.MODERN if self.era(target) == MODERN else self._sessions.version(target)
+
+    async def _ask_in_its_era(
+        self, target: Target, method: str, params: Object, on_notification: OnNotification, schema: object
     ) -> RpcResponse:
         era = self._eras.get(target.url) or target.era or await self._probe(target)
         for attempt in (era, SESSION if era == MODERN else MODERN):
             try:
                 if attempt == MODERN:
-                    return await stateless.ask(self._transport, target, method, params, hear, schema=schema)
-                return await self._sessions.ask(target, method, params, hear)
+                    return await stateless.ask(self._transport, target, method, params, on_notification, schema=schema)
+                return await self._sessions.ask(target, method, params, on_notification)
             except WrongEra:
                 self._learn(target, SESSION if attempt == MODERN else MODERN)
         raise BadAnswer(target.server_name, "speaks neither wire")
@@ -139,3 +190,13 @@ class Upstreams:
             await self._sessions.sweep()
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
+
+
+def _page(answer: RpcResponse, target: Target) -> Object:
+    """The result of tools/list. Raises BadAnswer when it holds no list."""
+    page: Object = answer.document.get("result", {})
+    if not isinstance(page.get("tools"), list):
+        message = (answer.error or {}).get("message")
+        words = message[:200] if isinstance(message, str) else ""
+        raise BadAnswer(target.server_name, f"tools/list: error {answer.error_code} {words}", error=answer.error)
+    return page

@@ -33,18 +33,69 @@ class Unreachable(UpstreamError):
     """No connection could be made, or it ended before the answer."""
 
 
+class BadUrl(Unreachable):
+    """The URL names no place that could be called."""
+
+
+class NameNotFound(Unreachable):
+    """The name of the server has no address."""
+
+
+class NotConnected(Unreachable):
+    """Nothing accepts connections at the address."""
+
+
+class ConnectTimedOut(NotConnected):
+    """The address is silent."""
+
+
+class TlsFailed(NotConnected):
+    """TLS could not be agreed on; mostly the certificate is one that this machine does not trust."""
+
+
 class TimedOut(UpstreamError):
+    """No answer within `seconds`."""
+
     outcome = "timeout"
     reason = "timeout"
 
+    def __init__(self, server: str, seconds: float) -> None:
+        super().__init__(server, f"No answer within {seconds:g} seconds")
+        self.seconds = seconds
+
 
 class BadAnswer(UpstreamError):
-    """Something came back that is not MCP."""
+    """Something came back that is not MCP, in HTTP `status`; `error` is the JSON-RPC error when it is one."""
 
     reason = "bad_answer"
 
+    def __init__(
+        self, server: str, detail: str = "", *, status: int = 200, error: jsonrpc.Object | None = None
+    ) -> None:
+        super().__init__(server, detail)
+        self.status = status
+        self.error = error
+
+
+class Redirected(BadAnswer):
+    """The answer leads to `location`; redirects are not followed."""
+
+    def __init__(self, server: str, status: int, location: str) -> None:
+        super().__init__(server, f"HTTP {status} to {location[:200]}", status=status)
+        self.location = location
+
+
+class UnknownVersion(BadAnswer):
+    """The server speaks no version of MCP that the gateway knows; `detail` names those it speaks."""
+
+
+class BadSessionId(BadAnswer):
+    """The server opened a session whose id no header can carry."""
+
 
 class TooLarge(UpstreamError):
+    """The answer is larger than a limit; `detail` says which."""
+
     reason = "too_large"
     sentence = 'Server "{server}" gave an answer larger than the gateway passes on.'
 
@@ -53,6 +104,10 @@ class Flooded(TooLarge):
     """The event stream held more events than one call may bring."""
 
     sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
+
+
+class TooManyTools(TooLarge):
+    """The list of tools is longer than the gateway reads."""
 
 
 class AddressBlocked(UpstreamError):
@@ -66,8 +121,14 @@ class Loop(UpstreamError):
 
 
 class AccessRefused(UpstreamError):
+    """The server answered 401 or 403, which is `status`."""
+
     reason = "credential_refused"
     sentence = 'Server "{server}" refused the credential stored for it.'
+
+    def __init__(self, server: str, status: int) -> None:
+        super().__init__(server, f"HTTP {status}")
+        self.status = status
 
 
 class Busy(UpstreamError):

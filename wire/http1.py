@@ -38,7 +38,12 @@ class ConnectionBroken(Exception):
 
 
 class Oversized(Exception):
-    """The answer is larger than the limit."""
+    """The answer is larger than a limit; the message says which."""
+
+
+def more_than(limit: int) -> str:
+    """A limit of bytes in words."""
+    return f"more than {limit / (1 << 20):g} MiB"
 
 
 class Turns:
@@ -88,8 +93,8 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, sock: socket.socket, limit: int, turns: Turns) -> None:
         # Whether the other side has closed, or sent what nobody asked for, as far as the system knows.
-        self._news = select.poll()
-        self._news.register(sock, select.POLLIN)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._limit = limit
         self._turns = turns
         self._transport: asyncio.Transport | None = None
@@ -120,7 +125,7 @@ class HttpConnection(asyncio.Protocol):
     async def exchange(self, request: bytes) -> None:
         """Send a request; returns when the answer is complete, or its head when it streams.
 
-        Raises Broken or Oversized.
+        Raises ConnectionBroken or Oversized.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
@@ -146,7 +151,7 @@ class HttpConnection(asyncio.Protocol):
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, unpacked. Raises Broken or Oversized."""
+        """The body as it arrives, unpacked. Raises ConnectionBroken or Oversized."""
         body = self._body
         assert body is not None
         while True:
@@ -156,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
                     yield piece
                     await self.give_way()
             except BodyTooLarge:
-                raise self._fail(Oversized("the body")) from None
+                raise self._fail(Oversized(more_than(self._limit))) from None
             except BodyBroken as error:
                 raise self._fail(ConnectionBroken(str(error))) from None
             if self.complete:
@@ -177,7 +182,7 @@ class HttpConnection(asyncio.Protocol):
             self.complete and self._keep and not self._arrived and self._failure is None and self._transport is not None
         )
 
-    def rest(self) -> None:
+    def mark_idle(self) -> None:
         """Count as idle from now on."""
         self._idle_since = time.monotonic()
         self._parts = []
@@ -186,7 +191,7 @@ class HttpConnection(asyncio.Protocol):
         """Whether the server has kept its end open while the connection was idle."""
         if self._transport is None or self._transport.is_closing():
             return False
-        return time.monotonic() - self._idle_since < IDLE_SECONDS and not self._news.poll(0)
+        return time.monotonic() - self._idle_since < IDLE_SECONDS and not self._poll.poll(0)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -256,7 +261,7 @@ class HttpConnection(asyncio.Protocol):
     # What has arrived, parsed slice by slice
 
     async def _advance(self) -> None:
-        """Parse a slice of what has arrived; waits when nothing has. Raises Broken or Oversized."""
+        """Parse a slice of what has arrived; waits when nothing has. Raises ConnectionBroken or Oversized."""
         if self._arrived:
             self._parse()
             await self.give_way()
@@ -307,13 +312,13 @@ class HttpConnection(asyncio.Protocol):
         """Refuse a head, interim answers, chunk extensions or trailers without end, and a body of mostly framing."""
         if self.status == 0:
             if self._head_size >= HEAD_LIMIT:
-                self._fail(Oversized("the head"))
+                self._fail(Oversized("headers without end"))
             return
         self._wire_size += size
         self._slice_size = SLICE if len(self._raw) <= MANY_CHUNKS else SMALL_SLICE
         self._framing_size = 0 if self._raw else self._framing_size + size
         if self._framing_size > 2 * HEAD_LIMIT or self._wire_size > self._wire_limit:
-            self._fail(Oversized("the framing"))
+            self._fail(Oversized(more_than(self._limit)))
 
     def _to_know_again(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
         """The head of an answer that came in one piece and that more may follow."""
@@ -341,7 +346,7 @@ class HttpConnection(asyncio.Protocol):
             # A trailer; the head itself is counted as it arrives.
             self._trailer_size += len(name) + len(value)
             if self._trailer_size > HEAD_LIMIT:
-                raise Oversized("the trailer")
+                raise Oversized("headers without end")
             return
         self.headers[name.lower()] = value
 

@@ -161,9 +161,9 @@ def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
 
     An integer has one spelling in JSON, so a sole occurrence of its digits is the id itself.
     """
-    minted = document.get("id")
-    if type(minted) is int and minted > 0:
-        digits = b"%d" % minted
+    own_id = document.get("id")
+    if type(own_id) is int and own_id > 0:
+        digits = b"%d" % own_id
         if text.count(digits) == 1:
             return text.replace(digits, dumps(request_id))
     return dumps({**document, "id": request_id})

@@ -1,4 +1,4 @@
-"""HTTP to upstream servers: guarded connections, kept open between calls.
+"""HTTP/1.1 to upstream servers: guarded connections, kept open between calls.
 
 The client is our own and small. A general one costs four times the processor time of a call, and
 brings along what a gateway must switch off: a cookie jar that mixes users, redirects, proxies from
@@ -16,14 +16,25 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 from wire import builtin, product
-from wire.errors import AddressBlocked, BadAnswer, Loop, TooLarge, Unreachable
+from wire.errors import (
+    AddressBlocked,
+    BadAnswer,
+    BadUrl,
+    ConnectTimedOut,
+    Loop,
+    NameNotFound,
+    NotConnected,
+    TlsFailed,
+    TooLarge,
+    Unreachable,
+)
 from wire.guard import AddressRefused, Guard, LeadsBack
-from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Turns
+from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Turns, more_than
 from wire.resolver import Resolver
 
 CONNECT_SECONDS = 5.0
 MOST_IDLE = 64
-MOST_ADDRESSES = 10_000
+MOST_URLS = 10_000
 
 # What stands as it is in a path or a query (RFC 3986), so that an encoded URL is not encoded again.
 SAFE = "/?:@!$&'()*+,;=-._~%"
@@ -33,7 +44,7 @@ OWN = "builtin"
 
 
 class Origin(NamedTuple):
-    """Where a URL leads; a connection serves all requests to the same place."""
+    """Scheme, host and port; a connection serves all requests to the same origin."""
 
     scheme: str
     host: str
@@ -41,21 +52,21 @@ class Origin(NamedTuple):
 
 
 class ParsedUrl(NamedTuple):
-    """A URL taken apart: the place, and how a request to it begins after the verb."""
+    """A URL taken apart: its origin, and how a request to it begins after the verb."""
 
-    place: Origin
+    origin: Origin
     head: str
 
 
 class HttpResponse:
     """An answer whose head has arrived; leave it as a context, and the connection serves the next exchange."""
 
-    __slots__ = ("_channel", "_place", "_server", "_transport", "limit")
+    __slots__ = ("_connection", "_origin", "_server", "_transport", "limit")
 
-    def __init__(self, transport: "Transport", place: Origin, channel: HttpConnection, server: str) -> None:
+    def __init__(self, transport: "Transport", origin: Origin, connection: HttpConnection, server: str) -> None:
         self._transport = transport
-        self._place = place
-        self._channel = channel
+        self._origin = origin
+        self._connection = connection
         self._server = server
         self.limit = transport.limit
 
@@ -65,46 +76,57 @@ class HttpResponse:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._transport.release(self._place, self._channel)
+        self._transport.release(self._origin, self._connection)
 
     @property
     def status(self) -> int:
-        return self._channel.status
+        return self._connection.status
 
     @property
-    def kind(self) -> str:
+    def media_type(self) -> str:
         """The media type, in lower case and without parameters."""
         return self.header("content-type").partition(";")[0].strip().lower()
 
     def header(self, name: str) -> str:
         """A header of the answer, by its name in lower case."""
-        return self._channel.headers.get(name.encode(), b"").decode("latin-1")
+        return self._connection.headers.get(name.encode(), b"").decode("latin-1")
 
     async def read(self) -> bytes:
         """The whole body. Raises TooLarge or Unreachable."""
-        if not self._channel.streams:
-            return self._channel.body()
+        if not self._connection.streams:
+            return self._connection.body()
         size, parts = 0, []
         async for chunk in self.chunks():
             size += len(chunk)
             if size > self.limit:
-                raise TooLarge(self._server)
+                raise TooLarge(self._server, more_than(self.limit))
             parts.append(chunk)
         return b"".join(parts)
 
     async def give_way(self) -> None:
         """Let other calls go on when this answer has been worked on for a while."""
-        await self._channel.give_way()
+        await self._connection.give_way()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body of an event stream as it arrives. Raises TooLarge or Unreachable."""
         try:
-            async for chunk in self._channel.chunks():
+            async for chunk in self._connection.chunks():
                 yield chunk
         except ConnectionBroken as error:
             raise Unreachable(self._server, str(error)) from error
         except Oversized as error:
             raise TooLarge(self._server, str(error)) from error
+
+
+def _not_connected(error: OSError) -> type[Unreachable]:
+    match error:
+        case TimeoutError():
+            return ConnectTimedOut
+        case socket.gaierror():
+            return NameNotFound
+        case ssl.SSLError():
+            return TlsFailed
+    return NotConnected
 
 
 @cache
@@ -116,12 +138,12 @@ def _tls() -> ssl.SSLContext:
 class Transport:
     """Connections to upstream servers, and to this process's own Quickstart server."""
 
-    def __init__(self, guard: Guard, *, limit: int, listener: str, secret: str) -> None:
+    def __init__(self, guard: Guard, *, limit: int, listener: str = "", secret: str = "") -> None:
         self._guard = guard
         self._listener = listener
         self._secret = secret
         self._idle: dict[Origin, deque[HttpConnection]] = {}
-        self._addresses: dict[str, ParsedUrl] = {}
+        self._parsed_urls: dict[str, ParsedUrl] = {}
         self._tls = _tls()
         self._resolver = Resolver()
         self._turns = Turns()
@@ -131,9 +153,9 @@ class Transport:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for channels in self._idle.values():
-            for channel in channels:
-                channel.close()
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
         self._idle.clear()
         self._resolver.close()
 
@@ -145,92 +167,94 @@ class Transport:
     async def send(
         self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b""
     ) -> HttpResponse:
-        """Send one request to `url`; enter the Reply to use it. `server` is for the messages.
+        """Send one request to `url`; enter the response to use it. `server` is for the messages.
 
         Raises Unreachable, AddressBlocked or TooLarge, and BadAnswer for a header that cannot be sent.
         """
-        address = self._addresses.get(url) or self._take_apart(server, url)
+        parsed = self._parsed_urls.get(url) or self._parse_url(server, url)
         lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-        head = f"{verb} {address.head}{''.join(lines)}Content-Length: {len(body)}\r\n\r\n"
+        head = f"{verb} {parsed.head}{''.join(lines)}Content-Length: {len(body)}\r\n\r\n"
         # A value with a line break in it would begin another header, or another request.
-        count = address.head.count("\n") + len(lines) + 2
+        count = parsed.head.count("\n") + len(lines) + 2
         if not (head.isascii() and head.count("\r") == head.count("\n") == count and "\0" not in head):
             raise BadAnswer(server, "a header that cannot be sent")
         try:
-            channel = await self._exchange(address.place, head.encode() + body)
+            connection = await self._exchange(parsed.origin, head.encode() + body)
         except LeadsBack as error:
             raise Loop(server, str(error)) from error
         except AddressRefused as error:
             raise AddressBlocked(server, str(error)) from error
         except Oversized as error:
             raise TooLarge(server, str(error)) from error
-        except (ConnectionBroken, OSError) as error:
+        except ConnectionBroken as error:
             raise Unreachable(server, str(error)) from error
-        return HttpResponse(self, address.place, channel, server)
+        except OSError as error:
+            raise _not_connected(error)(server, str(error)) from error
+        return HttpResponse(self, parsed.origin, connection, server)
 
-    async def _exchange(self, place: Origin, message: bytes) -> HttpConnection:
-        channel = await self.channel(place)
+    async def _exchange(self, origin: Origin, message: bytes) -> HttpConnection:
+        connection = await self.connection(origin)
         try:
-            await channel.exchange(message)
+            await connection.exchange(message)
         except BaseException:  # Whatever ended it, the server learns of it here.
-            channel.discard()
+            connection.discard()
             raise
-        return channel
+        return connection
 
-    async def channel(self, place: Origin) -> HttpConnection:
+    async def connection(self, origin: Origin) -> HttpConnection:
         """A connection to use alone. Raises AddressRefused or OSError."""
-        idle = self._idle.get(place)
+        idle = self._idle.get(origin)
         while idle:
-            channel = idle.pop()
-            if channel.is_usable():
-                return channel
-            channel.close()
+            connection = idle.pop()
+            if connection.is_usable():
+                return connection
+            connection.close()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                return await self._connect(place)
+                return await self._connect(origin)
         except TimeoutError:
-            raise OSError(f"no connection within {CONNECT_SECONDS:g} seconds") from None
+            raise TimeoutError(f"no connection within {CONNECT_SECONDS:g} seconds") from None
 
-    def release(self, place: Origin, channel: HttpConnection) -> None:
+    def release(self, origin: Origin, connection: HttpConnection) -> None:
         """Keep the connection for the next exchange when it can carry one."""
-        idle = self._idle.setdefault(place, deque())
-        if channel.may_be_kept() and len(idle) < MOST_IDLE:
-            channel.rest()
-            idle.append(channel)
+        idle = self._idle.setdefault(origin, deque())
+        if connection.may_be_kept() and len(idle) < MOST_IDLE:
+            connection.mark_idle()
+            idle.append(connection)
         else:
-            channel.discard()
+            connection.discard()
 
-    async def _connect(self, place: Origin) -> HttpConnection:
-        found = await self._resolver.find(place.host, place.port)
-        failure = OSError("the name has no address")
+    async def _connect(self, origin: Origin) -> HttpConnection:
+        found = await self._resolver.find(origin.host, origin.port)
+        failure: OSError = socket.gaierror("the name has no address")
         for family, kind, protocol, _, sockaddr in found:
             try:
-                if place.scheme != OWN:
-                    self._guard.check(str(sockaddr[0]), place.port, encrypted=place.scheme == "https")
+                if origin.scheme != OWN:
+                    self._guard.check(str(sockaddr[0]), origin.port, encrypted=origin.scheme == "https")
                 async with asyncio.timeout(CONNECT_SECONDS / len(found)):
-                    return await self._open(place, socket.socket(family, kind, protocol), sockaddr)
+                    return await self._open(origin, socket.socket(family, kind, protocol), sockaddr)
             except OSError as error:
                 failure = error
         raise failure
 
-    async def _open(self, place: Origin, sock: socket.socket, sockaddr: tuple[Any, ...]) -> HttpConnection:
+    async def _open(self, origin: Origin, sock: socket.socket, sockaddr: tuple[Any, ...]) -> HttpConnection:
         loop = asyncio.get_running_loop()
-        tls = self._tls if place.scheme == "https" else None
+        tls = self._tls if origin.scheme == "https" else None
         try:
             sock.setblocking(False)
             await loop.sock_connect(sock, sockaddr)
-            _, channel = await loop.create_connection(
+            _, connection = await loop.create_connection(
                 lambda: HttpConnection(sock, self.limit, self._turns),
                 sock=sock,
                 ssl=tls,
-                server_hostname=place.host if tls else None,
+                server_hostname=origin.host if tls else None,
             )
         except BaseException:
             sock.close()
             raise
-        return channel
+        return connection
 
-    def _take_apart(self, server: str, url: str) -> ParsedUrl:
+    def _parse_url(self, server: str, url: str) -> ParsedUrl:
         own = url.startswith(f"{OWN}:")
         parts = urlsplit(self._listener + builtin.PATH if own else url)
         try:
@@ -238,15 +262,15 @@ class Transport:
         except ValueError:
             port = 0
         if parts.scheme not in {"http", "https"} or not parts.hostname or not port:
-            raise Unreachable(server, "the URL leads nowhere")
+            raise BadUrl(server, "the URL leads nowhere")
         if not own and self._guard.own.has(url):
             raise Loop(server, "the URL is one of this gateway's own")
         path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")
         secret = f"{builtin.SECRET_HEADER}: {self._secret}\r\n" if own else ""
         host = parts.netloc.rpartition("@")[2]
         head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {product.NAME}\r\n{secret}"
-        if len(self._addresses) >= MOST_ADDRESSES:
-            self._addresses.clear()
-        address = ParsedUrl(Origin(OWN if own else parts.scheme, parts.hostname, port), head)
-        self._addresses[url] = address
-        return address
+        if len(self._parsed_urls) >= MOST_URLS:
+            self._parsed_urls.clear()
+        parsed = ParsedUrl(Origin(OWN if own else parts.scheme, parts.hostname, port), head)
+        self._parsed_urls[url] = parsed
+        return parsed

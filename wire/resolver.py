@@ -42,7 +42,10 @@ class Resolver:
 
 
 def _look_up(host: str, port: int) -> list[AddressInfo]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
+    except UnicodeError:  # No name can be spelled like this.
+        raise socket.gaierror(socket.EAI_NONAME, f"{host} is no name") from None
 
 
 def _is_address(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""What both wires share: whom to call, the ids we mint, and how an answer is read."""
+"""JSON-RPC over HTTP as both eras of MCP use it: the target of a request, its id, and its answer."""
 
 import itertools
 import random
@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from wire import jsonrpc, sse
 from wire.bodies import has_more_values
-from wire.errors import AccessRefused, BadAnswer, Flooded, TooLarge, Unreachable
+from wire.errors import BadAnswer, Flooded, Redirected, TooLarge, Unreachable
+from wire.http1 import more_than
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse
 from wire.trace_context import NONE, Trace
@@ -68,7 +69,11 @@ class RpcResponse(NamedTuple):
 
 
 class WrongEra(Exception):
-    """The server does not speak this wire; the request was not processed."""
+    """The server does not speak this wire; the request was not processed. `error` is what it said instead."""
+
+    def __init__(self, error: Object | None = None) -> None:
+        super().__init__()
+        self.error = error
 
 
 def next_request_id() -> int:
@@ -76,65 +81,83 @@ def next_request_id() -> int:
     return next(_ids)
 
 
-async def answer_of(reply: HttpResponse, target: Target, minted: int, era: str, hear: OnNotification) -> RpcResponse:
-    """The answer to request `minted`; everything else on its stream goes to `hear`.
+async def read_response(
+    response: HttpResponse, target: Target, request_id: int, era: str, on_notification: OnNotification
+) -> RpcResponse:
+    """The answer to request `request_id`; every other message of its stream goes to `on_notification`.
 
     Raises BadAnswer, AccessRefused, TooLarge or Unreachable.
     """
-    if reply.status in (401, 403):
-        raise AccessRefused(target.server_name, f"HTTP {reply.status}")
-    if reply.status == 200 and reply.kind == "text/event-stream":
-        return await _from_stream(reply, target, minted, era, hear)
-    text = await reply.read()
+    status = response.status
+    if status != 200:
+        _check_status(response, target)
+    elif response.media_type == "text/event-stream":
+        return await _read_stream(response, target, request_id, era, on_notification)
+    text = await response.read()
     if len(text) > LARGE:
-        await reply.give_way()
-    document = _document(text, target, f"HTTP {reply.status}")
-    if not _answers(document, minted) and not _is_refusal(document, reply.status):
-        raise BadAnswer(target.server_name, f"HTTP {reply.status} without an answer")
-    return _answer(document, text, era)
+        await response.give_way()
+    document = _parse(text, target, status)
+    if not _is_answer(document, request_id) and not _is_refusal(document, status):
+        raise BadAnswer(target.server_name, f"HTTP {status} without an answer", status=status)
+    return _rpc_response(document, text, era)
 
 
-async def _from_stream(reply: HttpResponse, target: Target, minted: int, era: str, hear: OnNotification) -> RpcResponse:
-    reader = sse.Reader(reply.limit)
+def _check_status(response: HttpResponse, target: Target) -> None:
+    """Raises what a status alone says."""
+    status = response.status
+    if status in (401, 403):
+        raise AccessRefused(target.server_name, status)
+    if 300 <= status < 400 and (location := response.header("location")):
+        raise Redirected(target.server_name, status, location)
+
+
+async def _read_stream(
+    response: HttpResponse, target: Target, request_id: int, era: str, on_notification: OnNotification
+) -> RpcResponse:
+    reader = sse.Reader(response.limit)
     try:
-        async for chunk in reply.chunks():
+        async for chunk in response.chunks():
             for event in reader.feed(chunk):
                 if event.name != "message" or not event.data:
                     continue
-                document = _document(event.data, target, "event stream")
-                if _answers(document, minted):
-                    return _answer(document, event.data, era)
+                document = _parse(event.data, target, 200)
+                if _is_answer(document, request_id):
+                    return _rpc_response(document, event.data, era)
                 if "method" in document:
-                    await hear(document)
-                await reply.give_way()
+                    await on_notification(document)
+                await response.give_way()
     except sse.EventTooLarge:
-        raise TooLarge(target.server_name) from None
+        raise TooLarge(target.server_name, more_than(response.limit)) from None
     except sse.TooManyEvents as error:
         raise Flooded(target.server_name, str(error)) from None
     raise Unreachable(target.server_name, "the stream ended before the answer")
 
 
-def _answer(document: Object, text: bytes, era: str) -> RpcResponse:
+async def ignore(_: Object) -> None:
+    """For requests whose notifications say nothing of interest."""
+
+
+def _rpc_response(document: Object, text: bytes, era: str) -> RpcResponse:
     error = document.get("error")
     return RpcResponse(document, text, era, error if isinstance(error, dict) else None)
 
 
-def _document(text: bytes, target: Target, where: str) -> Object:
+def _parse(text: bytes, target: Target, status: int) -> Object:
     if len(text) > LARGE and has_more_values(text, MOST_VALUES):
         raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")
     try:
         document = jsonrpc.loads(text)
     except ValueError:
-        raise BadAnswer(target.server_name, f"{where}: not JSON") from None
+        raise BadAnswer(target.server_name, f"HTTP {status}: not JSON", status=status) from None
     if not isinstance(document, dict) or document.get("jsonrpc") != "2.0":
-        raise BadAnswer(target.server_name, f"{where}: not JSON-RPC")
+        raise BadAnswer(target.server_name, f"HTTP {status}: not JSON-RPC", status=status)
     return document
 
 
-def _answers(document: Object, minted: int) -> bool:
-    known = document.get("id")
-    has_one = isinstance(document.get("result"), dict) or isinstance(document.get("error"), dict)
-    return type(known) is int and known == minted and has_one
+def _is_answer(document: Object, request_id: int) -> bool:
+    answered = document.get("id")
+    has_outcome = isinstance(document.get("result"), dict) or isinstance(document.get("error"), dict)
+    return type(answered) is int and answered == request_id and has_outcome
 
 
 def _is_refusal(document: Object, status: int) -> bool:

@@ -1,4 +1,4 @@
-"""The wire of `initialize` sessions (2025-03-26 to 2025-11-25): agree once, then call within the session."""
+"""The client side of MCP with `initialize` (up to 2025-11-25): one session for each connection, kept and ended."""
 
 import asyncio
 import logging
@@ -7,7 +7,8 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 from wire import jsonrpc, product, trace_context, versions
-from wire.errors import BadAnswer, UpstreamError
+from wire.credential import fits_a_header
+from wire.errors import BadAnswer, BadSessionId, UnknownVersion, UpstreamError
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
@@ -16,18 +17,19 @@ from wire.rpc_messages import (
     RpcResponse,
     Target,
     WrongEra,
-    answer_of,
+    ignore,
     next_request_id,
+    read_response,
 )
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 600
 MOST_SESSIONS = 10_000
-MOST_QUESTIONS = 8  # Requests a server may make during one of ours; each answer takes a connection.
+MOST_SERVER_REQUESTS = 8  # Requests a server may make during one of ours; each answer takes a connection.
 LONGEST_ID = 1_024  # Characters, or bits, of the id of such a request.
-FAREWELL_SECONDS = 2
-ERRAND_SECONDS = 10
+CLOSE_SECONDS = 2
+BACKGROUND_SECONDS = 10
 
 type Key = tuple[str, str, str, str, str]
 
@@ -52,50 +54,55 @@ class SessionWire:
         # In order of last use, so that the idle ones stand first.
         self._sessions: dict[Key, tuple[Session, float]] = {}
         self._opening: dict[Key, asyncio.Event] = {}
-        self._errands: set[asyncio.Task[None]] = set()
+        self._background_tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, target: Target, method: str, params: Object, hear: OnNotification) -> RpcResponse:
-        """One request, and its answer; a session that was lost is opened anew, once.
+    async def ask(self, target: Target, method: str, params: Object, on_notification: OnNotification) -> RpcResponse:
+        """Send one request and return its answer; a session that was lost is opened anew, once.
 
-        Raises a Fault, or WrongEra when the server does not know this wire.
+        Raises an UpstreamError, or WrongEra when the server does not know this wire.
         """
         session = await self._session(target)
         try:
-            return await self._ask(session, target, method, params, hear)
+            return await self._ask(session, target, method, params, on_notification)
         except SessionLost:
             self._forget(session)
             session = await self._session(target)
         try:
-            return await self._ask(session, target, method, params, hear)
+            return await self._ask(session, target, method, params, on_notification)
         except SessionLost:
             raise BadAnswer(target.server_name, "the server forgets its sessions") from None
 
     async def _ask(
-        self, session: Session, target: Target, method: str, params: Object, hear: OnNotification
+        self, session: Session, target: Target, method: str, params: Object, on_notification: OnNotification
     ) -> RpcResponse:
-        minted, questions = next_request_id(), 0
+        request_id, server_requests = next_request_id(), 0
 
-        async def hear_or_answer(message: Object) -> None:
-            nonlocal questions
+        async def on_message(message: Object) -> None:
+            nonlocal server_requests
             if "id" in message:
-                questions += 1
-                if questions <= MOST_QUESTIONS and _can_be_said_again(message["id"]):
-                    self._run(self._answer(session, target, message))
+                server_requests += 1
+                if server_requests <= MOST_SERVER_REQUESTS and _is_valid_id(message["id"]):
+                    self._start_background(self._answer(session, target, message))
             else:
-                await hear(message)
+                await on_notification(message)
 
         try:
-            with await self._send("POST", session, target, _request(minted, method, params)) as reply:
-                if await _is_lost(reply, session):
+            with await self._send("POST", session, target, _request(request_id, method, params)) as response:
+                if await _is_lost(response, session):
                     raise SessionLost
-                answer = await answer_of(reply, target, minted, SESSION, hear_or_answer)
+                answer = await read_response(response, target, request_id, SESSION, on_message)
         except asyncio.CancelledError:
-            self._run(self._cancel(session, target, minted))
+            self._start_background(self._cancel(session, target, request_id))
             raise
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
             self._forget(session)
             raise WrongEra
         return answer
+
+    def version(self, target: Target) -> str:
+        """The version agreed on in the session with this target; empty without one."""
+        known = self._sessions.get(_key(target))
+        return known[0].version if known else ""
 
     # Sessions
 
@@ -119,17 +126,22 @@ class SessionWire:
             opened.set()
 
     async def _initialize(self, target: Target) -> Session:
-        minted = next_request_id()
+        request_id = next_request_id()
         params = {"protocolVersion": versions.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
-        fresh = Session("", "", target)
-        with await self._send("POST", fresh, target, _request(minted, "initialize", params)) as reply:
-            answer = await answer_of(reply, target, minted, SESSION, _ignore)
-            session_id = reply.header("mcp-session-id")
+        new = Session("", "", target)
+        with await self._send("POST", new, target, _request(request_id, "initialize", params)) as response:
+            answer = await read_response(response, target, request_id, SESSION, ignore)
+            session_id = response.header("mcp-session-id")
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
             raise WrongEra
-        version = answer.document.get("result", {}).get("protocolVersion")
+        if answer.error is not None:
+            raise BadAnswer(target.server_name, "initialize was refused", error=answer.error)
+        version = answer.document["result"].get("protocolVersion")
         if not isinstance(version, str) or not version.isascii() or not version.isprintable():
-            raise BadAnswer(target.server_name, "initialize was refused")
+            named = version[:20] if isinstance(version, str) else "of no version"
+            raise UnknownVersion(target.server_name, f"speaks MCP {named}")
+        if session_id and not fits_a_header(session_id):
+            raise BadSessionId(target.server_name)
         # The session outlives the request it was opened for, whose trace it must not pass on.
         return Session(session_id, version, target._replace(trace=trace_context.NONE))
 
@@ -145,62 +157,62 @@ class SessionWire:
         idle = [session for n, (session, used) in enumerate(self._sessions.values()) if n < surplus or used < oldest]
         for session in idle:
             self._forget(session)
-            self._run(self._end(session))
+            self._start_background(self._end(session))
 
     async def close(self) -> None:
-        """Say farewell to every server, briefly."""
+        """End all sessions; servers get CLOSE_SECONDS for it."""
         for session, _ in self._sessions.values():
-            self._run(self._end(session))
+            self._start_background(self._end(session))
         self._sessions.clear()
-        if self._errands:
-            _, late = await asyncio.wait(self._errands, timeout=FAREWELL_SECONDS)
-            for errand in late:
-                errand.cancel()
+        if self._background_tasks:
+            _, late = await asyncio.wait(self._background_tasks, timeout=CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
 
     # Messages beside the request
 
     async def _answer(self, session: Session, target: Target, message: Object) -> None:
         """Answer what the server asks: a ping; no other request can be served, and none was announced."""
-        reply: Object = {"jsonrpc": "2.0", "id": message["id"]}
+        answer: Object = {"jsonrpc": "2.0", "id": message["id"]}
         if message.get("method") == "ping":
-            reply["result"] = {}
+            answer["result"] = {}
         else:
-            reply["error"] = {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}
-        await self._post(session, target, reply)
+            answer["error"] = {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}
+        await self._post(session, target, answer)
 
-    async def _cancel(self, session: Session, target: Target, minted: int) -> None:
-        params = {"requestId": minted, "reason": "The client left."}
+    async def _cancel(self, session: Session, target: Target, request_id: int) -> None:
+        params = {"requestId": request_id, "reason": "The client left."}
         await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
 
     async def _end(self, session: Session) -> None:
         if session.id:
-            with await self._send("DELETE", session, session.target) as reply:
-                await reply.read()
+            with await self._send("DELETE", session, session.target) as response:
+                await response.read()
 
     async def _post(self, session: Session, target: Target, message: Object) -> None:
-        with await self._send("POST", session, target, jsonrpc.dumps(message)) as reply:
-            await reply.read()
+        with await self._send("POST", session, target, jsonrpc.dumps(message)) as response:
+            await response.read()
 
     async def _send(self, verb: str, session: Session, target: Target, body: bytes = b"") -> HttpResponse:
-        own = target.headers()
+        headers = target.headers()
         if session.version:
-            own["MCP-Protocol-Version"] = session.version
+            headers["MCP-Protocol-Version"] = session.version
         if session.id:
-            own["Mcp-Session-Id"] = session.id
-        return await self._transport.send(verb, target.server_name, target.url, own, body)
+            headers["Mcp-Session-Id"] = session.id
+        return await self._transport.send(verb, target.server_name, target.url, headers, body)
 
-    def _run(self, errand: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(_quietly(errand))
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+    def _start_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(_log_failure(work))
+        self._background_tasks.add(task)
+        task.add_done_callback(self._background_tasks.discard)
 
 
-async def _quietly(errand: Coroutine[Any, Any, None]) -> None:
+async def _log_failure(work: Coroutine[Any, Any, None]) -> None:
     try:
-        async with asyncio.timeout(ERRAND_SECONDS):
-            await errand
+        async with asyncio.timeout(BACKGROUND_SECONDS):
+            await work
     except (UpstreamError, TimeoutError) as error:
-        logger.debug("errand to a server failed", extra={"error": str(error)})
+        logger.debug("a message beside a request failed", extra={"error": str(error)})
 
 
 def _key(target: Target) -> Key:
@@ -212,23 +224,19 @@ def _header(target: Target) -> str:
     return target.credential[0] if target.credential else ""
 
 
-def _request(minted: int, method: str, params: Object) -> bytes:
-    return jsonrpc.dumps({"jsonrpc": "2.0", "id": minted, "method": method, "params": params})
+def _request(request_id: int, method: str, params: Object) -> bytes:
+    return jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
 
 
-def _can_be_said_again(request_id: object) -> bool:
-    """Whether an id of a server's request is one; it goes back with the answer, and a huge one would double there."""
+def _is_valid_id(request_id: object) -> bool:
+    """Whether the id of a server's request is one; it goes back with the answer, so a huge one is not taken."""
     if isinstance(request_id, str):
         return len(request_id) <= LONGEST_ID
     return type(request_id) is int and request_id.bit_length() <= LONGEST_ID
 
 
-async def _is_lost(reply: HttpResponse, session: Session) -> bool:
+async def _is_lost(response: HttpResponse, session: Session) -> bool:
     """404 is the rule; servers that answer 400 to a session they do not know say so in words."""
-    if reply.status == 404:
+    if response.status == 404:
         return session.id != ""
-    return reply.status == 400 and b"session" in (await reply.read()).lower()
-
-
-async def _ignore(_: Object) -> None:
-    """Nothing that precedes the answer matters."""
+    return response.status == 400 and b"session" in (await response.read()).lower()

@@ -1,7 +1,7 @@
-"""The wire of 2026-07-28: each request stands alone and repeats its routing in headers."""
+"""The client side of MCP 2026-07-28: requests without a session, which repeat their routing in headers."""
 
 from wire import jsonrpc, param_headers, product, versions
-from wire.errors import BadAnswer
+from wire.errors import BadAnswer, UnknownVersion
 from wire.jsonrpc import Object
 from wire.pool import Transport
 from wire.rpc_messages import (
@@ -10,8 +10,9 @@ from wire.rpc_messages import (
     RpcResponse,
     Target,
     WrongEra,
-    answer_of,
+    ignore,
     next_request_id,
+    read_response,
 )
 
 ENVELOPE = {
@@ -28,29 +29,35 @@ OWN_CODES = frozenset(
 
 
 async def ask(
-    transport: Transport, target: Target, method: str, params: Object, hear: OnNotification, *, schema: object = None
+    transport: Transport,
+    target: Target,
+    method: str,
+    params: Object,
+    on_notification: OnNotification,
+    *,
+    schema: object = None,
 ) -> RpcResponse:
-    """One request, and its answer. `schema` is the called tool's, for its Mcp-Param headers.
+    """Send one request and return its answer. `schema` is the called tool's, for its Mcp-Param headers.
 
-    Raises a Fault, or WrongEra when the server does not know this wire.
+    Raises an UpstreamError, or WrongEra when the server does not know this wire.
     """
-    minted = next_request_id()
+    request_id = next_request_id()
     meta = {**params.get("_meta", {}), **ENVELOPE}
-    body = jsonrpc.dumps({"jsonrpc": "2.0", "id": minted, "method": method, "params": {**params, "_meta": meta}})
-    own = {
+    body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": {**params, "_meta": meta}})
+    headers = {
         **target.headers(),
         **_routing(method, params),
         **param_headers.for_arguments(schema, params.get("arguments")),
     }
-    with await transport.send("POST", target.server_name, target.url, own, body) as reply:
+    with await transport.send("POST", target.server_name, target.url, headers, body) as response:
         try:
-            answer = await answer_of(reply, target, minted, MODERN, hear)
-        except BadAnswer as fault:
-            if 400 <= reply.status < 500:
-                raise WrongEra from fault
+            answer = await read_response(response, target, request_id, MODERN, on_notification)
+        except BadAnswer as error:
+            if 400 <= response.status < 500:
+                raise WrongEra from error
             raise
-        if 400 <= reply.status < 500 and answer.error_code not in OWN_CODES:
-            raise WrongEra
+        if 400 <= response.status < 500 and answer.error_code not in OWN_CODES:
+            raise WrongEra(answer.error)
         return answer
 
 
@@ -62,14 +69,28 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 
 
 async def is_spoken(transport: Transport, target: Target) -> bool:
-    """Whether the server speaks this wire. Raises a Fault when it cannot be told."""
+    """Whether the server speaks this wire.
+
+    Raises UnknownVersion when it speaks none that we know, another UpstreamError when it cannot be told.
+    """
     try:
-        answer = await ask(transport, target, "server/discover", {}, _ignore)
-    except (WrongEra, BadAnswer):
+        answer = await ask(transport, target, "server/discover", {}, ignore)
+    except BadAnswer:
         return False
+    except WrongEra as wrong:
+        _check_versions(target, wrong.error)
+        return False
+    _check_versions(target, answer.error)
     supported = answer.document.get("result", {}).get("supportedVersions")
     return isinstance(supported, list) and versions.MODERN in supported
 
 
-async def _ignore(_: Object) -> None:
-    """Nothing that precedes the answer matters."""
+def _check_versions(target: Target, error: Object | None) -> None:
+    """Raises UnknownVersion for an error that lists versions, none of which we know."""
+    if error is None or error.get("code") != jsonrpc.UNSUPPORTED_VERSION:
+        return
+    data = error.get("data")
+    supported = data.get("supported") if isinstance(data, dict) else None
+    named = [version for version in supported if isinstance(version, str)] if isinstance(supported, list) else []
+    if named and not set(named) & set(versions.CALLED):
+        raise UnknownVersion(target.server_name, f"speaks only MCP {', '.join(named)[:200]}")

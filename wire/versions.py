@@ -5,6 +5,9 @@ SESSION_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26")
 SUPPORTED = (MODERN, *SESSION_VERSIONS)
 NEWEST_SESSION = SESSION_VERSIONS[0]
 
+# What a server may speak for us to call it: the answers of 2024-11-05 are those of a session too.
+CALLED = (*SUPPORTED, "2024-11-05")
+
 MODERN_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_INFO_KEY = "io.modelcontextprotocol/clientInfo"

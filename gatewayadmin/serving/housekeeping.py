@@ -24,9 +24,8 @@ from oauth import purge
 from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter, Session, StreamEvent
 from servers import discovery
-from servers.discovery import Discovered
+from servers.discovery import Discovered, Failed
 from servers.models import Identity, Server
-from servers.wire import Failed
 from wire import builtin
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from auditlog.switch import Switchable
 from auditlog.versions import Seen, Versioned
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity, Server
-from wire.tool_names import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, is_tool_name, storable
+from wire.tool_names import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, storable, usable_tools
 
 alias_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens; it begins every tool's name."
@@ -216,14 +216,14 @@ class ToolQuerySet(models.QuerySet["Tool"]):
     def learn(self, assignment: Assignment, definitions: Iterable[Mapping[str, Any]]) -> None:
         """Take over the complete list a server gave: new tools, changed ones, and those it no longer has.
 
-        Under the policy `selected` a new tool starts switched off. A definition without a usable name
-        is left out: nothing could call it.
+        Under the policy `selected` a new tool starts switched off. A definition that cannot be
+        used is left out.
         """
         now = timezone.now()
         with transaction.atomic():
             assignment = assignment.lock()
             known = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
-            offered = {d["name"]: Tool.define(d, now) for d in definitions if is_tool_name(d.get("name"))}
+            offered = {d["name"]: Tool.define(d, now) for d in usable_tools(definitions)}
             for name, values in offered.items():
                 if name in known:
                     known[name].take_over(values)

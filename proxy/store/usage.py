@@ -20,7 +20,7 @@ from proxy import metrics
 from proxy.access.decision import AssignedServer, Grant
 from wire import jsonrpc
 from wire.address_group import address_group
-from wire.tool_names import exposed_name, fingerprint, is_tool_name, storable
+from wire.tool_names import exposed_name, fingerprint, storable
 
 logger = logging.getLogger(__name__)
 
@@ -253,11 +253,10 @@ async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUp
 
 
 def _tool_rows(assigned: AssignedServer, tools: list[jsonrpc.Object]) -> list[jsonrpc.Object]:
-    """The tools as rows; what a row cannot hold stays out of it, and out of the pages only."""
+    """The usable tools as rows."""
     rows: dict[str, jsonrpc.Object] = {}
     for tool in tools:
-        if is_tool_name(name := tool.get("name")):
-            rows.setdefault(name, _tool_row(assigned, name, tool))
+        rows.setdefault(tool["name"], _tool_row(assigned, tool["name"], tool))
     return [rows[name] for name in sorted(rows)]
 
 

@@ -58,6 +58,7 @@ class Script:
     call: Handler | None = None
     modern: bool = False
     sessions: bool = False
+    version: str = "2025-06-18"
     opened: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
 
@@ -100,7 +101,7 @@ class Script:
                 await request.fail(-32601, f"Method not found: {method}")
 
     async def initialize(self, request: Request) -> None:
-        result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "scripted"}}
+        result = {"protocolVersion": self.version, "capabilities": {"tools": {}}, "serverInfo": {"name": "scripted"}}
         if not self.sessions:
             await request.answer(result)
             return

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.urls import reverse
 
 from accounts.models import User
-from gateways.models import Gateway, IdentityScheme
+from gateways.models import Gateway, IdentityScheme, Tool
 from servers.models import AuthType, Era, Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream, running
@@ -108,6 +108,8 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
 
     script.call = call
     docs = work.put(script.app())
+    work.agent.listed()
+    eventually(Tool.objects.exists)
 
     def session() -> str:
         return str(work.agent.call("docs__it").json()["result"]["content"][0]["text"])
@@ -130,7 +132,7 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
 
 @pytest.mark.parametrize("words", ["Bad Request: No valid session ID provided", "Missing session ID"])
 def test_servers_that_say_400_to_an_unknown_session_are_understood(work: Work, words: str) -> None:
-    script = Script(sessions=True)
+    script = Script([[tool("it")]], sessions=True)
     fails = 1
 
     async def call(request: Request) -> None:

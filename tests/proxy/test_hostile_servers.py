@@ -16,7 +16,7 @@ from tests import make
 from tests.proxy.conftest import Agent, Proxy, Start
 from tests.wire.test_pool import Reader, Writer, client, head_of, listening
 from wire import sse
-from wire.rpc_messages import SESSION, Target, answer_of
+from wire.rpc_messages import SESSION, Target, read_response
 
 type Object = dict[str, Any]
 type Talk = Callable[["Peer", int], None]
@@ -320,7 +320,7 @@ async def test_however_many_streams_pour_in_one_slice_is_read_in_each_round_of_t
     async def ask(port: int) -> None:
         target = Target("s", "docs", "", "", 5, 1, "c", None, "")
         with await transport.send("POST", "docs", f"http://127.0.0.1:{port}/", {}) as reply:
-            await answer_of(reply, target, 1, SESSION, hear)
+            await read_response(reply, target, 1, SESSION, hear)
 
     async with listening(serve) as port, client(limit=10 << 20) as transport:
         counting = asyncio.create_task(count())

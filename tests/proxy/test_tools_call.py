@@ -18,7 +18,7 @@ from servers.models import Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, Start
+from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tests.proxy.scripted import Request, calling, offering
 from tests.proxy.test_endpoint import modern
 
@@ -264,7 +264,12 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
 
     docs = work.put(calling(call, modern=True, inputSchema=schema))
 
-    # The schema is not known yet: the refusal leads to a fresh list, and that to the header.
+    # A tool without a row is looked up in a fresh list, which holds its schema.
+    assert work.agent.call("docs__it", {"region": "eu"}).json()["result"] == {"content": []}
+    assert refused == 0
+    # A row may hold an older schema: the refusal leads to a fresh list, and that to the header.
+    eventually(Tool.objects.exists)
+    Tool.objects.update(input_schema={"type": "object"})
     assert work.agent.call("docs__it", {"region": "eu"}).json()["result"] == {"content": []}
     assert refused == 1
     assert docs.asked("tools/call")[-1].headers["mcp-name"] == "it"

@@ -71,7 +71,7 @@ def test_names_are_ones_that_model_providers_take_and_lead_back(work: Work) -> N
     def answers() -> list[str]:
         return [work.agent.call(name).json()["result"]["content"][0]["text"] for name in expected]
 
-    # Before any list: a name that was shortened is found by a fresh one, the others need none.
+    # Before any list there are no rows: each name is found by a fresh one.
     assert answers() == NAMES
     assert work.agent.tools() == expected
     eventually(Tool.objects.filter(exposed_name=expected[0]).exists)

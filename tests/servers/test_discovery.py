@@ -9,12 +9,14 @@ import pytest
 from pytest_django import Settings
 
 from accounts.models import User
+from gatewayadmin.serving import quickstart
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
-from servers.models import AuthType, Era, Health, Identity, Server
+from servers.models import BUILT_IN_URL, AuthType, Era, Health, Identity, Server
 from tests import make, upstreams
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
 from tests.conftest import Run
 from tests.workspace import free_port
+from wire import builtin
 from wire.product import VERSION
 
 pytestmark = pytest.mark.django_db
@@ -201,8 +203,38 @@ def test_a_private_address_behind_tls_is_refused_at_connect(settings: Settings) 
 def test_a_certificate_nobody_vouches_for_is_named(run: Run) -> None:
     port = run(upstreams.docs()).port
 
-    with pytest.raises(Failed, match=r"TLS certificate|closed the connection"):
+    with pytest.raises(Failed, match="has a TLS certificate that this gateway does not trust"):
         discover(at(f"https://127.0.0.1:{port}/mcp"), None)
+
+
+@pytest.mark.parametrize("host", ["no-such-name.invalid", f"{'a' * 70}.example.com"], ids=["unknown", "no name"])
+def test_a_name_without_an_address_is_told_apart(host: str) -> None:
+    with pytest.raises(Failed, match="has a name for which there is no address; check the spelling"):
+        discover(at(f"https://{host}/mcp"), None)
+
+
+def test_a_server_that_hangs_up_is_told_from_one_that_is_not_there(run: Run) -> None:
+    with pytest.raises(Failed, match="closed the connection without an answer"):
+        discover(at(run(upstreams.cut_off()).url), None)
+
+
+def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = quickstart.app("the secret of this start")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (live(receive, send) if scope["type"] == "lifespan" else own(scope, receive, send))
+
+    server = at(BUILT_IN_URL)
+    monkeypatch.setattr(builtin, "_listener", None)
+    with pytest.raises(Failed, match="is part of the running gateway, which this command is not"):
+        discover(server, None)
+    builtin.listen_at(f"http://127.0.0.1:{run(app).port}", "the secret of this start")
+
+    found = discover(server, None)
+
+    assert (found.era, names(found.tools)) == (Era.MODERN, {"echo", "add", "current_time", "slow", "fail"})
 
 
 def test_a_list_in_pages_is_followed_to_its_end(run: Run) -> None:

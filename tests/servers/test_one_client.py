@@ -1,0 +1,141 @@
+"""Pages, *Test connection*, *Refresh tools*, tools/list and tools/call say the same of a server and of its tools."""
+
+import asyncio
+from collections.abc import Iterator
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from django.test import Client
+from pytest_django import Settings
+
+from accounts.models import User
+from auditlog.models import Call
+from gateways.models import Gateway, Tool
+from servers.discovery import discover
+from servers.models import Health, Server
+from tests import make
+from tests.conftest import Run, SignIn
+from tests.proxy.conftest import Agent, Proxy, served
+from tests.proxy.scripted import Request, Script, tool
+from wire.tool_names import LONGEST_NAME, exposed_name
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture(autouse=True)
+def loopback_is_allowed(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    Call.partitions.make_ahead()
+    with served() as proxy:
+        yield proxy
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"items": nested(levels - 1)} if levels else {}
+
+
+REGION = {"type": "string", "x-mcp-header": "Region"}
+UNSOUND = {"type": "object", "properties": {"a": REGION, "b": REGION}}
+UNUSABLE = (
+    tool("x" * (LONGEST_NAME + 50)),
+    tool("a\0b"),
+    tool("unsound", inputSchema=UNSOUND),
+    tool("task_only", execution={"taskSupport": "required"}),
+    tool("deep", inputSchema=nested(100)),
+)
+
+
+async def answer_with_its_name(request: Request) -> None:
+    await request.answer({"content": [{"type": "text", "text": request.message["params"]["name"]}]})
+
+
+def behind_a_gateway(script: Script, run: Run) -> tuple[Server, Gateway]:
+    server = make.server(slug="docs", url=run(script.app()).url)
+    return server, make.gateway(server, slug="work")
+
+
+def agent_at(gateway: Gateway, proxy: Proxy) -> Agent:
+    user = make.user(email="bo@example.com")
+    return proxy.agent(make.connection(make.agent(by=user), gateway, user))
+
+
+def contact(client: Client, server: Server) -> Any:
+    return client.post(f"/api/servers/{server.slug}/test").json()
+
+
+def refresh(client: Client, gateway: Gateway) -> set[str]:
+    """The tools that have rows once they were refreshed."""
+    assert client.post(f"/gateways/{gateway.slug}/tools/refresh/", headers=HTMX).status_code == 200
+    return set(Tool.objects.offered().values_list("name", flat=True))
+
+
+@pytest.mark.parametrize("sessions", [True, False], ids=["with a session", "without one"])
+def test_a_server_that_negotiates_2024_11_05_is_up_for_everybody(
+    sessions: bool, proxy: Proxy, run: Run, ana: User, sign_in: SignIn
+) -> None:
+    script = Script([[tool("it")]], answer_with_its_name, sessions=sessions, version="2024-11-05")
+    server, gateway = behind_a_gateway(script, run)
+    agent, client = agent_at(gateway, proxy), sign_in(ana)
+
+    assert agent.call("docs__it").json()["result"]["content"][0]["text"] == "it"
+    assert agent.tools() == ["docs__it"]
+    told = contact(client, server)
+    assert (told["ok"], told["era"], told["version"], told["tools"]) == (True, "session", "2024-11-05", ["it"])
+    page = client.post(f"/servers/{server.slug}/test/", headers=HTMX).content.decode()
+    assert "with 1 tool. It speaks MCP 2024-11-05." in page
+    assert refresh(client, gateway) == {"it"}
+    server.refresh_from_db()
+    assert (server.health, server.health_error) == (Health.OK, "")
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["2026-07-28", "sessions"])
+def test_a_tool_that_cannot_be_used_is_nowhere(
+    modern: bool, proxy: Proxy, run: Run, ana: User, sign_in: SignIn
+) -> None:
+    script = Script([[tool("good"), *UNUSABLE]], answer_with_its_name, modern=modern)
+    server, gateway = behind_a_gateway(script, run)
+    agent, client = agent_at(gateway, proxy), sign_in(ana)
+    names = [f"docs__{each['name']}" for each in UNUSABLE] + [exposed_name("docs", each["name"]) for each in UNUSABLE]
+
+    def callable_names() -> list[str]:
+        return [name for name in ("docs__good", *names) if "result" in agent.call(name).json()]
+
+    assert callable_names() == ["docs__good"]  # Before anybody has seen a list.
+    assert agent.tools() == ["docs__good"]
+    told = contact(client, server)
+    assert told["tools"] == ["good"]
+    assert " with 1 tool." in told["detail"]
+    assert refresh(client, gateway) == {"good"}
+    page = client.get(f"/gateways/{gateway.slug}/tools/").content.decode()
+    assert [each["name"] for each in UNUSABLE if each["name"] in page] == []
+    assert callable_names() == ["docs__good"]
+
+
+def test_a_row_from_before_makes_no_unsound_tool_callable(proxy: Proxy, run: Run) -> None:
+    _, gateway = behind_a_gateway(
+        Script([[tool("unsound", inputSchema=UNSOUND)]], answer_with_its_name, modern=True), run
+    )
+    row = {"name": "unsound", "exposed_name": "docs__unsound", "input_schema": UNSOUND}
+    Tool.objects.create(assignment=gateway.assignments.get(), **row)
+    Server.objects.update(protocol_era="modern")
+
+    error = agent_at(gateway, proxy).call("docs__unsound").json()["error"]
+
+    assert error == {"code": -32602, "message": "Unknown tool: docs__unsound"}
+
+
+def test_a_server_can_be_asked_in_a_thread_beside_a_running_event_loop(run: Run) -> None:
+    server = make.server(url=run(Script([[tool("it")]], sessions=True).app()).url)
+
+    async def view() -> list[str]:
+        found = await asyncio.gather(*(asyncio.to_thread(discover, server, None) for _ in range(3)))
+        return [each["name"] for discovered in found for each in discovered.tools]
+
+    assert asyncio.run(view()) == ["it", "it", "it"]

@@ -1,0 +1,33 @@
+"""The MCP client for synchronous code: pages, the REST API, commands and chores."""
+
+import asyncio
+from typing import NamedTuple
+
+from wire.client import McpClient
+from wire.jsonrpc import Object
+from wire.pool import Transport
+from wire.rpc_messages import Target
+
+
+class Discovery(NamedTuple):
+    """What a server speaks ("session" or "modern", and its version of MCP), and its usable tools as it sent them."""
+
+    era: str
+    version: str
+    tools: list[Object]
+
+
+def discover(target: Target, transport: Transport, *, seconds: float) -> Discovery:
+    """Find out what a server speaks and offers; takes `seconds` at most, and a moment to end the session.
+
+    The conversation has an event loop of its own and closes `transport`. It needs a thread in which no loop runs: one
+    that serves a synchronous view, or that of a command. Raises an UpstreamError.
+    """
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(_discover(target, transport, seconds))
+
+
+async def _discover(target: Target, transport: Transport, seconds: float) -> Discovery:
+    async with transport, McpClient(transport) as client:
+        tools = (await client.list_tools(target, seconds=seconds)).tools
+        return Discovery(client.era(target), client.version(target), tools)
