@@ -109,6 +109,7 @@ class UserResource(Resource):
 
     problems = PROBLEMS
     serializer_class = UserSerializer
+    versioned = True
     queryset = User.objects.select_related("role").prefetch_related("teams").order_by("email")
 
     @operation(
@@ -142,7 +143,7 @@ class UserResource(Resource):
             {**self.serialize(person), "invitation": {"link": link, "mailed": mailed}}, HTTPStatus.CREATED
         )
 
-    @operation(needs=Capability.PEOPLE_MANAGE, body=UserChanges, reauth=True, api_keys=False)
+    @operation(needs=Capability.PEOPLE_MANAGE, body=UserChanges, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
         changes = _with_role(self.body())
@@ -221,6 +222,7 @@ class Me(Resource):
     """Who is asking."""
 
     serializer_class = MeSerializer
+    versioned = True
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:

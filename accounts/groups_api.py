@@ -66,6 +66,7 @@ class RoleResource(Resource):
 
     problems = PROBLEMS
     serializer_class = RoleSerializer
+    versioned = True
     queryset = _counted(Role.objects.all())
 
     @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
@@ -82,14 +83,14 @@ class RoleResource(Resource):
         role = Role.objects.add(**self.body(), by=self.me)
         return self._now(role.pk, HTTPStatus.CREATED)
 
-    @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False)
+    @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         role = get_object_or_404(Role, pk=pk)
         fields = {"name": role.name, "capabilities": role.capabilities} | self.body()
         role.edit(**fields, by=self.me, seen=self.seen)
         return self._now(pk)
 
-    @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, reauth=True)
+    @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, reauth=True, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         role = get_object_or_404(Role, pk=pk)
         with self.unchanged(role):
@@ -134,6 +135,7 @@ class TeamResource(Resource):
 
     problems = PROBLEMS
     serializer_class = TeamSerializer
+    versioned = True
     queryset = Team.objects.prefetch_related("users")
 
     @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
@@ -151,7 +153,7 @@ class TeamResource(Resource):
         team = Team.objects.add(name=wanted["name"], users=wanted["user_ids"], by=self.me)
         return self._now(team.pk, HTTPStatus.CREATED)
 
-    @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody)
+    @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         team = get_object_or_404(Team, pk=pk)
         changes = self.body()
@@ -159,7 +161,7 @@ class TeamResource(Resource):
         team.edit(name=changes.get("name", team.name), users=users, by=self.me, seen=self.seen)
         return self._now(pk)
 
-    @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT)
+    @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         team = get_object_or_404(Team, pk=pk)
         with self.unchanged(team):
@@ -215,12 +217,13 @@ class Workspace(Resource):
         TooManyTestMails: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),
     }
     serializer_class = WorkspaceSerializer
+    versioned = True
 
     @operation(needs=Capability.WORKSPACE_MANAGE)
     def retrieve(self, request: Request) -> Response:
         return self.answer(WorkspaceSettings.load())
 
-    @operation(needs=Capability.WORKSPACE_MANAGE, body=WorkspaceChanges, reauth=True)
+    @operation(needs=Capability.WORKSPACE_MANAGE, body=WorkspaceChanges, reauth=True, if_match=True)
     def partial_update(self, request: Request) -> Response:
         return self.answer(WorkspaceSettings.edit(by=self.me, seen=self.seen, **self.body()))
 

@@ -96,6 +96,7 @@ class GatewayResource(Resource):
     """Governed MCP endpoints."""
 
     serializer_class = GatewaySerializer
+    versioned = True
     lookup_url_kwarg = "slug"
     lookup_value_converter = "slug"
 
@@ -123,7 +124,7 @@ class GatewayResource(Resource):
             raise already_exists(TAKEN) from None
         return self._now(gateway, HTTPStatus.CREATED)
 
-    @operation(needs=Capability.GATEWAYS_MANAGE, body=GatewayChanges, conflicts=True)
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=GatewayChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
         gateway = find(self.me, slug)
         changes = self.body()

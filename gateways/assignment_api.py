@@ -85,6 +85,7 @@ class AssignmentResource(Resource):
         WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id")
     }
     serializer_class = AssignmentSerializer
+    versioned = True
 
     @operation(needs=WITHIN_REACH, query=ListQuery, orderings=("alias", "created_at"))
     def list(self, request: Request, slug: str) -> Response:
@@ -112,7 +113,7 @@ class AssignmentResource(Resource):
             raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment, HTTPStatus.CREATED)
 
-    @operation(needs=Capability.GATEWAYS_MANAGE, body=AssignmentChanges, conflicts=True)
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=AssignmentChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
         changes = self.body()
@@ -135,7 +136,7 @@ class AssignmentResource(Resource):
             raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment)
 
-    @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT)
+    @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
         with self.unchanged(assignment):

@@ -82,12 +82,13 @@ class IdentityPlaces(Resource):
     """The gateways a shared identity may be used at. Withdrawn from one, it is not used there on the next request."""
 
     serializer_class = IdentityGatewaysSerializer
+    versioned = True
 
     @operation(needs=Capability.IDENTITIES_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(IdentityGateways(_shared(pk)))
 
-    @operation(needs=Capability.IDENTITIES_MANAGE, body=IdentityGatewaysBody)
+    @operation(needs=Capability.IDENTITIES_MANAGE, body=IdentityGatewaysBody, if_match=True)
     def update(self, request: Request, pk: UUID) -> Response:
         identity = _shared(pk)
         allow_identity(identity, self.body()["gateway_ids"], by=self.me, seen=self.seen)

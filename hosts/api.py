@@ -76,6 +76,7 @@ class HostResource(Resource):
 
     problems = PROBLEMS
     serializer_class = HostSerializer
+    versioned = True
 
     @operation(
         needs=Capability.HOSTS_READ, query=HostQuery, orderings=("name", "created_at", "first_seen_at", "last_seen_at")
@@ -98,7 +99,7 @@ class HostResource(Resource):
         host = Host.objects.add_agent(**self.body(), by=self.me)
         return self._now(host, HTTPStatus.CREATED)
 
-    @operation(needs=Capability.API_TOKENS_MANAGE, body=HostChanges)
+    @operation(needs=Capability.API_TOKENS_MANAGE, body=HostChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
         changes = self.body()

@@ -104,6 +104,7 @@ class ServerResource(Resource):
         AnotherPlace: Problem(HTTPStatus.BAD_REQUEST, "invalid", "url")
     }
     serializer_class = ServerSerializer
+    versioned = True
     lookup_url_kwarg = "slug"
     lookup_value_converter = "slug"
 
@@ -132,7 +133,7 @@ class ServerResource(Resource):
             raise already_exists(TAKEN) from None
         return self._now(server, HTTPStatus.CREATED)
 
-    @operation(needs=Capability.SERVERS_MANAGE, body=ServerChanges, conflicts=True)
+    @operation(needs=Capability.SERVERS_MANAGE, body=ServerChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
         server = find(slug)
         changes = self.body()

@@ -105,6 +105,7 @@ class IdentityResource(Resource):
         LabelTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     }
     serializer_class = IdentitySerializer
+    versioned = True
 
     def get_queryset(self) -> IdentityQuerySet:
         """The identities this person may know of."""
@@ -152,7 +153,7 @@ class IdentityResource(Resource):
             raise already_exists(LabelTaken.__doc__ or "") from None
         return self.answer(identity, HTTPStatus.CREATED)
 
-    @operation(needs=SHARED, body=Label)
+    @operation(needs=SHARED, body=Label, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         identity = self._replaceable(pk)
         changes = self.body()

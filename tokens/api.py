@@ -88,6 +88,7 @@ class TokenResource(Resource):
 
     problems = PROBLEMS
     serializer_class = TokenSerializer
+    versioned = True
 
     def get_queryset(self) -> TokenQuerySet:
         """The tokens this person may know of; keys of apps are none."""
@@ -119,14 +120,14 @@ class TokenResource(Resource):
             new = Token.objects.issue(connection, **wanted, by=self.me)
         return secret_answer(issued(self._again(new)), HTTPStatus.CREATED)
 
-    @operation(needs=Own(Capability.API_TOKENS_MANAGE), body=TokenChanges)
+    @operation(needs=Own(Capability.API_TOKENS_MANAGE), body=TokenChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         token = self._find(pk)
         changes = self.body()
         token.edit(**changes, by=self.me, seen=self.seen)
         return self.answer(token)
 
-    @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT)
+    @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         with self.unchanged(self._find(pk)):
             return self._end(pk)

@@ -59,6 +59,7 @@ class Operation:
     api_keys: bool
     access_tokens: bool
     conflicts: bool
+    if_match: bool
 
     @property
     def has_page_numbers(self) -> bool:
@@ -77,6 +78,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     api_keys: bool = True,
     access_tokens: bool = False,
     conflicts: bool = False,
+    if_match: bool = False,
 ) -> Callable[[Method], Method]:
     """Declare a method of a resource as an operation of the API; a method without it is refused to everybody.
 
@@ -85,8 +87,8 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     accounts.reauthentication); `api_keys`, whether a person's API key may ask; `access_tokens`, whether a token made
     for the proxy may. `body` is what `Resource.body()` reads.
 
-    For the description alone: `answer`, where it is not the resource's own serializer, and `conflicts`, that it can
-    answer 409 beyond what the resource's `problems` say.
+    For the description alone: `answer`, where it is not the resource's own serializer; `conflicts`, that it can answer
+    409 beyond what the resource's `problems` say; and `if_match`, that it passes `Resource.seen` on and can answer 412.
     """
     declared = Operation(
         needs=needs,
@@ -98,6 +100,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
         api_keys=api_keys,
         access_tokens=access_tokens,
         conflicts=conflicts,
+        if_match=if_match,
     )
 
     def declare(method: Method) -> Method:

@@ -27,7 +27,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from ui.errors import TryLater
 from ui.operations import Query, operation_of
-from ui.versions import ChangedMeanwhile, HasVersion, Precondition
+from ui.versions import ChangedMeanwhile, Precondition
 
 if TYPE_CHECKING:
     from django.forms import BaseForm
@@ -131,9 +131,11 @@ class Resource(GenericViewSet[Any]):
     """The base of every resource: its methods declare themselves with `@operation`; plain words for every refusal.
 
     `problems` says how each refusal of a verb is answered. `chosen` are the query parameters of this request.
+    With `versioned` the things its serializer writes have a version (ui.versions), which `answer` gives as their ETag.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {}
+    versioned: ClassVar[bool] = False
     lookup_value_converter = "uuid"
     pagination_class = Paging
     metadata_class = None
@@ -202,7 +204,7 @@ class Resource(GenericViewSet[Any]):
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
         """An answer that holds `thing`, with the version of what can be edited of it as its ETag."""
-        headers = {"ETag": f'"{thing.version}"'} if isinstance(thing, HasVersion) else None
+        headers = {"ETag": f'"{thing.version}"'} if self.versioned else None
         return Response(self.serialize(thing), status=status, headers=headers)
 
     def _ordered(self, rows: Any) -> Any:

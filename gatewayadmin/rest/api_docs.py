@@ -146,7 +146,13 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Operation:
 
 
 def _parameter(parameter: dict[str, Any]) -> Field:
-    note = in_words("In the address." if parameter["in"] == "path" else _bounds(parameter["schema"]))
+    match parameter["in"]:
+        case "path":
+            note = in_words("In the address.")
+        case "header":
+            note = in_words(f"A header. {parameter['description']}")
+        case _:
+            note = in_words(_bounds(parameter["schema"]))
     return Field(parameter["name"], kind_of(parameter["schema"]), bool(parameter.get("required")), note)
 
 

@@ -21,7 +21,7 @@ from rest_framework.response import Response
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
 from ui.operations import File, Operation, operation
-from ui.rest import Resource
+from ui.rest import Moment, Resource
 
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
 LINK = {"type": ["string", "null"], "format": "uri"}
@@ -48,6 +48,21 @@ class RefusalSerializer(ProblemSerializer):
     capability = serializers.CharField(required=False)
 
 
+class ChangeSerializer(serializers.Serializer[Any]):
+    """A field that was changed: its value now, and by whom and when, if known."""
+
+    field = serializers.CharField()
+    value = serializers.JSONField(allow_null=True)
+    by = serializers.CharField(allow_null=True)
+    at = Moment(allow_null=True)
+
+
+class ChangedSerializer(ProblemSerializer):
+    """What became of the thing after the version that was sent."""
+
+    changed = ChangeSerializer(many=True)
+
+
 REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
     400: (InvalidSerializer, "The input is wrong; `errors` says where."),
     401: (ProblemSerializer, "Nobody is signed in, or the key is unknown, expired or revoked."),
@@ -55,6 +70,7 @@ REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
     404: (ProblemSerializer, "There is no such thing, or you may not see it."),
     406: (ProblemSerializer, "Only JSON is offered."),
     409: (ProblemSerializer, "The state of the thing stands against it."),
+    412: (ChangedSerializer, "The thing is no longer what `If-Match` names; nothing was written."),
     413: (ProblemSerializer, "The body is larger than 1 MiB."),
     415: (ProblemSerializer, "The body is not JSON."),
     429: (ProblemSerializer, "Too often; `Retry-After` says when to come back."),
@@ -109,7 +125,7 @@ class Described(AutoSchema):
 
     def get_override_parameters(self) -> list[Any]:
         query = self.operation.query
-        return [*([query] if query().fields else []), *self._ordering()]
+        return [*([query] if query().fields else []), *self._ordering(), *self._precondition(), *self._etag()]
 
     def _ordering(self) -> list[OpenApiParameter]:
         if not self.operation.has_page_numbers:
@@ -118,6 +134,18 @@ class Described(AutoSchema):
         if not names:
             return [OpenApiParameter("ordering", exclude=True)]
         return [OpenApiParameter("ordering", enum=[*names, *(f"-{name}" for name in names)])]
+
+    def _precondition(self) -> list[OpenApiParameter]:
+        note = "The `ETag` it must still have."
+        return [OpenApiParameter("If-Match", location="header", description=note)] if self.operation.if_match else []
+
+    def _etag(self) -> list[OpenApiParameter]:
+        """The header of the good answer, where that is the thing itself, and of 412."""
+        is_thing = self.view.versioned and self.operation.answer is None and self.action != "list"
+        statuses = [status for status, has in ((200, is_thing), (201, is_thing), (412, self.operation.if_match)) if has]
+        note = "The version of what people edit of the thing."
+        tag = OpenApiParameter("ETag", location="header", description=note, required=True, response=statuses)
+        return [tag] if statuses else []
 
     def _is_list_view(self, serializer: Any = None) -> bool:
         return False  # What a page holds is said in _page.
@@ -158,6 +186,7 @@ class Described(AutoSchema):
         happens = {
             409: self.method in UNSAFE and conflicts,
             404: "{" in self.path or self.operation.has_page_numbers,
+            412: self.operation.if_match,
             413: has_body,
             415: has_body,
             429: bool(self.view.throttle_classes),
