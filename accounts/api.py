@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -29,8 +29,8 @@ from accounts.rules import (
     one_at_a_time,
 )
 from capabilities import Capability
-from capabilities.rest import Rule
-from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, named, secret_answer
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Moment, Problem, Reference, Resource, named, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     EmailTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
@@ -107,20 +107,16 @@ class UserResource(Resource):
     An API key lets nobody in: whom it invited, or whose role or address it changed, would outlive it.
     """
 
-    grave_actions = frozenset({"create", "partial_update"})
-    session_actions = frozenset({"create", "partial_update", "reactivate"})
-    answers: ClassVar[Mapping[str, Any]] = {"create": InvitedSerializer}
-    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
-        ("list", "retrieve", "create", "partial_update", "deactivate", "reactivate", "sign_out"),
-        Capability.PEOPLE_MANAGE,
-    )
     problems = PROBLEMS
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": UserQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewUser, "partial_update": UserChanges}
-    orderings = frozenset({"email", "display_name", "date_joined", "last_login"})
     serializer_class = UserSerializer
+    versioned = True
     queryset = User.objects.select_related("role").prefetch_related("teams").order_by("email")
 
+    @operation(
+        needs=Capability.PEOPLE_MANAGE,
+        query=UserQuery,
+        orderings=("email", "display_name", "date_joined", "last_login"),
+    )
     def list(self, request: Request) -> Response:
         people = User.objects.order_by("email")
         if "active" in self.chosen:
@@ -133,16 +129,21 @@ class UserResource(Resource):
             people = people.filter(told_of(words))
         return self.page(people, lambda people: people.select_related("role").prefetch_related("teams"))
 
+    @operation(needs=Capability.PEOPLE_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
+    @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, api_keys=False)
     def create(self, request: Request) -> Response:
         wanted = self.body()
         person = User.objects.invite(**_with_role(wanted), by=self.me)
         link = password_links.password_link(person)
         mailed = password_links.mail_invitation(person, link, by=self.me)
-        return secret_answer({**self.told(person), "invitation": {"link": link, "mailed": mailed}}, HTTPStatus.CREATED)
+        return secret_answer(
+            {**self.serialize(person), "invitation": {"link": link, "mailed": mailed}}, HTTPStatus.CREATED
+        )
 
+    @operation(needs=Capability.PEOPLE_MANAGE, body=UserChanges, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
         changes = _with_role(self.body())
@@ -159,18 +160,21 @@ class UserResource(Resource):
         return self.answer(person)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.PEOPLE_MANAGE)
     def deactivate(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
         person.deactivate(by=self.me)
         return self.answer(person)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.PEOPLE_MANAGE, api_keys=False)
     def reactivate(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
         person.reactivate(by=self.me)
         return self.answer(person)
 
     @action(detail=True, methods=["post"], url_path="sign-out")
+    @operation(needs=Capability.PEOPLE_MANAGE)
     def sign_out(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
         person.end_sessions(by=self.me)
@@ -198,11 +202,11 @@ class CapabilitySerializer(serializers.Serializer[Capability]):
 class CapabilityResource(Resource):
     """The catalogue of capabilities, for everybody."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"list": None}
     serializer_class = CapabilitySerializer
 
+    @operation(needs=None, query=ListQuery)
     def list(self, request: Request) -> Response:
-        return self.get_paginated_response(self.told(self.paginate_queryset(list(Capability)), many=True))
+        return self.get_paginated_response(self.serialize(self.paginate_queryset(list(Capability)), many=True))
 
 
 class MeSerializer(UserSerializer):
@@ -217,8 +221,9 @@ class MeSerializer(UserSerializer):
 class Me(Resource):
     """Who is asking."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"retrieve": None}
     serializer_class = MeSerializer
+    versioned = True
 
+    @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
         return self.answer(self.me)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from http import HTTPStatus
-from typing import ClassVar
 
 from allauth.account.internal.flows.reauthentication import reauthenticate_by_password
 from rest_framework import serializers
@@ -13,8 +11,8 @@ from rest_framework.response import Response
 
 from accounts.sign_in import AgainForm
 from accounts.sign_in_limits import try_as
-from capabilities.rest import Rule
-from ui.rest import Body, Resource, Told, checked
+from ui.operations import Body, operation
+from ui.rest import ApiError, Resource, checked
 
 
 class Confirmation(Body):
@@ -26,16 +24,12 @@ class Confirmation(Body):
 class Confirm(Resource):
     """Whoever types their password may do grave things for five minutes, in this session."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"confirm": None}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"confirm": Confirmation}
-    empty = frozenset({"confirm"})
-    conflicts = frozenset({"confirm"})
-
+    @operation(needs=None, body=Confirmation, answer=HTTPStatus.NO_CONTENT, conflicts=True)
     def confirm(self, request: Request) -> Response:
         try_as(self.me, "password again")  # Here and on the page together.
         typed = self.body()
         if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():
-            raise Told(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")
+            raise ApiError(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")
         checked(AgainForm(typed, user=self.me))
         reauthenticate_by_password(request)
         return Response(status=HTTPStatus.NO_CONTENT)

@@ -20,14 +20,11 @@ from accounts.mail_check import NoMailServer, Outcome, TooManyTestMails, send_te
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from capabilities import Capability
-from capabilities.rest import Rule
 from ui.limits import Limit
-from ui.rest import Body, ListQuery, Problem, Query, Resource
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Problem, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
-PEOPLE: Mapping[str, Rule] = dict.fromkeys(
-    ("list", "retrieve", "create", "partial_update", "destroy"), Capability.PEOPLE_MANAGE
-)
 
 
 class RoleSerializer(serializers.Serializer[Role]):
@@ -69,33 +66,33 @@ def _counted(roles: QuerySet[Role]) -> QuerySet[Role]:
 class RoleResource(Resource):
     """Named bundles of capabilities; nobody bundles what they do not hold, and no API key bundles any."""
 
-    grave_actions = frozenset({"create", "partial_update", "destroy"})
-    session_actions = frozenset({"create", "partial_update"})
-    capabilities: ClassVar[Mapping[str, Rule]] = PEOPLE
     problems = PROBLEMS
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": RoleBody, "partial_update": RoleBody}
-    orderings = frozenset({"name"})
     serializer_class = RoleSerializer
+    versioned = True
     queryset = _counted(Role.objects.all())
 
+    @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
         roles = Role.objects.filter(name__icontains=self.chosen.get("q", ""))
         return self.page(roles, _counted)
 
+    @operation(needs=Capability.PEOPLE_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self._now(pk)
 
+    @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False)
     def create(self, request: Request) -> Response:
         role = Role.objects.add(**self.body(), by=self.me)
         return self._now(role.pk, HTTPStatus.CREATED)
 
+    @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         role = get_object_or_404(Role, pk=pk)
         fields = {"name": role.name, "capabilities": role.capabilities} | self.body()
         role.edit(**fields, by=self.me, seen=self.seen)
         return self._now(pk)
 
+    @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, reauth=True, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         role = get_object_or_404(Role, pk=pk)
         with self.unchanged(role):
@@ -138,26 +135,27 @@ class TeamBody(Body):
 class TeamResource(Resource):
     """Named sets of people; a gateway may be open to some teams only."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = PEOPLE
     problems = PROBLEMS
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": NameQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": TeamBody, "partial_update": TeamBody}
-    orderings = frozenset({"name"})
     serializer_class = TeamSerializer
+    versioned = True
     queryset = Team.objects.prefetch_related("users")
 
+    @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
         teams = Team.objects.filter(name__icontains=self.chosen.get("q", ""))
         return self.page(teams, lambda teams: teams.prefetch_related("users"))
 
+    @operation(needs=Capability.PEOPLE_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self._now(pk)
 
+    @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody)
     def create(self, request: Request) -> Response:
         wanted = self.body()
         team = Team.objects.add(name=wanted["name"], users=wanted["user_ids"], by=self.me)
         return self._now(team.pk, HTTPStatus.CREATED)
 
+    @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         team = get_object_or_404(Team, pk=pk)
         changes = self.body()
@@ -165,6 +163,7 @@ class TeamResource(Resource):
         team.edit(name=changes.get("name", team.name), users=users, by=self.me, seen=self.seen)
         return self._now(pk)
 
+    @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         team = get_object_or_404(Team, pk=pk)
         with self.unchanged(team):
@@ -215,24 +214,22 @@ class MailOutcomeSerializer(serializers.Serializer[Outcome]):
 class Workspace(Resource):
     """The settings of the workspace."""
 
-    grave_actions = frozenset({"partial_update"})
-    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
-        ("retrieve", "partial_update", "test_mail"), Capability.WORKSPACE_MANAGE
-    )
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         NoMailServer: Problem(HTTPStatus.CONFLICT, "no_mail_server"),
         TooManyTestMails: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),
     }
-    answers: ClassVar[Mapping[str, Any]] = {"test_mail": MailOutcomeSerializer}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"partial_update": WorkspaceChanges}
     serializer_class = WorkspaceSerializer
+    versioned = True
 
+    @operation(needs=Capability.WORKSPACE_MANAGE)
     def retrieve(self, request: Request) -> Response:
         return self.answer(WorkspaceSettings.load())
 
+    @operation(needs=Capability.WORKSPACE_MANAGE, body=WorkspaceChanges, reauth=True, if_match=True)
     def partial_update(self, request: Request) -> Response:
         return self.answer(WorkspaceSettings.edit(by=self.me, seen=self.seen, **self.body()))
 
+    @operation(needs=Capability.WORKSPACE_MANAGE, answer=MailOutcomeSerializer)
     def test_mail(self, request: Request) -> Response:
         """*Send test mail*: to whoever asks. That the mail server refuses it is an answer, and no error of ours."""
         return Response(MailOutcomeSerializer(send_test_mail(by=self.me)).data)

@@ -10,6 +10,8 @@ from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
+from ui.operations import operation_of
+
 type View = Callable[..., HttpResponse]
 
 # Looking is free. A form that is sent waits in the session for the password, and is acted on once that is right.
@@ -28,12 +30,13 @@ def confirm_first(request: Request) -> None:
 
 
 class RecentPassword(BasePermission):
-    """Refuses the actions a view lists in `grave_actions` unless the password was typed again just now.
+    """Refuses the operations declared with `reauth=True` unless the password was typed again just now.
 
     An API key has no password to type: what it may do was chosen, and confirmed, when it was made.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        if view.action in view.grave_actions:
+        declared = operation_of(view, view.action)
+        if declared and declared.reauth:
             confirm_first(request)
         return True

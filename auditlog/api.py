@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
@@ -23,8 +23,8 @@ from auditlog.reasons import reason_of
 from auditlog.search.criteria import Criterion, Search, indexed, one_of, uuid_of
 from auditlog.search.keyset import BadCursor, Cursor, Page, page
 from capabilities import Capability
-from capabilities.rest import Rule
-from ui.rest import Moment, Paging, Query, Resource, link
+from ui.operations import File, Query, operation
+from ui.rest import Moment, Paging, Resource, link
 
 
 def _among(id_column: str, name_column: str) -> Callable[[str], Q]:
@@ -189,8 +189,6 @@ def narrowed(chosen: Mapping[str, Any]) -> QuerySet[Event]:
 class Log(Resource):
     """What the two logs share: pages by cursor, since rows arrive while one reads."""
 
-    by_cursor = True
-
     @property
     def place(self) -> tuple[Cursor | None, int]:
         """Where the page that was asked for begins, and how many rows it holds."""
@@ -199,7 +197,7 @@ class Log(Resource):
     def listed(self, found: Page[Any]) -> Response:
         """The page that was asked for."""
         links = {"next": self._link(found.older), "previous": self._link(found.newer)}
-        return Response({**links, "results": self.told(found.rows, many=True)})
+        return Response({**links, "results": self.serialize(found.rows, many=True)})
 
     def _link(self, cursor: Cursor | None) -> str | None:
         return link(self.request, cursor=str(cursor)) if cursor else None
@@ -208,18 +206,14 @@ class Log(Resource):
 class CallResource(Log):
     """The calls through the gateways."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(("list", "retrieve", "export"), Capability.LOGS_READ)
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": CallQuery, "export": ExportQuery}
-    files: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "export": tuple(kind.partition(";")[0] for kind in TYPES.values())
-    }
-
     def get_serializer_class(self) -> type[CallSerializer]:
         return CallDetail if self.action == "retrieve" else CallSerializer
 
+    @operation(needs=Capability.LOGS_READ, query=CallQuery)
     def list(self, request: Request) -> Response:
         return self.listed(searched(self.chosen).page(*self.place).page)
 
+    @operation(needs=Capability.LOGS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         try:
             return self.answer(Call.objects.find(pk))
@@ -227,6 +221,11 @@ class CallResource(Log):
             raise Http404 from missing
 
     @action(detail=False)
+    @operation(
+        needs=Capability.LOGS_READ,
+        query=ExportQuery,
+        answer=File(tuple(kind.partition(";")[0] for kind in TYPES.values())),
+    )
     def export(self, request: Request) -> StreamingHttpResponse:
         kind = self.chosen["format"]
         asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
@@ -249,12 +248,12 @@ class EventSerializer(serializers.ModelSerializer[Event]):
 class EventResource(Log):
     """What administrators, people and the system changed."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(("list", "retrieve"), Capability.AUDIT_READ)
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": EventQuery}
     serializer_class = EventSerializer
 
+    @operation(needs=Capability.AUDIT_READ, query=EventQuery)
     def list(self, request: Request) -> Response:
         return self.listed(page([narrowed(self.chosen)], *self.place))
 
+    @operation(needs=Capability.AUDIT_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(get_object_or_404(Event, uid=pk))

@@ -30,7 +30,7 @@ from psycopg.types.json import JsonbLoader
 
 from auditlog.models import Call
 from auditlog.search.criteria import Search
-from ui.rest import Told, stamp
+from ui.rest import ApiError, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 _free = threading.BoundedSemaphore(AT_ONCE)
 
 
-class TooMany(Told):
+class TooMany(ApiError):
     """As many exports are running as this process lets run at once."""
 
     wait = 30.0  # Seconds, for Retry-After.

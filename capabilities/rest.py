@@ -9,6 +9,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from capabilities import NOBODY, Capability, CapabilityRequired, Held
+from ui.operations import operation_of
 
 type Rule = Held | Own
 
@@ -37,27 +38,28 @@ class Own:
 
 
 class HasCapability(BasePermission):
-    """Allows an action to whom its view's rule allows it.
+    """Allows an operation to whom its rule allows it.
 
-    The view lists `capabilities = {"list": Capability.HOSTS_READ, ...}`: one capability, a tuple of which any one
-    will do, a frozenset of which all are needed, None for every signed-in user, or `Own`. An action without an
-    entry is refused. A credential made for the proxy (`request.auth.is_data_plane`) opens only what the view
-    lists in `bearer_actions`. A person's API key (`request.auth.is_api_key`) opens nothing in `session_actions`, and
-    for `Own` it needs the capability even for what is its owner's: a key does what it was made with and no more.
+    Its method declares it with `@operation(needs=Capability.HOSTS_READ)`: one capability, a tuple of which any one
+    will do, a frozenset of which all are needed, None for every signed-in user, or `Own`. A method that declares
+    nothing is refused. A credential made for the proxy (`request.auth.is_data_plane`) opens only what is declared with
+    `access_tokens=True`. A person's API key (`request.auth.is_api_key`) opens nothing with `api_keys=False`, and for
+    `Own` it needs the capability even for what is its owner's: a key does what it was made with and no more.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
         if not request.user.is_authenticated:
             return False
-        if getattr(request.auth, "is_data_plane", False) and view.action not in getattr(view, "bearer_actions", ()):
+        declared = operation_of(view, view.action)
+        if getattr(request.auth, "is_data_plane", False) and not (declared and declared.access_tokens):
             raise PermissionDenied("API access tokens are not accepted here.", code="token_not_accepted")
         if view.action in (None, "metadata"):
             return True  # No action of this view has this method: 405 follows.
-        if view.action not in view.capabilities:
+        if declared is None:
             return False
-        rule: Rule = view.capabilities[view.action]
+        rule = declared.needs
         if getattr(request.auth, "is_api_key", False):
-            if view.action in getattr(view, "session_actions", ()):
+            if not declared.api_keys:
                 raise PermissionDenied("API keys are not accepted here. Sign in.", code="key_not_accepted")
             rule = rule.for_keys if isinstance(rule, Own) else rule
         if not isinstance(rule, Own):

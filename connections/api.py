@@ -17,19 +17,23 @@ from rest_framework.response import Response
 from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
 from accounts.models import User
 from capabilities import Capability
-from capabilities.rest import Own, Rule, capabilities_in
+from capabilities.rest import Own, capabilities_in
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.views import find as find_gateway
 from hosts.models import HostKind
 from hosts.views import find as find_host
-from ui.rest import ListQuery, Moment, Problem, Query, Reference, Resource, named
+from ui.operations import ListQuery, operation
+from ui.rest import Moment, Problem, Reference, Resource, named
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
     StillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
 }
+
+
+ORDERINGS = ("connected_at", "last_token_at", "last_used_at", "revoked_at")
 
 
 class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
@@ -76,18 +80,17 @@ class Connections(Resource):
     """What all views of connections share."""
 
     problems = PROBLEMS
-    orderings = frozenset({"connected_at", "last_token_at", "last_used_at", "revoked_at"})
     serializer_class = ConnectionSerializer
 
     def get_queryset(self) -> ConnectionQuerySet:
         """The connections this person may see, or do this to: their own without a capability."""
-        opening = {Capability.MCP_CONNECTIONS_READ} | capabilities_in(self.capabilities[self.action or ""])
+        opening = {Capability.MCP_CONNECTIONS_READ} | capabilities_in(self.operation.needs)
         rows = Connection.objects.with_details()
         return rows if any(map(self.me.has_perm, opening)) else rows.own(self.me)
 
-    def told(self, thing: Any, *, many: bool = False) -> Any:
+    def serialize(self, thing: Any, *, many: bool = False) -> Any:
         rows = [ConnectionRow(connection, self.me) for connection in thing] if many else ConnectionRow(thing, self.me)
-        return super().told(rows, many=many)
+        return super().serialize(rows, many=many)
 
     def now(self, connection: Connection) -> Response:
         """The connection as it is now."""
@@ -97,34 +100,30 @@ class Connections(Resource):
 class ConnectionResource(Connections):
     """Who is connected to what, as whom."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": Own(Capability.MCP_CONNECTIONS_READ),
-        "retrieve": Own(Capability.MCP_CONNECTIONS_READ),
-        "disable": Capability.CONNECTIONS_TOGGLE,
-        "enable": Capability.CONNECTIONS_TOGGLE,
-        "revoke": Own(Capability.MCP_CONNECTIONS_REVOKE),
-    }
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": ConnectionQuery}
-
+    @operation(needs=Own(Capability.MCP_CONNECTIONS_READ), query=ConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request) -> Response:
         return self.page(narrowed(self.get_queryset(), self.chosen), _detailed)
 
+    @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.CONNECTIONS_TOGGLE)
     def disable(self, request: Request, pk: UUID) -> Response:
         connection = self._live(pk)
         connection.disable(by=self.me)
         return self.now(connection)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.CONNECTIONS_TOGGLE)
     def enable(self, request: Request, pk: UUID) -> Response:
         connection = self._live(pk)
         connection.enable(by=self.me)
         return self.now(connection)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Own(Capability.MCP_CONNECTIONS_REVOKE))
     def revoke(self, request: Request, pk: UUID) -> Response:
         connection = self._find(pk)
         self.must_own(connection.user_id)
@@ -144,9 +143,7 @@ class ConnectionResource(Connections):
 class GatewayConnections(Connections):
     """The connections of one gateway within reach; others' rows need MCP_CONNECTIONS_READ."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"list": WITHIN_REACH}
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": GatewayConnectionQuery}
-
+    @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
         return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.chosen), _detailed)
@@ -161,23 +158,23 @@ class CutOffSerializer(serializers.Serializer[Any]):
 class Endings(Resource):
     """Puts hosts and gateways away for good, and cuts people off; their connections end with that."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "host": frozenset({Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE}),
-        "gateway": frozenset({Capability.GATEWAYS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
-        "user": frozenset({Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
-    }
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
-    answers: ClassVar[Mapping[str, Any]] = {"user": CutOffSerializer}
-    empty = frozenset({"host", "gateway"})
 
+    @operation(
+        needs=frozenset({Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE}), answer=HTTPStatus.NO_CONTENT
+    )
     def host(self, request: Request, pk: UUID) -> Response:
         Connection.objects.archive_host(find_host(self.me, pk), by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
+    @operation(
+        needs=frozenset({Capability.GATEWAYS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}), answer=HTTPStatus.NO_CONTENT
+    )
     def gateway(self, request: Request, slug: str) -> Response:
         Connection.objects.archive_gateway(find_gateway(self.me, slug), by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
+    @operation(needs=frozenset({Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}), answer=CutOffSerializer)
     def user(self, request: Request, pk: UUID) -> Response:
         """*Cut this person off*: deactivate, and revoke all connections."""
         revoked = Connection.objects.cut_off(get_object_or_404(User, pk=pk), by=self.me)

@@ -18,13 +18,14 @@ from rest_framework.response import Response
 from accounts.models import Team
 from capabilities import Capability
 from capabilities.catalogue import SEES_GATEWAYS
-from capabilities.rest import Own, Rule
+from capabilities.rest import Own
 from gateways.forms import GatewayForm, NameForm, ReachForm
 from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, ServerStillEnabled
 from gateways.views import counted, find
 from servers.views import find as find_server
 from ui.limits import Limit
-from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, already_exists, checked
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
 
 TAKEN = "A gateway with this name or slug already exists."
 WITHIN_REACH = Own(SEES_GATEWAYS)
@@ -94,31 +95,23 @@ class NewGateway(GatewayChanges):
 class GatewayResource(Resource):
     """Governed MCP endpoints."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": WITHIN_REACH,
-        "retrieve": WITHIN_REACH,
-        "create": Capability.GATEWAYS_MANAGE,
-        "partial_update": Capability.GATEWAYS_MANAGE,
-        "disable": Capability.GATEWAYS_TOGGLE,
-        "enable": Capability.GATEWAYS_TOGGLE,
-    }
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": GatewayQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewGateway, "partial_update": GatewayChanges}
-    conflicts = frozenset({"create", "partial_update"})
-    orderings = frozenset({"name", "created_at"})
     serializer_class = GatewaySerializer
+    versioned = True
     lookup_url_kwarg = "slug"
     lookup_value_converter = "slug"
 
+    @operation(needs=WITHIN_REACH, query=GatewayQuery, orderings=("name", "created_at"))
     def list(self, request: Request) -> Response:
         rows = Gateway.objects.visible_to(self.me).order_by(Lower("name"), "pk")
         rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in ("enabled", "reach")})
         rows = rows.matching(self.chosen.get("q", ""))
         return self.page(rows, self._detailed)
 
+    @operation(needs=WITHIN_REACH)
     def retrieve(self, request: Request, slug: str) -> Response:
         return self.answer(find(self.me, slug))
 
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=NewGateway, conflicts=True)
     def create(self, request: Request) -> Response:
         wanted = self.body()
         limit = wanted.pop("calls_per_minute")
@@ -131,6 +124,7 @@ class GatewayResource(Resource):
             raise already_exists(TAKEN) from None
         return self._now(gateway, HTTPStatus.CREATED)
 
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=GatewayChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
         gateway = find(self.me, slug)
         changes = self.body()
@@ -150,12 +144,14 @@ class GatewayResource(Resource):
         return self._now(gateway)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.GATEWAYS_TOGGLE)
     def disable(self, request: Request, slug: str) -> Response:
         gateway = find(self.me, slug)
         gateway.disable(by=self.me)
         return self._now(gateway)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.GATEWAYS_TOGGLE)
     def enable(self, request: Request, slug: str) -> Response:
         gateway = find(self.me, slug)
         gateway.enable(by=self.me)
@@ -176,12 +172,11 @@ def _named(name: str) -> Any:
 class ServerArchive(Resource):
     """Puts a server away for good; it leaves every gateway."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"archive": Capability.SERVERS_MANAGE}
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         ServerStillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
     }
-    empty = frozenset({"archive"})
 
+    @operation(needs=Capability.SERVERS_MANAGE, answer=HTTPStatus.NO_CONTENT)
     def archive(self, request: Request, slug: str) -> Response:
         Assignment.objects.archive_server(find_server(slug), by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)

@@ -16,7 +16,6 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from capabilities.rest import Rule
 from gateways.api import WITHIN_REACH
 from gateways.assignment_views import counted
 from gateways.forms import AssignmentForm
@@ -24,7 +23,8 @@ from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, 
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.models import Server
-from ui.rest import Body, Moment, Problem, Resource, already_exists, checked
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Moment, Problem, Resource, already_exists, checked
 
 TAKEN = "Another server of this gateway has this alias."
 CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare": "alias"}
@@ -81,29 +81,21 @@ class NewAssignment(AssignmentChanges):
 class AssignmentResource(Resource):
     """The servers of one gateway, each by its alias or, having none, by its id."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": WITHIN_REACH,
-        "retrieve": WITHIN_REACH,
-        "create": Capability.GATEWAYS_MANAGE,
-        "partial_update": Capability.GATEWAYS_MANAGE,
-        "destroy": Capability.GATEWAYS_MANAGE,
-        "disable": Capability.GATEWAYS_TOGGLE,
-        "enable": Capability.GATEWAYS_TOGGLE,
-    }
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id")
     }
-    orderings = frozenset({"alias", "created_at"})
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewAssignment, "partial_update": AssignmentChanges}
-    conflicts = frozenset({"create", "partial_update"})
     serializer_class = AssignmentSerializer
+    versioned = True
 
+    @operation(needs=WITHIN_REACH, query=ListQuery, orderings=("alias", "created_at"))
     def list(self, request: Request, slug: str) -> Response:
         return self.page(find_gateway(self.me, slug).assignments.live().order_by("alias", "pk"), counted)
 
+    @operation(needs=WITHIN_REACH)
     def retrieve(self, request: Request, slug: str, alias: str) -> Response:
         return self.answer(self._find(slug, alias))
 
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=NewAssignment, conflicts=True)
     def create(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
         wanted = self.body()
@@ -121,6 +113,7 @@ class AssignmentResource(Resource):
             raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment, HTTPStatus.CREATED)
 
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=AssignmentChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
         changes = self.body()
@@ -143,17 +136,20 @@ class AssignmentResource(Resource):
             raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment)
 
+    @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
         with self.unchanged(assignment):
             assignment.remove(by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
+    @operation(needs=Capability.GATEWAYS_TOGGLE)
     def disable(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
         assignment.disable(by=self.me)
         return self._now(assignment)
 
+    @operation(needs=Capability.GATEWAYS_TOGGLE)
     def enable(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
         assignment.enable(by=self.me)

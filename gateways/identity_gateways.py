@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django import forms
@@ -18,11 +17,11 @@ from rest_framework.response import Response
 
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from capabilities.rest import Rule
 from gateways.models import Gateway, IdentityGateways, allow_identity
 from servers.models import Identity
+from ui.operations import Body, operation
 from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen, show
-from ui.rest import Body, Reference, Resource
+from ui.rest import Reference, Resource
 
 
 class GatewaysForm(forms.Form):
@@ -82,13 +81,14 @@ class IdentityGatewaysBody(Body):
 class IdentityPlaces(Resource):
     """The gateways a shared identity may be used at. Withdrawn from one, it is not used there on the next request."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(("retrieve", "update"), Capability.IDENTITIES_MANAGE)
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"update": IdentityGatewaysBody}
     serializer_class = IdentityGatewaysSerializer
+    versioned = True
 
+    @operation(needs=Capability.IDENTITIES_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(IdentityGateways(_shared(pk)))
 
+    @operation(needs=Capability.IDENTITIES_MANAGE, body=IdentityGatewaysBody, if_match=True)
     def update(self, request: Request, pk: UUID) -> Response:
         identity = _shared(pk)
         allow_identity(identity, self.body()["gateway_ids"], by=self.me, seen=self.seen)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django.db.models import Q
@@ -13,14 +12,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from capabilities.rest import Rule
 from gateways.api import WITHIN_REACH
 from gateways.models import Tool, ToolQuerySet
 from gateways.refresh import Refreshed, refresh
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.discovery import Discovered
-from ui.rest import Body, ListQuery, Moment, Query, Resource
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Moment, Resource
 
 
 class ToolSerializer(serializers.Serializer[Tool]):
@@ -77,18 +76,9 @@ class ToolChanges(Body):
 class ToolResource(Resource):
     """The tools of one gateway."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": WITHIN_REACH,
-        "retrieve": WITHIN_REACH,
-        "partial_update": Capability.GATEWAYS_MANAGE,
-        "refresh": Capability.GATEWAYS_MANAGE,
-    }
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": ToolQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"partial_update": ToolChanges}
-    answers: ClassVar[Mapping[str, Any]] = {"refresh": RefreshSerializer}
-    orderings = frozenset({"exposed_name", "first_seen_at", "last_seen_at"})
     serializer_class = ToolSerializer
 
+    @operation(needs=WITHIN_REACH, query=ToolQuery, orderings=("exposed_name", "first_seen_at", "last_seen_at"))
     def list(self, request: Request, slug: str) -> Response:
         tools = self._tools(slug)
         if "enabled" in self.chosen:
@@ -98,9 +88,11 @@ class ToolResource(Resource):
         tools = tools.matching(self.chosen.get("q", ""))
         return self.page(tools, lambda tools: tools.select_related("assignment__server"))
 
+    @operation(needs=WITHIN_REACH)
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
         return self.answer(get_object_or_404(self._tools(slug), pk=pk))
 
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
         tool = get_object_or_404(self._tools(slug), pk=pk)
         match self.body().get("enabled"):
@@ -110,10 +102,11 @@ class ToolResource(Resource):
                 tool.disable(by=self.me)
         return self.answer(tool)
 
+    @operation(needs=Capability.GATEWAYS_MANAGE, answer=RefreshSerializer)
     def refresh(self, request: Request, slug: str) -> Response:
         """*Refresh tools*: ask every enabled server now; one that does not answer keeps its rows."""
         gateway = find_gateway(self.me, slug)
-        servers = [refresh_result(server) for server in refresh(gateway, by=self.me)]
+        servers = [serialize_refresh(row) for row in refresh(gateway, by=self.me)]
         return Response({"tools_count": find_gateway(self.me, slug).tool_count, "servers": servers})
 
     def _tools(self, slug: str) -> ToolQuerySet:
@@ -122,13 +115,13 @@ class ToolResource(Resource):
         return tools.select_related("assignment__server").order_by("exposed_name", "pk")
 
 
-def refresh_result(server: Refreshed) -> dict[str, object]:
+def serialize_refresh(row: Refreshed) -> dict[str, object]:
     """How a refresh went with one server."""
-    discovered = server.outcome if isinstance(server.outcome, Discovered) else None
+    discovered = row.outcome if isinstance(row.outcome, Discovered) else None
     return {
-        "alias": server.assignment.alias,
-        "server": ServerReference(server.assignment.server).data,
+        "alias": row.assignment.alias,
+        "server": ServerReference(row.assignment.server).data,
         "ok": discovered is not None,
         "tools": len(discovered.tools) if discovered else None,
-        "detail": str(discovered) if discovered else server.failure,
+        "detail": str(discovered) if discovered else row.failure,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -16,10 +16,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from capabilities.rest import Rule
 from hosts.models import Host, HostKind, NameTaken, NotPending
 from hosts.views import counted, find
-from ui.rest import Body, ListQuery, Moment, Problem, Query, Resource
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Moment, Problem, Resource
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
@@ -74,21 +74,13 @@ class HostChanges(Body):
 class HostResource(Resource):
     """Apps and agents."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": Capability.HOSTS_READ,
-        "retrieve": Capability.HOSTS_READ,
-        "create": Capability.API_TOKENS_MANAGE,
-        "partial_update": Capability.API_TOKENS_MANAGE,
-        "disable": Capability.HOSTS_TOGGLE,
-        "enable": Capability.HOSTS_TOGGLE,
-        "approve": Capability.HOSTS_TOGGLE,
-    }
     problems = PROBLEMS
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": HostQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewHost, "partial_update": HostChanges}
-    orderings = frozenset({"name", "created_at", "first_seen_at", "last_seen_at"})
     serializer_class = HostSerializer
+    versioned = True
 
+    @operation(
+        needs=Capability.HOSTS_READ, query=HostQuery, orderings=("name", "created_at", "first_seen_at", "last_seen_at")
+    )
     def list(self, request: Request) -> Response:
         hosts = Host.objects.live().order_by(Lower("name"), "pk")
         if "kind" in self.chosen:
@@ -98,13 +90,16 @@ class HostResource(Resource):
         hosts = hosts.matching(self.chosen.get("q", ""))
         return self.page(hosts, lambda hosts: counted(hosts.select_related("created_by"), self.me))
 
+    @operation(needs=Capability.HOSTS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(find(self.me, pk))
 
+    @operation(needs=Capability.API_TOKENS_MANAGE, body=NewHost)
     def create(self, request: Request) -> Response:
         host = Host.objects.add_agent(**self.body(), by=self.me)
         return self._now(host, HTTPStatus.CREATED)
 
+    @operation(needs=Capability.API_TOKENS_MANAGE, body=HostChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
         changes = self.body()
@@ -120,18 +115,21 @@ class HostResource(Resource):
         return self._now(host)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.HOSTS_TOGGLE)
     def disable(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
         host.disable(by=self.me)
         return self._now(host)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.HOSTS_TOGGLE)
     def enable(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
         host.enable(by=self.me)
         return self._now(host)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.HOSTS_TOGGLE)
     def approve(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
         host.approve(by=self.me)

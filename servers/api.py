@@ -17,12 +17,12 @@ from rest_framework.response import Response
 from accounts.reauthentication import confirm_first
 from capabilities import Capability
 from capabilities.catalogue import SEES_SERVERS
-from capabilities.rest import Rule
 from servers.discovery import AccessRefused, Failed, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, Server
 from servers.views import counted, find
-from ui.rest import Body, ListQuery, Moment, Problem, Query, Reference, Resource, already_exists, checked
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
 
 TAKEN = "A server with this name or slug already exists."
 
@@ -100,27 +100,15 @@ class NewServer(ServerChanges):
 class ServerResource(Resource):
     """Upstream MCP servers. One is exposed to nobody until it is assigned to a gateway."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": SEES_SERVERS,
-        "retrieve": SEES_SERVERS,
-        "create": Capability.SERVERS_MANAGE,
-        "partial_update": Capability.SERVERS_MANAGE,
-        "disable": Capability.SERVERS_TOGGLE,
-        "enable": Capability.SERVERS_TOGGLE,
-        "test": Capability.SERVERS_MANAGE,
-    }
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AnotherPlace: Problem(HTTPStatus.BAD_REQUEST, "invalid", "url")
     }
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": ServerQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {"create": NewServer, "partial_update": ServerChanges}
-    answers: ClassVar[Mapping[str, Any]] = {"test": ProbeSerializer}
-    conflicts = frozenset({"create", "partial_update"})
-    orderings = frozenset({"name", "created_at", "health_checked_at"})
     serializer_class = ServerSerializer
+    versioned = True
     lookup_url_kwarg = "slug"
     lookup_value_converter = "slug"
 
+    @operation(needs=SEES_SERVERS, query=ServerQuery, orderings=("name", "created_at", "health_checked_at"))
     def list(self, request: Request) -> Response:
         servers = Server.objects.live().order_by(Lower("name"), "pk")
         exact = {name: value for name, value in self.chosen.items() if name in ("enabled", "health", "auth_type")}
@@ -128,9 +116,11 @@ class ServerResource(Resource):
         servers = servers.matching(self.chosen.get("q", ""))
         return self.page(servers, lambda servers: counted(servers.select_related("created_by")))
 
+    @operation(needs=SEES_SERVERS)
     def retrieve(self, request: Request, slug: str) -> Response:
         return self.answer(find(slug))
 
+    @operation(needs=Capability.SERVERS_MANAGE, body=NewServer, conflicts=True)
     def create(self, request: Request) -> Response:
         wanted = self.body()
         others = Server.objects.live().filter(name__iexact=wanted["name"].strip())
@@ -143,6 +133,7 @@ class ServerResource(Resource):
             raise already_exists(TAKEN) from None
         return self._now(server, HTTPStatus.CREATED)
 
+    @operation(needs=Capability.SERVERS_MANAGE, body=ServerChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
         server = find(slug)
         changes = self.body()
@@ -162,18 +153,21 @@ class ServerResource(Resource):
         return self._now(server)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.SERVERS_TOGGLE)
     def disable(self, request: Request, slug: str) -> Response:
         server = find(slug)
         server.disable(by=self.me)
         return self._now(server)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.SERVERS_TOGGLE)
     def enable(self, request: Request, slug: str) -> Response:
         server = find(slug)
         server.enable(by=self.me)
         return self._now(server)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Capability.SERVERS_MANAGE, answer=ProbeSerializer)
     def test(self, request: Request, slug: str) -> Response:
         """*Test connection*: contact the server now. That it does not answer is an answer, and no error of ours."""
         try:

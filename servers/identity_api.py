@@ -17,7 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from capabilities.rest import Own, Rule, must_hold
+from capabilities.rest import Own, must_hold
 from servers.api import ServerReference
 from servers.forms import SecretForm
 from servers.models import (
@@ -30,7 +30,8 @@ from servers.models import (
     LabelTaken,
     Server,
 )
-from ui.rest import Body, ListQuery, Moment, Problem, Query, Resource, already_exists, checked, named
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Moment, Problem, Resource, already_exists, checked, named
 
 OTHERS = Own((Capability.IDENTITIES_MANAGE, Capability.SERVERS_MANAGE))
 SHARED = Own(Capability.SERVERS_MANAGE)
@@ -97,31 +98,14 @@ class Secret(Body):
 class IdentityResource(Resource):
     """One's own identities; shared and other people's by capability."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": OTHERS,
-        "retrieve": OTHERS,
-        "create": SHARED,
-        "partial_update": SHARED,
-        "secret": SHARED,
-        "disable": OTHERS,
-        "enable": OTHERS,
-        "confirm": Own(Capability.IDENTITIES_MANAGE),
-        "revoke": OTHERS,
-    }
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
         AnotherPlace: Problem(HTTPStatus.CONFLICT, "superseded"),
         HeldDisabled: Problem(HTTPStatus.FORBIDDEN, "disabled_by_administrator"),
         LabelTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     }
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": IdentityQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {
-        "create": NewIdentity,
-        "partial_update": Label,
-        "secret": Secret,
-    }
-    orderings = frozenset({"label", "created_at", "last_used_at"})
     serializer_class = IdentitySerializer
+    versioned = True
 
     def get_queryset(self) -> IdentityQuerySet:
         """The identities this person may know of."""
@@ -131,6 +115,7 @@ class IdentityResource(Resource):
         own = Q(owner=self.me)
         return rows.filter(own | Q(owner=None) if self.me.has_perm(Capability.SERVERS_MANAGE) else own)
 
+    @operation(needs=OTHERS, query=IdentityQuery, orderings=("label", "created_at", "last_used_at"))
     def list(self, request: Request) -> Response:
         rows = self.get_queryset()
         match self.chosen["scope"]:
@@ -149,9 +134,11 @@ class IdentityResource(Resource):
             rows = rows.filter(label__icontains=words)
         return self.page(rows, lambda rows: rows.select_related("server", "owner"))
 
+    @operation(needs=OTHERS)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
+    @operation(needs=SHARED, body=NewIdentity)
     def create(self, request: Request) -> Response:
         wanted = self.body()
         if wanted["shared"]:
@@ -166,6 +153,7 @@ class IdentityResource(Resource):
             raise already_exists(LabelTaken.__doc__ or "") from None
         return self.answer(identity, HTTPStatus.CREATED)
 
+    @operation(needs=SHARED, body=Label, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         identity = self._replaceable(pk)
         changes = self.body()
@@ -174,6 +162,7 @@ class IdentityResource(Resource):
         return self.answer(identity)
 
     @action(detail=True, methods=["put"])
+    @operation(needs=SHARED, body=Secret)
     def secret(self, request: Request, pk: UUID) -> Response:
         identity = self._replaceable(pk)
         given = self.body()
@@ -181,18 +170,21 @@ class IdentityResource(Resource):
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=OTHERS)
     def disable(self, request: Request, pk: UUID) -> Response:
         identity = self._changeable(pk)
         identity.disable(by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=OTHERS)
     def enable(self, request: Request, pk: UUID) -> Response:
         identity = self._changeable(pk)
         identity.enable(by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Own(Capability.IDENTITIES_MANAGE))
     def confirm(self, request: Request, pk: UUID) -> Response:
         """Agree that the secret is sent where the server is now, after its path or header was changed."""
         identity = _live(self._find(pk))
@@ -200,6 +192,7 @@ class IdentityResource(Resource):
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=OTHERS)
     def revoke(self, request: Request, pk: UUID) -> Response:
         identity = self._changeable(pk)
         identity.revoke(by=self.me)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -19,7 +19,7 @@ from rest_framework.throttling import SimpleRateThrottle
 from auditlog import event_context
 from auditlog.event_context import Via
 from capabilities import NOBODY, Capability
-from capabilities.rest import Own, Rule, must_hold
+from capabilities.rest import Own, must_hold
 from connections.models import Connection, ConnectionRefused
 from tokens.authentication import Presented
 from tokens.models import (
@@ -53,7 +53,8 @@ from tokens.serializers import (
 )
 from tokens.validation import admits
 from tokens.visibility import ENDING, known_to, of_status, with_reach
-from ui.rest import Body, Problem, Query, Resource, Told, named, secret_answer
+from ui.operations import operation
+from ui.rest import ApiError, Problem, Resource, named, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
@@ -85,39 +86,19 @@ class RotationLimit(SimpleRateThrottle):
 class TokenResource(Resource):
     """API access tokens. A secret is told to the token's owner alone: by creation, rotation or collecting, once."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {
-        "list": Own(Capability.API_TOKENS_MANAGE),
-        "create": Capability.API_TOKENS_MANAGE,
-        "retrieve": Own(Capability.API_TOKENS_MANAGE),
-        "partial_update": Own(Capability.API_TOKENS_MANAGE),
-        "destroy": Own(ENDING),
-        "revoke": Own(ENDING),
-        "rotate": Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE),
-        "ask_for_new": Own(ENDING),
-        "collect": Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE),
-        "end_previous": Own(ENDING),
-    }
-    bearer_actions = frozenset({"rotate"})
     problems = PROBLEMS
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": TokenQuery}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {
-        "create": NewToken,
-        "partial_update": TokenChanges,
-        "rotate": Rotation,
-    }
-    answers: ClassVar[Mapping[str, Any]] = {
-        "create": IssuedTokenSerializer,
-        "rotate": RotatedTokenSerializer,
-        "collect": RotatedTokenSerializer,
-    }
-    empty = frozenset({"destroy", "revoke"})
-    orderings = frozenset({"name", "created_at", "expires_at", "last_used_at"})
     serializer_class = TokenSerializer
+    versioned = True
 
     def get_queryset(self) -> TokenQuerySet:
         """The tokens this person may know of; keys of apps are none."""
         return with_reach(known_to(self.me))
 
+    @operation(
+        needs=Own(Capability.API_TOKENS_MANAGE),
+        query=TokenQuery,
+        orderings=("name", "created_at", "expires_at", "last_used_at"),
+    )
     def list(self, request: Request) -> Response:
         tokens = known_to(self.me)
         if self.chosen["scope"] == "all":
@@ -126,9 +107,11 @@ class TokenResource(Resource):
             tokens = tokens.filter(connection__user=self.me)
         return self.page(narrowed(tokens, self.chosen).order_by("-created_at", "pk"), with_reach)
 
+    @operation(needs=Own(Capability.API_TOKENS_MANAGE))
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
+    @operation(needs=Capability.API_TOKENS_MANAGE, body=NewToken, answer=IssuedTokenSerializer)
     def create(self, request: Request) -> Response:
         wanted = self.body()
         triple = {key: wanted.pop(key) for key in ("host", "gateway", "identities")}
@@ -137,17 +120,20 @@ class TokenResource(Resource):
             new = Token.objects.issue(connection, **wanted, by=self.me)
         return secret_answer(issued(self._again(new)), HTTPStatus.CREATED)
 
+    @operation(needs=Own(Capability.API_TOKENS_MANAGE), body=TokenChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         token = self._find(pk)
         changes = self.body()
         token.edit(**changes, by=self.me, seen=self.seen)
         return self.answer(token)
 
+    @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         with self.unchanged(self._find(pk)):
             return self._end(pk)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT)
     def revoke(self, request: Request, pk: UUID) -> Response:
         return self._end(pk)
 
@@ -156,6 +142,12 @@ class TokenResource(Resource):
         return Response(status=HTTPStatus.NO_CONTENT)
 
     @action(detail=True, methods=["post"], throttle_classes=[RotationLimit])
+    @operation(
+        needs=Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE),
+        body=Rotation,
+        answer=RotatedTokenSerializer,
+        access_tokens=True,
+    )
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replaces a token's secret: by its owner, or by the token itself as Bearer.
 
@@ -169,6 +161,7 @@ class TokenResource(Resource):
         return secret_answer(rotated(self._again(new)))
 
     @action(detail=True, methods=["post"], url_path="ask-for-new")
+    @operation(needs=Own(ENDING))
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """Ends a token's secrets at once; its owner alone collects the new one. Asking again changes nothing."""
         token = self._find(pk)
@@ -176,6 +169,7 @@ class TokenResource(Resource):
         return self.answer(self._find(pk))
 
     @action(detail=True, methods=["post"])
+    @operation(needs=Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE), answer=RotatedTokenSerializer)
     def collect(self, request: Request, pk: UUID) -> Response:
         """Makes the new secret somebody asked for and tells it to the token's owner, once."""
         token = self._find(pk)
@@ -184,6 +178,7 @@ class TokenResource(Resource):
         return secret_answer(rotated(self._again(token.collect(by=self.me))))
 
     @action(detail=True, methods=["post"], url_path="end-previous")
+    @operation(needs=Own(ENDING))
     def end_previous(self, request: Request, pk: UUID) -> Response:
         """Ends the secret that a rotation with an overlap let work on."""
         token = self._find(pk)
@@ -194,9 +189,9 @@ class TokenResource(Resource):
         """A token rotates itself, and nothing else."""
         token = presented.token
         if token.pk != pk:
-            raise Told(HTTPStatus.FORBIDDEN, "not_own_token", "A token can rotate only itself.")
+            raise ApiError(HTTPStatus.FORBIDDEN, "not_own_token", "A token can rotate only itself.")
         if not admits(token.allowed_ips, self.request.META.get("REMOTE_ADDR")):
-            raise Told(HTTPStatus.FORBIDDEN, "ip_not_allowed", "The IP allowlist of this token lacks your address.")
+            raise ApiError(HTTPStatus.FORBIDDEN, "ip_not_allowed", "The IP allowlist of this token lacks your address.")
         must_be_on(token.connection)
         with event_context.coming_from(replace(event_context.present(), via=Via.BEARER)):
             try:
@@ -225,7 +220,7 @@ class TokenResource(Resource):
 def must_be_on(connection: Connection) -> None:
     """Refuse while a layer is switched off: a stolen token must not renew itself past the break-glass."""
     if not connection.is_on:
-        raise Told(HTTPStatus.FORBIDDEN, "disabled", "The host, the gateway or the connection is disabled.")
+        raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The host, the gateway or the connection is disabled.")
 
 
 def narrowed(tokens: TokenQuerySet, chosen: Mapping[str, Any]) -> TokenQuerySet:

@@ -17,9 +17,10 @@ from accounts.models import ApiKey
 from accounts.models.api_keys import AlreadyRevoked
 from accounts.rules import Outranked
 from capabilities import Capability
-from capabilities.rest import Own, Rule
+from capabilities.rest import Own
 from tokens.api_key_rows import STATUSES, keys_known_to
-from ui.rest import ListQuery, Moment, Problem, Query, Resource, named
+from ui.operations import ListQuery, operation
+from ui.rest import Moment, Problem, Resource, named
 
 OTHERS = Own(Capability.PEOPLE_MANAGE)
 
@@ -51,17 +52,13 @@ class ApiKeyQuery(ListQuery):
 class ApiKeyResource(Resource):
     """People's keys for this API. None of them can make, change or end one: that takes a person's session."""
 
-    capabilities: ClassVar[Mapping[str, Rule]] = dict.fromkeys(("list", "retrieve", "destroy", "revoke"), OTHERS)
-    session_actions = frozenset({"destroy", "revoke"})
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),
         Outranked: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
     }
-    queries: ClassVar[Mapping[str, type[Query]]] = {"list": ApiKeyQuery}
-    empty = frozenset({"destroy", "revoke"})
-    orderings = frozenset({"name", "created_at", "expires_at", "last_used_at"})
     serializer_class = ApiKeySerializer
 
+    @operation(needs=OTHERS, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
     def list(self, request: Request) -> Response:
         keys = ApiKey.objects.within_reach(self.me, of_all=self.chosen["scope"] == "all")
         keys = keys.of_status(self.chosen["status"]).matching(self.chosen.get("q", ""))
@@ -69,13 +66,16 @@ class ApiKeyResource(Resource):
             keys = keys.filter(named(user.lower(), "user", "email"))
         return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))
 
+    @operation(needs=OTHERS)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
+    @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False)
     def destroy(self, request: Request, pk: UUID) -> Response:
         return self._end(pk)
 
     @action(detail=True, methods=["post"])
+    @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False)
     def revoke(self, request: Request, pk: UUID) -> Response:
         return self._end(pk)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import ClassVar
 from uuid import UUID
 
 from django.shortcuts import get_object_or_404
@@ -13,7 +13,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from capabilities.rest import Own, Rule, must_hold
+from capabilities.rest import Own, must_hold
 from connections.api import PROBLEMS as CONNECTION_PROBLEMS
 from connections.api import Connections, ConnectionSerializer
 from connections.models import AlreadyRevoked, Connection
@@ -21,7 +21,8 @@ from tokens.api import PROBLEMS, must_be_on
 from tokens.models import Token, TokenKind
 from tokens.serializers import RotatedTokenSerializer, rotated
 from tokens.visibility import with_reach
-from ui.rest import Problem, Told, secret_answer
+from ui.operations import operation
+from ui.rest import ApiError, Problem, secret_answer
 
 
 class Regenerate(Connections):
@@ -31,14 +32,14 @@ class Regenerate(Connections):
     connection: its owner collects it.
     """
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {"regenerate": Own(Capability.MCP_CONNECTIONS_REVOKE)}
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
-    answers: ClassVar[Mapping[str, Any]] = {
-        "regenerate": PolymorphicProxySerializer(
-            "Regenerated", [ConnectionSerializer, RotatedTokenSerializer], resource_type_field_name=None
-        )
-    }
 
+    @operation(
+        needs=Own(Capability.MCP_CONNECTIONS_REVOKE),
+        answer=PolymorphicProxySerializer(
+            "Regenerated", [ConnectionSerializer, RotatedTokenSerializer], resource_type_field_name=None
+        ),
+    )
     def regenerate(self, request: Request, pk: UUID) -> Response:
         connection = get_object_or_404(self.get_queryset(), pk=pk)
         return self._token(connection) if connection.host.is_agent else self._key(connection)
@@ -60,9 +61,11 @@ class Regenerate(Connections):
             _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])
         if not active:
-            raise Told(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
+            raise ApiError(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
         if len(active) > 1:
-            raise Told(HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id.")
+            raise ApiError(
+                HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id."
+            )
         if not own:
             active[0].ask_for_new(by=self.me)
             return self.now(connection)

@@ -16,7 +16,8 @@ from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
 from tokens.visibility import STATUSES, servers_of
 from ui.limits import Limit
-from ui.rest import Body, ListQuery, Moment, Reference
+from ui.operations import Body, ListQuery
+from ui.rest import Moment, Reference
 
 SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at")
 
@@ -98,8 +99,8 @@ def issued(new: Issued) -> dict[str, Any]:
 
 def rotated(new: Issued) -> dict[str, Any]:
     """Exactly the eight keys of a rotation."""
-    values = issued(new)
-    return {key: values[key] for key in SHOWN_ONCE}
+    payload = issued(new)
+    return {key: payload[key] for key in SHOWN_ONCE}
 
 
 class TokenQuery(ListQuery):

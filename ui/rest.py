@@ -26,13 +26,15 @@ from rest_framework.views import exception_handler, set_rollback
 from rest_framework.viewsets import GenericViewSet
 
 from ui.errors import TryLater
-from ui.versions import ChangedMeanwhile, HasVersion, Precondition
+from ui.operations import Query, operation_of
+from ui.versions import ChangedMeanwhile, Precondition
 
 if TYPE_CHECKING:
     from django.forms import BaseForm
 
     from accounts.models import User
-    from capabilities.rest import Own, Rule
+    from capabilities.rest import Own
+    from ui.operations import Body, Operation
 
 
 # An entity tag that is strong: RFC 9110 section 8.8.3.
@@ -61,40 +63,19 @@ class Reference(serializers.Serializer[Any]):
 
 
 class Problem(NamedTuple):
-    """How a refusal of a verb is told: its status, its code, and the field it is about, if any."""
+    """How a refusal of a verb is answered: its status, its code, and the field it is about, if any."""
 
     status: int
     code: str
     field: str = ""
 
 
-class Told(APIException):
+class ApiError(APIException):
     """A refusal with a status and a code of its own."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail, code)
         self.status_code = status
-
-
-class Body(serializers.Serializer[Any]):
-    """What may be sent, and nothing else: a key it does not name is refused, not ignored."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, Mapping) and (extra := sorted(set(data) - set(self.fields))):
-            raise ValidationError({key: ["Cannot be set."] for key in extra})
-        return super().to_internal_value(data)
-
-
-class Query(serializers.Serializer[Any]):
-    """The query parameters an action knows; any other is refused."""
-
-
-class ListQuery(Query):
-    """The query parameters every list of pages knows."""
-
-    page = serializers.IntegerField(min_value=1, required=False)
-    page_size = serializers.IntegerField(min_value=1, required=False)
-    ordering = serializers.CharField(required=False)
 
 
 class Paging(PageNumberPagination):
@@ -129,13 +110,13 @@ def checked(form: BaseForm, **called: str) -> dict[str, Any]:
     if form.is_valid():
         return form.cleaned_data
     raise ValidationError(
-        {called.get(name, name): [str(error) for error in told] for name, told in form.errors.items()}
+        {called.get(name, name): [str(error) for error in errors] for name, errors in form.errors.items()}
     )
 
 
-def already_exists(detail: str) -> Told:
+def already_exists(detail: str) -> ApiError:
     """409: this name is in use."""
-    return Told(HTTPStatus.CONFLICT, "already_exists", detail)
+    return ApiError(HTTPStatus.CONFLICT, "already_exists", detail)
 
 
 def named(text: str, relation: str, name: str) -> Q:
@@ -147,30 +128,14 @@ def named(text: str, relation: str, name: str) -> Q:
 
 
 class Resource(GenericViewSet[Any]):
-    """The base of every resource: one rule per action, plain words for every refusal.
+    """The base of every resource: its methods declare themselves with `@operation`; plain words for every refusal.
 
-    `capabilities` maps an action to its rule (see capabilities.rest); `grave_actions` want the password typed again
-    (see accounts.reauthentication). `problems` says how each refusal of a verb is told. `queries` are the query
-    parameters an action knows, all of them in `chosen`; `bodies` are what it takes.
-
-    The rest is for the description of the API (`rest.openapi`): `answers` that are not told by the view's own
-    serializer, actions whose answer is `empty` or one of `files` by media type, and those that `conflicts` beyond what
-    `problems` says.
+    `problems` says how each refusal of a verb is answered. `chosen` are the query parameters of this request.
+    With `versioned` the things its serializer writes have a version (ui.versions), which `answer` gives as their ETag.
     """
 
-    capabilities: ClassVar[Mapping[str, Rule]] = {}
-    session_actions: ClassVar[frozenset[str]] = frozenset()
-    bearer_actions: ClassVar[frozenset[str]] = frozenset()
-    grave_actions: ClassVar[frozenset[str]] = frozenset()
     problems: ClassVar[Mapping[type[Exception], Problem]] = {}
-    queries: ClassVar[Mapping[str, type[Query]]] = {}
-    bodies: ClassVar[Mapping[str, type[Body]]] = {}
-    orderings: ClassVar[frozenset[str]] = frozenset()
-    answers: ClassVar[Mapping[str, Any]] = {}
-    empty: ClassVar[frozenset[str]] = frozenset({"destroy"})
-    files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    conflicts: ClassVar[frozenset[str]] = frozenset()
-    by_cursor: ClassVar[bool] = False
+    versioned: ClassVar[bool] = False
     lookup_value_converter = "uuid"
     pagination_class = Paging
     metadata_class = None
@@ -178,12 +143,13 @@ class Resource(GenericViewSet[Any]):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        self.chosen = _chosen(request, self.query_of(self.action or "")())
+        declared = operation_of(self, self.action)
+        self.chosen = _chosen(request, declared.query() if declared else Query())
 
-    @classmethod
-    def query_of(cls, action: str) -> type[Query]:
-        """The query parameters of an action."""
-        return cls.queries.get(action, ListQuery if action == "list" else Query)
+    @property
+    def operation(self) -> Operation:
+        """What the method that answers this request declares; permissions have been checked, so that it does."""
+        return cast("Operation", operation_of(self, self.action))
 
     @property
     def me(self) -> User:
@@ -191,23 +157,23 @@ class Resource(GenericViewSet[Any]):
         return cast("User", self.request.user)
 
     def must_own(self, owner: UUID | None) -> None:
-        """Raise CapabilityRequired for another person's thing unless the action's rule, an `Own`, allows it."""
-        rule = cast("Own", self.capabilities[self.action or ""])
+        """Raise CapabilityRequired for another person's thing unless what the operation needs, an `Own`, allows it."""
+        rule = cast("Own", self.operation.needs)
         rule.check(self.me, owner)
 
     def handle_exception(self, exc: Exception) -> Response:
         for kind, problem in self.problems.items():
             if isinstance(exc, kind):
-                return super().handle_exception(_told(exc, problem))
+                return super().handle_exception(_api_error(exc, problem))
         return super().handle_exception(exc)
 
     def body(self) -> dict[str, Any]:
-        """The body of this request as the action's one of `bodies` lets it through. Raises ValidationError."""
-        kind, partial = self.bodies[self.action or ""], self.request.method == "PATCH"
+        """The body of this request as the operation's `body` lets it through. Raises ValidationError."""
+        kind, partial = cast("type[Body]", self.operation.body), self.request.method == "PATCH"
         body = kind(data=self.request.data, partial=partial, context=self.get_serializer_context())
         body.is_valid(raise_exception=True)
-        told: dict[str, Any] = body.validated_data
-        return told
+        data: dict[str, Any] = body.validated_data
+        return data
 
     @property
     def seen(self) -> Precondition | None:
@@ -230,24 +196,25 @@ class Resource(GenericViewSet[Any]):
         """
         keys = list(self.paginate_queryset(self._ordered(rows).values_list("pk", flat=True)) or ())
         found = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
-        return self.get_paginated_response(self.told([found[key] for key in keys if key in found], many=True))
+        return self.get_paginated_response(self.serialize([found[key] for key in keys if key in found], many=True))
 
-    def told(self, thing: Any, *, many: bool = False) -> Any:
-        """`thing` as this resource tells it."""
+    def serialize(self, thing: Any, *, many: bool = False) -> Any:
+        """`thing` as this resource's serializer writes it."""
         return self.get_serializer(thing, many=many).data
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
         """An answer that holds `thing`, with the version of what can be edited of it as its ETag."""
-        headers = {"ETag": f'"{thing.version}"'} if isinstance(thing, HasVersion) else None
-        return Response(self.told(thing), status=status, headers=headers)
+        headers = {"ETag": f'"{thing.version}"'} if self.versioned else None
+        return Response(self.serialize(thing), status=status, headers=headers)
 
     def _ordered(self, rows: Any) -> Any:
-        wanted = self.chosen.get("ordering")
-        if wanted is None:
+        ordering = self.chosen.get("ordering")
+        if ordering is None:
             return rows
-        if wanted.removeprefix("-") not in self.orderings:
-            raise ValidationError({"ordering": [f"Must be one of {', '.join(sorted(self.orderings))}."]})
-        return rows.order_by(wanted, "pk")
+        known = self.operation.orderings
+        if ordering.removeprefix("-") not in known:
+            raise ValidationError({"ordering": [f"Must be one of {', '.join(sorted(known))}."]})
+        return rows.order_by(ordering, "pk")
 
 
 def _chosen(request: Request, query: Query) -> dict[str, Any]:
@@ -267,10 +234,10 @@ def _chosen(request: Request, query: Query) -> dict[str, Any]:
     return chosen
 
 
-def _told(exc: Exception, problem: Problem) -> APIException:
+def _api_error(exc: Exception, problem: Problem) -> APIException:
     if problem.field:
         return ValidationError({problem.field: [str(exc)]})
-    return Told(problem.status, problem.code, str(exc))
+    return ApiError(problem.status, problem.code, str(exc))
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
@@ -304,7 +271,8 @@ def _changed(clash: ChangedMeanwhile) -> Response:
     """412, with what became of the thing after the version that was sent."""
     set_rollback()
     changed = [
-        {"field": one.field, "value": one.now, "by": one.by or None, "at": stamp(one.at)} for one in clash.changes
+        {"field": change.field, "value": change.now, "by": change.by or None, "at": stamp(change.at)}
+        for change in clash.changes
     ]
     body = {"detail": str(clash), "code": "changed_meanwhile", "changed": changed}
     return Response(body, status=HTTPStatus.PRECONDITION_FAILED, headers={"ETag": f'"{clash.version}"'})

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from wire import jsonrpc, sse
 from wire.bodies import has_more_values
-from wire.errors import BadAnswer, Flooded, Redirected, TooLarge, Unreachable
+from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse

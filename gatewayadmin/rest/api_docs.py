@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """An object that is sent or told."""
+    """An object that is sent or answered."""
 
     name: str
     about: SafeString
@@ -72,14 +72,14 @@ class Group:
 @cache
 def groups() -> dict[str, Group]:
     """Every operation, in groups by their slug."""
-    found: dict[str, Group] = {}
+    by_slug: dict[str, Group] = {}
     for path, item in description()["paths"].items():
-        for method, told in item.items():
-            tag = told["tags"][0]
+        for method, operation in item.items():
+            tag = operation["tags"][0]
             slug = tag.replace(" ", "-")
-            group = found.setdefault(slug, Group(slug, _title(tag), []))
-            group.operations.append(_operation(method, path, told))
-    return dict(sorted(found.items()))
+            group = by_slug.setdefault(slug, Group(slug, _title(tag), []))
+            group.operations.append(_operation(method, path, operation))
+    return dict(sorted(by_slug.items()))
 
 
 def _title(tag: str) -> str:
@@ -129,25 +129,31 @@ def _type(name: str, schema: dict[str, Any]) -> str:
     return str(schema.get("format", name)) if name == "string" else name
 
 
-def _operation(method: str, path: str, told: dict[str, Any]) -> Operation:
-    body = told.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+def _operation(method: str, path: str, operation: dict[str, Any]) -> Operation:
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     return Operation(
-        name=told["operationId"],
+        name=operation["operationId"],
         method=method.upper(),
         path=path,
-        summary=told["summary"],
-        about=[in_words(part) for part in told["description"].split("\n\n")],
-        parameters=[_parameter(one) for one in told.get("parameters", ())],
+        summary=operation["summary"],
+        about=[in_words(part) for part in operation["description"].split("\n\n")],
+        parameters=[_parameter(parameter) for parameter in operation.get("parameters", ())],
         body=kind_of(body) if body else "",
-        answers=[_answer(status, one) for status, one in told["responses"].items()],
+        answers=[_answer(status, response) for status, response in operation["responses"].items()],
         example=_example(method.upper(), path, body),
-        names=frozenset(_named({key: told.get(key) for key in ("requestBody", "responses")})),
+        names=frozenset(_named({key: operation.get(key) for key in ("requestBody", "responses")})),
     )
 
 
-def _parameter(told: dict[str, Any]) -> Field:
-    note = in_words("In the address." if told["in"] == "path" else _bounds(told["schema"]))
-    return Field(told["name"], kind_of(told["schema"]), bool(told.get("required")), note)
+def _parameter(parameter: dict[str, Any]) -> Field:
+    match parameter["in"]:
+        case "path":
+            note = in_words("In the address.")
+        case "header":
+            note = in_words(f"A header. {parameter['description']}")
+        case _:
+            note = in_words(_bounds(parameter["schema"]))
+    return Field(parameter["name"], kind_of(parameter["schema"]), bool(parameter.get("required")), note)
 
 
 def _fields(schema: dict[str, Any]) -> Iterator[Field]:
@@ -164,29 +170,29 @@ def _bounds(schema: dict[str, Any]) -> str:
     )
 
 
-def _answer(status: str, told: dict[str, Any]) -> Answer:
-    schemas = [one.get("schema", {}) for one in told.get("content", {}).values()]
-    files = [media for media in told.get("content", {}) if media != "application/json"]
+def _answer(status: str, response: dict[str, Any]) -> Answer:
+    schemas = [one.get("schema", {}) for one in response.get("content", {}).values()]
+    files = [media for media in response.get("content", {}) if media != "application/json"]
     kind = " or ".join(files) or next(map(kind_of, schemas), "")
-    return Answer(status, in_words(told.get("description") or "Done."), kind)
+    return Answer(status, in_words(response.get("description") or "Done."), kind)
 
 
-def _named(told: Any) -> Iterator[str]:
-    """The objects that something speaks of."""
-    match told:
+def _named(node: Any) -> Iterator[str]:
+    """The objects that a part of the description refers to."""
+    match node:
         case {"$ref": str(reference)}:
             yield reference.rpartition("/")[2]
         case dict():
-            for one in told.values():
-                yield from _named(one)
+            for child in node.values():
+                yield from _named(child)
         case list():
-            for one in told:
-                yield from _named(one)
+            for child in node:
+                yield from _named(child)
 
 
 def _objects() -> dict[str, Any]:
-    found: dict[str, Any] = description()["components"]["schemas"]
-    return found
+    schemas: dict[str, Any] = description()["components"]["schemas"]
+    return schemas
 
 
 def _example(method: str, path: str, body: dict[str, Any] | None) -> str:

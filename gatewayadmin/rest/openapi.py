@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 from django.conf import settings
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
@@ -20,7 +20,8 @@ from rest_framework.response import Response
 
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
-from ui.rest import Resource
+from ui.operations import File, Operation, operation
+from ui.rest import Moment, Resource
 
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
 LINK = {"type": ["string", "null"], "format": "uri"}
@@ -47,6 +48,21 @@ class RefusalSerializer(ProblemSerializer):
     capability = serializers.CharField(required=False)
 
 
+class ChangeSerializer(serializers.Serializer[Any]):
+    """A field that was changed: its value now, and by whom and when, if known."""
+
+    field = serializers.CharField()
+    value = serializers.JSONField(allow_null=True)
+    by = serializers.CharField(allow_null=True)
+    at = Moment(allow_null=True)
+
+
+class ChangedSerializer(ProblemSerializer):
+    """What became of the thing after the version that was sent."""
+
+    changed = ChangeSerializer(many=True)
+
+
 REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
     400: (InvalidSerializer, "The input is wrong; `errors` says where."),
     401: (ProblemSerializer, "Nobody is signed in, or the key is unknown, expired or revoked."),
@@ -54,6 +70,7 @@ REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
     404: (ProblemSerializer, "There is no such thing, or you may not see it."),
     406: (ProblemSerializer, "Only JSON is offered."),
     409: (ProblemSerializer, "The state of the thing stands against it."),
+    412: (ChangedSerializer, "The thing is no longer what `If-Match` names; nothing was written."),
     413: (ProblemSerializer, "The body is larger than 1 MiB."),
     415: (ProblemSerializer, "The body is not JSON."),
     429: (ProblemSerializer, "Too often; `Retry-After` says when to come back."),
@@ -70,8 +87,12 @@ class Described(AutoSchema):
         return self.view.action or ""
 
     @property
+    def operation(self) -> Operation:
+        return self.view.operation
+
+    @property
     def rule(self) -> Rule:
-        return self.view.capabilities[self.action]
+        return self.operation.needs
 
     def get_operation_id(self) -> str:
         """Such as `token_rotate`: a router's own names, in the style of programs."""
@@ -103,16 +124,28 @@ class Described(AutoSchema):
         return self.rule.others if isinstance(self.rule, Own) else self.rule
 
     def get_override_parameters(self) -> list[Any]:
-        query = self.view.query_of(self.action)
-        return [*([query] if query().fields else []), *self._ordering()]
+        query = self.operation.query
+        return [*([query] if query().fields else []), *self._ordering(), *self._precondition(), *self._etag()]
 
     def _ordering(self) -> list[OpenApiParameter]:
-        if self.action != "list" or self.view.by_cursor:
+        if not self.operation.has_page_numbers:
             return []
-        names = sorted(self.view.orderings)
+        names = sorted(self.operation.orderings)
         if not names:
             return [OpenApiParameter("ordering", exclude=True)]
         return [OpenApiParameter("ordering", enum=[*names, *(f"-{name}" for name in names)])]
+
+    def _precondition(self) -> list[OpenApiParameter]:
+        note = "The `ETag` it must still have."
+        return [OpenApiParameter("If-Match", location="header", description=note)] if self.operation.if_match else []
+
+    def _etag(self) -> list[OpenApiParameter]:
+        """The header of the good answer, where that is the thing itself, and of 412."""
+        is_thing = self.view.versioned and self.operation.answer is None and self.action != "list"
+        statuses = [status for status, has in ((200, is_thing), (201, is_thing), (412, self.operation.if_match)) if has]
+        note = "The version of what people edit of the thing."
+        tag = OpenApiParameter("ETag", location="header", description=note, required=True, response=statuses)
+        return [tag] if statuses else []
 
     def _is_list_view(self, serializer: Any = None) -> bool:
         return False  # What a page holds is said in _page.
@@ -121,7 +154,7 @@ class Described(AutoSchema):
         return []  # Among the query's own parameters.
 
     def get_request_serializer(self) -> Any:
-        return self.view.bodies.get(self.action)
+        return self.operation.body
 
     def get_response_serializers(self) -> Any:
         return self._answered() | {
@@ -130,27 +163,30 @@ class Described(AutoSchema):
 
     def _answered(self) -> dict[Any, Any]:
         """The good answer."""
-        if self.action in self.view.empty:
-            return {HTTPStatus.NO_CONTENT.value: OpenApiResponse(description="Done.")}
-        if media := self.view.files.get(self.action):
-            return {(200, kind): OpenApiResponse(OpenApiTypes.BINARY, "A file.") for kind in media}
-        told = self.view.answers.get(self.action) or self.view.get_serializer_class()
+        match self.operation.answer:
+            case HTTPStatus.NO_CONTENT:
+                return {HTTPStatus.NO_CONTENT.value: OpenApiResponse(description="Done.")}
+            case File(media_types):
+                return {(200, kind): OpenApiResponse(OpenApiTypes.BINARY, "A file.") for kind in media_types}
+            case declared:
+                serializer = declared or self.view.get_serializer_class()
         status = HTTPStatus.CREATED if self.action == "create" else HTTPStatus.OK
-        return {(status.value, "application/json"): self._page(told) if self.action == "list" else told}
+        return {(status.value, "application/json"): self._page(serializer) if self.action == "list" else serializer}
 
     def _page(self, row: Any) -> dict[str, Any]:
         rows = build_array_type(self.resolve_serializer(row, "response").ref)
-        count = {"count": {"type": "integer"}} if not self.view.by_cursor else {}
+        count = {"count": {"type": "integer"}} if self.operation.has_page_numbers else {}
         properties = {**count, "next": LINK, "previous": LINK, "results": rows}
         return {**build_object_type(properties, required=list(properties)), "additionalProperties": False}
 
     def _refused(self) -> list[int]:
         """The statuses of the refusals that can happen."""
-        has_body = self.action in self.view.bodies
-        conflicts = self.action in self.view.conflicts or any(one.status == 409 for one in self.view.problems.values())
+        has_body = self.operation.body is not None
+        conflicts = self.operation.conflicts or any(one.status == 409 for one in self.view.problems.values())
         happens = {
             409: self.method in UNSAFE and conflicts,
-            404: "{" in self.path or (self.action == "list" and not self.view.by_cursor),
+            404: "{" in self.path or self.operation.has_page_numbers,
+            412: self.operation.if_match,
             413: has_body,
             415: has_body,
             429: bool(self.view.throttle_classes),
@@ -160,17 +196,19 @@ class Described(AutoSchema):
     def get_auth(self) -> list[Any]:
         super().get_auth()  # Registers the schemes.
         person: dict[str, list[str]] = {"session": [], "csrf": []} if self.method in UNSAFE else {"session": []}
-        key: list[Any] = [] if self.action in self.view.session_actions else [{"apiKey": []}]
-        token: list[Any] = [{"accessToken": []}] if self.action in self.view.bearer_actions else []
+        key: list[Any] = [{"apiKey": []}] if self.operation.api_keys else []
+        token: list[Any] = [{"accessToken": []}] if self.operation.access_tokens else []
         return [*key, person, *token]
 
     def _map_serializer_field(self, field: Any, direction: Any, bypass_extensions: bool = False) -> Any:
-        told = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
-        if direction == "response" and isinstance(told, dict):
-            told = {name: value for name, value in told.items() if name != "minLength"}  # Only asked of what is sent.
-            if {} in told.get("oneOf", ()):
+        schema = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
+        if direction == "response" and isinstance(schema, dict):
+            schema = {
+                name: value for name, value in schema.items() if name != "minLength"
+            }  # Only asked of what is sent.
+            if {} in schema.get("oneOf", ()):
                 return {}  # Anything at all; null would be two of the choices.
-        return told
+        return schema
 
 
 class Session(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
@@ -222,8 +260,8 @@ class DescriptionSerializer(serializers.Serializer[Any]):
 class Schema(Resource):
     """This description of the API: OpenAPI 3.1, as JSON."""
 
-    capabilities: ClassVar[dict[str, Rule]] = {"retrieve": None}
     serializer_class = DescriptionSerializer
 
+    @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
         return Response(description())

@@ -20,6 +20,7 @@ from connections.models import Connection
 from gatewayadmin.rest.urls import router
 from tests import make
 from tests.rest import Rest, errors, problem, results
+from ui.operations import operation_of
 from ui.rest import Resource
 
 pytestmark = pytest.mark.django_db
@@ -70,12 +71,19 @@ def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: U
 
 
 def test_no_resource_can_forget_to_ask_for_it() -> None:
-    """Naming a grave action is enough: the classes that ask are everybody's."""
+    """Declaring it is enough: the classes that ask are everybody's."""
     every: set[Any] = {view for _, view, _ in router.registry} | set(Resource.__subclasses__())
 
     assert {view.__name__ for view in every if RecentPassword not in view.permission_classes} == set()
-    assert {view.__name__ for view in every if not view.grave_actions <= set(view.capabilities)} == set()
-    assert {view.__name__ for view in every if view.grave_actions} == {"UserResource", "RoleResource", "Workspace"}
+    declared = {f"{view.__name__}.{name}": operation_of(view, name) for view in every for name in vars(view)}
+    assert {name for name, operation in declared.items() if operation and operation.reauth} == {
+        "UserResource.create",
+        "UserResource.partial_update",
+        "RoleResource.create",
+        "RoleResource.partial_update",
+        "RoleResource.destroy",
+        "Workspace.partial_update",
+    }
 
 
 def test_who_may_not_is_told_so_before_being_asked_for_a_password(ann: User) -> None:

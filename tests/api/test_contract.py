@@ -5,7 +5,6 @@ No answer is a 5xx, has a status the description does not know for that operatio
 """
 
 import os
-import re
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -48,13 +47,7 @@ READING = {one for one in Capability if one.slug.endswith(":read")}
 ACTORS = ("owner", "reader", "api key")
 
 
-def template(door: Door) -> str:
-    """The address of a door as the description writes it."""
-    route = re.sub(r"<\w+:(\w+)>", r"{\1}", door.route)
-    return f"/api/{route}".replace("{pk}", "{id}")
-
-
-BY_ADDRESS = {(door.method, template(door)): door for door in DOORS}
+BY_ADDRESS = {(door.method, door.template): door for door in DOORS}
 
 
 def api() -> Any:

@@ -3,6 +3,7 @@
 Written from the rules the views declare: a route without one, or without an address here, fails.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from django.urls import reverse
 
 from capabilities import Capability
 from capabilities.rest import Own, capabilities_in
+from gatewayadmin.rest.openapi import description
 from gatewayadmin.rest.urls import urlpatterns
 from tests import make
 from tests.api.world import World, build, holder
 from tests.house.doors import browser, session_of
 from tests.rest import Rest
+from ui.operations import Operation, operation_of
 
 pytestmark = pytest.mark.django_db
 
@@ -41,18 +44,39 @@ class Door:
     route: str
 
     @property
+    def operation(self) -> Operation:
+        declared = operation_of(self.view, self.action)
+        assert declared, f"{self.view.__name__}.{self.action} declares nothing"
+        return declared
+
+    @property
     def rule(self) -> Any:
-        return self.view.capabilities[self.action]
+        return self.operation.needs
 
     @property
     def is_of_one_thing(self) -> bool:
         return "list" not in self.name or self.name.startswith(("assignment", "tool"))
 
-    def knock(self, world: World, rest: Rest) -> int:
+    @property
+    def template(self) -> str:
+        """Its address as the description writes it."""
+        route = re.sub(r"<\w+:(\w+)>", r"{\1}", self.route)
+        return f"/api/{route}".replace("{pk}", "{id}")
+
+    @property
+    def described(self) -> Any:
+        """What the description says of it."""
+        return description()["paths"][self.template][self.method]
+
+    def ask(self, world: World, rest: Rest, **headers: str) -> Any:
+        """The answer to a request that has a body where it takes one."""
         body = world.bodies.get((self.name, self.method))
         if body is None and self.method in ("patch", "put"):
             body = {}
-        return int(rest.send(self.method, self.path(world), body).status_code)
+        return rest.send(self.method, self.path(world), body, headers)
+
+    def knock(self, world: World, rest: Rest) -> int:
+        return int(self.ask(world, rest).status_code)
 
     def kwargs(self, world: World) -> dict[str, Any]:
         """What stands in its address."""
@@ -212,10 +236,8 @@ def by_key(door: Door, world: World, capabilities: Iterable[Capability]) -> int:
 
 @every_door
 def test_an_api_key_does_what_it_was_made_with(door: Door, world: World) -> None:
-    for_people = door.action in getattr(door.view, "session_actions", ())
-
     for enough in enough_for(door):
-        assert by_key(door, world, enough) in ({403} if for_people else LET_IN), enough
+        assert by_key(door, world, enough) in (LET_IN if door.operation.api_keys else {403}), enough
 
 
 @every_door
@@ -224,6 +246,29 @@ def test_an_api_key_does_nothing_else(door: Door, world: World) -> None:
     status = by_key(door, world, ALL - capabilities_in(door.rule))
 
     assert status in (LET_IN if door.rule is None else {403})
+
+
+@every_door
+def test_if_match_is_described_where_it_is_honoured(door: Door, world: World, people: People) -> None:
+    """A version there never was stops the operations that say so, and no other."""
+    statuses = set()
+    for somebody in (people.holding(ALL), people.owning()):
+        with for_a_moment():
+            statuses.add(door.ask(world, somebody, **{"If-Match": '"never"'}).status_code)
+
+    named = {one["name"] for one in door.described.get("parameters", ()) if one["in"] == "header"}
+    assert statuses & {412, *LET_IN}, "nobody got as far as the version"
+    assert (412 in statuses) == ("412" in door.described["responses"]) == ("If-Match" in named)
+
+
+@every_door
+def test_an_etag_is_described_where_it_is_sent(door: Door, world: World, people: People) -> None:
+    for somebody in (people.holding(ALL), people.owning()):
+        with for_a_moment():
+            answer = door.ask(world, somebody)
+        if answer.status_code < 300:
+            headers = door.described["responses"][str(answer.status_code)].get("headers", {})
+            assert ("ETag" in answer.headers) == ("ETag" in headers)
 
 
 @every_door

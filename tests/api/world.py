@@ -92,6 +92,7 @@ def build() -> World:
             ("gateway-list", "post"): {"name": "Made"},
             ("host-list", "post"): {"name": "Made"},
             ("identity-list", "post"): {"server_id": str(server.pk), "label": "Made", "secret": "s3cret"},
+            ("identity-detail", "patch"): {"label": "Renamed"},
             ("identity-secret", "put"): {"secret": "s3cret"},
             ("identity-gateways", "put"): {"gateway_ids": []},
             ("me-confirm", "post"): {"password": "s3cret"},

@@ -4,6 +4,7 @@ import inspect
 import re
 
 import capabilities.rest
+import ui.operations
 import ui.rest
 import ui.rest_requests
 from gatewayadmin.rest import urls
@@ -15,7 +16,12 @@ CODE = re.compile(r'(?:code=|HTTPStatus\.[A-Z]+, )"([a-z_]+)"')
 
 def test_every_code_of_the_api_is_documented() -> None:
     views = {view for route in urls.urlpatterns if (view := getattr(route.callback, "cls", None))}
-    modules = {inspect.getmodule(view) for view in views} | {ui.rest, ui.rest_requests, capabilities.rest}
+    modules = {inspect.getmodule(view) for view in views} | {
+        ui.operations,
+        ui.rest,
+        ui.rest_requests,
+        capabilities.rest,
+    }
 
     codes = {problem.code for view in views for problem in view.problems.values()}
     codes |= {code for module in modules if module for code in CODE.findall(inspect.getsource(module))}

@@ -5,6 +5,8 @@ from typing import Any
 
 from django.urls import URLPattern, URLResolver, get_resolver
 
+from ui.operations import operation_of
+
 # Open to everybody: what one needs in order to sign in.
 PUBLIC = {
     "account_login",
@@ -53,9 +55,10 @@ def nameless(resolver: URLResolver | None = None) -> Iterator[URLPattern]:
 
 
 def rule_of(view: Any) -> Any:
-    """What guards a view: `@requires`, `@own_resource`, or the capabilities of a REST view."""
-    rest = getattr(view, "cls", None)
-    return getattr(view, "rule", None) or getattr(rest, "capabilities", None)
+    """What guards a view: `@requires`, `@own_resource`, or the `@operation` of each method of a REST view."""
+    if actions := getattr(view, "actions", None):
+        return all(operation_of(view.cls, action) for action in actions.values())
+    return getattr(view, "rule", None)
 
 
 def test_every_route_declares_who_may_enter() -> None:

@@ -1,0 +1,46 @@
+"""What a REST method declares is enforced; one that declares nothing is open to nobody."""
+
+from typing import Any
+
+import pytest
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.test import APIRequestFactory, force_authenticate
+
+from capabilities import Capability
+from tests import make
+from ui.operations import operation, operation_of
+from ui.rest import Resource
+
+pytestmark = pytest.mark.django_db
+
+
+class Declared(Resource):
+    """One method that declares itself."""
+
+    @operation(needs=None)
+    def retrieve(self, request: Request) -> Response:
+        return Response({})
+
+
+class Undeclared(Declared):
+    """The same method again, without what it declared."""
+
+    def retrieve(self, request: Request) -> Response:
+        return Response({})
+
+
+def answer_of(resource: Any) -> int:
+    """The status of the answer to somebody who holds every capability."""
+    request = APIRequestFactory().get("/api/thing")
+    force_authenticate(request, make.user(*Capability))
+    return int(resource.as_view({"get": "retrieve"})(request).status_code)
+
+
+def test_a_method_that_declares_nothing_is_refused_to_everybody() -> None:
+    assert answer_of(Declared) == 200
+    assert answer_of(Undeclared) == 403
+
+
+def test_what_is_no_method_declares_nothing() -> None:
+    assert operation_of(Declared, None) is operation_of(Declared, "metadata") is operation_of(Declared, "x") is None

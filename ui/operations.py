@@ -1,0 +1,118 @@
+"""What an operation of the REST API needs, takes and answers: declared on its method, enforced from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+
+if TYPE_CHECKING:
+    from drf_spectacular.utils import PolymorphicProxySerializer
+
+    from capabilities.rest import Rule
+
+
+class Body(serializers.Serializer[Any]):
+    """What may be sent, and nothing else: a key it does not name is refused, not ignored."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping) and (extra := sorted(set(data) - set(self.fields))):
+            raise ValidationError({key: ["Cannot be set."] for key in extra})
+        return super().to_internal_value(data)
+
+
+class Query(serializers.Serializer[Any]):
+    """The query parameters an operation knows; any other is refused."""
+
+
+class ListQuery(Query):
+    """The query parameters every list with page numbers knows."""
+
+    page = serializers.IntegerField(min_value=1, required=False)
+    page_size = serializers.IntegerField(min_value=1, required=False)
+    ordering = serializers.CharField(required=False)
+
+
+class File(NamedTuple):
+    """An answer that is a file of one of these media types."""
+
+    media_types: tuple[str, ...]
+
+
+type Answer = type[serializers.BaseSerializer[Any]] | PolymorphicProxySerializer | File | Literal[HTTPStatus.NO_CONTENT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """What a method of a resource declares with `@operation`."""
+
+    needs: Rule
+    query: type[Query]
+    orderings: frozenset[str]
+    body: type[Body] | None
+    answer: Answer | None
+    reauth: bool
+    api_keys: bool
+    access_tokens: bool
+    conflicts: bool
+    if_match: bool
+
+    @property
+    def has_page_numbers(self) -> bool:
+        """Whether it lists by page number; a log lists by cursor."""
+        return issubclass(self.query, ListQuery)
+
+
+def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for each thing that can be declared)
+    *,
+    needs: Rule,
+    query: type[Query] = Query,
+    orderings: Collection[str] = (),
+    body: type[Body] | None = None,
+    answer: Answer | None = None,
+    reauth: bool = False,
+    api_keys: bool = True,
+    access_tokens: bool = False,
+    conflicts: bool = False,
+    if_match: bool = False,
+) -> Callable[[Method], Method]:
+    """Declare a method of a resource as an operation of the API; a method without it is refused to everybody.
+
+    Enforced before the method runs: `needs`, the capabilities (see capabilities.rest); `query`, its query parameters,
+    and for lists the `orderings` that `?ordering=` may name; `reauth`, that a person typed their password just now (see
+    accounts.reauthentication); `api_keys`, whether a person's API key may ask; `access_tokens`, whether a token made
+    for the proxy may. `body` is what `Resource.body()` reads.
+
+    For the description alone: `answer`, where it is not the resource's own serializer; `conflicts`, that it can answer
+    409 beyond what the resource's `problems` say; and `if_match`, that it passes `Resource.seen` on and can answer 412.
+    """
+    declared = Operation(
+        needs=needs,
+        query=query,
+        orderings=frozenset(orderings),
+        body=body,
+        answer=answer,
+        reauth=reauth,
+        api_keys=api_keys,
+        access_tokens=access_tokens,
+        conflicts=conflicts,
+        if_match=if_match,
+    )
+
+    def declare(method: Method) -> Method:
+        setattr(method, DECLARED, declared)
+        return method
+
+    return declare
+
+
+DECLARED = "operation"
+
+
+def operation_of(view: Any, action: str | None) -> Operation | None:
+    """What the method of a resource, or of its class, declares; None for a method that is none of its operations."""
+    return getattr(getattr(view, action or "", None), DECLARED, None)
