@@ -27,7 +27,7 @@ WANTED = {"tools/list": ALL}
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES = "/settings/identities"
-LACKING = frozenset({"identity_missing", "identity_expired", "identity_unconfirmed"})
+LACKING = frozenset({"identity_missing", "identity_unconfirmed"})
 
 
 def wanted(message: Message | None) -> tuple[int, str]:
