@@ -46,11 +46,6 @@ class HeadLimits(HttpToolsProtocol):
         self._body_bytes = 0
 
     @property
-    def is_call(self) -> bool:
-        """Whether the request whose head is complete is a POST to `/mcp/<slug>`, spelled as everybody spells it."""
-        return self.parser.get_method() == b"POST" and _is_call(self.url) is not None
-
-    @property
     def is_answering(self) -> bool:
         """Whether a request waits for its answer."""
         return not getattr(self.cycle, "response_complete", True)  # There is no cycle before the first request.
@@ -120,18 +115,18 @@ class HeadLimits(HttpToolsProtocol):
         self._withheld = 0
         self._in_head = False
         self._stop_clock()
-        self._start_request()
+        self._start_request(is_call=self.parser.get_method() == b"POST" and _is_call(self.url) is not None)
         if self.parser.should_upgrade():
             # The parser takes what follows such a head for something else than its body. We speak nothing else, and
             # it must not become another request either.
             self.cycle.keep_alive = False
             self._discard_input = True
 
-    def _start_request(self) -> None:
-        """Hand the request to the application."""
+    def _start_request(self, *, is_call: bool) -> None:
+        """Hand the request to the application; a call is a POST to `/mcp/<slug>`, spelled as everybody spells it."""
         super().on_headers_complete()
-        # Its task has not begun yet.
-        self.cycle.transport = _AnswerTransport(self, notes_success=self.is_call)  # type: ignore[assignment]
+        # The task of the cycle has not begun yet.
+        self.cycle.transport = AnswerTransport(self, notes_success=is_call)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._withheld = 0
@@ -202,8 +197,8 @@ class HeadLimits(HttpToolsProtocol):
             self.transport.close()
 
 
-class _AnswerTransport:
-    """The transport as uvicorn's own cycle sees it: it closes as it should, and notes that a call was let through."""
+class AnswerTransport:
+    """The transport as a cycle sees it: it closes as it should, and notes that a call was let through."""
 
     __slots__ = ("_protocol", "close", "is_closing", "write")
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from gatewayadmin.serving.head_limits import HeadLimits
+from gatewayadmin.serving.head_limits import AnswerTransport, HeadLimits
 from wire.repeated_header import SAME_HEAD, HeaderCache, header_cache
 
 
@@ -44,10 +44,22 @@ class McpHttpProtocol(HeadLimits):
         self.headers[length_index] = b"content-length", b"%d" % len(body)
         self.scope = cast(HTTPScope, {**scope, "headers": self.headers, "state": self.app_state.copy()})
         self.expect_100_continue = False
-        self.cycle = cycle = McpCycle(self, keep_alive=True)
-        cycle.set_body(body)
+        self.cycle = McpCycle(
+            scope=self.scope,
+            transport=AnswerTransport(self, notes_success=True),  # type: ignore[arg-type]
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+        )
+        self.cycle.body += body
         self.on_message_complete()
-        self._start_asgi_task(cycle, self.app)
+        self._start_asgi_task(self.cycle, self.app)
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
@@ -70,54 +82,16 @@ class McpHttpProtocol(HeadLimits):
         self._between_requests = True
         super().on_message_complete()
 
-    def _start_request(self) -> None:
-        if not self.is_call:
-            super()._start_request()
-            return
-        parser, scope = self.parser, self.scope
-        version = parser.get_http_version()
-        scope["method"], scope["http_version"] = "POST", version
-        scope["path"], scope["raw_path"], scope["query_string"] = self.url.decode(), self.url, b""
-        must_wait = self.is_answering
-        self.cycle = McpCycle(self, keep_alive=version != "1.0" and parser.should_keep_alive())
-        if must_wait:  # Sent before the last one was answered: they are answered one after the other.
-            self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
-        else:
-            self._start_asgi_task(self.cycle, self.app)
+    def _start_request(self, *, is_call: bool) -> None:
+        super()._start_request(is_call=is_call)
+        if is_call:
+            self.cycle.__class__ = McpCycle  # Its task has not begun yet.
 
 
 class McpCycle(RequestResponseCycle):
     """One call and its answer: an answer is complete and says its length, or it is a stream."""
 
-    def __init__(self, protocol: McpHttpProtocol, *, keep_alive: bool) -> None:
-        super().__init__(
-            protocol.scope,
-            protocol.transport,
-            protocol.flow,
-            protocol.logger,
-            protocol.access_logger,
-            protocol.access_log,
-            protocol.server_state.default_headers,
-            asyncio.Event(),
-            protocol.expect_100_continue,
-            keep_alive,
-            protocol.on_response_complete,
-        )
-        self._protocol = protocol
-        self._head = b""
-        self._whole_body: bytes | None = None
-
-    def set_body(self, body: bytes) -> None:
-        """All of the body is here before the application asks for it."""
-        self._whole_body, self.more_body = body, False
-
-    async def receive(self) -> Any:
-        if self._whole_body is None or self.disconnected:
-            return await super().receive()
-        body, self._whole_body = self._whole_body, None
-        self.message_event.clear()  # What comes next is the end of the connection.
-        return {"type": "http.request", "body": body, "more_body": False}
+    _head = b""
 
     async def send(self, message: Any) -> None:
         """Head and the first of the body leave together, in one way through the kernel."""
@@ -140,8 +114,6 @@ class McpCycle(RequestResponseCycle):
 
     def _start_answer(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head of the answer, which also settles how it ends."""
-        if status < 300 and not self._protocol.is_authenticated:
-            self._protocol.note_authenticated()
         if self.more_body:  # Answered before all of it was here: the rest is not wanted.
             self.keep_alive = False
         lines = [*self.default_headers, *headers]
@@ -162,5 +134,5 @@ class McpCycle(RequestResponseCycle):
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:
-            self._protocol.close_after_answer()
+            self.transport.close()
         self.on_response()
