@@ -1,4 +1,4 @@
-"""What the proxy keeps between requests."""
+"""Rate counters of the proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chores of an installation: partitions ahead, retention, sweeping what has expired, asking who is up."""
+"""Periodic chores: partitions of the log, retention, expired rows, health checks of servers."""
 
 import asyncio
 import logging
