@@ -18,7 +18,7 @@ DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smt
 	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test bench contract check format lock
+.PHONY: help run setup test bench compat contract check format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: setup ## the whole test suite, browser tests included
 
 bench: setup ## measure what the gateway costs a call: a server alone, nginx before it, this gateway before it
 	@$(BIN)/python -m bench $(ARGS)
+
+compat: setup ## the newest uvicorn, Django and others whose private interfaces are used, under the tests that would notice
+	@.ci/compat
 
 contract: setup ## the REST API against its own description: more than 5,000 made-up requests
 	@CONTRACT_CASES=22 $(BIN)/pytest -n auto tests/api/test_contract.py

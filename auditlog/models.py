@@ -48,8 +48,6 @@ COMMON = {"method": "tools/call", "outcome": Outcome.OK.value}
 class FeatureType(models.TextChoices):
     NONE = "", "none"
     TOOL = "tool", "tool"
-    PROMPT = "prompt", "prompt"
-    RESOURCE = "resource", "resource"
 
 
 class CallManager(models.Manager["Call"]):

@@ -53,7 +53,6 @@ REASONS = {
     "identity_unconfirmed": Reason(
         Step.IDENTITY, "The server's path or header changed; its identity waits to be confirmed."
     ),
-    "identity_expired": Reason(Step.IDENTITY, "The identity for this server has expired."),
     "identity_unreadable": Reason(Step.IDENTITY, "No encryption key opens the stored identity."),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it."),
     "address_blocked": Reason(Step.UPSTREAM, "The server lives at an address the gateway may not call."),

@@ -1,4 +1,4 @@
-"""The web application: the proxy under /mcp, Django for people, health for machines; and what runs beside them."""
+"""The ASGI application: the proxy under /mcp, Django, health endpoints, and background tasks."""
 
 import asyncio
 import gc
@@ -80,14 +80,14 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         health.readiness.watch(endpoint.faults)
         gc.freeze()  # What was loaded stays: no collection need look at it again while calls wait.
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
-        chores = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
+        tasks = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
         try:
             yield
         finally:
-            for chore in chores:
-                chore.cancel()
+            for task in tasks:
+                task.cancel()
             with suppress(asyncio.CancelledError):
-                await asyncio.gather(*chores)
+                await asyncio.gather(*tasks)
 
 
 async def _watch() -> None:

@@ -1,4 +1,4 @@
-"""Tells the log which things bear a name today: it stands below them all and cannot look for itself."""
+"""Name lookups for the log of calls, which may not import hosts, gateways, servers and users itself."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def register_name_lookups() -> None:
 
 
 def _bearers(model: type[Model], column: str) -> Callable[[str, bool], list[UUID]]:
-    def found(name: str, part: bool) -> list[UUID]:
+    def lookup(name: str, part: bool) -> list[UUID]:
         rows = model._default_manager.filter(**{f"{column}__icontains" if part else f"{column}__iexact": name})
         return list(rows.values_list("pk", flat=True)[: MOST + 1])
 
-    return found
+    return lookup
 
 
 def _url(pk: UUID) -> str:

@@ -1,4 +1,4 @@
-"""What our own middleware adds to every page."""
+"""Django middleware: the context of events, and a record of refused attempts."""
 
 from collections.abc import Callable
 from uuid import uuid4

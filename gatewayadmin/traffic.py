@@ -1,4 +1,4 @@
-"""What the calls of the last day say: how many, how they ended, and how each server did hour by hour."""
+"""Statistics of the last day's calls: counts, outcomes, and each server's results by hour."""
 
 from __future__ import annotations
 

@@ -97,7 +97,6 @@ class AuthorizeRequest(models.Model):
     gateway = models.ForeignKey(Gateway, models.CASCADE, null=True, blank=True, related_name="+")
     parameters = models.JSONField(default=dict)
     identities = models.JSONField(default=dict)
-    step = models.CharField(max_length=20, default="gateway")
     browser_digest = models.BinaryField(max_length=32)
     expires_at = models.DateTimeField()
     completed_at = models.DateTimeField(null=True, blank=True)
@@ -117,7 +116,7 @@ class AuthorizeRequest(models.Model):
         indexes = (models.Index(fields=("expires_at",), name="authorize_request_by_expiry"),)
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()} ({self.step})"
+        return self.get_kind_display()
 
     @property
     def app_name(self) -> str:

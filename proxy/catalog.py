@@ -38,7 +38,6 @@ SENTENCES = {
     "identity_disabled": 'The identity for server "{server}" is disabled by an administrator.',
     "identity_withdrawn": 'The identity for server "{server}" may no longer be used at this gateway.',
     "identity_unconfirmed": 'The address of server "{server}" was changed. Its identity waits to be confirmed.',
-    "identity_expired": 'The identity for server "{server}" has expired. Bring a new one.',
 }
 
 
@@ -118,9 +117,7 @@ def identity_refusal(assigned: AssignedServer) -> str:
         return "identity_withdrawn"
     if not assigned.identity_enabled:
         return "identity_disabled"
-    if assigned.identity_unconfirmed:
-        return "identity_unconfirmed"
-    return "identity_expired" if assigned.identity_expired else ""
+    return "identity_unconfirmed" if assigned.identity_unconfirmed else ""
 
 
 HEADER_AUTH_TYPES = frozenset({"bearer", "header"})

@@ -26,7 +26,7 @@ SERVERS_NEEDED = {"tools/list": ServersNeeded.ALL}
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES_PATH = "/settings/identities"
-IDENTITY_REASONS = frozenset({"identity_missing", "identity_expired", "identity_unconfirmed"})
+IDENTITY_REASONS = frozenset({"identity_missing", "identity_unconfirmed"})
 
 
 def servers_needed(message: Message | None) -> tuple[ServersNeeded, str]:

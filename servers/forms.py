@@ -52,17 +52,13 @@ class SlugField(forms.CharField):
         return made
 
 
-# OAuth joins them once the gateway can sign in at a server for somebody.
-OFFERED = [(kind.value, kind.label) for kind in (AuthType.NONE, AuthType.BEARER, AuthType.HEADER)]
-
-
 class ServerForm(forms.Form):
     """What is known of an upstream server. `server` is the one being edited, None when one is added."""
 
     name = forms.CharField(max_length=80)
     slug = SlugField(Server.objects.all(), max_length=16, help_text="Tools begin with it. It never changes.")
     url = forms.CharField(label="URL", max_length=500, widget=forms.URLInput)
-    auth_type = forms.ChoiceField(label="Auth type", choices=OFFERED, initial=AuthType.NONE)
+    auth_type = forms.ChoiceField(label="Auth type", choices=AuthType.choices, initial=AuthType.NONE)
     header_name = forms.CharField(required=False, max_length=80, help_text="For “Own header” only.")
     timeout_seconds = forms.IntegerField(
         label="Time limit", min_value=1, max_value=120, initial=30, help_text="Seconds a call may take, 120 at most."
@@ -83,8 +79,6 @@ class ServerForm(forms.Form):
         if server is None:
             return
         del self.fields["slug"]
-        if server.auth_type == AuthType.OAUTH:
-            self.fields["auth_type"] = forms.ChoiceField(label="Auth type", choices=AuthType.choices)
         if server.is_built_in:
             for name in ("url", "auth_type", "header_name"):
                 del self.fields[name]

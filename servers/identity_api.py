@@ -50,7 +50,6 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     enabled = serializers.BooleanField()
     secret_hint = serializers.CharField()
     unconfirmed_since = Moment(allow_null=True)
-    expires_at = Moment(allow_null=True)
     last_used_at = Moment(allow_null=True)
     last_error = serializers.CharField()
     created_at = Moment()

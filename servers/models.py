@@ -62,7 +62,6 @@ class AuthType(models.TextChoices):
     NONE = "none", "No credential"
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Own header"
-    OAUTH = "oauth", "OAuth"
 
 
 class Health(models.TextChoices):
@@ -208,7 +207,6 @@ class Server(Versioned, Switchable):
 class IdentityKind(models.TextChoices):
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Header"
-    OAUTH = "oauth", "OAuth"
 
 
 class IdentityQuerySet(models.QuerySet["Identity"]):
@@ -218,7 +216,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
 
     def usable(self) -> "IdentityQuerySet":
         """Identities that a call could use now."""
-        return self.live().filter(enabled=True, unconfirmed_since=None).exclude(expires_at__lte=timezone.now())
+        return self.live().filter(enabled=True, unconfirmed_since=None)
 
     def own(self, user: User) -> "IdentityQuerySet":
         """The identities `user` brought."""
@@ -253,11 +251,9 @@ class Identity(Versioned, Switchable):
     label = models.CharField(max_length=80)
     kind = models.CharField(max_length=10, choices=IdentityKind)
     secret_ciphertext = models.BinaryField(null=True, editable=False)
-    refresh_ciphertext = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
     secret_hint = models.CharField(max_length=4, blank=True, editable=False)
     generation = models.PositiveIntegerField(default=1, editable=False)
-    expires_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
     last_error = models.CharField(max_length=300, blank=True)
     disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
@@ -282,7 +278,7 @@ class Identity(Versioned, Switchable):
                 name="live_identity_label_is_unique_per_server_and_owner",
             ),
             models.CheckConstraint(
-                condition=Q(revoked_at=None) | Q(secret_ciphertext=None, refresh_ciphertext=None),
+                condition=Q(revoked_at=None) | Q(secret_ciphertext=None),
                 name="revoked_identity_keeps_no_secret",
             ),
         )
@@ -296,14 +292,12 @@ class Identity(Versioned, Switchable):
 
     @property
     def status(self) -> str:
-        """`revoked`, `disabled`, `unconfirmed`, `expired` or `active`, in that order of precedence."""
+        """`revoked`, `disabled`, `unconfirmed` or `active`, in that order of precedence."""
         if self.revoked_at:
             return "revoked"
         if not self.enabled:
             return "disabled"
-        if self.unconfirmed_since:
-            return "unconfirmed"
-        return "expired" if self.expires_at and self.expires_at <= timezone.now() else "active"
+        return "unconfirmed" if self.unconfirmed_since else "active"
 
     @property
     def needed(self) -> Capability:
@@ -393,10 +387,8 @@ class Identity(Versioned, Switchable):
             if self.lock().revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.revoked_at, self.revoked_by = timezone.now(), by
-            self.secret_ciphertext = self.refresh_ciphertext = None
-            self.save(
-                update_fields=["revoked_at", "revoked_by", "secret_ciphertext", "refresh_ciphertext", "updated_at"]
-            )
+            self.secret_ciphertext = None
+            self.save(update_fields=["revoked_at", "revoked_by", "secret_ciphertext", "updated_at"])
             Event.objects.record(Action.IDENTITY_REVOKED, self, by=by)
 
     def seal(self, secret: str) -> None:

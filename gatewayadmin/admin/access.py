@@ -161,9 +161,9 @@ class BindingPages(CapabilityAdmin):
 class AuthorizeRequestPages(CapabilityAdmin):
     seen_by = (Capability.MCP_CONNECTIONS_READ,)
 
-    list_display = ("app_name", "kind", "step", "user", "gateway", "created_at", "expires_at", "completed_at")
+    list_display = ("app_name", "kind", "user", "gateway", "created_at", "expires_at", "completed_at")
     list_filter = ("kind", "created_at")
     list_select_related = ("host", "application", "user", "gateway")
     search_fields = ("host__name", "user__email")
-    fields = ("app_name", "kind", "step", "user", "gateway", "error", "created_at", "expires_at", "completed_at")
+    fields = ("app_name", "kind", "user", "gateway", "error", "created_at", "expires_at", "completed_at")
     readonly_fields = fields

@@ -1,4 +1,4 @@
-"""Actions of the Django admin: a question with what it will cut, then the verb, one row after another."""
+"""Actions of the Django admin: a confirmation page with the impact, then the model's method for each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all pages of the Django admin have in common: capabilities decide, verbs act, the rest is for reading."""
+"""Base class of all Django admin pages: capabilities decide access, models' methods make the changes."""
 
 from __future__ import annotations
 

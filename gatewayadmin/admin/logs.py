@@ -1,4 +1,4 @@
-"""The two logs, page by page by cursor: nothing here grows with the table."""
+"""The log of calls and the log of events, paged by cursor so that no query grows with the table."""
 
 from __future__ import annotations
 

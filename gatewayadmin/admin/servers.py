@@ -123,7 +123,6 @@ class IdentityPages(CapabilityAdmin):
         "enabled",
         "disabled_by",
         "unconfirmed_since",
-        "expires_at",
         "last_used_at",
         "last_error",
         "revoked_at",

@@ -1,4 +1,4 @@
-"""The OAuth doctor: goes the way of a client, over real HTTP, and says at which step, header and reason it ends."""
+"""The OAuth doctor: runs a client's OAuth flow over real HTTP and reports the step, header and reason it fails at."""
 
 from gatewayadmin.doctor.oauth_check import OAuthCheck
 from gatewayadmin.doctor.report import Step, passed

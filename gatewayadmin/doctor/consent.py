@@ -1,4 +1,4 @@
-"""The one step that needs a human, done by the functions behind the consent page."""
+"""The consent step, done by the functions behind the consent page instead of by a person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What usual disorders in front of the gateway look like, and what to do about each."""
+"""Common faults of reverse proxies in front of the gateway: how to recognise each, and what to do."""
 
 from __future__ import annotations
 

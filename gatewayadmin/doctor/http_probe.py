@@ -1,4 +1,4 @@
-"""Questions as a client puts them, and what is told of the answers."""
+"""HTTP requests as a client sends them, and what is reported of the responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way of a client, step by step, as the MCP authorization specification lays it out."""
+"""The steps of an MCP client's OAuth flow, in the order of the MCP authorization specification."""
 
 from __future__ import annotations
 

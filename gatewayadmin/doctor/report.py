@@ -1,4 +1,4 @@
-"""What the doctor found: one step after the other, without secrets."""
+"""The doctor's report: the result of each step, without secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor's page: for who governs gateways, as oneself."""
+"""The doctor's page, for users who manage gateways; it runs as the user who asks."""
 
 from __future__ import annotations
 

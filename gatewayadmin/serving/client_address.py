@@ -1,4 +1,4 @@
-"""Who is really calling, when proxies stand in between."""
+"""The client's address behind trusted proxies."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache

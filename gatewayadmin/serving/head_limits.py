@@ -1,16 +1,23 @@
-"""The HTTP protocol with bounds on what a client may send before we know what it wants."""
+"""uvicorn's HTTP protocol with bounds on what a client may send, how slowly, and over how many connections."""
 
+import re
 from asyncio import TimerHandle, Transport
 from typing import Any, ClassVar
 
-from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from proxy.access.query import SLUG
+from proxy.request import PREFIX
 
 MOST = 64 * 1024
+LINGER_SECONDS = 2
 TOO_LARGE = "The request's head is too large."
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
+_is_call = re.compile(f"{PREFIX}{SLUG}/?".encode()).fullmatch
 
-class HeadLimits(McpHttpProtocol):
+
+class HeadLimits(HttpToolsProtocol):
     """Closes a connection whose request comes too slowly or has too large a head, and bounds strangers' connections.
 
     A head is larger than `MOST` or takes longer than `seconds`: the parser gathers a URL, a header or a trailer until
@@ -26,14 +33,42 @@ class HeadLimits(McpHttpProtocol):
     most_unauthenticated: int = 2048  # As many as the system hands over at once (gatewayadmin.serving.server.BACKLOG).
     unauthenticated: ClassVar[dict["HeadLimits", None]] = {}  # The longest unanswered first.
 
+    is_authenticated = False  # Whether a call over this connection was let through.
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._discard_input = False  # Whatever else arrives is ignored; the connection is closed after the answer.
         self._withheld = 0
         self._in_head = True
         self._too_slow: TimerHandle | None = None
         self._body_clock: TimerHandle | None = None
         self._body_ends = 0.0
         self._body_bytes = 0
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request waits for its answer."""
+        return not getattr(self.cycle, "response_complete", True)  # There is no cycle before the first request.
+
+    def note_authenticated(self) -> None:
+        """A call over this connection was let through."""
+        self.is_authenticated = True
+        self.unauthenticated.pop(self, None)
+
+    def close_after_answer(self) -> None:
+        """Close after an answer. A client that is still sending gets to read it first (RFC 9112 section 9.6).
+
+        To close at once would make its system drop what it has received as soon as it sends on.
+        """
+        if not self.cycle.more_body or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._discard_input = True
+        self.cycle.body = bytearray()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -48,10 +83,6 @@ class HeadLimits(McpHttpProtocol):
         self.unauthenticated.pop(self, None)
         super().connection_lost(exc)
 
-    def note_authenticated(self) -> None:
-        super().note_authenticated()
-        self.unauthenticated.pop(self, None)
-
     def on_response_complete(self) -> None:
         if self in self.unauthenticated:
             self.unauthenticated[self] = self.unauthenticated.pop(self)
@@ -59,13 +90,13 @@ class HeadLimits(McpHttpProtocol):
 
     def _make_room(self) -> None:
         for protocol in self.unauthenticated:
-            if not protocol.is_answering() or protocol.cycle.more_body:
+            if not protocol.is_answering or protocol.cycle.more_body:
                 protocol.unauthenticated.pop(protocol)
                 protocol.transport.abort()
                 return
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
+        if self._discard_input:
             return
         self._withheld += len(data)
         super().data_received(data)
@@ -84,7 +115,18 @@ class HeadLimits(McpHttpProtocol):
         self._withheld = 0
         self._in_head = False
         self._stop_clock()
+        self._start_request(is_call=self.parser.get_method() == b"POST" and _is_call(self.url) is not None)
+        if self.parser.should_upgrade():
+            # The parser takes what follows such a head for something else than its body. We speak nothing else, and
+            # it must not become another request either.
+            self.cycle.keep_alive = False
+            self._discard_input = True
+
+    def _start_request(self, *, is_call: bool) -> None:
+        """Hand the request to the application; a call is a POST to `/mcp/<slug>`, spelled as everybody spells it."""
         super().on_headers_complete()
+        # The task of the cycle has not begun yet.
+        self.cycle.transport = AnswerTransport(self, notes_success=is_call)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._withheld = 0
@@ -106,7 +148,7 @@ class HeadLimits(McpHttpProtocol):
             super().send_400_response(msg)
 
     def _refuse(self) -> None:
-        if not self.is_answering():  # Else our words would land in the middle of another answer.
+        if not self.is_answering:  # Else our words would land in the middle of another answer.
             self.transport.write(
                 b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
                 b"content-length: %d\r\n\r\n%s" % (len(TOO_LARGE), TOO_LARGE.encode())
@@ -135,7 +177,7 @@ class HeadLimits(McpHttpProtocol):
             self._body_clock = None
 
     def _judge_body(self) -> None:
-        if self._is_deaf:  # It is being closed already.
+        if self._discard_input:  # It is being closed already.
             self._body_clock = None
         elif self.flow.read_paused or self.pipeline:  # We are the ones who wait: for the application, or an answer.
             self._body_ends += self.body_window
@@ -149,10 +191,29 @@ class HeadLimits(McpHttpProtocol):
             self.transport.close()
 
     def _give_up(self) -> None:
-        if self.is_answering():  # The next request waits for this answer to end.
+        if self.is_answering:  # The next request waits for this answer to end.
             self._start_clock()
         else:
             self.transport.close()
+
+
+class AnswerTransport:
+    """The transport as a cycle sees it: it closes as it should, and notes that a call was let through."""
+
+    __slots__ = ("_protocol", "close", "is_closing", "write")
+
+    def __init__(self, protocol: HeadLimits, *, notes_success: bool) -> None:
+        self._protocol = protocol
+        self.is_closing = protocol.transport.is_closing
+        self.close = protocol.close_after_answer
+        self.write = self._write_head if notes_success and not protocol.is_authenticated else protocol.transport.write
+
+    def _write_head(self, data: bytes) -> None:
+        if not data.startswith(b"HTTP/1.1 1"):  # 100 Continue is not the answer yet.
+            self.write = self._protocol.transport.write
+        if data.startswith(b"HTTP/1.1 2"):
+            self._protocol.note_authenticated()
+        self._protocol.transport.write(data)
 
 
 def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:

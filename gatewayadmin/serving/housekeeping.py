@@ -1,4 +1,4 @@
-"""The chores of an installation: partitions ahead, retention, sweeping what has expired, asking who is up."""
+"""Periodic chores: partitions of the log, retention, expired rows, health checks of servers."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from allauth.usersessions.models import UserSession
-from django.contrib.sessions.models import Session as WebSession
+from django.contrib.sessions.models import Session
 from django.db import connection
 from django.db.models import Q, QuerySet
 from django.utils import timezone
@@ -22,7 +22,7 @@ from gatewayadmin.config.locks import Lock
 from gatewayadmin.serving.first_start import make_partitions
 from oauth import purge
 from oauth.models import AuthorizeRequest
-from proxy.models import RateCounter, Session, StreamEvent
+from proxy.models import RateCounter
 from servers import discovery
 from servers.discovery import Discovered, Failed
 from servers.models import Identity, Server
@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 EVERY = timedelta(minutes=15)
 FIRST_S = (20, 60)  # Not all workers at the same moment.
-IDLE_SESSION = timedelta(days=7)
-STREAM_EVENT = timedelta(hours=1)
 RATE_COUNTER = timedelta(hours=1)
 HEARD_OF = timedelta(minutes=10)
 AT_ONCE = 8
@@ -122,7 +120,7 @@ def _ask(server: Server, identity: Identity | None) -> Discovered | Failed:
 
 def _sweep_browsers() -> int:
     """What is noted of browsers whose web session is gone."""
-    there = WebSession.objects.values("session_key")
+    there = Session.objects.values("session_key")
     return int(UserSession.objects.exclude(session_key__in=there).delete()[0])
 
 
@@ -139,7 +137,7 @@ def _deleted(rows: QuerySet[Any]) -> int:
 CHORES: dict[str, Callable[[datetime], int]] = {
     "partitions_made": lambda now: len(make_partitions()),
     "partitions_dropped": _drop_partitions,
-    "web_sessions": lambda now: _deleted(WebSession.objects.filter(expire_date__lt=now)),
+    "web_sessions": lambda now: _deleted(Session.objects.filter(expire_date__lt=now)),
     "signed_in_browsers": lambda now: _sweep_browsers(),
     "authorize_requests": lambda now: _deleted(AuthorizeRequest.objects.filter(expires_at__lt=now)),
     "oauth_codes": purge.codes,
@@ -147,8 +145,6 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "oauth_access_tokens": purge.access_tokens,
     "oauth_registrations": purge.registrations,
     "oauth_attempts": purge.attempts,
-    "mcp_sessions": lambda now: _deleted(Session.objects.filter(last_seen_at__lt=now - IDLE_SESSION)),
-    "stream_events": lambda now: _deleted(StreamEvent.objects.filter(created_at__lt=now - STREAM_EVENT)),
     "rate_counters": lambda now: _deleted(RateCounter.objects.filter(window__lt=now - RATE_COUNTER)),
     "cache_entries": _sweep_cache,
 }

@@ -1,4 +1,4 @@
-"""The outermost layer, for every request alike: its id, its true sender, the Host check, its size, a log line."""
+"""The outermost ASGI layer: request id, client address, Host check, body limit and request log."""
 
 import logging
 import time
@@ -53,23 +53,23 @@ class OuterMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        line = _Line(scope, send)
+        request_log = _RequestLog(scope, send)
         headers = Headers(scope=scope)
         peer = scope["client"][0] if scope.get("client") else ""
         scope["peer"] = peer
         scope["client"] = (client_address(peer, headers.getlist("x-forwarded-for"), self.trusted), 0)
         scope["scheme"] = self.scheme
         app = self.app if self._serves(scope["path"], headers.getlist("host")) else _wrong_host
-        body = _Body(receive, self._largest_body(headers))
+        body = _LimitedBody(receive, self._largest_body(headers))
         if _announced(headers) > body.largest:
             app = body.refuse
         try:
             with suppress(ClientDisconnect):
-                await app(scope, body.receive, line.send)
-            if body.is_too_large and not line.has_begun:
-                await body.refuse(scope, receive, line.send)
+                await app(scope, body.receive, request_log.send)
+            if body.is_too_large and not request_log.has_begun:
+                await body.refuse(scope, receive, request_log.send)
         finally:
-            line.write()
+            request_log.write()
 
     def _serves(self, path: str, hosts: Sequence[str]) -> bool:
         return path in self.unchecked or (len(hosts) == 1 and host_name(hosts[0]) in self.hosts)
@@ -79,8 +79,8 @@ class OuterMiddleware:
         return LARGEST_BODY if named else LARGEST_ANONYMOUS_BODY
 
 
-class _Body:
-    """What the client sends. Past `largest` bytes it is as if the client had left: then readers drop what they have."""
+class _LimitedBody:
+    """The request's body. Past `largest` bytes it is as if the client had left: then readers drop what they have."""
 
     def __init__(self, receive: Receive, largest: int) -> None:
         self._receive = receive
@@ -102,8 +102,8 @@ class _Body:
         return {"type": "http.disconnect"} if self.is_too_large else message
 
 
-class _Line:
-    """What becomes of one request: its id, its status, and at the end one line in the log. Never the query."""
+class _RequestLog:
+    """The id and the status of one request, and one log line at its end, without the query."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope

@@ -24,6 +24,7 @@ from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
 from gatewayadmin.serving.head_limits import HeadLimits
+from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
 
 BACKLOG = 2048
 DRAIN_S = 10
@@ -72,7 +73,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     CONFIG_KWARGS = {  # noqa: RUF012  gunicorn's own name and form
         "loop": "uvloop",
-        "http": HeadLimits,
+        "http": McpHttpProtocol if settings.FAST_HTTP else HeadLimits,
         "lifespan": "on",
         "ws": "none",
         "proxy_headers": False,  # uvicorn believes X-Forwarded-For from loopback; we read it ourselves.

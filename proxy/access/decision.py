@@ -34,7 +34,6 @@ class AssignedServer(NamedTuple):
     identity_id: str | None
     identity_label: str | None
     identity_enabled: bool | None
-    identity_expired: bool | None
     ciphertext: str | None
     tools: Sequence[Sequence[object]] | Sequence[str] | None
     # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.

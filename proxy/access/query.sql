@@ -72,7 +72,6 @@ SELECT
                 i.id,
                 i.label,
                 i.enabled,
-                i.expires_at <= statement_timestamp(),
                 encode(i.secret_ciphertext, 'escape'),
                 CASE q.servers WHEN 1 THEN (
                     -- Under `selected` the tools that may be used, else those that may not.

@@ -26,7 +26,7 @@ from gatewayadmin.staff import site
 from gateways.models import Tool
 from hosts.models import Host, HostKind
 from oauth.models import AuthorizeRequest, Binding, Registration
-from proxy.models import RateCounter, Session, StreamEvent
+from proxy.models import RateCounter
 from servers.models import AuthType, Identity
 from tests import make
 from tests.accounts.again import confirmed
@@ -59,8 +59,6 @@ FROZEN = {
     "oauth.binding": 5,
     "oauth.registration": 5,
     "proxy.ratecounter": 5,
-    "proxy.session": 5,
-    "proxy.streamevent": 5,
     "servers.identity": 6,
     "servers.server": 5,
     "tokens.token": 5,
@@ -106,7 +104,7 @@ def world(by: User) -> World:
 
 
 def passing(link: Connection) -> None:
-    """What stands for a while only: flows, what OAuth bound, sessions and counters."""
+    """What stands for a while only: flows, what OAuth bound, and counters."""
     now = timezone.now()
     app = Application.objects.create(
         name=make.unique("app"), client_type="public", authorization_grant_type="authorization-code"
@@ -117,8 +115,6 @@ def passing(link: Connection) -> None:
     )
     grant = Grant.objects.create(application=app, user=link.user, code=make.unique(PLANTED), expires=now)
     Binding.objects.create(connection=link, grant=grant)
-    session = Session.objects.create(digest=make.unique("s").encode(), connection=link, protocol_version="2025-06-18")
-    StreamEvent.objects.create(session=session, stream_id=link.pk, message={"text": PLANTED})
     RateCounter.objects.create(subject_type="token", subject_id=link.pk, window=now, most=60)
 
 
@@ -176,9 +172,7 @@ HIDDEN = {
     "oauth.binding": {"access_token", "code_digest", "grant", "refresh_token"},
     "oauth.registration": {"application", "fingerprint"},
     "proxy.ratecounter": {"taken"},
-    "proxy.session": {"client_capabilities", "digest"},
-    "proxy.streamevent": {"message"},
-    "servers.identity": {"generation", "key_id", "refresh_ciphertext", "secret_ciphertext", "secret_hint"},
+    "servers.identity": {"generation", "key_id", "secret_ciphertext", "secret_hint"},
     "tokens.token": {
         *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
     },
@@ -239,9 +233,6 @@ def test_a_list_takes_as_many_statements_as_ever(boss: Client, name: str) -> Non
         ("auditlog.call", "request_payload__text__startswith=planted"),
         ("auditlog.call", "response_payload__isnull=True"),
         ("auditlog.event", "changes__icontains=x"),
-        ("proxy.session", "digest__gt=a"),
-        ("proxy.streamevent", "message__icontains=planted"),
-        ("proxy.streamevent", "session__digest__gt=a"),
         ("oauth.authorizerequest", "parameters__icontains=state"),
         ("oauth.authorizerequest", "browser_digest__gt=a"),
         ("oauth.authorizerequest", "application__client_secret__startswith=x"),

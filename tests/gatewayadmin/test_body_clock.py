@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
@@ -14,12 +14,13 @@ HEAD = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 ELSEWHERE = b"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
 
-class Hasty(HeadLimits):
-    body_seconds = 0.6
-    body_window = 0.1
-    body_rate = 100
-    most_unauthenticated = 3
-    unauthenticated: ClassVar[dict[HeadLimits, None]] = {}
+BODY_SECONDS = 0.6
+
+
+def hasty(protocol: type[HeadLimits], **bounds: float) -> type[HeadLimits]:
+    """`protocol` with bounds that a test can wait for."""
+    quick = {"body_seconds": BODY_SECONDS, "body_window": 0.1, "body_rate": 100, "most_unauthenticated": 3}
+    return type("Hasty", (protocol,), {**quick, "unauthenticated": {}, **bounds})
 
 
 async def reader_of_all(scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +56,7 @@ class Client:
             return False
 
 
-def talk(app: Any, conversation: Any, protocol: type[HeadLimits] = Hasty) -> Any:
+def talk(app: Any, conversation: Any, protocol: type[HeadLimits]) -> Any:
     """What `conversation` returns; it gets a function that connects."""
 
     async def main() -> Any:
@@ -82,18 +83,18 @@ def talk(app: Any, conversation: Any, protocol: type[HeadLimits] = Hasty) -> Any
     return asyncio.run(main())
 
 
-def test_a_body_that_stops_half_way_is_given_up_with_408() -> None:
+def test_a_body_that_stops_half_way_is_given_up_with_408(http_protocol: type[HeadLimits]) -> None:
     async def conversation(connect: Any) -> tuple[bytes, bytes]:
         call = await connect(HEAD % 1000 + b"x" * 999)
         form = await connect(ELSEWHERE % 1000 + b"x" * 999)
         return await call.rest(), await form.rest()
 
-    assert [answer.split(b"\r\n")[0] for answer in talk(reader_of_all, conversation)] == [
+    assert [answer.split(b"\r\n")[0] for answer in talk(reader_of_all, conversation, hasty(http_protocol))] == [
         b"HTTP/1.1 408 Request Timeout"
     ] * 2
 
 
-def test_a_body_that_trickles_is_given_up_at_its_deadline() -> None:
+def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[HeadLimits]) -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 100_000)
         told = asyncio.create_task(client.rest())
@@ -103,15 +104,11 @@ def test_a_body_that_trickles_is_given_up_at_its_deadline() -> None:
         return bytes((await told).split(b"\r\n")[0])
 
     began = time.monotonic()
-    assert talk(reader_of_all, conversation) == b"HTTP/1.1 408 Request Timeout"
-    assert time.monotonic() - began > Hasty.body_seconds
+    assert talk(reader_of_all, conversation, hasty(http_protocol)) == b"HTTP/1.1 408 Request Timeout"
+    assert time.monotonic() - began > BODY_SECONDS
 
 
-def test_a_slow_but_steady_body_is_taken() -> None:
-    class Patient(Hasty):
-        body_seconds = 60
-        body_rate = 1
-
+def test_a_slow_but_steady_body_is_taken(http_protocol: type[HeadLimits]) -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 30)
         for _ in range(30):
@@ -119,10 +116,12 @@ def test_a_slow_but_steady_body_is_taken() -> None:
             await asyncio.sleep(0.01)
         return bytes(await client.reader.readline())
 
-    assert talk(reader_of_all, conversation, Patient) == b"HTTP/1.1 200 OK\r\n"
+    assert (
+        talk(reader_of_all, conversation, hasty(http_protocol, body_seconds=60, body_rate=1)) == b"HTTP/1.1 200 OK\r\n"
+    )
 
 
-def test_a_client_that_is_refused_while_it_sends_can_read_why() -> None:
+def test_a_client_that_is_refused_while_it_sends_can_read_why(http_protocol: type[HeadLimits]) -> None:
     async def conversation(connect: Any) -> list[bytes]:
         heard = []
         for head in (HEAD, ELSEWHERE):
@@ -133,22 +132,22 @@ def test_a_client_that_is_refused_while_it_sends_can_read_why() -> None:
             heard.append(await client.rest())
         return heard
 
-    for answer in talk(reader_of_nothing, conversation):
+    for answer in talk(reader_of_nothing, conversation, hasty(http_protocol)):
         assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
         assert b"connection: close\r\n" in answer
         assert answer.endswith(b"hi")
 
 
-def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another() -> None:
+def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another(http_protocol: type[HeadLimits]) -> None:
     async def conversation(connect: Any) -> list[bool]:
         clients = [await connect(HEAD % 10 + b"x")]
         clients += [await connect(b"GET /half") for _ in range(3)]
         return [await client.is_closed() for client in clients]
 
-    assert talk(reader_of_all, conversation, type("Slow", (Hasty,), {"body_window": 5})) == [True, False, False, False]
+    assert talk(reader_of_all, conversation, hasty(http_protocol, body_window=5)) == [True, False, False, False]
 
 
-def test_a_connection_that_was_let_through_is_no_stranger_s_any_more() -> None:
+def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(http_protocol: type[HeadLimits]) -> None:
     async def conversation(connect: Any) -> list[bool]:
         clients = [await connect(HEAD % 2 + b"hi")]
         assert (await clients[0].reader.readline()).startswith(b"HTTP/1.1 200")
@@ -156,4 +155,4 @@ def test_a_connection_that_was_let_through_is_no_stranger_s_any_more() -> None:
         clients += [await connect(b"GET /half") for _ in range(4)]
         return [await client.is_closed() for client in clients]
 
-    assert talk(reader_of_all, conversation) == [False, True, False, False, False]
+    assert talk(reader_of_all, conversation, hasty(http_protocol)) == [False, True, False, False, False]

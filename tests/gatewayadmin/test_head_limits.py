@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -11,10 +12,6 @@ from uvicorn.server import ServerState
 from gatewayadmin.serving.head_limits import MOST, HeadLimits
 
 
-class Hasty(HeadLimits):
-    seconds = 0.2
-
-
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
     while (await receive()).get("more_body"):
         pass
@@ -22,9 +19,10 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"hi"})
 
 
-async def _exchange(pieces: list[bytes], pause: float) -> bytes:
+async def _exchange(protocol: type[HeadLimits], pieces: list[bytes], pause: float) -> bytes:
     config = Config(hello, log_config=None, ws="none")
-    listener = await asyncio.get_running_loop().create_server(lambda: Hasty(config, ServerState(), {}), "127.0.0.1", 0)
+    hasty = type("Hasty", (protocol,), {"seconds": 0.2})
+    listener = await asyncio.get_running_loop().create_server(lambda: hasty(config, ServerState(), {}), "127.0.0.1", 0)
     async with listener:
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         try:
@@ -38,16 +36,24 @@ async def _exchange(pieces: list[bytes], pause: float) -> bytes:
             writer.close()
 
 
-def answer_to(*pieces: bytes, pause: float = 0.01) -> bytes:
-    """The first line that comes back for these pieces; empty when the connection is closed without a word."""
-    return asyncio.run(_exchange(list(pieces), pause)).partition(b"\r\n")[0]
+type AnswerTo = Callable[..., bytes]
 
 
-def test_an_ordinary_request_is_answered() -> None:
+@pytest.fixture
+def answer_to(http_protocol: type[HeadLimits]) -> AnswerTo:
+    """The first line that comes back for some pieces; empty when the connection is closed without a word."""
+
+    def answer(*pieces: bytes, pause: float = 0.01) -> bytes:
+        return asyncio.run(_exchange(http_protocol, list(pieces), pause)).partition(b"\r\n")[0]
+
+    return answer
+
+
+def test_an_ordinary_request_is_answered(answer_to: AnswerTo) -> None:
     assert answer_to(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == b"HTTP/1.1 200 OK"
 
 
-def test_a_large_body_is_no_large_head() -> None:
+def test_a_large_body_is_no_large_head(answer_to: AnswerTo) -> None:
     body = b"x" * (2 * MOST)
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     assert answer_to(head, body[:MOST], body[MOST:]) == b"HTTP/1.1 200 OK"
@@ -62,18 +68,18 @@ def test_a_large_body_is_no_large_head() -> None:
     ],
     ids=["url", "header", "trailer"],
 )
-def test_what_never_ends_is_refused_once_it_is_too_large(start: bytes) -> None:
+def test_what_never_ends_is_refused_once_it_is_too_large(answer_to: AnswerTo, start: bytes) -> None:
     answer = answer_to(start, *[b"x" * (MOST // 4)] * 5)
     assert answer == (b"" if b"chunked" in start else b"HTTP/1.1 431 Request Header Fields Too Large")
 
 
-def test_many_small_headers_are_too_large_together() -> None:
+def test_many_small_headers_are_too_large_together(answer_to: AnswerTo) -> None:
     answer = answer_to(b"GET / HTTP/1.1\r\n", b"X: 123456789\r\n" * (MOST // 10) + b"\r\n")
     assert answer == b"HTTP/1.1 431 Request Header Fields Too Large"
 
 
 @pytest.mark.parametrize("drip", [b"", b"x", b"\r\n"], ids=["nothing", "a letter", "a blank line"])
-def test_a_head_that_takes_too_long_closes_the_connection(drip: bytes) -> None:
+def test_a_head_that_takes_too_long_closes_the_connection(answer_to: AnswerTo, drip: bytes) -> None:
     begun = time.monotonic()
     assert answer_to(*[drip] * 4, pause=0.1) == b""
     assert time.monotonic() - begun < 2

@@ -1,8 +1,9 @@
-"""The short way of a call and uvicorn's own way answer alike, byte for byte."""
+"""The fast HTTP path and uvicorn's own answer alike, byte for byte."""
 
 import asyncio
 import re
 from contextlib import suppress
+from typing import NamedTuple
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,10 +11,24 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gatewayadmin.serving.head_limits import HeadLimits
-from gatewayadmin.serving.mcp_http_protocol import McpCycle
+from gatewayadmin.serving.mcp_http_protocol import McpCycle, McpHttpProtocol
 from wire.repeated_header import SAME_HEAD
 
 SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody writes it.
+
+
+class Way(NamedTuple):
+    """A protocol, and how the path is spelled in what is sent to it."""
+
+    protocol: type[HeadLimits]
+    path: bytes
+
+
+FAST = Way(McpHttpProtocol, SHORT)
+OTHER_SPELLING = Way(McpHttpProtocol, LONG)
+PLAIN = Way(HeadLimits, SHORT)  # GATEWAY_FAST_HTTP=0
+WAYS = {"fast": FAST, "other spelling": OTHER_SPELLING, "plain": PLAIN}
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,13 +61,13 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _talk(
-    pieces: list[bytes], keep_alive: float, wait: float, served: ASGIApp = app
+    way: Way, pieces: list[bytes], keep_alive: float, wait: float, served: ASGIApp = app
 ) -> tuple[bytes, set[str], int]:
     config = Config(served, log_config=None, ws="none", timeout_keep_alive=keep_alive)  # type: ignore[arg-type]
     cycles: set[str] = set()
     heads = 0
 
-    class Watched(HeadLimits):
+    class Watched(way.protocol):  # type: ignore[misc,name-defined]
         def on_headers_complete(self) -> None:
             nonlocal heads
             heads += 1
@@ -77,7 +92,7 @@ async def _talk(
 
         hearing = asyncio.create_task(hear())
         for piece in pieces:
-            writer.write(piece)
+            writer.write(piece.replace(b"PATH", way.path))
             await asyncio.sleep(0.02)
         await asyncio.wait([hearing], timeout=wait)
         hearing.cancel()
@@ -85,16 +100,20 @@ async def _talk(
     return bytes(heard), cycles, heads
 
 
-def talk(path: bytes, *pieces: bytes, keep_alive: float = 5, wait: float = 0.6) -> bytes:
+def talk(way: Way, *pieces: bytes, keep_alive: float = 5, wait: float = 0.6) -> bytes:
     """What comes back for these pieces, in which PATH stands for the path; says so when the server closes."""
-    heard, cycles, _ = asyncio.run(_talk([piece.replace(b"PATH", path) for piece in pieces], keep_alive, wait))
-    assert (McpCycle.__name__ in cycles) is (path == SHORT), "not the way that was to be tried"
+    return asyncio.run(_checked_talk(way, *pieces, keep_alive=keep_alive, wait=wait))
+
+
+async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 5, wait: float) -> bytes:
+    heard, cycles, _ = await _talk(way, [*pieces], keep_alive, wait)
+    assert (McpCycle.__name__ in cycles) is (way == FAST), "not the way that was to be tried"
     return re.sub(rb"date: [^\r]*\r\n", b"", heard)
 
 
 def parsed(*pieces: bytes) -> int:
     """How many heads the parser saw while these were answered."""
-    return asyncio.run(_talk([piece.replace(b"PATH", SHORT) for piece in pieces], 5, 0.1))[2]
+    return asyncio.run(_talk(FAST, [*pieces], 5, 0.1))[2]
 
 
 def post(body: bytes, *headers: bytes, version: bytes = b"1.1") -> bytes:
@@ -138,19 +157,22 @@ TALKS = {
 
 
 @pytest.mark.parametrize("name", TALKS)
-def test_both_ways_answer_alike(name: str) -> None:
-    short, long = (talk(path, *TALKS[name], wait=0.4) for path in (SHORT, LONG))
-    assert short == long
-    assert short.startswith(b"HTTP/1.1 ")
+def test_all_ways_answer_alike(name: str) -> None:
+    async def conversations() -> list[bytes]:
+        return await asyncio.gather(*(_checked_talk(way, *TALKS[name], wait=0.4) for way in WAYS.values()))
+
+    answers = dict(zip(WAYS, asyncio.run(conversations()), strict=True))
+    assert answers["fast"] == answers["other spelling"] == answers["plain"]
+    assert answers["fast"].startswith(b"HTTP/1.1 ")
 
 
-def test_a_head_that_comes_again_is_not_parsed_again() -> None:
+def test_repeated_headers_are_parsed_once() -> None:
     """Calls of one client differ in their bodies; what it says before them is read once."""
     assert parsed(post(b"hello"), post(b"once again"), post(b""), post(b"x" * 5000)) == 1
     assert parsed(post(b"hello"), post(b"hello", b"Mcp-Name: a"), post(b"again", b"Mcp-Name: a"), post(b"hello")) == 3
 
 
-def test_a_known_head_has_no_part_in_its_next_scope() -> None:
+def test_a_cached_head_is_not_changed_through_a_scope() -> None:
     """What an application changes in its scope is gone with the call; what it notes for this head stays."""
     seen: list[object] = []
 
@@ -163,18 +185,18 @@ def test_a_known_head_has_no_part_in_its_next_scope() -> None:
         scope["headers"].append((b"x-added", b"1"))
         await app(scope, receive, send)
 
-    asyncio.run(_talk([post(b"hello").replace(b"PATH", SHORT)] * 4, 5, 0.1, careless))
+    asyncio.run(_talk(FAST, [post(b"hello")] * 4, 5, 0.1, careless))
 
     assert seen == [(None, 2, None), (None, 2, {}), (None, 2, {"calls": 1}), (None, 2, {"calls": 2})]
 
 
-@pytest.mark.parametrize("path", [SHORT, LONG])
+@every_way
 @pytest.mark.parametrize("apart", [True, False])
-def test_the_body_of_an_offered_upgrade_never_becomes_a_request(path: bytes, *, apart: bool) -> None:
+def test_the_body_of_an_offered_upgrade_never_becomes_a_request(way: Way, *, apart: bool) -> None:
     """The parser takes what follows such a head for another protocol; sent a moment later, for another request."""
     inner = post(b"smuggled").replace(b"PATH", SHORT)
     head = post(b"x" * len(inner), b"Upgrade: h2c", b"Connection: Upgrade").removesuffix(b"x" * len(inner))
-    heard = talk(path, *([head, inner, inner] if apart else [head + inner, inner]), wait=2)
+    heard = talk(way, *([head, inner, inner] if apart else [head + inner, inner]), wait=2)
 
     assert heard.startswith(b"HTTP/1.1 200 ")
     assert heard.count(b"HTTP/1.1") == 1
@@ -182,7 +204,8 @@ def test_the_body_of_an_offered_upgrade_never_becomes_a_request(path: bytes, *, 
     assert heard.endswith(b"<closed>")
 
 
-def test_after_its_body_a_call_hears_only_that_the_client_left() -> None:
+@every_way
+def test_after_its_body_a_call_hears_only_that_the_client_left(way: Way) -> None:
     heard: list[str] = []
 
     async def patient(scope: Scope, receive: Receive, send: Send) -> None:
@@ -193,36 +216,37 @@ def test_after_its_body_a_call_hears_only_that_the_client_left() -> None:
         heard.append(f"{(await receive())['body']!r}")
         heard.append((await receive())["type"])
 
-    asyncio.run(_talk([post(b"hello").replace(b"PATH", SHORT)] * 2, 5, 0.1, patient))
+    asyncio.run(_talk(way, [post(b"hello")] * 2, 5, 0.1, patient))
 
     assert heard == ["first", "b'hello'", "http.disconnect"]
 
 
-def test_a_header_with_a_line_break_never_leaves() -> None:
-    heard = talk(SHORT, post(b"break \r\nx-forged: 1"))
-    assert heard.startswith(b"HTTP/1.1 500 ")
+@every_way
+def test_a_header_with_a_line_break_never_leaves(way: Way) -> None:
+    heard = talk(way, post(b"break \r\nx-forged: 1"))
+    assert heard.startswith(b"HTTP/1.1 500 ") is (way == FAST)  # uvicorn closes the connection without a word.
     assert b"x-forged" not in heard
 
 
 @pytest.mark.parametrize("request_line", [b"GET PATH", b"DELETE PATH", b"POST PATH?a=b", b"POST http://x/mcp/tools"])
-def test_what_is_no_plain_call_goes_the_long_way(request_line: bytes) -> None:
-    heard = talk(LONG, request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+def test_what_is_no_plain_call_goes_uvicorn_s_own_way(request_line: bytes) -> None:
+    heard = talk(OTHER_SPELLING, request_line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
     assert heard.endswith(b"%s /mcp/tools 1.1 - " % request_line.split()[0])
 
 
-@pytest.mark.parametrize("path", [SHORT, LONG])
+@every_way
 class TestIdle:
     """A connection at rest is closed, and one at work is not."""
 
-    def test_closed_once_nothing_has_come_for_so_long(self, path: bytes) -> None:
-        assert talk(path, post(b"hello"), keep_alive=0.2, wait=2).endswith(b"<closed>")
+    def test_closed_once_nothing_has_come_for_so_long(self, way: Way) -> None:
+        assert talk(way, post(b"hello"), keep_alive=0.2, wait=2).endswith(b"<closed>")
 
-    def test_a_later_call_puts_it_off(self, path: bytes) -> None:
-        heard = talk(path, *[post(b"hello")] * 20, keep_alive=0.25, wait=2)
+    def test_a_later_call_puts_it_off(self, way: Way) -> None:
+        heard = talk(way, *[post(b"hello")] * 20, keep_alive=0.25, wait=2)
         assert heard.count(b"HTTP/1.1 200") == 20
         assert heard.endswith(b"<closed>")
 
-    def test_never_while_a_call_is_under_way(self, path: bytes) -> None:
-        heard = talk(path, post(b"hello"), post(b"slow"), keep_alive=0.1, wait=2)
+    def test_never_while_a_call_is_under_way(self, way: Way) -> None:
+        heard = talk(way, post(b"hello"), post(b"slow"), keep_alive=0.1, wait=2)
         assert heard.count(b"HTTP/1.1 200") == 2
         assert heard.endswith(b"1.1 4 slow<closed>")

@@ -31,7 +31,6 @@ def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: ob
         identity_id=None,
         identity_label=None,
         identity_enabled=None,
-        identity_expired=None,
         ciphertext=None,
         tools=rows,  # type: ignore[arg-type]
     )._replace(**changes)  # type: ignore[arg-type]

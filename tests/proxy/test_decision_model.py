@@ -66,7 +66,7 @@ DRAWN: dict[str, dict[str, Sequence[Any]]] = {
         "policy": ("allow_all", "allow_all", "selected", "block_all"),
     },
     "Tool": {"enabled": yes},
-    "Identity": {"enabled": (True, False), "revoked": seldom, "unconfirmed": seldom, "ends": ENDS},
+    "Identity": {"enabled": (True, False), "revoked": seldom, "unconfirmed": seldom},
     "Connection": {"enabled": yes, "revoked": no},
     "Carried": {"bound": (True, True, True, False)},
     "Token": {
@@ -195,7 +195,6 @@ class Painter:
             "revoked_at": self._at(told["revoked"]),
             "unconfirmed_since": self._at(told["unconfirmed"]),
             "secret_ciphertext": kept,
-            "expires_at": self._ends(told["ends"]),
         }
 
     def connection(self, told: dict[str, Any], _: int) -> dict[str, Any]:
@@ -320,9 +319,7 @@ class Plain:
             return "identity_withdrawn"
         if not used["enabled"]:
             return "identity_disabled"
-        if used["unconfirmed"]:
-            return "identity_unconfirmed"
-        return "identity_expired" if _over(used["ends"]) else ""
+        return "identity_unconfirmed" if used["unconfirmed"] else ""
 
 
 def _over(seconds: int | None) -> bool:
@@ -412,7 +409,6 @@ EVERY_REASON = {
     "host_disabled",
     "host_pending",
     "identity_disabled",
-    "identity_expired",
     "identity_missing",
     "identity_unconfirmed",
     "identity_withdrawn",

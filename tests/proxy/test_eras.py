@@ -244,8 +244,7 @@ def test_j5_each_call_carries_the_identity_of_its_own_user(identities: Identitie
 def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identities: Identities) -> None:
     changes = {
         "enabled = false": "identity_disabled",
-        "enabled = true, expires_at = now()": "identity_expired",
-        "expires_at = NULL, revoked_at = now(), secret_ciphertext = NULL": "identity_missing",
+        "enabled = true, revoked_at = now(), secret_ciphertext = NULL": "identity_missing",
     }
     for change, reason in changes.items():
         sql(f"UPDATE servers_identity SET {change} WHERE label = %s", "ana's")
@@ -268,7 +267,7 @@ def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identiti
 
 
 def test_a_call_that_lacks_an_identity_says_where_to_bring_one(identities: Identities) -> None:
-    sql("UPDATE servers_identity SET expires_at = now() WHERE label = %s", "ana's")
+    sql("UPDATE servers_identity SET unconfirmed_since = now() WHERE label = %s", "ana's")
 
     error = identities.agents["ana"].call("github__whoami").json()["error"]
 
