@@ -28,7 +28,6 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.utils import timezone
 from psycopg.types.json import JsonbLoader
 
-from auditlog.models import Call
 from auditlog.search.criteria import Search
 from ui.rest import Told, stamp
 
@@ -38,13 +37,6 @@ TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 CHUNK = 2_000  # Rows that are in memory at once.
 AT_ONCE = 4  # Exports of one process; each holds a database connection of its own.
 STALLED = "5min"  # A reader that takes nothing for so long has left without a word.
-
-# What no list or file says of a call: what it carried, and how long its row waited.
-UNTOLD = ("recorded_at", "request_payload", "response_payload")
-# What is told of a call: by which name, which column.
-CALL_COLUMNS = {"id": "uid"} | {
-    field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNTOLD)
-}
 
 _FORMULA = frozenset("=+-@")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE

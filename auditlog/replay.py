@@ -7,14 +7,14 @@ import shlex
 from typing import Any
 
 from auditlog.models import Call
-from auditlog.names import names
+from auditlog.name_lookups import lookups
 
 OPENING = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"}}
 
 
 def curl(call: Call, *, payload: bool) -> str:
     """The command; with `payload`, what the call carried as far as it was recorded. Empty when it leads nowhere."""
-    url = names.url_of(call.gateway_id) if call.gateway_id else ""
+    url = lookups.url_of(call.gateway_id) if call.gateway_id else ""
     if not url or not call.method:
         return ""
     body = {"jsonrpc": "2.0", "id": 1, "method": call.method, "params": _params(call, payload)}

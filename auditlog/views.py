@@ -14,12 +14,13 @@ from django.views.decorators.http import require_GET
 
 from auditlog.actions import Action
 from auditlog.detail import Detail
-from auditlog.export import CALL_COLUMNS, TYPES, Export, TooMany, download, too_many
+from auditlog.export import TYPES, Export, TooMany, download, too_many
 from auditlog.models import Call, Event
 from auditlog.replay import curl, payloads
-from auditlog.search import facets, filters, snapshot
-from auditlog.search.criteria import COUNTED, Found
-from auditlog.search.filters import CallFilter
+from auditlog.search import filters, snapshot
+from auditlog.search.criteria import COUNT_LIMIT, Found
+from auditlog.search.fields import EXPORT_COLUMNS, FILTERS
+from auditlog.search.filters import CallFilter, facet_values
 from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
 from capabilities import Capability, requires
@@ -82,12 +83,12 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
     """The values of one filter under all others, with their counts."""
     tab = request.GET.get("tab", "")
     chosen = CallFilter(request.GET, {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None)
-    if name not in facets.COUNTED_BY or chosen.error:
+    if name not in FILTERS or not FILTERS[name].has_facet or chosen.error:
         raise Http404
-    found = facets.values(chosen.search(apart_from=name), name)
-    context: dict[str, Any] = {"facet": chosen.facet(name), "found": found, "newest": f"{COUNTED:,}"}
-    context["links"] = [(chosen.without(name, **{name: one.value}), one) for one in found.values]
-    known = {one.value for one in found.values}
+    found = facet_values(chosen.search(apart_from=name), FILTERS[name])
+    context: dict[str, Any] = {"facet": chosen.facet(name), "found": found, "newest": f"{COUNT_LIMIT:,}"}
+    context["links"] = [(chosen.without(name, **{name: value.value}), value) for value in found.values]
+    known = {value.value for value in found.values}
     context["left"] = [choice for choice in context["facet"].choices if choice[0] not in known]
     return render(request, "auditlog/facet.html", context)
 
@@ -125,7 +126,7 @@ def export_calls(request: AppRequest) -> HttpResponse:
         return HttpResponseBadRequest(chosen.error or "format must be csv or jsonl.", content_type="text/plain")
     asked = {name: [None, value] for name, value in chosen.asked.items()}
     try:
-        pieces = Export(chosen.search(), kind, CALL_COLUMNS)
+        pieces = Export(chosen.search(), kind, EXPORT_COLUMNS)
     except TooMany as refused:
         return too_many(refused)
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=asked)
@@ -153,6 +154,7 @@ def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SI
         "around": chosen.without("from", "to", "range", "live"),
         "chips": chosen.chips(),
         "facets": chosen.facets(),
+        "searchable": chosen.searchable(),
         "is_live": is_live,
         "seen": look,
         "shown": len(found.page.rows),

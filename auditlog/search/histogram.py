@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from auditlog.models import ENDINGS, Call
-from auditlog.search.criteria import SEARCHED, Search
+from auditlog.search.criteria import SEARCH_LIMIT, Search
 
 BARS = 30
 SLICES = 4  # Of a bar; of each the first rows are counted, and their number scaled to its length.
@@ -133,7 +133,7 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
     since = search.since or _first() or until - timedelta(hours=1)
     if not search.is_direct:
         # What no index knows is drawn as far back as a page looks.
-        rows, floor = search.recent(SEARCHED)
+        rows, floor = search.recent(SEARCH_LIMIT)
         since, sampled = floor or since, False
     else:
         rows = search.rows()

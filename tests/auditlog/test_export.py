@@ -8,9 +8,10 @@ import pytest
 from django.db import connection, connections
 
 from auditlog import export
-from auditlog.export import CALL_COLUMNS, Export, Incomplete, TooMany
+from auditlog.export import Export, Incomplete, TooMany
 from auditlog.models import Call, Event
 from auditlog.search.criteria import Search
+from auditlog.search.fields import EXPORT_COLUMNS
 from capabilities import Capability
 from gatewayadmin.config import database
 from tests import make
@@ -26,7 +27,7 @@ READER = (
 
 
 def all_calls(**span: datetime) -> Export:
-    return Export(Search([], **span), "jsonl", CALL_COLUMNS)
+    return Export(Search([], **span), "jsonl", EXPORT_COLUMNS)
 
 
 def readers() -> int:
@@ -110,7 +111,7 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
     days: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "CHUNK", 3)
-    whole = Export(Search([]), "csv", CALL_COLUMNS)
+    whole = Export(Search([]), "csv", EXPORT_COLUMNS)
     pieces = [next(whole), next(whole)]
     with connection.cursor() as cursor:
         cursor.execute(READER.replace("count(*)", "pg_terminate_backend(pid)"))

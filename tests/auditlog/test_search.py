@@ -120,7 +120,7 @@ def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, si
 def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
     ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(criteria, "SEARCHED", 5)
+    monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     for minutes in range(20):
         make.call(at=ago(minutes=minutes), feature_name=f"slow-{minutes}" if minutes in (1, 13, 18) else "fast")
     client = sign_in(ana)
@@ -145,7 +145,7 @@ def test_what_most_calls_are_is_looked_for_row_by_row(
     common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No index holds it, and where it happens to be rare a page looks no further than any other."""
-    monkeypatch.setattr(criteria, "SEARCHED", 5)
+    monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     for minutes in range(20):
         rare = {} if minutes in (0, 11) else {"outcome": "denied", "method": "ping"}
         make.call(at=ago(minutes=minutes), feature_name=str(minutes), **rare)
