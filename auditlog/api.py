@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from auditlog.actions import Action
 from auditlog.event_context import Via
-from auditlog.export import TYPES, Export, download
+from auditlog.export import TYPES, Export, file_response
 from auditlog.models import Call, Event
 from auditlog.reasons import reason_of
 from auditlog.search.criteria import Search, free_text_criterion, parameter_criterion, uuid_of
@@ -74,7 +74,7 @@ class CallDetail(CallSerializer):
         return found.sentence if found else None
 
 
-class Span(Query):
+class TimeRangeQuery(Query):
     """A stretch of time."""
 
     def get_fields(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field
     return serializers.CharField(required=False, max_length=parameter.max_length)
 
 
-class CallFilters(Span):
+class CallFilters(TimeRangeQuery):
     """The filters of the log: a parameter for each field of auditlog.search.fields that has one."""
 
     q = serializers.CharField(required=False)
@@ -112,7 +112,7 @@ class CallFilters(Span):
         return {**super().get_fields(), **parameters}
 
 
-class Place(Query):
+class CursorQuery(Query):
     """Where in the log a page begins."""
 
     cursor = serializers.CharField(required=False)
@@ -125,7 +125,7 @@ class Place(Query):
             raise ValidationError(str(bad)) from None
 
 
-class CallQuery(CallFilters, Place):
+class CallQuery(CallFilters, CursorQuery):
     """A page of the log."""
 
 
@@ -135,7 +135,7 @@ class ExportQuery(CallFilters):
     format = serializers.ChoiceField([(kind, kind) for kind in TYPES], default="csv")
 
 
-class EventQuery(Span, Place):
+class EventQuery(TimeRangeQuery, CursorQuery):
     """A page of the admin events."""
 
     action = serializers.CharField(required=False)
@@ -213,7 +213,7 @@ class CallResource(Log):
         asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
         pieces = Export(call_search(self.chosen), kind, EXPORT_COLUMNS)
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=asked)
-        return download(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
+        return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):

@@ -13,7 +13,7 @@ from proxy.store.call_writer import PATIENCE
 OWN_ANSWERS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
 
 
-class Part(NamedTuple):
+class TimingPart(NamedTuple):
     """A stretch of the timing bar, in per cent of the whole."""
 
     name: str
@@ -53,7 +53,7 @@ class Detail:
         return "warn" if self.call.outcome in (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.CANCELLED) else "bad"
 
     @property
-    def timing(self) -> list[Part]:
+    def timing(self) -> list[TimingPart]:
         """Where the time went, in order."""
         call, record = self.call, self.record_ms
         known = (call.authorise_ms or 0) + (call.upstream_ms or 0)
@@ -118,9 +118,9 @@ class Detail:
         return f"{self.call.server_name or 'The servers'} answered"
 
 
-def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator[Part]:
+def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator[TimingPart]:
     start = 0.0
     for name, label, ms in stretches:
         width = round(100 * ms / whole, 1) if whole else 0.0
-        yield Part(name, label, ms, round(start, 1), width)
+        yield TimingPart(name, label, ms, round(start, 1), width)
         start += width

@@ -36,13 +36,13 @@ class EventContext:
 _present: ContextVar[EventContext | None] = ContextVar("origin", default=None)
 
 
-def present() -> EventContext:
+def current_context() -> EventContext:
     """The origin of the change under way; the system itself outside of any request."""
     return _present.get() or EventContext()
 
 
 @contextmanager
-def coming_from(origin: EventContext) -> Iterator[None]:
+def use_context(origin: EventContext) -> Iterator[None]:
     """Record changes inside the block as coming from `origin`."""
     reset = _present.set(origin)
     try:
@@ -51,6 +51,6 @@ def coming_from(origin: EventContext) -> Iterator[None]:
         _present.reset(reset)
 
 
-def note_key(name: str) -> None:
+def note_api_key(name: str) -> None:
     """From here to the end of the request under way, changes say that they came through this API key."""
-    _present.set(replace(present(), through=name))
+    _present.set(replace(current_context(), through=name))

@@ -15,10 +15,10 @@ from django.views.decorators.http import require_GET
 from auditlog.actions import Action
 from auditlog.changes import Change, told
 from auditlog.event_filters import EventFilter
-from auditlog.export import TYPES, Export, TooMany, download, too_many
+from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import Event
 from auditlog.search import filters
-from auditlog.search.criteria import counted
+from auditlog.search.criteria import count_rows
 from auditlog.search.keyset import Cursor, page
 from capabilities import Capability, requires
 from capabilities.sections import SEES_SERVERS
@@ -54,7 +54,7 @@ PAGES: dict[str, tuple[str, tuple[Capability, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class EventRow:
     """One event as `viewer` sees it."""
 
     event: Event
@@ -104,7 +104,7 @@ def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     """One event, as a drawer beside the list it was opened from."""
     found = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=found.correlation_id).count()
-    context = {"opened": Row(found, request.user), "same_request": same_request}
+    context = {"opened": EventRow(found, request.user), "same_request": same_request}
     if is_for(request, "drawer"):
         return render(request, "auditlog/event_drawer.html", {**context, "query": EventFilter(request.GET).query})
     return render(request, "auditlog/events.html", {**_listed(request, BESIDE), **context})
@@ -116,8 +116,8 @@ def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any
     found = page([events], Cursor.named(request.GET.get("cursor", "")), size)
     return {
         "page": found,
-        "rows": [Row(event, request.user) for event in found.rows],
-        "count": counted(events.order_by()),
+        "rows": [EventRow(event, request.user) for event in found.rows],
+        "count": count_rows(events.order_by()),
         "narrowed": bool(chosen.asked),
         "span": chosen.span,
         "query": chosen.query,
@@ -137,7 +137,7 @@ def export_events(request: AppRequest) -> HttpResponse:
     asked = {name: [None, value] for name, value in chosen.asked.items()}
     try:
         pieces = Export(chosen.narrow(), kind, COLUMNS)
-    except TooMany as refused:
-        return too_many(refused)
+    except TooManyExports as refused:
+        return too_many_response(refused)
     Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=asked)
-    return download(request, "admin-events", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
+    return file_response(request, "admin-events", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.

@@ -185,7 +185,7 @@ class EventManager(models.Manager["Event"]):
         Call it inside the transaction of the change. `changes` maps a field to [before, after] and
         holds no secret; `actor` names an actor who is not simply a person, such as a token itself.
         """
-        here = event_context.present()
+        here = event_context.current_context()
         return self.create(
             actor_id=by.pk if by else None,
             actor_email=actor or (by.email if by else "system"),

@@ -14,11 +14,11 @@ from django.views.decorators.http import require_GET
 
 from auditlog.actions import Action
 from auditlog.detail import Detail
-from auditlog.export import TYPES, Export, TooMany, download, too_many
+from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import Call, Event
 from auditlog.replay import curl, payloads
 from auditlog.search import filters, snapshot
-from auditlog.search.criteria import COUNT_LIMIT, Found
+from auditlog.search.criteria import COUNT_LIMIT, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS, FILTERS
 from auditlog.search.filters import CallFilter, facet_values
 from auditlog.search.histogram import histogram
@@ -97,11 +97,11 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def live(request: AppRequest) -> HttpResponse:
     """The calls that arrived since the last look; nothing when there are none."""
-    then, now = snapshot.read(request.GET.get("seen", "")), snapshot.look()
+    then, now = snapshot.parse(request.GET.get("seen", "")), snapshot.current()
     chosen = CallFilter(request.GET)
     if then is None or chosen.error:
         return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
-    rows = snapshot.arrived(chosen.search(), then, now, filters.PAGE_SIZE + 1)
+    rows = snapshot.calls_between(chosen.search(), then, now, filters.PAGE_SIZE + 1)
     if not rows and then.age < RENEWED:
         return HttpResponse(status=204)
     shown = request.GET.get("shown", "")
@@ -127,20 +127,20 @@ def export_calls(request: AppRequest) -> HttpResponse:
     asked = {name: [None, value] for name, value in chosen.asked.items()}
     try:
         pieces = Export(chosen.search(), kind, EXPORT_COLUMNS)
-    except TooMany as refused:
-        return too_many(refused)
+    except TooManyExports as refused:
+        return too_many_response(refused)
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=asked)
-    return download(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
+    return file_response(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 
 
 def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
     cursor = Cursor.named(request.GET.get("cursor", ""))
     search = chosen.search()
     is_live = chosen.is_live and cursor is None
-    look = snapshot.look() if is_live else None
+    look = snapshot.current() if is_live else None
     if look is not None:
-        search.base = snapshot.seen(search.base, look)
-    found = Found(Page([], None, None)) if chosen.error else search.page(cursor, size)
+        search.base = snapshot.visible_in(search.base, look)
+    found = SearchPage(Page([], None, None)) if chosen.error else search.page(cursor, size)
     count = None if chosen.error else search.count()
     return {
         "page": found.page,

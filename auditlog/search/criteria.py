@@ -153,7 +153,7 @@ def without_payloads() -> QuerySet[Call]:
     return Call.objects.defer(*PAYLOADS)
 
 
-class Counted(NamedTuple):
+class RowCount(NamedTuple):
     """A number of rows; unless it `is_all`, there are or may be more."""
 
     number: int
@@ -163,14 +163,14 @@ class Counted(NamedTuple):
         return f"{self.number:,}{'' if self.is_all else '+'}"
 
 
-def counted[M: Any](rows: QuerySet[M]) -> Counted:
+def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
     """How many rows there are, as far as anybody wants to know."""
     number = rows[: COUNT_LIMIT + 1].count()
-    return Counted(min(number, COUNT_LIMIT), number <= COUNT_LIMIT)
+    return RowCount(min(number, COUNT_LIMIT), number <= COUNT_LIMIT)
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchPage:
     """One page, and how far it looked when that was not to the end."""
 
     page: Page[Call]
@@ -215,10 +215,10 @@ class Search:
         floor = next(filter(None, floors), None)
         return (self.rows().filter(created_at__gte=floor) if floor else self.rows()), floor
 
-    def page(self, cursor: Cursor | None, size: int) -> Found:
+    def page(self, cursor: Cursor | None, size: int) -> SearchPage:
         """The page a cursor names, the newest one without."""
         way = cursor.way if cursor else OLDER
-        found = Found(Page([], None, None))
+        found = SearchPage(Page([], None, None))
         for search in self._from_near(cursor):
             found = search._page(cursor, size)  # noqa: SLF001  (its own kind)
             if found.page.older if way == OLDER else found.page.newer:  # All of it would not hold another page.
@@ -240,9 +240,9 @@ class Search:
                 yield near
         yield self
 
-    def _page(self, cursor: Cursor | None, size: int) -> Found:
+    def _page(self, cursor: Cursor | None, size: int) -> SearchPage:
         if self.is_direct:
-            return Found(keyset.page(self.parts(), cursor, size))
+            return SearchPage(keyset.page(self.parts(), cursor, size))
         way = cursor.way if cursor else OLDER
         reach = self._reach(keyset.beyond(self._between(), cursor), way, SEARCH_LIMIT)
         rows = self.rows()
@@ -251,10 +251,10 @@ class Search:
         page = keyset.page([rows], cursor, size)
         full = page.older if way == OLDER else page.newer
         if reach is None or (full and len(page.rows) == size):
-            return Found(page)
+            return SearchPage(page)
         if way == OLDER:
-            return Found(replace(page, older=Cursor(way, reach, 0)), reach)
-        return Found(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
+            return SearchPage(replace(page, older=Cursor(way, reach, 0)), reach)
+        return SearchPage(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
 
     def by_time(self) -> Iterator[QuerySet[Call]]:
         """All of them as queries of a few partitions each, the newest first."""
@@ -268,16 +268,16 @@ class Search:
             later = since
         yield rows if later is None else rows.filter(created_at__lt=later)
 
-    def count(self) -> Counted:
+    def count(self) -> RowCount:
         """How many there are, as far as that is found out."""
         rows, floor = self.rows(), None
         if not self.is_direct or len(self._alternatives()) > 1:
             rows, floor = self.recent(COUNT_LIMIT if self.is_direct else SEARCH_LIMIT)
         else:
             near, *rest = self._from_near(None)
-            if rest and not (found := counted(near.rows().order_by("-created_at"))).is_all:
+            if rest and not (found := count_rows(near.rows().order_by("-created_at"))).is_all:
                 return found
-        found = counted(rows.order_by("-created_at"))
+        found = count_rows(rows.order_by("-created_at"))
         return found if floor is None else found._replace(is_all=False)
 
     def _between(self) -> QuerySet[Call]:

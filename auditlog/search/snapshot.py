@@ -20,7 +20,7 @@ from auditlog.search.criteria import Search
 LONGEST_CALL = timedelta(minutes=5)
 
 _ROW = "((pg_snapshot_xmax(%s::pg_snapshot)::text::bigint >> 32 << 32) + auditlog_call.xmin::text::bigint)::text::xid8"
-SEEN = f"pg_visible_in_snapshot({_ROW}, %s::pg_snapshot)"
+VISIBLE = f"pg_visible_in_snapshot({_ROW}, %s::pg_snapshot)"
 
 _snapshot = re.compile(r"([0-9]{1,18}):([0-9]{1,18}):((?:[0-9]{1,18},){0,400}[0-9]{1,18})?").fullmatch
 
@@ -40,14 +40,14 @@ class Snapshot(NamedTuple):
         return int(timezone.now().timestamp()) - self.seconds
 
 
-def look() -> Snapshot:
+def current() -> Snapshot:
     """What is committed now."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_current_snapshot()::text")
         return Snapshot(cursor.fetchone()[0], int(timezone.now().timestamp()))
 
 
-def read(text: str) -> Snapshot | None:
+def parse(text: str) -> Snapshot | None:
     """The look that `text` says; None when it says none."""
     seconds, _, snapshot = text.partition("-")
     if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 12 and _is_snapshot(snapshot)):
@@ -65,16 +65,16 @@ def _is_snapshot(text: str) -> bool:
     return 0 < lowest <= highest and running == sorted(running) and all(lowest <= one < highest for one in running)
 
 
-def seen(rows: QuerySet[Call], then: Snapshot) -> QuerySet[Call]:
+def visible_in(rows: QuerySet[Call], then: Snapshot) -> QuerySet[Call]:
     """Those rows that could be seen then."""
-    return _where(rows, SEEN, then)
+    return _where(rows, VISIBLE, then)
 
 
-def arrived(search: Search, then: Snapshot, now: Snapshot, most: int) -> list[Call]:
+def calls_between(search: Search, then: Snapshot, now: Snapshot, most: int) -> list[Call]:
     """The calls of a search that were written between two looks, newest first."""
     since = datetime.fromtimestamp(then.seconds, UTC) - LONGEST_CALL
-    unseen = _where(search.rows().filter(created_at__gte=since), f"NOT {SEEN}", then)
-    return list(seen(unseen, now).order_by("-created_at", "-pk")[:most])
+    unseen = _where(search.rows().filter(created_at__gte=since), f"NOT {VISIBLE}", then)
+    return list(visible_in(unseen, now).order_by("-created_at", "-pk")[:most])
 
 
 def _where(rows: QuerySet[Call], condition: str, then: Snapshot) -> QuerySet[Call]:

@@ -13,7 +13,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.changes import Change, told
-from auditlog.event_context import EventContext, Via, coming_from
+from auditlog.event_context import EventContext, Via, use_context
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
@@ -47,7 +47,7 @@ def event(
     **changes: Any,
 ) -> Event:
     """An event about a role of this name."""
-    with coming_from(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
+    with use_context(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
         return Event.objects.record(action, Role(name=label), by=by, changes=changes)
 
 
