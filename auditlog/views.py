@@ -13,10 +13,9 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from auditlog.actions import Action
-from auditlog.detail import Detail
+from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import Call, Event
-from auditlog.replay import curl, payloads
 from auditlog.search import filters, snapshot
 from auditlog.search.criteria import COUNT_LIMIT, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS, FILTERS
