@@ -28,7 +28,7 @@ from ui.pages import AppRequest, is_for, show, wants_fragment
 
 BESIDE = 25  # Rows beside an open call: enough to see what came before.
 LIVE_ROWS = 300  # As many may stand in a list that grows before it begins anew.
-RENEWED = 60  # Seconds after which a look that saw nothing new is renewed.
+RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 
 
 @require_GET
@@ -95,7 +95,7 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 @require_GET
 @requires(Capability.LOGS_READ)
 def live(request: AppRequest) -> HttpResponse:
-    """The calls that arrived since the last look; nothing when there are none."""
+    """The calls since the snapshot of the last request; nothing when there are none."""
     then, now = snapshot.parse(request.GET.get("seen", "")), snapshot.current()
     chosen = CallFilter(request.GET)
     if then is None or chosen.error:
@@ -136,16 +136,16 @@ def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SI
     cursor = Cursor.named(request.GET.get("cursor", ""))
     search = chosen.search()
     is_live = chosen.is_live and cursor is None
-    look = snapshot.current() if is_live else None
-    if look is not None:
-        search.base = snapshot.visible_in(search.base, look)
-    found = SearchPage(Page([], None, None)) if chosen.error else search.page(cursor, size)
+    now = snapshot.current() if is_live else None
+    if now is not None:
+        search.base = snapshot.visible_in(search.base, now)
+    result = SearchPage(Page([], None, None)) if chosen.error else search.page(cursor, size)
     count = None if chosen.error else search.count()
     return {
-        "page": found.page,
-        "looked_to": found.looked_to,
+        "page": result.page,
+        "looked_to": result.looked_to,
         "count": count,
-        "histogram": histogram(search, sampled=not count.is_all) if count and found.page.rows else None,
+        "histogram": histogram(search, sampled=not count.is_all) if count and result.page.rows else None,
         "chosen": chosen,
         "narrowed": bool(chosen.asked.keys() - {"live"}),
         "span": chosen.span,
@@ -155,8 +155,8 @@ def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SI
         "facets": chosen.facets(),
         "searchable": chosen.searchable(),
         "is_live": is_live,
-        "seen": look,
-        "shown": len(found.page.rows),
+        "seen": now,
+        "shown": len(result.page.rows),
         "list_url": request.path if chosen.scope else reverse("auditlog:calls"),
     }
 

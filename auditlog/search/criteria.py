@@ -74,9 +74,9 @@ def parameter_criterion(field: LogField, value: Any) -> Criterion:
         return indexed([same]) if field.is_indexed else row_test(same)
     if not field.is_indexed:
         return row_test(Q(**{field.column: value}))
-    found = one_of(field.column, value if isinstance(value, list) else [value])
+    rows = one_of(field.column, value if isinstance(value, list) else [value])
     condition = field.parameter.condition if field.parameter else None
-    return found if condition is None else indexed(one & condition for one in found.alternatives)
+    return rows if condition is None else indexed(same & condition for same in rows.alternatives)
 
 
 def free_text_criterion(text: str) -> Criterion:
@@ -164,14 +164,14 @@ class RowCount(NamedTuple):
 
 
 def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
-    """How many rows there are, as far as anybody wants to know."""
+    """How many rows there are, up to COUNT_LIMIT."""
     number = rows[: COUNT_LIMIT + 1].count()
     return RowCount(min(number, COUNT_LIMIT), number <= COUNT_LIMIT)
 
 
 @dataclass(frozen=True)
 class SearchPage:
-    """One page, and how far it looked when that was not to the end."""
+    """One page, and how far back it was searched when that was not to the end."""
 
     page: Page[Call]
     looked_to: datetime | None = None
@@ -210,7 +210,7 @@ class Search:
         return [self._between().filter(one) for one in self._alternatives()]
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
-        """Those among the newest `most` rows that the best index finds, and where these end; None: it is all."""
+        """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
         floors = (near._reach(near._between(), OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
         floor = next(filter(None, floors), None)
         return (self.rows().filter(created_at__gte=floor) if floor else self.rows()), floor
@@ -218,12 +218,12 @@ class Search:
     def page(self, cursor: Cursor | None, size: int) -> SearchPage:
         """The page a cursor names, the newest one without."""
         way = cursor.way if cursor else OLDER
-        found = SearchPage(Page([], None, None))
+        result = SearchPage(Page([], None, None))
         for search in self._from_near(cursor):
-            found = search._page(cursor, size)  # noqa: SLF001  (its own kind)
-            if found.page.older if way == OLDER else found.page.newer:  # All of it would not hold another page.
+            result = search._page(cursor, size)  # noqa: SLF001  (its own kind)
+            if result.page.older if way == OLDER else result.page.newer:  # All of it would not hold another page.
                 break
-        return found
+        return result
 
     def _from_near(self, cursor: Cursor | None) -> Iterator[Search]:
         """The same in the week beside a place in the log, then all of it.
@@ -269,16 +269,16 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def count(self) -> RowCount:
-        """How many there are, as far as that is found out."""
+        """How many there are, up to COUNT_LIMIT."""
         rows, floor = self.rows(), None
         if not self.is_direct or len(self._alternatives()) > 1:
             rows, floor = self.recent(COUNT_LIMIT if self.is_direct else SEARCH_LIMIT)
         else:
             near, *rest = self._from_near(None)
-            if rest and not (found := count_rows(near.rows().order_by("-created_at"))).is_all:
-                return found
-        found = count_rows(rows.order_by("-created_at"))
-        return found if floor is None else found._replace(is_all=False)
+            if rest and not (total := count_rows(near.rows().order_by("-created_at"))).is_all:
+                return total
+        total = count_rows(rows.order_by("-created_at"))
+        return total if floor is None else total._replace(is_all=False)
 
     def _between(self) -> QuerySet[Call]:
         rows = self.base
