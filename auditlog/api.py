@@ -17,56 +17,29 @@ from rest_framework.response import Response
 
 from auditlog.actions import Action
 from auditlog.event_context import Via
-from auditlog.export import CALL_COLUMNS, TYPES, UNTOLD, Export, download
-from auditlog.models import Call, Event, Outcome
+from auditlog.export import TYPES, Export, file_response
+from auditlog.models import Call, Event
 from auditlog.reasons import reason_of
-from auditlog.search.criteria import Criterion, Search, indexed, one_of, uuid_of
+from auditlog.search.criteria import Search, free_text_criterion, parameter_criterion, uuid_of
+from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.search.keyset import BadCursor, Cursor, Page, page
 from capabilities import Capability
 from ui.operations import File, Query, operation
 from ui.rest import Moment, Paging, Resource, link
 
 
-def _among(id_column: str, name_column: str) -> Callable[[str], Q]:
-    """Rows by id, or by the name things had at the time."""
-
-    def rows(text: str) -> Q:
-        pk = uuid_of(text)
-        return Q(**{id_column: pk} if pk else {name_column: text})
-
-    return rows
+def _actor(text: str) -> Q:
+    """Events of a person by id, or by the address at the time."""
+    pk = uuid_of(text)
+    return Q(actor_id=pk) if pk else Q(actor_email=text)
 
 
-def _subject(name: str, name_column: str) -> Callable[[str], Criterion]:
-    """Calls of a thing by its id, which has an index, or by the name it had then."""
-
-    def means(text: str) -> Criterion:
-        pk = uuid_of(text)
-        return indexed([Q(**{f"{name}_id": pk})]) if pk else Criterion((), Q(**{name_column: text}))
-
-    return means
-
-
-# What each parameter of a query means; the rest are columns of the same name.
-CALLS: dict[str, Callable[[Any], Criterion]] = {
-    "outcome": lambda outcomes: one_of("outcome", outcomes),
-    "host": _subject("host", "host_name"),
-    "gateway": _subject("gateway", "gateway_name"),
-    "server": _subject("server", "server_name"),
-    "user": _subject("user", "user_email"),
-    "token": lambda text: Criterion((), _among("token_id", "token_prefix")(text)),
-    "connection": lambda pk: indexed([Q(connection_id=pk)]),
-    "correlation_id": lambda pk: indexed([Q(correlation_id=pk)]),
-    "method": lambda method: one_of("method", [method]),
-    "tool": lambda name: indexed([Q(feature_type="tool", feature_name=name)]),
-    "ip": lambda address: Criterion((), Q(client_ip=address)),
-    "q": lambda words: Criterion((), Q(feature_name__icontains=words) | Q(user_email__icontains=words)),
-}
-EVENTS: dict[str, Callable[[Any], Q]] = {
+# What each parameter of the events means; the rest are columns of the same name.
+EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
-    "actor": _among("actor_id", "actor_email"),
-    "q": lambda words: Q(target_label__icontains=words) | Q(actor_email__icontains=words),
+    "actor": _actor,
+    "q": lambda text: Q(target_label__icontains=text) | Q(actor_email__icontains=text),
 }
 
 
@@ -78,7 +51,7 @@ class CallSerializer(serializers.ModelSerializer[Call]):
 
     class Meta:
         model = Call
-        exclude = ("uid", *UNTOLD)
+        exclude = ("uid", *UNLISTED)
 
 
 class CallDetail(CallSerializer):
@@ -101,7 +74,7 @@ class CallDetail(CallSerializer):
         return found.sentence if found else None
 
 
-class Span(Query):
+class TimeRangeQuery(Query):
     """A stretch of time."""
 
     def get_fields(self) -> dict[str, Any]:
@@ -113,26 +86,33 @@ class Span(Query):
         }
 
 
-class CallFilters(Span):
-    """How the log is narrowed."""
+def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field[Any, Any, Any, Any]:
+    match field.comparison:
+        case Comparison.ENUM:
+            return serializers.ListField(child=serializers.ChoiceField(field.choices), required=False)
+        case Comparison.ID:
+            return serializers.UUIDField(required=False)
+        case Comparison.ADDRESS:
+            return serializers.IPAddressField(required=False)
+        case Comparison.NUMBER:
+            least, most = parameter.bounds or (None, None)
+            return serializers.IntegerField(required=False, min_value=least, max_value=most)
+    return serializers.CharField(required=False, max_length=parameter.max_length)
 
-    method = serializers.CharField(required=False, max_length=64)
-    outcome = serializers.ListField(child=serializers.ChoiceField(Outcome.choices), required=False)
-    deny_reason = serializers.CharField(required=False, max_length=40)
-    http_status = serializers.IntegerField(required=False, min_value=100, max_value=599)
-    host = serializers.CharField(required=False)
-    gateway = serializers.CharField(required=False)
-    server = serializers.CharField(required=False)
-    connection = serializers.UUIDField(required=False)
-    user = serializers.CharField(required=False)
-    token = serializers.CharField(required=False)
-    tool = serializers.CharField(required=False)
-    ip = serializers.IPAddressField(required=False)
-    correlation_id = serializers.UUIDField(required=False)
+
+class CallFilters(TimeRangeQuery):
+    """The filters of the log: a parameter for each field of auditlog.search.fields that has one."""
+
     q = serializers.CharField(required=False)
 
+    def get_fields(self) -> dict[str, Any]:
+        parameters = {
+            name: _parameter_field(field, field.parameter) for name, field in PARAMETERS.items() if field.parameter
+        }
+        return {**super().get_fields(), **parameters}
 
-class Place(Query):
+
+class CursorQuery(Query):
     """Where in the log a page begins."""
 
     cursor = serializers.CharField(required=False)
@@ -145,7 +125,7 @@ class Place(Query):
             raise ValidationError(str(bad)) from None
 
 
-class CallQuery(CallFilters, Place):
+class CallQuery(CallFilters, CursorQuery):
     """A page of the log."""
 
 
@@ -155,7 +135,7 @@ class ExportQuery(CallFilters):
     format = serializers.ChoiceField([(kind, kind) for kind in TYPES], default="csv")
 
 
-class EventQuery(Span, Place):
+class EventQuery(TimeRangeQuery, CursorQuery):
     """A page of the admin events."""
 
     action = serializers.CharField(required=False)
@@ -170,19 +150,20 @@ class EventQuery(Span, Place):
 PLACING = ("cursor", "page_size", "format")
 
 
-def searched(chosen: Mapping[str, Any]) -> Search:
+def call_search(query: Mapping[str, Any]) -> Search:
     """The calls that match a query."""
-    narrowing = {name: value for name, value in chosen.items() if name not in (*PLACING, "from", "to")}
-    meanings = [CALLS[n](v) if n in CALLS else Criterion((), Q(**{n: v})) for n, v in narrowing.items()]
-    return Search(meanings, chosen.get("from"), chosen.get("to"))
+    criteria = [parameter_criterion(PARAMETERS[name], value) for name, value in query.items() if name in PARAMETERS]
+    if "q" in query:
+        criteria.append(free_text_criterion(query["q"]))
+    return Search(criteria, query.get("from"), query.get("to"))
 
 
-def narrowed(chosen: Mapping[str, Any]) -> QuerySet[Event]:
+def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:
     """The events that match a query."""
     rows = Event.objects.all()
-    for name, value in chosen.items():
+    for name, value in query.items():
         if name not in PLACING:
-            rows = rows.filter(EVENTS[name](value) if name in EVENTS else Q(**{name: value}))
+            rows = rows.filter(EVENT_CONDITIONS[name](value) if name in EVENT_CONDITIONS else Q(**{name: value}))
     return rows
 
 
@@ -211,7 +192,7 @@ class CallResource(Log):
 
     @operation(needs=Capability.LOGS_READ, query=CallQuery)
     def list(self, request: Request) -> Response:
-        return self.listed(searched(self.chosen).page(*self.place).page)
+        return self.listed(call_search(self.chosen).page(*self.place).page)
 
     @operation(needs=Capability.LOGS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -229,9 +210,9 @@ class CallResource(Log):
     def export(self, request: Request) -> StreamingHttpResponse:
         kind = self.chosen["format"]
         asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
-        pieces = Export(searched(self.chosen), kind, CALL_COLUMNS)
+        pieces = Export(call_search(self.chosen), kind, EXPORT_COLUMNS)
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=asked)
-        return download(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
+        return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):
@@ -252,7 +233,7 @@ class EventResource(Log):
 
     @operation(needs=Capability.AUDIT_READ, query=EventQuery)
     def list(self, request: Request) -> Response:
-        return self.listed(page([narrowed(self.chosen)], *self.place))
+        return self.listed(page([matching_events(self.chosen)], *self.place))
 
     @operation(needs=Capability.AUDIT_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:

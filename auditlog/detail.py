@@ -1,19 +1,24 @@
-"""What the page of one call tells: where its time went, and which check decided it."""
+"""The page of one call: where its time went, which check decided it, its payloads, and the call again as a command."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from auditlog.models import Call, Outcome
+from auditlog.name_lookups import lookups
 from auditlog.reasons import Reason, Step, reason_of
 from proxy.store.call_writer import COMMIT_SECONDS
 
-OWN_ANSWERS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
+# Answered by the gateway itself.
+GATEWAY_METHODS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
+CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"}}
 
 
-class Part(NamedTuple):
+class TimingPart(NamedTuple):
     """A stretch of the timing bar, in per cent of the whole."""
 
     name: str
@@ -28,7 +33,7 @@ class Check(NamedTuple):
 
     name: str
     result: str
-    told: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Detail:
         return "warn" if self.call.outcome in (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.CANCELLED) else "bad"
 
     @property
-    def timing(self) -> list[Part]:
+    def timing(self) -> list[TimingPart]:
         """Where the time went, in order."""
         call, record = self.call, self.record_ms
         known = (call.authorise_ms or 0) + (call.upstream_ms or 0)
@@ -79,9 +84,9 @@ class Detail:
         """The decision, check by check, and where it stopped."""
         stop = self.reason.step if self.reason else None
         lines = []
-        for step, name, told in self._steps():
+        for step, name, text in self._steps():
             if stop is None or step < stop:
-                lines.append(Check(name, "pass" if told else "skip", told or "Not needed"))
+                lines.append(Check(name, "pass" if text else "skip", text or "Not needed"))
             elif step == stop and self.reason:
                 lines.append(Check(name, "stop", self.reason.sentence))
             else:
@@ -113,14 +118,51 @@ class Detail:
         return "All that the caller may use were asked" if self.call.method.endswith("/list") else ""
 
     def _upstream(self) -> str:
-        if self.call.method in OWN_ANSWERS:
+        if self.call.method in GATEWAY_METHODS:
             return ""
         return f"{self.call.server_name or 'The servers'} answered"
 
 
-def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator[Part]:
+def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator[TimingPart]:
     start = 0.0
     for name, label, ms in stretches:
         width = round(100 * ms / whole, 1) if whole else 0.0
-        yield Part(name, label, ms, round(start, 1), width)
+        yield TimingPart(name, label, ms, round(start, 1), width)
         start += width
+
+
+def curl(call: Call, *, payload: bool) -> str:
+    """The command; with `payload`, what the call carried as far as it was recorded. Empty when it leads nowhere."""
+    url = lookups.url_of(call.gateway_id) if call.gateway_id else ""
+    if not url or not call.method:
+        return ""
+    body = {"jsonrpc": "2.0", "id": 1, "method": call.method, "params": _params(call, payload)}
+    lines = [
+        f"curl -sS -X POST {shlex.quote(url)}",
+        '-H "Authorization: Bearer $GATEWAY_TOKEN"',
+        "-H 'Content-Type: application/json'",
+        "-H 'Accept: application/json, text/event-stream'",
+        f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
+    ]
+    return " \\\n  ".join(lines)
+
+
+def payloads(call: Call) -> list[tuple[str, str]]:
+    """What was recorded of the call, under its names, for people to read."""
+    recorded = (("Request", call.request_payload), ("Response", call.response_payload))
+    return [(name, _pretty(value)) for name, value in recorded if value is not None]
+
+
+def _pretty(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _params(call: Call, payload: bool) -> Any:
+    recorded = call.request_payload if payload and not call.payload_truncated else None
+    if isinstance(recorded, dict) and isinstance(recorded.get("params"), dict):
+        return recorded["params"]
+    if call.method == "tools/call":
+        return {"name": call.feature_name, "arguments": {}}
+    if call.method == "initialize":
+        return {"protocolVersion": call.protocol_version or "2025-11-25", **CURL_CLIENT}
+    return {}

@@ -1,4 +1,4 @@
-"""Where the present change comes from: set once per request, read by `Event.objects.record`."""
+"""The context of the change under way: set once per request, read by `Event.objects.record`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from django.db import models
 
 
 class Via(models.TextChoices):
-    """The door through which a change came."""
+    """The channel through which a change came."""
 
     WEB = "web", "Web"
     API = "api", "API"
@@ -22,9 +22,9 @@ class Via(models.TextChoices):
 
 @dataclass(frozen=True, slots=True)
 class EventContext:
-    """The door, the address and the correlation id of the request that is being served.
+    """The channel, the client address and the correlation id of the request that is being served.
 
-    `through` names the API key it came with, if it did.
+    `through` names the API key of the request, if it has one.
     """
 
     via: Via = Via.SYSTEM
@@ -33,24 +33,24 @@ class EventContext:
     through: str = ""
 
 
-_present: ContextVar[EventContext | None] = ContextVar("origin", default=None)
+_context: ContextVar[EventContext | None] = ContextVar("event_context", default=None)
 
 
-def present() -> EventContext:
-    """The origin of the change under way; the system itself outside of any request."""
-    return _present.get() or EventContext()
+def current_context() -> EventContext:
+    """The context of the request that is being served; the system itself outside of any request."""
+    return _context.get() or EventContext()
 
 
 @contextmanager
-def coming_from(origin: EventContext) -> Iterator[None]:
-    """Record changes inside the block as coming from `origin`."""
-    reset = _present.set(origin)
+def use_context(context: EventContext) -> Iterator[None]:
+    """Record changes inside the block with `context`."""
+    token = _context.set(context)
     try:
         yield
     finally:
-        _present.reset(reset)
+        _context.reset(token)
 
 
-def note_key(name: str) -> None:
-    """From here to the end of the request under way, changes say that they came through this API key."""
-    _present.set(replace(present(), through=name))
+def note_api_key(name: str) -> None:
+    """Record the changes of the rest of the request as made through this API key."""
+    _context.set(replace(current_context(), through=name))

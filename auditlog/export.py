@@ -28,7 +28,6 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.utils import timezone
 from psycopg.types.json import JsonbLoader
 
-from auditlog.models import Call
 from auditlog.search.criteria import Search
 from ui.rest import ApiError, stamp
 
@@ -36,23 +35,16 @@ logger = logging.getLogger(__name__)
 
 TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 CHUNK = 2_000  # Rows that are in memory at once.
-AT_ONCE = 4  # Exports of one process; each holds a database connection of its own.
-STALLED = "5min"  # A reader that takes nothing for so long has left without a word.
-
-# What no list or file says of a call: what it carried, and how long its row waited.
-UNTOLD = ("recorded_at", "request_payload", "response_payload")
-# What is told of a call: by which name, which column.
-CALL_COLUMNS = {"id": "uid"} | {
-    field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNTOLD)
-}
+MAX_EXPORTS = 4  # Exports of one process; each holds a database connection of its own.
+IDLE_TIMEOUT = "5min"  # A reader that takes nothing for so long has left without a word.
 
 _FORMULA = frozenset("=+-@")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
-_free = threading.BoundedSemaphore(AT_ONCE)
+_free = threading.BoundedSemaphore(MAX_EXPORTS)
 
 
-class TooMany(ApiError):
+class TooManyExports(ApiError):
     """As many exports are running as this process lets run at once."""
 
     wait = 30.0  # Seconds, for Retry-After.
@@ -61,7 +53,7 @@ class TooMany(ApiError):
         super().__init__(503, "too_many_exports", "Too many exports are running. Try again when one of them has ended.")
 
 
-class Incomplete(Exception):
+class IncompleteExport(Exception):
     """The rows could not be read to their end; the last line says so, and the answer breaks off after it."""
 
 
@@ -78,7 +70,7 @@ class Export:
         self._turn = threading.Lock()
         self._resources = ExitStack()
         if not _free.acquire(blocking=False):
-            raise TooMany
+            raise TooManyExports
         self._resources.callback(_free.release)
         try:
             self._connection = self._resources.enter_context(_reader())
@@ -124,7 +116,7 @@ class Export:
         except psycopg.Error as error:
             logger.warning("an export broke off", extra={"rows": count, "error": str(error)})
             yield self._last(count, complete=False)
-            raise Incomplete(Incomplete.__doc__) from error
+            raise IncompleteExport(IncompleteExport.__doc__) from error
         yield self._last(count, complete=True)
 
     def _chunks(self) -> Iterator[list[tuple[Any, ...]]]:
@@ -161,11 +153,11 @@ def _reader() -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(**words, autocommit=True) as own:
         own.execute("SET application_name = 'gateway export'")
         own.execute("SET statement_timeout = 0")
-        own.execute(f"SET idle_in_transaction_session_timeout = '{STALLED}'".encode())
+        own.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TIMEOUT}'".encode())
         yield own
 
 
-def download(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:
+def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:
     """The answer that is this file, called `name` and the time."""
     return StreamingHttpResponse(
         flowing(pieces) if isinstance(request, ASGIRequest) else pieces,
@@ -177,7 +169,7 @@ def download(request: HttpRequest, name: str, kind: str, pieces: Export) -> Stre
     )
 
 
-def too_many(refused: TooMany) -> HttpResponse:
+def too_many_response(refused: TooManyExports) -> HttpResponse:
     """The page's answer to that: one sentence, and when to come again."""
     headers = {"Retry-After": f"{refused.wait:.0f}"}
     return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")

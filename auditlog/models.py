@@ -1,13 +1,13 @@
-"""What happened: calls through the gateways, and administrators' acts. Both are insert-only.
+"""The two logs: calls through the gateways, and administrators' acts; and the base of models that can be disabled.
 
-Rows hold ids and names as plain columns: history outlives what it describes.
+Log rows are only inserted. They hold ids and names as plain columns: history outlives what it describes.
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 from uuid import UUID, uuid4
 
-from django.db import models
+from django.db import models, transaction
 
 from auditlog import event_context
 from auditlog.actions import Action
@@ -183,18 +183,18 @@ class EventManager(models.Manager["Event"]):
         Call it inside the transaction of the change. `changes` maps a field to [before, after] and
         holds no secret; `actor` names an actor who is not simply a person, such as a token itself.
         """
-        here = event_context.present()
+        context = event_context.current_context()
         return self.create(
             actor_id=by.pk if by else None,
             actor_email=actor or (by.email if by else "system"),
-            via=here.via,
-            ip=here.ip,
-            correlation_id=here.correlation_id,
+            via=context.via,
+            ip=context.ip,
+            correlation_id=context.correlation_id,
             action=action,
             target_type=target._meta.model_name or "",
             target_id=str(target.pk),
             target_label=str(target)[:200],
-            changes=(changes or {}) | ({"through": here.through} if here.through else {}),
+            changes=(changes or {}) | ({"through": context.through} if context.through else {}),
         )
 
 
@@ -224,3 +224,37 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.target_label}"
+
+
+class Switchable(models.Model):
+    """A thing that can be switched off and on; the proxy reads the switch on every request."""
+
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        abstract = True
+
+    def disable(self, *, by: Actor | None) -> None:
+        """Switch off; the next request through this thing is refused. Nothing is lost."""
+        self._switch(on=False, by=by)
+
+    def enable(self, *, by: Actor | None) -> None:
+        """Switch on again; everything works as before."""
+        self._switch(on=True, by=by)
+
+    def _switch(self, *, on: bool, by: Actor | None) -> None:
+        with transaction.atomic():
+            row = self.lock()
+            if row.enabled != on:
+                type(self)._default_manager.filter(pk=self.pk).update(enabled=on, **self._switched(on, by))
+                action = Action(f"{self._meta.model_name}.{'enabled' if on else 'disabled'}")
+                Event.objects.record(action, self, by=by, changes={"enabled": [not on, on]})
+        self.enabled = on
+
+    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        """Further columns that a flip changes."""
+        return {}
+
+    def lock(self) -> Self:
+        """This row as it is now, locked until the transaction ends."""
+        return type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)

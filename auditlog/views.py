@@ -14,13 +14,13 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from auditlog.actions import Action
-from auditlog.detail import Detail
-from auditlog.export import CALL_COLUMNS, TYPES, Export, TooMany, download, too_many
+from auditlog.detail import Detail, curl, payloads
+from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import Call, Event
-from auditlog.replay import curl, payloads
-from auditlog.search import facets, filters, snapshot
-from auditlog.search.criteria import COUNTED, Found
-from auditlog.search.filters import CallFilter
+from auditlog.search import filters, snapshot
+from auditlog.search.criteria import COUNT_LIMIT, SearchPage
+from auditlog.search.fields import EXPORT_COLUMNS, FILTERS
+from auditlog.search.filters import CallFilter, facet_values
 from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
 from capabilities import Capability, requires
@@ -29,7 +29,7 @@ from ui.pages import AppRequest, is_for, show, wants_fragment
 
 BESIDE = 25  # Rows beside an open call: enough to see what came before.
 LIVE_ROWS = 300  # As many may stand in a list that grows before it begins anew.
-RENEWED = 60  # Seconds after which a look that saw nothing new is renewed.
+RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 
 
 @require_GET
@@ -94,12 +94,12 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
     """The values of one filter under all others, with their counts."""
     tab = request.GET.get("tab", "")
     chosen = CallFilter(request.GET, {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None)
-    if name not in facets.COUNTED_BY or chosen.error:
+    if name not in FILTERS or not FILTERS[name].has_facet or chosen.error:
         raise Http404
-    found = facets.values(chosen.search(apart_from=name), name)
-    context: dict[str, Any] = {"facet": chosen.facet(name), "found": found, "newest": f"{COUNTED:,}"}
-    context["links"] = [(chosen.without(name, **{name: one.value}), one) for one in found.values]
-    known = {one.value for one in found.values}
+    found = facet_values(chosen.search(apart_from=name), FILTERS[name])
+    context: dict[str, Any] = {"facet": chosen.facet(name), "found": found, "newest": f"{COUNT_LIMIT:,}"}
+    context["links"] = [(chosen.without(name, **{name: value.value}), value) for value in found.values]
+    known = {value.value for value in found.values}
     context["left"] = [choice for choice in context["facet"].choices if choice[0] not in known]
     return render(request, "auditlog/facet.html", context)
 
@@ -107,12 +107,12 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 @require_GET
 @requires(Capability.LOGS_READ)
 def live(request: AppRequest) -> HttpResponse:
-    """The calls that arrived since the last look; nothing when there are none."""
-    then, now = snapshot.read(request.GET.get("seen", "")), snapshot.look()
+    """The calls since the snapshot of the last request; nothing when there are none."""
+    then, now = snapshot.parse(request.GET.get("seen", "")), snapshot.current()
     chosen = CallFilter(request.GET)
     if then is None or chosen.error:
         return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
-    rows = snapshot.arrived(chosen.search(), then, now, filters.PAGE_SIZE + 1)
+    rows = snapshot.calls_between(chosen.search(), then, now, filters.PAGE_SIZE + 1)
     if not rows and then.age < RENEWED:
         return HttpResponse(status=204)
     shown = request.GET.get("shown", "")
@@ -137,27 +137,27 @@ def export_calls(request: AppRequest) -> HttpResponse:
         return HttpResponseBadRequest(chosen.error or "format must be csv or jsonl.", content_type="text/plain")
     asked = {name: [None, value] for name, value in chosen.asked.items()}
     try:
-        pieces = Export(chosen.search(), kind, CALL_COLUMNS)
-    except TooMany as refused:
-        return too_many(refused)
+        pieces = Export(chosen.search(), kind, EXPORT_COLUMNS)
+    except TooManyExports as refused:
+        return too_many_response(refused)
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=asked)
-    return download(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
+    return file_response(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 
 
 def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
     cursor = Cursor.named(request.GET.get("cursor", ""))
     search = chosen.search()
     is_live = chosen.is_live and cursor is None
-    look = snapshot.look() if is_live else None
-    if look is not None:
-        search.base = snapshot.seen(search.base, look)
-    found = Found(Page([], None, None)) if chosen.error else search.page(cursor, size)
+    now = snapshot.current() if is_live else None
+    if now is not None:
+        search.base = snapshot.visible_in(search.base, now)
+    result = SearchPage(Page([], None, None)) if chosen.error else search.page(cursor, size)
     count = None if chosen.error else search.count()
     return {
-        "page": found.page,
-        "looked_to": found.looked_to,
+        "page": result.page,
+        "looked_to": result.looked_to,
         "count": count,
-        "histogram": histogram(search, sampled=not count.is_all) if count and found.page.rows else None,
+        "histogram": histogram(search, sampled=not count.is_all) if count and result.page.rows else None,
         "chosen": chosen,
         "narrowed": bool(chosen.asked.keys() - {"live"}),
         "span": chosen.span,
@@ -165,9 +165,10 @@ def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SI
         "around": chosen.without("from", "to", "range", "live"),
         "chips": chosen.chips(),
         "facets": chosen.facets(),
+        "searchable": chosen.searchable(),
         "is_live": is_live,
-        "seen": look,
-        "shown": len(found.page.rows),
+        "seen": now,
+        "shown": len(result.page.rows),
         "list_url": request.path if chosen.scope else reverse("auditlog:calls"),
     }
 

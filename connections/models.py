@@ -10,8 +10,7 @@ from django.utils import timezone
 
 from accounts.models import ApiKey, KeyEnd, User
 from auditlog.actions import Action
-from auditlog.models import Actor, Event
-from auditlog.switch import Switchable
+from auditlog.models import Actor, Event, Switchable
 from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host

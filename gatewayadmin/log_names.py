@@ -1,4 +1,4 @@
-"""Name lookups for the log of calls, which may not import hosts, gateways, servers and users itself."""
+"""Registers the lookups of hosts, gateways, servers and users by name: the log is below their apps and imports none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db.models import Model
 
 from accounts.models import User
-from auditlog.names import MOST, names
+from auditlog.name_lookups import MAX_THINGS, lookups
 from gateways.models import Gateway
 from hosts.models import Host
 from servers.models import Server
@@ -22,16 +22,16 @@ def register_name_lookups() -> None:
         ("server", Server, "name"),
         ("user", User, "email"),
     ):
-        names.bearers[kind] = _bearers(model, column)
-    names.urls = _url
+        lookups.finders[kind] = _finder(model, column)
+    lookups.gateway_url = _url
 
 
-def _bearers(model: type[Model], column: str) -> Callable[[str, bool], list[UUID]]:
-    def lookup(name: str, part: bool) -> list[UUID]:
+def _finder(model: type[Model], column: str) -> Callable[[str, bool], list[UUID]]:
+    def ids(name: str, part: bool) -> list[UUID]:
         rows = model._default_manager.filter(**{f"{column}__icontains" if part else f"{column}__iexact": name})
-        return list(rows.values_list("pk", flat=True)[: MOST + 1])
+        return list(rows.values_list("pk", flat=True)[: MAX_THINGS + 1])
 
-    return lookup
+    return ids
 
 
 def _url(pk: UUID) -> str:

@@ -7,7 +7,7 @@ from django.http import HttpRequest, HttpResponse
 
 from accounts.models import User
 from auditlog.actions import Action
-from auditlog.event_context import EventContext, Via, coming_from
+from auditlog.event_context import EventContext, Via, use_context
 from auditlog.models import Event
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
@@ -21,7 +21,7 @@ def note_origin(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
         origin = EventContext(
             _door(request.path), request.META.get("REMOTE_ADDR") or None, scope.get("request_id") or uuid4()
         )
-        with coming_from(origin):
+        with use_context(origin):
             return get_response(request)
 
     return middleware

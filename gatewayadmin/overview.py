@@ -11,7 +11,7 @@ from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
-from auditlog.search.criteria import Counted
+from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
 from connections.models import Connection
 from connections.rows import ConnectionRow
@@ -70,7 +70,7 @@ def _numbers(user: User) -> dict[str, Any]:
         )
         told |= {
             "expiring": found[:SHOWN],
-            "expiring_count": Counted(min(len(found), SHOWN), len(found) <= SHOWN),
+            "expiring_count": RowCount(min(len(found), SHOWN), len(found) <= SHOWN),
             "soon": SOON,
         }
     if user.has_perm(Capability.LOGS_READ):

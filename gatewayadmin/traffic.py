@@ -12,7 +12,7 @@ from django.db import connection
 from django.utils import timezone
 
 from auditlog.models import Call
-from auditlog.search.criteria import Counted, Search
+from auditlog.search.criteria import RowCount, Search
 from auditlog.search.histogram import Histogram, histogram, rounded
 from auditlog.search.query_language import parse
 from servers.models import Server
@@ -44,8 +44,8 @@ CROSS JOIN (SELECT n, %(since)s + n * interval '1 hour' AS at FROM generate_seri
 class Traffic:
     """The calls of the last day."""
 
-    total: Counted
-    denied: Counted
+    total: RowCount
+    denied: RowCount
     bars: Histogram | None
     recent: Sequence[Call]
     denials: Sequence[Call]

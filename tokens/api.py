@@ -193,7 +193,7 @@ class TokenResource(Resource):
         if not admits(token.allowed_ips, self.request.META.get("REMOTE_ADDR")):
             raise ApiError(HTTPStatus.FORBIDDEN, "ip_not_allowed", "The IP allowlist of this token lacks your address.")
         must_be_on(token.connection)
-        with event_context.coming_from(replace(event_context.present(), via=Via.BEARER)):
+        with event_context.use_context(replace(event_context.current_context(), via=Via.BEARER)):
             try:
                 return token.rotate(by=None, presented=presented.secret, overlap_hours=overlap_hours)
             except (AlreadyRevoked, AskedForNew, Expired, Superseded):  # Since it was presented a moment ago.

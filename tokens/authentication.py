@@ -45,7 +45,7 @@ class BearerAuthentication(BaseAuthentication):
         secret = secret.strip()
         if key := api_keys.find(secret):
             api_keys.note_use(key)
-            event_context.note_key(f"API key {key}")
+            event_context.note_api_key(f"API key {key}")
             return key.acting, ByKey(key)
         token = find(secret)
         if token is None:

@@ -1,7 +1,7 @@
-"""What the calls are narrowed to, and how that is asked so that it costs the same in a large log as in a small one.
+"""Searching the calls: conditions as SQL, whose cost does not grow with the log.
 
-A condition that an index knows leads; what no index knows is judged row by row, some thousand rows at
-a time: a page that finds too little in those says how far it looked, and its next page looks further.
+An index finds the rows of an indexed condition. All others are tested row by row, SEARCH_LIMIT rows at a time: a page
+that finds too little among those says how far it searched, and the next page goes on from there.
 """
 
 from __future__ import annotations
@@ -19,88 +19,95 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from auditlog.models import COMMON, Call
-from auditlog.names import MOST, names
+from auditlog.name_lookups import MAX_THINGS, lookups
 from auditlog.search import keyset
+from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
 from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition
 
-SEARCHED = 10_000  # Rows one page looks at, at most.
+SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
 NEAR = timedelta(days=7)
 LATEST = datetime.max.replace(tzinfo=UTC)
 DAYS_AT_ONCE = 8  # Partitions that one statement of an export reads: each costs it a dozen locks.
-COUNTED = 10_000  # More are "10,000+": nobody waits for an exact large number.
+COUNT_LIMIT = 10_000  # More are "10,000+": nobody waits for an exact large number.
 
-SUBJECTS = ("host", "gateway", "server", "user")
-SNAPSHOTS = {"user": "user_email"}
-COLUMNS = {
-    "outcome": "outcome",
-    "method": "method",
-    "tool": "feature_name",
-    "token": "token_prefix",
-    "identity": "identity_label",
-    "client": "client_name",
-    "reason": "deny_reason",
-    "ip": "client_ip",
-    "duration": "duration_ms",
-    "upstream": "upstream_ms",
-    "status": "http_status",
-    "code": "rpc_error_code",
-    "request": "request_bytes",
-    "response": "response_bytes",
-}
 LOOKUPS = {"<": "__lt", "<=": "__lte", ">": "__gt", ">=": "__gte"}
 NOTHING = Q(pk=None)
 
 
 class Criterion(NamedTuple):
-    """A condition in the database's words: alternatives of which each has an index, or else a test of each row."""
+    """A condition as the database takes it: alternatives of which each has an index, or else a test of each row."""
 
     alternatives: tuple[Q, ...]
     test: Q
 
     @property
-    def leads(self) -> bool:
+    def is_indexed(self) -> bool:
         return bool(self.alternatives)
 
 
-def meaning(condition: Condition) -> Criterion:  # noqa: PLR0911  (one for each kind of field)
-    """What a condition asks of a row."""
-    if condition.operator == IS_NOT:
-        same = meaning(replace(condition, operator=IS))
-        return Criterion((), ~_any(same.alternatives) if same.leads else ~same.test)
-    match condition.field:
-        case "host" | "gateway" | "server" | "user":
-            return _subject(condition.field, str(condition.values[0]), part=condition.operator == CONTAINS)
-        case "connection" | "correlation":
-            return indexed(Q(**{f"{condition.field}_id": pk}) for pk in uuids(condition.values))
-        case "token" if pks := uuids(condition.values):
-            return Criterion((), Q(token_id=pks[0]))
-        case "ip":
-            return Criterion((), _address(str(condition.values[0]), part=condition.operator == CONTAINS))
-        case "outcome" | "method" | "tool" if condition.operator == IS:
-            return one_of(COLUMNS[condition.field], condition.values)
-    return Criterion((), _compared(COLUMNS[condition.field], condition))
+def criterion(condition: Condition) -> Criterion:
+    """What a condition of the search language asks of a row."""
+    field, operator = FIELDS[condition.field], condition.operator
+    if operator == IS_NOT:
+        same = criterion(replace(condition, operator=IS))
+        return row_test(~_any(same.alternatives) if same.is_indexed else ~same.test)
+    match field.comparison:
+        case Comparison.NAME:
+            return _named(field, str(condition.values[0]), part=operator == CONTAINS)
+        case Comparison.ID:
+            return indexed(Q(**{field.column: pk}) for pk in uuids(condition.values))
+        case Comparison.ADDRESS:
+            return row_test(_address(field.column, str(condition.values[0]), part=operator == CONTAINS))
+    if field.is_indexed and operator == IS:
+        return one_of(field.column, condition.values)
+    return row_test(_compared(field.column, condition))
+
+
+def parameter_criterion(field: LogField, value: Any) -> Criterion:
+    """What a parameter of the API asks of a row: exactly this value, or one of these."""
+    if field.comparison is Comparison.NAME:
+        pk = uuid_of(value)
+        if pk is None:
+            return row_test(Q(**{field.column: value}))
+        same = Q(**{field.id_column: pk})
+        return indexed([same]) if field.is_indexed else row_test(same)
+    if not field.is_indexed:
+        return row_test(Q(**{field.column: value}))
+    rows = one_of(field.column, value if isinstance(value, list) else [value])
+    condition = field.parameter.condition if field.parameter else None
+    return rows if condition is None else indexed(same & condition for same in rows.alternatives)
+
+
+def free_text_criterion(text: str) -> Criterion:
+    """Rows with this text in one of the free text fields."""
+    return row_test(_any([Q(**{f"{field.column}__icontains": text}) for field in FREE_TEXT]))
 
 
 def indexed(alternatives: Iterable[Q]) -> Criterion:
-    """Alternatives of which each has an index."""
+    """Alternatives of which each has an index; without any, no row."""
     return Criterion(tuple(alternatives), NOTHING)
 
 
-def one_of(column: str, values: Sequence[str | float]) -> Criterion:
-    """Rows with one of these values; what most calls are has no index of its own."""
+def row_test(test: Q) -> Criterion:
+    """A test of each row, for which there is no index."""
+    return Criterion((), test)
+
+
+def one_of(column: str, values: Sequence[Any]) -> Criterion:
+    """Rows with one of these values in an indexed column; the most common value is not in the index."""
     if COMMON.get(column) in values:
-        return Criterion((), Q(**{f"{column}__in": values}))
+        return row_test(Q(**{f"{column}__in": values}))
     return indexed(Q(**{column: value}) for value in values)
 
 
-def _subject(kind: str, text: str, *, part: bool) -> Criterion:
-    """Rows of what is called so today, under whatever name they have; else rows with this name of then."""
-    pks = uuids([text]) or names.bearers_of(kind, text, part=part)
-    if pks and len(pks) <= MOST:
-        return indexed(Q(**{f"{kind}_id": pk}) for pk in pks)
-    column = SNAPSHOTS.get(kind, f"{kind}_name")
-    return Criterion((), Q(**{f"{column}__icontains" if part else f"{column}__iexact": text}))
+def _named(field: LogField, text: str, *, part: bool) -> Criterion:
+    """Rows of the things that have this name today, whatever it was then; else rows with this name at the time."""
+    pks = uuids([text]) or lookups.ids_named(field.name, text, part=part)
+    if pks and len(pks) <= MAX_THINGS:
+        same = [Q(**{field.id_column: pk}) for pk in pks]
+        return indexed(same) if field.is_indexed else row_test(_any(same))
+    return row_test(Q(**{f"{field.column}__icontains" if part else f"{field.column}__iexact": text}))
 
 
 def _compared(column: str, condition: Condition) -> Q:
@@ -112,11 +119,11 @@ def _compared(column: str, condition: Condition) -> Q:
     return Q(**{f"{column}__icontains" if condition.operator == CONTAINS else f"{column}__iexact": value})
 
 
-def _address(text: str, *, part: bool) -> Q:
+def _address(column: str, text: str, *, part: bool) -> Q:
     if part:
-        return Q(client_ip__startswith=text)
+        return Q(**{f"{column}__startswith": text})
     try:
-        return Q(client_ip=str(ip_address(text)))
+        return Q(**{column: str(ip_address(text))})
     except ValueError:
         return NOTHING
 
@@ -135,18 +142,18 @@ def uuids(values: Sequence[str | float]) -> list[UUID]:
 
 
 def _any(alternatives: Sequence[Q]) -> Q:
-    whole = Q()
-    for one in alternatives:
-        whole |= one
-    return whole
+    any_of = Q()
+    for alternative in alternatives:
+        any_of |= alternative
+    return any_of
 
 
-def bare() -> QuerySet[Call]:
-    """Calls without what they carried, which may be large."""
-    return Call.objects.defer("request_payload", "response_payload")
+def without_payloads() -> QuerySet[Call]:
+    """Calls without their payloads, which may be large."""
+    return Call.objects.defer(*PAYLOADS)
 
 
-class Counted(NamedTuple):
+class RowCount(NamedTuple):
     """A number of rows; unless it `is_all`, there are or may be more."""
 
     number: int
@@ -156,15 +163,15 @@ class Counted(NamedTuple):
         return f"{self.number:,}{'' if self.is_all else '+'}"
 
 
-def counted[M: Any](rows: QuerySet[M]) -> Counted:
-    """How many rows there are, as far as anybody wants to know."""
-    number = rows[: COUNTED + 1].count()
-    return Counted(min(number, COUNTED), number <= COUNTED)
+def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
+    """How many rows there are, up to COUNT_LIMIT."""
+    number = rows[: COUNT_LIMIT + 1].count()
+    return RowCount(min(number, COUNT_LIMIT), number <= COUNT_LIMIT)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One page, and how far it looked when that was not to the end."""
+class SearchPage:
+    """One page, and how far back it was searched when that was not to the end."""
 
     page: Page[Call]
     looked_to: datetime | None = None
@@ -179,44 +186,44 @@ class Search:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> None:
-        self.base = bare()
-        meanings = [one if isinstance(one, Criterion) else meaning(one) for one in conditions]
-        self._leaders = [one.alternatives for one in meanings if one.leads]
-        self._tests = [one.test for one in meanings if not one.leads]
+        self.base = without_payloads()
+        criteria = [item if isinstance(item, Criterion) else criterion(item) for item in conditions]
+        self._indexed = [item.alternatives for item in criteria if item.is_indexed]
+        self._row_tests = [item.test for item in criteria if not item.is_indexed]
         self.since = since
         self.until = until
 
     @property
     def is_direct(self) -> bool:
         """Whether an index alone finds the rows."""
-        return not self._tests and len(self._leaders) <= 1
+        return not self._row_tests and len(self._indexed) <= 1
 
     def rows(self) -> QuerySet[Call]:
         """All of them as one query, whatever that costs."""
         rows = self._between()
-        for alternatives in self._leaders:
+        for alternatives in self._indexed:
             rows = rows.filter(_any(alternatives))
-        return rows.filter(*self._tests)
+        return rows.filter(*self._row_tests)
 
     def parts(self) -> list[QuerySet[Call]]:
         """The same as several queries without a row in common, each with an index of its own. For a direct one."""
-        return [self._between().filter(one) for one in self._lead()]
+        return [self._between().filter(one) for one in self._alternatives()]
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
-        """Those among the newest `most` rows that the best index finds, and where these end; None: it is all."""
+        """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
         floors = (near._reach(near._between(), OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
         floor = next(filter(None, floors), None)
         return (self.rows().filter(created_at__gte=floor) if floor else self.rows()), floor
 
-    def page(self, cursor: Cursor | None, size: int) -> Found:
+    def page(self, cursor: Cursor | None, size: int) -> SearchPage:
         """The page a cursor names, the newest one without."""
         way = cursor.way if cursor else OLDER
-        found = Found(Page([], None, None))
+        result = SearchPage(Page([], None, None))
         for search in self._from_near(cursor):
-            found = search._page(cursor, size)  # noqa: SLF001  (its own kind)
-            if found.page.older if way == OLDER else found.page.newer:  # All of it would not hold another page.
+            result = search._page(cursor, size)  # noqa: SLF001  (its own kind)
+            if result.page.older if way == OLDER else result.page.newer:  # All of it would not hold another page.
                 break
-        return found
+        return result
 
     def _from_near(self, cursor: Cursor | None) -> Iterator[Search]:
         """The same in the week beside a place in the log, then all of it.
@@ -233,21 +240,21 @@ class Search:
                 yield near
         yield self
 
-    def _page(self, cursor: Cursor | None, size: int) -> Found:
+    def _page(self, cursor: Cursor | None, size: int) -> SearchPage:
         if self.is_direct:
-            return Found(keyset.page(self.parts(), cursor, size))
+            return SearchPage(keyset.page(self.parts(), cursor, size))
         way = cursor.way if cursor else OLDER
-        reach = self._reach(keyset.beyond(self._between(), cursor), way, SEARCHED)
+        reach = self._reach(keyset.beyond(self._between(), cursor), way, SEARCH_LIMIT)
         rows = self.rows()
         if reach is not None:
             rows = rows.filter(**{"created_at__gte" if way == OLDER else "created_at__lte": reach})
         page = keyset.page([rows], cursor, size)
         full = page.older if way == OLDER else page.newer
         if reach is None or (full and len(page.rows) == size):
-            return Found(page)
+            return SearchPage(page)
         if way == OLDER:
-            return Found(replace(page, older=Cursor(way, reach, 0)), reach)
-        return Found(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
+            return SearchPage(replace(page, older=Cursor(way, reach, 0)), reach)
+        return SearchPage(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
 
     def by_time(self) -> Iterator[QuerySet[Call]]:
         """All of them as queries of a few partitions each, the newest first."""
@@ -261,17 +268,17 @@ class Search:
             later = since
         yield rows if later is None else rows.filter(created_at__lt=later)
 
-    def count(self) -> Counted:
-        """How many there are, as far as that is found out."""
+    def count(self) -> RowCount:
+        """How many there are, up to COUNT_LIMIT."""
         rows, floor = self.rows(), None
-        if not self.is_direct or len(self._lead()) > 1:
-            rows, floor = self.recent(COUNTED if self.is_direct else SEARCHED)
+        if not self.is_direct or len(self._alternatives()) > 1:
+            rows, floor = self.recent(COUNT_LIMIT if self.is_direct else SEARCH_LIMIT)
         else:
             near, *rest = self._from_near(None)
-            if rest and not (found := counted(near.rows().order_by("-created_at"))).is_all:
-                return found
-        found = counted(rows.order_by("-created_at"))
-        return found if floor is None else found._replace(is_all=False)
+            if rest and not (total := count_rows(near.rows().order_by("-created_at"))).is_all:
+                return total
+        total = count_rows(rows.order_by("-created_at"))
+        return total if floor is None else total._replace(is_all=False)
 
     def _between(self) -> QuerySet[Call]:
         rows = self.base
@@ -279,13 +286,13 @@ class Search:
             rows = rows.filter(created_at__gte=self.since)
         return rows.filter(created_at__lt=self.until) if self.until else rows
 
-    def _lead(self) -> Sequence[Q]:
-        return self._leaders[0] if self._leaders else (Q(),)
+    def _alternatives(self) -> Sequence[Q]:
+        return self._indexed[0] if self._indexed else (Q(),)
 
     def _reach(self, rows: QuerySet[Call], way: str, most: int) -> datetime | None:
         """How far `most` rows of the index that reaches furthest go; None when one of them is at its end before."""
         reaches = []
-        for alternatives in self._leaders or [(Q(),)]:
+        for alternatives in self._indexed or [(Q(),)]:
             ends = [_nth(rows.filter(one), way, most // len(alternatives)) for one in alternatives]
             known = [end for end in ends if end is not None]
             if not known:

@@ -1,22 +1,26 @@
-"""The query string of the Logs page: a time range, facets, and a search in words; and what it leads to."""
+"""The filters of the Logs page: its query string as a form, and the values each filter offers with their counts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django import forms
+from django.db.models import Count, F, Max
 from django.utils import timezone
 
-from auditlog.models import Call, Outcome
-from auditlog.search.criteria import SUBJECTS, Search, uuid_of
+from auditlog.models import Call
+from auditlog.search.criteria import COUNT_LIMIT, Search, uuid_of
+from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
 from auditlog.search.histogram import stamp
-from auditlog.search.query_language import CONTAINS, IS, LONGEST, Condition, SearchSyntaxError, parse
+from auditlog.search.query_language import CONTAINS, IS, MAX_LENGTH, Condition, SearchSyntaxError, parse
 
 PAGE_SIZE = 50
+FACET_VALUES = 15  # Values of a facet that are shown.
+ID_LENGTH = 40
 
 RANGES = {
     "1h": ("Last hour", timedelta(hours=1)),
@@ -27,22 +31,7 @@ RANGES = {
 }
 DEFAULT_RANGE = "24h"
 
-METHODS = (
-    "initialize",
-    "server/discover",
-    "ping",
-    "tools/list",
-    "tools/call",
-    "prompts/list",
-    "prompts/get",
-    "resources/list",
-    "resources/templates/list",
-    "resources/read",
-    "completion/complete",
-)
-LABELS = {"host": "Host", "gateway": "Gateway", "server": "Server", "tool": "Tool", "user": "User"}
-IDS = ("connection", "correlation")
-SCOPES = ("host", "gateway", "server", "connection")  # What a tab may be about.
+SCOPES = ("host", "gateway", "server", "connection")  # What a tab of the log may be about.
 
 
 def first_of(values: Sequence[str]) -> str:
@@ -88,42 +77,34 @@ class CallFilter(forms.Form):
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
     to = Moment(required=False)
-    q = forms.CharField(required=False, max_length=LONGEST)
-    method = forms.MultipleChoiceField(required=False, choices=[(method, method) for method in METHODS])
-    outcome = forms.MultipleChoiceField(required=False, choices=Outcome.choices)
-    host = forms.CharField(required=False, max_length=120)
-    gateway = forms.CharField(required=False, max_length=120)
-    server = forms.CharField(required=False, max_length=120)
-    tool = forms.CharField(required=False, max_length=300)
-    user = forms.CharField(required=False, max_length=254)
-    connection = forms.CharField(required=False, max_length=40)
-    correlation = forms.CharField(required=False, max_length=40)
+    q = forms.CharField(required=False, max_length=MAX_LENGTH)
     live = forms.BooleanField(required=False)
 
     def __init__(self, data: Any, scope: dict[str, str] | None = None) -> None:
         super().__init__(data)
         # "from" is no name Python knows.
         self.fields["from"] = Moment(required=False)
+        self.fields |= {name: _form_field(field) for name, field in FILTERS.items()}
         self.is_valid()
         self.chosen: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
         self.chosen["range"] = self.chosen["range"] or DEFAULT_RANGE
         self.scope = scope or {}
         self.error = ""
         try:
-            self.searched = parse(self.chosen["q"])
-        except SearchSyntaxError as wrong:
-            self.searched, self.error = [], str(wrong)
+            self.conditions = parse(self.chosen["q"])
+        except SearchSyntaxError as error:
+            self.conditions, self.error = [], str(error)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What was asked for beyond the default."""
-        told = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.chosen.items()}
-        told["live"] = "1" if told["live"] else ""
+        texts = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.chosen.items()}
+        texts["live"] = "1" if texts["live"] else ""
         if self.is_between:
-            del told["range"]
+            del texts["range"]
         return {
             name: value
-            for name, value in sorted(told.items())
+            for name, value in sorted(texts.items())
             if value and (name, value) != ("range", DEFAULT_RANGE) and name not in self.scope
         }
 
@@ -157,7 +138,7 @@ class CallFilter(forms.Form):
 
     def search(self, *, apart_from: str = "") -> Search:
         """The calls that match; `apart_from` leaves one filter out."""
-        conditions = [*self.searched, *self._ticked(apart_from)]
+        conditions = [*self.conditions, *self._filter_conditions(apart_from)]
         return Search(conditions, *self._between)
 
     @cached_property
@@ -170,13 +151,18 @@ class CallFilter(forms.Form):
         length = RANGES[self.chosen["range"]][1]
         return (timezone.now() - length if length else None), None
 
-    def _ticked(self, apart_from: str) -> list[Condition]:
-        chosen = {name: value for name, value in (self.chosen | self.scope).items() if value and name != apart_from}
-        ticked = [Condition(name, IS, tuple(chosen[name])) for name in ("method", "outcome") if name in chosen]
-        named = [(name, chosen[name]) for name in SUBJECTS if name in chosen]
-        ticked += [Condition(name, IS if uuid_of(text) else CONTAINS, (text,)) for name, text in named]
-        ticked += [Condition(name, IS, (chosen[name],)) for name in ("tool", *IDS) if name in chosen]
-        return ticked
+    def _filter_conditions(self, apart_from: str) -> Iterator[Condition]:
+        chosen = self.chosen | self.scope
+        for name, field in FILTERS.items():
+            value = chosen[name]
+            if not value or name == apart_from:
+                continue
+            if field.choices:
+                yield Condition(name, IS, tuple(value))
+            elif field.comparison is Comparison.NAME and not uuid_of(value):
+                yield Condition(name, CONTAINS, (value,))
+            else:
+                yield Condition(name, IS, (value,))
 
     def chips(self) -> list[Chip]:
         """The chosen ids, under the names their newest calls give them, and the moments."""
@@ -184,18 +170,11 @@ class CallFilter(forms.Form):
         if self.is_between:
             fields = [(name, stamp(self.chosen[name])) for name in ("from", "to") if self.chosen[name]]
             chips.append(Chip("time", self.span, fields, self.without("from", "to")))
-        for name in (*SUBJECTS, *IDS):
+        for name, field in FILTERS.items():
             text = self.chosen[name]
-            if name not in self.scope and text and (name in IDS or uuid_of(text)):
-                chips.append(Chip(name, self._named(name, text), [(name, text)], self.without(name)))
+            if text and name not in self.scope and _is_by_id(field, text):
+                chips.append(Chip(name, _newest_name(field, text) or text[:8], [(name, text)], self.without(name)))
         return chips
-
-    def _named(self, name: str, text: str) -> str:
-        if name not in SUBJECTS:
-            return text[:8]
-        label = "user_email" if name == "user" else f"{name}_name"
-        names = Call.objects.filter(**{f"{name}_id": text}).order_by("-created_at").values_list(label, flat=True)
-        return next(iter(names[:1]), "") or text[:8]
 
     @property
     def tab(self) -> str:
@@ -209,21 +188,78 @@ class CallFilter(forms.Form):
 
     def facet(self, name: str) -> Facet:
         """One of the filters that open on demand."""
-        return next((one for one in self.facets() if one.name == name), Facet(name, LABELS.get(name, ""), "", "", []))
+        shown = next((facet for facet in self.facets() if facet.name == name), None)
+        return shown or Facet(name, FILTERS[name].label, "", "", [])
 
     def facets(self) -> list[Facet]:
         """The filters that open on demand, each with what is chosen in it."""
         chosen = self.chosen
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
         facets = [] if self.is_between else [Facet("range", "Time range", chosen["range"], self.span, ranges)]
-        facets.append(
-            Facet("method", "Method", chosen["method"], first_of(chosen["method"]), [(m, m) for m in METHODS])
-        )
-        outcomes = [str(Outcome(value).label) for value in chosen["outcome"]]
-        facets.append(Facet("outcome", "Outcome", chosen["outcome"], first_of(outcomes), Outcome.choices))
-        for name, label in LABELS.items():
-            if name not in self.scope and not (name in SUBJECTS and uuid_of(chosen[name])):
-                facets.append(Facet(name, label, chosen[name], chosen[name][:24], []))
+        for name, field in FILTERS.items():
+            value = chosen[name]
+            if field.choices:
+                summary = first_of([field.label_of(item) for item in value])
+                facets.append(Facet(name, field.label, value, summary, field.choices))
+            elif field.has_facet and name not in self.scope and not _is_by_id(field, value):
+                facets.append(Facet(name, field.label, value, value[:24], []))
         if not chosen["correlation"]:
-            facets.append(Facet("correlation", "Correlation id", "", "", []))
+            facets.append(Facet("correlation", FILTERS["correlation"].label, "", "", []))
         return facets
+
+    def searchable(self) -> dict[str, list[str]]:
+        """The words of the search language, for its help: those of texts, and those of numbers."""
+        numbers = [name for name, field in FIELDS.items() if field.comparison is Comparison.NUMBER]
+        return {"texts": [name for name in FIELDS if name not in numbers], "numbers": numbers}
+
+
+def _form_field(field: LogField) -> forms.Field:
+    if field.choices:
+        return forms.MultipleChoiceField(required=False, choices=field.choices)
+    is_id = field.comparison is Comparison.ID
+    return forms.CharField(required=False, max_length=ID_LENGTH if is_id else field.max_length)
+
+
+def _is_by_id(field: LogField, value: str) -> bool:
+    """Whether a filter names its thing by id: a chip then says which."""
+    return field.comparison is Comparison.ID or (field.comparison is Comparison.NAME and uuid_of(value) is not None)
+
+
+def _newest_name(field: LogField, pk: str) -> str:
+    """The name that the newest call of a thing gives it; empty when there is none."""
+    if not field.id_column:
+        return ""
+    names = Call.objects.filter(**{field.id_column: pk}).order_by("-created_at").values_list(field.column, flat=True)
+    return next(iter(names[:1]), "")
+
+
+class FacetValue(NamedTuple):
+    """One value of a filter, and how many calls it would leave."""
+
+    value: str
+    label: str
+    calls: int
+
+
+class FacetValues(NamedTuple):
+    """The most frequent values; `partial` when only the newest calls were counted."""
+
+    values: Sequence[FacetValue]
+    partial: bool
+
+
+def facet_values(search: Search, field: LogField) -> FacetValues:
+    """The values of a filter among the newest calls of a search."""
+    rows, floor = search.recent(COUNT_LIMIT)
+    groups = (
+        rows.order_by()
+        .exclude(**{field.group_column: None if field.id_column else ""})
+        .values(value=F(field.group_column))
+        .annotate(label=Max(field.column), number=Count("*"))
+        .order_by("-number", "value")
+    )
+    values = [
+        FacetValue(str(group["value"]), field.label_of(group["label"]), group["number"])
+        for group in groups[:FACET_VALUES]
+    ]
+    return FacetValues(values, floor is not None)

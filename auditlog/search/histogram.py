@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from auditlog.models import ENDINGS, Call
-from auditlog.search.criteria import SEARCHED, Search
+from auditlog.search.criteria import SEARCH_LIMIT, Search
 
 BARS = 30
 SLICES = 4  # Of a bar; of each the first rows are counted, and their number scaled to its length.
@@ -46,7 +46,7 @@ CROSS JOIN LATERAL (
 """
 
 
-class Drawn(NamedTuple):
+class BarPath(NamedTuple):
     """All that ended alike, as one path."""
 
     kind: str
@@ -71,13 +71,13 @@ class Bar:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def drawn(self) -> Iterator[Drawn]:
+    def drawn(self) -> Iterator[BarPath]:
         """Its parts from the ground up; what happened at all is seen."""
         y = HEIGHT
         for kind in ENDINGS:
             if count := self.counts.get(kind, 0):
                 height = min(max(round(HEIGHT * count / self.highest, 1), 1.5), y)
-                yield Drawn(kind, f"M{self.x} {y:g}v-{height:g}h{BODY}v{height:g}z")
+                yield BarPath(kind, f"M{self.x} {y:g}v-{height:g}h{BODY}v{height:g}z")
                 y = round(y - height, 1)
 
     @property
@@ -94,10 +94,10 @@ class Histogram:
     sampled: bool
 
     @property
-    def drawn(self) -> list[Drawn]:
+    def drawn(self) -> list[BarPath]:
         """What is drawn, one path for each way to end."""
         parts = [part for bar in self.bars for part in bar.drawn()]
-        paths = [Drawn(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in ENDINGS]
+        paths = [BarPath(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in ENDINGS]
         return [one for one in paths if one.path]
 
     @property
@@ -133,7 +133,7 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
     since = search.since or _first() or until - timedelta(hours=1)
     if not search.is_direct:
         # What no index knows is drawn as far back as a page looks.
-        rows, floor = search.recent(SEARCHED)
+        rows, floor = search.recent(SEARCH_LIMIT)
         since, sampled = floor or since, False
     else:
         rows = search.rows()

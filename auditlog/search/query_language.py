@@ -1,6 +1,7 @@
-"""The words one searches the log with: `error and duration > 500 and host is ci-bot`, taken apart.
+"""The parser of the search language of the log: `error and duration > 500 and host is ci-bot`.
 
-Each condition is a word on its own, or a field, an operator and a value; `and` or a comma joins them.
+A condition is a word on its own, or a field of auditlog.search.fields, an operator and a value; `and` or a comma joins
+conditions.
 """
 
 from __future__ import annotations
@@ -11,40 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from auditlog.models import ENDINGS, Outcome
+from auditlog.search.fields import FIELDS, Comparison, LogField
 
-LONGEST = 500
-
-TEXT, CHOICE, ID, NUMBER = "text", "choice", "id", "number"
-
-# What may be asked about, and of what kind it is.
-FIELDS = {
-    "outcome": CHOICE,
-    "method": TEXT,
-    "tool": TEXT,
-    "host": TEXT,
-    "gateway": TEXT,
-    "server": TEXT,
-    "user": TEXT,
-    "token": TEXT,
-    "identity": TEXT,
-    "client": TEXT,
-    "reason": TEXT,
-    "ip": TEXT,
-    "connection": ID,
-    "correlation": ID,
-    "duration": NUMBER,
-    "upstream": NUMBER,
-    "status": NUMBER,
-    "code": NUMBER,
-    "request": NUMBER,
-    "response": NUMBER,
-}
-MILLISECONDS = ("duration", "upstream")
-BYTES = ("request", "response")
-UNITS = {
-    **{field: {"": 1.0, "ms": 1.0, "s": 1000.0} for field in MILLISECONDS},
-    **{field: {"": 1.0, "b": 1.0, "kb": 1000.0, "mb": 1_000_000.0} for field in BYTES},
-}
+MAX_LENGTH = 500
 
 # A word that is a condition by itself, and the outcomes it means.
 WORDS = {**ENDINGS, "timeout": (Outcome.TIMEOUT,)}
@@ -52,16 +22,19 @@ WORDS = {**ENDINGS, "timeout": (Outcome.TIMEOUT,)}
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}
 COMPARISONS = ("<", "<=", ">", ">=")
+_TEXT_OPERATORS = (IS, IS_NOT, CONTAINS)
 ALLOWED = {
-    TEXT: (IS, IS_NOT, CONTAINS),
-    CHOICE: (IS, IS_NOT),
-    ID: (IS, IS_NOT),
-    NUMBER: (IS, IS_NOT, *COMPARISONS),
+    Comparison.ENUM: (IS, IS_NOT),
+    Comparison.TEXT: _TEXT_OPERATORS,
+    Comparison.NAME: _TEXT_OPERATORS,
+    Comparison.ADDRESS: _TEXT_OPERATORS,
+    Comparison.ID: (IS, IS_NOT),
+    Comparison.NUMBER: (IS, IS_NOT, *COMPARISONS),
 }
 
 
 class SearchSyntaxError(ValueError):
-    """What is wrong with a search, and where: the first character has position 1."""
+    """A search does not parse: why, and at which position; the first character has position 1."""
 
     def __init__(self, position: int, message: str) -> None:
         super().__init__(f"Position {position}: {message}")
@@ -84,7 +57,7 @@ class Token(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The text as a word of the language; a quoted text is none."""
+        """The text as a word of the language; empty for a quoted text."""
         return "" if self.quoted else self.text.lower()
 
 
@@ -92,9 +65,9 @@ _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(<=|>=|!=|[<>=~,])|([^\s<>=~,"!]
 
 
 def parse(text: str) -> list[Condition]:
-    """The conditions of a search, all of which must hold. Raises DoesNotParse."""
-    if len(text) > LONGEST:
-        raise SearchSyntaxError(LONGEST + 1, f"A search has at most {LONGEST} characters.")
+    """The conditions of a search, all of which must hold. Raises SearchSyntaxError."""
+    if len(text) > MAX_LENGTH:
+        raise SearchSyntaxError(MAX_LENGTH + 1, f"A search has at most {MAX_LENGTH} characters.")
     reader = _Reader(list(_tokens(text)), len(text.rstrip()) + 1)
     return list(reader.conditions())
 
@@ -156,7 +129,7 @@ class _Reader:
     def _condition(self) -> Condition:
         first = self._next("")
         if first.word in FIELDS:
-            return self._about(first)
+            return self._field_condition(first)
         if first.word in WORDS:
             return Condition("outcome", IS, WORDS[first.word])
         fields = ", ".join(FIELDS)
@@ -164,25 +137,25 @@ class _Reader:
             first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
         )
 
-    def _about(self, field: Token) -> Condition:
-        kind = FIELDS[field.word]
-        named = self._next(f"An operator is missing after “{field.text}”: {', '.join(ALLOWED[kind])}.")
-        operator = named.word if named.word in COMPARISONS else OPERATORS.get(named.word, "")
+    def _field_condition(self, name: Token) -> Condition:
+        field = FIELDS[name.word]
+        allowed = ALLOWED[field.comparison]
+        sign = self._next(f"An operator is missing after “{name.text}”: {', '.join(allowed)}.")
+        operator = sign.word if sign.word in COMPARISONS else OPERATORS.get(sign.word, "")
         if operator == IS and self._peek() == "not":
             self._at += 1
             operator = IS_NOT
-        if operator not in ALLOWED[kind]:
-            expected = ", ".join(ALLOWED[kind])
+        if operator not in allowed:
             raise SearchSyntaxError(
-                named.position, f"“{named.text}” does not go with {field.word}. Expected: {expected}."
+                sign.position, f"“{sign.text}” does not go with {field.name}. Expected: {', '.join(allowed)}."
             )
-        value = self._next(f"A value is missing after “{named.text}”.")
-        return Condition(field.word, operator, tuple(self._values(field.word, kind, value)))
+        value = self._next(f"A value is missing after “{sign.text}”.")
+        return Condition(field.name, operator, tuple(self._values(field, value)))
 
-    def _values(self, field: str, kind: str, first: Token) -> Iterator[str | float]:
-        if kind == NUMBER:
+    def _values(self, field: LogField, first: Token) -> Iterator[str | float]:
+        if field.comparison is Comparison.NUMBER:
             yield self._number(field, first)
-        elif kind == CHOICE:
+        elif field.comparison is Comparison.ENUM:
             yield from self._outcomes(first)
         else:
             yield " ".join(self._phrase(first))
@@ -197,26 +170,26 @@ class _Reader:
                 )
             yield token.text
 
-    def _number(self, field: str, token: Token) -> float:
+    def _number(self, field: LogField, token: Token) -> float:
         match = re.fullmatch(r"(-?\d{1,12}(?:\.\d{1,6})?)([a-z]*)", token.word)
-        units = UNITS.get(field, {"": 1.0})
+        units = field.unit.factors
         unit = match[2] if match else ""
         if match and not unit and len(units) > 1 and self._peek() in units and self._peek():
             unit = self._next("").word
         if match is None or unit not in units:
-            example = "500, 500 ms or 2 s" if field in MILLISECONDS else "2 kB" if field in BYTES else "403"
             raise SearchSyntaxError(
-                token.position, f"“{token.text}” is no number for {field}. Write for example {example}."
+                token.position,
+                f"“{token.text}” is no number for {field.name}. Write for example {field.unit.example}.",
             )
         return float(match[1]) * units[unit]
 
     def _outcomes(self, first: Token) -> tuple[str, ...]:
-        said = "_".join(self._phrase(first)).lower().replace(" ", "_")
-        if said == "protocol_error":
-            said = "rpc_error"
-        if said in Outcome.values:
-            return (said,)
-        if said in WORDS:
-            return WORDS[said]
-        told = ", ".join(outcome.replace("_", " ") for outcome in Outcome.values)
-        raise SearchSyntaxError(first.position, f"“{first.text}” is no outcome. There are error, {told}.")
+        word = "_".join(self._phrase(first)).lower().replace(" ", "_")
+        if word == "protocol_error":
+            word = "rpc_error"
+        if word in Outcome.values:
+            return (word,)
+        if word in WORDS:
+            return WORDS[word]
+        known = ", ".join(outcome.replace("_", " ") for outcome in Outcome.values)
+        raise SearchSyntaxError(first.position, f"“{first.text}” is no outcome. There are error, {known}.")

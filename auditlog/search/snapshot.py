@@ -1,7 +1,7 @@
-"""The calls that arrived since one looked: told apart by what the database had committed then.
+"""Database snapshots, by which the live log tells the calls that were committed since its last request.
 
-Neither the time of a call nor its number would do: a long call is older than short ones that were
-written before it, and of two writers the one with the lower numbers may commit last.
+Neither the time of a call nor its id would do: a long call is older than short ones that were
+written before it, and of two writers the one with the lower ids may commit last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from auditlog.search.criteria import Search
 LONGEST_CALL = timedelta(minutes=5)
 
 _ROW = "((pg_snapshot_xmax(%s::pg_snapshot)::text::bigint >> 32 << 32) + auditlog_call.xmin::text::bigint)::text::xid8"
-SEEN = f"pg_visible_in_snapshot({_ROW}, %s::pg_snapshot)"
+VISIBLE = f"pg_visible_in_snapshot({_ROW}, %s::pg_snapshot)"
 
 _snapshot = re.compile(r"([0-9]{1,18}):([0-9]{1,18}):((?:[0-9]{1,18},){0,400}[0-9]{1,18})?").fullmatch
 
@@ -40,15 +40,15 @@ class Snapshot(NamedTuple):
         return int(timezone.now().timestamp()) - self.seconds
 
 
-def look() -> Snapshot:
-    """What is committed now."""
+def current() -> Snapshot:
+    """The snapshot of this moment."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_current_snapshot()::text")
         return Snapshot(cursor.fetchone()[0], int(timezone.now().timestamp()))
 
 
-def read(text: str) -> Snapshot | None:
-    """The look that `text` says; None when it says none."""
+def parse(text: str) -> Snapshot | None:
+    """The snapshot that `text` writes down; None for any other text."""
     seconds, _, snapshot = text.partition("-")
     if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 12 and _is_snapshot(snapshot)):
         return None
@@ -56,25 +56,25 @@ def read(text: str) -> Snapshot | None:
 
 
 def _is_snapshot(text: str) -> bool:
-    """Whether PostgreSQL takes it for one: in order, and nothing in it from outside its bounds."""
+    """Whether PostgreSQL accepts it: transaction ids in ascending order, and all between its bounds."""
     match = _snapshot(text)
     if match is None:
         return False
     lowest, highest = int(match[1]), int(match[2])
-    running = [int(one) for one in (match[3] or "").split(",") if one]
-    return 0 < lowest <= highest and running == sorted(running) and all(lowest <= one < highest for one in running)
+    running = [int(xid) for xid in (match[3] or "").split(",") if xid]
+    return 0 < lowest <= highest and running == sorted(running) and all(lowest <= xid < highest for xid in running)
 
 
-def seen(rows: QuerySet[Call], then: Snapshot) -> QuerySet[Call]:
-    """Those rows that could be seen then."""
-    return _where(rows, SEEN, then)
+def visible_in(rows: QuerySet[Call], then: Snapshot) -> QuerySet[Call]:
+    """Those rows that were committed in a snapshot."""
+    return _where(rows, VISIBLE, then)
 
 
-def arrived(search: Search, then: Snapshot, now: Snapshot, most: int) -> list[Call]:
-    """The calls of a search that were written between two looks, newest first."""
+def calls_between(search: Search, then: Snapshot, now: Snapshot, most: int) -> list[Call]:
+    """The calls of a search that were committed between two snapshots, newest first."""
     since = datetime.fromtimestamp(then.seconds, UTC) - LONGEST_CALL
-    unseen = _where(search.rows().filter(created_at__gte=since), f"NOT {SEEN}", then)
-    return list(seen(unseen, now).order_by("-created_at", "-pk")[:most])
+    unseen = _where(search.rows().filter(created_at__gte=since), f"NOT {VISIBLE}", then)
+    return list(visible_in(unseen, now).order_by("-created_at", "-pk")[:most])
 
 
 def _where(rows: QuerySet[Call], condition: str, then: Snapshot) -> QuerySet[Call]:

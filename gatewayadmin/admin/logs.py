@@ -15,6 +15,7 @@ from django.utils.html import format_html
 from accounts.models import User
 from auditlog.models import Call, Event
 from auditlog.search.criteria import uuid_of
+from auditlog.search.fields import PAYLOADS
 from auditlog.search.keyset import Cursor, page
 from capabilities import Capability
 from gatewayadmin.admin.base import CapabilityAdmin
@@ -106,7 +107,7 @@ class CallPages(LogPages):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Call]:
         """Without what calls sent and got, which is not shown here and may be large."""
         rows: QuerySet[Call] = super().get_queryset(request)
-        return rows.defer("request_payload", "response_payload")
+        return rows.defer(*PAYLOADS)
 
     @display(description="time")
     def at(self, obj: Call) -> str:

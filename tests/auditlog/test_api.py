@@ -85,7 +85,7 @@ def test_a_cursor_says_exactly_where() -> None:
 def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
     viv: User, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(criteria, "SEARCHED", 5)
+    monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     slow = {"feature_type": "tool", "feature_name": "slow", "host_name": "CI bot", "http_status": 403}
     other = {"outcome": "denied", "method": "ping"}  # What most calls are has no index, also where it is rare.
     made = [call(NOON - timedelta(minutes=n), **(slow if n in (1, 13, 18) else other)) for n in range(20)]

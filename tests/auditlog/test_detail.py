@@ -60,7 +60,7 @@ def test_a_denied_call_stops_at_one_check_and_goes_no_further(reason: str) -> No
     results = [check.result for check in checks]
     stop = results.index("stop")
     assert results.count("stop") == 1
-    assert checks[stop].told == REASONS[reason].sentence
+    assert checks[stop].text == REASONS[reason].sentence
     assert "stop" not in results[:stop]
     assert set(results[stop + 1 : -1]) <= {"skip"}
     assert results[-1] == "pass"

@@ -12,8 +12,8 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.actions import Action
-from auditlog.changes import Change, told
-from auditlog.event_context import EventContext, Via, coming_from
+from auditlog.event_context import EventContext, Via, use_context
+from auditlog.event_views import Change, changes_in_words
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
@@ -47,7 +47,7 @@ def event(
     **changes: Any,
 ) -> Event:
     """An event about a role of this name."""
-    with coming_from(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
+    with use_context(EventContext(via, "203.0.113.9", correlation_id or uuid4())):
         return Event.objects.record(action, Role(name=label), by=by, changes=changes)
 
 
@@ -101,7 +101,7 @@ def test_the_page_says_who_did_what_to_what_and_how_it_changed(chief: User, audi
     ],
 )
 def test_a_change_is_told_in_words(changes: dict[str, Any], said: Change) -> None:
-    assert told(changes) == [said]
+    assert changes_in_words(changes) == [said]
 
 
 def test_what_was_chosen_by_strangers_stays_text(auditor: User, sign_in: SignIn) -> None:

@@ -8,9 +8,10 @@ import pytest
 from django.db import connection, connections
 
 from auditlog import export
-from auditlog.export import CALL_COLUMNS, Export, Incomplete, TooMany
+from auditlog.export import Export, IncompleteExport, TooManyExports
 from auditlog.models import Call, Event
 from auditlog.search.criteria import Search
+from auditlog.search.fields import EXPORT_COLUMNS
 from capabilities import Capability
 from gatewayadmin.config import database
 from tests import make
@@ -26,7 +27,7 @@ READER = (
 
 
 def all_calls(**span: datetime) -> Export:
-    return Export(Search([], **span), "jsonl", CALL_COLUMNS)
+    return Export(Search([], **span), "jsonl", EXPORT_COLUMNS)
 
 
 def readers() -> int:
@@ -110,12 +111,12 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
     days: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "CHUNK", 3)
-    whole = Export(Search([]), "csv", CALL_COLUMNS)
+    whole = Export(Search([]), "csv", EXPORT_COLUMNS)
     pieces = [next(whole), next(whole)]
     with connection.cursor() as cursor:
         cursor.execute(READER.replace("count(*)", "pg_terminate_backend(pid)"))
 
-    with pytest.raises(Incomplete):
+    with pytest.raises(IncompleteExport):
         drain(whole, pieces)
 
     assert pieces[-1].startswith("# incomplete: ")
@@ -126,8 +127,8 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
 def test_so_many_exports_run_at_once_and_the_next_is_told_when_to_come(days: list[str], sign_in: SignIn) -> None:
     user = make.user(Capability.LOGS_READ, Capability.AUDIT_READ)
     client, rest = sign_in(user), Rest.of(user)
-    running = [all_calls() for _ in range(export.AT_ONCE)]
-    with pytest.raises(TooMany):
+    running = [all_calls() for _ in range(export.MAX_EXPORTS)]
+    with pytest.raises(TooManyExports):
         all_calls()
     for path in ("/logs/export/?format=csv", "/settings/admin-events/export/?format=csv"):
         answer = client.get(path)

@@ -10,7 +10,7 @@ from django.db import IntegrityError, connection, transaction
 
 from auditlog import partitions
 from auditlog.actions import Action
-from auditlog.event_context import EventContext, Via, coming_from
+from auditlog.event_context import EventContext, Via, use_context
 from auditlog.models import Call, Event
 from auditlog.partitions import Span, longest_partition
 from gatewayadmin.config import database
@@ -160,7 +160,7 @@ def test_an_event_says_who_where_from_and_through_which_door() -> None:
     ana = make.user()
     here = EventContext(via=Via.API, ip="192.0.2.7")
 
-    with coming_from(here):
+    with use_context(here):
         event = Event.objects.record(Action.HOST_CREATED, ana, by=ana, changes={"name": [None, "x"]})
 
     event.refresh_from_db()

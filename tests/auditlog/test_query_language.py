@@ -3,7 +3,8 @@
 import pytest
 
 from auditlog.models import ENDINGS, Outcome
-from auditlog.search.query_language import FIELDS, LONGEST, WORDS, Condition, SearchSyntaxError, parse
+from auditlog.search.fields import FIELDS
+from auditlog.search.query_language import MAX_LENGTH, WORDS, Condition, SearchSyntaxError, parse
 
 ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
 
@@ -67,7 +68,7 @@ def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[
         ("host is a > b", 11, "“>” is not expected"),
         ("(error)", 1, "“(error)” is no field"),
         ("!", 1, "“!” is not expected"),
-        ("x" * (LONGEST + 1), LONGEST + 1, "at most"),
+        ("x" * (MAX_LENGTH + 1), MAX_LENGTH + 1, "at most"),
     ],
 )
 def test_what_does_not_parse_says_where_and_why(text: str, position: int, words: str) -> None:

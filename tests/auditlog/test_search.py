@@ -120,7 +120,7 @@ def test_the_search_is_part_of_the_address(three: dict[str, Call], ana: User, si
 def test_a_page_that_finds_too_little_says_how_far_it_looked_and_goes_on(
     ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(criteria, "SEARCHED", 5)
+    monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     for minutes in range(20):
         make.call(at=ago(minutes=minutes), feature_name=f"slow-{minutes}" if minutes in (1, 13, 18) else "fast")
     client = sign_in(ana)
@@ -145,7 +145,7 @@ def test_what_most_calls_are_is_looked_for_row_by_row(
     common: str, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No index holds it, and where it happens to be rare a page looks no further than any other."""
-    monkeypatch.setattr(criteria, "SEARCHED", 5)
+    monkeypatch.setattr(criteria, "SEARCH_LIMIT", 5)
     for minutes in range(20):
         rare = {} if minutes in (0, 11) else {"outcome": "denied", "method": "ping"}
         make.call(at=ago(minutes=minutes), feature_name=str(minutes), **rare)
@@ -355,14 +355,14 @@ def test_new_calls_are_told_apart_by_what_was_committed(sign_in: SignIn) -> None
     client = sign_in(make.user(Capability.LOGS_READ))
     Call.partitions.make_ahead()
     make.call(feature_name="before")
-    then = snapshot.look()
+    then = snapshot.current()
     make.call(at=ago(minutes=2), feature_name="a long one, written late")
     make.call(feature_name="short")
-    now = snapshot.look()
+    now = snapshot.current()
     make.call(feature_name="after")
 
-    arrived = snapshot.arrived(Search([]), then, now, 10)
-    later = snapshot.arrived(Search([]), now, snapshot.look(), 10)
+    arrived = snapshot.calls_between(Search([]), then, now, 10)
+    later = snapshot.calls_between(Search([]), now, snapshot.current(), 10)
 
     assert [call.feature_name for call in arrived] == ["short", "a long one, written late"]
     assert [call.feature_name for call in later] == ["after"]
@@ -372,7 +372,7 @@ def test_new_calls_are_told_apart_by_what_was_committed(sign_in: SignIn) -> None
     assert shown.count("<tr") == 3
     whole = client.get("/logs/live/", {"seen": str(then), "shown": "299"})
     assert whole["HX-Retarget"] == "#entries"
-    assert set(snapshot.seen(Call.objects.all(), then).values_list("feature_name", flat=True)) == {"before"}
+    assert set(snapshot.visible_in(Call.objects.all(), then).values_list("feature_name", flat=True)) == {"before"}
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_look_at_any_time_is_none_that_fails(seen: str, ana: User, sign_in: Si
 
 
 def test_nothing_new_is_no_content(ana: User, sign_in: SignIn) -> None:
-    assert sign_in(ana).get("/logs/live/", {"seen": str(snapshot.look())}).status_code == 204
+    assert sign_in(ana).get("/logs/live/", {"seen": str(snapshot.current())}).status_code == 204
 
 
 # --- The call again -----------------------------------------------------------------------------------------------

@@ -1,0 +1,199 @@
+"""The fields of a call that can be asked for: one row per field.
+
+The search language, the filters and facets of the Logs page, the parameters of the REST API and the columns of an
+export are read from this table. A field added here is searchable; with a `label` it is a filter of the page, with
+`has_facet` its values are counted, with a `parameter` the API takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from django.db.models import CharField, Q
+
+from auditlog.models import Call, Outcome
+
+
+class Comparison(Enum):
+    """How a value is compared with the column of a field."""
+
+    ENUM = auto()  # One of a fixed set of values.
+    TEXT = auto()  # Without regard to case, unless an index is to be used.
+    NAME = auto()  # A thing: by id, or by the name it had at the time of the call.
+    ID = auto()
+    ADDRESS = auto()  # An IP address.
+    NUMBER = auto()
+
+
+class Unit(NamedTuple):
+    """What a number may be followed by and multiplied with, and an example of such numbers."""
+
+    factors: Mapping[str, float]
+    example: str
+
+
+NO_UNIT = Unit({"": 1.0}, "403")
+MILLISECONDS = Unit({"": 1.0, "ms": 1.0, "s": 1000.0}, "500, 500 ms or 2 s")
+BYTES = Unit({"": 1.0, "b": 1.0, "kb": 1000.0, "mb": 1_000_000.0}, "2 kB")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A query parameter of `GET /api/logs`; `condition` narrows what it finds further."""
+
+    name: str
+    max_length: int | None = None
+    bounds: tuple[int, int] | None = None
+    condition: Q | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogField:
+    """One field: `name` is its word in the search language and its parameter on the Logs page.
+
+    `column` is what is compared; of a NAME it holds the name at the time, and `id_column` the id. `is_indexed` says
+    that an index finds the rows of one value: of the id where there is one, else of the column.
+    """
+
+    name: str
+    comparison: Comparison
+    column: str
+    id_column: str = ""
+    is_indexed: bool = False
+    is_free_text: bool = False  # The API's `q` looks in it.
+    label: str = ""  # On the Logs page; empty: no filter there.
+    has_facet: bool = False  # The filter shows its most frequent values.
+    choices: Sequence[tuple[str, str]] = ()  # The filter offers these, several at once.
+    unit: Unit = NO_UNIT
+    parameter: Parameter | None = None
+
+    @property
+    def group_column(self) -> str:
+        """The column that tells the values of its facet apart."""
+        return self.id_column or self.column
+
+    @property
+    def max_length(self) -> int | None:
+        """The length of the longest text the column holds; None of other columns."""
+        column = Call._meta.get_field(self.column)
+        return column.max_length if isinstance(column, CharField) else None
+
+    def label_of(self, value: str) -> str:
+        """How a value is shown to people."""
+        return str(dict(self.choices).get(value, value))
+
+
+METHODS = (
+    "initialize",
+    "server/discover",
+    "ping",
+    "tools/list",
+    "tools/call",
+    "prompts/list",
+    "prompts/get",
+    "resources/list",
+    "resources/templates/list",
+    "resources/read",
+    "completion/complete",
+)
+
+
+def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) -> LogField:
+    """A thing that calls belong to, found by the index of its id."""
+    return LogField(
+        name,
+        Comparison.NAME,
+        column,
+        f"{name}_id",
+        is_indexed=True,
+        is_free_text=is_free_text,
+        label=label,
+        has_facet=True,
+        parameter=Parameter(name),
+    )
+
+
+# In the order of the filters on the Logs page.
+_ROWS = (
+    LogField(
+        "method",
+        Comparison.TEXT,
+        "method",
+        is_indexed=True,
+        label="Method",
+        has_facet=True,
+        choices=[(method, method) for method in METHODS],
+        parameter=Parameter("method", max_length=64),
+    ),
+    LogField(
+        "outcome",
+        Comparison.ENUM,
+        "outcome",
+        is_indexed=True,
+        label="Outcome",
+        has_facet=True,
+        choices=Outcome.choices,
+        parameter=Parameter("outcome"),
+    ),
+    _thing("host", "Host", "host_name"),
+    _thing("gateway", "Gateway", "gateway_name"),
+    _thing("server", "Server", "server_name"),
+    LogField(
+        "tool",
+        Comparison.TEXT,
+        "feature_name",
+        is_indexed=True,
+        is_free_text=True,
+        label="Tool",
+        has_facet=True,
+        parameter=Parameter("tool", condition=Q(feature_type="tool")),
+    ),
+    _thing("user", "User", "user_email", is_free_text=True),
+    LogField("token", Comparison.NAME, "token_prefix", "token_id", parameter=Parameter("token")),
+    LogField("identity", Comparison.TEXT, "identity_label"),
+    LogField("client", Comparison.TEXT, "client_name"),
+    LogField("reason", Comparison.TEXT, "deny_reason", parameter=Parameter("deny_reason", max_length=40)),
+    LogField("ip", Comparison.ADDRESS, "client_ip", parameter=Parameter("ip")),
+    LogField(
+        "connection",
+        Comparison.ID,
+        "connection_id",
+        is_indexed=True,
+        label="Connection",
+        parameter=Parameter("connection"),
+    ),
+    LogField(
+        "correlation",
+        Comparison.ID,
+        "correlation_id",
+        is_indexed=True,
+        label="Correlation id",
+        parameter=Parameter("correlation_id"),
+    ),
+    LogField("duration", Comparison.NUMBER, "duration_ms", unit=MILLISECONDS),
+    LogField("upstream", Comparison.NUMBER, "upstream_ms", unit=MILLISECONDS),
+    LogField("status", Comparison.NUMBER, "http_status", parameter=Parameter("http_status", bounds=(100, 599))),
+    LogField("code", Comparison.NUMBER, "rpc_error_code"),
+    LogField("request", Comparison.NUMBER, "request_bytes", unit=BYTES),
+    LogField("response", Comparison.NUMBER, "response_bytes", unit=BYTES),
+)
+
+# All fields by their word in the search language.
+FIELDS = {field.name: field for field in _ROWS}
+# Those that are filters of the Logs page.
+FILTERS = {name: field for name, field in FIELDS.items() if field.label}
+# Those with a parameter of the API, by its name.
+PARAMETERS = {field.parameter.name: field for field in _ROWS if field.parameter}
+FREE_TEXT = tuple(field for field in _ROWS if field.is_free_text)
+
+# What a call carried, which may be large and takes a capability of its own.
+PAYLOADS = ("request_payload", "response_payload")
+# What no list and no file says of a call: its payloads, and when its row was committed.
+UNLISTED = ("recorded_at", *PAYLOADS)
+# What an export says of a call: the column of each name. The names are those of the API.
+EXPORT_COLUMNS = {"id": "uid"} | {
+    field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNLISTED)
+}

@@ -1,0 +1,50 @@
+"""The table of log fields: true to the columns and indexes of the log, and to what people are told of it."""
+
+from pathlib import Path
+
+import pytest
+
+from auditlog.api import CallFilters
+from auditlog.models import Call
+from auditlog.search.fields import EXPORT_COLUMNS, FIELDS, FILTERS, PARAMETERS, UNLISTED, Comparison, LogField
+from auditlog.search.filters import CallFilter
+from auditlog.search.query_language import ALLOWED, parse
+
+GUIDE = Path(__file__).parents[2] / "docs/how-to/read-the-log.md"
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_a_field_names_columns_that_are_exported(field: LogField) -> None:
+    columns = {field.column, *([field.id_column] if field.id_column else [])}
+
+    assert columns <= set(EXPORT_COLUMNS.values())
+    assert (field.comparison is Comparison.NAME) == bool(field.id_column)
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_a_field_is_indexed_where_the_table_of_calls_has_an_index(field: LogField) -> None:
+    leading = {index.fields[0] for index in Call._meta.indexes}
+
+    assert field.is_indexed == ((field.id_column or field.column) in leading)
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_a_field_can_be_asked_for_with_each_of_its_operators_and_is_in_the_guide(field: LogField) -> None:
+    value = "ok" if field.comparison is Comparison.ENUM else "1"
+
+    for operator in ALLOWED[field.comparison]:
+        (condition,) = parse(f"{field.name} {operator} {value}")
+        assert (condition.field, condition.operator) == (field.name, operator)
+    assert f"`{field.name}" in GUIDE.read_text()
+
+
+def test_the_page_and_the_api_take_the_parameters_of_the_table() -> None:
+    assert set(FILTERS) | {"range", "from", "to", "q", "live"} == set(CallFilter({}).fields)
+    assert set(PARAMETERS) | {"from", "to", "q"} == set(CallFilters().fields)
+
+
+def test_payloads_are_the_only_columns_besides_the_commit_time_that_no_file_holds() -> None:
+    columns = {column.attname for column in Call._meta.concrete_fields}
+
+    assert columns - set(EXPORT_COLUMNS.values()) == {"id", *UNLISTED}
+    assert UNLISTED == ("recorded_at", "request_payload", "response_payload")
