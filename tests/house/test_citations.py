@@ -73,7 +73,7 @@ def test_every_journey_a_test_names_is_described() -> None:
     named = {
         int(number)
         for path in tracked("tests/*.py")
-        for number in re.findall(r"\b(?:test_j0?|J)(\d+)", f"{path.name}\n{path.read_text()}")
+        for number in re.findall(r"\b(?:test_j0?|J)([1-9]\d*)", f"{path.name}\n{path.read_text()}")
     }
 
     assert named == described
