@@ -40,7 +40,9 @@ type Outcomes = dict[str, Outcome]
 
 def scored(revision: str) -> list[str]:
     """The server scenarios a revision of the specification (`2025-11-25`) requires, as the suite lists them."""
-    listed = re.search(r"^server:\n((?:  - \S+\n)+)", (PACKAGE / "requirements" / f"{revision}.yaml").read_text(), re.M)
+    listed = re.search(
+        r"^server:\n((?:  - \S+\n)+)", (PACKAGE / "requirements" / f"{revision}.yaml").read_text(), re.MULTILINE
+    )
     assert listed, f"The suite lists no server scenarios of {revision}"
     return re.findall(r"- (\S+)", listed[1])
 
@@ -66,7 +68,9 @@ def run(url: str, revision: str) -> Outcomes:
 
 def outcome(results: Path, scenario: str) -> Outcome:
     """Read the checks of one scenario, which the suite leaves in a folder named for it and the time."""
-    folders = [folder for folder in results.glob("server-*") if re.fullmatch(rf"server-{scenario}-\d{{4}}-.+", folder.name)]
+    folders = [
+        folder for folder in results.glob("server-*") if re.fullmatch(rf"server-{scenario}-\d{{4}}-.+", folder.name)
+    ]
     if not folders:
         return Outcome(failures=("did not run",))
     checks = json.loads((folders[0] / "checks.json").read_text())

@@ -1,4 +1,4 @@
-"""A running gateway before fixture servers, and addresses at which the suite reaches them through it without a token."""
+"""A running gateway before fixture servers, and addresses at which the suite gets through it without a token."""
 
 import contextlib
 import json
