@@ -103,7 +103,7 @@ class Counter:
         elif method == "tools/call":
             await self._call(message, params, session, receive, send)
         elif method in ("server/discover", "tools/list", "ping"):
-            await respond(send, message, self._listed(method))
+            await respond(send, message, self._listed(method) | fresh(session))
         elif "id" in message:
             await refuse(send, 404 if is_modern else 200, -32601, "Method not found", message)
         else:
@@ -126,10 +126,9 @@ class Counter:
         await respond(send, message, result, [(b"mcp-session-id", session.encode())])
 
     def _listed(self, method: str) -> Json:
-        fresh = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
         if method == "server/discover":
-            return {"supportedVersions": list(self.eras), "capabilities": {"tools": {}}, **fresh}
-        return {"tools": TOOLS, **fresh} if method == "tools/list" else {}
+            return {"supportedVersions": list(self.eras), "capabilities": {"tools": {}}}
+        return {"tools": TOOLS} if method == "tools/list" else {}
 
     def _notified(self, method: str, params: Json, session: str | None) -> None:
         if method == "notifications/initialized":
@@ -145,7 +144,7 @@ class Counter:
         if name == "count":
             self.counts[session] = self.counts.get(session, 0) + 1
             counted = {"count": self.counts[session], "session": session}
-            await respond(send, message, result_of(counted))
+            await respond(send, message, result_of(counted, session))
         elif name == "wait":
             await self._wait(message, params, session, receive, send)
         else:
@@ -167,7 +166,7 @@ class Counter:
         elif told in done:
             await send({"type": "http.response.body", "body": b""})
         else:
-            result = {"jsonrpc": "2.0", "id": message["id"], "result": result_of({"waited": True})}
+            result = {"jsonrpc": "2.0", "id": message["id"], "result": result_of({"waited": True}, session)}
             await send({"type": "http.response.body", "body": event(result)})
 
     async def _report(self, message: Json, params: Json, send: Send) -> None:
@@ -182,9 +181,15 @@ class Counter:
             await asyncio.sleep(min(PROGRESS_SECONDS, seconds - passed))
 
 
-def result_of(structured: Json) -> Json:
+def result_of(structured: Json, session: str | None) -> Json:
     content = [{"type": "text", "text": json.dumps(structured)}]
-    return {"content": content, "structuredContent": structured, "resultType": "complete"}
+    modern: Json = {} if session else {"resultType": "complete"}
+    return {"content": content, "structuredContent": structured, **modern}
+
+
+def fresh(session: str | None) -> Json:
+    """What 2026-07-28 wants in a list; the session era knows none of it."""
+    return {} if session else {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 
 
 def event(message: Json) -> bytes:

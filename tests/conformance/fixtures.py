@@ -4,9 +4,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +74,20 @@ def running(name: str) -> Iterator[str]:
         command = [*FIXTURES[name].program, str(port)]
         process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=log, stderr=subprocess.STDOUT)
         try:
-            npm.wait_for(process, port)
+            if not is_listening(process, port):
+                log.seek(0)
+                raise AssertionError(f"{name} did not start: {log.read().decode(errors='replace')}")
             yield f"http://127.0.0.1:{port}/mcp"
         finally:
             process.kill()
             process.wait()
+
+
+def is_listening(process: subprocess.Popen[bytes], port: int, seconds: float = 30) -> bool:
+    """Wait until the process listens on `port`, at most so long; False as soon as it ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        time.sleep(0.05)
+    return False

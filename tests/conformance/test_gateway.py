@@ -1,6 +1,6 @@
 """What the conformance suite passes through the gateway stays passed.
 
-`HOLDING` grows with the gateway; `python -m tests.conformance --gateway --why` prints all of it, and what each check said.
+`HOLDING` grows with the gateway; `python -m tests.conformance --gateway --why` prints what holds and what checks said.
 """
 
 import contextlib
