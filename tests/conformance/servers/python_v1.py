@@ -1,6 +1,7 @@
 """The catalogue on the Python SDK 1, low-level server: the session era alone.
 
-Runs in a virtual environment of its own (`requirements-v1.lock`), where the SDK has other names than here. The lock is made anew by
+Runs in a virtual environment of its own (`requirements-v1.lock`), where the SDK has other names than here.
+The lock is made anew by
 `echo 'mcp<2' | .venv/bin/uv pip compile --universal --python-version 3.12 --generate-hashes --no-header -`.
 """
 # mypy: ignore-errors
