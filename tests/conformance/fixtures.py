@@ -1,0 +1,93 @@
+"""Starts the fixture servers, each as a process on a loopback port of its own."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.clients import fixtures as npm
+from tests.workspace import ROOT, free_port
+
+SERVERS = Path(__file__).resolve().parent / "servers"
+SESSION_ERA = "2025-11-25"
+MODERN = "2026-07-28"
+V1_HOME = Path(sys.prefix) / "conformance-v1"
+PACKAGE = "tests.conformance.servers"
+
+
+@dataclass(frozen=True, slots=True)
+class Fixture:
+    """A fixture server: how it is started, and the revisions whose suite it passes by itself."""
+
+    program: tuple[str, ...]
+    revisions: tuple[str, ...] = (SESSION_ERA, MODERN)
+
+
+FIXTURES = {
+    "python-v2": Fixture((sys.executable, "-m", f"{PACKAGE}.python_v2")),
+    "typescript-v2": Fixture((str(npm.MODULES / ".bin" / "node"), str(SERVERS / "typescript_v2.mjs"))),
+    "python-v1": Fixture((str(V1_HOME / "bin" / "python"), "-m", f"{PACKAGE}.python_v1"), (SESSION_ERA,)),
+}
+
+
+def install() -> None:
+    """Bring the npm packages and the environment of the Python SDK 1 to what their lock files say."""
+    npm.install()
+    install_v1()
+
+
+def install_v1() -> None:
+    """Make the environment of the Python SDK 1 once; the other processes of the run wait."""
+    requirements = SERVERS / "requirements-v1.lock"
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    V1_HOME.mkdir(exist_ok=True)
+    with V1_HOME.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        mark = V1_HOME / ".installed"
+        if mark.exists() and mark.read_text() == wanted:
+            return
+        uv = str(Path(sys.prefix) / "bin" / "uv")
+        ran(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(V1_HOME))
+        python = str(V1_HOME / "bin" / "python")
+        ran(uv, "pip", "sync", "--quiet", "--require-hashes", "--python", python, str(requirements))
+        mark.write_text(wanted)
+
+
+def ran(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}\n{done.stderr}"
+
+
+@contextlib.contextmanager
+def running(name: str) -> Iterator[str]:
+    """The address of this fixture server, running until the block ends. Needs `install()`."""
+    port = free_port()
+    with tempfile.TemporaryFile() as log:
+        command = [*FIXTURES[name].program, str(port)]
+        process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            if not is_listening(process, port):
+                log.seek(0)
+                raise AssertionError(f"{name} did not start: {log.read().decode(errors='replace')}")
+            yield f"http://127.0.0.1:{port}/mcp"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def is_listening(process: subprocess.Popen[bytes], port: int, seconds: float = 30) -> bool:
+    """Wait until the process listens on `port`, at most so long; False as soon as it ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        time.sleep(0.05)
+    return False

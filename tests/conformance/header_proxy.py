@@ -1,0 +1,104 @@
+"""A loopback proxy that adds a bearer token, for programs that cannot send one.
+
+Passes bytes, not messages: Host, Origin, header names that come twice, their spelling and the white space around their
+values arrive as the client sent them, and each byte of an answer leaves when it came. Only Authorization is added and
+Connection replaced: every request has a connection of its own, so there is one head to look for.
+"""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+HEAD_LIMIT = 64 * 1024
+HEAD_END = b"\r\n\r\n"
+
+
+class HeaderProxy:
+    """Listens from the start, so that its origin can be named in the gateway's settings before the gateway starts."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextlib.contextmanager
+    def serving(self, port: int, token: str) -> Iterator[str]:
+        """Pass everything to `port` on this machine, with `token`; gives the origin to send to."""
+        loop = asyncio.new_event_loop()
+        started = threading.Event()
+        stop = asyncio.Event()
+
+        async def serve() -> None:
+            relay = Relay(port, token)
+            async with await asyncio.start_server(relay.connected, sock=self._listener, limit=HEAD_LIMIT):
+                started.set()
+                await stop.wait()
+                relay.close()
+
+        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+        thread.start()
+        try:
+            assert started.wait(10), "the header proxy did not start"
+            yield self.origin
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join(timeout=10)
+            assert not thread.is_alive(), "the header proxy did not stop"
+            loop.close()
+
+
+class Relay:
+    """Joins each client's connection to one of its own to the target."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._port = port
+        self._added = [f"Authorization: Bearer {token}".encode(), b"Connection: close"]
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            # A client that leaves in the middle of a head, or a target that is gone: nothing to pass on.
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._join(reader, writer)
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = self.with_token(await reader.readuntil(HEAD_END))
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            far_writer.write(head)
+            # Whichever side ends first takes the other with it, as a client that leaves must be felt behind the proxy.
+            both = [asyncio.create_task(copy(reader, far_writer)), asyncio.create_task(copy(far_reader, writer))]
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for side in both:
+                    side.cancel()
+                await asyncio.gather(*both, return_exceptions=True)
+        finally:
+            far_writer.close()
+
+    def with_token(self, head: bytes) -> bytes:
+        start, *lines = head.removesuffix(HEAD_END).split(b"\r\n")
+        kept = [line for line in lines if line.split(b":")[0].strip().lower() not in (b"connection", b"keep-alive")]
+        return b"\r\n".join([start, *kept, *self._added]) + HEAD_END
+
+    def close(self) -> None:
+        for task in self._open:
+            task.cancel()
+
+
+async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while chunk := await source.read(64 * 1024):
+        target.write(chunk)
+        await target.drain()

@@ -1,0 +1,29 @@
+"""Event stores in memory, for streams that a client leaves and comes back to."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+
+class Events:
+    """Keeps every event of every stream in the order it was sent.
+
+    Has the two methods both SDKs call; `event` is the SDK's own EventMessage.
+    """
+
+    def __init__(self, event: Callable[..., Any]) -> None:
+        self._event = event
+        self._sent: list[tuple[str, Any]] = []
+
+    async def store_event(self, stream_id: str, message: Any) -> str:
+        """`message` is None for the event that only gives the client an id to come back with."""
+        self._sent.append((stream_id, message))
+        return str(len(self._sent))
+
+    async def replay_events_after(self, last_event_id: str, send: Callable[[Any], Awaitable[None]]) -> str | None:
+        if not last_event_id.isdecimal() or not 0 < int(last_event_id) <= len(self._sent):
+            return None
+        stream_id = self._sent[int(last_event_id) - 1][0]
+        for number, (stream, message) in enumerate(self._sent[int(last_event_id) :], int(last_event_id) + 1):
+            if stream == stream_id and message is not None:
+                await send(self._event(message, str(number)))
+        return stream_id

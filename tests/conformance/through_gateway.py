@@ -1,0 +1,31 @@
+"""A running gateway before fixture servers, and addresses at which the suite gets through it without a token."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests import workspace
+from tests.conformance.header_proxy import HeaderProxy
+from tests.workspace import ROOT
+
+
+@contextlib.contextmanager
+def gateway_before(servers: dict[str, str], directory: Path, *, workers: int = 2) -> Iterator[dict[str, str]]:
+    """For each server (name and address) the address to run the suite at; needs the cluster of tests.cluster."""
+    proxies = {name: HeaderProxy() for name in servers}
+    origins = ",".join(proxy.origin for proxy in proxies.values())
+    serve = workspace.new(directory, "conformance", GATEWAY_ALLOWED_ORIGINS=origins)
+    with contextlib.ExitStack() as stack:
+        stack.callback(serve.stop)
+        serve.start(workers=workers)
+        command = [sys.executable, "-m", "tests.conformance.rows", json.dumps(servers)]
+        done = subprocess.run(command, cwd=ROOT, env=serve.environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        made = json.loads(done.stdout)
+        yield {
+            name: f"{stack.enter_context(proxy.serving(serve.port, made[name]['token']))}/mcp/{made[name]['slug']}"
+            for name, proxy in proxies.items()
+        }
