@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from tests.wire import Receive, Scope, Send, answer, headers_of, live, parsed, read
+from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
 
 type Json = dict[str, Any]
 

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.asgi_server import running
 from tests.conformance.counter import MODERN, Counter
-from tests.wire import running
 
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
