@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -50,7 +51,8 @@ async def _talk(
 ) -> tuple[bytes, set[str], int]:
     config = Config(served, log_config=None, ws="none", timeout_keep_alive=keep_alive)  # type: ignore[arg-type]
     cycles: set[str] = set()
-    heads = 0
+    heads = received = 0
+    state = ServerState()
 
     class Watched(HeadLimits):
         def on_headers_complete(self) -> None:
@@ -62,9 +64,12 @@ async def _talk(
             cycles.add(type(self.cycle).__name__)
             super().on_message_complete()
 
-    listener = await asyncio.get_running_loop().create_server(
-        lambda: Watched(config, ServerState(), {}), "127.0.0.1", 0
-    )
+        def data_received(self, data: bytes) -> None:
+            nonlocal received
+            received += len(data)
+            super().data_received(data)
+
+    listener = await asyncio.get_running_loop().create_server(lambda: Watched(config, state, {}), "127.0.0.1", 0)
     async with listener:
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         heard = bytearray()
@@ -79,10 +84,23 @@ async def _talk(
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(0.02)
-        await asyncio.wait([hearing], timeout=wait)
+        size = sum(map(len, pieces))
+        await _until_answered(hearing, heard, lambda: received >= size and not state.tasks and keep_alive > wait, wait)
         hearing.cancel()
         writer.close()
     return bytes(heard), cycles, heads
+
+
+async def _until_answered(
+    hearing: asyncio.Task[None], heard: bytearray, is_at_rest: Callable[[], bool], wait: float
+) -> None:
+    """Return once the server has closed, or is at rest with everything answered; at the latest after `wait` seconds."""
+    known, deadline = -1, asyncio.get_running_loop().time() + wait
+    while not hearing.done() and asyncio.get_running_loop().time() < deadline:
+        if is_at_rest() and known == len(heard):
+            return
+        known = len(heard)
+        await asyncio.wait([hearing], timeout=0.02)
 
 
 def talk(path: bytes, *pieces: bytes, keep_alive: float = 5, wait: float = 0.6) -> bytes:
