@@ -18,10 +18,10 @@ DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smt
 	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test bench compat contract check format lock
+.PHONY: help run setup test test-all coverage bench compat contract check format lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## set up whatever is missing, start everything, print where to sign in (PORT=8000)
 	@.ci/setup run
@@ -31,8 +31,20 @@ setup: ## the environment with the development packages; starts nothing
 	@.ci/setup dev
 
 # One process more than there are cores: a tenth of a test is waiting.
-test: setup ## the whole test suite, browser tests included
-	@chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadgroup $(TESTS)
+PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
+	--dist loadgroup --durations=10 $(2) $(TESTS)
+
+test: setup ## a case of every rule, browser tests included; TEST_SEED chooses the variants (today's number)
+	@$(call PYTEST,$(BIN)/python -m,-m "not full")
+
+test-all: setup ## every test, and that they run enough of proxy, wire, oauth and tokens; before a release
+	@rm -f .coverage*
+	@$(call PYTEST,$(BIN)/coverage run -m)
+	@$(BIN)/coverage combine --quiet
+	@.ci/coverage
+
+coverage: ## how much of these packages the last `make test-all` ran: lines and branches
+	@.ci/coverage
 
 bench: setup ## measure what the gateway costs a call: a server alone, nginx before it, this gateway before it
 	@$(BIN)/python -m bench $(ARGS)

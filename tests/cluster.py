@@ -26,7 +26,7 @@ from psycopg import sql
 
 from gatewayadmin.embedded.cluster import OWNER, Cluster
 from gatewayadmin.embedded.cluster import cluster as cluster_of
-from tests import reaper
+from tests import reaper, sampling
 
 HOME = reaper.MARK
 ADDRESS = "TEST_RUN_DATABASE"
@@ -58,6 +58,7 @@ def begin() -> None:
     for name in [name for name in os.environ if name.startswith(("GATEWAY_", "PG")) or name == "DATABASE_URL"]:
         del os.environ[name]
     keep_compiled()
+    sampling.fix_seed()
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-test-"))
     os.environ[HOME] = os.environ["GATEWAY_DATA_DIR"] = str(home)
     watch(home)

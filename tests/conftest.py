@@ -16,7 +16,7 @@ from httpx._transports import default as httpx_transports
 from accounts.models import Role, User, permissions_of
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
-from tests import cluster, emptying, secrecy, upstreams, workspace
+from tests import cluster, emptying, sampling, secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
@@ -25,6 +25,7 @@ pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients
 # A busy machine says nothing about the code: what takes too long is for the benchmarks to say.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
+hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("suite"), max_examples=25)
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.Hasher"]
 settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner keeps in an outbox what would go there.
@@ -33,6 +34,21 @@ settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic
 # Each client of httpx reads every certificate there is, which takes longer than what a test then asks it for.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let made-up examples follow from the seed, and be few where `make test-all` has the others."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(sampling.seed())
+    if config.option.markexpr == "not full" and not config.option.hypothesis_profile:
+        hypothesis.settings.load_profile("few")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which variants were run, so that they can be run again."""
+    terminalreporter.write_line(f"{sampling.SEED}={sampling.seed()}")
+
 
 type SignIn = Callable[[User], Client]
 type Run = Callable[[App], Upstream]

@@ -98,7 +98,8 @@ def doors() -> Iterator[Door]:
 
 
 DOORS = list(doors())
-every_door = pytest.mark.parametrize("door", DOORS, ids=[f"{door.method}-{door.name}" for door in DOORS])
+ROUTES: dict[str, list[Door]] = {door.name: [other for other in DOORS if other.name == door.name] for door in DOORS}
+every_route = pytest.mark.parametrize("route", ROUTES)
 
 
 @contextmanager
@@ -139,7 +140,7 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 
 class People:
-    """Who stands at the doors of a world: made once, for they take longer to make than a door to answer."""
+    """Who calls the routes of a world: made once, for they take longer to make than a route to answer."""
 
     def __init__(self, world: World) -> None:
         rules = [door.rule for door in DOORS]
@@ -148,14 +149,22 @@ class People:
         lacking = {one - {needed} for one in enough for needed in one}
         self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | others | lacking}
         self._owner = session_of(world.owner)
+        # Each of somebody else: a person has only so many.
+        self._keys = {one: make.api_key(holder(*ALL), *one).secret for one in enough | others}
 
-    def holding(self, capabilities: Iterable[Capability]) -> Rest:
-        """Somebody with exactly these, in a browser."""
-        return Rest(browser(self._sessions[frozenset(capabilities)]))
+    def holding(self, capabilities: Iterable[Capability], *, csrf: bool = True) -> Rest:
+        """Somebody with exactly these, in a browser whose page sends the CSRF token, or does not."""
+        rest = Rest(browser(self._sessions[frozenset(capabilities)]))
+        rest.client.handler.enforce_csrf_checks = not csrf
+        return rest
 
     def owning(self) -> Rest:
         """Who owns everything that has an owner, in a browser."""
         return Rest(browser(self._owner))
+
+    def key(self, capabilities: Iterable[Capability]) -> Rest:
+        """An API key with exactly these, of somebody who may do everything."""
+        return Rest.bearing(self._keys[frozenset(capabilities)])
 
 
 @pytest.fixture(scope="module")
@@ -170,112 +179,75 @@ def answer(door: Door, world: World, somebody: Rest) -> int:
         return door.knock(world, somebody)
 
 
-@every_door
-def test_nobody_is_let_in(door: Door, world: World) -> None:
-    assert door.knock(world, Rest.of()) == 401
+type Expected = Iterator[tuple[str, Rest, set[int]]]
 
 
-@every_door
-def test_without_a_capability(door: Door, world: World, people: People) -> None:
-    status = answer(door, world, people.holding(NONE))
-
-    if isinstance(door.rule, Own) and door.is_of_one_thing:
-        assert status in HIDDEN
-    elif isinstance(door.rule, Own) or door.rule is None:
-        assert status in LET_IN
-    else:
-        assert status == 403
-
-
-@every_door
-def test_with_exactly_what_it_takes(door: Door, world: World, people: People) -> None:
+def sessions(door: Door, people: People) -> Expected:
+    """What people in a browser are told, by what they hold."""
+    own, open_to_all = isinstance(door.rule, Own), door.rule is None
+    lists = open_to_all or (own and not door.is_of_one_thing)  # Everybody's, or one's own among others'.
+    refused = LET_IN if lists else HIDDEN if own else {403}
+    yield "no capability", people.holding(NONE), refused
+    yield "every other capability", people.holding(ALL - capabilities_in(door.rule)), refused
+    yield "the owner", people.owning(), LET_IN if own or open_to_all else {403}
     for enough in enough_for(door):
-        assert answer(door, world, people.holding(enough)) in LET_IN, enough
-        if len(enough) > 1:
-            for one in enough:
-                assert answer(door, world, people.holding(enough - {one})) == 403
+        yield f"exactly {slugs(enough)}", people.holding(enough), LET_IN
+        for one in enough if len(enough) > 1 else ():
+            yield f"{slugs(enough)} without {one.slug}", people.holding(enough - {one}), {403}
+    if door.method != "get":
+        yield "everything, but no CSRF token", people.holding(ALL, csrf=False), {403}
 
 
-@every_door
-def test_with_every_other_capability(door: Door, world: World, people: People) -> None:
-    status = answer(door, world, people.holding(ALL - capabilities_in(door.rule)))
-
-    if door.rule is None or (isinstance(door.rule, Own) and not door.is_of_one_thing):
-        assert status in LET_IN
-    else:
-        assert status in (HIDDEN if isinstance(door.rule, Own) else {403})
-
-
-@every_door
-def test_the_owner(door: Door, world: World, people: People) -> None:
-    status = answer(door, world, people.owning())
-
-    assert status in (LET_IN if isinstance(door.rule, Own) or door.rule is None else {403})
-
-
-@every_door
-def test_a_session_changes_nothing_without_csrf(door: Door, world: World, people: People) -> None:
-    if door.method == "get":
-        return
-    rest = people.holding(ALL)
-    rest.client.handler.enforce_csrf_checks = True
-
-    assert answer(door, world, rest) == 403
-
-
-@every_door
-def test_a_token_of_the_data_plane_opens_no_door_but_one(door: Door, world: World) -> None:
-    assert answer(door, world, Rest.bearing(world.secret)) == (200 if door.action == "rotate" else 403)
-
-
-def by_key(door: Door, world: World, capabilities: Iterable[Capability]) -> int:
-    """What an API key with exactly these capabilities gets, of somebody who holds all."""
-    with for_a_moment():
-        return door.knock(world, Rest.bearing(make.api_key(world.boss, *capabilities).secret))
-
-
-@every_door
-def test_an_api_key_does_what_it_was_made_with(door: Door, world: World) -> None:
+def programs(door: Door, world: World, people: People) -> Expected:
+    """What programs are told: an API key does what it was made with, not even what is its owner's own besides."""
+    for_people = not door.operation.api_keys
     for enough in enough_for(door):
-        assert by_key(door, world, enough) in (LET_IN if door.operation.api_keys else {403}), enough
+        yield f"a key for {slugs(enough)}", people.key(enough), {403} if for_people else LET_IN
+    others = ALL - capabilities_in(door.rule)
+    yield "a key for everything else", people.key(others), LET_IN if door.rule is None else {403}
+    yield "a token of the data plane", Rest.bearing(world.secret), {200} if door.action == "rotate" else {403}
+    yield "nobody", Rest.of(), {401}
 
 
-@every_door
-def test_an_api_key_does_nothing_else(door: Door, world: World) -> None:
-    """Not even with what is its owner's own."""
-    status = by_key(door, world, ALL - capabilities_in(door.rule))
-
-    assert status in (LET_IN if door.rule is None else {403})
+def slugs(capabilities: Iterable[Capability]) -> str:
+    return ", ".join(sorted(one.slug for one in capabilities))
 
 
-@every_door
-def test_if_match_is_described_where_it_is_honoured(door: Door, world: World, people: People) -> None:
-    """A version there never was stops the operations that say so, and no other."""
-    statuses = set()
-    for somebody in (people.holding(ALL), people.owning()):
-        with for_a_moment():
-            statuses.add(door.ask(world, somebody, **{"If-Match": '"never"'}).status_code)
-
-    named = {one["name"] for one in door.described.get("parameters", ()) if one["in"] == "header"}
-    assert statuses & {412, *LET_IN}, "nobody got as far as the version"
-    assert (412 in statuses) == ("412" in door.described["responses"]) == ("If-Match" in named)
-
-
-@every_door
-def test_an_etag_is_described_where_it_is_sent(door: Door, world: World, people: People) -> None:
-    for somebody in (people.holding(ALL), people.owning()):
-        with for_a_moment():
-            answer = door.ask(world, somebody)
-        if answer.status_code < 300:
-            headers = door.described["responses"][str(answer.status_code)].get("headers", {})
-            assert ("ETag" in answer.headers) == ("ETag" in headers)
+@every_route
+def test_if_match_and_etag_are_described_where_they_are(route: str, world: World, people: People) -> None:
+    """A version there never was stops the operations that say so, and no other; an ETag comes where it is told."""
+    for door in ROUTES[route]:
+        statuses = set()
+        for somebody in (people.holding(ALL), people.owning()):
+            with for_a_moment():
+                statuses.add(door.ask(world, somebody, **{"If-Match": '"never"'}).status_code)
+            with for_a_moment():
+                good = door.ask(world, somebody)
+            if good.status_code < 300:
+                headers = door.described["responses"][str(good.status_code)].get("headers", {})
+                assert ("ETag" in good.headers) == ("ETag" in headers), door.name
+        named = {one["name"] for one in door.described.get("parameters", ()) if one["in"] == "header"}
+        assert statuses & {412, *LET_IN}, f"nobody got as far as the version of {door.name}"
+        assert (412 in statuses) == ("412" in door.described["responses"]) == ("If-Match" in named), door.name
 
 
-@every_door
-def test_no_path_is_redirected(door: Door, world: World) -> None:
-    answer = Rest.of().get(f"{door.path(world)}/")
+@every_route
+def test_a_route_opens_to_whom_its_rule_names(route: str, world: World, people: People) -> None:
+    wrong = [
+        f"{door.method} by {who}: {status}, not {expected}"
+        for door in ROUTES[route]
+        for who, somebody, expected in (*sessions(door, people), *programs(door, world, people))
+        if (status := answer(door, world, somebody)) not in expected
+    ]
 
-    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    assert wrong == []
+
+
+def test_no_path_is_redirected(world: World) -> None:
+    for door in DOORS:
+        answer = Rest.of().get(f"{door.path(world)}/")
+
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), door.name
 
 
 def test_other_methods_are_not_allowed(world: World, people: People) -> None:

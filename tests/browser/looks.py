@@ -1,7 +1,8 @@
 """A loaded page in light, in dark and on a phone: what axe finds there, and whether it is wider than the window."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, ViewportSize
@@ -46,22 +47,23 @@ AXE = Axe().axe_script + EACH_COLOUR_ONCE
 FIND = """async rules => {
   const chosen = rules.length ? {runOnly: rules} : {};
   const {violations} = await axe.run(document, {resultTypes: ["violations"], ...chosen});
-  const {scrollWidth, clientWidth} = document.documentElement;
   const places = nodes => nodes.slice(0, 3).map(node => node.target.join(" ")).join(", ");
-  return {
-    broken: violations.map(({id, nodes}) => `${id}: ${places(nodes)}`),
-    wide: scrollWidth > clientWidth ? [`${scrollWidth - clientWidth} px wider than the window`] : [],
-  };
+  return violations.map(({id, nodes}) => `${id}: ${places(nodes)}`);
 }"""
+WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-def faults_of(page: Page, name: str) -> list[str]:
-    """What is wrong with the page as it stands, in each look; it keeps the last one."""
+def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
+    """What is wrong with the page in these looks, and whether it is too wide in any; it stays as on a phone."""
     page.evaluate(AXE)
     faults = []
-    for words, look in LOOKS.items():
+    for words in looks:
+        look = LOOKS[words]
         page.emulate_media(color_scheme=look.scheme, reduced_motion="reduce")
         page.set_viewport_size(look.size)
-        found: dict[str, Any] = page.evaluate(FIND, look.rules)
-        faults += [f"{name} ({words}): {fault}" for fault in found["broken"] + found["wide"]]
+        faults += [f"{name} ({words}): {fault}" for fault in page.evaluate(FIND, look.rules)]
+    for size in (DESK, PHONE):
+        page.set_viewport_size(size)
+        if (wider := page.evaluate(WIDER)) > 0:
+            faults.append(f"{name}: {wider} px wider than a window of {size['width']}")
     return faults

@@ -1,4 +1,7 @@
-"""Every page that links lead to, in light, in dark and on a phone: accessible, quiet, small."""
+"""Every page that links lead to, in light, in dark and on a phone: accessible, quiet, small.
+
+`make test` looks at each page in one of the three.
+"""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +14,8 @@ from playwright.sync_api import BrowserContext, Page, Response
 from tests import curl
 from tests.browser import steps
 from tests.browser.fixtures import Open, Trouble
-from tests.browser.looks import PHONE, faults_of
+from tests.browser.looks import LOOKS, PHONE, faults_of
+from tests.sampling import full, seed
 from tests.workspace import ROOT, Serve
 
 # One worker runs these, and groups come before single tests: the longest test of all is never the last.
@@ -53,8 +57,13 @@ def phone(open_browser: Open, **options: Path) -> BrowserContext:
     return open_browser(viewport=PHONE, reduced_motion="reduce", **options)
 
 
-def test_every_page_is_accessible_quiet_and_small(page: Page, lived_in: Serve) -> None:
-    faults = [fault for url in crawl(page, lived_in.url) for fault in faults_of(page, url)]
+@pytest.mark.parametrize("looks_of_each", [1, full(len(LOOKS))])
+def test_every_page_is_accessible_quiet_and_small(page: Page, lived_in: Serve, looks_of_each: int) -> None:
+    looks = [*LOOKS] * 2
+    faults = []
+    for number, url in enumerate(crawl(page, lived_in.url), seed()):
+        first = number % len(LOOKS)
+        faults += faults_of(page, url, looks[first : first + looks_of_each])
 
     assert not faults, "\n".join(faults)
 

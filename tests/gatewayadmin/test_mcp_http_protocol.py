@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ async def _talk(
 ) -> tuple[bytes, set[str], int]:
     config = Config(served, log_config=None, ws="none", timeout_keep_alive=keep_alive)  # type: ignore[arg-type]
     cycles: set[str] = set()
-    heads = 0
+    heads = received = 0
+    state = ServerState()
 
     class Watched(way.protocol):  # type: ignore[misc,name-defined]
         def on_headers_complete(self) -> None:
@@ -77,9 +79,12 @@ async def _talk(
             cycles.add(type(self.cycle).__name__)
             super().on_message_complete()
 
-    listener = await asyncio.get_running_loop().create_server(
-        lambda: Watched(config, ServerState(), {}), "127.0.0.1", 0
-    )
+        def data_received(self, data: bytes) -> None:
+            nonlocal received
+            received += len(data)
+            super().data_received(data)
+
+    listener = await asyncio.get_running_loop().create_server(lambda: Watched(config, state, {}), "127.0.0.1", 0)
     async with listener:
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         heard = bytearray()
@@ -94,10 +99,23 @@ async def _talk(
         for piece in pieces:
             writer.write(piece.replace(b"PATH", way.path))
             await asyncio.sleep(0.02)
-        await asyncio.wait([hearing], timeout=wait)
+        size = sum(map(len, pieces))
+        await _until_answered(hearing, heard, lambda: received >= size and not state.tasks and keep_alive > wait, wait)
         hearing.cancel()
         writer.close()
     return bytes(heard), cycles, heads
+
+
+async def _until_answered(
+    hearing: asyncio.Task[None], heard: bytearray, is_at_rest: Callable[[], bool], wait: float
+) -> None:
+    """Return once the server has closed, or is at rest with everything answered; at the latest after `wait` seconds."""
+    known, deadline = -1, asyncio.get_running_loop().time() + wait
+    while not hearing.done() and asyncio.get_running_loop().time() < deadline:
+        if is_at_rest() and known == len(heard):
+            return
+        known = len(heard)
+        await asyncio.wait([hearing], timeout=0.02)
 
 
 def talk(way: Way, *pieces: bytes, keep_alive: float = 5, wait: float = 0.6) -> bytes:

@@ -25,9 +25,9 @@ from servers.models import AuthType, Identity, Server, ServerError
 from tests import make
 from tests.api.world import holder
 from tests.rest import Rest
+from tests.sampling import rounds
 from tokens.models import Token, TokenError
 
-ROUNDS, REST_ROUNDS, OWNER_ROUNDS = 940, 60, 40
 TOLD = (ConnectionFault, GatewayError, HostError, PeopleError, ServerError, TokenError)
 
 type Act = Callable[[], object]
@@ -271,10 +271,11 @@ def events() -> int:
     return Event.objects.count()
 
 
-def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two) -> None:
+@rounds(2 * len(RACES), 25 * len(RACES))
+def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two, rounds: int) -> None:
     rows, seen = made(), Counter[tuple[str, tuple[str, ...]]]()
     before = events()
-    for number in range(ROUNDS):
+    for number in range(rounds):
         race = RACES[number % len(RACES)]
         restore()
         answers = two.run(*race.acts(rows))
@@ -284,7 +285,7 @@ def test_of_two_at_once_one_wins_and_the_other_is_told(two: Two) -> None:
         before = after
         seen[race.name, answers] += 1
 
-    assert seen.total() == ROUNDS
+    assert seen.total() == rounds
 
 
 def owners() -> tuple[User, User]:
@@ -295,11 +296,12 @@ def owners() -> tuple[User, User]:
     return one, other
 
 
-def test_of_two_owners_who_go_at_once_one_stays(two: Two) -> None:
+@rounds(8, 40)
+def test_of_two_owners_who_go_at_once_one_stays(two: Two, rounds: int) -> None:
     """Each of them sees the other one there when they begin."""
     Role.objects.make_built_in()
     member, seen = Role.objects.get(name=MEMBER.name), Counter[tuple[str, ...]]()
-    for number in range(OWNER_ROUNDS):
+    for number in range(rounds):
         one, other = owners()
         acts: list[tuple[Act, Act]] = [
             (partial(one.give_role, member, by=one), partial(other.give_role, member, by=other)),
@@ -326,11 +328,12 @@ def status(program: Rest, method: str, path: str) -> int:
     return int(program.send(method, path).status_code)
 
 
-def test_over_http_the_other_gets_an_answer_too(two: Two) -> None:
+@rounds(2 * len(OVER_HTTP), 12 * len(OVER_HTTP))
+def test_over_http_the_other_gets_an_answer_too(two: Two, rounds: int) -> None:
     rows = made()
     ids = {name: row.pk for name, row in vars(rows).items()}
     programs = [Rest.of(rows.boss), Rest.of(rows.boss)]
-    for number in range(REST_ROUNDS):
+    for number in range(rounds):
         method, path, allowed = OVER_HTTP[number % len(OVER_HTTP)]
         restore()
         cache.clear()

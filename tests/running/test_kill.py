@@ -59,6 +59,7 @@ def test_killed_worker_and_killed_postgres_lose_no_answered_call_and_are_replace
         assert served.stop() == 0
 
 
+@pytest.mark.full
 def test_killed_process_group_loses_no_answered_call_and_the_next_start_goes_on(home: Path) -> None:
     with serving(home, workers=2) as served, load.on(served) as agents:
         agents.wait_for(100)

@@ -85,6 +85,7 @@ def test_every_module_that_runs_sql_is_proven_on_the_oldest() -> None:
     assert modules_with_sql() == set(PROOFS)
 
 
+@pytest.mark.full
 def test_every_statement_runs_on_the_oldest(oldest: str) -> None:
     own = {"TEST_DATABASE_URL": oldest}
     environment = {
@@ -130,7 +131,7 @@ def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(serve
             await part.stop()
         return faults
 
-    assert asyncio.run(scene()) == {"Access": "", "Limits": "", "Marks": ""}
+    assert asyncio.run(scene()) == {"Access": "", "Limits": "", "UsageTracker": ""}
     assert query.SETUP[-1].startswith(b"PREPARE")
     assert rate_limits.SETUP[-1].startswith(b"PREPARE")
     assert STATEMENTS

@@ -20,6 +20,7 @@ from tests import cluster, workspace
 from tests.running.debian import postgres, programs
 from tests.running.load import Load
 from tests.running.starts import environment, manage, signs_in
+from tests.sampling import some
 from tests.workspace import OWNER, PASSWORD, Serve
 
 pytestmark = pytest.mark.xdist_group("roles")
@@ -51,7 +52,7 @@ class Roles(NamedTuple):
         return done.stderr
 
 
-@pytest.fixture(scope="module", params=["embedded", "debian"])
+@pytest.fixture(scope="module", params=some(["embedded", "debian"], 1))
 def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
     """An empty database of a role that is no superuser, and a second role that may only log in."""
     owner, runner, base = (f"{name}_{os.getpid()}_{request.param}" for name in ("owner", "runner", "roles"))

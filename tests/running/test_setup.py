@@ -11,10 +11,12 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from tests.sampling import some
 from tests.workspace import ROOT
 
 # The first run does so much and hangs, which leaves what a Ctrl-C there leaves; the second goes on undisturbed.
@@ -137,8 +139,10 @@ def while_installing(clone: Clone) -> None:
     program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=first))
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("moment", [while_making, before_installing, while_installing])
+@pytest.mark.parametrize(
+    ("moment", "stop"),
+    some(list(product([while_making, before_installing, while_installing], [signal.SIGINT, signal.SIGKILL])), 2),
+)
 def test_a_set_up_that_was_interrupted_is_made_again(clone: Clone, moment: Callable[[Clone], None], stop: int) -> None:
     moment(clone)
     clone.interrupt(stop=stop)
@@ -183,7 +187,7 @@ def empty_lock(venv: Path) -> None:
     (venv / "requirements.lock").write_text("")
 
 
-@pytest.mark.parametrize("spoil", [no_python, no_lock, half_a_lock, empty_lock])
+@pytest.mark.parametrize("spoil", some([no_python, no_lock, half_a_lock, empty_lock], 1))
 def test_a_spoilt_environment_is_made_good(clone: Clone, spoil: Callable[[Path], None]) -> None:
     clone.set_up()
     spoil(clone.venv)

@@ -1,0 +1,42 @@
+"""What `make test` runs of rules with many variants: some of them, others each day. `make test-all` runs every one.
+
+Which they are follows from `TEST_SEED`, a number, by default today's: the run prints it, and the same number chooses
+the same variants again.
+"""
+
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+SEED = "TEST_SEED"
+
+
+def fix_seed() -> None:
+    """Let all processes of a run choose alike, whatever day it is when they begin."""
+    os.environ.setdefault(SEED, str(datetime.now(UTC).toordinal()))
+
+
+def seed() -> int:
+    return int(os.environ[SEED])
+
+
+def some(values: Iterable[Any], count: int, turn: int = 0) -> list[Any]:
+    """Parameters of a test, all but `count` of them marked `full`: others with the next seed or `turn`."""
+    values = list(values)
+    chosen = {((seed() + turn) * count + number) % len(values) for number in range(count)}
+    return [value if number in chosen else full(value) for number, value in enumerate(values)]
+
+
+def full(value: Any) -> Any:
+    """A parameter, or a set of them, of which the test runs in `make test-all` only."""
+    values = value.values if hasattr(value, "marks") else value if isinstance(value, tuple) else (value,)
+    given = {"id": value.id, "marks": [*value.marks, pytest.mark.full]} if hasattr(value, "marks") else {}
+    return pytest.param(*values, **({"marks": pytest.mark.full} | given))
+
+
+def rounds(few: int, many: int) -> pytest.MarkDecorator:
+    """How often a test repeats what it does: `few` times, and in `make test-all` also `many` times."""
+    return pytest.mark.parametrize("rounds", [few, full(many)])
