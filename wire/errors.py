@@ -60,7 +60,7 @@ class TimedOut(UpstreamError):
     reason = "timeout"
 
     def __init__(self, server: str, seconds: float) -> None:
-        super().__init__(server, f"No answer within {seconds:g} seconds")
+        super().__init__(server, f"No answer within {seconds:.3g} seconds")
         self.seconds = seconds
 
 
