@@ -295,7 +295,9 @@ class Plain:
             (not may, "unknown_tool" if switch is None else "tool_disabled"),
             (bool(reason := self.identity(token.connection, number, told, server)), reason),
         )
-        return next((reason for refuses, reason in refusals if refuses), "allowed")
+        # A tool without a row could not be switched off: whether there is such a tool, only its server can say.
+        allowed = "the server is asked" if switch is None else "allowed"
+        return next((reason for refuses, reason in refusals if refuses), allowed)
 
     def is_in_scope(self, token: Token, number: int) -> bool:
         reached = SCOPES[self.rows["Token"].index(token)][1]
@@ -404,6 +406,7 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
 
 EVERY_REASON = {
     "allowed",
+    "the server is asked",
     "connection_disabled",
     "connection_revoked",
     "expired",

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from gateways.models import Tool
 from servers.models import Identity
 from tests import make
 from tests.asgi_server import Upstream
@@ -21,7 +22,9 @@ def behind_itself(proxy: Proxy) -> Agent:
     server = make.server(slug="self", name="Self", url=proxy.url("circle"), auth_type="bearer")
     issued = make.token(make.connection(make.agent(by=user), gateway, user))
     shared = Identity.objects.bring(server=server, owner=None, label="own", secret=issued.secret, by=user)
-    make.assignment(gateway, server, alias="self", identity_scheme="shared", shared_identity=shared)
+    circle = make.assignment(gateway, server, alias="self", identity_scheme="shared", shared_identity=shared)
+    # As if it had listed the tool once, under the name it has after each turn of the circle.
+    Tool.objects.learn(circle, [{"name": "self__" * turns + "it"} for turns in range(6)])
     return proxy.holding(issued)
 
 

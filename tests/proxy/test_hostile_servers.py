@@ -76,6 +76,9 @@ def served(sock: socket.socket, talk: Talk) -> None:
                 case "initialize":
                     own = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "hostile"}}
                     peer.answer(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": own}).encode())
+                case "tools/list":
+                    tools = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in ("bad", "good")]}
+                    peer.answer(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": tools}).encode())
                 case "tools/call" if message["params"]["name"] == "bad":
                     talk(peer, message["id"])
                 case "tools/call":
