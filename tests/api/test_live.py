@@ -111,7 +111,8 @@ def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> Non
     logged = len(live.log())
 
     with owner.stream("GET", "/api/logs/export", params={"format": "jsonl"}) as answer:
-        next(answer.iter_raw())
+        pieces = answer.iter_raw()  # Held: without it the answer is closed.
+        next(pieces)
         assert live.rows(RUNNING)
 
     deadline = time.monotonic() + 30
