@@ -9,6 +9,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Literal, cast
 
 import httptools
@@ -24,6 +25,8 @@ MANY_CHUNKS = 100  # In one slice.
 SLICE_SECONDS = 0.000_3
 QUICK_TURNS = 8  # So many slices of an answer follow each other closely; from then on it shares what time is left over.
 LONG_SLICE_SECONDS = REST_SECONDS = 0.001
+# The rest after work in one piece, as a multiple of its time: a call beside it takes several turns of the loop.
+REST_SHARE = 4
 IDLE_SECONDS = 15.0
 
 # An event stream may carry as much again before its answer as the answer itself may.
@@ -57,6 +60,18 @@ class Turns:
     def __init__(self) -> None:
         self._quick: deque[asyncio.Future[None]] = deque()
         self._slow: deque[asyncio.Future[None]] = deque()
+        self._whole = asyncio.Lock()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """For work that cannot be cut into slices: one piece at a time, and after each the loop rests from them."""
+        await self._whole.acquire()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            yield
+        finally:
+            loop.call_later(REST_SHARE * (loop.time() - began), self._whole.release)
 
     async def wait(self, taken: int) -> None:
         """Let everybody else go first; `taken` is how many turns this answer has had."""
@@ -167,6 +182,10 @@ class HttpConnection(asyncio.Protocol):
             if self.complete:
                 return
             await self._advance()
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """For work on this answer that cannot be cut into slices."""
+        return self._turns.alone()
 
     async def give_way(self) -> None:
         """Let other calls go on when this answer has been worked on for a while."""

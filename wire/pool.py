@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -106,6 +107,10 @@ class HttpResponse:
     async def give_way(self) -> None:
         """Let other calls go on when this answer has been worked on for a while."""
         await self._connection.give_way()
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """For reading a large message in one piece, while no other large one is read."""
+        return self._connection.alone()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body of an event stream as it arrives. Raises TooLarge or Unreachable."""

@@ -94,9 +94,7 @@ async def read_response(
     elif response.media_type == "text/event-stream":
         return await _read_stream(response, target, request_id, era, on_notification)
     text = await response.read()
-    if len(text) > LARGE:
-        await response.give_way()
-    document = _parse(text, target, status)
+    document = await _parse_in_turn(response, text, target, status)
     if not _is_answer(document, request_id) and not _is_refusal(document, status):
         raise BadAnswer(target.server_name, f"HTTP {status} without an answer", status=status)
     return _rpc_response(document, text, era)
@@ -120,7 +118,7 @@ async def _read_stream(
             for event in reader.feed(chunk):
                 if event.name != "message" or not event.data:
                     continue
-                document = _parse(event.data, target, 200)
+                document = await _parse_in_turn(response, event.data, target, 200)
                 if _is_answer(document, request_id):
                     return _rpc_response(document, event.data, era)
                 if "method" in document:
@@ -142,9 +140,18 @@ def _rpc_response(document: Object, text: bytes, era: str) -> RpcResponse:
     return RpcResponse(document, text, era, error if isinstance(error, dict) else None)
 
 
+async def _parse_in_turn(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
+    """The message, one large one at a time; to count its values and to read them are two pieces of work."""
+    if len(text) <= LARGE:
+        return _parse(text, target, status)
+    async with response.alone():
+        if has_more_values(text, MOST_VALUES):
+            raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")
+    async with response.alone():
+        return _parse(text, target, status)
+
+
 def _parse(text: bytes, target: Target, status: int) -> Object:
-    if len(text) > LARGE and has_more_values(text, MOST_VALUES):
-        raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")
     try:
         document = jsonrpc.loads(text)
     except ValueError:
