@@ -1,5 +1,6 @@
 """The cast of the journeys, their browsers, and the servers around them."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -14,6 +15,7 @@ from django.test import Client, TransactionTestCase
 from httpx._transports import default as httpx_transports
 
 from accounts.models import Role, User, permissions_of
+from auditlog import export
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
 from tests import cluster, emptying, sampling, secrecy, upstreams, workspace
@@ -112,6 +114,12 @@ def sam(db: None) -> User:
         Capability.LOGS_READ,
     )
     return person("sam", "Support", *seeing, is_staff=True)
+
+
+@pytest.fixture(autouse=True)
+def export_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test all places for exports: the test client keeps unread answers in reference circles."""
+    monkeypatch.setattr(export, "_free", threading.BoundedSemaphore(export.MAX_EXPORTS))
 
 
 @pytest.fixture
