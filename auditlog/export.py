@@ -61,7 +61,8 @@ class Export:
     """Rows as a file of one kind, in pieces of some thousand rows, newest first; `columns` says what is told as what.
 
     Reads with a cursor in the database, over a connection of its own, so that no page waits for it and no time limit of
-    pages cuts it. `close` ends it at any moment, from any thread. Raises TooManyExports, and IncompleteExport between two pieces.
+    pages cuts it. `close` ends it at any moment, from any thread. Raises TooManyExports, and IncompleteExport between
+    two pieces.
     """
 
     def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str]) -> None:
