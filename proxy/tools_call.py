@@ -18,7 +18,7 @@ from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.store.usage import UsageTracker
 from proxy.tools_list import ToolLister
-from wire import jsonrpc, param_headers, trace_context, versions
+from wire import jsonrpc, stateless, trace_context, versions
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import BadAnswer, Busy, UpstreamError
@@ -81,7 +81,7 @@ class ToolCaller:
             request.set_server(refused.assigned)
             raise
         if resolved is not None:
-            if resolved.schema is not None and not param_headers.is_sound(resolved.schema):
+            if resolved.schema is not None and not stateless.has_sound_annotations(resolved.schema):
                 raise UnknownTool(name[:MAX_NAME])  # Nor is it listed.
             return resolved
         (assigned,) = candidates(assignments, name)
