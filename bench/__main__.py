@@ -1,7 +1,8 @@
 """Measure, in one run on one machine: a server alone, nginx before it, and this gateway before it.
 
 The gateway is the real one: `manage.py serve` with one worker and its embedded PostgreSQL, every
-call authorised by the statement and committed to the log before it is answered.
+call authorised by the statement and committed to the log before it is answered. `--against CHECKOUT` measures the
+gateway of another checkout in turn with it, so that a change can be compared with what was before.
 """
 
 import argparse
@@ -42,6 +43,7 @@ http {{
 """
 
 ALONE, NGINX_BEFORE, GATEWAY = "a  server alone", "b  nginx before it", "c  this gateway before it"
+OTHER = "d  the other gateway before it"
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ def main() -> None:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
         home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
-        places = list(started(stack, home, with_nginx=not missing))
+        places = list(started(stack, home, with_nginx=not missing, against=options.against))
         for place in places:
             measure(place.url, place.script, connections=16, seconds=1, watched={})
         for connections in options.connections:
             print_round(connections, rounds(places, connections, options))
-        print(f"Rows of these calls in the log: {int(rows(gateway_environment(home), 'count')):,}")
+        print(f"Rows of these calls in the log: {int(rows(ROOT, gateway_environment(home), 'count')):,}")
 
 
 def parsed() -> argparse.Namespace:
@@ -78,7 +80,17 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=2, help="of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="the median counts (default: %(default)s)")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--against", type=checkout, metavar="CHECKOUT", help="another checkout, set up by `make setup`")
     return parser.parse_args()
+
+
+def checkout(path: str) -> Path:
+    """The folder of a checkout that can be started; argparse prints what is wrong with another."""
+    folder = Path(path).resolve()
+    for part in ("manage.py", "bench/rows.py", ".venv/bin/python"):
+        if not (folder / part).exists():
+            raise argparse.ArgumentTypeError(f"{folder} has no {part}; run `make setup` there")
+    return folder
 
 
 def found(program: str) -> bool:
@@ -86,9 +98,9 @@ def found(program: str) -> bool:
     return shutil.which(program) is not None
 
 
-def started(stack: ExitStack, home: Path, *, with_nginx: bool) -> Iterator[Place]:
-    """Start everything; the gateway comes last."""
-    upstream, between, gateway = free_port(), free_port(), free_port()
+def started(stack: ExitStack, home: Path, *, with_nginx: bool, against: Path | None) -> Iterator[Place]:
+    """Start everything; the gateways come last."""
+    upstream, between = free_port(), free_port()
     bare = script_for(home / "bare.lua", "echo")
     server = stack.enter_context(running(upstream_command(upstream), upstream))
     yield Place(ALONE, f"http://127.0.0.1:{upstream}/mcp", bare, {"server": lambda: [server.pid]})
@@ -98,17 +110,30 @@ def started(stack: ExitStack, home: Path, *, with_nginx: bool) -> Iterator[Place
         nginx = stack.enter_context(running(["nginx", "-c", str(configuration)], between))
         both: Watched = {"server": lambda: [server.pid], "nginx": lambda: [nginx.pid, *descendants(nginx.pid)]}
         yield Place(NGINX_BEFORE, f"http://127.0.0.1:{between}/mcp", bare, both)
-    environment = gateway_environment(home)
-    serve = [sys.executable, "manage.py", "serve", "--workers", "1", "--port", str(gateway)]
-    process = stack.enter_context(running(serve, gateway, environment, path="/readyz"))
-    made = json.loads(rows(environment, f"http://127.0.0.1:{upstream}/mcp"))
+    yield gateway_place(stack, GATEWAY, ROOT, home, upstream, server.pid)
+    if against is not None:
+        other_home = home / "other"
+        other_home.mkdir(mode=0o755)
+        yield gateway_place(stack, OTHER, against, other_home, upstream, server.pid)
+
+
+def gateway_place(stack: ExitStack, name: str, code: Path, home: Path, upstream: int, server: int) -> Place:
+    """The gateway of the checkout `code`, with a data folder of its own, before the server on port `upstream`."""
+    port, environment = free_port(), gateway_environment(home)
+    serve = [python_of(code), "manage.py", "serve", "--workers", "1", "--port", str(port)]
+    process = stack.enter_context(running(serve, port, environment, path="/readyz", folder=code))
+    made = json.loads(rows(code, environment, f"http://127.0.0.1:{upstream}/mcp"))
     script = script_for(home / "gateway.lua", "bench__echo", made["token"])
     watched: Watched = {
-        "server": lambda: [server.pid],
+        "server": lambda: [server],
         "worker": lambda: descendants(process.pid),
-        "PostgreSQL": lambda: named("postgres", str(home)),
+        "PostgreSQL": lambda: named("postgres", str(home / "data")),
     }
-    yield Place(GATEWAY, f"http://127.0.0.1:{gateway}/mcp/{made['slug']}", script, watched)
+    return Place(name, f"http://127.0.0.1:{port}/mcp/{made['slug']}", script, watched)
+
+
+def python_of(code: Path) -> str:
+    return sys.executable if code == ROOT else str(code / ".venv" / "bin" / "python")
 
 
 def upstream_command(port: int) -> list[str]:
@@ -128,18 +153,18 @@ def gateway_environment(home: Path) -> dict[str, str]:
     return {**inherited, "GATEWAY_DATA_DIR": str(data), "GATEWAY_PRIVATE_UPSTREAMS": "127.0.0.0/8"}
 
 
-def rows(environment: dict[str, str], argument: str) -> str:
-    command = [sys.executable, "-m", "bench.rows", argument]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+def rows(code: Path, environment: dict[str, str], argument: str) -> str:
+    command = [python_of(code), "-m", "bench.rows", argument]
+    return subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 @contextmanager
 def running(
-    command: list[str], port: int, environment: dict[str, str] | None = None, *, path: str = "/"
+    command: list[str], port: int, environment: dict[str, str] | None = None, *, path: str = "/", folder: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that answers on `port`; stopped at the end."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             wait_for(f"http://127.0.0.1:{port}{path}", process)
         except TimeoutError:
@@ -198,13 +223,18 @@ def print_round(connections: int, results: dict[str, list[Measured]]) -> None:
         failed = sum(run.failed for run in runs)
         cpu = ", ".join(f"{each} {median(run.cpu[each] for run in runs):.0f}" for each in runs[0].cpu)
         print(
-            f"  {name:25} {rate:8,.0f} calls/s  p50 {median(run.p50 for run in runs):7.2f} ms"
+            f"  {name:30} {rate:8,.0f} calls/s  p50 {median(run.p50 for run in runs):7.2f} ms"
             f"  p99 {median(run.p99 for run in runs):7.2f} ms  {ratio:12}  CPU us/call: {cpu}"
             + (f"  {failed} FAILED" if failed else "")
         )
     if connections == 1:
         added = median(run.p50 for run in results[GATEWAY]) - median(run.p50 for run in results[ALONE])
         print(f"  added at p50 by this gateway: {added:.2f} ms")
+    if OTHER in results:
+        pairs = list(zip(results[GATEWAY], results[OTHER], strict=True))
+        rate = median(new.rate / old.rate for new, old in pairs)
+        worker = median(new.cpu["worker"] / old.cpu["worker"] for new, old in pairs)
+        print(f"  c compared with d: {rate:.1%} of its calls/s, {worker:.1%} of its worker CPU a call")
     print(flush=True)
 
 
