@@ -108,7 +108,7 @@ class Endpoint:
         if request.parsed_headers.http_method == "POST":
             request.parse()
         grant = await self._find_grant(request, token_digests)
-        if grant is not None and not self._writer.refuses_calls:
+        if grant is not None and self._writer.may_begin():
             request.set_grant(grant)
             if refusal is None and (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
                 refusal = self._denied(request, denied)
@@ -170,7 +170,7 @@ class Endpoint:
 
     async def _serve_known(self, request: McpRequest, grant: Grant, refusal: Response | None) -> None:
         stream = None
-        if self._writer.refuses_calls:
+        if not self._writer.may_begin():
             await _send_not_executed(request)
             return
         if refusal is None:

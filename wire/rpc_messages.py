@@ -93,7 +93,8 @@ async def read_response(
     elif response.media_type == "text/event-stream":
         return await _read_stream(response, target, request_id, era, on_notification)
     text = await response.read()
-    document = await _parse_in_turn(response, text, target, status)
+    small = len(text) <= LARGE
+    document = _parse(text, target, status) if small else await _parse_alone(response, text, target, status)
     if not _is_answer(document, request_id) and not _is_refusal(document, status):
         raise BadAnswer(target.server_name, f"HTTP {status} without an answer", status=status)
     return _rpc_response(document, text, era)
@@ -117,7 +118,9 @@ async def _read_stream(
             for event in reader.feed(chunk):
                 if event.name != "message" or not event.data:
                     continue
-                document = await _parse_in_turn(response, event.data, target, 200)
+                text = event.data
+                small = len(text) <= LARGE
+                document = _parse(text, target, 200) if small else await _parse_alone(response, text, target, 200)
                 if _is_answer(document, request_id):
                     return _rpc_response(document, event.data, era)
                 if "method" in document:
@@ -139,10 +142,8 @@ def _rpc_response(document: Object, text: bytes, era: str) -> RpcResponse:
     return RpcResponse(document, text, era, error if isinstance(error, dict) else None)
 
 
-async def _parse_in_turn(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
-    """The message, one large one at a time; to count its values and to read them are two pieces of work."""
-    if len(text) <= LARGE:
-        return _parse(text, target, status)
+async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
+    """A large message, one at a time; to count its values and to read them are two pieces of work."""
     async with response.alone():
         if has_more_values(text, MOST_VALUES):
             raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")

@@ -84,9 +84,13 @@ class HeadLimits(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
+        self.note_answered()
+        super().on_response_complete()
+
+    def note_answered(self) -> None:
+        """Of connections without a call that was let through, this one was answered last."""
         if self in self.unauthenticated:
             self.unauthenticated[self] = self.unauthenticated.pop(self)
-        super().on_response_complete()
 
     def _make_room(self) -> None:
         for protocol in self.unauthenticated:

@@ -22,6 +22,8 @@ class McpHttpProtocol(HeadLimits):
         super().__init__(*args, **kwargs)
         self._header_cache: HeaderCache[tuple[Any, int]] | None = None
         self._between_requests = True  # Nothing of the next request has reached the parser.
+        self._idle_since: float | None = None
+        self._answer_transport: AnswerTransport | None = None  # One for all calls, once a call was let through.
 
     def data_received(self, data: bytes) -> None:
         if self._discard_input or self._serve_with_cached_headers(data):
@@ -38,7 +40,7 @@ class McpHttpProtocol(HeadLimits):
         body = self._header_cache.body(data)
         if body is None:
             return False
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         scope, length_index = self._header_cache.read
         self.headers = [*scope["headers"]]
         self.headers[length_index] = b"content-length", b"%d" % len(body)
@@ -46,7 +48,7 @@ class McpHttpProtocol(HeadLimits):
         self.expect_100_continue = False
         self.cycle = McpCycle(
             scope=self.scope,
-            transport=AnswerTransport(self, notes_success=True),  # type: ignore[arg-type]
+            transport=self._transport_for_answer(),  # type: ignore[arg-type]
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -61,6 +63,51 @@ class McpHttpProtocol(HeadLimits):
         self.on_message_complete()
         self._start_asgi_task(self.cycle, self.app)
         return True
+
+    def _transport_for_answer(self) -> AnswerTransport:
+        if self._answer_transport is not None:
+            return self._answer_transport
+        transport = AnswerTransport(self, notes_success=True)
+        if self.is_authenticated:
+            self._answer_transport = transport
+        return transport
+
+    # One timer watches an idle connection, and looks now and then; uvicorn starts and stops one for each request.
+
+    def on_response_complete(self) -> None:
+        self.note_answered()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._check_idleness_in(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None or self.transport.is_closing():
+            return  # The end of the request that is under way starts the next look.
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._check_idleness_in(left)
+        else:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def _check_idleness_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
         """The head of a whole call, with its scope and the index of its Content-Length, when more may follow."""

@@ -167,7 +167,7 @@ type Line = Waiting[bytes, None]
 class CallWriter(GroupCommit[bytes, None]):
     """Commits rows over `connections`; `observe` gets the size of each batch.
 
-    It is the circuit breaker of calls as well: while `refuses_calls`, nothing may be sent to a server, because its row
+    It is the circuit breaker of calls as well: unless it `may_begin`, nothing may be sent to a server, because its row
     could not be written. That is so from the moment a commit failed, hung for a second or lost its connection, until a
     row was written and rolled back, which is tried all the time.
     """
@@ -192,14 +192,9 @@ class CallWriter(GroupCommit[bytes, None]):
             rejects_when_full=False,  # A row that is here is that of a call which may have been executed.
         )
 
-    @property
-    def refuses_calls(self) -> bool:
-        """Whether the row of a call that begins now could probably not be written."""
-        return self.fault != "" or self.is_full
-
     def may_begin(self) -> bool:
-        """Whether a call may be sent to its server now."""
-        return not self.refuses_calls
+        """Whether a call may begin, or be sent to its server: its row can probably be written."""
+        return not self.fault and len(self._waiting) < self._max_waiting
 
     async def commit(self, row: CallRow) -> None:
         """Return when `row` is committed. Raises NotRecorded."""

@@ -316,11 +316,6 @@ class GroupCommit[Item, Answer]:
         """How many wait for the next batch."""
         return len(self._waiting)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether as many wait as may."""
-        return len(self._waiting) >= self._max_waiting
-
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work(worker), name=self._name) for worker in self._workers]
         self._clock = asyncio.create_task(self._tick(), name=f"{self._name}, clock")
