@@ -96,8 +96,10 @@ class FairQueue:
         """Give a place to the next who may have one; False when there is none."""
         for person, connections in self._waiting.items():
             for connection, turns in connections.items():
-                if self._may_start(person, connection):
-                    turn = turns.popleft()
+                # Whoever gave up in this very round of the loop has not left the line yet.
+                turn = next((turn for turn in turns if not turn.done()), None)
+                if turn is not None and self._may_start(person, connection):
+                    turns.remove(turn)
                     self._start(person, connection)
                     self._took_turn(person, connection)
                     turn.set_result(None)

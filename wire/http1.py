@@ -15,6 +15,7 @@ from typing import Literal, cast
 import httptools
 
 from wire.bodies import Body, BodyBroken, BodyTooLarge
+from wire.fair_queue import FairQueue, Full
 from wire.repeated_header import HeaderCache, header_cache
 
 HEAD_LIMIT = 1 << 16
@@ -29,6 +30,14 @@ LONG_SLICE_SECONDS = REST_SECONDS = 0.001
 REST_SHARE = 4
 IDLE_SECONDS = 15.0
 
+# Of all answers that go on beyond `LARGE` bytes so many are kept in memory at once; the others stay where they are, in
+# the socket. One server has two of the places at most. Whoever holds one and brings less than `LARGE_RATE` bytes a
+# second for a whole `LARGE_WINDOW` loses it as soon as others wait.
+LARGE = 1 << 20
+LARGE_AT_ONCE = 3
+LARGE_WINDOW = 5.0
+LARGE_RATE = 64 * 1024
+
 # An event stream may carry as much again before its answer as the answer itself may.
 STREAM_SHARE = 2
 
@@ -42,6 +51,10 @@ class ConnectionBroken(Exception):
 
 class Oversized(Exception):
     """The answer is larger than a limit; the message says which."""
+
+
+class Stalled(Exception):
+    """The rest of a large answer came too slowly while other large answers waited to be read."""
 
 
 def more_than(limit: int) -> str:
@@ -61,6 +74,7 @@ class Turns:
         self._quick: deque[asyncio.Future[None]] = deque()
         self._slow: deque[asyncio.Future[None]] = deque()
         self._whole = asyncio.Lock()
+        self.large = FairQueue(LARGE_AT_ONCE)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -103,15 +117,18 @@ class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
     What arrives is parsed by whoever waits for it, in slices between which all other calls go on. An event stream is
-    handed over piece by piece, any other answer when it is complete.
+    handed over piece by piece, any other answer when it is complete. `server` is whose share a large answer counts to.
     """
 
-    def __init__(self, sock: socket.socket, limit: int, turns: Turns) -> None:
+    def __init__(self, sock: socket.socket, limit: int, turns: Turns, server: str = "") -> None:
         # Whether the other side has closed, or sent what nobody asked for, as far as the system knows.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._limit = limit
         self._turns = turns
+        self._server = server
+        self._own_name = f"{server} {id(self)}"
+        self._place_clock: asyncio.TimerHandle | None = None  # Runs while this answer holds a place of large ones.
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._known: HeaderCache[dict[bytes, bytes]] | None = None
@@ -140,7 +157,7 @@ class HttpConnection(asyncio.Protocol):
     async def exchange(self, request: bytes) -> None:
         """Send a request; returns when the answer is complete, or its head when it streams.
 
-        Raises ConnectionBroken or Oversized.
+        Raises ConnectionBroken, Oversized or Stalled.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
@@ -158,15 +175,54 @@ class HttpConnection(asyncio.Protocol):
         while self._body is None:
             await self._advance()
         if not self.streams:
-            self._parts = [piece async for piece in self.chunks()]
+            async for piece in self.chunks():
+                self._parts.append(piece)
+                if self._body.size > LARGE:
+                    await self.take_place()
             self._known = self._to_know_again(first)
 
     def body(self) -> bytes:
         """The body of a complete answer."""
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        if len(self._parts) != 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0]
+
+    async def take_place(self) -> None:
+        """Wait for one of the few places of large answers, before more of this one is kept; the server waits too.
+
+        It is held until `give_place_back`, which the end of the exchange calls as well. Raises Oversized when too many
+        wait.
+        """
+        if self._place_clock is not None:
+            return
+        places = self._turns.large
+        try:
+            if not places.enter_now(self._server, self._own_name):
+                await places.enter(self._server, self._own_name)
+        except Full:
+            raise self._fail(Oversized("more large answers than may wait")) from None
+        self._watch_pace()
+
+    def give_place_back(self) -> None:
+        """Nothing large of this answer is kept any more."""
+        if self._place_clock is not None:
+            self._place_clock.cancel()
+            self._place_clock = None
+            self._turns.large.leave(self._server, self._own_name)
+
+    def _watch_pace(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._place_clock = loop.call_later(LARGE_WINDOW, self._judge_pace, self._wire_size)
+
+    def _judge_pace(self, size_before: int) -> None:
+        is_slow = self._wire_size - size_before < LARGE_RATE * LARGE_WINDOW
+        # Without a waiter it is we who work on what has arrived, or our client who takes its time.
+        if is_slow and self._waiter is not None and self._turns.large.waiting:
+            self._fail(Stalled("a large answer came too slowly while others waited"))
+        self._watch_pace()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, unpacked. Raises ConnectionBroken or Oversized."""
+        """The body as it arrives, unpacked. Raises ConnectionBroken, Oversized or Stalled."""
         body = self._body
         assert body is not None
         while True:
@@ -205,6 +261,7 @@ class HttpConnection(asyncio.Protocol):
         """Count as idle from now on."""
         self._idle_since = time.monotonic()
         self._parts = []
+        self.give_place_back()
 
     def is_usable(self) -> bool:
         """Whether the server has kept its end open while the connection was idle."""
@@ -223,6 +280,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = self._body = self._known = self._failure = None
         self._parts, self._raw = [], []
         self._arrived.clear()
+        self.give_place_back()
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -280,7 +338,7 @@ class HttpConnection(asyncio.Protocol):
     # What has arrived, parsed slice by slice
 
     async def _advance(self) -> None:
-        """Parse a slice of what has arrived; waits when nothing has. Raises ConnectionBroken or Oversized."""
+        """Parse a slice of what has arrived; waits when nothing has. Raises what ended the answer."""
         if self._arrived:
             self._parse()
             await self.give_way()

@@ -100,6 +100,22 @@ def test_who_gives_up_leaves_no_place_taken() -> None:
     assert asyncio.run(main())
 
 
+def test_who_gives_up_as_a_place_gets_free_is_passed_over() -> None:
+    async def main() -> tuple[bool, bool]:
+        queue = FairQueue(1)
+        queue.enter_now("ann", "a")
+        gone, next_one = (asyncio.create_task(queue.enter("bob", "b")) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        queue.leave("ann", "a")  # In the same round of the loop, as when both had the same time limit.
+        await asyncio.gather(gone, next_one, return_exceptions=True)
+        entered = not next_one.cancelled() and next_one.exception() is None
+        queue.leave("bob", "b")
+        return entered, queue.is_idle
+
+    assert asyncio.run(main()) == (True, True)
+
+
 def test_so_many_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair_queue, "MOST_WAITING", 3)
     monkeypatch.setattr(fair_queue, "MOST_WAITING_OF_ONE", 2)
