@@ -1,6 +1,5 @@
 """The outermost ASGI layer: request id, client address, Host check, body limit and request log."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -10,7 +9,7 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatewayadmin.config.environment import Network
@@ -22,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 LARGEST_BODY = 3 * 1024 * 1024
 LARGEST_ANONYMOUS_BODY = 64 * 1024
-
-_OF_BODY_OR_SENDER = frozenset({b"authorization", b"cookie", b"content-length", b"content-type", b"transfer-encoding"})
 
 type IsKnown = Callable[[Headers], Awaitable[bool]]
 
@@ -39,9 +36,8 @@ class OuterMiddleware:
     and `scope["scheme"]` to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
     A body above LARGEST_BODY gets 413; Django would write all of it to the disk before it looks at anything. So does
     one above LARGEST_ANONYMOUS_BODY when its head brings neither a session nor a token. Of a larger one that brings
-    any, `is_known` judges the headers before it is read, and Django answers what names nobody as it answers a stranger,
-    without the body: it would judge only once the whole of it is there. `scope["peer"]` is who holds the other end of
-    the connection, a proxy perhaps.
+    any, `is_known` judges the headers before it is read, and what names nobody gets 401: Django would judge only once
+    the whole of it is there. `scope["peer"]` is who holds the other end of the connection, a proxy perhaps.
     """
 
     def __init__(
@@ -79,7 +75,7 @@ class OuterMiddleware:
         if announced > LARGEST_BODY or (announced > LARGEST_ANONYMOUS_BODY and not self._names_somebody(headers)):
             app = body.refuse
         elif announced > LARGEST_ANONYMOUS_BODY and not await body.may_grow():
-            app = _from_head(app)
+            app = _unknown_sender
         try:
             with suppress(ClientDisconnect):
                 await app(scope, body.receive, request_log.send)
@@ -135,25 +131,14 @@ class _LimitedBody:
         return {"type": "http.disconnect"} if self.is_too_large else message
 
 
-def _from_head(app: ASGIApp) -> ASGIApp:
-    """`app` asked without the body, and without what names the sender, so that it cannot find them known after all."""
-
-    async def asked(scope: Scope, receive: Receive, send: Send) -> None:
-        body: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
-
-        async def nothing() -> Message:
-            # After the body only the end of the connection may be told, and nobody need know of that.
-            return body.pop() if body else await asyncio.get_running_loop().create_future()
-
-        async def send_and_close(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["connection"] = "close"
-            await send(message)
-
-        left = [(name, value) for name, value in scope["headers"] if name not in _OF_BODY_OR_SENDER]
-        await app({**scope, "headers": left}, nothing, send_and_close)
-
-    return asked
+_unknown_sender = JSONResponse(
+    {
+        "detail": "Unknown, expired or revoked: the token or session this comes with. Nobody else may send 64 KiB.",
+        "code": "unauthorized",
+    },
+    401,
+    {"WWW-Authenticate": "Bearer", "Connection": "close"},
+)
 
 
 class _RequestLog:
