@@ -13,6 +13,7 @@ from accounts.hashing import for_a_stranger
 from accounts.models import Attempt, User, WorkspaceSettings
 from accounts.password_links import link_at
 from accounts.sign_in_limits import TooManyTries, Tries, remember_browser, sender_of, try_password
+from accounts.strangers import aside
 from auditlog.actions import Action
 from auditlog.models import Event
 
@@ -28,6 +29,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return False
+
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        with aside():
+            super().send_mail(template_prefix, email, context)
 
     def set_password(self, user: User, password: str) -> None:
         store_password(user, make_password(password))

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from django.contrib.auth.hashers import Argon2PasswordHasher
-from django.db import connection
 
+from accounts.strangers import aside
 from ui.errors import TryLater
 
 AT_ONCE = 1  # With a thread for each of its eight lanes one hash fills a small machine.
@@ -87,9 +87,7 @@ def apart[R](work: Callable[[], R]) -> R:
 
     A transaction keeps its connection, so nothing is hashed inside one where pages are served. Raises HashingBusy.
     """
-    if not connection.in_atomic_block:
-        connection.close()  # Back to the pool; Django takes one anew when it needs one.
-    with _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
+    with aside(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
         return thread.submit(work).result()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -23,6 +24,7 @@ from gatewayadmin.config import database, environment
 from gatewayadmin.config.database import Unusable
 from gatewayadmin.serving import health, housekeeping, quickstart
 from gatewayadmin.serving.client_address import client_address
+from gatewayadmin.serving.known_sender import is_known
 from gatewayadmin.serving.outer_middleware import OuterMiddleware
 from proxy import app as proxy
 from servers.upstream_guard import own_endpoints
@@ -31,6 +33,7 @@ from wire import builtin
 logger = logging.getLogger(__name__)
 
 WATCH_S = 1
+SWITCH_S = 0.001  # How long a thread has the interpreter when others want it.
 
 
 class Raw:
@@ -79,6 +82,8 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         _mcp.app = endpoint
         health.readiness.watch(endpoint.faults)
         gc.freeze()  # What was loaded stays: no collection need look at it again while calls wait.
+        # A page waits for the interpreter after each of its statements, and so does the loop after each of its rounds.
+        sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
         tasks = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
         try:
@@ -116,6 +121,7 @@ edge = OuterMiddleware(
     trusted=settings.TRUSTED_PROXIES,
     unchecked={*health.PATHS, quickstart.PATH},
     session_cookie=settings.SESSION_COOKIE_NAME,
+    is_known=is_known,
 )
 
 

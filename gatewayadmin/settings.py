@@ -121,6 +121,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "accounts.sessions.session_limits",
+    "accounts.strangers.in_turn",
     "django_htmx.middleware.HtmxMiddleware",
     "ui.middleware.htmx_redirects",
     "ui.middleware.try_later",

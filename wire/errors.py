@@ -64,6 +64,14 @@ class TimedOut(UpstreamError):
         self.seconds = seconds
 
 
+class TooSlow(UpstreamError):
+    """The rest of a large answer came too slowly while other large answers waited to be read."""
+
+    outcome = "timeout"
+    reason = "timeout"
+    sentence = 'Server "{server}" sent a large answer too slowly.'
+
+
 class BadAnswer(UpstreamError):
     """Something came back that is not MCP, in HTTP `status`; `error` is the JSON-RPC error when it is one."""
 

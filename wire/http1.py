@@ -29,6 +29,19 @@ LONG_SLICE_SECONDS = REST_SECONDS = 0.001
 REST_SHARE = 4
 IDLE_SECONDS = 15.0
 
+# Of all answers that go on beyond `LARGE` bytes so many are kept in memory at once; the others stay where they are, in
+# the socket. One server has two of the places at most. Whoever holds one and brings less than `LARGE_RATE` bytes a
+# second for a whole `LARGE_WINDOW` loses it as soon as others wait.
+LARGE = 1 << 20
+LARGE_AT_ONCE = 3
+LARGE_WINDOW = 5.0
+LARGE_RATE = 64 * 1024
+
+MOST_WAITING = 1024  # In one queue.
+MOST_WAITING_OF_ONE = 128  # Of one person, in one queue.
+
+type Turn = asyncio.Future[None]
+
 # An event stream may carry as much again before its answer as the answer itself may.
 STREAM_SHARE = 2
 
@@ -44,9 +57,136 @@ class Oversized(Exception):
     """The answer is larger than a limit; the message says which."""
 
 
+class Stalled(Exception):
+    """The rest of a large answer came too slowly while other large answers waited to be read."""
+
+
 def more_than(limit: int) -> str:
     """A limit of bytes in words."""
     return f"more than {limit / (1 << 20):g} MiB"
+
+
+class QueueFull(Exception):
+    """No more may wait."""
+
+
+class FairQueue:
+    """The places of one server, shared fairly by the people who call: enter before a call, leave after it.
+
+    Whoever holds places may take another only while enough of them stay free, and the last free one is for somebody who
+    holds none. So slow calls of one person, or of one connection, never make another's first call wait. Those who must
+    wait take turns: person by person, and connection by connection within a person.
+    """
+
+    __slots__ = ("_held", "_under_way", "_waiting", "_waiting_count", "bound")
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self._under_way = 0
+        # The places each person and each connection holds; neither is in here without one.
+        self._held: dict[str, int] = {}
+        # Persons in the order of their turns, their connections likewise, and the calls of each.
+        self._waiting: dict[str, dict[str, deque[Turn]]] = {}
+        self._waiting_count = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        return self._waiting_count
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way and nobody waits."""
+        return not self._under_way and not self._waiting_count
+
+    def enter_now(self, person: str, connection: str) -> bool:
+        """Take a place when there is one to take at once."""
+        held = self._held
+        if person not in held and self._under_way < self.bound:  # Nearly always; what follows holds here too.
+            self._under_way += 1
+            held[person] = 1
+            held[connection] = held.get(connection, 0) + 1
+            return True
+        if not self._may_start(person, connection):
+            return False
+        self._start(person, connection)
+        return True
+
+    async def enter(self, person: str, connection: str) -> None:
+        """Wait for a place and take it. Raises QueueFull when too many wait already."""
+        connections = self._waiting.get(person, {})
+        if self._waiting_count >= MOST_WAITING or sum(map(len, connections.values())) >= MOST_WAITING_OF_ONE:
+            raise QueueFull
+        turn: Turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(person, {}).setdefault(connection, deque()).append(turn)
+        self._waiting_count += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._withdraw(person, connection, turn)
+            else:  # It was given a place at the very moment it gave up.
+                self.leave(person, connection)
+            raise
+
+    def leave(self, person: str, connection: str) -> None:
+        """Give a place back; who may have it next gets it."""
+        self._under_way -= 1
+        for holder in (person, connection):
+            left = self._held[holder] - 1
+            if left:
+                self._held[holder] = left
+            else:
+                del self._held[holder]
+        while self._waiting_count and self._start_next():
+            pass
+
+    def _may_start(self, person: str, connection: str) -> bool:
+        free = self.bound - self._under_way
+        of_person = self._held.get(person, 0)
+        if free <= 0 or not of_person:
+            return free > 0
+        # One person holds two thirds at most when nobody else calls, one connection half.
+        return of_person < 2 * (free - 1) and self._held.get(connection, 0) < free - 1
+
+    def _start(self, person: str, connection: str) -> None:
+        self._under_way += 1
+        held = self._held
+        held[person] = held.get(person, 0) + 1
+        held[connection] = held.get(connection, 0) + 1
+
+    def _start_next(self) -> bool:
+        """Give a place to the next who may have one; False when there is none."""
+        for person, connections in self._waiting.items():
+            for connection, turns in connections.items():
+                # Whoever gave up in this very round of the loop has not left the line yet.
+                turn = next((turn for turn in turns if not turn.done()), None)
+                if turn is not None and self._may_start(person, connection):
+                    turns.remove(turn)
+                    self._start(person, connection)
+                    self._took_turn(person, connection)
+                    turn.set_result(None)
+                    return True
+        return False
+
+    def _took_turn(self, person: str, connection: str) -> None:
+        """Put both at the end of their lines, or out of them when nothing of theirs waits."""
+        self._waiting_count -= 1
+        connections = self._waiting.pop(person)
+        turns = connections.pop(connection)
+        if turns:
+            connections[connection] = turns
+        if connections:
+            self._waiting[person] = connections
+
+    def _withdraw(self, person: str, connection: str, turn: Turn) -> None:
+        self._waiting_count -= 1
+        connections = self._waiting[person]
+        connections[connection].remove(turn)
+        if not connections[connection]:
+            del connections[connection]
+        if not connections:
+            del self._waiting[person]
 
 
 class Turns:
@@ -61,6 +201,7 @@ class Turns:
         self._quick: deque[asyncio.Future[None]] = deque()
         self._slow: deque[asyncio.Future[None]] = deque()
         self._whole = asyncio.Lock()
+        self.large = FairQueue(LARGE_AT_ONCE)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -228,15 +369,18 @@ class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
     What arrives is parsed by whoever waits for it, in slices between which all other calls go on. An event stream is
-    handed over piece by piece, any other answer when it is complete.
+    handed over piece by piece, any other answer when it is complete. `server` is whose share a large answer counts to.
     """
 
-    def __init__(self, sock: socket.socket, limit: int, turns: Turns) -> None:
+    def __init__(self, sock: socket.socket, limit: int, turns: Turns, server: str = "") -> None:
         # Whether the other side has closed, or sent what nobody asked for, as far as the system knows.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._limit = limit
         self._turns = turns
+        self._server = server
+        self._own_name = f"{server} {id(self)}"
+        self._place_clock: asyncio.TimerHandle | None = None  # Runs while this answer holds a place of large ones.
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._known: HeaderCache[dict[bytes, bytes]] | None = None
@@ -265,7 +409,7 @@ class HttpConnection(asyncio.Protocol):
     async def exchange(self, request: bytes) -> None:
         """Send a request; returns when the answer is complete, or its head when it streams.
 
-        Raises ConnectionBroken or Oversized.
+        Raises ConnectionBroken, Oversized or Stalled.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
@@ -283,15 +427,54 @@ class HttpConnection(asyncio.Protocol):
         while self._body is None:
             await self._advance()
         if not self.streams:
-            self._parts = [piece async for piece in self.chunks()]
+            async for piece in self.chunks():
+                self._parts.append(piece)
+                if self._body.size > LARGE:
+                    await self.take_place()
             self._known = self._to_know_again(first)
 
     def body(self) -> bytes:
         """The body of a complete answer."""
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        if len(self._parts) != 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0]
+
+    async def take_place(self) -> None:
+        """Wait for one of the few places of large answers, before more of this one is kept; the server waits too.
+
+        It is held until `give_place_back`, which the end of the exchange calls as well. Raises Oversized when too many
+        wait.
+        """
+        if self._place_clock is not None:
+            return
+        places = self._turns.large
+        try:
+            if not places.enter_now(self._server, self._own_name):
+                await places.enter(self._server, self._own_name)
+        except QueueFull:
+            raise self._fail(Oversized("more large answers than may wait")) from None
+        self._watch_pace()
+
+    def give_place_back(self) -> None:
+        """Nothing large of this answer is kept any more."""
+        if self._place_clock is not None:
+            self._place_clock.cancel()
+            self._place_clock = None
+            self._turns.large.leave(self._server, self._own_name)
+
+    def _watch_pace(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._place_clock = loop.call_later(LARGE_WINDOW, self._judge_pace, self._wire_size)
+
+    def _judge_pace(self, size_before: int) -> None:
+        is_slow = self._wire_size - size_before < LARGE_RATE * LARGE_WINDOW
+        # Without a waiter it is we who work on what has arrived, or our client who takes its time.
+        if is_slow and self._waiter is not None and self._turns.large.waiting:
+            self._fail(Stalled("a large answer came too slowly while others waited"))
+        self._watch_pace()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, unpacked. Raises ConnectionBroken or Oversized."""
+        """The body as it arrives, unpacked. Raises ConnectionBroken, Oversized or Stalled."""
         body = self._body
         assert body is not None
         while True:
@@ -330,6 +513,7 @@ class HttpConnection(asyncio.Protocol):
         """Count as idle from now on."""
         self._idle_since = time.monotonic()
         self._parts = []
+        self.give_place_back()
 
     def is_usable(self) -> bool:
         """Whether the server has kept its end open while the connection was idle."""
@@ -348,6 +532,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = self._body = self._known = self._failure = None
         self._parts, self._raw = [], []
         self._arrived.clear()
+        self.give_place_back()
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -405,7 +590,7 @@ class HttpConnection(asyncio.Protocol):
     # What has arrived, parsed slice by slice
 
     async def _advance(self) -> None:
-        """Parse a slice of what has arrived; waits when nothing has. Raises ConnectionBroken or Oversized."""
+        """Parse a slice of what has arrived; waits when nothing has. Raises what ended the answer."""
         if self._arrived:
             self._parse()
             await self.give_way()

@@ -172,6 +172,7 @@ def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
 
 # What a text holds
 
+_PIECE = 1 << 16
 _STRUCTURE = b",[{"
 _NEITHER_THAT_NOR_QUOTES = bytes(byte for byte in range(256) if byte not in b',[{"')
 
@@ -186,9 +187,14 @@ def has_more_values(text: bytes, most: int) -> bool:
     # Not all of it need be structure: strings hold commas and brackets too.
     unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in text else text
     marks = unescaped.translate(None, _NEITHER_THAT_NOR_QUOTES)
-    if marks.count(b'"') > 4 * most:  # Each value is at most two strings, the other one its name.
-        return True
-    return _structure(b"".join(marks.split(b'"')[::2])) > most
+    found = inside = 0  # Whether a piece begins inside a string.
+    for start in range(0, len(marks), _PIECE):  # A piece at a time: apart, what stands between quotes weighs a lot.
+        between_quotes = marks[start : start + _PIECE].split(b'"')
+        found += _structure(b"".join(between_quotes[inside::2]))
+        if found > most:
+            return True
+        inside ^= (len(between_quotes) - 1) % 2
+    return False
 
 
 def _structure(text: bytes) -> int:

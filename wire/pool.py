@@ -27,10 +27,11 @@ from wire.errors import (
     NotConnected,
     TlsFailed,
     TooLarge,
+    TooSlow,
     Unreachable,
 )
 from wire.guard import AddressRefused, Guard, LeadsBack
-from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Turns, more_than
+from wire.http1 import LARGE, ConnectionBroken, HttpConnection, Oversized, Stalled, Turns, more_than
 from wire.resolver import Resolver
 
 CONNECT_SECONDS = 5.0
@@ -93,7 +94,7 @@ class HttpResponse:
         return self._connection.headers.get(name.encode(), b"").decode("latin-1")
 
     async def read(self) -> bytes:
-        """The whole body. Raises TooLarge or Unreachable."""
+        """The whole body. Raises TooLarge, TooSlow or Unreachable."""
         if not self._connection.streams:
             return self._connection.body()
         size, parts = 0, []
@@ -102,18 +103,32 @@ class HttpResponse:
             if size > self.limit:
                 raise TooLarge(self._server, more_than(self.limit))
             parts.append(chunk)
+            await self.note_kept(size)
         return b"".join(parts)
 
     async def give_way(self) -> None:
         """Let other calls go on when this answer has been worked on for a while."""
         await self._connection.give_way()
 
+    async def note_kept(self, size: int) -> None:
+        """Told how much of a stream is kept in memory: more than LARGE waits for one of the few places of large ones.
+
+        Raises TooLarge when too many wait.
+        """
+        if size <= LARGE:
+            self._connection.give_place_back()
+            return
+        try:
+            await self._connection.take_place()
+        except Oversized as error:
+            raise TooLarge(self._server, str(error)) from error
+
     def alone(self) -> AbstractAsyncContextManager[None]:
         """For reading a large message in one piece, while no other large one is read."""
         return self._connection.alone()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body of an event stream as it arrives. Raises TooLarge or Unreachable."""
+        """The body of an event stream as it arrives. Raises TooLarge, TooSlow or Unreachable."""
         try:
             async for chunk in self._connection.chunks():
                 yield chunk
@@ -121,6 +136,8 @@ class HttpResponse:
             raise Unreachable(self._server, str(error)) from error
         except Oversized as error:
             raise TooLarge(self._server, str(error)) from error
+        except Stalled as error:
+            raise TooSlow(self._server, str(error)) from error
 
 
 def _not_connected(error: OSError) -> type[Unreachable]:
@@ -174,7 +191,7 @@ class Transport:
     ) -> HttpResponse:
         """Send one request to `url`; enter the response to use it. `server` is for the messages.
 
-        Raises Unreachable, AddressBlocked or TooLarge, and BadAnswer for a header that cannot be sent.
+        Raises Unreachable, AddressBlocked, TooLarge or TooSlow, and BadAnswer for a header that cannot be sent.
         """
         parsed = self._parsed_urls.get(url) or self._parse_url(server, url)
         lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
@@ -191,6 +208,8 @@ class Transport:
             raise AddressBlocked(server, str(error)) from error
         except Oversized as error:
             raise TooLarge(server, str(error)) from error
+        except Stalled as error:
+            raise TooSlow(server, str(error)) from error
         except ConnectionBroken as error:
             raise Unreachable(server, str(error)) from error
         except OSError as error:
@@ -249,7 +268,7 @@ class Transport:
             sock.setblocking(False)
             await loop.sock_connect(sock, sockaddr)
             _, connection = await loop.create_connection(
-                lambda: HttpConnection(sock, self.limit, self._turns),
+                lambda: HttpConnection(sock, self.limit, self._turns, f"{origin.host}:{origin.port}"),
                 sock=sock,
                 ssl=tls,
                 server_hostname=origin.host if tls else None,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from wire import jsonrpc, sse
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
-from wire.http1 import more_than
+from wire.http1 import LARGE, more_than
 from wire.jsonrpc import Object, has_more_values
 from wire.pool import HttpResponse
 from wire.trace_context import NONE, Trace
@@ -18,7 +18,6 @@ SESSION, MODERN = "session", "modern"
 
 # Reading JSON cannot be interrupted: so many values take a tenth of a second, and a message of `LARGE` bytes has fewer.
 MOST_VALUES = 500_000
-LARGE = 1 << 20
 
 # Ids are ours alone: a client's id never reaches a server. They start somewhere
 # and have ten digits, so that one is hardly ever found elsewhere in an answer.
@@ -126,6 +125,7 @@ async def _read_stream(
                 if "method" in document:
                     await on_notification(document)
                 await response.give_way()
+            await response.note_kept(reader.size)
     except sse.EventTooLarge:
         raise TooLarge(target.server_name, more_than(response.limit)) from None
     except sse.TooManyEvents as error:

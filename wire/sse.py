@@ -73,6 +73,11 @@ class Reader:
         self._total = 0
         self._counted_at = time.monotonic()
 
+    @property
+    def size(self) -> int:
+        """How many bytes of an event that is not complete are kept."""
+        return self._size
+
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that `chunk` completes; raises EventTooLarge or TooManyEvents."""
         self._size += len(chunk)
@@ -123,7 +128,9 @@ class Reader:
             self._open.append(chunk)
             return []
         self._after_cr = chunk.endswith(b"\r")
-        text = b"".join((*self._open, chunk))
+        self._open.append(chunk)
+        text = b"".join(self._open)
+        self._open.clear()  # Before a long line is copied once more.
         if self._first:
             text = text.removeprefix(b"\xef\xbb\xbf")
             self._first = False

@@ -2,13 +2,14 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatewayadmin.config.environment import Network
@@ -21,6 +22,12 @@ logger = logging.getLogger(__name__)
 LARGEST_BODY = 3 * 1024 * 1024
 LARGEST_ANONYMOUS_BODY = 64 * 1024
 
+type IsKnown = Callable[[Headers], Awaitable[bool]]
+
+
+async def _everybody(_: Headers) -> bool:
+    return True
+
 
 class OuterMiddleware:
     """Wraps the whole application.
@@ -28,8 +35,9 @@ class OuterMiddleware:
     Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender
     and `scope["scheme"]` to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
     A body above LARGEST_BODY gets 413; Django would write all of it to the disk before it looks at anything. So does
-    one above LARGEST_ANONYMOUS_BODY when its head brings neither a session nor a token: Django judges both only once
-    the whole body is there. `scope["peer"]` is who holds the other end of the connection, a proxy perhaps.
+    one above LARGEST_ANONYMOUS_BODY when its head brings neither a session nor a token. Of a larger one that brings
+    any, `is_known` judges the headers before it is read, and what names nobody gets 401: Django would judge only once
+    the whole of it is there. `scope["peer"]` is who holds the other end of the connection, a proxy perhaps.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class OuterMiddleware:
         trusted: Sequence[Network],
         unchecked: Iterable[str],
         session_cookie: str = "",
+        is_known: IsKnown = _everybody,
     ) -> None:
         self.app = app
         self.hosts = frozenset(hosts)
@@ -48,6 +57,7 @@ class OuterMiddleware:
         self.trusted = tuple(trusted)
         self.unchecked = frozenset(unchecked)
         self.session_cookie = f"{session_cookie}="
+        self.is_known = is_known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,9 +70,12 @@ class OuterMiddleware:
         scope["client"] = (client_address(peer, headers.getlist("x-forwarded-for"), self.trusted), 0)
         scope["scheme"] = self.scheme
         app = self.app if self._serves(scope["path"], headers.getlist("host")) else _wrong_host
-        body = _LimitedBody(receive, self._largest_body(headers))
-        if _announced(headers) > body.largest:
+        body = _LimitedBody(receive, partial(self._may_send_more, headers))
+        announced = _announced(headers)
+        if announced > LARGEST_BODY or (announced > LARGEST_ANONYMOUS_BODY and not self._names_somebody(headers)):
             app = body.refuse
+        elif announced > LARGEST_ANONYMOUS_BODY and not await body.may_grow():
+            app = _unknown_sender
         try:
             with suppress(ClientDisconnect):
                 await app(scope, body.receive, request_log.send)
@@ -74,22 +87,36 @@ class OuterMiddleware:
     def _serves(self, path: str, hosts: Sequence[str]) -> bool:
         return path in self.unchecked or (len(hosts) == 1 and host_name(hosts[0]) in self.hosts)
 
-    def _largest_body(self, headers: Headers) -> int:
-        named = "authorization" in headers or any(self.session_cookie in each for each in headers.getlist("cookie"))
-        return LARGEST_BODY if named else LARGEST_ANONYMOUS_BODY
+    def _names_somebody(self, headers: Headers) -> bool:
+        return "authorization" in headers or any(self.session_cookie in each for each in headers.getlist("cookie"))
+
+    async def _may_send_more(self, headers: Headers) -> bool:
+        return self._names_somebody(headers) and await self.is_known(headers)
 
 
 class _LimitedBody:
-    """The request's body. Past `largest` bytes it is as if the client had left: then readers drop what they have."""
+    """The request's body. Past `largest` bytes it is as if the client had left: then readers drop what they have.
 
-    def __init__(self, receive: Receive, largest: int) -> None:
+    What is more than strangers may send is for those of whom `may_send_more` is true; it is asked once.
+    """
+
+    def __init__(self, receive: Receive, may_send_more: Callable[[], Awaitable[bool]]) -> None:
         self._receive = receive
+        self._may_send_more: Callable[[], Awaitable[bool]] | None = may_send_more
         self._size = 0
-        self.largest = largest
+        self.largest = LARGEST_ANONYMOUS_BODY
 
     @property
     def is_too_large(self) -> bool:
         return self._size > self.largest
+
+    async def may_grow(self) -> bool:
+        """Whether the body may be larger than that of a stranger."""
+        if self._may_send_more is not None:
+            ask, self._may_send_more = self._may_send_more, None
+            if await ask():
+                self.largest = LARGEST_BODY
+        return self.largest == LARGEST_BODY
 
     async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An application that answers 413."""
@@ -99,7 +126,19 @@ class _LimitedBody:
     async def receive(self) -> Message:
         message = await self._receive()
         self._size += len(message.get("body", b""))
+        if self.is_too_large:
+            await self.may_grow()
         return {"type": "http.disconnect"} if self.is_too_large else message
+
+
+_unknown_sender = JSONResponse(
+    {
+        "detail": "Unknown, expired or revoked: the token or session this comes with. Nobody else may send 64 KiB.",
+        "code": "unauthorized",
+    },
+    401,
+    {"WWW-Authenticate": "Bearer", "Connection": "close"},
+)
 
 
 class _RequestLog:

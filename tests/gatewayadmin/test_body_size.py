@@ -6,10 +6,16 @@ from typing import cast
 
 import pytest
 from django.core.asgi import get_asgi_application
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from capabilities import Capability
+from gatewayadmin.serving import known_sender
 from gatewayadmin.serving.outer_middleware import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, OuterMiddleware
+from tests import make
+from tests.conftest import SignIn
+from wire import token_text
 
 
 async def greedy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -28,6 +34,8 @@ def status_of(
     *,
     app: ASGIApp = greedy,
     named: tuple[bytes, bytes] | None = TOKEN,
+    known: bool = True,
+    path: str = "/",
 ) -> tuple[int, int]:
     """The status of a POST with this body by somebody `named`, and how many pieces were never asked for."""
     left = [*pieces]
@@ -42,10 +50,17 @@ def status_of(
     scope: Scope = {
         "type": "http",
         "method": "POST",
-        "path": "/",
+        "path": path,
+        "query_string": b"",
         "headers": [(b"host", b"x"), *([named] if named else []), *(headers or [])],
     }
-    edge = OuterMiddleware(app, hosts=["x"], scheme="http", trusted=[], unchecked=[], session_cookie="gateway_session")
+
+    async def is_known(_: Headers) -> bool:
+        return known
+
+    edge = OuterMiddleware(
+        app, hosts=["x"], scheme="http", trusted=[], unchecked=[], session_cookie="gateway_session", is_known=is_known
+    )
     asyncio.run(edge(scope, receive, send))
     return sent[0]["status"], len(left)
 
@@ -75,3 +90,39 @@ def test_a_body_of_nobody_may_have_64_kibibytes(named: tuple[bytes, bytes] | Non
     assert status_of([b"x" * most, b"x", b"x"], named=named) == ((200, 0) if named else (413, 1))
     length = [(b"content-length", str(most + 1).encode())]
     assert status_of([b"x" * (most + 1)], length, named=named) == ((200, 0) if named else (413, 1))
+
+
+@pytest.mark.parametrize("named", [TOKEN, SESSION])
+def test_of_an_invented_key_or_session_no_more_is_read_than_of_nobody(named: tuple[bytes, bytes]) -> None:
+    most = LARGEST_ANONYMOUS_BODY
+    assert status_of([b"x" * most], named=named, known=False) == (200, 0)
+    assert status_of([b"x" * most, b"x", b"x"], named=named, known=False) == (413, 1)
+
+
+@pytest.mark.parametrize("named", [TOKEN, SESSION])
+def test_an_invented_key_with_a_large_body_is_refused_unread(named: tuple[bytes, bytes]) -> None:
+    length = [(b"content-length", str(LARGEST_ANONYMOUS_BODY + 1).encode())]
+    assert status_of([b"x"], length, named=named, known=False) == (401, 1)
+
+
+@pytest.mark.django_db
+def test_who_is_known_is_told_from_the_head(sign_in: SignIn) -> None:
+    person = make.user(Capability.SERVERS_MANAGE)
+    session = str(sign_in(person).session.session_key)
+    key = make.api_key(person, Capability.SERVERS_MANAGE)
+    revoked = make.api_key(person, Capability.SERVERS_MANAGE)
+    revoked.key.revoke(by=person)
+    invented = token_text.mint(token_text.PERSONAL)
+
+    assert known_sender._is_known(key.secret, "")
+    assert known_sender._is_known("", session)
+    assert not any(known_sender._is_known(*each) for each in ((invented, ""), (revoked.secret, ""), ("", "x" * 32)))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": "Bearer gwp_x", "cookie": "gateway_session=x"}, {"authorization": "Basic eDp4"}],
+    ids=["nobody", "no key, and a session that is ignored then", "another scheme"],
+)
+async def test_what_cannot_be_anybody_is_told_without_the_database(headers: dict[str, str]) -> None:
+    assert not await known_sender.is_known(Headers(headers))

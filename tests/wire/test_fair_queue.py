@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import client
-from wire.client import FairQueue, QueueFull
+from wire import http1
+from wire.http1 import FairQueue, QueueFull
 
 
 def filled(bound: int, *callers: tuple[str, str]) -> tuple[FairQueue, int]:
@@ -100,9 +100,25 @@ def test_who_gives_up_leaves_no_place_taken() -> None:
     assert asyncio.run(main())
 
 
+def test_who_gives_up_as_a_place_gets_free_is_passed_over() -> None:
+    async def main() -> tuple[bool, bool]:
+        queue = FairQueue(1)
+        queue.enter_now("ann", "a")
+        gone, next_one = (asyncio.create_task(queue.enter("bob", "b")) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        queue.leave("ann", "a")  # In the same round of the loop, as when both had the same time limit.
+        await asyncio.gather(gone, next_one, return_exceptions=True)
+        entered = not next_one.cancelled() and next_one.exception() is None
+        queue.leave("bob", "b")
+        return entered, queue.is_idle
+
+    assert asyncio.run(main()) == (True, True)
+
+
 def test_so_many_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MOST_WAITING", 3)
-    monkeypatch.setattr(client, "MOST_WAITING_OF_ONE", 2)
+    monkeypatch.setattr(http1, "MOST_WAITING", 3)
+    monkeypatch.setattr(http1, "MOST_WAITING_OF_ONE", 2)
 
     async def main() -> list[bool]:
         queue = FairQueue(1)

@@ -1,0 +1,76 @@
+"""Requests to the pages for signing in by people who are not signed in: one at a time in a process is worked on.
+
+Threads share the interpreter evenly, so twenty tries at once would leave one part in twenty to the page of somebody who
+is signed in. Who waits for something else than the interpreter, as a password hash or a mail server, lets others go on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from django.db import connection
+from django.http import HttpRequest, HttpResponse
+from django.utils.cache import add_never_cache_headers
+
+PATH = "/accounts/"
+AT_ONCE = 1
+LONGEST_WAIT_S = 10.0
+
+_turns = threading.Semaphore(AT_ONCE)
+_has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)
+
+
+def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Let strangers' requests to PATH wait for each other; 429 after LONGEST_WAIT_S.
+
+    Place it after the middleware that knows who is signed in, and before what takes time.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        if not request.path.startswith(PATH) or request.user.is_authenticated:
+            return get_response(request)
+        if not _turns.acquire(blocking=False):
+            _give_connection_back()
+            if not _turns.acquire(timeout=LONGEST_WAIT_S):
+                return _too_many()
+        before = _has_turn.set(True)
+        try:
+            return get_response(request)
+        finally:
+            _has_turn.reset(before)
+            _turns.release()
+
+    return middleware
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """While this block waits for something else, others have this thread's turn and its database connection.
+
+    A transaction keeps its connection.
+    """
+    _give_connection_back()
+    if not _has_turn.get():
+        yield
+        return
+    _turns.release()
+    try:
+        yield
+    finally:
+        _turns.acquire()
+
+
+def _give_connection_back() -> None:
+    if not connection.in_atomic_block:
+        connection.close()  # Back to the pool; Django takes one anew when it needs one.
+
+
+def _too_many() -> HttpResponse:
+    """Plain words: a page of ours takes the time that there is too little of."""
+    text = "Many people are signing in just now. Wait a few seconds, then try again.\n"
+    response = HttpResponse(text, "text/plain; charset=utf-8", 429, headers={"Retry-After": "5"})
+    add_never_cache_headers(response)
+    return response

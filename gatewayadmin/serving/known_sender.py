@@ -1,0 +1,35 @@
+"""Whether the head of a request names somebody we know: asked before more is read of them than of strangers."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib import import_module
+
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
+from django.db import connection
+from django.http import parse_cookie
+from starlette.datastructures import Headers
+
+from tokens import api_keys, authentication
+from wire import token_text
+
+
+async def is_known(headers: Headers) -> bool:
+    """Whether the API key, the token or the session in these headers is good at this moment."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":  # It decides wherever it may be used; a session is ignored then.
+        secret = secret.strip()
+        return token_text.well_formed(secret) and await asyncio.to_thread(_is_known, secret, "")
+    session = parse_cookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME, "")
+    return session != "" and await asyncio.to_thread(_is_known, "", session)
+
+
+def _is_known(secret: str, session: str) -> bool:
+    try:
+        if secret:
+            return (api_keys.find(secret) or authentication.find(secret)) is not None
+        return SESSION_KEY in import_module(settings.SESSION_ENGINE).SessionStore(session)
+    finally:
+        if not connection.in_atomic_block:
+            connection.close()  # This thread serves somebody else next.

@@ -1,0 +1,135 @@
+"""Requests of people who are not signed in wait for each other; who is signed in waits for none of them."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.http import HttpRequest, HttpResponse
+from django.test import Client
+
+from accounts import hashing, strangers
+from accounts.adapter import AccountAdapter
+from accounts.strangers import in_turn
+from tests import make
+from tests.conftest import SignIn
+
+SIGN_IN = "/accounts/login/"
+
+
+def request(path: str = SIGN_IN, *, signed_in: bool = False) -> HttpRequest:
+    made = HttpRequest()
+    made.path = path
+    made.user = SimpleNamespace(is_authenticated=signed_in)  # type: ignore[assignment]
+    return made
+
+
+class View:
+    """Counts who is inside at once, and lets nobody out before `go`."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = 0
+        self.lock = threading.Lock()
+        self.entered, self.go = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, _: HttpRequest) -> HttpResponse:
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        self.entered.release()
+        assert self.go.wait(20)
+        with self.lock:
+            self.inside -= 1
+        return HttpResponse()
+
+
+@contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(20, initializer=connections.close_all) as pool:
+        yield pool
+
+
+def test_of_twenty_strangers_one_is_served_at_a_time() -> None:
+    view = View()
+    served = in_turn(view)
+    with threads() as pool:
+        answers = [pool.submit(served, request()) for _ in range(20)]
+        assert view.entered.acquire(timeout=20)
+        assert not view.entered.acquire(timeout=0.2)
+        view.go.set()
+        assert {answer.result(20).status_code for answer in answers} == {200}
+    assert view.most == strangers.AT_ONCE
+
+
+@pytest.mark.parametrize(("path", "signed_in"), [("/hosts/", False), ("/api/servers", False), (SIGN_IN, True)])
+def test_who_is_signed_in_and_every_other_page_waits_for_no_stranger(path: str, signed_in: bool) -> None:
+    view = View()
+    served = in_turn(view)
+    with threads() as pool:
+        stranger = pool.submit(served, request())
+        assert view.entered.acquire(timeout=20)
+        other = pool.submit(served, request(path, signed_in=signed_in))
+        assert view.entered.acquire(timeout=20)
+        view.go.set()
+        assert (stranger.result(20).status_code, other.result(20).status_code) == (200, 200)
+
+
+def test_who_waits_too_long_is_told_so_and_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strangers, "LONGEST_WAIT_S", 0.01)
+    view = View()
+    served = in_turn(view)
+    with threads() as pool:
+        first = pool.submit(served, request())
+        assert view.entered.acquire(timeout=20)
+        late = pool.submit(served, request()).result(20)
+        view.go.set()
+        assert first.result(20).status_code == 200
+    assert (late.status_code, late["Retry-After"]) == (429, "5")
+    assert served(request()).status_code == 200
+
+
+def by_hash(waits: Any) -> None:
+    hashing.apart(waits)
+
+
+def by_mail(waits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("allauth.account.adapter.DefaultAccountAdapter.send_mail", lambda *_: waits())
+    AccountAdapter().send_mail("", "", {})
+
+
+@pytest.mark.parametrize("what", ["hash", "mail"])
+def test_who_waits_for_a_hash_or_the_mail_server_lets_the_next_stranger_go_on(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, go = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        waiting.set()
+        assert go.wait(20)
+
+    def slow(_: HttpRequest) -> HttpResponse:
+        by_hash(waits) if what == "hash" else by_mail(waits, monkeypatch)
+        return HttpResponse()
+
+    with threads() as pool:
+        first = pool.submit(in_turn(slow), request())
+        assert waiting.wait(20)
+        assert pool.submit(in_turn(lambda _: HttpResponse()), request()).result(20).status_code == 200
+        go.set()
+        assert first.result(20).status_code == 200
+
+
+@pytest.mark.django_db
+def test_the_pages_for_signing_in_take_turns_and_those_of_who_is_signed_in_do_not(
+    sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "LONGEST_WAIT_S", 0.01)
+    browser = sign_in(make.user())
+    with strangers._turns:
+        assert browser.get("/accounts/password/change/").status_code == 200
+        assert Client().get(SIGN_IN).status_code == 429
+    assert Client().get(SIGN_IN).status_code == 200
