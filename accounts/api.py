@@ -135,8 +135,8 @@ class UserResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, api_keys=False)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        person = User.objects.invite(**_with_role(wanted), by=self.me)
+        body = self.body()
+        person = User.objects.invite(**_with_role(body), by=self.me)
         link = password_links.password_link(person)
         mailed = password_links.mail_invitation(person, link, by=self.me)
         return secret_answer(
@@ -185,9 +185,9 @@ class UserResource(Resource):
         return person
 
 
-def _with_role(wanted: dict[str, Any]) -> dict[str, Any]:
+def _with_role(body: dict[str, Any]) -> dict[str, Any]:
     """The same with the role, found, under its own name."""
-    return {name.removesuffix("_id"): value for name, value in wanted.items()}
+    return {name.removesuffix("_id"): value for name, value in body.items()}
 
 
 class CapabilitySerializer(serializers.Serializer[Capability]):

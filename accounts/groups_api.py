@@ -151,8 +151,8 @@ class TeamResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        team = Team.objects.add(name=wanted["name"], users=wanted["user_ids"], by=self.me)
+        body = self.body()
+        team = Team.objects.add(name=body["name"], users=body["user_ids"], by=self.me)
         return self._now(team.pk, HTTPStatus.CREATED)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, if_match=True)

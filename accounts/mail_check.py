@@ -87,8 +87,8 @@ SCHEMES = "smtps:// is TLS from the start, smtp+tls:// is STARTTLS, smtp:// is n
 def reason(error: OSError) -> str:
     """Why a mail was not taken, in words; what the mail server said goes along."""
     words = next(words for kind, words in REASONS.items() if isinstance(error, kind))
-    said, sender = _said(error), settings.DEFAULT_FROM_EMAIL
-    return words.format(server=settings.MAIL_SERVER, sender=sender, said=said, schemes=SCHEMES)
+    reply, sender = _said(error), settings.DEFAULT_FROM_EMAIL
+    return words.format(server=settings.MAIL_SERVER, sender=sender, said=reply, schemes=SCHEMES)
 
 
 def _said(error: OSError) -> str:
@@ -105,5 +105,5 @@ def _said(error: OSError) -> str:
     return " ".join(words.split())[:300]
 
 
-def _text(said: bytes | str) -> str:
-    return said.decode(errors="replace") if isinstance(said, bytes) else said
+def _text(reply: bytes | str) -> str:
+    return reply.decode(errors="replace") if isinstance(reply, bytes) else reply

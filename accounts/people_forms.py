@@ -46,10 +46,10 @@ class PeopleFilter(forms.Form):
         if roles := self.cleaned_data.get("role"):
             people = people.filter(role__in=roles)
         if statuses := self.cleaned_data.get("status"):
-            wanted = Q(pk=None)
+            condition = Q(pk=None)
             for status in statuses:
-                wanted |= STATUSES[status]
-            people = people.filter(wanted)
+                condition |= STATUSES[status]
+            people = people.filter(condition)
         return people
 
 

@@ -112,11 +112,11 @@ def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
 
 def lacking(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
     """The labels of those of `capabilities` that `by` lacks, in the order of the catalogue."""
-    wanted = frozenset(capabilities)
+    required = frozenset(capabilities)
     return [
         capability.label
         for capability in Capability
-        if by is not None and capability in wanted and not by.has_perm(capability)
+        if by is not None and capability in required and not by.has_perm(capability)
     ]
 
 

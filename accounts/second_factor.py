@@ -163,16 +163,16 @@ def key_uses() -> Counter[str]:
 
 def reseal() -> int:
     """Seal what an older key holds with the newest one; how many secrets that were."""
-    newest, moved = f"{_cipher().key_id}:", 0
+    newest, count = f"{_cipher().key_id}:", 0
     with transaction.atomic():
         for authenticator in Authenticator.objects.select_for_update().order_by("pk"):
-            old = [
+            names = [
                 name
                 for name in SEALED
                 if name in authenticator.data and not authenticator.data[name].startswith(newest)
             ]
-            authenticator.data |= {name: encrypt(decrypt(authenticator.data[name])) for name in old}
-            if old:
+            authenticator.data |= {name: encrypt(decrypt(authenticator.data[name])) for name in names}
+            if names:
                 authenticator.save(update_fields=["data"])
-            moved += len(old)
-    return moved
+            count += len(names)
+    return count

@@ -56,8 +56,8 @@ class WebSession:
 
 def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
     """The browsers in which `person` is signed in, the latest used first; `this` is the key of the asker's own."""
-    known = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
-    good = _good_keys(person, [session.session_key for session in known])
+    rows = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
+    good = _good_keys(person, [session.session_key for session in rows])
     return [
         WebSession(
             session.pk,
@@ -67,7 +67,7 @@ def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
             session.last_seen_at,
             session.session_key == this,
         )
-        for session in known
+        for session in rows
         if session.session_key in good
     ]
 

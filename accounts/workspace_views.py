@@ -99,9 +99,9 @@ class WorkspaceForm(forms.Form):
 @requires(Capability.WORKSPACE_MANAGE)
 @ask_again
 def workspace(request: AppRequest) -> HttpResponse:
-    now = WorkspaceSettings.load()
-    form = WorkspaceForm(posted(request), workspace=now)
-    context = _context(form) | {"version": now.version}
+    current = WorkspaceSettings.load()
+    form = WorkspaceForm(posted(request), workspace=current)
+    context = _context(form) | {"version": current.version}
     if request.method == "GET":
         return show(request, "accounts/workspace.html", context)
     if not form.is_valid():

@@ -64,14 +64,14 @@ class CallDetail(CallSerializer):
         exclude = ("uid", "recorded_at")
 
     def to_representation(self, instance: Call) -> dict[str, Any]:
-        told = super().to_representation(instance)
+        data = super().to_representation(instance)
         if not self.context["request"].user.has_perm(Capability.LOGS_PAYLOADS):
-            told |= {"request_payload": None, "response_payload": None}
-        return told
+            data |= {"request_payload": None, "response_payload": None}
+        return data
 
     def get_reason(self, call: Call) -> str | None:
-        found = reason_of(call.outcome, call.deny_reason)
-        return found.sentence if found else None
+        reason = reason_of(call.outcome, call.deny_reason)
+        return reason.sentence if reason else None
 
 
 class TimeRangeQuery(Query):
@@ -175,10 +175,10 @@ class Log(Resource):
         """Where the page that was asked for begins, and how many rows it holds."""
         return self.chosen.get("cursor"), min(self.chosen.get("page_size", Paging.page_size), Paging.max_page_size)
 
-    def listed(self, found: Page[Any]) -> Response:
+    def listed(self, result: Page[Any]) -> Response:
         """The page that was asked for."""
-        links = {"next": self._link(found.older), "previous": self._link(found.newer)}
-        return Response({**links, "results": self.serialize(found.rows, many=True)})
+        links = {"next": self._link(result.older), "previous": self._link(result.newer)}
+        return Response({**links, "results": self.serialize(result.rows, many=True)})
 
     def _link(self, cursor: Cursor | None) -> str | None:
         return link(self.request, cursor=str(cursor)) if cursor else None
@@ -209,9 +209,9 @@ class CallResource(Log):
     )
     def export(self, request: Request) -> StreamingHttpResponse:
         kind = self.chosen["format"]
-        asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
+        changes = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
         pieces = Export(call_search(self.chosen), kind, EXPORT_COLUMNS)
-        Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=asked)
+        Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=changes)
         return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
 

@@ -23,7 +23,7 @@ class EventFilter(forms.Form):
     """The query string of the page; a value nobody offers narrows nothing."""
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
-    action = forms.MultipleChoiceField(required=False, choices=[(one.value, one.value) for one in Action])
+    action = forms.MultipleChoiceField(required=False, choices=[(action.value, action.value) for action in Action])
     via = forms.MultipleChoiceField(required=False, choices=Via.choices)
     actor = forms.CharField(required=False, max_length=254)
     target = forms.CharField(required=False, max_length=200)
@@ -65,26 +65,30 @@ class EventFilter(forms.Form):
         return events
 
     def _subjects(self) -> Q:
-        wanted = Q()
+        condition = Q()
         if text := self.chosen["actor"]:
-            wanted &= Q(actor_id=text) if uuid_of(text) else Q(actor_email__icontains=text)
+            condition &= Q(actor_id=text) if uuid_of(text) else Q(actor_email__icontains=text)
         if text := self.chosen["target"]:
             named = Q(target_label__icontains=text) | Q(target_type__iexact=text)
-            wanted &= Q(target_id=text) if uuid_of(text) else named
+            condition &= Q(target_id=text) if uuid_of(text) else named
         if text := self.chosen["correlation"]:
-            wanted &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
-        return wanted
+            condition &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
+        return condition
 
     def facets(self) -> list[Facet]:
         """The filters that open on demand, each with what is chosen in it."""
-        chosen = self.chosen
-        vias = [str(Via(value).label) for value in chosen["via"]]
+        cleaned = self.chosen
+        vias = [str(Via(value).label) for value in cleaned["via"]]
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
         return [
-            Facet("range", "Time range", chosen["range"], self.span, ranges),
+            Facet("range", "Time range", cleaned["range"], self.span, ranges),
             Facet(
-                "action", "Action", chosen["action"], first_of(chosen["action"]), [(one, one) for one in sorted(Action)]
+                "action",
+                "Action",
+                cleaned["action"],
+                first_of(cleaned["action"]),
+                [(action, action) for action in sorted(Action)],
             ),
-            Facet("via", "Via", chosen["via"], first_of(vias), Via.choices),
-            *(Facet(name, label, chosen[name], chosen[name][:24], []) for name, label in TEXTS.items()),
+            Facet("via", "Via", cleaned["via"], first_of(vias), Via.choices),
+            *(Facet(name, label, cleaned[name], cleaned[name][:24], []) for name, label in TEXTS.items()),
         ]

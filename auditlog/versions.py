@@ -39,7 +39,7 @@ class Versioned(HasVersion):
         if stale is False or stale == []:
             return
         names = list(values)
-        fields = [] if stale is True else [names[place] for place in stale]
+        fields = [] if stale is True else [names[index] for index in stale]
         if isinstance(seen, FormSeen) and changed is not None:
             fields = [field for field in fields if field in changed]
         if fields or stale is True:

@@ -75,8 +75,8 @@ def must_hold(user: Any, needed: Held) -> None:
         case frozenset():
             missing = tuple(sorted(capability for capability in needed if not user.has_perm(capability)))[:1]
         case _:
-            anyone = (needed,) if isinstance(needed, Capability) else needed
-            missing = () if any(user.has_perm(capability) for capability in anyone) else anyone
+            alternatives = (needed,) if isinstance(needed, Capability) else needed
+            missing = () if any(user.has_perm(capability) for capability in alternatives) else alternatives
     if missing:
         raise CapabilityRequired(*missing)
 

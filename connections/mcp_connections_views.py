@@ -27,10 +27,10 @@ class McpFilter(ConnectionFilter):
     gateway = forms.MultipleChoiceField(required=False)
 
     def __init__(self, query: QueryDict) -> None:
-        asked = query.copy()
-        if asked.get("type") not in NOUNS:
-            asked["type"] = "app"
-        super().__init__(asked)
+        parameters = query.copy()
+        if parameters.get("type") not in NOUNS:
+            parameters["type"] = "app"
+        super().__init__(parameters)
         self.fields["type"].choices = [(name, name) for name in NOUNS]  # type: ignore[attr-defined]
         live = Gateway.objects.live().order_by(Lower("name"))
         self.gateways = list(live.values_list("slug", "name")[:GATEWAYS])

@@ -113,11 +113,11 @@ class GatewayResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewGateway, conflicts=True)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        limit = wanted.pop("calls_per_minute")
-        if _named(wanted["name"]).exists() or Gateway.objects.filter(slug=wanted["slug"]).exists():
+        body = self.body()
+        limit = body.pop("calls_per_minute")
+        if _named(body["name"]).exists() or Gateway.objects.filter(slug=body["slug"]).exists():
             raise already_exists(TAKEN)
-        fields = checked(GatewayForm({**wanted, "teams": wanted["team_ids"]}), teams="team_ids")
+        fields = checked(GatewayForm({**body, "teams": body["team_ids"]}), teams="team_ids")
         try:
             gateway = Gateway.objects.add(**fields, calls_per_minute=limit, by=self.me)
         except IntegrityError:
@@ -132,8 +132,8 @@ class GatewayResource(Resource):
             raise already_exists(TAKEN)
         fields = {name: value for name, value in changes.items() if name == "calls_per_minute"}
         if {"name", "description"} & set(changes):
-            now = {"name": gateway.name, "description": gateway.description}
-            fields |= checked(NameForm({**now, **changes}, gateway=gateway))
+            current = {"name": gateway.name, "description": gateway.description}
+            fields |= checked(NameForm({**current, **changes}, gateway=gateway))
         if {"reach", "team_ids"} & set(changes):
             teams = changes.get("team_ids", [team.pk for team in gateway.teams.all()])
             fields |= checked(ReachForm({"reach": gateway.reach, **changes, "teams": teams}), teams="team_ids")

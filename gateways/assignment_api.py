@@ -98,12 +98,12 @@ class AssignmentResource(Resource):
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewAssignment, conflicts=True)
     def create(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
-        wanted = self.body()
-        server = wanted["server_id"]
-        policy = wanted.pop("tool_policy", ToolPolicy.ALLOW_ALL)
-        _must_be_free(gateway, wanted.get("alias", server.slug))
+        body = self.body()
+        server = body["server_id"]
+        policy = body.pop("tool_policy", ToolPolicy.ALLOW_ALL)
+        _must_be_free(gateway, body.get("alias", server.slug))
         scheme = IdentityScheme.PER_USER if server.needs_credential else IdentityScheme.NONE
-        data = {"server": server.slug, "identity_scheme": scheme, **_as_form(wanted)}
+        data = {"server": server.slug, "identity_scheme": scheme, **_as_form(body)}
         fields = checked(AssignmentForm(data, gateway=gateway, server=server), **CALLED)
         try:
             assignment = Assignment.objects.assign(gateway=gateway, tool_policy=policy, by=self.me, **fields)
@@ -121,13 +121,13 @@ class AssignmentResource(Resource):
             _must_be_free(assignment.gateway, changes["alias"], assignment)
         fields = {name: value for name, value in changes.items() if name == "tool_policy"}
         if set(changes) - set(fields):
-            known: dict[str, Any] = {
+            current: dict[str, Any] = {
                 "gateway": assignment.gateway,
                 "server": assignment.server,
                 "assignment": assignment,
             }
-            start = AssignmentForm(**known).initial
-            fields |= checked(AssignmentForm({**start, **_as_form(changes)}, **known), **CALLED)
+            start = AssignmentForm(**current).initial
+            fields |= checked(AssignmentForm({**start, **_as_form(changes)}, **current), **CALLED)
         try:
             assignment.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
@@ -171,19 +171,19 @@ def meant_by(alias: str) -> Q:
         return Q(pk=None) if "\0" in alias else Q(alias=alias)
 
 
-def _must_be_free(gateway: Gateway, alias: str, but: Assignment | None = None) -> None:
+def _must_be_free(gateway: Gateway, alias: str, excluded: Assignment | None = None) -> None:
     """409 when another live server of `gateway` has this alias."""
     others = gateway.assignments.live()
-    others = others.exclude(pk=but.pk) if but else others
+    others = others.exclude(pk=excluded.pk) if excluded else others
     if alias and others.filter(alias=alias).exists():
         raise already_exists(TAKEN)
 
 
-def _as_form(wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _as_form(body: Mapping[str, Any]) -> dict[str, Any]:
     """What the form of the page calls the same."""
-    data = {name: wanted[name] for name in ("alias", "identity_scheme") if name in wanted}
-    if "alias" in wanted:
-        data["bare"] = not wanted["alias"]
-    if "shared_identity_id" in wanted:
-        data["shared_identity"] = wanted["shared_identity_id"]
+    data = {name: body[name] for name in ("alias", "identity_scheme") if name in body}
+    if "alias" in body:
+        data["bare"] = not body["alias"]
+    if "shared_identity_id" in body:
+        data["shared_identity"] = body["shared_identity_id"]
     return data

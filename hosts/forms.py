@@ -37,8 +37,8 @@ class HostFilter(forms.Form):
         if kind := TYPES.get(self.cleaned_data.get("type", "")):
             hosts = hosts.filter(kind=kind)
         if statuses := self.cleaned_data.get("status"):
-            wanted = Q(pk=None)
+            condition = Q(pk=None)
             for status in statuses:
-                wanted |= STATUSES[status]
-            hosts = hosts.filter(wanted)
+                condition |= STATUSES[status]
+            hosts = hosts.filter(condition)
         return hosts

@@ -60,8 +60,8 @@ class HostQuerySet(models.QuerySet["Host"]):
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
-            host, made = self.get_or_create(dedupe_key=dedupe_key, defaults=defaults)
-            if made:
+            host, created = self.get_or_create(dedupe_key=dedupe_key, defaults=defaults)
+            if created:
                 Event.objects.record(Action.HOST_APPEARED, host, by=by, changes={"name": [None, name]})
         return host
 

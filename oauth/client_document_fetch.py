@@ -101,8 +101,8 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
             client.stream("GET", url) as response,
         ):
             _refuse_others(response)
-            said = read(_body(response, deadline), biggest=BIGGEST)
-            return Document(said, _fresh_for(response.headers.get("cache-control", "")))
+            metadata = read(_body(response, deadline), biggest=BIGGEST)
+            return Document(metadata, _fresh_for(response.headers.get("cache-control", "")))
     except AddressRefused:
         raise Unreadable("The app's client_id leads to a private or reserved address.") from None
     except httpx.TimeoutException:
@@ -117,8 +117,10 @@ def _refuse_others(response: httpx.Response) -> None:
     """Only a plain 200 with JSON in it counts; a redirect would let one address speak for another."""
     if response.status_code != HTTPStatus.OK:
         raise Unreadable(f"The app's description was asked for, and the answer was {response.status_code}.")
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not (
+        content_type.startswith("application/") and content_type.endswith("+json")
+    ):
         raise Unreadable("The app's description is not sent as JSON.")
     if response.headers.get("content-encoding", "identity") != "identity":
         raise Unreadable("The app's description is packed.")
@@ -141,6 +143,6 @@ def _fresh_for(cache_control: str) -> timedelta:
     rules = cache_control.lower()
     if "no-store" in rules or "no-cache" in rules:
         return FRESH_AT_LEAST
-    said = _max_age.search(rules)
-    age = timedelta(seconds=int(said[1])) if said else FRESH_AT_MOST
+    match = _max_age.search(rules)
+    age = timedelta(seconds=int(match[1])) if match else FRESH_AT_MOST
     return max(FRESH_AT_LEAST, min(age, FRESH_AT_MOST))

@@ -48,14 +48,14 @@ def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
     """
     if not is_address(client_id):
         return
-    known = Application.objects.filter(client_id=client_id).first()
-    if known and not _is_stale(known):
+    application = Application.objects.filter(client_id=client_id).first()
+    if application and not _is_stale(application):
         return
     try:
         check(client_id)
         _keep(client_id, _fetched(request, client_id, fetch), request)
     except Unreadable:
-        if known is None or known.cimd_expires_at + BELIEVED < timezone.now():
+        if application is None or application.cimd_expires_at + BELIEVED < timezone.now():
             raise
 
 
@@ -71,8 +71,8 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     if not settings.CLIENT_DOCUMENTS:
         raise Unreadable("This gateway reads no descriptions of apps. Have the app register itself.")
     refused = f"client-document:{hashlib.sha256(client_id.encode()).hexdigest()}"
-    if why := cache.get(refused):
-        raise Unreadable(why)
+    if problem := cache.get(refused):
+        raise Unreadable(problem)
     if not limits.allows_person(request.user, "document"):
         raise Unreadable("You have connected too many new apps. Wait a minute.")
     if not limits.allows(request, "document"):
@@ -95,22 +95,24 @@ def _give_connection_back() -> None:
         connection.close()
 
 
-def _judge(client_id: str, said: dict[str, Any]) -> None:
+def _judge(client_id: str, metadata: dict[str, Any]) -> None:
     """What a document may say is what a registration may say, of an app without a secret. Raises Unreadable."""
-    if said.get("client_id") != client_id:
+    if metadata.get("client_id") != client_id:
         raise Unreadable("The app's description is of another client_id.")
-    if said.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in said:
+    if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:
         raise Unreadable("The app's description speaks of a secret; apps described by a document have none.")
     try:
-        Application(**_fields(said), client_id=client_id).full_clean(exclude=["client_secret"], validate_unique=False)
+        Application(**_fields(metadata), client_id=client_id).full_clean(
+            exclude=["client_secret"], validate_unique=False
+        )
     except BadMetadata as bad:
         raise Unreadable(f"The app's description cannot be accepted. {bad}") from None
     except ValidationError:
         raise Unreadable("The app's description cannot be accepted: a redirect address is none.") from None
 
 
-def _fields(said: dict[str, Any]) -> dict[str, Any]:
-    ours = accepted({**said, "token_endpoint_auth_method": "none"})
+def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
+    ours = accepted({**metadata, "token_endpoint_auth_method": "none"})
     return {
         "name": ours["client_name"],
         "redirect_uris": " ".join(ours["redirect_uris"]),

@@ -31,8 +31,8 @@ def allows_person(user: User, action: str) -> bool:
     return _count(f"{action} of {user.pk}") <= OF_ONE_PERSON[action]
 
 
-def _count(what: str) -> int:
-    return Attempt.objects.note(hashlib.sha256(what.encode()).hexdigest())
+def _count(name: str) -> int:
+    return Attempt.objects.note(hashlib.sha256(name.encode()).hexdigest())
 
 
 def too_many(sentence: str) -> HttpResponse:
@@ -69,10 +69,10 @@ def _client(request: HttpRequest) -> str:
 
 def _said(request: HttpRequest) -> str:
     """The client_id in the body or in HTTP Basic; it need not be true."""
-    scheme, _, words = request.headers.get("Authorization", "").partition(" ")
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme == "Basic":
         try:
-            return unquote_plus(base64.b64decode(words).decode().partition(":")[0])
+            return unquote_plus(base64.b64decode(credentials).decode().partition(":")[0])
         except ValueError:  # No base64, or no text in it.
             return ""
     return str(request.POST.get("client_id", ""))

@@ -139,9 +139,9 @@ class AuthorizeRequest(models.Model):
     def start_url(self) -> str:
         """Where the same flow begins again, for another person."""
         if self.kind == Ending.OAUTH:
-            asked = {name: value for name, value in self.parameters.items() if name != "locked" and value}
+            parameters = {name: value for name, value in self.parameters.items() if name != "locked" and value}
             resource = {"resource": self.gateway.url} if self.gateway and self.is_locked else {}
-            return f"/oauth/authorize?{urlencode(asked | resource)}"
+            return f"/oauth/authorize?{urlencode(parameters | resource)}"
         gateway = {"gateway": self.gateway.slug} if self.gateway else {}
         return f"/connect/?{urlencode({'host': self.host_id} | gateway)}"
 

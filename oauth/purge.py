@@ -33,9 +33,9 @@ def refresh_tokens(now: datetime) -> int:
     A live family keeps the ones it has used up: their return is what ends it.
     """
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
-    ended = Q(revoked__lt=now - TOLD_APART) & ~Exists(alive)
-    cut = Q(binding__connection__revoked_at__lt=now - TOLD_APART)
-    return _delete(RefreshToken.objects.filter(Q(created__lte=now - _idle()) | ended | cut))
+    is_ended = Q(revoked__lt=now - TOLD_APART) & ~Exists(alive)
+    is_revoked = Q(binding__connection__revoked_at__lt=now - TOLD_APART)
+    return _delete(RefreshToken.objects.filter(Q(created__lte=now - _idle()) | is_ended | is_revoked))
 
 
 def access_tokens(now: datetime) -> int:
@@ -50,7 +50,7 @@ def registrations(now: datetime) -> int:
     A registration that was connected once stays as long as a refresh token would: its app may come back with it.
     """
     of_this = {"application": OuterRef("pk")}
-    used = Coalesce(F("registration__last_used_at"), F("created"))
+    last_used = Coalesce(F("registration__last_used_at"), F("created"))
     unused = Application.objects.filter(registration_source__in=SELF_MADE, created__lt=now - UNUSED).exclude(
         Exists(Grant.objects.filter(**of_this))
         | Exists(RefreshToken.objects.filter(**of_this))
@@ -58,7 +58,7 @@ def registrations(now: datetime) -> int:
         | Exists(AuthorizeRequest.objects.filter(**of_this, expires_at__gt=now))
     )
     never = Q(registration__host=None)
-    return _delete(unused.annotate(used_at=used).filter(never | Q(used_at__lt=now - _idle())))
+    return _delete(unused.annotate(used_at=last_used).filter(never | Q(used_at__lt=now - _idle())))
 
 
 def attempts(now: datetime) -> int:
@@ -72,5 +72,5 @@ def _idle() -> timedelta:
 
 def _delete[M: Model](rows: QuerySet[M]) -> int:
     pks = list(rows.values_list("pk", flat=True)[:AT_ONCE])
-    _, gone = rows.model._default_manager.filter(pk__in=pks).delete()
-    return gone.get(rows.model._meta.label, 0)
+    _, deleted = rows.model._default_manager.filter(pk__in=pks).delete()
+    return deleted.get(rows.model._meta.label, 0)

@@ -38,8 +38,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
 
     def _extract_basic_auth(self, request: Request) -> str | None:
         """What stands after Basic; nothing that is not ASCII can, and the toolkit would fail on it."""
-        said: str | None = super()._extract_basic_auth(request)
-        return said if said and said.isascii() else None
+        credentials: str | None = super()._extract_basic_auth(request)
+        return credentials if credentials and credentials.isascii() else None
 
     # --- One scope: what may be done is decided in the database ---------------------------------------------------
 
@@ -131,8 +131,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     def _check_and_set_request_resource(self, request: Request) -> None:
         """A token is for its connection's gateway, under whatever public URL it has now (RFC 8707)."""
         url = request.binding.connection.gateway.url
-        asked = [value for name, value in request.decoded_body or () if name == "resource" and value]
-        if not all(same_resource(resource, url) for resource in asked):
+        resources = [value for name, value in request.decoded_body or () if name == "resource" and value]
+        if not all(same_resource(resource, url) for resource in resources):
             description = "The resource must be the gateway that was authorised."
             raise errors.CustomOAuth2Error(error="invalid_target", description=description, request=request)
         request.resource = [url]

@@ -122,11 +122,11 @@ class ServerResource(Resource):
 
     @operation(needs=Capability.SERVERS_MANAGE, body=NewServer, conflicts=True)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        others = Server.objects.live().filter(name__iexact=wanted["name"].strip())
-        if others.exists() or Server.objects.filter(slug=wanted["slug"]).exists():
+        body = self.body()
+        others = Server.objects.live().filter(name__iexact=body["name"].strip())
+        if others.exists() or Server.objects.filter(slug=body["slug"]).exists():
             raise already_exists(TAKEN)
-        fields = checked(ServerForm(wanted))
+        fields = checked(ServerForm(body))
         try:
             server = Server.objects.add(**fields, by=self.me)
         except IntegrityError:

@@ -95,15 +95,15 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
 
 def discover(server: Server, identity: Identity | None) -> Discovered:
     """Ask `server` for all its tools, in whichever era it speaks. Raises Failed."""
-    began = time.monotonic()
+    started = time.monotonic()
     try:
-        found = _ask(server, identity)
+        tools = _ask(server, identity)
     except errors.AccessRefused as error:
-        why = "it refused the credential" if identity else "it wants a credential"
-        raise AccessRefused(f"answered {error.status}: {why}") from None
+        reason = "it refused the credential" if identity else "it wants a credential"
+        raise AccessRefused(f"answered {error.status}: {reason}") from None
     except errors.UpstreamError as error:
         raise Failed(_in_words(error, server)) from None
-    return Discovered(Era(found.era), found.version, found.tools, round((time.monotonic() - began) * 1000))
+    return Discovered(Era(tools.era), tools.version, tools.tools, round((time.monotonic() - started) * 1000))
 
 
 def _ask(server: Server, identity: Identity | None) -> blocking.Discovery:

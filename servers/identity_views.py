@@ -298,7 +298,7 @@ def _changed(request: AppRequest, identity: Identity, toast: str) -> HttpRespons
 def _row_fragment(request: AppRequest, identity: Identity) -> Fragment:
     """The row of `identity` on the open page, as it is now."""
     if open_page(request) == reverse("connections:mine"):
-        own = get_object_or_404(own_identities(request.user), pk=identity.pk)
-        return Fragment("connections/mine.html#identity", {"row": IdentityRow(own, request.user)})
+        identity_row = get_object_or_404(own_identities(request.user), pk=identity.pk)
+        return Fragment("connections/mine.html#identity", {"row": IdentityRow(identity_row, request.user)})
     listed = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=identity.pk)
     return Fragment("servers/identities.html#row", {"row": IdentityRow(listed, request.user)})

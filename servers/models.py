@@ -153,8 +153,8 @@ class Server(Versioned, Switchable):
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
         """Whether these changes would send stored credentials along another path, or in another header."""
-        moved = any(name in fields and fields[name] != getattr(self, name) for name in DIRECTING)
-        return moved and self.identities.filter(revoked_at=None).exists()
+        changes_target = any(name in fields and fields[name] != getattr(self, name) for name in DIRECTING)
+        return changes_target and self.identities.filter(revoked_at=None).exists()
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change name, URL, authentication or limits; records what changed.
@@ -185,9 +185,9 @@ class Server(Versioned, Switchable):
 
     def must_not_take_credentials_to(self, url: str) -> None:
         """Raise AnotherPlace if identities that are not revoked would follow to another scheme, host or port."""
-        if place_of(url) == place_of(self.url) or not (given := self.identities.filter(revoked_at=None).count()):
+        if place_of(url) == place_of(self.url) or not (count := self.identities.filter(revoked_at=None).count()):
             return
-        were, them = ("1 identity was", "it") if given == 1 else (f"{given} identities were", "them")
+        were, them = ("1 identity was", "it") if count == 1 else (f"{count} identities were", "them")
         raise AnotherPlace(
             f"{were} given for {place_in_words(self.url)}. "
             f"Revoke {them} first, or add the new address as another server."

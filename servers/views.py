@@ -105,8 +105,8 @@ def add(request: AppRequest) -> HttpResponse:
 @requires(Capability.SERVERS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:
     """What an empty slug would become, while the name is typed."""
-    made = request.GET.get("slug") or suggest(request.GET.get("name", ""), Server.objects.all(), 16)
-    return render(request, "servers/form.html#slug", {"made": made})
+    suggestion = request.GET.get("slug") or suggest(request.GET.get("name", ""), Server.objects.all(), 16)
+    return render(request, "servers/form.html#slug", {"made": suggestion})
 
 
 @require_GET
@@ -223,11 +223,11 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
     if request.method == "GET":
         number = server.gateway_count
         stops = f"stops on {number} gateway{'' if number == 1 else 's'} on the next request"
-        where = stops if number else "is on no gateway"
+        detail = stops if number else "is on no gateway"
         return confirm(
             request,
             title="Disable server",
-            text=f"Disable this server? {server.name} {where}. {NOTHING_IS_DELETED}",
+            text=f"Disable this server? {server.name} {detail}. {NOTHING_IS_DELETED}",
             more=cuts(server, request.user),
             target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
             back=page_url(server),

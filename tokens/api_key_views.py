@@ -43,9 +43,9 @@ def create(request: AppRequest) -> HttpResponse:
     """A new key, whose secret is in the answer of this POST and nowhere else."""
     form = KeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
-        made = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()
-        if made:
-            return _shown(request, made)
+        existing = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()
+        if existing:
+            return _shown(request, existing)
         if new := _issued(form, request):
             return _shown(request, new.key, new)
     context = {"form": form, "areas": check_list(request.user, form.ticked)}
@@ -56,10 +56,10 @@ def create(request: AppRequest) -> HttpResponse:
 
 def _issued(form: KeyForm, request: AppRequest) -> IssuedKey | None:
     """The new key; None when it was refused, and the form says why."""
-    wanted = dict(form.cleaned_data)
-    wanted["pk"] = wanted.pop("id")
+    data = dict(form.cleaned_data)
+    data["pk"] = data.pop("id")
     try:
-        return issue(**wanted, by=request.user)
+        return issue(**data, by=request.user)
     except KeyNameTaken as error:
         form.add_error("name", str(error))
     except BadDays as error:

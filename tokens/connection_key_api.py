@@ -54,10 +54,10 @@ class Regenerate(Connections):
     def _token(self, connection: Connection) -> Response:
         """The only active token of an agent: its secret is shown once to its owner, who is asked to collect it else."""
         self.must_own(connection.user_id)
-        own = connection.user_id == self.me.pk
-        if own and getattr(self.request.auth, "is_api_key", False):
+        is_own = connection.user_id == self.me.pk
+        if is_own and getattr(self.request.auth, "is_api_key", False):
             must_hold(self.me, Capability.API_TOKENS_MANAGE)  # A key that may make no token gets no secret of one.
-        if own or not connection.is_live:  # What is switched off may still lose its secret.
+        if is_own or not connection.is_live:  # What is switched off may still lose its secret.
             _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])
         if not active:
@@ -66,7 +66,7 @@ class Regenerate(Connections):
             raise ApiError(
                 HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id."
             )
-        if not own:
+        if not is_own:
             active[0].ask_for_new(by=self.me)
             return self.now(connection)
         new = active[0].rotate(by=self.me)

@@ -61,13 +61,13 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
 
 def _token(request: AppRequest, connection: Connection) -> HttpResponse:
     """The one active token; of several, one must be chosen first. Another's is asked for, and its owner collects it."""
-    own = connection.user_id == request.user.pk
-    if not own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
+    is_own = connection.user_id == request.user.pk
+    if not is_own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     active = list(with_scope(Token.objects.active()).filter(connection=connection, kind=TokenKind.ACCESS))
     if len(active) == 1:
-        return regenerated(request, active[0]) if own else asked(request, active[0])
+        return regenerated(request, active[0]) if is_own else asked(request, active[0])
     if not active:
         return changed(request, connection, "This connection has no active token.")
-    context = {"connection": connection, "tokens": active, "own": own, "back": back_url(request, connection)}
+    context = {"connection": connection, "tokens": active, "own": is_own, "back": back_url(request, connection)}
     return show(request, "tokens/choose.html", context)

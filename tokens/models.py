@@ -330,8 +330,8 @@ class Token(Versioned, models.Model):
             changes: dict[str, Any] = {"prefix": [self.prefix, None]} | self._owner_for(by)
             Event.objects.record(Action.TOKEN_ASKED_FOR_NEW, self, by=by, changes=changes)
             if by.pk != self.connection.user_id:
-                tell = partial(mails.new_secret_asked_for, self.connection.user.email, str(self), by.email)
-                transaction.on_commit(tell, robust=True)
+                send_mail = partial(mails.new_secret_asked_for, self.connection.user.email, str(self), by.email)
+                transaction.on_commit(send_mail, robust=True)
 
     def collect(self, *, by: User) -> Issued:
         """Make the secret that was asked for, and give it to the token's owner: of two at once one gets it.
@@ -400,24 +400,24 @@ class Token(Versioned, models.Model):
         Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress, and CapabilityRequired when an owner who
         does not manage tokens would loosen the limit.
         """
-        wanted: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
+        new_values: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
         if "expires_in_days" in fields:
-            wanted["expires_at"] = expiry(fields["expires_in_days"])
+            new_values["expires_at"] = expiry(fields["expires_in_days"])
         if "allowed_ips" in fields:
-            wanted["allowed_ips"] = canonical(fields["allowed_ips"])
+            new_values["allowed_ips"] = canonical(fields["allowed_ips"])
         if "calls_per_minute" in fields:
-            wanted["calls_per_minute"] = fields["calls_per_minute"]
+            new_values["calls_per_minute"] = fields["calls_per_minute"]
         with transaction.atomic():
             row = self.lock()
             row.must_be_active()
-            if "name" in wanted:
-                row.must_be_free(wanted["name"])
-            loosens = "calls_per_minute" in wanted and row.is_loosened_by(wanted["calls_per_minute"])
+            if "name" in new_values:
+                row.must_be_free(new_values["name"])
+            loosens = "calls_per_minute" in new_values and row.is_loosened_by(new_values["calls_per_minute"])
             if loosens and not by.has_perm(Capability.API_TOKENS_MANAGE):
                 raise CapabilityRequired(Capability.API_TOKENS_MANAGE)
-            changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in wanted.items() if getattr(row, n) != v}
+            changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in new_values.items() if getattr(row, n) != v}
             row.must_be(seen, changes)
-            for name, value in wanted.items():
+            for name, value in new_values.items():
                 setattr(self, name, value)
             if changes:
                 self.save(update_fields=list(changes))

@@ -37,10 +37,10 @@ class Notice(NamedTuple):
 
 def notices(user: User) -> list[Notice]:
     """What others did to what is `user`'s since they last dismissed notices, the newest first."""
-    own = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
-    if own is None:
+    touched = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
+    if touched is None:
         return []
-    events = Event.objects.filter(own, action__in=list(SENTENCES), actor_id__isnull=False).exclude(actor_id=user.pk)
+    events = Event.objects.filter(touched, action__in=list(SENTENCES), actor_id__isnull=False).exclude(actor_id=user.pk)
     return [
         Notice(event.actor_email, SENTENCES[event.action].format(event.target_label), event.created_at)
         for event in events.order_by("-created_at")[:MOST]
@@ -53,8 +53,8 @@ def _touched(user: User, since: datetime) -> Q | None:
     tokens = list(
         Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:ENOUGH]
     )
-    ended = Connection.objects.filter(user=user, revoked_at__gt=since).order_by().values_list("pk", flat=True)
-    connections = {*ended[:ENOUGH], *(connection for _, connection in tokens)}
+    revoked = Connection.objects.filter(user=user, revoked_at__gt=since).order_by().values_list("pk", flat=True)
+    connections = {*revoked[:ENOUGH], *(connection for _, connection in tokens)}
     if not connections:
         return None
     of_token = Q(target_type="token", target_id__in=[str(pk) for pk, _ in tokens])

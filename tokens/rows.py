@@ -50,10 +50,10 @@ class TokenRow:
     @property
     def soon(self) -> str:
         """How little time is left, when it is a week or less."""
-        left = self.token.expires_at - timezone.now() if self.token.expires_at else None
-        if left is None or self.token.status != "active" or left > SOON:
+        remaining = self.token.expires_at - timezone.now() if self.token.expires_at else None
+        if remaining is None or self.token.status != "active" or remaining > SOON:
             return ""
-        return f"in {left.days}d" if left.days else f"in {left.seconds // 3600}h"
+        return f"in {remaining.days}d" if remaining.days else f"in {remaining.seconds // 3600}h"
 
     @property
     def blocked(self) -> str:

@@ -108,7 +108,7 @@ def admits(ranges: Sequence[str] | None, address: str | None) -> bool:
     if ranges is None:
         return True
     try:
-        here = ip_address(address or "")
+        ip = ip_address(address or "")
     except ValueError:
         return False
-    return any(here in ip_network(entry) for entry in ranges)
+    return any(ip in ip_network(entry) for entry in ranges)

@@ -121,8 +121,8 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk and not request.user.has_perm(EDITING):
         raise CapabilityRequired(EDITING)
-    if ended := _ended(token):
-        return changed(request, token, ended)
+    if problem := _ended(token):
+        return changed(request, token, problem)
     form = EditForm(posted(request), token=token)
     context = {
         "form": form,
@@ -175,8 +175,8 @@ def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def regenerated(request: AppRequest, token: Token) -> HttpResponse:
     """Ask, then give `token` another secret and show it in this answer, once."""
-    if ended := _ended(token):
-        return changed(request, token, ended)
+    if problem := _ended(token):
+        return changed(request, token, problem)
     if not token.connection.is_on:
         raise PermissionDenied(OFF)
     form = OverlapForm(posted(request))
@@ -204,8 +204,8 @@ def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpRes
 def collect(request: AppRequest, pk: UUID) -> HttpResponse:
     """Make the secret that somebody asked for, and show it to the owner in this answer, once."""
     token = _own(request, pk)
-    if ended := _ended(token):
-        return changed(request, token, ended)
+    if problem := _ended(token):
+        return changed(request, token, problem)
     if not token.connection.is_on:
         raise PermissionDenied(OFF)
     if request.method == "GET" and token.status == "waiting":
@@ -328,9 +328,9 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
             hidden=hidden(request),
         )
-    act = token.revoke_with_connection if "connection" in request.POST else token.revoke
+    verb = token.revoke_with_connection if "connection" in request.POST else token.revoke
     with suppress(AlreadyRevoked):  # Then it has ended, which is what was asked for.
-        act(by=request.user)
+        verb(by=request.user)
     return changed(request, token, "Token revoked")
 
 

@@ -143,12 +143,12 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     return show(request, "ui/confirm.html", context)
 
 
-def confirm_archiving(request: HttpRequest, thing: Model, *, more: str, back: str) -> HttpResponse:
+def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: str) -> HttpResponse:
     """Ask before `thing` is put away for good."""
     return confirm(
         request,
-        title=f"Archive {thing._meta.verbose_name}",
-        text=f'Archive "{thing}"? It leaves the list for good. This cannot be undone.',
+        title=f"Archive {target._meta.verbose_name}",
+        text=f'Archive "{target}"? It leaves the list for good. This cannot be undone.',
         more=more,
         icon="archive",
         back=back,
@@ -184,6 +184,6 @@ def page_of[M: Model](
     page: Page[Any] = paginator.get_page(request.GET.get("page"))
     if detail is None:
         return page
-    found = detail(rows.model._default_manager.filter(pk__in=list(page))).in_bulk()
-    page.object_list = [found[key] for key in page if key in found]
+    rows_by_pk = detail(rows.model._default_manager.filter(pk__in=list(page))).in_bulk()
+    page.object_list = [rows_by_pk[key] for key in page if key in rows_by_pk]
     return page

@@ -183,10 +183,10 @@ class Resource(GenericViewSet[Any]):
         return None if field in ("", "*") else Precondition(frozenset(STRONG_TAG.findall(field)))
 
     @contextmanager
-    def unchanged(self, thing: Any) -> Iterator[None]:
+    def unchanged(self, row: Any) -> Iterator[None]:
         """While this lasts nobody changes `thing`. Raises ChangedMeanwhile when it is not what the request allows."""
         with transaction.atomic():
-            thing.lock().must_be(self.seen)
+            row.lock().must_be(self.seen)
             yield
 
     def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
@@ -195,8 +195,10 @@ class Resource(GenericViewSet[Any]):
         Which rows make the page is asked first: joins and counts are for those alone.
         """
         keys = list(self.paginate_queryset(self._ordered(rows).values_list("pk", flat=True)) or ())
-        found = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
-        return self.get_paginated_response(self.serialize([found[key] for key in keys if key in found], many=True))
+        rows_by_pk = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
+        return self.get_paginated_response(
+            self.serialize([rows_by_pk[key] for key in keys if key in rows_by_pk], many=True)
+        )
 
     def serialize(self, thing: Any, *, many: bool = False) -> Any:
         """`thing` as this resource's serializer writes it."""
@@ -219,19 +221,19 @@ class Resource(GenericViewSet[Any]):
 
 def _chosen(request: Request, query: Query) -> dict[str, Any]:
     """The query parameters as `query` reads them; empty ones count as not given."""
-    given = request.query_params
-    unknown = sorted(set(given) - set(query.fields))
+    parameters = request.query_params
+    unknown = sorted(set(parameters) - set(query.fields))
     if unknown:
         raise ValidationError({name: ["Unknown parameter."] for name in unknown})
     data = {
-        name: given.getlist(name) if isinstance(field, serializers.ListField) else given[name]
+        name: parameters.getlist(name) if isinstance(field, serializers.ListField) else parameters[name]
         for name, field in query.fields.items()
-        if given.get(name)
+        if parameters.get(name)
     }
     filled = type(query)(data=data)
     filled.is_valid(raise_exception=True)
-    chosen: dict[str, Any] = filled.validated_data
-    return chosen
+    validated: dict[str, Any] = filled.validated_data
+    return validated
 
 
 def _api_error(exc: Exception, problem: Problem) -> APIException:

@@ -38,7 +38,7 @@ def _must_be_text(data: Any) -> None:
     """Refuse half a character (a lone surrogate) anywhere: no answer could repeat it, no column hold it."""
     match data:
         case str():
-            if not data.isascii() and any("\ud800" <= one <= "\udfff" for one in data):
+            if not data.isascii() and any("\ud800" <= character <= "\udfff" for character in data):
                 raise exceptions.ValidationError("Surrogate characters are not allowed.")
         case Mapping():
             for name, value in data.items():

@@ -49,7 +49,7 @@ class FormSeen(NamedTuple):
         if len(self.version) != len(now):
             return True  # Of another release: nothing can be compared.
         pairs = zip(_parts(self.version), _parts(now), strict=True)
-        return [place for place, (before, after) in enumerate(pairs) if before != after]
+        return [index for index, (before, after) in enumerate(pairs) if before != after]
 
 
 def _parts(version: str) -> list[str]:

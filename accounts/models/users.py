@@ -70,18 +70,18 @@ class UserManager(BaseUserManager["User"]):
             one_at_a_time()
             Role.objects.make_built_in()
             role = Role.objects.get(name=SUPER_ADMIN.name)
-            known = self.select_for_update(of=("self",)).filter(email=email.strip().lower())
-            person = known.first() or (self._made(email, role) if create else None)
+            rows = self.select_for_update(of=("self",)).filter(email=email.strip().lower())
+            person = rows.first() or (self._made(email, role) if create else None)
             if person is None:
                 raise User.DoesNotExist(f"There is no person {email}.")
-            was = f"{person.role.name if person.role else 'no role'}, {person.status}"
+            previous = f"{person.role.name if person.role else 'no role'}, {person.status}"
             changes: dict[str, Any] = {"role": [person.role.name if person.role else None, role.name]}
             changes["is_active"] = [person.is_active, True]
             person.session_epoch += 0 if person.is_active else 1
             person.role, person.is_active = role, True
             person.save(update_fields=["role", "is_active", "session_epoch"])
             Event.objects.record(Action.USER_RESCUED, person, by=None, changes=changes)
-        return person, was
+        return person, previous
 
     def _made(self, email: str, role: Role) -> "User":
         person = self.create_user(email, None, role=role)
@@ -284,17 +284,19 @@ class User(Versioned, AbstractBaseUser):
 
         Raises EmailTaken, ChangedMeanwhile, or Outranked: whoever reads the mail can reset the password.
         """
-        wanted = {"email": email.strip().lower(), "display_name": display_name.strip()}
-        changes = {name: [getattr(self, name), value] for name, value in wanted.items() if getattr(self, name) != value}
+        new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
+        changes = {
+            name: [getattr(self, name), value] for name, value in new_values.items() if getattr(self, name) != value
+        }
         try:
             with self.changed_by(by) as present:
                 present.must_be(seen, changes)
-                User.objects.filter(pk=self.pk).update(**wanted)
+                User.objects.filter(pk=self.pk).update(**new_values)
                 if changes:
                     Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
         except IntegrityError:
             raise EmailTaken(EmailTaken.__doc__) from None
-        self.refresh_from_db(fields=list(wanted))
+        self.refresh_from_db(fields=list(new_values))
 
     def lock(self) -> "User":
         """This row as it is now, locked until the transaction ends."""
@@ -363,8 +365,8 @@ class Team(Versioned, models.Model):
             with transaction.atomic():
                 row = Team.objects.select_for_update().get(pk=self.pk)
                 before, users = row.editable(), list(users)
-                wanted = {"name": name.strip(), "users": sorted(person.email for person in users)}
-                row.must_be(seen, {field for field in before if before[field] != wanted[field]})
+                new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}
+                row.must_be(seen, {field for field in before if before[field] != new_values[field]})
                 self.name = name.strip()
                 self.save(update_fields=["name"])
                 self.users.set(users)

@@ -207,7 +207,7 @@ class Search:
 
     def parts(self) -> list[QuerySet[Call]]:
         """The same as several queries without a row in common, each with an index of its own. For a direct one."""
-        return [self._between().filter(one) for one in self._alternatives()]
+        return [self._between().filter(condition) for condition in self._alternatives()]
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
@@ -293,12 +293,12 @@ class Search:
         """How far `most` rows of the index that reaches furthest go; None when one of them is at its end before."""
         reaches = []
         for alternatives in self._indexed or [(Q(),)]:
-            ends = [_nth(rows.filter(one), way, most // len(alternatives)) for one in alternatives]
-            known = [end for end in ends if end is not None]
-            if not known:
+            ends = [_nth(rows.filter(alternative), way, most // len(alternatives)) for alternative in alternatives]
+            moments = [end for end in ends if end is not None]
+            if not moments:
                 return None
             # Each alternative is known as far as the nearest of these ends.
-            reaches.append(max(known) if way == OLDER else min(known))
+            reaches.append(max(moments) if way == OLDER else min(moments))
         return min(reaches) if way == OLDER else max(reaches)
 
 

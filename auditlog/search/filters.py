@@ -110,8 +110,8 @@ class CallFilter(forms.Form):
 
     def without(self, *names: str, **more: str) -> str:
         """The query string without some filters, and with others."""
-        left = {name: value for name, value in self.asked.items() if name not in names}
-        return urlencode(left | more, doseq=True)
+        remaining = {name: value for name, value in self.asked.items() if name not in names}
+        return urlencode(remaining | more, doseq=True)
 
     @property
     def query(self) -> str:
@@ -152,9 +152,9 @@ class CallFilter(forms.Form):
         return (timezone.now() - length if length else None), None
 
     def _filter_conditions(self, apart_from: str) -> Iterator[Condition]:
-        chosen = self.chosen | self.scope
+        values = self.chosen | self.scope
         for name, field in FILTERS.items():
-            value = chosen[name]
+            value = values[name]
             if not value or name == apart_from:
                 continue
             if field.choices:
@@ -188,22 +188,22 @@ class CallFilter(forms.Form):
 
     def facet(self, name: str) -> Facet:
         """One of the filters that open on demand."""
-        shown = next((facet for facet in self.facets() if facet.name == name), None)
-        return shown or Facet(name, FILTERS[name].label, "", "", [])
+        match = next((facet for facet in self.facets() if facet.name == name), None)
+        return match or Facet(name, FILTERS[name].label, "", "", [])
 
     def facets(self) -> list[Facet]:
         """The filters that open on demand, each with what is chosen in it."""
-        chosen = self.chosen
+        values = self.chosen
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
-        facets = [] if self.is_between else [Facet("range", "Time range", chosen["range"], self.span, ranges)]
+        facets = [] if self.is_between else [Facet("range", "Time range", values["range"], self.span, ranges)]
         for name, field in FILTERS.items():
-            value = chosen[name]
+            value = values[name]
             if field.choices:
                 summary = first_of([field.label_of(item) for item in value])
                 facets.append(Facet(name, field.label, value, summary, field.choices))
             elif field.has_facet and name not in self.scope and not _is_by_id(field, value):
                 facets.append(Facet(name, field.label, value, value[:24], []))
-        if not chosen["correlation"]:
+        if not values["correlation"]:
             facets.append(Facet("correlation", FILTERS["correlation"].label, "", "", []))
         return facets
 

@@ -98,7 +98,7 @@ class Histogram:
         """What is drawn, one path for each way to end."""
         parts = [part for bar in self.bars for part in bar.drawn()]
         paths = [BarPath(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in ENDINGS]
-        return [one for one in paths if one.path]
+        return [path for path in paths if path.path]
 
     @property
     def totals(self) -> dict[str, int]:

@@ -81,15 +81,15 @@ def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int)
 
     `parts` have no row in common. An index that leads to one value each gives its rows in their order.
     """
-    found = [row for part in parts for row in beyond(part, cursor)[: size + 1]]
+    rows = [row for part in parts for row in beyond(part, cursor)[: size + 1]]
     forward = cursor is not None and cursor.way == NEWER
     if len(parts) > 1:
-        found.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
-    more, shown = len(found) > size, found[:size]
+        rows.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
+    more, page_rows = len(rows) > size, rows[:size]
     if forward:
-        shown = shown[::-1]
-        return Page(shown, _from(shown, OLDER), _from(shown, NEWER) if more else None)
-    return Page(shown, _from(shown, OLDER) if more else None, _from(shown, NEWER) if cursor else None)
+        page_rows = page_rows[::-1]
+        return Page(page_rows, _from(page_rows, OLDER), _from(page_rows, NEWER) if more else None)
+    return Page(page_rows, _from(page_rows, OLDER) if more else None, _from(page_rows, NEWER) if cursor else None)
 
 
 def _from(rows: Sequence[Any], way: str) -> Cursor | None:

@@ -117,7 +117,7 @@ class RolePages(CapabilityAdmin):
 
     def held(self, obj: Role) -> str:
         """Its capabilities by name."""
-        return ", ".join(sorted(one.label for one in obj.capabilities))
+        return ", ".join(sorted(capability.label for capability in obj.capabilities))
 
     held.short_description = "capabilities"  # type: ignore[attr-defined]
 

@@ -19,8 +19,8 @@ class Refused(Exception):
     """The environment, or the data directory, does not let us start; the message is one line."""
 
 
-def refuse(name: str, why: str) -> NoReturn:
-    raise Refused(f"{name} {why}")
+def refuse(name: str, problem: str) -> NoReturn:
+    raise Refused(f"{name} {problem}")
 
 
 def text(name: str, default: str = "") -> str:
@@ -67,9 +67,9 @@ def number(name: str, default: int, *, low: int, high: int) -> int:
     return int(value)
 
 
-def many[T](name: str, read: Callable[[str], T], wanted: str) -> list[T]:
+def many[T](name: str, convert: Callable[[str], T], expected: str) -> list[T]:
     """The comma-separated parts of a variable, each through `read`."""
-    return [_one(name, part.strip(), read, wanted) for part in text(name).split(",") if part.strip()]
+    return [_one(name, part.strip(), convert, expected) for part in text(name).split(",") if part.strip()]
 
 
 def networks(name: str) -> list[Network]:
@@ -106,8 +106,8 @@ def forget(name: str) -> None:
         return
     getenv = ctypes.CDLL(None).getenv
     getenv.argtypes, getenv.restype = [ctypes.c_char_p], ctypes.c_void_p
-    if place := getenv(os.fsencode(name)):
-        ctypes.memset(place, 0, len(value))
+    if pointer := getenv(os.fsencode(name)):
+        ctypes.memset(pointer, 0, len(value))
     del os.environb[os.fsencode(name)]
 
 
@@ -138,11 +138,11 @@ def misspelled() -> str | None:
     return None
 
 
-def _one[T](name: str, value: str, read: Callable[[str], T], wanted: str) -> T:
+def _one[T](name: str, value: str, convert: Callable[[str], T], expected: str) -> T:
     try:
-        return read(value)
+        return convert(value)
     except ValueError:
-        refuse(name, f"must be {wanted}, not {value!r}.")
+        refuse(name, f"must be {expected}, not {value!r}.")
 
 
 def _base_url(value: str) -> str:

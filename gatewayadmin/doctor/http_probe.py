@@ -40,16 +40,16 @@ class Answer:
         """The JSON object in it, be it an event of a stream; raises Fault when there is none."""
         lines = [line.removeprefix("data:") for line in self.text.splitlines() if line.startswith("data:")]
         try:
-            found = json.loads(lines[-1] if lines else self.text)
+            value = json.loads(lines[-1] if lines else self.text)
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            kind = self.headers.get("content-type", "no content type")
+            value = None
+        if not isinstance(value, dict):
+            content_type = self.headers.get("content-type", "no content type")
             raise Fault(
-                f"{self.status} with {kind} where JSON was expected.",
+                f"{self.status} with {content_type} where JSON was expected.",
                 f"Something in front answers {self.url} itself. Let it pass this address on, and its answer back.",
             )
-        return found
+        return value
 
 
 class HttpProbe:
@@ -80,13 +80,13 @@ class HttpProbe:
     def note(self, asked: str, answered: str = "") -> None:
         self.asked, self.answered = UNTOLD.sub("…", asked), UNTOLD.sub("…", answered)
 
-    def ask(self, method: str, url: str, *, telling: str = "", **what: Any) -> Answer:
+    def ask(self, method: str, url: str, *, telling: str = "", **options: Any) -> Answer:
         """Put a question, of which `telling` may be told; raises Fault when nothing answers."""
         self.note(f"{method} {url}" + (f"\n{telling}" if telling else ""))
         if not url.startswith(("https://", "http://")):
             raise Fault("No answer: an address begins with https:// or http://.", _unreachable(url))
         try:
-            with self._http.stream(method, url, **what) as response:
+            with self._http.stream(method, url, **options) as response:
                 answer = Answer(url, response.status_code, response.headers, _text(response, self._deadline))
         except httpx.TimeoutException:
             raise Fault(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
@@ -120,8 +120,8 @@ def _told(status: int, headers: Mapping[str, str]) -> str:
 
 
 def _unreachable(url: str) -> str:
-    place = url.partition("/mcp/")[0]
+    base = url.partition("/mcp/")[0]
     return (
-        f"Does {place} lead to this installation, with a certificate that clients trust? If only this machine cannot "
+        f"Does {base} lead to this installation, with a certificate that clients trust? If only this machine cannot "
         "reach it, run `manage.py doctor --url` where clients are."
     )

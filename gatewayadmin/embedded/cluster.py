@@ -78,9 +78,9 @@ class Cluster:
         if not self.folder.exists():  # Taken away under us; the server ends by itself when it notices.
             return
         self._open_path()  # Somebody may have closed a folder above in the meantime.
-        done = run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
-        if done.returncode:
-            logger.warning("the embedded PostgreSQL was not stopped", extra={"output": done.stdout.strip()})
+        result = run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
+        if result.returncode:
+            logger.warning("the embedded PostgreSQL was not stopped", extra={"output": result.stdout.strip()})
 
     def _take_place(self) -> None:
         if self._place is not None:
@@ -143,8 +143,8 @@ class Cluster:
         }
         arguments = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
         log = str(self.folder / "log")
-        done = run("pg_ctl", "start", "-D", str(self.folder), "-l", log, "-o", arguments, "-w", "-t", str(RECOVERY_S))
-        return done.returncode == 0 and self._ready()
+        result = run("pg_ctl", "start", "-D", str(self.folder), "-l", log, "-o", arguments, "-w", "-t", str(RECOVERY_S))
+        return result.returncode == 0 and self._ready()
 
     def _drop_stale_status(self) -> None:
         """Remove postmaster.pid when its process id is a zombie's or belongs to something else by now.
@@ -202,10 +202,10 @@ class Cluster:
 
     def _own_socket_folder(self) -> None:
         self.socket_folder.mkdir(mode=0o700, exist_ok=True)
-        found = self.socket_folder.lstat()
-        if os.geteuid() == 0 and found.st_uid == 0:
+        status = self.socket_folder.lstat()
+        if os.geteuid() == 0 and status.st_uid == 0:
             shutil.chown(self.socket_folder, account().pw_uid, account().pw_gid)
-        elif found.st_uid not in {os.geteuid(), account().pw_uid if os.geteuid() == 0 else os.geteuid()}:
+        elif status.st_uid not in {os.geteuid(), account().pw_uid if os.geteuid() == 0 else os.geteuid()}:
             raise ClusterError(f"{self.socket_folder} belongs to somebody else")
 
 

@@ -27,7 +27,7 @@ def docs(request: AppRequest) -> HttpResponse:
 @own_resource(WHY)
 def docs_of(request: AppRequest, group: str) -> HttpResponse:
     """The operations of one group in full, and the objects they speak of."""
-    found = groups().get(group)
-    if found is None:
+    operations = groups().get(group)
+    if operations is None:
         raise Http404
-    return show(request, "api/group.html", {"group": found, "objects": objects_of(found)})
+    return show(request, "api/group.html", {"group": operations, "objects": objects_of(operations)})

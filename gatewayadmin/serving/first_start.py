@@ -53,9 +53,9 @@ def make_partitions() -> list[str]:
 
 
 def _welcome() -> Welcome:
-    given, settings.ADMIN_PASSWORD = settings.ADMIN_PASSWORD, ""  # Workers are forked from here and need none of it.
-    secret = None if given else secrets.token_urlsafe(15)
-    owner = make_first_owner(settings.ADMIN_EMAIL, given or secret or "")
+    password, settings.ADMIN_PASSWORD = settings.ADMIN_PASSWORD, ""  # Workers are forked from here and need none of it.
+    secret = None if password else secrets.token_urlsafe(15)
+    owner = make_first_owner(settings.ADMIN_EMAIL, password or secret or "")
     if owner is not None:
         return Welcome(owner.email, secret)
     return Welcome(User.objects.earliest("date_joined").email, None)

@@ -86,6 +86,8 @@ def _is_local(request: Request) -> bool:
 
 
 def _has_token(request: Request) -> bool:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    wanted = settings.METRICS_TOKEN
-    return bool(wanted) and scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), wanted.encode())
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    expected = settings.METRICS_TOKEN
+    return (
+        bool(expected) and scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), expected.encode())
+    )

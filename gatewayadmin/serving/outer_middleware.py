@@ -75,7 +75,7 @@ class OuterMiddleware:
         return path in self.unchecked or (len(hosts) == 1 and host_name(hosts[0]) in self.hosts)
 
     def _largest_body(self, headers: Headers) -> int:
-        named = "authorization" in headers or any(self.session_cookie in each for each in headers.getlist("cookie"))
+        named = "authorization" in headers or any(self.session_cookie in cookie for cookie in headers.getlist("cookie"))
         return LARGEST_BODY if named else LARGEST_ANONYMOUS_BODY
 
 

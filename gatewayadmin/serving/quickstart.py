@@ -45,8 +45,8 @@ def app(secret: str) -> App:
     expected = secret.encode()
 
     async def quickstart(scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"]).get(SECRET_HEADER, b"")
-        if not secret or not hmac.compare_digest(given, expected):
+        presented = dict(scope["headers"]).get(SECRET_HEADER, b"")
+        if not secret or not hmac.compare_digest(presented, expected):
             await _answer(send, 404, b"")
         elif scope["method"] != "POST":
             await _answer(send, 405, b"", (b"allow", b"POST"))
@@ -126,8 +126,8 @@ async def _get_prompt(params: Object) -> Object:
     if params.get("name") != "greeting":
         raise NoSuchThing(f"Unknown prompt: {params.get('name')}")
     arguments = params.get("arguments")
-    who = arguments.get("name", "you") if isinstance(arguments, dict) else "you"
-    content = {"type": "text", "text": f"Write one friendly sentence to greet {who}."}
+    name = arguments.get("name", "you") if isinstance(arguments, dict) else "you"
+    content = {"type": "text", "text": f"Write one friendly sentence to greet {name}."}
     return {"messages": [{"role": "user", "content": content}]}
 
 
@@ -267,7 +267,7 @@ async def _body(receive: Receive) -> bytes:
 
 
 async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-    own = [(b"content-type", b"application/json")] if body else []
+    content_type = [(b"content-type", b"application/json")] if body else []
     length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*own, length, *headers]})
+    await send({"type": "http.response.start", "status": status, "headers": [*content_type, length, *headers]})
     await send({"type": "http.response.body", "body": body})

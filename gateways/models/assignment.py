@@ -221,11 +221,11 @@ class ToolQuerySet(models.QuerySet["Tool"]):
         now = timezone.now()
         with transaction.atomic():
             assignment = assignment.lock()
-            known = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
+            tools = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
             offered = {d["name"]: Tool.define(d, now) for d in usable_tools(definitions)}
             for name, values in offered.items():
-                if name in known:
-                    known[name].take_over(values)
+                if name in tools:
+                    tools[name].take_over(values)
             fresh = {
                 "assignment": assignment,
                 "enabled": assignment.tool_policy != ToolPolicy.SELECTED,
@@ -234,10 +234,10 @@ class ToolQuerySet(models.QuerySet["Tool"]):
             new = [
                 Tool(name=name, exposed_name=exposed_name(assignment.alias, name), **fresh, **values)
                 for name, values in offered.items()
-                if name not in known
+                if name not in tools
             ]
             self.bulk_create(new, ignore_conflicts=True)  # The proxy may have been faster.
-            self.bulk_update([known[name] for name in offered if name in known], Tool.LEARNT)
+            self.bulk_update([tools[name] for name in offered if name in tools], Tool.LEARNT)
             self.filter(assignment=assignment, missing_since=None).exclude(name__in=offered).update(missing_since=now)
 
 

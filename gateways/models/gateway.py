@@ -61,13 +61,13 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
 
         Raises ChangedMeanwhile when they are no longer those that were `seen`.
         """
-        chosen = {gateway.pk for gateway in wanted}
+        pks = {gateway.pk for gateway in wanted}
         with transaction.atomic():
             Team.objects.select_for_update().get(pk=team.pk)
             TeamGateways(team).must_be(seen)
             for gateway in self.live().filter(reach=Reach.TEAMS).prefetch_related("teams").order_by("pk"):
                 teams = {*gateway.teams.all()}
-                if (gateway.pk in chosen) != (team in teams):
+                if (gateway.pk in pks) != (team in teams):
                     gateway.edit(teams=teams ^ {team}, by=by)
 
 
@@ -174,8 +174,8 @@ class Gateway(Versioned, Switchable):
             }
             if teams is not None:
                 teams = list(teams)
-            wanted = sorted(team.name for team in teams) if teams is not None else None
-            other_teams = wanted is not None and wanted != row.team_names()
+            team_names = sorted(team.name for team in teams) if teams is not None else None
+            other_teams = team_names is not None and team_names != row.team_names()
             row.must_be(seen, {*changes, "teams"} if other_teams else changes)
             for name, value in fields.items():
                 setattr(self, name, value)

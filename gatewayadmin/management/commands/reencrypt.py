@@ -30,9 +30,9 @@ class Command(BaseCommand):
     def _second_factors(self) -> int | None:
         """How many secrets of second factors were moved; None when one of them could not be read."""
         try:
-            moved = second_factor.reseal()
+            count = second_factor.reseal()
         except ValidationError:
             self.stdout.write("second factors          UNREADABLE: no configured key opens all of them")
             return None
-        self.stdout.write(f"second factors  {moved:>6}  resealed")
-        return moved
+        self.stdout.write(f"second factors  {count:>6}  resealed")
+        return count

@@ -55,8 +55,8 @@ class Command(BaseCommand):
         """Say which keys are missing; a token of one gets 401 without a word of why."""
         for keys in key_uses():
             for key_id in keys.missing:
-                what = f"what it holds cannot be used ({keys.uses[key_id]}). See manage.py keys."
-                self.stderr.write(f"Warning: {keys.variable} lacks the key {key_id}: {what}")
+                consequence = f"what it holds cannot be used ({keys.uses[key_id]}). See manage.py keys."
+                self.stderr.write(f"Warning: {keys.variable} lacks the key {key_id}: {consequence}")
 
     def _greet(self, welcome: Welcome, host: str, port: int) -> None:
         password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
