@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from accounts import password_links
 from accounts.models import Role, User
-from accounts.people_forms import told_of
+from accounts.people_forms import matching_words
 from accounts.rules import (
     BeyondYours,
     EmailTaken,
@@ -119,14 +119,14 @@ class UserResource(Resource):
     )
     def list(self, request: Request) -> Response:
         people = User.objects.order_by("email")
-        if "active" in self.chosen:
-            people = people.filter(is_active=self.chosen["active"])
-        if role := self.chosen.get("role"):
+        if "active" in self.query_data:
+            people = people.filter(is_active=self.query_data["active"])
+        if role := self.query_data.get("role"):
             people = people.filter(named(role, "role", "name"))
-        if team := self.chosen.get("team"):
+        if team := self.query_data.get("team"):
             people = people.filter(named(team, "teams", "name"))
-        if words := self.chosen.get("q"):
-            people = people.filter(told_of(words))
+        if words := self.query_data.get("q"):
+            people = people.filter(matching_words(words))
         return self.page(people, lambda people: people.select_related("role").prefetch_related("teams"))
 
     @operation(needs=Capability.PEOPLE_MANAGE)

@@ -73,7 +73,7 @@ class RoleResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
-        roles = Role.objects.filter(name__icontains=self.chosen.get("q", ""))
+        roles = Role.objects.filter(name__icontains=self.query_data.get("q", ""))
         return self.page(roles, _counted)
 
     @operation(needs=Capability.PEOPLE_MANAGE)
@@ -142,7 +142,7 @@ class TeamResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
-        teams = Team.objects.filter(name__icontains=self.chosen.get("q", ""))
+        teams = Team.objects.filter(name__icontains=self.query_data.get("q", ""))
         return self.page(teams, lambda teams: teams.prefetch_related("users"))
 
     @operation(needs=Capability.PEOPLE_MANAGE)

@@ -87,11 +87,11 @@ SCHEMES = "smtps:// is TLS from the start, smtp+tls:// is STARTTLS, smtp:// is n
 def reason(error: OSError) -> str:
     """Why a mail was not taken, in words; what the mail server said goes along."""
     words = next(words for kind, words in REASONS.items() if isinstance(error, kind))
-    reply, sender = _said(error), settings.DEFAULT_FROM_EMAIL
+    reply, sender = _server_reply(error), settings.DEFAULT_FROM_EMAIL
     return words.format(server=settings.MAIL_SERVER, sender=sender, said=reply, schemes=SCHEMES)
 
 
-def _said(error: OSError) -> str:
+def _server_reply(error: OSError) -> str:
     """What a mail server said, or the system, on one line of a sensible length."""
     match error:
         case smtplib.SMTPRecipientsRefused():

@@ -22,7 +22,7 @@ STATUSES = {
 }
 
 
-def told_of(words: str) -> Q:
+def matching_words(words: str) -> Q:
     """The people in whose e-mail or name these words are."""
     return Q(email__icontains=words) | Q(display_name__icontains=words)
 
@@ -42,7 +42,7 @@ class PeopleFilter(forms.Form):
     def narrow(self, people: QuerySet[User]) -> QuerySet[User]:
         """The people who match."""
         if words := self.cleaned_data.get("q"):
-            people = people.filter(told_of(words))
+            people = people.filter(matching_words(words))
         if roles := self.cleaned_data.get("role"):
             people = people.filter(role__in=roles)
         if statuses := self.cleaned_data.get("status"):

@@ -60,7 +60,7 @@ def listing(request: AppRequest) -> HttpResponse:
     context = {
         "tab": "users",
         "page": page_of(request, people.order_by("email")),
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "roles": Role.objects.all(),
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),

@@ -87,7 +87,7 @@ class ActivateForm(ActivateTOTPForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.user = kwargs.pop("user")
         forms.Form.__init__(self, *args, **kwargs)
-        _dress(self)
+        _style_code_field(self)
         self.secret = _waiting(fresh=not self.is_bound)
 
 
@@ -98,7 +98,7 @@ def _waiting(*, fresh: bool) -> str:
     return str(decrypt(session[SECRET_SESSION_KEY]))
 
 
-def _dress(form: forms.Form) -> None:
+def _style_code_field(form: forms.Form) -> None:
     """Make the field of a code look and type like one."""
     form.fields["code"].label = "Code"
     form.fields["code"].widget.attrs = {"autocomplete": "one-time-code", "inputmode": "numeric", "maxlength": 20}
@@ -113,7 +113,7 @@ class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _dress(self)
+        _style_code_field(self)
 
     def clean_code(self) -> str:
         tries = self.count()

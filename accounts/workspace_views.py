@@ -121,9 +121,9 @@ def test_mail(request: AppRequest) -> HttpResponse:
     try:
         outcome = send_test_mail(by=request.user)
     except PeopleError as error:
-        context |= {"mail_sent": False, "mail_told": str(error)}
+        context |= {"mail_sent": False, "mail_detail": str(error)}
     else:
-        context |= {"mail_sent": outcome.sent, "mail_told": outcome.detail}
+        context |= {"mail_sent": outcome.sent, "mail_detail": outcome.detail}
     return show(request, "accounts/workspace.html", context)
 
 

@@ -173,7 +173,9 @@ class Log(Resource):
     @property
     def place(self) -> tuple[Cursor | None, int]:
         """Where the page that was asked for begins, and how many rows it holds."""
-        return self.chosen.get("cursor"), min(self.chosen.get("page_size", Paging.page_size), Paging.max_page_size)
+        return self.query_data.get("cursor"), min(
+            self.query_data.get("page_size", Paging.page_size), Paging.max_page_size
+        )
 
     def listed(self, result: Page[Any]) -> Response:
         """The page that was asked for."""
@@ -192,7 +194,7 @@ class CallResource(Log):
 
     @operation(needs=Capability.LOGS_READ, query=CallQuery)
     def list(self, request: Request) -> Response:
-        return self.listed(call_search(self.chosen).page(*self.place).page)
+        return self.listed(call_search(self.query_data).page(*self.place).page)
 
     @operation(needs=Capability.LOGS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -208,9 +210,9 @@ class CallResource(Log):
         answer=File(tuple(kind.partition(";")[0] for kind in TYPES.values())),
     )
     def export(self, request: Request) -> StreamingHttpResponse:
-        kind = self.chosen["format"]
+        kind = self.query_data["format"]
         changes = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
-        pieces = Export(call_search(self.chosen), kind, EXPORT_COLUMNS)
+        pieces = Export(call_search(self.query_data), kind, EXPORT_COLUMNS)
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=changes)
         return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
@@ -233,7 +235,7 @@ class EventResource(Log):
 
     @operation(needs=Capability.AUDIT_READ, query=EventQuery)
     def list(self, request: Request) -> Response:
-        return self.listed(page([matching_events(self.chosen)], *self.place))
+        return self.listed(page([matching_events(self.query_data)], *self.place))
 
     @operation(needs=Capability.AUDIT_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:

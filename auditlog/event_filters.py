@@ -32,14 +32,14 @@ class EventFilter(forms.Form):
     def __init__(self, data: Any) -> None:
         super().__init__(data)
         self.is_valid()
-        self.chosen: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
-        self.chosen["range"] = self.chosen["range"] or DEFAULT_RANGE
+        self.values: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
+        self.values["range"] = self.values["range"] or DEFAULT_RANGE
 
     @property
     def asked(self) -> dict[str, Any]:
         """What was asked for beyond the default."""
         return {
-            name: value for name, value in self.chosen.items() if value and (name, value) != ("range", DEFAULT_RANGE)
+            name: value for name, value in self.values.items() if value and (name, value) != ("range", DEFAULT_RANGE)
         }
 
     @property
@@ -50,34 +50,34 @@ class EventFilter(forms.Form):
     @property
     def span(self) -> str:
         """The time range in words."""
-        return RANGES[self.chosen["range"]][0]
+        return RANGES[self.values["range"]][0]
 
     def narrow(self) -> QuerySet[Event]:
         """The events that match."""
         events = Event.objects.filter(self._subjects())
-        length = RANGES[self.chosen["range"]][1]
+        length = RANGES[self.values["range"]][1]
         # What one request did is found whenever it was.
-        if length and not self.chosen["correlation"]:
+        if length and not self.values["correlation"]:
             events = events.filter(created_at__gte=timezone.now() - length)
         for name in ("action", "via"):
-            if self.chosen[name]:
-                events = events.filter(**{f"{name}__in": self.chosen[name]})
+            if self.values[name]:
+                events = events.filter(**{f"{name}__in": self.values[name]})
         return events
 
     def _subjects(self) -> Q:
         condition = Q()
-        if text := self.chosen["actor"]:
+        if text := self.values["actor"]:
             condition &= Q(actor_id=text) if uuid_of(text) else Q(actor_email__icontains=text)
-        if text := self.chosen["target"]:
+        if text := self.values["target"]:
             named = Q(target_label__icontains=text) | Q(target_type__iexact=text)
             condition &= Q(target_id=text) if uuid_of(text) else named
-        if text := self.chosen["correlation"]:
+        if text := self.values["correlation"]:
             condition &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
         return condition
 
     def facets(self) -> list[Facet]:
         """The filters that open on demand, each with what is chosen in it."""
-        cleaned = self.chosen
+        cleaned = self.values
         vias = [str(Via(value).label) for value in cleaned["via"]]
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
         return [

@@ -79,7 +79,7 @@ class Export:
             self._resources.close()
             raise
         weakref.finalize(self, self._resources.close)  # An answer that nobody began to read.
-        self._pieces = self._told()
+        self._pieces = self._lines()
 
     def __iter__(self) -> Self:
         return self
@@ -106,7 +106,7 @@ class Export:
             self._pieces.close()
             self._resources.close()
 
-    def _told(self) -> Generator[str]:
+    def _lines(self) -> Generator[str]:
         count = 0
         if self._kind == "csv":
             yield _csv([self._names])
@@ -161,7 +161,7 @@ def _reader() -> Iterator[psycopg.Connection[Any]]:
 def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:
     """The answer that is this file, called `name` and the time."""
     return StreamingHttpResponse(
-        flowing(pieces) if isinstance(request, ASGIRequest) else pieces,
+        stream_export(pieces) if isinstance(request, ASGIRequest) else pieces,
         content_type=TYPES[kind],
         headers={
             "Content-Disposition": f'attachment; filename="{name}-{timezone.now():%Y-%m-%d-%H%M%S}.{kind}"',
@@ -176,7 +176,7 @@ def too_many_response(refused: TooManyExports) -> HttpResponse:
     return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")
 
 
-async def flowing(pieces: Export) -> AsyncIterator[str]:
+async def stream_export(pieces: Export) -> AsyncIterator[str]:
     """The same pieces for a response of an asynchronous server, read in a thread; ends with its reader."""
 
     @sync_to_async

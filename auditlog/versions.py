@@ -43,10 +43,10 @@ class Versioned(HasVersion):
         if isinstance(seen, FormSeen) and changed is not None:
             fields = [field for field in fields if field in changed]
         if fields or stale is True:
-            raise ChangedMeanwhile(_told(self, {field: values[field] for field in fields}), version)
+            raise ChangedMeanwhile(_changes_of(self, {field: values[field] for field in fields}), version)
 
 
-def _told(thing: Any, values: Mapping[str, Any]) -> list[Change]:
+def _changes_of(thing: Any, values: Mapping[str, Any]) -> list[Change]:
     row: Model = thing
     events = Event.objects.filter(target_type=row._meta.model_name, target_id=str(row.pk))
     latest: dict[str, Event] = {}

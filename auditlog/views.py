@@ -123,7 +123,7 @@ def live(request: AppRequest) -> HttpResponse:
     return render(
         request,
         "auditlog/log.html#arrived",
-        {"page": Page(rows, None, None), "seen": now, "shown": total, "chosen": call_filter},
+        {"page": Page(rows, None, None), "seen": now, "shown": total, "filters": call_filter},
     )
 
 
@@ -158,7 +158,7 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "looked_to": result.looked_to,
         "count": count,
         "histogram": histogram(search, sampled=not count.is_all) if count and result.page.rows else None,
-        "chosen": call_filter,
+        "filters": call_filter,
         "narrowed": bool(call_filter.asked.keys() - {"live"}),
         "span": call_filter.span,
         "query": call_filter.query,

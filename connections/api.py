@@ -102,7 +102,7 @@ class ConnectionResource(Connections):
 
     @operation(needs=Own(Capability.MCP_CONNECTIONS_READ), query=ConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request) -> Response:
-        return self.page(narrowed(self.get_queryset(), self.chosen), _detailed)
+        return self.page(narrowed(self.get_queryset(), self.query_data), _detailed)
 
     @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -146,7 +146,7 @@ class GatewayConnections(Connections):
     @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
-        return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.chosen), _detailed)
+        return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.query_data), _detailed)
 
 
 class CutOffSerializer(serializers.Serializer[Any]):

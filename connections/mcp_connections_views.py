@@ -78,7 +78,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "page": page,
         "rows": [ConnectionRow(connection, request.user) for connection in page],
         "number": count,
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "gateways": filters.gateways,
         "narrowed": filters.narrowed,

@@ -51,7 +51,7 @@ class Traffic:
     denials: Sequence[Call]
 
     @property
-    def told(self) -> str:
+    def total_label(self) -> str:
         """The number of calls; a large one is estimated."""
         if self.total.is_all or self.bars is None:
             return str(self.total)

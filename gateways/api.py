@@ -103,8 +103,8 @@ class GatewayResource(Resource):
     @operation(needs=WITHIN_REACH, query=GatewayQuery, orderings=("name", "created_at"))
     def list(self, request: Request) -> Response:
         rows = Gateway.objects.visible_to(self.me).order_by(Lower("name"), "pk")
-        rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in ("enabled", "reach")})
-        rows = rows.matching(self.chosen.get("q", ""))
+        rows = rows.filter(**{name: value for name, value in self.query_data.items() if name in ("enabled", "reach")})
+        rows = rows.matching(self.query_data.get("q", ""))
         return self.page(rows, self._detailed)
 
     @operation(needs=WITHIN_REACH)

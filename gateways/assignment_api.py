@@ -156,14 +156,14 @@ class AssignmentResource(Resource):
         return self._now(assignment)
 
     def _find(self, slug: str, alias: str) -> Assignment:
-        return get_object_or_404(counted(find_gateway(self.me, slug).assignments.all()), meant_by(alias))
+        return get_object_or_404(counted(find_gateway(self.me, slug).assignments.all()), matching_reference(alias))
 
     def _now(self, assignment: Assignment, status: int = HTTPStatus.OK) -> Response:
         """The assignment as it is now."""
         return self.answer(counted(Assignment.objects.all()).get(pk=assignment.pk), status)
 
 
-def meant_by(alias: str) -> Q:
+def matching_reference(alias: str) -> Q:
     """The assignment an address means; an id is longer than any alias. NUL, which no column holds, means none."""
     try:
         return Q(pk=UUID(alias))

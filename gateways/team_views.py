@@ -151,7 +151,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Delete team",
             text=f'Delete "{team.name}"? This cannot be undone.',
-            more=_lost(team),
+            more=_closed_gateways(team),
             icon="revoke",
             back=page_url(team),
         )
@@ -159,7 +159,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     return leave(request, reverse("gateways:teams"), f"{team.name} deleted")
 
 
-def _lost(team: Team) -> str:
+def _closed_gateways(team: Team) -> str:
     """What its people can no longer reach."""
     names = [gateway.name for gateway in _live(team)]
     if not names:

@@ -88,7 +88,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
         "groups": _grouped(assignments, list(page), with_empty=not narrowed and page.number == 1),
         "page": page,
         "policies": ToolPolicy.choices,
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "narrowed": narrowed,
         "missing": 0 if narrowed else page.paginator.count - gateway.tool_count,
         "failures": [server.failure for server in refreshed if server.failure],

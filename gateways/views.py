@@ -84,7 +84,7 @@ def listing(request: AppRequest) -> HttpResponse:
     rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
     context = {
         "page": page_of(request, counted(rows, request.user), ROWS),
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "gateways/list.html#results", context)

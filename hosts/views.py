@@ -65,7 +65,7 @@ def listing(request: AppRequest) -> HttpResponse:
     page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
     }

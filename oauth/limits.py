@@ -61,13 +61,13 @@ def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
 
 def _client(request: HttpRequest) -> str:
     """The known client a request says it is from; empty for made-up ones, which are counted together."""
-    client_id = _said(request)
+    client_id = _claimed_client_id(request)
     if "\x00" in client_id or not Application.objects.filter(client_id=client_id).exists():
         return ""
     return client_id
 
 
-def _said(request: HttpRequest) -> str:
+def _claimed_client_id(request: HttpRequest) -> str:
     """The client_id in the body or in HTTP Basic; it need not be true."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme == "Basic":

@@ -40,13 +40,13 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
             metadata = read(request.body, biggest=BIGGEST)
             request._body = json.dumps(accepted(metadata)).encode()  # noqa: SLF001  (what the toolkit reads)
         except BadMetadata as bad:
-            return _told(bad.code, str(bad))
+            return _error_response(bad.code, str(bad))
         response: HttpResponse = super().post(request, *args, **kwargs)
         if response.status_code != 201:
             return response
         answer = json.loads(response.content)
         _remember(answer["client_id"], metadata, request)
-        return JsonResponse(_whole(answer, metadata), status=201, headers={"Cache-Control": "no-store"})
+        return JsonResponse(_complete_response(answer, metadata), status=201, headers={"Cache-Control": "no-store"})
 
 
 @cross_origin
@@ -56,7 +56,7 @@ class Manage(DynamicClientRegistrationManagementView):  # type: ignore[misc]
     http_method_names = ("get", "delete", "options")
 
 
-def _told(code: str, sentence: str) -> HttpResponse:
+def _error_response(code: str, sentence: str) -> HttpResponse:
     body = {"error": code, "error_description": sentence}
     return JsonResponse(body, status=400, headers={"Cache-Control": "no-store"})
 
@@ -72,7 +72,7 @@ def _remember(client_id: str, metadata: Mapping[str, Any], request: HttpRequest)
     )
 
 
-def _whole(answer: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The toolkit's answer with what RFC 7591 section 3.2.1 and real clients expect besides."""
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     echoed = {

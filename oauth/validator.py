@@ -118,7 +118,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         if connection.revoked_at or key is None:
             raise errors.InvalidGrantError(request=request)
         self._check_and_set_request_resource(request)
-        previous, code_digest = _spend(request)
+        previous, code_digest = _use_up(request)
         expires = timezone.now() + timedelta(seconds=token["expires_in"])
         access = self._create_access_token(expires, request, token)
         refresh = self._create_refresh_token(request, token["refresh_token"], access, previous)
@@ -148,7 +148,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
             _end_family(row, "revoked by the app")
 
 
-def _spend(request: Request) -> tuple[RefreshToken | None, bytes | None]:
+def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
     """Use up what the request came with: a refresh token, or a code, of which its digest is kept."""
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)

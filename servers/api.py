@@ -111,9 +111,9 @@ class ServerResource(Resource):
     @operation(needs=SEES_SERVERS, query=ServerQuery, orderings=("name", "created_at", "health_checked_at"))
     def list(self, request: Request) -> Response:
         servers = Server.objects.live().order_by(Lower("name"), "pk")
-        exact = {name: value for name, value in self.chosen.items() if name in ("enabled", "health", "auth_type")}
+        exact = {name: value for name, value in self.query_data.items() if name in ("enabled", "health", "auth_type")}
         servers = servers.filter(**exact)
-        servers = servers.matching(self.chosen.get("q", ""))
+        servers = servers.matching(self.query_data.get("q", ""))
         return self.page(servers, lambda servers: counted(servers.select_related("created_by")))
 
     @operation(needs=SEES_SERVERS)

@@ -117,7 +117,7 @@ class IdentityResource(Resource):
     @operation(needs=OTHERS, query=IdentityQuery, orderings=("label", "created_at", "last_used_at"))
     def list(self, request: Request) -> Response:
         rows = self.get_queryset()
-        match self.chosen["scope"]:
+        match self.query_data["scope"]:
             case "own":
                 rows = rows.own(self.me)
             case "shared":
@@ -125,11 +125,11 @@ class IdentityResource(Resource):
                 rows = rows.shared()
             case _:
                 must_hold(self.me, Capability.IDENTITIES_MANAGE)
-        if server := self.chosen.get("server"):
+        if server := self.query_data.get("server"):
             rows = rows.filter(named(server, "server", "slug"))
-        if user := self.chosen.get("user"):
+        if user := self.query_data.get("user"):
             rows = rows.filter(named(user.lower(), "owner", "email"))
-        if words := self.chosen.get("q"):
+        if words := self.query_data.get("q"):
             rows = rows.filter(label__icontains=words)
         return self.page(rows, lambda rows: rows.select_related("server", "owner"))
 

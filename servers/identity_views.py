@@ -207,7 +207,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable identity",
-            text=f"Disable this identity? {_stops(identity)}. {NOTHING_IS_DELETED}",
+            text=f"Disable this identity? {_impact(identity)}. {NOTHING_IS_DELETED}",
             more=sentences(_uses(identity), cuts(identity, request.user)),
             target=f"#identity-{identity.pk}",
             back=page_url(request.user, identity),
@@ -260,7 +260,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Revoke identity",
-            text=f"Revoke this identity? {_stops(identity)}, and its secret is wiped.",
+            text=f"Revoke this identity? {_impact(identity)}, and its secret is wiped.",
             more=sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),
             icon="revoke",
             target=f"#identity-{identity.pk}",
@@ -273,7 +273,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     return _changed(request, identity, "Identity revoked")
 
 
-def _stops(identity: Identity) -> str:
+def _impact(identity: Identity) -> str:
     return f"Calls to {identity.server.name} that use “{identity.label}” fail on the next request"
 
 

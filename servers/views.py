@@ -67,7 +67,7 @@ def listing(request: AppRequest) -> HttpResponse:
     page = page_of(request, counted(filters.narrow(Server.objects.live())), ROWS)
     context = {
         "page": page,
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "healths": Health.choices,
         "auths": AuthType.choices,
         "narrowed": any(filters.cleaned_data.values()),

@@ -101,11 +101,11 @@ class TokenResource(Resource):
     )
     def list(self, request: Request) -> Response:
         tokens = known_to(self.me)
-        if self.chosen["scope"] == "all":
+        if self.query_data["scope"] == "all":
             must_hold(self.me, Capability.API_TOKENS_MANAGE)
         else:
             tokens = tokens.filter(connection__user=self.me)
-        return self.page(narrowed(tokens, self.chosen).order_by("-created_at", "pk"), with_reach)
+        return self.page(narrowed(tokens, self.query_data).order_by("-created_at", "pk"), with_reach)
 
     @operation(needs=Own(Capability.API_TOKENS_MANAGE))
     def retrieve(self, request: Request, pk: UUID) -> Response:

@@ -60,9 +60,9 @@ class ApiKeyResource(Resource):
 
     @operation(needs=OTHERS, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
     def list(self, request: Request) -> Response:
-        keys = ApiKey.objects.within_reach(self.me, of_all=self.chosen["scope"] == "all")
-        keys = keys.of_status(self.chosen["status"]).matching(self.chosen.get("q", ""))
-        if user := self.chosen.get("user"):
+        keys = ApiKey.objects.within_reach(self.me, of_all=self.query_data["scope"] == "all")
+        keys = keys.of_status(self.query_data["status"]).matching(self.query_data.get("q", ""))
+        if user := self.query_data.get("user"):
             keys = keys.filter(named(user.lower(), "user", "email"))
         return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))
 

@@ -30,17 +30,17 @@ class KeyFilter(forms.Form):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.is_valid()
-        self.chosen: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
+        self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
     def listed(self, viewer: User) -> ApiKeyQuerySet:
         """The viewer's own keys, or everybody's where that was asked for. Raises CapabilityRequired."""
-        return ApiKey.objects.within_reach(viewer, of_all="owner" in self.chosen)
+        return ApiKey.objects.within_reach(viewer, of_all="owner" in self.values)
 
     def narrow(self, keys: ApiKeyQuerySet) -> ApiKeyQuerySet:
         """The keys that match, those that end first at the top."""
-        keys = keys.of_status(self.chosen["status"])
-        keys = keys.matching(self.chosen.get("q", ""), of_many="owner" in self.chosen)
-        return keys.order_by("-revoked_at" if self.chosen["status"] == "revoked" else "expires_at", "pk")
+        keys = keys.of_status(self.values["status"])
+        keys = keys.matching(self.values.get("q", ""), of_many="owner" in self.values)
+        return keys.order_by("-revoked_at" if self.values["status"] == "revoked" else "expires_at", "pk")
 
 
 class KeyForm(forms.Form):

@@ -31,7 +31,7 @@ def listing(request: AppRequest) -> HttpResponse:
     filters = KeyFilter(request.GET)
     keys = filters.listed(request.user)
     page = page_of(request, filters.narrow(keys), detail=lambda keys: keys.select_related("user"))
-    context = {"page": page, "chosen": filters.chosen, "counts": keys.numbers()}
+    context = {"page": page, "filters": filters.values, "counts": keys.numbers()}
     return show(request, "tokens/api_keys.html#results", context)
 
 

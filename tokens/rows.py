@@ -140,11 +140,11 @@ class TokenFilter(forms.Form):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.is_valid()
-        self.chosen: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
+        self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
     def narrow(self, tokens: TokenQuerySet) -> TokenQuerySet:
         """The tokens that match, those that end first at the top."""
-        chosen = self.chosen
+        chosen = self.values
         tokens = tokens.filter(needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"]))
         tokens = tokens.matching(chosen.get("q", ""), of_many="owner" in chosen)
         if chosen["status"] == "revoked":
@@ -153,7 +153,7 @@ class TokenFilter(forms.Form):
 
     def count(self, counts: Mapping[str, int]) -> int | None:
         """How many tokens match, if that is one of the numbers of all of them."""
-        chosen = self.chosen
+        chosen = self.values
         return None if chosen.get("q") else counts.get(chosen.get("care", chosen["status"]))
 
 

@@ -71,10 +71,10 @@ def listing(request: AppRequest) -> HttpResponse:
     context = {
         "page": page,
         "rows": [TokenRow(token, request.user) for token in page],
-        "chosen": filters.chosen,
+        "filters": filters.values,
         "counts": counts,
         "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
-        "care": CARES.get(filters.chosen.get("care", "")),
+        "care": CARES.get(filters.values.get("care", "")),
         "may_create": hosts_for(request.user).exists(),
         "notices": partial(notices, request.user),
         "waiting": partial(waiting_for, request.user),
@@ -121,7 +121,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk and not request.user.has_perm(EDITING):
         raise CapabilityRequired(EDITING)
-    if problem := _ended(token):
+    if problem := _ended_reason(token):
         return changed(request, token, problem)
     form = EditForm(posted(request), token=token)
     context = {
@@ -158,7 +158,7 @@ def _edited(form: EditForm, by: User, known: FormSeen | None) -> bool:
     return not form.errors
 
 
-def _ended(token: Token) -> str:
+def _ended_reason(token: Token) -> str:
     try:
         token.must_be_active()
     except (AlreadyRevoked, Expired) as error:
@@ -175,7 +175,7 @@ def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def regenerated(request: AppRequest, token: Token) -> HttpResponse:
     """Ask, then give `token` another secret and show it in this answer, once."""
-    if problem := _ended(token):
+    if problem := _ended_reason(token):
         return changed(request, token, problem)
     if not token.connection.is_on:
         raise PermissionDenied(OFF)
@@ -204,7 +204,7 @@ def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpRes
 def collect(request: AppRequest, pk: UUID) -> HttpResponse:
     """Make the secret that somebody asked for, and show it to the owner in this answer, once."""
     token = _own(request, pk)
-    if problem := _ended(token):
+    if problem := _ended_reason(token):
         return changed(request, token, problem)
     if not token.connection.is_on:
         raise PermissionDenied(OFF)

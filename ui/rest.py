@@ -130,7 +130,7 @@ def named(text: str, relation: str, name: str) -> Q:
 class Resource(GenericViewSet[Any]):
     """The base of every resource: its methods declare themselves with `@operation`; plain words for every refusal.
 
-    `problems` says how each refusal of a verb is answered. `chosen` are the query parameters of this request.
+    `problems` says how each refusal of a verb is answered. `query_data` holds the query parameters of this request.
     With `versioned` the things its serializer writes have a version (ui.versions), which `answer` gives as their ETag.
     """
 
@@ -139,12 +139,12 @@ class Resource(GenericViewSet[Any]):
     lookup_value_converter = "uuid"
     pagination_class = Paging
     metadata_class = None
-    chosen: dict[str, Any]
+    query_data: dict[str, Any]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         declared = operation_of(self, self.action)
-        self.chosen = _chosen(request, declared.query() if declared else Query())
+        self.query_data = _validated_query(request, declared.query() if declared else Query())
 
     @property
     def operation(self) -> Operation:
@@ -210,7 +210,7 @@ class Resource(GenericViewSet[Any]):
         return Response(self.serialize(thing), status=status, headers=headers)
 
     def _ordered(self, rows: Any) -> Any:
-        ordering = self.chosen.get("ordering")
+        ordering = self.query_data.get("ordering")
         if ordering is None:
             return rows
         known = self.operation.orderings
@@ -219,7 +219,7 @@ class Resource(GenericViewSet[Any]):
         return rows.order_by(ordering, "pk")
 
 
-def _chosen(request: Request, query: Query) -> dict[str, Any]:
+def _validated_query(request: Request, query: Query) -> dict[str, Any]:
     """The query parameters as `query` reads them; empty ones count as not given."""
     parameters = request.query_params
     unknown = sorted(set(parameters) - set(query.fields))

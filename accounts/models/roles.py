@@ -55,7 +55,9 @@ class RoleManager(models.Manager["Role"]):
             with transaction.atomic():
                 role = self.create(name=name.strip())
                 role.permissions.set(permissions_of(capabilities))
-                Event.objects.record(Action.ROLE_CREATED, role, by=by, changes=_said(frozenset(), capabilities))
+                Event.objects.record(
+                    Action.ROLE_CREATED, role, by=by, changes=_capability_changes(frozenset(), capabilities)
+                )
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
         return role
@@ -114,7 +116,7 @@ class Role(Versioned, models.Model):
                 before = row.capabilities
                 must_match(by, before)
                 self._must_be_open()
-                changes = _said(before, requested)
+                changes = _capability_changes(before, requested)
                 if row.name != name.strip():
                     changes["name"] = [row.name, name.strip()]
                 row.must_be(seen, changes)
@@ -140,7 +142,9 @@ class Role(Versioned, models.Model):
             self._must_be_open()
             if self.users.exists():
                 raise RoleInUse(RoleInUse.__doc__)
-            Event.objects.record(Action.ROLE_REMOVED, self, by=by, changes=_said(self.capabilities, frozenset()))
+            Event.objects.record(
+                Action.ROLE_REMOVED, self, by=by, changes=_capability_changes(self.capabilities, frozenset())
+            )
             self.delete()
 
     def _must_be_open(self) -> None:
@@ -148,7 +152,7 @@ class Role(Versioned, models.Model):
             raise RoleLocked(RoleLocked.__doc__)
 
 
-def _said(before: frozenset[Capability], after: frozenset[Capability]) -> dict[str, list[Any]]:
+def _capability_changes(before: frozenset[Capability], after: frozenset[Capability]) -> dict[str, list[Any]]:
     """The change of a bundle as an event tells it, in slugs; empty when nothing changed."""
     if before == after:
         return {}

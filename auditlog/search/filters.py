@@ -45,7 +45,7 @@ class Facet(NamedTuple):
     name: str
     label: str
     value: Any
-    told: str
+    summary: str
     choices: Sequence[tuple[str, str]]
 
 
@@ -86,19 +86,19 @@ class CallFilter(forms.Form):
         self.fields["from"] = Moment(required=False)
         self.fields |= {name: _form_field(field) for name, field in FILTERS.items()}
         self.is_valid()
-        self.chosen: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
-        self.chosen["range"] = self.chosen["range"] or DEFAULT_RANGE
+        self.values: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
+        self.values["range"] = self.values["range"] or DEFAULT_RANGE
         self.scope = scope or {}
         self.error = ""
         try:
-            self.conditions = parse(self.chosen["q"])
+            self.conditions = parse(self.values["q"])
         except SearchSyntaxError as error:
             self.conditions, self.error = [], str(error)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What was asked for beyond the default."""
-        texts = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.chosen.items()}
+        texts = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.values.items()}
         texts["live"] = "1" if texts["live"] else ""
         if self.is_between:
             del texts["range"]
@@ -121,20 +121,20 @@ class CallFilter(forms.Form):
     @property
     def is_between(self) -> bool:
         """Whether two moments were given instead of a range."""
-        return bool(self.chosen["from"] or self.chosen["to"])
+        return bool(self.values["from"] or self.values["to"])
 
     @property
     def span(self) -> str:
         """The time range in words."""
         if not self.is_between:
-            return RANGES[self.chosen["range"]][0]
-        since, until = (f"{at:%b} {at.day} {at:%H:%M}" if at else "" for at in (self.chosen["from"], self.chosen["to"]))
+            return RANGES[self.values["range"]][0]
+        since, until = (f"{at:%b} {at.day} {at:%H:%M}" if at else "" for at in (self.values["from"], self.values["to"]))
         return f"{since or 'the beginning'} to {until or 'now'}"
 
     @property
     def is_live(self) -> bool:
         """Whether new calls shall appear by themselves; the past has none."""
-        return bool(self.chosen["live"]) and not self.chosen["to"] and not self.error
+        return bool(self.values["live"]) and not self.values["to"] and not self.error
 
     def search(self, *, apart_from: str = "") -> Search:
         """The calls that match; `apart_from` leaves one filter out."""
@@ -144,15 +144,15 @@ class CallFilter(forms.Form):
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
         # One request's calls are found whenever it was.
-        if self.chosen["correlation"]:
+        if self.values["correlation"]:
             return None, None
         if self.is_between:
-            return self.chosen["from"] or None, self.chosen["to"] or None
-        length = RANGES[self.chosen["range"]][1]
+            return self.values["from"] or None, self.values["to"] or None
+        length = RANGES[self.values["range"]][1]
         return (timezone.now() - length if length else None), None
 
     def _filter_conditions(self, apart_from: str) -> Iterator[Condition]:
-        values = self.chosen | self.scope
+        values = self.values | self.scope
         for name, field in FILTERS.items():
             value = values[name]
             if not value or name == apart_from:
@@ -168,10 +168,10 @@ class CallFilter(forms.Form):
         """The chosen ids, under the names their newest calls give them, and the moments."""
         chips = []
         if self.is_between:
-            fields = [(name, stamp(self.chosen[name])) for name in ("from", "to") if self.chosen[name]]
+            fields = [(name, stamp(self.values[name])) for name in ("from", "to") if self.values[name]]
             chips.append(Chip("time", self.span, fields, self.without("from", "to")))
         for name, field in FILTERS.items():
-            text = self.chosen[name]
+            text = self.values[name]
             if text and name not in self.scope and _is_by_id(field, text):
                 chips.append(Chip(name, _newest_name(field, text) or text[:8], [(name, text)], self.without(name)))
         return chips
@@ -193,7 +193,7 @@ class CallFilter(forms.Form):
 
     def facets(self) -> list[Facet]:
         """The filters that open on demand, each with what is chosen in it."""
-        values = self.chosen
+        values = self.values
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
         facets = [] if self.is_between else [Facet("range", "Time range", values["range"], self.span, ranges)]
         for name, field in FILTERS.items():

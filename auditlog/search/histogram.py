@@ -106,7 +106,7 @@ class Histogram:
         return {kind: sum(bar.counts.get(kind, 0) for bar in self.bars) for kind in ENDINGS}
 
     @property
-    def told(self) -> dict[str, str]:
+    def total_labels(self) -> dict[str, str]:
         """The same for people; an estimate has no digits it does not know."""
         return {kind: f"~{rounded(n):,}" if self.sampled and n else f"{n:,}" for kind, n in self.totals.items()}
 

@@ -72,7 +72,7 @@ def limit_statements() -> None:
 
 
 @contextmanager
-def unhurried() -> Iterator[None]:
+def without_time_limit() -> Iterator[None]:
     """Let this thread's statements take the time they need, also where pages are served."""
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")

@@ -111,7 +111,7 @@ def forget(name: str) -> None:
     del os.environb[os.fsencode(name)]
 
 
-def hand_down(name: str, value: str) -> None:
+def set_for_children(name: str, value: str) -> None:
     """Give a value to whatever reads the environment after us, the worker processes too."""
     os.environ[name] = value
 

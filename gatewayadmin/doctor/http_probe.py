@@ -94,7 +94,7 @@ class HttpProbe:
             raise Fault(f"No answer: {error}", _unreachable(url)) from None
         finally:
             self._http.cookies.clear()
-        self.note(self.asked, _told(answer.status, answer.headers))
+        self.note(self.asked, _response_text(answer.status, answer.headers))
         return answer
 
 
@@ -114,7 +114,7 @@ def _text(response: httpx.Response, deadline: Deadline) -> str:
     return b"".join(parts).decode(errors="replace")
 
 
-def _told(status: int, headers: Mapping[str, str]) -> str:
+def _response_text(status: int, headers: Mapping[str, str]) -> str:
     known = [f"{name.title().replace('Www', 'WWW')}: {headers[name]}" for name in TOLD if name in headers]
     return "\n".join([str(status), *known])
 

@@ -60,7 +60,7 @@ async def forever() -> None:
 
 def _once_logged() -> None:
     try:
-        with database.unhurried():
+        with database.without_time_limit():
             counts = once()
     except Exception:
         logger.exception("housekeeping failed")
