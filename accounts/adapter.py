@@ -1,4 +1,4 @@
-"""How sign-in behaves: nobody signs up, and a refusal never tells why."""
+"""allauth's adapter: no public sign-up, and error messages that do not reveal why a sign-in was refused."""
 
 import hashlib
 from contextlib import nullcontext

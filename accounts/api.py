@@ -1,4 +1,4 @@
-"""/api/users, /api/me and /api/capabilities: people, and what one may do."""
+"""/api/users, /api/me and /api/capabilities: people, and the capabilities of the caller."""
 
 from __future__ import annotations
 

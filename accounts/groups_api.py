@@ -1,4 +1,4 @@
-"""/api/roles, /api/teams and /api/workspace: what people share."""
+"""/api/roles, /api/teams and /api/workspace: roles, teams and workspace settings."""
 
 from __future__ import annotations
 

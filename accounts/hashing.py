@@ -1,8 +1,8 @@
-"""Password hashes: argon2id, one at a time in one process and never while a database connection is held.
+"""Password hashing: argon2id, one hash at a time in each process, never while a database connection is held.
 
-One hash takes 100 MiB and as much time as some pages together, and anybody can ask for one. So whoever waits for a hash
-gives the connection back first, the hash runs below everything else in the process, and beyond a short queue the answer
-is HashingBusy instead of a wait. Every check and every new password comes through here: this is the hasher Django uses.
+One hash takes 100 MiB and as much CPU time as several pages, and any client can cause one. A request that waits for a
+hash therefore releases its database connection first, the hash runs at low priority, and when the short queue is full
+the request gets HashingBusy instead of waiting. Every password check and every new password uses this hasher.
 """
 
 from __future__ import annotations

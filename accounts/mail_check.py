@@ -1,4 +1,4 @@
-"""A test mail: whether the mail server takes one from us, and in words why not."""
+"""Sends a test mail and reports whether the mail server accepted it, or why not."""
 
 from __future__ import annotations
 

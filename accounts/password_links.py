@@ -1,4 +1,4 @@
-"""The links that let a person choose a password: an invitation's, and a reset's."""
+"""Links with which a person chooses a password: of an invitation or a reset."""
 
 from __future__ import annotations
 

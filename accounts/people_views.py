@@ -1,4 +1,4 @@
-"""The people of the workspace: the list, the page of one person, and what can be done to them."""
+"""The People pages: the list, the page of one person, and the actions on one person."""
 
 from __future__ import annotations
 

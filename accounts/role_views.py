@@ -1,4 +1,4 @@
-"""Roles, and the reference of what they can hold."""
+"""The Roles pages, and the reference of capabilities."""
 
 from __future__ import annotations
 

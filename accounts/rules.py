@@ -1,6 +1,6 @@
-"""What holds for every change to people and roles, whatever surface it comes through.
+"""Rules for every change to people and roles, called by pages, REST and commands.
 
-Acting against a person or a role takes at least their capabilities, and one active Super admin always remains; see
+Changing a person or a role requires at least their capabilities, and one active Super admin always remains; see
 docs/explanation/security-model.md.
 """
 

@@ -1,4 +1,4 @@
-"""The second factor: an authenticator app and recovery codes, their secrets sealed at rest."""
+"""The second factor: an authenticator app and recovery codes; their secrets are stored encrypted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of one's own second factor: allauth's, with our records and with codes that are shown once."""
+"""Pages for a user's own second factor: allauth's, with admin events, and with codes shown once."""
 
 from __future__ import annotations
 

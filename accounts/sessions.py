@@ -1,4 +1,4 @@
-"""The web sessions of one person: which are still good, how they end, and how long they last."""
+"""Web sessions of a person: which are valid, how they are ended, and their time limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms of sign-in and password reset, in this product's words."""
+"""The forms of sign-in and password reset."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""How often passwords and codes may be tried, and which browsers are known (docs/explanation/security-model.md).
+"""Limits on attempts with passwords and codes, and known browsers (docs/explanation/security-model.md).
 
-A try counts before anything is checked, and is taken back when it was right. Nothing is ever locked: a stranger uses up
-the tries of their own address alone, and the browser in which somebody signed in before has tries of its own.
+An attempt is counted before anything is checked, and uncounted when it succeeds. Nothing is ever locked: an attacker
+uses up the attempts of their own address only, and a browser in which the user signed in before has its own count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings all people of the workspace share."""
+"""The page of the workspace settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name of every administrative act that is recorded: `subject.verb` in the past tense."""
+"""The names of all recorded admin actions: `subject.verb` in the past tense."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""/api/logs and /api/admin-events: what happened, read only."""
+"""/api/logs and /api/admin-events: the two logs, read-only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of one call: where its time went, which check decided it, its payloads, and the call again as a command."""
+"""The page of one call: timing, the check that decided it, payloads, and the call as a curl command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the admin events are narrowed to."""
+"""The filters of the admin events."""
 
 from __future__ import annotations
 

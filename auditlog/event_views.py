@@ -1,4 +1,4 @@
-"""The admin events: who changed what, as a page, one by one, and as a file."""
+"""The admin events: the list, one event, and the export."""
 
 from __future__ import annotations
 

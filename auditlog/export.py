@@ -1,6 +1,6 @@
-"""The logs as files: CSV for spreadsheets, JSON lines for programs. The last line says whether all of it is there.
+"""Exports of the logs: CSV for spreadsheets, JSON lines for programs. The last line says whether the file is complete.
 
-The format, and what a reader has to check, is told in docs/reference/exports.md.
+docs/reference/exports.md describes the format, and what a reader has to check.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The two logs: calls through the gateways, and administrators' acts; and the base of models that can be disabled.
+"""The two logs, calls and admin events, and the base of models that can be disabled.
 
-Log rows are only inserted. They hold ids and names as plain columns: history outlives what it describes.
+Log rows are insert-only. They store ids and names as plain columns, so that the history stays readable after changes.
 """
 
 from datetime import UTC, datetime, timedelta

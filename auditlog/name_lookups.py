@@ -1,4 +1,4 @@
-"""Lookups of things by name, which live in apps above the log: gatewayadmin registers them at start."""
+"""Lookups of hosts, gateways, servers and users by name; gatewayadmin registers them at start."""
 
 from __future__ import annotations
 

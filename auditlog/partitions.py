@@ -1,7 +1,7 @@
-"""Partitions of a log table by time: made ahead of it, dropped by retention. A row leaves with its partition only.
+"""Time partitions of a log table: created in advance, dropped by retention. Rows are removed only by dropping.
 
-How long a partition is follows from how long rows are kept (docs/decisions/0006): a day each as long as that makes
-about a hundred of them, since each costs every statement over all of the log its planning and its locks.
+The length of a partition depends on retention (docs/decisions/0006): days, as long as about a hundred are enough,
+because each partition adds planning time and locks to every statement over the whole log.
 """
 
 import logging

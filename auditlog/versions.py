@@ -1,8 +1,8 @@
-"""Versions of what people edit: who saves what was changed in the meantime is told, and loses nothing.
+"""Optimistic locking of editable rows: a save based on an outdated version is refused, with the changes since then.
 
-A version is a digest of each value that may be edited, in the order of `editable()`. Forms carry it from where they
-were opened to where they are saved, and the API gives it as the ETag of a thing (RFC 9110 section 8.8.3). The verb
-that writes compares it under the lock of the row.
+A version is a digest of each editable value, in the order of `editable()`. Forms submit the version they were opened
+with, and the API returns it as the ETag of a resource (RFC 9110 section 8.8.3). The verb that writes compares it under
+the lock of the row.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Logs page, the page of one call, and what the list brings along: counts, new calls, files."""
+"""The Logs page, the page of one call, and the list's counts, live updates and exports."""
 
 from __future__ import annotations
 

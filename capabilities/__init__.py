@@ -1,6 +1,6 @@
-"""One enum of capabilities and its two faces in Django: a view decorator and a template object.
+"""Capability checks in Django: a view decorator and a template object.
 
-The third face, for REST, is `capabilities.rest.HasCapability`.
+The check for REST is `capabilities.rest.HasCapability`.
 """
 
 from collections.abc import Callable

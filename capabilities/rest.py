@@ -1,4 +1,4 @@
-"""The REST face of the capabilities."""
+"""Capability checks for REST operations."""
 
 from dataclasses import dataclass
 from typing import Any

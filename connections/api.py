@@ -1,4 +1,4 @@
-"""/api/connections, and what else lists or ends them: a gateway's connections, the archives."""
+"""/api/connections, the connections of a gateway, and the archiving of hosts and gateways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who uses an agent: each person's tokens, and the identities the agent carries for them."""
+"""The people who use an agent: the tokens of each, and the identities their connections use."""
 
 from __future__ import annotations
 

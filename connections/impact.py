@@ -1,4 +1,4 @@
-"""What disabling or archiving something cuts, said in the question before it."""
+"""The impact of disabling or archiving: the hosts, users and recent calls that would be cut off, for confirmations."""
 
 from dataclasses import dataclass
 from datetime import timedelta

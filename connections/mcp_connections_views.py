@@ -1,4 +1,4 @@
-"""The MCP Connections page: who is connected to what, as whom, and how its list is narrowed and counted."""
+"""The MCP Connections page: all connections with host, gateway and user, with filters and counts."""
 
 from __future__ import annotations
 

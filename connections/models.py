@@ -1,4 +1,4 @@
-"""One host, one gateway, one user: the link that can be switched off or ended."""
+"""A connection: one host on one gateway acting as one user. It can be disabled and revoked."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the Connections tabs show of a connection."""
+"""A connection as a row of the Connections tabs: status, tokens, and the actions the viewer may take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Connections tab of a host and of a gateway, one's own connections, and what can be done to one connection."""
+"""The Connections tabs of hosts and gateways, a user's own connections, and the actions on one connection."""
 
 from __future__ import annotations
 

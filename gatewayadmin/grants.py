@@ -1,7 +1,7 @@
-"""What a role that serves may do in the database, when another one owns it: everything but change the logs.
+"""The rights of a serving role when another role owns the database: everything except changing the logs.
 
-Such a role adds rows to the logs and reads them. It cannot alter or remove one, drop the triggers that guard them, or
-change any table: all that takes the owner (docs/how-to/deploy.md).
+Such a role inserts rows into the logs and reads them. Only the owner can update or delete rows, drop the triggers that
+protect them, or alter a table (docs/how-to/deploy.md).
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The dashboard: what is yours, and the numbers your role may see."""
+"""The dashboard: the user's own connections and tokens, and the numbers their role may see."""
 
 from __future__ import annotations
 

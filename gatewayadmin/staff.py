@@ -1,4 +1,4 @@
-"""The Django admin as a site: behind the one sign-in, with its limits and second factor."""
+"""The Django admin's site: it uses the product's sign-in, with its limits and second factor."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""/api/gateways: the URLs agents reach."""
+"""/api/gateways."""
 
 from __future__ import annotations
 

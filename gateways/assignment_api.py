@@ -1,4 +1,4 @@
-"""/api/gateways/{slug}/servers: which servers stand behind a gateway, and how."""
+"""/api/gateways/{slug}/servers: the servers assigned to a gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Servers tab of a gateway: which servers stand behind it, and how."""
+"""The Servers tab of a gateway: assigning, editing, disabling and removing servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""*Refresh tools*: ask every server behind a gateway what it offers now."""
+"""*Refresh tools*: lists the tools of every server of a gateway and stores them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teams: who is in one, and which gateways are open to it."""
+"""The Teams pages: members, and the gateways open to a team."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/api/gateways/{slug}/tools: what the servers of a gateway offer, and the switch of each tool."""
+"""/api/gateways/{slug}/tools: the tools of a gateway and their switches."""
 
 from __future__ import annotations
 

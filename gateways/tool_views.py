@@ -1,4 +1,4 @@
-"""The Tools tab of a gateway: what its servers offer, and what of it may be called."""
+"""The Tools tab of a gateway: its tools, their switches, and the tool policy of each server."""
 
 from __future__ import annotations
 

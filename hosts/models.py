@@ -1,4 +1,4 @@
-"""Apps and agents: who connects, and whether it may."""
+"""Hosts: the apps and agents that connect, enabled or disabled, and pending approval."""
 
 from typing import Any
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""Where an app sends a person to be connected: checked first, then handed to the authorize flow (RFC 6749 4.1)."""
+"""The authorization endpoint: validates a request, then starts the authorize flow (RFC 6749 section 4.1)."""
 
 from __future__ import annotations
 

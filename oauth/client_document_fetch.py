@@ -1,7 +1,7 @@
-"""Reading the document in which an app describes itself, from an address a stranger chose.
+"""Fetches a client metadata document from an untrusted URL.
 
-Nothing here touches the database. The address must be public, whatever GATEWAY_PRIVATE_UPSTREAMS opens to servers:
-administrators choose those, but anybody can write a client_id.
+Nothing here touches the database. The address must be public, also where GATEWAY_PRIVATE_UPSTREAMS allows private
+servers: administrators choose those, but anybody can send a client_id.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Apps known by the document they publish at their client_id: read when somebody connects them, remembered after."""
+"""Apps with a client metadata document at their client_id: fetched when a person connects the app, then cached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an app says of itself, at registration or in a document: read with suspicion, kept within our rules."""
+"""Validation of an app's metadata, from a registration or a client metadata document."""
 
 from __future__ import annotations
 

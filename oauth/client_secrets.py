@@ -1,4 +1,4 @@
-"""How the secrets we give to clients are kept."""
+"""Hashing of client secrets."""
 
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 

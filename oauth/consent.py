@@ -1,4 +1,4 @@
-"""The last step for an app: what it will be able to do, said plainly, with Allow and Deny."""
+"""The consent page: what the app will be able to do, with Allow and Deny."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authorize flow under way: kept in the database, bound to one browser and one person."""
+"""The authorize flow in progress: stored in the database, bound to one browser and one person."""
 
 from __future__ import annotations
 

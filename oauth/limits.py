@@ -1,4 +1,4 @@
-"""How often one address or one person may ask in a minute; beyond it the answer is 429, and nothing is ever locked."""
+"""Rate limits per address and per person at the OAuth endpoints: above them the response is 429; nothing is locked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the authorize flow and the OAuth toolkit's rows mean here: whose host, which connection."""
+"""Our data about the toolkit's rows: the host of an application, the connection of a token, and authorize flows."""
 
 from urllib.parse import urlencode
 from uuid import uuid4

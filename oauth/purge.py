@@ -1,6 +1,6 @@
-"""What nobody can use any more goes: codes, tokens, and the registrations of apps that never came back.
+"""Deletes expired codes, ended tokens, and registrations without a connection.
 
-Each function does its part of the chores and says how many rows went, a bounded number at a time.
+Each function is one housekeeping chore; it deletes a bounded number of rows and returns how many.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Registration of apps by themselves (RFC 7591), and the host each registration belongs to."""
+"""Dynamic client registration (RFC 7591), and the host each registration belongs to."""
 
 from __future__ import annotations
 

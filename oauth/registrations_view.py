@@ -1,4 +1,4 @@
-"""What is known of an app besides its connections: its registrations, part of the host's page."""
+"""The registrations of an app, on the page of its host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authorize flow: choose a gateway, bring identities, and get a token that is shown once."""
+"""The authorize flow: choose a gateway, add identities, and get a token that is shown once."""
 
 from __future__ import annotations
 

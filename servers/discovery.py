@@ -1,4 +1,4 @@
-"""*Test connection* and *Refresh tools*: contact a server, remember how it went, and say it in words.
+"""*Test connection* and *Refresh tools*: lists a server's tools, stores its health, and explains failures.
 
 `discover` does not touch the database, so several servers can be asked at once.
 """

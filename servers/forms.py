@@ -1,4 +1,4 @@
-"""Forms of the Servers pages; slugs of servers and gateways: chosen once, never changed, never given out twice."""
+"""Forms of the Servers pages, and slugs of servers and gateways, which never change and are never reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/api/identities: credentials for upstream servers. Secrets go in and never come out."""
+"""/api/identities: credentials for upstream servers. Secrets are write-only."""
 
 from __future__ import annotations
 

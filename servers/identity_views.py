@@ -1,4 +1,4 @@
-"""The Identities tab of a server, and what can be done to one identity."""
+"""The Identities tab of a server, a user's own identities, and the actions on one identity."""
 
 from __future__ import annotations
 

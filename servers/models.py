@@ -1,4 +1,4 @@
-"""Upstream MCP servers, and the credentials people bring for them."""
+"""Upstream MCP servers, and identities: the stored credentials for them."""
 
 from collections.abc import Mapping
 from functools import cache

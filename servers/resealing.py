@@ -1,4 +1,4 @@
-"""Moving stored credentials to the newest encryption key, so that an older one may go."""
+"""Re-encrypts stored credentials with the newest key, so that an older one can be removed."""
 
 from __future__ import annotations
 

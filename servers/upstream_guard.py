@@ -1,4 +1,4 @@
-"""The guard of this installation: what of the network its servers may live at, and where it answers itself."""
+"""The address guard of this installation: its allowed private networks, and its own endpoints."""
 
 from django.conf import settings
 

@@ -1,4 +1,4 @@
-"""The Servers pages: the list, the page of one server with its log, *Test connection* and its switch."""
+"""The Servers pages: the list, the page of one server with its log, *Test connection*, enabling and disabling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/api/tokens: one's own API access tokens, everybody's for those who manage them."""
+"""/api/tokens: a user's own API access tokens, or everybody's for those who manage them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/api/api-keys: people's keys for this API, to look at and to end; they are made on their page only."""
+"""/api/api-keys: lists and revokes people's API keys; they are created on their page only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which API keys somebody may know of, and how their list is narrowed; page and REST ask the same."""
+"""Which API keys a person may see, and their filters; shared by page and REST."""
 
 from __future__ import annotations
 

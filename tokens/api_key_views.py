@@ -1,4 +1,4 @@
-"""The API keys page: a person's keys for the REST API, and everybody's for who manages people."""
+"""The API keys page: a user's own keys for the REST API, or everybody's for those who manage people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /api/connections/{id}/regenerate: another key for an app, another secret for an agent."""
+"""POST /api/connections/{id}/regenerate: a new key for an app, a new secret for an agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key button of a connection: another key for an app, another secret for an agent."""
+"""The key button of a connection: a new key for an app, a new secret for an agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms of an API access token: what is chosen when it is made, and what may change."""
+"""Forms of API access tokens: creating, rotating and editing."""
 
 from __future__ import annotations
 

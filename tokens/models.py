@@ -1,4 +1,4 @@
-"""API access tokens of agents, and the never-shown keys of apps."""
+"""API access tokens of agents, and the keys of app connections, which are never shown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What others did to one's own tokens and connections, told until it is dismissed."""
+"""Notices about another person's changes to one's own tokens and connections, shown until dismissed."""
 
 from __future__ import annotations
 

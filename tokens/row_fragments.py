@@ -1,4 +1,4 @@
-"""Where a token stands on the page that asked for an act, and so what changes there when the act is done."""
+"""Which fragments of the page to replace after an action on a token, depending on the page that sent it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the API Tokens page shows of a token, and how its list is narrowed."""
+"""A token as a row of the API Tokens page, and the filters of that page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the API says of a token, and what it takes for one."""
+"""Serializers of tokens in the REST API."""
 
 from __future__ import annotations
 

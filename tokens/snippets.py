@@ -1,4 +1,4 @@
-"""Examples for the person who just made a token: they must work when pasted."""
+"""Example calls for a new token; they must work when pasted."""
 
 from __future__ import annotations
 

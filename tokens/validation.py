@@ -1,4 +1,4 @@
-"""What a token may look like: its life, its addresses, and the errors that say what is wrong."""
+"""Rules of a token: its lifetime, its allowed addresses, and the errors of its verbs."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""The API Tokens page, and what can be done to one token."""
+"""The API Tokens page, and the actions on one token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens somebody may know of and change, and which servers a token reaches; pages and REST ask the same."""
+"""Which tokens a person may see and change, and which servers a token includes; shared by pages and REST."""
 
 from __future__ import annotations
 

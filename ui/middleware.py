@@ -1,4 +1,4 @@
-"""What htmx needs from every response, and the page for who has to wait."""
+"""Middleware for htmx redirects, and the page for a busy server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a view answers: a whole page, a fragment for htmx, or a redirect."""
+"""Responses of views: a whole page, a fragment for htmx, or a redirect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all REST endpoints share: problem bodies, paging, times, and the base of their views."""
+"""Base of all REST views: error bodies, pagination, times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How REST requests are let in and read; apart from ui.rest, whose views are built on these."""
+"""Authentication and parsing of REST requests; apart from ui.rest, whose views are built on these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions of what people edit, and what a writer who saw one may change; auditlog.versions compares them."""
+"""Versions of editable rows, and conflicts between writers; auditlog.versions compares them."""
 
 from __future__ import annotations
 

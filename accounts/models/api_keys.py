@@ -1,4 +1,4 @@
-"""People's keys for the REST API. Their texts are made and read in tokens.api_keys, which lies above."""
+"""API keys of people for the REST API. The key texts are generated and parsed in tokens.api_keys, a layer above."""
 
 from uuid import uuid4
 

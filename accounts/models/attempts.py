@@ -1,4 +1,4 @@
-"""How often something was tried, for the limits that keep strangers in bounds."""
+"""Counters of attempts per time window, for rate limits on sign-in and public endpoints."""
 
 from datetime import UTC, datetime, timedelta
 

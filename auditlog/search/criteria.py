@@ -1,7 +1,7 @@
-"""Searching the calls: conditions as SQL, whose cost does not grow with the log.
+"""Searching the calls: conditions as SQL, with a cost that does not grow with the log.
 
-An index finds the rows of an indexed condition. All others are tested row by row, SEARCH_LIMIT rows at a time: a page
-that finds too little among those says how far it searched, and the next page goes on from there.
+Conditions with an index select rows. All others are tested row by row, SEARCH_LIMIT rows at a time: a page that finds
+too few says how far it searched, and the next page continues from there.
 """
 
 from __future__ import annotations

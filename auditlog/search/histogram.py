@@ -1,4 +1,4 @@
-"""Calls over time: how many ended how in each stretch of a time range, as bars that lead to that stretch."""
+"""Calls over time by outcome, as bars of a chart; each bar links to its time span."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of a log that grows while it is read: a cursor names the row where a page ends, and new rows shift nothing."""
+"""Keyset pagination of a growing log: a cursor names the row where a page ends, so new rows shift nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections, their tokens without the secrets, and what OAuth bound to them."""
+"""Admin pages of connections, their tokens without the secrets, and OAuth bindings."""
 
 from __future__ import annotations
 

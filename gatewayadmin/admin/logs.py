@@ -1,4 +1,4 @@
-"""The log of calls and the log of events, paged by cursor so that no query grows with the table."""
+"""Admin pages of calls and events, with keyset pagination so that no query grows with the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""People, roles, teams, API keys and the settings they share."""
+"""Admin pages of users, roles, teams, API keys and workspace settings."""
 
 from __future__ import annotations
 

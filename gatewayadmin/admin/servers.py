@@ -1,4 +1,4 @@
-"""Upstream servers, and the credentials for them without their secrets."""
+"""Admin pages of servers and identities, without the secrets."""
 
 from __future__ import annotations
 

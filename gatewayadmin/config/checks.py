@@ -1,4 +1,4 @@
-"""What `manage.py check` looks for beyond Django's own checks."""
+"""Checks of `manage.py check` in addition to Django's own."""
 
 from typing import Any
 

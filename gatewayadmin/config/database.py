@@ -1,4 +1,4 @@
-"""Which database: the one DATABASE_URL names, or an embedded PostgreSQL in the data directory."""
+"""Database configuration: DATABASE_URL, or an embedded PostgreSQL in the data directory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

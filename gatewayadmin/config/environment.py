@@ -1,4 +1,4 @@
-"""The environment, read strictly: a value we cannot use is one line that says what to change."""
+"""Reads environment variables; an invalid value ends the start with one line that says what to change."""
 
 import ctypes
 import os

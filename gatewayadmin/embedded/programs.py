@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs, from the package that brings them, run as a user they accept."""
+"""Runs PostgreSQL's own programs, from the package with the binaries, as a user they accept."""
 
 import os
 import pwd

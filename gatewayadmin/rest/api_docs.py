@@ -1,4 +1,4 @@
-"""The description of the API as a person reads it: operations, fields and objects in words."""
+"""The OpenAPI description prepared for the documentation pages: operations, fields and objects as text."""
 
 from __future__ import annotations
 

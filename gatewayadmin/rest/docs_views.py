@@ -1,7 +1,7 @@
-"""The pages of the REST API, drawn from its own description.
+"""The documentation pages of the REST API, generated from its description.
 
-Drawn here rather than by Swagger UI: the same design, light and dark, readable without script and by a screen reader,
-and nothing to loosen the content security policy for.
+They replace Swagger UI: same design as all pages, light and dark, readable without script and by a screen reader, and
+no exception in the Content Security Policy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The API's description of itself, OpenAPI 3.1, drawn from what the views declare and enforce."""
+"""The OpenAPI 3.1 description of the API, generated from the declarations that the views enforce."""
 
 from __future__ import annotations
 

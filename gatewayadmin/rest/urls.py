@@ -1,4 +1,4 @@
-"""The REST API under /api/: every resource, at paths without a final slash."""
+"""The routes of the REST API under /api/, without trailing slashes."""
 
 import sys
 from http import HTTPStatus

@@ -1,4 +1,4 @@
-"""What every start makes sure of: tables, roles, the first owner, the Quickstart. Safe to run twice, or at once."""
+"""Prepared at every start: tables, roles, the first owner, the Quickstart. Idempotent, and safe to run concurrently."""
 
 import secrets
 from dataclasses import dataclass

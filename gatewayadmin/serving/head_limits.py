@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with bounds on what a client may send, how slowly, and over how many connections."""
+"""uvicorn's HTTP protocol with limits on size and speed of requests and on the number of connections."""
 
 import re
 from asyncio import TimerHandle, Transport

@@ -1,4 +1,4 @@
-"""What machines ask about this process: is it alive, can it serve, how is it doing."""
+"""/livez, /readyz and /metrics."""
 
 import asyncio
 import hmac

@@ -1,8 +1,7 @@
 """The bundled Quickstart server: a few harmless tools, so that a new workspace has something to call.
 
-An MCP server of both eras without state, answered by this process itself. It is reached through the
-gateway over the network like any other server, and opens only to the secret of this start: nobody but our own proxy
-can call it.
+A stateless MCP server of both eras in this process. The gateway calls it over the network like any other server. It
+accepts only requests with a secret made at this start: only our own proxy can call it.
 """
 
 import asyncio

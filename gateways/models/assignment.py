@@ -1,4 +1,4 @@
-"""A server behind a gateway, and the tools it offers there."""
+"""An assignment (a server on a gateway) and the tools it offers there."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime

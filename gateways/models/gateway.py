@@ -1,4 +1,4 @@
-"""The URL agents reach."""
+"""Gateways: the URLs that agents call."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The pages below an open section of the rail."""
+"""The pages of the open section in the navigation rail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small pieces of markup that every page uses."""
+"""Template tags for small pieces of markup that every page uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OAuth doctor from the command line: where clients are, or where there is no browser."""
+"""The OAuth doctor on the command line: for a client's network, or without a browser."""
 
 from argparse import ArgumentParser
 from typing import Any

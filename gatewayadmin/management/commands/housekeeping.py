@@ -1,4 +1,4 @@
-"""The chores, once: for a timer, or before looking closer."""
+"""Runs each housekeeping chore once."""
 
 from typing import Any
 

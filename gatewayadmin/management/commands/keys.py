@@ -1,4 +1,4 @@
-"""Which keys are still needed: a rotated key may go when nothing uses it any more."""
+"""Lists keys with the rows that need them: a rotated key can be removed when no row needs it."""
 
 from typing import Any
 

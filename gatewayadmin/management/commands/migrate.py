@@ -1,4 +1,4 @@
-"""Django's `migrate`, made safe beside running servers: it never makes calls queue behind it for long."""
+"""Django's `migrate`, made safe while servers run: calls never wait long for a migration's locks."""
 
 import time
 from contextlib import suppress

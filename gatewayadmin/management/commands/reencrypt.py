@@ -1,4 +1,4 @@
-"""Seal every stored secret with the newest encryption key, after GATEWAY_ENCRYPTION_KEYS got a new first one."""
+"""Encrypts every stored secret with the newest key, after a new first key in GATEWAY_ENCRYPTION_KEYS."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A client_id for an app that cannot get one by itself."""
+"""Registers an OAuth client for an app that cannot register itself."""
 
 import json
 from argparse import ArgumentParser

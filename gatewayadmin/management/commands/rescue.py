@@ -1,4 +1,4 @@
-"""The way back in for who has the machine: makes a person an active Super admin."""
+"""Makes a person an active Super admin: recovery for operators with a shell on the machine."""
 
 from argparse import ArgumentParser
 from typing import Any

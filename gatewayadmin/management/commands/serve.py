@@ -1,4 +1,4 @@
-"""Everything a fresh clone needs, then the server."""
+"""Prepares the database and starts the server."""
 
 import secrets
 from argparse import ArgumentParser
