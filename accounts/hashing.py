@@ -37,7 +37,7 @@ class HashingBusy(TryLater):
 
 
 class Queue:
-    """Lets `at_once` callers work and a bounded number wait; strangers leave places for those who are known.
+    """Admits `at_once` callers and lets a bounded number wait; part of the queue is reserved for known users.
 
     Waits `seconds` at most. Raises HashingBusy.
     """
@@ -74,7 +74,7 @@ _queue = Queue(at_once=AT_ONCE, waiting=WAITING, of_strangers=OF_STRANGERS, seco
 
 @contextmanager
 def for_a_stranger() -> Iterator[None]:
-    """Hashes of this block are for somebody nobody knows yet: others go first when the queue is long."""
+    """Hashes in this block are for an unknown sender, who may take only part of the queue."""
     before = _for_a_stranger.set(True)
     try:
         yield
@@ -83,7 +83,7 @@ def for_a_stranger() -> Iterator[None]:
 
 
 def apart[R](work: Callable[[], R]) -> R:
-    """What `work` gives, in its turn and at a lower priority, while this thread holds no database connection.
+    """The result of `work`, run in its turn at a lower priority, while this thread holds no database connection.
 
     A transaction keeps its connection, so nothing is hashed inside one where pages are served. Raises HashingBusy.
     """

@@ -42,7 +42,7 @@ class Outcome:
 
 
 def send_test_mail(*, by: User) -> Outcome:
-    """Send a mail to whoever asks, and to nobody else. Raises NoMailServer, or TooManyTestMails."""
+    """Send a test mail to `person` only. Raises NoMailServer, or TooManyTestMails."""
     if not settings.MAIL_SERVER:
         raise NoMailServer(NoMailServer.__doc__)
     _count(by)
@@ -85,14 +85,14 @@ SCHEMES = "smtps:// is TLS from the start, smtp+tls:// is STARTTLS, smtp:// is n
 
 
 def reason(error: OSError) -> str:
-    """Why a mail was not taken, in words; what the mail server said goes along."""
+    """Why a mail was not accepted, as a sentence that includes the mail server's reply."""
     words = next(words for kind, words in REASONS.items() if isinstance(error, kind))
     reply, sender = _server_reply(error), settings.DEFAULT_FROM_EMAIL
     return words.format(server=settings.MAIL_SERVER, sender=sender, said=reply, schemes=SCHEMES)
 
 
 def _server_reply(error: OSError) -> str:
-    """What a mail server said, or the system, on one line of a sensible length."""
+    """The reply of the mail server, or the system's error, on one line."""
     match error:
         case smtplib.SMTPRecipientsRefused():
             words = " ".join(f"{code} {_text(text)}" for code, text in error.recipients.values())

@@ -257,7 +257,7 @@ def _ending_keys(person: User) -> str:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
-    """Let this person into the Django admin, or no more."""
+    """Set or clear the staff flag."""
     person = find(pk)
     if request.method == "GET":
         return confirm(
@@ -296,7 +296,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _reset_sent(request: AppRequest, person: User) -> str:
-    """Mail the link, to nobody but its owner; what became of it in words."""
+    """Mail the link to its owner only; returns the outcome as a sentence."""
     if not settings.MAIL_IS_OFFERED:
         return password_links.NO_MAIL
     form = ForgottenForm({"email": person.email})

@@ -68,13 +68,13 @@ class RoleInUse(PeopleError):
 
 
 class Grantor(Actor, Protocol):
-    """Somebody who changes people and roles."""
+    """A person who changes people and roles."""
 
     def has_perm(self, perm: str) -> bool: ...
 
 
 def one_at_a_time() -> None:
-    """Let no two changes to people run at once until this transaction ends.
+    """Serialise changes to people until this transaction ends.
 
     The guard of the last manager looks at all people, so row locks would not do.
     """
@@ -83,7 +83,7 @@ def one_at_a_time() -> None:
 
 
 def acting_now(by: Grantor | None) -> Any:
-    """Who acts as the database has them at this moment, within the limits of the API key they act with, if any.
+    """The acting person as currently stored, restricted by the API key of the request, if any.
 
     A change that waited for another one to end may find its author with less than they began with; somebody who was
     deactivated meanwhile holds nothing. None is the system.
@@ -121,7 +121,7 @@ def lacking(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]
 
 
 def must_keep_an_owner() -> None:
-    """Raise LastOwner unless an owner is left: somebody active, with a password, whose role is Super admin."""
+    """Raise LastOwner unless an owner remains: an active person with a password and the role Super admin."""
     holders = get_user_model().objects.filter(role__name=SUPER_ADMIN.name, role__locked=True, is_active=True)
     if not holders.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists():
         raise LastOwner(LastOwner.__doc__)

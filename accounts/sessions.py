@@ -93,7 +93,7 @@ def end(person: User, pk: int, *, by: User) -> None:
 
 
 def browser_of(user_agent: str) -> str:
-    """A browser in words: "Firefox on Windows"; what it says itself when that is nothing we know."""
+    """A browser's name: "Firefox on Windows"; the raw user agent when it is unknown."""
     name = next((name for mark, name in BROWSERS.items() if re.search(rf"{mark}\w*/", user_agent)), "")
     system = next((name for mark, name in SYSTEMS.items() if mark in user_agent), "")
     return " on ".join(filter(None, (name, system))) or user_agent[:60] or "Unknown browser"

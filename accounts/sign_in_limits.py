@@ -92,7 +92,7 @@ def try_password(request: HttpRequest, email: str) -> Tries:
 
 
 def try_code(request: HttpRequest, person: User) -> Tries:
-    """Count a try to sign in with a code, by somebody whose password was right. Raises TooManyTries."""
+    """Count an attempt with a code, after a correct password. Raises TooManyTries."""
     tries = Tries()
     if device := _device(request, person):
         tries.count("code, in a known browser", device)
@@ -103,7 +103,7 @@ def try_code(request: HttpRequest, person: User) -> Tries:
 
 
 def try_as(person: User, action: str) -> Tries:
-    """Count what somebody who is signed in tries. Raises TooManyTries."""
+    """Count an attempt of a signed-in user. Raises TooManyTries."""
     tries = Tries()
     tries.count(action, str(person.pk))
     return tries
@@ -115,7 +115,7 @@ def posts_from_one_address(action: str) -> Callable[[View], View]:
 
 
 def posts_of_one_person(action: str) -> Callable[[View], View]:
-    """Limit how often somebody who is signed in sends a form."""
+    """Limit how often a signed-in user submits a form."""
     return _posts(action, lambda request: str(request.user.pk))
 
 
@@ -149,7 +149,7 @@ def _device(request: HttpRequest, person: User) -> str:
 
 
 def remember_browser(request: HttpRequest, response: HttpResponse, person: User) -> None:
-    """Let `person` try in this browser apart from what others try; it says nothing else and opens nothing."""
+    """Set the cookie of a known browser, which has its own count of attempts for `person`; it gives no access."""
     device = _device(request, person) or secrets.token_urlsafe(12)
     response.set_cookie(
         COOKIE,

@@ -116,7 +116,7 @@ def workspace(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.WORKSPACE_MANAGE)
 def test_mail(request: AppRequest) -> HttpResponse:
-    """Mail whoever asks, and say what became of it."""
+    """Send a test mail to the signed-in person, and show the outcome."""
     context = _context(WorkspaceForm(None, workspace=WorkspaceSettings.load()))
     try:
         outcome = send_test_mail(by=request.user)

@@ -172,13 +172,13 @@ class Log(Resource):
 
     @property
     def place(self) -> tuple[Cursor | None, int]:
-        """Where the page that was asked for begins, and how many rows it holds."""
+        """The cursor and the size of the requested page."""
         return self.query_data.get("cursor"), min(
             self.query_data.get("page_size", Paging.page_size), Paging.max_page_size
         )
 
     def listed(self, result: Page[Any]) -> Response:
-        """The page that was asked for."""
+        """The response with one page of rows."""
         links = {"next": self._link(result.older), "previous": self._link(result.newer)}
         return Response({**links, "results": self.serialize(result.rows, many=True)})
 

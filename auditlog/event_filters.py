@@ -20,7 +20,7 @@ TEXTS = {"actor": "Actor", "target": "Target", "correlation": "Correlation id"}
 
 
 class EventFilter(forms.Form):
-    """The query string of the page; a value nobody offers narrows nothing."""
+    """The query string of the page as a form; unknown values are ignored."""
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
     action = forms.MultipleChoiceField(required=False, choices=[(action.value, action.value) for action in Action])
@@ -37,7 +37,7 @@ class EventFilter(forms.Form):
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What was asked for beyond the default."""
+        """The values that differ from the defaults."""
         return {
             name: value for name, value in self.values.items() if value and (name, value) != ("range", DEFAULT_RANGE)
         }

@@ -45,7 +45,7 @@ _free = threading.BoundedSemaphore(MAX_EXPORTS)
 
 
 class TooManyExports(ApiError):
-    """As many exports are running as this process lets run at once."""
+    """This process already runs its maximum number of exports."""
 
     wait = 30.0  # Seconds, for Retry-After.
 
@@ -58,7 +58,7 @@ class IncompleteExport(Exception):
 
 
 class Export:
-    """Rows as a file of one kind, in pieces of some thousand rows, newest first; `columns` says what is told as what.
+    """Rows as a file, in pieces of some thousand rows, newest first; `columns` maps fields to column names.
 
     Reads with a cursor in the database, over a connection of its own, so that no page waits for it and no time limit of
     pages cuts it. `close` ends it at any moment, from any thread. Raises TooManyExports, and IncompleteExport between
@@ -177,7 +177,7 @@ def too_many_response(refused: TooManyExports) -> HttpResponse:
 
 
 async def stream_export(pieces: Export) -> AsyncIterator[str]:
-    """The same pieces for a response of an asynchronous server, read in a thread; ends with its reader."""
+    """The same pieces for an asynchronous response, read in a thread; stops when the client disconnects."""
 
     @sync_to_async
     def take() -> str | None:
@@ -197,7 +197,7 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A cell no spreadsheet runs as a formula: tool names and addresses come from strangers."""
+    """A cell that no spreadsheet runs as a formula: tool names and addresses are untrusted."""
     if isinstance(value, str):
         return f"'{value}" if _is_formula(value) else value
     if isinstance(value, datetime):

@@ -66,7 +66,7 @@ class Span:
 
     @classmethod
     def named(cls, name: str) -> "Span | None":
-        """The span that the name of a partition says; None for any other table."""
+        """The span in the name of a partition; None for any other table."""
         match = _NAME.search(name)
         if match is None:
             return None
@@ -232,7 +232,7 @@ def _longest_free(day: date, longest: int, existing: Sequence[Span]) -> Span:
 
 @contextmanager
 def _patience(cursor: Any) -> Iterator[None]:
-    """Wait for a lock for a moment only: whoever comes after us would wait behind us."""
+    """Limit the wait for a lock: statements that arrive later would queue behind ours."""
     cursor.execute(f"SET lock_timeout = '{PATIENCE}'")
     try:
         yield

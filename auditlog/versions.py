@@ -19,7 +19,7 @@ __all__ = ["Change", "ChangedMeanwhile", "FormSeen", "Precondition", "Seen", "Ve
 
 
 class Versioned(HasVersion):
-    """A thing people edit, whose verb says when somebody else was faster."""
+    """Base of editable models, whose verbs refuse a save based on an outdated version."""
 
     def lock(self) -> Any:
         """This row as it is now, locked until the transaction ends."""

@@ -41,7 +41,7 @@ def calls(request: AppRequest) -> HttpResponse:
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
-    """The log on a page that includes auditlog/log.html; for htmx its rows alone. `chosen` may be about one thing."""
+    """The log on a page that includes auditlog/log.html; for htmx only its rows. `call_filter` may have a scope."""
     context |= _listed(request, call_filter)
     if not wants_fragment(request):
         return show(request, template, context)
@@ -52,13 +52,13 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], call_fi
 
 
 def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
-    """The calls of one `kind` of thing (host, gateway or server), as a tab of its page."""
+    """The calls of one host, gateway or server (`kind`), as a tab of its page."""
     call_filter = CallFilter(request.GET, {kind: str(target.pk)})
     return listing(request, f"auditlog/of_{kind}.html", {kind: target, "tab": "logs"}, call_filter)
 
 
 def log_alone(kind: str, pk: UUID) -> HttpResponse:
-    """The Logs page narrowed to one thing, for who may not see the page that the tab belongs to."""
+    """The Logs page filtered to one row, for users who may not open the page with the tab."""
     return redirect(f"{reverse('auditlog:calls')}?{urlencode({kind: pk})}")
 
 

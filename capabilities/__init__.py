@@ -22,7 +22,7 @@ NOBODY: Held = ()
 
 
 class Holder(Protocol):
-    """Somebody whose role may hold capabilities."""
+    """A user with capabilities."""
 
     def has_perm(self, perm: str) -> bool: ...
 

@@ -30,7 +30,7 @@ class Own:
         return self.by_key or self.others
 
     def check(self, user: Any, owner: UUID | None) -> None:
-        """Raise CapabilityRequired, or 403 `not_yours`, for another's thing when `user` may not go to others'."""
+        """Raise CapabilityRequired, or 403 `not_yours`, when `user` may not act on other people's resources."""
         if owner != user.pk:
             if self.others == NOBODY:
                 raise PermissionDenied("Only its owner may do this.", code="not_yours")

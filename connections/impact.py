@@ -26,7 +26,7 @@ class NothingGoesThrough(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Impact:
-    """How many live connections, hosts and users a thing carries, and its calls of the last 24 hours."""
+    """The number of live connections, hosts and users that depend on a row, and its calls of the last 24 hours."""
 
     connections: int
     hosts: int
@@ -39,7 +39,7 @@ class Impact:
 
 
 def impact_of(target: models.Model) -> Impact:
-    """What stops when `thing`, any switchable layer, is switched off. Raises NothingGoesThrough."""
+    """The impact of disabling `target`, a row of any switchable model. Raises NothingGoesThrough."""
     links, calls = _reached(target)
     totals = (
         Connection.objects.live()
@@ -55,9 +55,9 @@ def impact_of(target: models.Model) -> Impact:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """What switching `thing` off cuts, as a sentence for the question before it.
+    """The impact of disabling `target`, as a sentence for the confirmation.
 
-    Empty for who may see neither everybody's connections nor `thing` as their own. Raises
+    Empty for a viewer who may not see all connections and does not own `target`. Raises
     NothingGoesThrough.
     """
     is_own = viewer.pk in (getattr(target, "user_id", None), getattr(target, "owner_id", None))

@@ -93,7 +93,7 @@ def own(request: AppRequest) -> HttpResponse:
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
-    """The connection, or 404 for who may neither see it nor do this to it."""
+    """The connection, or 404 for a user who may neither see nor change it."""
     return get_object_or_404(visible(request.user, opening), pk=pk)
 
 

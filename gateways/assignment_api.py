@@ -164,7 +164,7 @@ class AssignmentResource(Resource):
 
 
 def matching_reference(alias: str) -> Q:
-    """The assignment an address means; an id is longer than any alias. NUL, which no column holds, means none."""
+    """The condition for an alias or an id in a URL; ids are longer than any alias. NUL matches nothing."""
     try:
         return Q(pk=UUID(alias))
     except ValueError:

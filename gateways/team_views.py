@@ -160,7 +160,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _closed_gateways(team: Team) -> str:
-    """What its people can no longer reach."""
+    """The gateways that are closed to its members, as a sentence."""
     names = [gateway.name for gateway in _live(team)]
     if not names:
         return "No gateway is open to it."

@@ -53,13 +53,13 @@ def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
 
 
 def _seen_by(viewer: User) -> Q:
-    """The connections whose number `viewer` is told."""
+    """The connections that count for `viewer`."""
     sees_all = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
     return Q(connections__isnull=False) if sees_all else Q(connections__user=viewer)
 
 
 def _number(of: str, condition: Q) -> Subquery:
-    """A count of its own: joined together, the three would multiply."""
+    """A count as a subquery: joined together, the three would multiply."""
     rows = Gateway.objects.filter(pk=OuterRef("pk")).annotate(number=Count(of, filter=condition))
     return Subquery(rows.order_by().values("number"), output_field=IntegerField())
 

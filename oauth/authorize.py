@@ -47,7 +47,7 @@ class SentBack(HttpResponseRedirect):
 @never_cache
 @require_GET
 def authorize(request: AppRequest) -> HttpResponse:
-    """Judge an authorization request, see who is there, and begin the flow.
+    """Validate an authorization request, check the signed-in user, and begin the flow.
 
     Nothing is sent to a redirect address before client and address are known to belong together.
     """

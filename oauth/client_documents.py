@@ -90,7 +90,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 
 
 def _give_connection_back() -> None:
-    """Let others use the database while we wait for a stranger; Django takes a connection anew when it needs one."""
+    """Return the database connection to the pool during the fetch; Django opens one again when needed."""
     if not connection.in_atomic_block:
         connection.close()
 

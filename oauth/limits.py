@@ -68,7 +68,7 @@ def _client(request: HttpRequest) -> str:
 
 
 def _claimed_client_id(request: HttpRequest) -> str:
-    """The client_id in the body or in HTTP Basic; it need not be true."""
+    """The client_id in the body or in HTTP Basic, not verified."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme == "Basic":
         try:

@@ -73,7 +73,7 @@ def _remember(client_id: str, metadata: Mapping[str, Any], request: HttpRequest)
 
 
 def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The toolkit's answer with what RFC 7591 section 3.2.1 and real clients expect besides."""
+    """The toolkit's response, completed with the fields that RFC 7591 section 3.2.1 and real clients expect."""
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     echoed = {
         key: metadata[key] for key in ("client_uri", "logo_uri", "software_id", "software_version") if key in metadata

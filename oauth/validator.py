@@ -149,7 +149,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
 
 
 def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
-    """Use up what the request came with: a refresh token, or a code, of which its digest is kept."""
+    """Mark the refresh token of the request as used, or store the digest of its code."""
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)
         if row.revoked is not None and not _is_in_grace(row):  # Its family ended since it was judged.

@@ -59,7 +59,7 @@ def _uuid(text: str) -> UUID:
 
 
 def step(view: Step) -> Step:
-    """A page of the flow: hand it the flow, or say why there is none to go on with."""
+    """Decorator of the flow's pages: passes the flow, or shows why it cannot continue."""
 
     @never_cache
     @require_http_methods(["GET", "POST"])
@@ -81,7 +81,7 @@ def step(view: Step) -> Step:
 
 
 def _approval(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    """Ask the person whether an administrator should be asked; looking at the page asks nobody."""
+    """Show the button that asks for an administrator's approval; opening the page asks nobody."""
     if "ask" in request.POST:
         flows.ask_approval(flow, by=request.user)
         return redirect("oauth:gateway", flow.pk)
@@ -119,7 +119,7 @@ def _choose(flow: AuthorizeRequest, gateway: Gateway) -> HttpResponse:
 
 
 def _next(flow: AuthorizeRequest, questions: list[Assignment]) -> HttpResponse:
-    """On to the first server in `asked`, or to the ending when there is none."""
+    """Redirect to the page of the first server in `questions`, or to the last step when there is none."""
     if questions:
         return redirect("oauth:identity", flow.pk, questions[0].pk)
     return redirect(ENDINGS[Ending(flow.kind)], flow.pk)
@@ -178,7 +178,7 @@ def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    """Open the connection and issue its token; the lock on the flow lets a second submit come too late."""
+    """Open the connection and issue its token; the lock on the flow makes a second submit fail."""
     if flow.completed_at:
         return _finished(request, flow)
     form = _form(flow, request.POST)

@@ -42,7 +42,7 @@ class Failed(Exception):
 
 
 class AccessRefused(Failed):
-    """The server is there, and does not let us in."""
+    """The server responds, but refuses access."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _ask(server: Server, identity: Identity | None) -> blocking.Discovery:
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
-    """Where and as whom to ask; which era the server speaks is found out anew."""
+    """The target and credential of the request; the server's era is detected again."""
     return Target(
         server_id=str(server.pk),
         server_name=server.name,
@@ -184,7 +184,7 @@ def _in_words(error: errors.UpstreamError, server: Server) -> str:
 
 
 def _refusal(error: errors.BadAnswer) -> str:
-    """What an error or a status alone says."""
+    """The message for an error, or for a status alone."""
     if error.error:
         message, code = error.error.get("message"), error.error.get("code")
         quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""

@@ -186,7 +186,7 @@ class SharedIdentityForm(SecretForm):
 
 
 class ServerFilter(forms.Form):
-    """What the list of servers is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of servers; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     health = forms.MultipleChoiceField(required=False, choices=Health.choices)

@@ -49,7 +49,7 @@ class IdentityRow:
 
     @property
     def name(self) -> str:
-        """What a switch or a reader is told this is."""
+        """The accessible name of the row's switch."""
         return f"{self.identity.label} of {self.owner}"
 
     @property
@@ -67,14 +67,14 @@ class IdentityRow:
 
     @property
     def switch_words(self) -> str:
-        """How its switch stands, for who may not move it."""
+        """The state of the switch as text, for viewers who may not change it."""
         if self.identity.enabled:
             return "Enabled"
         return "Disabled by an administrator" if self.is_own else "Disabled"
 
     @property
     def may_replace(self) -> bool:
-        """Whether the viewer may put another secret in its place: nobody does that to another person."""
+        """Whether the viewer may replace the secret: never another person's."""
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
 
     @property
@@ -85,7 +85,7 @@ class IdentityRow:
 
     @property
     def may_place(self) -> bool:
-        """Whether the viewer says which gateways it is for."""
+        """Whether the viewer may choose the gateways on which it may be used."""
         shared = self.identity.is_shared and self.identity.revoked_at is None
         return shared and self.viewer.has_perm(Capability.IDENTITIES_MANAGE)
 
@@ -134,7 +134,7 @@ def tab_url(server: Server) -> str:
 
 
 def page_url(viewer: User, identity: Identity) -> str:
-    """The page that lists `identity`: the tab of its server, or one's own identities for who may not open that."""
+    """The page that lists `identity`: the tab of its server, or My identities for users who may not open the tab."""
     return tab_url(identity.server) if any(map(viewer.has_perm, SEES_SERVERS)) else reverse("connections:mine")
 
 

@@ -222,7 +222,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.filter(owner=user)
 
     def shared(self) -> "IdentityQuerySet":
-        """Service accounts that belong to nobody in particular."""
+        """Shared identities (service accounts), which have no owner."""
         return self.filter(owner=None)
 
     def bring(self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None) -> "Identity":
@@ -300,7 +300,7 @@ class Identity(Versioned, Switchable):
 
     @property
     def needed(self) -> Capability:
-        """What it takes to change it when it is not one's own."""
+        """The capability needed to change it for a user who is not its owner."""
         return Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE
 
     def is_open_to(self, user: User) -> bool:
@@ -333,7 +333,7 @@ class Identity(Versioned, Switchable):
         return {"label": self.label, "enabled": self.enabled}
 
     def may_be_confirmed_by(self, user: User) -> bool:
-        """Whether `user` answers for it: the owner for their own, who manages identities for a shared one."""
+        """Whether `user` may confirm it: the owner, or for a shared one a person with *Identity management*."""
         return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
 
     def confirm(self, *, by: User) -> None:

@@ -213,7 +213,7 @@ class TokenResource(Resource):
         return token
 
     def _again(self, new: Issued) -> Issued:
-        """The same with everything that is told of a token."""
+        """The token again, with all related rows the serializer needs."""
         return Issued(with_reach(Token.objects.all()).get(pk=new.token.pk), new.secret)
 
 

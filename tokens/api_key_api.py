@@ -84,5 +84,5 @@ class ApiKeyResource(Resource):
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def _find(self, pk: UUID) -> ApiKey:
-        """The key, if its owner asks, or somebody who manages people."""
+        """The key, for its owner or a person who manages people."""
         return get_object_or_404(keys_known_to(self.me), pk=pk)

@@ -15,13 +15,13 @@ STATUSES = ("active", "expired", "revoked", "all")
 
 
 def keys_known_to(viewer: User) -> ApiKeyQuerySet:
-    """One's own API keys; everybody's for who manages people."""
+    """The viewer's own API keys; everybody's for people who manage people."""
     keys = ApiKey.objects.select_related("user")
     return keys if viewer.has_perm(Capability.PEOPLE_MANAGE) else keys.filter(user=viewer)
 
 
 class KeyFilter(forms.Form):
-    """What the list of API keys is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of API keys; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
@@ -33,7 +33,7 @@ class KeyFilter(forms.Form):
         self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
     def listed(self, viewer: User) -> ApiKeyQuerySet:
-        """The viewer's own keys, or everybody's where that was asked for. Raises CapabilityRequired."""
+        """The viewer's own keys, or everybody's with that filter. Raises CapabilityRequired."""
         return ApiKey.objects.within_reach(viewer, of_all="owner" in self.values)
 
     def narrow(self, keys: ApiKeyQuerySet) -> ApiKeyQuerySet:

@@ -45,7 +45,7 @@ class Regenerate(Connections):
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """An app goes on by itself, and its key is shown to nobody; even one's own takes the capability."""
+        """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
         Token.objects.renew_key(connection, by=self.me)

@@ -33,7 +33,7 @@ def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _key(request: AppRequest, connection: Connection) -> HttpResponse:
-    """The app goes on by itself; its key is shown to nobody, so one's own takes the capability too."""
+    """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
     if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if not connection.is_live:

@@ -157,7 +157,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.live().filter(connection=connection, kind=TokenKind.KEY).first()
 
     def provide_key(self, connection: Connection, *, by: User) -> "Token":
-        """The live key of an app's connection, made when there is none; its text is shown to nobody."""
+        """The live key of an app's connection, created if there is none; its text is never shown."""
         with transaction.atomic():
             connection.lock()
             key = self.live_key(connection)
@@ -346,7 +346,7 @@ class Token(Versioned, models.Model):
             return self._renew(row, Action.TOKEN_COLLECTED, by=by)
 
     def end_previous(self, *, by: User) -> None:
-        """End the replaced secret before its time; the present one goes on.
+        """End the previous secret early; the present one stays valid.
 
         Raises NoPrevious when none works any more, AlreadyRevoked or Expired.
         """
@@ -386,7 +386,7 @@ class Token(Versioned, models.Model):
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def _owner_for(self, by: User) -> dict[str, str]:
-        """What an event says of the owner, and that somebody else acted."""
+        """The event fields for an action on another person's token: its owner."""
         owner = {"owner": self.connection.user.email}
         return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHERS}
 
@@ -489,7 +489,7 @@ class Token(Versioned, models.Model):
 
 
 def _plain(value: Any) -> Any:
-    """A value as it may stand in an event."""
+    """A value in the form in which events store it."""
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 

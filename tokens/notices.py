@@ -28,7 +28,7 @@ SENTENCES: dict[str, str] = {
 
 
 class Notice(NamedTuple):
-    """One thing somebody did."""
+    """One notice: an action of another person."""
 
     who: str
     sentence: str

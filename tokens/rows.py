@@ -93,7 +93,7 @@ class TokenRow:
 
 
 class Care(NamedTuple):
-    """A reason to look after active tokens: its card says `title`, and opens the list of those it is about."""
+    """A category of active tokens that need attention: a card with `title` links to the filtered list."""
 
     title: str
     note: str
@@ -130,7 +130,7 @@ def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
 
 
 class TokenFilter(forms.Form):
-    """What the list of tokens is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of tokens; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])

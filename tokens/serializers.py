@@ -93,7 +93,7 @@ class RotatedTokenSerializer(serializers.Serializer[Any]):
 
 
 def issued(new: Issued) -> dict[str, Any]:
-    """A new token with its secret, the only time it is told."""
+    """A new token with its secret, which is returned only here."""
     return {"token": new.secret, **TokenSerializer(new.token).data}
 
 

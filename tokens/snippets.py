@@ -43,7 +43,7 @@ def example_call(gateway: Gateway) -> ToolCall | None:
 
 
 def _example_order(tool: Tool) -> tuple[bool, bool, int, str]:
-    """Smallest first: an echo, then what changes nothing, then what needs the fewest arguments."""
+    """Sort key for example tools: an echo first, then read-only tools, then those with the fewest arguments."""
     reads = isinstance(tool.annotations, dict) and bool(tool.annotations.get("readOnlyHint"))
     return tool.name != "echo", not reads, len(_required(tool.input_schema)), tool.exposed_name
 

@@ -104,7 +104,7 @@ def _network(entry: str) -> str:
 
 
 def admits(ranges: Sequence[str] | None, address: str | None) -> bool:
-    """Whether an allowlist lets `address` through; without a list everybody is."""
+    """Whether an allowlist admits `address`; without a list every address is admitted."""
     if ranges is None:
         return True
     try:

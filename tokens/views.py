@@ -236,7 +236,7 @@ def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def asked(request: AppRequest, token: Token) -> HttpResponse:
-    """Ask first, then end the secrets of `token`; nobody but its owner gets the new one."""
+    """Confirm, then end the secrets of `token`; only its owner gets the new one."""
     owner = token.connection.user.email
     if request.method == "GET":
         return confirm(

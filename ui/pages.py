@@ -32,7 +32,7 @@ class AppRequest(HttpRequest):
 
 
 def wants_fragment(request: HttpRequest) -> bool:
-    """Whether htmx asked for a piece of the page; going back in history needs the whole."""
+    """Whether htmx requested a fragment; restoring from history needs the whole page."""
     htmx: HtmxDetails | None = getattr(request, "htmx", None)
     return htmx is not None and bool(htmx) and not (htmx.boosted or htmx.history_restore_request)
 
@@ -43,7 +43,7 @@ def is_for(request: AppRequest, target: str) -> bool:
 
 
 class Fragment(NamedTuple):
-    """The template and the context that draw one thing on the page that is open."""
+    """The template and the context of one fragment of the open page."""
 
     template: str
     context: dict[str, Any]
@@ -71,7 +71,7 @@ def seen(request: HttpRequest) -> FormSeen | None:
 
 
 def clash_context(clash: ChangedMeanwhile) -> dict[str, Any]:
-    """What a form adds when the thing was changed after it was opened: saved once more, it goes on top."""
+    """Context of a form after an edit conflict; submitting it again overwrites the other change."""
     return {"clash": clash, "version": clash.version}
 
 
@@ -144,7 +144,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 
 
 def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: str) -> HttpResponse:
-    """Ask before `thing` is put away for good."""
+    """The confirmation page before `target` is archived."""
     return confirm(
         request,
         title=f"Archive {target._meta.verbose_name}",
@@ -156,7 +156,7 @@ def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: s
 
 
 def sentences(*parts: str) -> str:
-    """The parts that say something, one after another."""
+    """The non-empty parts, joined as sentences."""
     return " ".join(filter(None, parts))
 
 

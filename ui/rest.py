@@ -153,7 +153,7 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def me(self) -> User:
-        """The person who asks; permissions have been checked."""
+        """The user of the request; permissions have been checked."""
         return cast("User", self.request.user)
 
     def must_own(self, owner: UUID | None) -> None:
@@ -184,7 +184,7 @@ class Resource(GenericViewSet[Any]):
 
     @contextmanager
     def unchanged(self, row: Any) -> Iterator[None]:
-        """While this lasts nobody changes `thing`. Raises ChangedMeanwhile when it is not what the request allows."""
+        """Lock `row` for the block. Raises ChangedMeanwhile when `If-Match` does not allow its version."""
         with transaction.atomic():
             row.lock().must_be(self.seen)
             yield
@@ -201,7 +201,7 @@ class Resource(GenericViewSet[Any]):
         )
 
     def serialize(self, thing: Any, *, many: bool = False) -> Any:
-        """`thing` as this resource's serializer writes it."""
+        """`thing` as serialized by this resource's serializer."""
         return self.get_serializer(thing, many=many).data
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
@@ -270,7 +270,7 @@ def _throttled(refusal: TryLater) -> exceptions.Throttled:
 
 
 def _changed(clash: ChangedMeanwhile) -> Response:
-    """412, with what became of the thing after the version that was sent."""
+    """412, with the changes made after the version in `If-Match`."""
     set_rollback()
     changed = [
         {"field": change.field, "value": change.now, "by": change.by or None, "at": stamp(change.at)}
@@ -296,5 +296,5 @@ def _by_field(errors: Any) -> dict[str, Any]:
 
 
 def secret_answer(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
-    """An answer that holds a secret: no cache keeps it."""
+    """A response with a secret: it is `no-store`."""
     return Response(body, status=status, headers={"Cache-Control": "no-store"})

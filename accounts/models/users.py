@@ -46,7 +46,7 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def invite(self, *, email: str, display_name: str, role: Role, by: Grantor | None) -> "User":
-        """Make a person who has no password yet; the invitation's link lets them choose one.
+        """Create a person without a password; the link of the invitation lets them choose one.
 
         Raises EmailTaken, or BeyondYours for a role that holds more than `by` does.
         """
@@ -61,7 +61,7 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
-        """Make the person with this e-mail an active Super admin, whatever they were; for who has the machine.
+        """Make the person with this e-mail an active Super admin; for operators with a shell on the machine.
 
         Yields them, and what they were in words. With `create` a new person is made when there is none. Links and
         sessions of somebody who was deactivated stay dead. Raises User.DoesNotExist.
@@ -177,7 +177,7 @@ class User(Versioned, AbstractBaseUser):
         return self.status == "active" and self.role is not None and self.role.is_owners
 
     def give_role(self, role: Role, *, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Let this person hold `role`, and nothing beside it, from the next request on.
+        """Give this person `role` as their only role, from the next request on.
 
         Raises BeyondYours, Outranked, LastOwner, LastManager or ChangedMeanwhile.
         """
@@ -197,7 +197,7 @@ class User(Versioned, AbstractBaseUser):
         self.__dict__.pop("permissions", None)
 
     def set_staff(self, staff: bool, *, by: Grantor | None) -> None:
-        """Let this person into the Django admin, where their role decides what they see; or no more.
+        """Set or clear the staff flag, which opens the Django admin; the role decides what they see there.
 
         Raises NotStaff unless `by` is staff or an owner, or Outranked.
         """
@@ -211,7 +211,7 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def renew_invitation(self, *, by: Grantor | None) -> None:
-        """End the invitation's links made so far; whoever asked may send a new one.
+        """Invalidate the links of the invitation, so that a new one can be sent.
 
         Raises AlreadyJoined, or Outranked: the link makes one that person.
         """
@@ -229,9 +229,9 @@ class User(Versioned, AbstractBaseUser):
                 raise NotActive(NotActive.__doc__)
 
     def note_password_link(self, *, by: Grantor | None) -> int:
-        """Record that a link to choose a password is handed out; for how many hours it works.
+        """Record that a password link was made; returns for how many hours it works.
 
-        Raises NotActive for who is deactivated, or Outranked: the link makes one that person.
+        Raises NotActive for a deactivated person, or Outranked: the link gives access as that person.
         """
         with self.changed_by(by) as present:
             if not present.is_active:
@@ -247,7 +247,7 @@ class User(Versioned, AbstractBaseUser):
         self._set_active(False, by)
 
     def reactivate(self, *, by: Grantor | None) -> None:
-        """Let this person in again; connections and tokens work as before. Raises Outranked."""
+        """Reactivate this person; connections and tokens work as before. Raises Outranked."""
         self._set_active(True, by)
 
     def _set_active(self, active: bool, by: Grantor | None) -> None:
@@ -266,7 +266,7 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
 
     def dismiss_notices(self, until: datetime) -> None:
-        """Be told no more of what happened until then; what happens later is."""
+        """Dismiss the notices up to this time; later ones are still shown."""
         self.notices_read_at = min(until, timezone.now())
         self.save(update_fields=["notices_read_at"])
 
@@ -356,11 +356,11 @@ class Team(Versioned, models.Model):
         return {"name": self.name, "users": self.emails()}
 
     def emails(self) -> list[str]:
-        """Who is in it, as an event tells it."""
+        """The members' e-mail addresses, as events record them."""
         return list(self.users.order_by("email").values_list("email", flat=True))
 
     def edit(self, *, name: str, users: Iterable[User], by: Actor | None, seen: Seen | None = None) -> None:
-        """Rename the team and change who is in it; acts on their next request. Raises NameTaken or ChangedMeanwhile."""
+        """Rename the team and set its members, from their next request on. Raises NameTaken or ChangedMeanwhile."""
         try:
             with transaction.atomic():
                 row = Team.objects.select_for_update().get(pk=self.pk)

@@ -102,7 +102,7 @@ METHODS = (
 
 
 def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) -> LogField:
-    """A thing that calls belong to, found by the index of its id."""
+    """A field for a row that calls refer to, such as a host, with an index on its id."""
     return LogField(
         name,
         Comparison.NAME,

@@ -69,7 +69,7 @@ class Moment(forms.DateTimeField):
 
 
 class CallFilter(forms.Form):
-    """What the page is narrowed to; a value nobody offers narrows nothing, a search that does not parse finds nothing.
+    """The filters of the Logs page; unknown values are ignored, and a search with a syntax error finds nothing.
 
     Host, gateway, server and user are names or ids; ids outlive a rename. `scope` is what a tab is about,
     and no part of the query string.
@@ -97,7 +97,7 @@ class CallFilter(forms.Form):
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What was asked for beyond the default."""
+        """The values that differ from the defaults."""
         texts = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.values.items()}
         texts["live"] = "1" if texts["live"] else ""
         if self.is_between:
@@ -178,7 +178,7 @@ class CallFilter(forms.Form):
 
     @property
     def tab(self) -> str:
-        """The query string that says what the tab is about."""
+        """The query string of the tab's scope."""
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     @property
@@ -221,12 +221,12 @@ def _form_field(field: LogField) -> forms.Field:
 
 
 def _is_by_id(field: LogField, value: str) -> bool:
-    """Whether a filter names its thing by id: a chip then says which."""
+    """Whether the filter's value is an id; a chip then shows the name."""
     return field.comparison is Comparison.ID or (field.comparison is Comparison.NAME and uuid_of(value) is not None)
 
 
 def _newest_name(field: LogField, pk: str) -> str:
-    """The name that the newest call of a thing gives it; empty when there is none."""
+    """The name in the newest call with this id; empty when there is none."""
     if not field.id_column:
         return ""
     names = Call.objects.filter(**{field.id_column: pk}).order_by("-created_at").values_list(field.column, flat=True)

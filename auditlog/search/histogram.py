@@ -122,7 +122,7 @@ def rounded(number: int) -> int:
 
 
 def stamp(at: datetime) -> str:
-    """A moment as it stands in a query string, to the second where it has some."""
+    """A time as text in a query string, with seconds if it has any."""
     at = at.astimezone(UTC)
     return f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}"
 

@@ -21,7 +21,7 @@ class BadCursor(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in the log, and the way to go from there."""
+    """A position in the log, and the direction to page from there."""
 
     way: str
     at: datetime
@@ -32,7 +32,7 @@ class Cursor:
 
     @classmethod
     def read(cls, text: str) -> Cursor:
-        """The cursor `text` says. Raises BadCursor."""
+        """The cursor parsed from `text`. Raises BadCursor."""
         way, (micros, _, pk) = text[:1], text[1:].partition("-")
         if way not in (OLDER, NEWER) or not (text.isascii() and micros.isdecimal() and pk.isdecimal()):
             raise BadCursor(BadCursor.__doc__)
@@ -43,7 +43,7 @@ class Cursor:
 
     @classmethod
     def named(cls, text: str) -> Cursor | None:
-        """The cursor an address says; None, for the newest page, when it says none."""
+        """The cursor of a query string; None, for the newest page, when it has none."""
         try:
             return cls.read(text)
         except BadCursor:

@@ -47,12 +47,12 @@ type Rule = Callable[[Any], bool]
 
 
 def all_of(*capabilities: Capability) -> Rule:
-    """Open to who holds all of these."""
+    """Access for holders of all of these."""
     return lambda user: all(map(user.has_perm, capabilities))
 
 
 def any_of(*capabilities: Capability) -> Rule:
-    """Open to who holds one of these."""
+    """Access for holders of any of these."""
     return lambda user: any(map(user.has_perm, capabilities))
 
 

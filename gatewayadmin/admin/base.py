@@ -33,12 +33,12 @@ EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 
 
 def may(request: HttpRequest, *capabilities: Capability) -> bool:
-    """Whether the one who asks holds any of `capabilities`."""
+    """Whether the request's user holds any of `capabilities`."""
     return any(request.user.has_perm(capability) for capability in capabilities)
 
 
 class VersionedForm(AnyForm):
-    """A form that says what was changed after it was opened; sent once more, it goes on top."""
+    """A form that shows an edit conflict; submitting it again overwrites the other change."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -73,7 +73,7 @@ def limit_statements() -> None:
 
 @contextmanager
 def without_time_limit() -> Iterator[None]:
-    """Let this thread's statements take the time they need, also where pages are served."""
+    """Lift the statement time limit of pages for this thread."""
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
     try:

@@ -112,7 +112,7 @@ def forget(name: str) -> None:
 
 
 def set_for_children(name: str, value: str) -> None:
-    """Give a value to whatever reads the environment after us, the worker processes too."""
+    """Set an environment variable for this process and its child processes."""
     os.environ[name] = value
 
 

@@ -90,7 +90,7 @@ def _redirected(answer: Answer) -> Fault:
 
 
 def said(answer: Answer) -> str:
-    """The error of an answer in words, when it is the gateway's own; else just a full stop."""
+    """The error text of a response of the gateway, else just a full stop."""
     try:
         document = answer.document
     except Fault:

@@ -73,7 +73,7 @@ class HttpProbe:
         self._http.close()
 
     def begin(self) -> None:
-        """The clock of the next step runs; nothing is told of it yet."""
+        """Start the timer of the next step, with no request noted yet."""
         self._deadline.set(self._seconds)
         self.note("")
 
