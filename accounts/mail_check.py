@@ -42,7 +42,7 @@ class Outcome:
 
 
 def send_test_mail(*, by: User) -> Outcome:
-    """Send a test mail to `person` only. Raises NoMailServer, or TooManyTestMails."""
+    """Send a test mail to `by` only. Raises NoMailServer, or TooManyTestMails."""
     if not settings.MAIL_SERVER:
         raise NoMailServer(NoMailServer.__doc__)
     _count(by)

@@ -67,7 +67,7 @@ def cuts(target: models.Model, viewer: User) -> str:
 
 
 def archived_with(target: Host | Gateway) -> str:
-    """The connections that end when `thing` is archived, the first of them by name."""
+    """The connections that end when `target` is archived, the first of them by name."""
     if isinstance(target, Host):
         live = Connection.objects.live().filter(host=target).select_related("user", "gateway")
         labels = [f"{connection.user.email} on {connection.gateway.name}" for connection in live]
@@ -81,7 +81,7 @@ def archived_with(target: Host | Gateway) -> str:
 
 @singledispatch
 def _reached(target: models.Model) -> tuple[Q, Q]:
-    """Which connections, and which calls, go through `thing`."""
+    """The conditions for the connections and the calls that depend on `target`."""
     raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")
 
 

@@ -22,7 +22,7 @@ NOUNS = {"app": "app", "agent": "agent", "all": "connection"}
 
 
 class McpFilter(ConnectionFilter):
-    """Apps unless agents or all are asked for, of some gateways; a value nobody offers narrows nothing."""
+    """The filters of the page, by default apps only; unknown values are ignored."""
 
     gateway = forms.MultipleChoiceField(required=False)
 
@@ -38,7 +38,7 @@ class McpFilter(ConnectionFilter):
 
     @property
     def narrowed(self) -> bool:
-        """Whether more than the kind is asked for."""
+        """Whether a filter besides the kind is set."""
         return any(value for name, value in self.cleaned_data.items() if name != "type")
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
@@ -61,7 +61,7 @@ class Number:
 
 
 def number(viewer: User, filters: McpFilter) -> Number:
-    """The numbers of the list that is asked for."""
+    """The counts for the requested list."""
     matching = filters.narrow(visible(viewer).order_by())
     active = ConnectionFilter({"status": ["active"]}).narrow(matching)
     return Number(matching.count(), active.count(), NOUNS[filters.cleaned_data["type"]])

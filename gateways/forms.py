@@ -78,7 +78,7 @@ class NameForm(forms.Form):
         return name
 
     def refuse(self) -> None:
-        """Say that somebody else was faster."""
+        """Add the error of an edit conflict."""
         self.add_error("name", "This name or slug was taken just now. Choose another.")
 
 
@@ -99,7 +99,7 @@ class GatewayForm(NameForm, ReachForm):
 
 
 class AssignmentForm(forms.Form):
-    """How a server stands behind `gateway`; `assignment` is the one being edited, None when one is made."""
+    """The settings of a server on `gateway`; `assignment` is the one being edited, None for a new one."""
 
     server = forms.ModelChoiceField(Server.objects.none(), to_field_name="slug", empty_label=None)
     alias = forms.CharField(
@@ -194,7 +194,7 @@ class AssignmentForm(forms.Form):
             values["shared_identity"] = None
 
     def refuse(self, why: AliasRequired | None = None) -> None:
-        """Say that somebody else was faster."""
+        """Add the error of an edit conflict."""
         self.add_error(
             "alias", str(why) if why else f"Another server on {self.gateway.name} has taken this alias just now."
         )
@@ -212,7 +212,7 @@ class GatewayFilter(forms.Form):
 
 
 class ToolFilter(forms.Form):
-    """What the list of tools is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of tools; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     enabled = forms.ChoiceField(required=False, choices=[("on", "On"), ("off", "Off")])

@@ -28,7 +28,7 @@ class PeopleForm(forms.Form):
     )
 
     def clean_emails(self) -> list[User]:
-        """The people meant. An address of nobody is refused by name."""
+        """The people with these addresses. Unknown addresses are named in the error."""
         emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
         if not emails:
             raise ValidationError("Type at least one e-mail.")

@@ -26,7 +26,7 @@ def page_url(team: Team) -> str:
 
 
 def _locked(pk: UUID) -> Team:
-    """The team, which nobody else changes until this transaction ends."""
+    """The team, locked until this transaction ends."""
     return get_object_or_404(Team.objects.select_for_update(), pk=pk)
 
 

@@ -24,7 +24,7 @@ class AgentForm(forms.Form):
 
 
 class HostFilter(forms.Form):
-    """What the list of hosts is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of hosts; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])

@@ -124,7 +124,7 @@ class Host(Versioned, Switchable):
         return "enabled" if self.enabled else "disabled"
 
     def approve(self, *, by: User) -> None:
-        """Let a new app connect. Raises NotPending when somebody else was faster."""
+        """Approve a pending app. Raises NotPending when it is not pending any more."""
         with transaction.atomic():
             if not self.lock().is_pending:
                 raise NotPending(NotPending.__doc__)

@@ -21,7 +21,7 @@ from oauth2_provider.oauth2_backends import get_oauthlib_core
 from connections.models import Connection
 from oauth import flow as flows
 from oauth.client_document_fetch import Unreadable
-from oauth.client_documents import learn, needs_somebody
+from oauth.client_documents import learn, needs_sign_in
 from oauth.models import AuthorizeRequest
 from oauth.redirect_uris import APP_SCHEMES
 from oauth.registration import is_approved
@@ -54,7 +54,7 @@ def authorize(request: AppRequest) -> HttpResponse:
     if not has_readable_query(request):
         return _bad_request(request, "The app's request holds a character that no text has.")
     try:
-        if needs_somebody(request, request.GET.get("client_id", "")):
+        if needs_sign_in(request, request.GET.get("client_id", "")):
             return redirect_to_login(request.get_full_path())
         if request.user.is_authenticated:
             learn(request, request.GET.get("client_id", ""))
@@ -86,7 +86,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """An error the app may be told goes back to it, if it is approved; one about the app itself stays here (400)."""
+    """Sends an error to the redirect URI of an approved app; shows an error about the app itself on a page (400)."""
     oauth_error = error.oauthlib_error
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
@@ -95,7 +95,7 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
 
 
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
-    """An error goes back to an app that is approved. Of any other it stays here, in words.
+    """Redirects to an approved app with the error; for any other app the error is shown on a page.
 
     Anybody may register an app and then send people a link to us that is wrong on purpose: we would lead them on to
     whatever address that app named (RFC 9700 section 4.11.2).

@@ -56,7 +56,7 @@ class TooSlow(Unreadable):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What an app says of itself, and for how long that may be believed unasked."""
+    """A client metadata document, and how long it may be cached."""
 
     said: dict[str, Any]
     fresh_for: timedelta

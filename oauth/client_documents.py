@@ -29,10 +29,10 @@ CIMD = Application.RegistrationSource.CIMD
 type Fetch = Callable[[str], Document]
 
 
-def needs_somebody(request: AppRequest, client_id: str) -> bool:
-    """Whether this app is unknown, and nobody is signed in on whose behalf its document could be read.
+def needs_sign_in(request: AppRequest, client_id: str) -> bool:
+    """Whether this app is unknown and the user must sign in before its document may be fetched.
 
-    A stranger makes us call no address. Raises Unreadable for an address nothing is ever read from.
+    Anonymous requests cause no fetch. Raises Unreadable for a URL that is never fetched.
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False
@@ -41,7 +41,7 @@ def needs_somebody(request: AppRequest, client_id: str) -> bool:
 
 
 def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
-    """See that the app with this client_id is known as it describes itself now. Raises Unreadable.
+    """Fetch the document of this client_id if needed, and store the application. Raises Unreadable.
 
     What was read stays for as long as its publisher says, a day at most. A document that cannot be read anew is
     believed for another week: the app's publisher may be out of order for a while.
@@ -64,7 +64,7 @@ def _is_stale(application: Application) -> bool:
 
 
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
-    """The document; after a failure the same words for a minute, and nobody is asked.
+    """The document; after a failure the same error for a minute, without another fetch.
 
     Unless it took too long, which may be because others keep the readers busy: that says nothing about this app.
     """

@@ -93,7 +93,7 @@ def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def needs_approval(flow: AuthorizeRequest) -> bool:
-    """Whether an administrator has to let this app in first, and nobody has asked for that yet."""
+    """Whether this app needs an administrator's approval that has not been asked for yet."""
     is_new = flow.kind == Ending.OAUTH and flow.host is None
     return is_new and WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
 
@@ -132,7 +132,7 @@ def choices(user: User) -> GatewayQuerySet:
 
 
 def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:
-    """Per gateway, the servers this person still has to bring an identity for.
+    """For each gateway, the servers for which this person must still choose an identity.
 
     A server whose identity the live connection carries already, and can use, is not asked for again.
     """

@@ -85,7 +85,7 @@ class Ending(models.TextChoices):
 
 
 class AuthorizeRequest(models.Model):
-    """An authorize flow under way: what was chosen so far, and the browser it belongs to."""
+    """An authorize flow in progress: the choices made so far, and the browser it belongs to."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     kind = models.CharField(max_length=10, choices=Ending, editable=False)
@@ -120,7 +120,7 @@ class AuthorizeRequest(models.Model):
 
     @property
     def app_name(self) -> str:
-        """What the person is asked about: the agent's name, or the name the app gives itself."""
+        """The name on the page: the agent's, or the one the app registered."""
         if self.host:
             return self.host.name
         return (self.application.name if self.application else "") or "MCP Client"

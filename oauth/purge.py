@@ -45,7 +45,7 @@ def access_tokens(now: datetime) -> int:
 
 
 def registrations(now: datetime) -> int:
-    """Those apps made themselves and nobody connected with for a day, or of which nothing has lived for long.
+    """Registrations that were not connected within a day, or whose tokens ended long ago.
 
     A registration that was connected once stays as long as a refresh token would: its app may come back with it.
     """

@@ -138,9 +138,9 @@ def registration_of(application: Application) -> Registration:
 
 
 def is_approved(application: Application) -> bool:
-    """Whether somebody stands for this app and for where it sends people, and nobody has taken that back.
+    """Whether this app and its redirect URIs are approved.
 
-    Whoever runs this gateway registered it by hand, or a person connected this very registration.
+    An operator registered it, or a person connected this registration.
     """
     if application.registration_source == Application.RegistrationSource.MANUAL:
         return True

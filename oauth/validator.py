@@ -37,7 +37,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return super()._load_application(client_id, request) if "\x00" not in (client_id or "") else None
 
     def _extract_basic_auth(self, request: Request) -> str | None:
-        """What stands after Basic; nothing that is not ASCII can, and the toolkit would fail on it."""
+        """The credentials after Basic; None unless ASCII, on which the toolkit would fail."""
         credentials: str | None = super()._extract_basic_auth(request)
         return credentials if credentials and credentials.isascii() else None
 

@@ -120,7 +120,7 @@ class ServerForm(forms.Form):
         return values
 
     def refuse(self) -> None:
-        """Say that somebody else was faster."""
+        """Add the error of an edit conflict."""
         self.add_error("name", "This name or slug was taken just now. Choose another.")
 
 

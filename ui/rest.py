@@ -205,7 +205,7 @@ class Resource(GenericViewSet[Any]):
         return self.get_serializer(thing, many=many).data
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
-        """An answer that holds `thing`, with the version of what can be edited of it as its ETag."""
+        """A response with `thing`, and the version of its editable values as ETag."""
         headers = {"ETag": f'"{thing.version}"'} if self.versioned else None
         return Response(self.serialize(thing), status=status, headers=headers)
 

@@ -71,7 +71,7 @@ class ConnectionPages(CapabilityAdmin):
 
 @register(Token, site=site)
 class TokenPages(CapabilityAdmin):
-    """Prefix only: of the text itself there is nothing to show, and the digest is nobody's business."""
+    """Shows only the prefix: the text is not stored, and the digest is not shown."""
 
     seen_by = (Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_MANAGE)
     changed_by = (Capability.API_TOKENS_MANAGE,)

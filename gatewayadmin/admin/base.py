@@ -62,7 +62,7 @@ def _in_words(change: Change) -> str:
 
 
 class CapabilityAdmin(ModelPages):
-    """The pages of one model: read by who holds any of `seen_by`, changed by nobody unless a subclass has a verb.
+    """The pages of one model: readable with any capability of `seen_by`, read-only unless a subclass has a verb.
 
     `acts` are its actions. `changed_by` opens the form and needs `edit`; `added_by` needs `add`.
     """

@@ -23,7 +23,7 @@ USABLE = Q(revoked_at=None)
 
 @register(Server, site=site)
 class ServerPages(CapabilityAdmin):
-    """The address is judged by the product's own page; it is one click away."""
+    """The URL is read-only: the product's page, which is linked, validates it."""
 
     seen_by = SEES_SERVERS
     acts = (

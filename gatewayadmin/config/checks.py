@@ -35,7 +35,7 @@ def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("mail", deploy=True)
 def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
-    """Mail servers refuse, or hide away, what comes from nobody they know."""
+    """Mail servers refuse mail of unknown senders, or treat it as spam."""
     if not settings.MAIL_SERVER:
         return []
     hint = "Set GATEWAY_EMAIL_FROM to an address that your mail server sends for."

@@ -68,7 +68,7 @@ def number(name: str, default: int, *, low: int, high: int) -> int:
 
 
 def many[T](name: str, convert: Callable[[str], T], expected: str) -> list[T]:
-    """The comma-separated parts of a variable, each through `read`."""
+    """The comma-separated parts of a variable, each converted by `convert`."""
     return [_one(name, part.strip(), convert, expected) for part in text(name).split(",") if part.strip()]
 
 

@@ -56,5 +56,5 @@ def sender(value: str, public_host: str) -> str:
 
 
 def domain_of(sender: str) -> str:
-    """What stands behind the @ of a sender."""
+    """The domain of a sender's address."""
     return parseaddr(sender)[1].rpartition("@")[2].lower()

@@ -14,7 +14,7 @@ UNAVAILABLE = {502, 503, 504}
 
 
 def belongs(url: str, base: str, source: str) -> str:
-    """`url` if a client that came by `base` stays there with it; `where` names what said it. Raises Fault."""
+    """`url` if it is under `base`, the address clients use; `source` names the field it came from. Raises Fault."""
     if _place(url) == _place(base) and not urlsplit(base).path:
         return url
     raise Fault(f"{source} leads to {url}, but clients come by {base}.", _public_url_advice(url, base))
@@ -46,7 +46,7 @@ def _public_url_advice(url: str, base: str) -> str:
 
 
 def unexpected(answer: Answer, expected: int) -> Fault:
-    """Why `answer` has another status than `wanted`."""
+    """Why `answer` has another status than `expected`."""
     path = urlsplit(answer.url).path
     if 300 <= answer.status < 400:
         return _redirected(answer)

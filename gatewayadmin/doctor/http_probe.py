@@ -81,7 +81,7 @@ class HttpProbe:
         self.asked, self.answered = UNTOLD.sub("…", asked), UNTOLD.sub("…", answered)
 
     def ask(self, method: str, url: str, *, telling: str = "", **options: Any) -> Answer:
-        """Put a question, of which `telling` may be told; raises Fault when nothing answers."""
+        """Send a request; the report quotes `telling` of it. Raises Fault when there is no response."""
         self.note(f"{method} {url}" + (f"\n{telling}" if telling else ""))
         if not url.startswith(("https://", "http://")):
             raise Fault("No answer: an address begins with https:// or http://.", _unreachable(url))

@@ -79,7 +79,7 @@ class OAuthCheck:
         return Step(title, State.OK, self.wire.asked, self.wire.answered, finding)
 
     def refusal(self) -> str:
-        """A client without a token is told where to begin (RFC 9728 section 5.1)."""
+        """A request without a token gets the URL of the resource metadata (RFC 9728 section 5.1)."""
         answer = self.wire.ask("POST", self.url, json=LIST, headers=ACCEPT)
         if answer.status != 401:
             raise unexpected(answer, 401)
@@ -131,7 +131,7 @@ class OAuthCheck:
         return answer.document
 
     def registration(self) -> str:
-        """The app makes itself known (RFC 7591); the doctor's registration goes away at the end.
+        """Registers as an app (RFC 7591); the doctor's registration is deleted at the end.
 
         The walk goes on only with what was registered here just now: a code would open this installation, whoever
         holds it, and what is tidied up must be the doctor's own.
@@ -207,7 +207,7 @@ class OAuthCheck:
             raise Fault("This is not the sign-in page of the gateway.", FILTERED)
 
     def consent(self) -> str:
-        """Nobody is there to press Allow: the functions behind that button are called instead."""
+        """Calls the functions of the Allow button, since no person is there to press it."""
         self.wire.note(f"Nothing over HTTP: the functions behind the consent page, as {self.person.email}")
         allowed = consent.allow(self.person, self.gateway, self.application, self.question)
         self.code, self.connection = allowed.code, allowed.connection

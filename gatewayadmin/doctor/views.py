@@ -30,14 +30,14 @@ def doctor(request: AppRequest) -> HttpResponse:
         "gateways": gateways,
         "gateway": gateway,
         "public_url": settings.PUBLIC_URL,
-        "came_by": _came_by(request),
+        "came_by": _other_host(request),
         "steps": steps,
         "passed": passed(steps),
     }
     return show(request, "doctor.html#report", context)
 
 
-def _came_by(request: AppRequest) -> str:
-    """The host this page was asked by, when it is not the public one; empty otherwise."""
+def _other_host(request: AppRequest) -> str:
+    """The host of this request, when it is not the public one; else empty."""
     host = request.headers.get("X-Forwarded-Host") or request.get_host()
     return "" if host.lower() == urlsplit(settings.PUBLIC_URL).netloc.lower() else host

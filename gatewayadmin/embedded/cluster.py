@@ -62,7 +62,7 @@ class Cluster:
             self._server = psutil.Process(self._server_id())
 
     def leave(self) -> None:
-        """Give up our place; stop the server when nobody else uses it."""
+        """Release this process's lock; stop the server when no other process uses it."""
         if self._place is None:
             return
         place, self._place, self._server = self._place, None, None

@@ -62,7 +62,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The operations on one kind of thing."""
+    """The operations on one kind of resource."""
 
     slug: str
     title: str
@@ -101,7 +101,7 @@ def objects_of(group: Group) -> list[Schema]:
 
 
 def in_words(text: str) -> SafeString:
-    """Text in which what stands between backticks is code."""
+    """Text with the parts in backticks marked as code."""
     pieces = re.split(r"`([^`]*)`", text)
     return format_html_join(
         "", "{}", ((format_html("<code>{}</code>", piece) if at % 2 else piece,) for at, piece in enumerate(pieces))

@@ -58,7 +58,7 @@ class ChangeSerializer(serializers.Serializer[Any]):
 
 
 class ChangedSerializer(ProblemSerializer):
-    """What became of the thing after the version that was sent."""
+    """The changes made after the version in `If-Match`."""
 
     changed = ChangeSerializer(many=True)
 

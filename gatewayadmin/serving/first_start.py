@@ -21,7 +21,7 @@ QUICKSTART = "quickstart"
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Who may sign in; `secret` is the password when it was made up just now, to be shown once."""
+    """The account to sign in with; `secret` is the password if it was generated now, to be shown once."""
 
     email: str
     secret: str | None

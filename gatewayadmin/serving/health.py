@@ -26,7 +26,7 @@ POOL_WAITING = Gauge(
 
 
 class Readiness:
-    """Whether this process should be sent requests: asked of the proxy's own connections, so it costs none."""
+    """Whether this process can serve requests, checked on the proxy's own database connections."""
 
     def __init__(self) -> None:
         self._faults: Callable[[], Mapping[str, str]] = lambda: {"proxy": "not started yet"}

@@ -93,7 +93,7 @@ def _drop_partitions(now: datetime) -> int:
 
 
 def _ask_servers(now: datetime) -> int:
-    """Ask the servers nobody has heard of lately whether they are up, and remember it."""
+    """Check the servers without recent results, and store their health."""
     silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - HEARD_OF)
     servers = [server for server in Server.objects.live().filter(silent, enabled=True) if _is_reachable(server)]
     identities = [Identity.objects.filter(server=server).usable().shared().first() for server in servers]

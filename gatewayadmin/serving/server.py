@@ -148,7 +148,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         return application
 
     def run(self) -> None:
-        """Serve until told to stop; exits the process."""
+        """Serve until stopped; exits the process."""
         _close_database()  # Connections and their pool's threads do not survive a fork.
         super().run()
 

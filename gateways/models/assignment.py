@@ -138,7 +138,7 @@ class Assignment(Versioned, Switchable):
             raise WrongIdentity(WrongIdentity.__doc__)
 
     def check_allowed(self) -> None:
-        """Raise WrongIdentity unless the shared identity is said to be for this gateway."""
+        """Raise WrongIdentity unless the shared identity is allowed on this gateway."""
         identity = self.shared_identity
         if identity and not identity.gateways.filter(pk=self.gateway_id).exists():
             raise WrongIdentity(
@@ -185,7 +185,7 @@ class Assignment(Versioned, Switchable):
 
 
 def _plain(value: Any) -> Any:
-    """A value as it may stand in an event."""
+    """A value in the form in which events store it."""
     return str(value) if isinstance(value, models.Model) else value
 
 

@@ -39,7 +39,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live().filter(open_to_user).distinct()
 
     def visible_to(self, user: User) -> "GatewayQuerySet":
-        """Live gateways whose page `user` may open: those within reach, all of them for who governs gateways."""
+        """Live gateways whose page `user` may open: those they may use, or all for users who manage gateways."""
         if any(user.has_perm(c) for c in (Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)):
             return self.live()
         return self.reachable_by(user)
@@ -100,9 +100,9 @@ class IdentityGateways(Versioned):
 def allow_identity(
     identity: Identity, wanted: Iterable["Gateway"], *, by: User | None, seen: Seen | None = None
 ) -> None:
-    """Let the shared `identity` be used at exactly the gateways `wanted`, from the next request on; records it.
+    """Set the gateways on which the shared `identity` may be used to `wanted`, from the next request on.
 
-    Raises CapabilityRequired for who does not manage identities (None is the system), or ChangedMeanwhile.
+    Raises CapabilityRequired unless `by` manages identities (None is the system), or ChangedMeanwhile.
     """
     if by is not None and not by.has_perm(Capability.IDENTITIES_MANAGE):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)

@@ -44,7 +44,7 @@ class Command(BaseCommand):
 
 
 def _further(person: User, options: dict[str, Any]) -> list[str]:
-    """Do what was asked for beside the role; what was done, in words."""
+    """Apply the other options; returns a line of output for each."""
     lines = []
     if options["staff"] and not person.is_staff:
         person.set_staff(True, by=None)
