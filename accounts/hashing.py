@@ -20,9 +20,9 @@ from django.db import connection
 
 from ui.errors import TryLater
 
-AT_ONCE = 1  # With a thread for each of its eight lanes one hash fills a small machine.
+CONCURRENT_HASHES = 1  # With a thread for each of its eight lanes one hash fills a small machine.
 WAITING = 16
-OF_STRANGERS = 8  # How many of those places whoever is not signed in, and in no known browser, may take.
+UNKNOWN_WAITING = 8  # How many of those places whoever is not signed in, and in no known browser, may take.
 LONGEST_WAIT_S = 5.0
 LOWER_PRIORITY = 10
 
@@ -69,7 +69,7 @@ def _taken(places: threading.Semaphore, seconds: float) -> Iterator[None]:
         places.release()
 
 
-_queue = Queue(at_once=AT_ONCE, waiting=WAITING, of_strangers=OF_STRANGERS, seconds=LONGEST_WAIT_S)
+_queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_WAITING, seconds=LONGEST_WAIT_S)
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def browser_of(user_agent: str) -> str:
 
 IDLE_S = timedelta(hours=12).total_seconds()
 LONGEST_S = timedelta(days=7).total_seconds()
-NOTED_EVERY_S = timedelta(minutes=5).total_seconds()  # Not on each request: that would be a write each.
+SEEN_INTERVAL_S = timedelta(minutes=5).total_seconds()  # Not on each request: that would be a write each.
 
 BEGAN, SEEN = "began_at", "seen_at"
 
@@ -135,6 +135,6 @@ def _note(request: HttpRequest) -> None:
     if BEGAN not in session:
         if session.modified:  # As it is by signing in; then this costs no write of its own.
             session[BEGAN] = session[SEEN] = now
-    elif now - session[SEEN] > NOTED_EVERY_S:
+    elif now - session[SEEN] > SEEN_INTERVAL_S:
         session[SEEN] = now
         UserSession.objects.filter(session_key=session.session_key).update(last_seen_at=timezone.now())

@@ -27,7 +27,7 @@ type View = Callable[..., HttpResponse]
 
 COOKIE = "gateway_device"
 COOKIE_PATH = "/accounts/"
-KNOWN_FOR = timedelta(days=180)
+DEVICE_LIFETIME = timedelta(days=180)
 
 MOST = {
     "password, from one address": (20, MINUTE),
@@ -143,7 +143,7 @@ def _signer(person: User) -> TimestampSigner:
 def _device(request: HttpRequest, person: User) -> str:
     """The random name of this browser, when `person` signed in with it before; else empty."""
     try:
-        return _signer(person).unsign(request.COOKIES.get(COOKIE, ""), max_age=KNOWN_FOR)
+        return _signer(person).unsign(request.COOKIES.get(COOKIE, ""), max_age=DEVICE_LIFETIME)
     except BadSignature:
         return ""
 
@@ -154,7 +154,7 @@ def remember_browser(request: HttpRequest, response: HttpResponse, person: User)
     response.set_cookie(
         COOKIE,
         _signer(person).sign(device),
-        max_age=KNOWN_FOR,
+        max_age=DEVICE_LIFETIME,
         path=COOKIE_PATH,
         secure=settings.SESSION_COOKIE_SECURE,
         httponly=True,

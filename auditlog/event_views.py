@@ -25,7 +25,7 @@ from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show
 
-BESIDE = 25  # Rows beside an open event.
+ROWS_BESIDE = 25  # Rows beside an open event.
 IN_ROW = 3
 # What a file tells of an event: by which name, which column.
 COLUMNS = {
@@ -152,7 +152,7 @@ def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     context = {"opened": EventRow(event, request.user), "same_request": same_request}
     if is_for(request, "drawer"):
         return render(request, "auditlog/event_drawer.html", {**context, "query": EventFilter(request.GET).query})
-    return render(request, "auditlog/events.html", {**_listed(request, BESIDE), **context})
+    return render(request, "auditlog/events.html", {**_listed(request, ROWS_BESIDE), **context})
 
 
 def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any]:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 AHEAD = timedelta(days=10)
 DAY = timedelta(days=1)
 ATTEMPTS = 3
-PATIENCE = "900ms"
+LOCK_TIMEOUT = "900ms"
 
 DAYS, WEEKS, MONTHS = 1, 7, 31  # The longest partition of each kind, in days.
 # Up to how many days of retention which partitions serve; for longer ones months do.
@@ -184,7 +184,7 @@ class Partitions:
         for attempt in range(ATTEMPTS):
             time.sleep(attempt)
             try:
-                with connection.cursor() as cursor, _patience(cursor):
+                with connection.cursor() as cursor, _limit_lock_wait(cursor):
                     if statement := DETACHING[self._attached(name)]:
                         # Outside of any transaction: CONCURRENTLY waits for those that read the table, and for
                         # that time holds nothing that a COPY or a reader would wait for.
@@ -231,9 +231,9 @@ def _longest_free(day: date, longest: int, existing: Sequence[Span]) -> Span:
 
 
 @contextmanager
-def _patience(cursor: Any) -> Iterator[None]:
+def _limit_lock_wait(cursor: Any) -> Iterator[None]:
     """Limit the wait for a lock: statements that arrive later would queue behind ours."""
-    cursor.execute(f"SET lock_timeout = '{PATIENCE}'")
+    cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show, wants_fragment
 
-BESIDE = 25  # Rows beside an open call: enough to see what came before.
+ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
 LIVE_ROWS = 300  # As many may stand in a list that grows before it begins anew.
 RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 
@@ -85,7 +85,7 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
     }
     if is_for(request, "drawer"):
         return render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
-    return render(request, "auditlog/calls.html", {**_listed(request, call_filter, BESIDE), **context})
+    return render(request, "auditlog/calls.html", {**_listed(request, call_filter, ROWS_BESIDE), **context})
 
 
 @require_GET

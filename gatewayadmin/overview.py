@@ -21,7 +21,7 @@ from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
-from tokens.rows import SOON, needing
+from tokens.rows import EXPIRES_SOON, needing
 from tokens.visibility import waiting_for
 from ui.pages import AppRequest, show
 
@@ -71,7 +71,7 @@ def _numbers(user: User) -> dict[str, Any]:
         numbers |= {
             "expiring": totals[:SHOWN],
             "expiring_count": RowCount(min(len(totals), SHOWN), len(totals) <= SHOWN),
-            "soon": SOON,
+            "soon": EXPIRES_SOON,
         }
     if user.has_perm(Capability.LOGS_READ):
         numbers["traffic"] = traffic()

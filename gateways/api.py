@@ -27,7 +27,7 @@ from ui.limits import Limit
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
 
-TAKEN = "A gateway with this name or slug already exists."
+NAME_TAKEN = "A gateway with this name or slug already exists."
 WITHIN_REACH = Own(SEES_GATEWAYS)
 
 
@@ -116,12 +116,12 @@ class GatewayResource(Resource):
         body = self.body()
         limit = body.pop("calls_per_minute")
         if _named(body["name"]).exists() or Gateway.objects.filter(slug=body["slug"]).exists():
-            raise already_exists(TAKEN)
+            raise already_exists(NAME_TAKEN)
         fields = checked(GatewayForm({**body, "teams": body["team_ids"]}), teams="team_ids")
         try:
             gateway = Gateway.objects.add(**fields, calls_per_minute=limit, by=self.me)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(NAME_TAKEN) from None
         return self._now(gateway, HTTPStatus.CREATED)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=GatewayChanges, conflicts=True, if_match=True)
@@ -129,7 +129,7 @@ class GatewayResource(Resource):
         gateway = find(self.me, slug)
         changes = self.body()
         if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
-            raise already_exists(TAKEN)
+            raise already_exists(NAME_TAKEN)
         fields = {name: value for name, value in changes.items() if name == "calls_per_minute"}
         if {"name", "description"} & set(changes):
             current = {"name": gateway.name, "description": gateway.description}
@@ -140,7 +140,7 @@ class GatewayResource(Resource):
         try:
             gateway.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(NAME_TAKEN) from None
         return self._now(gateway)
 
     @action(detail=True, methods=["post"])

@@ -26,7 +26,7 @@ from servers.models import Server
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Resource, already_exists, checked
 
-TAKEN = "Another server of this gateway has this alias."
+ALIAS_TAKEN = "Another server of this gateway has this alias."
 CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare": "alias"}
 
 
@@ -108,7 +108,7 @@ class AssignmentResource(Resource):
         try:
             assignment = Assignment.objects.assign(gateway=gateway, tool_policy=policy, by=self.me, **fields)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(ALIAS_TAKEN) from None
         except AliasRequired as refusal:
             raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment, HTTPStatus.CREATED)
@@ -131,7 +131,7 @@ class AssignmentResource(Resource):
         try:
             assignment.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(ALIAS_TAKEN) from None
         except AliasRequired as refusal:
             raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment)
@@ -176,7 +176,7 @@ def _must_be_free(gateway: Gateway, alias: str, excluded: Assignment | None = No
     others = gateway.assignments.live()
     others = others.exclude(pk=excluded.pk) if excluded else others
     if alias and others.filter(alias=alias).exists():
-        raise already_exists(TAKEN)
+        raise already_exists(ALIAS_TAKEN)
 
 
 def _as_form(body: Mapping[str, Any]) -> dict[str, Any]:

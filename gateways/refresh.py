@@ -11,7 +11,7 @@ from gateways.models import Assignment, Gateway, IdentityScheme, Tool
 from servers.discovery import Discovered, Failed, discover, identity_for, note
 from servers.models import Identity
 
-AT_ONCE = 8
+CONCURRENT_REFRESHES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
     rows = gateway.assignments.live().filter(server__enabled=True).select_related("server", "shared_identity")
     targets = [(assignment, _identity(assignment, by)) for assignment in rows]
     # No statement runs in these threads: each would hold a database connection of its own.
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(CONCURRENT_REFRESHES) as pool:
         outcomes = list(pool.map(_ask, targets))
     return _learn(targets, outcomes)
 

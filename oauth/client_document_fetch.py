@@ -22,7 +22,7 @@ from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
 from wire.product import NAME
 
 SECONDS = 5.0
-AT_ONCE = 2  # In one process: a flood of slow documents must not fill it with waiting threads.
+READERS = 2  # In one process: a flood of slow documents must not fill it with waiting threads.
 BIGGEST = 16 * 1024
 LONGEST_ADDRESS = 255
 FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
@@ -40,7 +40,7 @@ _address = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5}
 _dots = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|\Z)", re.IGNORECASE)
 _max_age = re.compile(r"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
-_readers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="client-document")
+_readers = ThreadPoolExecutor(READERS, thread_name_prefix="client-document")
 
 
 class Unreadable(Exception):
@@ -58,7 +58,7 @@ class TooSlow(Unreadable):
 class Document:
     """A client metadata document, and how long it may be cached."""
 
-    said: dict[str, Any]
+    metadata: dict[str, Any]
     fresh_for: timedelta
 
 

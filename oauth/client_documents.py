@@ -22,7 +22,7 @@ from oauth.registration import fingerprint
 from ui.pages import AppRequest
 
 AGAIN_AFTER_S = 60
-BELIEVED = timedelta(days=7)
+STALE_LIFETIME = timedelta(days=7)
 
 CIMD = Application.RegistrationSource.CIMD
 
@@ -55,7 +55,7 @@ def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
         check(client_id)
         _keep(client_id, _fetched(request, client_id, fetch), request)
     except Unreadable:
-        if application is None or application.cimd_expires_at + BELIEVED < timezone.now():
+        if application is None or application.cimd_expires_at + STALE_LIFETIME < timezone.now():
             raise
 
 
@@ -80,7 +80,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     try:
         _give_connection_back()
         document = fetch(client_id)
-        _judge(client_id, document.said)
+        _judge(client_id, document.metadata)
     except TooSlow:
         raise
     except Unreadable as unreadable:
@@ -123,9 +123,13 @@ def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep(client_id: str, document: Document, request: AppRequest) -> None:
-    fields = _fields(document.said) | {"cimd_expires_at": timezone.now() + document.fresh_for}
+    fields = _fields(document.metadata) | {"cimd_expires_at": timezone.now() + document.fresh_for}
     with transaction.atomic():
         application, _ = Application.objects.update_or_create(client_id=client_id, defaults=fields)
-        values = {"client_name": application.name, "fingerprint": fingerprint(application), **details(document.said)}
+        values = {
+            "client_name": application.name,
+            "fingerprint": fingerprint(application),
+            **details(document.metadata),
+        }
         first = values | {"registration_ip": request.META.get("REMOTE_ADDR") or None}
         Registration.objects.update_or_create(application=application, defaults=values, create_defaults=first)

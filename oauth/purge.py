@@ -15,9 +15,9 @@ from accounts.models import Attempt, WorkspaceSettings
 from accounts.models.attempts import HOUR
 from oauth.models import AuthorizeRequest
 
-AT_ONCE = 5_000
+MAX_ROWS = 5_000
 UNUSED = timedelta(days=1)  # Registrations nobody connected with.
-TOLD_APART = timedelta(days=1)  # So long a dead token is still known, and the log can say how it died.
+KEPT_AFTER_END = timedelta(days=1)  # So long a dead token is still known, and the log can say how it died.
 
 SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.CIMD)
 
@@ -33,15 +33,15 @@ def refresh_tokens(now: datetime) -> int:
     A live family keeps the ones it has used up: their return is what ends it.
     """
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
-    is_ended = Q(revoked__lt=now - TOLD_APART) & ~Exists(alive)
-    is_revoked = Q(binding__connection__revoked_at__lt=now - TOLD_APART)
+    is_ended = Q(revoked__lt=now - KEPT_AFTER_END) & ~Exists(alive)
+    is_revoked = Q(binding__connection__revoked_at__lt=now - KEPT_AFTER_END)
     return _delete(RefreshToken.objects.filter(Q(created__lte=now - _idle()) | is_ended | is_revoked))
 
 
 def access_tokens(now: datetime) -> int:
     """Those that expired, but for each living family's last one: an app may end its family by naming it."""
     last = Q(refresh_token__isnull=False, refresh_token__revoked=None)
-    return _delete(AccessToken.objects.filter(expires__lt=now - TOLD_APART).exclude(last))
+    return _delete(AccessToken.objects.filter(expires__lt=now - KEPT_AFTER_END).exclude(last))
 
 
 def registrations(now: datetime) -> int:
@@ -71,6 +71,6 @@ def _idle() -> timedelta:
 
 
 def _delete[M: Model](rows: QuerySet[M]) -> int:
-    pks = list(rows.values_list("pk", flat=True)[:AT_ONCE])
+    pks = list(rows.values_list("pk", flat=True)[:MAX_ROWS])
     _, deleted = rows.model._default_manager.filter(pk__in=pks).delete()
     return deleted.get(rows.model._meta.label, 0)

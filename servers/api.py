@@ -24,7 +24,7 @@ from servers.views import counted, find
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
 
-TAKEN = "A server with this name or slug already exists."
+NAME_TAKEN = "A server with this name or slug already exists."
 
 
 class ServerReference(Reference):
@@ -125,12 +125,12 @@ class ServerResource(Resource):
         body = self.body()
         others = Server.objects.live().filter(name__iexact=body["name"].strip())
         if others.exists() or Server.objects.filter(slug=body["slug"]).exists():
-            raise already_exists(TAKEN)
+            raise already_exists(NAME_TAKEN)
         fields = checked(ServerForm(body))
         try:
             server = Server.objects.add(**fields, by=self.me)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(NAME_TAKEN) from None
         return self._now(server, HTTPStatus.CREATED)
 
     @operation(needs=Capability.SERVERS_MANAGE, body=ServerChanges, conflicts=True, if_match=True)
@@ -142,14 +142,14 @@ class ServerResource(Resource):
             raise ValidationError({name: ["Cannot be set: this server is part of the gateway."] for name in fixed})
         others = Server.objects.live().exclude(pk=server.pk).filter(name__iexact=changes.get("name", "").strip())
         if others.exists():
-            raise already_exists(TAKEN)
+            raise already_exists(NAME_TAKEN)
         fields = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
         try:
             if server.would_redirect(fields):
                 confirm_first(request)
             server.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(NAME_TAKEN) from None
         return self._now(server)
 
     @action(detail=True, methods=["post"])

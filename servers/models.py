@@ -28,7 +28,7 @@ def cipher() -> Cipher:
     return Cipher(settings.ENCRYPTION_KEYS)
 
 
-DIRECTING = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
+CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
 BUILT_IN_URL = "builtin:quickstart"
 HIDDEN = "***"
 
@@ -153,7 +153,7 @@ class Server(Versioned, Switchable):
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
         """Whether these changes would send stored credentials along another path, or in another header."""
-        changes_target = any(name in fields and fields[name] != getattr(self, name) for name in DIRECTING)
+        changes_target = any(name in fields and fields[name] != getattr(self, name) for name in CREDENTIAL_TARGET)
         return changes_target and self.identities.filter(revoked_at=None).exists()
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:

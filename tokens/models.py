@@ -83,7 +83,7 @@ class TokenKind(models.TextChoices):
     KEY = "key", "Connection key"
 
 
-ANOTHERS = "acted on another user's token"
+ANOTHER_OWNER = "acted on another user's token"
 # The columns of what a replaced secret leaves behind, and of both secrets.
 PREVIOUS = ["previous_prefix", "previous_digest", "previous_key_id", "previous_ends_at", "previous_last_used_at"]
 SECRET = ["prefix", "digest", "key_id", "secret_last_used_at", *PREVIOUS]
@@ -388,7 +388,7 @@ class Token(Versioned, models.Model):
     def _owner_for(self, by: User) -> dict[str, str]:
         """The event fields for an action on another person's token: its owner."""
         owner = {"owner": self.connection.user.email}
-        return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHERS}
+        return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHER_OWNER}
 
     def editable(self) -> dict[str, Any]:
         names = ("name", "expires_at", "allowed_ips", "calls_per_minute")

@@ -15,7 +15,7 @@ from connections.models import Connection
 from tokens.models import Token
 
 MOST = 5
-ENOUGH = 200
+MAX_NOTICES = 200
 LATEST = timedelta(days=90)
 
 SENTENCES: dict[str, str] = {
@@ -51,10 +51,10 @@ def _touched(user: User, since: datetime) -> Q | None:
     """The events since then of what changed since then; events are many, so they are looked up by what they are of."""
     changed = Q(rotated_at__gt=since) | Q(revoked_at__gt=since)
     tokens = list(
-        Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:ENOUGH]
+        Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:MAX_NOTICES]
     )
     revoked = Connection.objects.filter(user=user, revoked_at__gt=since).order_by().values_list("pk", flat=True)
-    connections = {*revoked[:ENOUGH], *(connection for _, connection in tokens)}
+    connections = {*revoked[:MAX_NOTICES], *(connection for _, connection in tokens)}
     if not connections:
         return None
     of_token = Q(target_type="token", target_id__in=[str(pk) for pk, _ in tokens])

@@ -19,7 +19,7 @@ from connections import rows as connections
 from tokens.models import Token, TokenKind, TokenQuerySet
 from tokens.visibility import EDITING, STATUSES, of_status, servers_of
 
-SOON = timedelta(days=7)
+EXPIRES_SOON = timedelta(days=7)
 IDLE = timedelta(days=90)
 
 
@@ -51,7 +51,7 @@ class TokenRow:
     def soon(self) -> str:
         """How little time is left, when it is a week or less."""
         remaining = self.token.expires_at - timezone.now() if self.token.expires_at else None
-        if remaining is None or self.token.status != "active" or remaining > SOON:
+        if remaining is None or self.token.status != "active" or remaining > EXPIRES_SOON:
             return ""
         return f"in {remaining.days}d" if remaining.days else f"in {remaining.seconds // 3600}h"
 
@@ -114,7 +114,7 @@ def needing(care: str) -> Q:
         "unused": Q(last_used_at=None),
         "idle": Q(last_used_at__lte=now - IDLE),
         "unlimited": Q(expires_at=None),
-        "expiring": Q(expires_at__gt=now, expires_at__lte=now + SOON),
+        "expiring": Q(expires_at__gt=now, expires_at__lte=now + EXPIRES_SOON),
     }
     return of_status("active") & means[care]
 

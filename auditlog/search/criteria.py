@@ -19,14 +19,14 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from auditlog.models import COMMON, Call
-from auditlog.name_lookups import MAX_THINGS, lookups
+from auditlog.name_lookups import MAX_IDS, lookups
 from auditlog.search import keyset
 from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
 from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition
 
 SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
-NEAR = timedelta(days=7)
+RECENT = timedelta(days=7)
 LATEST = datetime.max.replace(tzinfo=UTC)
 DAYS_AT_ONCE = 8  # Partitions that one statement of an export reads: each costs it a dozen locks.
 COUNT_LIMIT = 10_000  # More are "10,000+": nobody waits for an exact large number.
@@ -104,7 +104,7 @@ def one_of(column: str, values: Sequence[Any]) -> Criterion:
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
     """Rows of the things that have this name today, whatever it was then; else rows with this name at the time."""
     pks = uuids([text]) or lookups.ids_named(field.name, text, part=part)
-    if pks and len(pks) <= MAX_THINGS:
+    if pks and len(pks) <= MAX_IDS:
         same = [Q(**{field.id_column: pk}) for pk in pks]
         return indexed(same) if field.is_indexed else row_test(_any(same))
     return row_test(Q(**{f"{field.column}__icontains" if part else f"{field.column}__iexact": text}))
@@ -233,9 +233,9 @@ class Search:
         near = copy(self)
         with suppress(OverflowError):
             if cursor is not None and cursor.way == NEWER:
-                near.until = min(cursor.at + NEAR, self.until or LATEST)
+                near.until = min(cursor.at + RECENT, self.until or LATEST)
             else:
-                near.since = max((cursor.at if cursor else timezone.now()) - NEAR, self.since or EPOCH)
+                near.since = max((cursor.at if cursor else timezone.now()) - RECENT, self.since or EPOCH)
             if (near.since, near.until) != (self.since, self.until):
                 yield near
         yield self

@@ -37,8 +37,8 @@ REFUSALS = (
     ServerError,
     TokenError,
 )
-AT_ONCE = 500
-EXPLAINED = 20
+MAX_ROWS = 500
+MAX_EXPLAINED = 20
 
 LOST = "Nothing is deleted."
 FINAL = "This cannot be undone."
@@ -76,9 +76,9 @@ class CapabilityAction:
 
     def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         """Ask first, then do it; None goes back to the list."""
-        selected = list(queryset.order_by("pk")[: AT_ONCE + 1])
-        if len(selected) > AT_ONCE:
-            pages.message_user(request, f"Select {AT_ONCE} at most.", messages.WARNING)
+        selected = list(queryset.order_by("pk")[: MAX_ROWS + 1])
+        if len(selected) > MAX_ROWS:
+            pages.message_user(request, f"Select {MAX_ROWS} at most.", messages.WARNING)
             return None
         rows = list(queryset.model._default_manager.filter(self.on, pk__in=[row.pk for row in selected]).order_by("pk"))
         if not rows:
@@ -99,8 +99,8 @@ class CapabilityAction:
             "act": self,
             "checkbox": ACTION_CHECKBOX_NAME,
             "things": rows,
-            "explained": [(row, _cuts(row, request.user)) for row in rows[:EXPLAINED]],
-            "further": max(len(rows) - EXPLAINED, 0),
+            "explained": [(row, _cuts(row, request.user)) for row in rows[:MAX_EXPLAINED]],
+            "further": max(len(rows) - MAX_EXPLAINED, 0),
             "left_alone": left_alone,
             "list_url": _list_url(pages, request),
         }

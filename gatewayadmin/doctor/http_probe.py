@@ -20,8 +20,8 @@ from wire.guard import Guard, GuardedTransport
 
 SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024
-TOLD = ("www-authenticate", "location", "content-type", "server", "via")
-UNTOLD = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
+REPORTED_HEADERS = ("www-authenticate", "location", "content-type", "server", "via")
+HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
 # Our own public address may well be private, and without TLS; only what hands out a cloud's credentials stays closed.
 ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
@@ -78,7 +78,7 @@ class HttpProbe:
         self.note("")
 
     def note(self, asked: str, answered: str = "") -> None:
-        self.asked, self.answered = UNTOLD.sub("…", asked), UNTOLD.sub("…", answered)
+        self.asked, self.answered = HIDDEN.sub("…", asked), HIDDEN.sub("…", answered)
 
     def ask(self, method: str, url: str, *, telling: str = "", **options: Any) -> Answer:
         """Send a request; the report quotes `telling` of it. Raises Fault when there is no response."""
@@ -115,7 +115,7 @@ def _text(response: httpx.Response, deadline: Deadline) -> str:
 
 
 def _response_text(status: int, headers: Mapping[str, str]) -> str:
-    known = [f"{name.title().replace('Www', 'WWW')}: {headers[name]}" for name in TOLD if name in headers]
+    known = [f"{name.title().replace('Www', 'WWW')}: {headers[name]}" for name in REPORTED_HEADERS if name in headers]
     return "\n".join([str(status), *known])
 
 

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 EVERY = timedelta(minutes=15)
 FIRST_S = (20, 60)  # Not all workers at the same moment.
 RATE_COUNTER = timedelta(hours=1)
-HEARD_OF = timedelta(minutes=10)
-AT_ONCE = 8
+RECENTLY_CHECKED = timedelta(minutes=10)
+CONCURRENT_CHECKS = 8
 
 FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
 DONE_AT = Gauge(
@@ -94,10 +94,10 @@ def _drop_partitions(now: datetime) -> int:
 
 def _ask_servers(now: datetime) -> int:
     """Check the servers without recent results, and store their health."""
-    silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - HEARD_OF)
+    silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - RECENTLY_CHECKED)
     servers = [server for server in Server.objects.live().filter(silent, enabled=True) if _is_reachable(server)]
     identities = [Identity.objects.filter(server=server).usable().shared().first() for server in servers]
-    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+    with ThreadPoolExecutor(max_workers=CONCURRENT_CHECKS) as pool:
         outcomes = list(pool.map(_ask, servers, identities))
     for server, identity, outcome in zip(servers, identities, outcomes, strict=True):
         discovery.note(server, identity, outcome)

@@ -237,7 +237,7 @@ class ToolQuerySet(models.QuerySet["Tool"]):
                 if name not in tools
             ]
             self.bulk_create(new, ignore_conflicts=True)  # The proxy may have been faster.
-            self.bulk_update([tools[name] for name in offered if name in tools], Tool.LEARNT)
+            self.bulk_update([tools[name] for name in offered if name in tools], Tool.LISTED_FIELDS)
             self.filter(assignment=assignment, missing_since=None).exclude(name__in=offered).update(missing_since=now)
 
 
@@ -262,7 +262,7 @@ class Tool(Switchable):
     changed_at = models.DateTimeField(null=True, blank=True)
     missing_since = models.DateTimeField(null=True, blank=True)
 
-    LEARNT: ClassVar = (
+    LISTED_FIELDS: ClassVar = (
         "title",
         "description",
         "input_schema",
