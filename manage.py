@@ -8,10 +8,10 @@ from argparse import ArgumentParser
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
-    from gatewayadmin.config.environment import Refused, hand_down
+    from gatewayadmin.config.environment import Refused, set_for_children
 
     if port := port_to_serve_at(sys.argv[1:]):
-        hand_down("PORT", port)
+        set_for_children("PORT", port)
     try:
         import gatewayadmin.settings  # noqa: F401  A refused variable is one line here, a traceback inside Django.
     except Refused as refused:

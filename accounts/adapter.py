@@ -1,4 +1,4 @@
-"""How sign-in behaves: nobody signs up, and a refusal never tells why."""
+"""allauth's adapter: no public sign-up, and error messages that do not reveal why a sign-in was refused."""
 
 import hashlib
 from contextlib import nullcontext
@@ -51,7 +51,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return person
 
     def reauthenticate(self, user: User, password: str) -> bool:
-        """Whether this is the password of somebody who is signed in; what strangers try at sign-in counts not here."""
+        """Whether this is the password of the signed-in user; counted apart from attempts at sign-in."""
         return user.check_password(password)
 
     def post_login(self, request: HttpRequest, user: User, **kwargs: Any) -> HttpResponse:
@@ -76,7 +76,7 @@ def _try(request: HttpRequest, email: str) -> Tries:
 
 
 def _note_burst(request: HttpRequest, email: str) -> None:
-    """Record that somebody guesses passwords, once a minute for each address they do it from."""
+    """Record password guessing, once a minute for each sender's address."""
     if Attempt.objects.note(hashlib.sha256(f"sign-in refused {sender_of(request)}".encode()).hexdigest()) == 1:
         person = User.objects.filter(email=email.lower()).first()
         changes = {"email": email[:254]}

@@ -1,4 +1,4 @@
-"""/api/users, /api/me and /api/capabilities: people, and what one may do."""
+"""/api/users, /api/me and /api/capabilities: people, and the capabilities of the caller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from accounts import password_links
 from accounts.models import Role, User
-from accounts.people_forms import told_of
+from accounts.people_forms import matching_words
 from accounts.rules import (
     BeyondYours,
     EmailTaken,
@@ -119,14 +119,14 @@ class UserResource(Resource):
     )
     def list(self, request: Request) -> Response:
         people = User.objects.order_by("email")
-        if "active" in self.chosen:
-            people = people.filter(is_active=self.chosen["active"])
-        if role := self.chosen.get("role"):
+        if "active" in self.query_data:
+            people = people.filter(is_active=self.query_data["active"])
+        if role := self.query_data.get("role"):
             people = people.filter(named(role, "role", "name"))
-        if team := self.chosen.get("team"):
+        if team := self.query_data.get("team"):
             people = people.filter(named(team, "teams", "name"))
-        if words := self.chosen.get("q"):
-            people = people.filter(told_of(words))
+        if words := self.query_data.get("q"):
+            people = people.filter(matching_words(words))
         return self.page(people, lambda people: people.select_related("role").prefetch_related("teams"))
 
     @operation(needs=Capability.PEOPLE_MANAGE)
@@ -135,8 +135,8 @@ class UserResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, api_keys=False)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        person = User.objects.invite(**_with_role(wanted), by=self.me)
+        body = self.body()
+        person = User.objects.invite(**_with_role(body), by=self.me)
         link = password_links.password_link(person)
         mailed = password_links.mail_invitation(person, link, by=self.me)
         return secret_answer(
@@ -185,9 +185,9 @@ class UserResource(Resource):
         return person
 
 
-def _with_role(wanted: dict[str, Any]) -> dict[str, Any]:
+def _with_role(body: dict[str, Any]) -> dict[str, Any]:
     """The same with the role, found, under its own name."""
-    return {name.removesuffix("_id"): value for name, value in wanted.items()}
+    return {name.removesuffix("_id"): value for name, value in body.items()}
 
 
 class CapabilitySerializer(serializers.Serializer[Capability]):

@@ -1,4 +1,4 @@
-"""The one authentication backend: e-mail and password in, the role's capabilities out."""
+"""The only authentication backend: checks e-mail and password, and takes permissions from the user's role."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The capabilities in the groups pages show them in, and which of them a person may hand out."""
+"""Capabilities in the groups in which pages list them, and which of them a person may grant."""
 
 from __future__ import annotations
 

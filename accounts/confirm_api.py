@@ -1,4 +1,4 @@
-"""POST /api/me/confirm: one's password again, before the acts that ask for it."""
+"""POST /api/me/confirm: confirms the password before sensitive operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/api/roles, /api/teams and /api/workspace: what people share."""
+"""/api/roles, /api/teams and /api/workspace: roles, teams and workspace settings."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class RoleResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
-        roles = Role.objects.filter(name__icontains=self.chosen.get("q", ""))
+        roles = Role.objects.filter(name__icontains=self.query_data.get("q", ""))
         return self.page(roles, _counted)
 
     @operation(needs=Capability.PEOPLE_MANAGE)
@@ -142,7 +142,7 @@ class TeamResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
-        teams = Team.objects.filter(name__icontains=self.chosen.get("q", ""))
+        teams = Team.objects.filter(name__icontains=self.query_data.get("q", ""))
         return self.page(teams, lambda teams: teams.prefetch_related("users"))
 
     @operation(needs=Capability.PEOPLE_MANAGE)
@@ -151,8 +151,8 @@ class TeamResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        team = Team.objects.add(name=wanted["name"], users=wanted["user_ids"], by=self.me)
+        body = self.body()
+        team = Team.objects.add(name=body["name"], users=body["user_ids"], by=self.me)
         return self._now(team.pk, HTTPStatus.CREATED)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, if_match=True)

@@ -1,8 +1,8 @@
-"""Password hashes: argon2id, one at a time in one process and never while a database connection is held.
+"""Password hashing: argon2id, one hash at a time in each process, never while a database connection is held.
 
-One hash takes 100 MiB and as much time as some pages together, and anybody can ask for one. So whoever waits for a hash
-gives the connection back first, the hash runs below everything else in the process, and beyond a short queue the answer
-is HashingBusy instead of a wait. Every check and every new password comes through here: this is the hasher Django uses.
+One hash takes 100 MiB and as much CPU time as several pages, and any client can cause one. A request that waits for a
+hash therefore releases its database connection first, the hash runs at low priority, and when the short queue is full
+the request gets HashingBusy instead of waiting. Every password check and every new password uses this hasher.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from django.contrib.auth.hashers import Argon2PasswordHasher
 from accounts.strangers import aside
 from ui.errors import TryLater
 
-AT_ONCE = 1  # With a thread for each of its eight lanes one hash fills a small machine.
+CONCURRENT_HASHES = 1  # With a thread for each of its eight lanes one hash fills a small machine.
 WAITING = 16
-OF_STRANGERS = 8  # How many of those places whoever is not signed in, and in no known browser, may take.
+UNKNOWN_WAITING = 8  # How many of those places whoever is not signed in, and in no known browser, may take.
 LONGEST_WAIT_S = 5.0
 LOWER_PRIORITY = 10
 
@@ -37,7 +37,7 @@ class HashingBusy(TryLater):
 
 
 class Queue:
-    """Lets `at_once` callers work and a bounded number wait; strangers leave places for those who are known.
+    """Admits `at_once` callers and lets a bounded number wait; part of the queue is reserved for known users.
 
     Waits `seconds` at most. Raises HashingBusy.
     """
@@ -69,12 +69,12 @@ def _taken(places: threading.Semaphore, seconds: float) -> Iterator[None]:
         places.release()
 
 
-_queue = Queue(at_once=AT_ONCE, waiting=WAITING, of_strangers=OF_STRANGERS, seconds=LONGEST_WAIT_S)
+_queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_WAITING, seconds=LONGEST_WAIT_S)
 
 
 @contextmanager
 def for_a_stranger() -> Iterator[None]:
-    """Hashes of this block are for somebody nobody knows yet: others go first when the queue is long."""
+    """Hashes in this block are for an unknown sender, who may take only part of the queue."""
     before = _for_a_stranger.set(True)
     try:
         yield
@@ -83,7 +83,7 @@ def for_a_stranger() -> Iterator[None]:
 
 
 def apart[R](work: Callable[[], R]) -> R:
-    """What `work` gives, in its turn and at a lower priority, while this thread holds no database connection.
+    """The result of `work`, run in its turn at a lower priority, while this thread holds no database connection.
 
     A transaction keeps its connection, so nothing is hashed inside one where pages are served. Raises HashingBusy.
     """

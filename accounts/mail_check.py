@@ -1,4 +1,4 @@
-"""A test mail: whether the mail server takes one from us, and in words why not."""
+"""Sends a test mail and reports whether the mail server accepted it, or why not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def send_test_mail(*, by: User) -> Outcome:
-    """Send a mail to whoever asks, and to nobody else. Raises NoMailServer, or TooManyTestMails."""
+    """Send a test mail to `by` only. Raises NoMailServer, or TooManyTestMails."""
     if not settings.MAIL_SERVER:
         raise NoMailServer(NoMailServer.__doc__)
     _count(by)
@@ -85,14 +85,14 @@ SCHEMES = "smtps:// is TLS from the start, smtp+tls:// is STARTTLS, smtp:// is n
 
 
 def reason(error: OSError) -> str:
-    """Why a mail was not taken, in words; what the mail server said goes along."""
+    """Why a mail was not accepted, as a sentence that includes the mail server's reply."""
     words = next(words for kind, words in REASONS.items() if isinstance(error, kind))
-    said, sender = _said(error), settings.DEFAULT_FROM_EMAIL
-    return words.format(server=settings.MAIL_SERVER, sender=sender, said=said, schemes=SCHEMES)
+    reply, sender = _server_reply(error), settings.DEFAULT_FROM_EMAIL
+    return words.format(server=settings.MAIL_SERVER, sender=sender, said=reply, schemes=SCHEMES)
 
 
-def _said(error: OSError) -> str:
-    """What a mail server said, or the system, on one line of a sensible length."""
+def _server_reply(error: OSError) -> str:
+    """The reply of the mail server, or the system's error, on one line."""
     match error:
         case smtplib.SMTPRecipientsRefused():
             words = " ".join(f"{code} {_text(text)}" for code, text in error.recipients.values())
@@ -105,5 +105,5 @@ def _said(error: OSError) -> str:
     return " ".join(words.split())[:300]
 
 
-def _text(said: bytes | str) -> str:
-    return said.decode(errors="replace") if isinstance(said, bytes) else said
+def _text(reply: bytes | str) -> str:
+    return reply.decode(errors="replace") if isinstance(reply, bytes) else reply

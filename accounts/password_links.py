@@ -1,4 +1,4 @@
-"""The links that let a person choose a password: an invitation's, and a reset's."""
+"""Links with which a person chooses a password: of an invitation or a reset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django counts the seconds fr
 
 
 class LinkTokens(PasswordResetTokenGenerator):
-    """Tokens that work once: 72 hours for who has no password yet, else one hour.
+    """Single-use tokens, valid for 72 hours for a person without a password, else one hour.
 
     The longest of them is settings.PASSWORD_RESET_TIMEOUT. Deactivating a person, or signing them out everywhere, ends
     their links for good.
@@ -46,7 +46,7 @@ class LinkTokens(PasswordResetTokenGenerator):
 
 
 def link_at(key: str, base: str = "") -> str:
-    """The address that lets a person choose a password, below the public URL unless said otherwise.
+    """The URL of the page to choose a password, by default under the public URL.
 
     `key` is their id and a token.
     """

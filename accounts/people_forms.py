@@ -22,13 +22,13 @@ STATUSES = {
 }
 
 
-def told_of(words: str) -> Q:
-    """The people in whose e-mail or name these words are."""
+def matching_words(words: str) -> Q:
+    """People whose e-mail or name contains these words."""
     return Q(email__icontains=words) | Q(display_name__icontains=words)
 
 
 class PeopleFilter(forms.Form):
-    """What the list of people is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of people; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     role = forms.ModelMultipleChoiceField(Role.objects.none(), required=False)
@@ -42,19 +42,19 @@ class PeopleFilter(forms.Form):
     def narrow(self, people: QuerySet[User]) -> QuerySet[User]:
         """The people who match."""
         if words := self.cleaned_data.get("q"):
-            people = people.filter(told_of(words))
+            people = people.filter(matching_words(words))
         if roles := self.cleaned_data.get("role"):
             people = people.filter(role__in=roles)
         if statuses := self.cleaned_data.get("status"):
-            wanted = Q(pk=None)
+            condition = Q(pk=None)
             for status in statuses:
-                wanted |= STATUSES[status]
-            people = people.filter(wanted)
+                condition |= STATUSES[status]
+            people = people.filter(condition)
         return people
 
 
 class RoleRadios(forms.RadioSelect):
-    """Roles to choose from; those that hold more than the grantor cannot be chosen, and say why."""
+    """Role choices; roles with capabilities the grantor lacks are disabled, with the reason."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -91,7 +91,7 @@ def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
 
 
 class InviteForm(RoleChoice):
-    """Somebody new."""
+    """Invites a person."""
 
     email = forms.EmailField(label="E-mail", max_length=254)
     display_name = forms.CharField(label="Name", max_length=120)

@@ -1,4 +1,4 @@
-"""The people of the workspace: the list, the page of one person, and what can be done to them."""
+"""The People pages: the list, the page of one person, and the actions on one person."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def listing(request: AppRequest) -> HttpResponse:
     context = {
         "tab": "users",
         "page": page_of(request, people.order_by("email")),
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "roles": Role.objects.all(),
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
@@ -257,7 +257,7 @@ def _ending_keys(person: User) -> str:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
-    """Let this person into the Django admin, or no more."""
+    """Set or clear the staff flag."""
     person = find(pk)
     if request.method == "GET":
         return confirm(
@@ -296,7 +296,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _reset_sent(request: AppRequest, person: User) -> str:
-    """Mail the link, to nobody but its owner; what became of it in words."""
+    """Mail the link to its owner only; returns the outcome as a sentence."""
     if not settings.MAIL_IS_OFFERED:
         return password_links.NO_MAIL
     form = ForgottenForm({"email": person.email})

@@ -1,4 +1,4 @@
-"""Grave acts ask for the password again: on pages by a form, in the API by a refusal."""
+"""Password confirmation before sensitive operations: a form on pages, a refusal in the API."""
 
 from collections.abc import Callable
 from typing import Any

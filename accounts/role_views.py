@@ -1,4 +1,4 @@
-"""Roles, and the reference of what they can hold."""
+"""The Roles pages, and the reference of capabilities."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def add(request: AppRequest) -> HttpResponse:
 def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
     if role is None:
         return {}
-    handed = {capability for capability in role.capabilities if request.user.has_perm(capability)}
-    return {"name": f"Copy of {role.name}"[:80], "capabilities": handed}
+    granted = {capability for capability in role.capabilities if request.user.has_perm(capability)}
+    return {"name": f"Copy of {role.name}"[:80], "capabilities": granted}
 
 
 @require_http_methods(["GET", "POST"])

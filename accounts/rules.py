@@ -1,6 +1,6 @@
-"""What holds for every change to people and roles, whatever surface it comes through.
+"""Rules for every change to people and roles, called by pages, REST and commands.
 
-Acting against a person or a role takes at least their capabilities, and one active Super admin always remains; see
+Changing a person or a role requires at least their capabilities, and one active Super admin always remains; see
 docs/explanation/security-model.md.
 """
 
@@ -68,13 +68,13 @@ class RoleInUse(PeopleError):
 
 
 class Grantor(Actor, Protocol):
-    """Somebody who changes people and roles."""
+    """A person who changes people and roles."""
 
     def has_perm(self, perm: str) -> bool: ...
 
 
 def one_at_a_time() -> None:
-    """Let no two changes to people run at once until this transaction ends.
+    """Serialise changes to people until this transaction ends.
 
     The guard of the last manager looks at all people, so row locks would not do.
     """
@@ -83,7 +83,7 @@ def one_at_a_time() -> None:
 
 
 def acting_now(by: Grantor | None) -> Any:
-    """Who acts as the database has them at this moment, within the limits of the API key they act with, if any.
+    """The acting person as currently stored, restricted by the API key of the request, if any.
 
     A change that waited for another one to end may find its author with less than they began with; somebody who was
     deactivated meanwhile holds nothing. None is the system.
@@ -112,16 +112,16 @@ def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
 
 def lacking(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
     """The labels of those of `capabilities` that `by` lacks, in the order of the catalogue."""
-    wanted = frozenset(capabilities)
+    required = frozenset(capabilities)
     return [
         capability.label
         for capability in Capability
-        if by is not None and capability in wanted and not by.has_perm(capability)
+        if by is not None and capability in required and not by.has_perm(capability)
     ]
 
 
 def must_keep_an_owner() -> None:
-    """Raise LastOwner unless an owner is left: somebody active, with a password, whose role is Super admin."""
+    """Raise LastOwner unless an owner remains: an active person with a password and the role Super admin."""
     holders = get_user_model().objects.filter(role__name=SUPER_ADMIN.name, role__locked=True, is_active=True)
     if not holders.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists():
         raise LastOwner(LastOwner.__doc__)

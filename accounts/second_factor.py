@@ -1,4 +1,4 @@
-"""The second factor: an authenticator app and recovery codes, their secrets sealed at rest."""
+"""The second factor: an authenticator app and recovery codes; their secrets are stored encrypted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _cipher() -> Cipher:
 
 
 class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
-    """Keeps what allauth stores of a second factor sealed, beside the id of the key that did it."""
+    """Encrypts the second-factor data that allauth stores, and stores the id of the key with it."""
 
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultMFAAdapter.error_messages,
@@ -82,12 +82,12 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
 
 
 class ActivateForm(ActivateTOTPForm):  # type: ignore[misc]
-    """Takes the first code of a new authenticator app; until then its secret waits in the session, sealed."""
+    """Takes the first code of a new authenticator app; until then its secret is in the session, encrypted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.user = kwargs.pop("user")
         forms.Form.__init__(self, *args, **kwargs)
-        _dress(self)
+        _style_code_field(self)
         self.secret = _waiting(fresh=not self.is_bound)
 
 
@@ -98,8 +98,8 @@ def _waiting(*, fresh: bool) -> str:
     return str(decrypt(session[SECRET_SESSION_KEY]))
 
 
-def _dress(form: forms.Form) -> None:
-    """Make the field of a code look and type like one."""
+def _style_code_field(form: forms.Form) -> None:
+    """Set label and input attributes of the code field."""
     form.fields["code"].label = "Code"
     form.fields["code"].widget.attrs = {"autocomplete": "one-time-code", "inputmode": "numeric", "maxlength": 20}
 
@@ -113,7 +113,7 @@ class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _dress(self)
+        _style_code_field(self)
 
     def clean_code(self) -> str:
         tries = self.count()
@@ -132,7 +132,7 @@ class CodeForm(OnceForm, AuthenticateForm):  # type: ignore[misc]
 
 
 class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
-    """The code asked for again before something grave."""
+    """The code as confirmation before a sensitive change."""
 
     def count(self) -> Tries:
         return try_as(self.user, "code again")
@@ -145,9 +145,9 @@ def is_on(person: User) -> bool:
 
 
 def remove(person: User, *, by: Grantor | None) -> None:
-    """Let this person, who lost app and recovery codes, sign in with the password alone.
+    """Remove the second factor of a person who lost app and recovery codes.
 
-    Raises Outranked: it takes a lock from their door.
+    Raises Outranked: it weakens the protection of their account.
     """
     with person.changed_by(by):
         removed, _ = Authenticator.objects.filter(user=person).delete()
@@ -162,17 +162,17 @@ def key_uses() -> Counter[str]:
 
 
 def reseal() -> int:
-    """Seal what an older key holds with the newest one; how many secrets that were."""
-    newest, moved = f"{_cipher().key_id}:", 0
+    """Re-encrypt secrets of older keys with the newest one; returns the number of secrets."""
+    newest, count = f"{_cipher().key_id}:", 0
     with transaction.atomic():
         for authenticator in Authenticator.objects.select_for_update().order_by("pk"):
-            old = [
+            names = [
                 name
                 for name in SEALED
                 if name in authenticator.data and not authenticator.data[name].startswith(newest)
             ]
-            authenticator.data |= {name: encrypt(decrypt(authenticator.data[name])) for name in old}
-            if old:
+            authenticator.data |= {name: encrypt(decrypt(authenticator.data[name])) for name in names}
+            if names:
                 authenticator.save(update_fields=["data"])
-            moved += len(old)
-    return moved
+            count += len(names)
+    return count

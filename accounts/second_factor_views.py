@@ -1,4 +1,4 @@
-"""The pages of one's own second factor: allauth's, with our records and with codes that are shown once."""
+"""Pages for a user's own second factor: allauth's, with admin events, and with codes shown once."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _left(codes: Any) -> int:
 
 def _codes(request: HttpRequest) -> HttpResponse:
     """The recovery codes, once: they are in the body of this answer to a POST and nowhere else."""
-    made = Authenticator.objects.get(user=request.user.pk, type=Authenticator.Type.RECOVERY_CODES)
-    return render(request, "mfa/recovery_codes/index.html", {"codes": made.wrap().get_unused_codes()})
+    authenticator = Authenticator.objects.get(user=request.user.pk, type=Authenticator.Type.RECOVERY_CODES)
+    return render(request, "mfa/recovery_codes/index.html", {"codes": authenticator.wrap().get_unused_codes()})
 
 
 def _record(request: HttpRequest, action: Action) -> None:

@@ -1,4 +1,4 @@
-"""The web sessions of one person: which are still good, how they end, and how long they last."""
+"""Web sessions of a person: which are valid, how they are ended, and their time limits."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class WebSession:
 
 def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
     """The browsers in which `person` is signed in, the latest used first; `this` is the key of the asker's own."""
-    known = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
-    good = _good_keys(person, [session.session_key for session in known])
+    rows = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
+    good = _good_keys(person, [session.session_key for session in rows])
     return [
         WebSession(
             session.pk,
@@ -67,7 +67,7 @@ def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
             session.last_seen_at,
             session.session_key == this,
         )
-        for session in known
+        for session in rows
         if session.session_key in good
     ]
 
@@ -93,7 +93,7 @@ def end(person: User, pk: int, *, by: User) -> None:
 
 
 def browser_of(user_agent: str) -> str:
-    """A browser in words: "Firefox on Windows"; what it says itself when that is nothing we know."""
+    """A browser's name: "Firefox on Windows"; the raw user agent when it is unknown."""
     name = next((name for mark, name in BROWSERS.items() if re.search(rf"{mark}\w*/", user_agent)), "")
     system = next((name for mark, name in SYSTEMS.items() if mark in user_agent), "")
     return " on ".join(filter(None, (name, system))) or user_agent[:60] or "Unknown browser"
@@ -101,7 +101,7 @@ def browser_of(user_agent: str) -> str:
 
 IDLE_S = timedelta(hours=12).total_seconds()
 LONGEST_S = timedelta(days=7).total_seconds()
-NOTED_EVERY_S = timedelta(minutes=5).total_seconds()  # Not on each request: that would be a write each.
+SEEN_INTERVAL_S = timedelta(minutes=5).total_seconds()  # Not on each request: that would be a write each.
 
 BEGAN, SEEN = "began_at", "seen_at"
 
@@ -135,6 +135,6 @@ def _note(request: HttpRequest) -> None:
     if BEGAN not in session:
         if session.modified:  # As it is by signing in; then this costs no write of its own.
             session[BEGAN] = session[SEEN] = now
-    elif now - session[SEEN] > NOTED_EVERY_S:
+    elif now - session[SEEN] > SEEN_INTERVAL_S:
         session[SEEN] = now
         UserSession.objects.filter(session_key=session.session_key).update(last_seen_at=timezone.now())

@@ -1,4 +1,4 @@
-"""The forms of sign-in and password reset, in this product's words."""
+"""The forms of sign-in and password reset."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ class NewPasswordForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
 
 
 class AgainForm(ReauthenticateForm):  # type: ignore[misc]
-    """The password asked for again before something grave."""
+    """The password as confirmation before a sensitive change."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""How often passwords and codes may be tried, and which browsers are known (docs/explanation/security-model.md).
+"""Limits on attempts with passwords and codes, and known browsers (docs/explanation/security-model.md).
 
-A try counts before anything is checked, and is taken back when it was right. Nothing is ever locked: a stranger uses up
-the tries of their own address alone, and the browser in which somebody signed in before has tries of its own.
+An attempt is counted before anything is checked, and uncounted when it succeeds. Nothing is ever locked: an attacker
+uses up the attempts of their own address only, and a browser in which the user signed in before has its own count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ type View = Callable[..., HttpResponse]
 
 COOKIE = "gateway_device"
 COOKIE_PATH = "/accounts/"
-KNOWN_FOR = timedelta(days=180)
+DEVICE_LIFETIME = timedelta(days=180)
 
 MOST = {
     "password, from one address": (20, MINUTE),
@@ -92,7 +92,7 @@ def try_password(request: HttpRequest, email: str) -> Tries:
 
 
 def try_code(request: HttpRequest, person: User) -> Tries:
-    """Count a try to sign in with a code, by somebody whose password was right. Raises TooManyTries."""
+    """Count an attempt with a code, after a correct password. Raises TooManyTries."""
     tries = Tries()
     if device := _device(request, person):
         tries.count("code, in a known browser", device)
@@ -103,7 +103,7 @@ def try_code(request: HttpRequest, person: User) -> Tries:
 
 
 def try_as(person: User, action: str) -> Tries:
-    """Count what somebody who is signed in tries. Raises TooManyTries."""
+    """Count an attempt of a signed-in user. Raises TooManyTries."""
     tries = Tries()
     tries.count(action, str(person.pk))
     return tries
@@ -115,7 +115,7 @@ def posts_from_one_address(action: str) -> Callable[[View], View]:
 
 
 def posts_of_one_person(action: str) -> Callable[[View], View]:
-    """Limit how often somebody who is signed in sends a form."""
+    """Limit how often a signed-in user submits a form."""
     return _posts(action, lambda request: str(request.user.pk))
 
 
@@ -143,18 +143,18 @@ def _signer(person: User) -> TimestampSigner:
 def _device(request: HttpRequest, person: User) -> str:
     """The random name of this browser, when `person` signed in with it before; else empty."""
     try:
-        return _signer(person).unsign(request.COOKIES.get(COOKIE, ""), max_age=KNOWN_FOR)
+        return _signer(person).unsign(request.COOKIES.get(COOKIE, ""), max_age=DEVICE_LIFETIME)
     except BadSignature:
         return ""
 
 
 def remember_browser(request: HttpRequest, response: HttpResponse, person: User) -> None:
-    """Let `person` try in this browser apart from what others try; it says nothing else and opens nothing."""
+    """Set the cookie of a known browser, which has its own count of attempts for `person`; it gives no access."""
     device = _device(request, person) or secrets.token_urlsafe(12)
     response.set_cookie(
         COOKIE,
         _signer(person).sign(device),
-        max_age=KNOWN_FOR,
+        max_age=DEVICE_LIFETIME,
         path=COOKIE_PATH,
         secure=settings.SESSION_COOKIE_SECURE,
         httponly=True,

@@ -1,4 +1,4 @@
-"""One's own account."""
+"""Pages of the user's own account."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings all people of the workspace share."""
+"""The page of the workspace settings."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ class WorkspaceForm(forms.Form):
 @requires(Capability.WORKSPACE_MANAGE)
 @ask_again
 def workspace(request: AppRequest) -> HttpResponse:
-    now = WorkspaceSettings.load()
-    form = WorkspaceForm(posted(request), workspace=now)
-    context = _context(form) | {"version": now.version}
+    current = WorkspaceSettings.load()
+    form = WorkspaceForm(posted(request), workspace=current)
+    context = _context(form) | {"version": current.version}
     if request.method == "GET":
         return show(request, "accounts/workspace.html", context)
     if not form.is_valid():
@@ -116,14 +116,14 @@ def workspace(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.WORKSPACE_MANAGE)
 def test_mail(request: AppRequest) -> HttpResponse:
-    """Mail whoever asks, and say what became of it."""
+    """Send a test mail to the signed-in person, and show the outcome."""
     context = _context(WorkspaceForm(None, workspace=WorkspaceSettings.load()))
     try:
         outcome = send_test_mail(by=request.user)
     except PeopleError as error:
-        context |= {"mail_sent": False, "mail_told": str(error)}
+        context |= {"mail_sent": False, "mail_detail": str(error)}
     else:
-        context |= {"mail_sent": outcome.sent, "mail_told": outcome.detail}
+        context |= {"mail_sent": outcome.sent, "mail_detail": outcome.detail}
     return show(request, "accounts/workspace.html", context)
 
 

@@ -1,10 +1,10 @@
-"""The name of every administrative act that is recorded: `subject.verb` in the past tense."""
+"""The names of all recorded admin actions: `subject.verb` in the past tense."""
 
 from enum import StrEnum
 
 
 class Action(StrEnum):
-    """What an Event says was done. A retired name stays here as a comment, so history stays readable."""
+    """The action of an Event. A retired name stays here as a comment, so that old events stay readable."""
 
     API_KEY_CREATED = "api_key.created"
     API_KEY_REVOKED = "api_key.revoked"

@@ -1,4 +1,4 @@
-"""/api/logs and /api/admin-events: what happened, read only."""
+"""/api/logs and /api/admin-events: the two logs, read-only."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class CallDetail(CallSerializer):
         exclude = ("uid", "recorded_at")
 
     def to_representation(self, instance: Call) -> dict[str, Any]:
-        told = super().to_representation(instance)
+        data = super().to_representation(instance)
         if not self.context["request"].user.has_perm(Capability.LOGS_PAYLOADS):
-            told |= {"request_payload": None, "response_payload": None}
-        return told
+            data |= {"request_payload": None, "response_payload": None}
+        return data
 
     def get_reason(self, call: Call) -> str | None:
-        found = reason_of(call.outcome, call.deny_reason)
-        return found.sentence if found else None
+        reason = reason_of(call.outcome, call.deny_reason)
+        return reason.sentence if reason else None
 
 
 class TimeRangeQuery(Query):
@@ -172,13 +172,15 @@ class Log(Resource):
 
     @property
     def place(self) -> tuple[Cursor | None, int]:
-        """Where the page that was asked for begins, and how many rows it holds."""
-        return self.chosen.get("cursor"), min(self.chosen.get("page_size", Paging.page_size), Paging.max_page_size)
+        """The cursor and the size of the requested page."""
+        return self.query_data.get("cursor"), min(
+            self.query_data.get("page_size", Paging.page_size), Paging.max_page_size
+        )
 
-    def listed(self, found: Page[Any]) -> Response:
-        """The page that was asked for."""
-        links = {"next": self._link(found.older), "previous": self._link(found.newer)}
-        return Response({**links, "results": self.serialize(found.rows, many=True)})
+    def listed(self, result: Page[Any]) -> Response:
+        """The response with one page of rows."""
+        links = {"next": self._link(result.older), "previous": self._link(result.newer)}
+        return Response({**links, "results": self.serialize(result.rows, many=True)})
 
     def _link(self, cursor: Cursor | None) -> str | None:
         return link(self.request, cursor=str(cursor)) if cursor else None
@@ -192,7 +194,7 @@ class CallResource(Log):
 
     @operation(needs=Capability.LOGS_READ, query=CallQuery)
     def list(self, request: Request) -> Response:
-        return self.listed(call_search(self.chosen).page(*self.place).page)
+        return self.listed(call_search(self.query_data).page(*self.place).page)
 
     @operation(needs=Capability.LOGS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -208,10 +210,10 @@ class CallResource(Log):
         answer=File(tuple(kind.partition(";")[0] for kind in TYPES.values())),
     )
     def export(self, request: Request) -> StreamingHttpResponse:
-        kind = self.chosen["format"]
-        asked = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
-        pieces = Export(call_search(self.chosen), kind, EXPORT_COLUMNS)
-        Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=asked)
+        kind = self.query_data["format"]
+        changes = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
+        pieces = Export(call_search(self.query_data), kind, EXPORT_COLUMNS)
+        Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=changes)
         return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
 
@@ -233,7 +235,7 @@ class EventResource(Log):
 
     @operation(needs=Capability.AUDIT_READ, query=EventQuery)
     def list(self, request: Request) -> Response:
-        return self.listed(page([matching_events(self.chosen)], *self.place))
+        return self.listed(page([matching_events(self.query_data)], *self.place))
 
     @operation(needs=Capability.AUDIT_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:

@@ -1,4 +1,4 @@
-"""What this app is called for people."""
+"""Configuration of the app, with its verbose name."""
 
 from django.apps import AppConfig
 

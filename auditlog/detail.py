@@ -1,4 +1,4 @@
-"""The page of one call: where its time went, which check decided it, its payloads, and the call again as a command."""
+"""The page of one call: timing, the check that decided it, payloads, and the call as a curl command."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Detail:
     @property
     def reason(self) -> Reason | None:
         """What stopped it; None when nothing did."""
-        found = reason_of(self.call.outcome, self.call.deny_reason)
-        if found and not self.call.deny_reason and self.call.outcome == Outcome.RPC_ERROR and not self.call.upstream_ms:
-            return Reason(Step.REQUEST, found.sentence)
-        return found
+        entry = reason_of(self.call.outcome, self.call.deny_reason)
+        if entry and not self.call.deny_reason and self.call.outcome == Outcome.RPC_ERROR and not self.call.upstream_ms:
+            return Reason(Step.REQUEST, entry.sentence)
+        return entry
 
     @property
     def kind(self) -> str:
@@ -61,14 +61,14 @@ class Detail:
     def timing(self) -> list[TimingPart]:
         """Where the time went, in order."""
         call, record = self.call, self.record_ms
-        known = (call.authorise_ms or 0) + (call.upstream_ms or 0)
+        measured_ms = (call.authorise_ms or 0) + (call.upstream_ms or 0)
         stretches = (
             ("auth", "authorise", call.authorise_ms),
-            ("rules", "rules", max(call.duration_ms - known, 0)),
+            ("rules", "rules", max(call.duration_ms - measured_ms, 0)),
             ("upstream", "upstream", call.upstream_ms),
             ("record", "record", record),
         )
-        whole = max(call.duration_ms, known) + (record or 0)
+        whole = max(call.duration_ms, measured_ms) + (record or 0)
         return list(_laid_out([(n, label, ms) for n, label, ms in stretches if ms], whole))
 
     @property

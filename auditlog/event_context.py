@@ -1,4 +1,4 @@
-"""The context of the change under way: set once per request, read by `Event.objects.record`."""
+"""The context of the current change: set once per request, read by `Event.objects.record`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What the admin events are narrowed to."""
+"""The filters of the admin events."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TEXTS = {"actor": "Actor", "target": "Target", "correlation": "Correlation id"}
 
 
 class EventFilter(forms.Form):
-    """The query string of the page; a value nobody offers narrows nothing."""
+    """The query string of the page as a form; unknown values are ignored."""
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
-    action = forms.MultipleChoiceField(required=False, choices=[(one.value, one.value) for one in Action])
+    action = forms.MultipleChoiceField(required=False, choices=[(action.value, action.value) for action in Action])
     via = forms.MultipleChoiceField(required=False, choices=Via.choices)
     actor = forms.CharField(required=False, max_length=254)
     target = forms.CharField(required=False, max_length=200)
@@ -32,14 +32,14 @@ class EventFilter(forms.Form):
     def __init__(self, data: Any) -> None:
         super().__init__(data)
         self.is_valid()
-        self.chosen: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
-        self.chosen["range"] = self.chosen["range"] or DEFAULT_RANGE
+        self.values: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
+        self.values["range"] = self.values["range"] or DEFAULT_RANGE
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What was asked for beyond the default."""
+        """The values that differ from the defaults."""
         return {
-            name: value for name, value in self.chosen.items() if value and (name, value) != ("range", DEFAULT_RANGE)
+            name: value for name, value in self.values.items() if value and (name, value) != ("range", DEFAULT_RANGE)
         }
 
     @property
@@ -50,41 +50,45 @@ class EventFilter(forms.Form):
     @property
     def span(self) -> str:
         """The time range in words."""
-        return RANGES[self.chosen["range"]][0]
+        return RANGES[self.values["range"]][0]
 
     def narrow(self) -> QuerySet[Event]:
         """The events that match."""
         events = Event.objects.filter(self._subjects())
-        length = RANGES[self.chosen["range"]][1]
+        length = RANGES[self.values["range"]][1]
         # What one request did is found whenever it was.
-        if length and not self.chosen["correlation"]:
+        if length and not self.values["correlation"]:
             events = events.filter(created_at__gte=timezone.now() - length)
         for name in ("action", "via"):
-            if self.chosen[name]:
-                events = events.filter(**{f"{name}__in": self.chosen[name]})
+            if self.values[name]:
+                events = events.filter(**{f"{name}__in": self.values[name]})
         return events
 
     def _subjects(self) -> Q:
-        wanted = Q()
-        if text := self.chosen["actor"]:
-            wanted &= Q(actor_id=text) if uuid_of(text) else Q(actor_email__icontains=text)
-        if text := self.chosen["target"]:
+        condition = Q()
+        if text := self.values["actor"]:
+            condition &= Q(actor_id=text) if uuid_of(text) else Q(actor_email__icontains=text)
+        if text := self.values["target"]:
             named = Q(target_label__icontains=text) | Q(target_type__iexact=text)
-            wanted &= Q(target_id=text) if uuid_of(text) else named
-        if text := self.chosen["correlation"]:
-            wanted &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
-        return wanted
+            condition &= Q(target_id=text) if uuid_of(text) else named
+        if text := self.values["correlation"]:
+            condition &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
+        return condition
 
     def facets(self) -> list[Facet]:
         """The filters that open on demand, each with what is chosen in it."""
-        chosen = self.chosen
-        vias = [str(Via(value).label) for value in chosen["via"]]
+        cleaned = self.values
+        vias = [str(Via(value).label) for value in cleaned["via"]]
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
         return [
-            Facet("range", "Time range", chosen["range"], self.span, ranges),
+            Facet("range", "Time range", cleaned["range"], self.span, ranges),
             Facet(
-                "action", "Action", chosen["action"], first_of(chosen["action"]), [(one, one) for one in sorted(Action)]
+                "action",
+                "Action",
+                cleaned["action"],
+                first_of(cleaned["action"]),
+                [(action, action) for action in sorted(Action)],
             ),
-            Facet("via", "Via", chosen["via"], first_of(vias), Via.choices),
-            *(Facet(name, label, chosen[name], chosen[name][:24], []) for name, label in TEXTS.items()),
+            Facet("via", "Via", cleaned["via"], first_of(vias), Via.choices),
+            *(Facet(name, label, cleaned[name], cleaned[name][:24], []) for name, label in TEXTS.items()),
         ]

@@ -1,4 +1,4 @@
-"""The admin events: who changed what, as a page, one by one, and as a file."""
+"""The admin events: the list, one event, and the export."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show
 
-BESIDE = 25  # Rows beside an open event.
+ROWS_BESIDE = 25  # Rows beside an open event.
 IN_ROW = 3
 # What a file tells of an event: by which name, which column.
 COLUMNS = {
@@ -125,7 +125,7 @@ class EventRow:
         name, capabilities = PAGES.get(self.event.target_type, ("", ()))
         if not name or self.event.action.endswith((".removed", ".archived")):
             return ""
-        if capabilities and not any(self.viewer.has_perm(one) for one in capabilities):
+        if capabilities and not any(self.viewer.has_perm(capability) for capability in capabilities):
             return ""
         return reverse(name, args=[] if self.event.target_type == "workspacesettings" else [self.event.target_id])
 
@@ -147,26 +147,26 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.AUDIT_READ)
 def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     """One event, as a drawer beside the list it was opened from."""
-    found = get_object_or_404(Event, uid=uid)
-    same_request = Event.objects.filter(correlation_id=found.correlation_id).count()
-    context = {"opened": EventRow(found, request.user), "same_request": same_request}
+    event = get_object_or_404(Event, uid=uid)
+    same_request = Event.objects.filter(correlation_id=event.correlation_id).count()
+    context = {"opened": EventRow(event, request.user), "same_request": same_request}
     if is_for(request, "drawer"):
         return render(request, "auditlog/event_drawer.html", {**context, "query": EventFilter(request.GET).query})
-    return render(request, "auditlog/events.html", {**_listed(request, BESIDE), **context})
+    return render(request, "auditlog/events.html", {**_listed(request, ROWS_BESIDE), **context})
 
 
 def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
-    chosen = EventFilter(request.GET)
-    events = chosen.narrow()
-    found = page([events], Cursor.named(request.GET.get("cursor", "")), size)
+    event_filter = EventFilter(request.GET)
+    events = event_filter.narrow()
+    result = page([events], Cursor.named(request.GET.get("cursor", "")), size)
     return {
-        "page": found,
-        "rows": [EventRow(event, request.user) for event in found.rows],
+        "page": result,
+        "rows": [EventRow(event, request.user) for event in result.rows],
         "count": count_rows(events.order_by()),
-        "narrowed": bool(chosen.asked),
-        "span": chosen.span,
-        "query": chosen.query,
-        "facets": chosen.facets(),
+        "narrowed": bool(event_filter.asked),
+        "span": event_filter.span,
+        "query": event_filter.query,
+        "facets": event_filter.facets(),
         "list_url": reverse("auditlog:events"),
     }
 
@@ -178,11 +178,11 @@ def export_events(request: AppRequest) -> HttpResponse:
     kind = request.GET.get("format", "")
     if kind not in TYPES:
         return HttpResponseBadRequest("format must be csv or jsonl.", content_type="text/plain")
-    chosen = EventFilter(request.GET)
-    asked = {name: [None, value] for name, value in chosen.asked.items()}
+    event_filter = EventFilter(request.GET)
+    changes = {name: [None, value] for name, value in event_filter.asked.items()}
     try:
-        pieces = Export(chosen.narrow(), kind, COLUMNS)
+        pieces = Export(event_filter.narrow(), kind, COLUMNS)
     except TooManyExports as refused:
         return too_many_response(refused)
-    Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=asked)
+    Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=changes)
     return file_response(request, "admin-events", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.

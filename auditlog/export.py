@@ -1,6 +1,6 @@
-"""The logs as files: CSV for spreadsheets, JSON lines for programs. The last line says whether all of it is there.
+"""Exports of the logs: CSV for spreadsheets, JSON lines for programs. The last line says whether the file is complete.
 
-The format, and what a reader has to check, is told in docs/reference/exports.md.
+docs/reference/exports.md describes the format, and what a reader has to check.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _free = threading.BoundedSemaphore(MAX_EXPORTS)
 
 
 class TooManyExports(ApiError):
-    """As many exports are running as this process lets run at once."""
+    """This process already runs its maximum number of exports."""
 
     wait = 30.0  # Seconds, for Retry-After.
 
@@ -58,7 +58,7 @@ class IncompleteExport(Exception):
 
 
 class Export:
-    """Rows as a file of one kind, in pieces of some thousand rows, newest first; `columns` says what is told as what.
+    """Rows as a file, in pieces of some thousand rows, newest first; `columns` maps fields to column names.
 
     Reads with a cursor in the database, over a connection of its own, so that no page waits for it and no time limit of
     pages cuts it. `close` ends it at any moment, from any thread. Raises TooManyExports, and IncompleteExport between
@@ -79,7 +79,7 @@ class Export:
             self._resources.close()
             raise
         weakref.finalize(self, self._resources.close)  # An answer that nobody began to read.
-        self._pieces = self._told()
+        self._pieces = self._lines()
 
     def __iter__(self) -> Self:
         return self
@@ -106,7 +106,7 @@ class Export:
             self._pieces.close()
             self._resources.close()
 
-    def _told(self) -> Generator[str]:
+    def _lines(self) -> Generator[str]:
         count = 0
         if self._kind == "csv":
             yield _csv([self._names])
@@ -161,7 +161,7 @@ def _reader() -> Iterator[psycopg.Connection[Any]]:
 def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:
     """The answer that is this file, called `name` and the time."""
     return StreamingHttpResponse(
-        flowing(pieces) if isinstance(request, ASGIRequest) else pieces,
+        stream_export(pieces) if isinstance(request, ASGIRequest) else pieces,
         content_type=TYPES[kind],
         headers={
             "Content-Disposition": f'attachment; filename="{name}-{timezone.now():%Y-%m-%d-%H%M%S}.{kind}"',
@@ -176,8 +176,8 @@ def too_many_response(refused: TooManyExports) -> HttpResponse:
     return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")
 
 
-async def flowing(pieces: Export) -> AsyncIterator[str]:
-    """The same pieces for a response of an asynchronous server, read in a thread; ends with its reader."""
+async def stream_export(pieces: Export) -> AsyncIterator[str]:
+    """The same pieces for an asynchronous response, read in a thread; stops when the client disconnects."""
 
     @sync_to_async
     def take() -> str | None:
@@ -197,7 +197,7 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A cell no spreadsheet runs as a formula: tool names and addresses come from strangers."""
+    """A cell that no spreadsheet runs as a formula: tool names and addresses are untrusted."""
     if isinstance(value, str):
         return f"'{value}" if _is_formula(value) else value
     if isinstance(value, datetime):

@@ -1,6 +1,6 @@
-"""The two logs: calls through the gateways, and administrators' acts; and the base of models that can be disabled.
+"""The two logs, calls and admin events, and the base of models that can be disabled.
 
-Log rows are only inserted. They hold ids and names as plain columns: history outlives what it describes.
+Log rows are insert-only. They store ids and names as plain columns, so that the history stays readable after changes.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -162,7 +162,7 @@ class Call(models.Model):
 
 
 class Actor(Protocol):
-    """Somebody who changes things."""
+    """A person who makes changes."""
 
     pk: Any
     email: str
@@ -178,7 +178,7 @@ class EventManager(models.Manager["Event"]):
         changes: dict[str, Any] | None = None,
         actor: str = "",
     ) -> "Event":
-        """Write down that `by` (None: the system) did `action` to `target`.
+        """Record that `by` (None: the system) did `action` to `target`.
 
         Call it inside the transaction of the change. `changes` maps a field to [before, after] and
         holds no secret; `actor` names an actor who is not simply a person, such as a token itself.
@@ -227,7 +227,7 @@ class Event(models.Model):
 
 
 class Switchable(models.Model):
-    """A thing that can be switched off and on; the proxy reads the switch on every request."""
+    """Base of models that can be disabled and enabled; the proxy reads the switch on every request."""
 
     enabled = models.BooleanField(default=True)
 
@@ -235,7 +235,7 @@ class Switchable(models.Model):
         abstract = True
 
     def disable(self, *, by: Actor | None) -> None:
-        """Switch off; the next request through this thing is refused. Nothing is lost."""
+        """Disable; the next request that depends on this row is refused. It can be enabled again."""
         self._switch(on=False, by=by)
 
     def enable(self, *, by: Actor | None) -> None:

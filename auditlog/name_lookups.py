@@ -1,4 +1,4 @@
-"""Lookups of things by name, which live in apps above the log: gatewayadmin registers them at start."""
+"""Lookups of hosts, gateways, servers and users by name; gatewayadmin registers them at start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
-MAX_THINGS = 8  # More things of one name are searched by the name in the row instead of by id.
+MAX_IDS = 8  # More things of one name are searched by the name in the row instead of by id.
 
 
 @dataclass

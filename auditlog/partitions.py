@@ -1,7 +1,7 @@
-"""Partitions of a log table by time: made ahead of it, dropped by retention. A row leaves with its partition only.
+"""Time partitions of a log table: created in advance, dropped by retention. Rows are removed only by dropping.
 
-How long a partition is follows from how long rows are kept (docs/decisions/0006): a day each as long as that makes
-about a hundred of them, since each costs every statement over all of the log its planning and its locks.
+The length of a partition depends on retention (docs/decisions/0006): days, as long as about a hundred are enough,
+because each partition adds planning time and locks to every statement over the whole log.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 AHEAD = timedelta(days=10)
 DAY = timedelta(days=1)
 ATTEMPTS = 3
-PATIENCE = "900ms"
+LOCK_TIMEOUT = "900ms"
 
 DAYS, WEEKS, MONTHS = 1, 7, 31  # The longest partition of each kind, in days.
 # Up to how many days of retention which partitions serve; for longer ones months do.
@@ -66,15 +66,15 @@ class Span:
 
     @classmethod
     def named(cls, name: str) -> "Span | None":
-        """The span that the name of a partition says; None for any other table."""
-        found = _NAME.search(name)
-        if found is None:
+        """The span in the name of a partition; None for any other table."""
+        match = _NAME.search(name)
+        if match is None:
             return None
-        year = int(found["year"])
-        if found["week"]:
-            return cls.around(date.fromisocalendar(year, int(found["week"]), 1), WEEKS)
-        first = date(year, int(found["month"]), int(found["day"] or 1))
-        return cls.around(first, DAYS if found["day"] else MONTHS)
+        year = int(match["year"])
+        if match["week"]:
+            return cls.around(date.fromisocalendar(year, int(match["week"]), 1), WEEKS)
+        first = date(year, int(match["month"]), int(match["day"] or 1))
+        return cls.around(first, DAYS if match["day"] else MONTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +97,15 @@ class Partitions:
         today = today or datetime.now(UTC).date()
         longest = longest_partition(kept_days)
         self._drop_too_long(today, longest)
-        spans, made, day = list(self._attached_spans().values()), [], today - DAY  # Whoever's clock is behind.
+        spans, created, day = list(self._attached_spans().values()), [], today - DAY  # Whoever's clock is behind.
         while day <= today + AHEAD:
             span = next((span for span in spans if span.start <= day < span.end), None)
             if span is None:
                 span = _longest_free(day, longest, spans)
-                made.append(self._make(span))
+                created.append(self._make(span))
                 spans.append(span)
             day = span.end
-        return made
+        return created
 
     def make_for(self, day: date) -> None:
         """Make a partition for this day unless there is one."""
@@ -122,8 +122,8 @@ class Partitions:
         if not self.is_owner():
             return []
         spans = self._spans(self._all_names())
-        old = sorted((span, name) for name, span in spans.items() if span.end <= limit)
-        return list(takewhile(self._drop, (name for _, name in old)))
+        expired = sorted((span, name) for name, span in spans.items() if span.end <= limit)
+        return list(takewhile(self._drop, (name for _, name in expired)))
 
     def is_owner(self) -> bool:
         """Whether the role we are connected as owns the table, as it must to take partitions away."""
@@ -180,22 +180,22 @@ class Partitions:
         Each step may have been the last of a process that was killed: off, half off, or only not dropped yet.
         With `keep_rows` one that got a row at the last moment is put back.
         """
-        words = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
+        names = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
         for attempt in range(ATTEMPTS):
             time.sleep(attempt)
             try:
-                with connection.cursor() as cursor, _patience(cursor):
-                    if how := DETACHING[self._attached(name)]:
+                with connection.cursor() as cursor, _limit_lock_wait(cursor):
+                    if statement := DETACHING[self._attached(name)]:
                         # Outside of any transaction: CONCURRENTLY waits for those that read the table, and for
                         # that time holds nothing that a COPY or a reader would wait for.
                         cursor.execute(
-                            sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {how}").format(**words)
+                            sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {statement}").format(**names)
                         )
                     if keep_rows and self._holds_rows(name):
                         span = self._spans([name])[name]
                         self._make(span)
                         return False
-                    cursor.execute(sql.SQL("DROP TABLE {name}").format(**words))
+                    cursor.execute(sql.SQL("DROP TABLE {name}").format(**names))
             except OperationalError as error:
                 logger.warning("an old partition is in use", extra={"partition": name, "error": str(error)})
             else:
@@ -224,16 +224,16 @@ class Partitions:
             return [name for (name,) in cursor.fetchall()]
 
 
-def _longest_free(day: date, longest: int, taken: Sequence[Span]) -> Span:
+def _longest_free(day: date, longest: int, existing: Sequence[Span]) -> Span:
     """The longest span around a day that is at most so long and overlaps no other."""
-    wanted = [Span.around(day, length) for length in (MONTHS, WEEKS, DAYS) if length <= longest]
-    return next(span for span in wanted if not any(span.overlaps(other) for other in taken))
+    candidates = [Span.around(day, length) for length in (MONTHS, WEEKS, DAYS) if length <= longest]
+    return next(span for span in candidates if not any(span.overlaps(other) for other in existing))
 
 
 @contextmanager
-def _patience(cursor: Any) -> Iterator[None]:
-    """Wait for a lock for a moment only: whoever comes after us would wait behind us."""
-    cursor.execute(f"SET lock_timeout = '{PATIENCE}'")
+def _limit_lock_wait(cursor: Any) -> Iterator[None]:
+    """Limit the wait for a lock: statements that arrive later would queue behind ours."""
+    cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
     try:
         yield
     finally:

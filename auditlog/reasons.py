@@ -1,4 +1,4 @@
-"""Why a call was denied or failed, in words: one sentence for each reason of the log's vocabulary."""
+"""Sentences for pages: why a call was denied or failed, one for each reason of the log."""
 
 from enum import IntEnum
 from typing import NamedTuple

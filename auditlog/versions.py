@@ -1,8 +1,8 @@
-"""Versions of what people edit: who saves what was changed in the meantime is told, and loses nothing.
+"""Optimistic locking of editable rows: a save based on an outdated version is refused, with the changes since then.
 
-A version is a digest of each value that may be edited, in the order of `editable()`. Forms carry it from where they
-were opened to where they are saved, and the API gives it as the ETag of a thing (RFC 9110 section 8.8.3). The verb
-that writes compares it under the lock of the row.
+A version is a digest of each editable value, in the order of `editable()`. Forms submit the version they were opened
+with, and the API returns it as the ETag of a resource (RFC 9110 section 8.8.3). The verb that writes compares it under
+the lock of the row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Change", "ChangedMeanwhile", "FormSeen", "Precondition", "Seen", "Ve
 
 
 class Versioned(HasVersion):
-    """A thing people edit, whose verb says when somebody else was faster."""
+    """Base of editable models, whose verbs refuse a save based on an outdated version."""
 
     def lock(self) -> Any:
         """This row as it is now, locked until the transaction ends."""
@@ -39,14 +39,14 @@ class Versioned(HasVersion):
         if stale is False or stale == []:
             return
         names = list(values)
-        fields = [] if stale is True else [names[place] for place in stale]
+        fields = [] if stale is True else [names[index] for index in stale]
         if isinstance(seen, FormSeen) and changed is not None:
             fields = [field for field in fields if field in changed]
         if fields or stale is True:
-            raise ChangedMeanwhile(_told(self, {field: values[field] for field in fields}), version)
+            raise ChangedMeanwhile(_changes_of(self, {field: values[field] for field in fields}), version)
 
 
-def _told(thing: Any, values: Mapping[str, Any]) -> list[Change]:
+def _changes_of(thing: Any, values: Mapping[str, Any]) -> list[Change]:
     row: Model = thing
     events = Event.objects.filter(target_type=row._meta.model_name, target_id=str(row.pk))
     latest: dict[str, Event] = {}

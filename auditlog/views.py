@@ -1,4 +1,4 @@
-"""The Logs page, the page of one call, and what the list brings along: counts, new calls, files."""
+"""The Logs page, the page of one call, and the list's counts, live updates and exports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show, wants_fragment
 
-BESIDE = 25  # Rows beside an open call: enough to see what came before.
+ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
 LIVE_ROWS = 300  # As many may stand in a list that grows before it begins anew.
 RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 
@@ -40,9 +40,9 @@ def calls(request: AppRequest) -> HttpResponse:
     return listing(request, "auditlog/calls.html", {}, CallFilter(request.GET))
 
 
-def listing(request: AppRequest, template: str, context: dict[str, Any], chosen: CallFilter) -> HttpResponse:
-    """The log on a page that includes auditlog/log.html; for htmx its rows alone. `chosen` may be about one thing."""
-    context |= _listed(request, chosen)
+def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
+    """The log on a page that includes auditlog/log.html; for htmx only its rows. `call_filter` may have a scope."""
+    context |= _listed(request, call_filter)
     if not wants_fragment(request):
         return show(request, template, context)
     response = show(request, "auditlog/log.html#entries", context)
@@ -51,14 +51,14 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], chosen:
     return response
 
 
-def log_tab(request: AppRequest, kind: str, thing: Any) -> HttpResponse:
-    """The calls of one `kind` of thing (host, gateway or server), as a tab of its page."""
-    chosen = CallFilter(request.GET, {kind: str(thing.pk)})
-    return listing(request, f"auditlog/of_{kind}.html", {kind: thing, "tab": "logs"}, chosen)
+def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
+    """The calls of one host, gateway or server (`kind`), as a tab of its page."""
+    call_filter = CallFilter(request.GET, {kind: str(target.pk)})
+    return listing(request, f"auditlog/of_{kind}.html", {kind: target, "tab": "logs"}, call_filter)
 
 
 def log_alone(kind: str, pk: UUID) -> HttpResponse:
-    """The Logs page narrowed to one thing, for who may not see the page that the tab belongs to."""
+    """The Logs page filtered to one row, for users who may not open the page with the tab."""
     return redirect(f"{reverse('auditlog:calls')}?{urlencode({kind: pk})}")
 
 
@@ -67,25 +67,25 @@ def log_alone(kind: str, pk: UUID) -> HttpResponse:
 def call(request: AppRequest, uid: UUID) -> HttpResponse:
     """One call, as a drawer beside the list it was opened from."""
     try:
-        found = Call.objects.find(uid)
+        row = Call.objects.find(uid)
     except (Call.DoesNotExist, ValueError, OverflowError) as missing:
         raise Http404 from missing
     sees_payload = request.user.has_perm(Capability.LOGS_PAYLOADS)
-    chosen = CallFilter(request.GET)
+    call_filter = CallFilter(request.GET)
     context = {
-        "call": found,
+        "call": row,
         "link": settings.PUBLIC_URL + reverse("auditlog:call", args=[uid]),
-        "newer": _neighbour(found, chosen, NEWER),
-        "older": _neighbour(found, chosen, OLDER),
-        "detail": Detail(found),
-        "curl": curl(found, payload=sees_payload),
-        "payloads": payloads(found) if sees_payload else [],
-        "same_request": _same_request(found),
+        "newer": _neighbour(row, call_filter, NEWER),
+        "older": _neighbour(row, call_filter, OLDER),
+        "detail": Detail(row),
+        "curl": curl(row, payload=sees_payload),
+        "payloads": payloads(row) if sees_payload else [],
+        "same_request": _same_request(row),
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
     if is_for(request, "drawer"):
-        return render(request, "auditlog/drawer.html", {**context, "query": chosen.query})
-    return render(request, "auditlog/calls.html", {**_listed(request, chosen, BESIDE), **context})
+        return render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
+    return render(request, "auditlog/calls.html", {**_listed(request, call_filter, ROWS_BESIDE), **context})
 
 
 @require_GET
@@ -93,14 +93,14 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
 def facet(request: AppRequest, name: str) -> HttpResponse:
     """The values of one filter under all others, with their counts."""
     tab = request.GET.get("tab", "")
-    chosen = CallFilter(request.GET, {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None)
-    if name not in FILTERS or not FILTERS[name].has_facet or chosen.error:
+    call_filter = CallFilter(request.GET, {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None)
+    if name not in FILTERS or not FILTERS[name].has_facet or call_filter.error:
         raise Http404
-    found = facet_values(chosen.search(apart_from=name), FILTERS[name])
-    context: dict[str, Any] = {"facet": chosen.facet(name), "found": found, "newest": f"{COUNT_LIMIT:,}"}
-    context["links"] = [(chosen.without(name, **{name: value.value}), value) for value in found.values]
-    known = {value.value for value in found.values}
-    context["left"] = [choice for choice in context["facet"].choices if choice[0] not in known]
+    result = facet_values(call_filter.search(apart_from=name), FILTERS[name])
+    context: dict[str, Any] = {"facet": call_filter.facet(name), "found": result, "newest": f"{COUNT_LIMIT:,}"}
+    context["links"] = [(call_filter.without(name, **{name: value.value}), value) for value in result.values]
+    listed_values = {value.value for value in result.values}
+    context["left"] = [choice for choice in context["facet"].choices if choice[0] not in listed_values]
     return render(request, "auditlog/facet.html", context)
 
 
@@ -108,22 +108,22 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def live(request: AppRequest) -> HttpResponse:
     """The calls since the snapshot of the last request; nothing when there are none."""
-    then, now = snapshot.parse(request.GET.get("seen", "")), snapshot.current()
-    chosen = CallFilter(request.GET)
-    if then is None or chosen.error:
+    previous, now = snapshot.parse(request.GET.get("seen", "")), snapshot.current()
+    call_filter = CallFilter(request.GET)
+    if previous is None or call_filter.error:
         return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
-    rows = snapshot.calls_between(chosen.search(), then, now, filters.PAGE_SIZE + 1)
-    if not rows and then.age < RENEWED:
+    rows = snapshot.calls_between(call_filter.search(), previous, now, filters.PAGE_SIZE + 1)
+    if not rows and previous.age < RENEWED:
         return HttpResponse(status=204)
     shown = request.GET.get("shown", "")
     total = len(rows) + (int(shown) if shown.isascii() and shown.isdecimal() and len(shown) < 6 else 0)
     if len(rows) > filters.PAGE_SIZE or total > LIVE_ROWS:
-        response = render(request, "auditlog/log.html#entries", {"fragment": True, **_listed(request, chosen)})
+        response = render(request, "auditlog/log.html#entries", {"fragment": True, **_listed(request, call_filter)})
         return HttpResponse(response.content, headers={"HX-Retarget": "#entries", "HX-Reswap": "outerHTML"})
     return render(
         request,
         "auditlog/log.html#arrived",
-        {"page": Page(rows, None, None), "seen": now, "shown": total, "chosen": chosen},
+        {"page": Page(rows, None, None), "seen": now, "shown": total, "filters": call_filter},
     )
 
 
@@ -132,56 +132,56 @@ def live(request: AppRequest) -> HttpResponse:
 def export_calls(request: AppRequest) -> HttpResponse:
     """The calls as the page narrows them, as a file without payloads; that they were taken away is recorded."""
     kind = request.GET.get("format", "")
-    chosen = CallFilter(request.GET)
-    if kind not in TYPES or chosen.error:
-        return HttpResponseBadRequest(chosen.error or "format must be csv or jsonl.", content_type="text/plain")
-    asked = {name: [None, value] for name, value in chosen.asked.items()}
+    call_filter = CallFilter(request.GET)
+    if kind not in TYPES or call_filter.error:
+        return HttpResponseBadRequest(call_filter.error or "format must be csv or jsonl.", content_type="text/plain")
+    narrowed_by = {name: [None, value] for name, value in call_filter.asked.items()}
     try:
-        pieces = Export(chosen.search(), kind, EXPORT_COLUMNS)
+        pieces = Export(call_filter.search(), kind, EXPORT_COLUMNS)
     except TooManyExports as refused:
         return too_many_response(refused)
-    Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=asked)
+    Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=narrowed_by)
     return file_response(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 
 
-def _listed(request: AppRequest, chosen: CallFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
+def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
     cursor = Cursor.named(request.GET.get("cursor", ""))
-    search = chosen.search()
-    is_live = chosen.is_live and cursor is None
+    search = call_filter.search()
+    is_live = call_filter.is_live and cursor is None
     now = snapshot.current() if is_live else None
     if now is not None:
         search.base = snapshot.visible_in(search.base, now)
-    result = SearchPage(Page([], None, None)) if chosen.error else search.page(cursor, size)
-    count = None if chosen.error else search.count()
+    result = SearchPage(Page([], None, None)) if call_filter.error else search.page(cursor, size)
+    count = None if call_filter.error else search.count()
     return {
         "page": result.page,
         "looked_to": result.looked_to,
         "count": count,
         "histogram": histogram(search, sampled=not count.is_all) if count and result.page.rows else None,
-        "chosen": chosen,
-        "narrowed": bool(chosen.asked.keys() - {"live"}),
-        "span": chosen.span,
-        "query": chosen.query,
-        "around": chosen.without("from", "to", "range", "live"),
-        "chips": chosen.chips(),
-        "facets": chosen.facets(),
-        "searchable": chosen.searchable(),
+        "filters": call_filter,
+        "narrowed": bool(call_filter.asked.keys() - {"live"}),
+        "span": call_filter.span,
+        "query": call_filter.query,
+        "around": call_filter.without("from", "to", "range", "live"),
+        "chips": call_filter.chips(),
+        "facets": call_filter.facets(),
+        "searchable": call_filter.searchable(),
         "is_live": is_live,
         "seen": now,
         "shown": len(result.page.rows),
-        "list_url": request.path if chosen.scope else reverse("auditlog:calls"),
+        "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
     }
 
 
-def _neighbour(found: Call, chosen: CallFilter, way: str) -> Call | None:
+def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:
     """The next call on one side, of those the list beside it holds."""
-    if chosen.error:
+    if call_filter.error:
         return None
-    rows = chosen.search().page(Cursor(way, found.created_at, found.pk), 1).page.rows
+    rows = call_filter.search().page(Cursor(way, row.created_at, row.pk), 1).page.rows
     return next(iter(rows), None)
 
 
-def _same_request(found: Call) -> int:
+def _same_request(row: Call) -> int:
     """How many calls carry the same correlation id; all of one request lie close together."""
-    around = (found.created_at - timedelta(days=1), found.created_at + timedelta(days=1))
-    return Call.objects.filter(correlation_id=found.correlation_id, created_at__range=around).count()
+    time_range = (row.created_at - timedelta(days=1), row.created_at + timedelta(days=1))
+    return Call.objects.filter(correlation_id=row.correlation_id, created_at__range=time_range).count()

@@ -1,6 +1,6 @@
-"""One enum of capabilities and its two faces in Django: a view decorator and a template object.
+"""Capability checks in Django: a view decorator and a template object.
 
-The third face, for REST, is `capabilities.rest.HasCapability`.
+The check for REST is `capabilities.rest.HasCapability`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NOBODY: Held = ()
 
 
 class Holder(Protocol):
-    """Somebody whose role may hold capabilities."""
+    """A user with capabilities."""
 
     def has_perm(self, perm: str) -> bool: ...
 

@@ -1,4 +1,4 @@
-"""The capabilities, under one name each (docs/reference/capabilities.md), and the roles every workspace starts with."""
+"""The capabilities (docs/reference/capabilities.md), and the built-in roles."""
 
 from enum import StrEnum
 from typing import NamedTuple, Self

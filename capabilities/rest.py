@@ -1,4 +1,4 @@
-"""The REST face of the capabilities."""
+"""Capability checks for REST operations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ class Own:
         return self.by_key or self.others
 
     def check(self, user: Any, owner: UUID | None) -> None:
-        """Raise CapabilityRequired, or 403 `not_yours`, for another's thing when `user` may not go to others'."""
+        """Raise CapabilityRequired, or 403 `not_yours`, when `user` may not act on other people's resources."""
         if owner != user.pk:
             if self.others == NOBODY:
                 raise PermissionDenied("Only its owner may do this.", code="not_yours")
@@ -75,8 +75,8 @@ def must_hold(user: Any, needed: Held) -> None:
         case frozenset():
             missing = tuple(sorted(capability for capability in needed if not user.has_perm(capability)))[:1]
         case _:
-            anyone = (needed,) if isinstance(needed, Capability) else needed
-            missing = () if any(user.has_perm(capability) for capability in anyone) else anyone
+            alternatives = (needed,) if isinstance(needed, Capability) else needed
+            missing = () if any(user.has_perm(capability) for capability in alternatives) else alternatives
     if missing:
         raise CapabilityRequired(*missing)
 

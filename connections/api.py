@@ -1,4 +1,4 @@
-"""/api/connections, and what else lists or ends them: a gateway's connections, the archives."""
+"""/api/connections, the connections of a gateway, and the archiving of hosts and gateways."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ConnectionResource(Connections):
 
     @operation(needs=Own(Capability.MCP_CONNECTIONS_READ), query=ConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request) -> Response:
-        return self.page(narrowed(self.get_queryset(), self.chosen), _detailed)
+        return self.page(narrowed(self.get_queryset(), self.query_data), _detailed)
 
     @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -146,7 +146,7 @@ class GatewayConnections(Connections):
     @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
-        return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.chosen), _detailed)
+        return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.query_data), _detailed)
 
 
 class CutOffSerializer(serializers.Serializer[Any]):
@@ -185,16 +185,16 @@ def _detailed(rows: ConnectionQuerySet) -> ConnectionQuerySet:
     return rows.with_details()
 
 
-def narrowed(rows: ConnectionQuerySet, chosen: Mapping[str, Any]) -> ConnectionQuerySet:
+def narrowed(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> ConnectionQuerySet:
     """The connections that match the query, live ones first, then the newest."""
-    statuses = [chosen["status"]] if "status" in chosen else []
-    rows = ConnectionFilter({"q": chosen.get("q", ""), "status": statuses}).narrow(rows)
-    if host := chosen.get("host"):
+    statuses = [query["status"]] if "status" in query else []
+    rows = ConnectionFilter({"q": query.get("q", ""), "status": statuses}).narrow(rows)
+    if host := query.get("host"):
         rows = rows.filter(host=host)
-    if kind := chosen.get("kind"):
+    if kind := query.get("kind"):
         rows = rows.filter(host__kind=kind)
-    if gateway := chosen.get("gateway"):
+    if gateway := query.get("gateway"):
         rows = rows.filter(named(gateway, "gateway", "slug"))
-    if user := chosen.get("user"):
+    if user := query.get("user"):
         rows = rows.filter(named(user.lower(), "user", "email"))
     return rows.order_by(F("revoked_at").desc(nulls_first=True), "-connected_at", "pk")

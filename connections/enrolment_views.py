@@ -1,4 +1,4 @@
-"""Who uses an agent: each person's tokens, and the identities the agent carries for them."""
+"""The people who use an agent: the tokens of each, and the identities their connections use."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Person(ConnectionRow):
     @cached_property
     def carried(self) -> list[Carried]:
         """Per server, `missing` or the status of the identity."""
-        brought = {carried.assignment_id: carried.identity.status for carried in self.connection.identities.all()}
+        statuses = {row.assignment_id: row.identity.status for row in self.connection.identities.all()}
         assigned: Any = self.connection.gateway
         return [
-            Carried(assignment.server.name, brought.get(assignment.pk, "missing")) for assignment in assigned.asking
+            Carried(assignment.server.name, statuses.get(assignment.pk, "missing")) for assignment in assigned.asking
         ]
 
 

@@ -1,4 +1,4 @@
-"""What disabling or archiving something cuts, said in the question before it."""
+"""The impact of disabling or archiving: the hosts, users and recent calls that would be cut off, for confirmations."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,7 +26,7 @@ class NothingGoesThrough(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Impact:
-    """How many live connections, hosts and users a thing carries, and its calls of the last 24 hours."""
+    """The number of live connections, hosts and users that depend on a row, and its calls of the last 24 hours."""
 
     connections: int
     hosts: int
@@ -38,10 +38,10 @@ class Impact:
         return ", ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for n, word in parts) + " in 24 h"
 
 
-def impact_of(thing: models.Model) -> Impact:
-    """What stops when `thing`, any switchable layer, is switched off. Raises NothingGoesThrough."""
-    links, calls = _reached(thing)
-    counted = (
+def impact_of(target: models.Model) -> Impact:
+    """The impact of disabling `target`, a row of any switchable model. Raises NothingGoesThrough."""
+    links, calls = _reached(target)
+    totals = (
         Connection.objects.live()
         .filter(links)
         .aggregate(
@@ -51,38 +51,38 @@ def impact_of(thing: models.Model) -> Impact:
         )
     )
     recent = Call.objects.filter(calls, created_at__gte=timezone.now() - WINDOW)
-    return Impact(**counted, calls=recent.count())
+    return Impact(**totals, calls=recent.count())
 
 
-def cuts(thing: models.Model, viewer: User) -> str:
-    """What switching `thing` off cuts, as a sentence for the question before it.
+def cuts(target: models.Model, viewer: User) -> str:
+    """The impact of disabling `target`, as a sentence for the confirmation.
 
-    Empty for who may see neither everybody's connections nor `thing` as their own. Raises
+    Empty for a viewer who may not see all connections and does not own `target`. Raises
     NothingGoesThrough.
     """
-    own = viewer.pk in (getattr(thing, "user_id", None), getattr(thing, "owner_id", None))
-    if not own and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+    is_own = viewer.pk in (getattr(target, "user_id", None), getattr(target, "owner_id", None))
+    if not is_own and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
-    return f"Cuts {impact_of(thing)}."
+    return f"Cuts {impact_of(target)}."
 
 
-def archived_with(thing: Host | Gateway) -> str:
-    """The connections that end when `thing` is archived, the first of them by name."""
-    if isinstance(thing, Host):
-        live = Connection.objects.live().filter(host=thing).select_related("user", "gateway")
-        ending = [f"{connection.user.email} on {connection.gateway.name}" for connection in live]
+def archived_with(target: Host | Gateway) -> str:
+    """The connections that end when `target` is archived, the first of them by name."""
+    if isinstance(target, Host):
+        live = Connection.objects.live().filter(host=target).select_related("user", "gateway")
+        labels = [f"{connection.user.email} on {connection.gateway.name}" for connection in live]
     else:
-        live = Connection.objects.live().filter(gateway=thing).select_related("user", "host")
-        ending = [f"{connection.user.email} with {connection.host.name}" for connection in live]
-    if not ending:
+        live = Connection.objects.live().filter(gateway=target).select_related("user", "host")
+        labels = [f"{connection.user.email} with {connection.host.name}" for connection in live]
+    if not labels:
         return "It has no connection left to revoke."
-    return f"These connections are revoked: {first_names(ending)}."
+    return f"These connections are revoked: {first_names(labels)}."
 
 
 @singledispatch
-def _reached(thing: models.Model) -> tuple[Q, Q]:
-    """Which connections, and which calls, go through `thing`."""
-    raise NothingGoesThrough(f"No call goes through a {type(thing).__name__}.")
+def _reached(target: models.Model) -> tuple[Q, Q]:
+    """The conditions for the connections and the calls that depend on `target`."""
+    raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")
 
 
 @_reached.register

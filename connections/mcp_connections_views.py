@@ -1,4 +1,4 @@
-"""The MCP Connections page: who is connected to what, as whom, and how its list is narrowed and counted."""
+"""The MCP Connections page: all connections with host, gateway and user, with filters and counts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ NOUNS = {"app": "app", "agent": "agent", "all": "connection"}
 
 
 class McpFilter(ConnectionFilter):
-    """Apps unless agents or all are asked for, of some gateways; a value nobody offers narrows nothing."""
+    """The filters of the page, by default apps only; unknown values are ignored."""
 
     gateway = forms.MultipleChoiceField(required=False)
 
     def __init__(self, query: QueryDict) -> None:
-        asked = query.copy()
-        if asked.get("type") not in NOUNS:
-            asked["type"] = "app"
-        super().__init__(asked)
+        parameters = query.copy()
+        if parameters.get("type") not in NOUNS:
+            parameters["type"] = "app"
+        super().__init__(parameters)
         self.fields["type"].choices = [(name, name) for name in NOUNS]  # type: ignore[attr-defined]
         live = Gateway.objects.live().order_by(Lower("name"))
         self.gateways = list(live.values_list("slug", "name")[:GATEWAYS])
@@ -38,7 +38,7 @@ class McpFilter(ConnectionFilter):
 
     @property
     def narrowed(self) -> bool:
-        """Whether more than the kind is asked for."""
+        """Whether a filter besides the kind is set."""
         return any(value for name, value in self.cleaned_data.items() if name != "type")
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
@@ -61,7 +61,7 @@ class Number:
 
 
 def number(viewer: User, filters: McpFilter) -> Number:
-    """The numbers of the list that is asked for."""
+    """The counts for the requested list."""
     matching = filters.narrow(visible(viewer).order_by())
     active = ConnectionFilter({"status": ["active"]}).narrow(matching)
     return Number(matching.count(), active.count(), NOUNS[filters.cleaned_data["type"]])
@@ -78,7 +78,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "page": page,
         "rows": [ConnectionRow(connection, request.user) for connection in page],
         "number": count,
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "gateways": filters.gateways,
         "narrowed": filters.narrowed,

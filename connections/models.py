@@ -1,4 +1,4 @@
-"""One host, one gateway, one user: the link that can be switched off or ended."""
+"""A connection: one host on one gateway acting as one user. It can be disabled and revoked."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -68,7 +68,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
-            connection, made = (
+            connection, created = (
                 self.live()
                 .select_for_update(of=("self",))
                 .get_or_create(host=host, gateway=gateway, user=user, revoked_at=None)
@@ -76,7 +76,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             if reason := connection.refusal:
                 raise ConnectionRefused(reason)
             connection.bind(identities)
-            if made:
+            if created:
                 Event.objects.record(Action.CONNECTION_OPENED, connection, by=by)
         return connection
 
@@ -87,10 +87,10 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """
         with transaction.atomic():
             # In the order of their ids, so that two of these at once wait for each other instead of locking up.
-            ending = list(self.live().select_for_update(of=("self",)).order_by("pk"))
-            for connection in ending:
+            rows = list(self.live().select_for_update(of=("self",)).order_by("pk"))
+            for connection in rows:
                 connection.revoke(by=by, reason=reason)
-        return len(ending)
+        return len(rows)
 
     def archive_host(self, host: Host, *, by: User) -> None:
         """Put a disabled host away for good and revoke its connections. Raises StillEnabled."""
@@ -100,17 +100,17 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """Put a disabled gateway away for good and revoke its connections. Raises StillEnabled."""
         self._archive(gateway, Action.GATEWAY_ARCHIVED, by=by, gateway=gateway)
 
-    def _archive(self, thing: Host | Gateway, action: Action, *, by: User, **mine: Host | Gateway) -> None:
+    def _archive(self, target: Host | Gateway, action: Action, *, by: User, **mine: Host | Gateway) -> None:
         with transaction.atomic():
-            row = thing.lock()
+            row = target.lock()
             if row.archived_at:
                 return
             if row.enabled:
                 raise StillEnabled(StillEnabled.__doc__)
-            thing.archived_at = timezone.now()
-            thing.save(update_fields=["archived_at", "updated_at"])
+            target.archived_at = timezone.now()
+            target.save(update_fields=["archived_at", "updated_at"])
             revoked = self.filter(**mine).revoke_all(by=by, reason=RevokeReason.ARCHIVED)
-            Event.objects.record(action, thing, by=by, changes={"connections_revoked": [None, revoked]})
+            Event.objects.record(action, target, by=by, changes={"connections_revoked": [None, revoked]})
 
     def cut_off(self, user: User, *, by: User) -> int:
         """Deactivate a person and revoke their API keys and every connection that acts as them.

@@ -1,4 +1,4 @@
-"""What the Connections tabs show of a connection."""
+"""A connection as a row of the Connections tabs: status, tokens, and the actions the viewer may take."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ConnectionRow:
 
     @property
     def name(self) -> str:
-        """What a switch or a reader is told this is."""
+        """The accessible name of the row's switch."""
         return f"{self.connection.host.name} on {self.connection.gateway.name} as {self.connection.user.email}"
 
     @cached_property
@@ -153,7 +153,7 @@ class ConnectionRow:
 
 
 class ConnectionFilter(forms.Form):
-    """What a list of connections is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of a list of connections; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])

@@ -1,4 +1,4 @@
-"""The Connections tab of a host and of a gateway, one's own connections, and what can be done to one connection."""
+"""The Connections tabs of hosts and gateways, a user's own connections, and the actions on one connection."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
         "page": page,
         "rows": [ConnectionRow(connection, request.user) for connection in page],
         "side": next(iter(of)),
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
     }
@@ -93,7 +93,7 @@ def own(request: AppRequest) -> HttpResponse:
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
-    """The connection, or 404 for who may neither see it nor do this to it."""
+    """The connection, or 404 for a user who may neither see nor change it."""
     return get_object_or_404(visible(request.user, opening), pk=pk)
 
 
@@ -137,8 +137,8 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Revoke connection",
             text=REVOKE_TEXT,
-            more=f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}. {_ends(tokens)} "
-            "Cannot be undone.",
+            more=f"{connection.host.name}, {connection.user.email}, {connection.gateway.name}. "
+            f"{_token_sentence(tokens)} Cannot be undone.",
             icon="revoke",
             target=f"#connection-{connection.pk}",
             back=back_url(request, connection),
@@ -150,7 +150,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     return changed(request, connection, "Connection revoked")
 
 
-def _ends(tokens: int) -> str:
+def _token_sentence(tokens: int) -> str:
     return {0: "It holds no token.", 1: "Its token ends."}.get(tokens, f"Its {tokens} tokens end.")
 
 

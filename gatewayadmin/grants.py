@@ -1,7 +1,7 @@
-"""What a role that serves may do in the database, when another one owns it: everything but change the logs.
+"""The rights of a serving role when another role owns the database: everything except changing the logs.
 
-Such a role adds rows to the logs and reads them. It cannot alter or remove one, drop the triggers that guard them, or
-change any table: all that takes the owner (docs/how-to/deploy.md).
+Such a role inserts rows into the logs and reads them. Only the owner can update or delete rows, drop the triggers that
+protect them, or alter a table (docs/how-to/deploy.md).
 """
 
 from collections.abc import Iterator
@@ -69,17 +69,19 @@ def _statements(role: str) -> Iterator[sql.Composed]:
         database, schema = cursor.fetchone()
         cursor.execute(_TABLES)
         tables = [name for (name,) in cursor.fetchall()]
-    words = {"role": sql.Identifier(role), "database": sql.Identifier(database), "schema": sql.Identifier(schema)}
-    yield sql.SQL("GRANT CONNECT ON DATABASE {database} TO {role}").format(**words)
-    yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**words)
-    yield sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}").format(**words)
+    identifiers = {"role": sql.Identifier(role), "database": sql.Identifier(database), "schema": sql.Identifier(schema)}
+    yield sql.SQL("GRANT CONNECT ON DATABASE {database} TO {role}").format(**identifiers)
+    yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**identifiers)
+    yield sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}").format(**identifiers)
     for rights, names in (
         ("SELECT, INSERT, UPDATE, DELETE", [name for name in tables if name not in (*LOGS, *READ_ONLY)]),
         ("SELECT, INSERT", LOGS),
         ("SELECT", READ_ONLY),
     ):
-        some = sql.SQL(", ").join(sql.Identifier(schema, name) for name in names)
-        yield sql.SQL("GRANT {rights} ON {some} TO {role}").format(rights=sql.SQL(rights), some=some, **words)
-    yield sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}").format(**words)
+        targets = sql.SQL(", ").join(sql.Identifier(schema, name) for name in names)
+        yield sql.SQL("GRANT {rights} ON {targets} TO {role}").format(
+            rights=sql.SQL(rights), targets=targets, **identifiers
+        )
+    yield sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}").format(**identifiers)
     maker = sql.SQL(MAKER)
-    yield sql.SQL("GRANT EXECUTE ON FUNCTION {schema}.{maker} TO {role}").format(maker=maker, **words)
+    yield sql.SQL("GRANT EXECUTE ON FUNCTION {schema}.{maker} TO {role}").format(maker=maker, **identifiers)

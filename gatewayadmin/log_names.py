@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db.models import Model
 
 from accounts.models import User
-from auditlog.name_lookups import MAX_THINGS, lookups
+from auditlog.name_lookups import MAX_IDS, lookups
 from gateways.models import Gateway
 from hosts.models import Host
 from servers.models import Server
@@ -29,7 +29,7 @@ def register_name_lookups() -> None:
 def _finder(model: type[Model], column: str) -> Callable[[str, bool], list[UUID]]:
     def ids(name: str, part: bool) -> list[UUID]:
         rows = model._default_manager.filter(**{f"{column}__icontains" if part else f"{column}__iexact": name})
-        return list(rows.values_list("pk", flat=True)[: MAX_THINGS + 1])
+        return list(rows.values_list("pk", flat=True)[: MAX_IDS + 1])
 
     return ids
 

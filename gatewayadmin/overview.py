@@ -1,4 +1,4 @@
-"""The dashboard: what is yours, and the numbers your role may see."""
+"""The dashboard: the user's own connections and tokens, and the numbers their role may see."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
-from tokens.rows import SOON, needing
+from tokens.rows import EXPIRES_SOON, needing
 from tokens.visibility import waiting_for
 from ui.pages import AppRequest, show
 
@@ -33,14 +33,14 @@ SERVERS = 12
 @own_resource("each part is one's own or asks for its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
-    own = Connection.objects.with_details().own(user).live()
+    own_connections = Connection.objects.with_details().own(user).live()
     # By their keys: asked for the newest tokens of a person, PostgreSQL would look through everybody's.
-    links = list(own.order_by().values_list("pk", flat=True))
+    links = list(own_connections.order_by().values_list("pk", flat=True))
     context: dict[str, Any] = {
         "notices": partial(notices, user),
         "waiting": partial(waiting_for, user),
         "to_try": partial(_gateway_to_try, user),
-        "own_rows": [ConnectionRow(connection, user) for connection in own[:SHOWN]],
+        "own_rows": [ConnectionRow(connection, user) for connection in own_connections[:SHOWN]],
         "own_tokens": Token.objects.live()
         .filter(kind=TokenKind.ACCESS, connection__in=links)
         .select_related("connection__host", "connection__gateway")[:SHOWN],
@@ -50,35 +50,35 @@ def overview(request: AppRequest) -> HttpResponse:
 
 def _gateway_to_try(user: User) -> Gateway | None:
     """The gateway to begin with: the oldest that is open to `user` and has a server."""
-    ready = Gateway.objects.reachable_by(user).filter(enabled=True, assignments__in=Assignment.objects.live())
-    return ready.order_by("created_at").first()
+    gateways = Gateway.objects.reachable_by(user).filter(enabled=True, assignments__in=Assignment.objects.live())
+    return gateways.order_by("created_at").first()
 
 
 def _numbers(user: User) -> dict[str, Any]:
     """What needs a capability, as far as `user` holds it."""
-    told: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_READ):
-        told["hosts"] = Host.objects.live().aggregate(all=Count("pk"), disabled=Count("pk", filter=Q(enabled=False)))
+        numbers["hosts"] = Host.objects.live().aggregate(all=Count("pk"), disabled=Count("pk", filter=Q(enabled=False)))
     if user.has_perm(Capability.MCP_CONNECTIONS_READ):
         rows = Connection.objects.live()
-        told["connections"] = rows.aggregate(all=Count("pk"), active=Count("pk", filter=Q(enabled=True)))
+        numbers["connections"] = rows.aggregate(all=Count("pk"), active=Count("pk", filter=Q(enabled=True)))
     if user.has_perm(Capability.API_TOKENS_MANAGE):
-        found = list(
+        totals = list(
             Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS)
             .select_related("connection__host")
             .order_by("expires_at", "pk")[: SHOWN + 1]
         )
-        told |= {
-            "expiring": found[:SHOWN],
-            "expiring_count": RowCount(min(len(found), SHOWN), len(found) <= SHOWN),
-            "soon": SOON,
+        numbers |= {
+            "expiring": totals[:SHOWN],
+            "expiring_count": RowCount(min(len(totals), SHOWN), len(totals) <= SHOWN),
+            "soon": EXPIRES_SOON,
         }
     if user.has_perm(Capability.LOGS_READ):
-        told["traffic"] = traffic()
+        numbers["traffic"] = traffic()
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
-        told["servers"] = health(_servers())
-        told["down"] = [one.server for one in told["servers"] if one.server.health == Health.DOWN]
-    return told
+        numbers["servers"] = health(_servers())
+        numbers["down"] = [entry.server for entry in numbers["servers"] if entry.server.health == Health.DOWN]
+    return numbers
 
 
 def _servers() -> list[Server]:

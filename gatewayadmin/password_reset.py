@@ -1,4 +1,4 @@
-"""Choosing a password: by a link, or as somebody who knows the present one."""
+"""Choosing a password: with a link, or with the present password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All settings. Whatever may differ between installations is read from the environment, here and nowhere else."""
+"""All Django settings. Only this module reads settings of the installation from the environment."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The Django admin as a site: behind the one sign-in, with its limits and second factor."""
+"""The Django admin's site: it uses the product's sign-in, with its limits and second factor."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class StaffSite(AdminSite):
     index_title = "Everything there is"
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Strangers go to our sign-in. Whoever is signed in is let on, or told no: a password alone opens nothing."""
+        """Redirects to the product's sign-in; a signed-in user without the staff flag is refused."""
         if self.has_permission(request):
             return redirect("admin:index")
         if request.user.is_authenticated:

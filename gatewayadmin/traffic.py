@@ -51,7 +51,7 @@ class Traffic:
     denials: Sequence[Call]
 
     @property
-    def told(self) -> str:
+    def total_label(self) -> str:
         """The number of calls; a large one is estimated."""
         if self.total.is_all or self.bars is None:
             return str(self.total)
@@ -61,13 +61,13 @@ class Traffic:
 def traffic() -> Traffic:
     """The calls of the last day; what it costs does not grow with their number."""
     since = timezone.now() - DAY
-    everything, refused = Search([], since), Search(parse("denied"), since)
-    total = everything.count()
-    recent = everything.page(None, LISTED).page.rows
+    all_calls, refused = Search([], since), Search(parse("denied"), since)
+    total = all_calls.count()
+    recent = all_calls.page(None, LISTED).page.rows
     return Traffic(
         total=total,
         denied=refused.count(),
-        bars=histogram(everything, sampled=not total.is_all) if recent else None,
+        bars=histogram(all_calls, sampled=not total.is_all) if recent else None,
         recent=recent,
         denials=refused.page(None, LISTED).page.rows,
     )

@@ -1,4 +1,4 @@
-"""Every URL prefix, and who answers it."""
+"""URL prefixes and the URL modules behind them."""
 
 from allauth.account import views as account
 from allauth.mfa.base import views as mfa

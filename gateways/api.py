@@ -1,4 +1,4 @@
-"""/api/gateways: the URLs agents reach."""
+"""/api/gateways."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ui.limits import Limit
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
 
-TAKEN = "A gateway with this name or slug already exists."
+NAME_TAKEN = "A gateway with this name or slug already exists."
 WITHIN_REACH = Own(SEES_GATEWAYS)
 
 
@@ -103,8 +103,8 @@ class GatewayResource(Resource):
     @operation(needs=WITHIN_REACH, query=GatewayQuery, orderings=("name", "created_at"))
     def list(self, request: Request) -> Response:
         rows = Gateway.objects.visible_to(self.me).order_by(Lower("name"), "pk")
-        rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in ("enabled", "reach")})
-        rows = rows.matching(self.chosen.get("q", ""))
+        rows = rows.filter(**{name: value for name, value in self.query_data.items() if name in ("enabled", "reach")})
+        rows = rows.matching(self.query_data.get("q", ""))
         return self.page(rows, self._detailed)
 
     @operation(needs=WITHIN_REACH)
@@ -113,15 +113,15 @@ class GatewayResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewGateway, conflicts=True)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        limit = wanted.pop("calls_per_minute")
-        if _named(wanted["name"]).exists() or Gateway.objects.filter(slug=wanted["slug"]).exists():
-            raise already_exists(TAKEN)
-        fields = checked(GatewayForm({**wanted, "teams": wanted["team_ids"]}), teams="team_ids")
+        body = self.body()
+        limit = body.pop("calls_per_minute")
+        if _named(body["name"]).exists() or Gateway.objects.filter(slug=body["slug"]).exists():
+            raise already_exists(NAME_TAKEN)
+        fields = checked(GatewayForm({**body, "teams": body["team_ids"]}), teams="team_ids")
         try:
             gateway = Gateway.objects.add(**fields, calls_per_minute=limit, by=self.me)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(NAME_TAKEN) from None
         return self._now(gateway, HTTPStatus.CREATED)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=GatewayChanges, conflicts=True, if_match=True)
@@ -129,18 +129,18 @@ class GatewayResource(Resource):
         gateway = find(self.me, slug)
         changes = self.body()
         if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
-            raise already_exists(TAKEN)
+            raise already_exists(NAME_TAKEN)
         fields = {name: value for name, value in changes.items() if name == "calls_per_minute"}
         if {"name", "description"} & set(changes):
-            now = {"name": gateway.name, "description": gateway.description}
-            fields |= checked(NameForm({**now, **changes}, gateway=gateway))
+            current = {"name": gateway.name, "description": gateway.description}
+            fields |= checked(NameForm({**current, **changes}, gateway=gateway))
         if {"reach", "team_ids"} & set(changes):
             teams = changes.get("team_ids", [team.pk for team in gateway.teams.all()])
             fields |= checked(ReachForm({"reach": gateway.reach, **changes, "teams": teams}), teams="team_ids")
         try:
             gateway.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(NAME_TAKEN) from None
         return self._now(gateway)
 
     @action(detail=True, methods=["post"])

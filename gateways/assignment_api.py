@@ -1,4 +1,4 @@
-"""/api/gateways/{slug}/servers: which servers stand behind a gateway, and how."""
+"""/api/gateways/{slug}/servers: the servers assigned to a gateway."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from servers.models import Server
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Resource, already_exists, checked
 
-TAKEN = "Another server of this gateway has this alias."
+ALIAS_TAKEN = "Another server of this gateway has this alias."
 CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare": "alias"}
 
 
@@ -98,17 +98,17 @@ class AssignmentResource(Resource):
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewAssignment, conflicts=True)
     def create(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
-        wanted = self.body()
-        server = wanted["server_id"]
-        policy = wanted.pop("tool_policy", ToolPolicy.ALLOW_ALL)
-        _must_be_free(gateway, wanted.get("alias", server.slug))
+        body = self.body()
+        server = body["server_id"]
+        policy = body.pop("tool_policy", ToolPolicy.ALLOW_ALL)
+        _must_be_free(gateway, body.get("alias", server.slug))
         scheme = IdentityScheme.PER_USER if server.needs_credential else IdentityScheme.NONE
-        data = {"server": server.slug, "identity_scheme": scheme, **_as_form(wanted)}
+        data = {"server": server.slug, "identity_scheme": scheme, **_as_form(body)}
         fields = checked(AssignmentForm(data, gateway=gateway, server=server), **CALLED)
         try:
             assignment = Assignment.objects.assign(gateway=gateway, tool_policy=policy, by=self.me, **fields)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(ALIAS_TAKEN) from None
         except AliasRequired as refusal:
             raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment, HTTPStatus.CREATED)
@@ -121,17 +121,17 @@ class AssignmentResource(Resource):
             _must_be_free(assignment.gateway, changes["alias"], assignment)
         fields = {name: value for name, value in changes.items() if name == "tool_policy"}
         if set(changes) - set(fields):
-            known: dict[str, Any] = {
+            current: dict[str, Any] = {
                 "gateway": assignment.gateway,
                 "server": assignment.server,
                 "assignment": assignment,
             }
-            start = AssignmentForm(**known).initial
-            fields |= checked(AssignmentForm({**start, **_as_form(changes)}, **known), **CALLED)
+            start = AssignmentForm(**current).initial
+            fields |= checked(AssignmentForm({**start, **_as_form(changes)}, **current), **CALLED)
         try:
             assignment.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(ALIAS_TAKEN) from None
         except AliasRequired as refusal:
             raise ValidationError({"alias": [str(refusal)]}) from None
         return self._now(assignment)
@@ -156,34 +156,34 @@ class AssignmentResource(Resource):
         return self._now(assignment)
 
     def _find(self, slug: str, alias: str) -> Assignment:
-        return get_object_or_404(counted(find_gateway(self.me, slug).assignments.all()), meant_by(alias))
+        return get_object_or_404(counted(find_gateway(self.me, slug).assignments.all()), matching_reference(alias))
 
     def _now(self, assignment: Assignment, status: int = HTTPStatus.OK) -> Response:
         """The assignment as it is now."""
         return self.answer(counted(Assignment.objects.all()).get(pk=assignment.pk), status)
 
 
-def meant_by(alias: str) -> Q:
-    """The assignment an address means; an id is longer than any alias. NUL, which no column holds, means none."""
+def matching_reference(alias: str) -> Q:
+    """The condition for an alias or an id in a URL; ids are longer than any alias. NUL matches nothing."""
     try:
         return Q(pk=UUID(alias))
     except ValueError:
         return Q(pk=None) if "\0" in alias else Q(alias=alias)
 
 
-def _must_be_free(gateway: Gateway, alias: str, but: Assignment | None = None) -> None:
+def _must_be_free(gateway: Gateway, alias: str, excluded: Assignment | None = None) -> None:
     """409 when another live server of `gateway` has this alias."""
     others = gateway.assignments.live()
-    others = others.exclude(pk=but.pk) if but else others
+    others = others.exclude(pk=excluded.pk) if excluded else others
     if alias and others.filter(alias=alias).exists():
-        raise already_exists(TAKEN)
+        raise already_exists(ALIAS_TAKEN)
 
 
-def _as_form(wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _as_form(body: Mapping[str, Any]) -> dict[str, Any]:
     """What the form of the page calls the same."""
-    data = {name: wanted[name] for name in ("alias", "identity_scheme") if name in wanted}
-    if "alias" in wanted:
-        data["bare"] = not wanted["alias"]
-    if "shared_identity_id" in wanted:
-        data["shared_identity"] = wanted["shared_identity_id"]
+    data = {name: body[name] for name in ("alias", "identity_scheme") if name in body}
+    if "alias" in body:
+        data["bare"] = not body["alias"]
+    if "shared_identity_id" in body:
+        data["shared_identity"] = body["shared_identity_id"]
     return data

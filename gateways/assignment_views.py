@@ -1,4 +1,4 @@
-"""The Servers tab of a gateway: which servers stand behind it, and how."""
+"""The Servers tab of a gateway: assigning, editing, disabling and removing servers."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
 
 def _number(tools: ToolQuerySet) -> Coalesce:
     """How many of these `tools` an assignment has."""
-    own = tools.filter(assignment=OuterRef("pk")).order_by().values("assignment").annotate(number=Count("pk"))
-    return Coalesce(Subquery(own.values("number")), 0)
+    counts = tools.filter(assignment=OuterRef("pk")).order_by().values("assignment").annotate(number=Count("pk"))
+    return Coalesce(Subquery(counts.values("number")), 0)
 
 
 def find(viewer: User, pk: UUID) -> Any:
@@ -92,8 +92,8 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
         "sees_servers": sees_servers(request.user),
     }
     if request.method == "GET":
-        part = "#scheme" if request.htmx.target == "scheme" else ""
-        return show(request, f"gateways/assign.html{part}", context)
+        fragment = "#scheme" if request.htmx.target == "scheme" else ""
+        return show(request, f"gateways/assign.html{fragment}", context)
     if form.is_valid():
         try:
             assignment = Assignment.objects.assign(gateway=gateway, by=request.user, **form.cleaned_data)
@@ -110,10 +110,10 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
     """The server the form is about: the one named, else the first that is not on this gateway yet, else any."""
-    wanted = request.POST.get("server") or request.GET.get("server")
+    reference = request.POST.get("server") or request.GET.get("server")
     live = Server.objects.live()
-    if wanted:
-        return live.filter(slug=wanted).first()
+    if reference:
+        return live.filter(slug=reference).first()
     absent = live.exclude(pk__in=gateway.assignments.live().values("server"))
     return absent.filter(enabled=True).first() or absent.first() or live.first()
 

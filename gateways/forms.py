@@ -78,7 +78,7 @@ class NameForm(forms.Form):
         return name
 
     def refuse(self) -> None:
-        """Say that somebody else was faster."""
+        """Add the error of an edit conflict."""
         self.add_error("name", "This name or slug was taken just now. Choose another.")
 
 
@@ -99,7 +99,7 @@ class GatewayForm(NameForm, ReachForm):
 
 
 class AssignmentForm(forms.Form):
-    """How a server stands behind `gateway`; `assignment` is the one being edited, None when one is made."""
+    """The settings of a server on `gateway`; `assignment` is the one being edited, None for a new one."""
 
     server = forms.ModelChoiceField(Server.objects.none(), to_field_name="slug", empty_label=None)
     alias = forms.CharField(
@@ -133,11 +133,11 @@ class AssignmentForm(forms.Form):
         else:
             self.fields["server"].queryset = Server.objects.live()  # type: ignore[attr-defined]
         if server:
-            every = Identity.objects.live().shared().filter(server=server)
-            shared = every.filter(gateways=gateway)
+            identities = Identity.objects.live().shared().filter(server=server)
+            shared = identities.filter(gateways=gateway)
             if assignment and assignment.shared_identity_id:  # What is set stays in sight, also when it was withdrawn.
-                shared = every.filter(Q(gateways=gateway) | Q(pk=assignment.shared_identity_id)).distinct()
-            self.absent = list(every.exclude(pk__in=shared).order_by("label").values_list("label", flat=True))
+                shared = identities.filter(Q(gateways=gateway) | Q(pk=assignment.shared_identity_id)).distinct()
+            self.absent = list(identities.exclude(pk__in=shared).order_by("label").values_list("label", flat=True))
             self.fields["shared_identity"].queryset = shared  # type: ignore[attr-defined]
             self.fields["shared_identity"].label_from_instance = lambda identity: identity.label  # type: ignore[attr-defined]
             self.initial = self._start(server)
@@ -159,8 +159,8 @@ class AssignmentForm(forms.Form):
         others = self._others()
         if bare and alias:
             raise ValidationError("Leave this empty, or untick “Without alias”.")
-        had_none = self.assignment is not None and not self.assignment.alias
-        if bare and not had_none and others.exists():
+        had_no_alias = self.assignment is not None and not self.assignment.alias
+        if bare and not had_no_alias and others.exists():
             raise ValidationError(str(AliasRequired.__doc__))
         alias = alias if alias or bare or self.upstream is None else self.upstream.slug
         if alias and others.filter(alias=alias).exists():
@@ -194,7 +194,7 @@ class AssignmentForm(forms.Form):
             values["shared_identity"] = None
 
     def refuse(self, why: AliasRequired | None = None) -> None:
-        """Say that somebody else was faster."""
+        """Add the error of an edit conflict."""
         self.add_error(
             "alias", str(why) if why else f"Another server on {self.gateway.name} has taken this alias just now."
         )
@@ -212,7 +212,7 @@ class GatewayFilter(forms.Form):
 
 
 class ToolFilter(forms.Form):
-    """What the list of tools is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of tools; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     enabled = forms.ChoiceField(required=False, choices=[("on", "On"), ("off", "Off")])
@@ -230,6 +230,6 @@ class ToolFilter(forms.Form):
         tools = tools.matching(self.cleaned_data.get("q", ""))
         if enabled := self.cleaned_data.get("enabled"):
             tools = tools.filter(enabled=enabled == "on")
-        if chosen := self.cleaned_data.get("server"):
-            tools = tools.filter(assignment__in=chosen)
+        if server := self.cleaned_data.get("server"):
+            tools = tools.filter(assignment__in=server)
         return tools

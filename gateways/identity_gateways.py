@@ -1,4 +1,4 @@
-"""The gateways a shared identity may be used at: said on the identity, by who manages identities."""
+"""The list of gateways on which a shared identity may be used: its form, page and REST resource."""
 
 from __future__ import annotations
 

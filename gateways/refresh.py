@@ -1,4 +1,4 @@
-"""*Refresh tools*: ask every server behind a gateway what it offers now."""
+"""*Refresh tools*: lists the tools of every server of a gateway and stores them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateways.models import Assignment, Gateway, IdentityScheme, Tool
 from servers.discovery import Discovered, Failed, discover, identity_for, note
 from servers.models import Identity
 
-AT_ONCE = 8
+CONCURRENT_REFRESHES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Refreshed:
 def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
     """Ask all enabled servers of `gateway` at once and learn their tools; what does not answer keeps its rows."""
     rows = gateway.assignments.live().filter(server__enabled=True).select_related("server", "shared_identity")
-    asked = [(assignment, _identity(assignment, by)) for assignment in rows]
+    targets = [(assignment, _identity(assignment, by)) for assignment in rows]
     # No statement runs in these threads: each would hold a database connection of its own.
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = list(pool.map(_ask, asked))
-    return _learn(asked, outcomes)
+    with ThreadPoolExecutor(CONCURRENT_REFRESHES) as pool:
+        outcomes = list(pool.map(_ask, targets))
+    return _learn(targets, outcomes)
 
 
 def _identity(assignment: Assignment, user: User) -> Identity | None:
@@ -49,8 +49,8 @@ def _identity(assignment: Assignment, user: User) -> Identity | None:
     return None
 
 
-def _ask(asked: tuple[Assignment, Identity | None]) -> Discovered | Failed:
-    assignment, identity = asked
+def _ask(target: tuple[Assignment, Identity | None]) -> Discovered | Failed:
+    assignment, identity = target
     try:
         return discover(assignment.server, identity)
     except Failed as failure:
@@ -58,10 +58,10 @@ def _ask(asked: tuple[Assignment, Identity | None]) -> Discovered | Failed:
 
 
 def _learn(
-    asked: Sequence[tuple[Assignment, Identity | None]], outcomes: Sequence[Discovered | Failed]
+    targets: Sequence[tuple[Assignment, Identity | None]], outcomes: Sequence[Discovered | Failed]
 ) -> list[Refreshed]:
     refreshed = []
-    for (assignment, identity), outcome in zip(asked, outcomes, strict=True):
+    for (assignment, identity), outcome in zip(targets, outcomes, strict=True):
         note(assignment.server, identity, outcome)
         if isinstance(outcome, Discovered):
             Tool.objects.learn(assignment, outcome.tools)

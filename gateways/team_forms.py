@@ -28,14 +28,14 @@ class PeopleForm(forms.Form):
     )
 
     def clean_emails(self) -> list[User]:
-        """The people meant. An address of nobody is refused by name."""
-        wanted = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
-        if not wanted:
+        """The people with these addresses. Unknown addresses are named in the error."""
+        emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
+        if not emails:
             raise ValidationError("Type at least one e-mail.")
-        if len(wanted) > MOST:
+        if len(emails) > MOST:
             raise ValidationError(f"Add at most {MOST} people at a time.")
-        people = {person.email: person for person in User.objects.filter(email__in=wanted)}
-        if missing := [email for email in wanted if email not in people]:
+        people = {person.email: person for person in User.objects.filter(email__in=emails)}
+        if missing := [email for email in emails if email not in people]:
             raise ValidationError(f"Nobody here has the e-mail {missing[0][:100]}.")
         return list(people.values())
 

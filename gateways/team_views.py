@@ -1,4 +1,4 @@
-"""Teams: who is in one, and which gateways are open to it."""
+"""The Teams pages: members, and the gateways open to a team."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def page_url(team: Team) -> str:
 
 
 def _locked(pk: UUID) -> Team:
-    """The team, which nobody else changes until this transaction ends."""
+    """The team, locked until this transaction ends."""
     return get_object_or_404(Team.objects.select_for_update(), pk=pk)
 
 
@@ -151,7 +151,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Delete team",
             text=f'Delete "{team.name}"? This cannot be undone.',
-            more=_lost(team),
+            more=_closed_gateways(team),
             icon="revoke",
             back=page_url(team),
         )
@@ -159,8 +159,8 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     return leave(request, reverse("gateways:teams"), f"{team.name} deleted")
 
 
-def _lost(team: Team) -> str:
-    """What its people can no longer reach."""
+def _closed_gateways(team: Team) -> str:
+    """The gateways that are closed to its members, as a sentence."""
     names = [gateway.name for gateway in _live(team)]
     if not names:
         return "No gateway is open to it."

@@ -1,4 +1,4 @@
-"""/api/gateways/{slug}/tools: what the servers of a gateway offer, and the switch of each tool."""
+"""/api/gateways/{slug}/tools: the tools of a gateway and their switches."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ class ToolResource(Resource):
     @operation(needs=WITHIN_REACH, query=ToolQuery, orderings=("exposed_name", "first_seen_at", "last_seen_at"))
     def list(self, request: Request, slug: str) -> Response:
         tools = self._tools(slug)
-        if "enabled" in self.chosen:
-            tools = tools.filter(enabled=self.chosen["enabled"])
-        if server := self.chosen.get("server"):
+        if "enabled" in self.query_data:
+            tools = tools.filter(enabled=self.query_data["enabled"])
+        if server := self.query_data.get("server"):
             tools = tools.filter(Q(assignment__server__slug=server) | Q(assignment__alias=server))
-        tools = tools.matching(self.chosen.get("q", ""))
+        tools = tools.matching(self.query_data.get("q", ""))
         return self.page(tools, lambda tools: tools.select_related("assignment__server"))
 
     @operation(needs=WITHIN_REACH)

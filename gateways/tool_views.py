@@ -1,4 +1,4 @@
-"""The Tools tab of a gateway: what its servers offer, and what of it may be called."""
+"""The Tools tab of a gateway: its tools, their switches, and the tool policy of each server."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class ToolRow:
     @property
     def is_new(self) -> bool:
         """Whether it came after its server was assigned, and lately."""
-        since = self.tool.first_seen_at - self.tool.assignment.created_at
-        return since > timedelta(hours=1) and timezone.now() - self.tool.first_seen_at < NEW_FOR
+        age = self.tool.first_seen_at - self.tool.assignment.created_at
+        return age > timedelta(hours=1) and timezone.now() - self.tool.first_seen_at < NEW_FOR
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
         "groups": _grouped(assignments, list(page), with_empty=not narrowed and page.number == 1),
         "page": page,
         "policies": ToolPolicy.choices,
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "narrowed": narrowed,
         "missing": 0 if narrowed else page.paginator.count - gateway.tool_count,
         "failures": [server.failure for server in refreshed if server.failure],
@@ -120,15 +120,15 @@ def refresh_tools(request: AppRequest, slug: str) -> HttpResponse:
 def policy(request: AppRequest, pk: UUID) -> HttpResponse:
     """Allow all, only the selected, or none of an assigned server's tools."""
     assignment = assignment_views.find(request.user, pk)
-    wanted = request.POST.get("policy", "")
-    if wanted not in ToolPolicy.values:
+    name = request.POST.get("policy", "")
+    if name not in ToolPolicy.values:
         raise BadRequest("There is no such policy.")
     try:
-        assignment.edit(tool_policy=wanted, by=request.user, seen=seen(request))
-        toast = f"{assignment.server.name}: {ToolPolicy(wanted).label}"
+        assignment.edit(tool_policy=name, by=request.user, seen=seen(request))
+        toast = f"{assignment.server.name}: {ToolPolicy(name).label}"
     except ChangedMeanwhile as clash:
-        now = ", ".join(f"{ToolPolicy(change.now).label}, set by {change.by}" for change in clash.changes)
-        toast = f"Nothing was changed: somebody else chose {now}. Choose again to change it."
+        current = ", ".join(f"{ToolPolicy(change.now).label}, set by {change.by}" for change in clash.changes)
+        toast = f"Nothing was changed: somebody else chose {current}. Choose again to change it."
     gateway = find_gateway(request.user, assignment.gateway.slug)
     context = {**_listed(request, gateway), "fragment": True}
     return answer(request, "gateways/tools.html#tools", context, to=tab_url(gateway), toast=toast)

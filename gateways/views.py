@@ -53,14 +53,14 @@ def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
 
 
 def _seen_by(viewer: User) -> Q:
-    """The connections whose number `viewer` is told."""
-    everybody = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
-    return Q(connections__isnull=False) if everybody else Q(connections__user=viewer)
+    """The connections that count for `viewer`."""
+    sees_all = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
+    return Q(connections__isnull=False) if sees_all else Q(connections__user=viewer)
 
 
-def _number(of: str, where: Q) -> Subquery:
-    """A count of its own: joined together, the three would multiply."""
-    rows = Gateway.objects.filter(pk=OuterRef("pk")).annotate(number=Count(of, filter=where))
+def _number(of: str, condition: Q) -> Subquery:
+    """A count as a subquery: joined together, the three would multiply."""
+    rows = Gateway.objects.filter(pk=OuterRef("pk")).annotate(number=Count(of, filter=condition))
     return Subquery(rows.order_by().values("number"), output_field=IntegerField())
 
 
@@ -84,7 +84,7 @@ def listing(request: AppRequest) -> HttpResponse:
     rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
     context = {
         "page": page_of(request, counted(rows, request.user), ROWS),
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "narrowed": any(filters.cleaned_data.values()),
     }
     return show(request, "gateways/list.html#results", context)
@@ -118,8 +118,8 @@ def add(request: AppRequest) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:
     """What an empty slug would become, and the URL it makes, while the name is typed."""
-    made = request.GET.get("slug") or suggest(request.GET.get("name", ""), Gateway.objects.all(), 40)
-    return render(request, "gateways/form.html#slug", {"made": Gateway(slug=made) if made else None})
+    suggestion = request.GET.get("slug") or suggest(request.GET.get("name", ""), Gateway.objects.all(), 40)
+    return render(request, "gateways/form.html#slug", {"made": Gateway(slug=suggestion) if suggestion else None})
 
 
 @require_GET
@@ -175,9 +175,9 @@ def limit(request: AppRequest, slug: str) -> HttpResponse:
     return _edited(request, gateway, form, "Limit")
 
 
-def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str) -> HttpResponse:
+def _edited(request: AppRequest, gateway: Gateway, form: Form, message: str) -> HttpResponse:
     """Ask for one side of the gateway, then change it."""
-    heading = f"Change {what.lower()}"
+    heading = f"Change {message.lower()}"
     context = {"form": form, "gateway": gateway, "heading": heading, "submit": "Save", "back": page_url(gateway)}
     context["version"] = gateway.version
     if request.method == "GET":
@@ -188,7 +188,7 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str) -> Htt
         gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
         return refuse(request, "gateways/form.html", context | clash_context(clash))
-    return leave(request, page_url(gateway), f"{what} changed")
+    return leave(request, page_url(gateway), f"{message} changed")
 
 
 @require_POST

@@ -83,11 +83,11 @@ class HostResource(Resource):
     )
     def list(self, request: Request) -> Response:
         hosts = Host.objects.live().order_by(Lower("name"), "pk")
-        if "kind" in self.chosen:
-            hosts = hosts.filter(kind=self.chosen["kind"])
-        if "enabled" in self.chosen:
-            hosts = hosts.filter(enabled=self.chosen["enabled"])
-        hosts = hosts.matching(self.chosen.get("q", ""))
+        if "kind" in self.query_data:
+            hosts = hosts.filter(kind=self.query_data["kind"])
+        if "enabled" in self.query_data:
+            hosts = hosts.filter(enabled=self.query_data["enabled"])
+        hosts = hosts.matching(self.query_data.get("q", ""))
         return self.page(hosts, lambda hosts: counted(hosts.select_related("created_by"), self.me))
 
     @operation(needs=Capability.HOSTS_READ)

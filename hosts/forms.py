@@ -24,7 +24,7 @@ class AgentForm(forms.Form):
 
 
 class HostFilter(forms.Form):
-    """What the list of hosts is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of hosts; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])
@@ -37,8 +37,8 @@ class HostFilter(forms.Form):
         if kind := TYPES.get(self.cleaned_data.get("type", "")):
             hosts = hosts.filter(kind=kind)
         if statuses := self.cleaned_data.get("status"):
-            wanted = Q(pk=None)
+            condition = Q(pk=None)
             for status in statuses:
-                wanted |= STATUSES[status]
-            hosts = hosts.filter(wanted)
+                condition |= STATUSES[status]
+            hosts = hosts.filter(condition)
         return hosts

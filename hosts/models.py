@@ -1,4 +1,4 @@
-"""Apps and agents: who connects, and whether it may."""
+"""Hosts: the apps and agents that connect, enabled or disabled, and pending approval."""
 
 from typing import Any
 from uuid import uuid4
@@ -60,8 +60,8 @@ class HostQuerySet(models.QuerySet["Host"]):
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
-            host, made = self.get_or_create(dedupe_key=dedupe_key, defaults=defaults)
-            if made:
+            host, created = self.get_or_create(dedupe_key=dedupe_key, defaults=defaults)
+            if created:
                 Event.objects.record(Action.HOST_APPEARED, host, by=by, changes={"name": [None, name]})
         return host
 
@@ -124,7 +124,7 @@ class Host(Versioned, Switchable):
         return "enabled" if self.enabled else "disabled"
 
     def approve(self, *, by: User) -> None:
-        """Let a new app connect. Raises NotPending when somebody else was faster."""
+        """Approve a pending app. Raises NotPending when it is not pending any more."""
         with transaction.atomic():
             if not self.lock().is_pending:
                 raise NotPending(NotPending.__doc__)

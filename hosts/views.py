@@ -41,20 +41,20 @@ from ui.pages import (
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
     """Hosts with the number of their live connections and users, as far as `viewer` may see connections."""
-    seen = Q(connections__revoked_at=None)
+    visible = Q(connections__revoked_at=None)
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
-        seen &= Q(connections__user=viewer)
+        visible &= Q(connections__user=viewer)
     return hosts.annotate(
-        connection_count=Count("connections", filter=seen),
-        user_count=Count("connections__user", filter=seen, distinct=True),
+        connection_count=Count("connections", filter=visible),
+        user_count=Count("connections__user", filter=visible, distinct=True),
     )
 
 
 def find(viewer: User, pk: UUID) -> Host:
     """The live host with its counts, or 404; `row_count` counts its ended connections too."""
-    seen = Q() if viewer.has_perm(Capability.MCP_CONNECTIONS_READ) else Q(connections__user=viewer)
+    visible = Q() if viewer.has_perm(Capability.MCP_CONNECTIONS_READ) else Q(connections__user=viewer)
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
-    return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=seen)), pk=pk)
+    return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=visible)), pk=pk)
 
 
 @require_GET
@@ -65,7 +65,7 @@ def listing(request: AppRequest) -> HttpResponse:
     page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
     }
@@ -164,8 +164,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     with transaction.atomic():
         host.disable(by=request.user)
-        ended = Connection.objects.filter(host=host).revoke_all(by=request.user)
-    toast = f"Host disabled, {ended} connection{'' if ended == 1 else 's'} revoked"
+        revoked = Connection.objects.filter(host=host).revoke_all(by=request.user)
+    toast = f"Host disabled, {revoked} connection{'' if revoked == 1 else 's'} revoked"
     return switched(request, find(request.user, pk), toast)
 
 

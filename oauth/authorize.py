@@ -1,4 +1,4 @@
-"""Where an app sends a person to be connected: checked first, then handed to the authorize flow (RFC 6749 4.1)."""
+"""The authorization endpoint: validates a request, then starts the authorize flow (RFC 6749 section 4.1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from oauth2_provider.oauth2_backends import get_oauthlib_core
 from connections.models import Connection
 from oauth import flow as flows
 from oauth.client_document_fetch import Unreadable
-from oauth.client_documents import learn, needs_somebody
+from oauth.client_documents import learn, needs_sign_in
 from oauth.models import AuthorizeRequest
 from oauth.redirect_uris import APP_SCHEMES
 from oauth.registration import is_approved
@@ -47,14 +47,14 @@ class SentBack(HttpResponseRedirect):
 @never_cache
 @require_GET
 def authorize(request: AppRequest) -> HttpResponse:
-    """Judge an authorization request, see who is there, and begin the flow.
+    """Validate an authorization request, check the signed-in user, and begin the flow.
 
     Nothing is sent to a redirect address before client and address are known to belong together.
     """
     if not has_readable_query(request):
         return _bad_request(request, "The app's request holds a character that no text has.")
     try:
-        if needs_somebody(request, request.GET.get("client_id", "")):
+        if needs_sign_in(request, request.GET.get("client_id", "")):
             return redirect_to_login(request.get_full_path())
         if request.user.is_authenticated:
             learn(request, request.GET.get("client_id", ""))
@@ -66,60 +66,62 @@ def authorize(request: AppRequest) -> HttpResponse:
     return _begin(request, {name: credentials.get(name) for name in KEPT})
 
 
-def _begin(request: AppRequest, asked: dict[str, str | None]) -> HttpResponse:
+def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpResponse:
     """The flow's first page, or back to the app: now client and address are known to belong together."""
-    if asked["code_challenge_method"] != "S256" or not CHALLENGE.fullmatch(asked["code_challenge"] or ""):
-        return _answer(request, asked, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."})
+    if parameters["code_challenge_method"] != "S256" or not CHALLENGE.fullmatch(parameters["code_challenge"] or ""):
+        return _answer(
+            request, parameters, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."}
+        )
     try:
         gateway = gateway_of(request.GET.getlist("resource"))
     except UnknownResource as unknown:
-        return _answer(request, asked, {"error": "invalid_target", "error_description": str(unknown)})
+        return _answer(request, parameters, {"error": "invalid_target", "error_description": str(unknown)})
     if "none" in request.GET.get("prompt", "").split():  # Consent is always asked for.
         described = "A person has to agree, so prompt=none cannot be answered."
-        return _answer(request, asked, {"error": "interaction_required", "error_description": described})
+        return _answer(request, parameters, {"error": "interaction_required", "error_description": described})
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path())
-    application = Application.objects.get(client_id=asked["client_id"])
-    return redirect("oauth:gateway", flows.begin_app(request, application, gateway, asked).pk)
+    application = Application.objects.get(client_id=parameters["client_id"])
+    return redirect("oauth:gateway", flows.begin_app(request, application, gateway, parameters).pk)
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """An error the app may be told goes back to it, if it is approved; one about the app itself stays here (400)."""
-    said = error.oauthlib_error
-    redirect_uri = getattr(said, "redirect_uri", None)
+    """Sends an error to the redirect URI of an approved app; shows an error about the app itself on a page (400)."""
+    oauth_error = error.oauthlib_error
+    redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
-        return _answer(request, {"redirect_uri": redirect_uri, "state": said.state}, dict(said.twotuples))
-    return _bad_request(request, said.description or "The app's request is not one this server can answer.")
+        return _answer(request, {"redirect_uri": redirect_uri, "state": oauth_error.state}, dict(oauth_error.twotuples))
+    return _bad_request(request, oauth_error.description or "The app's request is not one this server can answer.")
 
 
-def _answer(request: AppRequest, asked: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
-    """An error goes back to an app that is approved. Of any other it stays here, in words.
+def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
+    """Redirects to an approved app with the error; for any other app the error is shown on a page.
 
     Anybody may register an app and then send people a link to us that is wrong on purpose: we would lead them on to
     whatever address that app named (RFC 9700 section 4.11.2).
     """
     application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
     if application and is_approved(application):
-        return send_back(asked, error)
+        return send_back(parameters, error)
     reason = f"The app's request is not one this server can answer. {error.get('error_description') or error['error']}"
-    return _bad_request(request, reason, redirect_uri=str(asked["redirect_uri"]))
+    return _bad_request(request, reason, redirect_uri=str(parameters["redirect_uri"]))
 
 
 def _bad_request(request: AppRequest, reason: str, *, redirect_uri: str = "") -> HttpResponse:
     return render(request, "oauth/bad_request.html", {"reason": reason, "redirect_uri": redirect_uri}, status=400)
 
 
-def send_back(asked: Mapping[str, Any], answer: Mapping[str, str]) -> HttpResponse:
+def send_back(parameters: Mapping[str, Any], answer: Mapping[str, str]) -> HttpResponse:
     """The browser goes to the app with `answer`, the state it gave, and who answers (RFC 9207)."""
-    return SentBack(answer_url(asked, answer))
+    return SentBack(answer_url(parameters, answer))
 
 
-def answer_url(asked: Mapping[str, Any], answer: Mapping[str, str]) -> str:
-    parts = urlsplit(asked["redirect_uri"])
+def answer_url(parameters: Mapping[str, Any], answer: Mapping[str, str]) -> str:
+    parts = urlsplit(parameters["redirect_uri"])
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "iss"]
     query += [(name, value) for name, value in answer.items() if name != "state"]
-    if asked.get("state"):
-        query.append(("state", asked["state"]))
+    if parameters.get("state"):
+        query.append(("state", parameters["state"]))
     query.append(("iss", settings.PUBLIC_URL))
     return str(urlunsplit(parts._replace(query=urlencode(query), fragment="")))
 

@@ -1,7 +1,7 @@
-"""Reading the document in which an app describes itself, from an address a stranger chose.
+"""Fetches a client metadata document from an untrusted URL.
 
-Nothing here touches the database. The address must be public, whatever GATEWAY_PRIVATE_UPSTREAMS opens to servers:
-administrators choose those, but anybody can write a client_id.
+Nothing here touches the database. The address must be public, also where GATEWAY_PRIVATE_UPSTREAMS allows private
+servers: administrators choose those, but anybody can send a client_id.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wire.http1 import Body, BodyTooLarge
 from wire.product import NAME
 
 SECONDS = 5.0
-AT_ONCE = 2  # In one process: a flood of slow documents must not fill it with waiting threads.
+READERS = 2  # In one process: a flood of slow documents must not fill it with waiting threads.
 BIGGEST = 16 * 1024
 LONGEST_ADDRESS = 255
 FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
@@ -40,7 +40,7 @@ _address = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5}
 _dots = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|\Z)", re.IGNORECASE)
 _max_age = re.compile(r"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
-_readers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="client-document")
+_readers = ThreadPoolExecutor(READERS, thread_name_prefix="client-document")
 
 
 class Unreadable(Exception):
@@ -56,9 +56,9 @@ class TooSlow(Unreadable):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What an app says of itself, and for how long that may be believed unasked."""
+    """A client metadata document, and how long it may be cached."""
 
-    said: dict[str, Any]
+    metadata: dict[str, Any]
     fresh_for: timedelta
 
 
@@ -101,8 +101,8 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
             client.stream("GET", url) as response,
         ):
             _refuse_others(response)
-            said = read(_body(response, deadline), biggest=BIGGEST)
-            return Document(said, _fresh_for(response.headers.get("cache-control", "")))
+            metadata = read(_body(response, deadline), biggest=BIGGEST)
+            return Document(metadata, _fresh_for(response.headers.get("cache-control", "")))
     except AddressRefused:
         raise Unreadable("The app's client_id leads to a private or reserved address.") from None
     except httpx.TimeoutException:
@@ -117,8 +117,10 @@ def _refuse_others(response: httpx.Response) -> None:
     """Only a plain 200 with JSON in it counts; a redirect would let one address speak for another."""
     if response.status_code != HTTPStatus.OK:
         raise Unreadable(f"The app's description was asked for, and the answer was {response.status_code}.")
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not (
+        content_type.startswith("application/") and content_type.endswith("+json")
+    ):
         raise Unreadable("The app's description is not sent as JSON.")
     if response.headers.get("content-encoding", "identity") != "identity":
         raise Unreadable("The app's description is packed.")
@@ -141,6 +143,6 @@ def _fresh_for(cache_control: str) -> timedelta:
     rules = cache_control.lower()
     if "no-store" in rules or "no-cache" in rules:
         return FRESH_AT_LEAST
-    said = _max_age.search(rules)
-    age = timedelta(seconds=int(said[1])) if said else FRESH_AT_MOST
+    match = _max_age.search(rules)
+    age = timedelta(seconds=int(match[1])) if match else FRESH_AT_MOST
     return max(FRESH_AT_LEAST, min(age, FRESH_AT_MOST))

@@ -1,4 +1,4 @@
-"""Apps known by the document they publish at their client_id: read when somebody connects them, remembered after."""
+"""Apps with a client metadata document at their client_id: fetched when a person connects the app, then cached."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from oauth.registration import fingerprint
 from ui.pages import AppRequest
 
 AGAIN_AFTER_S = 60
-BELIEVED = timedelta(days=7)
+STALE_LIFETIME = timedelta(days=7)
 
 CIMD = Application.RegistrationSource.CIMD
 
 type Fetch = Callable[[str], Document]
 
 
-def needs_somebody(request: AppRequest, client_id: str) -> bool:
-    """Whether this app is unknown, and nobody is signed in on whose behalf its document could be read.
+def needs_sign_in(request: AppRequest, client_id: str) -> bool:
+    """Whether this app is unknown and the user must sign in before its document may be fetched.
 
-    A stranger makes us call no address. Raises Unreadable for an address nothing is ever read from.
+    Anonymous requests cause no fetch. Raises Unreadable for a URL that is never fetched.
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False
@@ -41,21 +41,21 @@ def needs_somebody(request: AppRequest, client_id: str) -> bool:
 
 
 def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
-    """See that the app with this client_id is known as it describes itself now. Raises Unreadable.
+    """Fetch the document of this client_id if needed, and store the application. Raises Unreadable.
 
     What was read stays for as long as its publisher says, a day at most. A document that cannot be read anew is
     believed for another week: the app's publisher may be out of order for a while.
     """
     if not is_address(client_id):
         return
-    known = Application.objects.filter(client_id=client_id).first()
-    if known and not _is_stale(known):
+    application = Application.objects.filter(client_id=client_id).first()
+    if application and not _is_stale(application):
         return
     try:
         check(client_id)
         _keep(client_id, _fetched(request, client_id, fetch), request)
     except Unreadable:
-        if known is None or known.cimd_expires_at + BELIEVED < timezone.now():
+        if application is None or application.cimd_expires_at + STALE_LIFETIME < timezone.now():
             raise
 
 
@@ -64,15 +64,15 @@ def _is_stale(application: Application) -> bool:
 
 
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
-    """The document; after a failure the same words for a minute, and nobody is asked.
+    """The document; after a failure the same error for a minute, without another fetch.
 
     Unless it took too long, which may be because others keep the readers busy: that says nothing about this app.
     """
     if not settings.CLIENT_DOCUMENTS:
         raise Unreadable("This gateway reads no descriptions of apps. Have the app register itself.")
     refused = f"client-document:{hashlib.sha256(client_id.encode()).hexdigest()}"
-    if why := cache.get(refused):
-        raise Unreadable(why)
+    if problem := cache.get(refused):
+        raise Unreadable(problem)
     if not limits.allows_person(request.user, "document"):
         raise Unreadable("You have connected too many new apps. Wait a minute.")
     if not limits.allows(request, "document"):
@@ -80,7 +80,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     try:
         _give_connection_back()
         document = fetch(client_id)
-        _judge(client_id, document.said)
+        _judge(client_id, document.metadata)
     except TooSlow:
         raise
     except Unreadable as unreadable:
@@ -90,27 +90,29 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 
 
 def _give_connection_back() -> None:
-    """Let others use the database while we wait for a stranger; Django takes a connection anew when it needs one."""
+    """Return the database connection to the pool during the fetch; Django opens one again when needed."""
     if not connection.in_atomic_block:
         connection.close()
 
 
-def _judge(client_id: str, said: dict[str, Any]) -> None:
+def _judge(client_id: str, metadata: dict[str, Any]) -> None:
     """What a document may say is what a registration may say, of an app without a secret. Raises Unreadable."""
-    if said.get("client_id") != client_id:
+    if metadata.get("client_id") != client_id:
         raise Unreadable("The app's description is of another client_id.")
-    if said.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in said:
+    if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:
         raise Unreadable("The app's description speaks of a secret; apps described by a document have none.")
     try:
-        Application(**_fields(said), client_id=client_id).full_clean(exclude=["client_secret"], validate_unique=False)
+        Application(**_fields(metadata), client_id=client_id).full_clean(
+            exclude=["client_secret"], validate_unique=False
+        )
     except BadMetadata as bad:
         raise Unreadable(f"The app's description cannot be accepted. {bad}") from None
     except ValidationError:
         raise Unreadable("The app's description cannot be accepted: a redirect address is none.") from None
 
 
-def _fields(said: dict[str, Any]) -> dict[str, Any]:
-    ours = accepted({**said, "token_endpoint_auth_method": "none"})
+def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
+    ours = accepted({**metadata, "token_endpoint_auth_method": "none"})
     return {
         "name": ours["client_name"],
         "redirect_uris": " ".join(ours["redirect_uris"]),
@@ -121,9 +123,13 @@ def _fields(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep(client_id: str, document: Document, request: AppRequest) -> None:
-    fields = _fields(document.said) | {"cimd_expires_at": timezone.now() + document.fresh_for}
+    fields = _fields(document.metadata) | {"cimd_expires_at": timezone.now() + document.fresh_for}
     with transaction.atomic():
         application, _ = Application.objects.update_or_create(client_id=client_id, defaults=fields)
-        values = {"client_name": application.name, "fingerprint": fingerprint(application), **details(document.said)}
+        values = {
+            "client_name": application.name,
+            "fingerprint": fingerprint(application),
+            **details(document.metadata),
+        }
         first = values | {"registration_ip": request.META.get("REMOTE_ADDR") or None}
         Registration.objects.update_or_create(application=application, defaults=values, create_defaults=first)

@@ -1,4 +1,4 @@
-"""What an app says of itself, at registration or in a document: read with suspicion, kept within our rules."""
+"""Validation of an app's metadata, from a registration or a client metadata document."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def read(body: bytes, *, biggest: int) -> dict[str, Any]:
     if len(body) > biggest:
         raise BadMetadata("The registration is too large.")
     try:
-        said = json.loads(body)
+        metadata = json.loads(body)
     except (ValueError, RecursionError):
         raise BadMetadata("The registration must be JSON.") from None
-    if not isinstance(said, dict):
+    if not isinstance(metadata, dict):
         raise BadMetadata("The registration must be a JSON object.")
-    return said
+    return metadata
 
 
-def accepted(said: Mapping[str, Any]) -> dict[str, Any]:
+def accepted(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The part the toolkit understands, once our rules hold: redirect addresses, code and refresh grants only.
 
     Raises BadMetadata.
     """
-    uris = said.get("redirect_uris")
+    uris = metadata.get("redirect_uris")
     if (
         not isinstance(uris, list)
         or not 0 < len(uris) <= redirect_uris.MOST
@@ -50,32 +50,32 @@ def accepted(said: Mapping[str, Any]) -> dict[str, Any]:
             redirect_uris.check(uri)
     except redirect_uris.BadRedirect as bad:
         raise BadMetadata(str(bad), "invalid_redirect_uri") from None
-    grants = said.get("grant_types", ["authorization_code"])
+    grants = metadata.get("grant_types", ["authorization_code"])
     if not isinstance(grants, list) or "authorization_code" not in grants:
         raise BadMetadata("The grant type authorization_code is needed.")
-    method = said.get("token_endpoint_auth_method", "client_secret_basic")
+    method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     if method not in METHODS:
         raise BadMetadata(f"token_endpoint_auth_method must be one of {', '.join(METHODS)}.")
     return {
         "redirect_uris": uris,
-        "client_name": words(said, "client_name", 120),
+        "client_name": words(metadata, "client_name", 120),
         "grant_types": ["authorization_code"],
         "token_endpoint_auth_method": method,
     }
 
 
-def words(said: Mapping[str, Any], key: str, most: int) -> str:
+def words(metadata: Mapping[str, Any], key: str, most: int) -> str:
     """A self-asserted text on one line, without control characters and not too long."""
-    value = said.get(key)
+    value = metadata.get(key)
     if not isinstance(value, str):
         return ""
     return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in value)).strip()[:most]
 
 
-def details(said: Mapping[str, Any]) -> dict[str, str]:
+def details(metadata: Mapping[str, Any]) -> dict[str, str]:
     """What a registration remembers beside its name."""
     return {
-        "client_uri": words(said, "client_uri", 500),
-        "software_id": words(said, "software_id", 120),
-        "software_version": words(said, "software_version", 60),
+        "client_uri": words(metadata, "client_uri", 500),
+        "software_id": words(metadata, "software_id", 120),
+        "software_version": words(metadata, "software_version", 60),
     }

@@ -1,10 +1,10 @@
-"""How the secrets we give to clients are kept."""
+"""Hashing of client secrets."""
 
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 
 class Hasher(PBKDF2PasswordHasher):
-    """One round: nobody guesses 128 random characters, and a slow hash at every token request would let anybody
+    """One round: 128 random characters cannot be guessed, and a slow hash at every token request would let anybody
 
     who knows a client_id keep our processors busy.
     """

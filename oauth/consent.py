@@ -1,4 +1,4 @@
-"""The last step for an app: what it will be able to do, said plainly, with Allow and Deny."""
+"""The consent page: what the app will be able to do, with Allow and Deny."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     assert flow.gateway
     assert flow.application
     questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
-    chosen = flows.chosen_identities(flow)
+    identities = flows.chosen_identities(flow)
     assignments = (
         flow.gateway.assignments.live().filter(enabled=True, server__archived_at=None).select_related("server")
     )
     document = flow.application.registration_source == Application.RegistrationSource.CIMD
     return {
         "flow": flow,
-        "servers": [(assignment, _identity_words(assignment, chosen)) for assignment in assignments],
+        "servers": [(assignment, _identity_words(assignment, identities)) for assignment in assignments],
         "tool_count": Tool.objects.callable().filter(assignment__gateway=flow.gateway).count(),
         "published_by": urlsplit(flow.application.client_id).hostname if document else "",
         "only_loopback": only_loopback(flow.application.redirect_uris.split()),
@@ -99,9 +99,11 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     }
 
 
-def _identity_words(assignment: Assignment, chosen: dict[Assignment, Identity]) -> str:
+def _identity_words(assignment: Assignment, identities: dict[Assignment, Identity]) -> str:
     if assignment.identity_scheme == "per_user":
         return (
-            f"as {chosen[assignment].label}" if assignment in chosen else "as the identity you chose before, or skipped"
+            f"as {identities[assignment].label}"
+            if assignment in identities
+            else "as the identity you chose before, or skipped"
         )
     return "shared identity" if assignment.identity_scheme == "shared" else "no credential"

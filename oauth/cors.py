@@ -1,4 +1,4 @@
-"""Browsers of other origins at the OAuth endpoints: preflight, and the headers that let them read answers."""
+"""CORS for the OAuth endpoints: preflight, and response headers for browsers of other origins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OAuth endpoints, without final slashes, and the names the toolkit reverses."""
+"""The OAuth endpoints, without trailing slashes, and the URL names the toolkit reverses."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -1,4 +1,4 @@
-"""The authorize flow under way: kept in the database, bound to one browser and one person."""
+"""The authorize flow in progress: stored in the database, bound to one browser and one person."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def draft(request: AppRequest, host: Host, gateway: Gateway | None) -> Authorize
 
 
 def begin_app(
-    request: AppRequest, application: Application, gateway: Gateway | None, asked: dict[str, str | None]
+    request: AppRequest, application: Application, gateway: Gateway | None, parameters: dict[str, str | None]
 ) -> AuthorizeRequest:
     """A new flow for the signed-in person that ends with a redirect to an app.
 
@@ -59,7 +59,7 @@ def begin_app(
         host=known_host(application),
         gateway=gateway,
         user=request.user,
-        parameters=asked | {"locked": gateway is not None},
+        parameters=parameters | {"locked": gateway is not None},
         browser_digest=browser_digest(request),
         expires_at=timezone.now() + LIFETIME,
     )
@@ -93,7 +93,7 @@ def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def needs_approval(flow: AuthorizeRequest) -> bool:
-    """Whether an administrator has to let this app in first, and nobody has asked for that yet."""
+    """Whether this app needs an administrator's approval that has not been asked for yet."""
     is_new = flow.kind == Ending.OAUTH and flow.host is None
     return is_new and WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
 
@@ -132,12 +132,12 @@ def choices(user: User) -> GatewayQuerySet:
 
 
 def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:
-    """Per gateway, the servers this person still has to bring an identity for.
+    """For each gateway, the servers for which this person must still choose an identity.
 
     A server whose identity the live connection carries already, and can use, is not asked for again.
     """
-    asked: dict[UUID, list[Assignment]] = {gateway.pk: [] for gateway in gateways}
-    carried = ConnectionIdentity.objects.filter(
+    missing: dict[UUID, list[Assignment]] = {gateway.pk: [] for gateway in gateways}
+    bound = ConnectionIdentity.objects.filter(
         connection__host=flow.host,
         connection__user=flow.user,
         connection__revoked_at=None,
@@ -145,20 +145,20 @@ def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID,
     )
     assignments = (
         Assignment.objects.live()
-        .filter(gateway__in=asked, identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)
+        .filter(gateway__in=missing, identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)
         .exclude(server__auth_type=AuthType.NONE)
-        .exclude(pk__in=carried.values("assignment"))
+        .exclude(pk__in=bound.values("assignment"))
         .select_related("server", "gateway")
     )
     for assignment in assignments:
-        asked[assignment.gateway_id].append(assignment)
-    return asked
+        missing[assignment.gateway_id].append(assignment)
+    return missing
 
 
 def chosen_identities(flow: AuthorizeRequest) -> dict[Assignment, Identity]:
     """What was chosen for each server, skipped ones left out; only the person's own usable identities count."""
-    wanted = {key: value for key, value in flow.identities.items() if value}
-    own = Identity.objects.usable().filter(owner=flow.user, pk__in=wanted.values()).in_bulk()
-    assignments = Assignment.objects.live().filter(gateway=flow.gateway, pk__in=wanted).select_related("server")
-    pairs = ((assignment, own.get(UUID(wanted[str(assignment.pk)]))) for assignment in assignments)
+    pks = {key: value for key, value in flow.identities.items() if value}
+    identities = Identity.objects.usable().filter(owner=flow.user, pk__in=pks.values()).in_bulk()
+    assignments = Assignment.objects.live().filter(gateway=flow.gateway, pk__in=pks).select_related("server")
+    pairs = ((assignment, identities.get(UUID(pks[str(assignment.pk)]))) for assignment in assignments)
     return {assignment: identity for assignment, identity in pairs if identity}

@@ -23,14 +23,14 @@ class IdentityForm(forms.Form):
     label = forms.CharField(required=False, max_length=80)
     secret = forms.CharField(required=False, max_length=4000, strip=True, widget=forms.PasswordInput)
 
-    def __init__(self, *args: Any, server: Server, user: User, chosen: str | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, server: Server, user: User, selected: str | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.server, self.user = server, user
         self.own = list(Identity.objects.live().own(user).filter(server=server))
         self.usable = [identity for identity in self.own if identity.status == "active"]
         values = [str(identity.pk) for identity in self.usable] + ([NEW] if self.takes_new else [])
         self.fields["identity"].choices = [(value, value) for value in values]  # type: ignore[attr-defined]
-        self.initial.setdefault("identity", chosen if chosen in values else next(iter(values), ""))
+        self.initial.setdefault("identity", selected if selected in values else next(iter(values), ""))
         self.initial.setdefault("label", self._free_label())
         self.fields["secret"].label = self._secret_label()
 
@@ -50,9 +50,9 @@ class IdentityForm(forms.Form):
         return f"{self.server.name} token"
 
     def _free_label(self) -> str:
-        wanted = self.user.email.partition("@")[0][:70]
-        taken = {identity.label for identity in self.own}
-        return next(label for n in range(1, 1000) if (label := wanted if n == 1 else f"{wanted}-{n}") not in taken)
+        base = self.user.email.partition("@")[0][:70]
+        labels = {identity.label for identity in self.own}
+        return next(label for n in range(1, 1000) if (label := base if n == 1 else f"{base}-{n}") not in labels)
 
     def clean_secret(self) -> str:
         secret: str = self.cleaned_data["secret"]

@@ -1,4 +1,4 @@
-"""How often one address or one person may ask in a minute; beyond it the answer is 429, and nothing is ever locked."""
+"""Rate limits per address and per person at the OAuth endpoints: above them the response is 429; nothing is locked."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def allows_person(user: User, action: str) -> bool:
     return _count(f"{action} of {user.pk}") <= OF_ONE_PERSON[action]
 
 
-def _count(what: str) -> int:
-    return Attempt.objects.note(hashlib.sha256(what.encode()).hexdigest())
+def _count(name: str) -> int:
+    return Attempt.objects.note(hashlib.sha256(name.encode()).hexdigest())
 
 
 def too_many(sentence: str) -> HttpResponse:
@@ -61,18 +61,18 @@ def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
 
 def _client(request: HttpRequest) -> str:
     """The known client a request says it is from; empty for made-up ones, which are counted together."""
-    client_id = _said(request)
+    client_id = _claimed_client_id(request)
     if "\x00" in client_id or not Application.objects.filter(client_id=client_id).exists():
         return ""
     return client_id
 
 
-def _said(request: HttpRequest) -> str:
-    """The client_id in the body or in HTTP Basic; it need not be true."""
-    scheme, _, words = request.headers.get("Authorization", "").partition(" ")
+def _claimed_client_id(request: HttpRequest) -> str:
+    """The client_id in the body or in HTTP Basic, not verified."""
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme == "Basic":
         try:
-            return unquote_plus(base64.b64decode(words).decode().partition(":")[0])
+            return unquote_plus(base64.b64decode(credentials).decode().partition(":")[0])
         except ValueError:  # No base64, or no text in it.
             return ""
     return str(request.POST.get("client_id", ""))

@@ -1,4 +1,4 @@
-"""The documents clients discover us by: every address is built from the public URL (RFC 8414, RFC 9728)."""
+"""The OAuth metadata documents: all URLs are built from the public URL (RFC 8414, RFC 9728)."""
 
 from __future__ import annotations
 

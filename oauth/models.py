@@ -1,4 +1,4 @@
-"""What the authorize flow and the OAuth toolkit's rows mean here: whose host, which connection."""
+"""Our data about the toolkit's rows: the host of an application, the connection of a token, and authorize flows."""
 
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -85,7 +85,7 @@ class Ending(models.TextChoices):
 
 
 class AuthorizeRequest(models.Model):
-    """An authorize flow under way: what was chosen so far, and the browser it belongs to."""
+    """An authorize flow in progress: the choices made so far, and the browser it belongs to."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     kind = models.CharField(max_length=10, choices=Ending, editable=False)
@@ -120,7 +120,7 @@ class AuthorizeRequest(models.Model):
 
     @property
     def app_name(self) -> str:
-        """What the person is asked about: the agent's name, or the name the app gives itself."""
+        """The name on the page: the agent's, or the one the app registered."""
         if self.host:
             return self.host.name
         return (self.application.name if self.application else "") or "MCP Client"
@@ -139,9 +139,9 @@ class AuthorizeRequest(models.Model):
     def start_url(self) -> str:
         """Where the same flow begins again, for another person."""
         if self.kind == Ending.OAUTH:
-            asked = {name: value for name, value in self.parameters.items() if name != "locked" and value}
+            parameters = {name: value for name, value in self.parameters.items() if name != "locked" and value}
             resource = {"resource": self.gateway.url} if self.gateway and self.is_locked else {}
-            return f"/oauth/authorize?{urlencode(asked | resource)}"
+            return f"/oauth/authorize?{urlencode(parameters | resource)}"
         gateway = {"gateway": self.gateway.slug} if self.gateway else {}
         return f"/connect/?{urlencode({'host': self.host_id} | gateway)}"
 

@@ -1,6 +1,6 @@
-"""What nobody can use any more goes: codes, tokens, and the registrations of apps that never came back.
+"""Deletes expired codes, ended tokens, and registrations without a connection.
 
-Each function does its part of the chores and says how many rows went, a bounded number at a time.
+Each function is one housekeeping chore; it deletes a bounded number of rows and returns how many.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from accounts.models import Attempt, WorkspaceSettings
 from accounts.models.attempts import HOUR
 from oauth.models import AuthorizeRequest
 
-AT_ONCE = 5_000
+MAX_ROWS = 5_000
 UNUSED = timedelta(days=1)  # Registrations nobody connected with.
-TOLD_APART = timedelta(days=1)  # So long a dead token is still known, and the log can say how it died.
+KEPT_AFTER_END = timedelta(days=1)  # So long a dead token is still known, and the log can say how it died.
 
 SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.CIMD)
 
@@ -33,24 +33,24 @@ def refresh_tokens(now: datetime) -> int:
     A live family keeps the ones it has used up: their return is what ends it.
     """
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
-    ended = Q(revoked__lt=now - TOLD_APART) & ~Exists(alive)
-    cut = Q(binding__connection__revoked_at__lt=now - TOLD_APART)
-    return _delete(RefreshToken.objects.filter(Q(created__lte=now - _idle()) | ended | cut))
+    is_ended = Q(revoked__lt=now - KEPT_AFTER_END) & ~Exists(alive)
+    is_revoked = Q(binding__connection__revoked_at__lt=now - KEPT_AFTER_END)
+    return _delete(RefreshToken.objects.filter(Q(created__lte=now - _idle()) | is_ended | is_revoked))
 
 
 def access_tokens(now: datetime) -> int:
     """Those that expired, but for each living family's last one: an app may end its family by naming it."""
     last = Q(refresh_token__isnull=False, refresh_token__revoked=None)
-    return _delete(AccessToken.objects.filter(expires__lt=now - TOLD_APART).exclude(last))
+    return _delete(AccessToken.objects.filter(expires__lt=now - KEPT_AFTER_END).exclude(last))
 
 
 def registrations(now: datetime) -> int:
-    """Those apps made themselves and nobody connected with for a day, or of which nothing has lived for long.
+    """Registrations that were not connected within a day, or whose tokens ended long ago.
 
     A registration that was connected once stays as long as a refresh token would: its app may come back with it.
     """
     of_this = {"application": OuterRef("pk")}
-    used = Coalesce(F("registration__last_used_at"), F("created"))
+    last_used = Coalesce(F("registration__last_used_at"), F("created"))
     unused = Application.objects.filter(registration_source__in=SELF_MADE, created__lt=now - UNUSED).exclude(
         Exists(Grant.objects.filter(**of_this))
         | Exists(RefreshToken.objects.filter(**of_this))
@@ -58,7 +58,7 @@ def registrations(now: datetime) -> int:
         | Exists(AuthorizeRequest.objects.filter(**of_this, expires_at__gt=now))
     )
     never = Q(registration__host=None)
-    return _delete(unused.annotate(used_at=used).filter(never | Q(used_at__lt=now - _idle())))
+    return _delete(unused.annotate(used_at=last_used).filter(never | Q(used_at__lt=now - _idle())))
 
 
 def attempts(now: datetime) -> int:
@@ -71,6 +71,6 @@ def _idle() -> timedelta:
 
 
 def _delete[M: Model](rows: QuerySet[M]) -> int:
-    pks = list(rows.values_list("pk", flat=True)[:AT_ONCE])
-    _, gone = rows.model._default_manager.filter(pk__in=pks).delete()
-    return gone.get(rows.model._meta.label, 0)
+    pks = list(rows.values_list("pk", flat=True)[:MAX_ROWS])
+    _, deleted = rows.model._default_manager.filter(pk__in=pks).delete()
+    return deleted.get(rows.model._meta.label, 0)

@@ -1,4 +1,4 @@
-"""Where an app may be sent back to."""
+"""The rules for redirect URIs."""
 
 from collections.abc import Iterable
 from urllib.parse import SplitResult, urlsplit

@@ -1,4 +1,4 @@
-"""Registration of apps by themselves (RFC 7591), and the host each registration belongs to."""
+"""Dynamic client registration (RFC 7591), and the host each registration belongs to."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
         if not limits.allows(request, "register"):
             return limits.too_many("Too many registrations from your address.")
         try:
-            said = read(request.body, biggest=BIGGEST)
-            request._body = json.dumps(accepted(said)).encode()  # noqa: SLF001  (what the toolkit reads)
+            metadata = read(request.body, biggest=BIGGEST)
+            request._body = json.dumps(accepted(metadata)).encode()  # noqa: SLF001  (what the toolkit reads)
         except BadMetadata as bad:
-            return _told(bad.code, str(bad))
+            return _error_response(bad.code, str(bad))
         response: HttpResponse = super().post(request, *args, **kwargs)
         if response.status_code != 201:
             return response
         answer = json.loads(response.content)
-        _remember(answer["client_id"], said, request)
-        return JsonResponse(_whole(answer, said), status=201, headers={"Cache-Control": "no-store"})
+        _remember(answer["client_id"], metadata, request)
+        return JsonResponse(_complete_response(answer, metadata), status=201, headers={"Cache-Control": "no-store"})
 
 
 @cross_origin
@@ -56,26 +56,28 @@ class Manage(DynamicClientRegistrationManagementView):  # type: ignore[misc]
     http_method_names = ("get", "delete", "options")
 
 
-def _told(code: str, sentence: str) -> HttpResponse:
+def _error_response(code: str, sentence: str) -> HttpResponse:
     body = {"error": code, "error_description": sentence}
     return JsonResponse(body, status=400, headers={"Cache-Control": "no-store"})
 
 
-def _remember(client_id: str, said: Mapping[str, Any], request: HttpRequest) -> None:
+def _remember(client_id: str, metadata: Mapping[str, Any], request: HttpRequest) -> None:
     application = Application.objects.get(client_id=client_id)
     Registration.objects.create(
         application=application,
         fingerprint=fingerprint(application),
         client_name=application.name,
         registration_ip=request.META.get("REMOTE_ADDR") or None,
-        **details(said),
+        **details(metadata),
     )
 
 
-def _whole(answer: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """The toolkit's answer with what RFC 7591 section 3.2.1 and real clients expect besides."""
-    method = said.get("token_endpoint_auth_method", "client_secret_basic")
-    echoed = {key: said[key] for key in ("client_uri", "logo_uri", "software_id", "software_version") if key in said}
+def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The toolkit's response, completed with the fields that RFC 7591 section 3.2.1 and real clients expect."""
+    method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
+    echoed = {
+        key: metadata[key] for key in ("client_uri", "logo_uri", "software_id", "software_version") if key in metadata
+    }
     secret = {"client_secret_expires_at": 0} if "client_secret" in answer else {}
     return {
         **echoed,
@@ -95,8 +97,8 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
     Raises BadMetadata.
     """
     method = "client_secret_basic" if confidential else "none"
-    said = {"client_name": name, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}
-    ours = accepted(said)
+    metadata = {"client_name": name, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}
+    ours = accepted(metadata)
     secret = generate_client_secret()
     with transaction.atomic():
         application = Application.objects.create(
@@ -119,11 +121,11 @@ def fingerprint(application: Application) -> str:
     """
     source = application.registration_source
     if source != Application.RegistrationSource.DCR:
-        said = f"{'document' if source == Application.RegistrationSource.CIMD else 'client'} {application.client_id}"
+        text = f"{'document' if source == Application.RegistrationSource.CIMD else 'client'} {application.client_id}"
     else:
         name = application.name.casefold().strip() or NAMELESS.casefold()
-        said = f"name {name} {' '.join(redirect_uris.origins(application.redirect_uris.split()))}"
-    return hashlib.sha256(said.encode()).hexdigest()
+        text = f"name {name} {' '.join(redirect_uris.origins(application.redirect_uris.split()))}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def registration_of(application: Application) -> Registration:
@@ -136,9 +138,9 @@ def registration_of(application: Application) -> Registration:
 
 
 def is_approved(application: Application) -> bool:
-    """Whether somebody stands for this app and for where it sends people, and nobody has taken that back.
+    """Whether this app and its redirect URIs are approved.
 
-    Whoever runs this gateway registered it by hand, or a person connected this very registration.
+    An operator registered it, or a person connected this registration.
     """
     if application.registration_source == Application.RegistrationSource.MANUAL:
         return True

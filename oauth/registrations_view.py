@@ -1,4 +1,4 @@
-"""What is known of an app besides its connections: its registrations, part of the host's page."""
+"""The registrations of an app, on the page of its host."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class RegistrationRow:
 
     @property
     def published_by(self) -> str:
-        """The host the app's document is published at; empty for an app that said its name itself."""
+        """The host name of the app's document; empty for an app without one."""
         if self.application.registration_source != Application.RegistrationSource.CIMD:
             return ""
         return urlsplit(self.application.client_id).hostname or ""
 
     @property
     def is_by_hand(self) -> bool:
-        """Whether somebody who runs this gateway registered it."""
+        """Whether an operator registered it."""
         return bool(self.application.registration_source == Application.RegistrationSource.MANUAL)
 
     @property

@@ -16,10 +16,10 @@ def canonical(uri: str) -> tuple[str, str, str, str]:
     return parts.scheme.lower(), parts.netloc.lower(), parts.path.removesuffix("/"), parts.query + parts.fragment
 
 
-def same_resource(one: str, other: str) -> bool:
+def same_resource(first: str, second: str) -> bool:
     """Whether both name the same resource, apart from one final slash and the case of the host."""
     try:
-        return canonical(one) == canonical(other)
+        return canonical(first) == canonical(second)
     except ValueError:
         return False
 

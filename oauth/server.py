@@ -1,4 +1,4 @@
-"""The toolkit's OAuth server, the texts of its tokens (of the same form as all our credentials) and their lifetime."""
+"""The toolkit's OAuth server, with the form (that of all our credentials) and the lifetime of its tokens."""
 
 import re
 from typing import Any

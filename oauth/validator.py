@@ -37,9 +37,9 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return super()._load_application(client_id, request) if "\x00" not in (client_id or "") else None
 
     def _extract_basic_auth(self, request: Request) -> str | None:
-        """What stands after Basic; nothing that is not ASCII can, and the toolkit would fail on it."""
-        said: str | None = super()._extract_basic_auth(request)
-        return said if said and said.isascii() else None
+        """The credentials after Basic; None unless ASCII, on which the toolkit would fail."""
+        credentials: str | None = super()._extract_basic_auth(request)
+        return credentials if credentials and credentials.isascii() else None
 
     # --- One scope: what may be done is decided in the database ---------------------------------------------------
 
@@ -118,7 +118,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         if connection.revoked_at or key is None:
             raise errors.InvalidGrantError(request=request)
         self._check_and_set_request_resource(request)
-        previous, code_digest = _spend(request)
+        previous, code_digest = _use_up(request)
         expires = timezone.now() + timedelta(seconds=token["expires_in"])
         access = self._create_access_token(expires, request, token)
         refresh = self._create_refresh_token(request, token["refresh_token"], access, previous)
@@ -131,8 +131,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
     def _check_and_set_request_resource(self, request: Request) -> None:
         """A token is for its connection's gateway, under whatever public URL it has now (RFC 8707)."""
         url = request.binding.connection.gateway.url
-        asked = [value for name, value in request.decoded_body or () if name == "resource" and value]
-        if not all(same_resource(resource, url) for resource in asked):
+        resources = [value for name, value in request.decoded_body or () if name == "resource" and value]
+        if not all(same_resource(resource, url) for resource in resources):
             description = "The resource must be the gateway that was authorised."
             raise errors.CustomOAuth2Error(error="invalid_target", description=description, request=request)
         request.resource = [url]
@@ -148,8 +148,8 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
             _end_family(row, "revoked by the app")
 
 
-def _spend(request: Request) -> tuple[RefreshToken | None, bytes | None]:
-    """Use up what the request came with: a refresh token, or a code, of which its digest is kept."""
+def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
+    """Mark the refresh token of the request as used, or store the digest of its code."""
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)
         if row.revoked is not None and not _is_in_grace(row):  # Its family ended since it was judged.

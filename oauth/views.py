@@ -1,4 +1,4 @@
-"""The authorize flow: choose a gateway, bring identities, and get a token that is shown once."""
+"""The authorize flow: choose a gateway, add identities, and get a token that is shown once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _uuid(text: str) -> UUID:
 
 
 def step(view: Step) -> Step:
-    """A page of the flow: hand it the flow, or say why there is none to go on with."""
+    """Decorator of the flow's pages: passes the flow, or shows why it cannot continue."""
 
     @never_cache
     @require_http_methods(["GET", "POST"])
@@ -81,7 +81,7 @@ def step(view: Step) -> Step:
 
 
 def _approval(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    """Ask the person whether an administrator should be asked; looking at the page asks nobody."""
+    """Show the button that asks for an administrator's approval; opening the page asks nobody."""
     if "ask" in request.POST:
         flows.ask_approval(flow, by=request.user)
         return redirect("oauth:gateway", flow.pk)
@@ -110,18 +110,18 @@ def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     return render(request, "oauth/gateway.html", context, status=422 if error else 200)
 
 
-def _choose(flow: AuthorizeRequest, chosen: Gateway) -> HttpResponse:
-    if chosen.pk != flow.gateway_id:
+def _choose(flow: AuthorizeRequest, gateway: Gateway) -> HttpResponse:
+    if gateway.pk != flow.gateway_id:
         flow.identities = {}
-    flow.gateway = chosen
+    flow.gateway = gateway
     flow.save(update_fields=["gateway", "identities"])
-    return _next(flow, flows.questions(flow, [chosen])[chosen.pk])
+    return _next(flow, flows.questions(flow, [gateway])[gateway.pk])
 
 
-def _next(flow: AuthorizeRequest, asked: list[Assignment]) -> HttpResponse:
-    """On to the first server in `asked`, or to the ending when there is none."""
-    if asked:
-        return redirect("oauth:identity", flow.pk, asked[0].pk)
+def _next(flow: AuthorizeRequest, questions: list[Assignment]) -> HttpResponse:
+    """Redirect to the page of the first server in `questions`, or to the last step when there is none."""
+    if questions:
+        return redirect("oauth:identity", flow.pk, questions[0].pk)
     return redirect(ENDINGS[Ending(flow.kind)], flow.pk)
 
 
@@ -135,13 +135,13 @@ def identity(request: AppRequest, flow: AuthorizeRequest, assignment: UUID) -> H
         raise Http404
     key = str(assignment)
     form = IdentityForm(
-        posted(request), server=questions[at].server, user=request.user, chosen=flow.identities.get(key)
+        posted(request), server=questions[at].server, user=request.user, selected=flow.identities.get(key)
     )
     if request.method == "POST":
         if "skip" in request.POST:
             return _answer(flow, key, None, questions[at + 1 :])
-        if form.is_valid() and (brought := form.bring()):
-            return _answer(flow, key, brought, questions[at + 1 :])
+        if form.is_valid() and (identity := form.bring()):
+            return _answer(flow, key, identity, questions[at + 1 :])
     context = {
         "flow": flow,
         "form": form,
@@ -158,10 +158,10 @@ def identity(request: AppRequest, flow: AuthorizeRequest, assignment: UUID) -> H
     return render(request, "oauth/identity.html", context, status=422 if request.method == "POST" else 200)
 
 
-def _answer(flow: AuthorizeRequest, key: str, identity: str | None, rest: list[Assignment]) -> HttpResponse:
+def _answer(flow: AuthorizeRequest, key: str, identity: str | None, remaining: list[Assignment]) -> HttpResponse:
     flow.identities[key] = identity
     flow.save(update_fields=["identities"])
-    return _next(flow, rest)
+    return _next(flow, remaining)
 
 
 @step
@@ -178,7 +178,7 @@ def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    """Open the connection and issue its token; the lock on the flow lets a second submit come too late."""
+    """Open the connection and issue its token; the lock on the flow makes a second submit fail."""
     if flow.completed_at:
         return _finished(request, flow)
     form = _form(flow, request.POST)
@@ -248,7 +248,7 @@ def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpRes
 def how_to_connect(request: AppRequest) -> HttpResponse:
     """The How to Connect dialog for the gateway `?gateway=` names, or the first one within reach."""
     gateways = list(Gateway.objects.reachable_by(request.user))
-    wanted = request.GET.get("gateway")
-    gateway = next((candidate for candidate in gateways if candidate.slug == wanted), next(iter(gateways), None))
+    slug = request.GET.get("gateway")
+    gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
     context = {"gateways": gateways, "gateway": gateway, "secret": PLACEHOLDER, "way": request.GET.get("way", "")}
     return show(request, "oauth/how_to_connect.html", context)

@@ -24,7 +24,7 @@ from servers.views import counted, find
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
 
-TAKEN = "A server with this name or slug already exists."
+NAME_TAKEN = "A server with this name or slug already exists."
 
 
 class ServerReference(Reference):
@@ -111,9 +111,9 @@ class ServerResource(Resource):
     @operation(needs=SEES_SERVERS, query=ServerQuery, orderings=("name", "created_at", "health_checked_at"))
     def list(self, request: Request) -> Response:
         servers = Server.objects.live().order_by(Lower("name"), "pk")
-        exact = {name: value for name, value in self.chosen.items() if name in ("enabled", "health", "auth_type")}
+        exact = {name: value for name, value in self.query_data.items() if name in ("enabled", "health", "auth_type")}
         servers = servers.filter(**exact)
-        servers = servers.matching(self.chosen.get("q", ""))
+        servers = servers.matching(self.query_data.get("q", ""))
         return self.page(servers, lambda servers: counted(servers.select_related("created_by")))
 
     @operation(needs=SEES_SERVERS)
@@ -122,15 +122,15 @@ class ServerResource(Resource):
 
     @operation(needs=Capability.SERVERS_MANAGE, body=NewServer, conflicts=True)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        others = Server.objects.live().filter(name__iexact=wanted["name"].strip())
-        if others.exists() or Server.objects.filter(slug=wanted["slug"]).exists():
-            raise already_exists(TAKEN)
-        fields = checked(ServerForm(wanted))
+        body = self.body()
+        others = Server.objects.live().filter(name__iexact=body["name"].strip())
+        if others.exists() or Server.objects.filter(slug=body["slug"]).exists():
+            raise already_exists(NAME_TAKEN)
+        fields = checked(ServerForm(body))
         try:
             server = Server.objects.add(**fields, by=self.me)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(NAME_TAKEN) from None
         return self._now(server, HTTPStatus.CREATED)
 
     @operation(needs=Capability.SERVERS_MANAGE, body=ServerChanges, conflicts=True, if_match=True)
@@ -142,14 +142,14 @@ class ServerResource(Resource):
             raise ValidationError({name: ["Cannot be set: this server is part of the gateway."] for name in fixed})
         others = Server.objects.live().exclude(pk=server.pk).filter(name__iexact=changes.get("name", "").strip())
         if others.exists():
-            raise already_exists(TAKEN)
+            raise already_exists(NAME_TAKEN)
         fields = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
         try:
             if server.would_redirect(fields):
                 confirm_first(request)
             server.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:
-            raise already_exists(TAKEN) from None
+            raise already_exists(NAME_TAKEN) from None
         return self._now(server)
 
     @action(detail=True, methods=["post"])

@@ -1,4 +1,4 @@
-"""*Test connection* and *Refresh tools*: contact a server, remember how it went, and say it in words.
+"""*Test connection* and *Refresh tools*: lists a server's tools, stores its health, and explains failures.
 
 `discover` does not touch the database, so several servers can be asked at once.
 """
@@ -42,7 +42,7 @@ class Failed(Exception):
 
 
 class AccessRefused(Failed):
-    """The server is there, and does not let us in."""
+    """The server responds, but refuses access."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,15 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
 
 def discover(server: Server, identity: Identity | None) -> Discovered:
     """Ask `server` for all its tools, in whichever era it speaks. Raises Failed."""
-    began = time.monotonic()
+    started = time.monotonic()
     try:
-        found = _ask(server, identity)
+        tools = _ask(server, identity)
     except errors.AccessRefused as error:
-        why = "it refused the credential" if identity else "it wants a credential"
-        raise AccessRefused(f"answered {error.status}: {why}") from None
+        reason = "it refused the credential" if identity else "it wants a credential"
+        raise AccessRefused(f"answered {error.status}: {reason}") from None
     except errors.UpstreamError as error:
         raise Failed(_in_words(error, server)) from None
-    return Discovered(Era(found.era), found.version, found.tools, round((time.monotonic() - began) * 1000))
+    return Discovered(Era(tools.era), tools.version, tools.tools, round((time.monotonic() - started) * 1000))
 
 
 def _ask(server: Server, identity: Identity | None) -> blocking.Discovery:
@@ -124,7 +124,7 @@ def _ask(server: Server, identity: Identity | None) -> blocking.Discovery:
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
-    """Where and as whom to ask; which era the server speaks is found out anew."""
+    """The target and credential of the request; the server's era is detected again."""
     return Target(
         server_id=str(server.pk),
         server_name=server.name,
@@ -184,7 +184,7 @@ def _in_words(error: errors.UpstreamError, server: Server) -> str:
 
 
 def _refusal(error: errors.BadAnswer) -> str:
-    """What an error or a status alone says."""
+    """The message for an error, or for a status alone."""
     if error.error:
         message, code = error.error.get("message"), error.error.get("code")
         quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""

@@ -1,4 +1,4 @@
-"""Forms of the Servers pages; slugs of servers and gateways: chosen once, never changed, never given out twice."""
+"""Forms of the Servers pages, and slugs of servers and gateways, which never change and are never reused."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def suggest(name: str, given_out: models.QuerySet[Any], longest: int) -> str:
     base = slugify(name).replace("_", "-")[:longest].strip("-")
     if not base:
         return ""
-    given = set(given_out.filter(slug__startswith=base[: longest - 4]).values_list("slug", flat=True)) | RESERVED
+    slugs = set(given_out.filter(slug__startswith=base[: longest - 4]).values_list("slug", flat=True)) | RESERVED
     candidates = [base, *(f"{base[: longest - len(str(n)) - 1].rstrip('-')}-{n}" for n in range(2, 1000))]
-    return next(slug for slug in candidates if slug not in given)
+    return next(slug for slug in candidates if slug not in slugs)
 
 
 class SlugField(forms.CharField):
@@ -46,10 +46,10 @@ class SlugField(forms.CharField):
 
     def made_from(self, name: str) -> str:
         """What an empty slug becomes. Raises ValidationError when nothing can be made of the name."""
-        made = suggest(name, self.given_out.all(), self.max_length or 40)
-        if not made:
+        slug = suggest(name, self.given_out.all(), self.max_length or 40)
+        if not slug:
             raise ValidationError("No slug can be made of this name. Give one.")
-        return made
+        return slug
 
 
 class ServerForm(forms.Form):
@@ -97,8 +97,8 @@ class ServerForm(forms.Form):
         return _callable(url)
 
     def clean_max_concurrent(self) -> int:
-        given: int | None = self.cleaned_data["max_concurrent"]
-        return given or (self.server.max_concurrent if self.server else 64)
+        value: int | None = self.cleaned_data["max_concurrent"]
+        return value or (self.server.max_concurrent if self.server else 64)
 
     def clean_header_name(self) -> str:
         name = str(self.cleaned_data["header_name"])
@@ -120,7 +120,7 @@ class ServerForm(forms.Form):
         return values
 
     def refuse(self) -> None:
-        """Say that somebody else was faster."""
+        """Add the error of an edit conflict."""
         self.add_error("name", "This name or slug was taken just now. Choose another.")
 
 
@@ -186,7 +186,7 @@ class SharedIdentityForm(SecretForm):
 
 
 class ServerFilter(forms.Form):
-    """What the list of servers is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of servers; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     health = forms.MultipleChoiceField(required=False, choices=Health.choices)

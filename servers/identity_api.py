@@ -1,4 +1,4 @@
-"""/api/identities: credentials for upstream servers. Secrets go in and never come out."""
+"""/api/identities: credentials for upstream servers. Secrets are write-only."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ class IdentityResource(Resource):
         rows = Identity.objects.select_related("server", "owner").order_by("label", "pk")
         if self.me.has_perm(Capability.IDENTITIES_MANAGE):
             return rows
-        own = Q(owner=self.me)
-        return rows.filter(own | Q(owner=None) if self.me.has_perm(Capability.SERVERS_MANAGE) else own)
+        condition = Q(owner=self.me)
+        return rows.filter(condition | Q(owner=None) if self.me.has_perm(Capability.SERVERS_MANAGE) else condition)
 
     @operation(needs=OTHERS, query=IdentityQuery, orderings=("label", "created_at", "last_used_at"))
     def list(self, request: Request) -> Response:
         rows = self.get_queryset()
-        match self.chosen["scope"]:
+        match self.query_data["scope"]:
             case "own":
                 rows = rows.own(self.me)
             case "shared":
@@ -125,11 +125,11 @@ class IdentityResource(Resource):
                 rows = rows.shared()
             case _:
                 must_hold(self.me, Capability.IDENTITIES_MANAGE)
-        if server := self.chosen.get("server"):
+        if server := self.query_data.get("server"):
             rows = rows.filter(named(server, "server", "slug"))
-        if user := self.chosen.get("user"):
+        if user := self.query_data.get("user"):
             rows = rows.filter(named(user.lower(), "owner", "email"))
-        if words := self.chosen.get("q"):
+        if words := self.query_data.get("q"):
             rows = rows.filter(label__icontains=words)
         return self.page(rows, lambda rows: rows.select_related("server", "owner"))
 
@@ -139,13 +139,13 @@ class IdentityResource(Resource):
 
     @operation(needs=SHARED, body=NewIdentity)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        if wanted["shared"]:
+        body = self.body()
+        if body["shared"]:
             must_hold(self.me, Capability.SERVERS_MANAGE)
-        server = wanted["server_id"]
-        secret = checked(SecretForm({"secret": wanted["secret"]}, server=server))["secret"]
-        owner = None if wanted["shared"] else self.me
-        label = wanted["label"]
+        server = body["server_id"]
+        secret = checked(SecretForm({"secret": body["secret"]}, server=server))["secret"]
+        owner = None if body["shared"] else self.me
+        label = body["label"]
         try:
             identity = Identity.objects.bring(server=server, owner=owner, label=label, secret=secret, by=self.me)
         except IntegrityError:
@@ -164,8 +164,8 @@ class IdentityResource(Resource):
     @operation(needs=SHARED, body=Secret)
     def secret(self, request: Request, pk: UUID) -> Response:
         identity = self._replaceable(pk)
-        given = self.body()
-        identity.replace(checked(SecretForm(given, server=identity.server))["secret"], by=self.me)
+        body = self.body()
+        identity.replace(checked(SecretForm(body, server=identity.server))["secret"], by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])

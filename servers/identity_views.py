@@ -1,4 +1,4 @@
-"""The Identities tab of a server, and what can be done to one identity."""
+"""The Identities tab of a server, a user's own identities, and the actions on one identity."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class IdentityRow:
 
     @property
     def name(self) -> str:
-        """What a switch or a reader is told this is."""
+        """The accessible name of the row's switch."""
         return f"{self.identity.label} of {self.owner}"
 
     @property
@@ -67,14 +67,14 @@ class IdentityRow:
 
     @property
     def switch_words(self) -> str:
-        """How its switch stands, for who may not move it."""
+        """The state of the switch as text, for viewers who may not change it."""
         if self.identity.enabled:
             return "Enabled"
         return "Disabled by an administrator" if self.is_own else "Disabled"
 
     @property
     def may_replace(self) -> bool:
-        """Whether the viewer may put another secret in its place: nobody does that to another person."""
+        """Whether the viewer may replace the secret: never another person's."""
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
 
     @property
@@ -85,7 +85,7 @@ class IdentityRow:
 
     @property
     def may_place(self) -> bool:
-        """Whether the viewer says which gateways it is for."""
+        """Whether the viewer may choose the gateways on which it may be used."""
         shared = self.identity.is_shared and self.identity.revoked_at is None
         return shared and self.viewer.has_perm(Capability.IDENTITIES_MANAGE)
 
@@ -134,7 +134,7 @@ def tab_url(server: Server) -> str:
 
 
 def page_url(viewer: User, identity: Identity) -> str:
-    """The page that lists `identity`: the tab of its server, or one's own identities for who may not open that."""
+    """The page that lists `identity`: the tab of its server, or My identities for users who may not open the tab."""
     return tab_url(identity.server) if any(map(viewer.has_perm, SEES_SERVERS)) else reverse("connections:mine")
 
 
@@ -207,7 +207,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable identity",
-            text=f"Disable this identity? {_stops(identity)}. {NOTHING_IS_DELETED}",
+            text=f"Disable this identity? {_impact(identity)}. {NOTHING_IS_DELETED}",
             more=sentences(_uses(identity), cuts(identity, request.user)),
             target=f"#identity-{identity.pk}",
             back=page_url(request.user, identity),
@@ -260,7 +260,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Revoke identity",
-            text=f"Revoke this identity? {_stops(identity)}, and its secret is wiped.",
+            text=f"Revoke this identity? {_impact(identity)}, and its secret is wiped.",
             more=sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),
             icon="revoke",
             target=f"#identity-{identity.pk}",
@@ -273,7 +273,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     return _changed(request, identity, "Identity revoked")
 
 
-def _stops(identity: Identity) -> str:
+def _impact(identity: Identity) -> str:
     return f"Calls to {identity.server.name} that use “{identity.label}” fail on the next request"
 
 
@@ -298,7 +298,7 @@ def _changed(request: AppRequest, identity: Identity, toast: str) -> HttpRespons
 def _row_fragment(request: AppRequest, identity: Identity) -> Fragment:
     """The row of `identity` on the open page, as it is now."""
     if open_page(request) == reverse("connections:mine"):
-        own = get_object_or_404(own_identities(request.user), pk=identity.pk)
-        return Fragment("connections/mine.html#identity", {"row": IdentityRow(own, request.user)})
+        identity_row = get_object_or_404(own_identities(request.user), pk=identity.pk)
+        return Fragment("connections/mine.html#identity", {"row": IdentityRow(identity_row, request.user)})
     listed = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=identity.pk)
     return Fragment("servers/identities.html#row", {"row": IdentityRow(listed, request.user)})

@@ -1,4 +1,4 @@
-"""Upstream MCP servers, and the credentials people bring for them."""
+"""Upstream MCP servers, and identities: the stored credentials for them."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -28,7 +28,7 @@ def cipher() -> Cipher:
     return Cipher(settings.ENCRYPTION_KEYS)
 
 
-DIRECTING = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
+CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
 BUILT_IN_URL = "builtin:quickstart"
 HIDDEN = "***"
 
@@ -153,8 +153,8 @@ class Server(Versioned, Switchable):
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
         """Whether these changes would send stored credentials along another path, or in another header."""
-        moved = any(name in fields and fields[name] != getattr(self, name) for name in DIRECTING)
-        return moved and self.identities.filter(revoked_at=None).exists()
+        changes_target = any(name in fields and fields[name] != getattr(self, name) for name in CREDENTIAL_TARGET)
+        return changes_target and self.identities.filter(revoked_at=None).exists()
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change name, URL, authentication or limits; records what changed.
@@ -185,9 +185,9 @@ class Server(Versioned, Switchable):
 
     def must_not_take_credentials_to(self, url: str) -> None:
         """Raise AnotherPlace if identities that are not revoked would follow to another scheme, host or port."""
-        if place_of(url) == place_of(self.url) or not (given := self.identities.filter(revoked_at=None).count()):
+        if place_of(url) == place_of(self.url) or not (count := self.identities.filter(revoked_at=None).count()):
             return
-        were, them = ("1 identity was", "it") if given == 1 else (f"{given} identities were", "them")
+        were, them = ("1 identity was", "it") if count == 1 else (f"{count} identities were", "them")
         raise AnotherPlace(
             f"{were} given for {place_in_words(self.url)}. "
             f"Revoke {them} first, or add the new address as another server."
@@ -222,7 +222,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return self.filter(owner=user)
 
     def shared(self) -> "IdentityQuerySet":
-        """Service accounts that belong to nobody in particular."""
+        """Shared identities (service accounts), which have no owner."""
         return self.filter(owner=None)
 
     def bring(self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None) -> "Identity":
@@ -300,7 +300,7 @@ class Identity(Versioned, Switchable):
 
     @property
     def needed(self) -> Capability:
-        """What it takes to change it when it is not one's own."""
+        """The capability needed to change it for a user who is not its owner."""
         return Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE
 
     def is_open_to(self, user: User) -> bool:
@@ -333,7 +333,7 @@ class Identity(Versioned, Switchable):
         return {"label": self.label, "enabled": self.enabled}
 
     def may_be_confirmed_by(self, user: User) -> bool:
-        """Whether `user` answers for it: the owner for their own, who manages identities for a shared one."""
+        """Whether `user` may confirm it: the owner, or for a shared one a person with *Identity management*."""
         return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
 
     def confirm(self, *, by: User) -> None:

@@ -1,4 +1,4 @@
-"""Moving stored credentials to the newest encryption key, so that an older one may go."""
+"""Re-encrypts stored credentials with the newest key, so that an older one can be removed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def reseal() -> Resealed:
     again does what is left. Sessions with upstream servers stay, for the secrets do not change.
     """
     older = Identity.objects.filter(secret_ciphertext__isnull=False).exclude(key_id=cipher().key_id).order_by("pk")
-    done = [_moved(pk) for pk in older.values_list("pk", flat=True)]
-    return Resealed(moved=done.count(True), unreadable=done.count(False))
+    results = [_moved(pk) for pk in older.values_list("pk", flat=True)]
+    return Resealed(moved=results.count(True), unreadable=results.count(False))
 
 
 def _moved(pk: UUID) -> bool | None:

@@ -1,4 +1,4 @@
-"""The guard of this installation: what of the network its servers may live at, and where it answers itself."""
+"""The address guard of this installation: its allowed private networks, and its own endpoints."""
 
 from django.conf import settings
 
@@ -8,8 +8,8 @@ from wire.guard import Guard, OwnEndpoints
 
 def own_endpoints() -> OwnEndpoints:
     """Where this installation answers: its public address, and the port this process, or one beside it, listens on."""
-    here = builtin.listener()
-    origins = (settings.PUBLIC_URL, here.origin if here else f"http://localhost:{settings.PORT}")
+    listener = builtin.listener()
+    origins = (settings.PUBLIC_URL, listener.origin if listener else f"http://localhost:{settings.PORT}")
     return OwnEndpoints.of(*origins, hosts=settings.ALLOWED_HOSTS)
 
 

@@ -1,4 +1,4 @@
-"""The Servers pages: the list, the page of one server with its log, *Test connection* and its switch."""
+"""The Servers pages: the list, the page of one server with its log, *Test connection*, enabling and disabling."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def listing(request: AppRequest) -> HttpResponse:
     page = page_of(request, counted(filters.narrow(Server.objects.live())), ROWS)
     context = {
         "page": page,
-        "chosen": filters.cleaned_data,
+        "filters": filters.cleaned_data,
         "healths": Health.choices,
         "auths": AuthType.choices,
         "narrowed": any(filters.cleaned_data.values()),
@@ -105,8 +105,8 @@ def add(request: AppRequest) -> HttpResponse:
 @requires(Capability.SERVERS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:
     """What an empty slug would become, while the name is typed."""
-    made = request.GET.get("slug") or suggest(request.GET.get("name", ""), Server.objects.all(), 16)
-    return render(request, "servers/form.html#slug", {"made": made})
+    suggestion = request.GET.get("slug") or suggest(request.GET.get("name", ""), Server.objects.all(), 16)
+    return render(request, "servers/form.html#slug", {"made": suggestion})
 
 
 @require_GET
@@ -223,11 +223,11 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
     if request.method == "GET":
         number = server.gateway_count
         stops = f"stops on {number} gateway{'' if number == 1 else 's'} on the next request"
-        where = stops if number else "is on no gateway"
+        detail = stops if number else "is on no gateway"
         return confirm(
             request,
             title="Disable server",
-            text=f"Disable this server? {server.name} {where}. {NOTHING_IS_DELETED}",
+            text=f"Disable this server? {server.name} {detail}. {NOTHING_IS_DELETED}",
             more=cuts(server, request.user),
             target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
             back=page_url(server),

@@ -1,4 +1,4 @@
-"""/api/tokens: one's own API access tokens, everybody's for those who manage them."""
+"""/api/tokens: a user's own API access tokens, or everybody's for those who manage them."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ class TokenResource(Resource):
     )
     def list(self, request: Request) -> Response:
         tokens = known_to(self.me)
-        if self.chosen["scope"] == "all":
+        if self.query_data["scope"] == "all":
             must_hold(self.me, Capability.API_TOKENS_MANAGE)
         else:
             tokens = tokens.filter(connection__user=self.me)
-        return self.page(narrowed(tokens, self.chosen).order_by("-created_at", "pk"), with_reach)
+        return self.page(narrowed(tokens, self.query_data).order_by("-created_at", "pk"), with_reach)
 
     @operation(needs=Own(Capability.API_TOKENS_MANAGE))
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -113,11 +113,11 @@ class TokenResource(Resource):
 
     @operation(needs=Capability.API_TOKENS_MANAGE, body=NewToken, answer=IssuedTokenSerializer)
     def create(self, request: Request) -> Response:
-        wanted = self.body()
-        triple = {key: wanted.pop(key) for key in ("host", "gateway", "identities")}
+        body = self.body()
+        triple = {key: body.pop(key) for key in ("host", "gateway", "identities")}
         with transaction.atomic():
             connection = Connection.objects.open(**triple, user=self.me, by=self.me)
-            new = Token.objects.issue(connection, **wanted, by=self.me)
+            new = Token.objects.issue(connection, **body, by=self.me)
         return secret_answer(issued(self._again(new)), HTTPStatus.CREATED)
 
     @operation(needs=Own(Capability.API_TOKENS_MANAGE), body=TokenChanges, if_match=True)
@@ -213,7 +213,7 @@ class TokenResource(Resource):
         return token
 
     def _again(self, new: Issued) -> Issued:
-        """The same with everything that is told of a token."""
+        """The token again, with all related rows the serializer needs."""
         return Issued(with_reach(Token.objects.all()).get(pk=new.token.pk), new.secret)
 
 
@@ -223,16 +223,16 @@ def must_be_on(connection: Connection) -> None:
         raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The host, the gateway or the connection is disabled.")
 
 
-def narrowed(tokens: TokenQuerySet, chosen: Mapping[str, Any]) -> TokenQuerySet:
+def narrowed(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuerySet:
     """The tokens that match the query."""
-    tokens = tokens.filter(of_status(chosen["status"]))
-    if host := chosen.get("host"):
+    tokens = tokens.filter(of_status(query["status"]))
+    if host := query.get("host"):
         tokens = tokens.filter(connection__host=host)
-    if gateway := chosen.get("gateway"):
+    if gateway := query.get("gateway"):
         tokens = tokens.filter(named(gateway, "connection__gateway", "slug"))
-    if user := chosen.get("user"):
+    if user := query.get("user"):
         tokens = tokens.filter(named(user.lower(), "connection__user", "email"))
-    tokens = tokens.matching(chosen.get("q", ""), of_many=chosen["scope"] == "all")
-    if before := chosen.get("expires_before"):
+    tokens = tokens.matching(query.get("q", ""), of_many=query["scope"] == "all")
+    if before := query.get("expires_before"):
         tokens = tokens.filter(expires_at__lt=before)
     return tokens

@@ -1,4 +1,4 @@
-"""/api/api-keys: people's keys for this API, to look at and to end; they are made on their page only."""
+"""/api/api-keys: lists and revokes people's API keys; they are created on their page only."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class ApiKeyResource(Resource):
 
     @operation(needs=OTHERS, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
     def list(self, request: Request) -> Response:
-        keys = ApiKey.objects.within_reach(self.me, of_all=self.chosen["scope"] == "all")
-        keys = keys.of_status(self.chosen["status"]).matching(self.chosen.get("q", ""))
-        if user := self.chosen.get("user"):
+        keys = ApiKey.objects.within_reach(self.me, of_all=self.query_data["scope"] == "all")
+        keys = keys.of_status(self.query_data["status"]).matching(self.query_data.get("q", ""))
+        if user := self.query_data.get("user"):
             keys = keys.filter(named(user.lower(), "user", "email"))
         return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))
 
@@ -84,5 +84,5 @@ class ApiKeyResource(Resource):
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def _find(self, pk: UUID) -> ApiKey:
-        """The key, if its owner asks, or somebody who manages people."""
+        """The key, for its owner or a person who manages people."""
         return get_object_or_404(keys_known_to(self.me), pk=pk)

@@ -1,4 +1,4 @@
-"""Which API keys somebody may know of, and how their list is narrowed; page and REST ask the same."""
+"""Which API keys a person may see, and their filters; shared by page and REST."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STATUSES = ("active", "expired", "revoked", "all")
 
 
 def keys_known_to(viewer: User) -> ApiKeyQuerySet:
-    """One's own API keys; everybody's for who manages people."""
+    """The viewer's own API keys; everybody's for people who manage people."""
     keys = ApiKey.objects.select_related("user")
     return keys if viewer.has_perm(Capability.PEOPLE_MANAGE) else keys.filter(user=viewer)
 
 
 class KeyFilter(forms.Form):
-    """What the list of API keys is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of API keys; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
@@ -30,17 +30,17 @@ class KeyFilter(forms.Form):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.is_valid()
-        self.chosen: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
+        self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
     def listed(self, viewer: User) -> ApiKeyQuerySet:
-        """The viewer's own keys, or everybody's where that was asked for. Raises CapabilityRequired."""
-        return ApiKey.objects.within_reach(viewer, of_all="owner" in self.chosen)
+        """The viewer's own keys, or everybody's with that filter. Raises CapabilityRequired."""
+        return ApiKey.objects.within_reach(viewer, of_all="owner" in self.values)
 
     def narrow(self, keys: ApiKeyQuerySet) -> ApiKeyQuerySet:
         """The keys that match, those that end first at the top."""
-        keys = keys.of_status(self.chosen["status"])
-        keys = keys.matching(self.chosen.get("q", ""), of_many="owner" in self.chosen)
-        return keys.order_by("-revoked_at" if self.chosen["status"] == "revoked" else "expires_at", "pk")
+        keys = keys.of_status(self.values["status"])
+        keys = keys.matching(self.values.get("q", ""), of_many="owner" in self.values)
+        return keys.order_by("-revoked_at" if self.values["status"] == "revoked" else "expires_at", "pk")
 
 
 class KeyForm(forms.Form):

@@ -1,4 +1,4 @@
-"""The API keys page: a person's keys for the REST API, and everybody's for who manages people."""
+"""The API keys page: a user's own keys for the REST API, or everybody's for those who manage people."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def listing(request: AppRequest) -> HttpResponse:
     filters = KeyFilter(request.GET)
     keys = filters.listed(request.user)
     page = page_of(request, filters.narrow(keys), detail=lambda keys: keys.select_related("user"))
-    context = {"page": page, "chosen": filters.chosen, "counts": keys.numbers()}
+    context = {"page": page, "filters": filters.values, "counts": keys.numbers()}
     return show(request, "tokens/api_keys.html#results", context)
 
 
@@ -43,9 +43,9 @@ def create(request: AppRequest) -> HttpResponse:
     """A new key, whose secret is in the answer of this POST and nowhere else."""
     form = KeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
-        made = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()
-        if made:
-            return _shown(request, made)
+        existing = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()
+        if existing:
+            return _shown(request, existing)
         if new := _issued(form, request):
             return _shown(request, new.key, new)
     context = {"form": form, "areas": check_list(request.user, form.ticked)}
@@ -56,10 +56,10 @@ def create(request: AppRequest) -> HttpResponse:
 
 def _issued(form: KeyForm, request: AppRequest) -> IssuedKey | None:
     """The new key; None when it was refused, and the form says why."""
-    wanted = dict(form.cleaned_data)
-    wanted["pk"] = wanted.pop("id")
+    data = dict(form.cleaned_data)
+    data["pk"] = data.pop("id")
     try:
-        return issue(**wanted, by=request.user)
+        return issue(**data, by=request.user)
     except KeyNameTaken as error:
         form.add_error("name", str(error))
     except BadDays as error:

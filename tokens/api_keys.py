@@ -1,4 +1,4 @@
-"""How people's keys for the REST API are made and recognised."""
+"""Creating people's keys for the REST API, and finding the key of a request."""
 
 from __future__ import annotations
 

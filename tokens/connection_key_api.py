@@ -1,4 +1,4 @@
-"""POST /api/connections/{id}/regenerate: another key for an app, another secret for an agent."""
+"""POST /api/connections/{id}/regenerate: a new key for an app, a new secret for an agent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Regenerate(Connections):
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """An app goes on by itself, and its key is shown to nobody; even one's own takes the capability."""
+        """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
         Token.objects.renew_key(connection, by=self.me)
@@ -54,10 +54,10 @@ class Regenerate(Connections):
     def _token(self, connection: Connection) -> Response:
         """The only active token of an agent: its secret is shown once to its owner, who is asked to collect it else."""
         self.must_own(connection.user_id)
-        own = connection.user_id == self.me.pk
-        if own and getattr(self.request.auth, "is_api_key", False):
+        is_own = connection.user_id == self.me.pk
+        if is_own and getattr(self.request.auth, "is_api_key", False):
             must_hold(self.me, Capability.API_TOKENS_MANAGE)  # A key that may make no token gets no secret of one.
-        if own or not connection.is_live:  # What is switched off may still lose its secret.
+        if is_own or not connection.is_live:  # What is switched off may still lose its secret.
             _must_regenerate(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])
         if not active:
@@ -66,7 +66,7 @@ class Regenerate(Connections):
             raise ApiError(
                 HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id."
             )
-        if not own:
+        if not is_own:
             active[0].ask_for_new(by=self.me)
             return self.now(connection)
         new = active[0].rotate(by=self.me)

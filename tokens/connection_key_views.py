@@ -1,4 +1,4 @@
-"""The key button of a connection: another key for an app, another secret for an agent."""
+"""The key button of a connection: a new key for an app, a new secret for an agent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _key(request: AppRequest, connection: Connection) -> HttpResponse:
-    """The app goes on by itself; its key is shown to nobody, so one's own takes the capability too."""
+    """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
     if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if not connection.is_live:
@@ -61,13 +61,13 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
 
 def _token(request: AppRequest, connection: Connection) -> HttpResponse:
     """The one active token; of several, one must be chosen first. Another's is asked for, and its owner collects it."""
-    own = connection.user_id == request.user.pk
-    if not own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
+    is_own = connection.user_id == request.user.pk
+    if not is_own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     active = list(with_scope(Token.objects.active()).filter(connection=connection, kind=TokenKind.ACCESS))
     if len(active) == 1:
-        return regenerated(request, active[0]) if own else asked(request, active[0])
+        return regenerated(request, active[0]) if is_own else asked(request, active[0])
     if not active:
         return changed(request, connection, "This connection has no active token.")
-    context = {"connection": connection, "tokens": active, "own": own, "back": back_url(request, connection)}
+    context = {"connection": connection, "tokens": active, "own": is_own, "back": back_url(request, connection)}
     return show(request, "tokens/choose.html", context)

@@ -1,4 +1,4 @@
-"""The forms of an API access token: what is chosen when it is made, and what may change."""
+"""Forms of API access tokens: creating, rotating and editing."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ class TokenForm(forms.Form):
         }
         self.assignments = list(assignments)
 
-    def _free_name(self, wanted: str) -> str:
-        """`wanted`, or `wanted-2` and so on when the connection has a live token of that name."""
-        taken = self._taken()
-        free = (name for number in range(1, 1000) if (name := _numbered(wanted, number)).lower() not in taken)
+    def _free_name(self, base: str) -> str:
+        """`base`, or `base-2` and so on when the connection has a live token of that name."""
+        names = self._taken()
+        free = (name for number in range(1, 1000) if (name := _numbered(base, number)).lower() not in names)
         return next(free)
 
     def _taken(self) -> set[str]:
@@ -103,8 +103,8 @@ class TokenForm(forms.Form):
     @property
     def lifetimes(self) -> list[Lifetime]:
         """The lifetimes on offer."""
-        chosen = self["expires_in_days"].value() or str(DEFAULT_LIFETIME)
-        return _offered(chosen)
+        selected = self["expires_in_days"].value() or str(DEFAULT_LIFETIME)
+        return _offered(selected)
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"].strip()
@@ -125,13 +125,13 @@ class TokenForm(forms.Form):
 
     def terms(self) -> dict[str, Any]:
         """What `Token.objects.issue` takes."""
-        chosen = self.cleaned_data
+        data = self.cleaned_data
         return {
-            "name": chosen["name"],
-            "expires_in_days": chosen["expires_in_days"],
-            "allowed_ips": chosen["allowed_ips"],
-            "calls_per_minute": chosen["calls_per_minute"],
-            "servers": None if chosen["scope"] == "all" else list(chosen["servers"]),
+            "name": data["name"],
+            "expires_in_days": data["expires_in_days"],
+            "allowed_ips": data["allowed_ips"],
+            "calls_per_minute": data["calls_per_minute"],
+            "servers": None if data["scope"] == "all" else list(data["servers"]),
         }
 
 
@@ -166,13 +166,13 @@ class OverlapForm(forms.Form):
     @property
     def overlaps(self) -> list[Overlap]:
         """What may be chosen."""
-        chosen, now = str(self["overlap_hours"].value() or 0), timezone.now()
+        selected, now = str(self["overlap_hours"].value() or 0), timezone.now()
         return [
             {
                 "value": str(hours),
                 "words": words,
                 "ends": now + timedelta(hours=hours) if hours else None,
-                "checked": chosen == str(hours),
+                "checked": selected == str(hours),
             }
             for hours, words in ((hours, OVERLAPS[hours]) for hours in OVERLAP_HOURS)
         ]
@@ -195,9 +195,9 @@ class EditForm(forms.Form):
     @property
     def lifetimes(self) -> list[Lifetime]:
         """What it has now, and the lifetimes on offer, which begin today."""
-        chosen = self["expires_in_days"].value() or ""
-        kept: Lifetime = {"value": "", "words": "Keep", "ends": self.token.expires_at, "checked": not chosen}
-        return [kept, *_offered(chosen)]
+        selected = self["expires_in_days"].value() or ""
+        keep: Lifetime = {"value": "", "words": "Keep", "ends": self.token.expires_at, "checked": not selected}
+        return [keep, *_offered(selected)]
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"].strip()
@@ -209,18 +209,18 @@ class EditForm(forms.Form):
 
     def changes(self) -> dict[str, Any]:
         """What `Token.edit` takes; an expiration that is kept is not among it."""
-        chosen = dict(self.cleaned_data)
-        days = chosen.pop("expires_in_days")
-        return chosen | ({"expires_in_days": None if days == NEVER else int(days)} if days else {})
+        data = dict(self.cleaned_data)
+        days = data.pop("expires_in_days")
+        return data | ({"expires_in_days": None if days == NEVER else int(days)} if days else {})
 
 
-def _offered(chosen: str) -> list[Lifetime]:
+def _offered(selected: str) -> list[Lifetime]:
     return [
         {
             "value": value,
             "words": words,
             "ends": None if value == NEVER else timezone.now() + timedelta(days=int(value)),
-            "checked": str(chosen) == value,
+            "checked": str(selected) == value,
         }
         for value, words in _lifetimes()
     ]

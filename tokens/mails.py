@@ -1,4 +1,4 @@
-"""What is mailed to the owners of tokens."""
+"""Mails to the owners of tokens."""
 
 import logging
 

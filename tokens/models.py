@@ -1,4 +1,4 @@
-"""API access tokens of agents, and the never-shown keys of apps."""
+"""API access tokens of agents, and the keys of app connections, which are never shown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,7 +83,7 @@ class TokenKind(models.TextChoices):
     KEY = "key", "Connection key"
 
 
-ANOTHERS = "acted on another user's token"
+ANOTHER_OWNER = "acted on another user's token"
 # The columns of what a replaced secret leaves behind, and of both secrets.
 PREVIOUS = ["previous_prefix", "previous_digest", "previous_key_id", "previous_ends_at", "previous_last_used_at"]
 SECRET = ["prefix", "digest", "key_id", "secret_last_used_at", *PREVIOUS]
@@ -157,7 +157,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.live().filter(connection=connection, kind=TokenKind.KEY).first()
 
     def provide_key(self, connection: Connection, *, by: User) -> "Token":
-        """The live key of an app's connection, made when there is none; its text is shown to nobody."""
+        """The live key of an app's connection, created if there is none; its text is never shown."""
         with transaction.atomic():
             connection.lock()
             key = self.live_key(connection)
@@ -330,8 +330,8 @@ class Token(Versioned, models.Model):
             changes: dict[str, Any] = {"prefix": [self.prefix, None]} | self._owner_for(by)
             Event.objects.record(Action.TOKEN_ASKED_FOR_NEW, self, by=by, changes=changes)
             if by.pk != self.connection.user_id:
-                tell = partial(mails.new_secret_asked_for, self.connection.user.email, str(self), by.email)
-                transaction.on_commit(tell, robust=True)
+                send_mail = partial(mails.new_secret_asked_for, self.connection.user.email, str(self), by.email)
+                transaction.on_commit(send_mail, robust=True)
 
     def collect(self, *, by: User) -> Issued:
         """Make the secret that was asked for, and give it to the token's owner: of two at once one gets it.
@@ -346,7 +346,7 @@ class Token(Versioned, models.Model):
             return self._renew(row, Action.TOKEN_COLLECTED, by=by)
 
     def end_previous(self, *, by: User) -> None:
-        """End the replaced secret before its time; the present one goes on.
+        """End the previous secret early; the present one stays valid.
 
         Raises NoPrevious when none works any more, AlreadyRevoked or Expired.
         """
@@ -386,9 +386,9 @@ class Token(Versioned, models.Model):
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def _owner_for(self, by: User) -> dict[str, str]:
-        """What an event says of the owner, and that somebody else acted."""
+        """The event fields for an action on another person's token: its owner."""
         owner = {"owner": self.connection.user.email}
-        return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHERS}
+        return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHER_OWNER}
 
     def editable(self) -> dict[str, Any]:
         names = ("name", "expires_at", "allowed_ips", "calls_per_minute")
@@ -400,24 +400,24 @@ class Token(Versioned, models.Model):
         Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress, and CapabilityRequired when an owner who
         does not manage tokens would loosen the limit.
         """
-        wanted: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
+        new_values: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
         if "expires_in_days" in fields:
-            wanted["expires_at"] = expiry(fields["expires_in_days"])
+            new_values["expires_at"] = expiry(fields["expires_in_days"])
         if "allowed_ips" in fields:
-            wanted["allowed_ips"] = canonical(fields["allowed_ips"])
+            new_values["allowed_ips"] = canonical(fields["allowed_ips"])
         if "calls_per_minute" in fields:
-            wanted["calls_per_minute"] = fields["calls_per_minute"]
+            new_values["calls_per_minute"] = fields["calls_per_minute"]
         with transaction.atomic():
             row = self.lock()
             row.must_be_active()
-            if "name" in wanted:
-                row.must_be_free(wanted["name"])
-            loosens = "calls_per_minute" in wanted and row.is_loosened_by(wanted["calls_per_minute"])
+            if "name" in new_values:
+                row.must_be_free(new_values["name"])
+            loosens = "calls_per_minute" in new_values and row.is_loosened_by(new_values["calls_per_minute"])
             if loosens and not by.has_perm(Capability.API_TOKENS_MANAGE):
                 raise CapabilityRequired(Capability.API_TOKENS_MANAGE)
-            changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in wanted.items() if getattr(row, n) != v}
+            changes = {n: [_plain(getattr(row, n)), _plain(v)] for n, v in new_values.items() if getattr(row, n) != v}
             row.must_be(seen, changes)
-            for name, value in wanted.items():
+            for name, value in new_values.items():
                 setattr(self, name, value)
             if changes:
                 self.save(update_fields=list(changes))
@@ -489,7 +489,7 @@ class Token(Versioned, models.Model):
 
 
 def _plain(value: Any) -> Any:
-    """A value as it may stand in an event."""
+    """A value in the form in which events store it."""
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 

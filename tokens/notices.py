@@ -1,4 +1,4 @@
-"""What others did to one's own tokens and connections, told until it is dismissed."""
+"""Notices about another person's changes to one's own tokens and connections, shown until dismissed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from connections.models import Connection
 from tokens.models import Token
 
 MOST = 5
-ENOUGH = 200
+MAX_NOTICES = 200
 LATEST = timedelta(days=90)
 
 SENTENCES: dict[str, str] = {
@@ -28,7 +28,7 @@ SENTENCES: dict[str, str] = {
 
 
 class Notice(NamedTuple):
-    """One thing somebody did."""
+    """One notice: an action of another person."""
 
     who: str
     sentence: str
@@ -37,10 +37,10 @@ class Notice(NamedTuple):
 
 def notices(user: User) -> list[Notice]:
     """What others did to what is `user`'s since they last dismissed notices, the newest first."""
-    own = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
-    if own is None:
+    touched = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
+    if touched is None:
         return []
-    events = Event.objects.filter(own, action__in=list(SENTENCES), actor_id__isnull=False).exclude(actor_id=user.pk)
+    events = Event.objects.filter(touched, action__in=list(SENTENCES), actor_id__isnull=False).exclude(actor_id=user.pk)
     return [
         Notice(event.actor_email, SENTENCES[event.action].format(event.target_label), event.created_at)
         for event in events.order_by("-created_at")[:MOST]
@@ -51,10 +51,10 @@ def _touched(user: User, since: datetime) -> Q | None:
     """The events since then of what changed since then; events are many, so they are looked up by what they are of."""
     changed = Q(rotated_at__gt=since) | Q(revoked_at__gt=since)
     tokens = list(
-        Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:ENOUGH]
+        Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:MAX_NOTICES]
     )
-    ended = Connection.objects.filter(user=user, revoked_at__gt=since).order_by().values_list("pk", flat=True)
-    connections = {*ended[:ENOUGH], *(connection for _, connection in tokens)}
+    revoked = Connection.objects.filter(user=user, revoked_at__gt=since).order_by().values_list("pk", flat=True)
+    connections = {*revoked[:MAX_NOTICES], *(connection for _, connection in tokens)}
     if not connections:
         return None
     of_token = Q(target_type="token", target_id__in=[str(pk) for pk, _ in tokens])

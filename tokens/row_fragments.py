@@ -1,4 +1,4 @@
-"""Where a token stands on the page that asked for an act, and so what changes there when the act is done."""
+"""Which fragments of the page to replace after an action on a token, depending on the page that sent it."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def token_fragment(request: AppRequest, token: Token) -> Fragment:
 
 def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
     """What the API Tokens dialog of a gateway shows: the viewer's own tokens that have not been revoked."""
-    own = with_scope(known_to(viewer)).live().filter(connection__user=viewer, connection__gateway=gateway)
+    own_tokens = with_scope(known_to(viewer)).live().filter(connection__user=viewer, connection__gateway=gateway)
     return {
         "gateway": gateway,
-        "rows": [TokenRow(token, viewer) for token in own],
+        "rows": [TokenRow(token, viewer) for token in own_tokens],
         "may_create": hosts_for(viewer).exists(),
     }
 
@@ -75,8 +75,8 @@ def extra_token(request: AppRequest, token: Token) -> str:
 
 def without_notice(request: AppRequest, token: Token) -> str:
     """What takes the notice that `token` waits to be collected off the pages that show it."""
-    shown = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
-    return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if shown else ""
+    is_complete = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
+    return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if is_complete else ""
 
 
 def back_url(request: AppRequest, token: Token) -> str:

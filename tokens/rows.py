@@ -1,4 +1,4 @@
-"""What the API Tokens page shows of a token, and how its list is narrowed."""
+"""A token as a row of the API Tokens page, and the filters of that page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from connections import rows as connections
 from tokens.models import Token, TokenKind, TokenQuerySet
 from tokens.visibility import EDITING, STATUSES, of_status, servers_of
 
-SOON = timedelta(days=7)
+EXPIRES_SOON = timedelta(days=7)
 IDLE = timedelta(days=90)
 
 
@@ -50,10 +50,10 @@ class TokenRow:
     @property
     def soon(self) -> str:
         """How little time is left, when it is a week or less."""
-        left = self.token.expires_at - timezone.now() if self.token.expires_at else None
-        if left is None or self.token.status != "active" or left > SOON:
+        remaining = self.token.expires_at - timezone.now() if self.token.expires_at else None
+        if remaining is None or self.token.status != "active" or remaining > EXPIRES_SOON:
             return ""
-        return f"in {left.days}d" if left.days else f"in {left.seconds // 3600}h"
+        return f"in {remaining.days}d" if remaining.days else f"in {remaining.seconds // 3600}h"
 
     @property
     def blocked(self) -> str:
@@ -93,7 +93,7 @@ class TokenRow:
 
 
 class Care(NamedTuple):
-    """A reason to look after active tokens: its card says `title`, and opens the list of those it is about."""
+    """A category of active tokens that need attention: a card with `title` links to the filtered list."""
 
     title: str
     note: str
@@ -114,7 +114,7 @@ def needing(care: str) -> Q:
         "unused": Q(last_used_at=None),
         "idle": Q(last_used_at__lte=now - IDLE),
         "unlimited": Q(expires_at=None),
-        "expiring": Q(expires_at__gt=now, expires_at__lte=now + SOON),
+        "expiring": Q(expires_at__gt=now, expires_at__lte=now + EXPIRES_SOON),
     }
     return of_status("active") & means[care]
 
@@ -130,7 +130,7 @@ def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
 
 
 class TokenFilter(forms.Form):
-    """What the list of tokens is narrowed to; a value nobody offers narrows nothing."""
+    """The filters of the list of tokens; unknown values are ignored."""
 
     q = forms.CharField(required=False)
     owner = forms.ChoiceField(required=False, choices=[("all", "Everyone")])
@@ -140,11 +140,11 @@ class TokenFilter(forms.Form):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.is_valid()
-        self.chosen: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
+        self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
     def narrow(self, tokens: TokenQuerySet) -> TokenQuerySet:
         """The tokens that match, those that end first at the top."""
-        chosen = self.chosen
+        chosen = self.values
         tokens = tokens.filter(needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"]))
         tokens = tokens.matching(chosen.get("q", ""), of_many="owner" in chosen)
         if chosen["status"] == "revoked":
@@ -153,7 +153,7 @@ class TokenFilter(forms.Form):
 
     def count(self, counts: Mapping[str, int]) -> int | None:
         """How many tokens match, if that is one of the numbers of all of them."""
-        chosen = self.chosen
+        chosen = self.values
         return None if chosen.get("q") else counts.get(chosen.get("care", chosen["status"]))
 
 

@@ -1,4 +1,4 @@
-"""What the API says of a token, and what it takes for one."""
+"""Serializers of tokens in the REST API."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class RotatedTokenSerializer(serializers.Serializer[Any]):
 
 
 def issued(new: Issued) -> dict[str, Any]:
-    """A new token with its secret, the only time it is told."""
+    """A new token with its secret, which is returned only here."""
     return {"token": new.secret, **TokenSerializer(new.token).data}
 
 
@@ -166,8 +166,8 @@ class NewToken(Body):
             "servers": _chosen(offered, attrs["server_ids"]),
             "identities": _brought(offered, attrs["identities"], self.context["request"].user),
         }
-        kept = ("name", "expires_in_days", "allowed_ips", "calls_per_minute")
-        return {key: attrs[key] for key in kept} | named_things
+        fields = ("name", "expires_in_days", "allowed_ips", "calls_per_minute")
+        return {key: attrs[key] for key in fields} | named_things
 
 
 def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None:
@@ -180,16 +180,16 @@ def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None
     return [assignment for assignment in offered if assignment.server_id in servers]
 
 
-def _brought(offered: Any, wanted: dict[str, UUID], user: Any) -> dict[Assignment, Identity]:
+def _brought(offered: Any, choices: dict[str, UUID], user: Any) -> dict[Assignment, Identity]:
     """The user's own usable identity for each per-user server that was named."""
     per_user = [a for a in offered if a.identity_scheme == IdentityScheme.PER_USER]
-    own = Identity.objects.usable().own(user).in_bulk(list(wanted.values()))
-    brought: dict[Assignment, Identity] = {}
-    for server, pk in wanted.items():
+    identities = Identity.objects.usable().own(user).in_bulk(list(choices.values()))
+    bound: dict[Assignment, Identity] = {}
+    for server, pk in choices.items():
         assignments = [assignment for assignment in per_user if str(assignment.server_id) == server.lower()]
         if not assignments:
             raise ValidationError({"identities": [f"Server {server} takes no identity of yours on this gateway."]})
-        if pk not in own or own[pk].server_id != assignments[0].server_id:
+        if pk not in identities or identities[pk].server_id != assignments[0].server_id:
             raise ValidationError({"identities": [f"You have no usable identity {pk} for server {server}."]})
-        brought |= dict.fromkeys(assignments, own[pk])
-    return brought
+        bound |= dict.fromkeys(assignments, identities[pk])
+    return bound

@@ -1,4 +1,4 @@
-"""Examples for the person who just made a token: they must work when pasted."""
+"""Example calls for a new token; they must work when pasted."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ToolCall(NamedTuple):
 def example_call(gateway: Gateway) -> ToolCall | None:
     """The simplest harmless call this gateway is known to offer; None while no tool is known."""
     tools = Tool.objects.callable().filter(assignment__gateway=gateway)
-    tool = min(tools, key=_oddness, default=None)
+    tool = min(tools, key=_example_order, default=None)
     return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
 
 
-def _oddness(tool: Tool) -> tuple[bool, bool, int, str]:
-    """Smallest first: an echo, then what changes nothing, then what needs the fewest arguments."""
+def _example_order(tool: Tool) -> tuple[bool, bool, int, str]:
+    """Sort key for example tools: an echo first, then read-only tools, then those with the fewest arguments."""
     reads = isinstance(tool.annotations, dict) and bool(tool.annotations.get("readOnlyHint"))
     return tool.name != "echo", not reads, len(_required(tool.input_schema)), tool.exposed_name
 

@@ -1,4 +1,4 @@
-"""What a token may look like: its life, its addresses, and the errors that say what is wrong."""
+"""Rules of a token: its lifetime, its allowed addresses, and the errors of its verbs."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -104,11 +104,11 @@ def _network(entry: str) -> str:
 
 
 def admits(ranges: Sequence[str] | None, address: str | None) -> bool:
-    """Whether an allowlist lets `address` through; without a list everybody is."""
+    """Whether an allowlist admits `address`; without a list every address is admitted."""
     if ranges is None:
         return True
     try:
-        here = ip_address(address or "")
+        ip = ip_address(address or "")
     except ValueError:
         return False
-    return any(here in ip_network(entry) for entry in ranges)
+    return any(ip in ip_network(entry) for entry in ranges)

@@ -1,4 +1,4 @@
-"""The API Tokens page, and what can be done to one token."""
+"""The API Tokens page, and the actions on one token."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def listing(request: AppRequest) -> HttpResponse:
     context = {
         "page": page,
         "rows": [TokenRow(token, request.user) for token in page],
-        "chosen": filters.chosen,
+        "filters": filters.values,
         "counts": counts,
         "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
-        "care": CARES.get(filters.chosen.get("care", "")),
+        "care": CARES.get(filters.values.get("care", "")),
         "may_create": hosts_for(request.user).exists(),
         "notices": partial(notices, request.user),
         "waiting": partial(waiting_for, request.user),
@@ -121,8 +121,8 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk and not request.user.has_perm(EDITING):
         raise CapabilityRequired(EDITING)
-    if ended := _ended(token):
-        return changed(request, token, ended)
+    if problem := _ended_reason(token):
+        return changed(request, token, problem)
     form = EditForm(posted(request), token=token)
     context = {
         "form": form,
@@ -158,7 +158,7 @@ def _edited(form: EditForm, by: User, known: FormSeen | None) -> bool:
     return not form.errors
 
 
-def _ended(token: Token) -> str:
+def _ended_reason(token: Token) -> str:
     try:
         token.must_be_active()
     except (AlreadyRevoked, Expired) as error:
@@ -175,8 +175,8 @@ def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def regenerated(request: AppRequest, token: Token) -> HttpResponse:
     """Ask, then give `token` another secret and show it in this answer, once."""
-    if ended := _ended(token):
-        return changed(request, token, ended)
+    if problem := _ended_reason(token):
+        return changed(request, token, problem)
     if not token.connection.is_on:
         raise PermissionDenied(OFF)
     form = OverlapForm(posted(request))
@@ -204,8 +204,8 @@ def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpRes
 def collect(request: AppRequest, pk: UUID) -> HttpResponse:
     """Make the secret that somebody asked for, and show it to the owner in this answer, once."""
     token = _own(request, pk)
-    if ended := _ended(token):
-        return changed(request, token, ended)
+    if problem := _ended_reason(token):
+        return changed(request, token, problem)
     if not token.connection.is_on:
         raise PermissionDenied(OFF)
     if request.method == "GET" and token.status == "waiting":
@@ -236,7 +236,7 @@ def ask_for_new(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def asked(request: AppRequest, token: Token) -> HttpResponse:
-    """Ask first, then end the secrets of `token`; nobody but its owner gets the new one."""
+    """Confirm, then end the secrets of `token`; only its owner gets the new one."""
     owner = token.connection.user.email
     if request.method == "GET":
         return confirm(
@@ -328,9 +328,9 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
             hidden=hidden(request),
         )
-    act = token.revoke_with_connection if "connection" in request.POST else token.revoke
+    verb = token.revoke_with_connection if "connection" in request.POST else token.revoke
     with suppress(AlreadyRevoked):  # Then it has ended, which is what was asked for.
-        act(by=request.user)
+        verb(by=request.user)
     return changed(request, token, "Token revoked")
 
 

@@ -1,4 +1,4 @@
-"""Which tokens somebody may know of and change, and which servers a token reaches; pages and REST ask the same."""
+"""Which tokens a person may see and change, and which servers a token includes; shared by pages and REST."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
 
 
 def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
-    """Tokens with everything that is told of them, their servers included."""
+    """Tokens with all related rows for display, including their servers."""
     offered = Assignment.objects.live().filter(server__archived_at=None).select_related("server")
     return with_scope(tokens).prefetch_related(Prefetch("connection__gateway__assignments", offered))
 

@@ -1,4 +1,4 @@
-"""Web addresses as people judge them: by the host, whole, with the domain somebody registered made plain."""
+"""Web addresses for display: the full host name, with the registered domain emphasised."""
 
 from __future__ import annotations
 

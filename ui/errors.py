@@ -1,4 +1,4 @@
-"""The pages for what went wrong."""
+"""Error pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ui.pages import wants_fragment
 
 
 class TryLater(Exception):
-    """Refused for now, and nothing was done; `seconds` says when to come back. The message is for people."""
+    """Refused for now, and nothing was done; retry after `seconds`. The message is for people."""
 
     def __init__(self, sentence: str, seconds: int) -> None:
         super().__init__(sentence)

@@ -1,4 +1,4 @@
-"""How a limit of calls a minute is asked for: empty is off."""
+"""The form field and serializer field of a rate limit: empty means no limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What htmx needs from every response, and the page for who has to wait."""
+"""Middleware for htmx redirects, and the page for a busy server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
 
 
 def _destination(request: HttpRequest, location: str) -> str:
-    """Sign-in returns to the page that is open, not to the fragment it asked for."""
+    """After sign-in, return to the open page, not to the fragment that htmx requested."""
     login = resolve_url(settings.LOGIN_URL)
     htmx: HtmxDetails = request.htmx  # type: ignore[attr-defined]
     if urlsplit(location).path != login or not htmx.current_url_abs_path:

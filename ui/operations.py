@@ -1,4 +1,4 @@
-"""What an operation of the REST API needs, takes and answers: declared on its method, enforced from there."""
+"""The declaration of a REST operation on its method: needs, parameters, body and response; enforced from there."""
 
 from __future__ import annotations
 

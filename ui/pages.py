@@ -1,4 +1,4 @@
-"""How a view answers: a whole page, a fragment for htmx, or a redirect."""
+"""Responses of views: a whole page, a fragment for htmx, or a redirect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AppRequest(HttpRequest):
 
 
 def wants_fragment(request: HttpRequest) -> bool:
-    """Whether htmx asked for a piece of the page; going back in history needs the whole."""
+    """Whether htmx requested a fragment; restoring from history needs the whole page."""
     htmx: HtmxDetails | None = getattr(request, "htmx", None)
     return htmx is not None and bool(htmx) and not (htmx.boosted or htmx.history_restore_request)
 
@@ -43,7 +43,7 @@ def is_for(request: AppRequest, target: str) -> bool:
 
 
 class Fragment(NamedTuple):
-    """The template and the context that draw one thing on the page that is open."""
+    """The template and the context of one fragment of the open page."""
 
     template: str
     context: dict[str, Any]
@@ -71,7 +71,7 @@ def seen(request: HttpRequest) -> FormSeen | None:
 
 
 def clash_context(clash: ChangedMeanwhile) -> dict[str, Any]:
-    """What a form adds when the thing was changed after it was opened: saved once more, it goes on top."""
+    """Context of a form after an edit conflict; submitting it again overwrites the other change."""
     return {"clash": clash, "version": clash.version}
 
 
@@ -143,12 +143,12 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     return show(request, "ui/confirm.html", context)
 
 
-def confirm_archiving(request: HttpRequest, thing: Model, *, more: str, back: str) -> HttpResponse:
-    """Ask before `thing` is put away for good."""
+def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: str) -> HttpResponse:
+    """The confirmation page before `target` is archived."""
     return confirm(
         request,
-        title=f"Archive {thing._meta.verbose_name}",
-        text=f'Archive "{thing}"? It leaves the list for good. This cannot be undone.',
+        title=f"Archive {target._meta.verbose_name}",
+        text=f'Archive "{target}"? It leaves the list for good. This cannot be undone.',
         more=more,
         icon="archive",
         back=back,
@@ -156,7 +156,7 @@ def confirm_archiving(request: HttpRequest, thing: Model, *, more: str, back: st
 
 
 def sentences(*parts: str) -> str:
-    """The parts that say something, one after another."""
+    """The non-empty parts, joined as sentences."""
     return " ".join(filter(None, parts))
 
 
@@ -184,6 +184,6 @@ def page_of[M: Model](
     page: Page[Any] = paginator.get_page(request.GET.get("page"))
     if detail is None:
         return page
-    found = detail(rows.model._default_manager.filter(pk__in=list(page))).in_bulk()
-    page.object_list = [found[key] for key in page if key in found]
+    rows_by_pk = detail(rows.model._default_manager.filter(pk__in=list(page))).in_bulk()
+    page.object_list = [rows_by_pk[key] for key in page if key in rows_by_pk]
     return page

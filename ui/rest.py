@@ -1,4 +1,4 @@
-"""What all REST endpoints share: problem bodies, paging, times, and the base of their views."""
+"""Base of all REST views: error bodies, pagination, times."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def named(text: str, relation: str, name: str) -> Q:
 class Resource(GenericViewSet[Any]):
     """The base of every resource: its methods declare themselves with `@operation`; plain words for every refusal.
 
-    `problems` says how each refusal of a verb is answered. `chosen` are the query parameters of this request.
+    `problems` says how each refusal of a verb is answered. `query_data` holds the query parameters of this request.
     With `versioned` the things its serializer writes have a version (ui.versions), which `answer` gives as their ETag.
     """
 
@@ -139,12 +139,12 @@ class Resource(GenericViewSet[Any]):
     lookup_value_converter = "uuid"
     pagination_class = Paging
     metadata_class = None
-    chosen: dict[str, Any]
+    query_data: dict[str, Any]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         declared = operation_of(self, self.action)
-        self.chosen = _chosen(request, declared.query() if declared else Query())
+        self.query_data = _validated_query(request, declared.query() if declared else Query())
 
     @property
     def operation(self) -> Operation:
@@ -153,7 +153,7 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def me(self) -> User:
-        """The person who asks; permissions have been checked."""
+        """The user of the request; permissions have been checked."""
         return cast("User", self.request.user)
 
     def must_own(self, owner: UUID | None) -> None:
@@ -183,10 +183,10 @@ class Resource(GenericViewSet[Any]):
         return None if field in ("", "*") else Precondition(frozenset(STRONG_TAG.findall(field)))
 
     @contextmanager
-    def unchanged(self, thing: Any) -> Iterator[None]:
-        """While this lasts nobody changes `thing`. Raises ChangedMeanwhile when it is not what the request allows."""
+    def unchanged(self, row: Any) -> Iterator[None]:
+        """Lock `row` for the block. Raises ChangedMeanwhile when `If-Match` does not allow its version."""
         with transaction.atomic():
-            thing.lock().must_be(self.seen)
+            row.lock().must_be(self.seen)
             yield
 
     def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
@@ -195,20 +195,22 @@ class Resource(GenericViewSet[Any]):
         Which rows make the page is asked first: joins and counts are for those alone.
         """
         keys = list(self.paginate_queryset(self._ordered(rows).values_list("pk", flat=True)) or ())
-        found = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
-        return self.get_paginated_response(self.serialize([found[key] for key in keys if key in found], many=True))
+        rows_by_pk = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
+        return self.get_paginated_response(
+            self.serialize([rows_by_pk[key] for key in keys if key in rows_by_pk], many=True)
+        )
 
     def serialize(self, thing: Any, *, many: bool = False) -> Any:
-        """`thing` as this resource's serializer writes it."""
+        """`thing` as serialized by this resource's serializer."""
         return self.get_serializer(thing, many=many).data
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
-        """An answer that holds `thing`, with the version of what can be edited of it as its ETag."""
+        """A response with `thing`, and the version of its editable values as ETag."""
         headers = {"ETag": f'"{thing.version}"'} if self.versioned else None
         return Response(self.serialize(thing), status=status, headers=headers)
 
     def _ordered(self, rows: Any) -> Any:
-        ordering = self.chosen.get("ordering")
+        ordering = self.query_data.get("ordering")
         if ordering is None:
             return rows
         known = self.operation.orderings
@@ -217,21 +219,21 @@ class Resource(GenericViewSet[Any]):
         return rows.order_by(ordering, "pk")
 
 
-def _chosen(request: Request, query: Query) -> dict[str, Any]:
+def _validated_query(request: Request, query: Query) -> dict[str, Any]:
     """The query parameters as `query` reads them; empty ones count as not given."""
-    given = request.query_params
-    unknown = sorted(set(given) - set(query.fields))
+    parameters = request.query_params
+    unknown = sorted(set(parameters) - set(query.fields))
     if unknown:
         raise ValidationError({name: ["Unknown parameter."] for name in unknown})
     data = {
-        name: given.getlist(name) if isinstance(field, serializers.ListField) else given[name]
+        name: parameters.getlist(name) if isinstance(field, serializers.ListField) else parameters[name]
         for name, field in query.fields.items()
-        if given.get(name)
+        if parameters.get(name)
     }
     filled = type(query)(data=data)
     filled.is_valid(raise_exception=True)
-    chosen: dict[str, Any] = filled.validated_data
-    return chosen
+    validated: dict[str, Any] = filled.validated_data
+    return validated
 
 
 def _api_error(exc: Exception, problem: Problem) -> APIException:
@@ -268,7 +270,7 @@ def _throttled(refusal: TryLater) -> exceptions.Throttled:
 
 
 def _changed(clash: ChangedMeanwhile) -> Response:
-    """412, with what became of the thing after the version that was sent."""
+    """412, with the changes made after the version in `If-Match`."""
     set_rollback()
     changed = [
         {"field": change.field, "value": change.now, "by": change.by or None, "at": stamp(change.at)}
@@ -294,5 +296,5 @@ def _by_field(errors: Any) -> dict[str, Any]:
 
 
 def secret_answer(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
-    """An answer that holds a secret: no cache keeps it."""
+    """A response with a secret: it is `no-store`."""
     return Response(body, status=status, headers={"Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""How REST requests are let in and read; apart from ui.rest, whose views are built on these."""
+"""Authentication and parsing of REST requests; apart from ui.rest, whose views are built on these."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _must_be_text(data: Any) -> None:
     """Refuse half a character (a lone surrogate) anywhere: no answer could repeat it, no column hold it."""
     match data:
         case str():
-            if not data.isascii() and any("\ud800" <= one <= "\udfff" for one in data):
+            if not data.isascii() and any("\ud800" <= character <= "\udfff" for character in data):
                 raise exceptions.ValidationError("Surrogate characters are not allowed.")
         case Mapping():
             for name, value in data.items():

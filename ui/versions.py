@@ -1,4 +1,4 @@
-"""Versions of what people edit, and what a writer who saw one may change; auditlog.versions compares them."""
+"""Versions of editable rows, and conflicts between writers; auditlog.versions compares them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIGITS = 12  # Of each digest: two values of one field agree by chance once in 1
 
 
 class Change(NamedTuple):
-    """What became of one field after the version somebody had seen: its value now, and by whom and when if known."""
+    """A field changed after the writer's version: its present value, and by whom and when if known."""
 
     field: str
     now: Any
@@ -34,7 +34,7 @@ class ChangedMeanwhile(Exception):
 
 
 class Seen(Protocol):
-    """What a writer knows of the thing it changes."""
+    """The version on which a writer bases a change."""
 
     def stale(self, now: str) -> bool | list[int]:
         """The places of the values that differ in the version `now`; True when it cannot be told which, False: none."""
@@ -49,7 +49,7 @@ class FormSeen(NamedTuple):
         if len(self.version) != len(now):
             return True  # Of another release: nothing can be compared.
         pairs = zip(_parts(self.version), _parts(now), strict=True)
-        return [place for place, (before, after) in enumerate(pairs) if before != after]
+        return [index for index, (before, after) in enumerate(pairs) if before != after]
 
 
 def _parts(version: str) -> list[str]:
@@ -78,7 +78,7 @@ def _digest(value: Any) -> str:
 
 
 class HasVersion:
-    """A thing people edit: `editable` gives its values as an event tells them."""
+    """An editable row: `editable` returns its values in the form in which events store them."""
 
     def editable(self) -> dict[str, Any]:
         """The values that may be edited, by field, always in the same order."""

@@ -1,4 +1,4 @@
-"""Who people are: users, their role, their teams, their API keys; and the settings they share."""
+"""Users with their roles, teams and API keys, and the workspace settings."""
 
 from accounts.models.api_keys import ApiKey, ApiKeyQuerySet, KeyEnd
 from accounts.models.attempts import Attempt

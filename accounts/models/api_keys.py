@@ -1,4 +1,4 @@
-"""People's keys for the REST API. Their texts are made and read in tokens.api_keys, which lies above."""
+"""API keys of people for the REST API. The key texts are generated and parsed in tokens.api_keys, a layer above."""
 
 from uuid import uuid4
 
@@ -127,7 +127,7 @@ class ApiKey(models.Model):
         return "expired" if self.expires_at <= timezone.now() else "active"
 
     @property
-    def chosen(self) -> list[Capability]:
+    def granted_capabilities(self) -> list[Capability]:
         """The capabilities it was made with; a name that no capability has any more opens nothing."""
         return [capability for capability in Capability if capability.slug in self.capabilities]
 
@@ -135,7 +135,7 @@ class ApiKey(models.Model):
     def acting(self) -> User:
         """Its owner with no more rights than this key has: what it was made with, as far as they hold it now."""
         owner = self.user
-        owner.narrowed_to = frozenset(self.chosen)
+        owner.narrowed_to = frozenset(self.granted_capabilities)
         return owner
 
     def revoke(self, *, by: Grantor | None) -> None:
@@ -144,7 +144,7 @@ class ApiKey(models.Model):
         Raises AlreadyRevoked, or Outranked unless `by` holds at least what the key opens.
         """
         with transaction.atomic():
-            must_match(by, self.user.granted.intersection(self.chosen))
+            must_match(by, self.user.granted.intersection(self.granted_capabilities))
             if ApiKey.objects.select_for_update(of=("self",)).get(pk=self.pk).revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.end(by=by, reason=KeyEnd.MANUAL)

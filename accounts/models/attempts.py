@@ -1,4 +1,4 @@
-"""How often something was tried, for the limits that keep strangers in bounds."""
+"""Counters of attempts per time window, for rate limits on sign-in and public endpoints."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -43,7 +43,7 @@ def seconds_left(window: timedelta) -> int:
 
 
 class Attempt(models.Model):
-    """How often one sender, or somebody at one account, did one thing in one window of time."""
+    """The number of attempts of one kind, by one sender or on one account, in one time window."""
 
     key = models.CharField(max_length=64, primary_key=True)
     since = models.DateTimeField(db_index=True, db_column="minute")

@@ -28,19 +28,19 @@ from capabilities.catalogue import BUILT_IN, SUPER_ADMIN
 
 def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:
     """The permission rows behind `capabilities`."""
-    wanted = Q(pk=None)
+    query = Q(pk=None)
     for capability in capabilities:
         app_label, codename = capability.split(".")
-        wanted |= Q(content_type__app_label=app_label, codename=codename)
-    return Permission.objects.filter(wanted)
+        query |= Q(content_type__app_label=app_label, codename=codename)
+    return Permission.objects.filter(query)
 
 
 class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
         """Make the built-in roles that are missing, and give the locked one all capabilities again."""
         for built_in in BUILT_IN:
-            role, made = self.get_or_create(name=built_in.name, defaults={"locked": built_in.locked})
-            if made or built_in.locked:
+            role, created = self.get_or_create(name=built_in.name, defaults={"locked": built_in.locked})
+            if created or built_in.locked:
                 role.permissions.set(permissions_of(built_in.capabilities))
 
     def with_capabilities(self) -> models.QuerySet["Role"]:
@@ -55,7 +55,9 @@ class RoleManager(models.Manager["Role"]):
             with transaction.atomic():
                 role = self.create(name=name.strip())
                 role.permissions.set(permissions_of(capabilities))
-                Event.objects.record(Action.ROLE_CREATED, role, by=by, changes=_said(frozenset(), capabilities))
+                Event.objects.record(
+                    Action.ROLE_CREATED, role, by=by, changes=_capability_changes(frozenset(), capabilities)
+                )
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
         return role
@@ -106,7 +108,7 @@ class Role(Versioned, models.Model):
         Raises RoleLocked, NameTaken, BeyondYours for what is added, Outranked for a role that holds more than `by`
         does, LastManager, or ChangedMeanwhile.
         """
-        wanted = frozenset(capabilities)
+        requested = frozenset(capabilities)
         try:
             with transaction.atomic():
                 one_at_a_time()
@@ -114,15 +116,15 @@ class Role(Versioned, models.Model):
                 before = row.capabilities
                 must_match(by, before)
                 self._must_be_open()
-                changes = _said(before, wanted)
+                changes = _capability_changes(before, requested)
                 if row.name != name.strip():
                     changes["name"] = [row.name, name.strip()]
                 row.must_be(seen, changes)
-                must_hold(by, wanted - before)
+                must_hold(by, requested - before)
                 self.name = name.strip()
                 self.save(update_fields=["name"])
-                self.permissions.remove(*permissions_of(before - wanted))
-                self.permissions.add(*permissions_of(wanted - before))
+                self.permissions.remove(*permissions_of(before - requested))
+                self.permissions.add(*permissions_of(requested - before))
                 must_keep_a_manager()
                 if changes:
                     Event.objects.record(Action.ROLE_UPDATED, self, by=by, changes=changes)
@@ -140,7 +142,9 @@ class Role(Versioned, models.Model):
             self._must_be_open()
             if self.users.exists():
                 raise RoleInUse(RoleInUse.__doc__)
-            Event.objects.record(Action.ROLE_REMOVED, self, by=by, changes=_said(self.capabilities, frozenset()))
+            Event.objects.record(
+                Action.ROLE_REMOVED, self, by=by, changes=_capability_changes(self.capabilities, frozenset())
+            )
             self.delete()
 
     def _must_be_open(self) -> None:
@@ -148,7 +152,7 @@ class Role(Versioned, models.Model):
             raise RoleLocked(RoleLocked.__doc__)
 
 
-def _said(before: frozenset[Capability], after: frozenset[Capability]) -> dict[str, list[Any]]:
+def _capability_changes(before: frozenset[Capability], after: frozenset[Capability]) -> dict[str, list[Any]]:
     """The change of a bundle as an event tells it, in slugs; empty when nothing changed."""
     if before == after:
         return {}

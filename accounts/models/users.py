@@ -46,7 +46,7 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def invite(self, *, email: str, display_name: str, role: Role, by: Grantor | None) -> "User":
-        """Make a person who has no password yet; the invitation's link lets them choose one.
+        """Create a person without a password; the link of the invitation lets them choose one.
 
         Raises EmailTaken, or BeyondYours for a role that holds more than `by` does.
         """
@@ -61,7 +61,7 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
-        """Make the person with this e-mail an active Super admin, whatever they were; for who has the machine.
+        """Make the person with this e-mail an active Super admin; for operators with a shell on the machine.
 
         Yields them, and what they were in words. With `create` a new person is made when there is none. Links and
         sessions of somebody who was deactivated stay dead. Raises User.DoesNotExist.
@@ -70,18 +70,18 @@ class UserManager(BaseUserManager["User"]):
             one_at_a_time()
             Role.objects.make_built_in()
             role = Role.objects.get(name=SUPER_ADMIN.name)
-            known = self.select_for_update(of=("self",)).filter(email=email.strip().lower())
-            person = known.first() or (self._made(email, role) if create else None)
+            rows = self.select_for_update(of=("self",)).filter(email=email.strip().lower())
+            person = rows.first() or (self._made(email, role) if create else None)
             if person is None:
                 raise User.DoesNotExist(f"There is no person {email}.")
-            was = f"{person.role.name if person.role else 'no role'}, {person.status}"
+            previous = f"{person.role.name if person.role else 'no role'}, {person.status}"
             changes: dict[str, Any] = {"role": [person.role.name if person.role else None, role.name]}
             changes["is_active"] = [person.is_active, True]
             person.session_epoch += 0 if person.is_active else 1
             person.role, person.is_active = role, True
             person.save(update_fields=["role", "is_active", "session_epoch"])
             Event.objects.record(Action.USER_RESCUED, person, by=None, changes=changes)
-        return person, was
+        return person, previous
 
     def _made(self, email: str, role: Role) -> "User":
         person = self.create_user(email, None, role=role)
@@ -177,7 +177,7 @@ class User(Versioned, AbstractBaseUser):
         return self.status == "active" and self.role is not None and self.role.is_owners
 
     def give_role(self, role: Role, *, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Let this person hold `role`, and nothing beside it, from the next request on.
+        """Give this person `role` as their only role, from the next request on.
 
         Raises BeyondYours, Outranked, LastOwner, LastManager or ChangedMeanwhile.
         """
@@ -197,7 +197,7 @@ class User(Versioned, AbstractBaseUser):
         self.__dict__.pop("permissions", None)
 
     def set_staff(self, staff: bool, *, by: Grantor | None) -> None:
-        """Let this person into the Django admin, where their role decides what they see; or no more.
+        """Set or clear the staff flag, which opens the Django admin; the role decides what they see there.
 
         Raises NotStaff unless `by` is staff or an owner, or Outranked.
         """
@@ -211,7 +211,7 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def renew_invitation(self, *, by: Grantor | None) -> None:
-        """End the invitation's links made so far; whoever asked may send a new one.
+        """Invalidate the links of the invitation, so that a new one can be sent.
 
         Raises AlreadyJoined, or Outranked: the link makes one that person.
         """
@@ -229,9 +229,9 @@ class User(Versioned, AbstractBaseUser):
                 raise NotActive(NotActive.__doc__)
 
     def note_password_link(self, *, by: Grantor | None) -> int:
-        """Record that a link to choose a password is handed out; for how many hours it works.
+        """Record that a password link was made; returns for how many hours it works.
 
-        Raises NotActive for who is deactivated, or Outranked: the link makes one that person.
+        Raises NotActive for a deactivated person, or Outranked: the link gives access as that person.
         """
         with self.changed_by(by) as present:
             if not present.is_active:
@@ -247,7 +247,7 @@ class User(Versioned, AbstractBaseUser):
         self._set_active(False, by)
 
     def reactivate(self, *, by: Grantor | None) -> None:
-        """Let this person in again; connections and tokens work as before. Raises Outranked."""
+        """Reactivate this person; connections and tokens work as before. Raises Outranked."""
         self._set_active(True, by)
 
     def _set_active(self, active: bool, by: Grantor | None) -> None:
@@ -266,7 +266,7 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
 
     def dismiss_notices(self, until: datetime) -> None:
-        """Be told no more of what happened until then; what happens later is."""
+        """Dismiss the notices up to this time; later ones are still shown."""
         self.notices_read_at = min(until, timezone.now())
         self.save(update_fields=["notices_read_at"])
 
@@ -284,17 +284,19 @@ class User(Versioned, AbstractBaseUser):
 
         Raises EmailTaken, ChangedMeanwhile, or Outranked: whoever reads the mail can reset the password.
         """
-        wanted = {"email": email.strip().lower(), "display_name": display_name.strip()}
-        changes = {name: [getattr(self, name), value] for name, value in wanted.items() if getattr(self, name) != value}
+        new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
+        changes = {
+            name: [getattr(self, name), value] for name, value in new_values.items() if getattr(self, name) != value
+        }
         try:
             with self.changed_by(by) as present:
                 present.must_be(seen, changes)
-                User.objects.filter(pk=self.pk).update(**wanted)
+                User.objects.filter(pk=self.pk).update(**new_values)
                 if changes:
                     Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
         except IntegrityError:
             raise EmailTaken(EmailTaken.__doc__) from None
-        self.refresh_from_db(fields=list(wanted))
+        self.refresh_from_db(fields=list(new_values))
 
     def lock(self) -> "User":
         """This row as it is now, locked until the transaction ends."""
@@ -354,17 +356,17 @@ class Team(Versioned, models.Model):
         return {"name": self.name, "users": self.emails()}
 
     def emails(self) -> list[str]:
-        """Who is in it, as an event tells it."""
+        """The members' e-mail addresses, as events record them."""
         return list(self.users.order_by("email").values_list("email", flat=True))
 
     def edit(self, *, name: str, users: Iterable[User], by: Actor | None, seen: Seen | None = None) -> None:
-        """Rename the team and change who is in it; acts on their next request. Raises NameTaken or ChangedMeanwhile."""
+        """Rename the team and set its members, from their next request on. Raises NameTaken or ChangedMeanwhile."""
         try:
             with transaction.atomic():
                 row = Team.objects.select_for_update().get(pk=self.pk)
                 before, users = row.editable(), list(users)
-                wanted = {"name": name.strip(), "users": sorted(person.email for person in users)}
-                row.must_be(seen, {field for field in before if before[field] != wanted[field]})
+                new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}
+                row.must_be(seen, {field for field in before if before[field] != new_values[field]})
                 self.name = name.strip()
                 self.save(update_fields=["name"])
                 self.users.set(users)

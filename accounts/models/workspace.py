@@ -1,4 +1,4 @@
-"""The settings all people of a workspace share."""
+"""The settings of the workspace."""
 
 from typing import Any, Self
 

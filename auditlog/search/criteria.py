@@ -1,7 +1,7 @@
-"""Searching the calls: conditions as SQL, whose cost does not grow with the log.
+"""Searching the calls: conditions as SQL, with a cost that does not grow with the log.
 
-An index finds the rows of an indexed condition. All others are tested row by row, SEARCH_LIMIT rows at a time: a page
-that finds too little among those says how far it searched, and the next page goes on from there.
+Conditions with an index select rows. All others are tested row by row, SEARCH_LIMIT rows at a time: a page that finds
+too few says how far it searched, and the next page continues from there.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from auditlog.models import COMMON, Call
-from auditlog.name_lookups import MAX_THINGS, lookups
+from auditlog.name_lookups import MAX_IDS, lookups
 from auditlog.search import keyset
 from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
 from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition
 
 SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
-NEAR = timedelta(days=7)
+RECENT = timedelta(days=7)
 LATEST = datetime.max.replace(tzinfo=UTC)
 DAYS_AT_ONCE = 8  # Partitions that one statement of an export reads: each costs it a dozen locks.
 COUNT_LIMIT = 10_000  # More are "10,000+": nobody waits for an exact large number.
@@ -104,7 +104,7 @@ def one_of(column: str, values: Sequence[Any]) -> Criterion:
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
     """Rows of the things that have this name today, whatever it was then; else rows with this name at the time."""
     pks = uuids([text]) or lookups.ids_named(field.name, text, part=part)
-    if pks and len(pks) <= MAX_THINGS:
+    if pks and len(pks) <= MAX_IDS:
         same = [Q(**{field.id_column: pk}) for pk in pks]
         return indexed(same) if field.is_indexed else row_test(_any(same))
     return row_test(Q(**{f"{field.column}__icontains" if part else f"{field.column}__iexact": text}))
@@ -207,7 +207,7 @@ class Search:
 
     def parts(self) -> list[QuerySet[Call]]:
         """The same as several queries without a row in common, each with an index of its own. For a direct one."""
-        return [self._between().filter(one) for one in self._alternatives()]
+        return [self._between().filter(condition) for condition in self._alternatives()]
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
@@ -233,9 +233,9 @@ class Search:
         near = copy(self)
         with suppress(OverflowError):
             if cursor is not None and cursor.way == NEWER:
-                near.until = min(cursor.at + NEAR, self.until or LATEST)
+                near.until = min(cursor.at + RECENT, self.until or LATEST)
             else:
-                near.since = max((cursor.at if cursor else timezone.now()) - NEAR, self.since or EPOCH)
+                near.since = max((cursor.at if cursor else timezone.now()) - RECENT, self.since or EPOCH)
             if (near.since, near.until) != (self.since, self.until):
                 yield near
         yield self
@@ -293,12 +293,12 @@ class Search:
         """How far `most` rows of the index that reaches furthest go; None when one of them is at its end before."""
         reaches = []
         for alternatives in self._indexed or [(Q(),)]:
-            ends = [_nth(rows.filter(one), way, most // len(alternatives)) for one in alternatives]
-            known = [end for end in ends if end is not None]
-            if not known:
+            ends = [_nth(rows.filter(alternative), way, most // len(alternatives)) for alternative in alternatives]
+            moments = [end for end in ends if end is not None]
+            if not moments:
                 return None
             # Each alternative is known as far as the nearest of these ends.
-            reaches.append(max(known) if way == OLDER else min(known))
+            reaches.append(max(moments) if way == OLDER else min(moments))
         return min(reaches) if way == OLDER else max(reaches)
 
 

@@ -1,8 +1,8 @@
-"""The fields of a call that can be asked for: one row per field.
+"""The searchable fields of a call: one row per field.
 
 The search language, the filters and facets of the Logs page, the parameters of the REST API and the columns of an
 export are read from this table. A field added here is searchable; with a `label` it is a filter of the page, with
-`has_facet` its values are counted, with a `parameter` the API takes it.
+`has_facet` its values are counted, with a `parameter` the API accepts it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ METHODS = (
 
 
 def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) -> LogField:
-    """A thing that calls belong to, found by the index of its id."""
+    """A field for a row that calls refer to, such as a host, with an index on its id."""
     return LogField(
         name,
         Comparison.NAME,

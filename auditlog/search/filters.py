@@ -45,7 +45,7 @@ class Facet(NamedTuple):
     name: str
     label: str
     value: Any
-    told: str
+    summary: str
     choices: Sequence[tuple[str, str]]
 
 
@@ -69,7 +69,7 @@ class Moment(forms.DateTimeField):
 
 
 class CallFilter(forms.Form):
-    """What the page is narrowed to; a value nobody offers narrows nothing, a search that does not parse finds nothing.
+    """The filters of the Logs page; unknown values are ignored, and a search with a syntax error finds nothing.
 
     Host, gateway, server and user are names or ids; ids outlive a rename. `scope` is what a tab is about,
     and no part of the query string.
@@ -86,19 +86,19 @@ class CallFilter(forms.Form):
         self.fields["from"] = Moment(required=False)
         self.fields |= {name: _form_field(field) for name, field in FILTERS.items()}
         self.is_valid()
-        self.chosen: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
-        self.chosen["range"] = self.chosen["range"] or DEFAULT_RANGE
+        self.values: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
+        self.values["range"] = self.values["range"] or DEFAULT_RANGE
         self.scope = scope or {}
         self.error = ""
         try:
-            self.conditions = parse(self.chosen["q"])
+            self.conditions = parse(self.values["q"])
         except SearchSyntaxError as error:
             self.conditions, self.error = [], str(error)
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What was asked for beyond the default."""
-        texts = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.chosen.items()}
+        """The values that differ from the defaults."""
+        texts = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.values.items()}
         texts["live"] = "1" if texts["live"] else ""
         if self.is_between:
             del texts["range"]
@@ -110,8 +110,8 @@ class CallFilter(forms.Form):
 
     def without(self, *names: str, **more: str) -> str:
         """The query string without some filters, and with others."""
-        left = {name: value for name, value in self.asked.items() if name not in names}
-        return urlencode(left | more, doseq=True)
+        remaining = {name: value for name, value in self.asked.items() if name not in names}
+        return urlencode(remaining | more, doseq=True)
 
     @property
     def query(self) -> str:
@@ -121,20 +121,20 @@ class CallFilter(forms.Form):
     @property
     def is_between(self) -> bool:
         """Whether two moments were given instead of a range."""
-        return bool(self.chosen["from"] or self.chosen["to"])
+        return bool(self.values["from"] or self.values["to"])
 
     @property
     def span(self) -> str:
         """The time range in words."""
         if not self.is_between:
-            return RANGES[self.chosen["range"]][0]
-        since, until = (f"{at:%b} {at.day} {at:%H:%M}" if at else "" for at in (self.chosen["from"], self.chosen["to"]))
+            return RANGES[self.values["range"]][0]
+        since, until = (f"{at:%b} {at.day} {at:%H:%M}" if at else "" for at in (self.values["from"], self.values["to"]))
         return f"{since or 'the beginning'} to {until or 'now'}"
 
     @property
     def is_live(self) -> bool:
         """Whether new calls shall appear by themselves; the past has none."""
-        return bool(self.chosen["live"]) and not self.chosen["to"] and not self.error
+        return bool(self.values["live"]) and not self.values["to"] and not self.error
 
     def search(self, *, apart_from: str = "") -> Search:
         """The calls that match; `apart_from` leaves one filter out."""
@@ -144,17 +144,17 @@ class CallFilter(forms.Form):
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
         # One request's calls are found whenever it was.
-        if self.chosen["correlation"]:
+        if self.values["correlation"]:
             return None, None
         if self.is_between:
-            return self.chosen["from"] or None, self.chosen["to"] or None
-        length = RANGES[self.chosen["range"]][1]
+            return self.values["from"] or None, self.values["to"] or None
+        length = RANGES[self.values["range"]][1]
         return (timezone.now() - length if length else None), None
 
     def _filter_conditions(self, apart_from: str) -> Iterator[Condition]:
-        chosen = self.chosen | self.scope
+        values = self.values | self.scope
         for name, field in FILTERS.items():
-            value = chosen[name]
+            value = values[name]
             if not value or name == apart_from:
                 continue
             if field.choices:
@@ -168,17 +168,17 @@ class CallFilter(forms.Form):
         """The chosen ids, under the names their newest calls give them, and the moments."""
         chips = []
         if self.is_between:
-            fields = [(name, stamp(self.chosen[name])) for name in ("from", "to") if self.chosen[name]]
+            fields = [(name, stamp(self.values[name])) for name in ("from", "to") if self.values[name]]
             chips.append(Chip("time", self.span, fields, self.without("from", "to")))
         for name, field in FILTERS.items():
-            text = self.chosen[name]
+            text = self.values[name]
             if text and name not in self.scope and _is_by_id(field, text):
                 chips.append(Chip(name, _newest_name(field, text) or text[:8], [(name, text)], self.without(name)))
         return chips
 
     @property
     def tab(self) -> str:
-        """The query string that says what the tab is about."""
+        """The query string of the tab's scope."""
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     @property
@@ -188,22 +188,22 @@ class CallFilter(forms.Form):
 
     def facet(self, name: str) -> Facet:
         """One of the filters that open on demand."""
-        shown = next((facet for facet in self.facets() if facet.name == name), None)
-        return shown or Facet(name, FILTERS[name].label, "", "", [])
+        match = next((facet for facet in self.facets() if facet.name == name), None)
+        return match or Facet(name, FILTERS[name].label, "", "", [])
 
     def facets(self) -> list[Facet]:
         """The filters that open on demand, each with what is chosen in it."""
-        chosen = self.chosen
+        values = self.values
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
-        facets = [] if self.is_between else [Facet("range", "Time range", chosen["range"], self.span, ranges)]
+        facets = [] if self.is_between else [Facet("range", "Time range", values["range"], self.span, ranges)]
         for name, field in FILTERS.items():
-            value = chosen[name]
+            value = values[name]
             if field.choices:
                 summary = first_of([field.label_of(item) for item in value])
                 facets.append(Facet(name, field.label, value, summary, field.choices))
             elif field.has_facet and name not in self.scope and not _is_by_id(field, value):
                 facets.append(Facet(name, field.label, value, value[:24], []))
-        if not chosen["correlation"]:
+        if not values["correlation"]:
             facets.append(Facet("correlation", FILTERS["correlation"].label, "", "", []))
         return facets
 
@@ -221,12 +221,12 @@ def _form_field(field: LogField) -> forms.Field:
 
 
 def _is_by_id(field: LogField, value: str) -> bool:
-    """Whether a filter names its thing by id: a chip then says which."""
+    """Whether the filter's value is an id; a chip then shows the name."""
     return field.comparison is Comparison.ID or (field.comparison is Comparison.NAME and uuid_of(value) is not None)
 
 
 def _newest_name(field: LogField, pk: str) -> str:
-    """The name that the newest call of a thing gives it; empty when there is none."""
+    """The name in the newest call with this id; empty when there is none."""
     if not field.id_column:
         return ""
     names = Call.objects.filter(**{field.id_column: pk}).order_by("-created_at").values_list(field.column, flat=True)

@@ -1,4 +1,4 @@
-"""Calls over time: how many ended how in each stretch of a time range, as bars that lead to that stretch."""
+"""Calls over time by outcome, as bars of a chart; each bar links to its time span."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Histogram:
         """What is drawn, one path for each way to end."""
         parts = [part for bar in self.bars for part in bar.drawn()]
         paths = [BarPath(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in ENDINGS]
-        return [one for one in paths if one.path]
+        return [path for path in paths if path.path]
 
     @property
     def totals(self) -> dict[str, int]:
@@ -106,7 +106,7 @@ class Histogram:
         return {kind: sum(bar.counts.get(kind, 0) for bar in self.bars) for kind in ENDINGS}
 
     @property
-    def told(self) -> dict[str, str]:
+    def total_labels(self) -> dict[str, str]:
         """The same for people; an estimate has no digits it does not know."""
         return {kind: f"~{rounded(n):,}" if self.sampled and n else f"{n:,}" for kind, n in self.totals.items()}
 
@@ -122,7 +122,7 @@ def rounded(number: int) -> int:
 
 
 def stamp(at: datetime) -> str:
-    """A moment as it stands in a query string, to the second where it has some."""
+    """A time as text in a query string, with seconds if it has any."""
     at = at.astimezone(UTC)
     return f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}"
 

@@ -1,4 +1,4 @@
-"""Pages of a log that grows while it is read: a cursor names the row where a page ends, and new rows shift nothing."""
+"""Keyset pagination of a growing log: a cursor names the row where a page ends, so new rows shift nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BadCursor(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in the log, and the way to go from there."""
+    """A position in the log, and the direction to page from there."""
 
     way: str
     at: datetime
@@ -32,7 +32,7 @@ class Cursor:
 
     @classmethod
     def read(cls, text: str) -> Cursor:
-        """The cursor `text` says. Raises BadCursor."""
+        """The cursor parsed from `text`. Raises BadCursor."""
         way, (micros, _, pk) = text[:1], text[1:].partition("-")
         if way not in (OLDER, NEWER) or not (text.isascii() and micros.isdecimal() and pk.isdecimal()):
             raise BadCursor(BadCursor.__doc__)
@@ -43,7 +43,7 @@ class Cursor:
 
     @classmethod
     def named(cls, text: str) -> Cursor | None:
-        """The cursor an address says; None, for the newest page, when it says none."""
+        """The cursor of a query string; None, for the newest page, when it has none."""
         try:
             return cls.read(text)
         except BadCursor:
@@ -81,15 +81,15 @@ def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int)
 
     `parts` have no row in common. An index that leads to one value each gives its rows in their order.
     """
-    found = [row for part in parts for row in beyond(part, cursor)[: size + 1]]
+    rows = [row for part in parts for row in beyond(part, cursor)[: size + 1]]
     forward = cursor is not None and cursor.way == NEWER
     if len(parts) > 1:
-        found.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
-    more, shown = len(found) > size, found[:size]
+        rows.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
+    more, page_rows = len(rows) > size, rows[:size]
     if forward:
-        shown = shown[::-1]
-        return Page(shown, _from(shown, OLDER), _from(shown, NEWER) if more else None)
-    return Page(shown, _from(shown, OLDER) if more else None, _from(shown, NEWER) if cursor else None)
+        page_rows = page_rows[::-1]
+        return Page(page_rows, _from(page_rows, OLDER), _from(page_rows, NEWER) if more else None)
+    return Page(page_rows, _from(page_rows, OLDER) if more else None, _from(page_rows, NEWER) if cursor else None)
 
 
 def _from(rows: Sequence[Any], way: str) -> Cursor | None:

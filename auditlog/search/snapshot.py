@@ -1,7 +1,7 @@
-"""Database snapshots, by which the live log tells the calls that were committed since its last request.
+"""Database snapshots, with which the live log finds the calls committed since its last request.
 
-Neither the time of a call nor its id would do: a long call is older than short ones that were
-written before it, and of two writers the one with the lower ids may commit last.
+Neither the time of a call nor its id would do: a long call is older than short ones that were written before it, and of
+two writers the one with the lower ids may commit last.
 """
 
 from __future__ import annotations

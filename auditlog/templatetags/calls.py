@@ -1,4 +1,4 @@
-"""How times stand in the log."""
+"""Template filters for times and sizes in the log."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The Django admin: every model, on the same verbs as the pages.
+"""The Django admin: all models, changed through the same verbs as on the pages.
 
-One room for all apps, above them: what a switch cuts is counted in connections, whatever it switches.
+The admin classes of all apps are here, above the apps, because the impact of an action is counted in connections.
 """
 
 from gatewayadmin.admin import access, agents, gateways, logs, people, servers, traffic

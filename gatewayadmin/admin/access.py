@@ -1,4 +1,4 @@
-"""Connections, their tokens without the secrets, and what OAuth bound to them."""
+"""Admin pages of connections, their tokens without the secrets, and OAuth bindings."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class ConnectionPages(CapabilityAdmin):
     @display(description="own identities it carries")
     def own_identities(self, obj: Connection) -> str:
         """Which identity it takes to which server."""
-        carried = obj.identities.select_related("assignment__server", "assignment__gateway", "identity__server")
-        return ", ".join(f"{one.identity.label} to {one.assignment.server}" for one in carried)
+        rows = obj.identities.select_related("assignment__server", "assignment__gateway", "identity__server")
+        return ", ".join(f"{row.identity.label} to {row.assignment.server}" for row in rows)
 
     def view_on_site(self, obj: Connection) -> str:
         return reverse("connections:for_host", args=[obj.host_id])
@@ -71,7 +71,7 @@ class ConnectionPages(CapabilityAdmin):
 
 @register(Token, site=site)
 class TokenPages(CapabilityAdmin):
-    """Prefix only: of the text itself there is nothing to show, and the digest is nobody's business."""
+    """Shows only the prefix: the text is not stored, and the digest is not shown."""
 
     seen_by = (Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_MANAGE)
     changed_by = (Capability.API_TOKENS_MANAGE,)
@@ -128,7 +128,7 @@ class TokenPages(CapabilityAdmin):
         """The servers it is narrowed to."""
         if obj.scope_all:
             return "every server of its gateway"
-        return ", ".join(str(one.assignment.server) for one in obj.scopes.select_related("assignment__server"))
+        return ", ".join(str(scope.assignment.server) for scope in obj.scopes.select_related("assignment__server"))
 
     def is_open(self, obj: Token) -> bool:
         return obj.status == "active" and obj.kind == "access"

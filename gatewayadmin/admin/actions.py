@@ -37,8 +37,8 @@ REFUSALS = (
     ServerError,
     TokenError,
 )
-AT_ONCE = 500
-EXPLAINED = 20
+MAX_ROWS = 500
+MAX_EXPLAINED = 20
 
 LOST = "Nothing is deleted."
 FINAL = "This cannot be undone."
@@ -47,12 +47,12 @@ type Rule = Callable[[Any], bool]
 
 
 def all_of(*capabilities: Capability) -> Rule:
-    """Open to who holds all of these."""
+    """Access for holders of all of these."""
     return lambda user: all(map(user.has_perm, capabilities))
 
 
 def any_of(*capabilities: Capability) -> Rule:
-    """Open to who holds one of these."""
+    """Access for holders of any of these."""
     return lambda user: any(map(user.has_perm, capabilities))
 
 
@@ -76,52 +76,52 @@ class CapabilityAction:
 
     def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         """Ask first, then do it; None goes back to the list."""
-        chosen = list(queryset.order_by("pk")[: AT_ONCE + 1])
-        if len(chosen) > AT_ONCE:
-            pages.message_user(request, f"Select {AT_ONCE} at most.", messages.WARNING)
+        selected = list(queryset.order_by("pk")[: MAX_ROWS + 1])
+        if len(selected) > MAX_ROWS:
+            pages.message_user(request, f"Select {MAX_ROWS} at most.", messages.WARNING)
             return None
-        things = list(queryset.model._default_manager.filter(self.on, pk__in=[one.pk for one in chosen]).order_by("pk"))
-        if not things:
+        rows = list(queryset.model._default_manager.filter(self.on, pk__in=[row.pk for row in selected]).order_by("pk"))
+        if not rows:
             pages.message_user(request, "Nothing of what is selected can be changed like that.", messages.WARNING)
             return None
         if self.asks and "sure" not in request.POST:
-            return self._ask(pages, request, things, len(chosen) - len(things))
+            return self._ask(pages, request, rows, len(selected) - len(rows))
         if self.grave:
             raise_if_reauthentication_required(request, app="")
-        self._do(pages, request, things)
+        self._do(pages, request, rows)
         return redirect(_list_url(pages, request))
 
-    def _ask(self, pages: Any, request: HttpRequest, things: list[Any], left_alone: int) -> HttpResponse:
+    def _ask(self, pages: Any, request: HttpRequest, rows: list[Any], left_alone: int) -> HttpResponse:
         context = {
             **pages.admin_site.each_context(request),
             "title": f"{self.one}?",
             "opts": pages.opts,
             "act": self,
             "checkbox": ACTION_CHECKBOX_NAME,
-            "things": things,
-            "explained": [(one, _cuts(one, request.user)) for one in things[:EXPLAINED]],
-            "further": max(len(things) - EXPLAINED, 0),
+            "things": rows,
+            "explained": [(row, _cuts(row, request.user)) for row in rows[:MAX_EXPLAINED]],
+            "further": max(len(rows) - MAX_EXPLAINED, 0),
             "left_alone": left_alone,
             "list_url": _list_url(pages, request),
         }
         return TemplateResponse(request, "admin/ask.html", context)
 
-    def _do(self, pages: Any, request: HttpRequest, things: list[Any]) -> None:
-        done = 0
-        for thing in things:
+    def _do(self, pages: Any, request: HttpRequest, rows: list[Any]) -> None:
+        count = 0
+        for row in rows:
             try:
                 with transaction.atomic():
-                    self.does(thing, request.user)
-                done += 1
+                    self.does(row, request.user)
+                count += 1
             except REFUSALS as refusal:
-                pages.message_user(request, f"{thing}: {refusal}", messages.ERROR)
-        if done:
-            pages.message_user(request, f"{self.one}: done for {done}.", messages.SUCCESS)
+                pages.message_user(request, f"{row}: {refusal}", messages.ERROR)
+        if count:
+            pages.message_user(request, f"{self.one}: done for {count}.", messages.SUCCESS)
 
 
-def _cuts(thing: Any, viewer: Any) -> str:
+def _cuts(row: Any, viewer: Any) -> str:
     try:
-        return cuts(thing, viewer)
+        return cuts(row, viewer)
     except NothingGoesThrough:
         return ""
 

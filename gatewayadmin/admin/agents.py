@@ -1,4 +1,4 @@
-"""Apps and agents, and how apps registered themselves."""
+"""Admin pages of hosts and OAuth registrations."""
 
 from __future__ import annotations
 

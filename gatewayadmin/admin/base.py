@@ -33,12 +33,12 @@ EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 
 
 def may(request: HttpRequest, *capabilities: Capability) -> bool:
-    """Whether the one who asks holds any of `capabilities`."""
-    return any(request.user.has_perm(one) for one in capabilities)
+    """Whether the request's user holds any of `capabilities`."""
+    return any(request.user.has_perm(capability) for capability in capabilities)
 
 
 class VersionedForm(AnyForm):
-    """A form that says what was changed after it was opened; sent once more, it goes on top."""
+    """A form that shows an edit conflict; submitting it again overwrites the other change."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -62,7 +62,7 @@ def _in_words(change: Change) -> str:
 
 
 class CapabilityAdmin(ModelPages):
-    """The pages of one model: read by who holds any of `seen_by`, changed by nobody unless a subclass has a verb.
+    """The pages of one model: readable with any capability of `seen_by`, read-only unless a subclass has a verb.
 
     `acts` are its actions. `changed_by` opens the form and needs `edit`; `added_by` needs `add`.
     """
@@ -113,7 +113,7 @@ class CapabilityAdmin(ModelPages):
     def _shown(self) -> set[str]:
         """The columns and relations that these pages show or search."""
         offered: list[Any] = list(self.list_filter)
-        filters = [one if isinstance(one, str) else one[0] for one in offered]
+        filters = [item if isinstance(item, str) else item[0] for item in offered]
         names = [*(self.fields or ()), *self.list_display, *filters, *self.search_fields]
         return {str(name).lstrip("^=@").partition(LOOKUP_SEP)[0] for name in names}
 
@@ -157,11 +157,15 @@ class CapabilityAdmin(ModelPages):
         self, request: HttpRequest, action_location: ActionLocation = ActionLocation.CHANGE_LIST
     ) -> dict[str, Any]:
         return {
-            act.name: AdminAction(
-                func=act.run, name=act.name, description=act.one, plural_description=act.label, locations=EVERYWHERE
+            action.name: AdminAction(
+                func=action.run,
+                name=action.name,
+                description=action.one,
+                plural_description=action.label,
+                locations=EVERYWHERE,
             )
-            for act in self.acts
-            if act.is_open_to(request.user)
+            for action in self.acts
+            if action.is_open_to(request.user)
         }
 
     # What happened to it stands among the admin events, in one place for all doors
@@ -179,5 +183,5 @@ class CapabilityAdmin(ModelPages):
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The admin events of this row."""
-        asked = urlencode({"range": "all", "target": object_id})
-        return redirect(f"{reverse('auditlog:events')}?{asked}")
+        query = urlencode({"range": "all", "target": object_id})
+        return redirect(f"{reverse('auditlog:events')}?{query}")

@@ -1,4 +1,4 @@
-"""Gateways, the servers behind them, and their tools."""
+"""Admin pages of gateways, assignments and tools."""
 
 from __future__ import annotations
 

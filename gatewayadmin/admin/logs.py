@@ -1,4 +1,4 @@
-"""The log of calls and the log of events, paged by cursor so that no query grows with the table."""
+"""Admin pages of calls and events, with keyset pagination so that no query grows with the table."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class LogList(ChangeList):
     """A list that knows its neighbours instead of its length."""
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
-        found: dict[str, Any] = super().get_filters_params(params)
-        found.pop(CURSOR, None)
-        return found
+        parameters: dict[str, Any] = super().get_filters_params(params)
+        parameters.pop(CURSOR, None)
+        return parameters
 
     def get_results(self, request: HttpRequest) -> None:
-        asked = self.params.pop(CURSOR, None)  # Filters and search begin at the newest row again.
-        found = page([self.queryset], Cursor.named(asked or ""), self.list_per_page)
-        self.result_list = found.rows
-        self.result_count = len(found.rows)
+        cursor = self.params.pop(CURSOR, None)  # Filters and search begin at the newest row again.
+        result = page([self.queryset], Cursor.named(cursor or ""), self.list_per_page)
+        self.result_list = result.rows
+        self.result_count = len(result.rows)
         self.full_result_count = self.result_count  # Nothing is said of how many there are in all.
         self.show_full_result_count = False
         self.show_admin_actions = self.can_show_all = self.multi_page = False
         self.paginator = None
-        self.older = self._place(found.older)
-        self.newer = self._place(found.newer)
+        self.older = self._place(result.older)
+        self.newer = self._place(result.newer)
 
     def _place(self, cursor: Cursor | None) -> str:
         return self.get_query_string({CURSOR: str(cursor)}) if cursor else ""

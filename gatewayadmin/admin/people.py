@@ -1,4 +1,4 @@
-"""People, roles, teams, API keys and the settings they share."""
+"""Admin pages of users, roles, teams, API keys and workspace settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANAGES = (Capability.PEOPLE_MANAGE,)
 
 @register(User, site=site)
 class UserPages(CapabilityAdmin):
-    """Role and password are given where the rules about granting are asked: on the person's page."""
+    """Role and password are set only on the person's page, which checks the rules about granting."""
 
     seen_by = MANAGES
     acts = (
@@ -102,7 +102,7 @@ class UserPages(CapabilityAdmin):
 
 @register(Role, site=site)
 class RolePages(CapabilityAdmin):
-    """Nobody grants what they do not hold: the product's own page asks that."""
+    """Read-only: roles are edited on the product's page, which checks that editors grant only what they hold."""
 
     seen_by = MANAGES
 
@@ -117,7 +117,7 @@ class RolePages(CapabilityAdmin):
 
     def held(self, obj: Role) -> str:
         """Its capabilities by name."""
-        return ", ".join(sorted(one.label for one in obj.capabilities))
+        return ", ".join(sorted(capability.label for capability in obj.capabilities))
 
     held.short_description = "capabilities"  # type: ignore[attr-defined]
 

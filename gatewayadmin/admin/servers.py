@@ -1,4 +1,4 @@
-"""Upstream servers, and the credentials for them without their secrets."""
+"""Admin pages of servers and identities, without the secrets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USABLE = Q(revoked_at=None)
 
 @register(Server, site=site)
 class ServerPages(CapabilityAdmin):
-    """The address is judged by the product's own page; it is one click away."""
+    """The URL is read-only: the product's page, which is linked, validates it."""
 
     seen_by = SEES_SERVERS
     acts = (

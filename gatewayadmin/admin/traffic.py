@@ -1,4 +1,4 @@
-"""Rate counters of the proxy."""
+"""Admin page of the proxy's rate counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `manage.py check` looks for beyond Django's own checks."""
+"""Checks of `manage.py check` in addition to Django's own."""
 
 from typing import Any
 
@@ -35,17 +35,17 @@ def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("mail", deploy=True)
 def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
-    """Mail servers refuse, or hide away, what comes from nobody they know."""
+    """Mail servers refuse mail of unknown senders, or treat it as spam."""
     if not settings.MAIL_SERVER:
         return []
     hint = "Set GATEWAY_EMAIL_FROM to an address that your mail server sends for."
     if not settings.EMAIL_FROM_IS_SET:
-        said = f"Mail goes through {settings.MAIL_SERVER}, but GATEWAY_EMAIL_FROM is not set."
+        problem = f"Mail goes through {settings.MAIL_SERVER}, but GATEWAY_EMAIL_FROM is not set."
     elif is_local_domain(domain_of(settings.DEFAULT_FROM_EMAIL)):
-        said = f"Mail is sent from {settings.DEFAULT_FROM_EMAIL}, an address of this machine alone."
+        problem = f"Mail is sent from {settings.DEFAULT_FROM_EMAIL}, an address of this machine alone."
     else:
         return []
-    return [checks.Warning(said, hint=hint, id="gatewayadmin.W002")]
+    return [checks.Warning(problem, hint=hint, id="gatewayadmin.W002")]
 
 
 def is_local_domain(domain: str) -> bool:
@@ -55,6 +55,6 @@ def is_local_domain(domain: str) -> bool:
 
 def permissions_of(model: type[Model]) -> set[str]:
     """Every permission `model` declares, as `app.codename`."""
-    own = {codename for codename, _ in model._meta.permissions}
+    codenames = {codename for codename, _ in model._meta.permissions}
     native = {get_permission_codename(action, model._meta) for action in model._meta.default_permissions}
-    return {f"{model._meta.app_label}.{codename}" for codename in own | native}
+    return {f"{model._meta.app_label}.{codename}" for codename in codenames | native}

@@ -1,4 +1,4 @@
-"""Which database: the one DATABASE_URL names, or an embedded PostgreSQL in the data directory."""
+"""Database configuration: DATABASE_URL, or an embedded PostgreSQL in the data directory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,30 +39,30 @@ def configuration(url: str, data_dir: Path, *, web_connections: int) -> dict[str
     if not url:
         forget_libpq()
         folder = str(socket_folder(data_dir / "postgres"))
-        own = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
-        return {**shared, **own, "OPTIONS": {"options": NO_JIT, "pool": pool}}
-    words = _parsed(url)
-    words["options"] = f"{words.get('options', '')} {NO_JIT}".strip()
+        embedded = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
+        return {**shared, **embedded, "OPTIONS": {"options": NO_JIT, "pool": pool}}
+    parameters = _parsed(url)
+    parameters["options"] = f"{parameters.get('options', '')} {NO_JIT}".strip()
     return {
         **shared,
         "ENGINE": "django.db.backends.postgresql",
-        "NAME": words.pop("dbname", ""),
-        "USER": words.pop("user", ""),
-        "PASSWORD": words.pop("password", ""),
-        "HOST": words.pop("host", ""),
-        "PORT": words.pop("port", ""),
-        "OPTIONS": {"connect_timeout": 5, **words, "pool": pool},
+        "NAME": parameters.pop("dbname", ""),
+        "USER": parameters.pop("user", ""),
+        "PASSWORD": parameters.pop("password", ""),
+        "HOST": parameters.pop("host", ""),
+        "PORT": parameters.pop("port", ""),
+        "OPTIONS": {"connect_timeout": 5, **parameters, "pool": pool},
     }
 
 
 def conninfo() -> str:
     """The present database (in tests: the test database) as a libpq connection string."""
-    words = connection.settings_dict
-    options = {name: value for name, value in words["OPTIONS"].items() if name != "pool"}
+    settings_dict = connection.settings_dict
+    options = {name: value for name, value in settings_dict["OPTIONS"].items() if name != "pool"}
     options["options"] = options["options"].removesuffix(LIMITED)
-    named = {"dbname": words["NAME"], "user": words["USER"], "password": words["PASSWORD"]}
-    place = {"host": words["HOST"], "port": words["PORT"]}
-    return make_conninfo("", **{name: value for name, value in {**named, **place, **options}.items() if value != ""})
+    named = {"dbname": settings_dict["NAME"], "user": settings_dict["USER"], "password": settings_dict["PASSWORD"]}
+    location = {"host": settings_dict["HOST"], "port": settings_dict["PORT"]}
+    return make_conninfo("", **{name: value for name, value in {**named, **location, **options}.items() if value != ""})
 
 
 def limit_statements() -> None:
@@ -72,8 +72,8 @@ def limit_statements() -> None:
 
 
 @contextmanager
-def unhurried() -> Iterator[None]:
-    """Let this thread's statements take the time they need, also where pages are served."""
+def without_time_limit() -> Iterator[None]:
+    """Lift the statement time limit of pages for this thread."""
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
     try:
@@ -102,12 +102,12 @@ def require(*, tables: bool = True) -> None:
     try:
         with psycopg.connect(conninfo(), connect_timeout=5) as probe:
             version = probe.info.server_version
-            found = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
+            row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
     except psycopg.Error as error:
         raise Unusable(f"The database cannot be reached: {' '.join(str(error).split())}") from error
     if version < OLDEST:
         raise Unusable(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
-    if tables and (found is None or found[0] is None):
+    if tables and (row is None or row[0] is None):
         raise Unusable("The database is empty: start `manage.py serve` once, it makes the tables.")
 
 
@@ -124,9 +124,9 @@ def _parsed(url: str) -> dict[str, Any]:
     if not url.startswith(("postgres://", "postgresql://")):
         refuse("DATABASE_URL", "must be a URL such as postgresql://user:password@host:5432/name.")
     try:
-        words = conninfo_to_dict(url)
+        parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
         raise Refused("DATABASE_URL is not a PostgreSQL URL that libpq understands.") from error
-    if not words.get("dbname"):
+    if not parameters.get("dbname"):
         refuse("DATABASE_URL", "must name a database: postgresql://user:password@host:5432/name.")
-    return dict(words)
+    return dict(parameters)

@@ -1,4 +1,4 @@
-"""The environment, read strictly: a value we cannot use is one line that says what to change."""
+"""Reads environment variables; an invalid value ends the start with one line that says what to change."""
 
 import ctypes
 import os
@@ -19,8 +19,8 @@ class Refused(Exception):
     """The environment, or the data directory, does not let us start; the message is one line."""
 
 
-def refuse(name: str, why: str) -> NoReturn:
-    raise Refused(f"{name} {why}")
+def refuse(name: str, problem: str) -> NoReturn:
+    raise Refused(f"{name} {problem}")
 
 
 def text(name: str, default: str = "") -> str:
@@ -67,9 +67,9 @@ def number(name: str, default: int, *, low: int, high: int) -> int:
     return int(value)
 
 
-def many[T](name: str, read: Callable[[str], T], wanted: str) -> list[T]:
-    """The comma-separated parts of a variable, each through `read`."""
-    return [_one(name, part.strip(), read, wanted) for part in text(name).split(",") if part.strip()]
+def many[T](name: str, convert: Callable[[str], T], expected: str) -> list[T]:
+    """The comma-separated parts of a variable, each converted by `convert`."""
+    return [_one(name, part.strip(), convert, expected) for part in text(name).split(",") if part.strip()]
 
 
 def networks(name: str) -> list[Network]:
@@ -106,13 +106,13 @@ def forget(name: str) -> None:
         return
     getenv = ctypes.CDLL(None).getenv
     getenv.argtypes, getenv.restype = [ctypes.c_char_p], ctypes.c_void_p
-    if place := getenv(os.fsencode(name)):
-        ctypes.memset(place, 0, len(value))
+    if pointer := getenv(os.fsencode(name)):
+        ctypes.memset(pointer, 0, len(value))
     del os.environb[os.fsencode(name)]
 
 
-def hand_down(name: str, value: str) -> None:
-    """Give a value to whatever reads the environment after us, the worker processes too."""
+def set_for_children(name: str, value: str) -> None:
+    """Set an environment variable for this process and its child processes."""
     os.environ[name] = value
 
 
@@ -138,11 +138,11 @@ def misspelled() -> str | None:
     return None
 
 
-def _one[T](name: str, value: str, read: Callable[[str], T], wanted: str) -> T:
+def _one[T](name: str, value: str, convert: Callable[[str], T], expected: str) -> T:
     try:
-        return read(value)
+        return convert(value)
     except ValueError:
-        refuse(name, f"must be {wanted}, not {value!r}.")
+        refuse(name, f"must be {expected}, not {value!r}.")
 
 
 def _base_url(value: str) -> str:

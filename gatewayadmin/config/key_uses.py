@@ -1,4 +1,4 @@
-"""Which keys still hold something: a key that is missing makes tokens or secrets unusable without a word."""
+"""Which keys stored data still needs: without such a key, tokens or secrets would silently be unusable."""
 
 from collections import Counter
 from collections.abc import Sequence

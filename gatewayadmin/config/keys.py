@@ -80,7 +80,7 @@ def _fresh(name: str) -> str:
 
 
 def _write_once(path: Path, key: str) -> None:
-    """Write `key` unless another process was faster; nobody ever reads half a key."""
+    """Write `key` atomically, unless another process was faster."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(key + "\n")

@@ -1,4 +1,4 @@
-"""Locks that hold across processes and machines: PostgreSQL advisory locks."""
+"""Locks across processes and machines: PostgreSQL advisory locks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
-"""Where mail goes and who it is from: GATEWAY_EMAIL_URL and GATEWAY_EMAIL_FROM.
+"""The mail server and the sender: GATEWAY_EMAIL_URL and GATEWAY_EMAIL_FROM.
 
-Without a mail server it is written to the console while the installation is for this machine alone. The links in it
-open accounts, so that of any other installation it goes nowhere, and pages do not offer what needs it.
+Without a mail server, mail is written to the console if the installation serves this machine only. Links in mails give
+access to accounts, so on any other installation nothing is sent, and pages do not offer what needs mail.
 """
 
 from email.errors import HeaderParseError
@@ -56,5 +56,5 @@ def sender(value: str, public_host: str) -> str:
 
 
 def domain_of(sender: str) -> str:
-    """What stands behind the @ of a sender."""
+    """The domain of a sender's address."""
     return parseaddr(sender)[1].rpartition("@")[2].lower()

@@ -1,4 +1,4 @@
-"""The base of every link, also for commands that run without the server's environment."""
+"""The base URL of links, also for commands that run without the server's environment."""
 
 from django.conf import settings
 

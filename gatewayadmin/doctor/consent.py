@@ -43,10 +43,10 @@ def registered(client_id: str, *, name: str, redirect: str, after: int) -> Appli
     return ours.filter(client_id=client_id).first()
 
 
-def allow(user: User, gateway: Gateway, application: Application, asked: dict[str, str]) -> Allowed:
+def allow(user: User, gateway: Gateway, application: Application, parameters: dict[str, str]) -> Allowed:
     """Begin the flow and allow it as `user`, exactly as the pages would; raises Fault where they would refuse."""
     request = _request(user)
-    flow = flows.begin_app(request, application, gateway, {**asked})
+    flow = flows.begin_app(request, application, gateway, {**parameters})
     try:
         if not flows.refusal(flow, user) and flows.needs_approval(flow):
             flows.ask_approval(flow, by=user)

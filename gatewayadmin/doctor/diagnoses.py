@@ -13,11 +13,11 @@ WRONG_HOST = "does not answer for that host name"
 UNAVAILABLE = {502, 503, 504}
 
 
-def belongs(url: str, base: str, where: str) -> str:
-    """`url` if a client that came by `base` stays there with it; `where` names what said it. Raises Fault."""
+def belongs(url: str, base: str, source: str) -> str:
+    """`url` if it is under `base`, the address clients use; `source` names the field it came from. Raises Fault."""
     if _place(url) == _place(base) and not urlsplit(base).path:
         return url
-    raise Fault(f"{where} leads to {url}, but clients come by {base}.", _public_url_advice(url, base))
+    raise Fault(f"{source} leads to {url}, but clients come by {base}.", _public_url_advice(url, base))
 
 
 def _place(url: str) -> tuple[str, str | None, int | None]:
@@ -45,8 +45,8 @@ def _public_url_advice(url: str, base: str) -> str:
     return f"{scheme}set GATEWAY_PUBLIC_URL={base} and restart, or give clients the address {settings.PUBLIC_URL}."
 
 
-def unexpected(answer: Answer, wanted: int) -> Fault:
-    """Why `answer` has another status than `wanted`."""
+def unexpected(answer: Answer, expected: int) -> Fault:
+    """Why `answer` has another status than `expected`."""
     path = urlsplit(answer.url).path
     if 300 <= answer.status < 400:
         return _redirected(answer)
@@ -70,7 +70,7 @@ def unexpected(answer: Answer, wanted: int) -> Fault:
     if answer.status == 429:
         return Fault("429: too many requests from this address.", "Wait a minute, then run the doctor again.")
     return Fault(
-        f"{answer.status} instead of {wanted}{said(answer)}",
+        f"{answer.status} instead of {expected}{said(answer)}",
         "If this is not the gateway's own answer, something in front refuses: exempt /mcp/, /oauth/ and "
         "/.well-known/oauth-* from sign-in and filters of its own.",
     )
@@ -90,7 +90,7 @@ def _redirected(answer: Answer) -> Fault:
 
 
 def said(answer: Answer) -> str:
-    """The error of an answer in words, when it is the gateway's own; else just a full stop."""
+    """The error text of a response of the gateway, else just a full stop."""
     try:
         document = answer.document
     except Fault:

@@ -20,8 +20,8 @@ from wire.http1 import Body, BodyBroken, BodyTooLarge
 
 SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024
-TOLD = ("www-authenticate", "location", "content-type", "server", "via")
-UNTOLD = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
+REPORTED_HEADERS = ("www-authenticate", "location", "content-type", "server", "via")
+HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
 # Our own public address may well be private, and without TLS; only what hands out a cloud's credentials stays closed.
 ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
@@ -40,16 +40,16 @@ class Answer:
         """The JSON object in it, be it an event of a stream; raises Fault when there is none."""
         lines = [line.removeprefix("data:") for line in self.text.splitlines() if line.startswith("data:")]
         try:
-            found = json.loads(lines[-1] if lines else self.text)
+            value = json.loads(lines[-1] if lines else self.text)
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            kind = self.headers.get("content-type", "no content type")
+            value = None
+        if not isinstance(value, dict):
+            content_type = self.headers.get("content-type", "no content type")
             raise Fault(
-                f"{self.status} with {kind} where JSON was expected.",
+                f"{self.status} with {content_type} where JSON was expected.",
                 f"Something in front answers {self.url} itself. Let it pass this address on, and its answer back.",
             )
-        return found
+        return value
 
 
 class HttpProbe:
@@ -73,20 +73,20 @@ class HttpProbe:
         self._http.close()
 
     def begin(self) -> None:
-        """The clock of the next step runs; nothing is told of it yet."""
+        """Start the timer of the next step, with no request noted yet."""
         self._deadline.set(self._seconds)
         self.note("")
 
     def note(self, asked: str, answered: str = "") -> None:
-        self.asked, self.answered = UNTOLD.sub("…", asked), UNTOLD.sub("…", answered)
+        self.asked, self.answered = HIDDEN.sub("…", asked), HIDDEN.sub("…", answered)
 
-    def ask(self, method: str, url: str, *, telling: str = "", **what: Any) -> Answer:
-        """Put a question, of which `telling` may be told; raises Fault when nothing answers."""
+    def ask(self, method: str, url: str, *, telling: str = "", **options: Any) -> Answer:
+        """Send a request; the report quotes `telling` of it. Raises Fault when there is no response."""
         self.note(f"{method} {url}" + (f"\n{telling}" if telling else ""))
         if not url.startswith(("https://", "http://")):
             raise Fault("No answer: an address begins with https:// or http://.", _unreachable(url))
         try:
-            with self._http.stream(method, url, **what) as response:
+            with self._http.stream(method, url, **options) as response:
                 answer = Answer(url, response.status_code, response.headers, _text(response, self._deadline))
         except httpx.TimeoutException:
             raise Fault(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
@@ -94,7 +94,7 @@ class HttpProbe:
             raise Fault(f"No answer: {error}", _unreachable(url)) from None
         finally:
             self._http.cookies.clear()
-        self.note(self.asked, _told(answer.status, answer.headers))
+        self.note(self.asked, _response_text(answer.status, answer.headers))
         return answer
 
 
@@ -114,14 +114,14 @@ def _text(response: httpx.Response, deadline: Deadline) -> str:
     return b"".join(parts).decode(errors="replace")
 
 
-def _told(status: int, headers: Mapping[str, str]) -> str:
-    known = [f"{name.title().replace('Www', 'WWW')}: {headers[name]}" for name in TOLD if name in headers]
+def _response_text(status: int, headers: Mapping[str, str]) -> str:
+    known = [f"{name.title().replace('Www', 'WWW')}: {headers[name]}" for name in REPORTED_HEADERS if name in headers]
     return "\n".join([str(status), *known])
 
 
 def _unreachable(url: str) -> str:
-    place = url.partition("/mcp/")[0]
+    base = url.partition("/mcp/")[0]
     return (
-        f"Does {place} lead to this installation, with a certificate that clients trust? If only this machine cannot "
+        f"Does {base} lead to this installation, with a certificate that clients trust? If only this machine cannot "
         "reach it, run `manage.py doctor --url` where clients are."
     )

@@ -50,7 +50,7 @@ class OAuthCheck:
         self.connection: Connection | None = None
 
     def run(self) -> list[Step]:
-        ways: list[tuple[str, Callable[[], str]]] = [
+        checks: list[tuple[str, Callable[[], str]]] = [
             ("Refusal without a token", self.refusal),
             ("Protected resource metadata", self.resource_metadata),
             ("Authorization server metadata", self.server_metadata),
@@ -62,24 +62,24 @@ class OAuthCheck:
         ]
         steps: list[Step] = []
         try:
-            for title, way in ways:
-                going_on = all(step.state == State.OK for step in steps)
-                steps.append(self._step(title, way) if going_on else Step(title, State.NOT_REACHED))
+            for title, check in checks:
+                may_continue = all(step.state == State.OK for step in steps)
+                steps.append(self._step(title, check) if may_continue else Step(title, State.NOT_REACHED))
         finally:
             self.wire.close()
             consent.tidy(self.application, self.connection, by=self.person)
         return steps
 
-    def _step(self, title: str, way: Callable[[], str]) -> Step:
+    def _step(self, title: str, check: Callable[[], str]) -> Step:
         self.wire.begin()
         try:
-            found = way()
+            finding = check()
         except Fault as fault:
             return Step(title, State.FAILED, self.wire.asked, self.wire.answered, fault.reason, fault.advice)
-        return Step(title, State.OK, self.wire.asked, self.wire.answered, found)
+        return Step(title, State.OK, self.wire.asked, self.wire.answered, finding)
 
     def refusal(self) -> str:
-        """A client without a token is told where to begin (RFC 9728 section 5.1)."""
+        """A request without a token gets the URL of the resource metadata (RFC 9728 section 5.1)."""
         answer = self.wire.ask("POST", self.url, json=LIST, headers=ACCEPT)
         if answer.status != 401:
             raise unexpected(answer, 401)
@@ -89,14 +89,14 @@ class OAuthCheck:
                 "401 without the header WWW-Authenticate: a client does not learn that it can sign in.",
                 "Something in front takes the header out. Let it pass (nginx: no proxy_hide_header).",
             )
-        found = METADATA.search(challenge)
-        if found is None:
+        match = METADATA.search(challenge)
+        if match is None:
             raise Fault(
                 f"The header WWW-Authenticate names no resource_metadata: {challenge}",
                 "This 401 is not the gateway's: something in front asks for a sign-in of its own. Exempt /mcp/, "
                 "/oauth/ and /.well-known/oauth-* from it.",
             )
-        self.metadata_url = belongs(found[1], self.base, "The header WWW-Authenticate")
+        self.metadata_url = belongs(match[1], self.base, "The header WWW-Authenticate")
         return "The refusal names the metadata document."
 
     def resource_metadata(self) -> str:
@@ -131,13 +131,13 @@ class OAuthCheck:
         return answer.document
 
     def registration(self) -> str:
-        """The app makes itself known (RFC 7591); the doctor's registration goes away at the end.
+        """Registers as an app (RFC 7591); the doctor's registration is deleted at the end.
 
         The walk goes on only with what was registered here just now: a code would open this installation, whoever
         holds it, and what is tidied up must be the doctor's own.
         """
         self._must_be_here()
-        told = {
+        payload = {
             "client_name": APP,
             "redirect_uris": [REDIRECT],
             "grant_types": ["authorization_code", "refresh_token"],
@@ -145,7 +145,7 @@ class OAuthCheck:
             "token_endpoint_auth_method": "none",
         }
         newest = consent.newest()
-        answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=told)
+        answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=payload)
         if answer.status != 201:
             raise unexpected(answer, 201)
         client_id = str(answer.document.get("client_id", ""))
@@ -183,9 +183,9 @@ class OAuthCheck:
 
     def authorize_page(self) -> str:
         """As a browser comes to it, not signed in: it is sent to the sign-in page of the same place."""
-        asked = {**self.question, "resource": self.url}
+        parameters = {**self.question, "resource": self.url}
         telling = f"response_type=code code_challenge=… code_challenge_method=S256 resource={self.url}"
-        address = f"{self.server['authorization_endpoint']}?{urlencode(asked)}"
+        address = f"{self.server['authorization_endpoint']}?{urlencode(parameters)}"
         answer = self.wire.ask("GET", address, telling=telling)
         to = urljoin(answer.url, answer.headers.get("location", ""))
         if answer.status != 302:
@@ -207,7 +207,7 @@ class OAuthCheck:
             raise Fault("This is not the sign-in page of the gateway.", FILTERED)
 
     def consent(self) -> str:
-        """Nobody is there to press Allow: the functions behind that button are called instead."""
+        """Calls the functions of the Allow button, since no person is there to press it."""
         self.wire.note(f"Nothing over HTTP: the functions behind the consent page, as {self.person.email}")
         allowed = consent.allow(self.person, self.gateway, self.application, self.question)
         self.code, self.connection = allowed.code, allowed.connection
@@ -216,7 +216,7 @@ class OAuthCheck:
 
     def token(self) -> str:
         """The code and the verifier bring an access token for this gateway."""
-        told = {
+        payload = {
             "grant_type": "authorization_code",
             "code": self.code,
             "client_id": self.client_id,
@@ -225,7 +225,7 @@ class OAuthCheck:
             "resource": self.url,
         }
         telling = f"grant_type=authorization_code code=… code_verifier=… resource={self.url}"
-        answer = self.wire.ask("POST", self.server["token_endpoint"], telling=telling, data=told)
+        answer = self.wire.ask("POST", self.server["token_endpoint"], telling=telling, data=payload)
         if answer.status != 200:
             raise unexpected(answer, 200)
         self.access_token = str(answer.document.get("access_token", ""))

@@ -23,7 +23,7 @@ class Fault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a client's way: what was asked, what came back, and what that means."""
+    """One step of the check: request, response, and finding."""
 
     title: str
     state: State

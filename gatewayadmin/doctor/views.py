@@ -22,22 +22,22 @@ from ui.pages import AppRequest, show
 def doctor(request: AppRequest) -> HttpResponse:
     """Choose a gateway, run the walk, read the report."""
     gateways = list(Gateway.objects.visible_to(request.user))
-    wanted = request.POST.get("gateway") or request.GET.get("gateway")
-    gateway = next((one for one in gateways if one.slug == wanted), next(iter(gateways), None))
+    slug = request.POST.get("gateway") or request.GET.get("gateway")
+    gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
     ran = request.method == "POST" and gateway is not None
     steps = OAuthCheck(settings.PUBLIC_URL, gateway, request.user).run() if ran and gateway else []
     context = {
         "gateways": gateways,
         "gateway": gateway,
         "public_url": settings.PUBLIC_URL,
-        "came_by": _came_by(request),
+        "came_by": _other_host(request),
         "steps": steps,
         "passed": passed(steps),
     }
     return show(request, "doctor.html#report", context)
 
 
-def _came_by(request: AppRequest) -> str:
-    """The host this page was asked by, when it is not the public one; empty otherwise."""
-    here = request.headers.get("X-Forwarded-Host") or request.get_host()
-    return "" if here.lower() == urlsplit(settings.PUBLIC_URL).netloc.lower() else here
+def _other_host(request: AppRequest) -> str:
+    """The host of this request, when it is not the public one; else empty."""
+    host = request.headers.get("X-Forwarded-Host") or request.get_host()
+    return "" if host.lower() == urlsplit(settings.PUBLIC_URL).netloc.lower() else host

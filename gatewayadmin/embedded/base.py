@@ -1,4 +1,4 @@
-"""Django's PostgreSQL backend on the embedded server, which runs when the first connection is made."""
+"""Django's PostgreSQL backend for the embedded server, which starts at the first connection."""
 
 import atexit
 from typing import Any

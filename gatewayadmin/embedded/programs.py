@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs, from the package that brings them, run as a user they accept."""
+"""Runs PostgreSQL's own programs, from the package with the binaries, as a user they accept."""
 
 import os
 import pwd
@@ -20,9 +20,9 @@ class ClusterError(Exception):
 
 def demand(program: str, *arguments: str, text: str = "") -> None:
     """Run a program that must succeed. Raises ClusterError with its last words."""
-    done = run(program, *arguments, text=text)
-    if done.returncode:
-        reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
+    result = run(program, *arguments, text=text)
+    if result.returncode:
+        reason = (result.stdout.strip().splitlines() or ["no reason given"])[-1]
         raise ClusterError(f"{program} of the embedded PostgreSQL failed: {reason}")
 
 
@@ -30,7 +30,7 @@ def run(program: str, *arguments: str, text: str = "") -> subprocess.CompletedPr
     """Run a program to its end, with `text` as its input; its output and errors are in `stdout`."""
     # A file, not a pipe: the server inherits it from pg_ctl, and a pipe would stay open as long as it lives.
     with tempfile.TemporaryFile("w+") as output:
-        done = subprocess.run(
+        result = subprocess.run(
             [binaries() / program, *arguments],
             input=text,
             text=True,
@@ -42,7 +42,7 @@ def run(program: str, *arguments: str, text: str = "") -> subprocess.CompletedPr
             **_as_account(),
         )
         output.seek(0)
-        return subprocess.CompletedProcess(done.args, done.returncode, output.read())
+        return subprocess.CompletedProcess(result.args, result.returncode, output.read())
 
 
 @cache

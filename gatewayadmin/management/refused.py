@@ -1,4 +1,4 @@
-"""Commands of Django that this installation refuses, with words that say what to use instead."""
+"""Base of Django commands that are refused, with a message that names the replacement."""
 
 from argparse import ArgumentParser
 from typing import Any

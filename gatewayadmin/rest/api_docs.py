@@ -1,4 +1,4 @@
-"""The description of the API as a person reads it: operations, fields and objects in words."""
+"""The OpenAPI description prepared for the documentation pages: operations, fields and objects as text."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The operations on one kind of thing."""
+    """The operations on one kind of resource."""
 
     slug: str
     title: str
@@ -90,18 +90,18 @@ def _title(tag: str) -> str:
 
 def objects_of(group: Group) -> list[Schema]:
     """Every object the operations of `group` speak of, those within others too."""
-    waiting = {name for operation in group.operations for name in operation.names}
-    known: dict[str, Schema] = {}
-    while waiting:
-        name = waiting.pop()
+    pending = {name for operation in group.operations for name in operation.names}
+    schemas: dict[str, Schema] = {}
+    while pending:
+        name = pending.pop()
         schema = _objects()[name]
-        known[name] = Schema(name, in_words(schema.get("description", "")), list(_fields(schema)))
-        waiting |= set(_named(schema)) - known.keys()
-    return [known[name] for name in sorted(known)]
+        schemas[name] = Schema(name, in_words(schema.get("description", "")), list(_fields(schema)))
+        pending |= set(_named(schema)) - schemas.keys()
+    return [schemas[name] for name in sorted(schemas)]
 
 
 def in_words(text: str) -> SafeString:
-    """Text in which what stands between backticks is code."""
+    """Text with the parts in backticks marked as code."""
     pieces = re.split(r"`([^`]*)`", text)
     return format_html_join(
         "", "{}", ((format_html("<code>{}</code>", piece) if at % 2 else piece,) for at, piece in enumerate(pieces))
@@ -114,11 +114,11 @@ def kind_of(schema: dict[str, Any]) -> str:
         return str(schema["$ref"]).rpartition("/")[2]
     for several in ("oneOf", "anyOf", "allOf"):
         if several in schema:
-            return " or ".join(dict.fromkeys(kind_of(one) for one in schema[several]))
+            return " or ".join(dict.fromkeys(kind_of(item) for item in schema[several]))
     if "enum" in schema:
-        return ", ".join("none" if one in (None, "") else str(one) for one in schema["enum"])
+        return ", ".join("none" if item in (None, "") else str(item) for item in schema["enum"])
     types = schema.get("type", "anything")
-    return " or ".join(_type(one, schema) for one in (types if isinstance(types, list) else [types]))
+    return " or ".join(_type(item, schema) for item in (types if isinstance(types, list) else [types]))
 
 
 def _type(name: str, schema: dict[str, Any]) -> str:
@@ -158,8 +158,8 @@ def _parameter(parameter: dict[str, Any]) -> Field:
 
 def _fields(schema: dict[str, Any]) -> Iterator[Field]:
     required = schema.get("required", ())
-    for name, one in schema.get("properties", {}).items():
-        yield Field(name, kind_of(one), name in required, in_words(_bounds(one)))
+    for name, field_schema in schema.get("properties", {}).items():
+        yield Field(name, kind_of(field_schema), name in required, in_words(_bounds(field_schema)))
 
 
 def _bounds(schema: dict[str, Any]) -> str:
@@ -171,7 +171,7 @@ def _bounds(schema: dict[str, Any]) -> str:
 
 
 def _answer(status: str, response: dict[str, Any]) -> Answer:
-    schemas = [one.get("schema", {}) for one in response.get("content", {}).values()]
+    schemas = [content.get("schema", {}) for content in response.get("content", {}).values()]
     files = [media for media in response.get("content", {}) if media != "application/json"]
     kind = " or ".join(files) or next(map(kind_of, schemas), "")
     return Answer(status, in_words(response.get("description") or "Done."), kind)

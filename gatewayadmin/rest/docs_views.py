@@ -1,7 +1,7 @@
-"""The pages of the REST API, drawn from its own description.
+"""The documentation pages of the REST API, generated from its description.
 
-Drawn here rather than by Swagger UI: the same design, light and dark, readable without script and by a screen reader,
-and nothing to loosen the content security policy for.
+They replace Swagger UI: same design as all pages, light and dark, readable without script and by a screen reader, and
+no exception in the Content Security Policy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def docs(request: AppRequest) -> HttpResponse:
 @own_resource(WHY)
 def docs_of(request: AppRequest, group: str) -> HttpResponse:
     """The operations of one group in full, and the objects they speak of."""
-    found = groups().get(group)
-    if found is None:
+    operations = groups().get(group)
+    if operations is None:
         raise Http404
-    return show(request, "api/group.html", {"group": found, "objects": objects_of(found)})
+    return show(request, "api/group.html", {"group": operations, "objects": objects_of(operations)})

@@ -1,4 +1,4 @@
-"""The API's description of itself, OpenAPI 3.1, drawn from what the views declare and enforce."""
+"""The OpenAPI 3.1 description of the API, generated from the declarations that the views enforce."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ChangeSerializer(serializers.Serializer[Any]):
 
 
 class ChangedSerializer(ProblemSerializer):
-    """What became of the thing after the version that was sent."""
+    """The changes made after the version in `If-Match`."""
 
     changed = ChangeSerializer(many=True)
 
@@ -101,22 +101,22 @@ class Described(AutoSchema):
 
     def get_tags(self) -> list[str]:
         tokens = self._tokenize_path()
-        below = [one for one in ("connections", "servers", "tools") if tokens[0] == "gateways" and one in tokens]
-        return [" ".join(["gateways", *below])] if below else tokens[:1]
+        nested = [name for name in ("connections", "servers", "tools") if tokens[0] == "gateways" and name in tokens]
+        return [" ".join(["gateways", *nested])] if nested else tokens[:1]
 
     def get_summary(self) -> str:
         return self.action.replace("_", " ").replace("partial update", "update").capitalize()
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
         """What it does, and what it takes."""
-        said = getattr(getattr(self.view, self.action), "__doc__", None) or type(self.view).__doc__ or ""
-        needed = sorted(one.slug for one in capabilities_in(self.rule))
+        doc = getattr(getattr(self.view, self.action), "__doc__", None) or type(self.view).__doc__ or ""
+        needed = sorted(capability.slug for capability in capabilities_in(self.rule))
         join = " and " if isinstance(self._held, frozenset) else " or "
         takes = f"Takes {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
         own = "; without it only for what is your own, and not by API key" if isinstance(self.rule, Own) else ""
         if isinstance(self.rule, Own) and self.rule.others == NOBODY:
             takes, own = f"For its owner alone. {takes} of their API key", ""
-        lines = " ".join(line.strip() for line in said.strip().splitlines())
+        lines = " ".join(line.strip() for line in doc.strip().splitlines())
         return f"{lines}\n\n{takes}{own}."
 
     @property
@@ -182,8 +182,8 @@ class Described(AutoSchema):
     def _refused(self) -> list[int]:
         """The statuses of the refusals that can happen."""
         has_body = self.operation.body is not None
-        conflicts = self.operation.conflicts or any(one.status == 409 for one in self.view.problems.values())
-        happens = {
+        conflicts = self.operation.conflicts or any(problem.status == 409 for problem in self.view.problems.values())
+        possible = {
             409: self.method in UNSAFE and conflicts,
             404: "{" in self.path or self.operation.has_page_numbers,
             412: self.operation.if_match,
@@ -191,7 +191,7 @@ class Described(AutoSchema):
             415: has_body,
             429: bool(self.view.throttle_classes),
         }
-        return sorted({400, 401, 403, 406} | {status for status, can in happens.items() if can})
+        return sorted({400, 401, 403, 406} | {status for status, can in possible.items() if can})
 
     def get_auth(self) -> list[Any]:
         super().get_auth()  # Registers the schemes.

@@ -1,4 +1,4 @@
-"""The REST API under /api/: every resource, at paths without a final slash."""
+"""The routes of the REST API under /api/, without trailing slashes."""
 
 import sys
 from http import HTTPStatus
@@ -85,7 +85,7 @@ _below = [
 @login_not_required
 @own_resource("nothing is here; programs are told so in JSON and never redirected")
 def nothing(request: HttpRequest) -> HttpResponse:
-    """404 for every path of the API that leads nowhere."""
+    """404 for every unknown path of the API."""
     return _problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this path.")
 
 

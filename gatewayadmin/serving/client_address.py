@@ -51,7 +51,7 @@ _FORWARDING = frozenset(
 
 
 def is_local(peer: str, headers: Iterable[str], trusted: Sequence[Network]) -> bool:
-    """Whether a program on this machine itself asks: over the loopback address, and no proxy in between.
+    """Whether the request is from a program on this machine, over the loopback address and without a proxy.
 
     `peer` holds the other end of the connection, `headers` are the names of the request's, in lower case. A proxy on
     this machine is told by any header that speaks of a sender, and by being one of the `trusted` ones.

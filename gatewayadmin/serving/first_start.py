@@ -1,4 +1,4 @@
-"""What every start makes sure of: tables, roles, the first owner, the Quickstart. Safe to run twice, or at once."""
+"""Prepared at every start: tables, roles, the first owner, the Quickstart. Idempotent, and safe to run concurrently."""
 
 import secrets
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ QUICKSTART = "quickstart"
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Who may sign in; `secret` is the password when it was made up just now, to be shown once."""
+    """The account to sign in with; `secret` is the password if it was generated now, to be shown once."""
 
     email: str
     secret: str | None
@@ -53,9 +53,9 @@ def make_partitions() -> list[str]:
 
 
 def _welcome() -> Welcome:
-    given, settings.ADMIN_PASSWORD = settings.ADMIN_PASSWORD, ""  # Workers are forked from here and need none of it.
-    secret = None if given else secrets.token_urlsafe(15)
-    owner = make_first_owner(settings.ADMIN_EMAIL, given or secret or "")
+    password, settings.ADMIN_PASSWORD = settings.ADMIN_PASSWORD, ""  # Workers are forked from here and need none of it.
+    secret = None if password else secrets.token_urlsafe(15)
+    owner = make_first_owner(settings.ADMIN_EMAIL, password or secret or "")
     if owner is not None:
         return Welcome(owner.email, secret)
     return Welcome(User.objects.earliest("date_joined").email, None)

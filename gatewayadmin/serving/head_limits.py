@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with bounds on what a client may send, how slowly, and over how many connections."""
+"""uvicorn's HTTP protocol with limits on size and speed of requests and on the number of connections."""
 
 import re
 from asyncio import TimerHandle, Transport
@@ -18,7 +18,7 @@ _is_call = re.compile(f"{PREFIX}{SLUG}/?".encode()).fullmatch
 
 
 class HeadLimits(HttpToolsProtocol):
-    """Closes a connection whose request comes too slowly or has too large a head, and bounds strangers' connections.
+    """Closes connections with slow requests or large headers, and limits unauthenticated connections.
 
     A head is larger than `MOST` or takes longer than `seconds`: the parser gathers a URL, a header or a trailer until
     it ends, so what it has not handed over yet counts too. A body takes longer than `body_seconds`, or brings less

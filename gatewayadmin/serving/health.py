@@ -1,4 +1,4 @@
-"""What machines ask about this process: is it alive, can it serve, how is it doing."""
+"""/livez, /readyz and /metrics."""
 
 import asyncio
 import hmac
@@ -26,7 +26,7 @@ POOL_WAITING = Gauge(
 
 
 class Readiness:
-    """Whether this process should be sent requests: asked of the proxy's own connections, so it costs none."""
+    """Whether this process can serve requests, checked on the proxy's own database connections."""
 
     def __init__(self) -> None:
         self._faults: Callable[[], Mapping[str, str]] = lambda: {"proxy": "not started yet"}
@@ -86,6 +86,8 @@ def _is_local(request: Request) -> bool:
 
 
 def _has_token(request: Request) -> bool:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    wanted = settings.METRICS_TOKEN
-    return bool(wanted) and scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), wanted.encode())
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    expected = settings.METRICS_TOKEN
+    return (
+        bool(expected) and scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), expected.encode())
+    )

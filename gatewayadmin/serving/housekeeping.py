@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 EVERY = timedelta(minutes=15)
 FIRST_S = (20, 60)  # Not all workers at the same moment.
 RATE_COUNTER = timedelta(hours=1)
-HEARD_OF = timedelta(minutes=10)
-AT_ONCE = 8
+RECENTLY_CHECKED = timedelta(minutes=10)
+CONCURRENT_CHECKS = 8
 
 FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
 DONE_AT = Gauge(
@@ -45,9 +45,9 @@ DONE_AT = Gauge(
 def once() -> dict[str, int] | None:
     """Do all chores; how many things each one touched. None when another process is at it already."""
     with locks.held_if_free(Lock.HOUSEKEEPING) as free:
-        done = _chores() if free else None
+        counts = _chores() if free else None
     # Servers may take their time: nobody else's chores wait for that.
-    return done if done is None else done | {"servers_asked": _ask_servers(timezone.now())}
+    return counts if counts is None else counts | {"servers_asked": _ask_servers(timezone.now())}
 
 
 async def forever() -> None:
@@ -60,13 +60,13 @@ async def forever() -> None:
 
 def _once_logged() -> None:
     try:
-        with database.unhurried():
-            done = once()
+        with database.without_time_limit():
+            counts = once()
     except Exception:
         logger.exception("housekeeping failed")
     else:
-        if done and any(done.values()):
-            logger.info("housekeeping", extra=done)
+        if counts and any(counts.values()):
+            logger.info("housekeeping", extra=counts)
     finally:
         connection.close()
 
@@ -74,17 +74,17 @@ def _once_logged() -> None:
 def _chores() -> dict[str, int]:
     """Each chore on its own: what fails is logged and counted, and ends no other."""
     now = timezone.now()
-    done, failed = {}, 0
+    counts, failed = {}, 0
     for name, chore in CHORES.items():
         try:
-            done[name] = chore(now)
+            counts[name] = chore(now)
         except Exception:
             logger.exception("a chore failed", extra={"chore": name})
             FAILED.labels(name).inc()
             failed += 1
     if not failed:
         DONE_AT.set_to_current_time()
-    return done | ({"failed": failed} if failed else {})
+    return counts | ({"failed": failed} if failed else {})
 
 
 def _drop_partitions(now: datetime) -> int:
@@ -93,11 +93,11 @@ def _drop_partitions(now: datetime) -> int:
 
 
 def _ask_servers(now: datetime) -> int:
-    """Ask the servers nobody has heard of lately whether they are up, and remember it."""
-    silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - HEARD_OF)
+    """Check the servers without recent results, and store their health."""
+    silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - RECENTLY_CHECKED)
     servers = [server for server in Server.objects.live().filter(silent, enabled=True) if _is_reachable(server)]
     identities = [Identity.objects.filter(server=server).usable().shared().first() for server in servers]
-    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+    with ThreadPoolExecutor(max_workers=CONCURRENT_CHECKS) as pool:
         outcomes = list(pool.map(_ask, servers, identities))
     for server, identity, outcome in zip(servers, identities, outcomes, strict=True):
         discovery.note(server, identity, outcome)
@@ -120,8 +120,8 @@ def _ask(server: Server, identity: Identity | None) -> Discovered | Failed:
 
 def _sweep_browsers() -> int:
     """What is noted of browsers whose web session is gone."""
-    there = Session.objects.values("session_key")
-    return int(UserSession.objects.exclude(session_key__in=there).delete()[0])
+    session_keys = Session.objects.values("session_key")
+    return int(UserSession.objects.exclude(session_key__in=session_keys).delete()[0])
 
 
 def _sweep_cache(now: datetime) -> int:

@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class OneLine(logging.Filter):
-    """Takes the traceback off what strangers can cause at will: the message says it all."""
+    """Removes the traceback of errors that any client can cause: the message is enough."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.exc_info, record.exc_text, record.stack_info = None, None, None

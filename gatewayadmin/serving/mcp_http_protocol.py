@@ -1,8 +1,8 @@
-"""A shorter way through HTTP for MCP calls (GATEWAY_FAST_HTTP).
+"""A faster HTTP protocol for MCP calls (GATEWAY_FAST_HTTP).
 
-uvicorn looks at each header of an answer with patterns and writes head and body apart, which takes as long as the
-decision about a call. A POST to `/mcp/<slug>` needs none of it, and the next one over the same connection, when it has
-the same head, not even a parser. All other requests, and unusual spellings of that URL, go uvicorn's own way.
+uvicorn checks each response header with regular expressions and writes head and body separately, which takes as long as
+the access check of a call. A POST to `/mcp/<slug>` skips both, and if it repeats the headers of the previous request on
+the connection, it skips the parser too. All other requests, and unusual spellings of that URL, use uvicorn's protocol.
 """
 
 import asyncio

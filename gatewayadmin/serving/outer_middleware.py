@@ -166,7 +166,7 @@ class _RequestLog:
         await self._send(message)
 
     def write(self) -> None:
-        """Say what became of it, where that is wanted (GATEWAY_LOG_REQUESTS)."""
+        """Log the request, if GATEWAY_LOG_REQUESTS is set."""
         if not logger.isEnabledFor(logging.INFO):
             return
         logger.info(

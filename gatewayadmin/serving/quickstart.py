@@ -1,8 +1,7 @@
 """The bundled Quickstart server: a few harmless tools, so that a new workspace has something to call.
 
-An MCP server of both eras without state, answered by this process itself. It is reached through the
-gateway over the network like any other server, and opens only to the secret of this start: nobody but our own proxy
-can call it.
+A stateless MCP server of both eras in this process. The gateway calls it over the network like any other server. It
+accepts only requests with a secret made at this start: only our own proxy can call it.
 """
 
 import asyncio
@@ -45,8 +44,8 @@ def app(secret: str) -> App:
     expected = secret.encode()
 
     async def quickstart(scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"]).get(SECRET_HEADER, b"")
-        if not secret or not hmac.compare_digest(given, expected):
+        presented = dict(scope["headers"]).get(SECRET_HEADER, b"")
+        if not secret or not hmac.compare_digest(presented, expected):
             await _answer(send, 404, b"")
         elif scope["method"] != "POST":
             await _answer(send, 405, b"", (b"allow", b"POST"))
@@ -126,8 +125,8 @@ async def _get_prompt(params: Object) -> Object:
     if params.get("name") != "greeting":
         raise NoSuchThing(f"Unknown prompt: {params.get('name')}")
     arguments = params.get("arguments")
-    who = arguments.get("name", "you") if isinstance(arguments, dict) else "you"
-    content = {"type": "text", "text": f"Write one friendly sentence to greet {who}."}
+    name = arguments.get("name", "you") if isinstance(arguments, dict) else "you"
+    content = {"type": "text", "text": f"Write one friendly sentence to greet {name}."}
     return {"messages": [{"role": "user", "content": content}]}
 
 
@@ -267,7 +266,7 @@ async def _body(receive: Receive) -> bytes:
 
 
 async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-    own = [(b"content-type", b"application/json")] if body else []
+    content_type = [(b"content-type", b"application/json")] if body else []
     length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*own, length, *headers]})
+    await send({"type": "http.response.start", "status": status, "headers": [*content_type, length, *headers]})
     await send({"type": "http.response.body", "body": body})

@@ -38,8 +38,8 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket, taken before anything else is done. Raises PortTaken."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        both = host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
+        dual_stack = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise PortTaken(f"Cannot listen on {host} port {port}: {reason}.") from error
@@ -148,19 +148,19 @@ class Server(BaseApplication):  # type: ignore[misc]
         return application
 
     def run(self) -> None:
-        """Serve until told to stop; exits the process."""
+        """Serve until stopped; exits the process."""
         _close_database()  # Connections and their pool's threads do not survive a fork.
         super().run()
 
 
 def metrics_folder(data_dir: Path) -> Path:
     """An empty folder for the counters of this start; those of starts that ended are swept away."""
-    home = data_dir / "metrics"
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for old in home.iterdir():
-        if not (old.name.isdecimal() and psutil.pid_exists(int(old.name))) or old.name == str(os.getpid()):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = home / str(os.getpid())
+    parent = data_dir / "metrics"
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for entry in parent.iterdir():
+        if not (entry.name.isdecimal() and psutil.pid_exists(int(entry.name))) or entry.name == str(os.getpid()):
+            shutil.rmtree(entry, ignore_errors=True)
+    folder = parent / str(os.getpid())
     folder.mkdir()
     return folder
 

@@ -1,4 +1,4 @@
-"""The URLs agents reach, and the servers behind each."""
+"""Gateways, the servers assigned to them, and their tools."""
 
 from gateways.models.assignment import (
     AliasRequired,

@@ -1,4 +1,4 @@
-"""A server behind a gateway, and the tools it offers there."""
+"""An assignment (a server on a gateway) and the tools it offers there."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -139,7 +139,7 @@ class Assignment(Versioned, Switchable):
             raise WrongIdentity(WrongIdentity.__doc__)
 
     def check_allowed(self) -> None:
-        """Raise WrongIdentity unless the shared identity is said to be for this gateway."""
+        """Raise WrongIdentity unless the shared identity is allowed on this gateway."""
         identity = self.shared_identity
         if identity and not identity.gateways.filter(pk=self.gateway_id).exists():
             raise WrongIdentity(
@@ -186,7 +186,7 @@ class Assignment(Versioned, Switchable):
 
 
 def _plain(value: Any) -> Any:
-    """A value as it may stand in an event."""
+    """A value in the form in which events store it."""
     return str(value) if isinstance(value, models.Model) else value
 
 
@@ -222,11 +222,11 @@ class ToolQuerySet(models.QuerySet["Tool"]):
         now = timezone.now()
         with transaction.atomic():
             assignment = assignment.lock()
-            known = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
+            tools = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
             offered = {d["name"]: Tool.define(d, now) for d in usable_tools(definitions)}
             for name, values in offered.items():
-                if name in known:
-                    known[name].take_over(values)
+                if name in tools:
+                    tools[name].take_over(values)
             fresh = {
                 "assignment": assignment,
                 "enabled": assignment.tool_policy != ToolPolicy.SELECTED,
@@ -235,10 +235,10 @@ class ToolQuerySet(models.QuerySet["Tool"]):
             new = [
                 Tool(name=name, exposed_name=exposed_name(assignment.alias, name), **fresh, **values)
                 for name, values in offered.items()
-                if name not in known
+                if name not in tools
             ]
             self.bulk_create(new, ignore_conflicts=True)  # The proxy may have been faster.
-            self.bulk_update([known[name] for name in offered if name in known], Tool.LEARNT)
+            self.bulk_update([tools[name] for name in offered if name in tools], Tool.LISTED_FIELDS)
             self.filter(assignment=assignment, missing_since=None).exclude(name__in=offered).update(missing_since=now)
 
 
@@ -263,7 +263,7 @@ class Tool(Switchable):
     changed_at = models.DateTimeField(null=True, blank=True)
     missing_since = models.DateTimeField(null=True, blank=True)
 
-    LEARNT: ClassVar = (
+    LISTED_FIELDS: ClassVar = (
         "title",
         "description",
         "input_schema",

@@ -1,4 +1,4 @@
-"""The URL agents reach."""
+"""Gateways: the URLs that agents call."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -39,7 +39,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live().filter(open_to_user).distinct()
 
     def visible_to(self, user: User) -> "GatewayQuerySet":
-        """Live gateways whose page `user` may open: those within reach, all of them for who governs gateways."""
+        """Live gateways whose page `user` may open: those they may use, or all for users who manage gateways."""
         if any(user.has_perm(c) for c in (Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)):
             return self.live()
         return self.reachable_by(user)
@@ -61,13 +61,13 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
 
         Raises ChangedMeanwhile when they are no longer those that were `seen`.
         """
-        chosen = {gateway.pk for gateway in wanted}
+        pks = {gateway.pk for gateway in wanted}
         with transaction.atomic():
             Team.objects.select_for_update().get(pk=team.pk)
             TeamGateways(team).must_be(seen)
             for gateway in self.live().filter(reach=Reach.TEAMS).prefetch_related("teams").order_by("pk"):
                 teams = {*gateway.teams.all()}
-                if (gateway.pk in chosen) != (team in teams):
+                if (gateway.pk in pks) != (team in teams):
                     gateway.edit(teams=teams ^ {team}, by=by)
 
 
@@ -100,9 +100,9 @@ class IdentityGateways(Versioned):
 def allow_identity(
     identity: Identity, wanted: Iterable["Gateway"], *, by: User | None, seen: Seen | None = None
 ) -> None:
-    """Let the shared `identity` be used at exactly the gateways `wanted`, from the next request on; records it.
+    """Set the gateways on which the shared `identity` may be used to `wanted`, from the next request on.
 
-    Raises CapabilityRequired for who does not manage identities (None is the system), or ChangedMeanwhile.
+    Raises CapabilityRequired unless `by` manages identities (None is the system), or ChangedMeanwhile.
     """
     if by is not None and not by.has_perm(Capability.IDENTITIES_MANAGE):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
@@ -174,8 +174,8 @@ class Gateway(Versioned, Switchable):
             }
             if teams is not None:
                 teams = list(teams)
-            wanted = sorted(team.name for team in teams) if teams is not None else None
-            other_teams = wanted is not None and wanted != row.team_names()
+            team_names = sorted(team.name for team in teams) if teams is not None else None
+            other_teams = team_names is not None and team_names != row.team_names()
             row.must_be(seen, {*changes, "teams"} if other_teams else changes)
             for name, value in fields.items():
                 setattr(self, name, value)

@@ -12,7 +12,7 @@ from django.core import mail
 from django.test import Client
 
 from accounts.models import User
-from accounts.sign_in_limits import COOKIE, KNOWN_FOR, MOST
+from accounts.sign_in_limits import COOKIE, DEVICE_LIFETIME, MOST
 from auditlog.models import Event
 from tests import make
 from tests.accounts.test_second_factor import code_of, turn_on
@@ -102,7 +102,7 @@ def test_a_browser_is_known_no_longer(ended: str, clock: Any, settings: Any) -> 
         case "signed out everywhere":
             person.end_sessions(by=person)
         case "half a year":
-            clock.shift(KNOWN_FOR + timedelta(seconds=1))
+            clock.shift(DEVICE_LIFETIME + timedelta(seconds=1))
         case "another key":
             settings.SECRET_KEY = "another"
 

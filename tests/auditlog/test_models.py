@@ -137,7 +137,7 @@ def test_retention_drops_only_partitions_that_are_wholly_old() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_a_partition_that_is_read_stays_and_is_taken_up_where_it_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "ATTEMPTS", 1)
-    monkeypatch.setattr(partitions, "PATIENCE", "100ms")
+    monkeypatch.setattr(partitions, "LOCK_TIMEOUT", "100ms")
     for month in (1, 2, 3):
         old_month(2002, month)
     with psycopg.connect(database.conninfo()) as reader:

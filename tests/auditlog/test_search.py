@@ -310,7 +310,7 @@ def test_an_estimate_is_near(ana: User) -> None:
     drawn = histogram(Search([], ago(minutes=61)), sampled=True)
 
     assert 250 <= drawn.totals["ok"] <= 290
-    assert drawn.told["ok"].startswith("~")
+    assert drawn.total_labels["ok"].startswith("~")
 
 
 def test_moments_in_the_address_narrow_and_can_be_removed(ana: User, sign_in: SignIn) -> None:

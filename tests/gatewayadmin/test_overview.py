@@ -70,7 +70,7 @@ def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in:
     response = sign_in(ana).get("/")
 
     traffic = response.context["traffic"]
-    assert (traffic.told, str(traffic.denied)) == ("3", "1")
+    assert (traffic.total_label, str(traffic.denied)) == ("3", "1")
     assert traffic.bars.totals == {"ok": 1, "error": 0, "denied": 1, "cancelled": 1}
     assert "CI bot" in text(response)
     assert "0 with errors" in text(response)

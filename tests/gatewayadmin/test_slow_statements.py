@@ -52,6 +52,6 @@ def test_chores_take_the_time_they_need(db: None) -> None:
     usual = limit()
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = '15s'")
-    with database.unhurried():
+    with database.without_time_limit():
         assert limit() == "0"
     assert limit() == usual

@@ -104,7 +104,7 @@ def near(web: Upstream, name: str) -> str:
 def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web: Upstream) -> None:
     document = client_document_fetch.fetch(near(web, "good"), guard=NEAR)
 
-    assert document.said == SAID
+    assert document.metadata == SAID
     assert document.fresh_for == timedelta(minutes=10)
     asked = web.seen[-1].headers
     assert {"cookie", "authorization", "referer"}.isdisjoint(asked)
@@ -143,14 +143,14 @@ def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstre
     """Two readers in a process; the time runs while one queues."""
     free = threading.Event()
     try:
-        for _ in range(client_document_fetch.AT_ONCE):
+        for _ in range(client_document_fetch.READERS):
             client_document_fetch._readers.submit(free.wait)  # As one that looks up a name for ever.
         with pytest.raises(Unreadable, match="too long"):
             client_document_fetch.fetch(near(web, "good"), guard=NEAR, seconds=0.2)
     finally:
         free.set()
 
-    assert client_document_fetch.fetch(near(web, "good"), guard=NEAR).said == SAID
+    assert client_document_fetch.fetch(near(web, "good"), guard=NEAR).metadata == SAID
 
 
 def test_a_private_address_is_never_called(web: Upstream) -> None:

@@ -173,7 +173,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, str]:
     monkeypatch.setattr(serve, "Server", Greets)
     monkeypatch.setattr(serve, "listen", lambda *_: None)
     monkeypatch.setattr(serve, "metrics_folder", lambda _: "")
-    monkeypatch.setattr(environment, "hand_down", lambda *_: None)
+    monkeypatch.setattr(environment, "set_for_children", lambda *_: None)
     monkeypatch.setattr(first_start, "prepare", lambda **_: Welcome("ana@example.com", None))
     out, err = StringIO(), StringIO()
     call_command("serve", *words, stdout=out, stderr=err)

@@ -1,4 +1,4 @@
-"""The pages below an open section of the rail."""
+"""The pages of the open section in the navigation rail."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def rail_page(context: RequestContext, url_name: str, text: str) -> SafeString:
     """An entry below a section; it is current on its own page and on all pages below it."""
     request: HttpRequest = context["request"]
     url = reverse(url_name)
-    below = request.path.startswith(f"{url.rstrip('/')}/")
+    is_below = request.path.startswith(f"{url.rstrip('/')}/")
     current = SafeString(' aria-current="page"') if request.path == url else SafeString(' aria-current="true"')
-    return format_html('<li><a href="{}"{}>{}</a></li>', url, current if request.path == url or below else "", text)
+    return format_html('<li><a href="{}"{}>{}</a></li>', url, current if request.path == url or is_below else "", text)

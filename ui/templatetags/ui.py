@@ -1,4 +1,4 @@
-"""Small pieces of markup that every page uses."""
+"""Template tags for small pieces of markup that every page uses."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def badge(state: str, text: str = "") -> SafeString:
 @register.simple_tag
 def address(uri: str, longest: int = 60) -> SafeString:
     """A web address with its host whole and its domain made plain; what follows the host is cut at `longest`."""
-    shown = parts(uri, longest=longest)
+    address_parts = parts(uri, longest=longest)
     return format_html(
         '<code class="address" title="{}">{}<b>{}</b>{}{}</code>',
-        shown.whole,
-        shown.before,
-        shown.domain,
-        shown.after,
-        shown.rest,
+        address_parts.whole,
+        address_parts.before,
+        address_parts.domain,
+        address_parts.after,
+        address_parts.rest,
     )
 
 
@@ -91,9 +91,11 @@ def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str)
     """An entry of the rail; it is current on its own page and on all pages below it."""
     request: HttpRequest = context["request"]
     url = reverse(url_name)
-    here = request.path == url
-    below = url != "/" and request.path.startswith(url)
-    current = SafeString(' aria-current="page"') if here else SafeString(' aria-current="true"') if below else ""
+    is_current = request.path == url
+    is_below = url != "/" and request.path.startswith(url)
+    current = (
+        SafeString(' aria-current="page"') if is_current else SafeString(' aria-current="true"') if is_below else ""
+    )
     return format_html('<a href="{}"{}>{}{}</a>', url, current, icon(icon_name), text)
 
 
@@ -118,12 +120,12 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
     many = isinstance(widget, (RadioSelect, CheckboxSelectMultiple))
     check = isinstance(widget, CheckboxInput)
     names = {"mono": "data-mono"}
-    given = {names.get(name, name.replace("_", "-")): value for name, value in attrs.items()}
+    attributes = {names.get(name, name.replace("_", "-")): value for name, value in attrs.items()}
     if not many and not check:
-        given["class"] = "input"
+        attributes["class"] = "input"
     return {
         "field": bound,
-        "control": bound.as_widget(attrs=given),
+        "control": bound.as_widget(attrs=attributes),
         "kind": "choices" if many else "check" if check else "select" if isinstance(widget, Select) else "input",
         "optional": optional,
     }

@@ -1,4 +1,4 @@
-"""Django's own command, refused: it would set somebody else's password without an admin event."""
+"""Django's own command, refused: it would set another person's password without an admin event."""
 
 from gatewayadmin.management.refused import RefusedCommand
 

@@ -1,4 +1,4 @@
-"""The OAuth doctor from the command line: where clients are, or where there is no browser."""
+"""The OAuth doctor on the command line: for a client's network, or without a browser."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -38,24 +38,24 @@ class Command(BaseCommand):
 
 
 def _gateway(slug: str | None) -> Gateway:
-    wanted = Gateway.objects.live().filter(**({"slug": slug} if slug else {"enabled": True}))
-    if (gateway := wanted.order_by("created_at", "pk").first()) is None:
+    gateways = Gateway.objects.live().filter(**({"slug": slug} if slug else {"enabled": True}))
+    if (gateway := gateways.order_by("created_at", "pk").first()) is None:
         raise CommandError(f"There is no gateway {slug}." if slug else "There is no enabled gateway.")
     return gateway
 
 
 def _user(email: str | None) -> User:
-    wanted = User.objects.filter(is_active=True, **({"email": email.strip().lower()} if email else {}))
-    if (user := wanted.order_by("date_joined").first()) is None:
+    users = User.objects.filter(is_active=True, **({"email": email.strip().lower()} if email else {}))
+    if (user := users.order_by("date_joined").first()) is None:
         raise CommandError(f"There is no active user {email}." if email else "There is no active user.")
     return user
 
 
 def _lines(number: int, step: Step) -> str:
     """One step, with the exchange indented below it."""
-    told = {"asked": step.asked, "answered": step.answered, "found": step.reason, "change": step.advice}
+    details = {"asked": step.asked, "answered": step.answered, "found": step.reason, "change": step.advice}
     lines = [f"{step.state:<12}{number}. {step.title}"]
-    for name, text in told.items():
+    for name, text in details.items():
         for index, line in enumerate(text.splitlines()):
             lines.append(f"{'':<15}{name if index == 0 else '':<10}{line}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Rights for a role that serves but owns nothing."""
+"""Grants a role without tables of its own the rights to serve."""
 
 from argparse import ArgumentParser
 from typing import Any

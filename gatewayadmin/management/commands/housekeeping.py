@@ -1,4 +1,4 @@
-"""The chores, once: for a timer, or before looking closer."""
+"""Runs each housekeeping chore once."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ class Command(BaseCommand):
             database.require()
         except Unusable as error:
             raise CommandError(str(error)) from error
-        done = housekeeping.once()
-        if done is None:
+        counts = housekeeping.once()
+        if counts is None:
             self.stdout.write("Another process is at it already.")
         else:
-            self.stdout.write(", ".join(f"{name} {count}" for name, count in done.items()))
-            if failed := done.get("failed"):
+            self.stdout.write(", ".join(f"{name} {count}" for name, count in counts.items()))
+            if failed := counts.get("failed"):
                 raise CommandError(f"{failed} of the chores failed; the log above says how.")

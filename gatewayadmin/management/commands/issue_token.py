@@ -1,4 +1,4 @@
-"""An API access token for an agent, from the command line: finds or makes its host and its connection."""
+"""Issues an API access token for an agent; finds or creates its host and its connection."""
 
 import json
 import secrets

@@ -1,4 +1,4 @@
-"""Which keys are still needed: a rotated key may go when nothing uses it any more."""
+"""Lists keys with the rows that need them: a rotated key can be removed when no row needs it."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ class Command(BaseCommand):
 
     def _list(self, keys: KeyUses) -> None:
         self.stdout.write(keys.variable)
-        for place, key_id in enumerate(keys.present):
-            use = "newest, in use" if place == 0 else "still needed" if keys.uses[key_id] else "may be removed"
+        for index, key_id in enumerate(keys.present):
+            use = "newest, in use" if index == 0 else "still needed" if keys.uses[key_id] else "may be removed"
             self.stdout.write(f"  {key_id}  {keys.uses[key_id]:>6}  {use}")
         for key_id in keys.missing:
             self.stdout.write(f"  {key_id}  {keys.uses[key_id]:>6}  MISSING: what it holds cannot be used")

@@ -1,4 +1,4 @@
-"""Django's `migrate`, made safe beside running servers: it never makes calls queue behind it for long."""
+"""Django's `migrate`, made safe while servers run: calls never wait long for a migration's locks."""
 
 import time
 from contextlib import suppress
@@ -17,7 +17,7 @@ from gatewayadmin.serving.first_start import make_partitions
 LOCK_TIMEOUT = "1s"  # What comes to a table after us waits behind us for so long at most.
 TRIES = 10
 PAUSE_S = 3.0
-GAVE_UP = (
+NOT_FINISHED = (
     "What was migrated before it stays, the rest waits: see who keeps the table "
     "(SELECT pid, state, xact_start, query FROM pg_stat_activity), then try again."
 )
@@ -53,7 +53,7 @@ class Command(migrate.Command):
                 raise
             waiting = f"{_next_migration()} needs a table that is in use"
             if attempt == TRIES:
-                raise CommandError(f"{waiting}. {GAVE_UP}") from error
+                raise CommandError(f"{waiting}. {NOT_FINISHED}") from error
             self.stderr.write(f"{waiting}; trying again in {PAUSE_S:g} s ({attempt} of {TRIES}).")
             time.sleep(PAUSE_S)
             return False

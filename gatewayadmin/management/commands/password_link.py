@@ -1,4 +1,4 @@
-"""A link to choose a password, from the machine: for installations that send no mail."""
+"""Prints a link to choose a password: for installations without a mail server."""
 
 from argparse import ArgumentParser
 from typing import Any

@@ -1,4 +1,4 @@
-"""Seal every stored secret with the newest encryption key, after GATEWAY_ENCRYPTION_KEYS got a new first one."""
+"""Encrypts every stored secret with the newest key, after a new first key in GATEWAY_ENCRYPTION_KEYS."""
 
 from typing import Any
 
@@ -30,9 +30,9 @@ class Command(BaseCommand):
     def _second_factors(self) -> int | None:
         """How many secrets of second factors were moved; None when one of them could not be read."""
         try:
-            moved = second_factor.reseal()
+            count = second_factor.reseal()
         except ValidationError:
             self.stdout.write("second factors          UNREADABLE: no configured key opens all of them")
             return None
-        self.stdout.write(f"second factors  {moved:>6}  resealed")
-        return moved
+        self.stdout.write(f"second factors  {count:>6}  resealed")
+        return count

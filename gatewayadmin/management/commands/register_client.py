@@ -1,4 +1,4 @@
-"""A client_id for an app that cannot get one by itself."""
+"""Registers an OAuth client for an app that cannot register itself."""
 
 import json
 from argparse import ArgumentParser
@@ -24,8 +24,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, name: str, redirect_uri: list[str], confidential: bool, **options: Any) -> None:
         try:
             database.require()
-            made, secret = registration.by_hand(name=name, redirect_uris=redirect_uri, confidential=confidential)
+            application, secret = registration.by_hand(name=name, redirect_uris=redirect_uri, confidential=confidential)
         except (Unusable, BadMetadata) as error:
             raise CommandError(str(error)) from error
-        line = {"client_id": made.application.client_id, "client_secret": secret, "issuer": public_url()}
+        line = {"client_id": application.application.client_id, "client_secret": secret, "issuer": public_url()}
         self.stdout.write(json.dumps({key: value for key, value in line.items() if value}))

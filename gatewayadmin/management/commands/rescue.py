@@ -1,4 +1,4 @@
-"""The way back in for who has the machine: makes a person an active Super admin."""
+"""Makes a person an active Super admin: recovery for operators with a shell on the machine."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -30,26 +30,26 @@ class Command(BaseCommand):
             database.require()
             validate_email(email)
             with transaction.atomic():
-                person, was = User.objects.rescue(email, create=options["create"])
-                done = [f"{person.email} is an active Super admin now (before: {was})."]
-                done += _further(person, options)
+                person, previous = User.objects.rescue(email, create=options["create"])
+                lines = [f"{person.email} is an active Super admin now (before: {previous})."]
+                lines += _further(person, options)
         except (Unusable, User.DoesNotExist) as error:
             raise CommandError(str(error)) from error
         except ValidationError as error:
             raise CommandError(f"{email} is no e-mail address.") from error
         if options["link"] or not person.has_usable_password():
             link = password_links.password_link(person, public_url())
-            done.append(f"They choose a password at {link}\nThe link works once. Whoever opens it becomes them.")
-        self.stdout.write("\n".join(done))
+            lines.append(f"They choose a password at {link}\nThe link works once. Whoever opens it becomes them.")
+        self.stdout.write("\n".join(lines))
 
 
 def _further(person: User, options: dict[str, Any]) -> list[str]:
-    """Do what was asked for beside the role; what was done, in words."""
-    done = []
+    """Apply the other options; returns a line of output for each."""
+    lines = []
     if options["staff"] and not person.is_staff:
         person.set_staff(True, by=None)
-        done.append("They may use the Django admin.")
+        lines.append("They may use the Django admin.")
     if options["without_second_factor"] and second_factor.is_on(person):
         second_factor.remove(person, by=None)
-        done.append("Their second factor is taken off: they sign in with the password alone.")
-    return done
+        lines.append("Their second factor is taken off: they sign in with the password alone.")
+    return lines

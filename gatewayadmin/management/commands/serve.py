@@ -1,4 +1,4 @@
-"""Everything a fresh clone needs, then the server."""
+"""Prepares the database and starts the server."""
 
 import secrets
 from argparse import ArgumentParser
@@ -42,21 +42,21 @@ class Command(BaseCommand):
             raise CommandError(f"GATEWAY_DATA_DIR: cannot write to {settings.DATA_DIR} ({error.strerror}).") from error
         if not migrate and (missing := database.missing()):
             raise CommandError(f"The database lacks {', '.join(missing)}: run manage.py migrate first.")
-        environment.hand_down("PROMETHEUS_MULTIPROC_DIR", str(metrics))
-        environment.hand_down("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
-        environment.hand_down("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
+        environment.set_for_children("PROMETHEUS_MULTIPROC_DIR", str(metrics))
+        environment.set_for_children("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
+        environment.set_for_children("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
         welcome = first_start.prepare(migrate=migrate)
         self._warn()
         processes = workers or cores()
-        environment.hand_down("GATEWAY_WORKERS", str(processes))  # They share what servers may have under way.
+        environment.set_for_children("GATEWAY_WORKERS", str(processes))  # They share what servers may have under way.
         Server(listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port)).run()
 
     def _warn(self) -> None:
         """Say which keys are missing; a token of one gets 401 without a word of why."""
         for keys in key_uses():
             for key_id in keys.missing:
-                what = f"what it holds cannot be used ({keys.uses[key_id]}). See manage.py keys."
-                self.stderr.write(f"Warning: {keys.variable} lacks the key {key_id}: {what}")
+                consequence = f"what it holds cannot be used ({keys.uses[key_id]}). See manage.py keys."
+                self.stderr.write(f"Warning: {keys.variable} lacks the key {key_id}: {consequence}")
 
     def _greet(self, welcome: Welcome, host: str, port: int) -> None:
         password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
