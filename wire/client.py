@@ -8,12 +8,13 @@ from typing import NamedTuple, Self
 
 from wire import jsonrpc, stateless, versions
 from wire.errors import BadAnswer, Busy, NotRecordable, TimedOut, TooLarge, TooManyTools
-from wire.http1 import FairQueue, QueueFull, more_than
+from wire.http1 import more_than
 from wire.jsonrpc import Object
 from wire.pool import Transport
 from wire.rpc_messages import MODERN, SESSION, OnNotification, RpcResponse, Target, WrongEra, ignore
 from wire.sessions import SessionWire
 from wire.tool_names import usable_tools
+from wire.turns import FairQueue, QueueFull
 
 SWEEP_SECONDS = 60
 RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.

@@ -31,8 +31,9 @@ from wire.errors import (
     Unreachable,
 )
 from wire.guard import AddressRefused, Guard, LeadsBack
-from wire.http1 import LARGE, ConnectionBroken, HttpConnection, Oversized, Stalled, Turns, more_than
+from wire.http1 import LARGE, ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.resolver import Resolver
+from wire.turns import Turns
 
 CONNECT_SECONDS = 5.0
 MOST_IDLE = 64
