@@ -16,7 +16,7 @@ from tests.browser.fixtures import owner_at
 from tests.clients.fixtures import MODULES, Npm
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = pytest.mark.xdist_group("clients")
 
 ECHO = "everything__echo"
 SUM = "everything__get-sum"

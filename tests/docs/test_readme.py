@@ -18,7 +18,7 @@ from tests.browser.fixtures import Open
 from tests.docs.pages import ROOT
 from tests.workspace import free_port
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = pytest.mark.xdist_group("readme")
 
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"<!-- tutorial[^>]*-->\n```bash\n(.*?)```", re.DOTALL)
