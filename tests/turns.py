@@ -10,8 +10,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from xdist.scheduler import LoadScopeScheduling
-from xdist.workermanage import WorkerController
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = re.compile(r'xdist_group\("([^"]+)"\)')
@@ -19,7 +19,7 @@ GROUP = re.compile(r'xdist_group\("([^"]+)"\)')
 # By how long they take; what is not named here takes a few seconds.
 LONGEST = ("browser", "clients", "pages", "roles", "journeys", "kill", "conformance", "oldest PostgreSQL", "readme")
 # Modules of which each test starts a server of its own, and nothing is shared.
-SINGLE = ("tests/running/test_start.py", "tests/running/test_setup.py", "tests/running/test_refusals.py")
+SINGLE = ("tests/running/test_start.py", "tests/running/test_refusals.py")
 
 
 class Turns(LoadScopeScheduling):  # type: ignore[misc]
