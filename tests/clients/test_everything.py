@@ -25,13 +25,19 @@ SUM = "everything__get-sum"
 
 @pytest.fixture(scope="module")
 def second(live: Serve, everything: str) -> dict[str, str]:
-    """URL and token of a gateway of its own for server-everything: registered, assigned and opened on the pages."""
+    """URL and token of a gateway of its own for server-everything: registered, assigned and opened on the pages.
+
+    And a gateway “Both”, for this server and the one of the quickstart.
+    """
     with owner_at(live) as page:
         steps.add_server(page, live.url, "Everything", everything)
         steps.add_gateway(page, live.url, "Second")
         steps.assign(page, live.url, "Second", "Everything", alias="everything")
         steps.add_host(page, live.url, "Second bot")
         minted = steps.copied(steps.add_connection(page, "Second"))
+        steps.add_gateway(page, live.url, "Both")
+        steps.assign(page, live.url, "Both", "Everything", alias="everything")
+        steps.assign(page, live.url, "Both", "Quickstart", alias="quickstart")
     return {"GATEWAY_URL": minted.gateway_url, "TOKEN": minted.token}
 
 
@@ -99,10 +105,6 @@ def test_inspector_calls(second: dict[str, str], npm: Npm, era: str) -> None:
 
 
 def test_gateway_of_two_servers_lists_the_tools_of_both(second: dict[str, str], live: Serve) -> None:
-    with owner_at(live) as page:
-        steps.add_gateway(page, live.url, "Both")
-        steps.assign(page, live.url, "Both", "Everything", alias="everything")
-        steps.assign(page, live.url, "Both", "Quickstart", alias="quickstart")
     issued = live.issue_token(host="Second bot", gateway="both")
 
     listed = curl.list_tools(issued["gateway_url"], issued["token"]).tools
