@@ -9,6 +9,7 @@ another PostgreSQL in its place, where databases may be made and dropped.
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _own: list[Cluster] = []
 _watchers: list[subprocess.Popen[bytes]] = []
+_ahead: list[subprocess.Popen[bytes]] = []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,13 +46,29 @@ def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
     return (yield)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """When everything runs, in several processes, one more makes what many tests wait for."""
+    several = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if several and config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly:
+        _ahead.append(subprocess.Popen([sys.executable, "-m", "tests.ahead"], cwd=ROOT, start_new_session=True))
+
+
 def pytest_unconfigure() -> None:
+    while _ahead:
+        end(_ahead.pop())
     for cluster in _own:
         cluster.leave()
         shutil.rmtree(os.environ[HOME], ignore_errors=True)
     _own.clear()
     while _watchers:
         _watchers.pop().communicate(timeout=20)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End what is still under way, with all it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=40)
 
 
 def begin() -> None:
@@ -93,6 +111,8 @@ def start(home: Path) -> str:
         # against servers of their own, which keep the defaults.
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("ALTER SYSTEM SET full_page_writes = off")
+        connection.execute("ALTER SYSTEM SET synchronous_commit = off")
+        connection.execute("ALTER SYSTEM SET checkpoint_timeout = '1h'")
         connection.execute("SELECT pg_reload_conf()")
     return address
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import hypothesis
@@ -18,7 +19,7 @@ from accounts.models import Role, User, permissions_of
 from auditlog import export
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
-from tests import cluster, emptying, sampling, secrecy, upstreams, workspace
+from tests import cluster, emptying, sampling, schedule, secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
@@ -45,6 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(sampling.seed())
     if config.option.markexpr == "not full" and not config.option.hypothesis_profile:
         hypothesis.settings.load_profile("few")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Schedule:
+    """Keep together what shares something, and begin with what takes longest."""
+    return schedule.Schedule(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -30,6 +30,12 @@ def some(values: Iterable[Any], count: int, turn: int = 0) -> list[Any]:
     return [value if number in chosen else full(value) for number, value in enumerate(values)]
 
 
+def one_in(parts: int, values: Iterable[Any], turn: int = 0) -> list[Any]:
+    """As `some`: one in so many of the values, each of them once in so many seeds."""
+    values = list(values)
+    return some(values, -(-len(values) // parts), turn)
+
+
 def full(value: Any) -> Any:
     """A parameter, or a set of them, of which the test runs in `make test-all` only."""
     values = value.values if hasattr(value, "marks") else value if isinstance(value, tuple) else (value,)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.exported import rows_of
 from tests.make import unique
+from tests.sampling import full
 from tests.workspace import Serve
 
 ROWS = """
@@ -95,14 +96,17 @@ def test_two_workers_agree_on_who_was_first(owner: httpx.Client) -> None:
 RUNNING = "SELECT pid FROM pg_stat_activity WHERE application_name = 'gateway export' AND datname = current_database()"
 
 
-def test_an_export_is_longer_than_any_page_and_says_that_it_is_whole(live: Serve, owner: httpx.Client) -> None:
+@pytest.mark.parametrize("rows", [15_000, full(120_000)])
+def test_an_export_is_longer_than_any_page_and_says_that_it_is_whole(
+    live: Serve, owner: httpx.Client, rows: int
+) -> None:
     tool = unique("tool")
-    live.rows(ROWS, tool, 120_000)
+    live.rows(ROWS, tool, rows)
 
     with owner.stream("GET", "/api/logs/export", params={"format": "csv", "tool": tool}) as answer:
         told = rows_of(answer.read().decode())
 
-    assert len(told) == 120_000
+    assert len(told) == rows
     assert not live.rows(RUNNING)
 
 

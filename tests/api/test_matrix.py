@@ -21,6 +21,7 @@ from tests import make
 from tests.api.world import World, build, holder
 from tests.house.doors import browser, session_of
 from tests.rest import Rest
+from tests.sampling import one_in
 from ui.operations import Operation, operation_of
 
 pytestmark = pytest.mark.django_db
@@ -99,7 +100,7 @@ def doors() -> Iterator[Door]:
 
 DOORS = list(doors())
 ROUTES: dict[str, list[Door]] = {door.name: [other for other in DOORS if other.name == door.name] for door in DOORS}
-every_route = pytest.mark.parametrize("route", ROUTES)
+every_route = pytest.mark.parametrize("route", one_in(3, ROUTES))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from tests import make
 from tests.api.world import holder
 from tests.calls import call
 from tests.rest import Rest, results
+from tests.sampling import one_in
 
 pytestmark = pytest.mark.django_db
 
@@ -69,7 +70,7 @@ def counted(rest: Rest, path: str) -> tuple[int, int]:
     return len(queries), len(rows)
 
 
-@pytest.mark.parametrize("path", FROZEN)
+@pytest.mark.parametrize("path", one_in(3, FROZEN))
 def test_a_list_takes_as_many_statements_as_ever(boss: User, path: str) -> None:
     one_more_of_everything(boss)
     rest = Rest.of(boss)

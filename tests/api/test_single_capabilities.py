@@ -307,7 +307,7 @@ def told(door: Door, target: Target, body: Any) -> str:
             for one in Capability
             for key in (False, True)
         ],
-        5,
+        2,
     ),
 )
 def test_one_capability_opens_what_it_says_against_who_holds_no_more(

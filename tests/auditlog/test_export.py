@@ -2,6 +2,7 @@
 
 import threading
 from datetime import UTC, datetime, timedelta
+from itertools import product
 
 import psycopg
 import pytest
@@ -53,13 +54,13 @@ def test_rows_of_all_partitions_come_once_and_in_order(days: list[str], monkeypa
     assert max(piece.count("\n") for piece in pieces) == 3
 
 
-@pytest.mark.parametrize("since", [0, 1, 7, 8, 9, 15, 19, 30])
-@pytest.mark.parametrize("length", [1, 8, 9, 40])
-def test_a_span_of_time_is_cut_where_it_says(days: list[str], since: int, length: int) -> None:
-    start = NOON - timedelta(days=since, hours=1)
-    told = rows_of("".join(all_calls(since=start, until=start + timedelta(days=length))))
+def test_a_span_of_time_is_cut_where_it_says(days: list[str]) -> None:
+    for since, length in product([0, 1, 7, 8, 9, 15, 19, 30], [1, 8, 9, 40]):
+        start = NOON - timedelta(days=since, hours=1)
+        told = rows_of("".join(all_calls(since=start, until=start + timedelta(days=length))))
 
-    assert [row["id"] for row in told] == days[max(since - length + 1, 0) * 2 : (since + 1) * 2]
+        found = [row["id"] for row in told]
+        assert found == days[max(since - length + 1, 0) * 2 : (since + 1) * 2], (since, length)
 
 
 def test_no_statement_of_an_export_reads_more_than_some_partitions(days: list[str]) -> None:

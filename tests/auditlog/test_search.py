@@ -18,6 +18,7 @@ from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
 from tests.exported import rows_of
+from tests.sampling import one_in, some
 
 pytestmark = pytest.mark.django_db
 
@@ -216,7 +217,7 @@ EVERY = (
 )
 
 
-@pytest.mark.parametrize("path", EVERY)
+@pytest.mark.parametrize("path", one_in(3, EVERY))
 def test_no_list_reads_a_partition_from_end_to_end(path: str, ana: User, sign_in: SignIn) -> None:
     make.call()
     client = sign_in(ana)
@@ -415,7 +416,7 @@ def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in:
 SPREAD = [*range(6), 8, 15, 16, 40, 90]  # Days ago.
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 50])
+@pytest.mark.parametrize("size", some([1, 2, 5, 50], 2))
 @pytest.mark.parametrize("words", ["", "tool is common", "duration > 100", "tool is common and duration > 100"])
 def test_pages_hold_every_row_once_however_far_apart_they_are(db: None, words: str, size: int) -> None:
     made = [

@@ -8,6 +8,7 @@ import pytest
 from tests.clients.apps import CALL, Desktop, node, python
 from tests.clients.fixtures import MODULES
 from tests.clients.person import Person
+from tests.sampling import some
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("clients")
@@ -15,13 +16,16 @@ pytestmark = pytest.mark.xdist_group("clients")
 
 @pytest.mark.parametrize(
     ("command", "settings"),
-    [
-        pytest.param(python("oauth_python.py"), ["auto"], id="python-sdk-auto"),
-        pytest.param(python("oauth_python.py"), ["legacy"], id="python-sdk-legacy"),
-        pytest.param(python("oauth_fastmcp.py"), [], id="fastmcp"),
-        pytest.param(node("oauth_app.mjs"), {"SDK": "1"}, id="typescript-sdk-1"),
-        pytest.param(node("oauth_app.mjs"), {"SDK": "2"}, id="typescript-sdk-2"),
-    ],
+    some(
+        [
+            pytest.param(python("oauth_python.py"), ["auto"], id="python-sdk-auto"),
+            pytest.param(python("oauth_python.py"), ["legacy"], id="python-sdk-legacy"),
+            pytest.param(python("oauth_fastmcp.py"), [], id="fastmcp"),
+            pytest.param(node("oauth_app.mjs"), {"SDK": "1"}, id="typescript-sdk-1"),
+            pytest.param(node("oauth_app.mjs"), {"SDK": "2"}, id="typescript-sdk-2"),
+        ],
+        2,
+    ),
 )
 def test_an_app_signs_in_and_calls(
     live: Serve, desktop: Desktop, owner: Person, tmp_path: Any, command: list[str], settings: Any

@@ -16,9 +16,10 @@ from playwright.sync_api import Page, expect
 from tests.browser import steps
 from tests.browser.fixtures import Open
 from tests.docs.pages import ROOT
+from tests.running.conftest import folder
 from tests.workspace import free_port
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = pytest.mark.xdist_group("readme")
 
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"<!-- tutorial[^>]*-->\n```bash\n(.*?)```", re.DOTALL)
@@ -63,16 +64,20 @@ class Newcomer:
 
 
 @pytest.fixture(scope="module")
-def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
+def newcomer() -> Iterator[Newcomer]:
     start = re.search(r"^make run$", README, re.MULTILINE)
     assert start
-    folder = tmp_path_factory.mktemp("newcomer")
+    with folder() as path:
+        yield from started(start.group(), path)
+
+
+def started(command: str, folder: Path) -> Iterator[Newcomer]:
     environment = {"PORT": str(free_port()), "GATEWAY_DATA_DIR": str(folder / "var")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DATABASE_URL"))}
     log = folder / "make-run.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            start.group().split(),
+            command.split(),
             cwd=ROOT,
             env=kept | environment,
             stdout=output,

@@ -16,6 +16,7 @@ from tests import asgi_server, workspace
 from tests.clients.person import Person
 from tests.gatewayadmin import front
 from tests.gatewayadmin.front import Exchange, Front
+from tests.sampling import one_in
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("doctor")
@@ -211,7 +212,7 @@ CASES = [pytest.param("before", *case, id=name) for name, case in BEFORE.items()
 CASES += [pytest.param("after", *case, id=name) for name, case in AFTER.items()]
 
 
-@pytest.mark.parametrize(("when", "mischief", "step", "reason", "advice"), CASES)
+@pytest.mark.parametrize(("when", "mischief", "step", "reason", "advice"), one_in(3, CASES))
 def test_names_the_step_and_the_reason(
     clinic: Clinic, when: str, mischief: front.Mischief, step: str, reason: str, advice: str
 ) -> None:

@@ -17,6 +17,7 @@ from capabilities import Capability
 from gatewayadmin.staff import site as staff_site
 from tests.house.doors import ALL, KEEPER, Door, Site, doors
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
+from tests.sampling import one_in
 
 pytestmark = pytest.mark.django_db
 
@@ -43,7 +44,7 @@ def seen(response: Any) -> str:
     return REFUSED if response.status_code in (403, 404) else ENTERED
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", one_in(3, PAGES))
 def test_a_page_opens_to_whom_its_rule_names(page: str, site: Site) -> None:
     """And nothing on it changes without a CSRF token, whoever asks."""
     for door in PAGES[page]:
@@ -68,7 +69,7 @@ ANSWERS = frozenset({Capability.IDENTITIES_MANAGE})
 IDENTITIES = [door for door in DOORS if door.path.startswith("identities/")]
 
 
-@pytest.mark.parametrize("door", IDENTITIES, ids=str)
+@pytest.mark.parametrize("door", one_in(3, IDENTITIES), ids=str)
 def test_a_shared_identity_is_changed_by_who_manages_servers_and_placed_by_who_manages_identities(
     door: Door, site: Site
 ) -> None:

@@ -1,17 +1,20 @@
 """Data directories, one of them with a finished first start to copy."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import pytest
 
 from tests import cluster
-from tests.running.starts import serving
+from tests.running.starts import password_of, serving, signs_in
 
 
 # Not pytest's own folder: each pytest run closes that one to others, also to the account of PostgreSQL.
@@ -21,17 +24,64 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-@pytest.fixture(scope="session")
-def finished() -> Path:
+# Each alone makes libpq look elsewhere, or refuse what it finds.
+FOREIGN = {
+    "PGPORT": "1",
+    "PGHOST": "db.invalid",
+    "PGHOSTADDR": "203.0.113.1",
+    "PGUSER": "nobody",
+    "PGDATABASE": "nothing",
+    "PGPASSWORD": "wrong",
+    "PGSERVICE": "nowhere",
+    "PGDATA": "/nowhere",
+    "PGREQUIREAUTH": "scram-sha-256",
+    "PGCHANNELBINDING": "require",
+    "PGGSSENCMODE": "require",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGOPTIONS": "-c nonsense=1",
+    "PGCLIENTENCODING": "LATIN1",
+}
+
+
+class FirstStart(NamedTuple):
+    """What was seen of a start in a data directory that did not exist, among variables for another PostgreSQL."""
+
+    url: str
+    greeting: str
+    logged: list[str]
+    signed_in: bool
+    code: int
+    postmaster: int | None
+
+
+def finish() -> Path:
     """A data directory whose first start has been and gone; one for the whole run."""
     home = Path(os.environ[cluster.HOME]) / "finished" / "var"
     with cluster.once("finished") as missing:
         if missing:
-            home.parent.mkdir(exist_ok=True)
-            with serving(home) as served:
-                assert served.stop() == 0, served.log()
-            assert postmaster(home) is None, served.log()
+            shutil.rmtree(home.parent, ignore_errors=True)
+            home.parent.mkdir()
+            with serving(home, FOREIGN) as served:
+                printed = password_of(served.greeting())
+                signed_in = printed is not None and signs_in(served.url, *printed)
+                code = served.stop()
+            logged = [line for line in served.log().splitlines() if line.startswith("{")]
+            seen = FirstStart(served.url, served.greeting(), logged, signed_in, code, postmaster(home))
+            home.with_name("seen.json").write_text(json.dumps(seen))
     return home
+
+
+@pytest.fixture(scope="session")
+def finished() -> Path:
+    home = finish()
+    assert postmaster(home) is None
+    return home
+
+
+@pytest.fixture(scope="session")
+def first(finished: Path) -> FirstStart:
+    """The first start of `finished`."""
+    return FirstStart(*json.loads(finished.with_name("seen.json").read_text()))
 
 
 @pytest.fixture

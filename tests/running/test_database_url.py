@@ -10,6 +10,9 @@ from tests.running.debian import postgres, programs
 from tests.running.starts import manage, password_of, serving, signs_in
 from tests.running.test_refusals import KEYS
 
+# In `make test` the oldest PostgreSQL is the operator's own: see test_oldest_postgresql.
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 def database_url() -> Iterator[str]:

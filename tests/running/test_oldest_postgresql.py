@@ -22,6 +22,7 @@ from proxy.store.rate_limits import Limits
 from proxy.store.usage import STATEMENTS, UsageTracker
 from tests import cluster, workspace
 from tests.running.debian import postgres, programs
+from tests.running.starts import password_of, signs_in
 
 pytestmark = pytest.mark.xdist_group("oldest PostgreSQL")
 
@@ -113,6 +114,14 @@ def served(oldest: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[wo
         yield serve.start(workers=2)
     finally:
         serve.stop()
+
+
+def test_it_serves_from_a_postgresql_of_the_operators_own(served: workspace.Serve) -> None:
+    assert password_of(served.log()) is None
+    assert workspace.PASSWORD not in served.log()
+    assert signs_in(served.url, workspace.OWNER, workspace.PASSWORD)
+    assert not (served.data_dir / "postgres").exists()
+    assert not (served.data_dir / "keys").exists()
 
 
 def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(served: workspace.Serve) -> None:

@@ -1,5 +1,6 @@
 """Whatever keeps us from starting is one line that says what to change."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
+from tests import cluster
 from tests.running.starts import manage
-from tests.sampling import some
+from tests.sampling import full, some
 from tests.workspace import free_port
 
 SECRET = "zYx9-wVu8-tSr7-qPo6-nMl5-kJi4-hGf3"
@@ -66,9 +68,11 @@ def test_unreachable_database_for_a_command(fresh: Path) -> None:
     assert "The database cannot be reached" in refusal(fresh, *words, DATABASE_URL=NOWHERE, **KEYS)
 
 
-def test_command_before_the_first_start(fresh: Path) -> None:
+@pytest.mark.parametrize("embedded", [False, full(True)])
+def test_command_before_the_first_start(fresh: Path, embedded: bool) -> None:
+    settings = {} if embedded else {"DATABASE_URL": cluster.fresh_database(f"empty_{os.getpid()}"), **KEYS}
     assert (
-        refusal(fresh, "keys")
+        refusal(fresh, "keys", **settings)
         == "CommandError: The database is empty: start `manage.py serve` once, it makes the tables."
     )
 
@@ -100,7 +104,7 @@ def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
             ("GATEWAY_ENCRYPTION_KEYS", SECRET, "GATEWAY_ENCRYPTION_KEYS must hold Fernet keys"),
             ("GATEWAY_PUBLIC_ULR", "https://x.example", "GATEWAY_PUBLIC_ULR is not a variable of Gateway Admin; "),
         ],
-        3,
+        1,
     ),
 )
 def test_wrong_variable(fresh: Path, name: str, value: str, words: str) -> None:

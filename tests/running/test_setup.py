@@ -86,18 +86,28 @@ class Clone:
         return not subprocess.run([self.venv / "bin" / "python", "-c", command], check=False).returncode
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    made = Clone(tmp_path / "clone", tmp_path / "programs")
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone for all tests of this module: most of what they take is making its environment."""
+    path = tmp_path_factory.mktemp("repository")
+    made = Clone(path / "clone", path / "programs")
     (made.folder / ".ci").mkdir(parents=True)
     made.programs.mkdir()
     shutil.copy(ROOT / ".ci" / "setup", made.folder / ".ci")
-    wheel = wheel_in(tmp_path)
-    for lock in ("requirements.lock", "requirements-dev.lock"):
-        (made.folder / lock).write_text(f"# {lock}\nthing @ {wheel.as_uri()}\n")
-    program(made.programs / "python", PYTHON, sys.executable, "")
-    program(made.programs / "uv", UV, str(Path(sys.executable).with_name("uv")), "")
+    wheel_in(path)
     return made
+
+
+@pytest.fixture
+def clone(repository: Clone) -> Clone:
+    """Nothing of it hangs, and its locks are as they were; the environment may be there or not."""
+    wheel = next(repository.folder.parent.glob("*.whl"))
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        (repository.folder / lock).write_text(f"# {lock}\nthing @ {wheel.as_uri()}\n")
+    program(repository.programs / "python", PYTHON, sys.executable, "")
+    program(repository.programs / "uv", UV, str(Path(sys.executable).with_name("uv")), "")
+    repository.mark.unlink(missing_ok=True)
+    return repository
 
 
 def program(path: Path, template: str, real: str, hang: str) -> None:
@@ -144,9 +154,10 @@ def while_installing(clone: Clone) -> None:
 
 @pytest.mark.parametrize(
     ("moment", "stop"),
-    some(list(product([while_making, before_installing, while_installing], [signal.SIGINT, signal.SIGKILL])), 2),
+    some(list(product([while_making, before_installing, while_installing], [signal.SIGINT, signal.SIGKILL])), 1),
 )
 def test_a_set_up_that_was_interrupted_is_made_again(clone: Clone, moment: Callable[[Clone], None], stop: int) -> None:
+    shutil.rmtree(clone.venv, ignore_errors=True)
     moment(clone)
     clone.interrupt(stop=stop)
     assert not clone.works()

@@ -1,32 +1,35 @@
 """What one command does on a fresh clone, and what a second one leaves alone."""
 
 import json
+import os
 import re
 import signal
 import stat
 from pathlib import Path
 
 import psutil
+import pytest
 
-from tests.running.conftest import postmaster
+from tests import cluster
+from tests.running.conftest import FOREIGN, FirstStart, postmaster
 from tests.running.starts import manage, password_of, serving, signs_in, start
+from tests.sampling import full
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(fresh: Path) -> None:
-    with serving(fresh) as first:
-        printed = password_of(first.greeting())
-        assert printed is not None
-        assert f"Gateway Admin runs at {first.url}" in first.greeting()
-        assert signs_in(first.url, *printed)
-        assert not [line for line in first.log().splitlines() if line.startswith("{")]  # Nothing pushes it away.
-        assert first.stop() == 0
-    assert postmaster(fresh) is None
+def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first: FirstStart, home: Path) -> None:
+    printed = password_of(first.greeting)
+    assert printed is not None
+    assert f"Gateway Admin runs at {first.url}" in first.greeting
+    assert first.signed_in
+    assert first.logged == []  # Nothing pushes it away.
+    assert first.code == 0
+    assert first.postmaster is None
 
-    with serving(fresh) as second:
+    with serving(home) as second:
         assert password_of(second.greeting()) is None
         assert f"Sign in as {printed[0]}." in second.greeting()
         assert signs_in(second.url, *printed)
@@ -35,33 +38,12 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(fresh
         assert "SIGKILL" not in second.log()
 
 
-# Each alone makes libpq look elsewhere, or refuse what it finds.
-FOREIGN = {
-    "PGPORT": "1",
-    "PGHOST": "db.invalid",
-    "PGHOSTADDR": "203.0.113.1",
-    "PGUSER": "nobody",
-    "PGDATABASE": "nothing",
-    "PGPASSWORD": "wrong",
-    "PGSERVICE": "nowhere",
-    "PGDATA": "/nowhere",
-    "PGREQUIREAUTH": "scram-sha-256",
-    "PGCHANNELBINDING": "require",
-    "PGGSSENCMODE": "require",
-    "PGTARGETSESSIONATTRS": "standby",
-    "PGOPTIONS": "-c nonsense=1",
-    "PGCLIENTENCODING": "LATIN1",
-}
-
-
-def test_variables_for_another_postgresql_do_not_reach_the_embedded_one(fresh: Path) -> None:
-    with serving(fresh, FOREIGN) as served:
-        printed = password_of(served.greeting())
-        assert printed is not None
-        assert signs_in(served.url, *printed)
-        assert manage(fresh, "keys", **FOREIGN).returncode == 0
-        assert served.stop() == 0
-    assert postmaster(fresh) is None
+def test_variables_for_another_postgresql_do_not_reach_the_embedded_one(first: FirstStart, home: Path) -> None:
+    assert password_of(first.greeting) is not None
+    assert first.signed_in
+    assert first.code == 0
+    assert first.postmaster is None
+    assert manage(home, "keys", **FOREIGN).returncode == 0
 
 
 def test_generated_keys_are_for_the_owner_only(home: Path) -> None:
@@ -86,8 +68,16 @@ def test_nothing_printed_is_an_access_log_with_a_query(home: Path) -> None:
     assert "Traceback" not in served.log()
 
 
-def test_two_first_starts_at_once_make_one_owner(fresh: Path) -> None:
-    settings = {"GATEWAY_QUICKSTART": "0"}
+@pytest.fixture(params=["with tables", full("embedded")])
+def database(request: pytest.FixtureRequest) -> dict[str, str]:
+    """A database in which nobody has started: one that has its tables, for quickness, or none at all yet."""
+    if request.param == "embedded":
+        return {}
+    return {"DATABASE_URL": cluster.fresh_database(f"first_{os.getpid()}", cluster.tables()), **cluster.keys()}
+
+
+def test_two_first_starts_at_once_make_one_owner(fresh: Path, database: dict[str, str]) -> None:
+    settings = {"GATEWAY_QUICKSTART": "0"} | database
     one, other = start(fresh, settings), start(fresh, settings)
     try:
         one.wait()
@@ -102,7 +92,7 @@ def test_two_first_starts_at_once_make_one_owner(fresh: Path) -> None:
         assert other.is_ready()
         assert signs_in(other.url, email, password)
         words = ("issue_token", "--user", email, "--host", "CI bot", "--gateway", "quickstart")
-        assert manage(fresh, *words).stderr.strip() == "CommandError: There is no gateway quickstart."
+        assert manage(fresh, *words, **database).stderr.strip() == "CommandError: There is no gateway quickstart."
 
         assert other.stop() == 0
         assert postmaster(fresh) is None
@@ -149,21 +139,22 @@ def test_a_data_directory_too_long_for_a_socket_works(home: Path) -> None:
     assert postmaster(long) is None
 
 
-def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path) -> None:
+def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path, database: dict[str, str]) -> None:
     """What the system shows of a process lasts as long as it does, and workers show that of their parent."""
     given = {"GATEWAY_ADMIN_EMAIL": "owner@example.com", "GATEWAY_ADMIN_PASSWORD": "a-password-to-forget"}
 
-    with serving(fresh, given, workers=2) as started:
+    with serving(fresh, given | database, workers=2) as started:
         serve = psutil.Process(started.process.pid)
         shown = {one.pid: Path(f"/proc/{one.pid}/environ").read_bytes() for one in [serve, *serve.children(True)]}
-        database = postmaster(fresh)
-        assert database is not None
         assert all(b"GATEWAY_DATA_DIR" in environ for environ in shown.values())  # There is something to see.
-        shown[database] = Path(f"/proc/{database}/environ").read_bytes()  # Mostly its own title.
+        embedded = postmaster(fresh)
+        assert (embedded is None) == bool(database)
+        if embedded is not None:
+            shown[embedded] = Path(f"/proc/{embedded}/environ").read_bytes()  # Mostly its own title.
         signed_in = signs_in(started.url, "owner@example.com", "a-password-to-forget")
 
     assert signed_in
-    assert len(shown) >= 4  # The server, two workers, the database.
+    assert len(shown) >= 3 + (not database)  # The server, two workers, the database.
     assert not [pid for pid, environ in shown.items() if b"a-password-to-forget" in environ]
 
 
