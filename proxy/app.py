@@ -12,6 +12,8 @@ from proxy.endpoint import Endpoint
 from proxy.request import PREFIX
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
+from proxy.store.sessions import StoredSessions
+from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
@@ -35,6 +37,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
+    state = State(config.conninfo)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -46,6 +49,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         transport,
         usage.era_learned,
         writer.may_begin,
+        store=StoredSessions(state, cipher),
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
@@ -61,6 +65,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         )
         for part in (access, limits, writer, usage):
             part.start()
+        await state.start()
         for part in (access, limits, writer, usage):
             await part.first_attempt()
         try:
@@ -68,3 +73,4 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         finally:
             for part in (access, limits, writer, usage):
                 await part.stop()
+            await state.stop()
