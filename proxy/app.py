@@ -10,9 +10,16 @@ from proxy.config import Config
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
 from proxy.request import PREFIX
+from proxy.server_requests import ServerRequests
+from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
+from proxy.store.payloads import PayloadRecorder
+from proxy.store.pending import Bell, PendingRequests
 from proxy.store.rate_limits import Limits
+from proxy.store.sessions import StoredSessions
+from proxy.store.state import State
 from proxy.store.usage import UsageTracker
+from proxy.suspended_calls import SuspendedCalls
 from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
 from wire.cipher import Cipher
@@ -35,6 +42,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
+    state = State(config.conninfo)
+    bus = Bus(config.conninfo, state)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -46,12 +55,17 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         transport,
         usage.era_learned,
         writer.may_begin,
+        store=StoredSessions(state, cipher),
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
     async with transport, mcp_client as client:
         lister = ToolLister(client, cipher, usage, config.list_seconds)
-        caller = ToolCaller(client, lister, cipher, usage)
+        bell = Bell(bus)
+        pending = PendingRequests(state, bell, cipher)
+        requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
+        suspended = SuspendedCalls(state, bell, pending, requests, cipher)
+        caller = ToolCaller(client, lister, cipher, usage, requests, suspended)
         dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
@@ -61,10 +75,17 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         )
         for part in (access, limits, writer, usage):
             part.start()
+        await state.start()
+        bus.start()
+        requests.start()
         for part in (access, limits, writer, usage):
             await part.first_attempt()
         try:
-            yield Endpoint(config, access, limits, writer, usage, dispatcher)
+            yield Endpoint(config, access, limits, writer, usage, dispatcher, requests)
         finally:
+            await suspended.stop()
+            await requests.stop()
+            await bus.stop()
             for part in (access, limits, writer, usage):
                 await part.stop()
+            await state.stop()

@@ -8,6 +8,7 @@ from proxy.access.query import ServersNeeded
 from proxy.catalog import OutOfScope
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
+from proxy.server_requests import ROOTS_CHANGED
 from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
 from wire import jsonrpc, product, stateless, trace_context, versions
@@ -31,7 +32,8 @@ IDENTITY_REASONS = frozenset({"identity_missing", "identity_unconfirmed"})
 def servers_needed(message: Message | None) -> tuple[ServersNeeded, str]:
     """Which servers this message needs to know of, and the tool it names."""
     if message is None or message.id is None:
-        return ServersNeeded.NONE, ""
+        told_to_all = message is not None and message.method == ROOTS_CHANGED
+        return ServersNeeded.ALL if told_to_all else ServersNeeded.NONE, ""
     if message.method != "tools/call":
         return SERVERS_NEEDED.get(message.method, ServersNeeded.NONE), ""
     name = message.params.get("name")
@@ -192,7 +194,7 @@ class Dispatcher:
             request.set_server(assignments[0])
         began = time.perf_counter()
         try:
-            listing = await self._lister.merge(assignments, grant.connection_id, trace_context.of(request.headers))
+            listing = await self._lister.merge(assignments, grant, trace_context.of(request.headers))
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         return _result_response(request, message, listing.result(), cacheable=True)

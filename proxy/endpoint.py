@@ -22,6 +22,7 @@ from proxy.dispatch import (
 )
 from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
+from proxy.server_requests import ROOTS_CHANGED, ServerRequests
 from proxy.store.call_writer import CallWriter, NotRecorded
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 CLIENT_LEFT = 499
 
 ACCESS_NOT_CHECKED = "The gateway could not check access."
+ANSWER_NOT_TAKEN = "The gateway could not take this answer; send it again."
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
 
@@ -52,6 +54,7 @@ class Endpoint:
         writer: CallWriter,
         usage: UsageTracker,
         dispatcher: Dispatcher,
+        requests: ServerRequests,
     ) -> None:
         self._config = config
         self._access = access
@@ -59,6 +62,7 @@ class Endpoint:
         self._writer = writer
         self._usage = usage
         self._dispatcher = dispatcher
+        self._requests = requests
         self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
         self._header_reader = HeaderReader(config, access)
 
@@ -191,7 +195,7 @@ class Endpoint:
     async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
         message = request.message
         if message is None or not message.is_request:
-            return Response(202)
+            return await self._take(request, grant)
         answering = self._dispatcher.answer(request, grant, message, stream)
         ping_timer = stream.keep_alive() if stream is not None else None
         try:
@@ -209,6 +213,21 @@ class Endpoint:
             if stream is not None and ping_timer is not None:
                 ping_timer.cancel()
                 stream.stop_pings()
+
+    async def _take(self, request: McpRequest, grant: Grant) -> Response:
+        """Take what has no answer: the client's own answers, and notifications."""
+        message = request.message
+        if message is None or grant.session is None or request.modern:
+            return Response(202)
+        if message.method == ROOTS_CHANGED:
+            self._requests.roots_changed(grant)
+        elif not message.method:
+            try:
+                await self._requests.take_answer(request, grant)
+            except DatabaseUnavailable:
+                metrics.UNAVAILABLE.labels("sessions").inc()
+                return _unavailable(request, ANSWER_NOT_TAKEN)
+        return Response(202)
 
     async def _finish(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
         row = request.row

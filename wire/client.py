@@ -7,13 +7,25 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from wire import jsonrpc, stateless, versions
+from wire import jsonrpc, stateless
 from wire.errors import BadAnswer, Busy, NotRecordable, TimedOut, TooLarge, TooManyTools
 from wire.http1 import more_than
 from wire.jsonrpc import Object
 from wire.pool import Transport
-from wire.rpc_messages import MODERN, SESSION, OnNotification, RpcResponse, Target, WrongEra, ignore
-from wire.sessions import SessionWire
+from wire.rpc_messages import (
+    MODERN,
+    SESSION,
+    Answer,
+    OnNotification,
+    OnRequest,
+    RpcResponse,
+    ServerInfo,
+    Session,
+    Target,
+    WrongEra,
+    ignore,
+)
+from wire.sessions import SessionsInMemory, SessionStore, SessionWire
 from wire.tool_names import usable_tools
 
 SWEEP_SECONDS = 60
@@ -29,6 +41,7 @@ MOST_WAITING_OF_ONE = 128  # Of one person, at one server.
 
 type LearnEra = Callable[[str, str, str], None]
 type Turn = asyncio.Future[None]
+type Introduced = Callable[[Target, ServerInfo], None]
 
 
 class ToolList(NamedTuple):
@@ -44,7 +57,7 @@ class TimeLimit:
     It is `asyncio.timeout` in a third of its time, since every call is under one.
     """
 
-    __slots__ = ("_cancelled_before", "_expired", "_seconds", "_task", "_timer")
+    __slots__ = ("_cancelled_before", "_expired", "_left", "_seconds", "_task", "_timer")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -66,6 +79,15 @@ class TimeLimit:
         alone = self._expired and self._task.uncancel() <= self._cancelled_before
         if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from error
+
+    def pause(self) -> None:
+        """Let the time stand still."""
+        self._left = self._timer.when() - self._task.get_loop().time()
+        self._timer.cancel()
+
+    def resume(self) -> None:
+        """Let it run again, for what was left."""
+        self._timer = self._task.get_loop().call_later(self._left, self._expire)
 
     def _expire(self) -> None:
         self._expired = True
@@ -141,6 +163,10 @@ class FairQueue:
         while self._waiting_count and self._start_next():
             pass
 
+    def enter_again(self, person: str, connection: str) -> None:
+        """Take back a place that was given up for a while: the call goes on already, if need be above the bound."""
+        self._start(person, connection)
+
     def _may_start(self, person: str, connection: str) -> bool:
         free = self.bound - self._under_way
         of_person = self._held.get(person, 0)
@@ -187,8 +213,47 @@ class FairQueue:
             del self._waiting[person]
 
 
+class Place:
+    """A request's place at its server and the time it has; both are given up while the server waits for us."""
+
+    __slots__ = ("_answering", "_connection", "_left", "_on_request", "_person", "_queue", "time_limit")
+
+    def __init__(
+        self, queue: FairQueue, person: str, connection: str, time_limit: TimeLimit, on_request: OnRequest | None
+    ) -> None:
+        self._queue = queue
+        self._person = person
+        self._connection = connection
+        self._on_request = on_request
+        self._answering = 0
+        self._left = False
+        self.time_limit = time_limit
+
+    def leave(self) -> None:
+        """The request is over."""
+        self._left = True
+        if not self._answering:
+            self._queue.leave(self._person, self._connection)
+
+    async def answer(self, message: Object, answer: Answer) -> None:
+        """Have a request of the server's answered."""
+        assert self._on_request is not None
+        self._answering += 1
+        if self._answering == 1:
+            self._queue.leave(self._person, self._connection)
+            self.time_limit.pause()
+        try:
+            await self._on_request(message, answer)
+        finally:
+            self._answering -= 1
+            if not self._answering and not self._left:
+                self._queue.enter_again(self._person, self._connection)
+                self.time_limit.resume()
+
+
 class McpClient:
-    """Calls servers; `learn_era` is told (server id, URL, era) when one was found out.
+    """Calls servers; `learn_era` is told (server id, URL, era) when one was found out, `introduced` what a server says
+    of itself. Sessions last in `store`; without one, until the client is closed.
 
     Of the calls a server may have under way this process takes its share: `workers` processes divide the bound, and
     each has one place at least. A call waits `queue_seconds` for a place at most. While `may_begin()` is false no
@@ -201,12 +266,15 @@ class McpClient:
         learn_era: LearnEra = lambda *_: None,
         may_begin: Callable[[], bool] = lambda: True,
         *,
+        store: SessionStore | None = None,
+        introduced: Introduced = lambda *_: None,
         workers: int = 1,
         queue_seconds: float = 10,
     ) -> None:
         self._transport = transport
         self._may_begin = may_begin
-        self._sessions = SessionWire(transport)
+        self._introduced = introduced
+        self._sessions = SessionWire(transport, store or SessionsInMemory(), introduced)
         self._learn_era = learn_era
         self._eras: dict[str, str] = {}
         self._workers = workers
@@ -215,7 +283,7 @@ class McpClient:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._sweeper = asyncio.create_task(self._sweep(), name="idle sessions")
+        self._sweeper = asyncio.create_task(self._sweep(), name="idle queues")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -233,12 +301,15 @@ class McpClient:
         person: str = "",
         schema: object = None,
         seconds: float | None = None,
+        on_request: OnRequest | None = None,
     ) -> RpcResponse:
         """The server's answer to one request of ours; raises an UpstreamError, or NotRecordable.
 
-        `on_notification` gets the notifications that precede it; `person` is whose call it is, for a fair share of
-        the server; `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and
-        then what the request has to wait for its turn counts too.
+        `on_notification` gets the notifications that precede it, `on_request` what the server asks meanwhile, each in
+        a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call
+        it is, for a fair share of the server; `schema` is that of the tool which is called; `seconds` shortens the
+        server's own time limit, and then what the request has to wait for its turn counts too. While `on_request`
+        works, nobody waits for the server: the place is given back, and the time stands still.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -248,15 +319,18 @@ class McpClient:
         limit = float(target.timeout_s)
         if seconds is not None:
             limit = min(limit, max(seconds - (time.monotonic() - began), 0.001))
+        place = Place(queue, person, connection, TimeLimit(limit), on_request)
         try:
-            with TimeLimit(limit):
+            with place.time_limit:
                 if not self._may_begin():
                     raise NotRecordable
-                return await self._ask_in_its_era(target, method, params, on_notification, schema)
+                return await self._ask_in_its_era(
+                    target, method, params, on_notification, None if on_request is None else place.answer, schema
+                )
         except TimeoutError:
             raise TimedOut(target.server_name, limit) from None
         finally:
-            queue.leave(person, connection)
+            place.leave()
 
     async def _wait_for_turn(self, queue: FairQueue, target: Target, person: str, seconds: float | None) -> None:
         wait = min(self._queue_seconds, seconds or self._queue_seconds)
@@ -302,26 +376,39 @@ class McpClient:
         """The era in which this server was asked last; empty before it was."""
         return self._eras.get(target.url, target.era)
 
-    def version(self, target: Target) -> str:
-        """The version of MCP in which this server was asked last."""
-        return versions.MODERN if self.era(target) == MODERN else self._sessions.version(target)
+    async def post(self, target: Target, message: Object) -> None:
+        """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
+        await self._sessions.post(target, message)
+
+    def end(self, target: Target, session: Session) -> None:
+        """Tell the server, beside everything else, that this session is over."""
+        self._sessions.start_background(self._sessions.end(target, session))
 
     async def _ask_in_its_era(
-        self, target: Target, method: str, params: Object, on_notification: OnNotification, schema: object
+        self,
+        target: Target,
+        method: str,
+        params: Object,
+        on_notification: OnNotification,
+        on_request: OnRequest | None,
+        schema: object,
     ) -> RpcResponse:
         era = self._eras.get(target.url) or target.era or await self._probe(target)
         for attempt in (era, SESSION if era == MODERN else MODERN):
             try:
                 if attempt == MODERN:
                     return await stateless.ask(self._transport, target, method, params, on_notification, schema=schema)
-                return await self._sessions.ask(target, method, params, on_notification)
+                return await self._sessions.ask(target, method, params, on_notification, on_request)
             except WrongEra:
                 self._learn(target, SESSION if attempt == MODERN else MODERN)
         raise BadAnswer(target.server_name, "speaks neither wire")
 
     async def _probe(self, target: Target) -> str:
-        era = MODERN if await stateless.is_spoken(self._transport, target) else SESSION
+        info = await stateless.discover(self._transport, target)
+        era = SESSION if info is None else MODERN
         self._learn(target, era)
+        if info is not None:
+            self._introduced(target, info)
         return era
 
     def _learn(self, target: Target, era: str) -> None:
@@ -340,7 +427,6 @@ class McpClient:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            await self._sessions.sweep()
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
 

@@ -1,7 +1,7 @@
 """What servers have asked of clients and nobody has answered yet, in rows that every worker reads and writes.
 
-The worker that carries a call waits for the answers; a client may post them to any other. Requests and answers are sealed
-in the rows; the bus tells ids only. Whatever was told while it was not connected is read when it is back.
+The worker that carries a call waits for the answers; a client may post them to any other. Requests and answers are
+sealed in the rows; the bus tells ids only. Whatever was told while it was not connected is read when it is back.
 """
 
 import asyncio
@@ -37,7 +37,10 @@ SELECT id::text, asked FROM proxy_pendingrequest
 WHERE call_id = %s AND answer IS NULL AND expires_at > statement_timestamp() ORDER BY expires_at
 """
 DROP = "DELETE FROM proxy_pendingrequest WHERE id = %s"
-PURGE = "DELETE FROM proxy_pendingrequest WHERE expires_at < statement_timestamp()"
+PURGE = """
+WITH calls AS (DELETE FROM proxy_suspendedcall WHERE expires_at < statement_timestamp())
+DELETE FROM proxy_pendingrequest WHERE expires_at < statement_timestamp()
+"""
 
 
 class Statements(Protocol):
@@ -78,8 +81,8 @@ class Bell:
         if uid is None:
             for event in self._waiting.values():
                 event.set()
-        elif (event := self._waiting.get(uid)) is not None:
-            event.set()
+        elif (waited_for := self._waiting.get(uid)) is not None:
+            waited_for.set()
 
 
 class PendingRequests:
@@ -94,7 +97,6 @@ class PendingRequests:
         """Let `owner` answer for so many seconds. Raises DatabaseUnavailable."""
         self._bell.listen(uid)
         given = {
-            **owner._asdict(),
             "id": uid,
             "method": asked["method"],
             # Whoever sends it from another worker reads it here.
@@ -140,7 +142,7 @@ class PendingRequests:
         await self._state.fetch(DROP, (uid,))
 
     async def purge(self) -> None:
-        """Delete what nobody may answer any more. Raises DatabaseUnavailable."""
+        """Delete what nobody may answer, and the suspended calls nobody may retry. Raises DatabaseUnavailable."""
         await self._state.fetch(PURGE)
 
     def seal(self, text: bytes) -> bytes:
