@@ -7,12 +7,13 @@ from functools import partial
 from proxy import metrics
 from proxy.access.query import Access
 from proxy.config import Config
-from proxy.dispatch import Dispatcher
+from proxy.dispatch import SESSION_METHODS, Dispatcher
 from proxy.endpoint import Endpoint
+from proxy.handshake import Handshake
 from proxy.request import PREFIX
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
-from proxy.store.sessions import StoredSessions
+from proxy.store.sessions import SessionKeeper, StoredSessions
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.tools_call import ToolCaller
@@ -50,13 +51,16 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         usage.era_learned,
         writer.may_begin,
         store=StoredSessions(state, cipher),
+        introduced=usage.introduced,
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
     async with transport, mcp_client as client:
         lister = ToolLister(client, cipher, usage, config.list_seconds)
         caller = ToolCaller(client, lister, cipher, usage)
-        dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
+        keeper = SessionKeeper(state, cipher, client, config.session_hours)
+        handshake = Handshake(keeper, SESSION_METHODS)
+        dispatcher = Dispatcher(handshake, lister, caller, config.public_url, config.token_calls)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -66,11 +70,13 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         for part in (access, limits, writer, usage):
             part.start()
         await state.start()
+        keeper.start()
         for part in (access, limits, writer, usage):
             await part.first_attempt()
         try:
             yield Endpoint(config, access, limits, writer, usage, dispatcher)
         finally:
+            await keeper.stop()
             for part in (access, limits, writer, usage):
                 await part.stop()
             await state.stop()

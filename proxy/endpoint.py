@@ -26,6 +26,7 @@ from proxy.store.call_writer import CallWriter, NotRecorded
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pg_connection import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
+from proxy.store.sessions import declared
 from proxy.store.usage import UsageTracker
 from wire import jsonrpc, versions
 from wire.cipher import Cipher
@@ -36,7 +37,9 @@ logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 
+NO_SESSION = "The gateway could not reach its sessions; nothing was executed."
 ACCESS_NOT_CHECKED = "The gateway could not check access."
+NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
 
@@ -130,8 +133,16 @@ class Endpoint:
 
     async def _find_grant(self, request: McpRequest, token_digests: TokenDigests) -> Grant | None:
         began = time.perf_counter()
+        headers, message = request.parsed_headers, request.message
+        session, told = headers.session_digest, None
+        if message is not None and is_modern(headers.protocol_version, message):
+            session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
         grant = await self._access.find_grant(
-            token_digests, request.parsed_headers.slug, *servers_needed(request.message)
+            token_digests,
+            headers.slug,
+            *servers_needed(message),
+            session=session,
+            declared=declared(told) if told and headers.accepted.stream else "",
         )
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         return grant
@@ -191,7 +202,8 @@ class Endpoint:
     async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
         message = request.message
         if message is None or not message.is_request:
-            return Response(202)
+            is_end = request.parsed_headers.http_method == "DELETE"
+            return await self._end_session(request, grant) if is_end else Response(202)
         answering = self._dispatcher.answer(request, grant, message, stream)
         ping_timer = stream.keep_alive() if stream is not None else None
         try:
@@ -202,6 +214,9 @@ class Endpoint:
             raise
         except NotRecordable:
             raise
+        except DatabaseUnavailable:
+            metrics.UNAVAILABLE.labels("sessions").inc()
+            return _unavailable(request, NO_SESSION)
         except Exception:
             logger.exception("a call failed inside the gateway", extra={"request_id": request.uid})
             return error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
@@ -209,6 +224,13 @@ class Endpoint:
             if stream is not None and ping_timer is not None:
                 ping_timer.cancel()
                 stream.stop_pings()
+
+    async def _end_session(self, request: McpRequest, grant: Grant) -> Response:
+        try:
+            return await self._dispatcher.end_session(grant)
+        except DatabaseUnavailable:
+            metrics.UNAVAILABLE.labels("sessions").inc()
+            return _unavailable(request, NO_SESSION)
 
     async def _finish(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
         row = request.row
@@ -231,7 +253,7 @@ class Endpoint:
         if stream is not None and (
             stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
         ):
-            await stream.finish(answer.body)
+            await stream.finish(answer.body, answer.headers)
         else:
             await response.send(request, answer)
 
@@ -239,8 +261,12 @@ class Endpoint:
 def _protocol_refusal(request: McpRequest) -> Response | None:
     """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP; sets `request.modern`."""
     request_headers = request.parsed_headers
+    if request_headers.http_method == "DELETE" and request_headers.protocol_version != versions.MODERN:
+        return _session_refusal(request) or (
+            None if request_headers.session_digest else _bad_request(400, NO_SESSION_ID)
+        )
     if request_headers.http_method != "POST":
-        return Response(405, b"", "bad_request", headers=(response.ALLOW_POST,))
+        return Response(405, b"", "bad_request", headers=(response.ALLOW,))
     if not request_headers.is_json:
         return _bad_request(415, "The Content-Type must be application/json")
     if not any(request_headers.accepted):
@@ -250,12 +276,20 @@ def _protocol_refusal(request: McpRequest) -> Response | None:
     return _version_refusal(request, request.message) if request.message is not None else None
 
 
+def _session_refusal(request: McpRequest) -> Response | None:
+    """The answer to a session that is not there: ended, another connection's, or none that ever was."""
+    known = request.grant is not None and request.grant.session is not None
+    if known or request.parsed_headers.session_digest is None:
+        return None
+    return _bad_request(404, "Session not found", jsonrpc.UNKNOWN_SESSION)
+
+
 def _version_refusal(request: McpRequest, message: Message) -> Response | None:
-    version = request.parsed_headers.protocol_version
+    version = request.version
     request.modern = is_modern(version, message)
     if not request.modern:
         request.set_client(message.params.get("clientInfo"))
-        return None
+        return None if message.method == "initialize" else _session_refusal(request)
     request.set_client(message.meta.get(versions.CLIENT_INFO_KEY))
     try:
         if message.is_request:

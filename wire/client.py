@@ -18,7 +18,6 @@ from wire.rpc_messages import (
     OnRequest,
     RpcResponse,
     ServerInfo,
-    Session,
     Target,
     WrongEra,
     ignore,
@@ -101,9 +100,9 @@ class McpClient:
         """The server's answer to one request of ours; raises an UpstreamError, or NotRecordable.
 
         `on_notification` gets the notifications that precede it, `on_request` what the server asks meanwhile, each in
-        a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call it is, for a fair share of
-        the server; `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and
-        then what the request has to wait for its turn counts too.
+        a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call
+        it is, for a fair share of the server; `schema` is that of the tool which is called; `seconds` shortens the
+        server's own time limit, and then what the request has to wait for its turn counts too.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -171,9 +170,13 @@ class McpClient:
         """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
         await self._sessions.post(target, message)
 
-    def end(self, target: Target, session: Session) -> None:
-        """Tell the server, beside everything else, that this session is over."""
-        self._sessions.start_background(self._sessions.end(target, session))
+    async def end(self, target: Target) -> None:
+        """Tell the server that the session of `target` is over; a failure is its own affair."""
+        await self._sessions.end_quietly(target)
+
+    def end_in_background(self, target: Target) -> None:
+        """The same, beside everything else."""
+        self._sessions.start_background(self._sessions.end_quietly(target))
 
     async def _ask_in_its_era(
         self,
