@@ -7,8 +7,9 @@ from functools import partial
 from proxy import metrics
 from proxy.access.query import Access
 from proxy.config import Config
-from proxy.dispatch import Dispatcher
+from proxy.dispatch import SESSION_METHODS, Dispatcher
 from proxy.endpoint import Endpoint
+from proxy.handshake import Handshake
 from proxy.request import PREFIX
 from proxy.server_requests import ServerRequests
 from proxy.store.bus import Bus
@@ -16,7 +17,7 @@ from proxy.store.call_writer import CallWriter
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Bell, PendingRequests
 from proxy.store.rate_limits import Limits
-from proxy.store.sessions import StoredSessions
+from proxy.store.sessions import SessionKeeper, StoredSessions
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import SuspendedCalls
@@ -56,6 +57,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         usage.era_learned,
         writer.may_begin,
         store=StoredSessions(state, cipher),
+        introduced=usage.introduced,
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
@@ -66,7 +68,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
         suspended = SuspendedCalls(state, bell, pending, requests, cipher)
         caller = ToolCaller(client, lister, cipher, usage, requests, suspended)
-        dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
+        keeper = SessionKeeper(state, cipher, client, config.session_hours)
+        handshake = Handshake(keeper, SESSION_METHODS)
+        dispatcher = Dispatcher(handshake, lister, caller, config.public_url, config.token_calls)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -78,6 +82,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         await state.start()
         bus.start()
         requests.start()
+        keeper.start()
         for part in (access, limits, writer, usage):
             await part.first_attempt()
         try:
@@ -86,6 +91,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             await suspended.stop()
             await requests.stop()
             await bus.stop()
+            await keeper.stop()
             for part in (access, limits, writer, usage):
                 await part.stop()
             await state.stop()

@@ -27,6 +27,7 @@ from proxy.store.call_writer import CallWriter, NotRecorded
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
+from proxy.store.sessions import declared
 from proxy.store.usage import UsageTracker
 from wire import jsonrpc, versions
 from wire.cipher import Cipher
@@ -37,8 +38,10 @@ logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 
+NO_SESSION = "The gateway could not reach its sessions; nothing was executed."
 ACCESS_NOT_CHECKED = "The gateway could not check access."
 ANSWER_NOT_TAKEN = "The gateway could not take this answer; send it again."
+NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
 
@@ -134,8 +137,16 @@ class Endpoint:
 
     async def _find_grant(self, request: McpRequest, token_digests: TokenDigests) -> Grant | None:
         began = time.perf_counter()
+        headers, message = request.parsed_headers, request.message
+        session, told = headers.session_digest, None
+        if message is not None and is_modern(headers.protocol_version, message):
+            session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
         grant = await self._access.find_grant(
-            token_digests, request.parsed_headers.slug, *servers_needed(request.message)
+            token_digests,
+            headers.slug,
+            *servers_needed(message),
+            session=session,
+            declared=declared(told) if told and headers.accepted.stream else "",
         )
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         return grant
@@ -195,6 +206,8 @@ class Endpoint:
     async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
         message = request.message
         if message is None or not message.is_request:
+            if request.parsed_headers.http_method == "DELETE":
+                return await self._end_session(request, grant)
             return await self._take(request, grant)
         answering = self._dispatcher.answer(request, grant, message, stream)
         ping_timer = stream.keep_alive() if stream is not None else None
@@ -206,6 +219,9 @@ class Endpoint:
             raise
         except NotRecordable:
             raise
+        except DatabaseUnavailable:
+            metrics.UNAVAILABLE.labels("sessions").inc()
+            return _unavailable(request, NO_SESSION)
         except Exception:
             logger.exception("a call failed inside the gateway", extra={"request_id": request.uid})
             return error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
@@ -229,6 +245,13 @@ class Endpoint:
                 return _unavailable(request, ANSWER_NOT_TAKEN)
         return Response(202)
 
+    async def _end_session(self, request: McpRequest, grant: Grant) -> Response:
+        try:
+            return await self._dispatcher.end_session(grant)
+        except DatabaseUnavailable:
+            metrics.UNAVAILABLE.labels("sessions").inc()
+            return _unavailable(request, NO_SESSION)
+
     async def _finish(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
         row = request.row
         row.outcome, row.deny_reason, row.rpc_error_code = answer.outcome, answer.deny_reason, answer.code
@@ -250,7 +273,7 @@ class Endpoint:
         if stream is not None and (
             stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
         ):
-            await stream.finish(answer.body)
+            await stream.finish(answer.body, answer.headers)
         else:
             await response.send(request, answer)
 
@@ -258,8 +281,12 @@ class Endpoint:
 def _protocol_refusal(request: McpRequest) -> Response | None:
     """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP; sets `request.modern`."""
     request_headers = request.parsed_headers
+    if request_headers.http_method == "DELETE" and request_headers.protocol_version != versions.MODERN:
+        return _session_refusal(request) or (
+            None if request_headers.session_digest else _bad_request(400, NO_SESSION_ID)
+        )
     if request_headers.http_method != "POST":
-        return Response(405, b"", "bad_request", headers=(response.ALLOW_POST,))
+        return Response(405, b"", "bad_request", headers=(response.ALLOW,))
     if not request_headers.is_json:
         return _bad_request(415, "The Content-Type must be application/json")
     if not any(request_headers.accepted):
@@ -269,12 +296,20 @@ def _protocol_refusal(request: McpRequest) -> Response | None:
     return _version_refusal(request, request.message) if request.message is not None else None
 
 
+def _session_refusal(request: McpRequest) -> Response | None:
+    """The answer to a session that is not there: ended, another connection's, or none that ever was."""
+    known = request.grant is not None and request.grant.session is not None
+    if known or request.parsed_headers.session_digest is None:
+        return None
+    return _bad_request(404, "Session not found", jsonrpc.UNKNOWN_SESSION)
+
+
 def _version_refusal(request: McpRequest, message: Message) -> Response | None:
-    version = request.parsed_headers.protocol_version
+    version = request.version
     request.modern = is_modern(version, message)
     if not request.modern:
         request.set_client(message.params.get("clientInfo"))
-        return None
+        return None if message.method == "initialize" else _session_refusal(request)
     request.set_client(message.meta.get(versions.CLIENT_INFO_KEY))
     try:
         if message.is_request:
