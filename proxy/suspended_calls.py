@@ -9,10 +9,10 @@ import asyncio
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import time as now
 from typing import NoReturn
 from uuid import uuid4
 
@@ -283,7 +283,7 @@ class SuspendedCalls:
         self, request: McpRequest, message: Message, uid: str, turn: int, asked: dict[str, Object]
     ) -> RpcResponse:
         assert request.grant is not None
-        facts = [KIND, uid, turn, request.grant.connection_id, _digest(message), time.time() + STATE_SECONDS]
+        facts = [KIND, uid, turn, request.grant.connection_id, _digest(message), now() + STATE_SECONDS]
         result = {
             "resultType": "input_required",
             "inputRequests": {
@@ -304,7 +304,7 @@ class SuspendedCalls:
             _refuse("this requestState was not given by this gateway")
         if kind != KIND or connection != connection_id or digest != _digest(message):
             _refuse("this requestState was given for another request")
-        if ends < time.time():
+        if ends < now():
             _refuse("this requestState is too old")
         return uid, turn
 

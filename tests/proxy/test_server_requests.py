@@ -17,9 +17,9 @@ from proxy.models import PendingRequest, Session
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
-from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Object, Person, answers_of
+from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, answers_of
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
-from tests.proxy.scripted import Request
+from tests.proxy.scripted import Object, Request
 
 GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
 NOT_FOUND = -32601
@@ -213,6 +213,8 @@ def test_what_was_asked_and_answered_is_recorded_without_secrets(work: Work) -> 
     person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": given}))
 
     (row,) = asked_rows()
+    assert row.request_payload
+    assert row.response_payload
     assert row.request_payload["params"]["message"] == "Who?"
     assert row.response_payload["result"]["content"]["name"] == "Ada"
     assert "hunter2" not in str(row.response_payload)
