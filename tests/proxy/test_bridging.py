@@ -137,7 +137,7 @@ def wanting(*rounds: Object) -> tuple[App, list[Object]]:
         number = int(params.get("requestState", "0"))
         if number < len(rounds):
             wanted = {"resultType": "input_required", "inputRequests": rounds[number], "requestState": str(number + 1)}
-            await request.answer({key: value for key, value in wanted.items() if value is not None})
+            await request.answer(wanted)
         else:
             await request.answer({"resultType": "complete", "content": [], "structuredContent": {"done": True}})
 
@@ -371,6 +371,7 @@ def test_what_waits_is_sealed_and_does_not_stay(work: Work, monkeypatch: pytest.
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
         result = {"content": [{"type": "text", "text": "a-secret-result"}]}
+        await asyncio.sleep(0.3)
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": result}, last=True)
 
     server = Asker()
