@@ -135,7 +135,7 @@ def policy_allows(policy: str, enabled: bool | None) -> bool:
 
 def is_listed(assigned: AssignedServer, tool: str) -> bool:
     """Whether a listed tool may be used. Needs a grant with ServersNeeded.ALL."""
-    has_row = assigned.tools is not None and tool in assigned.tools
+    has_row = assigned.features is not None and tool in assigned.features
     row_enables = assigned.policy == "selected"
     return policy_allows(assigned.policy, row_enables if has_row else None)
 
@@ -206,7 +206,7 @@ def _can_be_listed(assigned: AssignedServer) -> bool:
 
 
 def _tool_row(assigned: AssignedServer, exposed: str) -> ToolRow | None:
-    rows = [ToolRow._make(each) for each in assigned.tools or () if not isinstance(each, str)]
+    rows = [ToolRow._make(each) for each in assigned.features or () if not isinstance(each, str)]
     return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
 
 

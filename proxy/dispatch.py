@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 
 from proxy.access.decision import DENIALS, Grant
-from proxy.access.query import ServersNeeded
+from proxy.access.query import NOTHING, ServersNeeded, Wanted
 from proxy.catalog import OutOfScope
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
@@ -21,22 +21,22 @@ SESSION_METHODS = frozenset({"initialize", "ping", "server/discover", "tools/lis
 MODERN_METHODS = frozenset({"server/discover", "tools/list", "tools/call"})
 
 # The servers the statement must return for a method; a call needs its own, all other methods none.
-SERVERS_NEEDED = {"tools/list": ServersNeeded.ALL}
+WANTED = {"tools/list": Wanted(ServersNeeded.ALL, "tool")}
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES_PATH = "/settings/identities"
 IDENTITY_REASONS = frozenset({"identity_missing", "identity_unconfirmed"})
 
 
-def servers_needed(message: Message | None) -> tuple[ServersNeeded, str]:
-    """Which servers this message needs to know of, and the tool it names."""
+def wanted(message: Message | None) -> Wanted:
+    """Which servers this message needs to know of, and the feature it names."""
     if message is None or message.id is None:
-        return ServersNeeded.NONE, ""
+        return NOTHING
     if message.method != "tools/call":
-        return SERVERS_NEEDED.get(message.method, ServersNeeded.NONE), ""
+        return WANTED.get(message.method, NOTHING)
     name = message.params.get("name")
     # A name the database cannot hold is no tool's; asked for without what it cannot hold, it would be another's.
-    return (ServersNeeded.OF_TOOL, name) if isinstance(name, str) and is_storable(name) else (ServersNeeded.NONE, "")
+    return Wanted(ServersNeeded.OF_FEATURE, "tool", name) if isinstance(name, str) and is_storable(name) else NOTHING
 
 
 def error_response(request: McpRequest, code: int, text: str, data: Object | None = None) -> Response:

@@ -17,8 +17,8 @@ from proxy.dispatch import (
     check_modern,
     error_response,
     is_modern,
-    servers_needed,
     unsupported,
+    wanted,
 )
 from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
@@ -130,9 +130,7 @@ class Endpoint:
 
     async def _find_grant(self, request: McpRequest, token_digests: TokenDigests) -> Grant | None:
         began = time.perf_counter()
-        grant = await self._access.find_grant(
-            token_digests, request.parsed_headers.slug, *servers_needed(request.message)
-        )
+        grant = await self._access.find_grant(token_digests, request.parsed_headers.slug, wanted(request.message))
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         return grant
 

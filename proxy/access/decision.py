@@ -12,8 +12,8 @@ from wire import jsonrpc
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `tools` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
-    not. OF_TOOL: [name, exposed name, enabled, schema with x-mcp-header] of the tools that fit.
+    `features` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
+    not. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header] of those that fit.
     """
 
     id: str
@@ -35,7 +35,7 @@ class AssignedServer(NamedTuple):
     identity_label: str | None
     identity_enabled: bool | None
     ciphertext: str | None
-    tools: Sequence[Sequence[object]] | Sequence[str] | None
+    features: Sequence[Sequence[object]] | Sequence[str] | None
     # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False

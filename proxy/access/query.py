@@ -32,7 +32,7 @@ SETUP = (
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
-    b"PREPARE decide (int[], bytea[], text[], text[], int[], text[]) AS " + STATEMENT,
+    b"PREPARE decide (int[], bytea[], text[], text[], int[], text[], text[]) AS " + STATEMENT,
 )
 
 SLUG = "[a-z0-9-]{1,40}"  # A gateway in a URL, as a pattern.
@@ -44,7 +44,22 @@ class ServersNeeded(IntEnum):
 
     NONE = 0
     ALL = 1
-    OF_TOOL = 2  # Those that the tool's name may lead to.
+    OF_FEATURE = 2  # Those that the name may lead to.
+
+
+class Wanted(NamedTuple):
+    """What a request needs to know: of which servers, and of which of their features.
+
+    `kind` is tool, prompt, resource or template. `name` is what the client calls the one it means: of a resource, the
+    alias of its server, empty when the URI tells none, then two underscores and the URI as the server knows it.
+    """
+
+    servers: ServersNeeded
+    kind: str = ""
+    name: str = ""
+
+
+NOTHING = Wanted(ServersNeeded.NONE)
 
 
 class TokenDigests(NamedTuple):
@@ -59,8 +74,7 @@ class AccessQuery(NamedTuple):
 
     token: TokenDigests
     slug: str
-    servers: ServersNeeded
-    tool: str
+    wanted: Wanted
 
 
 class Access(GroupCommit[AccessQuery, Grant | None]):
@@ -83,11 +97,9 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
             return TokenDigests((None,), (hashlib.sha256(token.encode()).hexdigest(),))
         return TokenDigests((*token_text.candidates(token, self._token_keys),), (None,) * len(self._token_keys))
 
-    async def find_grant(
-        self, token: TokenDigests, slug: str, servers: ServersNeeded = ServersNeeded.NONE, tool: str = ""
-    ) -> Grant | None:
+    async def find_grant(self, token: TokenDigests, slug: str, wanted: Wanted = NOTHING) -> Grant | None:
         """What the database says of this token now; None when it does not know it. Raises DatabaseUnavailable."""
-        return await self.put(AccessQuery(token, slug if _is_slug(slug) else "", servers, tool))
+        return await self.put(AccessQuery(token, slug if _is_slug(slug) else "", wanted))
 
     async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
         # Calls of one client at the same time often need the same: that is sent once.
@@ -141,8 +153,9 @@ def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
         _array(["NULL" if digest is None else f'"\\\\x{digest.hex()}"' for _, _, digest, _ in rows]),
         _array([checksum or "NULL" for _, _, _, checksum in rows]),
         _array([f'"{query.slug}"' for _, query, _, _ in rows]),
-        _array([str(query.servers.value) for _, query, _, _ in rows]),
-        _array([_quoted(query.tool) for _, query, _, _ in rows]),
+        _array([str(query.wanted.servers.value) for _, query, _, _ in rows]),
+        _array([_quoted(query.wanted.name) for _, query, _, _ in rows]),
+        _array([_quoted(query.wanted.kind) for _, query, _, _ in rows]),
     ]
 
 
@@ -151,7 +164,7 @@ def _array(elements: list[str]) -> bytes:
 
 
 def _quoted(text: str) -> str:
-    """`text` as an element of an array; PostgreSQL knows no NUL, and no tool has one in its name."""
+    """`text` as an element of an array; PostgreSQL knows no NUL, and no feature has one in its name."""
     if "\\" in text or '"' in text or "\0" in text:
         text = text.replace("\0", "").replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

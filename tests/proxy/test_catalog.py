@@ -32,7 +32,7 @@ def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: ob
         identity_label=None,
         identity_enabled=None,
         ciphertext=None,
-        tools=rows,  # type: ignore[arg-type]
+        features=rows,  # type: ignore[arg-type]
     )._replace(**changes)  # type: ignore[arg-type]
 
 

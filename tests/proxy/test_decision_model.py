@@ -21,9 +21,9 @@ from accounts.models import Team
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from gatewayadmin.config import database
-from gateways.models import Assignment, Tool
+from gateways.models import Assignment, Feature
 from proxy.access.decision import decide
-from proxy.access.query import Access, ServersNeeded
+from proxy.access.query import Access, ServersNeeded, Wanted
 from proxy.catalog import OutOfScope, Refusal, ResolvedTool, UnknownTool, resolve_tool
 from servers.models import AuthType, Identity
 from tests import make
@@ -122,7 +122,8 @@ def skeleton() -> Skeleton:
             "Server": servers,
             "Assignment": assignments,
             "Tool": [
-                Tool.objects.create(assignment=a, name="known", exposed_name=f"{a.alias}__known") for a in assignments
+                Feature.objects.create(assignment=a, name="known", exposed_name=f"{a.alias}__known")
+                for a in assignments
             ],
             "Identity": [*own, *(make.identity(server) for server in servers)],
             "Connection": links,
@@ -376,7 +377,9 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
         async def ask() -> list[Any]:
             return await asyncio.gather(
                 *(
-                    access.find_grant(access.digests(bones.secrets[n]), slug, ServersNeeded.OF_TOOL, tool)
+                    access.find_grant(
+                        access.digests(bones.secrets[n]), slug, Wanted(ServersNeeded.OF_FEATURE, "tool", tool)
+                    )
                     for n, slug, tool in questions
                 )
             )
