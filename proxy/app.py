@@ -9,11 +9,11 @@ from proxy.access.query import Access
 from proxy.config import Config
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
+from proxy.forward import Forwarder
 from proxy.request import PREFIX
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
-from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -51,8 +51,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     async with transport, mcp_client as client:
         lister = ToolLister(client, cipher, usage, config.list_seconds)
-        caller = ToolCaller(client, lister, cipher, usage)
-        dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
+        forwarder = Forwarder(client, lister, cipher, usage)
+        dispatcher = Dispatcher(lister, forwarder, config.public_url, config.token_calls)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},

@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import Access, TokenDigests
+from proxy.catalog import named
 from proxy.config import Config
 from proxy.store.call_writer import CallRow, new_uid
 from wire import jsonrpc, token_text
 from wire.http1 import SAME_HEAD
-from wire.jsonrpc import Malformed, Message
+from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message
 
 type Scope = MutableMapping[str, Any]
 type Pair = tuple[bytes, bytes]
@@ -210,6 +211,11 @@ class McpRequest:
         # Whether the call was let through, whatever was wrong with it then.
         self.admitted = False
 
+    @property
+    def client_version(self) -> str:
+        """The version of MCP the client speaks, as far as it says; empty when it does not."""
+        return self.parsed_headers.protocol_version
+
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
 
@@ -236,6 +242,9 @@ class McpRequest:
 
     def parse(self) -> None:
         """Take the message out of the body; what is wrong with it is told later, after authentication."""
+        if len(self.body) > LARGE and jsonrpc.has_more_values(self.body, MOST_VALUES):
+            self.malformed = Malformed(jsonrpc.INVALID_REQUEST, f"The body holds more than {MOST_VALUES:,} values")
+            return
         try:
             self.message = jsonrpc.parse(self.body)
         except Malformed as error:
@@ -254,9 +263,14 @@ class McpRequest:
         row.user_agent = self.parsed_headers.user_agent
         row.protocol_version = self.parsed_headers.protocol_version
         row.request_bytes = len(self.body)
-        row.method, tool = self._names()
-        if tool:
-            row.feature_type, row.feature_name = "tool", tool
+        if self.message is not None:
+            row.method = self.message.method or "response"
+            if (feature := named(self.message)) is not None and feature.name:
+                row.feature_type, row.feature_name = feature
+        elif self.parsed_headers.http_method != "POST":
+            row.method = self.parsed_headers.http_method
+        else:
+            row.method = jsonrpc.method_in(self.body)
 
     def set_server(self, assigned: AssignedServer) -> None:
         """The call goes to this server."""
@@ -270,13 +284,3 @@ class McpRequest:
             name, version = info.get("name"), info.get("version")
             self.row.client_name = name if isinstance(name, str) else ""
             self.row.client_version = version if isinstance(version, str) else ""
-
-    def _names(self) -> tuple[str, str]:
-        if self.message is not None:
-            tool = self.message.params.get("name") if self.message.method == "tools/call" else ""
-            return self.message.method or "response", tool if isinstance(tool, str) else ""
-        return (
-            (self.parsed_headers.http_method, "")
-            if self.parsed_headers.http_method != "POST"
-            else (jsonrpc.method_in(self.body), "")
-        )

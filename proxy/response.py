@@ -26,6 +26,18 @@ STREAM_HEADERS = (
     (b"x-accel-buffering", b"no"),
 )
 
+# The HTTP status of a JSON-RPC error in this era; any other code goes out in 200.
+MODERN_STATUS = {
+    jsonrpc.PARSE_ERROR: 400,
+    jsonrpc.INVALID_REQUEST: 400,
+    jsonrpc.METHOD_NOT_FOUND: 404,
+    jsonrpc.INVALID_PARAMS: 400,
+    jsonrpc.HEADER_MISMATCH: 400,
+    jsonrpc.MISSING_CAPABILITY: 400,
+    jsonrpc.UNSUPPORTED_VERSION: 400,
+}
+
+
 _is_param_header = re.compile(r"mcp-param-[!#$%&'*+\-.^_`|~0-9a-z]{1,80}", re.IGNORECASE).fullmatch
 
 

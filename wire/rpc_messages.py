@@ -8,17 +8,13 @@ from typing import NamedTuple
 from wire import jsonrpc, sse
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
-from wire.jsonrpc import Object, has_more_values
+from wire.jsonrpc import LARGE, MOST_VALUES, Object, has_more_values
 from wire.pool import HttpResponse
 from wire.trace_context import NONE, Trace
 
 ACCEPT = "application/json, text/event-stream"
 
 SESSION, MODERN = "session", "modern"
-
-# Reading JSON cannot be interrupted: so many values take a tenth of a second, and a message of `LARGE` bytes has fewer.
-MOST_VALUES = 500_000
-LARGE = 1 << 20
 
 # Ids are ours alone: a client's id never reaches a server. They start somewhere
 # and have ten digits, so that one is hardly ever found elsewhere in an answer.

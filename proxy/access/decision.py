@@ -13,7 +13,8 @@ class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
     `features` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
-    not. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header] of those that fit.
+    not. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header, kind] of those that fit, for a resource
+    with all templates.
     """
 
     id: str
@@ -75,6 +76,8 @@ class Grant(NamedTuple):
     workspace_limit: int | None = None
     # How many bytes of each body are recorded; None: none.
     recorded: int | None = None
+    # Whether the gateway has more than one server, so that a URI alone does not say whose it is.
+    several_servers: bool = False
 
     @property
     def limited(self) -> bool:

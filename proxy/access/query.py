@@ -50,8 +50,8 @@ class ServersNeeded(IntEnum):
 class Wanted(NamedTuple):
     """What a request needs to know: of which servers, and of which of their features.
 
-    `kind` is tool, prompt, resource or template. `name` is what the client calls the one it means: of a resource, the
-    alias of its server, empty when the URI tells none, then two underscores and the URI as the server knows it.
+    `kind` is tool, prompt, resource or template. `name` is what the client calls the one it means; of a resource, the
+    URIs that its server may know it by, in lines.
     """
 
     servers: ServersNeeded

@@ -10,7 +10,7 @@
 -- $3 checksum  checksum of its OAuth access token, NULL for another kind
 -- $4 slug      gateway in the URL
 -- $5 servers   which servers it needs (ServersNeeded): 0 none, 1 all, 2 those `name` may lead to
--- $6 name      exposed name of the tool or prompt it means; of a resource, alias, two underscores and URI
+-- $6 name      exposed name of the tool or prompt it means; of a resource, the URIs it may be at its server, by lines
 -- $7 kind      kind of feature it asks for: tool, prompt, resource, template
 SELECT
     q.n,
@@ -82,20 +82,24 @@ SELECT
                     SELECT json_agg(json_build_array(x.name, x.exposed_name, x.enabled, CASE
                         WHEN s.protocol_era = 'modern' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
                         THEN x.input_schema
-                    END))
+                    END, x.kind))
                     FROM (
-                        SELECT name, exposed_name, enabled, input_schema FROM gateways_feature
-                        WHERE assignment_id = a.id AND kind = q.kind
-                            AND name = CASE
-                                WHEN q.kind = 'resource' THEN substr(q.name, strpos(q.name, '__') + 2)
-                                WHEN a.alias = '' THEN q.name
-                                ELSE substr(q.name, length(a.alias) + 3)
-                            END
+                        SELECT name, exposed_name, enabled, input_schema, kind FROM gateways_feature
+                        WHERE q.kind <> 'resource' AND assignment_id = a.id AND kind = q.kind
+                            AND name = CASE a.alias WHEN '' THEN q.name ELSE substr(q.name, length(a.alias) + 3) END
                         UNION ALL
                         -- A name that was shortened for its length ends like this.
-                        SELECT name, exposed_name, enabled, input_schema FROM gateways_feature
+                        SELECT name, exposed_name, enabled, input_schema, kind FROM gateways_feature
                         WHERE q.name ~ '_[0-9a-f]{6}$' AND q.kind <> 'resource'
                             AND assignment_id = a.id AND kind = q.kind AND exposed_name = q.name
+                        UNION ALL
+                        SELECT name, exposed_name, enabled, NULL, kind FROM gateways_feature
+                        WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'resource'
+                            AND name = ANY (string_to_array(q.name, E'\n'))
+                        UNION ALL
+                        -- What is not listed may be what a template means.
+                        SELECT name, exposed_name, enabled, NULL, kind FROM gateways_feature
+                        WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'template'
                     ) x
                 ) END,
                 -- A shared identity serves the gateways it is said to be for, at this moment.
@@ -126,17 +130,19 @@ SELECT
             AND i.owner_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN u.id END
         WHERE a.gateway_id = g.id
             AND a.removed_at IS NULL
-            AND (
-                q.servers = 1 OR a.alias = '' OR a.alias = split_part(q.name, '__', 1)
-                -- A URI that names no alias may be any server's.
-                OR q.kind = 'resource' AND split_part(q.name, '__', 1) = ''
-            )
+            AND (q.servers = 1 OR q.kind = 'resource' OR a.alias = '' OR a.alias = split_part(q.name, '__', 1))
     ) END::text,
     -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
     least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
     g.calls_per_minute,
     (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1),
-    (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads)
+    (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads),
+    q.servers > 0 AND EXISTS (
+        SELECT FROM gateways_assignment a
+        WHERE a.gateway_id = g.id AND a.removed_at IS NULL
+            AND EXISTS (SELECT FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0)
+        OFFSET 1
+    )
 FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[])
     AS q (n, digest, checksum, slug, servers, name, kind)
 CROSS JOIN LATERAL (

@@ -24,7 +24,7 @@ from gatewayadmin.config import database
 from gateways.models import Assignment, Feature
 from proxy.access.decision import decide
 from proxy.access.query import Access, ServersNeeded, Wanted
-from proxy.catalog import OutOfScope, Refusal, ResolvedTool, UnknownTool, resolve_tool
+from proxy.catalog import OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder
@@ -356,11 +356,11 @@ def found(grant: Any, tool: str, address: str) -> str:
     if denied := decide(grant, address):
         return denied.reason
     try:
-        resolved = resolve_tool(grant.assignments, tool)
-        return "allowed" if isinstance(resolved, ResolvedTool) else "the server is asked"
+        resolved = resolve_name(grant.assignments, tool)
+        return "allowed" if isinstance(resolved, Resolved) else "the server is asked"
     except OutOfScope:
         return "out_of_scope"
-    except (Refusal, UnknownTool) as refusal:
+    except (Refusal, UnknownFeature) as refusal:
         return refusal.reason
 
 

@@ -70,7 +70,7 @@ def test_a_call_passes_few_modules(start: Start, run: Run, modern: bool) -> None
 
     modules = sorted({module for module, _ in entered})
     print(len(modules), *modules, sep="\n")  # noqa: T201  Shown with -s.
-    assert {"proxy.endpoint", "proxy.tools_call", "wire.client"} <= set(modules)
+    assert {"proxy.endpoint", "proxy.forward", "wire.client"} <= set(modules)
     assert len(modules) <= MAX_MODULES, modules
 
 
