@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from proxy.access.decision import DENIALS, Grant
 from proxy.access.query import ServersNeeded
-from proxy.catalog import OutOfScope
+from proxy.catalog import AliasMissing, OutOfScope, Refusal, UnknownTool, resolve_tool
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.tools_call import ToolCaller
@@ -197,6 +197,25 @@ class Dispatcher:
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         return _result_response(request, message, listing.result(), cacheable=True)
+
+    def refused(self, request: McpRequest, error: UpstreamError) -> Response:
+        """The response to a request that is refused with this error."""
+        return self._upstream_error_response(request, error)
+
+    def refusal_now(self, request: McpRequest, grant: Grant) -> UpstreamError | None:
+        """Why a call under way may not go on, by what the database says now; None when it may."""
+        message = request.message
+        if message is None or message.method != "tools/call":
+            return None
+        try:
+            resolve_tool(grant.assignments, message.params["name"])
+        except (Refusal, AliasMissing) as refusal:
+            return refusal
+        except OutOfScope as outside:
+            return Refusal("server_disabled", outside.assigned)
+        except UnknownTool as unknown:
+            return unknown
+        return None
 
     def _upstream_error_response(self, request: McpRequest, error: UpstreamError) -> Response:
         text, data = str(error), error.data

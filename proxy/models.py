@@ -26,3 +26,13 @@ class RateCounter(models.Model):
 
     def __str__(self) -> str:
         return f"{self.subject_type} since {self.window:%H:%M:%S}: {self.calls}"
+
+
+class Cancellation(models.Model):
+    """A call that its client cancelled at another worker; `key` is a digest of whose call it is and of its id."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.key[:8]} at {self.at:%H:%M:%S}"

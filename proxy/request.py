@@ -1,5 +1,6 @@
 """One HTTP request at /mcp/<slug>: its headers, parsed once, its body, its message, and its row in the log."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.access.query import Access, TokenDigests
+from proxy.access.query import Access, AccessQuery, TokenDigests
 from proxy.config import Config
 from proxy.store.call_writer import CallRow, new_uid
 from wire import jsonrpc, token_text
@@ -173,6 +174,7 @@ class McpRequest:
         "arrived",
         "began",
         "body",
+        "ending",
         "grant",
         "header_pairs",
         "headers",
@@ -181,9 +183,11 @@ class McpRequest:
         "modern",
         "origin",
         "parsed_headers",
+        "query",
         "receive",
         "row",
         "send",
+        "task",
         "uid",
     )
 
@@ -209,6 +213,10 @@ class McpRequest:
         self.grant: Grant | None = None
         # Whether the call was let through, whatever was wrong with it then.
         self.admitted = False
+        # What the database was asked about it; the task that serves it while it is under way; why it is to end.
+        self.query: AccessQuery | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.ending: Any = None
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")

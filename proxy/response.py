@@ -110,9 +110,9 @@ class Stream:
         await self._write(sse.event(jsonrpc.dumps(message)))
 
     async def finish(self, body: bytes) -> None:
-        """Send the response as the last event."""
+        """Send the response as the last event; without one just end."""
         self.stop_pings()
-        await self._write(sse.event(body), last=True)
+        await self._write(sse.event(body) if body else b"", last=True)
 
     def stop_pings(self) -> None:
         """Send no more pings: the response is there, or the client left."""

@@ -17,6 +17,9 @@ INTERNAL_ERROR = -32603
 UNAUTHORIZED = -32001
 FORBIDDEN = -32003
 
+# A request its own client cancelled, where it gets an answer nevertheless; as in the Language Server Protocol.
+CANCELLED = -32800
+
 HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022

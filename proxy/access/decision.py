@@ -77,6 +77,11 @@ class Grant(NamedTuple):
     recorded: int | None = None
 
     @property
+    def owner_id(self) -> str:
+        """Whose the sessions at servers are: the client's session, without one the connection."""
+        return self.connection_id
+
+    @property
     def limited(self) -> bool:
         """Whether the calls of this token are counted, and may be too many."""
         return self.token_limit is not None or self.gateway_limit is not None or self.workspace_limit is not None

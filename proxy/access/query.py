@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +64,11 @@ class AccessQuery(NamedTuple):
     tool: str
 
 
+def access_query(token: TokenDigests, slug: str, servers: ServersNeeded, tool: str) -> AccessQuery:
+    """The question whether this token may do that at the gateway of this slug."""
+    return AccessQuery(token, slug if _is_slug(slug) else "", servers, tool)
+
+
 class Access(GroupCommit[AccessQuery, Grant | None]):
     """Finds the grants of requests, in batches."""
 
@@ -88,7 +93,7 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
         self, token: TokenDigests, slug: str, servers: ServersNeeded = ServersNeeded.NONE, tool: str = ""
     ) -> Grant | None:
         """What the database says of this token now; None when it does not know it. Raises DatabaseUnavailable."""
-        return await self.put(AccessQuery(token, slug if _is_slug(slug) else "", servers, tool))
+        return await self.put(access_query(token, slug, servers, tool))
 
     async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
         # Calls of one client at the same time often need the same: that is sent once.
@@ -101,6 +106,19 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
                 fail([(query, future)], grant)
             else:
                 resolve(future, grant)
+
+
+async def find_again(
+    query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], queries: Sequence[AccessQuery]
+) -> list[Grant | DatabaseUnavailable | None]:
+    """What the database says of each of these now, in one statement that `query` runs over a connection of its own.
+
+    None where it does not know the token, DatabaseUnavailable where what it says cannot be read. Raises
+    DatabaseUnavailable or StatementRejected.
+    """
+    numbers = {each: number for number, each in enumerate(dict.fromkeys(queries))}
+    grants = _read(await query(b"decide", parameters([*numbers])))
+    return [grants.get(numbers[each]) for each in queries]
 
 
 def _read(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:

@@ -6,11 +6,11 @@ something to read. Whenever its connection was lost, every handler is called wit
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from psycopg.pq.abc import PGconn
+from psycopg.pq.abc import PGconn, PGresult
 
 from proxy.store.pg_connection import DatabaseUnavailable, PgConnection, StatementRejected
 
@@ -22,7 +22,8 @@ RETRY_SECONDS = 0.25
 BEAT_SECONDS = 5.0
 BEAT_TIMEOUT = 2.0
 
-SETUP = (b"SET application_name = 'gateway bus'", f"LISTEN {CHANNEL}".encode())
+LISTEN = f"LISTEN {CHANNEL}".encode()
+NAME = b"SET application_name = 'gateway bus'"
 
 # A handler gets the id that was told, or None after the connection was lost. What it awaits runs as a task of its own.
 type Handler = Callable[[str | None], Coroutine[Any, Any, None] | None]
@@ -37,8 +38,8 @@ class Statements(Protocol):
 class Listener(PgConnection):
     """The connection that hears; `hear` gets the payload of each notification."""
 
-    def __init__(self, conninfo: str, hear: Callable[[str], None]) -> None:
-        super().__init__(conninfo, SETUP, timeout=BEAT_TIMEOUT)
+    def __init__(self, conninfo: str, setup: Sequence[bytes], hear: Callable[[str], None]) -> None:
+        super().__init__(conninfo, (LISTEN, *setup, NAME), timeout=BEAT_TIMEOUT)
         self._hear = hear
 
     def _read(self, pgconn: PGconn) -> None:
@@ -51,11 +52,12 @@ class Bus:
     """Hears what any worker tells, this one included.
 
     Topics: `cut` (somebody's access may have ended), `lists` (what the gateway of this id shows has changed), and what
-    the parts of the proxy tell each other.
+    the parts of the proxy tell each other. Its connection also runs what `setup` prepares, a statement at a time.
     """
 
-    def __init__(self, conninfo: str, statements: Statements) -> None:
-        self._listener = Listener(conninfo, self._hear)
+    def __init__(self, conninfo: str, statements: Statements, setup: Sequence[bytes] = ()) -> None:
+        self._listener = Listener(conninfo, setup, self._hear)
+        self._one = asyncio.Lock()
         self._listener.on_lost = self._lost
         self._statements = statements
         self._handlers: dict[str, list[Handler]] = {}
@@ -72,6 +74,13 @@ class Bus:
     async def publish(self, topic: str, told: str) -> None:
         """Tell all workers, in a transaction of its own. Raises DatabaseUnavailable."""
         await self._statements.fetch("SELECT pg_notify(%s, %s)", [CHANNEL, f"{topic} {told}"])
+
+    async def query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
+        """Run a statement that the setup prepared. Raises DatabaseUnavailable or StatementRejected."""
+        async with self._one:
+            if not self._listener.connected:  # Whoever connects it tells the handlers.
+                raise DatabaseUnavailable(self.fault)
+            return await self._listener.query(name, parameters)
 
     def start(self) -> None:
         self._worker = asyncio.create_task(self._work(), name="bus")
@@ -109,9 +118,10 @@ class Bus:
             self._gone.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), BEAT_SECONDS)
-            if self._listener.connected:
-                with suppress(DatabaseUnavailable, StatementRejected):
-                    await self._listener.run(b"SELECT 1")
+            async with self._one:
+                if self._listener.connected:
+                    with suppress(DatabaseUnavailable, StatementRejected):
+                        await self._listener.run(b"SELECT 1")
 
     def _lost(self) -> None:
         self._gone.set()
