@@ -24,8 +24,8 @@ from proxy.dispatch import (
 from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
 from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
+from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
-from proxy.store.pg_connection import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
 from proxy.streams import Ending, StandingStream, Streams, error_of, honoured

@@ -17,7 +17,7 @@ from proxy.access.decision import DENIALS, Denied, Grant, decide
 from proxy.access.query import AccessQuery, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus, Statements
-from proxy.store.pg_connection import DatabaseUnavailable, StatementRejected
+from proxy.store.database import DatabaseUnavailable, StatementRejected
 from wire import jsonrpc, sse
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object

@@ -20,7 +20,8 @@ from proxy import metrics
 from proxy.access.decision import AssignedServer, Grant
 from wire import jsonrpc
 from wire.address_group import address_group
-from wire.tool_names import exposed_name, fingerprint, storable
+from wire.jsonrpc import storable
+from wire.tool_names import exposed_name, fingerprint
 
 logger = logging.getLogger(__name__)
 
