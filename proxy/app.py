@@ -13,6 +13,7 @@ from proxy.request import PREFIX
 from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
+from proxy.store.sessions import StoredSessions
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.streams import Streams
@@ -51,6 +52,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         transport,
         usage.era_learned,
         writer.may_begin,
+        store=StoredSessions(state, cipher),
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )

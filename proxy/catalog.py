@@ -7,11 +7,12 @@ that is not listed.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.access.decision import AssignedServer
+from proxy.access.decision import AssignedServer, Grant
+from proxy.store.sessions import capabilities_of, opened
 from wire import credential, jsonrpc
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
-from wire.rpc_messages import Target
+from wire.rpc_messages import NOTHING, Session, Target
 from wire.tool_names import SEPARATOR
 from wire.trace_context import NONE, Trace
 
@@ -210,8 +211,10 @@ def _tool_row(assigned: AssignedServer, exposed: str) -> ToolRow | None:
     return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
 
 
-def target(assigned: AssignedServer, connection_id: str, cipher: Cipher, trace: Trace = NONE) -> Target:
-    """Where and as whom to call this server, for the request of this trace. Raises IdentityUnreadable.
+def target(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace = NONE) -> Target:
+    """Where, as whom and in which session to call this server, for the request of this trace.
+
+    Raises IdentityUnreadable.
 
     Whether the identity may be used was decided by `authorize_tool`; here it is decrypted.
     """
@@ -222,14 +225,28 @@ def target(assigned: AssignedServer, connection_id: str, cipher: Cipher, trace: 
         era=assigned.era,
         timeout_s=assigned.timeout_s,
         max_concurrent=assigned.max_concurrent,
-        connection_id=connection_id,
-        credential=_credential(assigned, cipher),
+        connection_id=grant.connection_id,
+        credential=credential_of(assigned, cipher),
         generation=assigned.ciphertext or "",
         trace=trace,
+        identity_id=assigned.identity_id or "",
+        capabilities=capabilities_of(told) if (told := assigned.upstream_key.rpartition(" ")[2]) else NOTHING,
+        owner_id=grant.owner_id,
+        session_key=assigned.upstream_key,
+        session=_session(assigned, cipher),
     )
 
 
-def _credential(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] | None:
+def _session(assigned: AssignedServer, cipher: Cipher) -> Session | None:
+    if assigned.upstream_session is None:
+        return None
+    try:
+        return opened(assigned.upstream_session, cipher)
+    except Unreadable:
+        return None
+
+
+def credential_of(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] | None:
     if assigned.ciphertext is None or assigned.auth_type == "none" or assigned.scheme == "none":
         return None
     try:

@@ -192,7 +192,7 @@ class Dispatcher:
             request.set_server(assignments[0])
         began = time.perf_counter()
         try:
-            listing = await self._lister.merge(assignments, grant.connection_id, trace_context.of(request.headers))
+            listing = await self._lister.merge(assignments, grant, trace_context.of(request.headers))
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         return _result_response(request, message, listing.result(), cacheable=True)

@@ -83,14 +83,14 @@ class ToolCaller:
                 raise UnknownTool(name[:MAX_NAME])  # Nor is it listed.
             return resolved
         request.set_server(resolved)
-        tool = await self._lister.find(resolved, grant.connection_id, name, trace_context.of(request.headers))
+        tool = await self._lister.find(resolved, grant, name, trace_context.of(request.headers))
         return authorize_tool(resolved, tool["name"], None)._replace(schema=tool.get("inputSchema"))
 
     async def _forward(
         self, request: McpRequest, resolved: ResolvedTool, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        connection_id, person = grant.connection_id, grant.user_id
-        upstream = target(resolved.assigned, connection_id, self._cipher, trace_context.of(request.headers))
+        person = grant.user_id
+        upstream = target(resolved.assigned, grant, self._cipher, trace_context.of(request.headers))
         client_token = message.meta.get("progressToken") if stream is not None else None
         progress_token = next_request_id() if client_token is not None else None
         params = _params(message, resolved.tool, progress_token)
@@ -107,14 +107,14 @@ class ToolCaller:
         )
         if answer.error_code == jsonrpc.HEADER_MISMATCH:
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
-            schema = await self._schema(resolved, connection_id, upstream.trace)
+            schema = await self._schema(resolved, grant, upstream.trace)
             answer = await self._client.ask(
                 upstream, "tools/call", params, on_notification, person=person, schema=schema
             )
         return answer
 
-    async def _schema(self, resolved: ResolvedTool, connection_id: str, traced: trace_context.Trace) -> object:
-        server_tools = await self._lister.tools_of(resolved.assigned, connection_id, traced)
+    async def _schema(self, resolved: ResolvedTool, grant: Grant, traced: trace_context.Trace) -> object:
+        server_tools = await self._lister.tools_of(resolved.assigned, grant, traced)
         return next((tool.get("inputSchema") for tool in server_tools.tools if tool["name"] == resolved.tool), None)
 
 

@@ -2,8 +2,9 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Self
 
 from wire import jsonrpc, sse
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
@@ -20,15 +21,54 @@ SESSION, MODERN = "session", "modern"
 MOST_VALUES = 500_000
 LARGE = 1 << 20
 
+# Characters of a server's instructions that are kept.
+MOST_INSTRUCTIONS = 4_000
+
 # Ids are ours alone: a client's id never reaches a server. They start somewhere
 # and have ten digits, so that one is hardly ever found elsewhere in an answer.
 _ids = itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
 
 type OnNotification = Callable[[Object], Awaitable[None]]
 
+# Posts `{"result": ...}` or `{"error": ...}` back to the server whose request is answered.
+type Answer = Callable[[Object], Awaitable[None]]
+type OnRequest = Callable[[Object, Answer], Awaitable[None]]
+
+NOTHING: Mapping[str, object] = MappingProxyType({})
+
+
+class Session(NamedTuple):
+    """What `initialize` agreed on; `id` is empty with a server that keeps no state, `row` names it in the store."""
+
+    id: str
+    version: str
+    row: str = ""
+
+
+class ServerInfo(NamedTuple):
+    """What a server says of itself: the version it speaks, what it offers, and how it is meant to be used."""
+
+    version: str
+    capabilities: Object
+    instructions: str
+
+    @classmethod
+    def of(cls, result: Object, version: str) -> Self:
+        """What stands in the result of `initialize` or `server/discover`; what is malformed is left out."""
+        capabilities, instructions = result.get("capabilities"), result.get("instructions")
+        return cls(
+            version,
+            capabilities if isinstance(capabilities, dict) else {},
+            instructions[:MOST_INSTRUCTIONS] if isinstance(instructions, str) else "",
+        )
+
 
 class Target(NamedTuple):
-    """A server, the connection and credential it is called with, and the trace of the request it is called for."""
+    """A server, the connection and credential it is called with, and the trace of the request it is called for.
+
+    `capabilities` are what the server is told of the client's. Sessions with a server are kept for `owner_id`, which
+    without one is the connection, under `session_key`; `session` is the one that was there when the request came.
+    """
 
     server_id: str
     server_name: str
@@ -40,6 +80,11 @@ class Target(NamedTuple):
     credential: tuple[str, str] | None
     generation: str
     trace: Trace = NONE
+    identity_id: str = ""
+    capabilities: Mapping[str, object] = NOTHING
+    owner_id: str = ""
+    session_key: str = ""
+    session: Session | None = None
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""
@@ -132,6 +177,14 @@ async def _read_stream(
 
 async def ignore(_: Object) -> None:
     """For requests whose notifications say nothing of interest."""
+
+
+async def refuse(message: Object, answer: Answer) -> None:
+    """Answer a server's request as who announced no capability: a ping with nothing, any other with an error."""
+    if message.get("method") == "ping":
+        await answer({"result": {}})
+    else:
+        await answer({"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}})
 
 
 def _rpc_response(document: Object, text: bytes, era: str) -> RpcResponse:

@@ -145,7 +145,7 @@ class Migration(migrations.Migration):
     """Triggers that tell the workers of changes which end access, and of those which change what is listed."""
 
     dependencies = [
-        ("proxy", "0003_drop_sessions_and_stream_events"),
+        ("proxy", "0004_keep_sessions"),
         ("accounts", "0005_count_attempts"),
         ("connections", "0004_name_only_reasons_that_occur"),
         ("gateways", "0004_gateway_shared_identities"),

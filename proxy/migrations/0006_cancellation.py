@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("proxy", "0004_tell_of_cuts_and_lists")]
+    dependencies = [("proxy", "0005_tell_of_cuts_and_lists")]
 
     operations = [
         migrations.CreateModel(
