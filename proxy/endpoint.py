@@ -283,7 +283,7 @@ class Endpoint:
         row.duration_ms = (time.perf_counter() - request.began) * 1000
         row.authorise_ms = None
         if denied is not None:
-            row.outcome, row.deny_reason = "denied", denied.reason
+            row.outcome, row.deny_reason = "unauthorized" if denied.status == 401 else "denied", denied.reason
             row.rpc_error_code = jsonrpc.UNAUTHORIZED if denied.status == 401 else jsonrpc.FORBIDDEN
         with suppress(NotRecorded):  # It has been logged, and nobody waits for an answer.
             await self._writer.commit(row)

@@ -137,11 +137,12 @@ class StandingStream:
         self._task = asyncio.create_task(self._write_all(ping_seconds))
         watcher = asyncio.create_task(self._watch())
         try:
-            with suppress(asyncio.CancelledError):
-                await asyncio.shield(self._task)
+            await asyncio.wait({self._task})
         finally:
             watcher.cancel()
             self._task.cancel()
+        if not self._task.cancelled():  # It is when the client did not read how its stream ended.
+            self._task.result()
 
     async def _write_all(self, ping_seconds: float) -> None:
         request = self.request
@@ -368,7 +369,7 @@ _open: list[Streams] = []
 
 
 def end_standing() -> None:
-    """End the standing streams of this process, from any thread of it that runs the loop."""
+    """End the standing streams of this process; called in its loop."""
     for streams in _open:
         streams.end_standing()
 

@@ -254,9 +254,9 @@ class McpClient:
         """The server's answer to one request of ours; raises an UpstreamError, or NotRecordable.
 
         `on_notification` gets the notifications that precede it, `on_request` what the server asks meanwhile, each in
-        a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call it is, for a fair share of
-        the server; `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and
-        then what the request has to wait for its turn counts too.
+        a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call
+        it is, for a fair share of the server; `schema` is that of the tool which is called; `seconds` shortens the
+        server's own time limit, and then what the request has to wait for its turn counts too.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
