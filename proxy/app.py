@@ -7,13 +7,14 @@ from functools import partial
 from proxy import metrics
 from proxy.access.query import SETUP, Access
 from proxy.config import Config
-from proxy.dispatch import Dispatcher
+from proxy.dispatch import SESSION_METHODS, Dispatcher
 from proxy.endpoint import Endpoint
+from proxy.handshake import Handshake
 from proxy.request import PREFIX
 from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
-from proxy.store.sessions import StoredSessions
+from proxy.store.sessions import SessionKeeper, StoredSessions
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.streams import Streams
@@ -53,13 +54,16 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         usage.era_learned,
         writer.may_begin,
         store=StoredSessions(state, cipher),
+        introduced=usage.introduced,
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
     async with transport, mcp_client as client:
         lister = ToolLister(client, cipher, usage, config.list_seconds)
         caller = ToolCaller(client, lister, cipher, usage)
-        dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
+        keeper = SessionKeeper(state, cipher, client, config.session_hours)
+        handshake = Handshake(keeper, SESSION_METHODS)
+        dispatcher = Dispatcher(handshake, lister, caller, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
@@ -70,11 +74,13 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         await state.start()
         for part in (access, limits, writer, usage, bus, streams):
             part.start()
+        keeper.start()
         for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
             yield Endpoint(config, access, limits, writer, usage, dispatcher, streams)
         finally:
+            await keeper.stop()
             for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
             await state.stop()

@@ -6,22 +6,26 @@ from collections.abc import Iterable
 from proxy.access.decision import DENIALS, Grant
 from proxy.access.query import ServersNeeded
 from proxy.catalog import AliasMissing, OutOfScope, Refusal, UnknownTool, resolve_tool
+from proxy.handshake import Handshake
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
-from wire import jsonrpc, product, stateless, trace_context, versions
+from wire import jsonrpc, stateless, trace_context, versions
 from wire.errors import Busy, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
 
-CAPABILITIES: Object = {"tools": {}}
 CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
 
 SESSION_METHODS = frozenset({"initialize", "ping", "server/discover", "tools/list", "tools/call"})
 MODERN_METHODS = frozenset({"server/discover", "tools/list", "tools/call"})
 
-# The servers the statement must return for a method; a call needs its own, all other methods none.
-SERVERS_NEEDED = {"tools/list": ServersNeeded.ALL}
+# The servers the statement must return for a method; a call needs its own, any other method none.
+SERVERS_NEEDED = {
+    "tools/list": ServersNeeded.ALL,
+    "initialize": ServersNeeded.INTRODUCED,
+    "server/discover": ServersNeeded.INTRODUCED,
+}
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES_PATH = "/settings/identities"
@@ -123,7 +127,10 @@ def _compare(name: str, header: str | None, body: object) -> None:
 class Dispatcher:
     """The methods that are served; every other is not found. A token has `max_calls` in progress at most."""
 
-    def __init__(self, lister: ToolLister, caller: ToolCaller, public_url: str, max_calls: int) -> None:
+    def __init__(
+        self, handshake: Handshake, lister: ToolLister, caller: ToolCaller, public_url: str, max_calls: int
+    ) -> None:
+        self._handshake = handshake
         self._identities_url = public_url + IDENTITIES_PATH
         self._max_calls = max_calls
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
@@ -141,6 +148,10 @@ class Dispatcher:
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         except UpstreamError as error:
             return self._upstream_error_response(request, error)
+
+    async def end_session(self, grant: Grant) -> Response:
+        """End the session the request names, which is there. Raises DatabaseUnavailable."""
+        return await self._handshake.end(grant)
 
     async def _answer_within_limit(
         self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None
@@ -167,9 +178,9 @@ class Dispatcher:
             case "tools/list":
                 return await self._list(request, grant, message)
             case "initialize":
-                return _initialize(request, grant, message)
+                return await self._handshake.initialize(request, grant, message)
             case "server/discover":
-                return _result_response(request, message, _discovery_result(grant), cacheable=True)
+                return _result_response(request, message, self._handshake.discover(grant), cacheable=True)
         return _result_response(request, message, {})
 
     async def _call(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
@@ -224,27 +235,6 @@ class Dispatcher:
         reason = error.reason if error.outcome in {"denied", "rate_limited"} else ""
         retry = ((b"retry-after", b"%d" % error.seconds),) if isinstance(error, Busy) else ()
         return response._replace(outcome=error.outcome, deny_reason=reason, headers=retry)
-
-
-def _initialize(request: McpRequest, grant: Grant, message: Message) -> Response:
-    version = versions.negotiated(message.params.get("protocolVersion"))
-    request.row.protocol_version = version
-    result: Object = {"protocolVersion": version, "capabilities": CAPABILITIES, "serverInfo": _server_info(grant)}
-    if grant.gateway_description:
-        result["instructions"] = grant.gateway_description
-    return _result_response(request, message, result)
-
-
-def _discovery_result(grant: Grant) -> Object:
-    result: Object = {"supportedVersions": list(versions.SUPPORTED), "capabilities": CAPABILITIES}
-    result["_meta"] = {versions.SERVER_INFO_KEY: _server_info(grant)}
-    if grant.gateway_description:
-        result["instructions"] = grant.gateway_description
-    return result
-
-
-def _server_info(grant: Grant) -> Object:
-    return {**product.INFO, "title": grant.gateway_name}
 
 
 def _result_response(request: McpRequest, message: Message, result: Object, *, cacheable: bool = False) -> Response:

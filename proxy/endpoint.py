@@ -27,6 +27,7 @@ from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
+from proxy.store.sessions import declared
 from proxy.store.usage import UsageTracker
 from proxy.streams import Ending, StandingStream, Streams, error_of, honoured
 from wire import jsonrpc, versions
@@ -38,7 +39,9 @@ logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 
+NO_SESSION = "The gateway could not reach its sessions; nothing was executed."
 ACCESS_NOT_CHECKED = "The gateway could not check access."
+NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
 
@@ -134,7 +137,17 @@ class Endpoint:
 
     async def _find_grant(self, request: McpRequest, token_digests: TokenDigests) -> Grant | None:
         began = time.perf_counter()
-        request.query = access_query(token_digests, request.parsed_headers.slug, *servers_needed(request.message))
+        headers, message = request.parsed_headers, request.message
+        session, told = headers.session_digest, None
+        if message is not None and is_modern(headers.protocol_version, message):
+            session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
+        request.query = access_query(
+            token_digests,
+            headers.slug,
+            *servers_needed(message),
+            session=session,
+            declared=declared(told) if told and headers.accepted.stream else "",
+        )
         grant = await self._access.put(request.query)
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         return grant
@@ -197,9 +210,7 @@ class Endpoint:
     async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
         message = request.message
         if message is None or not message.is_request:
-            if message is not None and message.method == "notifications/cancelled" and not request.modern:
-                await self._streams.cancel(grant.owner_id, message.params.get("requestId"))
-            return Response(202)
+            return await self._take(request, grant)
         answering = self._dispatcher.answer(request, grant, message, stream)
         ping_timer = stream.keep_alive() if stream is not None else None
         request.task = asyncio.current_task()
@@ -216,14 +227,29 @@ class Endpoint:
             raise
         except NotRecordable:
             raise
-        except Exception:
-            logger.exception("a call failed inside the gateway", extra={"request_id": request.uid})
-            return error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the call gets an answer and a row
+            return _failed(request, error)
         finally:
             del self._streams.calls[request.uid]
             if stream is not None and ping_timer is not None:
                 ping_timer.cancel()
                 stream.stop_pings()
+
+    async def _take(self, request: McpRequest, grant: Grant) -> Response:
+        """Do what a message wants that is no request, or a DELETE."""
+        message = request.message
+        if request.parsed_headers.http_method == "DELETE":
+            return await self._end_session(request, grant)
+        if message is not None and message.method == "notifications/cancelled" and not request.modern:
+            await self._streams.cancel(grant.owner_id, message.params.get("requestId"))
+        return Response(202)
+
+    async def _end_session(self, request: McpRequest, grant: Grant) -> Response:
+        try:
+            return await self._dispatcher.end_session(grant)
+        except DatabaseUnavailable:
+            metrics.UNAVAILABLE.labels("sessions").inc()
+            return _unavailable(request, NO_SESSION)
 
     def _ended(self, request: McpRequest, ending: Ending, stream: Stream | None) -> Response:
         """What a call is answered that was under way when it was cut off, or cancelled by its client."""
@@ -309,7 +335,7 @@ class Endpoint:
         if stream is not None and (
             stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
         ):
-            await stream.finish(answer.body)
+            await stream.finish(answer.body, answer.headers)
         else:
             await response.send(request, answer)
 
@@ -322,7 +348,7 @@ def _is_standing(request: McpRequest) -> bool:
         return (
             request.parsed_headers.http_method == "GET"
             and (not version or version in versions.SESSION_VERSIONS)
-            and b"mcp-session-id" in request.headers
+            and request.parsed_headers.session_digest is not None
         )
     return request.modern and message.method == "subscriptions/listen" and message.is_request
 
@@ -331,7 +357,7 @@ def _protocol_refusal(request: McpRequest) -> Response | None:
     """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP; sets `request.modern`."""
     request_headers = request.parsed_headers
     if request_headers.http_method != "POST":
-        return None if _is_standing(request) else Response(405, b"", "bad_request", headers=(response.ALLOW_POST,))
+        return _verb_refusal(request)
     if not request_headers.is_json:
         return _bad_request(415, "The Content-Type must be application/json")
     if not any(request_headers.accepted):
@@ -341,12 +367,31 @@ def _protocol_refusal(request: McpRequest) -> Response | None:
     return _version_refusal(request, request.message) if request.message is not None else None
 
 
+def _verb_refusal(request: McpRequest) -> Response | None:
+    """What is wrong with a request that is no POST."""
+    request_headers = request.parsed_headers
+    if request_headers.http_method == "DELETE" and request_headers.protocol_version != versions.MODERN:
+        if request_headers.session_digest is None:
+            return _bad_request(400, NO_SESSION_ID)
+    elif not _is_standing(request):
+        return Response(405, b"", "bad_request", headers=(response.ALLOW,))
+    return _session_refusal(request)
+
+
+def _session_refusal(request: McpRequest) -> Response | None:
+    """The answer to a session that is not there: ended, another connection's, or none that ever was."""
+    known = request.grant is not None and request.grant.session is not None
+    if known or request.parsed_headers.session_digest is None:
+        return None
+    return _bad_request(404, "Session not found", jsonrpc.UNKNOWN_SESSION)
+
+
 def _version_refusal(request: McpRequest, message: Message) -> Response | None:
-    version = request.parsed_headers.protocol_version
+    version = request.version
     request.modern = is_modern(version, message)
     if not request.modern:
         request.set_client(message.params.get("clientInfo"))
-        return None
+        return None if message.method == "initialize" else _session_refusal(request)
     request.set_client(message.meta.get(versions.CLIENT_INFO_KEY))
     try:
         if message.is_request:
@@ -366,6 +411,15 @@ def _bad_request(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) ->
 
 def _too_large() -> Response:
     return _bad_request(413, "The request is larger than this gateway accepts")
+
+
+def _failed(request: McpRequest, error: Exception) -> Response:
+    """The answer to a call that failed inside the gateway."""
+    if isinstance(error, DatabaseUnavailable):
+        metrics.UNAVAILABLE.labels("sessions").inc()
+        return _unavailable(request, NO_SESSION)
+    logger.error("a call failed inside the gateway", exc_info=error, extra={"request_id": request.uid})
+    return error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:

@@ -107,7 +107,7 @@ class ServerInfo(models.Model):
     version = models.CharField(max_length=40, blank=True)
     capabilities = models.JSONField(default=dict)
     instructions = models.TextField(blank=True)
-    seen_at = models.DateTimeField()
+    changed_at = models.DateTimeField()
 
     class Meta:
         constraints = (

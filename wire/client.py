@@ -19,7 +19,6 @@ from wire.rpc_messages import (
     OnRequest,
     RpcResponse,
     ServerInfo,
-    Session,
     Target,
     WrongEra,
     ignore,
@@ -324,9 +323,13 @@ class McpClient:
         """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
         await self._sessions.post(target, message)
 
-    def end(self, target: Target, session: Session) -> None:
-        """Tell the server, beside everything else, that this session is over."""
-        self._sessions.start_background(self._sessions.end(target, session))
+    async def end(self, target: Target) -> None:
+        """Tell the server that the session of `target` is over; a failure is its own affair."""
+        await self._sessions.end_quietly(target)
+
+    def end_in_background(self, target: Target) -> None:
+        """The same, beside everything else."""
+        self._sessions.start_background(self._sessions.end_quietly(target))
 
     async def _ask_in_its_era(
         self,

@@ -16,6 +16,7 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
 UNAUTHORIZED = -32001
+UNKNOWN_SESSION = -32001  # The session era has no code of its own for it; this is the one its SDKs use.
 FORBIDDEN = -32003
 
 # A request its own client cancelled, where it gets an answer nevertheless; as in the Language Server Protocol.

@@ -24,6 +24,15 @@ LARGE = 1 << 20
 # Characters of a server's instructions that are kept.
 MOST_INSTRUCTIONS = 4_000
 
+# What servers offer, and the members of each that say how.
+OFFERED = {
+    "tools": ("listChanged",),
+    "prompts": ("listChanged",),
+    "resources": ("subscribe", "listChanged"),
+    "completions": (),
+    "logging": (),
+}
+
 # Ids are ours alone: a client's id never reaches a server. They start somewhere
 # and have ten digits, so that one is hardly ever found elsewhere in an answer.
 _ids = itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
@@ -45,6 +54,16 @@ class Session(NamedTuple):
     row: str = ""
 
 
+def offered(capabilities: object) -> Object:
+    """Of a server's capabilities those that are known here, with the members that are true."""
+    told = capabilities if isinstance(capabilities, dict) else {}
+    return {
+        name: {member: True for member in members if told[name].get(member) is True}
+        for name, members in OFFERED.items()
+        if isinstance(told.get(name), dict)
+    }
+
+
 class ServerInfo(NamedTuple):
     """What a server says of itself: the version it speaks, what it offers, and how it is meant to be used."""
 
@@ -55,10 +74,10 @@ class ServerInfo(NamedTuple):
     @classmethod
     def of(cls, result: Object, version: str) -> Self:
         """What stands in the result of `initialize` or `server/discover`; what is malformed is left out."""
-        capabilities, instructions = result.get("capabilities"), result.get("instructions")
+        instructions = result.get("instructions")
         return cls(
             version,
-            capabilities if isinstance(capabilities, dict) else {},
+            offered(result.get("capabilities")),
             instructions[:MOST_INSTRUCTIONS] if isinstance(instructions, str) else "",
         )
 

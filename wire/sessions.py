@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from wire import jsonrpc, product, trace_context, versions
@@ -27,8 +27,9 @@ from wire.rpc_messages import (
 
 logger = logging.getLogger(__name__)
 
-MOST_SERVER_REQUESTS = 8  # Requests a server may make during one of ours; each answer takes a connection.
+MOST_SERVER_REQUESTS = 8  # At once, during one of ours; each answer takes a connection.
 LONGEST_ID = 1_024  # Characters, or bits, of the id of such a request.
+LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10
 
@@ -121,23 +122,13 @@ class SessionWire:
         on_notification: OnNotification,
         on_request: OnRequest | None,
     ) -> RpcResponse:
-        request_id, server_requests = next_request_id(), 0
-        asking: set[asyncio.Task[None]] = set()
+        request_id, asking = next_request_id(), ServerRequests(self, session, target, on_request)
 
         async def on_message(message: Object) -> None:
-            nonlocal server_requests
-            if "id" not in message:
+            if "id" in message:
+                asking.take(message)
+            else:
                 await on_notification(message)
-            elif _is_valid_id(message["id"]):
-                server_requests += 1
-                answering = self._answer(session, target, message, on_request)
-                if on_request is None or message["method"] == "ping":
-                    if server_requests <= MOST_SERVER_REQUESTS:
-                        self.start_background(answering)
-                elif len(asking) < MOST_SERVER_REQUESTS:
-                    task = asyncio.create_task(_log_failure(answering))
-                    asking.add(task)
-                    task.add_done_callback(asking.discard)
 
         try:
             with await self._send("POST", session, target, _request(request_id, method, params)) as response:
@@ -148,8 +139,7 @@ class SessionWire:
             self.start_background(self._cancel(session, target, request_id))
             raise
         finally:
-            for task in asking:
-                task.cancel()
+            asking.end()
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
             await self._store.forget(target, session)
             raise WrongEra
@@ -178,10 +168,10 @@ class SessionWire:
             await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/initialized"})
             kept = await self._store.keep(target, session)
         except BaseException:
-            self.start_background(self.end(target, session))
+            self.start_background(self._end(target, session))
             raise
         if kept.id != session.id:  # Another worker was first.
-            self.start_background(self.end(target, session))
+            self.start_background(self._end(target, session))
         return kept
 
     async def _initialize(self, target: Target) -> Session:
@@ -199,7 +189,9 @@ class SessionWire:
         if answer.error is not None:
             raise BadAnswer(target.server_name, "initialize was refused", error=answer.error)
         version = answer.document["result"].get("protocolVersion")
-        if not isinstance(version, str) or not version.isascii() or not version.isprintable():
+        if not isinstance(version, str) or not (
+            version.isascii() and version.isprintable() and len(version) <= LONGEST_VERSION
+        ):
             named = version[:20] if isinstance(version, str) else "of no version"
             raise UnknownVersion(target.server_name, f"speaks MCP {named}")
         if session_id and not fits_a_header(session_id):
@@ -210,7 +202,7 @@ class SessionWire:
     async def close(self) -> None:
         """End the sessions that end with this process; servers get CLOSE_SECONDS for it."""
         for target, session in self._store.take_all():
-            self.start_background(self.end(target, session))
+            self.start_background(self._end(target, session))
         if self._background_tasks:
             _, late = await asyncio.wait(self._background_tasks, timeout=CLOSE_SECONDS)
             for task in late:
@@ -218,24 +210,20 @@ class SessionWire:
 
     # Messages beside the request
 
-    async def _answer(self, session: Session, target: Target, message: Object, on_request: OnRequest | None) -> None:
-        """Have the server's request answered; a ping always is, and any other that nobody takes is refused."""
-
-        async def answer(outcome: Object) -> None:
-            await self._post(session, target, {"jsonrpc": "2.0", "id": message["id"], **outcome})
-
-        await (refuse if on_request is None or message["method"] == "ping" else on_request)(message, answer)
-
     async def _cancel(self, session: Session, target: Target, request_id: int) -> None:
         params = {"requestId": request_id, "reason": "The client left."}
         await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
 
-    async def end(self, target: Target, session: Session) -> None:
-        """Tell the server that this session is over. Raises an UpstreamError."""
+    async def _end(self, target: Target, session: Session) -> None:
         if session.id:
             # The session outlives the request it was opened for, whose trace it must not pass on.
             with await self._send("DELETE", session, target._replace(trace=trace_context.NONE)) as response:
                 await response.read()
+
+    async def end_quietly(self, target: Target) -> None:
+        """Tell the server, within BACKGROUND_SECONDS, that the session of `target` is over; the log tells a failure."""
+        assert target.session is not None, "only where a session is known"
+        await _log_failure(_in_time(self._end(target, target.session)))
 
     async def post(self, target: Target, message: Object) -> None:
         """Send a message that has no answer, in the session of `target`. Raises an UpstreamError."""
@@ -261,12 +249,47 @@ class SessionWire:
         task.add_done_callback(self._background_tasks.discard)
 
 
+class ServerRequests:
+    """What a server asks during one request of ours: answered by `on_request`, each in a task that ends with it."""
+
+    def __init__(self, wire: SessionWire, session: Session, target: Target, on_request: OnRequest | None) -> None:
+        self._wire = wire
+        self._session = session
+        self._target = target
+        self._on_request = on_request
+        self._refused = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, message: Object) -> None:
+        """Have it answered. A ping always is; what nobody takes is refused; what is too much is passed over."""
+        if not _is_valid_id(message["id"]):
+            return
+
+        async def answer(outcome: Object) -> None:
+            own = self._target._replace(session=self._session)
+            await self._wire.post(own, {"jsonrpc": "2.0", "id": message["id"], **outcome})
+
+        if self._on_request is None or message["method"] == "ping":
+            self._refused += 1
+            if self._refused <= MOST_SERVER_REQUESTS:
+                self._wire.start_background(refuse(message, answer))
+        elif len(self._tasks) < MOST_SERVER_REQUESTS:
+            task = asyncio.create_task(_log_failure(self._on_request(message, answer)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def end(self) -> None:
+        """The request is over, and with it whatever nobody answered."""
+        for task in self._tasks:
+            task.cancel()
+
+
 async def _in_time(work: Coroutine[Any, Any, None]) -> None:
     async with asyncio.timeout(BACKGROUND_SECONDS):
         await work
 
 
-async def _log_failure(work: Coroutine[Any, Any, None]) -> None:
+async def _log_failure(work: Awaitable[None]) -> None:
     try:
         await work
     except (UpstreamError, TimeoutError) as error:

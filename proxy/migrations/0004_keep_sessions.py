@@ -22,7 +22,7 @@ class Migration(migrations.Migration):
                 ('version', models.CharField(blank=True, max_length=40)),
                 ('capabilities', models.JSONField(default=dict)),
                 ('instructions', models.TextField(blank=True)),
-                ('seen_at', models.DateTimeField()),
+                ('changed_at', models.DateTimeField()),
             ],
             options={
                 'constraints': [models.UniqueConstraint(fields=('server_id', 'told_to'), name='one_info_per_server_and_identity')],

@@ -37,6 +37,9 @@ GIVING = (
     "tokens_tokenscope",
 )
 
+# Sessions are ended by their client, or by their age; what is under way in them ends too.
+ENDED = ("proxy_session",)
+
 FUNCTIONS = """
 CREATE FUNCTION proxy_tell_cut() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -119,6 +122,8 @@ def triggers() -> Iterator[tuple[str, str, str]]:
         yield table, "tell_cut", f"AFTER UPDATE ON {table} FOR EACH ROW {changed(columns)} EXECUTE {CUT}"
     for table in GIVING:
         yield table, "tell_cut_of_row", f"AFTER UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE {CUT}"
+    for table in ENDED:
+        yield table, "tell_cut_of_row", f"AFTER DELETE ON {table} FOR EACH ROW EXECUTE {CUT}"
     for table, columns in LISTED.items():
         yield table, "tell_lists", f"AFTER UPDATE ON {table} FOR EACH ROW {changed(columns)} EXECUTE {LISTS}"
     for table, events in LISTED_ROWS.items():
