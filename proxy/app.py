@@ -5,15 +5,20 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from proxy import metrics
-from proxy.access.query import Access
+from proxy.access.query import SETUP, Access
 from proxy.config import Config
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
 from proxy.forward import Forwarder
+from proxy.handshake import Handshake
 from proxy.request import PREFIX
+from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
+from proxy.store.sessions import SessionKeeper, StoredSessions
+from proxy.store.state import State
 from proxy.store.usage import UsageTracker
+from proxy.streams import Streams
 from proxy.tools_list import ToolLister
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -35,6 +40,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
+    state = State(config.conninfo)
+    bus = Bus(config.conninfo, state, SETUP)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -46,25 +53,34 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         transport,
         usage.era_learned,
         writer.may_begin,
+        store=StoredSessions(state, cipher),
+        introduced=usage.introduced,
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
     async with transport, mcp_client as client:
         lister = ToolLister(client, cipher, usage, config.list_seconds)
         forwarder = Forwarder(client, lister, cipher, usage)
-        dispatcher = Dispatcher(lister, forwarder, config.public_url, config.token_calls)
+        keeper = SessionKeeper(state, cipher, client, config.session_hours)
+        handshake = Handshake(keeper)
+        dispatcher = Dispatcher(handshake, lister, forwarder, config.public_url, config.token_calls)
+        streams = Streams(bus, state, dispatcher.refusal_now)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
             {name: partial(getattr, part, "fault") for name, part in connections.items()},
             lambda: transport.idle,
         )
-        for part in (access, limits, writer, usage):
+        await state.start()
+        for part in (access, limits, writer, usage, bus, streams):
             part.start()
-        for part in (access, limits, writer, usage):
+        keeper.start()
+        for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
-            yield Endpoint(config, access, limits, writer, usage, dispatcher)
+            yield Endpoint(config, access, limits, writer, usage, dispatcher, streams)
         finally:
-            for part in (access, limits, writer, usage):
+            await keeper.stop()
+            for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
+            await state.stop()

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.access.decision import AssignedServer, Grant
+from proxy.store.sessions import capabilities_of, opened
 from wire import credential, jsonrpc
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
-from wire.rpc_messages import Target
+from wire.rpc_messages import NOTHING, Session, Target
 from wire.tool_names import LONGEST_URI, SEPARATOR
 from wire.trace_context import NONE, Trace
 from wire.uris import alias_and_uri, literal_length, template_matches
@@ -338,8 +339,10 @@ def _rows(assigned: AssignedServer) -> list[FeatureRow]:
     return [FeatureRow._make(each) for each in assigned.features or () if not isinstance(each, str)]
 
 
-def target(assigned: AssignedServer, connection_id: str, cipher: Cipher, trace: Trace = NONE) -> Target:
-    """Where and as whom to call this server, for the request of this trace. Raises IdentityUnreadable.
+def target(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace = NONE) -> Target:
+    """Where, as whom and in which session to call this server, for the request of this trace.
+
+    Raises IdentityUnreadable.
 
     Whether the identity may be used was decided by `authorize`; here it is decrypted.
     """
@@ -350,14 +353,28 @@ def target(assigned: AssignedServer, connection_id: str, cipher: Cipher, trace: 
         era=assigned.era,
         timeout_s=assigned.timeout_s,
         max_concurrent=assigned.max_concurrent,
-        connection_id=connection_id,
-        credential=_credential(assigned, cipher),
+        connection_id=grant.connection_id,
+        credential=credential_of(assigned, cipher),
         generation=assigned.ciphertext or "",
         trace=trace,
+        identity_id=assigned.identity_id or "",
+        capabilities=capabilities_of(told) if (told := assigned.upstream_key.rpartition(" ")[2]) else NOTHING,
+        owner_id=grant.owner_id,
+        session_key=assigned.upstream_key,
+        session=_session(assigned, cipher),
     )
 
 
-def _credential(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] | None:
+def _session(assigned: AssignedServer, cipher: Cipher) -> Session | None:
+    if assigned.upstream_session is None:
+        return None
+    try:
+        return opened(assigned.upstream_session, cipher)
+    except Unreadable:
+        return None
+
+
+def credential_of(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] | None:
     if assigned.ciphertext is None or assigned.auth_type == "none" or assigned.scheme == "none":
         return None
     try:

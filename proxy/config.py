@@ -15,7 +15,8 @@ class Config:
     `client_address(peer, values of X-Forwarded-For)` says who really calls. `listener` is the origin
     at which this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is how many
     processes share the bound of each server, `token_calls` how many calls a token may have under way in this one.
-    `log_connections` write the log; before each kind of statement `max_waiting` requests may wait.
+    `session_hours` is how long a client's session may go unused. `log_connections` write the log; before each kind of
+    statement `max_waiting` requests may wait.
     """
 
     conninfo: str
@@ -35,6 +36,7 @@ class Config:
     ping_seconds: float = 15.0
     unknown_token_seconds: float = 60.0
     limit_seconds: float = 60.0
+    session_hours: float = 24.0
     queue_seconds: float = 10.0
     workers: int = 1
     token_calls: int = 64

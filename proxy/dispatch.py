@@ -12,17 +12,21 @@ from proxy.catalog import (
     RESOURCE,
     TEMPLATE,
     TOOL,
+    AliasMissing,
     OutOfScope,
+    Refusal,
     UnknownFeature,
     is_nameable,
     lookup_key,
     named,
+    resolve,
 )
 from proxy.forward import CACHE_HINTS, LEVELS, Forwarder
+from proxy.handshake import Handshake
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.tools_list import ToolLister
-from wire import jsonrpc, product, stateless, trace_context, versions
+from wire import jsonrpc, stateless, trace_context, versions
 from wire.errors import Busy, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object
 
@@ -34,7 +38,8 @@ class Method(NamedTuple):
 
     session: bool = True
     modern: bool = True
-    capability: str = ""  # Under which `initialize` and `server/discover` advertise it.
+    capability: str = ""  # Under which `initialize` and `server/discover` announce it.
+    introduces: bool = False  # Whether it says what all servers said of themselves.
     lists: str = ""  # The kind of features it lists.
     forwards: bool = False  # Whether it names a feature, whose server it goes to.
 
@@ -42,9 +47,9 @@ class Method(NamedTuple):
 # Every method of a client's that is served; docs/reference/protocol.md shows this table.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "initialize": Method(modern=False),
+        "initialize": Method(modern=False, introduces=True),
         "ping": Method(modern=False),
-        "server/discover": Method(),
+        "server/discover": Method(introduces=True),
         "tools/list": Method(capability="tools", lists=TOOL),
         "tools/call": Method(capability="tools", forwards=True),
         "prompts/list": Method(capability="prompts", lists=PROMPT),
@@ -60,7 +65,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 
-CAPABILITIES: Object = {method.capability: {} for method in METHODS.values() if method.capability}
+INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES_PATH = "/settings/identities"
@@ -74,7 +79,7 @@ def wanted(message: Message | None) -> Wanted:
     if method.lists:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.forwards:
-        return NOTHING
+        return INTRODUCTION if method.introduces else NOTHING
     feature = named(message)
     # A name the database cannot hold is nothing's; asked for without what it cannot hold, it would be another's.
     if feature is None or not is_nameable(feature):
@@ -163,12 +168,14 @@ class Dispatcher:
 
     def __init__(
         self,
+        handshake: Handshake,
         lister: ToolLister,
         forwarder: Forwarder,
         public_url: str,
         max_calls: int,
         handlers: Mapping[str, Handler] = MappingProxyType({}),
     ) -> None:
+        self._handshake = handshake
         self._identities_url = public_url + IDENTITIES_PATH
         self._max_calls = max_calls
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
@@ -183,6 +190,7 @@ class Dispatcher:
             "logging/setLevel": self._set_level,
             **handlers,
         }
+        handshake.methods = self._handlers.keys()
 
     def serves(self, name: str, *, modern: bool) -> bool:
         """Whether this method is served to clients of this era."""
@@ -200,6 +208,10 @@ class Dispatcher:
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         except UpstreamError as error:
             return self._upstream_error_response(request, error)
+
+    async def end_session(self, grant: Grant) -> Response:
+        """End the session the request names, which is there. Raises DatabaseUnavailable."""
+        return await self._handshake.end(grant)
 
     async def _answer_within_limit(
         self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None
@@ -232,17 +244,16 @@ class Dispatcher:
         return _result_response(request, message, {})
 
     async def _initialize(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        return _initialize(request, grant, message)
+        return await self._handshake.initialize(request, grant, message)
 
     async def _discover(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        return _result_response(request, message, _discovery_result(grant), cacheable=True)
+        return _result_response(request, message, self._handshake.discover(grant), cacheable=True)
 
     async def _set_level(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         if message.params.get("level") not in LEVELS:
-            return error_response(
-                request, jsonrpc.INVALID_PARAMS, f"Invalid params: a level is one of {', '.join(LEVELS)}"
-            )
-        return _result_response(request, message, {})
+            text = f"Invalid params: a level is one of {', '.join(LEVELS)}"
+            return error_response(request, jsonrpc.INVALID_PARAMS, text)
+        return await self._handshake.set_level(request, grant, message)
 
     async def _list(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         if message.params.get("cursor") is not None:
@@ -253,10 +264,28 @@ class Dispatcher:
             request.set_server(assignments[0])
         began = time.perf_counter()
         try:
-            listing = await self._lister.merge(assignments, grant.connection_id, trace_context.of(request.headers))
+            listing = await self._lister.merge(assignments, grant, trace_context.of(request.headers))
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         return _result_response(request, message, listing.result(), cacheable=True)
+
+    def refused(self, request: McpRequest, error: UpstreamError) -> Response:
+        """The response to a request that is refused with this error."""
+        return self._upstream_error_response(request, error)
+
+    def refusal_now(self, request: McpRequest, grant: Grant) -> UpstreamError | None:
+        """Why a call under way may not go on, by what the database says now; None when it may."""
+        message = request.message
+        feature = named(message) if message is not None else None
+        if feature is None:
+            return None
+        try:
+            resolve(grant, feature)
+        except (Refusal, AliasMissing, UnknownFeature) as refusal:
+            return refusal
+        except OutOfScope as outside:
+            return Refusal("server_disabled", outside.assigned)
+        return None
 
     def _upstream_error_response(self, request: McpRequest, error: UpstreamError) -> Response:
         text, data, code = str(error), error.data, error.code
@@ -286,27 +315,6 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
     if "task" in params:
         return error_response(request, jsonrpc.METHOD_NOT_FOUND, "Tasks are not supported")
     return None
-
-
-def _initialize(request: McpRequest, grant: Grant, message: Message) -> Response:
-    version = versions.negotiated(message.params.get("protocolVersion"))
-    request.row.protocol_version = version
-    result: Object = {"protocolVersion": version, "capabilities": CAPABILITIES, "serverInfo": _server_info(grant)}
-    if grant.gateway_description:
-        result["instructions"] = grant.gateway_description
-    return _result_response(request, message, result)
-
-
-def _discovery_result(grant: Grant) -> Object:
-    result: Object = {"supportedVersions": list(versions.SUPPORTED), "capabilities": CAPABILITIES}
-    result["_meta"] = {versions.SERVER_INFO_KEY: _server_info(grant)}
-    if grant.gateway_description:
-        result["instructions"] = grant.gateway_description
-    return result
-
-
-def _server_info(grant: Grant) -> Object:
-    return {**product.INFO, "title": grant.gateway_name}
 
 
 def _result_response(request: McpRequest, message: Message, result: Object, *, cacheable: bool = False) -> Response:

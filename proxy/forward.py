@@ -109,32 +109,34 @@ class Forwarder:
         if feature.kind == PROMPT:
             name = feature.name.removeprefix(resolved.alias + SEPARATOR) if resolved.alias else feature.name
             return authorize(resolved, PROMPT, name, None)._replace(alias=alias)
-        tool = await self._lister.find(resolved, grant.connection_id, feature.name, trace_context.of(request.headers))
+        tool = await self._lister.find(resolved, grant, feature.name, trace_context.of(request.headers))
         return authorize(resolved, TOOL, tool["name"], None)._replace(schema=tool.get("inputSchema"), alias=alias)
 
     async def _forward(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        connection_id, person = grant.connection_id, grant.user_id
-        upstream = target(resolved.assigned, connection_id, self._cipher, trace_context.of(request.headers))
+        person = grant.user_id
+        upstream = target(resolved.assigned, grant, self._cipher, trace_context.of(request.headers))
+        if stream is not None and (level := _told_level(request, resolved, grant, message)):
+            upstream = upstream._replace(log_level=level)
         progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None
         params = _params(message, resolved.name, progress_token)
         on_notification: OnNotification = ignore
         if stream is not None:
-            on_notification = _relay(request, resolved, message, stream, progress_token)
+            on_notification = _relay(request, resolved, grant, message, stream, progress_token)
         answer = await self._client.ask(
             upstream, message.method, params, on_notification, person=person, schema=resolved.schema
         )
         if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
-            schema = await self._schema(resolved, connection_id, upstream.trace)
+            schema = await self._schema(resolved, grant, upstream.trace)
             answer = await self._client.ask(
                 upstream, message.method, params, on_notification, person=person, schema=schema
             )
         return answer
 
-    async def _schema(self, resolved: Resolved, connection_id: str, traced: trace_context.Trace) -> object:
-        server_tools = await self._lister.tools_of(resolved.assigned, connection_id, traced)
+    async def _schema(self, resolved: Resolved, grant: Grant, traced: trace_context.Trace) -> object:
+        server_tools = await self._lister.tools_of(resolved.assigned, grant, traced)
         return next((tool.get("inputSchema") for tool in server_tools.tools if tool["name"] == resolved.name), None)
 
 
@@ -148,7 +150,12 @@ FROM_LEVEL = {level: frozenset(LEVELS[number:]) for number, level in enumerate(L
 
 
 def _relay(
-    request: McpRequest, resolved: Resolved, message: Message, stream: Stream, progress_token: int | None
+    request: McpRequest,
+    resolved: Resolved,
+    grant: Grant,
+    message: Message,
+    stream: Stream,
+    progress_token: int | None,
 ) -> OnNotification:
     """Passes on the notifications of a call, in the client's terms, and keeps those that are not for it."""
     client_token = message.meta.get("progressToken")
@@ -162,7 +169,7 @@ def _relay(
                 return
             own = {**own, "progressToken": client_token}
         elif method == "notifications/message":
-            if own.get("level") not in _levels(request, message):
+            if own.get("level") not in _levels(request, grant, message):
                 return
             own = {**own, "logger": _logger(resolved.assigned.alias, own.get("logger"))}
         elif method not in PASSED_ON or request.modern:
@@ -174,12 +181,23 @@ def _relay(
     return on_notification
 
 
-def _levels(request: McpRequest, message: Message) -> frozenset[str]:
+def _level(request: McpRequest, grant: Grant, message: Message) -> str:
+    """From which level on this client wants log messages; empty when it did not say so."""
+    if not request.modern:
+        return grant.session.log_level if grant.session is not None else ""
+    level = message.meta.get(versions.LOG_LEVEL_KEY)
+    return level if isinstance(level, str) and level in FROM_LEVEL else ""
+
+
+def _told_level(request: McpRequest, resolved: Resolved, grant: Grant, message: Message) -> str:
+    """The level the server is to be told; empty when it cannot log, or need not know."""
+    return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
+
+
+def _levels(request: McpRequest, grant: Grant, message: Message) -> frozenset[str]:
     """The levels of log messages this client is sent: in 2026-07-28 none unless the request names one."""
-    if request.modern:
-        level = message.meta.get(versions.LOG_LEVEL_KEY)
-        return FROM_LEVEL.get(level, NO_LEVELS) if isinstance(level, str) else NO_LEVELS
-    return ALL_LEVELS
+    level = _level(request, grant, message)
+    return FROM_LEVEL[level] if level else NO_LEVELS if request.modern else ALL_LEVELS
 
 
 def _logger(alias: str, logger: object) -> str:
@@ -265,7 +283,7 @@ def _result_response(request: McpRequest, resolved: Resolved, message: Message, 
     result: Object = answer.document["result"]
     outcome = "tool_error" if result.get("isError") is True else "ok"
     shown = uris.exposed(result, resolved.alias) if resolved.alias else result
-    if not request.modern and request.client_version in LINKLESS:
+    if not request.modern and request.version in LINKLESS:
         shown = _without_links(shown)
     drop, add = _members_of_era(request, message, result, answer.era)
     if shown is result:

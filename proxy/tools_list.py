@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.access.decision import AssignedServer
+from proxy.access.decision import AssignedServer, Grant
 from proxy.catalog import (
     TOOL,
     AliasMissing,
@@ -67,10 +67,10 @@ class ToolLister:
         self._usage = usage
         self._seconds = seconds
 
-    async def merge(self, assignments: Sequence[AssignedServer], connection_id: str, trace: Trace = NONE) -> Listing:
+    async def merge(self, assignments: Sequence[AssignedServer], grant: Grant, trace: Trace = NONE) -> Listing:
         """What this connection may use of these servers; raises NoServerAnswered, or the one server's error."""
         ready, unavailable = _split_by_readiness(assignments)
-        answers = await self._ask_all(ready, connection_id, trace)
+        answers = await self._ask_all(ready, grant, trace)
         tools: dict[str, Object] = {}
         for assigned, answer in zip(ready, answers, strict=True):
             if isinstance(answer, UpstreamError):
@@ -83,17 +83,17 @@ class ToolLister:
         _raise_if_none(answers)
         return Listing(list(tools.values()), unavailable)
 
-    async def find(self, assigned: AssignedServer, connection_id: str, exposed: str, trace: Trace = NONE) -> Object:
+    async def find(self, assigned: AssignedServer, grant: Grant, exposed: str, trace: Trace = NONE) -> Object:
         """The tool of this server that is called by a name without a row. Raises UnknownFeature or an UpstreamError."""
-        for tool in (await self.tools_of(assigned, connection_id, trace)).tools:
+        for tool in (await self.tools_of(assigned, grant, trace)).tools:
             if exposed_name(assigned.alias, tool["name"]) == exposed:
                 return tool
         raise UnknownFeature(TOOL, exposed)
 
-    async def tools_of(self, assigned: AssignedServer, connection_id: str, trace: Trace = NONE) -> ToolList:
+    async def tools_of(self, assigned: AssignedServer, grant: Grant, trace: Trace = NONE) -> ToolList:
         """The usable tools of one server, under its own names. Raises an UpstreamError."""
         try:
-            upstream = target(assigned, connection_id, self._cipher, trace)
+            upstream = target(assigned, grant, self._cipher, trace)
             server_tools = await self._client.list_tools(upstream, seconds=self._seconds)
         except Busy:  # It was not asked.
             raise
@@ -107,15 +107,15 @@ class ToolLister:
         return server_tools
 
     async def _ask_all(
-        self, assignments: Sequence[AssignedServer], connection_id: str, trace: Trace
+        self, assignments: Sequence[AssignedServer], grant: Grant, trace: Trace
     ) -> list[ToolList | UpstreamError]:
         if len(assignments) == 1:
-            return [await self._try(assignments[0], connection_id, trace)]
-        return await asyncio.gather(*(self._try(assigned, connection_id, trace) for assigned in assignments))
+            return [await self._try(assignments[0], grant, trace)]
+        return await asyncio.gather(*(self._try(assigned, grant, trace) for assigned in assignments))
 
-    async def _try(self, assigned: AssignedServer, connection_id: str, trace: Trace) -> ToolList | UpstreamError:
+    async def _try(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> ToolList | UpstreamError:
         try:
-            return await self.tools_of(assigned, connection_id, trace)
+            return await self.tools_of(assigned, grant, trace)
         except UpstreamError as error:
             return error
 

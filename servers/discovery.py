@@ -22,7 +22,7 @@ from wire.credential import Unsendable, header_of
 from wire.guard import Guard, UrlRefused
 from wire.jsonrpc import storable
 from wire.pool import CONNECT_SECONDS, Transport
-from wire.rpc_messages import Target
+from wire.rpc_messages import ServerInfo, Target
 
 __all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "note", "probe"]
 
@@ -50,9 +50,13 @@ class Discovered:
     """What a server turned out to speak and to offer; `tools` are its usable definitions as it sent them."""
 
     era: Era
-    version: str
+    info: ServerInfo
     tools: list[dict[str, Any]]
     took_ms: int
+
+    @property
+    def version(self) -> str:
+        return self.info.version
 
     def __str__(self) -> str:
         count = len(self.tools)
@@ -103,7 +107,7 @@ def discover(server: Server, identity: Identity | None) -> Discovered:
         raise AccessRefused(f"answered {error.status}: {why}") from None
     except errors.UpstreamError as error:
         raise Failed(_in_words(error, server)) from None
-    return Discovered(Era(found.era), found.version, found.tools, round((time.monotonic() - began) * 1000))
+    return Discovered(Era(found.era), found.info, found.tools, round((time.monotonic() - began) * 1000))
 
 
 def _ask(server: Server, identity: Identity | None) -> blocking.Discovery:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 from wire.client import McpClient
 from wire.jsonrpc import Object
 from wire.pool import Transport
-from wire.rpc_messages import Target
+from wire.rpc_messages import ServerInfo, Target
 
 
 class Discovery(NamedTuple):
-    """What a server speaks ("session" or "modern", and its version of MCP), and its usable tools as it sent them."""
+    """What a server speaks ("session" or "modern"), what it says of itself, and its usable tools as it sent them."""
 
     era: str
-    version: str
+    info: ServerInfo
     tools: list[Object]
 
 
@@ -28,6 +28,7 @@ def discover(target: Target, transport: Transport, *, seconds: float) -> Discove
 
 
 async def _discover(target: Target, transport: Transport, seconds: float) -> Discovery:
-    async with transport, McpClient(transport) as client:
+    infos: list[ServerInfo] = []  # The last counts: a server may turn out to speak the other era.
+    async with transport, McpClient(transport, introduced=lambda _, info: infos.append(info)) as client:
         tools = (await client.list_tools(target, seconds=seconds)).tools
-        return Discovery(client.era(target), client.version(target), tools)
+        return Discovery(client.era(target), infos[-1], tools)

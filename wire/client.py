@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from wire import jsonrpc, sse, stateless, versions
+from wire import jsonrpc, sse, stateless
 from wire.errors import (
     BadAnswer,
     Busy,
@@ -21,8 +21,18 @@ from wire.errors import (
 from wire.http1 import more_than
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse, Transport
-from wire.rpc_messages import MODERN, SESSION, OnNotification, RpcResponse, Target, WrongEra, ignore
-from wire.sessions import SessionWire
+from wire.rpc_messages import (
+    MODERN,
+    SESSION,
+    OnNotification,
+    OnRequest,
+    RpcResponse,
+    ServerInfo,
+    Target,
+    WrongEra,
+    ignore,
+)
+from wire.sessions import SessionsInMemory, SessionStore, SessionWire
 from wire.tool_names import usable_tools
 
 SWEEP_SECONDS = 60
@@ -43,6 +53,7 @@ LARGEST_FIRST_EVENT = 64 << 10
 
 type LearnEra = Callable[[str, str, str], None]
 type Turn = asyncio.Future[None]
+type Introduced = Callable[[Target, ServerInfo], None]
 
 
 class ToolList(NamedTuple):
@@ -202,7 +213,8 @@ class FairQueue:
 
 
 class McpClient:
-    """Calls servers; `learn_era` is told (server id, URL, era) when one was found out.
+    """Calls servers; `learn_era` is told (server id, URL, era) when one was found out, `introduced` what a server says
+    of itself. Sessions last in `store`; without one, until the client is closed.
 
     Of the calls a server may have under way this process takes its share: `workers` processes divide the bound, and
     each has one place at least. A call waits `queue_seconds` for a place at most. While `may_begin()` is false no
@@ -215,12 +227,15 @@ class McpClient:
         learn_era: LearnEra = lambda *_: None,
         may_begin: Callable[[], bool] = lambda: True,
         *,
+        store: SessionStore | None = None,
+        introduced: Introduced = lambda *_: None,
         workers: int = 1,
         queue_seconds: float = 10,
     ) -> None:
         self._transport = transport
         self._may_begin = may_begin
-        self._sessions = SessionWire(transport)
+        self._introduced = introduced
+        self._sessions = SessionWire(transport, store or SessionsInMemory(), introduced)
         self._learn_era = learn_era
         self._eras: dict[str, str] = {}
         self._workers = workers
@@ -229,7 +244,7 @@ class McpClient:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._sweeper = asyncio.create_task(self._sweep(), name="idle sessions")
+        self._sweeper = asyncio.create_task(self._sweep(), name="idle queues")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -247,12 +262,14 @@ class McpClient:
         person: str = "",
         schema: object = None,
         seconds: float | None = None,
+        on_request: OnRequest | None = None,
     ) -> RpcResponse:
         """The server's answer to one request of ours; raises an UpstreamError, or NotRecordable.
 
-        `on_notification` gets the notifications that precede it; `person` is whose call it is, for a fair share of
-        the server; `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and
-        then what the request has to wait for its turn counts too.
+        `on_notification` gets the notifications that precede it, `on_request` what the server asks meanwhile, each in
+        a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call
+        it is, for a fair share of the server; `schema` is that of the tool which is called; `seconds` shortens the
+        server's own time limit, and then what the request has to wait for its turn counts too.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -266,7 +283,7 @@ class McpClient:
             with TimeLimit(limit):
                 if not self._may_begin():
                     raise NotRecordable
-                return await self._ask_in_its_era(target, method, params, on_notification, schema)
+                return await self._ask_in_its_era(target, method, params, on_notification, on_request, schema)
         except TimeoutError:
             raise TimedOut(target.server_name, limit) from None
         finally:
@@ -316,19 +333,33 @@ class McpClient:
         """The era in which this server was asked last; empty before it was."""
         return self._eras.get(target.url, target.era)
 
-    def version(self, target: Target) -> str:
-        """The version of MCP in which this server was asked last."""
-        return versions.MODERN if self.era(target) == MODERN else self._sessions.version(target)
+    async def post(self, target: Target, message: Object) -> None:
+        """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
+        await self._sessions.post(target, message)
+
+    async def end(self, target: Target) -> None:
+        """Tell the server that the session of `target` is over; a failure is its own affair."""
+        await self._sessions.end_quietly(target)
+
+    def end_in_background(self, target: Target) -> None:
+        """The same, beside everything else."""
+        self._sessions.start_background(self._sessions.end_quietly(target))
 
     async def _ask_in_its_era(
-        self, target: Target, method: str, params: Object, on_notification: OnNotification, schema: object
+        self,
+        target: Target,
+        method: str,
+        params: Object,
+        on_notification: OnNotification,
+        on_request: OnRequest | None,
+        schema: object,
     ) -> RpcResponse:
         era = self._eras.get(target.url) or target.era or await self._probe(target)
         for attempt in (era, SESSION if era == MODERN else MODERN):
             try:
                 if attempt == MODERN:
                     return await stateless.ask(self._transport, target, method, params, on_notification, schema=schema)
-                return await self._sessions.ask(target, method, params, on_notification)
+                return await self._sessions.ask(target, method, params, on_notification, on_request)
             except WrongEra:
                 self._learn(target, SESSION if attempt == MODERN else MODERN)
             except BadAnswer as error:
@@ -338,8 +369,11 @@ class McpClient:
         raise BadAnswer(target.server_name, "speaks neither wire")
 
     async def _probe(self, target: Target) -> str:
-        era = MODERN if await stateless.is_spoken(self._transport, target) else SESSION
+        info = await stateless.discover(self._transport, target)
+        era = SESSION if info is None else MODERN
         self._learn(target, era)
+        if info is not None:
+            self._introduced(target, info)
         return era
 
     async def _speaks_http_sse(self, target: Target) -> bool:
@@ -370,7 +404,6 @@ class McpClient:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            await self._sessions.sweep()
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
 

@@ -17,10 +17,13 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
 UNAUTHORIZED = -32001
+UNKNOWN_SESSION = -32001  # The session era has no code of its own for it; this is the one its SDKs use.
 FORBIDDEN = -32003
 
 RESOURCE_NOT_FOUND = -32002  # In the session era.
 URL_ELICITATION_REQUIRED = -32042  # In 2025-11-25.
+# A request its own client cancelled, where it gets an answer nevertheless; as in the Language Server Protocol.
+CANCELLED = -32800
 
 HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021

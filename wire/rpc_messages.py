@@ -2,8 +2,9 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Self
 
 from wire import jsonrpc, sse
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
@@ -16,15 +17,77 @@ ACCEPT = "application/json, text/event-stream"
 
 SESSION, MODERN = "session", "modern"
 
+# Characters of a server's instructions that are kept.
+MOST_INSTRUCTIONS = 4_000
+
+# What servers offer, and the members of each that say how.
+OFFERED = {
+    "tools": ("listChanged",),
+    "prompts": ("listChanged",),
+    "resources": ("subscribe", "listChanged"),
+    "completions": (),
+    "logging": (),
+}
+
 # Ids are ours alone: a client's id never reaches a server. They start somewhere
 # and have ten digits, so that one is hardly ever found elsewhere in an answer.
 _ids = itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
 
 type OnNotification = Callable[[Object], Awaitable[None]]
 
+# Posts `{"result": ...}` or `{"error": ...}` back to the server whose request is answered.
+type Answer = Callable[[Object], Awaitable[None]]
+type OnRequest = Callable[[Object, Answer], Awaitable[None]]
+
+NOTHING: Mapping[str, object] = MappingProxyType({})
+
+
+class Session(NamedTuple):
+    """What `initialize` agreed on; `id` is empty with a server that keeps no state, `row` names it in the store.
+
+    `log_level` is what the server was told by `logging/setLevel`; empty when it was not.
+    """
+
+    id: str
+    version: str
+    row: str = ""
+    log_level: str = ""
+
+
+def offered(capabilities: object) -> Object:
+    """Of a server's capabilities those that are known here, with the members that are true."""
+    told = capabilities if isinstance(capabilities, dict) else {}
+    return {
+        name: {member: True for member in members if told[name].get(member) is True}
+        for name, members in OFFERED.items()
+        if isinstance(told.get(name), dict)
+    }
+
+
+class ServerInfo(NamedTuple):
+    """What a server says of itself: the version it speaks, what it offers, and how it is meant to be used."""
+
+    version: str
+    capabilities: Object
+    instructions: str
+
+    @classmethod
+    def of(cls, result: Object, version: str) -> Self:
+        """What stands in the result of `initialize` or `server/discover`; what is malformed is left out."""
+        instructions = result.get("instructions")
+        return cls(
+            version,
+            offered(result.get("capabilities")),
+            instructions[:MOST_INSTRUCTIONS] if isinstance(instructions, str) else "",
+        )
+
 
 class Target(NamedTuple):
-    """A server, the connection and credential it is called with, and the trace of the request it is called for."""
+    """A server, the connection and credential it is called with, and the trace of the request it is called for.
+
+    `capabilities` are what the server is told of the client's. Sessions with a server are kept for `owner_id`, which
+    without one is the connection, under `session_key`; `session` is the one that was there when the request came.
+    """
 
     server_id: str
     server_name: str
@@ -36,6 +99,13 @@ class Target(NamedTuple):
     credential: tuple[str, str] | None
     generation: str
     trace: Trace = NONE
+    identity_id: str = ""
+    capabilities: Mapping[str, object] = NOTHING
+    owner_id: str = ""
+    session_key: str = ""
+    session: Session | None = None
+    # From which level on log messages are wanted; empty when nobody said so.
+    log_level: str = ""
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""
@@ -128,6 +198,14 @@ async def _read_stream(
 
 async def ignore(_: Object) -> None:
     """For requests whose notifications say nothing of interest."""
+
+
+async def refuse(message: Object, answer: Answer) -> None:
+    """Answer a server's request as who announced no capability: a ping with nothing, any other with an error."""
+    if message.get("method") == "ping":
+        await answer({"result": {}})
+    else:
+        await answer({"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}})
 
 
 def _rpc_response(document: Object, text: bytes, era: str) -> RpcResponse:

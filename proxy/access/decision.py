@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -40,6 +40,25 @@ class AssignedServer(NamedTuple):
     # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
+    # What a session at this server is kept under, and the one there is: [row, sealed id, version, log level].
+    upstream_key: str = ""
+    upstream_session: Sequence[str] | None = None
+    # What the server said of itself, [capabilities, instructions]; only with ServersNeeded.INTRODUCED.
+    introduction: Sequence[Any] | None = None
+    # Whether the client's session has a log level which this server can be told.
+    logs: bool = False
+
+
+class SessionGrant(NamedTuple):
+    """The session a request names; `capabilities` are its client's, `declared` what of them servers are told."""
+
+    id: str
+    version: str
+    capabilities: dict[str, Any]
+    declared: str
+    log_level: str
+    client_name: str
+    client_version: str
 
 
 class Grant(NamedTuple):
@@ -76,8 +95,15 @@ class Grant(NamedTuple):
     workspace_limit: int | None = None
     # How many bytes of each body are recorded; None: none.
     recorded: int | None = None
+    # The session the request names, when it is there and one of this connection.
+    session: SessionGrant | None = None
     # Whether the gateway has more than one server, so that a URI alone does not say whose it is.
     several_servers: bool = False
+
+    @property
+    def owner_id(self) -> str:
+        """Whose the sessions at servers are: the client's session, without one the connection."""
+        return self.session.id if self.session is not None else self.connection_id
 
     @property
     def limited(self) -> bool:

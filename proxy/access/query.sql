@@ -9,9 +9,12 @@
 -- $2 digest    digest of its API access token, NULL for another kind
 -- $3 checksum  checksum of its OAuth access token, NULL for another kind
 -- $4 slug      gateway in the URL
--- $5 servers   which servers it needs (ServersNeeded): 0 none, 1 all, 2 those `name` may lead to
+-- $5 servers   which servers it needs (ServersNeeded): 0 none, 1 all, 2 those `name` may lead to,
+--              3 all, with what they said of themselves instead of their features
 -- $6 name      exposed name of the tool or prompt it means; of a resource, the URIs it may be at its server, by lines
 -- $7 kind      kind of feature it asks for: tool, prompt, resource, template
+-- $8 session   digest of the id of the session it names, NULL without one
+-- $9 declared  what servers are told of its client's capabilities, when it names no session
 SELECT
     q.n,
     t.id::text,
@@ -27,7 +30,7 @@ SELECT
     c.enabled,
     g.id::text,
     g.name,
-    CASE WHEN q.servers = 0 THEN g.description ELSE '' END,
+    CASE WHEN q.servers IN (0, 3) THEN g.description ELSE '' END,
     g.slug = q.slug AND g.archived_at IS NULL,
     g.enabled,
     h.id::text,
@@ -74,7 +77,7 @@ SELECT
                 i.label,
                 i.enabled,
                 encode(i.secret_ciphertext, 'escape'),
-                CASE q.servers WHEN 1 THEN (
+                CASE q.servers WHEN 3 THEN NULL WHEN 1 THEN (
                     -- Under `selected` the features that may be used, else those that may not.
                     SELECT json_agg(x.name) FROM gateways_feature x
                     WHERE x.assignment_id = a.id AND x.kind = q.kind AND x.enabled = (a.tool_policy = 'selected')
@@ -107,7 +110,22 @@ SELECT
                     SELECT FROM gateways_gateway_shared_identities
                     WHERE gateway_id = g.id AND identity_id = a.shared_identity_id OFFSET 0
                 ),
-                i.unconfirmed_since IS NOT NULL
+                i.unconfirmed_since IS NOT NULL,
+                k.key,
+                CASE WHEN p.id IS NOT NULL THEN
+                    json_build_array(p.id, encode(p.sealed_id, 'escape'), p.version, p.log_level)
+                END,
+                CASE q.servers WHEN 3 THEN json_build_array(
+                    coalesce(
+                        (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to),
+                        (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id LIMIT 1)
+                    ),
+                    (SELECT instructions FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to)
+                ) END,
+                -- Asked only where it matters; of whom nothing is known, it may be.
+                coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
+                    SELECT FROM proxy_serverinfo WHERE server_id = s.id AND NOT capabilities ? 'logging'
+                )
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a
@@ -128,23 +146,39 @@ SELECT
             AND i.revoked_at IS NULL
             -- A shared identity has no owner; any other is the connection's own user's.
             AND i.owner_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN u.id END
+        CROSS JOIN LATERAL (
+            -- A session was opened as somebody, at an address, for a client that can do certain things: with any
+            -- of that changed, it is another. The parts are apart by spaces, and sessions.py reads the first five.
+            SELECT coalesce(i.id, s.id) AS told_to, concat_ws(
+                ' ', coalesce(i.id, s.id), coalesce(i.generation, 0), s.auth_type, s.header_name, md5(s.url),
+                coalesce(ses.declared, q.declared)
+            ) AS key OFFSET 0
+        ) k
+        LEFT JOIN LATERAL (
+            SELECT * FROM proxy_upstreamsession
+            WHERE owner_id = coalesce(ses.id, c.id) AND server_id = s.id AND key = k.key AND s.protocol_era <> 'modern'
+            OFFSET 0
+        ) p ON true
         WHERE a.gateway_id = g.id
             AND a.removed_at IS NULL
-            AND (q.servers = 1 OR q.kind = 'resource' OR a.alias = '' OR a.alias = split_part(q.name, '__', 1))
+            AND (q.servers IN (1, 3) OR q.kind = 'resource' OR a.alias = '' OR a.alias = split_part(q.name, '__', 1))
     ) END::text,
     -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
     least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
     g.calls_per_minute,
     (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1),
     (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads),
+    CASE WHEN ses.id IS NOT NULL THEN json_build_array(
+        ses.id, ses.version, ses.capabilities, ses.declared, ses.log_level, ses.client_name, ses.client_version
+    ) END::text,
     q.servers > 0 AND EXISTS (
         SELECT FROM gateways_assignment a
         WHERE a.gateway_id = g.id AND a.removed_at IS NULL
             AND EXISTS (SELECT FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0)
         OFFSET 1
     )
-FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[])
-    AS q (n, digest, checksum, slug, servers, name, kind)
+FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::bytea[], $9::text[])
+    AS q (n, digest, checksum, slug, servers, name, kind, session, declared)
 CROSS JOIN LATERAL (
     SELECT id, name, prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
         false AS by_oauth, false AS stale, calls_per_minute
@@ -173,3 +207,6 @@ CROSS JOIN LATERAL (SELECT * FROM connections_connection WHERE id = t.connection
 CROSS JOIN LATERAL (SELECT * FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0) g
 CROSS JOIN LATERAL (SELECT * FROM hosts_host WHERE id = c.host_id OFFSET 0) h
 CROSS JOIN LATERAL (SELECT * FROM accounts_user WHERE id = c.user_id OFFSET 0) u
+LEFT JOIN LATERAL (
+    SELECT * FROM proxy_session WHERE digest = q.session AND connection_id = c.id OFFSET 0
+) ses ON true

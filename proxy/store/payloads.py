@@ -4,7 +4,7 @@ import asyncio
 from base64 import b64decode
 from collections.abc import Sequence
 
-from proxy.catalog import IdentityUnreadable, target
+from proxy.catalog import IdentityUnreadable, credential_of
 from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.redaction.messages import RedactedMessage, redact_message
@@ -35,7 +35,7 @@ class PayloadRecorder:
         grant = request.grant
         for assigned in grant.assignments if grant is not None else ():
             try:
-                credential = target(assigned, "", self._cipher).credential
+                credential = credential_of(assigned, self._cipher)
             except IdentityUnreadable:
                 continue
             if credential is not None:

@@ -21,6 +21,7 @@ from proxy.access.decision import AssignedServer, Grant
 from wire import jsonrpc
 from wire.address_group import address_group
 from wire.jsonrpc import storable
+from wire.rpc_messages import ServerInfo, Target
 from wire.tool_names import exposed_name, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ FLUSH_SECONDS = 1.0
 MAX_ADDRESS_GROUPS = 1000  # Address groups that are counted apart;
 MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
 TOOLS_REWRITE_SECONDS = 60.0
+SESSION_SECONDS = 60.0  # The use of a session is written so often at most.
+MOST_NOTED = 50_000
 
 type RowUpdates = dict[str, dict[str, Any]]
 
@@ -60,6 +63,9 @@ class UsageTracker:
         self._connection: psycopg.AsyncConnection | None = None
         self._tokens_used: dict[tuple[str, str], tuple[Grant, str, float]] = {}
         self._contacts: dict[tuple[str, str | None], Contact] = {}
+        self._sessions_used: dict[tuple[str, str], float] = {}
+        self._sessions_noted: dict[tuple[str, str], float] = {}
+        self._infos: dict[tuple[str, str], ServerInfo] = {}
         self._pending: dict[str, RowUpdates] = {}
         self._tools: dict[str, tuple[AssignedServer, list[jsonrpc.Object]]] = {}
         self._tools_written: dict[str, tuple[str, float]] = {}
@@ -90,18 +96,26 @@ class UsageTracker:
     # Called on the way of a call
 
     def token_used(self, grant: Grant, ip: str, at: float) -> None:
-        """This token was used, and with it its connection and host."""
+        """This token was used, and with it its connection and host, and the session the request names."""
         self._tokens_used[grant.token_id, grant.token_prefix] = grant, ip, at
+        if grant.session is not None:
+            self._sessions_used["sessions", grant.session.id] = at
 
     def server_contacted(self, assigned: AssignedServer, fault: str = "", *, credential_refused: bool = False) -> None:
         """The server answered, or did not; one that refuses a credential is there."""
         self._contacts[assigned.server_id, assigned.identity_id] = Contact(
             assigned, time.time(), fault, down=bool(fault) and not credential_refused
         )
+        if assigned.upstream_session is not None:
+            self._sessions_used["upstream_sessions", assigned.upstream_session[0]] = time.time()
 
     def era_learned(self, server_id: str, url: str, era: str) -> None:
         """This server turned out to speak this protocol era."""
         self._set("eras", server_id, at=datetime.now(UTC), url=url, era=era)
+
+    def introduced(self, target: Target, info: ServerInfo) -> None:
+        """The server said this of itself, to this identity."""
+        self._infos[target.server_id, target.identity_id or target.server_id] = info
 
     def tools_listed(self, assigned: AssignedServer, tools: list[jsonrpc.Object]) -> None:
         """The server listed these tools, under its own names."""
@@ -170,21 +184,34 @@ class UsageTracker:
             self._set("health", assigned.server_id, at=moment, health=health, error=error if down else "")
             if assigned.identity_id is not None and not down:
                 self._set("identities", assigned.identity_id, at=moment, error=error)
+        self._collect_sessions()
+
+    def _collect_sessions(self) -> None:
+        used, self._sessions_used = self._sessions_used, {}
+        if len(self._sessions_noted) > MOST_NOTED:
+            self._sessions_noted.clear()
+        for (kind, uid), at in used.items():
+            if at - self._sessions_noted.get((kind, uid), 0.0) >= SESSION_SECONDS:
+                self._sessions_noted[kind, uid] = at
+                self._set(kind, uid, at=datetime.fromtimestamp(at, UTC))
 
     async def _flush(self) -> None:
         self._collect()
         pending, self._pending = self._pending, {}
         tools_listed, self._tools = self._tools, {}
+        infos, self._infos = self._infos, {}
         unknown_tokens = self._take_unknown_tokens()
-        if not (pending or tools_listed or unknown_tokens):
+        if not (pending or tools_listed or infos or unknown_tokens):
             return
         connection = await self._open()
-        for kind in ("tokens", "connections", "hosts", "identities", "health", "eras"):
+        for kind in ("tokens", "connections", "hosts", "identities", "health", "eras", "sessions", "upstream_sessions"):
             if kind in pending:
                 await _update(connection, kind, pending[kind])
         if unknown_tokens:
             given = {"ip": list(unknown_tokens), "requests": list(unknown_tokens.values())}
             await connection.execute(STATEMENTS["unknown_tokens"], given)
+        if infos:
+            await connection.execute(STATEMENTS["server_infos"], _info_columns(infos))
         for assigned, tools in tools_listed.values():
             await self._write_tools(connection, assigned, tools)
 
@@ -251,6 +278,17 @@ async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUp
     ids = sorted(pending)
     columns = {name: [pending[key][name] for key in ids] for name in pending[ids[0]]}
     await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})
+
+
+def _info_columns(infos: dict[tuple[str, str], ServerInfo]) -> dict[str, list[Any]]:
+    pairs = sorted(infos)
+    return {
+        "servers": [server_id for server_id, _ in pairs],
+        "told_to": [told_to for _, told_to in pairs],
+        "versions": [infos[pair].version[:40] for pair in pairs],
+        "capabilities": [Jsonb(infos[pair].capabilities) for pair in pairs],
+        "instructions": [storable(infos[pair].instructions) for pair in pairs],
+    }
 
 
 def _tool_rows(assigned: AssignedServer, tools: list[jsonrpc.Object]) -> list[jsonrpc.Object]:

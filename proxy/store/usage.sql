@@ -31,6 +31,40 @@ FROM (
     ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
 ) m WHERE t.id = m.id
 
+-- name: sessions
+UPDATE proxy_session t SET last_used_at = m.at
+FROM (
+    SELECT r.id, v.at FROM proxy_session r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[]) AS v (id, at) USING (id)
+    WHERE r.last_used_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: upstream_sessions
+UPDATE proxy_upstreamsession t SET last_used_at = m.at
+FROM (
+    SELECT r.id, v.at FROM proxy_upstreamsession r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[]) AS v (id, at) USING (id)
+    WHERE r.last_used_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: server_infos
+-- Said again at each session that is opened: written when it is something else.
+INSERT INTO proxy_serverinfo AS t (server_id, told_to, version, capabilities, instructions, changed_at)
+SELECT v.server_id, v.told_to, v.version, v.capabilities, v.instructions, statement_timestamp()
+FROM unnest(
+    %(servers)s::uuid[], %(told_to)s::uuid[], %(versions)s::text[], %(capabilities)s::jsonb[], %(instructions)s::text[]
+) AS v (server_id, told_to, version, capabilities, instructions)
+ORDER BY v.server_id, v.told_to
+ON CONFLICT (server_id, told_to) DO UPDATE SET
+    version = excluded.version,
+    capabilities = excluded.capabilities,
+    instructions = excluded.instructions,
+    changed_at = excluded.changed_at
+WHERE (t.version, t.capabilities, t.instructions)
+    IS DISTINCT FROM (excluded.version, excluded.capabilities, excluded.instructions)
+
 -- name: hosts
 UPDATE hosts_host t SET last_seen_at = m.at, first_seen_at = coalesce(t.first_seen_at, m.at)
 FROM (

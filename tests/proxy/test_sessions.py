@@ -1,0 +1,347 @@
+"""Sessions: a client's own, and those it has at servers; the same on every worker and after every restart."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from auditlog.models import Call
+from connections.models import Connection
+from proxy.models import Session, UpstreamSession
+from tests import make
+from tests.conformance.counter import Counter
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Start, eventually, sql
+from wire import token_text
+
+SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
+
+
+@dataclass
+class Client:
+    """A client of the session era: what it says in `initialize`, and the session it was given."""
+
+    agent: Agent
+    session: str = ""
+    capabilities: dict[str, Any] = field(default_factory=dict)
+
+    def initialize(self, version: str = "2025-06-18") -> httpx.Response:
+        info = {"name": "probe", "version": "7"}
+        params = {"protocolVersion": version, "capabilities": self.capabilities, "clientInfo": info}
+        answer = self.agent.ask("initialize", params)
+        self.session = answer.headers["mcp-session-id"]
+        return answer
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Mcp-Session-Id": self.session} if self.session else {}
+
+    def count(self, agent: Agent | None = None) -> tuple[int, str]:
+        """The count of this session at the server, and the id the server knows it by."""
+        answer = (agent or self.agent).call("docs__count", **self.headers)
+        counted = answer.json()["result"]["structuredContent"]
+        return counted["count"], counted["session"]
+
+    def delete(self) -> httpx.Response:
+        own = {"Authorization": f"Bearer {self.agent.secret}", **self.headers}
+        with httpx.Client(trust_env=False) as client:
+            return client.delete(self.agent.url, headers=own)
+
+
+@dataclass
+class Work:
+    """A gateway with a counting server behind it."""
+
+    counter: Counter
+    connection: Connection
+    start: Start
+
+    def client(self, connection: Connection | None = None, **capabilities: Any) -> Client:
+        return Client(self.start().agent(connection or self.connection), capabilities=capabilities)
+
+
+@pytest.fixture
+def work(start: Start, run: Run) -> Iterator[Work]:
+    counter = Counter(SESSION_ERA)
+    user = make.user()
+    gateway = make.gateway(make.server(slug="docs", url=run(counter).url))
+    with ExitStack():
+        yield Work(counter, make.connection(make.agent(by=user), gateway, user), start)
+
+
+def test_two_workers_keep_one_session_of_one_client(work: Work) -> None:
+    client = work.client()
+    elsewhere = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
+    client.initialize()
+
+    counted = [client.count(agent) for _ in range(6) for agent in (client.agent, elsewhere)]
+
+    assert [count for count, _ in counted] == [*range(1, 13)]
+    assert len({session for _, session in counted}) == 1
+    assert len(work.counter.events("initialize")) == 1
+
+
+def test_two_sessions_of_one_token_are_two_at_the_server(work: Work) -> None:
+    one = work.client()
+    two = Client(one.agent)
+    one.initialize()
+    two.initialize()
+
+    counted = [one.count(), two.count(), one.count(), two.count()]
+
+    assert [count for count, _ in counted] == [1, 1, 2, 2]
+    assert len({session for _, session in counted}) == 2
+    assert one.session != two.session
+
+
+def test_who_names_no_session_has_one_for_its_connection(work: Work) -> None:
+    client = work.client()
+    other_token = Client(work.start().agent(work.connection))
+    named = Client(client.agent)
+    named.initialize()
+
+    assert [client.count()[0], other_token.count()[0], named.count()[0]] == [1, 2, 1]
+
+
+def test_a_restart_loses_nothing(work: Work) -> None:
+    first = work.start()
+    client = Client(first.agent(work.connection))
+    client.initialize()
+    assert client.count()[0] == 1
+
+    first.stop()
+
+    again = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
+    assert client.count(again)[0] == 2
+    assert work.counter.events("delete") == []
+
+
+def test_a_server_that_forgot_its_sessions_is_asked_anew_once(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+    client.count()
+    work.counter.forget_sessions()
+
+    with ThreadPoolExecutor(6) as pool:
+        counted = list(pool.map(lambda _: client.count(), range(6)))
+
+    assert sorted(count for count, _ in counted) == [*range(1, 7)]
+    assert len(work.counter.events("initialize")) == 2
+
+
+def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = work.client()
+    elsewhere = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
+    client.initialize()
+    client.count()  # From here on nobody lists.
+    slow = SlowInitialize(work.counter)
+    monkeypatch.setattr(Counter, "_initialize", slow.initialize)
+    sql("DELETE FROM proxy_upstreamsession")
+
+    with ThreadPoolExecutor(2) as pool:
+        counted = list(pool.map(client.count, (client.agent, elsewhere)))
+
+    assert sorted(count for count, _ in counted) == [1, 2]
+    assert len({session for _, session in counted}) == 1
+    assert len(slow.opened) == 2
+    (deleted,) = work.counter.wait_for("delete")
+    assert deleted.session not in {session for _, session in counted}
+    assert UpstreamSession.objects.count() == 1
+
+
+class SlowInitialize:
+    """Answers `initialize` only when two were asked."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+        self.opened: list[object] = []
+        self._real = Counter._initialize
+
+    async def initialize(self, message: Any, params: Any, send: Any) -> None:
+        import asyncio
+
+        self.opened.append(params)
+        for _ in range(500):
+            if len(self.opened) >= 2:
+                break
+            await asyncio.sleep(0.01)
+        await self._real(self.counter, message, params, send)
+
+
+def test_a_session_that_is_not_there_is_404_whatever_the_reason(work: Work) -> None:
+    user = make.user()
+    client, foreign = (
+        work.client(),
+        Client(work.start().agent(make.connection(make.agent(by=user), work.connection.gateway, user))),
+    )
+    foreign.initialize()
+    ended = Client(client.agent)
+    ended.initialize()
+    assert ended.delete().status_code == 200
+    unknown = token_text.mint(token_text.SESSION)
+
+    answers = [
+        client.agent.ask("tools/list", **{"Mcp-Session-Id": session})
+        for session in (foreign.session, ended.session, unknown, "x", "")
+    ]
+
+    assert {answer.status_code for answer in answers} == {404}
+    assert len({answer.content for answer in answers}) == 1
+    assert answers[0].json()["error"] == {"code": -32001, "message": "Session not found"}
+    assert answers[0].json()["id"] is None
+    row = Call.objects.order_by("id").last()
+    assert row is not None
+    assert (row.outcome, row.http_status, row.method) == ("bad_request", 404, "tools/list")
+    assert foreign.count()[0] == 1
+
+
+def test_delete_ends_the_sessions_at_the_servers(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+    _, upstream = client.count()
+
+    assert client.delete().status_code == 200
+
+    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    assert client.delete().status_code == 404
+    assert not UpstreamSession.objects.exists()
+    assert client.initialize().status_code == 200
+
+
+def test_delete_names_a_session(work: Work) -> None:
+    client = work.client()
+
+    assert client.delete().status_code == 400
+
+
+def test_an_id_cannot_be_guessed_and_is_not_stored(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+
+    assert token_text.well_formed(client.session, {token_text.SESSION})
+    (row,) = Session.objects.values()
+    assert client.session.encode() not in str(row).encode()
+    client.count()
+    (upstream,) = UpstreamSession.objects.all()
+    assert next(iter(work.counter.counts)) not in bytes(upstream.sealed_id).decode()
+
+
+def test_the_version_of_the_session_counts_when_none_is_named(work: Work) -> None:
+    client = work.client()
+    client.initialize("2025-06-18")
+
+    client.count()
+
+    row = Call.objects.order_by("id").last()
+    assert row is not None
+    assert (row.protocol_version, row.client_name, row.client_version) == ("2025-06-18", "probe", "7")
+
+
+def test_a_request_of_2026_07_28_ignores_the_header(start: Start, run: Run) -> None:
+    user = make.user()
+    gateway = make.gateway(make.server(slug="docs", url=run(Counter(SESSION_ERA)).url))
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    routing = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/list", "Mcp-Session-Id": "gws_nobody"}
+
+    assert agent.ask("tools/list", {"_meta": meta}, **routing).status_code == 200
+
+
+def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: Work) -> None:
+    told = {
+        "sampling": {"tools": {}},
+        "elicitation": {"url": {}, "odd": {}},
+        "roots": {"listChanged": True},
+        "tasks": {},
+    }
+    client = work.client(**told)
+    plain = Client(client.agent)
+    client.initialize()
+    plain.initialize()
+
+    client.count()
+    plain.count()
+
+    first, second = (event.detail["capabilities"] for event in work.counter.events("initialize"))
+    assert first == {"elicitation": {"url": {}}, "roots": {}, "sampling": {"tools": {}}}
+    assert second == {}
+
+
+def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None:
+    from gateways.models import IdentityScheme
+    from servers.models import AuthType
+
+    counter = Counter(SESSION_ERA)
+    server = make.server(slug="docs", url=run(counter).url, auth_type=AuthType.BEARER)
+    identity, gateway, user = make.identity(server, secret="one"), make.gateway(), make.user()
+    make.assignment(gateway, server, alias="docs", identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
+    client = Client(start().agent(make.connection(make.agent(by=user), gateway, user)))
+    client.initialize()
+    assert [client.count()[0], client.count()[0]] == [1, 2]
+
+    identity.replace("two", by=user)
+
+    assert [client.count()[0], client.count()[0]] == [1, 2]
+
+
+def test_of_one_connection_a_hundred_sessions_stay(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.sessions.MOST_SESSIONS", 3)
+    clients = [Client(work.client().agent)]
+    clients += [Client(clients[0].agent) for _ in range(3)]
+    for client in clients[:3]:
+        client.initialize()
+    _, upstream = clients[0].count()
+
+    clients[3].initialize()
+
+    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    assert [client.agent.ask("ping", **client.headers).status_code for client in clients] == [404, 200, 200, 200]
+
+
+def test_sessions_nobody_uses_end(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.1)
+    client = work.client()
+    client.initialize()
+    _, upstream = client.count()
+
+    sql("UPDATE proxy_session SET last_used_at = last_used_at - interval '25 hours'")
+
+    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    eventually(lambda: client.agent.ask("ping", **client.headers).status_code == 404)
+
+
+def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.1)
+    client = work.client()
+    client.initialize()
+    _, upstream = client.count()
+
+    sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '59 minutes'")
+    assert client.count() == (2, upstream)
+    sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '61 minutes'")
+
+    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    assert client.count()[0] == 1
+
+
+def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+    client.count()
+    sql("UPDATE proxy_session SET last_used_at = last_used_at - interval '1 hour'")
+    sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '30 minutes'")
+    before = [Session.objects.get().last_used_at, UpstreamSession.objects.get().last_used_at]
+
+    client.count()
+
+    eventually(lambda: Session.objects.get().last_used_at > before[0])
+    eventually(lambda: UpstreamSession.objects.get().last_used_at > before[1])
