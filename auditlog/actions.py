@@ -24,6 +24,9 @@ class Action(StrEnum):
 
     EVENTS_EXPORTED = "events.exported"
 
+    FEATURE_DISABLED = "feature.disabled"
+    FEATURE_ENABLED = "feature.enabled"
+
     GATEWAY_ARCHIVED = "gateway.archived"
     GATEWAY_CREATED = "gateway.created"
     GATEWAY_DISABLED = "gateway.disabled"
@@ -82,8 +85,7 @@ class Action(StrEnum):
     TOKEN_ROTATED = "token.rotated"
     TOKEN_UPDATED = "token.updated"
 
-    TOOL_DISABLED = "tool.disabled"
-    TOOL_ENABLED = "tool.enabled"
+    # "tool.disabled" and "tool.enabled" are feature.disabled and feature.enabled, as prompts have switches too.
 
     UNKNOWN_TOKENS_REFUSED = "proxy.unknown_tokens_refused"
 

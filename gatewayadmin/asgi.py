@@ -64,6 +64,8 @@ def proxy_config() -> proxy.Config:
         own_endpoints=own_endpoints(),
         workers=environment.number("GATEWAY_WORKERS", 1, low=1, high=1024),
         token_calls=settings.TOKEN_CALLS,
+        body_limit=settings.BODY_MIB << 20,
+        answer_limit=settings.ANSWER_MIB << 20,
         listener=_listener,
         listener_secret=_secret,
         log_connections=settings.RECORD_CONNECTIONS,

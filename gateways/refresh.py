@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from accounts.models import User
-from gateways.models import Assignment, Gateway, IdentityScheme, Tool
+from gateways.models import Assignment, Feature, Gateway, IdentityScheme
 from servers.discovery import Discovered, Failed, discover, identity_for, note
 from servers.models import Identity
 
@@ -64,6 +64,6 @@ def _learn(
     for (assignment, identity), outcome in zip(asked, outcomes, strict=True):
         note(assignment.server, identity, outcome)
         if isinstance(outcome, Discovered):
-            Tool.objects.learn(assignment, outcome.tools)
+            Feature.objects.learn(assignment, outcome.tools)
         refreshed.append(Refreshed(assignment, outcome))
     return refreshed

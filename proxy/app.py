@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from proxy import metrics
-from proxy.access.query import Access
+from proxy.access.query import SETUP, Access
 from proxy.config import Config
-from proxy.dispatch import SESSION_METHODS, Dispatcher
+from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
+from proxy.forward import Forwarder
 from proxy.handshake import Handshake
 from proxy.request import PREFIX
 from proxy.server_requests import ServerRequests
@@ -20,8 +21,8 @@ from proxy.store.rate_limits import Limits
 from proxy.store.sessions import SessionKeeper, StoredSessions
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
+from proxy.streams import Streams
 from proxy.suspended_calls import SuspendedCalls
-from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -44,7 +45,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
     state = State(config.conninfo)
-    bus = Bus(config.conninfo, state)
+    bus = Bus(config.conninfo, state, SETUP)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -67,31 +68,30 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         pending = PendingRequests(state, bell, cipher)
         requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
         suspended = SuspendedCalls(state, bell, pending, requests, cipher)
-        caller = ToolCaller(client, lister, cipher, usage, requests, suspended)
+        forwarder = Forwarder(client, lister, cipher, usage, requests, suspended)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
-        handshake = Handshake(keeper, SESSION_METHODS)
-        dispatcher = Dispatcher(handshake, lister, caller, config.public_url, config.token_calls)
+        handshake = Handshake(keeper)
+        dispatcher = Dispatcher(handshake, lister, forwarder, config.public_url, config.token_calls)
+        streams = Streams(bus, state, dispatcher.refusal_now)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
             {name: partial(getattr, part, "fault") for name, part in connections.items()},
             lambda: transport.idle,
         )
-        for part in (access, limits, writer, usage):
-            part.start()
         await state.start()
-        bus.start()
+        for part in (access, limits, writer, usage, bus, streams):
+            part.start()
         requests.start()
         keeper.start()
-        for part in (access, limits, writer, usage):
+        for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
-            yield Endpoint(config, access, limits, writer, usage, dispatcher, requests)
+            yield Endpoint(config, access, limits, writer, usage, dispatcher, streams, requests)
         finally:
             await suspended.stop()
             await requests.stop()
-            await bus.stop()
             await keeper.stop()
-            for part in (access, limits, writer, usage):
+            for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
             await state.stop()

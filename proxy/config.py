@@ -30,7 +30,7 @@ class Config:
     own_endpoints: OwnEndpoints = NOWHERE
     listener: str = ""
     listener_secret: str = field(default="", repr=False)
-    body_limit: int = 1 << 20
+    body_limit: int = 4 << 20
     answer_limit: int = 10 << 20
     list_seconds: float = 10.0
     ping_seconds: float = 15.0

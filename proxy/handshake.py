@@ -27,11 +27,11 @@ MEMBERS_SERVED_BY = {"subscribe": "resources/subscribe", "listChanged": "subscri
 
 
 class Handshake:
-    """Answers who asks what is served here; `methods` are those that are."""
+    """Answers who asks what is served here; `methods` are those that are, which the dispatcher says."""
 
-    def __init__(self, keeper: SessionKeeper, methods: Collection[str]) -> None:
+    def __init__(self, keeper: SessionKeeper) -> None:
         self._keeper = keeper
-        self._methods = methods
+        self.methods: Collection[str] = ()
 
     async def initialize(self, request: McpRequest, grant: Grant, message: Message) -> Response:
         """Agree on a version and open a session. Raises DatabaseUnavailable."""
@@ -54,6 +54,15 @@ class Handshake:
             **self._said(grant),
             "_meta": {versions.SERVER_INFO_KEY: _server_info(grant)},
         }
+
+    async def set_level(self, request: McpRequest, grant: Grant, message: Message) -> Response:
+        """Keep from which level on the client wants log messages; without a session all are sent.
+
+        Servers are told with the next request that goes there. Raises DatabaseUnavailable.
+        """
+        if grant.session is not None:
+            await self._keeper.set_level(grant.session.id, message.params["level"])
+        return Response(200, jsonrpc.result(message.id, {}))
 
     async def end(self, grant: Grant) -> Response:
         """End the session the request names, which is there. Raises DatabaseUnavailable."""
@@ -83,7 +92,7 @@ class Handshake:
         }
 
     def _serves(self, method: str) -> bool:
-        return method in self._methods
+        return method in self.methods
 
 
 def instructions(description: str, assignments: Sequence[AssignedServer]) -> str:

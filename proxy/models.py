@@ -30,6 +30,16 @@ class RateCounter(models.Model):
         return f"{self.subject_type} since {self.window:%H:%M:%S}: {self.calls}"
 
 
+class Cancellation(models.Model):
+    """A call that its client cancelled at another worker; `key` is a digest of whose call it is and of its id."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.key[:8]} at {self.at:%H:%M:%S}"
+
+
 class Session(models.Model):
     """A client's MCP session: what `initialize` said. Who holds its id may use it with a token of its connection.
 
@@ -70,6 +80,7 @@ class UpstreamSession(models.Model):
     key = models.CharField(max_length=600)
     sealed_id = models.BinaryField()
     version = models.CharField(max_length=40)
+    log_level = models.CharField(max_length=12, blank=True)
     opened_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
 

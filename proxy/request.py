@@ -1,5 +1,6 @@
 """One HTTP request at /mcp/<slug>: its headers, parsed once, its body, its message, and its row in the log."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -7,13 +8,14 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.access.query import Access, TokenDigests
+from proxy.access.query import Access, AccessQuery, TokenDigests
+from proxy.catalog import named
 from proxy.config import Config
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
 from wire import jsonrpc, token_text
 from wire.http1 import SAME_HEAD
-from wire.jsonrpc import Malformed, Message
+from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message
 
 type Scope = MutableMapping[str, Any]
 type Pair = tuple[bytes, bytes]
@@ -183,6 +185,7 @@ class McpRequest:
         "arrived",
         "began",
         "body",
+        "ending",
         "grant",
         "header_pairs",
         "headers",
@@ -191,9 +194,11 @@ class McpRequest:
         "modern",
         "origin",
         "parsed_headers",
+        "query",
         "receive",
         "row",
         "send",
+        "task",
         "uid",
         "version",
     )
@@ -222,6 +227,10 @@ class McpRequest:
         self.grant: Grant | None = None
         # Whether the call was let through, whatever was wrong with it then.
         self.admitted = False
+        # What the database was asked about it; the task that serves it while it is under way; why it is to end.
+        self.query: AccessQuery | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.ending: Any = None
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
@@ -249,6 +258,9 @@ class McpRequest:
 
     def parse(self) -> None:
         """Take the message out of the body; what is wrong with it is told later, after authentication."""
+        if len(self.body) > LARGE and jsonrpc.has_more_values(self.body, MOST_VALUES):
+            self.malformed = Malformed(jsonrpc.INVALID_REQUEST, f"The body holds more than {MOST_VALUES:,} values")
+            return
         try:
             self.message = jsonrpc.parse(self.body)
         except Malformed as error:
@@ -270,9 +282,14 @@ class McpRequest:
             row.client_name, row.client_version = grant.session.client_name, grant.session.client_version
         row.protocol_version = self.version
         row.request_bytes = len(self.body)
-        row.method, tool = self._names()
-        if tool:
-            row.feature_type, row.feature_name = "tool", tool
+        if self.message is not None:
+            row.method = self.message.method or "response"
+            if (feature := named(self.message)) is not None and feature.name:
+                row.feature_type, row.feature_name = feature
+        elif self.parsed_headers.http_method != "POST":
+            row.method = self.parsed_headers.http_method
+        else:
+            row.method = jsonrpc.method_in(self.body)
 
     def set_server(self, assigned: AssignedServer) -> None:
         """The call goes to this server."""
@@ -286,13 +303,3 @@ class McpRequest:
             name, version = info.get("name"), info.get("version")
             self.row.client_name = name if isinstance(name, str) else ""
             self.row.client_version = version if isinstance(version, str) else ""
-
-    def _names(self) -> tuple[str, str]:
-        if self.message is not None:
-            tool = self.message.params.get("name") if self.message.method == "tools/call" else ""
-            return self.message.method or "response", tool if isinstance(tool, str) else ""
-        return (
-            (self.parsed_headers.http_method, "")
-            if self.parsed_headers.http_method != "POST"
-            else (jsonrpc.method_in(self.body), "")
-        )

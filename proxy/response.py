@@ -26,6 +26,18 @@ STREAM_HEADERS = (
     (b"x-accel-buffering", b"no"),
 )
 
+# The HTTP status of a JSON-RPC error in this era; any other code goes out in 200.
+MODERN_STATUS = {
+    jsonrpc.PARSE_ERROR: 400,
+    jsonrpc.INVALID_REQUEST: 400,
+    jsonrpc.METHOD_NOT_FOUND: 404,
+    jsonrpc.INVALID_PARAMS: 400,
+    jsonrpc.HEADER_MISMATCH: 400,
+    jsonrpc.MISSING_CAPABILITY: 400,
+    jsonrpc.UNSUPPORTED_VERSION: 400,
+}
+
+
 _is_param_header = re.compile(r"mcp-param-[!#$%&'*+\-.^_`|~0-9a-z]{1,80}", re.IGNORECASE).fullmatch
 
 
@@ -111,10 +123,10 @@ class Stream:
         await self._write(sse.event(jsonrpc.dumps(message)))
 
     async def finish(self, body: bytes, headers: tuple[Pair, ...] = ()) -> None:
-        """Send the response as the last event, with its headers if they have not been sent yet."""
+        """Send the response as the last event, or just end; `headers` go along if none have been sent yet."""
         self.stop_pings()
         self._headers = headers
-        await self._write(sse.event(body), last=True)
+        await self._write(sse.event(body) if body else b"", last=True)
 
     def stop_pings(self) -> None:
         """Send no more pings: the response is there, or the client left."""

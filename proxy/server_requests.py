@@ -308,7 +308,7 @@ def _row(asking: Asking, asked: Object) -> CallRow:
         call,
         uid=new_uid(at),
         created_at=at,
-        correlation=call.uid,
+        correlation_id=call.uid,
         method=asked["method"],
         feature_type="",
         feature_name="",

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.catalog import (
-    MAX_NAME,
+    TOOL,
     AliasMissing,
-    UnknownTool,
+    UnknownFeature,
     identity_refusal,
     is_listed,
     is_usable,
@@ -84,11 +84,11 @@ class ToolLister:
         return Listing(list(tools.values()), unavailable)
 
     async def find(self, assigned: AssignedServer, grant: Grant, exposed: str, trace: Trace = NONE) -> Object:
-        """The tool of this server that is called by a name without a row. Raises UnknownTool or an UpstreamError."""
+        """The tool of this server that is called by a name without a row. Raises UnknownFeature or an UpstreamError."""
         for tool in (await self.tools_of(assigned, grant, trace)).tools:
             if exposed_name(assigned.alias, tool["name"]) == exposed:
                 return tool
-        raise UnknownTool(exposed[:MAX_NAME])
+        raise UnknownFeature(TOOL, exposed)
 
     async def tools_of(self, assigned: AssignedServer, grant: Grant, trace: Trace = NONE) -> ToolList:
         """The usable tools of one server, under its own names. Raises an UpstreamError."""

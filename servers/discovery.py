@@ -174,6 +174,10 @@ SENTENCES: dict[type[errors.UpstreamError], str] = {
     errors.BadAnswer: "answered, but not in MCP",
     errors.Redirected: f"redirects to {{0.location:.{MAX_QUOTED}}}; redirects are not followed",
     errors.UnknownVersion: "{0.detail}, which this gateway does not know",
+    errors.OldTransport: (
+        "speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call; "
+        "ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse"
+    ),
     errors.BadSessionId: "opened a session whose id no header can carry",
 }
 

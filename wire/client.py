@@ -7,11 +7,20 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from wire import jsonrpc, stateless
-from wire.errors import BadAnswer, Busy, NotRecordable, TimedOut, TooLarge, TooManyTools
+from wire import jsonrpc, sse, stateless
+from wire.errors import (
+    BadAnswer,
+    Busy,
+    NotRecordable,
+    OldTransport,
+    TimedOut,
+    TooLarge,
+    TooManyTools,
+    UpstreamError,
+)
 from wire.http1 import more_than
 from wire.jsonrpc import Object
-from wire.pool import Transport
+from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
     MODERN,
     SESSION,
@@ -37,6 +46,11 @@ MOST_TOOLS = 5_000
 
 MOST_WAITING = 1024  # At one server.
 MOST_WAITING_OF_ONE = 128  # Of one person, at one server.
+
+# What a server of the HTTP+SSE transport answers to a POST at the address of its stream; and the look at that stream.
+OLD_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
+OLD_SECONDS = 3
+LARGEST_FIRST_EVENT = 64 << 10
 
 type LearnEra = Callable[[str, str, str], None]
 type Turn = asyncio.Future[None]
@@ -404,6 +418,10 @@ class McpClient:
                 return await self._sessions.ask(target, method, params, on_notification, on_request)
             except WrongEra:
                 self._learn(target, SESSION if attempt == MODERN else MODERN)
+            except BadAnswer as error:
+                if error.status in OLD_STATUSES and await self._speaks_http_sse(target):
+                    raise OldTransport(target.server_name, f"HTTP {error.status}: HTTP+SSE only") from None
+                raise
         raise BadAnswer(target.server_name, "speaks neither wire")
 
     async def _probe(self, target: Target) -> str:
@@ -413,6 +431,18 @@ class McpClient:
         if info is not None:
             self._introduced(target, info)
         return era
+
+    async def _speaks_http_sse(self, target: Target) -> bool:
+        """Whether a GET opens the stream of MCP 2024-11-05, whose first event names where to POST."""
+        headers = {**target.headers(), "Accept": "text/event-stream"}
+        try:
+            with (
+                TimeLimit(OLD_SECONDS),
+                await self._transport.send("GET", target.server_name, target.url, headers, b"") as response,
+            ):
+                return response.media_type == "text/event-stream" and await _names_an_endpoint(response)
+        except (UpstreamError, TimeoutError, sse.EventTooLarge, sse.TooManyEvents):
+            return False
 
     def _learn(self, target: Target, era: str) -> None:
         self._eras[target.url] = era
@@ -432,6 +462,14 @@ class McpClient:
             await asyncio.sleep(SWEEP_SECONDS)
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
+
+
+async def _names_an_endpoint(response: HttpResponse) -> bool:
+    reader = sse.Reader(LARGEST_FIRST_EVENT)
+    async for chunk in response.chunks():
+        if events := reader.feed(chunk):
+            return events[0].name == "endpoint"
+    return False
 
 
 def _page(answer: RpcResponse, target: Target) -> Object:

@@ -89,6 +89,15 @@ class UnknownVersion(BadAnswer):
     """The server speaks no version of MCP that the gateway knows; `detail` names those it speaks."""
 
 
+class OldTransport(BadAnswer):
+    """The server speaks the HTTP+SSE transport of 2024-11-05 and no other."""
+
+    sentence = (
+        'Server "{server}" speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call. '
+        "Ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse."
+    )
+
+
 class BadSessionId(BadAnswer):
     """The server opened a session whose id no header can carry."""
 

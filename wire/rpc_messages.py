@@ -9,17 +9,13 @@ from typing import NamedTuple, Self
 from wire import jsonrpc, sse
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
-from wire.jsonrpc import Object, has_more_values
+from wire.jsonrpc import LARGE, MOST_VALUES, Object, has_more_values
 from wire.pool import HttpResponse
 from wire.trace_context import NONE, Trace
 
 ACCEPT = "application/json, text/event-stream"
 
 SESSION, MODERN = "session", "modern"
-
-# Reading JSON cannot be interrupted: so many values take a tenth of a second, and a message of `LARGE` bytes has fewer.
-MOST_VALUES = 500_000
-LARGE = 1 << 20
 
 # Characters of a server's instructions that are kept.
 MOST_INSTRUCTIONS = 4_000
@@ -47,11 +43,15 @@ NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 class Session(NamedTuple):
-    """What `initialize` agreed on; `id` is empty with a server that keeps no state, `row` names it in the store."""
+    """What `initialize` agreed on; `id` is empty with a server that keeps no state, `row` names it in the store.
+
+    `log_level` is what the server was told by `logging/setLevel`; empty when it was not.
+    """
 
     id: str
     version: str
     row: str = ""
+    log_level: str = ""
 
 
 def offered(capabilities: object) -> Object:
@@ -104,6 +104,8 @@ class Target(NamedTuple):
     owner_id: str = ""
     session_key: str = ""
     session: Session | None = None
+    # From which level on log messages are wanted; empty when nobody said so.
+    log_level: str = ""
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""

@@ -49,6 +49,9 @@ class SessionStore(Protocol):
     async def keep(self, target: Target, session: Session) -> Session:
         """Keep a session that was opened; the one that is kept, another's when that came first."""
 
+    async def note_level(self, target: Target, session: Session) -> None:
+        """Keep the log level that the server was told in this session."""
+
     async def forget(self, target: Target, session: Session) -> None:
         """Drop this session, if it is still the one that is kept."""
 
@@ -68,6 +71,10 @@ class SessionsInMemory:
 
     async def keep(self, target: Target, session: Session) -> Session:
         return self._sessions.setdefault(_key(target), (target, session))[1]
+
+    async def note_level(self, target: Target, session: Session) -> None:
+        if _key(target) in self._sessions:
+            self._sessions[_key(target)] = (target, session)
 
     async def forget(self, target: Target, session: Session) -> None:
         if (kept := self._sessions.get(_key(target))) is not None and kept[1] == session:
@@ -122,6 +129,8 @@ class SessionWire:
         on_notification: OnNotification,
         on_request: OnRequest | None,
     ) -> RpcResponse:
+        if target.log_level and session.log_level != target.log_level:
+            await self._set_level(session, target)
         request_id, asking = next_request_id(), ServerRequests(self, session, target, on_request)
 
         async def on_message(message: Object) -> None:
@@ -144,6 +153,13 @@ class SessionWire:
             await self._store.forget(target, session)
             raise WrongEra
         return answer
+
+    async def _set_level(self, session: Session, target: Target) -> None:
+        """Tell the server from which level on to log; one that cannot log says so once, and that is all."""
+        told = session._replace(log_level=target.log_level)
+        params = {"level": target.log_level}
+        await self._ask(told, target, "logging/setLevel", params, ignore, None)
+        await self._store.note_level(target, told)
 
     # Sessions
 

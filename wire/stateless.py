@@ -56,7 +56,8 @@ async def ask(
     """
     request_id = next_request_id()
     # What is not declared the server cannot ask back: it could not be passed on.
-    meta = {**params.get("_meta", {}), **ENVELOPE, versions.CAPABILITIES_KEY: dict(target.capabilities)}
+    wanted = {versions.LOG_LEVEL_KEY: target.log_level} if target.log_level else {}
+    meta = {**params.get("_meta", {}), **wanted, **ENVELOPE, versions.CAPABILITIES_KEY: dict(target.capabilities)}
     body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": {**params, "_meta": meta}})
     headers = {
         **target.headers(),

@@ -13,7 +13,8 @@ from wire import stateless
 from wire.jsonrpc import is_storable
 
 MAX_NAME = 64
-LONGEST_NAME = 200  # Of a tool, as its server calls it.
+LONGEST_NAME = 200  # Of a tool or prompt, as its server calls it.
+LONGEST_URI = 2048  # Of a resource or a template, in UTF-8.
 DEEPEST = 64
 SEPARATOR = "__"
 

@@ -12,8 +12,9 @@ from wire import jsonrpc
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `tools` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
-    not. OF_TOOL: [name, exposed name, enabled, schema with x-mcp-header] of the tools that fit.
+    `features` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
+    not. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header, kind] of those that fit, for a resource
+    with all templates.
     """
 
     id: str
@@ -35,15 +36,17 @@ class AssignedServer(NamedTuple):
     identity_label: str | None
     identity_enabled: bool | None
     ciphertext: str | None
-    tools: Sequence[Sequence[object]] | Sequence[str] | None
+    features: Sequence[Sequence[object]] | Sequence[str] | None
     # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
-    # What a session at this server is kept under, and the one there is: [row, sealed id, version].
+    # What a session at this server is kept under, and the one there is: [row, sealed id, version, log level].
     upstream_key: str = ""
     upstream_session: Sequence[str] | None = None
     # What the server said of itself, [capabilities, instructions]; only with ServersNeeded.INTRODUCED.
     introduction: Sequence[Any] | None = None
+    # Whether the client's session has a log level which this server can be told.
+    logs: bool = False
 
 
 class SessionGrant(NamedTuple):
@@ -94,6 +97,8 @@ class Grant(NamedTuple):
     recorded: int | None = None
     # The session the request names, when it is there and one of this connection.
     session: SessionGrant | None = None
+    # Whether the gateway has more than one server, so that a URI alone does not say whose it is.
+    several_servers: bool = False
 
     @property
     def owner_id(self) -> str:

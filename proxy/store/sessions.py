@@ -23,20 +23,22 @@ from wire.rpc_messages import SESSION, Session, Target
 BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
 
 FIND = """
-SELECT id::text, sealed_id, version FROM proxy_upstreamsession
+SELECT id::text, sealed_id, version, log_level FROM proxy_upstreamsession
 WHERE owner_id = %(owner)s AND server_id = %(server)s AND key = %(key)s
 """
 # Of two workers that open one at once, the second gets the row of the first.
 KEEP = """
 INSERT INTO proxy_upstreamsession AS u
-    (id, owner_id, connection_id, server_id, key, sealed_id, version, opened_at, last_used_at)
+    (id, owner_id, connection_id, server_id, key, sealed_id, version, log_level, opened_at, last_used_at)
 VALUES (
-    gen_random_uuid(), %(owner)s, %(connection)s, %(server)s, %(key)s, %(sealed_id)s, %(version)s,
+    gen_random_uuid(), %(owner)s, %(connection)s, %(server)s, %(key)s, %(sealed_id)s, %(version)s, '',
     statement_timestamp(), statement_timestamp()
 )
 ON CONFLICT (owner_id, server_id, key) DO UPDATE SET last_used_at = excluded.last_used_at
-RETURNING id::text, sealed_id, version
+RETURNING id::text, sealed_id, version, log_level
 """
+NOTE_LEVEL = "UPDATE proxy_upstreamsession SET log_level = %(level)s WHERE id = %(row)s"
+SET_LEVEL = "UPDATE proxy_session SET log_level = %(level)s WHERE id = %(session)s"
 FORGET = "DELETE FROM proxy_upstreamsession WHERE id = %(row)s"
 
 OPEN = """
@@ -150,10 +152,10 @@ def capabilities_of(text: str) -> Object:
 
 
 def opened(row: Any, cipher: Cipher) -> Session:
-    """The session of a row: its id there, the sealed id, the version. Raises Unreadable."""
-    uid, sealed_id, version = row
+    """The session of a row: its id there, the sealed id, the version, the log level. Raises Unreadable."""
+    uid, sealed_id, version, log_level = row
     sealed = sealed_id.encode() if isinstance(sealed_id, str) else bytes(sealed_id)
-    return Session(cipher.open(sealed) if sealed else "", version, uid)
+    return Session(cipher.open(sealed) if sealed else "", version, uid, log_level)
 
 
 class StoredSessions:
@@ -186,6 +188,11 @@ class StoredSessions:
             return opened(row, self._cipher)
         except Unreadable as error:
             raise DatabaseUnavailable("a session is sealed with a key that this worker does not know") from error
+
+    async def note_level(self, target: Target, session: Session) -> None:
+        """Keep the log level that the server was told in this session. Raises DatabaseUnavailable."""
+        if session.row:
+            await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
 
     async def forget(self, target: Target, session: Session) -> None:
         """Drop this session; another that took its place stays. Raises DatabaseUnavailable."""
@@ -239,6 +246,10 @@ class SessionKeeper:
         }
         await self._end_in_background(await self._state.fetch(f"{OPEN}{OF_GONE}{TOLD}", given))
         return session_id
+
+    async def set_level(self, session: str, level: str) -> None:
+        """Keep from which level on this client wants log messages. Raises DatabaseUnavailable."""
+        await self._state.fetch(SET_LEVEL, {"session": session, "level": level})
 
     async def end(self, session: str) -> None:
         """End this session of a client, and those it has at servers. Raises DatabaseUnavailable."""
@@ -296,5 +307,5 @@ class SessionKeeper:
             connection_id=taken.connection_id,
             credential=header,
             generation="",
-            session=opened((taken.row, taken.sealed_id, taken.version), self._cipher),
+            session=opened((taken.row, taken.sealed_id, taken.version, ""), self._cipher),
         )

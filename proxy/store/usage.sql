@@ -115,11 +115,11 @@ SELECT gen_random_uuid(), statement_timestamp(), NULL, '', 'bearer', host(v.ip):
 FROM unnest(%(ip)s::inet[], %(requests)s::int[]) AS v (ip, requests)
 
 -- name: tools
-INSERT INTO gateways_tool AS t (
-    id, assignment_id, name, exposed_name, title, description, input_schema, annotations, definition_hash, enabled,
+INSERT INTO gateways_feature AS t (
+    id, assignment_id, kind, name, exposed_name, title, description, input_schema, annotations, definition_hash, enabled,
     first_seen_at, last_seen_at
 )
-SELECT gen_random_uuid(), a.id, v.name, v.exposed_name, v.title, v.description, v.input_schema, v.annotations,
+SELECT gen_random_uuid(), a.id, 'tool', v.name, v.exposed_name, v.title, v.description, v.input_schema, v.annotations,
     -- Under `selected` a tool that appears later is not selected.
     v.definition_hash, a.tool_policy <> 'selected', statement_timestamp(), statement_timestamp()
 FROM gateways_assignment a, jsonb_to_recordset(%(tools)s::jsonb) AS v (
@@ -128,7 +128,7 @@ FROM gateways_assignment a, jsonb_to_recordset(%(tools)s::jsonb) AS v (
 )
 WHERE a.id = %(assignment)s AND a.removed_at IS NULL
 ORDER BY v.name
-ON CONFLICT (assignment_id, name) DO UPDATE SET
+ON CONFLICT (assignment_id, kind, name) DO UPDATE SET
     exposed_name = excluded.exposed_name,
     title = excluded.title,
     description = excluded.description,
@@ -142,5 +142,5 @@ ON CONFLICT (assignment_id, name) DO UPDATE SET
     missing_since = NULL
 
 -- name: missing
-UPDATE gateways_tool SET missing_since = statement_timestamp()
-WHERE assignment_id = %(assignment)s AND missing_since IS NULL AND name <> ALL(%(names)s)
+UPDATE gateways_feature SET missing_since = statement_timestamp()
+WHERE assignment_id = %(assignment)s AND kind = 'tool' AND missing_since IS NULL AND name <> ALL(%(names)s)

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.urls import reverse
 
 from accounts.models import User
-from gateways.models import Gateway, IdentityScheme, Tool
+from gateways.models import Feature, Gateway, IdentityScheme
 from servers.models import AuthType, Era, Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream, running
@@ -109,7 +109,7 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
     script.call = call
     docs = work.put(script.app())
     work.agent.listed()
-    eventually(Tool.objects.exists)
+    eventually(Feature.objects.exists)
 
     def session() -> str:
         return str(work.agent.call("docs__it").json()["result"]["content"][0]["text"])

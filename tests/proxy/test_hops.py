@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from gateways.models import Tool
+from gateways.models import Feature
 from servers.models import Identity
 from tests import make
 from tests.asgi_server import Upstream
@@ -24,7 +24,7 @@ def behind_itself(proxy: Proxy) -> Agent:
     shared = Identity.objects.bring(server=server, owner=None, label="own", secret=issued.secret, by=user)
     circle = make.assignment(gateway, server, alias="self", identity_scheme="shared", shared_identity=shared)
     # As if it had listed the tool once, under the name it has after each turn of the circle.
-    Tool.objects.learn(circle, [{"name": "self__" * turns + "it"} for turns in range(6)])
+    Feature.objects.learn(circle, [{"name": "self__" * turns + "it"} for turns in range(6)])
     return proxy.holding(issued)
 
 

@@ -130,7 +130,7 @@ def test_an_event_is_passed_on_when_it_comes(work: Work) -> None:
         await request.open_stream()
         await request.event(note("notifications/progress", progressToken=token, progress=1))
         await request.event(note("notifications/progress", progressToken="another's", progress=2))
-        await request.event(note("notifications/message", level="info", data="not asked for"))
+        await request.event(note("notifications/roots/of_the_future", data="not known"))
         await asyncio.to_thread(go_on.wait, 10)
         await request.event({"jsonrpc": "2.0", "id": 12345, "result": {"content": ["another's"]}})
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('proxy', '0004_keep_sessions'),
+        ('proxy', '0007_keep_log_levels'),
     ]
 
     operations = [
