@@ -113,7 +113,7 @@ LISTED_ROWS = {
     "gateways_gateway_shared_identities": "INSERT OR DELETE",
     "connections_connectionidentity": "INSERT OR UPDATE OR DELETE",
 }
-FEATURES = "gateways_tool"
+FEATURES = "gateways_feature"
 
 
 def triggers() -> Iterator[tuple[str, str, str]]:
@@ -153,7 +153,7 @@ class Migration(migrations.Migration):
         ("proxy", "0004_keep_sessions"),
         ("accounts", "0005_count_attempts"),
         ("connections", "0004_name_only_reasons_that_occur"),
-        ("gateways", "0004_gateway_shared_identities"),
+        ("gateways", "0005_tools_become_features"),
         ("hosts", "0001_initial"),
         ("oauth", "0001_initial"),
         ("servers", "0004_drop_identity_expiry_and_refresh"),
