@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 
 from oauth.client_metadata import BadMetadata, read
-from wire.bodies import Body, BodyTooLarge
 from wire.deadline import Deadline
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
+from wire.http1 import Body, BodyTooLarge
 from wire.product import NAME
 
 SECONDS = 5.0

@@ -166,8 +166,8 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
     return others[0] if others else None
 
 
-def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> ResolvedTool | None:
-    """The server and tool this name means; None when only a fresh list of `candidates` can tell.
+def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> ResolvedTool | AssignedServer:
+    """The server and tool this name means; the server alone when only a fresh list of its tools can tell.
 
     A tool that is not listed has no row that could switch it off, so it cannot be called.
 
@@ -180,7 +180,7 @@ def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> Resolve
     if row is not None:
         return authorize_tool(assigned, row.name, row)
     if _can_be_listed(assigned):
-        return None
+        return assigned
     if not assigned.alias:
         raise UnknownTool(exposed[:MAX_NAME])
     return authorize_tool(assigned, exposed.removeprefix(assigned.alias + SEPARATOR), None)
@@ -199,12 +199,6 @@ def authorize_tool(assigned: AssignedServer, tool: str, row: ToolRow | None) -> 
     if reason := identity_refusal(assigned):
         raise Refusal(reason, assigned)
     return ResolvedTool(assigned, tool, row.schema if row else None)
-
-
-def candidates(assignments: Sequence[AssignedServer], exposed: str) -> list[AssignedServer]:
-    """The server whose fresh list may hold a name that no row explains, if there is one. Raises AliasMissing."""
-    assigned = server_of(assignments, exposed)
-    return [assigned] if assigned is not None and _can_be_listed(assigned) else []
 
 
 def _can_be_listed(assigned: AssignedServer) -> bool:

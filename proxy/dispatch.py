@@ -11,10 +11,9 @@ from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.tools_call import ToolCaller
 from proxy.tools_list import ToolLister
-from wire import hops, jsonrpc, param_headers, trace_context, versions
+from wire import jsonrpc, stateless, trace_context, versions
 from wire.errors import Busy, TokenBusy, UpstreamError
-from wire.jsonrpc import Message, Object
-from wire.tool_names import is_storable
+from wire.jsonrpc import Message, Object, is_storable
 
 CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
 
@@ -103,7 +102,7 @@ def check_modern(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None
     if message.method in versions.NAMED_BY:
         named = message.params.get(versions.NAMED_BY[message.method])
         spelled = given.get(b"mcp-name")
-        _compare("Mcp-Name", None if spelled is None else param_headers.decoded(spelled), named)
+        _compare("Mcp-Name", None if spelled is None else stateless.decoded_value(spelled), named)
     if version != versions.MODERN:
         raise unsupported(version)
 
@@ -172,7 +171,7 @@ class Dispatcher:
 
     async def _answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         if message.method in {"tools/list", "tools/call"}:
-            hops.check(request.headers)
+            trace_context.check_hops(request.headers)
         match message.method:
             case "tools/call":
                 return await self._call(request, grant, message, stream)

@@ -23,8 +23,8 @@ from proxy.dispatch import (
 from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
 from proxy.store.call_writer import CallWriter, NotRecorded
+from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
-from proxy.store.pg_connection import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
 from proxy.store.sessions import declared
 from proxy.store.usage import UsageTracker

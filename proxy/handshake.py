@@ -8,9 +8,8 @@ from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.sessions import BRIDGED, SessionKeeper
 from wire import jsonrpc, product, versions
-from wire.jsonrpc import Message, Object
+from wire.jsonrpc import Message, Object, storable
 from wire.rpc_messages import OFFERED
-from wire.tool_names import storable
 
 MOST_INSTRUCTIONS = 20_000  # Characters, of the gateway and all its servers.
 MOST_CAPABILITIES = 2_048  # Bytes of a client's capabilities that are kept as they are.

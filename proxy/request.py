@@ -12,8 +12,8 @@ from proxy.config import Config
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
 from wire import jsonrpc, token_text
+from wire.http1 import SAME_HEAD
 from wire.jsonrpc import Malformed, Message
-from wire.repeated_header import SAME_HEAD
 
 type Scope = MutableMapping[str, Any]
 type Pair = tuple[bytes, bytes]

@@ -10,7 +10,6 @@ from proxy.catalog import (
     ResolvedTool,
     UnknownTool,
     authorize_tool,
-    candidates,
     resolve_tool,
     target,
 )
@@ -18,7 +17,7 @@ from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.store.usage import UsageTracker
 from proxy.tools_list import ToolLister
-from wire import jsonrpc, param_headers, trace_context, versions
+from wire import jsonrpc, stateless, trace_context, versions
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import BadAnswer, Busy, UpstreamError
@@ -74,20 +73,18 @@ class ToolCaller:
         return _response(answer, message, modern=request.modern)
 
     async def _resolve(self, request: McpRequest, grant: Grant, name: str) -> ResolvedTool:
-        assignments = grant.assignments
         try:
-            resolved = resolve_tool(assignments, name)
+            resolved = resolve_tool(grant.assignments, name)
         except (OutOfScope, Refusal) as refused:
             request.set_server(refused.assigned)
             raise
-        if resolved is not None:
-            if resolved.schema is not None and not param_headers.is_sound(resolved.schema):
+        if isinstance(resolved, ResolvedTool):
+            if resolved.schema is not None and not stateless.has_sound_annotations(resolved.schema):
                 raise UnknownTool(name[:MAX_NAME])  # Nor is it listed.
             return resolved
-        (assigned,) = candidates(assignments, name)
-        request.set_server(assigned)
-        tool = await self._lister.find(assigned, grant, name, trace_context.of(request.headers))
-        return authorize_tool(assigned, tool["name"], None)._replace(schema=tool.get("inputSchema"))
+        request.set_server(resolved)
+        tool = await self._lister.find(resolved, grant, name, trace_context.of(request.headers))
+        return authorize_tool(resolved, tool["name"], None)._replace(schema=tool.get("inputSchema"))
 
     async def _forward(
         self, request: McpRequest, resolved: ResolvedTool, grant: Grant, message: Message, stream: Stream | None

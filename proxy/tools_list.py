@@ -17,7 +17,7 @@ from proxy.catalog import (
     without_alias,
 )
 from proxy.store.usage import UsageTracker
-from wire import param_headers
+from wire import stateless
 from wire.cipher import Cipher
 from wire.client import McpClient, ToolList
 from wire.errors import Busy, UpstreamError
@@ -150,7 +150,7 @@ def _exposed_tool(tool: Object, name: str, *, annotated: bool) -> Object:
     """The tool as the client sees it: everything the server said, less what the gateway does or lacks itself."""
     exposed = {**tool, "name": name}
     if annotated and "inputSchema" in exposed:
-        exposed["inputSchema"] = param_headers.without_annotations(exposed["inputSchema"])
+        exposed["inputSchema"] = stateless.without_annotations(exposed["inputSchema"])
     if task_support(tool) is not None:
         exposed["execution"] = {key: value for key, value in tool["execution"].items() if key != "taskSupport"}
     return exposed

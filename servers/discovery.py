@@ -20,9 +20,9 @@ from wire.cipher import Unreadable
 from wire.client import MOST_BYTES
 from wire.credential import Unsendable, header_of
 from wire.guard import Guard, UrlRefused
+from wire.jsonrpc import storable
 from wire.pool import CONNECT_SECONDS, Transport
 from wire.rpc_messages import ServerInfo, Target
-from wire.tool_names import storable
 
 __all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "note", "probe"]
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
+from types import TracebackType
 from typing import NamedTuple, Self
 
-from wire import jsonrpc, param_headers, stateless
+from wire import jsonrpc, stateless
 from wire.errors import BadAnswer, Busy, NotRecordable, TimedOut, TooLarge, TooManyTools
-from wire.fair_queue import FairQueue, Full
 from wire.http1 import more_than
 from wire.jsonrpc import Object
 from wire.pool import Transport
@@ -23,7 +24,6 @@ from wire.rpc_messages import (
     ignore,
 )
 from wire.sessions import SessionsInMemory, SessionStore, SessionWire
-from wire.time_limit import TimeLimit
 from wire.tool_names import usable_tools
 
 SWEEP_SECONDS = 60
@@ -34,8 +34,12 @@ MOST_PAGES = 100
 MOST_BYTES = 10 << 20
 MOST_TOOLS = 5_000
 
+MOST_WAITING = 1024  # At one server.
+MOST_WAITING_OF_ONE = 128  # Of one person, at one server.
+
 type LearnEra = Callable[[str, str, str], None]
 type Introduced = Callable[[Target, ServerInfo], None]
+type Turn = asyncio.Future[None]
 
 
 class ToolList(NamedTuple):
@@ -43,6 +47,155 @@ class ToolList(NamedTuple):
 
     tools: list[Object]
     annotated: bool
+
+
+class TimeLimit:
+    """A block that raises TimeoutError when it takes longer than `seconds`. Enter it inside a task, once.
+
+    It is `asyncio.timeout` in a third of its time, since every call is under one.
+    """
+
+    __slots__ = ("_cancelled_before", "_expired", "_seconds", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._expired = False
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled_before = task.cancelling()
+        self._timer = task.get_loop().call_later(self._seconds, self._expire)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        # Whoever else cancelled the task meanwhile goes first (as in asyncio.Timeout.__aexit__).
+        alone = self._expired and self._task.uncancel() <= self._cancelled_before
+        if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise TimeoutError from error
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+
+class QueueFull(Exception):
+    """No more may wait."""
+
+
+class FairQueue:
+    """The places of one server, shared fairly by the people who call: enter before a call, leave after it.
+
+    Whoever holds places may take another only while enough of them stay free, and the last free one is for somebody who
+    holds none. So slow calls of one person, or of one connection, never make another's first call wait. Those who must
+    wait take turns: person by person, and connection by connection within a person.
+    """
+
+    __slots__ = ("_held", "_under_way", "_waiting", "_waiting_count", "bound")
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self._under_way = 0
+        # The places each person and each connection holds; neither is in here without one.
+        self._held: dict[str, int] = {}
+        # Persons in the order of their turns, their connections likewise, and the calls of each.
+        self._waiting: dict[str, dict[str, deque[Turn]]] = {}
+        self._waiting_count = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        return self._waiting_count
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way and nobody waits."""
+        return not self._under_way and not self._waiting_count
+
+    def enter_now(self, person: str, connection: str) -> bool:
+        """Take a place when there is one to take at once."""
+        if not self._may_start(person, connection):
+            return False
+        self._start(person, connection)
+        return True
+
+    async def enter(self, person: str, connection: str) -> None:
+        """Wait for a place and take it. Raises QueueFull when too many wait already."""
+        connections = self._waiting.get(person, {})
+        if self._waiting_count >= MOST_WAITING or sum(map(len, connections.values())) >= MOST_WAITING_OF_ONE:
+            raise QueueFull
+        turn: Turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(person, {}).setdefault(connection, deque()).append(turn)
+        self._waiting_count += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._withdraw(person, connection, turn)
+            else:  # It was given a place at the very moment it gave up.
+                self.leave(person, connection)
+            raise
+
+    def leave(self, person: str, connection: str) -> None:
+        """Give a place back; who may have it next gets it."""
+        self._under_way -= 1
+        for holder in (person, connection):
+            left = self._held[holder] - 1
+            if left:
+                self._held[holder] = left
+            else:
+                del self._held[holder]
+        while self._waiting_count and self._start_next():
+            pass
+
+    def _may_start(self, person: str, connection: str) -> bool:
+        free = self.bound - self._under_way
+        of_person = self._held.get(person, 0)
+        if free <= 0 or not of_person:
+            return free > 0
+        # One person holds two thirds at most when nobody else calls, one connection half.
+        return of_person < 2 * (free - 1) and self._held.get(connection, 0) < free - 1
+
+    def _start(self, person: str, connection: str) -> None:
+        self._under_way += 1
+        held = self._held
+        held[person] = held.get(person, 0) + 1
+        held[connection] = held.get(connection, 0) + 1
+
+    def _start_next(self) -> bool:
+        """Give a place to the next who may have one; False when there is none."""
+        for person, connections in self._waiting.items():
+            for connection, turns in connections.items():
+                if self._may_start(person, connection):
+                    turn = turns.popleft()
+                    self._start(person, connection)
+                    self._took_turn(person, connection)
+                    turn.set_result(None)
+                    return True
+        return False
+
+    def _took_turn(self, person: str, connection: str) -> None:
+        """Put both at the end of their lines, or out of them when nothing of theirs waits."""
+        self._waiting_count -= 1
+        connections = self._waiting.pop(person)
+        turns = connections.pop(connection)
+        if turns:
+            connections[connection] = turns
+        if connections:
+            self._waiting[person] = connections
+
+    def _withdraw(self, person: str, connection: str, turn: Turn) -> None:
+        self._waiting_count -= 1
+        connections = self._waiting[person]
+        connections[connection].remove(turn)
+        if not connections[connection]:
+            del connections[connection]
+        if not connections:
+            del self._waiting[person]
 
 
 class McpClient:
@@ -130,7 +283,7 @@ class McpClient:
         except TimeoutError:
             detail = f"{queue.waiting} calls wait, {queue.bound} may be under way in this worker"
             raise Busy(target.server_name, detail, seconds=RETRY_SECONDS) from None
-        except Full:
+        except QueueFull:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
     async def list_tools(self, target: Target, *, seconds: float) -> ToolList:
@@ -148,7 +301,7 @@ class McpClient:
             if answer.error_code == jsonrpc.METHOD_NOT_FOUND:
                 break
             page = _page(answer, target)
-            page_is_annotated = param_headers.ANNOTATION.encode() in answer.text
+            page_is_annotated = stateless.ANNOTATION.encode() in answer.text
             tools += usable_tools(page["tools"], annotated=page_is_annotated)
             annotated = annotated or page_is_annotated
             size += len(answer.text)

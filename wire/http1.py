@@ -1,21 +1,21 @@
-"""One HTTP/1.1 connection to a server, parsed by llhttp; as much of a client as a proxied call needs.
+"""HTTP/1.1: a connection to a server, parsed by llhttp, the body of an answer, and heads that come again.
 
-No cookies, redirects, proxies or credentials of its own exist here, so none can be mixed up or leak.
+The connection is as much of a client as a proxied call needs: no cookies, redirects, proxies or credentials of its own
+exist here, so none can be mixed up or leak. Other HTTP clients of the gateway read their bodies by `Body` too.
 """
 
 import asyncio
+import re
 import select
 import socket
 import time
+import zlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Literal, cast
 
 import httptools
-
-from wire.bodies import Body, BodyBroken, BodyTooLarge
-from wire.repeated_header import HeaderCache, header_cache
 
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 18
@@ -97,6 +97,131 @@ class Turns:
                 break
         if waiting:
             self._schedule(loop, waiting)
+
+
+# The body of an answer, unpacked and bounded: whoever reads bytes feeds them, and takes what comes out piece by piece.
+
+PIECE = 64 * 1024
+
+# How many bytes may arrive for each that may come out: packing makes a body that cannot be packed slightly larger.
+_PACKED_SHARE = 2
+
+_PACKED = frozenset({b"gzip", b"x-gzip", b"deflate"})
+
+
+class BodyTooLarge(Exception):
+    """The body is larger than its limit."""
+
+
+class BodyBroken(Exception):
+    """The body is packed in a way that was not asked for, or does not unpack."""
+
+
+class Body:
+    """Reads one body of at most `limit` bytes, counted unpacked; exactly `limit` bytes pass.
+
+    `encoding` is the Content-Encoding header. Raises BodyBroken for one that is neither gzip, deflate nor identity.
+    """
+
+    __slots__ = ("_arrived", "_kind", "_limit", "_unpacker", "is_packed", "size")
+
+    def __init__(self, limit: int, encoding: bytes = b"") -> None:
+        kind = encoding.strip().lower()
+        self.is_packed = kind in _PACKED
+        if not self.is_packed and kind not in {b"", b"identity"}:
+            raise BodyBroken("an encoding that was not asked for")
+        self._kind = kind
+        self._unpacker: zlib._Decompress | None = None
+        self._limit = limit
+        self._arrived = 0
+        self.size = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What `data` holds, in pieces of at most PIECE bytes when it is packed. Raises BodyTooLarge or BodyBroken.
+
+        Never holds more than one piece beyond the limit, however well the data are packed.
+        """
+        if not data:
+            return
+        self._arrived += len(data)
+        if self._arrived > _PACKED_SHARE * self._limit + PIECE:
+            raise BodyTooLarge
+        for piece in self._unpacked(data) if self.is_packed else (data,):
+            self.size += len(piece)
+            if self.size > self._limit:
+                raise BodyTooLarge
+            yield piece
+
+    def _unpacked(self, data: bytes) -> Iterator[bytes]:
+        unpacker = self._unpacker
+        if unpacker is None:
+            # Many servers leave out the zlib wrapping of RFC 9110 section 8.4.1.2.
+            bare = self._kind == b"deflate" and data[0] & 0x0F != zlib.DEFLATED
+            unpacker = zlib.decompressobj(wbits=-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
+            self._unpacker = unpacker
+        # A piece that is full may have left more inside the unpacker, even when all data went in.
+        # The bound is never 0, which zlib takes for none.
+        full = True
+        while full and not unpacker.eof:
+            try:
+                piece = unpacker.decompress(data, PIECE)
+            except zlib.error:
+                raise BodyBroken("a broken encoding") from None
+            data = unpacker.unconsumed_tail
+            full = len(piece) == PIECE
+            if piece:
+                yield piece
+
+
+# Heads of messages that come again: whoever keeps a connection says the same before each message.
+#
+# HTTP/1.1 does not compress its headers, and to parse them takes a call as long as its decision. A head whose bytes are
+# those of the last one, but for the digits of its Content-Length, has been parsed already.
+
+# The extension of an ASGI scope (a dict) that is the same one for requests that have the same head.
+SAME_HEAD = "gateway.same_head"
+
+# Nothing stands between a line's end and a header's name: a line that is folded begins with a blank.
+_lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE).finditer
+_HEAD_END = b"\r\n\r\n"
+_LONGEST_KEPT_HEAD = 8 * 1024  # A longer head is not kept: connections at rest hold theirs, and what was read in it.
+_MOST_DIGITS = 9
+
+
+class HeaderCache[Read]:
+    """A head that was parsed, and what was read in it."""
+
+    __slots__ = ("_after", "_before", "read")
+
+    def __init__(self, before: bytes, after: bytes, read: Read) -> None:
+        self._before = before
+        self._after = after
+        self.read = read
+
+    def body(self, data: bytes) -> bytes | None:
+        """The body in `data` when that is one whole message with this head; None for all else."""
+        if not data.startswith(self._before):
+            return None
+        start = len(self._before)
+        end = data.find(self._after, start, start + _MOST_DIGITS + len(self._after))
+        if end < 0:
+            return None
+        body = data[end + len(self._after) :]
+        return body if data[start:end] == b"%d" % len(body) else None
+
+
+def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
+    """To know the head of `data` again: one whole message, in which a parser has found this body.
+
+    None for a head that does not say the body's length exactly once, for a long one, and for what is more than one
+    message.
+    """
+    end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
+    lengths = list(_lengths(data, 0, end))
+    if len(lengths) != 1 or len(data) != end + len(body) or lengths[0][1] != b"%d" % len(body):
+        return None
+    start, after = lengths[0].span(1)
+    return HeaderCache(data[:start], data[after:end], read)
 
 
 class HttpConnection(asyncio.Protocol):

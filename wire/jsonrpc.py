@@ -1,8 +1,9 @@
-"""JSON-RPC 2.0 as MCP uses it: read one message, build answers, name the errors."""
+"""JSON-RPC 2.0 as MCP uses it: read one message, build answers, name the errors; what a JSON text may hold."""
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Never
 
@@ -168,3 +169,48 @@ def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
         if text.count(digits) == 1:
             return text.replace(digits, dumps(request_id))
     return dumps({**document, "id": request_id})
+
+
+# What a text holds
+
+_STRUCTURE = b",[{"
+_NEITHER_THAT_NOR_QUOTES = bytes(byte for byte in range(256) if byte not in b',[{"')
+
+
+def has_more_values(text: bytes, most: int) -> bool:
+    """Whether a JSON text holds more values than that, told without building any of them.
+
+    A value takes two bytes of text and up to a hundred of memory: what is small to carry can be large to read.
+    """
+    if _structure(text) <= most:
+        return False
+    # Not all of it need be structure: strings hold commas and brackets too.
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in text else text
+    marks = unescaped.translate(None, _NEITHER_THAT_NOR_QUOTES)
+    if marks.count(b'"') > 4 * most:  # Each value is at most two strings, the other one its name.
+        return True
+    return _structure(b"".join(marks.split(b'"')[::2])) > most
+
+
+def _structure(text: bytes) -> int:
+    return len(text) - len(text.translate(None, _STRUCTURE))  # Three counts take three times as long.
+
+
+_unstorable = re.compile("[\x00\ud800-\udfff]")
+
+
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can hold this text as it is: neither NUL nor a lone surrogate is in it."""
+    return not _unstorable.search(text)
+
+
+def storable(value: Any) -> Any:
+    """`value` without what PostgreSQL text cannot hold (NUL, lone surrogates), which servers do send."""
+    match value:
+        case str():
+            return _unstorable.sub("\N{REPLACEMENT CHARACTER}", value)
+        case Mapping():
+            return {storable(name): storable(inner) for name, inner in value.items()}
+        case list():
+            return [storable(inner) for inner in value]
+    return value

@@ -7,10 +7,9 @@ from types import MappingProxyType
 from typing import NamedTuple, Self
 
 from wire import jsonrpc, sse
-from wire.bodies import has_more_values
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
-from wire.jsonrpc import Object
+from wire.jsonrpc import Object, has_more_values
 from wire.pool import HttpResponse
 from wire.trace_context import NONE, Trace
 

@@ -1,6 +1,16 @@
-"""The client side of MCP 2026-07-28: requests without a session, which repeat their routing in headers."""
+"""The client side of MCP 2026-07-28: requests without a session, which repeat parts of their body in headers.
 
-from wire import jsonrpc, param_headers, product, versions
+How tools name those parts and how headers carry them: MCP 2026-07-28, Streamable HTTP, Custom Headers.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from wire import jsonrpc, product, versions
+from wire.credential import is_header_name
 from wire.errors import BadAnswer, UnknownVersion
 from wire.jsonrpc import Object
 from wire.pool import Transport
@@ -23,6 +33,13 @@ OWN_CODES = frozenset(
     {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.HEADER_MISMATCH, jsonrpc.MISSING_CAPABILITY}
 )
 
+ANNOTATION = "x-mcp-header"
+PARAM_PREFIX = "Mcp-Param-"
+
+_SAFE = re.compile(r"[\x20-\x7E]*").fullmatch
+_SENTINEL = re.compile(r"=\?base64\?(.*)\?=").fullmatch
+_TYPES = frozenset({"string", "integer", "boolean"})
+
 
 async def ask(
     transport: Transport,
@@ -44,7 +61,7 @@ async def ask(
     headers = {
         **target.headers(),
         **_routing(method, params),
-        **param_headers.for_arguments(schema, params.get("arguments")),
+        **param_headers(schema, params.get("arguments")),
     }
     with await transport.send("POST", target.server_name, target.url, headers, body) as response:
         try:
@@ -61,7 +78,7 @@ async def ask(
 def _routing(method: str, params: Object) -> dict[str, str]:
     routing = {"MCP-Protocol-Version": versions.MODERN, "Mcp-Method": method}
     if method in versions.NAMED_BY:
-        routing["Mcp-Name"] = param_headers.encoded(str(params.get(versions.NAMED_BY[method], "")))
+        routing["Mcp-Name"] = encoded_value(str(params.get(versions.NAMED_BY[method], "")))
     return routing
 
 
@@ -94,3 +111,82 @@ def _check_versions(target: Target, error: Object | None) -> None:
     named = [version for version in supported if isinstance(version, str)] if isinstance(supported, list) else []
     if named and not set(named) & set(versions.CALLED):
         raise UnknownVersion(target.server_name, f"speaks only MCP {', '.join(named)[:200]}")
+
+
+# The headers that repeat parts of the body; the proxy reads clients' headers by the same rules
+
+
+def encoded_value(value: str) -> str:
+    """`value` as a header may carry it: verbatim where that is safe, else wrapped in base64."""
+    if _SAFE(value) and value == value.strip() and not _SENTINEL(value):
+        return value
+    return f"=?base64?{base64.b64encode(value.encode(errors='replace')).decode()}?="
+
+
+def decoded_value(value: str) -> str | None:
+    """What `encoded_value` was given; None when the wrapping is broken."""
+    wrapped = _SENTINEL(value)
+    if wrapped is None:
+        return value
+    try:
+        content = base64.b64decode(wrapped[1], validate=True)
+        text = content.decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    # Only the canonical form counts, or two readers could disagree.
+    return text if base64.b64encode(content).decode() == wrapped[1] else None
+
+
+def param_headers(schema: Any, arguments: Any) -> dict[str, str]:
+    """The Mcp-Param headers of a call with these arguments to a tool of this schema."""
+    headers = {}
+    for path, annotated in _annotated(schema):
+        value = _at(arguments, path)
+        name = annotated[ANNOTATION]
+        if isinstance(value, bool):
+            headers[PARAM_PREFIX + name] = "true" if value else "false"
+        elif isinstance(value, int | str):
+            headers[PARAM_PREFIX + name] = encoded_value(str(value))
+    return headers
+
+
+def has_sound_annotations(schema: Any) -> bool:
+    """Whether every annotation in the schema is one a client may follow; a tool with another is not shown."""
+    names = [annotated for _, annotated in _annotated(schema)]
+    spelled = [each[ANNOTATION] for each in names]
+    if len(names) != _count(schema) or not all(isinstance(name, str) and is_header_name(name) for name in spelled):
+        return False
+    if len({name.lower() for name in spelled}) != len(spelled):
+        return False
+    return all(isinstance(each.get("type"), str) and each["type"] in _TYPES for each in names)
+
+
+def without_annotations(value: Any) -> Any:
+    """The schema as clients see it: the gateway computes the headers anew from the arguments."""
+    if isinstance(value, dict):
+        return {key: without_annotations(inner) for key, inner in value.items() if key != ANNOTATION}
+    return [without_annotations(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _annotated(schema: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], jsonrpc.Object]]:
+    """The annotated properties that a chain of `properties` leads to, with that chain."""
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(properties, dict):
+        return
+    for name, inner in properties.items():
+        if isinstance(inner, dict):
+            if ANNOTATION in inner:
+                yield (*path, name), inner
+            yield from _annotated(inner, (*path, name))
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, dict):
+        return (ANNOTATION in value) + sum(_count(inner) for inner in value.values())
+    return sum(_count(inner) for inner in value) if isinstance(value, list) else 0
+
+
+def _at(arguments: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        arguments = arguments.get(key) if isinstance(arguments, Mapping) else None
+    return arguments

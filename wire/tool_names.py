@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
-from wire import param_headers
+from wire import stateless
+from wire.jsonrpc import is_storable
 
 MAX_NAME = 64
 LONGEST_NAME = 200  # Of a tool, as its server calls it.
@@ -17,7 +18,6 @@ DEEPEST = 64
 SEPARATOR = "__"
 
 _foreign = re.compile(r"[^A-Za-z0-9_-]")
-_unstorable = re.compile("[\x00\ud800-\udfff]")
 
 
 def exposed_name(alias: str, tool: str) -> str:
@@ -52,7 +52,7 @@ def usable_tools(definitions: Iterable[Any], *, annotated: bool = True) -> list[
 def _is_usable(definition: Any, *, annotated: bool) -> TypeGuard[dict[str, Any]]:
     if not isinstance(definition, dict) or not is_tool_name(definition.get("name")) or not is_shallow(definition):
         return False
-    if annotated and not param_headers.is_sound(definition.get("inputSchema")):
+    if annotated and not stateless.has_sound_annotations(definition.get("inputSchema")):
         return False
     return not runs_only_as_task(definition)
 
@@ -78,20 +78,3 @@ def task_support(definition: Mapping[str, Any]) -> object:
     """What a tool says of running as a task."""
     execution = definition.get("execution")
     return execution.get("taskSupport") if isinstance(execution, dict) else None
-
-
-def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can hold this text as it is: neither NUL nor a lone surrogate is in it."""
-    return not _unstorable.search(text)
-
-
-def storable(value: Any) -> Any:
-    """`value` without what PostgreSQL text cannot hold (NUL, lone surrogates), which servers do send."""
-    match value:
-        case str():
-            return _unstorable.sub("\N{REPLACEMENT CHARACTER}", value)
-        case Mapping():
-            return {storable(name): storable(inner) for name, inner in value.items()}
-        case list():
-            return [storable(inner) for inner in value]
-    return value

@@ -1,10 +1,15 @@
-"""The caller's trace context (W3C), carried on to servers: who runs both ends sees one trace."""
+"""What is carried on to servers of the headers of a call: its trace context, and how many gateways it has passed.
+
+By the trace context (W3C) who runs both ends sees one trace. By the number of gateways a circle of them ends
+(docs/reference/error-codes.md): each adds itself to what the request says, in a header of its own. `Via` (RFC 9110
+section 7.6.3) would be the standard's, but proxies on the way add to it or take it off.
+"""
 
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from wire import hops
+from wire.errors import UpstreamError
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 _PLAIN = re.compile(rb"[\x20-\x7e]+").fullmatch
@@ -12,9 +17,46 @@ _PLAIN = re.compile(rb"[\x20-\x7e]+").fullmatch
 # What goes with a traceparent, and how much of it (W3C Trace Context 3.3.1.5, Baggage 3.3.2).
 _BESIDE = ((b"tracestate", 512), (b"baggage", 8192))
 
+HOPS_HEADER = "Gateway-Hops"
+MOST_HOPS = 4
+
+_HOPS_KEY = HOPS_HEADER.lower().encode()
+
 type Trace = Mapping[str, str]
 
-NONE: Trace = MappingProxyType(hops.sent_on({}))
+
+class TooManyHops(UpstreamError):
+    """The request has passed so many gateways that it goes in a circle."""
+
+    reason = "loop"
+    sentence = "This request has passed {server} gateways already: a server behind one of them leads back here."
+
+    @property
+    def data(self) -> dict[str, str]:
+        return {"reason": self.reason}
+
+
+def hops_passed(headers: Mapping[bytes, bytes]) -> int:
+    """The gateways that a request with these headers has passed; MOST_HOPS for a value that is no number."""
+    value = headers.get(_HOPS_KEY)
+    if value is None:
+        return 0
+    return int(value) if value.isdigit() and len(value) < 4 else MOST_HOPS
+
+
+def check_hops(headers: Mapping[bytes, bytes]) -> None:
+    """Raises TooManyHops when a request with these headers must not be sent on."""
+    hops = hops_passed(headers)
+    if hops >= MOST_HOPS:
+        raise TooManyHops(str(hops))
+
+
+def _hops_sent_on(headers: Mapping[bytes, bytes]) -> dict[str, str]:
+    """What every request says that is made to a server for one with these headers."""
+    return {HOPS_HEADER: str(hops_passed(headers) + 1)}
+
+
+NONE: Trace = MappingProxyType(_hops_sent_on({}))
 
 
 def of(headers: Mapping[bytes, bytes]) -> Trace:
@@ -23,10 +65,10 @@ def of(headers: Mapping[bytes, bytes]) -> Trace:
     A traceparent that is none is dropped with its company (W3C Trace Context 3.2.2.5.1). The context is handed on with
     the request and kept nowhere: one connection carries the requests of many traces.
     """
-    parent, passed = headers.get(b"traceparent"), headers.get(hops.KEY)
+    parent, passed = headers.get(b"traceparent"), headers.get(_HOPS_KEY)
     if parent is None and passed is None:
         return NONE
-    found = hops.sent_on(headers)
+    found = _hops_sent_on(headers)
     if parent is None or not _TRACEPARENT(parent):
         return found
     found["traceparent"] = parent.decode()

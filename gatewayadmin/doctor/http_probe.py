@@ -14,9 +14,9 @@ import httpx
 
 from gatewayadmin.doctor.report import Fault
 from wire import product
-from wire.bodies import Body, BodyBroken, BodyTooLarge
 from wire.deadline import Deadline
 from wire.guard import Guard, GuardedTransport
+from wire.http1 import Body, BodyBroken, BodyTooLarge
 
 SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024

@@ -12,7 +12,7 @@ from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from gatewayadmin.serving.head_limits import AnswerTransport, HeadLimits
-from wire.repeated_header import SAME_HEAD, HeaderCache, header_cache
+from wire.http1 import SAME_HEAD, HeaderCache, header_cache
 
 
 class McpHttpProtocol(HeadLimits):

@@ -16,7 +16,8 @@ from auditlog.models import Event, Switchable
 from auditlog.versions import Seen, Versioned
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity, Server
-from wire.tool_names import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, storable, usable_tools
+from wire.jsonrpc import storable
+from wire.tool_names import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, usable_tools
 
 alias_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens; it begins every tool's name."

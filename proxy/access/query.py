@@ -18,8 +18,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
 from proxy.access.decision import AssignedServer, Grant, SessionGrant
-from proxy.store.group_commit import GroupCommit, Waiting, fail, resolve
-from proxy.store.pg_connection import DatabaseUnavailable, PgConnection
+from proxy.store.database import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, fail, resolve
 from wire import token_text
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 
-from proxy.store.group_commit import GroupCommit, Waiting, fail, resolve
-from proxy.store.pg_connection import PgConnection, StatementRejected
+from proxy.store.database import GroupCommit, PgConnection, StatementRejected, Waiting, fail, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from typing import NamedTuple
 from psycopg.pq.abc import PGresult
 
 from proxy.access.decision import Grant
-from proxy.store.group_commit import GroupCommit, Waiting, resolve
-from proxy.store.pg_connection import DatabaseUnavailable, PgConnection
+from proxy.store.database import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, resolve
 
 STATEMENT = Path(__file__).with_name("rate_limits.sql").read_bytes()
 SETUP = (

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from proxy.store.pg_connection import DatabaseUnavailable
+from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
 from wire import credential, token_text
 from wire.cipher import Cipher, Unreadable

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from proxy.store.pg_connection import DatabaseUnavailable
+from proxy.store.database import DatabaseUnavailable
 
 CONNECTIONS = 2
 CONNECT_SECONDS = 5.0

@@ -20,8 +20,9 @@ from proxy import metrics
 from proxy.access.decision import AssignedServer, Grant
 from wire import jsonrpc
 from wire.address_group import address_group
+from wire.jsonrpc import storable
 from wire.rpc_messages import ServerInfo, Target
-from wire.tool_names import exposed_name, fingerprint, storable
+from wire.tool_names import exposed_name, fingerprint
 
 logger = logging.getLogger(__name__)
 

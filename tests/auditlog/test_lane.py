@@ -11,8 +11,15 @@ import pytest
 import uvloop
 
 from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
-from proxy.store.group_commit import GroupCommit, Waiting, resolve
-from proxy.store.pg_connection import DatabaseUnavailable, PgConnection, StatementRejected, StatementTimeout
+from proxy.store.database import (
+    DatabaseUnavailable,
+    GroupCommit,
+    PgConnection,
+    StatementRejected,
+    StatementTimeout,
+    Waiting,
+    resolve,
+)
 from tests.running.debian import postgres, programs
 
 SETUP = (b"PREPARE one (int) AS SELECT $1",)

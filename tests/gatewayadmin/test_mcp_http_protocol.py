@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from gatewayadmin.serving.head_limits import HeadLimits
 from gatewayadmin.serving.mcp_http_protocol import McpCycle, McpHttpProtocol
-from wire.repeated_header import SAME_HEAD
+from wire.http1 import SAME_HEAD
 
 SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody writes it.
 

@@ -24,7 +24,7 @@ from hosts.models import Host, HostKind
 from oauth.models import Binding
 from proxy.access.decision import DENIALS, Grant, decide
 from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, parameters
-from proxy.store.pg_connection import DatabaseUnavailable, StatementRejected
+from proxy.store.database import DatabaseUnavailable, StatementRejected
 from tests import make
 from tests.proxy.conftest import sql
 from tokens.models import Token

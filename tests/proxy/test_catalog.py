@@ -5,7 +5,7 @@ from itertools import permutations, product
 import pytest
 
 from proxy.access.decision import AssignedServer
-from proxy.catalog import AliasMissing, OutOfScope, Refusal, UnknownTool, candidates, resolve_tool, server_of
+from proxy.catalog import AliasMissing, OutOfScope, Refusal, ResolvedTool, UnknownTool, resolve_tool, server_of
 from wire.tool_names import exposed_name
 
 NAMES = ("it", "docs__it", "github__it", "docs__", "other__it", "x" * 80)
@@ -40,7 +40,7 @@ def called(servers: tuple[AssignedServer, ...], name: str) -> str:
     """The server a call of this name would go to, or why it goes to none."""
     try:
         found = resolve_tool(servers, name)
-        return found.assigned.id if found else "".join(each.id for each in candidates(servers, name))
+        return found.assigned.id if isinstance(found, ResolvedTool) else found.id
     except (AliasMissing, OutOfScope, Refusal, UnknownTool) as refusal:
         return type(refusal).__name__
 

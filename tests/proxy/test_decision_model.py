@@ -24,7 +24,7 @@ from gatewayadmin.config import database
 from gateways.models import Assignment, Tool
 from proxy.access.decision import decide
 from proxy.access.query import Access, ServersNeeded
-from proxy.catalog import OutOfScope, Refusal, UnknownTool, resolve_tool
+from proxy.catalog import OutOfScope, Refusal, ResolvedTool, UnknownTool, resolve_tool
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder
@@ -355,7 +355,8 @@ def found(grant: Any, tool: str, address: str) -> str:
     if denied := decide(grant, address):
         return denied.reason
     try:
-        return "allowed" if resolve_tool(grant.assignments, tool) else "the server is asked"
+        resolved = resolve_tool(grant.assignments, tool)
+        return "allowed" if isinstance(resolved, ResolvedTool) else "the server is asked"
     except OutOfScope:
         return "out_of_scope"
     except (Refusal, UnknownTool) as refusal:

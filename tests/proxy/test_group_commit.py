@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxy.store.group_commit import FULL_BATCH, GroupCommit, Waiting, resolve
+from proxy.store.database import FULL_BATCH, GroupCommit, Waiting, resolve
 
 type Load = list[Waiting[int, int]]
 
@@ -150,7 +150,7 @@ def test_a_database_that_is_away_is_told_of_once_a_second(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("proxy.store.group_commit.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("proxy.store.database.time.monotonic", lambda: now[0])
 
     async def scene(batches: GroupCommit[int, int], first: Carrier, _: Carrier) -> None:
         first.fails = True

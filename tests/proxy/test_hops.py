@@ -11,8 +11,8 @@ from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start
 from tests.proxy.scripted import offering
-from wire import hops
 from wire.guard import OwnEndpoints
+from wire.trace_context import HOPS_HEADER
 
 
 def behind_itself(proxy: Proxy) -> Agent:
@@ -65,7 +65,7 @@ def test_each_gateway_counts_itself(proxy: Proxy, run: Run, said: str | None, se
     make.assignment(gateway, make.server(slug="docs", url=upstream.url))
     agent = proxy.agent(make.connection(make.agent(by=user), gateway, user))
 
-    answer = agent.call("docs__it", **({hops.HEADER: said} if said is not None else {})).json()
+    answer = agent.call("docs__it", **({HOPS_HEADER: said} if said is not None else {})).json()
 
     if sent is None:
         assert answer["error"]["data"] == {"reason": "loop"}

@@ -19,8 +19,7 @@ from tests.proxy.test_tools_call import work_of
 from tests.workspace import ROOT
 
 # What a reader of one call opens beside the server in front.
-MAX_PROXY_MODULES = 13
-MAX_WIRE_MODULES = 15
+MAX_MODULES = 20
 MAX_STEPS = 15
 
 ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
@@ -72,8 +71,7 @@ def test_a_call_passes_few_modules(start: Start, run: Run, modern: bool) -> None
     modules = sorted({module for module, _ in entered})
     print(len(modules), *modules, sep="\n")  # noqa: T201  Shown with -s.
     assert {"proxy.endpoint", "proxy.tools_call", "wire.client"} <= set(modules)
-    assert sum(module.startswith("proxy.") for module in modules) <= MAX_PROXY_MODULES, modules
-    assert sum(module.startswith("wire.") for module in modules) <= MAX_WIRE_MODULES, modules
+    assert len(modules) <= MAX_MODULES, modules
 
 
 def documented_steps() -> list[tuple[str, str]]:

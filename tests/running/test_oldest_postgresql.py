@@ -69,7 +69,7 @@ def modules_with_sql() -> set[str]:
     for package in PRODUCT:
         for path in (workspace.ROOT / package).rglob("*.py"):
             name = str(path.relative_to(workspace.ROOT))
-            if "/migrations/" not in name and name != "proxy/store/pg_connection.py" and _runs_sql(path):
+            if "/migrations/" not in name and name != "proxy/store/database.py" and _runs_sql(path):
                 found.add(name)
     return found
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.bodies import PIECE, Body, BodyBroken, BodyTooLarge, has_more_values
+from wire.http1 import PIECE, Body, BodyBroken, BodyTooLarge
+from wire.jsonrpc import has_more_values
 
 LIMIT = 3 * PIECE
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import fair_queue
-from wire.fair_queue import FairQueue, Full
+from wire import client
+from wire.client import FairQueue, QueueFull
 
 
 def filled(bound: int, *callers: tuple[str, str]) -> tuple[FairQueue, int]:
@@ -101,8 +101,8 @@ def test_who_gives_up_leaves_no_place_taken() -> None:
 
 
 def test_so_many_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fair_queue, "MOST_WAITING", 3)
-    monkeypatch.setattr(fair_queue, "MOST_WAITING_OF_ONE", 2)
+    monkeypatch.setattr(client, "MOST_WAITING", 3)
+    monkeypatch.setattr(client, "MOST_WAITING_OF_ONE", 2)
 
     async def main() -> list[bool]:
         queue = FairQueue(1)
@@ -111,7 +111,7 @@ def test_so_many_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
         for person in ("ann", "ann", "ann", "bob", "bob"):
             tasks.append(asyncio.create_task(queue.enter(person, person)))
             await asyncio.sleep(0)
-        refused = [task.done() and isinstance(task.exception(), Full) for task in tasks]
+        refused = [task.done() and isinstance(task.exception(), QueueFull) for task in tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

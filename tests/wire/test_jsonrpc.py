@@ -155,3 +155,10 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and bool(one == other)
+
+
+def test_what_the_database_cannot_hold_is_replaced_at_any_depth() -> None:
+    assert jsonrpc.storable({"a\0": ["x\ud800", {"b": "\0"}], "n": 1}) == {
+        "a\ufffd": ["x\ufffd", {"b": "\ufffd"}],
+        "n": 1,
+    }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wire.time_limit import TimeLimit
+from wire.client import TimeLimit
 
 
 @asynccontextmanager

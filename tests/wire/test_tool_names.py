@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.tool_names import exposed_name, fingerprint, storable
+from wire.tool_names import exposed_name, fingerprint
 
 aliases = st.from_regex(r"\A([a-z0-9](-?[a-z0-9]){0,7})?\Z")
 
@@ -47,7 +47,3 @@ def test_meta_and_the_order_of_keys_do_not_make_a_definition_another() -> None:
 
     assert fingerprint(first) == fingerprint(again)
     assert fingerprint(first) != fingerprint({**first, "description": "Say it again"})
-
-
-def test_what_the_database_cannot_hold_is_replaced_at_any_depth() -> None:
-    assert storable({"a\0": ["x\ud800", {"b": "\0"}], "n": 1}) == {"a\ufffd": ["x\ufffd", {"b": "\ufffd"}], "n": 1}
