@@ -64,6 +64,7 @@ def proxy_config() -> proxy.Config:
         own_endpoints=own_endpoints(),
         workers=environment.number("GATEWAY_WORKERS", 1, low=1, high=1024),
         token_calls=settings.TOKEN_CALLS,
+        session_hours=settings.SESSION_HOURS,
         listener=_listener,
         listener_secret=_secret,
         log_connections=settings.RECORD_CONNECTIONS,

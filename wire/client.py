@@ -38,8 +38,8 @@ MOST_WAITING = 1024  # At one server.
 MOST_WAITING_OF_ONE = 128  # Of one person, at one server.
 
 type LearnEra = Callable[[str, str, str], None]
-type Turn = asyncio.Future[None]
 type Introduced = Callable[[Target, ServerInfo], None]
+type Turn = asyncio.Future[None]
 
 
 class ToolList(NamedTuple):
