@@ -28,7 +28,7 @@ async def log(request: Request) -> None:
         params = {"level": level, "logger": "db", "data": level}
         await request.event({"jsonrpc": "2.0", "method": "notifications/message", "params": params})
     await request.event({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "loud"}})
-    done = {"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": [], "resultType": "complete"}}
+    done = {"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}
     await request.event(done, last=True)
 
 
