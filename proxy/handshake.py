@@ -7,6 +7,7 @@ from proxy.catalog import is_usable
 from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.sessions import BRIDGED, SessionKeeper
+from proxy.streams import LISTS, LISTS_ARE_TOLD
 from wire import jsonrpc, product, versions
 from wire.jsonrpc import Message, Object, storable
 from wire.rpc_messages import OFFERED
@@ -87,6 +88,8 @@ class Handshake:
             name: {
                 member: True for member in members if member in union[name] and self._serves(MEMBERS_SERVED_BY[member])
             }
+            # The gateway tells by itself of lists that change, whatever its servers tell.
+            | (LISTS_ARE_TOLD if name in LISTS else {})
             for name, members in OFFERED.items()
             if name in union and self._serves(SERVED_BY[name])
         }

@@ -53,8 +53,8 @@ OLD_SECONDS = 3
 LARGEST_FIRST_EVENT = 64 << 10
 
 type LearnEra = Callable[[str, str, str], None]
-type Turn = asyncio.Future[None]
 type Introduced = Callable[[Target, ServerInfo], None]
+type Turn = asyncio.Future[None]
 
 
 class ToolList(NamedTuple):

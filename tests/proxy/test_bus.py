@@ -12,7 +12,7 @@ import pytest
 
 from accounts.models import Role, User
 from gatewayadmin.config import database
-from gateways.models import Assignment, Gateway, Tool
+from gateways.models import Assignment, Feature, Gateway
 from proxy.store.bus import Bus
 from proxy.store.state import State
 from tests import make
@@ -175,12 +175,12 @@ def test_what_ends_access_tells_a_cut(assignment: Assignment, told: Callable[[],
 def test_what_changes_a_list_tells_the_gateway(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     elsewhere = make.assignment(make.gateway(slug="other"), make.server(slug="other"))
-    Tool.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
+    Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
     told()
-    tool = Tool.objects.get()
+    tool = Feature.objects.get()
     acts: dict[str, Callable[[], object]] = {
         "switch of a tool": lambda: tool.disable(by=ana),
-        "definition": lambda: Tool.objects.update(description="Find it."),
+        "definition": lambda: Feature.objects.update(description="Find it."),
         "policy": lambda: assignment.edit(tool_policy="block_all", by=ana),
         "alias": lambda: assignment.edit(alias="handbook", by=ana),
         "assignment": lambda: assignment.disable(by=ana),
@@ -198,7 +198,7 @@ def test_what_changes_a_list_tells_the_gateway(assignment: Assignment, told: Cal
 def test_what_calls_write_themselves_tells_nobody(assignment: Assignment, told: Callable[[], set[str]]) -> None:
     ana = make.user(email="ana@example.com")
     token = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana)).token
-    Tool.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
+    Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
     told()
 
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
@@ -207,10 +207,10 @@ def test_what_calls_write_themselves_tells_nobody(assignment: Assignment, told: 
             "UPDATE connections_connection SET last_used_at = now()",
             "UPDATE hosts_host SET last_seen_at = now(), first_seen_at = now()",
             "UPDATE servers_server SET health = 'ok', health_checked_at = now(), protocol_era = 'modern'",
-            "UPDATE gateways_tool SET last_seen_at = now()",
+            "UPDATE gateways_feature SET last_seen_at = now()",
         ):
             assert connection.execute(statement).rowcount == 1
-    Tool.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
+    Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
 
     assert token.pk
     assert told() == set()

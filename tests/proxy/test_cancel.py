@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateways.models import Tool
+from gateways.models import Feature
 from tests import make
 from tests.conformance.counter import MODERN, SESSION_ERA, Counter
 from tests.conftest import Run
@@ -21,7 +21,7 @@ class Work:
         self.counter = Counter(eras)
         self.gateway = make.gateway(slug="work")
         self.assignment = make.assignment(self.gateway, make.server(slug="docs", url=run(self.counter).url))
-        Tool.objects.learn(self.assignment, [{"name": "wait", "inputSchema": {"type": "object"}}])
+        Feature.objects.learn(self.assignment, [{"name": "wait", "inputSchema": {"type": "object"}}])
         self.proxies = [start() for _ in range(workers)]
 
     @property

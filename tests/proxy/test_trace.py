@@ -11,7 +11,7 @@ import pytest
 import proxy as package
 from tests import make
 from tests.conftest import Run
-from tests.proxy.conftest import Proxy
+from tests.proxy.conftest import Proxy, Start, eventually, sql
 from tests.proxy.scripted import Script, offering
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -85,17 +85,21 @@ def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
     assert seen == [set(TRACE), set(), set()]
 
 
-def test_a_session_does_not_remember_the_trace_it_was_opened_in(proxy: Proxy, run: Run) -> None:
+def test_a_session_does_not_remember_the_trace_it_was_opened_in(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.1)
     script = Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], sessions=True)
     upstream = run(script.app())
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=upstream.url))
-    agent = proxy.agent(make.connection(make.agent(by=user), gateway, user))
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
     other = {**TRACE, "Traceparent": PARENT.replace("4bf9", "5cf9")}
 
     for headers in (TRACE, {}, other):
         assert agent.listed(**headers).status_code == 200
-    proxy.stop()
+    sql("UPDATE proxy_upstreamsession SET last_used_at = 'epoch'")
+    eventually(lambda: script.ended)
 
     seen = [one.headers.get("traceparent") for one in upstream.asked("tools/list")]
     assert seen == [PARENT, None, other["Traceparent"]]

@@ -4,7 +4,17 @@ import pytest
 
 from wire.uris import alias_and_uri, exposed, exposed_template, exposed_uri, template_matches
 
-URIS = ("docs://handbook", "file:///a%20b/(x)?y=1#z", "ü://日", "gateway://other/x", "ui://page", "a", "%", "((", "\ud83d")
+URIS = (
+    "docs://handbook",
+    "file:///a%20b/(x)?y=1#z",
+    "ü://日",
+    "gateway://other/x",
+    "ui://page",
+    "a",
+    "%",
+    "((",
+    "\ud83d",
+)
 
 
 @pytest.mark.parametrize("uri", URIS)
