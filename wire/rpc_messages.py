@@ -104,6 +104,8 @@ class Target(NamedTuple):
     owner_id: str = ""
     session_key: str = ""
     session: Session | None = None
+    # `timeout_s` is how long it may be silent during a call, this how long a call may take in all.
+    total_s: float = 600
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""

@@ -44,6 +44,7 @@ class AssignedServer(NamedTuple):
     upstream_session: Sequence[str] | None = None
     # What the server said of itself, [capabilities, instructions]; only with ServersNeeded.INTRODUCED.
     introduction: Sequence[Any] | None = None
+    total_s: int = 600
 
 
 class SessionGrant(NamedTuple):

@@ -111,7 +111,8 @@ SELECT
                         (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id LIMIT 1)
                     ),
                     (SELECT instructions FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to)
-                ) END
+                ) END,
+                s.total_seconds
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a
