@@ -362,6 +362,7 @@ def target(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace 
         owner_id=grant.owner_id,
         session_key=assigned.upstream_key,
         session=_session(assigned, cipher),
+        total_s=assigned.total_s,
     )
 
 

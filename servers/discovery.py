@@ -139,6 +139,7 @@ def _target(server: Server, identity: Identity | None) -> Target:
         connection_id="",
         credential=_credential(server, identity),
         generation="",
+        total_s=server.total_seconds,
     )
 
 

@@ -104,6 +104,7 @@ class Server(Versioned, Switchable):
     auth_type = models.CharField("authentication", max_length=10, choices=AuthType, default=AuthType.NONE)
     header_name = models.CharField(max_length=80, blank=True)
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
+    total_seconds = models.PositiveSmallIntegerField(default=600, db_default=600)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
     health_checked_at = models.DateTimeField(null=True, blank=True)
@@ -129,6 +130,9 @@ class Server(Versioned, Switchable):
             models.CheckConstraint(
                 condition=Q(timeout_seconds__range=(1, 120)), name="server_timeout_is_two_minutes_at_most"
             ),
+            models.CheckConstraint(
+                condition=Q(total_seconds__range=(1, 3600)), name="server_total_time_is_an_hour_at_most"
+            ),
             models.CheckConstraint(condition=Q(max_concurrent__range=(1, 1000)), name="server_concurrency_is_bounded"),
             models.CheckConstraint(
                 condition=~Q(auth_type=AuthType.HEADER) | ~Q(header_name=""), name="header_credential_names_its_header"
@@ -148,8 +152,8 @@ class Server(Versioned, Switchable):
         return self.auth_type != AuthType.NONE
 
     def editable(self) -> dict[str, Any]:
-        names = ("name", "url", "auth_type", "header_name", "timeout_seconds", "max_concurrent", "enabled")
-        return {name: getattr(self, name) for name in names}
+        names = ("name", "url", "auth_type", "header_name", "timeout_seconds", "total_seconds", "max_concurrent")
+        return {name: getattr(self, name) for name in (*names, "enabled")}
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
         """Whether these changes would send stored credentials along another path, or in another header."""

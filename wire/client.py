@@ -67,21 +67,49 @@ class ToolList(NamedTuple):
 class TimeLimit:
     """A block that raises TimeoutError when it takes longer than `seconds`. Enter it inside a task, once.
 
-    It is `asyncio.timeout` in a third of its time, since every call is under one.
+    With `total` the first limit begins anew at each `touch`, and `total` is what the block may take in all; `exceeded`
+    says which it was. It is `asyncio.timeout` in a third of its time, since every call is under one.
     """
 
-    __slots__ = ("_cancelled_before", "_expired", "_left", "_seconds", "_task", "_timer")
+    __slots__ = ("_cancelled_before", "_ends", "_expired", "_held", "_moved", "_seconds", "_task", "_timer", "_total")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, total: float | None = None) -> None:
         self._seconds = seconds
+        self._total = total
         self._expired = False
+        self._held = 0
+        self._moved = 0.0
+
+    @property
+    def exceeded(self) -> str:
+        """`total` or `idle`."""
+        over = self._total is not None and self._task.get_loop().time() >= self._ends
+        return "total" if over else "idle"
+
+    def touch(self) -> None:
+        """Something came: the first limit begins anew."""
+        self._moved = self._task.get_loop().time()
+
+    def hold(self) -> None:
+        """The first limit stands still until as many `go_on` were called."""
+        self._held += 1
+
+    def go_on(self) -> None:
+        """The opposite of `hold`."""
+        self._held -= 1
+        self.touch()
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         self._cancelled_before = task.cancelling()
-        self._timer = task.get_loop().call_later(self._seconds, self._expire)
+        loop = task.get_loop()
+        seconds = self._seconds
+        if self._total is not None:
+            self._ends = loop.time() + self._total
+            seconds = min(seconds, self._total)
+        self._timer = loop.call_later(seconds, self._expire)
         return self
 
     def __exit__(
@@ -93,16 +121,14 @@ class TimeLimit:
         if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from error
 
-    def pause(self) -> None:
-        """Let the time stand still."""
-        self._left = self._timer.when() - self._task.get_loop().time()
-        self._timer.cancel()
-
-    def resume(self) -> None:
-        """Let it run again, for what was left."""
-        self._timer = self._task.get_loop().call_later(self._left, self._expire)
-
     def _expire(self) -> None:
+        if self._total is not None:
+            loop = self._task.get_loop()
+            now = loop.time()
+            due = min((now if self._held else self._moved) + self._seconds, self._ends)
+            if due > now:
+                self._timer = loop.call_at(due, self._expire)
+                return
         self._expired = True
         self._task.cancel()
 
@@ -164,6 +190,10 @@ class FairQueue:
                 self.leave(person, connection)
             raise
 
+    def come_back(self, person: str, connection: str) -> None:
+        """Take a place again that was given back for a while, at once: the call goes on at its server as it is."""
+        self._start(person, connection)
+
     def leave(self, person: str, connection: str) -> None:
         """Give a place back; who may have it next gets it."""
         self._under_way -= 1
@@ -175,10 +205,6 @@ class FairQueue:
                 del self._held[holder]
         while self._waiting_count and self._start_next():
             pass
-
-    def enter_again(self, person: str, connection: str) -> None:
-        """Take back a place that was given up for a while: the call goes on already, if need be above the bound."""
-        self._start(person, connection)
 
     def _may_start(self, person: str, connection: str) -> bool:
         free = self.bound - self._under_way
@@ -227,41 +253,47 @@ class FairQueue:
 
 
 class Place:
-    """A request's place at its server and the time it has; both are given up while the server waits for us."""
+    """The place of one call, and its time limit. Both rest while somebody is asked something for the server."""
 
-    __slots__ = ("_answering", "_connection", "_left", "_on_request", "_person", "_queue", "time_limit")
+    __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")
 
-    def __init__(
-        self, queue: FairQueue, person: str, connection: str, time_limit: TimeLimit, on_request: OnRequest | None
-    ) -> None:
+    def __init__(self, queue: FairQueue, person: str, connection: str, limit: TimeLimit) -> None:
         self._queue = queue
         self._person = person
         self._connection = connection
-        self._on_request = on_request
-        self._answering = 0
-        self._left = False
-        self.time_limit = time_limit
+        self._limit = limit
+        self._away = 0
+        self._over = False
 
-    def leave(self) -> None:
-        """The request is over."""
-        self._left = True
-        if not self._answering:
+    def give_back_while(self, on_request: OnRequest) -> OnRequest:
+        """`on_request`, during which others may have the place."""
+
+        async def ask_somebody(message: Object, answer: Answer) -> None:
+            self._leave()
+            try:
+                await on_request(message, answer)
+            finally:
+                self._come_back()
+
+        return ask_somebody
+
+    def end(self) -> None:
+        """The call is over."""
+        self._over = True
+        if not self._away:
             self._queue.leave(self._person, self._connection)
 
-    async def answer(self, message: Object, answer: Answer) -> None:
-        """Have a request of the server's answered."""
-        assert self._on_request is not None
-        self._answering += 1
-        if self._answering == 1:
+    def _leave(self) -> None:
+        self._limit.hold()
+        self._away += 1
+        if self._away == 1 and not self._over:
             self._queue.leave(self._person, self._connection)
-            self.time_limit.pause()
-        try:
-            await self._on_request(message, answer)
-        finally:
-            self._answering -= 1
-            if not self._answering and not self._left:
-                self._queue.enter_again(self._person, self._connection)
-                self.time_limit.resume()
+
+    def _come_back(self) -> None:
+        self._limit.go_on()
+        self._away -= 1
+        if not self._away and not self._over:
+            self._queue.come_back(self._person, self._connection)
 
 
 class McpClient:
@@ -321,29 +353,40 @@ class McpClient:
         `on_notification` gets the notifications that precede it, `on_request` what the server asks meanwhile, each in
         a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call
         it is, for a fair share of the server; `schema` is that of the tool which is called; `seconds` shortens the
-        server's own time limit, and then what the request has to wait for its turn counts too. While `on_request`
-        works, nobody waits for the server: the place is given back, and the time stands still.
+        server's own time limits, and then what the request has to wait for its turn counts too. While the server waits
+        for an answer of `on_request`, others may have the place of this call.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
         began = time.monotonic()
         if not queue.enter_now(person, connection):
             await self._wait_for_turn(queue, target, person, seconds)
-        limit = float(target.timeout_s)
+        idle, total = float(target.timeout_s), float(target.total_s)
         if seconds is not None:
-            limit = min(limit, max(seconds - (time.monotonic() - began), 0.001))
-        place = Place(queue, person, connection, TimeLimit(limit), on_request)
+            left = max(seconds - (time.monotonic() - began), 0.001)
+            idle, total = min(idle, left), min(total, left)
+        limit = TimeLimit(idle, total)
+        place = None if on_request is None else Place(queue, person, connection, limit)
+
+        async def on_event(message: Object) -> None:
+            limit.touch()
+            await on_notification(message)
+
         try:
-            with place.time_limit:
+            with limit:
                 if not self._may_begin():
                     raise NotRecordable
-                return await self._ask_in_its_era(
-                    target, method, params, on_notification, None if on_request is None else place.answer, schema
-                )
+                if place is not None and on_request is not None:
+                    on_request = place.give_back_while(on_request)
+                return await self._ask_in_its_era(target, method, params, on_event, on_request, schema)
         except TimeoutError:
-            raise TimedOut(target.server_name, limit) from None
+            in_all = limit.exceeded == "total"
+            raise TimedOut(target.server_name, total if in_all else idle, in_all=in_all) from None
         finally:
-            place.leave()
+            if place is None:
+                queue.leave(person, connection)
+            else:
+                place.end()
 
     async def _wait_for_turn(self, queue: FairQueue, target: Target, person: str, seconds: float | None) -> None:
         wait = min(self._queue_seconds, seconds or self._queue_seconds)

@@ -54,14 +54,24 @@ class TlsFailed(NotConnected):
 
 
 class TimedOut(UpstreamError):
-    """No answer within `seconds`."""
+    """Nothing came for `seconds`; or the call took that long `in_all`, whatever came meanwhile."""
 
     outcome = "timeout"
     reason = "timeout"
 
-    def __init__(self, server: str, seconds: float) -> None:
-        super().__init__(server, f"No answer within {seconds:.3g} seconds")
+    def __init__(self, server: str, seconds: float, *, in_all: bool = False) -> None:
+        spelled = f"{seconds:.4g} seconds"
+        what = f"The call took more than {spelled} in all." if in_all else f"Nothing came from it for {spelled}."
+        self.sentence = f"{type(self).sentence} {what}"
+        super().__init__(server, f"Not done within {spelled}" if in_all else f"No answer within {spelled}")
         self.seconds = seconds
+        self.in_all = in_all
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        """`limit` says which of the server's two time limits it was, `seconds` how long that is."""
+        limit = "total" if self.in_all else "idle"
+        return {"reason": self.reason, "server": self.server, "limit": limit, "seconds": self.seconds}
 
 
 class BadAnswer(UpstreamError):

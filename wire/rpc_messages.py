@@ -106,6 +106,8 @@ class Target(NamedTuple):
     session: Session | None = None
     # From which level on log messages are wanted; empty when nobody said so.
     log_level: str = ""
+    # `timeout_s` is how long it may be silent during a call, this how long a call may take in all.
+    total_s: float = 600
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""

@@ -47,6 +47,7 @@ class AssignedServer(NamedTuple):
     introduction: Sequence[Any] | None = None
     # Whether the client's session has a log level which this server can be told.
     logs: bool = False
+    total_s: int = 600
 
 
 class SessionGrant(NamedTuple):

@@ -125,7 +125,8 @@ SELECT
                 -- Asked only where it matters; of whom nothing is known, it may be.
                 coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
                     SELECT FROM proxy_serverinfo WHERE server_id = s.id AND NOT capabilities ? 'logging'
-                )
+                ),
+                s.total_seconds
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a

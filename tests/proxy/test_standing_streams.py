@@ -1,6 +1,7 @@
 """Streams that last, and calls that take long: who is told of changed lists, and who is cut off."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -135,7 +136,7 @@ def the_connection(agent: Agent) -> Connection:
     return Connection.objects.get(user__email="bob@example.com")
 
 
-CUTS = {
+CUTS: dict[str, Callable[[Connection, User], object]] = {
     "revoked": lambda connection, ana: connection.tokens.filter(kind="access").get().revoke(by=ana),
     "connection_revoked": lambda connection, _: Connection.objects.filter(pk=connection.pk).update(
         revoked_at=NOW, revoke_reason="manual"

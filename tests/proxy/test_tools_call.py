@@ -172,7 +172,7 @@ TROUBLES = [
     Trouble(upstreams.garbage(b"", status=404), NOT_ANSWERING, "bad_answer"),
     Trouble(upstreams.redirecting("http://127.0.0.1:1/"), NOT_ANSWERING, "bad_answer"),
     Trouble(upstreams.cut_off(), NOT_ANSWERING, "unreachable"),
-    Trouble(upstreams.silent(), NOT_ANSWERING, "timeout", "timeout"),
+    Trouble(upstreams.silent(), f"{NOT_ANSWERING} Nothing came from it for 1 seconds.", "timeout", "timeout"),
     Trouble(
         upstreams.garbage(HUGE, kind="application/json"),
         'Server "Docs" gave an answer larger than the gateway passes on.',
@@ -191,7 +191,9 @@ def test_j14_trouble_is_told_in_words_that_name_the_server(work: Work) -> None:
         answer = work.agent.call(f"a{number}__it")
 
         assert answer.status_code == 200
-        data = {"reason": trouble.reason, "server": "Docs"}
+        data: dict[str, object] = {"reason": trouble.reason, "server": "Docs"}
+        if trouble.reason == "timeout":
+            data |= {"limit": "idle", "seconds": 1.0}
         assert answer.json()["error"] == {"code": -32603, "message": trouble.message, "data": data}, number
         row = work.proxy.last()
         assert (row.outcome, row.server_name, row.rpc_error_code) == (trouble.outcome, "Docs", -32603)
