@@ -119,12 +119,12 @@ class ServerRequests:
         """
         session, stream = asking.grant.session, asking.stream
         if session is None or stream is None or not can_answer(asking.target.capabilities, asked):
-            await answer(NOT_SUPPORTED)
+            self.in_background(answer(NOT_SUPPORTED))
             return
         try:
             answered = await self.ask_client(asking, asked)
         except asyncio.CancelledError:
-            self.in_background(answer(_error("The call is over")))
+            self.in_background(answer(CALL_OVER))
             raise
         await answer(answered)
 
@@ -280,6 +280,7 @@ def _error(message: str) -> Object:
     return {"error": {"code": jsonrpc.INTERNAL_ERROR, "message": message}}
 
 
+CALL_OVER = _error("The call is over")
 TIMED_OUT = _error("The client did not answer in time")
 
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from uuid import uuid4
 
 from proxy.request import McpRequest
-from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, as_uuid, can_answer
+from proxy.server_requests import CALL_OVER, NOT_SUPPORTED, Asking, ServerRequests, as_uuid, can_answer
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.pending import Bell, Owner, PendingRequests, Statements
 from wire import jsonrpc
@@ -74,8 +74,8 @@ class BadState(UpstreamError):
     sentence = "Invalid params: {server}"
 
     @property
-    def data(self) -> None:
-        return None
+    def data(self) -> Object:
+        return {"reason": self.reason}
 
 
 class CallLost(UpstreamError):
@@ -214,9 +214,6 @@ class SuspendedCalls:
     async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
         """Let the retry answer this; what `call` returns before, or the retry that waits, asks the client."""
         asking = call.asking
-        if not can_answer(asking.target.capabilities, asked) or not await self._have_row(call):
-            await answer(NOT_SUPPORTED)
-            return
 
         async def send() -> None:
             call.asked.set()
@@ -224,9 +221,12 @@ class SuspendedCalls:
 
         owner = Owner(asking.grant.connection_id, None, call.uid)
         try:
+            if not can_answer(asking.target.capabilities, asked) or not await self._have_row(call):
+                self._requests.in_background(answer(NOT_SUPPORTED))
+                return
             answered = await self._requests.wait(asking, asked, str(uuid4()), owner, send)
         except asyncio.CancelledError:
-            self._requests.in_background(answer(NOT_SUPPORTED))
+            self._requests.in_background(answer(CALL_OVER))
             raise
         await answer(answered)
 

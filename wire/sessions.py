@@ -12,6 +12,7 @@ from wire.jsonrpc import Object
 from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
     SESSION,
+    Answer,
     OnNotification,
     OnRequest,
     RpcResponse,
@@ -273,11 +274,11 @@ class ServerRequests:
         self._session = session
         self._target = target
         self._on_request = on_request
-        self._refused = 0
+        self._answering = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, message: Object) -> None:
-        """Have it answered. A ping always is; what nobody takes is refused; what is too much is passed over."""
+        """Have it answered. A ping always is; what nobody takes, or is too much at once, is refused."""
         if not _is_valid_id(message["id"]):
             return
 
@@ -285,14 +286,22 @@ class ServerRequests:
             own = self._target._replace(session=self._session)
             await self._wire.post(own, {"jsonrpc": "2.0", "id": message["id"], **outcome})
 
-        if self._on_request is None or message["method"] == "ping":
-            self._refused += 1
-            if self._refused <= MOST_SERVER_REQUESTS:
-                self._wire.start_background(refuse(message, answer))
-        elif len(self._tasks) < MOST_SERVER_REQUESTS:
-            task = asyncio.create_task(_log_failure(self._on_request(message, answer)))
+        taken = self._on_request is not None and message["method"] != "ping"
+        if self._on_request is not None and taken and len(self._tasks) < MOST_SERVER_REQUESTS:
+            # Begun at once: what ends with the call before it has begun would never be answered.
+            work = _log_failure(self._on_request(message, answer))
+            task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif self._answering < MOST_SERVER_REQUESTS:
+            self._answering += 1
+            self._wire.start_background(self._refuse(message, answer))
+
+    async def _refuse(self, message: Object, answer: Answer) -> None:
+        try:
+            await refuse(message, answer)
+        finally:
+            self._answering -= 1
 
     def end(self) -> None:
         """The request is over, and with it whatever nobody answered."""
