@@ -9,12 +9,13 @@ from proxy.access.query import Access
 from proxy.config import Config
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
+from proxy.lists import Lists
 from proxy.request import PREFIX
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
+from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.tools_call import ToolCaller
-from proxy.tools_list import ToolLister
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.guard import Guard
@@ -35,6 +36,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
+    state = State(config.conninfo)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -50,9 +52,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         queue_seconds=config.queue_seconds,
     )
     async with transport, mcp_client as client:
-        lister = ToolLister(client, cipher, usage, config.list_seconds)
-        caller = ToolCaller(client, lister, cipher, usage)
-        dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
+        lists = Lists(client, access, state, cipher, usage, config.list_seconds)
+        caller = ToolCaller(client, lists, cipher, usage)
+        dispatcher = Dispatcher(lists, caller, config.public_url, config.token_calls)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -61,10 +63,13 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         )
         for part in (access, limits, writer, usage):
             part.start()
+        await state.start()
         for part in (access, limits, writer, usage):
             await part.first_attempt()
         try:
             yield Endpoint(config, access, limits, writer, usage, dispatcher)
         finally:
+            await lists.stop()
             for part in (access, limits, writer, usage):
                 await part.stop()
+            await state.stop()

@@ -33,6 +33,8 @@ class Refusal(UpstreamError):
 
 SENTENCES = {
     "server_disabled": 'Server "{server}" is disabled by an administrator.',
+    "definition_held": 'Tool "{tool}" of server "{server}" was changed, and an administrator has not accepted it yet.',
+    "definition_quarantined": 'Tool "{tool}" of server "{server}" is quarantined by an administrator.',
     "tool_disabled": 'Tool "{tool}" of server "{server}" is disabled by an administrator.',
     "identity_missing": 'No identity for server "{server}" is connected. Add one to this connection.',
     "identity_disabled": 'The identity for server "{server}" is disabled by an administrator.',
@@ -86,11 +88,15 @@ class OutOfScope(Exception):
 
 
 class ResolvedTool(NamedTuple):
-    """The server a call goes to, the tool's own name there, and its schema when headers must repeat arguments."""
+    """The server a call goes to, the tool's own name there, and its schema when headers must repeat arguments.
+
+    Where a changed definition is held back, `row` holds both; `check_held` says whether the call may go on.
+    """
 
     assigned: AssignedServer
     tool: str
     schema: object = None
+    row: "ToolRow | None" = None
 
 
 class ToolRow(NamedTuple):
@@ -100,6 +106,14 @@ class ToolRow(NamedTuple):
     exposed_name: str
     enabled: bool
     schema: object
+    state: str = "approved"
+    # Where a changed definition is held back: what is shown, and what the server says now.
+    approved: str | None = None
+    offered: str | None = None
+
+
+# States in which a tool is not listed, and why its calls are refused.
+HIDDEN_STATES = {"new": "definition_held", "quarantined": "definition_quarantined"}
 
 
 def server_refusal(assigned: AssignedServer) -> str:
@@ -131,13 +145,6 @@ def policy_allows(policy: str, enabled: bool | None) -> bool:
         case "selected":
             return enabled is True
     return False
-
-
-def is_listed(assigned: AssignedServer, tool: str) -> bool:
-    """Whether a listed tool may be used. Needs a grant with ServersNeeded.ALL."""
-    has_row = assigned.features is not None and tool in assigned.features
-    row_enables = assigned.policy == "selected"
-    return policy_allows(assigned.policy, row_enables if has_row else None)
 
 
 def is_usable(assigned: AssignedServer) -> bool:
@@ -195,9 +202,23 @@ def authorize_tool(assigned: AssignedServer, tool: str, row: ToolRow | None) -> 
         if row is None:
             raise UnknownTool(tool[:MAX_NAME])
         raise Refusal("tool_disabled", assigned, tool)
+    if row is not None and row.state in HIDDEN_STATES:
+        raise Refusal(HIDDEN_STATES[row.state], assigned, tool)
     if reason := identity_refusal(assigned):
         raise Refusal(reason, assigned)
-    return ResolvedTool(assigned, tool, row.schema if row else None)
+    if row is None:
+        return ResolvedTool(assigned, tool)
+    return ResolvedTool(assigned, tool, row.schema, row if row.offered is not None else None)
+
+
+def check_held(resolved: ResolvedTool, arguments: object) -> None:
+    """Raise Refusal when the server has changed this tool, nobody accepted that, and it no longer takes `arguments`."""
+    row = resolved.row
+    if row is not None and row.approved is not None and row.offered is not None:
+        from wire import held_schemas  # noqa: PLC0415 - takes 60 ms, and is seldom needed
+
+        if not held_schemas.still_accepts(row.approved, row.offered, arguments):
+            raise Refusal("definition_held", resolved.assigned, resolved.tool)
 
 
 def _can_be_listed(assigned: AssignedServer) -> bool:
@@ -206,7 +227,7 @@ def _can_be_listed(assigned: AssignedServer) -> bool:
 
 
 def _tool_row(assigned: AssignedServer, exposed: str) -> ToolRow | None:
-    rows = [ToolRow._make(each) for each in assigned.features or () if not isinstance(each, str)]
+    rows = [ToolRow(*each) for each in assigned.features or ()]
     return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
 
 

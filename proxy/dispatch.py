@@ -6,22 +6,26 @@ from collections.abc import Iterable
 from proxy.access.decision import DENIALS, Grant
 from proxy.access.query import NOTHING, ServersNeeded, Wanted
 from proxy.catalog import OutOfScope
+from proxy.lists import Lists
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.tools_call import ToolCaller
-from proxy.tools_list import ToolLister
 from wire import jsonrpc, product, stateless, trace_context, versions
+from wire.definitions import CATALOGUES
 from wire.errors import Busy, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
 
 CAPABILITIES: Object = {"tools": {}}
 CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
 
-SESSION_METHODS = frozenset({"initialize", "ping", "server/discover", "tools/list", "tools/call"})
-MODERN_METHODS = frozenset({"server/discover", "tools/list", "tools/call"})
+# Lists, and of which kind of features each is.
+LISTED = {catalogue.method: kind for kind, catalogue in CATALOGUES.items()}
+
+SESSION_METHODS = frozenset({"initialize", "ping", "server/discover", "tools/call", *LISTED})
+MODERN_METHODS = frozenset({"server/discover", "tools/call", *LISTED})
 
 # The servers the statement must return for a method; a call needs its own, all other methods none.
-WANTED = {"tools/list": Wanted(ServersNeeded.ALL, "tool")}
+WANTED = {method: Wanted(ServersNeeded.ALL, kind) for method, kind in LISTED.items()}
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES_PATH = "/settings/identities"
@@ -123,11 +127,11 @@ def _compare(name: str, header: str | None, body: object) -> None:
 class Dispatcher:
     """The methods that are served; every other is not found. A token has `max_calls` in progress at most."""
 
-    def __init__(self, lister: ToolLister, caller: ToolCaller, public_url: str, max_calls: int) -> None:
+    def __init__(self, lists: Lists, caller: ToolCaller, public_url: str, max_calls: int) -> None:
         self._identities_url = public_url + IDENTITIES_PATH
         self._max_calls = max_calls
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
-        self._lister = lister
+        self._lists = lists
         self._caller = caller
 
     async def answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
@@ -159,12 +163,12 @@ class Dispatcher:
                 del calls_in_progress[token]
 
     async def _answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        if message.method in {"tools/list", "tools/call"}:
+        if message.method == "tools/call" or message.method in LISTED:
             trace_context.check_hops(request.headers)
         match message.method:
             case "tools/call":
                 return await self._call(request, grant, message, stream)
-            case "tools/list":
+            case method if method in LISTED:
                 return await self._list(request, grant, message)
             case "initialize":
                 return _initialize(request, grant, message)
@@ -192,10 +196,11 @@ class Dispatcher:
             request.set_server(assignments[0])
         began = time.perf_counter()
         try:
-            listing = await self._lister.merge(assignments, grant.connection_id, trace_context.of(request.headers))
+            listing = await self._lists.answer(request, grant, LISTED[message.method])
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
-        return _result_response(request, message, listing.result(), cacheable=True)
+        more: Object = {"resultType": "complete", **CACHE_HINTS} if request.modern else {}
+        return Response(200, listing.response(message.id, more))
 
     def _upstream_error_response(self, request: McpRequest, error: UpstreamError) -> Response:
         text, data = str(error), error.data

@@ -3,23 +3,25 @@
 import time
 
 from proxy.access.decision import Grant
+from proxy.access.query import ServersNeeded, Wanted
 from proxy.catalog import (
     MAX_NAME,
     OutOfScope,
     Refusal,
     ResolvedTool,
     UnknownTool,
-    authorize_tool,
+    check_held,
     resolve_tool,
     target,
 )
+from proxy.lists import Lists
 from proxy.request import McpRequest
 from proxy.response import Response, Stream
 from proxy.store.usage import UsageTracker
-from proxy.tools_list import ToolLister
 from wire import jsonrpc, stateless, trace_context, versions
 from wire.cipher import Cipher
 from wire.client import McpClient
+from wire.definitions import TOOL
 from wire.errors import BadAnswer, Busy, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import MODERN, RpcResponse, next_request_id
@@ -42,9 +44,9 @@ MODERN_MEMBERS = ("resultType", "ttlMs", "cacheScope")
 class ToolCaller:
     """Forwards calls to servers."""
 
-    def __init__(self, client: McpClient, lister: ToolLister, cipher: Cipher, usage: UsageTracker) -> None:
+    def __init__(self, client: McpClient, lists: Lists, cipher: Cipher, usage: UsageTracker) -> None:
         self._client = client
-        self._lister = lister
+        self._lists = lists
         self._cipher = cipher
         self._usage = usage
 
@@ -55,6 +57,7 @@ class ToolCaller:
         """
         resolved = await self._resolve(request, grant, message.params["name"])
         request.set_server(resolved.assigned)
+        check_held(resolved, message.params.get("arguments"))
         began = time.perf_counter()
         try:
             answer = await self._forward(request, resolved, grant, message, stream)
@@ -82,9 +85,17 @@ class ToolCaller:
             if resolved.schema is not None and not stateless.has_sound_annotations(resolved.schema):
                 raise UnknownTool(name[:MAX_NAME])  # Nor is it listed.
             return resolved
+        # No row of it: a fresh list makes one, if the server has such a tool.
         request.set_server(resolved)
-        tool = await self._lister.find(resolved, grant.connection_id, name, trace_context.of(request.headers))
-        return authorize_tool(resolved, tool["name"], None)._replace(schema=tool.get("inputSchema"))
+        again, listed = await self._lists.look_again(
+            request, grant, resolved, Wanted(ServersNeeded.OF_FEATURE, TOOL, name)
+        )
+        found = resolve_tool(again, name)
+        if not isinstance(found, ResolvedTool):
+            raise UnknownTool(name[:MAX_NAME])
+        # In which era the server speaks may not be stored yet, and with it that headers repeat arguments.
+        schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.tool)
+        return found._replace(schema=found.schema or next(schemas, None))
 
     async def _forward(
         self, request: McpRequest, resolved: ResolvedTool, grant: Grant, message: Message, stream: Stream | None
@@ -107,15 +118,11 @@ class ToolCaller:
         )
         if answer.error_code == jsonrpc.HEADER_MISMATCH:
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
-            schema = await self._schema(resolved, connection_id, upstream.trace)
+            schema = await self._lists.schema_of(resolved.assigned, connection_id, resolved.tool, upstream.trace)
             answer = await self._client.ask(
                 upstream, "tools/call", params, on_notification, person=person, schema=schema
             )
         return answer
-
-    async def _schema(self, resolved: ResolvedTool, connection_id: str, traced: trace_context.Trace) -> object:
-        server_tools = await self._lister.tools_of(resolved.assigned, connection_id, traced)
-        return next((tool.get("inputSchema") for tool in server_tools.tools if tool["name"] == resolved.tool), None)
 
 
 def _params(message: Message, tool: str, progress_token: int | None) -> Object:
