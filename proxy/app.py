@@ -11,6 +11,7 @@ from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
 from proxy.forward import Forwarder
 from proxy.handshake import Handshake
+from proxy.lists import Lists
 from proxy.request import PREFIX
 from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
@@ -19,7 +20,6 @@ from proxy.store.sessions import SessionKeeper, StoredSessions
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.streams import Streams
-from proxy.tools_list import ToolLister
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.guard import Guard
@@ -59,11 +59,11 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         queue_seconds=config.queue_seconds,
     )
     async with transport, mcp_client as client:
-        lister = ToolLister(client, cipher, usage, config.list_seconds)
-        forwarder = Forwarder(client, lister, cipher, usage)
+        lists = Lists(client, access, state, cipher, usage, config.list_seconds)
+        forwarder = Forwarder(client, lists, cipher, usage)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
         handshake = Handshake(keeper)
-        dispatcher = Dispatcher(handshake, lister, forwarder, config.public_url, config.token_calls)
+        dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
@@ -81,6 +81,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             yield Endpoint(config, access, limits, writer, usage, dispatcher, streams)
         finally:
             await keeper.stop()
+            await lists.stop()
             for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
             await state.stop()

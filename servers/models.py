@@ -105,6 +105,8 @@ class Server(Versioned, Switchable):
     header_name = models.CharField(max_length=80, blank=True)
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
+    # Its lists differ by session: it is asked for each one, and what is stored only says what may be shown.
+    lists_live = models.BooleanField(default=False, db_default=False)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
     health_checked_at = models.DateTimeField(null=True, blank=True)
     health_error = models.CharField(max_length=300, blank=True)
@@ -148,7 +150,16 @@ class Server(Versioned, Switchable):
         return self.auth_type != AuthType.NONE
 
     def editable(self) -> dict[str, Any]:
-        names = ("name", "url", "auth_type", "header_name", "timeout_seconds", "max_concurrent", "enabled")
+        names = (
+            "name",
+            "url",
+            "auth_type",
+            "header_name",
+            "timeout_seconds",
+            "max_concurrent",
+            "lists_live",
+            "enabled",
+        )
         return {name: getattr(self, name) for name in names}
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:

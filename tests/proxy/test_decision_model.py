@@ -375,7 +375,7 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
 
         async def ask() -> list[Any]:
-            return await asyncio.gather(
+            grants: list[Any] = await asyncio.gather(
                 *(
                     access.find_grant(
                         access.digests(bones.secrets[n]), slug, Wanted(ServersNeeded.OF_FEATURE, "tool", tool)
@@ -383,6 +383,7 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
                     for n, slug, tool in questions
                 )
             )
+            return grants
 
         def agree(number: int) -> None:
             drawn = bones.world(number)

@@ -190,7 +190,7 @@ def test_what_is_wrong_with_a_request_is_told_after_authentication(world: World)
     assert status(Accept="application/json;q=0") == (406, -32600, None)
     assert status(Accept="text/html, application/*;q=0.8") == (200, None, 1)
     assert status(Accept="application/json") == (200, None, 1)
-    assert status({"jsonrpc": "2.0", "id": "a", "method": "resources/list"}) == (200, -32601, "a")
+    assert status({"jsonrpc": "2.0", "id": "a", "method": "tasks/list"}) == (200, -32601, "a")
     assert {row.outcome for row in world.proxy.calls()} == {"ok", "bad_request", "rpc_error"}
 
 
@@ -276,7 +276,7 @@ def test_a_request_of_2026_07_28_is_checked_in_order(world: World) -> None:
         "supported": ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"],
         "requested": "2027-01-01",
     }
-    for method in ("ping", "prompts/list", "nonsense"):
+    for method in ("ping", "tasks/list", "nonsense"):
         assert answer(*modern(method)) == (404, -32601)
     assert answer(*modern("tools/call", {"name": "docs__nothing", "arguments": []})) == (400, -32602)
     assert answer(*modern("tools/call", {"name": "nothing"})) == (400, -32602)
