@@ -26,12 +26,12 @@ from proxy.store.call_writer import CallWriter, NotRecorded
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
-from proxy.store.sessions import declared
 from proxy.store.usage import UsageTracker
 from wire import jsonrpc, versions
 from wire.cipher import Cipher
 from wire.errors import NotRecordable
 from wire.jsonrpc import Message
+from wire.sessions import declared
 
 logger = logging.getLogger(__name__)
 
