@@ -27,6 +27,7 @@ from wire.sessions import SessionsInMemory, SessionStore, SessionWire
 from wire.tool_names import usable_tools
 
 SWEEP_SECONDS = 60
+INTRODUCTION_SECONDS = 600
 RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.
 
 # What one server's list of tools may hold.
@@ -227,6 +228,7 @@ class McpClient:
         self._workers = workers
         self._queue_seconds = queue_seconds
         self._queues: dict[str, FairQueue] = {}
+        self._asked_about_itself: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -291,6 +293,7 @@ class McpClient:
 
         Raises an UpstreamError.
         """
+        self._ask_about_itself(target)
         ends = time.monotonic() + seconds
         tools: list[Object] = []
         annotated, size = False, 0
@@ -350,11 +353,24 @@ class McpClient:
                 self._learn(target, SESSION if attempt == MODERN else MODERN)
         raise BadAnswer(target.server_name, "speaks neither wire")
 
+    def _ask_about_itself(self, target: Target) -> None:
+        """Have a server that opens no sessions, and so is not introduced by them, say now and then what it is."""
+        key = target.server_id, target.identity_id
+        asked = self._asked_about_itself.get(key)
+        if self.era(target) == MODERN and (asked is None or time.monotonic() - asked > INTRODUCTION_SECONDS):
+            self._asked_about_itself[key] = time.monotonic()
+            self._sessions.start_background(self._introduce(target))
+
+    async def _introduce(self, target: Target) -> None:
+        if (info := await stateless.discover(self._transport, target)) is not None:
+            self._introduced(target, info)
+
     async def _probe(self, target: Target) -> str:
         info = await stateless.discover(self._transport, target)
         era = SESSION if info is None else MODERN
         self._learn(target, era)
         if info is not None:
+            self._asked_about_itself[target.server_id, target.identity_id] = time.monotonic()
             self._introduced(target, info)
         return era
 
@@ -374,6 +390,10 @@ class McpClient:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            for key in [
+                key for key, at in self._asked_about_itself.items() if time.monotonic() - at > INTRODUCTION_SECONDS
+            ]:
+                del self._asked_about_itself[key]
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
 

@@ -1,5 +1,6 @@
 """Sessions: a client's own, and those it has at servers; the same on every worker and after every restart."""
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,11 +12,14 @@ import pytest
 
 from auditlog.models import Call
 from connections.models import Connection
+from gateways.models import IdentityScheme
 from proxy.models import Session, UpstreamSession
+from servers.models import AuthType
 from tests import make
 from tests.conformance.counter import Counter
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Start, eventually, sql
+from tests.proxy.scripted import Request, Script, tool
 from wire import token_text
 
 SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
@@ -164,8 +168,6 @@ class SlowInitialize:
         self._real = Counter._initialize
 
     async def initialize(self, message: Any, params: Any, send: Any) -> None:
-        import asyncio
-
         self.opened.append(params)
         for _ in range(500):
             if len(self.opened) >= 2:
@@ -277,9 +279,6 @@ def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: 
 
 
 def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None:
-    from gateways.models import IdentityScheme
-    from servers.models import AuthType
-
     counter = Counter(SESSION_ERA)
     server = make.server(slug="docs", url=run(counter).url, auth_type=AuthType.BEARER)
     identity, gateway, user = make.identity(server, secret="one"), make.gateway(), make.user()
@@ -345,3 +344,64 @@ def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
 
     eventually(lambda: Session.objects.get().last_used_at > before[0])
     eventually(lambda: UpstreamSession.objects.get().last_used_at > before[1])
+
+
+@dataclass
+class Told(Script):
+    """A server that says these things of itself."""
+
+    said: dict[str, Any] = field(default_factory=dict)
+
+    async def initialize(self, request: Request) -> None:
+        result = {"protocolVersion": self.version, "serverInfo": {"name": "told"}, "capabilities": {}, **self.said}
+        await request.answer(result)
+
+    async def method(self, request: Request) -> None:
+        if request.message["method"] == "server/discover":
+            await request.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}, **self.said})
+        else:
+            await super().method(request)
+
+
+def test_the_gateway_says_what_its_servers_said_of_themselves(start: Start, run: Run) -> None:
+    one = Told([[tool("a")]], said={"instructions": "Ask one.", "capabilities": {"tools": {}, "odd": {}}})
+    two = Told([[tool("b")]], modern=True, said={"instructions": "Ask two."})
+    user, gateway = make.user(), make.gateway(description="Look things up here.")
+    for script, name in ((one, "One"), (two, "Two")):
+        server = make.server(name=name, slug=name.lower(), url=run(script.app()).url)
+        make.assignment(gateway, server, alias=name.lower())
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
+    expected = "Look things up here.\n\n## One\n\nAsk one.\n\n## Two\n\nAsk two."
+
+    def said() -> Any:
+        return agent.ask("initialize", {"protocolVersion": "2025-06-18"}).json()["result"]
+
+    assert said()["instructions"] == "Look things up here."
+    agent.listed()
+
+    eventually(lambda: said()["instructions"] == expected)
+    assert said()["capabilities"] == {"tools": {}}
+    assert agent.ask("server/discover").json()["result"]["instructions"] == expected
+    sql("UPDATE servers_server SET enabled = false WHERE name = 'One'")
+    assert said()["instructions"] == "Look things up here.\n\n## Two\n\nAsk two."
+
+
+def test_what_a_server_says_to_one_user_is_not_told_to_another(start: Start, run: Run) -> None:
+    script = Told([[tool("a")]], said={"instructions": "You are known here.", "capabilities": {"tools": {}}})
+    server = make.server(name="One", slug="docs", url=run(script.app()).url, auth_type=AuthType.BEARER)
+    gateway = make.gateway()
+    make.assignment(gateway, server, alias="docs", identity_scheme=IdentityScheme.PER_USER)
+    proxy, agents = start(), []
+    for _ in range(2):
+        user = make.user()
+        identity = make.identity(server, owner=user)
+        connection = make.connection(make.agent(by=user), gateway, user, [identity])
+        agents.append(proxy.agent(connection))
+
+    agents[0].listed()
+
+    said = [
+        lambda agent=agent: agent.ask("server/discover").json()["result"].get("instructions", "") for agent in agents
+    ]
+    eventually(lambda: "You are known here." in said[0]())
+    assert said[1]() == ""
