@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from auditlog.models import Call
 from connections.models import Connection
 from gateways.models import IdentityScheme
+from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, parameters
 from proxy.models import Session, UpstreamSession
+from proxy.store.sessions import digest
 from servers.models import AuthType
 from tests import make
 from tests.conformance.counter import Counter
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Start, eventually, sql
+from tests.proxy.conftest import Agent, Start, config, eventually, sql
 from tests.proxy.scripted import Request, Script, tool
 from wire import token_text
 
@@ -405,3 +408,45 @@ def test_what_a_server_says_to_one_user_is_not_told_to_another(start: Start, run
     ]
     eventually(lambda: "You are known here." in said[0]())
     assert said[1]() == ""
+
+
+def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
+    """However many there are: what the deciding statement reads of them grows with nothing."""
+    client = work.client()
+    client.initialize()
+    client.count()
+    sql(
+        "INSERT INTO proxy_session (id, digest, connection_id, version, capabilities, declared, client_name,"
+        " client_version, log_level, created_at, last_used_at) SELECT gen_random_uuid(), sha256(n::text::bytea), %s,"
+        " '2025-06-18', '{}', '', '', '', '', now(), now() FROM generate_series(1, 20000) n",
+        work.connection.pk,
+    )
+    sql(
+        "INSERT INTO proxy_upstreamsession (id, owner_id, connection_id, server_id, key, sealed_id, version, opened_at,"
+        " last_used_at) SELECT gen_random_uuid(), s.id, s.connection_id, u.server_id, u.key, u.sealed_id, u.version,"
+        " now(), now() FROM proxy_session s, proxy_upstreamsession u WHERE s.id <> u.owner_id"
+    )
+    keys = config().token_keys
+    digests = TokenDigests((*token_text.candidates(str(client.agent.secret), keys),), (None,) * len(keys))
+    asked = AccessQuery(
+        digests, work.connection.gateway.slug, ServersNeeded.OF_TOOL, "docs__count", digest(client.session)
+    )
+    given = ", ".join(f"'{parameter.decode()}'" for parameter in parameters([asked]))
+    with psycopg.connect(config().conninfo, autocommit=True) as own:
+        for statement in SETUP:
+            own.execute(statement)
+        row = own.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE decide ({given})".encode()).fetchone()
+    assert row is not None
+    (plan,) = row
+
+    read = [node for node in nodes(plan[0]["Plan"]) if "session" in node.get("Relation Name", "")]
+    found = {node["Relation Name"]: (node["Node Type"], node["Actual Rows"]) for node in read}
+    assert found == {"proxy_session": ("Index Scan", 1), "proxy_upstreamsession": ("Index Scan", 1)}
+    assert all("Filter" not in node or node["Rows Removed by Filter"] == 0 for node in read), read
+
+
+def nodes(plan: Any) -> Iterator[Any]:
+    """This node of a plan, and all below it."""
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
