@@ -3,10 +3,11 @@
 import asyncio
 from typing import NamedTuple
 
+from wire import versions
 from wire.client import McpClient
 from wire.jsonrpc import Object
 from wire.pool import Transport
-from wire.rpc_messages import ServerInfo, Target
+from wire.rpc_messages import MODERN, ServerInfo, Target
 
 
 class Discovery(NamedTuple):
@@ -28,7 +29,12 @@ def discover(target: Target, transport: Transport, *, seconds: float) -> Discove
 
 
 async def _discover(target: Target, transport: Transport, seconds: float) -> Discovery:
-    infos: list[ServerInfo] = []  # The last counts: a server may turn out to speak the other era.
+    infos: list[ServerInfo] = []
     async with transport, McpClient(transport, introduced=lambda _, info: infos.append(info)) as client:
         tools = (await client.list_tools(target, seconds=seconds)).tools
-        return Discovery(client.era(target), infos[-1], tools)
+        era = client.era(target)
+        modern = era == MODERN
+        # A server may turn out to speak the other era than it was introduced in.
+        unsaid = ServerInfo(versions.MODERN if modern else "", {}, "")
+        info = next((info for info in reversed(infos) if (info.version == versions.MODERN) == modern), unsaid)
+        return Discovery(era, info, tools)
