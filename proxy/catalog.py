@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.store.sessions import capabilities_of, opened
 from wire import credential, jsonrpc
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
 from wire.rpc_messages import NOTHING, Session, Target
+from wire.sessions import capabilities_of, opened
 from wire.tool_names import LONGEST_URI, SEPARATOR
 from wire.trace_context import NONE, Trace
 from wire.uris import alias_and_uri, literal_length, template_matches

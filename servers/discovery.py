@@ -14,6 +14,7 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.models import User
+from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server, cipher
 from servers.upstream_guard import upstream_guard
 from wire import blocking, builtin, errors
@@ -95,6 +96,7 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
     match outcome:
         case Discovered():
             server.note_health(Health.OK, era=outcome.era)
+            _note_info(server, identity, outcome.info)
         case AccessRefused():  # Who asks for a credential is up.
             server.note_health(Health.OK)
         case Failed():
@@ -102,6 +104,19 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
     if identity:
         error = str(outcome)[:300] if isinstance(outcome, AccessRefused) else ""
         Identity.objects.filter(pk=identity.pk).update(last_used_at=timezone.now(), last_error=error)
+
+
+def _note_info(server: Server, identity: Identity | None, info: ServerInfo) -> None:
+    """Keep what the server said of itself to this identity: clients are told it."""
+    said = {
+        "version": info.version,
+        "capabilities": info.capabilities,
+        "instructions": storable(info.instructions),
+        "changed_at": timezone.now(),
+    }
+    StoredInfo.objects.update_or_create(
+        server_id=server.pk, told_to=identity.pk if identity else server.pk, defaults=said
+    )
 
 
 def discover(server: Server, identity: Identity | None, kinds: Sequence[str] = (TOOL,)) -> Discovered:

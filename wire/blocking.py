@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from wire import versions
 from wire.client import McpClient
 from wire.definitions import TOOL, Definition
 from wire.errors import UpstreamError
 from wire.pool import Transport
-from wire.rpc_messages import ServerInfo, Target
+from wire.rpc_messages import MODERN, ServerInfo, Target
 
 
 class Discovery(NamedTuple):
@@ -34,7 +35,7 @@ def discover(target: Target, transport: Transport, *, seconds: float, kinds: Seq
 
 async def _discover(target: Target, transport: Transport, seconds: float, kinds: Sequence[str]) -> Discovery:
     first, *others = kinds
-    infos: list[ServerInfo] = []  # The last counts: a server may turn out to speak the other era.
+    infos: list[ServerInfo] = []
     async with transport, McpClient(transport, introduced=lambda _, info: infos.append(info)) as client:
         began = asyncio.get_running_loop().time()
         features = {first: await client.list_features(target, first, seconds=seconds)}
@@ -44,4 +45,9 @@ async def _discover(target: Target, transport: Transport, seconds: float, kinds:
                 features[kind] = await client.list_features(target, kind, seconds=left)
             except UpstreamError:  # The server is there and lists its tools; that it fails at this says nothing more.
                 continue
-        return Discovery(client.era(target), infos[-1], features)
+        era = client.era(target)
+        modern = era == MODERN
+        # A server may turn out to speak the other era than it was introduced in.
+        unsaid = ServerInfo(versions.MODERN if modern else "", {}, "")
+        info = next((info for info in reversed(infos) if (info.version == versions.MODERN) == modern), unsaid)
+        return Discovery(era, info, features)

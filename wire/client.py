@@ -36,6 +36,7 @@ from wire.rpc_messages import (
 from wire.sessions import SessionsInMemory, SessionStore, SessionWire
 
 SWEEP_SECONDS = 60
+INTRODUCTION_SECONDS = 600
 RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.
 
 # What one server's list of one kind of features may hold.
@@ -234,6 +235,7 @@ class McpClient:
         self._workers = workers
         self._queue_seconds = queue_seconds
         self._queues: dict[str, FairQueue] = {}
+        self._asked_about_itself: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -298,6 +300,7 @@ class McpClient:
 
         A server that does not know the method has none. Raises an UpstreamError.
         """
+        self._ask_about_itself(target)
         ends = time.monotonic() + seconds
         catalogue = CATALOGUES[kind]
         found: list[Definition] = []
@@ -363,11 +366,24 @@ class McpClient:
                 raise
         raise BadAnswer(target.server_name, "speaks neither wire")
 
+    def _ask_about_itself(self, target: Target) -> None:
+        """Have a server that opens no sessions, and so is not introduced by them, say now and then what it is."""
+        key = target.server_id, target.identity_id
+        asked = self._asked_about_itself.get(key)
+        if self.era(target) == MODERN and (asked is None or time.monotonic() - asked > INTRODUCTION_SECONDS):
+            self._asked_about_itself[key] = time.monotonic()
+            self._sessions.start_background(self._introduce(target))
+
+    async def _introduce(self, target: Target) -> None:
+        if (info := await stateless.discover(self._transport, target)) is not None:
+            self._introduced(target, info)
+
     async def _probe(self, target: Target) -> str:
         info = await stateless.discover(self._transport, target)
         era = SESSION if info is None else MODERN
         self._learn(target, era)
         if info is not None:
+            self._asked_about_itself[target.server_id, target.identity_id] = time.monotonic()
             self._introduced(target, info)
         return era
 
@@ -399,6 +415,10 @@ class McpClient:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            for key in [
+                key for key, at in self._asked_about_itself.items() if time.monotonic() - at > INTRODUCTION_SECONDS
+            ]:
+                del self._asked_about_itself[key]
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
 

@@ -132,13 +132,13 @@ def test_a_credential_that_is_none_gets_401(world: World) -> None:
 
 def test_get_and_delete_need_the_token_too(world: World) -> None:
     served = {"GET": (405, "POST, DELETE"), "DELETE": (400, None)}  # DELETE must name a session.
-    for verb in served:
+    for verb, answer in served.items():
         without = httpx.request(verb, world.agent.url, trust_env=False)
         assert (without.status_code, without.content) == (401, UNAUTHORIZED)
         assert "www-authenticate" in without.headers
         given = {"Authorization": f"Bearer {world.agent.secret}", "Accept": "text/event-stream"}
         with_token = httpx.request(verb, world.agent.url, headers=given, trust_env=False)
-        assert (with_token.status_code, with_token.headers.get("allow")) == served[verb]
+        assert (with_token.status_code, with_token.headers.get("allow")) == answer
 
     assert [(row.method, row.outcome, row.http_status) for row in world.proxy.calls()] == [
         ("GET", "bad_request", 405),
