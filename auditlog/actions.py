@@ -24,8 +24,12 @@ class Action(StrEnum):
 
     EVENTS_EXPORTED = "events.exported"
 
+    FEATURE_ACCEPTED = "feature.accepted"
+    FEATURE_CHANGED = "feature.changed"
     FEATURE_DISABLED = "feature.disabled"
     FEATURE_ENABLED = "feature.enabled"
+    FEATURE_HELD = "feature.held"
+    FEATURE_QUARANTINED = "feature.quarantined"
 
     GATEWAY_ARCHIVED = "gateway.archived"
     GATEWAY_CREATED = "gateway.created"

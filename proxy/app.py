@@ -11,6 +11,7 @@ from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
 from proxy.forward import Forwarder
 from proxy.handshake import Handshake
+from proxy.lists import Lists
 from proxy.request import PREFIX
 from proxy.server_requests import ServerRequests
 from proxy.store.bus import Bus
@@ -23,7 +24,6 @@ from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.streams import Streams
 from proxy.suspended_calls import SuspendedCalls
-from proxy.tools_list import ToolLister
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.guard import Guard
@@ -63,15 +63,15 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         queue_seconds=config.queue_seconds,
     )
     async with transport, mcp_client as client:
-        lister = ToolLister(client, cipher, usage, config.list_seconds)
+        lists = Lists(client, access, state, cipher, usage, config.list_seconds)
         bell = Bell(bus)
         pending = PendingRequests(state, bell, cipher)
         requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
         suspended = SuspendedCalls(state, bell, pending, requests, cipher)
-        forwarder = Forwarder(client, lister, cipher, usage, requests, suspended)
+        forwarder = Forwarder(client, lists, cipher, usage, requests, suspended)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
         handshake = Handshake(keeper)
-        dispatcher = Dispatcher(handshake, lister, forwarder, config.public_url, config.token_calls)
+        dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
@@ -92,6 +92,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             await suspended.stop()
             await requests.stop()
             await keeper.stop()
+            await lists.stop()
             for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
             await state.stop()

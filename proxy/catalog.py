@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.store.sessions import capabilities_of, opened
 from wire import credential, jsonrpc
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
 from wire.rpc_messages import NOTHING, Session, Target
+from wire.sessions import capabilities_of, opened
 from wire.tool_names import LONGEST_URI, SEPARATOR
 from wire.trace_context import NONE, Trace
 from wire.uris import alias_and_uri, literal_length, template_matches
@@ -84,6 +84,8 @@ class Refusal(UpstreamError):
 
 SENTENCES = {
     "server_disabled": 'Server "{server}" is disabled by an administrator.',
+    "definition_held": '"{name}" of server "{server}" was changed, and an administrator has not accepted it yet.',
+    "definition_quarantined": '"{name}" of server "{server}" is quarantined by an administrator.',
     "tool_disabled": 'Tool "{name}" of server "{server}" is disabled by an administrator.',
     "prompt_disabled": 'Prompt "{name}" of server "{server}" is disabled by an administrator.',
     "resource_disabled": 'Resource "{name}" of server "{server}" is disabled by an administrator.',
@@ -148,13 +150,15 @@ class OutOfScope(Exception):
 class Resolved(NamedTuple):
     """The server a request goes to, the feature's own name there, and a tool's schema when headers repeat arguments.
 
-    `alias` is under what the server's URIs are given to clients; empty when they are given out as they are.
+    `alias` is under what the server's URIs are given to clients; empty when they are given out as they are. Where a
+    changed definition is held back, `row` holds both; `check_held` says whether the call may go on.
     """
 
     assigned: AssignedServer
     name: str
-    schema: object
+    schema: object = None
     alias: str = ""
+    row: "FeatureRow | None" = None
 
 
 class FeatureRow(NamedTuple):
@@ -164,7 +168,15 @@ class FeatureRow(NamedTuple):
     exposed_name: str
     enabled: bool
     schema: object
+    state: str
+    # Where a changed definition is held back: what is shown, and what the server says now.
+    approved: str | None
+    offered: str | None
     kind: str
+
+
+# States in which a feature is not listed, and why requests of it are refused.
+HIDDEN_STATES = {"new": "definition_held", "quarantined": "definition_quarantined"}
 
 
 def server_refusal(assigned: AssignedServer) -> str:
@@ -196,13 +208,6 @@ def policy_allows(policy: str, enabled: bool | None) -> bool:
         case "selected":
             return enabled is True
     return False
-
-
-def is_listed(assigned: AssignedServer, tool: str) -> bool:
-    """Whether a listed tool may be used. Needs a grant with ServersNeeded.ALL."""
-    has_row = assigned.features is not None and tool in assigned.features
-    row_enables = assigned.policy == "selected"
-    return policy_allows(assigned.policy, row_enables if has_row else None)
 
 
 def is_usable(assigned: AssignedServer) -> bool:
@@ -320,9 +325,23 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
         if row is None:
             raise UnknownFeature(kind, name)
         raise Refusal(f"{kind}_disabled", assigned, name)
+    if row is not None and row.state in HIDDEN_STATES:
+        raise Refusal(HIDDEN_STATES[row.state], assigned, name)
     if reason := identity_refusal(assigned):
         raise Refusal(reason, assigned)
-    return Resolved(assigned, name, row.schema if row else None)
+    if row is None:
+        return Resolved(assigned, name)
+    return Resolved(assigned, name, row.schema, row=row if row.offered is not None else None)
+
+
+def check_held(resolved: Resolved, arguments: object) -> None:
+    """Raise Refusal when the server has changed this tool, nobody accepted that, and it no longer takes `arguments`."""
+    row = resolved.row
+    if row is not None and row.kind == TOOL and row.approved is not None and row.offered is not None:
+        from wire import held_schemas  # noqa: PLC0415 - takes 60 ms, and is seldom needed
+
+        if not held_schemas.still_accepts(row.approved, row.offered, arguments):
+            raise Refusal("definition_held", resolved.assigned, resolved.name)
 
 
 def _can_be_listed(assigned: AssignedServer) -> bool:

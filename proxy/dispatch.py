@@ -23,10 +23,10 @@ from proxy.catalog import (
 )
 from proxy.forward import CACHE_HINTS, LEVELS, Forwarder
 from proxy.handshake import Handshake
+from proxy.lists import Lists
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import ROOTS_CHANGED
-from proxy.tools_list import ToolLister
 from wire import jsonrpc, stateless, trace_context, versions
 from wire.errors import Busy, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object
@@ -172,7 +172,7 @@ class Dispatcher:
     def __init__(
         self,
         handshake: Handshake,
-        lister: ToolLister,
+        lists: Lists,
         forwarder: Forwarder,
         public_url: str,
         max_calls: int,
@@ -182,13 +182,13 @@ class Dispatcher:
         self._identities_url = public_url + IDENTITIES_PATH
         self._max_calls = max_calls
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
-        self._lister = lister
+        self._lists = lists
         self._forwarder = forwarder
         self._handlers: dict[str, Handler] = {
             "initialize": self._initialize,
             "ping": self._ping,
             "server/discover": self._discover,
-            "tools/list": self._list,
+            **dict.fromkeys((name for name, method in METHODS.items() if method.lists), self._list),
             **dict.fromkeys(("tools/call", "prompts/get", "resources/read", "completion/complete"), self._forward),
             "logging/setLevel": self._set_level,
             **handlers,
@@ -267,10 +267,11 @@ class Dispatcher:
             request.set_server(assignments[0])
         began = time.perf_counter()
         try:
-            listing = await self._lister.merge(assignments, grant, trace_context.of(request.headers))
+            listing = await self._lists.answer(request, grant, METHODS[message.method].lists)
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
-        return _result_response(request, message, listing.result(), cacheable=True)
+        more: Object = {"resultType": "complete", **CACHE_HINTS} if request.modern else {}
+        return Response(200, listing.response(message.id, more))
 
     def refused(self, request: McpRequest, error: UpstreamError) -> Response:
         """The response to a request that is refused with this error."""

@@ -28,13 +28,13 @@ from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
-from proxy.store.sessions import declared
 from proxy.store.usage import UsageTracker
 from proxy.streams import Ending, StandingStream, Streams, error_of, honoured
 from wire import jsonrpc, versions
 from wire.cipher import Cipher
 from wire.errors import NotRecordable, TokenBusy
 from wire.jsonrpc import Message
+from wire.sessions import declared
 
 logger = logging.getLogger(__name__)
 

@@ -8,25 +8,25 @@ import time
 from collections.abc import Awaitable, Callable
 
 from proxy.access.decision import Grant
+from proxy.access.query import ServersNeeded, Wanted
 from proxy.catalog import (
-    PROMPT,
     TOOL,
     Named,
     OutOfScope,
     Refusal,
     Resolved,
     UnknownFeature,
-    authorize,
+    check_held,
     named,
     resolve,
     target,
 )
+from proxy.lists import Lists
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import Asking, InputRefused, ServerRequests
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
-from proxy.tools_list import ToolLister
 from wire import jsonrpc, stateless, trace_context, uris, versions
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -43,7 +43,6 @@ from wire.rpc_messages import (
     ignore,
     next_request_id,
 )
-from wire.tool_names import SEPARATOR
 
 # Members of a client's `_meta` that are for the gateway; all others go on to the server.
 GATEWAY_META = frozenset(
@@ -84,7 +83,7 @@ class Forwarder:
     def __init__(
         self,
         client: McpClient,
-        lister: ToolLister,
+        lists: Lists,
         cipher: Cipher,
         usage: UsageTracker,
         requests: ServerRequests,
@@ -93,7 +92,7 @@ class Forwarder:
         self._client = client
         self._requests = requests
         self._suspended = suspended
-        self._lister = lister
+        self._lists = lists
         self._cipher = cipher
         self._usage = usage
 
@@ -106,6 +105,8 @@ class Forwarder:
         assert feature is not None  # The dispatcher has looked.
         resolved = await self._resolve(request, grant, feature)
         request.set_server(resolved.assigned)
+        if resolved.row is not None:
+            check_held(resolved, message.params.get("arguments"))
         began = time.perf_counter()
         try:
             answer = await self._forward(request, resolved, grant, message, stream)
@@ -135,13 +136,16 @@ class Forwarder:
             if resolved.schema is not None and not stateless.has_sound_annotations(resolved.schema):
                 raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
             return resolved
+        # No row of it: a fresh list makes one, if the server has such a feature.
         request.set_server(resolved)
-        alias = resolved.alias if grant.several_servers else ""
-        if feature.kind == PROMPT:
-            name = feature.name.removeprefix(resolved.alias + SEPARATOR) if resolved.alias else feature.name
-            return authorize(resolved, PROMPT, name, None)._replace(alias=alias)
-        tool = await self._lister.find(resolved, grant, feature.name, trace_context.of(request.headers))
-        return authorize(resolved, TOOL, tool["name"], None)._replace(schema=tool.get("inputSchema"), alias=alias)
+        wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
+        grant, listed = await self._lists.look_again(request, grant, resolved, wanted)
+        found = resolve(grant, feature)
+        if not isinstance(found, Resolved):
+            raise UnknownFeature(feature.kind, feature.name)
+        # In which era the server speaks may not be stored yet, and with it that headers repeat arguments.
+        schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
+        return found._replace(schema=found.schema or next(schemas, None))
 
     async def _forward(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
@@ -183,7 +187,7 @@ class Forwarder:
         answer = await ask(on_request)
         if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
-            schema = await self._schema(resolved, asking.grant, asking.target.trace)
+            schema = await self._lists.schema_of(resolved.assigned, asking.grant, resolved.name, asking.target.trace)
             answer = await ask(on_request, schema=schema)
         if not modern and _wants_input(answer):
             return await self._requests.give_input(asking, answer, lambda more: ask(on_request, more))
@@ -202,10 +206,6 @@ class Forwarder:
         ):
             return await self._suspended.resume(asking, message)
         return await self._suspended.call(asking, message, ask)
-
-    async def _schema(self, resolved: Resolved, grant: Grant, traced: trace_context.Trace) -> object:
-        server_tools = await self._lister.tools_of(resolved.assigned, grant, traced)
-        return next((tool.get("inputSchema") for tool in server_tools.tools if tool["name"] == resolved.name), None)
 
 
 def _wants_input(answer: RpcResponse) -> bool:

@@ -6,11 +6,12 @@ from proxy.access.decision import AssignedServer, Grant
 from proxy.catalog import is_usable
 from proxy.request import McpRequest
 from proxy.response import Response
-from proxy.store.sessions import BRIDGED, SessionKeeper
+from proxy.store.sessions import SessionKeeper
 from proxy.streams import LISTS, LISTS_ARE_TOLD
 from wire import jsonrpc, product, versions
 from wire.jsonrpc import Message, Object, storable
 from wire.rpc_messages import OFFERED
+from wire.sessions import BRIDGED
 
 MOST_INSTRUCTIONS = 20_000  # Characters, of the gateway and all its servers.
 MOST_CAPABILITIES = 2_048  # Bytes of a client's capabilities that are kept as they are.

@@ -106,6 +106,8 @@ class Server(Versioned, Switchable):
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
     total_seconds = models.PositiveSmallIntegerField(default=600, db_default=600)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
+    # Its lists differ by session: it is asked for each one, and what is stored only says what may be shown.
+    lists_live = models.BooleanField(default=False, db_default=False)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
     health_checked_at = models.DateTimeField(null=True, blank=True)
     health_error = models.CharField(max_length=300, blank=True)
@@ -152,8 +154,18 @@ class Server(Versioned, Switchable):
         return self.auth_type != AuthType.NONE
 
     def editable(self) -> dict[str, Any]:
-        names = ("name", "url", "auth_type", "header_name", "timeout_seconds", "total_seconds", "max_concurrent")
-        return {name: getattr(self, name) for name in (*names, "enabled")}
+        names = (
+            "name",
+            "url",
+            "auth_type",
+            "header_name",
+            "timeout_seconds",
+            "total_seconds",
+            "max_concurrent",
+            "lists_live",
+            "enabled",
+        )
+        return {name: getattr(self, name) for name in names}
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
         """Whether these changes would send stored credentials along another path, or in another header."""

@@ -5,9 +5,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from wire import jsonrpc, sse, stateless
+from wire.definitions import CATALOGUES, Catalogue, Definition, read_items, usable
 from wire.errors import (
     BadAnswer,
     Busy,
@@ -15,7 +16,7 @@ from wire.errors import (
     OldTransport,
     TimedOut,
     TooLarge,
-    TooManyTools,
+    TooManyFeatures,
     UpstreamError,
 )
 from wire.http1 import more_than
@@ -34,15 +35,15 @@ from wire.rpc_messages import (
     ignore,
 )
 from wire.sessions import SessionsInMemory, SessionStore, SessionWire
-from wire.tool_names import usable_tools
 
 SWEEP_SECONDS = 60
+INTRODUCTION_SECONDS = 600
 RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.
 
-# What one server's list of tools may hold.
+# What one server's list of one kind of features may hold.
 MOST_PAGES = 100
 MOST_BYTES = 10 << 20
-MOST_TOOLS = 5_000
+MOST_FEATURES = 5_000
 
 MOST_WAITING = 1024  # At one server.
 MOST_WAITING_OF_ONE = 128  # Of one person, at one server.
@@ -55,13 +56,6 @@ LARGEST_FIRST_EVENT = 64 << 10
 type LearnEra = Callable[[str, str, str], None]
 type Introduced = Callable[[Target, ServerInfo], None]
 type Turn = asyncio.Future[None]
-
-
-class ToolList(NamedTuple):
-    """The usable tools of one server as it sent them; `annotated` when some repeat arguments in headers."""
-
-    tools: list[Object]
-    annotated: bool
 
 
 class TimeLimit:
@@ -325,6 +319,7 @@ class McpClient:
         self._workers = workers
         self._queue_seconds = queue_seconds
         self._queues: dict[str, FairQueue] = {}
+        self._asked_about_itself: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -399,34 +394,37 @@ class McpClient:
         except QueueFull:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
-    async def list_tools(self, target: Target, *, seconds: float) -> ToolList:
-        """Every page of the server's tools/list, all of them within `seconds`; a server without tools has none.
+    async def list_features(self, target: Target, kind: str, *, seconds: float) -> list[Definition]:
+        """What the server lists of this kind that can be used, all pages of it, within `seconds`.
 
-        Raises an UpstreamError.
+        A server that does not know the method has none. Raises an UpstreamError.
         """
+        self._ask_about_itself(target)
         ends = time.monotonic() + seconds
-        tools: list[Object] = []
-        annotated, size = False, 0
+        catalogue = CATALOGUES[kind]
+        found: list[Definition] = []
+        size = 0
         params: Object = {}
         for _ in range(MOST_PAGES):
             left = max(ends - time.monotonic(), 0.001)
-            answer = await self.ask(target, "tools/list", params, ignore, seconds=left)
+            answer = await self.ask(target, catalogue.method, params, ignore, seconds=left)
             if answer.error_code == jsonrpc.METHOD_NOT_FOUND:
                 break
-            page = _page(answer, target)
-            page_is_annotated = stateless.ANNOTATION.encode() in answer.text
-            tools += usable_tools(page["tools"], annotated=page_is_annotated)
-            annotated = annotated or page_is_annotated
+            page = _page(answer, target, catalogue)
+            annotated = stateless.ANNOTATION.encode() in answer.text
+            found += usable(
+                kind, read_items(answer.text, catalogue.member, page[catalogue.member]), annotated=annotated
+            )
             size += len(answer.text)
             if size > MOST_BYTES:
                 raise TooLarge(target.server_name, more_than(MOST_BYTES))
-            if len(tools) > MOST_TOOLS:
-                raise TooManyTools(target.server_name, f"more than {MOST_TOOLS:,} tools")
+            if len(found) > MOST_FEATURES:
+                raise TooManyFeatures(target.server_name, f"more than {MOST_FEATURES:,} {catalogue.member}")
             cursor = page.get("nextCursor")
             if not isinstance(cursor, str) or not cursor or cursor == params.get("cursor"):
                 break
             params = {"cursor": cursor}
-        return ToolList(tools, annotated)
+        return usable(kind, found, annotated=False)
 
     def era(self, target: Target) -> str:
         """The era in which this server was asked last; empty before it was."""
@@ -467,11 +465,24 @@ class McpClient:
                 raise
         raise BadAnswer(target.server_name, "speaks neither wire")
 
+    def _ask_about_itself(self, target: Target) -> None:
+        """Have a server that opens no sessions, and so is not introduced by them, say now and then what it is."""
+        key = target.server_id, target.identity_id
+        asked = self._asked_about_itself.get(key)
+        if self.era(target) == MODERN and (asked is None or time.monotonic() - asked > INTRODUCTION_SECONDS):
+            self._asked_about_itself[key] = time.monotonic()
+            self._sessions.start_background(self._introduce(target))
+
+    async def _introduce(self, target: Target) -> None:
+        if (info := await stateless.discover(self._transport, target)) is not None:
+            self._introduced(target, info)
+
     async def _probe(self, target: Target) -> str:
         info = await stateless.discover(self._transport, target)
         era = SESSION if info is None else MODERN
         self._learn(target, era)
         if info is not None:
+            self._asked_about_itself[target.server_id, target.identity_id] = time.monotonic()
             self._introduced(target, info)
         return era
 
@@ -503,6 +514,10 @@ class McpClient:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            for key in [
+                key for key, at in self._asked_about_itself.items() if time.monotonic() - at > INTRODUCTION_SECONDS
+            ]:
+                del self._asked_about_itself[key]
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
 
@@ -515,11 +530,12 @@ async def _names_an_endpoint(response: HttpResponse) -> bool:
     return False
 
 
-def _page(answer: RpcResponse, target: Target) -> Object:
-    """The result of tools/list. Raises BadAnswer when it holds no list."""
+def _page(answer: RpcResponse, target: Target, catalogue: Catalogue) -> Object:
+    """The result of a list. Raises BadAnswer when it holds none."""
     page: Object = answer.document.get("result", {})
-    if not isinstance(page.get("tools"), list):
+    if not isinstance(page.get(catalogue.member), list):
         message = (answer.error or {}).get("message")
         words = message[:200] if isinstance(message, str) else ""
-        raise BadAnswer(target.server_name, f"tools/list: error {answer.error_code} {words}", error=answer.error)
+        detail = f"{catalogue.method}: error {answer.error_code} {words}"
+        raise BadAnswer(target.server_name, detail, error=answer.error)
     return page

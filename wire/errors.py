@@ -125,8 +125,8 @@ class Flooded(TooLarge):
     sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
 
 
-class TooManyTools(TooLarge):
-    """The list of tools is longer than the gateway reads."""
+class TooManyFeatures(TooLarge):
+    """A list is longer than the gateway reads."""
 
 
 class AddressBlocked(UpstreamError):

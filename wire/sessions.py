@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from wire import jsonrpc, product, trace_context, versions
+from wire.cipher import Cipher
 from wire.credential import fits_a_header
 from wire.errors import BadAnswer, BadSessionId, UnknownVersion, UpstreamError
 from wire.jsonrpc import Object
@@ -34,7 +35,39 @@ LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10
 
+# What of a client's capabilities can be passed on to servers, and the members of each that are told along.
+BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
+
 type Key = tuple[str, ...]
+
+
+def declared(capabilities: object) -> str:
+    """What of a client's capabilities servers are told, as a short text that is the same whatever their order."""
+    if not isinstance(capabilities, dict):
+        return ""
+    names: list[str] = []
+    for name, members in BRIDGED.items():
+        if isinstance(told := capabilities.get(name), dict):
+            names += [name, *(f"{name}.{member}" for member in members if isinstance(told.get(member), dict))]
+    return ",".join(names)
+
+
+def capabilities_of(text: str) -> Object:
+    """The capabilities that `declared` made this text of."""
+    capabilities: Object = {}
+    for name in filter(None, text.split(",")):
+        group, _, member = name.partition(".")
+        of_group = capabilities.setdefault(group, {})
+        if member:
+            of_group[member] = {}
+    return capabilities
+
+
+def opened(row: Any, cipher: Cipher) -> Session:
+    """The session of a row: its id there, the sealed id, the version, the log level. Raises Unreadable."""
+    uid, sealed_id, version, log_level = row
+    sealed = sealed_id.encode() if isinstance(sealed_id, str) else bytes(sealed_id)
+    return Session(cipher.open(sealed) if sealed else "", version, uid, log_level)
 
 
 class SessionLost(Exception):

@@ -12,9 +12,9 @@ from wire import jsonrpc
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `features` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
-    not. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header, kind] of those that fit, for a resource
-    with all templates.
+    `features` depends on ServersNeeded. ALL: [exposed name, JSON text] of those this connection is shown, in the order
+    of the server. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header, state, approved, offered, kind]
+    of those that fit, for a resource with all templates; the two texts only where a changed definition is held back.
     """
 
     id: str
@@ -36,7 +36,7 @@ class AssignedServer(NamedTuple):
     identity_label: str | None
     identity_enabled: bool | None
     ciphertext: str | None
-    features: Sequence[Sequence[object]] | Sequence[str] | None
+    features: Sequence[Sequence[Any]] | None
     # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
@@ -48,6 +48,10 @@ class AssignedServer(NamedTuple):
     # Whether the client's session has a log level which this server can be told.
     logs: bool = False
     total_s: int = 600
+    # With ServersNeeded.ALL: how many seconds ago it was asked for such features, whether it ever answered, and the
+    # reason it could not be asked last; None when it never was. And whether its lists differ by session.
+    listing: tuple[float, bool, str] | None = None
+    lists_live: bool = False
 
 
 class SessionGrant(NamedTuple):

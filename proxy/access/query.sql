@@ -78,30 +78,48 @@ SELECT
                 i.enabled,
                 encode(i.secret_ciphertext, 'escape'),
                 CASE q.servers WHEN 3 THEN NULL WHEN 1 THEN (
-                    -- Under `selected` the features that may be used, else those that may not.
-                    SELECT json_agg(x.name) FROM gateways_feature x
-                    WHERE x.assignment_id = a.id AND x.kind = q.kind AND x.enabled = (a.tool_policy = 'selected')
+                    -- What clients are shown: approved, switched on, and offered to this identity.
+                    SELECT json_agg(
+                        json_build_array(x.exposed_name, coalesce(x.shown, x.approved)) ORDER BY x.position, x.name
+                    )
+                    FROM gateways_feature x
+                    WHERE x.assignment_id = a.id AND x.kind = q.kind AND x.enabled
+                        AND a.tool_policy IN ('allow_all', 'selected')
+                        AND x.state IN ('approved', 'held') AND x.approved <> ''
+                        AND CASE WHEN a.identity_scheme = 'per_user' AND i.id IS NOT NULL THEN EXISTS (
+                            SELECT FROM gateways_feature_identities
+                            WHERE feature_id = x.id AND identity_id = i.id OFFSET 0
+                        ) ELSE x.missing_since IS NULL END
                 ) ELSE (
-                    SELECT json_agg(json_build_array(x.name, x.exposed_name, x.enabled, CASE
-                        WHEN s.protocol_era = 'modern' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
-                        THEN x.input_schema
-                    END, x.kind))
+                    SELECT json_agg(json_build_array(
+                        x.name,
+                        x.exposed_name,
+                        x.enabled,
+                        CASE
+                            WHEN s.protocol_era = 'modern' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
+                            THEN x.input_schema
+                        END,
+                        x.state,
+                        CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.approved END,
+                        CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.offered END,
+                        x.kind
+                    ))
                     FROM (
-                        SELECT name, exposed_name, enabled, input_schema, kind FROM gateways_feature
+                        SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind <> 'resource' AND assignment_id = a.id AND kind = q.kind
                             AND name = CASE a.alias WHEN '' THEN q.name ELSE substr(q.name, length(a.alias) + 3) END
                         UNION ALL
                         -- A name that was shortened for its length ends like this.
-                        SELECT name, exposed_name, enabled, input_schema, kind FROM gateways_feature
+                        SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
                         WHERE q.name ~ '_[0-9a-f]{6}$' AND q.kind <> 'resource'
                             AND assignment_id = a.id AND kind = q.kind AND exposed_name = q.name
                         UNION ALL
-                        SELECT name, exposed_name, enabled, NULL, kind FROM gateways_feature
+                        SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'resource'
                             AND name = ANY (string_to_array(q.name, E'\n'))
                         UNION ALL
                         -- What is not listed may be what a template means.
-                        SELECT name, exposed_name, enabled, NULL, kind FROM gateways_feature
+                        SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'template'
                     ) x
                 ) END,
@@ -126,7 +144,16 @@ SELECT
                 coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
                     SELECT FROM proxy_serverinfo WHERE server_id = s.id AND NOT capabilities ? 'logging'
                 ),
-                s.total_seconds
+                s.total_seconds,
+                CASE q.servers WHEN 1 THEN (
+                    SELECT json_build_array(
+                        extract(epoch FROM statement_timestamp() - l.asked_at), l.learnt_at IS NOT NULL, l.error
+                    )
+                    FROM gateways_listing l
+                    WHERE l.assignment_id = a.id AND l.kind = q.kind
+                        AND l.identity_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN i.id END
+                ) END,
+                s.lists_live
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a

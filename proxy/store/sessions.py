@@ -18,9 +18,7 @@ from wire.cipher import Cipher, Unreadable
 from wire.client import McpClient
 from wire.jsonrpc import Object
 from wire.rpc_messages import SESSION, Session, Target
-
-# What of a client's capabilities can be passed on to servers, and the members of each that are told along.
-BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
+from wire.sessions import declared, opened
 
 FIND = """
 SELECT id::text, sealed_id, version, log_level FROM proxy_upstreamsession
@@ -127,35 +125,6 @@ logger = logging.getLogger(__name__)
 def digest(session_id: str) -> bytes:
     """What is stored of the id of a client's session."""
     return hashlib.sha256(session_id.encode("latin-1", "replace")).digest()
-
-
-def declared(capabilities: object) -> str:
-    """What of a client's capabilities servers are told, as a short text that is the same whatever their order."""
-    if not isinstance(capabilities, dict):
-        return ""
-    names: list[str] = []
-    for name, members in BRIDGED.items():
-        if isinstance(told := capabilities.get(name), dict):
-            names += [name, *(f"{name}.{member}" for member in members if isinstance(told.get(member), dict))]
-    return ",".join(names)
-
-
-def capabilities_of(text: str) -> Object:
-    """The capabilities that `declared` made this text of."""
-    capabilities: Object = {}
-    for name in filter(None, text.split(",")):
-        group, _, member = name.partition(".")
-        of_group = capabilities.setdefault(group, {})
-        if member:
-            of_group[member] = {}
-    return capabilities
-
-
-def opened(row: Any, cipher: Cipher) -> Session:
-    """The session of a row: its id there, the sealed id, the version, the log level. Raises Unreadable."""
-    uid, sealed_id, version, log_level = row
-    sealed = sealed_id.encode() if isinstance(sealed_id, str) else bytes(sealed_id)
-    return Session(cipher.open(sealed) if sealed else "", version, uid, log_level)
 
 
 class StoredSessions:

@@ -1,4 +1,4 @@
-"""Usage of tokens, hosts and servers: last used, health, protocol era, tools listed, unknown tokens.
+"""Usage of tokens, hosts and servers: last used, health, protocol era, unknown tokens.
 
 Written beside the calls, at most once a second, in a transaction of its own. What is not written yet is lost when the
 process is killed; nothing of it is part of the audit log.
@@ -18,11 +18,9 @@ from psycopg.types.json import Jsonb
 
 from proxy import metrics
 from proxy.access.decision import AssignedServer, Grant
-from wire import jsonrpc
 from wire.address_group import address_group
 from wire.jsonrpc import storable
 from wire.rpc_messages import ServerInfo, Target
-from wire.tool_names import exposed_name, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ STATEMENTS = load_statements(Path(__file__).with_name("usage.sql"))
 FLUSH_SECONDS = 1.0
 MAX_ADDRESS_GROUPS = 1000  # Address groups that are counted apart;
 MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
-TOOLS_REWRITE_SECONDS = 60.0
 SESSION_SECONDS = 60.0  # The use of a session is written so often at most.
 MOST_NOTED = 50_000
 
@@ -67,8 +64,6 @@ class UsageTracker:
         self._sessions_noted: dict[tuple[str, str], float] = {}
         self._infos: dict[tuple[str, str], ServerInfo] = {}
         self._pending: dict[str, RowUpdates] = {}
-        self._tools: dict[str, tuple[AssignedServer, list[jsonrpc.Object]]] = {}
-        self._tools_written: dict[str, tuple[str, float]] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
         self._unknown_tokens_written_at = time.monotonic()
         self._worker: asyncio.Task[None] | None = None
@@ -116,10 +111,6 @@ class UsageTracker:
     def introduced(self, target: Target, info: ServerInfo) -> None:
         """The server said this of itself, to this identity."""
         self._infos[target.server_id, target.identity_id or target.server_id] = info
-
-    def tools_listed(self, assigned: AssignedServer, tools: list[jsonrpc.Object]) -> None:
-        """The server listed these tools, under its own names."""
-        self._tools[assigned.id] = assigned, tools
 
     def unknown_token(self, ip: str) -> None:
         """A request brought a bearer token that the database does not know."""
@@ -198,10 +189,9 @@ class UsageTracker:
     async def _flush(self) -> None:
         self._collect()
         pending, self._pending = self._pending, {}
-        tools_listed, self._tools = self._tools, {}
         infos, self._infos = self._infos, {}
         unknown_tokens = self._take_unknown_tokens()
-        if not (pending or tools_listed or infos or unknown_tokens):
+        if not (pending or infos or unknown_tokens):
             return
         connection = await self._open()
         for kind in ("tokens", "connections", "hosts", "identities", "health", "eras", "sessions", "upstream_sessions"):
@@ -212,8 +202,6 @@ class UsageTracker:
             await connection.execute(STATEMENTS["unknown_tokens"], given)
         if infos:
             await connection.execute(STATEMENTS["server_infos"], _info_columns(infos))
-        for assigned, tools in tools_listed.values():
-            await self._write_tools(connection, assigned, tools)
 
     def _take_unknown_tokens(self) -> Counter[str | None]:
         if time.monotonic() - self._unknown_tokens_written_at < self._unknown_token_seconds:
@@ -244,22 +232,6 @@ class UsageTracker:
             await connection.execute(f"DEALLOCATE {name}".encode())
         self.fault = ""
 
-    async def _write_tools(
-        self, connection: psycopg.AsyncConnection, assigned: AssignedServer, tools: list[jsonrpc.Object]
-    ) -> None:
-        rows = _tool_rows(assigned, tools)
-        digest = fingerprint({"policy": assigned.policy, "tools": [row["definition_hash"] for row in rows]})
-        known, written = self._tools_written.get(assigned.id, ("", 0.0))
-        if known == digest and time.monotonic() - written < TOOLS_REWRITE_SECONDS:
-            return
-        async with connection.transaction():
-            await connection.execute(STATEMENTS["tools"], {"assignment": assigned.id, "tools": Jsonb(rows)})
-            # Users may be shown different tools: one user's list does not say what is gone.
-            if assigned.scheme != "per_user":
-                names = [row["name"] for row in rows]
-                await connection.execute(STATEMENTS["missing"], {"assignment": assigned.id, "names": names})
-        self._tools_written[assigned.id] = digest, time.monotonic()
-
 
 def _numbered(statement: str) -> str:
     """The statement with numbers for its parameters, as PREPARE wants it."""
@@ -288,29 +260,4 @@ def _info_columns(infos: dict[tuple[str, str], ServerInfo]) -> dict[str, list[An
         "versions": [infos[pair].version[:40] for pair in pairs],
         "capabilities": [Jsonb(infos[pair].capabilities) for pair in pairs],
         "instructions": [storable(infos[pair].instructions) for pair in pairs],
-    }
-
-
-def _tool_rows(assigned: AssignedServer, tools: list[jsonrpc.Object]) -> list[jsonrpc.Object]:
-    """The usable tools as rows."""
-    rows: dict[str, jsonrpc.Object] = {}
-    for tool in tools:
-        rows.setdefault(tool["name"], _tool_row(assigned, tool["name"], tool))
-    return [rows[name] for name in sorted(rows)]
-
-
-def _tool_row(assigned: AssignedServer, name: str, tool: jsonrpc.Object) -> jsonrpc.Object:
-    annotations = tool.get("annotations")
-    title = tool.get("title")
-    if not isinstance(title, str) and isinstance(annotations, dict):
-        title = annotations.get("title")
-    description, schema = tool.get("description"), tool.get("inputSchema")
-    return {
-        "name": name,
-        "exposed_name": exposed_name(assigned.alias, name),
-        "title": storable(title)[:200] if isinstance(title, str) else "",
-        "description": storable(description) if isinstance(description, str) else "",
-        "input_schema": storable(schema) if isinstance(schema, dict) else {},
-        "annotations": storable(annotations) if isinstance(annotations, dict) else {},
-        "definition_hash": fingerprint(tool),
     }

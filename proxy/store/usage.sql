@@ -113,34 +113,3 @@ SELECT gen_random_uuid(), statement_timestamp(), NULL, '', 'bearer', host(v.ip):
     'address', '', coalesce(CASE family(v.ip) WHEN 6 THEN v.ip::text ELSE host(v.ip) END, 'many addresses'),
     jsonb_build_object('requests', jsonb_build_array(NULL, v.requests)), gen_random_uuid()
 FROM unnest(%(ip)s::inet[], %(requests)s::int[]) AS v (ip, requests)
-
--- name: tools
-INSERT INTO gateways_feature AS t (
-    id, assignment_id, kind, name, exposed_name, title, description, input_schema, annotations, definition_hash, enabled,
-    first_seen_at, last_seen_at
-)
-SELECT gen_random_uuid(), a.id, 'tool', v.name, v.exposed_name, v.title, v.description, v.input_schema, v.annotations,
-    -- Under `selected` a tool that appears later is not selected.
-    v.definition_hash, a.tool_policy <> 'selected', statement_timestamp(), statement_timestamp()
-FROM gateways_assignment a, jsonb_to_recordset(%(tools)s::jsonb) AS v (
-    name text, exposed_name text, title text, description text, input_schema jsonb, annotations jsonb,
-    definition_hash text
-)
-WHERE a.id = %(assignment)s AND a.removed_at IS NULL
-ORDER BY v.name
-ON CONFLICT (assignment_id, kind, name) DO UPDATE SET
-    exposed_name = excluded.exposed_name,
-    title = excluded.title,
-    description = excluded.description,
-    input_schema = excluded.input_schema,
-    annotations = excluded.annotations,
-    definition_hash = excluded.definition_hash,
-    changed_at = CASE
-        WHEN t.definition_hash NOT IN ('', excluded.definition_hash) THEN statement_timestamp() ELSE t.changed_at
-    END,
-    last_seen_at = excluded.last_seen_at,
-    missing_since = NULL
-
--- name: missing
-UPDATE gateways_feature SET missing_since = statement_timestamp()
-WHERE assignment_id = %(assignment)s AND kind = 'tool' AND missing_since IS NULL AND name <> ALL(%(names)s)

@@ -352,7 +352,7 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
         for grant in grants
         if grant
     ]
-    first, second = ([[name, f"a__{name}", True, None, "tool"]] for name in ("b", "c"))
+    first, second = ([[name, f"a__{name}", True, None, "approved", None, None, "tool"]] for name in ("b", "c"))
     here: list[tuple[bool, str, list[object]]] = [(True, "About", []), (True, "", [first]), (True, "", [second])]
     elsewhere: list[tuple[bool, str, list[object]]] = [(False, "About", []), (False, "", []), (False, "", [])]
     assert told == (here + elsewhere) * 3
@@ -377,7 +377,9 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
     first, second = told(400)
     assert isinstance(first, Grant)
     assert isinstance(second, Grant)
-    assert second.assignments[0].features == [["bomb", "b__bomb", True, {"x-mcp-header": 10**400}, "tool"]]
+    assert second.assignments[0].features == [
+        ["bomb", "b__bomb", True, {"x-mcp-header": 10**400}, "approved", None, None, "tool"]
+    ]
 
     first, second = told(5000)
     assert isinstance(first, Grant)

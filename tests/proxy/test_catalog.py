@@ -55,7 +55,7 @@ def listed(servers: tuple[AssignedServer, ...], name: str) -> str:
 
 
 def row(name: str, exposed: str) -> tuple[object, ...]:
-    return ((name, exposed, True, None, "tool"),)
+    return ((name, exposed, True, None, "approved", None, None, "tool"),)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -375,14 +375,13 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
 
         async def ask() -> list[Any]:
-            return await asyncio.gather(
-                *(
-                    access.find_grant(
-                        access.digests(bones.secrets[n]), slug, Wanted(ServersNeeded.OF_FEATURE, "tool", tool)
-                    )
-                    for n, slug, tool in questions
+            asked = [
+                access.find_grant(
+                    access.digests(bones.secrets[n]), slug, Wanted(ServersNeeded.OF_FEATURE, "tool", tool)
                 )
-            )
+                for n, slug, tool in questions
+            ]
+            return list(await asyncio.gather(*asked))
 
         def agree(number: int) -> None:
             drawn = bones.world(number)

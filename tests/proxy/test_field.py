@@ -42,5 +42,5 @@ def test_sessions_at_servers_that_nobody_uses_are_given_back(
     assert agent.listed().status_code == 200
     eventually(lambda: script.ended == ["session-0"])
 
-    assert agent.listed().status_code == 200
+    assert agent.call("docs__it").status_code == 200
     assert script.opened == ["session-0", "session-1"]

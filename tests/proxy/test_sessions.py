@@ -1,5 +1,6 @@
 """Sessions: a client's own, and those it has at servers; the same on every worker and after every restart."""
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -7,15 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from auditlog.models import Call
 from connections.models import Connection
+from gateways.models import IdentityScheme
+from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, parameters
 from proxy.models import Session, UpstreamSession
+from proxy.store.sessions import digest
+from servers.models import AuthType
 from tests import make
 from tests.conformance.counter import Counter
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Start, eventually, sql
+from tests.proxy.conftest import Agent, Start, config, eventually, sql
+from tests.proxy.scripted import Request, Script, tool
 from wire import token_text
 
 SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
@@ -60,8 +67,8 @@ class Work:
     connection: Connection
     start: Start
 
-    def client(self, connection: Connection | None = None, **capabilities: Any) -> Client:
-        return Client(self.start().agent(connection or self.connection), capabilities=capabilities)
+    def client(self, capabilities: dict[str, Any] | None = None) -> Client:
+        return Client(self.start().agent(self.connection), capabilities=capabilities or {})
 
 
 @pytest.fixture
@@ -151,7 +158,7 @@ def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
     assert len({session for _, session in counted}) == 1
     assert len(slow.opened) == 2
     (deleted,) = work.counter.wait_for("delete")
-    assert deleted.session not in {session for _, session in counted}
+    assert str(deleted.session) not in {session for _, session in counted}
     assert UpstreamSession.objects.count() == 1
 
 
@@ -164,8 +171,6 @@ class SlowInitialize:
         self._real = Counter._initialize
 
     async def initialize(self, message: Any, params: Any, send: Any) -> None:
-        import asyncio
-
         self.opened.append(params)
         for _ in range(500):
             if len(self.opened) >= 2:
@@ -229,7 +234,7 @@ def test_an_id_cannot_be_guessed_and_is_not_stored(work: Work) -> None:
     assert client.session.encode() not in str(row).encode()
     client.count()
     (upstream,) = UpstreamSession.objects.all()
-    assert next(iter(work.counter.counts)) not in bytes(upstream.sealed_id).decode()
+    assert str(next(iter(work.counter.counts))) not in bytes(upstream.sealed_id).decode()
 
 
 def test_the_version_of_the_session_counts_when_none_is_named(work: Work) -> None:
@@ -263,7 +268,7 @@ def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: 
         "roots": {"listChanged": True},
         "tasks": {},
     }
-    client = work.client(**told)
+    client = work.client(told)
     plain = Client(client.agent)
     client.initialize()
     plain.initialize()
@@ -277,9 +282,6 @@ def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: 
 
 
 def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None:
-    from gateways.models import IdentityScheme
-    from servers.models import AuthType
-
     counter = Counter(SESSION_ERA)
     server = make.server(slug="docs", url=run(counter).url, auth_type=AuthType.BEARER)
     identity, gateway, user = make.identity(server, secret="one"), make.gateway(), make.user()
@@ -345,3 +347,106 @@ def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
 
     eventually(lambda: Session.objects.get().last_used_at > before[0])
     eventually(lambda: UpstreamSession.objects.get().last_used_at > before[1])
+
+
+@dataclass
+class Told(Script):
+    """A server that says these things of itself."""
+
+    said: dict[str, Any] = field(default_factory=dict)
+
+    async def initialize(self, request: Request) -> None:
+        result = {"protocolVersion": self.version, "serverInfo": {"name": "told"}, "capabilities": {}, **self.said}
+        await request.answer(result)
+
+    async def method(self, request: Request) -> None:
+        if request.message["method"] == "server/discover":
+            await request.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}, **self.said})
+        else:
+            await super().method(request)
+
+
+def test_the_gateway_says_what_its_servers_said_of_themselves(start: Start, run: Run) -> None:
+    one = Told([[tool("a")]], said={"instructions": "Ask one.", "capabilities": {"tools": {}, "odd": {}}})
+    two = Told([[tool("b")]], modern=True, said={"instructions": "Ask two."})
+    user, gateway = make.user(), make.gateway(description="Look things up here.")
+    for script, name in ((one, "One"), (two, "Two")):
+        server = make.server(name=name, slug=name.lower(), url=run(script.app()).url)
+        make.assignment(gateway, server, alias=name.lower())
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
+    expected = "Look things up here.\n\n## One\n\nAsk one.\n\n## Two\n\nAsk two."
+
+    def said() -> Any:
+        return agent.ask("initialize", {"protocolVersion": "2025-06-18"}).json()["result"]
+
+    assert said()["instructions"] == "Look things up here."
+    agent.listed()
+
+    eventually(lambda: said()["instructions"] == expected)
+    assert said()["capabilities"] == {"tools": {}}
+    assert agent.ask("server/discover").json()["result"]["instructions"] == expected
+    sql("UPDATE servers_server SET enabled = false WHERE name = 'One'")
+    assert said()["instructions"] == "Look things up here.\n\n## Two\n\nAsk two."
+
+
+def test_what_a_server_says_to_one_user_is_not_told_to_another(start: Start, run: Run) -> None:
+    script = Told([[tool("a")]], said={"instructions": "You are known here.", "capabilities": {"tools": {}}})
+    server = make.server(name="One", slug="docs", url=run(script.app()).url, auth_type=AuthType.BEARER)
+    gateway = make.gateway()
+    make.assignment(gateway, server, alias="docs", identity_scheme=IdentityScheme.PER_USER)
+    proxy, agents = start(), []
+    for _ in range(2):
+        user = make.user()
+        identity = make.identity(server, owner=user)
+        connection = make.connection(make.agent(by=user), gateway, user, [identity])
+        agents.append(proxy.agent(connection))
+
+    agents[0].listed()
+
+    said = [
+        lambda agent=agent: agent.ask("server/discover").json()["result"].get("instructions", "") for agent in agents
+    ]
+    eventually(lambda: "You are known here." in said[0]())
+    assert said[1]() == ""
+
+
+def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
+    """However many there are: what the deciding statement reads of them grows with nothing."""
+    client = work.client()
+    client.initialize()
+    client.count()
+    sql(
+        "INSERT INTO proxy_session (id, digest, connection_id, version, capabilities, declared, client_name,"
+        " client_version, log_level, created_at, last_used_at) SELECT gen_random_uuid(), sha256(n::text::bytea), %s,"
+        " '2025-06-18', '{}', '', '', '', '', now(), now() FROM generate_series(1, 20000) n",
+        work.connection.pk,
+    )
+    sql(
+        "INSERT INTO proxy_upstreamsession (id, owner_id, connection_id, server_id, key, sealed_id, version, opened_at,"
+        " last_used_at) SELECT gen_random_uuid(), s.id, s.connection_id, u.server_id, u.key, u.sealed_id, u.version,"
+        " now(), now() FROM proxy_session s, proxy_upstreamsession u WHERE s.id <> u.owner_id"
+    )
+    keys = config().token_keys
+    digests = TokenDigests((*token_text.candidates(str(client.agent.secret), keys),), (None,) * len(keys))
+    asked = AccessQuery(
+        digests, work.connection.gateway.slug, ServersNeeded.OF_TOOL, "docs__count", digest(client.session)
+    )
+    given = ", ".join(f"'{parameter.decode()}'" for parameter in parameters([asked]))
+    with psycopg.connect(config().conninfo, autocommit=True) as own:
+        for statement in SETUP:
+            own.execute(statement)
+        row = own.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE decide ({given})".encode()).fetchone()
+    assert row is not None
+    (plan,) = row
+
+    read = [node for node in nodes(plan[0]["Plan"]) if "session" in node.get("Relation Name", "")]
+    found = {node["Relation Name"]: (node["Node Type"], node["Actual Rows"]) for node in read}
+    assert found == {"proxy_session": ("Index Scan", 1), "proxy_upstreamsession": ("Index Scan", 1)}
+    assert all("Filter" not in node or node["Rows Removed by Filter"] == 0 for node in read), read
+
+
+def nodes(plan: Any) -> Iterator[Any]:
+    """This node of a plan, and all below it."""
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)

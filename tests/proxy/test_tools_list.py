@@ -34,6 +34,11 @@ class Work:
         return make.assignment(self.gateway, server, **fields)
 
 
+def listed_a_while_ago() -> None:
+    """As if what is stored were older than a minute."""
+    sql("UPDATE gateways_listing SET asked_at = asked_at - interval '61 seconds'")
+
+
 @pytest.fixture
 def work(proxy: Proxy, run: Run) -> Work:
     user = make.user(email="ana@example.com")
@@ -248,16 +253,18 @@ def test_tools_are_remembered_with_their_history(work: Work) -> None:
     assert (echo.input_schema, echo.enabled, echo.changed_at) == ({"type": "object"}, True, None)
 
     script.pages = [[tool("echo", description="Send it elsewhere.")]]
+    listed_a_while_ago()
     work.agent.listed()
 
     eventually(Feature.objects.filter(name="add", missing_since__isnull=False).exists)
     later = Feature.objects.get(name="echo")
     assert later.changed_at is not None
     assert later.first_seen_at == echo.first_seen_at
-    assert later.definition_hash != echo.definition_hash
+    assert (later.definition_hash, later.state) == (echo.definition_hash, "held")
 
     sql("UPDATE gateways_assignment SET tool_policy = 'selected'")
     script.pages = [[tool("echo", description="Send it elsewhere."), tool("add"), tool("new")]]
+    listed_a_while_ago()
     work.agent.listed()
     eventually(Feature.objects.filter(name="add", missing_since=None).exists)
     assert Feature.objects.get(name="new").enabled is False

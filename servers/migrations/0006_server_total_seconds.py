@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("servers", "0004_drop_identity_expiry_and_refresh")]
+    dependencies = [("servers", "0005_lists_live")]
 
     operations = [
         migrations.AddField(
