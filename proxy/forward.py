@@ -200,10 +200,8 @@ class Forwarder:
         return bool(upstream.capabilities) or "requestState" in message.params
 
     async def _ask_suspendably(self, asking: Asking, message: Message, ask: Ask) -> RpcResponse:
-        if "requestState" in message.params and (
-            # Of a server whose era is not known yet, the state may be its own.
-            self._client.era(asking.target) == SESSION or self._suspended.is_ours(message, asking.grant.connection_id)
-        ):
+        # The state is the server's own business where it speaks 2026-07-28 itself.
+        if "requestState" in message.params and await self._client.find_era(asking.target) == SESSION:
             return await self._suspended.resume(asking, message)
         return await self._suspended.call(asking, message, ask)
 

@@ -201,14 +201,6 @@ class SuspendedCalls:
         finally:
             self._bell.forget(uid)
 
-    def is_ours(self, message: Message, connection_id: str) -> bool:
-        """Whether this is the retry of a call that was suspended here."""
-        try:
-            self._opened(message, connection_id)
-        except BadState:
-            return False
-        return True
-
     # In the worker that holds the call
 
     async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:

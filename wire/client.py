@@ -430,6 +430,16 @@ class McpClient:
         """The era in which this server was asked last; empty before it was."""
         return self._eras.get(target.url, target.era)
 
+    async def find_era(self, target: Target) -> str:
+        """The era this server speaks, asked when it is not known yet. Raises an UpstreamError."""
+        if era := self.era(target):
+            return era
+        try:
+            with TimeLimit(target.timeout_s):
+                return await self._probe(target)
+        except TimeoutError:
+            raise TimedOut(target.server_name, target.timeout_s) from None
+
     async def post(self, target: Target, message: Object) -> None:
         """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
         await self._sessions.post(target, message)
@@ -451,7 +461,7 @@ class McpClient:
         on_request: OnRequest | None,
         schema: object,
     ) -> RpcResponse:
-        era = self._eras.get(target.url) or target.era or await self._probe(target)
+        era = self.era(target) or await self._probe(target)
         for attempt in (era, SESSION if era == MODERN else MODERN):
             try:
                 if attempt == MODERN:
