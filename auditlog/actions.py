@@ -24,6 +24,13 @@ class Action(StrEnum):
 
     EVENTS_EXPORTED = "events.exported"
 
+    FEATURE_ACCEPTED = "feature.accepted"
+    FEATURE_CHANGED = "feature.changed"
+    FEATURE_DISABLED = "feature.disabled"
+    FEATURE_ENABLED = "feature.enabled"
+    FEATURE_HELD = "feature.held"
+    FEATURE_QUARANTINED = "feature.quarantined"
+
     GATEWAY_ARCHIVED = "gateway.archived"
     GATEWAY_CREATED = "gateway.created"
     GATEWAY_DISABLED = "gateway.disabled"
@@ -82,8 +89,7 @@ class Action(StrEnum):
     TOKEN_ROTATED = "token.rotated"
     TOKEN_UPDATED = "token.updated"
 
-    TOOL_DISABLED = "tool.disabled"
-    TOOL_ENABLED = "tool.enabled"
+    # "tool.disabled" and "tool.enabled" are feature.disabled and feature.enabled, as prompts have switches too.
 
     UNKNOWN_TOKENS_REFUSED = "proxy.unknown_tokens_refused"
 

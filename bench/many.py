@@ -58,7 +58,7 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
     from accounts.models import Role, User  # noqa: PLC0415
     from auditlog.models import Event  # noqa: PLC0415
     from connections.models import Connection  # noqa: PLC0415
-    from gateways.models import Assignment, Gateway, Tool  # noqa: PLC0415
+    from gateways.models import Assignment, Feature, Gateway  # noqa: PLC0415
     from hosts.models import Host  # noqa: PLC0415
     from servers.models import Identity, Server  # noqa: PLC0415
     from tokens.models import Token  # noqa: PLC0415
@@ -98,7 +98,7 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
             alias="'s' || n",
         ),
         series(
-            Tool,
+            Feature,
             had.gateways * 5,
             size.gateways * 5,
             assignment_id=key("Assignment", "n / 5"),

@@ -12,7 +12,7 @@ from accounts.models import User
 from auditlog.models import Call
 from capabilities import Capability
 from connections.models import Connection
-from gateways.models import Assignment, Gateway, Tool
+from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
 from servers.models import Identity, Server
 from ui.pages import first_names
@@ -111,7 +111,7 @@ def _(assignment: Assignment) -> tuple[Q, Q]:
 
 
 @_reached.register
-def _(tool: Tool) -> tuple[Q, Q]:
+def _(tool: Feature) -> tuple[Q, Q]:
     return Q(gateway=tool.assignment.gateway_id), _calls_of(tool.assignment) & Q(feature_name=tool.exposed_name)
 
 

@@ -32,6 +32,10 @@ WEB_CONNECTIONS = number("GATEWAY_WEB_CONNECTIONS", 4, low=1, high=64)
 WAITING_CALLS = number("GATEWAY_WAITING_CALLS", 2000, low=1, high=100_000)
 
 TOKEN_CALLS = number("GATEWAY_TOKEN_CALLS", 64, low=1, high=10_000)
+BODY_MIB = number("GATEWAY_BODY_MIB", 4, low=1, high=64)
+ANSWER_MIB = number("GATEWAY_ANSWER_MIB", 10, low=1, high=64)
+ANSWER_SECONDS = number("GATEWAY_ANSWER_SECONDS", 300, low=5, high=3600)
+SESSION_HOURS = number("GATEWAY_SESSION_HOURS", 24, low=1, high=24 * 365)
 
 PUBLIC_URL_IS_SET = bool(text("GATEWAY_PUBLIC_URL"))
 PUBLIC_URL = web_address("GATEWAY_PUBLIC_URL", f"http://localhost:{PORT}")

@@ -19,7 +19,15 @@ from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS, SEES_SERVERS
 from connections.impact import cuts
 from gateways.forms import AssignmentForm
-from gateways.models import AliasRequired, Assignment, AssignmentQuerySet, Gateway, Tool, ToolQuerySet, WrongIdentity
+from gateways.models import (
+    AliasRequired,
+    Assignment,
+    AssignmentQuerySet,
+    Feature,
+    FeatureQuerySet,
+    Gateway,
+    WrongIdentity,
+)
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.models import Server
@@ -42,12 +50,15 @@ def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
     return (
         assignments.live()
         .select_related("gateway", "server", "shared_identity")
-        .annotate(tool_count=_number(Tool.objects.offered()), callable_count=_number(Tool.objects.callable()))
+        .annotate(
+            tool_count=_number(Feature.objects.tools().offered()),
+            callable_count=_number(Feature.objects.tools().callable()),
+        )
         .order_by(Lower("server__name"), "alias")
     )
 
 
-def _number(tools: ToolQuerySet) -> Coalesce:
+def _number(tools: FeatureQuerySet) -> Coalesce:
     """How many of these `tools` an assignment has."""
     counts = tools.filter(assignment=OuterRef("pk")).order_by().values("assignment").annotate(number=Count("pk"))
     return Coalesce(Subquery(counts.values("number")), 0)

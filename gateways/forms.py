@@ -12,11 +12,11 @@ from accounts.models import Team
 from gateways.models import (
     AliasRequired,
     Assignment,
+    FeatureQuerySet,
     Gateway,
     GatewayQuerySet,
     IdentityScheme,
     Reach,
-    ToolQuerySet,
     alias_validator,
 )
 from servers.forms import SlugField
@@ -224,7 +224,7 @@ class ToolFilter(forms.Form):
             (str(assignment.pk), assignment.server.name) for assignment in assignments
         ]
 
-    def narrow(self, tools: ToolQuerySet) -> ToolQuerySet:
+    def narrow(self, tools: FeatureQuerySet) -> FeatureQuerySet:
         """The tools that match."""
         self.is_valid()
         tools = tools.matching(self.cleaned_data.get("q", ""))

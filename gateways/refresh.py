@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from accounts.models import User
-from gateways.models import Assignment, Gateway, IdentityScheme, Tool
+from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind
 from servers.discovery import Discovered, Failed, discover, identity_for, note
 from servers.models import Identity
 
@@ -30,7 +30,7 @@ class Refreshed:
 
 
 def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
-    """Ask all enabled servers of `gateway` at once and learn their tools; what does not answer keeps its rows."""
+    """Ask all enabled servers of `gateway` at once and learn what they offer; what does not answer keeps its rows."""
     rows = gateway.assignments.live().filter(server__enabled=True).select_related("server", "shared_identity")
     targets = [(assignment, _identity(assignment, by)) for assignment in rows]
     # No statement runs in these threads: each would hold a database connection of its own.
@@ -52,7 +52,7 @@ def _identity(assignment: Assignment, user: User) -> Identity | None:
 def _ask(target: tuple[Assignment, Identity | None]) -> Discovered | Failed:
     assignment, identity = target
     try:
-        return discover(assignment.server, identity)
+        return discover(assignment.server, identity, tuple(Kind))
     except Failed as failure:
         return failure
 
@@ -64,6 +64,7 @@ def _learn(
     for (assignment, identity), outcome in zip(targets, outcomes, strict=True):
         note(assignment.server, identity, outcome)
         if isinstance(outcome, Discovered):
-            Tool.objects.learn(assignment, outcome.tools)
+            for kind, definitions in outcome.features.items():
+                Feature.objects.learn(assignment, definitions, kind, identity)
         refreshed.append(Refreshed(assignment, outcome))
     return refreshed

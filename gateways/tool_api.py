@@ -13,7 +13,7 @@ from rest_framework.response import Response
 
 from capabilities import Capability
 from gateways.api import WITHIN_REACH
-from gateways.models import Tool, ToolQuerySet
+from gateways.models import Feature, FeatureQuerySet
 from gateways.refresh import Refreshed, refresh
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
@@ -22,7 +22,7 @@ from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Resource
 
 
-class ToolSerializer(serializers.Serializer[Tool]):
+class ToolSerializer(serializers.Serializer[Feature]):
     """A tool as its server last defined it."""
 
     id = serializers.UUIDField()
@@ -109,9 +109,9 @@ class ToolResource(Resource):
         servers = [serialize_refresh(row) for row in refresh(gateway, by=self.me)]
         return Response({"tools_count": find_gateway(self.me, slug).tool_count, "servers": servers})
 
-    def _tools(self, slug: str) -> ToolQuerySet:
+    def _tools(self, slug: str) -> FeatureQuerySet:
         gateway = find_gateway(self.me, slug)
-        tools = Tool.objects.filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
+        tools = Feature.objects.tools().filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
         return tools.select_related("assignment__server").order_by("exposed_name", "pk")
 
 

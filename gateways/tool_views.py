@@ -22,7 +22,7 @@ from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
 from gateways.forms import ToolFilter
-from gateways.models import Gateway, Tool, ToolPolicy
+from gateways.models import Feature, Gateway, ToolPolicy
 from gateways.refresh import Refreshed, refresh
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
@@ -36,7 +36,7 @@ SHOWN = 32  # Tools a page; more would make it too heavy.
 class ToolRow:
     """One tool of a table."""
 
-    tool: Tool
+    tool: Feature
 
     @property
     def effect(self) -> str:
@@ -77,7 +77,7 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
     assignments = list(assignment_views.counted(gateway.assignments.all()))
     filters = ToolFilter(request.GET, assignments=assignments)
-    tools = filters.narrow(Tool.objects.filter(assignment__in=assignments)).select_related("assignment")
+    tools = filters.narrow(Feature.objects.tools().filter(assignment__in=assignments)).select_related("assignment")
     page = page_of(
         request, tools.order_by(Lower("assignment__server__name"), "assignment__alias", "exposed_name"), SHOWN
     )
@@ -96,7 +96,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     }
 
 
-def _grouped(assignments: list[Any], tools: list[Tool], *, with_empty: bool) -> list[Group]:
+def _grouped(assignments: list[Any], tools: list[Feature], *, with_empty: bool) -> list[Group]:
     groups = [Group(a, [ToolRow(tool) for tool in tools if tool.assignment_id == a.pk]) for a in assignments]
     return [group for group in groups if group.rows or (with_empty and not group.assignment.tool_count)]
 
@@ -161,14 +161,16 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     return changed(request, tool, f"{tool.exposed_name} disabled")
 
 
-def find(request: AppRequest, pk: UUID) -> Tool:
+def find(request: AppRequest, pk: UUID) -> Feature:
     """The tool, or 404 when its gateway is out of sight."""
-    rows = Tool.objects.select_related("assignment__gateway").filter(
-        assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user)
+    rows = (
+        Feature.objects.tools()
+        .select_related("assignment__gateway")
+        .filter(assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user))
     )
     return get_object_or_404(rows, pk=pk)
 
 
-def changed(request: AppRequest, tool: Tool, toast: str) -> HttpResponse:
+def changed(request: AppRequest, tool: Feature, toast: str) -> HttpResponse:
     to = tab_url(tool.assignment.gateway)
     return answer(request, "gateways/tools.html#row", {"row": ToolRow(tool)}, to=to, toast=toast)

@@ -22,7 +22,7 @@ from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
 from gateways.forms import GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
-from gateways.models import Gateway, GatewayQuerySet
+from gateways.models import Gateway, GatewayQuerySet, Kind
 from servers.forms import suggest
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -45,9 +45,10 @@ WITHIN_REACH = "lists only gateways within one's reach"
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
     """Gateways with the number of their servers, tools and live connections, as far as `viewer` may see these."""
     assigned = Q(assignments__removed_at=None, assignments__isnull=False)
+    tools = Q(assignments__features__kind=Kind.TOOL, assignments__features__missing_since=None)
     return gateways.annotate(
         server_count=_number("assignments", assigned),
-        tool_count=_number("assignments__tools", assigned & Q(assignments__tools__missing_since=None)),
+        tool_count=_number("assignments__features", assigned & tools),
         connection_count=_number("connections", _seen_by(viewer) & Q(connections__revoked_at=None)),
     ).order_by(Lower("name"))
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from oauth2_provider.models import Application
 
 from connections.models import Connection, ConnectionRefused
-from gateways.models import Assignment, Tool
+from gateways.models import Assignment, Feature
 from oauth import flow as flows
 from oauth.authorize import answer_url, grant
 from oauth.models import AuthorizeRequest, Ending
@@ -91,7 +91,7 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     return {
         "flow": flow,
         "servers": [(assignment, _identity_words(assignment, identities)) for assignment in assignments],
-        "tool_count": Tool.objects.callable().filter(assignment__gateway=flow.gateway).count(),
+        "tool_count": Feature.objects.tools().callable().filter(assignment__gateway=flow.gateway).count(),
         "published_by": urlsplit(flow.application.client_id).hostname if document else "",
         "only_loopback": only_loopback(flow.application.redirect_uris.split()),
         "has_identities": bool(questions),

@@ -5,16 +5,25 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from proxy import metrics
-from proxy.access.query import Access
+from proxy.access.query import SETUP, Access
 from proxy.config import Config
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
+from proxy.forward import Forwarder
+from proxy.handshake import Handshake
+from proxy.lists import Lists
 from proxy.request import PREFIX
+from proxy.server_requests import ServerRequests
+from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
+from proxy.store.payloads import PayloadRecorder
+from proxy.store.pending import Bell, PendingRequests
 from proxy.store.rate_limits import Limits
+from proxy.store.sessions import SessionKeeper, StoredSessions
+from proxy.store.state import State
 from proxy.store.usage import UsageTracker
-from proxy.tools_call import ToolCaller
-from proxy.tools_list import ToolLister
+from proxy.streams import Streams
+from proxy.suspended_calls import SuspendedCalls
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.guard import Guard
@@ -35,6 +44,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
+    state = State(config.conninfo)
+    bus = Bus(config.conninfo, state, SETUP)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -46,25 +57,42 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         transport,
         usage.era_learned,
         writer.may_begin,
+        store=StoredSessions(state, cipher),
+        introduced=usage.introduced,
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
     async with transport, mcp_client as client:
-        lister = ToolLister(client, cipher, usage, config.list_seconds)
-        caller = ToolCaller(client, lister, cipher, usage)
-        dispatcher = Dispatcher(lister, caller, config.public_url, config.token_calls)
+        lists = Lists(client, access, state, cipher, usage, config.list_seconds)
+        bell = Bell(bus)
+        pending = PendingRequests(state, bell, cipher)
+        requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
+        suspended = SuspendedCalls(state, bell, pending, requests, cipher)
+        forwarder = Forwarder(client, lists, cipher, usage, requests, suspended)
+        keeper = SessionKeeper(state, cipher, client, config.session_hours)
+        handshake = Handshake(keeper)
+        dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
+        streams = Streams(bus, state, dispatcher.refusal_now)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
             {name: partial(getattr, part, "fault") for name, part in connections.items()},
             lambda: transport.idle,
         )
-        for part in (access, limits, writer, usage):
+        await state.start()
+        for part in (access, limits, writer, usage, bus, streams):
             part.start()
-        for part in (access, limits, writer, usage):
+        requests.start()
+        keeper.start()
+        for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
-            yield Endpoint(config, access, limits, writer, usage, dispatcher)
+            yield Endpoint(config, access, limits, writer, usage, dispatcher, streams, requests)
         finally:
-            for part in (access, limits, writer, usage):
+            await suspended.stop()
+            await requests.stop()
+            await keeper.stop()
+            await lists.stop()
+            for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
+            await state.stop()

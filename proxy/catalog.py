@@ -1,21 +1,72 @@
-"""Which server and tool a name means, whether they may be used, and as whom: rows 13 to 15 of the decision order.
+"""Which server and feature a name or URI means, whether they may be used, and as whom: rows 13 to 15 of the order.
 
-`tools/list` and `tools/call` use the same functions, so that no tool is listed that cannot be called, and none called
-that is not listed.
+Features are tools, prompts, resources and templates of resources. Lists and calls use the same functions, so that
+nothing is listed that cannot be used; a tool or prompt that is not listed cannot be called either.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.access.decision import AssignedServer
+from proxy.access.decision import AssignedServer, Grant
 from wire import credential, jsonrpc
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
-from wire.rpc_messages import Target
-from wire.tool_names import SEPARATOR
+from wire.jsonrpc import Message, Object, is_storable
+from wire.rpc_messages import NOTHING, Session, Target
+from wire.sessions import capabilities_of, opened
+from wire.tool_names import LONGEST_URI, SEPARATOR
 from wire.trace_context import NONE, Trace
+from wire.uris import alias_and_uri, literal_length, template_matches
 
 MAX_NAME = 200
+
+TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
+
+
+class Named(NamedTuple):
+    """The feature a message names: its kind, and how its client calls it; `name` is a URI for a resource."""
+
+    kind: str
+    name: str
+
+
+def named(message: Message) -> Named | None:
+    """The feature this request is for; None when it is for none, or says so in no form that could be one."""
+    params = message.params
+    match message.method:
+        case "tools/call":
+            kind, name = TOOL, params.get("name")
+        case "prompts/get":
+            kind, name = PROMPT, params.get("name")
+        case "resources/read" | "resources/subscribe" | "resources/unsubscribe":
+            kind, name = RESOURCE, params.get("uri")
+        case "completion/complete":
+            kind, name = _completed(params.get("ref"))
+        case _:
+            return None
+    return Named(kind, name) if isinstance(name, str) else None
+
+
+def _completed(ref: object) -> tuple[str, object]:
+    """What a completion is for: a prompt, or a resource by its template or URI."""
+    if not isinstance(ref, dict):
+        return "", None
+    return (PROMPT, ref.get("name")) if ref.get("type") == "ref/prompt" else (RESOURCE, ref.get("uri"))
+
+
+def is_nameable(feature: Named) -> bool:
+    """Whether the database can hold this name; no other is a feature's."""
+    if feature.kind == RESOURCE:
+        return 0 < len(feature.name) <= 4 * LONGEST_URI and is_storable(feature.name) and "\n" not in feature.name
+    return feature.name != "" and is_storable(feature.name)
+
+
+def lookup_key(feature: Named) -> str:
+    """What the statement looks for: the name, or the URIs that the server of a resource may know it by, in lines."""
+    if feature.kind != RESOURCE:
+        return feature.name
+    alias, uri = alias_and_uri(feature.name)
+    return f"{uri}\n{feature.name}" if alias and is_storable(uri) else feature.name
 
 
 class Refusal(UpstreamError):
@@ -24,16 +75,20 @@ class Refusal(UpstreamError):
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
 
-    def __init__(self, reason: str, assigned: AssignedServer, tool: str = "") -> None:
+    def __init__(self, reason: str, assigned: AssignedServer, name: str = "") -> None:
         self.reason = reason
-        self.sentence = SENTENCES[reason].replace("{tool}", tool.replace("{", "{{").replace("}", "}}"))
+        self.sentence = SENTENCES[reason].replace("{name}", name[:MAX_NAME].replace("{", "{{").replace("}", "}}"))
         self.assigned = assigned
         super().__init__(assigned.server_name)
 
 
 SENTENCES = {
     "server_disabled": 'Server "{server}" is disabled by an administrator.',
-    "tool_disabled": 'Tool "{tool}" of server "{server}" is disabled by an administrator.',
+    "definition_held": '"{name}" of server "{server}" was changed, and an administrator has not accepted it yet.',
+    "definition_quarantined": '"{name}" of server "{server}" is quarantined by an administrator.',
+    "tool_disabled": 'Tool "{name}" of server "{server}" is disabled by an administrator.',
+    "prompt_disabled": 'Prompt "{name}" of server "{server}" is disabled by an administrator.',
+    "resource_disabled": 'Resource "{name}" of server "{server}" is disabled by an administrator.',
     "identity_missing": 'No identity for server "{server}" is connected. Add one to this connection.',
     "identity_disabled": 'The identity for server "{server}" is disabled by an administrator.',
     "identity_withdrawn": 'The identity for server "{server}" may no longer be used at this gateway.',
@@ -41,17 +96,24 @@ SENTENCES = {
 }
 
 
-class UnknownTool(UpstreamError):
-    """No server behind the gateway has a tool of this name."""
+class UnknownFeature(UpstreamError):
+    """No server behind the gateway has a tool, prompt or resource of this name.
+
+    Clients of the session era are told of a resource in -32002, which 2026-07-28 has no more.
+    """
 
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"
-    reason = "unknown_tool"
-    sentence = "Unknown tool: {server}"
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind = kind
+        self.reason = f"unknown_{kind}"
+        self.sentence = "Resource not found: {server}" if kind == RESOURCE else f"Unknown {kind}: {{server}}"
+        super().__init__(name[:MAX_NAME] if kind != RESOURCE else name)
 
     @property
-    def data(self) -> None:
-        return None
+    def data(self) -> Object | None:
+        return {"uri": self.server} if self.kind == RESOURCE else None
 
 
 class AliasMissing(UpstreamError):
@@ -85,21 +147,36 @@ class OutOfScope(Exception):
         self.assigned = assigned
 
 
-class ResolvedTool(NamedTuple):
-    """The server a call goes to, the tool's own name there, and its schema when headers must repeat arguments."""
+class Resolved(NamedTuple):
+    """The server a request goes to, the feature's own name there, and a tool's schema when headers repeat arguments.
+
+    `alias` is under what the server's URIs are given to clients; empty when they are given out as they are. Where a
+    changed definition is held back, `row` holds both; `check_held` says whether the call may go on.
+    """
 
     assigned: AssignedServer
-    tool: str
+    name: str
     schema: object = None
+    alias: str = ""
+    row: "FeatureRow | None" = None
 
 
-class ToolRow(NamedTuple):
-    """What the database knows of a tool that fits the name of a call."""
+class FeatureRow(NamedTuple):
+    """What the database knows of a feature that fits the name in a request."""
 
     name: str
     exposed_name: str
     enabled: bool
     schema: object
+    state: str
+    # Where a changed definition is held back: what is shown, and what the server says now.
+    approved: str | None
+    offered: str | None
+    kind: str
+
+
+# States in which a feature is not listed, and why requests of it are refused.
+HIDDEN_STATES = {"new": "definition_held", "quarantined": "definition_quarantined"}
 
 
 def server_refusal(assigned: AssignedServer) -> str:
@@ -133,13 +210,6 @@ def policy_allows(policy: str, enabled: bool | None) -> bool:
     return False
 
 
-def is_listed(assigned: AssignedServer, tool: str) -> bool:
-    """Whether a listed tool may be used. Needs a grant with ServersNeeded.ALL."""
-    has_row = assigned.tools is not None and tool in assigned.tools
-    row_enables = assigned.policy == "selected"
-    return policy_allows(assigned.policy, row_enables if has_row else None)
-
-
 def is_usable(assigned: AssignedServer) -> bool:
     """Whether any tool of this server may be used here; the identity is another question."""
     return assigned.in_scope and not server_refusal(assigned) and policy_allows(assigned.policy, enabled=True)
@@ -165,39 +235,113 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
     return others[0] if others else None
 
 
-def resolve_tool(assignments: Sequence[AssignedServer], exposed: str) -> ResolvedTool | AssignedServer:
-    """The server and tool this name means; the server alone when only a fresh list of its tools can tell.
+def resolve(grant: Grant, feature: Named) -> Resolved | AssignedServer:
+    """The server and the feature that is meant; the server alone when only a fresh list of its features can tell.
+
+    Raises OutOfScope, Refusal, AliasMissing or UnknownFeature.
+    """
+    if feature.kind == RESOURCE:
+        return resolve_resource(grant.assignments, feature.name, several=grant.several_servers)
+    resolved = resolve_name(grant.assignments, feature.name, feature.kind)
+    if isinstance(resolved, Resolved) and grant.several_servers:
+        return resolved._replace(alias=resolved.assigned.alias)
+    return resolved
+
+
+def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
+    """The server and tool or prompt this name means, as `resolve` says.
 
     A tool that is not listed has no row that could switch it off, so it cannot be called.
-
-    Raises OutOfScope, Refusal, AliasMissing or UnknownTool.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:
-        raise UnknownTool(exposed[:MAX_NAME])
-    row = _tool_row(assigned, exposed)
+        raise UnknownFeature(kind, exposed)
+    row = _named_row(assigned, exposed)
     if row is not None:
-        return authorize_tool(assigned, row.name, row)
+        return authorize(assigned, kind, row.name, row)
     if _can_be_listed(assigned):
         return assigned
     if not assigned.alias:
-        raise UnknownTool(exposed[:MAX_NAME])
-    return authorize_tool(assigned, exposed.removeprefix(assigned.alias + SEPARATOR), None)
+        raise UnknownFeature(kind, exposed)
+    return authorize(assigned, kind, exposed.removeprefix(assigned.alias + SEPARATOR), None)
 
 
-def authorize_tool(assigned: AssignedServer, tool: str, row: ToolRow | None) -> ResolvedTool:
-    """`tool` of this server, when this connection may call it. Raises OutOfScope, Refusal or UnknownTool."""
+def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
+    """The server and resource this URI means, as `resolve` says.
+
+    A resource need not be listed to be read. What is not listed is governed by its template, else by the policy.
+    """
+    assigned, uri = _owner_of_uri(assignments, exposed, several=several)
+    if assigned is None:
+        raise UnknownFeature(RESOURCE, exposed)
+    alias = assigned.alias if several else ""
+    rows = _rows(assigned)
+    row = next((row for row in rows if row.name == uri), None) or _governing_template(assigned.policy, rows, uri)
+    try:
+        return authorize(assigned, RESOURCE, uri, row)._replace(alias=alias)
+    except UnknownFeature:
+        raise UnknownFeature(RESOURCE, exposed) from None
+
+
+def _owner_of_uri(
+    assignments: Sequence[AssignedServer], exposed: str, *, several: bool
+) -> tuple[AssignedServer | None, str]:
+    """The server whose URI this is, and how it calls it itself. Raises AliasMissing."""
+    if not several:
+        return (assignments[0] if assignments else None), exposed
+    alias, uri = alias_and_uri(exposed)
+    if alias and (owner := next((each for each in assignments if each.alias == alias), None)) is not None:
+        return owner, uri
+    others = without_alias(assignments)
+    if len(others) > 1:
+        raise AliasMissing(exposed[:MAX_NAME])
+    return (others[0] if others else None), exposed
+
+
+def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str) -> FeatureRow | None:
+    """The template whose switch counts for a resource that is not listed: the most exact of those that match.
+
+    Servers match templates differently. Where everything is allowed, a template that may mean the URI governs it; where
+    something has to be selected, only one that certainly does.
+    """
+    matching = [
+        (narrowly, literal_length(row.name), not row.enabled, row)
+        for row in rows
+        for narrowly in (True, False)
+        if row.kind == TEMPLATE
+        and (narrowly or policy == "allow_all")
+        and template_matches(row.name, uri, narrowly=narrowly)
+    ]
+    return max(matching, key=lambda each: each[:3])[3] if matching else None
+
+
+def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | None) -> Resolved:
+    """This feature of this server, when this connection may use it. Raises OutOfScope, Refusal or UnknownFeature."""
     if not assigned.in_scope:
         raise OutOfScope(assigned)
     if reason := server_refusal(assigned):
         raise Refusal(reason, assigned)
     if not policy_allows(assigned.policy, row.enabled if row else None):
         if row is None:
-            raise UnknownTool(tool[:MAX_NAME])
-        raise Refusal("tool_disabled", assigned, tool)
+            raise UnknownFeature(kind, name)
+        raise Refusal(f"{kind}_disabled", assigned, name)
+    if row is not None and row.state in HIDDEN_STATES:
+        raise Refusal(HIDDEN_STATES[row.state], assigned, name)
     if reason := identity_refusal(assigned):
         raise Refusal(reason, assigned)
-    return ResolvedTool(assigned, tool, row.schema if row else None)
+    if row is None:
+        return Resolved(assigned, name)
+    return Resolved(assigned, name, row.schema, row=row if row.offered is not None else None)
+
+
+def check_held(resolved: Resolved, arguments: object) -> None:
+    """Raise Refusal when the server has changed this tool, nobody accepted that, and it no longer takes `arguments`."""
+    row = resolved.row
+    if row is not None and row.kind == TOOL and row.approved is not None and row.offered is not None:
+        from wire import held_schemas  # noqa: PLC0415 - takes 60 ms, and is seldom needed
+
+        if not held_schemas.still_accepts(row.approved, row.offered, arguments):
+            raise Refusal("definition_held", resolved.assigned, resolved.name)
 
 
 def _can_be_listed(assigned: AssignedServer) -> bool:
@@ -205,15 +349,21 @@ def _can_be_listed(assigned: AssignedServer) -> bool:
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 
 
-def _tool_row(assigned: AssignedServer, exposed: str) -> ToolRow | None:
-    rows = [ToolRow._make(each) for each in assigned.tools or () if not isinstance(each, str)]
+def _named_row(assigned: AssignedServer, exposed: str) -> FeatureRow | None:
+    rows = _rows(assigned)
     return next((row for row in rows if row.exposed_name == exposed), rows[0] if rows else None)
 
 
-def target(assigned: AssignedServer, connection_id: str, cipher: Cipher, trace: Trace = NONE) -> Target:
-    """Where and as whom to call this server, for the request of this trace. Raises IdentityUnreadable.
+def _rows(assigned: AssignedServer) -> list[FeatureRow]:
+    return [FeatureRow._make(each) for each in assigned.features or () if not isinstance(each, str)]
 
-    Whether the identity may be used was decided by `authorize_tool`; here it is decrypted.
+
+def target(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace = NONE) -> Target:
+    """Where, as whom and in which session to call this server, for the request of this trace.
+
+    Raises IdentityUnreadable.
+
+    Whether the identity may be used was decided by `authorize`; here it is decrypted.
     """
     return Target(
         server_id=assigned.server_id,
@@ -222,14 +372,29 @@ def target(assigned: AssignedServer, connection_id: str, cipher: Cipher, trace: 
         era=assigned.era,
         timeout_s=assigned.timeout_s,
         max_concurrent=assigned.max_concurrent,
-        connection_id=connection_id,
-        credential=_credential(assigned, cipher),
+        connection_id=grant.connection_id,
+        credential=credential_of(assigned, cipher),
         generation=assigned.ciphertext or "",
         trace=trace,
+        identity_id=assigned.identity_id or "",
+        capabilities=capabilities_of(told) if (told := assigned.upstream_key.rpartition(" ")[2]) else NOTHING,
+        owner_id=grant.owner_id,
+        session_key=assigned.upstream_key,
+        session=_session(assigned, cipher),
+        total_s=assigned.total_s,
     )
 
 
-def _credential(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] | None:
+def _session(assigned: AssignedServer, cipher: Cipher) -> Session | None:
+    if assigned.upstream_session is None:
+        return None
+    try:
+        return opened(assigned.upstream_session, cipher)
+    except Unreadable:
+        return None
+
+
+def credential_of(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] | None:
     if assigned.ciphertext is None or assigned.auth_type == "none" or assigned.scheme == "none":
         return None
     try:

@@ -15,6 +15,7 @@ class Config:
     `client_address(peer, values of X-Forwarded-For)` says who really calls. `listener` is the origin
     at which this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is how many
     processes share the bound of each server, `token_calls` how many calls a token may have under way in this one.
+    A client has `answer_seconds` to answer what a server asks, and its session may go unused for `session_hours`.
     `log_connections` write the log; before each kind of statement `max_waiting` requests may wait.
     """
 
@@ -29,13 +30,15 @@ class Config:
     own_endpoints: OwnEndpoints = NOWHERE
     listener: str = ""
     listener_secret: str = field(default="", repr=False)
-    body_limit: int = 1 << 20
+    body_limit: int = 4 << 20
     answer_limit: int = 10 << 20
     list_seconds: float = 10.0
     ping_seconds: float = 15.0
     unknown_token_seconds: float = 60.0
     limit_seconds: float = 60.0
+    session_hours: float = 24.0
     queue_seconds: float = 10.0
+    answer_seconds: float = 300.0
     workers: int = 1
     token_calls: int = 64
     log_connections: int = 2

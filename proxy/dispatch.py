@@ -1,42 +1,93 @@
 """From an authorized request to its response: the checks of its protocol version, its MCP method, its errors."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from proxy.access.decision import DENIALS, Grant
-from proxy.access.query import ServersNeeded
-from proxy.catalog import OutOfScope
+from proxy.access.query import NOTHING, ServersNeeded, Wanted
+from proxy.catalog import (
+    PROMPT,
+    RESOURCE,
+    TEMPLATE,
+    TOOL,
+    AliasMissing,
+    OutOfScope,
+    Refusal,
+    UnknownFeature,
+    is_nameable,
+    lookup_key,
+    named,
+    resolve,
+)
+from proxy.forward import CACHE_HINTS, LEVELS, Forwarder
+from proxy.handshake import Handshake
+from proxy.lists import Lists
 from proxy.request import McpRequest
-from proxy.response import Response, Stream
-from proxy.tools_call import ToolCaller
-from proxy.tools_list import ToolLister
-from wire import jsonrpc, product, stateless, trace_context, versions
+from proxy.response import MODERN_STATUS, Response, Stream
+from proxy.server_requests import ROOTS_CHANGED
+from wire import jsonrpc, stateless, trace_context, versions
 from wire.errors import Busy, TokenBusy, UpstreamError
-from wire.jsonrpc import Message, Object, is_storable
+from wire.jsonrpc import Message, Object
 
-CAPABILITIES: Object = {"tools": {}}
-CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
+type Handler = Callable[[McpRequest, Grant, Message, Stream | None], Awaitable[Response]]
 
-SESSION_METHODS = frozenset({"initialize", "ping", "server/discover", "tools/list", "tools/call"})
-MODERN_METHODS = frozenset({"server/discover", "tools/list", "tools/call"})
 
-# The servers the statement must return for a method; a call needs its own, all other methods none.
-SERVERS_NEEDED = {"tools/list": ServersNeeded.ALL}
+class Method(NamedTuple):
+    """In which eras a method is served, what a client is told it can be used for, and what it needs to know."""
+
+    session: bool = True
+    modern: bool = True
+    capability: str = ""  # Under which `initialize` and `server/discover` announce it.
+    introduces: bool = False  # Whether it says what all servers said of themselves.
+    lists: str = ""  # The kind of features it lists.
+    forwards: bool = False  # Whether it names a feature, whose server it goes to.
+
+
+# Every method of a client's that is served; docs/reference/protocol.md shows this table.
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "initialize": Method(modern=False, introduces=True),
+        "ping": Method(modern=False),
+        "server/discover": Method(introduces=True),
+        "tools/list": Method(capability="tools", lists=TOOL),
+        "tools/call": Method(capability="tools", forwards=True),
+        "prompts/list": Method(capability="prompts", lists=PROMPT),
+        "prompts/get": Method(capability="prompts", forwards=True),
+        "resources/list": Method(capability="resources", lists=RESOURCE),
+        "resources/templates/list": Method(capability="resources", lists=TEMPLATE),
+        "resources/read": Method(capability="resources", forwards=True),
+        "resources/subscribe": Method(modern=False, capability="resources", forwards=True),
+        "resources/unsubscribe": Method(modern=False, capability="resources", forwards=True),
+        "completion/complete": Method(capability="completions", forwards=True),
+        "logging/setLevel": Method(modern=False, capability="logging"),
+        "subscriptions/listen": Method(session=False),
+    }
+)
+
+INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES_PATH = "/settings/identities"
 IDENTITY_REASONS = frozenset({"identity_missing", "identity_unconfirmed"})
 
 
-def servers_needed(message: Message | None) -> tuple[ServersNeeded, str]:
-    """Which servers this message needs to know of, and the tool it names."""
-    if message is None or message.id is None:
-        return ServersNeeded.NONE, ""
-    if message.method != "tools/call":
-        return SERVERS_NEEDED.get(message.method, ServersNeeded.NONE), ""
-    name = message.params.get("name")
-    # A name the database cannot hold is no tool's; asked for without what it cannot hold, it would be another's.
-    return (ServersNeeded.OF_TOOL, name) if isinstance(name, str) and is_storable(name) else (ServersNeeded.NONE, "")
+def wanted(message: Message | None) -> Wanted:
+    """Which servers this message needs to know of, and the feature it names."""
+    if message is not None and message.method == ROOTS_CHANGED:
+        return INTRODUCTION
+    if message is None or message.id is None or (method := METHODS.get(message.method)) is None:
+        return NOTHING
+    if method.lists:
+        return Wanted(ServersNeeded.ALL, method.lists)
+    if not method.forwards:
+        return INTRODUCTION if method.introduces else NOTHING
+    feature = named(message)
+    # A name the database cannot hold is nothing's; asked for without what it cannot hold, it would be another's.
+    if feature is None or not is_nameable(feature):
+        return NOTHING
+    return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
 
 
 def error_response(request: McpRequest, code: int, text: str, data: Object | None = None) -> Response:
@@ -48,17 +99,6 @@ def error_response(request: McpRequest, code: int, text: str, data: Object | Non
 
 
 ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
-
-# The HTTP status of a JSON-RPC error in this era; any other code goes out in 200.
-MODERN_STATUS = {
-    jsonrpc.PARSE_ERROR: 400,
-    jsonrpc.INVALID_REQUEST: 400,
-    jsonrpc.METHOD_NOT_FOUND: 404,
-    jsonrpc.INVALID_PARAMS: 400,
-    jsonrpc.HEADER_MISMATCH: 400,
-    jsonrpc.MISSING_CAPABILITY: 400,
-    jsonrpc.UNSUPPORTED_VERSION: 400,
-}
 
 
 class InvalidRequest(Exception):
@@ -72,9 +112,12 @@ class InvalidRequest(Exception):
 
 
 def is_modern(version: str, message: Message) -> bool:
-    """Whether the rules of 2026-07-28 apply: to its version, to unknown versions, and to bodies with its envelope."""
+    """Whether the rules of 2026-07-28 apply: to its version, to unknown versions, and to bodies with its envelope.
+
+    `initialize` negotiates the version, so only an envelope makes it a request of this era, which has no such method.
+    """
     if message.method == "initialize":
-        return False
+        return versions.MODERN_KEY in message.meta
     return (version != "" and version not in versions.SESSION_VERSIONS) or versions.MODERN_KEY in message.meta
 
 
@@ -121,18 +164,45 @@ def _compare(name: str, header: str | None, body: object) -> None:
 
 
 class Dispatcher:
-    """The methods that are served; every other is not found. A token has `max_calls` in progress at most."""
+    """The methods that are served; every other is not found. A token has `max_calls` in progress at most.
 
-    def __init__(self, lister: ToolLister, caller: ToolCaller, public_url: str, max_calls: int) -> None:
+    `handlers` serve the methods of METHODS that are served elsewhere; a method without a handler is not found.
+    """
+
+    def __init__(
+        self,
+        handshake: Handshake,
+        lists: Lists,
+        forwarder: Forwarder,
+        public_url: str,
+        max_calls: int,
+        handlers: Mapping[str, Handler] = MappingProxyType({}),
+    ) -> None:
+        self._handshake = handshake
         self._identities_url = public_url + IDENTITIES_PATH
         self._max_calls = max_calls
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
-        self._lister = lister
-        self._caller = caller
+        self._lists = lists
+        self._forwarder = forwarder
+        self._handlers: dict[str, Handler] = {
+            "initialize": self._initialize,
+            "ping": self._ping,
+            "server/discover": self._discover,
+            **dict.fromkeys((name for name, method in METHODS.items() if method.lists), self._list),
+            **dict.fromkeys(("tools/call", "prompts/get", "resources/read", "completion/complete"), self._forward),
+            "logging/setLevel": self._set_level,
+            **handlers,
+        }
+        handshake.methods = self._handlers.keys()
+
+    def serves(self, name: str, *, modern: bool) -> bool:
+        """Whether this method is served to clients of this era."""
+        method = METHODS.get(name)
+        return method is not None and name in self._handlers and (method.modern if modern else method.session)
 
     async def answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The response to one request; UpstreamError becomes a JSON-RPC error here and nowhere else."""
-        if message.method not in (MODERN_METHODS if request.modern else SESSION_METHODS):
+        if not self.serves(message.method, modern=request.modern):
             return error_response(request, jsonrpc.METHOD_NOT_FOUND, f"Method not found: {message.method[:100]}")
         try:
             return await self._answer_within_limit(request, grant, message, stream)
@@ -141,6 +211,10 @@ class Dispatcher:
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         except UpstreamError as error:
             return self._upstream_error_response(request, error)
+
+    async def end_session(self, grant: Grant) -> Response:
+        """End the session the request names, which is there. Raises DatabaseUnavailable."""
+        return await self._handshake.end(grant)
 
     async def _answer_within_limit(
         self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None
@@ -159,31 +233,32 @@ class Dispatcher:
                 del calls_in_progress[token]
 
     async def _answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        if message.method in {"tools/list", "tools/call"}:
+        method = METHODS[message.method]
+        if method.lists or method.forwards:
             trace_context.check_hops(request.headers)
-        match message.method:
-            case "tools/call":
-                return await self._call(request, grant, message, stream)
-            case "tools/list":
-                return await self._list(request, grant, message)
-            case "initialize":
-                return _initialize(request, grant, message)
-            case "server/discover":
-                return _result_response(request, message, _discovery_result(grant), cacheable=True)
+        if method.forwards and (refusal := _form_refusal(request, message)) is not None:
+            return refusal
+        return await self._handlers[message.method](request, grant, message, stream)
+
+    async def _forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        return await self._forwarder.forward(request, grant, message, stream)
+
+    async def _ping(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         return _result_response(request, message, {})
 
-    async def _call(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        name, arguments = message.params.get("name"), message.params.get("arguments", {})
-        if not isinstance(name, str) or not name or not isinstance(arguments, dict | None):
-            return error_response(request, jsonrpc.INVALID_PARAMS, "Invalid params: a name and an object of arguments")
-        if not is_storable(name):
-            text = "Invalid params: a name holds no NUL and no half of a surrogate pair"
-            return error_response(request, jsonrpc.INVALID_PARAMS, text)
-        if "task" in message.params:
-            return error_response(request, jsonrpc.METHOD_NOT_FOUND, "Tasks are not supported")
-        return await self._caller.call(request, grant, message, stream)
+    async def _initialize(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        return await self._handshake.initialize(request, grant, message)
 
-    async def _list(self, request: McpRequest, grant: Grant, message: Message) -> Response:
+    async def _discover(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        return _result_response(request, message, self._handshake.discover(grant), cacheable=True)
+
+    async def _set_level(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        if message.params.get("level") not in LEVELS:
+            text = f"Invalid params: a level is one of {', '.join(LEVELS)}"
+            return error_response(request, jsonrpc.INVALID_PARAMS, text)
+        return await self._handshake.set_level(request, grant, message)
+
+    async def _list(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         if message.params.get("cursor") is not None:
             # Everything is on the first page, so no cursor is ours.
             return error_response(request, jsonrpc.INVALID_PARAMS, "Invalid cursor")
@@ -192,40 +267,58 @@ class Dispatcher:
             request.set_server(assignments[0])
         began = time.perf_counter()
         try:
-            listing = await self._lister.merge(assignments, grant.connection_id, trace_context.of(request.headers))
+            listing = await self._lists.answer(request, grant, METHODS[message.method].lists)
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
-        return _result_response(request, message, listing.result(), cacheable=True)
+        more: Object = {"resultType": "complete", **CACHE_HINTS} if request.modern else {}
+        return Response(200, listing.response(message.id, more))
+
+    def refused(self, request: McpRequest, error: UpstreamError) -> Response:
+        """The response to a request that is refused with this error."""
+        return self._upstream_error_response(request, error)
+
+    def refusal_now(self, request: McpRequest, grant: Grant) -> UpstreamError | None:
+        """Why a call under way may not go on, by what the database says now; None when it may."""
+        message = request.message
+        feature = named(message) if message is not None else None
+        if feature is None:
+            return None
+        try:
+            resolve(grant, feature)
+        except (Refusal, AliasMissing, UnknownFeature) as refusal:
+            return refusal
+        except OutOfScope as outside:
+            return Refusal("server_disabled", outside.assigned)
+        return None
 
     def _upstream_error_response(self, request: McpRequest, error: UpstreamError) -> Response:
-        text, data = str(error), error.data
+        text, data, code = str(error), error.data, error.code
+        if isinstance(error, UnknownFeature) and error.kind == RESOURCE and not request.modern:
+            code = jsonrpc.RESOURCE_NOT_FOUND
         if error.reason in IDENTITY_REASONS:
             text, data = f"{text} {self._identities_url}", {**(data or {}), "url": self._identities_url}
-        response = error_response(request, error.code, text, data)
+        response = error_response(request, code, text, data)
         reason = error.reason if error.outcome in {"denied", "rate_limited"} else ""
         retry = ((b"retry-after", b"%d" % error.seconds),) if isinstance(error, Busy) else ()
         return response._replace(outcome=error.outcome, deny_reason=reason, headers=retry)
 
 
-def _initialize(request: McpRequest, grant: Grant, message: Message) -> Response:
-    version = versions.negotiated(message.params.get("protocolVersion"))
-    request.row.protocol_version = version
-    result: Object = {"protocolVersion": version, "capabilities": CAPABILITIES, "serverInfo": _server_info(grant)}
-    if grant.gateway_description:
-        result["instructions"] = grant.gateway_description
-    return _result_response(request, message, result)
-
-
-def _discovery_result(grant: Grant) -> Object:
-    result: Object = {"supportedVersions": list(versions.SUPPORTED), "capabilities": CAPABILITIES}
-    result["_meta"] = {versions.SERVER_INFO_KEY: _server_info(grant)}
-    if grant.gateway_description:
-        result["instructions"] = grant.gateway_description
-    return result
-
-
-def _server_info(grant: Grant) -> Object:
-    return {**product.INFO, "title": grant.gateway_name}
+def _form_refusal(request: McpRequest, message: Message) -> Response | None:
+    """What is wrong with the params of a request that names a feature."""
+    params = message.params
+    feature = named(message)
+    if feature is None or not feature.name or not isinstance(params.get("arguments", {}), dict | None):
+        text = "Invalid params: a name and an object of arguments"
+        if message.method not in {"tools/call", "prompts/get"}:
+            text = "Invalid params: a uri" if feature is None or feature.kind == RESOURCE else "Invalid params: a ref"
+        return error_response(request, jsonrpc.INVALID_PARAMS, text)
+    if not is_nameable(feature):
+        what = "uri" if feature.kind == RESOURCE else "name"
+        text = f"Invalid params: a {what} holds no NUL and no half of a surrogate pair"
+        return error_response(request, jsonrpc.INVALID_PARAMS, text)
+    if "task" in params:
+        return error_response(request, jsonrpc.METHOD_NOT_FOUND, "Tasks are not supported")
+    return None
 
 
 def _result_response(request: McpRequest, message: Message, result: Object, *, cacheable: bool = False) -> Response:

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from dataclasses import replace
 
 from proxy import metrics, response
 from proxy.access.decision import DENIALS, Denied, Grant, decide
-from proxy.access.query import Access, TokenDigests
+from proxy.access.query import Access, TokenDigests, access_query
 from proxy.config import Config
 from proxy.dispatch import (
     Dispatcher,
@@ -17,26 +18,32 @@ from proxy.dispatch import (
     check_modern,
     error_response,
     is_modern,
-    servers_needed,
     unsupported,
+    wanted,
 )
 from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
-from proxy.store.call_writer import CallWriter, NotRecorded
+from proxy.server_requests import ServerRequests
+from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
+from proxy.streams import Ending, StandingStream, Streams, error_of, honoured
 from wire import jsonrpc, versions
 from wire.cipher import Cipher
-from wire.errors import NotRecordable
+from wire.errors import NotRecordable, TokenBusy
 from wire.jsonrpc import Message
+from wire.sessions import declared
 
 logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 
+NO_SESSION = "The gateway could not reach its sessions; nothing was executed."
 ACCESS_NOT_CHECKED = "The gateway could not check access."
+ANSWER_NOT_TAKEN = "The gateway could not take this answer; send it again."
+NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
 
@@ -52,6 +59,8 @@ class Endpoint:
         writer: CallWriter,
         usage: UsageTracker,
         dispatcher: Dispatcher,
+        streams: Streams,
+        requests: ServerRequests,
     ) -> None:
         self._config = config
         self._access = access
@@ -59,6 +68,8 @@ class Endpoint:
         self._writer = writer
         self._usage = usage
         self._dispatcher = dispatcher
+        self._streams = streams
+        self._requests = requests
         self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
         self._header_reader = HeaderReader(config, access)
 
@@ -130,9 +141,18 @@ class Endpoint:
 
     async def _find_grant(self, request: McpRequest, token_digests: TokenDigests) -> Grant | None:
         began = time.perf_counter()
-        grant = await self._access.find_grant(
-            token_digests, request.parsed_headers.slug, *servers_needed(request.message)
+        headers, message = request.parsed_headers, request.message
+        session, told = headers.session_digest, None
+        if message is not None and is_modern(headers.protocol_version, message):
+            session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
+        request.query = access_query(
+            token_digests,
+            headers.slug,
+            wanted(message),
+            session=session,
+            declared=declared(told) if told and headers.accepted.stream else "",
         )
+        grant = await self._access.put(request.query)
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         return grant
 
@@ -176,7 +196,10 @@ class Endpoint:
         if refusal is None:
             request.admitted = True
             self._usage.token_used(grant, request.row.client_ip, request.arrived)
-            refusal = _protocol_refusal(request)
+            refusal = _protocol_refusal(request) or self._standing_refusal(request, grant)
+            if refusal is None and _is_standing(request):
+                await self._stand(request, grant)
+                return
             if refusal is None and request.parsed_headers.accepted.stream:
                 stream = Stream(request, self._config.ping_seconds)
         try:
@@ -191,24 +214,120 @@ class Endpoint:
     async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
         message = request.message
         if message is None or not message.is_request:
-            return Response(202)
+            return await self._take(request, grant)
         answering = self._dispatcher.answer(request, grant, message, stream)
         ping_timer = stream.keep_alive() if stream is not None else None
+        request.task = asyncio.current_task()
+        self._streams.calls[request.uid] = request
         try:
-            return await (_cancel_when_client_leaves(request, answering) if request.modern else answering)
+            answer = await (_cancel_when_client_leaves(request, answering) if request.modern else answering)
+            return answer if request.ending is None else self._ended(request, request.ending, stream)
         except asyncio.CancelledError:
+            if request.ending is not None and request.task is not None:
+                request.task.uncancel()
+                return self._ended(request, request.ending, stream)
             # The process is being stopped: the client gets no response, the log gets the row.
             await self._finish(request, Response(CLIENT_LEFT, b"", "cancelled"), None)
             raise
         except NotRecordable:
             raise
-        except Exception:
-            logger.exception("a call failed inside the gateway", extra={"request_id": request.uid})
-            return error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the call gets an answer and a row
+            return _failed(request, error)
         finally:
+            del self._streams.calls[request.uid]
             if stream is not None and ping_timer is not None:
                 ping_timer.cancel()
                 stream.stop_pings()
+
+    async def _take(self, request: McpRequest, grant: Grant) -> Response:
+        """Take what has no answer: an answer of the client's to a server, a notification, or a DELETE."""
+        message = request.message
+        if request.parsed_headers.http_method == "DELETE":
+            return await self._end_session(request, grant)
+        if message is None or request.modern:
+            return Response(202)
+        match message.method:
+            case "notifications/cancelled":
+                await self._streams.cancel(grant.owner_id, message.params.get("requestId"))
+            case "notifications/roots/list_changed":
+                self._requests.roots_changed(grant)
+            case "":
+                try:
+                    await self._requests.take_answer(request, grant)
+                except DatabaseUnavailable:
+                    metrics.UNAVAILABLE.labels("sessions").inc()
+                    return _unavailable(request, ANSWER_NOT_TAKEN)
+        return Response(202)
+
+    async def _end_session(self, request: McpRequest, grant: Grant) -> Response:
+        try:
+            return await self._dispatcher.end_session(grant)
+        except DatabaseUnavailable:
+            metrics.UNAVAILABLE.labels("sessions").inc()
+            return _unavailable(request, NO_SESSION)
+
+    def _ended(self, request: McpRequest, ending: Ending, stream: Stream | None) -> Response:
+        """What a call is answered that was under way when it was cut off, or cancelled by its client."""
+        request_id = request.message.id if request.message is not None else None
+        if ending.refusal is not None:
+            return self._dispatcher.refused(request, ending.refusal)
+        if ending.denied is None:
+            body = b"" if stream is not None else jsonrpc.error(request_id, jsonrpc.CANCELLED, "Request cancelled")
+            return Response(200, body, "cancelled", code=None if stream is not None else jsonrpc.CANCELLED)
+        answer = self._denied(request, ending.denied)
+        if stream is None or not (stream.opened or not request.parsed_headers.accepted.json):
+            return answer
+        return answer._replace(status=200, body=error_of(ending.denied, request_id))
+
+    # Standing streams: a row when they begin, another when they end
+
+    def _standing_refusal(self, request: McpRequest, grant: Grant) -> Response | None:
+        if not _is_standing(request):
+            return None
+        if not request.parsed_headers.accepted.stream:
+            return _bad_request(406, "The Accept header must allow text/event-stream")
+        if self._streams.of_token(grant.token_id) >= self._config.token_calls:
+            error = TokenBusy(str(self._config.token_calls), seconds=1)
+            return self._dispatcher.refused(request, error)
+        return None
+
+    async def _stand(self, request: McpRequest, grant: Grant) -> None:
+        standing = self._standing_stream(request, grant)
+        row = request.row
+        row.duration_ms = (time.perf_counter() - request.began) * 1000
+        try:
+            await self._writer.commit(row)
+        except NotRecorded:
+            metrics.UNAVAILABLE.labels("record").inc()
+            await response.send(request, _unavailable(request, NOT_RECORDED))
+            return
+        metrics.count(row, (row.outcome, row.deny_reason), row.duration_ms / 1000, 0.0)
+        ending = None
+        try:
+            ending = await self._streams.serve(standing, self._config.ping_seconds)
+        finally:
+            await self._record_end(request, ending, standing.sent)
+
+    def _standing_stream(self, request: McpRequest, grant: Grant) -> StandingStream:
+        if request.message is None:
+            return StandingStream(request, grant)
+        lists, uris = honoured(request.message.params.get("notifications"))
+        standing = StandingStream(request, grant, subscription=request.message.id, lists=lists, uris=uris)
+        standing.acknowledge()
+        return standing
+
+    async def _record_end(self, request: McpRequest, ending: Ending | None, sent: int) -> None:
+        """Write the row of the end of a standing stream, which bears the id of the row of its start."""
+        now = time.time()
+        denied = ending.denied if ending is not None else None
+        row = replace(request.row, uid=new_uid(now), created_at=now, correlation_id=request.uid, response_bytes=sent)
+        row.duration_ms = (time.perf_counter() - request.began) * 1000
+        row.authorise_ms = None
+        if denied is not None:
+            row.outcome, row.deny_reason = "unauthorized" if denied.status == 401 else "denied", denied.reason
+            row.rpc_error_code = jsonrpc.UNAUTHORIZED if denied.status == 401 else jsonrpc.FORBIDDEN
+        with suppress(NotRecorded):  # It has been logged, and nobody waits for an answer.
+            await self._writer.commit(row)
 
     async def _finish(self, request: McpRequest, answer: Response, stream: Stream | None) -> None:
         row = request.row
@@ -231,16 +350,29 @@ class Endpoint:
         if stream is not None and (
             stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
         ):
-            await stream.finish(answer.body)
+            await stream.finish(answer.body, answer.headers)
         else:
             await response.send(request, answer)
+
+
+def _is_standing(request: McpRequest) -> bool:
+    """Whether this asks for a stream that lasts: a GET in a session, or `subscriptions/listen`."""
+    message = request.message
+    if message is None:
+        version = request.parsed_headers.protocol_version
+        return (
+            request.parsed_headers.http_method == "GET"
+            and (not version or version in versions.SESSION_VERSIONS)
+            and request.parsed_headers.session_digest is not None
+        )
+    return request.modern and message.method == "subscriptions/listen" and message.is_request
 
 
 def _protocol_refusal(request: McpRequest) -> Response | None:
     """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP; sets `request.modern`."""
     request_headers = request.parsed_headers
     if request_headers.http_method != "POST":
-        return Response(405, b"", "bad_request", headers=(response.ALLOW_POST,))
+        return _verb_refusal(request)
     if not request_headers.is_json:
         return _bad_request(415, "The Content-Type must be application/json")
     if not any(request_headers.accepted):
@@ -250,12 +382,31 @@ def _protocol_refusal(request: McpRequest) -> Response | None:
     return _version_refusal(request, request.message) if request.message is not None else None
 
 
+def _verb_refusal(request: McpRequest) -> Response | None:
+    """What is wrong with a request that is no POST."""
+    request_headers = request.parsed_headers
+    if request_headers.http_method == "DELETE" and request_headers.protocol_version != versions.MODERN:
+        if request_headers.session_digest is None:
+            return _bad_request(400, NO_SESSION_ID)
+    elif not _is_standing(request):
+        return Response(405, b"", "bad_request", headers=(response.ALLOW,))
+    return _session_refusal(request)
+
+
+def _session_refusal(request: McpRequest) -> Response | None:
+    """The answer to a session that is not there: ended, another connection's, or none that ever was."""
+    known = request.grant is not None and request.grant.session is not None
+    if known or request.parsed_headers.session_digest is None:
+        return None
+    return _bad_request(404, "Session not found", jsonrpc.UNKNOWN_SESSION)
+
+
 def _version_refusal(request: McpRequest, message: Message) -> Response | None:
-    version = request.parsed_headers.protocol_version
+    version = request.version
     request.modern = is_modern(version, message)
     if not request.modern:
         request.set_client(message.params.get("clientInfo"))
-        return None
+        return None if message.method == "initialize" else _session_refusal(request)
     request.set_client(message.meta.get(versions.CLIENT_INFO_KEY))
     try:
         if message.is_request:
@@ -275,6 +426,15 @@ def _bad_request(status: int, text: str, code: int = jsonrpc.INVALID_REQUEST) ->
 
 def _too_large() -> Response:
     return _bad_request(413, "The request is larger than this gateway accepts")
+
+
+def _failed(request: McpRequest, error: Exception) -> Response:
+    """The answer to a call that failed inside the gateway."""
+    if isinstance(error, DatabaseUnavailable):
+        metrics.UNAVAILABLE.labels("sessions").inc()
+        return _unavailable(request, NO_SESSION)
+    logger.error("a call failed inside the gateway", exc_info=error, extra={"request_id": request.uid})
+    return error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:

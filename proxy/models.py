@@ -1,5 +1,7 @@
 """Tables of the proxy. Declared here for migrations; the proxy itself reads them by SQL only."""
 
+from uuid import uuid4
+
 from django.db import models
 
 
@@ -26,3 +28,129 @@ class RateCounter(models.Model):
 
     def __str__(self) -> str:
         return f"{self.subject_type} since {self.window:%H:%M:%S}: {self.calls}"
+
+
+class Cancellation(models.Model):
+    """A call that its client cancelled at another worker; `key` is a digest of whose call it is and of its id."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.key[:8]} at {self.at:%H:%M:%S}"
+
+
+class Session(models.Model):
+    """A client's MCP session: what `initialize` said. Who holds its id may use it with a token of its connection.
+
+    `digest` is SHA-256 of the id. `declared` is what of the client's capabilities servers are told. An ended session
+    has no row.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    digest = models.BinaryField(max_length=32, unique=True)
+    connection = models.ForeignKey("connections.Connection", models.CASCADE, related_name="+", db_index=False)
+    version = models.CharField(max_length=20)
+    capabilities = models.JSONField(default=dict)
+    declared = models.CharField(max_length=200, blank=True)
+    client_name = models.CharField(max_length=200, blank=True)
+    client_version = models.CharField(max_length=200, blank=True)
+    log_level = models.CharField(max_length=12, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
+
+    class Meta:
+        indexes = (models.Index(fields=("connection", "last_used_at"), name="sessions_of_a_connection"),)
+
+    def __str__(self) -> str:
+        return f"{self.client_name or 'a client'}, {self.version}"
+
+
+class UpstreamSession(models.Model):
+    """A session at a server, for one client's session, or for a connection whose client names none.
+
+    `key` says for what it was opened; query.sql makes it. `sealed_id` is the server's id for it, empty with a server
+    that keeps no state.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    owner_id = models.UUIDField()
+    connection_id = models.UUIDField()
+    server_id = models.UUIDField()
+    key = models.CharField(max_length=600)
+    sealed_id = models.BinaryField()
+    version = models.CharField(max_length=40)
+    log_level = models.CharField(max_length=12, blank=True)
+    opened_at = models.DateTimeField(auto_now_add=True)
+    last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                fields=("owner_id", "server_id", "key"), name="one_upstream_session_per_owner_and_key"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.server_id} for {self.owner_id}"
+
+
+class ServerInfo(models.Model):
+    """What a server said of itself last, in answer to `initialize` or `server/discover`.
+
+    Instructions may be meant for one user only, so there is a row for each identity; `told_to` is the identity, or the
+    server itself when it was asked without one.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    server_id = models.UUIDField()
+    told_to = models.UUIDField()
+    version = models.CharField(max_length=40, blank=True)
+    capabilities = models.JSONField(default=dict)
+    instructions = models.TextField(blank=True)
+    changed_at = models.DateTimeField()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(fields=("server_id", "told_to"), name="one_info_per_server_and_identity"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.server_id}: {', '.join(self.capabilities)}"
+
+
+class PendingRequest(models.Model):
+    """What a server asked of a client and waits for, until `expires_at`; `asked` and `answer` are sealed.
+
+    It is answered by `session_id` of the connection, or by the retry of the suspended call `call_id`.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    connection_id = models.UUIDField()
+    session_id = models.UUIDField(null=True)
+    call_id = models.UUIDField(null=True, db_index=True)
+    method = models.CharField(max_length=64)
+    asked = models.BinaryField(null=True)
+    answer = models.BinaryField(null=True)
+    expires_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.method} until {self.expires_at:%H:%M:%S}"
+
+
+class SuspendedCall(models.Model):
+    """A call whose server waits for answers while its client is away to collect them; `outcome` is sealed.
+
+    `turn` counts the times the client was asked; each requestState is good for one of them. The worker that holds the
+    call says so in `beat_at` until it is over.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    connection_id = models.UUIDField()
+    turn = models.PositiveIntegerField(default=0)
+    outcome = models.BinaryField(null=True)
+    beat_at = models.DateTimeField()
+    expires_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"turn {self.turn} until {self.expires_at:%H:%M:%S}"

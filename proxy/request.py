@@ -1,5 +1,6 @@
 """One HTTP request at /mcp/<slug>: its headers, parsed once, its body, its message, and its row in the log."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -7,12 +8,14 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.access.query import Access, TokenDigests
+from proxy.access.query import Access, AccessQuery, TokenDigests
+from proxy.catalog import named
 from proxy.config import Config
+from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
 from wire import jsonrpc, token_text
 from wire.http1 import SAME_HEAD
-from wire.jsonrpc import Malformed, Message
+from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message
 
 type Scope = MutableMapping[str, Any]
 type Pair = tuple[bytes, bytes]
@@ -22,6 +25,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 # The kinds of tokens that open an MCP endpoint.
 MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
+
+SESSION_ID = b"mcp-session-id"
 
 ACCEPT_BOTH = b"application/json, text/event-stream"
 
@@ -48,6 +53,7 @@ class RequestHeaders(NamedTuple):
     accepted: Accepted
     user_agent: str
     protocol_version: str
+    session_digest: bytes | None  # None without the id of a session.
 
 
 class HeaderReader:
@@ -93,6 +99,7 @@ class HeaderReader:
             accepted=accepted(headers.get(b"accept")),
             user_agent=_text(headers, b"user-agent"),
             protocol_version=_text(headers, b"mcp-protocol-version"),
+            session_digest=_session_digest(header_pairs) if SESSION_ID in headers else None,
         )
 
 
@@ -144,6 +151,11 @@ def _token(header_pairs: Iterable[Pair]) -> str | None:
     return text if len(values) == 1 and token_text.well_formed(text, MCP_TOKEN_KINDS) else None
 
 
+def _session_digest(header_pairs: Iterable[Pair]) -> bytes:
+    """The digest of the session's id; that of no session when there are several."""
+    return sessions.digest("".join(value.decode("latin-1") for name, value in header_pairs if name == SESSION_ID))
+
+
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
     return headers.get(name, b"").decode("latin-1")
 
@@ -173,6 +185,7 @@ class McpRequest:
         "arrived",
         "began",
         "body",
+        "ending",
         "grant",
         "header_pairs",
         "headers",
@@ -181,10 +194,13 @@ class McpRequest:
         "modern",
         "origin",
         "parsed_headers",
+        "query",
         "receive",
         "row",
         "send",
+        "task",
         "uid",
+        "version",
     )
 
     def __init__(self, request_headers: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
@@ -202,6 +218,8 @@ class McpRequest:
         self._more = True
         self.body = b""
         self.message: Message | None = None
+        # What the client says it speaks; a session's, once it is known that the request names one.
+        self.version = request_headers.protocol_version
         self.malformed: Malformed | None = None
         self.modern = False
         # The browser's origin, once it has been admitted.
@@ -209,6 +227,10 @@ class McpRequest:
         self.grant: Grant | None = None
         # Whether the call was let through, whatever was wrong with it then.
         self.admitted = False
+        # What the database was asked about it; the task that serves it while it is under way; why it is to end.
+        self.query: AccessQuery | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.ending: Any = None
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
@@ -236,6 +258,9 @@ class McpRequest:
 
     def parse(self) -> None:
         """Take the message out of the body; what is wrong with it is told later, after authentication."""
+        if len(self.body) > LARGE and jsonrpc.has_more_values(self.body, MOST_VALUES):
+            self.malformed = Malformed(jsonrpc.INVALID_REQUEST, f"The body holds more than {MOST_VALUES:,} values")
+            return
         try:
             self.message = jsonrpc.parse(self.body)
         except Malformed as error:
@@ -252,11 +277,19 @@ class McpRequest:
         row.user_id, row.user_email = grant.user_id, grant.user_email
         row.client_ip = self.parsed_headers.client_ip
         row.user_agent = self.parsed_headers.user_agent
-        row.protocol_version = self.parsed_headers.protocol_version
+        if grant.session is not None:
+            self.version = self.version or grant.session.version
+            row.client_name, row.client_version = grant.session.client_name, grant.session.client_version
+        row.protocol_version = self.version
         row.request_bytes = len(self.body)
-        row.method, tool = self._names()
-        if tool:
-            row.feature_type, row.feature_name = "tool", tool
+        if self.message is not None:
+            row.method = self.message.method or "response"
+            if (feature := named(self.message)) is not None and feature.name:
+                row.feature_type, row.feature_name = feature
+        elif self.parsed_headers.http_method != "POST":
+            row.method = self.parsed_headers.http_method
+        else:
+            row.method = jsonrpc.method_in(self.body)
 
     def set_server(self, assigned: AssignedServer) -> None:
         """The call goes to this server."""
@@ -270,13 +303,3 @@ class McpRequest:
             name, version = info.get("name"), info.get("version")
             self.row.client_name = name if isinstance(name, str) else ""
             self.row.client_version = version if isinstance(version, str) else ""
-
-    def _names(self) -> tuple[str, str]:
-        if self.message is not None:
-            tool = self.message.params.get("name") if self.message.method == "tools/call" else ""
-            return self.message.method or "response", tool if isinstance(tool, str) else ""
-        return (
-            (self.parsed_headers.http_method, "")
-            if self.parsed_headers.http_method != "POST"
-            else (jsonrpc.method_in(self.body), "")
-        )

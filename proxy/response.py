@@ -19,12 +19,24 @@ CORS_EXPOSED_HEADERS = b"Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate,
 CONTENT_TYPE_JSON = (b"content-type", b"application/json")
 NO_STORE = (b"cache-control", b"no-store")
 RETRY_AFTER = (b"retry-after", b"1")
-ALLOW_POST = (b"allow", b"POST")
+ALLOW = (b"allow", b"POST, DELETE")
 STREAM_HEADERS = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
+
+# The HTTP status of a JSON-RPC error in this era; any other code goes out in 200.
+MODERN_STATUS = {
+    jsonrpc.PARSE_ERROR: 400,
+    jsonrpc.INVALID_REQUEST: 400,
+    jsonrpc.METHOD_NOT_FOUND: 404,
+    jsonrpc.INVALID_PARAMS: 400,
+    jsonrpc.HEADER_MISMATCH: 400,
+    jsonrpc.MISSING_CAPABILITY: 400,
+    jsonrpc.UNSUPPORTED_VERSION: 400,
+}
+
 
 _is_param_header = re.compile(r"mcp-param-[!#$%&'*+\-.^_`|~0-9a-z]{1,80}", re.IGNORECASE).fullmatch
 
@@ -91,12 +103,13 @@ class Stream:
     A silent stream gets a comment every `ping_seconds`, because proxies on the way close idle connections.
     """
 
-    __slots__ = ("_ended", "_lock", "_ping_seconds", "_ping_task", "_request", "opened")
+    __slots__ = ("_ended", "_headers", "_lock", "_ping_seconds", "_ping_task", "_request", "opened")
 
     def __init__(self, request: McpRequest, ping_seconds: float) -> None:
         self._request = request
         self._ping_seconds = ping_seconds
         self._ended = False
+        self._headers: tuple[Pair, ...] = ()
         self._lock = asyncio.Lock()
         self._ping_task: asyncio.Task[None] | None = None
         self.opened = False
@@ -109,10 +122,11 @@ class Stream:
         """Send a notification."""
         await self._write(sse.event(jsonrpc.dumps(message)))
 
-    async def finish(self, body: bytes) -> None:
-        """Send the response as the last event."""
+    async def finish(self, body: bytes, headers: tuple[Pair, ...] = ()) -> None:
+        """Send the response as the last event, or just end; `headers` go along if none have been sent yet."""
         self.stop_pings()
-        await self._write(sse.event(body), last=True)
+        self._headers = headers
+        await self._write(sse.event(body) if body else b"", last=True)
 
     def stop_pings(self) -> None:
         """Send no more pings: the response is there, or the client left."""
@@ -132,7 +146,8 @@ class Stream:
     async def _open(self) -> None:
         request = self._request
         metrics.open_counts["streams"] += 1
-        headers = [*STREAM_HEADERS, (b"x-request-id", request.uid.encode()), *cors_headers(request.origin)]
+        own = (b"x-request-id", request.uid.encode())
+        headers = [*STREAM_HEADERS, own, *cors_headers(request.origin), *self._headers]
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def _start_pings(self) -> None:

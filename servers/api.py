@@ -43,6 +43,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     auth_type = serializers.CharField()
     header_name = serializers.CharField()
     timeout_seconds = serializers.IntegerField()
+    total_seconds = serializers.IntegerField()
     max_concurrent = serializers.IntegerField()
     enabled = serializers.BooleanField()
     health = serializers.CharField()
@@ -84,6 +85,7 @@ class ServerChanges(Body):
     auth_type = serializers.ChoiceField(AuthType.choices)
     header_name = serializers.CharField(max_length=80, allow_blank=True)
     timeout_seconds = serializers.IntegerField(min_value=1, max_value=120)
+    total_seconds = serializers.IntegerField(min_value=1, max_value=3600)
     max_concurrent = serializers.IntegerField(min_value=1, max_value=1000)
 
 
@@ -94,6 +96,7 @@ class NewServer(ServerChanges):
     auth_type = serializers.ChoiceField(AuthType.choices, default=AuthType.NONE)
     header_name = serializers.CharField(max_length=80, allow_blank=True, default="")
     timeout_seconds = serializers.IntegerField(min_value=1, max_value=120, default=30)
+    total_seconds = serializers.IntegerField(min_value=1, max_value=3600, default=600)
     max_concurrent = serializers.IntegerField(min_value=1, max_value=1000, default=64)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -13,16 +14,18 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.models import User
+from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server, cipher
 from servers.upstream_guard import upstream_guard
 from wire import blocking, builtin, errors
 from wire.cipher import Unreadable
 from wire.client import MOST_BYTES
 from wire.credential import Unsendable, header_of
+from wire.definitions import TOOL, Definition
 from wire.guard import Guard, UrlRefused
 from wire.jsonrpc import storable
 from wire.pool import CONNECT_SECONDS, Transport
-from wire.rpc_messages import Target
+from wire.rpc_messages import ServerInfo, Target
 
 __all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "note", "probe"]
 
@@ -47,12 +50,21 @@ class AccessRefused(Failed):
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """What a server turned out to speak and to offer; `tools` are its usable definitions as it sent them."""
+    """What a server turned out to speak and to offer: by kind its usable definitions, as it sent them."""
 
     era: Era
-    version: str
-    tools: list[dict[str, Any]]
+    info: ServerInfo
+    features: dict[str, list[Definition]]
     took_ms: int
+
+    @property
+    def version(self) -> str:
+        return self.info.version
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """Its tools as it defines them."""
+        return [definition.value for definition in self.features[TOOL]]
 
     def __str__(self) -> str:
         count = len(self.tools)
@@ -84,6 +96,7 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
     match outcome:
         case Discovered():
             server.note_health(Health.OK, era=outcome.era)
+            _note_info(server, identity, outcome.info)
         case AccessRefused():  # Who asks for a credential is up.
             server.note_health(Health.OK)
         case Failed():
@@ -93,26 +106,39 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
         Identity.objects.filter(pk=identity.pk).update(last_used_at=timezone.now(), last_error=error)
 
 
-def discover(server: Server, identity: Identity | None) -> Discovered:
-    """Ask `server` for all its tools, in whichever era it speaks. Raises Failed."""
+def _note_info(server: Server, identity: Identity | None, info: ServerInfo) -> None:
+    """Keep what the server said of itself to this identity: clients are told it."""
+    said = {
+        "version": info.version,
+        "capabilities": info.capabilities,
+        "instructions": storable(info.instructions),
+        "changed_at": timezone.now(),
+    }
+    StoredInfo.objects.update_or_create(
+        server_id=server.pk, told_to=identity.pk if identity else server.pk, defaults=said
+    )
+
+
+def discover(server: Server, identity: Identity | None, kinds: Sequence[str] = (TOOL,)) -> Discovered:
+    """Ask `server` for all it offers of these kinds, in whichever era it speaks. Raises Failed."""
     started = time.monotonic()
     try:
-        tools = _ask(server, identity)
+        found = _ask(server, identity, kinds)
     except errors.AccessRefused as error:
         reason = "it refused the credential" if identity else "it wants a credential"
         raise AccessRefused(f"answered {error.status}: {reason}") from None
     except errors.UpstreamError as error:
         raise Failed(_in_words(error, server)) from None
-    return Discovered(Era(tools.era), tools.version, tools.tools, round((time.monotonic() - started) * 1000))
+    return Discovered(Era(found.era), found.info, found.features, round((time.monotonic() - started) * 1000))
 
 
-def _ask(server: Server, identity: Identity | None) -> blocking.Discovery:
+def _ask(server: Server, identity: Identity | None, kinds: Sequence[str]) -> blocking.Discovery:
     if server.is_built_in:
         listener = builtin.listener()
         if listener is None:
             raise Failed("is part of the running gateway, which this command is not")
         transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
-        return blocking.discover(_target(server, None), transport, seconds=DISCOVERY_SECONDS)
+        return blocking.discover(_target(server, None), transport, seconds=DISCOVERY_SECONDS, kinds=kinds)
     guard = upstream_guard()
     if guard.own.has(server.url):
         raise AccessRefused("was not asked: its URL is an address of this gateway itself")
@@ -120,7 +146,9 @@ def _ask(server: Server, identity: Identity | None) -> blocking.Discovery:
         guard.check_url(server.url)
     except UrlRefused as refusal:
         raise Failed(f"cannot be called: {refusal}") from None
-    return blocking.discover(_target(server, identity), Transport(guard, limit=MOST_BYTES), seconds=DISCOVERY_SECONDS)
+    return blocking.discover(
+        _target(server, identity), Transport(guard, limit=MOST_BYTES), seconds=DISCOVERY_SECONDS, kinds=kinds
+    )
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
@@ -135,6 +163,7 @@ def _target(server: Server, identity: Identity | None) -> Target:
         connection_id="",
         credential=_credential(server, identity),
         generation="",
+        total_s=server.total_seconds,
     )
 
 
@@ -165,11 +194,15 @@ SENTENCES: dict[type[errors.UpstreamError], str] = {
     errors.AddressBlocked: "has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it",
     errors.Loop: "has an address that leads back to this gateway itself",
     errors.TooLarge: "answered with {0.detail}",
-    errors.TooManyTools: "lists {0.detail}",
+    errors.TooManyFeatures: "lists {0.detail}",
     errors.Flooded: "sent {0.detail} instead of an answer",
     errors.BadAnswer: "answered, but not in MCP",
     errors.Redirected: f"redirects to {{0.location:.{MAX_QUOTED}}}; redirects are not followed",
     errors.UnknownVersion: "{0.detail}, which this gateway does not know",
+    errors.OldTransport: (
+        "speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call; "
+        "ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse"
+    ),
     errors.BadSessionId: "opened a session whose id no header can carry",
 }
 

@@ -61,9 +61,20 @@ class ServerForm(forms.Form):
     auth_type = forms.ChoiceField(label="Auth type", choices=AuthType.choices, initial=AuthType.NONE)
     header_name = forms.CharField(required=False, max_length=80, help_text="For “Own header” only.")
     timeout_seconds = forms.IntegerField(
-        label="Time limit", min_value=1, max_value=120, initial=30, help_text="Seconds a call may take, 120 at most."
+        label="Time limit",
+        min_value=1,
+        max_value=120,
+        initial=30,
+        help_text="Seconds the server may be silent during a call, 120 at most. Whatever it sends begins it anew.",
     )
-
+    total_seconds = forms.IntegerField(
+        label="Longest call",
+        required=False,
+        min_value=1,
+        max_value=3600,
+        initial=600,
+        help_text="Seconds a call may take in all, 3,600 at most.",
+    )
     max_concurrent = forms.IntegerField(
         label="Calls at once",
         required=False,
@@ -95,6 +106,10 @@ class ServerForm(forms.Form):
         if self.server and url == self.server.url:
             return url
         return _callable(url)
+
+    def clean_total_seconds(self) -> int:
+        given: int | None = self.cleaned_data["total_seconds"]
+        return given or (self.server.total_seconds if self.server else 600)
 
     def clean_max_concurrent(self) -> int:
         value: int | None = self.cleaned_data["max_concurrent"]

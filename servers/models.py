@@ -104,7 +104,10 @@ class Server(Versioned, Switchable):
     auth_type = models.CharField("authentication", max_length=10, choices=AuthType, default=AuthType.NONE)
     header_name = models.CharField(max_length=80, blank=True)
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
+    total_seconds = models.PositiveSmallIntegerField(default=600, db_default=600)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
+    # Its lists differ by session: it is asked for each one, and what is stored only says what may be shown.
+    lists_live = models.BooleanField(default=False, db_default=False)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
     health_checked_at = models.DateTimeField(null=True, blank=True)
     health_error = models.CharField(max_length=300, blank=True)
@@ -129,6 +132,9 @@ class Server(Versioned, Switchable):
             models.CheckConstraint(
                 condition=Q(timeout_seconds__range=(1, 120)), name="server_timeout_is_two_minutes_at_most"
             ),
+            models.CheckConstraint(
+                condition=Q(total_seconds__range=(1, 3600)), name="server_total_time_is_an_hour_at_most"
+            ),
             models.CheckConstraint(condition=Q(max_concurrent__range=(1, 1000)), name="server_concurrency_is_bounded"),
             models.CheckConstraint(
                 condition=~Q(auth_type=AuthType.HEADER) | ~Q(header_name=""), name="header_credential_names_its_header"
@@ -148,7 +154,17 @@ class Server(Versioned, Switchable):
         return self.auth_type != AuthType.NONE
 
     def editable(self) -> dict[str, Any]:
-        names = ("name", "url", "auth_type", "header_name", "timeout_seconds", "max_concurrent", "enabled")
+        names = (
+            "name",
+            "url",
+            "auth_type",
+            "header_name",
+            "timeout_seconds",
+            "total_seconds",
+            "max_concurrent",
+            "lists_live",
+            "enabled",
+        )
         return {name: getattr(self, name) for name in names}
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.urls import reverse
 
-from gateways.models import Gateway, Tool
+from gateways.models import Feature, Gateway
 from tokens.models import Issued
 
 PLACEHOLDER = "<your-api-access-token>"
@@ -37,12 +37,12 @@ class ToolCall(NamedTuple):
 
 def example_call(gateway: Gateway) -> ToolCall | None:
     """The simplest harmless call this gateway is known to offer; None while no tool is known."""
-    tools = Tool.objects.callable().filter(assignment__gateway=gateway)
+    tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway)
     tool = min(tools, key=_example_order, default=None)
     return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
 
 
-def _example_order(tool: Tool) -> tuple[bool, bool, int, str]:
+def _example_order(tool: Feature) -> tuple[bool, bool, int, str]:
     """Sort key for example tools: an echo first, then read-only tools, then those with the fewest arguments."""
     reads = isinstance(tool.annotations, dict) and bool(tool.annotations.get("readOnlyHint"))
     return tool.name != "echo", not reads, len(_required(tool.input_schema)), tool.exposed_name

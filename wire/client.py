@@ -4,54 +4,102 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from wire import jsonrpc, stateless, versions
-from wire.errors import BadAnswer, Busy, NotRecordable, TimedOut, TooLarge, TooManyTools
+from wire import jsonrpc, sse, stateless
+from wire.definitions import CATALOGUES, Catalogue, Definition, read_items, usable
+from wire.errors import (
+    BadAnswer,
+    Busy,
+    NotRecordable,
+    OldTransport,
+    TimedOut,
+    TooLarge,
+    TooManyFeatures,
+    UpstreamError,
+)
 from wire.http1 import more_than
 from wire.jsonrpc import Object
-from wire.pool import Transport
-from wire.rpc_messages import MODERN, SESSION, OnNotification, RpcResponse, Target, WrongEra, ignore
-from wire.sessions import SessionWire
-from wire.tool_names import usable_tools
+from wire.pool import HttpResponse, Transport
+from wire.rpc_messages import (
+    MODERN,
+    SESSION,
+    Answer,
+    OnNotification,
+    OnRequest,
+    RpcResponse,
+    ServerInfo,
+    Target,
+    WrongEra,
+    ignore,
+)
+from wire.sessions import SessionsInMemory, SessionStore, SessionWire
 from wire.turns import FairQueue, QueueFull
 
 SWEEP_SECONDS = 60
+INTRODUCTION_SECONDS = 600
 RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.
 
-# What one server's list of tools may hold.
+# What one server's list of one kind of features may hold.
 MOST_PAGES = 100
 MOST_BYTES = 10 << 20
-MOST_TOOLS = 5_000
+MOST_FEATURES = 5_000
+
+# What a server of the HTTP+SSE transport answers to a POST at the address of its stream; and the look at that stream.
+OLD_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
+OLD_SECONDS = 3
+LARGEST_FIRST_EVENT = 64 << 10
 
 type LearnEra = Callable[[str, str, str], None]
-
-
-class ToolList(NamedTuple):
-    """The usable tools of one server as it sent them; `annotated` when some repeat arguments in headers."""
-
-    tools: list[Object]
-    annotated: bool
+type Introduced = Callable[[Target, ServerInfo], None]
 
 
 class TimeLimit:
     """A block that raises TimeoutError when it takes longer than `seconds`. Enter it inside a task, once.
 
-    It is `asyncio.timeout` in a third of its time, since every call is under one.
+    With `total` the first limit begins anew at each `touch`, and `total` is what the block may take in all; `exceeded`
+    says which it was. It is `asyncio.timeout` in a third of its time, since every call is under one.
     """
 
-    __slots__ = ("_cancelled_before", "_expired", "_seconds", "_task", "_timer")
+    __slots__ = ("_cancelled_before", "_ends", "_expired", "_held", "_moved", "_seconds", "_task", "_timer", "_total")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, total: float | None = None) -> None:
         self._seconds = seconds
+        self._total = total
         self._expired = False
+        self._held = 0
+        self._moved = 0.0
+
+    @property
+    def exceeded(self) -> str:
+        """`total` or `idle`."""
+        over = self._total is not None and self._task.get_loop().time() >= self._ends
+        return "total" if over else "idle"
+
+    def touch(self) -> None:
+        """Something came: the first limit begins anew."""
+        self._moved = self._task.get_loop().time()
+
+    def hold(self) -> None:
+        """The first limit stands still until as many `go_on` were called."""
+        self._held += 1
+
+    def go_on(self) -> None:
+        """The opposite of `hold`."""
+        self._held -= 1
+        self.touch()
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         self._cancelled_before = task.cancelling()
-        self._timer = task.get_loop().call_later(self._seconds, self._expire)
+        loop = task.get_loop()
+        seconds = self._seconds
+        if self._total is not None:
+            self._ends = loop.time() + self._total
+            seconds = min(seconds, self._total)
+        self._timer = loop.call_later(seconds, self._expire)
         return self
 
     def __exit__(
@@ -64,12 +112,64 @@ class TimeLimit:
             raise TimeoutError from error
 
     def _expire(self) -> None:
+        if self._total is not None:
+            loop = self._task.get_loop()
+            now = loop.time()
+            due = min((now if self._held else self._moved) + self._seconds, self._ends)
+            if due > now:
+                self._timer = loop.call_at(due, self._expire)
+                return
         self._expired = True
         self._task.cancel()
 
 
+class Place:
+    """The place of one call, and its time limit. Both rest while somebody is asked something for the server."""
+
+    __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")
+
+    def __init__(self, queue: FairQueue, person: str, connection: str, limit: TimeLimit) -> None:
+        self._queue = queue
+        self._person = person
+        self._connection = connection
+        self._limit = limit
+        self._away = 0
+        self._over = False
+
+    def give_back_while(self, on_request: OnRequest) -> OnRequest:
+        """`on_request`, during which others may have the place."""
+
+        async def ask_somebody(message: Object, answer: Answer) -> None:
+            self._leave()
+            try:
+                await on_request(message, answer)
+            finally:
+                self._come_back()
+
+        return ask_somebody
+
+    def end(self) -> None:
+        """The call is over."""
+        self._over = True
+        if not self._away:
+            self._queue.leave(self._person, self._connection)
+
+    def _leave(self) -> None:
+        self._limit.hold()
+        self._away += 1
+        if self._away == 1 and not self._over:
+            self._queue.leave(self._person, self._connection)
+
+    def _come_back(self) -> None:
+        self._limit.go_on()
+        self._away -= 1
+        if not self._away and not self._over:
+            self._queue.come_back(self._person, self._connection)
+
+
 class McpClient:
-    """Calls servers; `learn_era` is told (server id, URL, era) when one was found out.
+    """Calls servers; `learn_era` is told (server id, URL, era) when one was found out, `introduced` what a server says
+    of itself. Sessions last in `store`; without one, until the client is closed.
 
     Of the calls a server may have under way this process takes its share: `workers` processes divide the bound, and
     each has one place at least. A call waits `queue_seconds` for a place at most. While `may_begin()` is false no
@@ -82,21 +182,25 @@ class McpClient:
         learn_era: LearnEra = lambda *_: None,
         may_begin: Callable[[], bool] = lambda: True,
         *,
+        store: SessionStore | None = None,
+        introduced: Introduced = lambda *_: None,
         workers: int = 1,
         queue_seconds: float = 10,
     ) -> None:
         self._transport = transport
         self._may_begin = may_begin
-        self._sessions = SessionWire(transport)
+        self._introduced = introduced
+        self._sessions = SessionWire(transport, store or SessionsInMemory(), introduced)
         self._learn_era = learn_era
         self._eras: dict[str, str] = {}
         self._workers = workers
         self._queue_seconds = queue_seconds
         self._queues: dict[str, FairQueue] = {}
+        self._asked_about_itself: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._sweeper = asyncio.create_task(self._sweep(), name="idle sessions")
+        self._sweeper = asyncio.create_task(self._sweep(), name="idle queues")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -114,30 +218,47 @@ class McpClient:
         person: str = "",
         schema: object = None,
         seconds: float | None = None,
+        on_request: OnRequest | None = None,
     ) -> RpcResponse:
         """The server's answer to one request of ours; raises an UpstreamError, or NotRecordable.
 
-        `on_notification` gets the notifications that precede it; `person` is whose call it is, for a fair share of
-        the server; `schema` is that of the tool which is called; `seconds` shortens the server's own time limit, and
-        then what the request has to wait for its turn counts too.
+        `on_notification` gets the notifications that precede it, `on_request` what the server asks meanwhile, each in
+        a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call
+        it is, for a fair share of the server; `schema` is that of the tool which is called; `seconds` shortens the
+        server's own time limits, and then what the request has to wait for its turn counts too. While the server waits
+        for an answer of `on_request`, others may have the place of this call.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
         began = time.monotonic()
         if not queue.enter_now(person, connection):
             await self._wait_for_turn(queue, target, person, seconds)
-        limit = float(target.timeout_s)
+        idle, total = float(target.timeout_s), float(target.total_s)
         if seconds is not None:
-            limit = min(limit, max(seconds - (time.monotonic() - began), 0.001))
+            left = max(seconds - (time.monotonic() - began), 0.001)
+            idle, total = min(idle, left), min(total, left)
+        limit = TimeLimit(idle, total)
+        place = None if on_request is None else Place(queue, person, connection, limit)
+
+        async def on_event(message: Object) -> None:
+            limit.touch()
+            await on_notification(message)
+
         try:
-            with TimeLimit(limit):
+            with limit:
                 if not self._may_begin():
                     raise NotRecordable
-                return await self._ask_in_its_era(target, method, params, on_notification, schema)
+                if place is not None and on_request is not None:
+                    on_request = place.give_back_while(on_request)
+                return await self._ask_in_its_era(target, method, params, on_event, on_request, schema)
         except TimeoutError:
-            raise TimedOut(target.server_name, limit) from None
+            in_all = limit.exceeded == "total"
+            raise TimedOut(target.server_name, total if in_all else idle, in_all=in_all) from None
         finally:
-            queue.leave(person, connection)
+            if place is None:
+                queue.leave(person, connection)
+            else:
+                place.end()
 
     async def _wait_for_turn(self, queue: FairQueue, target: Target, person: str, seconds: float | None) -> None:
         wait = min(self._queue_seconds, seconds or self._queue_seconds)
@@ -150,60 +271,119 @@ class McpClient:
         except QueueFull:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
-    async def list_tools(self, target: Target, *, seconds: float) -> ToolList:
-        """Every page of the server's tools/list, all of them within `seconds`; a server without tools has none.
+    async def list_features(self, target: Target, kind: str, *, seconds: float) -> list[Definition]:
+        """What the server lists of this kind that can be used, all pages of it, within `seconds`.
 
-        Raises an UpstreamError.
+        A server that does not know the method has none. Raises an UpstreamError.
         """
+        self._ask_about_itself(target)
         ends = time.monotonic() + seconds
-        tools: list[Object] = []
-        annotated, size = False, 0
+        catalogue = CATALOGUES[kind]
+        found: list[Definition] = []
+        size = 0
         params: Object = {}
         for _ in range(MOST_PAGES):
             left = max(ends - time.monotonic(), 0.001)
-            answer = await self.ask(target, "tools/list", params, ignore, seconds=left)
+            answer = await self.ask(target, catalogue.method, params, ignore, seconds=left)
             if answer.error_code == jsonrpc.METHOD_NOT_FOUND:
                 break
-            page = _page(answer, target)
-            page_is_annotated = stateless.ANNOTATION.encode() in answer.text
-            tools += usable_tools(page["tools"], annotated=page_is_annotated)
-            annotated = annotated or page_is_annotated
+            page = _page(answer, target, catalogue)
+            annotated = stateless.ANNOTATION.encode() in answer.text
+            found += usable(
+                kind, read_items(answer.text, catalogue.member, page[catalogue.member]), annotated=annotated
+            )
             size += len(answer.text)
             if size > MOST_BYTES:
                 raise TooLarge(target.server_name, more_than(MOST_BYTES))
-            if len(tools) > MOST_TOOLS:
-                raise TooManyTools(target.server_name, f"more than {MOST_TOOLS:,} tools")
+            if len(found) > MOST_FEATURES:
+                raise TooManyFeatures(target.server_name, f"more than {MOST_FEATURES:,} {catalogue.member}")
             cursor = page.get("nextCursor")
             if not isinstance(cursor, str) or not cursor or cursor == params.get("cursor"):
                 break
             params = {"cursor": cursor}
-        return ToolList(tools, annotated)
+        return usable(kind, found, annotated=False)
 
     def era(self, target: Target) -> str:
         """The era in which this server was asked last; empty before it was."""
         return self._eras.get(target.url, target.era)
 
-    def version(self, target: Target) -> str:
-        """The version of MCP in which this server was asked last."""
-        return versions.MODERN if self.era(target) == MODERN else self._sessions.version(target)
+    async def find_era(self, target: Target) -> str:
+        """The era this server speaks, asked when it is not known yet. Raises an UpstreamError."""
+        if era := self.era(target):
+            return era
+        try:
+            with TimeLimit(target.timeout_s):
+                return await self._probe(target)
+        except TimeoutError:
+            raise TimedOut(target.server_name, target.timeout_s) from None
+
+    async def post(self, target: Target, message: Object) -> None:
+        """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
+        await self._sessions.post(target, message)
+
+    async def end(self, target: Target) -> None:
+        """Tell the server that the session of `target` is over; a failure is its own affair."""
+        await self._sessions.end_quietly(target)
+
+    def end_in_background(self, target: Target) -> None:
+        """The same, beside everything else."""
+        self._sessions.start_background(self._sessions.end_quietly(target))
 
     async def _ask_in_its_era(
-        self, target: Target, method: str, params: Object, on_notification: OnNotification, schema: object
+        self,
+        target: Target,
+        method: str,
+        params: Object,
+        on_notification: OnNotification,
+        on_request: OnRequest | None,
+        schema: object,
     ) -> RpcResponse:
-        era = self._eras.get(target.url) or target.era or await self._probe(target)
+        era = self.era(target) or await self._probe(target)
         for attempt in (era, SESSION if era == MODERN else MODERN):
             try:
                 if attempt == MODERN:
                     return await stateless.ask(self._transport, target, method, params, on_notification, schema=schema)
-                return await self._sessions.ask(target, method, params, on_notification)
+                return await self._sessions.ask(target, method, params, on_notification, on_request)
             except WrongEra:
                 self._learn(target, SESSION if attempt == MODERN else MODERN)
+            except BadAnswer as error:
+                if error.status in OLD_STATUSES and await self._speaks_http_sse(target):
+                    raise OldTransport(target.server_name, f"HTTP {error.status}: HTTP+SSE only") from None
+                raise
         raise BadAnswer(target.server_name, "speaks neither wire")
 
+    def _ask_about_itself(self, target: Target) -> None:
+        """Have a server that opens no sessions, and so is not introduced by them, say now and then what it is."""
+        key = target.server_id, target.identity_id
+        asked = self._asked_about_itself.get(key)
+        if self.era(target) == MODERN and (asked is None or time.monotonic() - asked > INTRODUCTION_SECONDS):
+            self._asked_about_itself[key] = time.monotonic()
+            self._sessions.start_background(self._introduce(target))
+
+    async def _introduce(self, target: Target) -> None:
+        if (info := await stateless.discover(self._transport, target)) is not None:
+            self._introduced(target, info)
+
     async def _probe(self, target: Target) -> str:
-        era = MODERN if await stateless.is_spoken(self._transport, target) else SESSION
+        info = await stateless.discover(self._transport, target)
+        era = SESSION if info is None else MODERN
         self._learn(target, era)
+        if info is not None:
+            self._asked_about_itself[target.server_id, target.identity_id] = time.monotonic()
+            self._introduced(target, info)
         return era
+
+    async def _speaks_http_sse(self, target: Target) -> bool:
+        """Whether a GET opens the stream of MCP 2024-11-05, whose first event names where to POST."""
+        headers = {**target.headers(), "Accept": "text/event-stream"}
+        try:
+            with (
+                TimeLimit(OLD_SECONDS),
+                await self._transport.send("GET", target.server_name, target.url, headers, b"") as response,
+            ):
+                return response.media_type == "text/event-stream" and await _names_an_endpoint(response)
+        except (UpstreamError, TimeoutError, sse.EventTooLarge, sse.TooManyEvents):
+            return False
 
     def _learn(self, target: Target, era: str) -> None:
         self._eras[target.url] = era
@@ -221,16 +401,28 @@ class McpClient:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            await self._sessions.sweep()
+            for key in [
+                key for key, at in self._asked_about_itself.items() if time.monotonic() - at > INTRODUCTION_SECONDS
+            ]:
+                del self._asked_about_itself[key]
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
 
 
-def _page(answer: RpcResponse, target: Target) -> Object:
-    """The result of tools/list. Raises BadAnswer when it holds no list."""
+async def _names_an_endpoint(response: HttpResponse) -> bool:
+    reader = sse.Reader(LARGEST_FIRST_EVENT)
+    async for chunk in response.chunks():
+        if events := reader.feed(chunk):
+            return events[0].name == "endpoint"
+    return False
+
+
+def _page(answer: RpcResponse, target: Target, catalogue: Catalogue) -> Object:
+    """The result of a list. Raises BadAnswer when it holds none."""
     page: Object = answer.document.get("result", {})
-    if not isinstance(page.get("tools"), list):
+    if not isinstance(page.get(catalogue.member), list):
         message = (answer.error or {}).get("message")
         words = message[:200] if isinstance(message, str) else ""
-        raise BadAnswer(target.server_name, f"tools/list: error {answer.error_code} {words}", error=answer.error)
+        detail = f"{catalogue.method}: error {answer.error_code} {words}"
+        raise BadAnswer(target.server_name, detail, error=answer.error)
     return page

@@ -54,14 +54,24 @@ class TlsFailed(NotConnected):
 
 
 class TimedOut(UpstreamError):
-    """No answer within `seconds`."""
+    """Nothing came for `seconds`; or the call took that long `in_all`, whatever came meanwhile."""
 
     outcome = "timeout"
     reason = "timeout"
 
-    def __init__(self, server: str, seconds: float) -> None:
-        super().__init__(server, f"No answer within {seconds:.3g} seconds")
+    def __init__(self, server: str, seconds: float, *, in_all: bool = False) -> None:
+        spelled = f"{seconds:.4g} seconds"
+        what = f"The call took more than {spelled} in all." if in_all else f"Nothing came from it for {spelled}."
+        self.sentence = f"{type(self).sentence} {what}"
+        super().__init__(server, f"Not done within {spelled}" if in_all else f"No answer within {spelled}")
         self.seconds = seconds
+        self.in_all = in_all
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        """`limit` says which of the server's two time limits it was, `seconds` how long that is."""
+        limit = "total" if self.in_all else "idle"
+        return {"reason": self.reason, "server": self.server, "limit": limit, "seconds": self.seconds}
 
 
 class TooSlow(UpstreamError):
@@ -97,6 +107,15 @@ class UnknownVersion(BadAnswer):
     """The server speaks no version of MCP that the gateway knows; `detail` names those it speaks."""
 
 
+class OldTransport(BadAnswer):
+    """The server speaks the HTTP+SSE transport of 2024-11-05 and no other."""
+
+    sentence = (
+        'Server "{server}" speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call. '
+        "Ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse."
+    )
+
+
 class BadSessionId(BadAnswer):
     """The server opened a session whose id no header can carry."""
 
@@ -114,8 +133,8 @@ class Flooded(TooLarge):
     sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
 
 
-class TooManyTools(TooLarge):
-    """The list of tools is longer than the gateway reads."""
+class TooManyFeatures(TooLarge):
+    """A list is longer than the gateway reads."""
 
 
 class AddressBlocked(UpstreamError):

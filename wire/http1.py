@@ -17,6 +17,7 @@ from typing import Literal, cast
 
 import httptools
 
+from wire.jsonrpc import LARGE
 from wire.turns import QUICK_TURNS, QueueFull, Turns
 
 HEAD_LIMIT = 1 << 16
@@ -31,7 +32,7 @@ IDLE_SECONDS = 15.0
 # Of answers that go on beyond `LARGE` bytes few are kept in memory at once (`LARGE_AT_ONCE`); the others stay in the
 # socket. Whoever holds a place and brings less than `LARGE_RATE` bytes a second for a whole `LARGE_WINDOW` loses it as
 # soon as others wait.
-LARGE = 1 << 20
+
 LARGE_WINDOW = 5.0
 LARGE_RATE = 64 * 1024
 

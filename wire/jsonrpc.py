@@ -3,8 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Never
 
 import orjson
@@ -16,11 +17,21 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
 UNAUTHORIZED = -32001
+UNKNOWN_SESSION = -32001  # The session era has no code of its own for it; this is the one its SDKs use.
 FORBIDDEN = -32003
+
+RESOURCE_NOT_FOUND = -32002  # In the session era.
+URL_ELICITATION_REQUIRED = -32042  # In 2025-11-25.
+# A request its own client cancelled, where it gets an answer nevertheless; as in the Language Server Protocol.
+CANCELLED = -32800
 
 HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
+
+# Reading JSON cannot be interrupted: so many values take a tenth of a second, and a message of `LARGE` bytes has fewer.
+MOST_VALUES = 500_000
+LARGE = 1 << 20
 
 type Id = int | str
 type Object = dict[str, Any]
@@ -107,18 +118,20 @@ def method_in(body: bytes) -> str:
 _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
+_HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
+MOST_DIGITS = 4_000  # Of a number; Python reads and writes no longer ones.
 
 
 def loads(text: bytes) -> Any:
     """The value of a JSON text; raises ValueError.
 
-    orjson turns integers beyond 64 bits into floats and refuses lone surrogates, both of which
-    servers send; those texts take the slower exact way.
+    orjson turns integers beyond 64 bits into floats and refuses lone surrogates and numbers beyond the range of a
+    float, all of which servers send; those texts take the slower exact way.
     """
     try:
         value = orjson.loads(text)
     except ValueError:
-        if not _SURROGATE(text):
+        if not _SURROGATE(text) and not _HUGE(text):
             raise
         return _exactly(text)
     return _exactly(text) if _LONG_INTEGER in text.translate(_DIGITS) else value
@@ -135,8 +148,11 @@ def _refuse_constant(name: str) -> Never:
     raise ValueError(f"{name} is not JSON")
 
 
-def _finite(text: str) -> float:
-    return number if math.isfinite(number := float(text)) else _refuse_constant(text)
+def _finite(text: str) -> float | int:
+    if math.isfinite(number := float(text)):
+        return number
+    exact = Decimal(text)  # So large that it is an integer, which has no bound in JSON nor here.
+    return int(exact) if exact.adjusted() < MOST_DIGITS else _refuse_constant(text)
 
 
 def dumps(value: Any) -> bytes:
@@ -168,6 +184,62 @@ def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
         if text.count(digits) == 1:
             return text.replace(digits, dumps(request_id))
     return dumps({**document, "id": request_id})
+
+
+def with_members(text: bytes, document: Object, request_id: Id | None, drop: Collection[str], add: Object) -> bytes:
+    """An answer with its id replaced, and members of its result dropped and added; all else keeps its spelling.
+
+    A large one is written anew, which keeps the values: reading it twice takes too long.
+    """
+    changed = {key: value for key, value in document["result"].items() if key not in drop} | add
+    if len(text) > LARGE:
+        return dumps({**document, "id": request_id, "result": changed})
+    try:
+        spelled = text.decode()
+        outer = {name: spelled[begin:end] for name, begin, end in _members(spelled, 0)}
+        members = [
+            f"{json.dumps(name)}:{value}" for name, value in _result_members(outer["result"]) if name not in drop
+        ]
+        members += [f"{json.dumps(name)}:{dumps(value).decode()}" for name, value in add.items()]
+        outer |= {"id": dumps(request_id).decode(), "result": "{" + ",".join(members) + "}"}
+        body = "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in outer.items()) + "}"
+        return body.encode()
+    except (ValueError, KeyError, RecursionError):
+        return dumps({**document, "id": request_id, "result": changed})
+
+
+_blank = re.compile(r"[ \t\n\r]*").match
+_value_end = json.JSONDecoder().raw_decode
+
+
+def _result_members(text: str) -> list[tuple[str, str]]:
+    return [(name, text[begin:end]) for name, begin, end in _members(text, 0)]
+
+
+def _members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
+    """The name of each member of the object that begins at `at`, and where its value begins and ends."""
+    at = _past(text, _past(text, at, ""), "{")
+    while text[at : at + 1] == '"':
+        name, at = _value_end(text, at)
+        at = _past(text, at, ":")
+        begin, (_, at) = at, _value_end(text, at)
+        yield name, begin, at
+        at = _past(text, at, "")
+        if text[at : at + 1] == ",":
+            at = _past(text, at, ",")
+    if text[at : at + 1] != "}":
+        raise ValueError(f"no member at {at}")
+
+
+def _past(text: str, at: int, mark: str) -> int:
+    """Behind the blanks, this mark and the blanks after it. Raises ValueError when the mark is not there."""
+    found = _blank(text, at)
+    assert found is not None
+    if not text.startswith(mark, found.end()):
+        raise ValueError(f"no {mark} at {at}")
+    after = _blank(text, found.end() + len(mark))
+    assert after is not None
+    return after.end()
 
 
 # What a text holds

@@ -31,7 +31,7 @@ from wire.errors import (
     Unreachable,
 )
 from wire.guard import AddressRefused, Guard, LeadsBack
-from wire.http1 import LARGE, ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
+from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.resolver import Resolver
 from wire.turns import Turns
 

@@ -2,13 +2,14 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Self
 
 from wire import jsonrpc, sse
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
-from wire.http1 import LARGE, more_than
-from wire.jsonrpc import Object, has_more_values
+from wire.http1 import more_than
+from wire.jsonrpc import LARGE, MOST_VALUES, Object, has_more_values
 from wire.pool import HttpResponse
 from wire.trace_context import NONE, Trace
 
@@ -16,8 +17,17 @@ ACCEPT = "application/json, text/event-stream"
 
 SESSION, MODERN = "session", "modern"
 
-# Reading JSON cannot be interrupted: so many values take a tenth of a second, and a message of `LARGE` bytes has fewer.
-MOST_VALUES = 500_000
+# Characters of a server's instructions that are kept.
+MOST_INSTRUCTIONS = 4_000
+
+# What servers offer, and the members of each that say how.
+OFFERED = {
+    "tools": ("listChanged",),
+    "prompts": ("listChanged",),
+    "resources": ("subscribe", "listChanged"),
+    "completions": (),
+    "logging": (),
+}
 
 # Ids are ours alone: a client's id never reaches a server. They start somewhere
 # and have ten digits, so that one is hardly ever found elsewhere in an answer.
@@ -25,9 +35,59 @@ _ids = itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: 
 
 type OnNotification = Callable[[Object], Awaitable[None]]
 
+# Posts `{"result": ...}` or `{"error": ...}` back to the server whose request is answered.
+type Answer = Callable[[Object], Awaitable[None]]
+type OnRequest = Callable[[Object, Answer], Awaitable[None]]
+
+NOTHING: Mapping[str, object] = MappingProxyType({})
+
+
+class Session(NamedTuple):
+    """What `initialize` agreed on; `id` is empty with a server that keeps no state, `row` names it in the store.
+
+    `log_level` is what the server was told by `logging/setLevel`; empty when it was not.
+    """
+
+    id: str
+    version: str
+    row: str = ""
+    log_level: str = ""
+
+
+def offered(capabilities: object) -> Object:
+    """Of a server's capabilities those that are known here, with the members that are true."""
+    told = capabilities if isinstance(capabilities, dict) else {}
+    return {
+        name: {member: True for member in members if told[name].get(member) is True}
+        for name, members in OFFERED.items()
+        if isinstance(told.get(name), dict)
+    }
+
+
+class ServerInfo(NamedTuple):
+    """What a server says of itself: the version it speaks, what it offers, and how it is meant to be used."""
+
+    version: str
+    capabilities: Object
+    instructions: str
+
+    @classmethod
+    def of(cls, result: Object, version: str) -> Self:
+        """What stands in the result of `initialize` or `server/discover`; what is malformed is left out."""
+        instructions = result.get("instructions")
+        return cls(
+            version,
+            offered(result.get("capabilities")),
+            instructions[:MOST_INSTRUCTIONS] if isinstance(instructions, str) else "",
+        )
+
 
 class Target(NamedTuple):
-    """A server, the connection and credential it is called with, and the trace of the request it is called for."""
+    """A server, the connection and credential it is called with, and the trace of the request it is called for.
+
+    `capabilities` are what the server is told of the client's. Sessions with a server are kept for `owner_id`, which
+    without one is the connection, under `session_key`; `session` is the one that was there when the request came.
+    """
 
     server_id: str
     server_name: str
@@ -39,6 +99,15 @@ class Target(NamedTuple):
     credential: tuple[str, str] | None
     generation: str
     trace: Trace = NONE
+    identity_id: str = ""
+    capabilities: Mapping[str, object] = NOTHING
+    owner_id: str = ""
+    session_key: str = ""
+    session: Session | None = None
+    # From which level on log messages are wanted; empty when nobody said so.
+    log_level: str = ""
+    # `timeout_s` is how long it may be silent during a call, this how long a call may take in all.
+    total_s: float = 600
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""
@@ -135,6 +204,14 @@ async def _read_stream(
 
 async def ignore(_: Object) -> None:
     """For requests whose notifications say nothing of interest."""
+
+
+async def refuse(message: Object, answer: Answer) -> None:
+    """Answer a server's request as who announced no capability: a ping with nothing, any other with an error."""
+    if message.get("method") == "ping":
+        await answer({"result": {}})
+    else:
+        await answer({"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}})
 
 
 def _rpc_response(document: Object, text: bytes, era: str) -> RpcResponse:

@@ -1,88 +1,175 @@
-"""The client side of MCP with `initialize` (up to 2025-11-25): one session for each connection, kept and ended."""
+"""The client side of MCP with `initialize` (up to 2025-11-25): one session for each owner, server and key."""
 
 import asyncio
 import logging
-import time
-from collections.abc import Coroutine
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
 from wire import jsonrpc, product, trace_context, versions
+from wire.cipher import Cipher
 from wire.credential import fits_a_header
 from wire.errors import BadAnswer, BadSessionId, UnknownVersion, UpstreamError
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
     SESSION,
+    Answer,
     OnNotification,
+    OnRequest,
     RpcResponse,
+    ServerInfo,
+    Session,
     Target,
     WrongEra,
     ignore,
     next_request_id,
     read_response,
+    refuse,
 )
 
 logger = logging.getLogger(__name__)
 
-IDLE_SECONDS = 600
-MOST_SESSIONS = 10_000
-MOST_SERVER_REQUESTS = 8  # Requests a server may make during one of ours; each answer takes a connection.
+MOST_SERVER_REQUESTS = 8  # At once, during one of ours; each answer takes a connection.
 LONGEST_ID = 1_024  # Characters, or bits, of the id of such a request.
+LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10
 
-type Key = tuple[str, str, str, str, str]
+# What of a client's capabilities can be passed on to servers, and the members of each that are told along.
+BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
+
+type Key = tuple[str, ...]
 
 
-class Session(NamedTuple):
-    """What `initialize` agreed on; `id` is empty with a server that keeps no state."""
+def declared(capabilities: object) -> str:
+    """What of a client's capabilities servers are told, as a short text that is the same whatever their order."""
+    if not isinstance(capabilities, dict):
+        return ""
+    names: list[str] = []
+    for name, members in BRIDGED.items():
+        if isinstance(told := capabilities.get(name), dict):
+            names += [name, *(f"{name}.{member}" for member in members if isinstance(told.get(member), dict))]
+    return ",".join(names)
 
-    id: str
-    version: str
-    target: Target
+
+def capabilities_of(text: str) -> Object:
+    """The capabilities that `declared` made this text of."""
+    capabilities: Object = {}
+    for name in filter(None, text.split(",")):
+        group, _, member = name.partition(".")
+        of_group = capabilities.setdefault(group, {})
+        if member:
+            of_group[member] = {}
+    return capabilities
+
+
+def opened(row: Any, cipher: Cipher) -> Session:
+    """The session of a row: its id there, the sealed id, the version, the log level. Raises Unreadable."""
+    uid, sealed_id, version, log_level = row
+    sealed = sealed_id.encode() if isinstance(sealed_id, str) else bytes(sealed_id)
+    return Session(cipher.open(sealed) if sealed else "", version, uid, log_level)
 
 
 class SessionLost(Exception):
     """The server has forgotten the session; the request was not processed."""
 
 
-class SessionWire:
-    """Keeps one session for each connection, server and credential; none is ever shared."""
+class SessionStore(Protocol):
+    """Where sessions are kept between requests."""
 
-    def __init__(self, transport: Transport) -> None:
+    async def find(self, target: Target) -> Session | None:
+        """The session kept for this target."""
+
+    async def keep(self, target: Target, session: Session) -> Session:
+        """Keep a session that was opened; the one that is kept, another's when that came first."""
+
+    async def note_level(self, target: Target, session: Session) -> None:
+        """Keep the log level that the server was told in this session."""
+
+    async def forget(self, target: Target, session: Session) -> None:
+        """Drop this session, if it is still the one that is kept."""
+
+    def take_all(self) -> list[tuple[Target, Session]]:
+        """What ends with this process."""
+
+
+class SessionsInMemory:
+    """Keeps the sessions of one conversation, for as long as that goes on."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[Key, tuple[Target, Session]] = {}
+
+    async def find(self, target: Target) -> Session | None:
+        kept = self._sessions.get(_key(target))
+        return kept[1] if kept else None
+
+    async def keep(self, target: Target, session: Session) -> Session:
+        return self._sessions.setdefault(_key(target), (target, session))[1]
+
+    async def note_level(self, target: Target, session: Session) -> None:
+        if _key(target) in self._sessions:
+            self._sessions[_key(target)] = (target, session)
+
+    async def forget(self, target: Target, session: Session) -> None:
+        if (kept := self._sessions.get(_key(target))) is not None and kept[1] == session:
+            del self._sessions[_key(target)]
+
+    def take_all(self) -> list[tuple[Target, Session]]:
+        sessions, self._sessions = self._sessions, {}
+        return [*sessions.values()]
+
+
+class SessionWire:
+    """Asks servers in the sessions that `store` keeps; `introduced` gets what a server says of itself."""
+
+    def __init__(
+        self, transport: Transport, store: SessionStore, introduced: Callable[[Target, ServerInfo], None]
+    ) -> None:
         self._transport = transport
-        # In order of last use, so that the idle ones stand first.
-        self._sessions: dict[Key, tuple[Session, float]] = {}
-        self._opening: dict[Key, asyncio.Event] = {}
+        self._store = store
+        self._introduced = introduced
+        self._opening: dict[Key, asyncio.Future[Session | None]] = {}
         self._background_tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, target: Target, method: str, params: Object, on_notification: OnNotification) -> RpcResponse:
+    async def ask(
+        self,
+        target: Target,
+        method: str,
+        params: Object,
+        on_notification: OnNotification,
+        on_request: OnRequest | None = None,
+    ) -> RpcResponse:
         """Send one request and return its answer; a session that was lost is opened anew, once.
 
         Raises an UpstreamError, or WrongEra when the server does not know this wire.
         """
-        session = await self._session(target)
+        session = target.session or await self._session(target)
         try:
-            return await self._ask(session, target, method, params, on_notification)
+            return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
-            self._forget(session)
+            await self._store.forget(target, session)
             session = await self._session(target)
         try:
-            return await self._ask(session, target, method, params, on_notification)
+            return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
             raise BadAnswer(target.server_name, "the server forgets its sessions") from None
 
     async def _ask(
-        self, session: Session, target: Target, method: str, params: Object, on_notification: OnNotification
+        self,
+        session: Session,
+        target: Target,
+        method: str,
+        params: Object,
+        on_notification: OnNotification,
+        on_request: OnRequest | None,
     ) -> RpcResponse:
-        request_id, server_requests = next_request_id(), 0
+        if target.log_level and session.log_level != target.log_level:
+            await self._set_level(session, target)
+        request_id, asking = next_request_id(), ServerRequests(self, session, target, on_request)
 
         async def on_message(message: Object) -> None:
-            nonlocal server_requests
             if "id" in message:
-                server_requests += 1
-                if server_requests <= MOST_SERVER_REQUESTS and _is_valid_id(message["id"]):
-                    self._start_background(self._answer(session, target, message))
+                asking.take(message)
             else:
                 await on_notification(message)
 
@@ -92,44 +179,59 @@ class SessionWire:
                     raise SessionLost
                 answer = await read_response(response, target, request_id, SESSION, on_message)
         except asyncio.CancelledError:
-            self._start_background(self._cancel(session, target, request_id))
+            self.start_background(self._cancel(session, target, request_id))
             raise
+        finally:
+            asking.end()
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
-            self._forget(session)
+            await self._store.forget(target, session)
             raise WrongEra
         return answer
 
-    def version(self, target: Target) -> str:
-        """The version agreed on in the session with this target; empty without one."""
-        known = self._sessions.get(_key(target))
-        return known[0].version if known else ""
+    async def _set_level(self, session: Session, target: Target) -> None:
+        """Tell the server from which level on to log; one that cannot log says so once, and that is all."""
+        told = session._replace(log_level=target.log_level)
+        params = {"level": target.log_level}
+        await self._ask(told, target, "logging/setLevel", params, ignore, None)
+        await self._store.note_level(target, told)
 
     # Sessions
 
     async def _session(self, target: Target) -> Session:
+        """The session kept for this target; opened when there is none, by one request of this process at a time."""
         key = _key(target)
         while (opening := self._opening.get(key)) is not None:
-            await opening.wait()
-        if (known := self._sessions.pop(key, None)) is None:
-            known = (await self._open(key, target), 0)
-        self._sessions[key] = known[0], time.monotonic()
-        return known[0]
-
-    async def _open(self, key: Key, target: Target) -> Session:
-        self._opening[key] = opened = asyncio.Event()
+            if (opened := await asyncio.shield(opening)) is not None:
+                return opened
+        self._opening[key] = opening = asyncio.get_running_loop().create_future()
+        session = None
         try:
-            session = await self._initialize(target)
-            await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+            session = await self._store.find(target) or await self._open(target)
             return session
         finally:
             del self._opening[key]
-            opened.set()
+            opening.set_result(session)
+
+    async def _open(self, target: Target) -> Session:
+        session = await self._initialize(target)
+        try:
+            await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+            kept = await self._store.keep(target, session)
+        except BaseException:
+            self.start_background(self._end(target, session))
+            raise
+        if kept.id != session.id:  # Another worker was first.
+            self.start_background(self._end(target, session))
+        return kept
 
     async def _initialize(self, target: Target) -> Session:
         request_id = next_request_id()
-        params = {"protocolVersion": versions.NEWEST_SESSION, "capabilities": {}, "clientInfo": product.INFO}
-        new = Session("", "", target)
-        with await self._send("POST", new, target, _request(request_id, "initialize", params)) as response:
+        params = {
+            "protocolVersion": versions.NEWEST_SESSION,
+            "capabilities": dict(target.capabilities),
+            "clientInfo": product.INFO,
+        }
+        with await self._send("POST", Session("", ""), target, _request(request_id, "initialize", params)) as response:
             answer = await read_response(response, target, request_id, SESSION, ignore)
             session_id = response.header("mcp-session-id")
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
@@ -137,33 +239,20 @@ class SessionWire:
         if answer.error is not None:
             raise BadAnswer(target.server_name, "initialize was refused", error=answer.error)
         version = answer.document["result"].get("protocolVersion")
-        if not isinstance(version, str) or not version.isascii() or not version.isprintable():
+        if not isinstance(version, str) or not (
+            version.isascii() and version.isprintable() and len(version) <= LONGEST_VERSION
+        ):
             named = version[:20] if isinstance(version, str) else "of no version"
             raise UnknownVersion(target.server_name, f"speaks MCP {named}")
         if session_id and not fits_a_header(session_id):
             raise BadSessionId(target.server_name)
-        # The session outlives the request it was opened for, whose trace it must not pass on.
-        return Session(session_id, version, target._replace(trace=trace_context.NONE))
-
-    def _forget(self, session: Session) -> None:
-        key = _key(session.target)
-        if (known := self._sessions.get(key)) is not None and known[0] is session:
-            del self._sessions[key]
-
-    async def sweep(self) -> None:
-        """End the sessions that nobody has used for a while."""
-        oldest = time.monotonic() - IDLE_SECONDS
-        surplus = len(self._sessions) - MOST_SESSIONS
-        idle = [session for n, (session, used) in enumerate(self._sessions.values()) if n < surplus or used < oldest]
-        for session in idle:
-            self._forget(session)
-            self._start_background(self._end(session))
+        self._introduced(target, ServerInfo.of(answer.document["result"], version))
+        return Session(session_id, version)
 
     async def close(self) -> None:
-        """End all sessions; servers get CLOSE_SECONDS for it."""
-        for session, _ in self._sessions.values():
-            self._start_background(self._end(session))
-        self._sessions.clear()
+        """End the sessions that end with this process; servers get CLOSE_SECONDS for it."""
+        for target, session in self._store.take_all():
+            self.start_background(self._end(target, session))
         if self._background_tasks:
             _, late = await asyncio.wait(self._background_tasks, timeout=CLOSE_SECONDS)
             for task in late:
@@ -171,23 +260,25 @@ class SessionWire:
 
     # Messages beside the request
 
-    async def _answer(self, session: Session, target: Target, message: Object) -> None:
-        """Answer what the server asks: a ping; no other request can be served, and none was announced."""
-        answer: Object = {"jsonrpc": "2.0", "id": message["id"]}
-        if message.get("method") == "ping":
-            answer["result"] = {}
-        else:
-            answer["error"] = {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}
-        await self._post(session, target, answer)
-
     async def _cancel(self, session: Session, target: Target, request_id: int) -> None:
         params = {"requestId": request_id, "reason": "The client left."}
         await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
 
-    async def _end(self, session: Session) -> None:
+    async def _end(self, target: Target, session: Session) -> None:
         if session.id:
-            with await self._send("DELETE", session, session.target) as response:
+            # The session outlives the request it was opened for, whose trace it must not pass on.
+            with await self._send("DELETE", session, target._replace(trace=trace_context.NONE)) as response:
                 await response.read()
+
+    async def end_quietly(self, target: Target) -> None:
+        """Tell the server, within BACKGROUND_SECONDS, that the session of `target` is over; the log tells a failure."""
+        assert target.session is not None, "only where a session is known"
+        await _log_failure(_in_time(self._end(target, target.session)))
+
+    async def post(self, target: Target, message: Object) -> None:
+        """Send a message that has no answer, in the session of `target`. Raises an UpstreamError."""
+        assert target.session is not None, "only where a session is known"
+        await self._post(target.session, target, message)
 
     async def _post(self, session: Session, target: Target, message: Object) -> None:
         with await self._send("POST", session, target, jsonrpc.dumps(message)) as response:
@@ -201,27 +292,73 @@ class SessionWire:
             headers["Mcp-Session-Id"] = session.id
         return await self._transport.send(verb, target.server_name, target.url, headers, body)
 
-    def _start_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(_log_failure(work))
+    def start_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have this done beside the requests, within BACKGROUND_SECONDS; a failure ends in the log."""
+        task = asyncio.create_task(_log_failure(_in_time(work)))
         self._background_tasks.add(task)
         task.add_done_callback(self._background_tasks.discard)
 
 
-async def _log_failure(work: Coroutine[Any, Any, None]) -> None:
+class ServerRequests:
+    """What a server asks during one request of ours: answered by `on_request`, each in a task that ends with it."""
+
+    def __init__(self, wire: SessionWire, session: Session, target: Target, on_request: OnRequest | None) -> None:
+        self._wire = wire
+        self._session = session
+        self._target = target
+        self._on_request = on_request
+        self._answering = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, message: Object) -> None:
+        """Have it answered. A ping always is; what nobody takes, or is too much at once, is refused."""
+        if not _is_valid_id(message["id"]):
+            return
+
+        async def answer(outcome: Object) -> None:
+            own = self._target._replace(session=self._session)
+            await self._wire.post(own, {"jsonrpc": "2.0", "id": message["id"], **outcome})
+
+        taken = self._on_request is not None and message["method"] != "ping"
+        if self._on_request is not None and taken and len(self._tasks) < MOST_SERVER_REQUESTS:
+            # Begun at once: what ends with the call before it has begun would never be answered.
+            work = _log_failure(self._on_request(message, answer))
+            task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif self._answering < MOST_SERVER_REQUESTS:
+            self._answering += 1
+            self._wire.start_background(self._refuse(message, answer))
+
+    async def _refuse(self, message: Object, answer: Answer) -> None:
+        try:
+            await refuse(message, answer)
+        finally:
+            self._answering -= 1
+
+    def end(self) -> None:
+        """The request is over, and with it whatever nobody answered."""
+        for task in self._tasks:
+            task.cancel()
+
+
+async def _in_time(work: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.timeout(BACKGROUND_SECONDS):
+        await work
+
+
+async def _log_failure(work: Awaitable[None]) -> None:
     try:
-        async with asyncio.timeout(BACKGROUND_SECONDS):
-            await work
+        await work
     except (UpstreamError, TimeoutError) as error:
         logger.debug("a message beside a request failed", extra={"error": str(error)})
 
 
 def _key(target: Target) -> Key:
-    return target.connection_id, target.server_id, target.url, target.generation, _header(target)
-
-
-def _header(target: Target) -> str:
-    """The header the credential travels in: a session opened without it, or with another, is another session."""
-    return target.credential[0] if target.credential else ""
+    # A session opened without the credential, or with it in another header, is another session.
+    header = target.credential[0] if target.credential else ""
+    owner = target.owner_id or target.connection_id
+    return owner, target.server_id, target.url, target.generation, header, target.session_key
 
 
 def _request(request_id: int, method: str, params: Object) -> bytes:

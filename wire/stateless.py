@@ -18,6 +18,7 @@ from wire.rpc_messages import (
     MODERN,
     OnNotification,
     RpcResponse,
+    ServerInfo,
     Target,
     WrongEra,
     ignore,
@@ -25,12 +26,7 @@ from wire.rpc_messages import (
     read_response,
 )
 
-ENVELOPE = {
-    versions.MODERN_KEY: versions.MODERN,
-    versions.CLIENT_INFO_KEY: product.INFO,
-    # None is declared, so the server asks nothing back that could not be passed on.
-    versions.CAPABILITIES_KEY: {},
-}
+ENVELOPE = {versions.MODERN_KEY: versions.MODERN, versions.CLIENT_INFO_KEY: product.INFO}
 
 # What only a server of this era answers to a request it has not processed.
 OWN_CODES = frozenset(
@@ -59,7 +55,9 @@ async def ask(
     Raises an UpstreamError, or WrongEra when the server does not know this wire.
     """
     request_id = next_request_id()
-    meta = {**params.get("_meta", {}), **ENVELOPE}
+    # What is not declared the server cannot ask back: it could not be passed on.
+    wanted = {versions.LOG_LEVEL_KEY: target.log_level} if target.log_level else {}
+    meta = {**params.get("_meta", {}), **wanted, **ENVELOPE, versions.CAPABILITIES_KEY: dict(target.capabilities)}
     body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": {**params, "_meta": meta}})
     headers = {
         **target.headers(),
@@ -85,21 +83,24 @@ def _routing(method: str, params: Object) -> dict[str, str]:
     return routing
 
 
-async def is_spoken(transport: Transport, target: Target) -> bool:
-    """Whether the server speaks this wire.
+async def discover(transport: Transport, target: Target) -> ServerInfo | None:
+    """What the server says of itself over this wire; None when it does not speak it.
 
     Raises UnknownVersion when it speaks none that we know, another UpstreamError when it cannot be told.
     """
     try:
         answer = await ask(transport, target, "server/discover", {}, ignore)
     except BadAnswer:
-        return False
+        return None
     except WrongEra as wrong:
         _check_versions(target, wrong.error)
-        return False
+        return None
     _check_versions(target, answer.error)
-    supported = answer.document.get("result", {}).get("supportedVersions")
-    return isinstance(supported, list) and versions.MODERN in supported
+    result = answer.document.get("result", {})
+    supported = result.get("supportedVersions")
+    if not isinstance(supported, list) or versions.MODERN not in supported:
+        return None
+    return ServerInfo.of(result, versions.MODERN)
 
 
 def _check_versions(target: Target, error: Object | None) -> None:

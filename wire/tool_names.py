@@ -1,4 +1,4 @@
-"""How a tool is called at a gateway, which tools can be used, and how definitions differ. Needs no Django.
+"""How a tool or prompt is called at a gateway, and how definitions differ. Needs no Django.
 
 The proxy and the pages both name tools; they must never differ.
 """
@@ -6,14 +6,14 @@ The proxy and the pages both name tools; they must never differ.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from wire import stateless
 from wire.jsonrpc import is_storable
 
 MAX_NAME = 64
-LONGEST_NAME = 200  # Of a tool, as its server calls it.
+LONGEST_NAME = 200  # Of a tool or prompt, as its server calls it.
+LONGEST_URI = 2048  # Of a resource or a template, in UTF-8.
 DEEPEST = 64
 SEPARATOR = "__"
 
@@ -38,23 +38,6 @@ def fingerprint(definition: Mapping[str, Any]) -> str:
     """A digest of what a tool is and takes; `_meta` may differ from one answer to the next and is left out."""
     told = {name: value for name, value in definition.items() if name != "_meta"}
     return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def usable_tools(definitions: Iterable[Any], *, annotated: bool = True) -> list[dict[str, Any]]:
-    """Those of a server's definitions that can be used: agents are offered them, pages show them, calls reach them.
-
-    No other may be, since nobody could switch it off or call it. `annotated` is False when none of them says which
-    arguments are repeated in headers.
-    """
-    return [definition for definition in definitions if _is_usable(definition, annotated=annotated)]
-
-
-def _is_usable(definition: Any, *, annotated: bool) -> TypeGuard[dict[str, Any]]:
-    if not isinstance(definition, dict) or not is_tool_name(definition.get("name")) or not is_shallow(definition):
-        return False
-    if annotated and not stateless.has_sound_annotations(definition.get("inputSchema")):
-        return False
-    return not runs_only_as_task(definition)
 
 
 def is_tool_name(value: Any) -> TypeGuard[str]:

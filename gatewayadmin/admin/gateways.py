@@ -1,4 +1,4 @@
-"""Admin pages of gateways, assignments and tools."""
+"""Admin pages of gateways, assignments and features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from connections.models import Connection
 from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of, switches
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
-from gateways.models import Assignment, Gateway, Tool
+from gateways.models import Assignment, Feature, Gateway
 
 LIVE = Q(archived_at=None)
 PLACED = Q(removed_at=None)
@@ -95,16 +95,17 @@ class AssignmentPages(CapabilityAdmin):
         return super().get_queryset(request).select_related("server", "gateway")
 
 
-@register(Tool, site=site)
-class ToolPages(CapabilityAdmin):
+@register(Feature, site=site)
+class FeaturePages(CapabilityAdmin):
     seen_by = SEES_GATEWAYS
     acts = switches(Capability.GATEWAYS_MANAGE, live=Q(assignment__removed_at=None))
 
-    list_display = ("exposed_name", "assignment", "enabled", "first_seen_at", "changed_at", "missing_since")
-    list_filter = ("enabled", ("assignment__gateway", RelatedOnlyFieldListFilter), "changed_at")
+    list_display = ("exposed_name", "kind", "assignment", "enabled", "first_seen_at", "changed_at", "missing_since")
+    list_filter = ("kind", "enabled", ("assignment__gateway", RelatedOnlyFieldListFilter), "changed_at")
     list_select_related = ("assignment__server", "assignment__gateway")
     search_fields = ("exposed_name", "title")
     fields = (
+        "kind",
         "exposed_name",
         "name",
         "title",

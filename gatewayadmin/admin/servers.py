@@ -49,6 +49,7 @@ class ServerPages(CapabilityAdmin):
         "header_name",
         "enabled",
         "timeout_seconds",
+        "total_seconds",
         "max_concurrent",
         "health",
         "health_checked_at",

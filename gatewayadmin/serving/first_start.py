@@ -13,7 +13,7 @@ from auditlog.models import Call
 from gatewayadmin.config import locks
 from gatewayadmin.config.locks import Lock
 from gatewayadmin.serving import quickstart
-from gateways.models import Assignment, Gateway, Tool
+from gateways.models import Assignment, Feature, Gateway
 from servers.models import BUILT_IN_URL, Server
 
 QUICKSTART = "quickstart"
@@ -71,7 +71,7 @@ def _make_quickstart() -> None:
         about = "Harmless tools to try things out with. Needs nothing but this installation."
         gateway = Gateway.objects.add(name="Quickstart", slug=QUICKSTART, description=about, by=None)
         assignment = Assignment.objects.assign(gateway=gateway, server=server, alias="", by=None)
-        Tool.objects.learn(assignment, quickstart.TOOLS)  # So that the first snippet names a tool that works.
+        Feature.objects.learn(assignment, quickstart.TOOLS)  # So that the first snippet names a tool that works.
 
 
 def _remember_public_url() -> None:

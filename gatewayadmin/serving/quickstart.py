@@ -18,7 +18,7 @@ PATH = builtin.PATH
 SECRET_HEADER = builtin.SECRET_HEADER.lower().encode()
 NAME = "Quickstart"
 VERSION = "1.0"
-BODY_LIMIT = 1 << 20
+BODY_LIMIT = 64 << 20  # As large as the gateway can be set to pass on.
 GUIDE = "quickstart://guide"
 
 GUIDE_TEXT = """This server is part of Gateway Admin. Its tools do nothing but answer: echo, add,

@@ -67,6 +67,13 @@ class DrainingServer(uvicorn.Server):
         else:
             super().handle_exit(sig, frame)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Standing streams would last until they are cut off; they end, and their clients come back to another."""
+        from proxy import streams  # noqa: PLC0415  In the worker, as below.
+
+        streams.end_standing()
+        await super().shutdown(sockets)
+
 
 class Worker(UvicornWorker):  # type: ignore[misc]
     """One process that serves requests."""

@@ -1,8 +1,6 @@
-"""An assignment (a server on a gateway) and the tools it offers there."""
+"""An assignment: a server on a gateway, with its alias, identity and policy."""
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 from uuid import uuid4
 
 from django.core.validators import RegexValidator
@@ -16,8 +14,7 @@ from auditlog.models import Event, Switchable
 from auditlog.versions import Seen, Versioned
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity, Server
-from wire.jsonrpc import storable
-from wire.tool_names import LONGEST_NAME, SEPARATOR, exposed_name, fingerprint, usable_tools
+from wire.tool_names import SEPARATOR
 
 alias_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens; it begins every tool's name."
@@ -172,7 +169,7 @@ class Assignment(Versioned, Switchable):
                 self.check_allowed()
             self.save(update_fields=[*fields, "updated_at"])
             if "alias" in changes:
-                Tool.objects.rename(self)
+                self.features.rename(self)
             if changes:
                 Event.objects.record(Action.ASSIGNMENT_UPDATED, self, by=by, changes=changes)
 
@@ -188,123 +185,3 @@ class Assignment(Versioned, Switchable):
 def _plain(value: Any) -> Any:
     """A value in the form in which events store it."""
     return str(value) if isinstance(value, models.Model) else value
-
-
-class ToolQuerySet(models.QuerySet["Tool"]):
-    def offered(self) -> "ToolQuerySet":
-        """Tools their server still offers."""
-        return self.filter(missing_since=None)
-
-    def callable(self) -> "ToolQuerySet":
-        """Tools that nothing between their gateway and their server forbids: offered, allowed and switched on."""
-        on = {"assignment__enabled": True, "assignment__server__enabled": True}
-        live = {"assignment__removed_at": None, "assignment__server__archived_at": None}
-        return self.offered().filter(enabled=True, **on, **live).exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
-
-    def matching(self, words: str) -> "ToolQuerySet":
-        """Tools whose exposed name, title or description holds `words`; all of them without words."""
-        matches = Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
-        return self.filter(matches) if words else self
-
-    def rename(self, assignment: Assignment) -> None:
-        """Give the tools of `assignment` the names its present alias exposes them under."""
-        tools = list(self.filter(assignment=assignment))
-        for tool in tools:
-            tool.exposed_name = exposed_name(assignment.alias, tool.name)
-        self.bulk_update(tools, ["exposed_name"])
-
-    def learn(self, assignment: Assignment, definitions: Iterable[Mapping[str, Any]]) -> None:
-        """Take over the complete list a server gave: new tools, changed ones, and those it no longer has.
-
-        Under the policy `selected` a new tool starts switched off. A definition that cannot be
-        used is left out.
-        """
-        now = timezone.now()
-        with transaction.atomic():
-            assignment = assignment.lock()
-            tools = {tool.name: tool for tool in self.filter(assignment=assignment).select_for_update()}
-            offered = {d["name"]: Tool.define(d, now) for d in usable_tools(definitions)}
-            for name, values in offered.items():
-                if name in tools:
-                    tools[name].take_over(values)
-            fresh = {
-                "assignment": assignment,
-                "enabled": assignment.tool_policy != ToolPolicy.SELECTED,
-                "first_seen_at": now,
-            }
-            new = [
-                Tool(name=name, exposed_name=exposed_name(assignment.alias, name), **fresh, **values)
-                for name, values in offered.items()
-                if name not in tools
-            ]
-            self.bulk_create(new, ignore_conflicts=True)  # The proxy may have been faster.
-            self.bulk_update([tools[name] for name in offered if name in tools], Tool.LISTED_FIELDS)
-            self.filter(assignment=assignment, missing_since=None).exclude(name__in=offered).update(missing_since=now)
-
-
-class Tool(Switchable):
-    """A tool an assigned server offers: its switch, its definition and its history.
-
-    Rows are upserted by the proxy after a list. Under `allow_all` a tool without a
-    row is allowed; under `selected` only a tool whose row is enabled is.
-    """
-
-    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="tools")
-    name = models.CharField(max_length=LONGEST_NAME)
-    exposed_name = models.CharField(max_length=64)
-    title = models.CharField(max_length=200, blank=True)
-    description = models.TextField(blank=True)
-    input_schema = models.JSONField(default=dict)
-    annotations = models.JSONField(default=dict)
-    definition_hash = models.CharField(max_length=64, blank=True)
-    first_seen_at = models.DateTimeField(default=timezone.now)
-    last_seen_at = models.DateTimeField(default=timezone.now)
-    changed_at = models.DateTimeField(null=True, blank=True)
-    missing_since = models.DateTimeField(null=True, blank=True)
-
-    LISTED_FIELDS: ClassVar = (
-        "title",
-        "description",
-        "input_schema",
-        "annotations",
-        "definition_hash",
-        "last_seen_at",
-        "changed_at",
-        "missing_since",
-    )
-
-    objects = ToolQuerySet.as_manager()
-
-    class Meta:
-        ordering = ("exposed_name",)
-        constraints = (
-            models.UniqueConstraint(fields=("assignment", "name"), name="tool_name_is_unique_per_assignment"),
-        )
-
-    def __str__(self) -> str:
-        return self.exposed_name
-
-    @staticmethod
-    def define(definition: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-        """What a row remembers of a definition, which may hold anything anywhere."""
-        annotations, schema = (definition.get(key) for key in ("annotations", "inputSchema"))
-        annotations = annotations if isinstance(annotations, dict) else {}
-        titles = (definition.get("title"), annotations.get("title"))
-        description = definition.get("description")
-        return {
-            "title": next((storable(title)[:200] for title in titles if isinstance(title, str)), ""),
-            "description": storable(description) if isinstance(description, str) else "",
-            "input_schema": storable(schema) if isinstance(schema, dict) else {},
-            "annotations": storable(annotations),
-            "definition_hash": fingerprint(definition),
-            "last_seen_at": now,
-            "missing_since": None,
-        }
-
-    def take_over(self, values: Mapping[str, Any]) -> None:
-        """Become what the server tells now; a definition that differs from the known one is marked as changed."""
-        if self.definition_hash not in ("", values["definition_hash"]):
-            self.changed_at = values["last_seen_at"]
-        for name, value in values.items():
-            setattr(self, name, value)

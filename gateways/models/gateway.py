@@ -26,6 +26,21 @@ class Reach(models.TextChoices):
     TEAMS = "teams", "Teams"
 
 
+class OnArrival(models.TextChoices):
+    """What becomes of a definition nobody has approved yet."""
+
+    APPROVE = "approve", "Approve on arrival"
+    WAIT = "wait", "Wait for approval"
+
+
+class OnChange(models.TextChoices):
+    """What becomes of a definition that its server changed after it was approved."""
+
+    HOLD = "hold", "Hold back"
+    WARN = "warn", "Warn"
+    ACCEPT = "accept", "Accept"
+
+
 class GatewayQuerySet(models.QuerySet["Gateway"]):
     def live(self) -> "GatewayQuerySet":
         """Gateways that are not archived."""
@@ -132,6 +147,12 @@ class Gateway(Versioned, Switchable):
     # The shared identities that may be used here; each says so on its own page.
     shared_identities = models.ManyToManyField(Identity, blank=True, related_name="gateways")
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    new_definitions = models.CharField(
+        max_length=10, choices=OnArrival, default=OnArrival.APPROVE, db_default=OnArrival.APPROVE
+    )
+    changed_definitions = models.CharField(
+        max_length=10, choices=OnChange, default=OnChange.HOLD, db_default=OnChange.HOLD
+    )
     archived_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -162,11 +183,19 @@ class Gateway(Versioned, Switchable):
         return Gateway.objects.reachable_by(user).filter(pk=self.pk).exists()
 
     def editable(self) -> dict[str, Any]:
-        names = ("name", "description", "reach", "calls_per_minute", "enabled")
+        names = (
+            "name",
+            "description",
+            "reach",
+            "calls_per_minute",
+            "new_definitions",
+            "changed_definitions",
+            "enabled",
+        )
         return {name: getattr(self, name) for name in names} | {"teams": self.team_names()}
 
     def edit(self, *, by: User, teams: Iterable[Team] | None = None, seen: Seen | None = None, **fields: Any) -> None:
-        """Change name, description, reach, teams or limit; records what changed. Raises ChangedMeanwhile."""
+        """Change its name, reach, teams, limit or how definitions are pinned; records it. Raises ChangedMeanwhile."""
         with transaction.atomic():
             row = self.lock()
             changes = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -12,8 +12,9 @@ from wire import jsonrpc
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `tools` depends on ServersNeeded. ALL: names under `selected` that may be used, else that may
-    not. OF_TOOL: [name, exposed name, enabled, schema with x-mcp-header] of the tools that fit.
+    `features` depends on ServersNeeded. ALL: [exposed name, JSON text] of those this connection is shown, in the order
+    of the server. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header, state, approved, offered, kind]
+    of those that fit, for a resource with all templates; the two texts only where a changed definition is held back.
     """
 
     id: str
@@ -35,10 +36,34 @@ class AssignedServer(NamedTuple):
     identity_label: str | None
     identity_enabled: bool | None
     ciphertext: str | None
-    tools: Sequence[Sequence[object]] | Sequence[str] | None
+    features: Sequence[Sequence[Any]] | None
     # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
+    # What a session at this server is kept under, and the one there is: [row, sealed id, version, log level].
+    upstream_key: str = ""
+    upstream_session: Sequence[str] | None = None
+    # What the server said of itself, [capabilities, instructions]; only with ServersNeeded.INTRODUCED.
+    introduction: Sequence[Any] | None = None
+    # Whether the client's session has a log level which this server can be told.
+    logs: bool = False
+    total_s: int = 600
+    # With ServersNeeded.ALL: how many seconds ago it was asked for such features, whether it ever answered, and the
+    # reason it could not be asked last; None when it never was. And whether its lists differ by session.
+    listing: tuple[float, bool, str] | None = None
+    lists_live: bool = False
+
+
+class SessionGrant(NamedTuple):
+    """The session a request names; `capabilities` are its client's, `declared` what of them servers are told."""
+
+    id: str
+    version: str
+    capabilities: dict[str, Any]
+    declared: str
+    log_level: str
+    client_name: str
+    client_version: str
 
 
 class Grant(NamedTuple):
@@ -75,6 +100,15 @@ class Grant(NamedTuple):
     workspace_limit: int | None = None
     # How many bytes of each body are recorded; None: none.
     recorded: int | None = None
+    # The session the request names, when it is there and one of this connection.
+    session: SessionGrant | None = None
+    # Whether the gateway has more than one server, so that a URI alone does not say whose it is.
+    several_servers: bool = False
+
+    @property
+    def owner_id(self) -> str:
+        """Whose the sessions at servers are: the client's session, without one the connection."""
+        return self.session.id if self.session is not None else self.connection_id
 
     @property
     def limited(self) -> bool:

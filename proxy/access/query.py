@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import orjson
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AssignedServer, Grant, SessionGrant
 from proxy.store.database import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, fail, resolve
 from wire import token_text
 
@@ -32,7 +32,7 @@ SETUP = (
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
-    b"PREPARE decide (int[], bytea[], text[], text[], int[], text[]) AS " + STATEMENT,
+    b"PREPARE decide (int[], bytea[], text[], text[], int[], text[], text[], bytea[], text[]) AS " + STATEMENT,
 )
 
 SLUG = "[a-z0-9-]{1,40}"  # A gateway in a URL, as a pattern.
@@ -44,7 +44,23 @@ class ServersNeeded(IntEnum):
 
     NONE = 0
     ALL = 1
-    OF_TOOL = 2  # Those that the tool's name may lead to.
+    OF_FEATURE = 2  # Those that the name may lead to.
+    INTRODUCED = 3  # All, with what they said of themselves instead of their features.
+
+
+class Wanted(NamedTuple):
+    """What a request needs to know: of which servers, and of which of their features.
+
+    `kind` is tool, prompt, resource or template. `name` is what the client calls the one it means; of a resource, the
+    URIs that its server may know it by, in lines.
+    """
+
+    servers: ServersNeeded
+    kind: str = ""
+    name: str = ""
+
+
+NOTHING = Wanted(ServersNeeded.NONE)
 
 
 class TokenDigests(NamedTuple):
@@ -59,8 +75,16 @@ class AccessQuery(NamedTuple):
 
     token: TokenDigests
     slug: str
-    servers: ServersNeeded
-    tool: str
+    wanted: Wanted
+    session: bytes | None = None
+    declared: str = ""
+
+
+def access_query(
+    token: TokenDigests, slug: str, wanted: Wanted = NOTHING, session: bytes | None = None, declared: str = ""
+) -> AccessQuery:
+    """The question whether this token may do that at the gateway of this slug."""
+    return AccessQuery(token, slug if _is_slug(slug) else "", wanted, session, declared)
 
 
 class Access(GroupCommit[AccessQuery, Grant | None]):
@@ -84,10 +108,19 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
         return TokenDigests((*token_text.candidates(token, self._token_keys),), (None,) * len(self._token_keys))
 
     async def find_grant(
-        self, token: TokenDigests, slug: str, servers: ServersNeeded = ServersNeeded.NONE, tool: str = ""
+        self,
+        token: TokenDigests,
+        slug: str,
+        wanted: Wanted = NOTHING,
+        session: bytes | None = None,
+        declared: str = "",
     ) -> Grant | None:
-        """What the database says of this token now; None when it does not know it. Raises DatabaseUnavailable."""
-        return await self.put(AccessQuery(token, slug if _is_slug(slug) else "", servers, tool))
+        """What the database says of this token now; None when it does not know it. Raises DatabaseUnavailable.
+
+        `session` is the digest of the session's id that the request names, `declared` what servers are told of its
+        client's capabilities when it names none.
+        """
+        return await self.put(access_query(token, slug, wanted, session, declared))
 
     async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
         # Calls of one client at the same time often need the same: that is sent once.
@@ -102,6 +135,19 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
                 resolve(future, grant)
 
 
+async def find_again(
+    query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], queries: Sequence[AccessQuery]
+) -> list[Grant | DatabaseUnavailable | None]:
+    """What the database says of each of these now, in one statement that `query` runs over a connection of its own.
+
+    None where it does not know the token, DatabaseUnavailable where what it says cannot be read. Raises
+    DatabaseUnavailable or StatementRejected.
+    """
+    numbers = {each: number for number, each in enumerate(dict.fromkeys(queries))}
+    grants = _read(await query(b"decide", parameters([*numbers])))
+    return [grants.get(numbers[each]) for each in queries]
+
+
 def _read(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:
     """The grants by the numbers of the queries. A row that cannot be read fails its own query only."""
     transformer = Transformer()
@@ -110,6 +156,8 @@ def _read(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:
     for number, *values in transformer.load_rows(0, result.ntuples, list):
         try:
             values[_ASSIGNMENTS] = _assigned_servers(values[_ASSIGNMENTS])
+            if values[_SESSION] is not None:
+                values[_SESSION] = SessionGrant._make(orjson.loads(values[_SESSION]))
             grants[number] = Grant._make(values)
         except (ValueError, RecursionError) as error:
             grants[number] = DatabaseUnavailable(str(error))
@@ -117,6 +165,7 @@ def _read(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:
 
 
 _ASSIGNMENTS = Grant._fields.index("assignments")
+_SESSION = Grant._fields.index("session")
 
 
 def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
@@ -138,11 +187,14 @@ def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
     ]
     return [
         _array([str(n) for n, _, _, _ in rows]),
-        _array(["NULL" if digest is None else f'"\\\\x{digest.hex()}"' for _, _, digest, _ in rows]),
+        _array([_bytes(digest) for _, _, digest, _ in rows]),
         _array([checksum or "NULL" for _, _, _, checksum in rows]),
         _array([f'"{query.slug}"' for _, query, _, _ in rows]),
-        _array([str(query.servers.value) for _, query, _, _ in rows]),
-        _array([_quoted(query.tool) for _, query, _, _ in rows]),
+        _array([str(query.wanted.servers.value) for _, query, _, _ in rows]),
+        _array([_quoted(query.wanted.name) for _, query, _, _ in rows]),
+        _array([_quoted(query.wanted.kind) for _, query, _, _ in rows]),
+        _array([_bytes(query.session) for _, query, _, _ in rows]),
+        _array([f'"{query.declared}"' for _, query, _, _ in rows]),
     ]
 
 
@@ -150,8 +202,12 @@ def _array(elements: list[str]) -> bytes:
     return ("{" + ",".join(elements) + "}").encode(errors="replace")
 
 
+def _bytes(value: bytes | None) -> str:
+    return "NULL" if value is None else f'"\\\\x{value.hex()}"'
+
+
 def _quoted(text: str) -> str:
-    """`text` as an element of an array; PostgreSQL knows no NUL, and no tool has one in its name."""
+    """`text` as an element of an array; PostgreSQL knows no NUL, and no feature has one in its name."""
     if "\\" in text or '"' in text or "\0" in text:
         text = text.replace("\0", "").replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

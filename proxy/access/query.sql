@@ -9,8 +9,12 @@
 -- $2 digest    digest of its API access token, NULL for another kind
 -- $3 checksum  checksum of its OAuth access token, NULL for another kind
 -- $4 slug      gateway in the URL
--- $5 servers   which servers it needs (ServersNeeded): 0 none, 1 all, 2 those `tool` may lead to
--- $6 tool      exposed name of the tool it calls
+-- $5 servers   which servers it needs (ServersNeeded): 0 none, 1 all, 2 those `name` may lead to,
+--              3 all, with what they said of themselves instead of their features
+-- $6 name      exposed name of the tool or prompt it means; of a resource, the URIs it may be at its server, by lines
+-- $7 kind      kind of feature it asks for: tool, prompt, resource, template
+-- $8 session   digest of the id of the session it names, NULL without one
+-- $9 declared  what servers are told of its client's capabilities, when it names no session
 SELECT
     q.n,
     t.id::text,
@@ -26,7 +30,7 @@ SELECT
     c.enabled,
     g.id::text,
     g.name,
-    CASE WHEN q.servers = 0 THEN g.description ELSE '' END,
+    CASE WHEN q.servers IN (0, 3) THEN g.description ELSE '' END,
     g.slug = q.slug AND g.archived_at IS NULL,
     g.enabled,
     h.id::text,
@@ -73,23 +77,50 @@ SELECT
                 i.label,
                 i.enabled,
                 encode(i.secret_ciphertext, 'escape'),
-                CASE q.servers WHEN 1 THEN (
-                    -- Under `selected` the tools that may be used, else those that may not.
-                    SELECT json_agg(x.name) FROM gateways_tool x
-                    WHERE x.assignment_id = a.id AND x.enabled = (a.tool_policy = 'selected')
+                CASE q.servers WHEN 3 THEN NULL WHEN 1 THEN (
+                    -- What clients are shown: approved, switched on, and offered to this identity.
+                    SELECT json_agg(
+                        json_build_array(x.exposed_name, coalesce(x.shown, x.approved)) ORDER BY x.position, x.name
+                    )
+                    FROM gateways_feature x
+                    WHERE x.assignment_id = a.id AND x.kind = q.kind AND x.enabled
+                        AND a.tool_policy IN ('allow_all', 'selected')
+                        AND x.state IN ('approved', 'held') AND x.approved <> ''
+                        AND CASE WHEN a.identity_scheme = 'per_user' AND i.id IS NOT NULL THEN EXISTS (
+                            SELECT FROM gateways_feature_identities
+                            WHERE feature_id = x.id AND identity_id = i.id OFFSET 0
+                        ) ELSE x.missing_since IS NULL END
                 ) ELSE (
-                    SELECT json_agg(json_build_array(x.name, x.exposed_name, x.enabled, CASE
-                        WHEN s.protocol_era = 'modern' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
-                        THEN x.input_schema
-                    END))
+                    SELECT json_agg(json_build_array(
+                        x.name,
+                        x.exposed_name,
+                        x.enabled,
+                        CASE
+                            WHEN s.protocol_era = 'modern' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
+                            THEN x.input_schema
+                        END,
+                        x.state,
+                        CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.approved END,
+                        CASE WHEN x.state = 'held' AND g.changed_definitions = 'hold' THEN x.offered END,
+                        x.kind
+                    ))
                     FROM (
-                        SELECT name, exposed_name, enabled, input_schema FROM gateways_tool
-                        WHERE assignment_id = a.id
-                            AND name = CASE a.alias WHEN '' THEN q.tool ELSE substr(q.tool, length(a.alias) + 3) END
+                        SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
+                        WHERE q.kind <> 'resource' AND assignment_id = a.id AND kind = q.kind
+                            AND name = CASE a.alias WHEN '' THEN q.name ELSE substr(q.name, length(a.alias) + 3) END
                         UNION ALL
                         -- A name that was shortened for its length ends like this.
-                        SELECT name, exposed_name, enabled, input_schema FROM gateways_tool
-                        WHERE q.tool ~ '_[0-9a-f]{6}$' AND assignment_id = a.id AND exposed_name = q.tool
+                        SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
+                        WHERE q.name ~ '_[0-9a-f]{6}$' AND q.kind <> 'resource'
+                            AND assignment_id = a.id AND kind = q.kind AND exposed_name = q.name
+                        UNION ALL
+                        SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
+                        WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'resource'
+                            AND name = ANY (string_to_array(q.name, E'\n'))
+                        UNION ALL
+                        -- What is not listed may be what a template means.
+                        SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
+                        WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'template'
                     ) x
                 ) END,
                 -- A shared identity serves the gateways it is said to be for, at this moment.
@@ -97,7 +128,32 @@ SELECT
                     SELECT FROM gateways_gateway_shared_identities
                     WHERE gateway_id = g.id AND identity_id = a.shared_identity_id OFFSET 0
                 ),
-                i.unconfirmed_since IS NOT NULL
+                i.unconfirmed_since IS NOT NULL,
+                k.key,
+                CASE WHEN p.id IS NOT NULL THEN
+                    json_build_array(p.id, encode(p.sealed_id, 'escape'), p.version, p.log_level)
+                END,
+                CASE q.servers WHEN 3 THEN json_build_array(
+                    coalesce(
+                        (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to),
+                        (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id LIMIT 1)
+                    ),
+                    (SELECT instructions FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to)
+                ) END,
+                -- Asked only where it matters; of whom nothing is known, it may be.
+                coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
+                    SELECT FROM proxy_serverinfo WHERE server_id = s.id AND NOT capabilities ? 'logging'
+                ),
+                s.total_seconds,
+                CASE q.servers WHEN 1 THEN (
+                    SELECT json_build_array(
+                        extract(epoch FROM statement_timestamp() - l.asked_at), l.learnt_at IS NOT NULL, l.error
+                    )
+                    FROM gateways_listing l
+                    WHERE l.assignment_id = a.id AND l.kind = q.kind
+                        AND l.identity_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN i.id END
+                ) END,
+                s.lists_live
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a
@@ -118,17 +174,39 @@ SELECT
             AND i.revoked_at IS NULL
             -- A shared identity has no owner; any other is the connection's own user's.
             AND i.owner_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN u.id END
+        CROSS JOIN LATERAL (
+            -- A session was opened as somebody, at an address, for a client that can do certain things: with any
+            -- of that changed, it is another. The parts are apart by spaces, and sessions.py reads the first five.
+            SELECT coalesce(i.id, s.id) AS told_to, concat_ws(
+                ' ', coalesce(i.id, s.id), coalesce(i.generation, 0), s.auth_type, s.header_name, md5(s.url),
+                coalesce(ses.declared, q.declared)
+            ) AS key OFFSET 0
+        ) k
+        LEFT JOIN LATERAL (
+            SELECT * FROM proxy_upstreamsession
+            WHERE owner_id = coalesce(ses.id, c.id) AND server_id = s.id AND key = k.key AND s.protocol_era <> 'modern'
+            OFFSET 0
+        ) p ON true
         WHERE a.gateway_id = g.id
             AND a.removed_at IS NULL
-            AND (q.servers = 1 OR a.alias = '' OR a.alias = split_part(q.tool, '__', 1))
+            AND (q.servers IN (1, 3) OR q.kind = 'resource' OR a.alias = '' OR a.alias = split_part(q.name, '__', 1))
     ) END::text,
     -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
     least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
     g.calls_per_minute,
     (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1),
-    (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads)
-FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[])
-    AS q (n, digest, checksum, slug, servers, tool)
+    (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads),
+    CASE WHEN ses.id IS NOT NULL THEN json_build_array(
+        ses.id, ses.version, ses.capabilities, ses.declared, ses.log_level, ses.client_name, ses.client_version
+    ) END::text,
+    q.servers > 0 AND EXISTS (
+        SELECT FROM gateways_assignment a
+        WHERE a.gateway_id = g.id AND a.removed_at IS NULL
+            AND EXISTS (SELECT FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0)
+        OFFSET 1
+    )
+FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::bytea[], $9::text[])
+    AS q (n, digest, checksum, slug, servers, name, kind, session, declared)
 CROSS JOIN LATERAL (
     SELECT id, name, prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
         false AS by_oauth, false AS stale, calls_per_minute
@@ -157,3 +235,6 @@ CROSS JOIN LATERAL (SELECT * FROM connections_connection WHERE id = t.connection
 CROSS JOIN LATERAL (SELECT * FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0) g
 CROSS JOIN LATERAL (SELECT * FROM hosts_host WHERE id = c.host_id OFFSET 0) h
 CROSS JOIN LATERAL (SELECT * FROM accounts_user WHERE id = c.user_id OFFSET 0) u
+LEFT JOIN LATERAL (
+    SELECT * FROM proxy_session WHERE digest = q.session AND connection_id = c.id OFFSET 0
+) ses ON true

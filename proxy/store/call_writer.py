@@ -74,6 +74,8 @@ class CallRow:
     client_version: str = ""
     protocol_version: str = ""
     payload: str = _NO_PAYLOAD
+    # The row this one belongs to; its own without one.
+    correlation_id: str = ""
 
     def set_payload(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
         """Keep what the call sent and got, as JSON that holds no secret; `cut` when not all of it."""
@@ -102,7 +104,8 @@ class CallRow:
         if text.count("\t") != len(texts) - 1 or "\\" in text or "\n" in text or "\r" in text or "\0" in text:
             text = "\t".join(value.translate(_ESCAPES) for value in texts)
         columns = (
-            f"{self.uid}\t{at}\t{self.uid}\t{self.feature_type}\t{self.outcome}\t{self.deny_reason}"
+            f"{self.uid}\t{at}\t{self.correlation_id or self.uid}\t{self.feature_type}\t{self.outcome}"
+            f"\t{self.deny_reason}"
             f"\t{self.http_status}\t{_or_null(self.rpc_error_code)}\t{self.host_id or _N}\t{self.gateway_id or _N}"
             f"\t{self.connection_id or _N}\t{self.user_id or _N}\t{self.token_id or _N}\t{self.server_id or _N}"
             f"\t{self.identity_id or _N}\t{self.token_prefix}\t{self.duration_ms:.3f}\t{_ms(self.authorise_ms)}"

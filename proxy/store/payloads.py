@@ -4,9 +4,10 @@ import asyncio
 from base64 import b64decode
 from collections.abc import Sequence
 
-from proxy.catalog import IdentityUnreadable, target
+from proxy.catalog import IdentityUnreadable, credential_of
 from proxy.request import McpRequest
 from proxy.response import Response
+from proxy.store.call_writer import CallRow
 from proxy.store.redaction.messages import RedactedMessage, redact_message
 from wire.cipher import Cipher
 
@@ -21,13 +22,17 @@ class PayloadRecorder:
 
     async def record(self, request: McpRequest, response: Response, limit: int) -> None:
         """Keep `limit` bytes of what the client sent, and as many of what it gets."""
-        bodies, secrets = (request.body, response.body), self._secrets(request)
+        await self.keep(request, request.row, (request.body, response.body), limit)
+
+    async def keep(self, request: McpRequest, row: CallRow, bodies: tuple[bytes, bytes], limit: int) -> None:
+        """Put these two into a row that belongs to `request`."""
+        secrets = self._secrets(request)
         if sum(map(len, bodies)) <= INLINE_BYTES:
             request_payload, response_payload = _redact_all(bodies, limit, secrets)
         else:
             request_payload, response_payload = await asyncio.to_thread(_redact_all, bodies, limit, secrets)
         cut = any(redacted is not None and redacted.cut for redacted in (request_payload, response_payload))
-        request.row.set_payload(_json(request_payload), _json(response_payload), cut=cut)
+        row.set_payload(_json(request_payload), _json(response_payload), cut=cut)
 
     def _secrets(self, request: McpRequest) -> list[str]:
         """The token the client presents, and every credential this call may have been passed on with."""
@@ -35,7 +40,7 @@ class PayloadRecorder:
         grant = request.grant
         for assigned in grant.assignments if grant is not None else ():
             try:
-                credential = target(assigned, "", self._cipher).credential
+                credential = credential_of(assigned, self._cipher)
             except IdentityUnreadable:
                 continue
             if credential is not None:

@@ -1,4 +1,4 @@
-"""Usage of tokens, hosts and servers: last used, health, protocol era, tools listed, unknown tokens.
+"""Usage of tokens, hosts and servers: last used, health, protocol era, unknown tokens.
 
 Written beside the calls, at most once a second, in a transaction of its own. What is not written yet is lost when the
 process is killed; nothing of it is part of the audit log.
@@ -18,10 +18,9 @@ from psycopg.types.json import Jsonb
 
 from proxy import metrics
 from proxy.access.decision import AssignedServer, Grant
-from wire import jsonrpc
 from wire.address_group import address_group
 from wire.jsonrpc import storable
-from wire.tool_names import exposed_name, fingerprint
+from wire.rpc_messages import ServerInfo, Target
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,8 @@ STATEMENTS = load_statements(Path(__file__).with_name("usage.sql"))
 FLUSH_SECONDS = 1.0
 MAX_ADDRESS_GROUPS = 1000  # Address groups that are counted apart;
 MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
-TOOLS_REWRITE_SECONDS = 60.0
+SESSION_SECONDS = 60.0  # The use of a session is written so often at most.
+MOST_NOTED = 50_000
 
 type RowUpdates = dict[str, dict[str, Any]]
 
@@ -60,9 +60,10 @@ class UsageTracker:
         self._connection: psycopg.AsyncConnection | None = None
         self._tokens_used: dict[tuple[str, str], tuple[Grant, str, float]] = {}
         self._contacts: dict[tuple[str, str | None], Contact] = {}
+        self._sessions_used: dict[tuple[str, str], float] = {}
+        self._sessions_noted: dict[tuple[str, str], float] = {}
+        self._infos: dict[tuple[str, str], ServerInfo] = {}
         self._pending: dict[str, RowUpdates] = {}
-        self._tools: dict[str, tuple[AssignedServer, list[jsonrpc.Object]]] = {}
-        self._tools_written: dict[str, tuple[str, float]] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
         self._unknown_tokens_written_at = time.monotonic()
         self._worker: asyncio.Task[None] | None = None
@@ -90,22 +91,26 @@ class UsageTracker:
     # Called on the way of a call
 
     def token_used(self, grant: Grant, ip: str, at: float) -> None:
-        """This token was used, and with it its connection and host."""
+        """This token was used, and with it its connection and host, and the session the request names."""
         self._tokens_used[grant.token_id, grant.token_prefix] = grant, ip, at
+        if grant.session is not None:
+            self._sessions_used["sessions", grant.session.id] = at
 
     def server_contacted(self, assigned: AssignedServer, fault: str = "", *, credential_refused: bool = False) -> None:
         """The server answered, or did not; one that refuses a credential is there."""
         self._contacts[assigned.server_id, assigned.identity_id] = Contact(
             assigned, time.time(), fault, down=bool(fault) and not credential_refused
         )
+        if assigned.upstream_session is not None:
+            self._sessions_used["upstream_sessions", assigned.upstream_session[0]] = time.time()
 
     def era_learned(self, server_id: str, url: str, era: str) -> None:
         """This server turned out to speak this protocol era."""
         self._set("eras", server_id, at=datetime.now(UTC), url=url, era=era)
 
-    def tools_listed(self, assigned: AssignedServer, tools: list[jsonrpc.Object]) -> None:
-        """The server listed these tools, under its own names."""
-        self._tools[assigned.id] = assigned, tools
+    def introduced(self, target: Target, info: ServerInfo) -> None:
+        """The server said this of itself, to this identity."""
+        self._infos[target.server_id, target.identity_id or target.server_id] = info
 
     def unknown_token(self, ip: str) -> None:
         """A request brought a bearer token that the database does not know."""
@@ -170,23 +175,33 @@ class UsageTracker:
             self._set("health", assigned.server_id, at=moment, health=health, error=error if down else "")
             if assigned.identity_id is not None and not down:
                 self._set("identities", assigned.identity_id, at=moment, error=error)
+        self._collect_sessions()
+
+    def _collect_sessions(self) -> None:
+        used, self._sessions_used = self._sessions_used, {}
+        if len(self._sessions_noted) > MOST_NOTED:
+            self._sessions_noted.clear()
+        for (kind, uid), at in used.items():
+            if at - self._sessions_noted.get((kind, uid), 0.0) >= SESSION_SECONDS:
+                self._sessions_noted[kind, uid] = at
+                self._set(kind, uid, at=datetime.fromtimestamp(at, UTC))
 
     async def _flush(self) -> None:
         self._collect()
         pending, self._pending = self._pending, {}
-        tools_listed, self._tools = self._tools, {}
+        infos, self._infos = self._infos, {}
         unknown_tokens = self._take_unknown_tokens()
-        if not (pending or tools_listed or unknown_tokens):
+        if not (pending or infos or unknown_tokens):
             return
         connection = await self._open()
-        for kind in ("tokens", "connections", "hosts", "identities", "health", "eras"):
+        for kind in ("tokens", "connections", "hosts", "identities", "health", "eras", "sessions", "upstream_sessions"):
             if kind in pending:
                 await _update(connection, kind, pending[kind])
         if unknown_tokens:
             given = {"ip": list(unknown_tokens), "requests": list(unknown_tokens.values())}
             await connection.execute(STATEMENTS["unknown_tokens"], given)
-        for assigned, tools in tools_listed.values():
-            await self._write_tools(connection, assigned, tools)
+        if infos:
+            await connection.execute(STATEMENTS["server_infos"], _info_columns(infos))
 
     def _take_unknown_tokens(self) -> Counter[str | None]:
         if time.monotonic() - self._unknown_tokens_written_at < self._unknown_token_seconds:
@@ -217,22 +232,6 @@ class UsageTracker:
             await connection.execute(f"DEALLOCATE {name}".encode())
         self.fault = ""
 
-    async def _write_tools(
-        self, connection: psycopg.AsyncConnection, assigned: AssignedServer, tools: list[jsonrpc.Object]
-    ) -> None:
-        rows = _tool_rows(assigned, tools)
-        digest = fingerprint({"policy": assigned.policy, "tools": [row["definition_hash"] for row in rows]})
-        known, written = self._tools_written.get(assigned.id, ("", 0.0))
-        if known == digest and time.monotonic() - written < TOOLS_REWRITE_SECONDS:
-            return
-        async with connection.transaction():
-            await connection.execute(STATEMENTS["tools"], {"assignment": assigned.id, "tools": Jsonb(rows)})
-            # Users may be shown different tools: one user's list does not say what is gone.
-            if assigned.scheme != "per_user":
-                names = [row["name"] for row in rows]
-                await connection.execute(STATEMENTS["missing"], {"assignment": assigned.id, "names": names})
-        self._tools_written[assigned.id] = digest, time.monotonic()
-
 
 def _numbered(statement: str) -> str:
     """The statement with numbers for its parameters, as PREPARE wants it."""
@@ -253,26 +252,12 @@ async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUp
     await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})
 
 
-def _tool_rows(assigned: AssignedServer, tools: list[jsonrpc.Object]) -> list[jsonrpc.Object]:
-    """The usable tools as rows."""
-    rows: dict[str, jsonrpc.Object] = {}
-    for tool in tools:
-        rows.setdefault(tool["name"], _tool_row(assigned, tool["name"], tool))
-    return [rows[name] for name in sorted(rows)]
-
-
-def _tool_row(assigned: AssignedServer, name: str, tool: jsonrpc.Object) -> jsonrpc.Object:
-    annotations = tool.get("annotations")
-    title = tool.get("title")
-    if not isinstance(title, str) and isinstance(annotations, dict):
-        title = annotations.get("title")
-    description, schema = tool.get("description"), tool.get("inputSchema")
+def _info_columns(infos: dict[tuple[str, str], ServerInfo]) -> dict[str, list[Any]]:
+    pairs = sorted(infos)
     return {
-        "name": name,
-        "exposed_name": exposed_name(assigned.alias, name),
-        "title": storable(title)[:200] if isinstance(title, str) else "",
-        "description": storable(description) if isinstance(description, str) else "",
-        "input_schema": storable(schema) if isinstance(schema, dict) else {},
-        "annotations": storable(annotations) if isinstance(annotations, dict) else {},
-        "definition_hash": fingerprint(tool),
+        "servers": [server_id for server_id, _ in pairs],
+        "told_to": [told_to for _, told_to in pairs],
+        "versions": [infos[pair].version[:40] for pair in pairs],
+        "capabilities": [Jsonb(infos[pair].capabilities) for pair in pairs],
+        "instructions": [storable(infos[pair].instructions) for pair in pairs],
     }

@@ -31,6 +31,40 @@ FROM (
     ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
 ) m WHERE t.id = m.id
 
+-- name: sessions
+UPDATE proxy_session t SET last_used_at = m.at
+FROM (
+    SELECT r.id, v.at FROM proxy_session r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[]) AS v (id, at) USING (id)
+    WHERE r.last_used_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: upstream_sessions
+UPDATE proxy_upstreamsession t SET last_used_at = m.at
+FROM (
+    SELECT r.id, v.at FROM proxy_upstreamsession r
+    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[]) AS v (id, at) USING (id)
+    WHERE r.last_used_at < v.at
+    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
+) m WHERE t.id = m.id
+
+-- name: server_infos
+-- Said again at each session that is opened: written when it is something else.
+INSERT INTO proxy_serverinfo AS t (server_id, told_to, version, capabilities, instructions, changed_at)
+SELECT v.server_id, v.told_to, v.version, v.capabilities, v.instructions, statement_timestamp()
+FROM unnest(
+    %(servers)s::uuid[], %(told_to)s::uuid[], %(versions)s::text[], %(capabilities)s::jsonb[], %(instructions)s::text[]
+) AS v (server_id, told_to, version, capabilities, instructions)
+ORDER BY v.server_id, v.told_to
+ON CONFLICT (server_id, told_to) DO UPDATE SET
+    version = excluded.version,
+    capabilities = excluded.capabilities,
+    instructions = excluded.instructions,
+    changed_at = excluded.changed_at
+WHERE (t.version, t.capabilities, t.instructions)
+    IS DISTINCT FROM (excluded.version, excluded.capabilities, excluded.instructions)
+
 -- name: hosts
 UPDATE hosts_host t SET last_seen_at = m.at, first_seen_at = coalesce(t.first_seen_at, m.at)
 FROM (
@@ -79,34 +113,3 @@ SELECT gen_random_uuid(), statement_timestamp(), NULL, '', 'bearer', host(v.ip):
     'address', '', coalesce(CASE family(v.ip) WHEN 6 THEN v.ip::text ELSE host(v.ip) END, 'many addresses'),
     jsonb_build_object('requests', jsonb_build_array(NULL, v.requests)), gen_random_uuid()
 FROM unnest(%(ip)s::inet[], %(requests)s::int[]) AS v (ip, requests)
-
--- name: tools
-INSERT INTO gateways_tool AS t (
-    id, assignment_id, name, exposed_name, title, description, input_schema, annotations, definition_hash, enabled,
-    first_seen_at, last_seen_at
-)
-SELECT gen_random_uuid(), a.id, v.name, v.exposed_name, v.title, v.description, v.input_schema, v.annotations,
-    -- Under `selected` a tool that appears later is not selected.
-    v.definition_hash, a.tool_policy <> 'selected', statement_timestamp(), statement_timestamp()
-FROM gateways_assignment a, jsonb_to_recordset(%(tools)s::jsonb) AS v (
-    name text, exposed_name text, title text, description text, input_schema jsonb, annotations jsonb,
-    definition_hash text
-)
-WHERE a.id = %(assignment)s AND a.removed_at IS NULL
-ORDER BY v.name
-ON CONFLICT (assignment_id, name) DO UPDATE SET
-    exposed_name = excluded.exposed_name,
-    title = excluded.title,
-    description = excluded.description,
-    input_schema = excluded.input_schema,
-    annotations = excluded.annotations,
-    definition_hash = excluded.definition_hash,
-    changed_at = CASE
-        WHEN t.definition_hash NOT IN ('', excluded.definition_hash) THEN statement_timestamp() ELSE t.changed_at
-    END,
-    last_seen_at = excluded.last_seen_at,
-    missing_since = NULL
-
--- name: missing
-UPDATE gateways_tool SET missing_since = statement_timestamp()
-WHERE assignment_id = %(assignment)s AND missing_since IS NULL AND name <> ALL(%(names)s)

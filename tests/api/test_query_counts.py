@@ -9,7 +9,7 @@ from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Team, User
 from capabilities import Capability
-from gateways.models import Gateway, Tool
+from gateways.models import Feature, Gateway
 from servers.models import AuthType, Server
 from tests import make
 from tests.api.world import holder
@@ -49,7 +49,7 @@ def one_more_of_everything(boss: User) -> None:
     busy = Gateway.objects.filter(slug="busy").first() or make.gateway(slug="busy", by=boss)
     server = make.server(by=boss, auth_type=AuthType.BEARER)
     assignment = make.assignment(busy, server, identity_scheme="shared", shared_identity=make.identity(server))
-    Tool.objects.create(assignment=assignment, name="search", exposed_name=make.unique("tool"))
+    Feature.objects.create(assignment=assignment, name="search", exposed_name=make.unique("tool"))
     somebody = holder(Capability.LOGS_READ, Capability.HOSTS_READ)
     link = make.connection(make.agent(by=boss), busy, somebody)
     make.token(link)

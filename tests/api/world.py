@@ -11,7 +11,7 @@ from accounts.models import ApiKey, Role, Team, User, permissions_of
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
-from gateways.models import IdentityScheme, Tool
+from gateways.models import Feature, IdentityScheme
 from hosts.models import Host
 from servers.models import AuthType
 from tests import make
@@ -49,7 +49,7 @@ def build() -> World:
     team.users.add(owner)
     closed.teams.add(team)
     assignment = make.assignment(closed, server, identity_scheme=IdentityScheme.PER_USER)
-    tool = Tool.objects.create(assignment=assignment, name="search", exposed_name="docs__search")
+    tool = Feature.objects.create(assignment=assignment, name="search", exposed_name="docs__search")
     bot, waiting = make.agent(by=boss), Host.objects.create(kind="headed", name="App", needs_approval=True)
     link = make.connection(bot, closed, owner)
     token, secret = make.token(link)

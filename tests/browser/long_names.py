@@ -9,7 +9,7 @@ import sys
 from accounts.models import Role, Team, User
 from capabilities import Capability
 from connections.models import Connection
-from gateways.models import Tool
+from gateways.models import Feature
 from servers.models import AuthType, Health
 from tests import make
 
@@ -44,7 +44,7 @@ gateway = make.gateway(by=owner, name=longest(80), slug=f"{'g' * 38}{KEY}"[-40:]
 assignment = make.assignment(gateway, server, identity_scheme="per_user")
 other = make.assignment(gateway, plain)
 tool = "t" * 128
-Tool.objects.learn(
+Feature.objects.learn(
     assignment, [{"name": tool, "title": longest(200), "description": longest(500), "inputSchema": {"type": "object"}}]
 )
 hosts = [make.agent(by=owner, name=longest(120))]

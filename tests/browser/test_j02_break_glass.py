@@ -79,7 +79,7 @@ TOGGLES = {
         "servers_identity", "identity", "/api/identities/{identity}", failing("identity_disabled"), FINE
     ),
     "tool": Toggle(
-        "gateways_tool",
+        "gateways_feature",
         "tool",
         "/api/gateways/work-j/tools/{tool}",
         failing("tool_disabled", "without whoami"),
@@ -101,7 +101,7 @@ TOGGLES = {
 def ids(cast: Cast) -> dict[str, str]:
     """What the switches belong to; the gateway knows a tool once it was listed."""
     assert curl.list_tools(cast.url("work-j"), cast.tokens["token"]).status == 200
-    query = "SELECT id::text FROM gateways_tool WHERE assignment_id = %s AND name = 'whoami'"
+    query = "SELECT id::text FROM gateways_feature WHERE assignment_id = %s AND name = 'whoami'"
     eventually(lambda: cast.live.rows(query, cast.ids["assignment"]))
     return {**cast.ids, "tool": cast.live.rows(query, cast.ids["assignment"])[0]["id"]}
 

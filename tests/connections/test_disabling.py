@@ -10,7 +10,7 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
-from gateways.models import IdentityScheme, Tool
+from gateways.models import Feature, IdentityScheme
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text
@@ -31,7 +31,7 @@ def path_of(layer: str, link: Connection) -> str:
         "gateway": lambda: f"/gateways/{link.gateway.slug}",
         "server": lambda: f"/servers/{assignment.server.slug}",
         "assignment": lambda: f"/assignments/{assignment.pk}",
-        "tool": lambda: f"/tools/{assignment.tools.get().pk}",
+        "feature": lambda: f"/tools/{assignment.features.get().pk}",
         "identity": lambda: f"/identities/{link.identities.get().identity_id}",
     }
     return f"{paths[layer]()}/disable/"
@@ -43,7 +43,7 @@ LAYERS = {
     "gateway": Capability.GATEWAYS_TOGGLE,
     "server": Capability.SERVERS_TOGGLE,
     "assignment": Capability.GATEWAYS_TOGGLE,
-    "tool": Capability.GATEWAYS_MANAGE,
+    "feature": Capability.GATEWAYS_MANAGE,
     "identity": Capability.IDENTITIES_MANAGE,
 }
 
@@ -54,7 +54,7 @@ def link(ann: User) -> Connection:
     github = make.server(auth_type="bearer")
     gateway = make.gateway()
     assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)
-    Tool.objects.create(assignment=assigned, name="search", exposed_name=f"{assigned.alias}__search")
+    Feature.objects.create(assignment=assigned, name="search", exposed_name=f"{assigned.alias}__search")
     link = make.connection(make.agent(by=ann, name="CI bot"), gateway, ann, [make.identity(github, ann)])
     make.token(link)
     return link
@@ -99,9 +99,9 @@ def test_of_ones_own_everybody_is_told(ann: User, link: Connection, sign_in: Sig
 
 
 def test_a_tool_comes_back_as_its_row(ana: User, link: Connection, sign_in: SignIn) -> None:
-    tool = Tool.objects.get()
+    tool = Feature.objects.get()
 
-    answer = text(sign_in(ana).post(path_of("tool", link), headers=HTMX))
+    answer = text(sign_in(ana).post(path_of("feature", link), headers=HTMX))
 
     assert answer.lstrip().startswith(f'<tr id="tool-{tool.pk}" data-state="disabled" class="changed">')
 

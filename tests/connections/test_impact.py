@@ -11,7 +11,7 @@ from auditlog.models import Call
 from capabilities import Capability
 from connections.impact import NothingGoesThrough, impact_of
 from connections.models import AlreadyRevoked, Connection, StillEnabled
-from gateways.models import Assignment, IdentityScheme, ServerStillEnabled, Tool
+from gateways.models import Assignment, Feature, IdentityScheme, ServerStillEnabled
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -56,7 +56,7 @@ def link() -> Connection:
 
 def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
     assigned = link.gateway.assignments.get()
-    tool = Tool.objects.create(assignment=assigned, name="search", exposed_name="github__search")
+    tool = Feature.objects.create(assignment=assigned, name="search", exposed_name="github__search")
 
     told = {
         type(thing).__name__: str(impact_of(thing))
@@ -69,7 +69,7 @@ def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
         "Connection": "1 host, 1 user, 1 call in 24 h",
         "Server": "1 host, 2 users, 1 call in 24 h",
         "Assignment": "1 host, 2 users, 1 call in 24 h",
-        "Tool": "1 host, 2 users, 1 call in 24 h",
+        "Feature": "1 host, 2 users, 1 call in 24 h",
         "User": "1 host, 1 user, 1 call in 24 h",
     }
 

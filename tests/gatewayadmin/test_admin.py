@@ -23,7 +23,7 @@ from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.staff import site
-from gateways.models import Tool
+from gateways.models import Feature
 from hosts.models import Host, HostKind
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
@@ -54,7 +54,7 @@ FROZEN = {
     "connections.connection": 6,
     "gateways.assignment": 6,
     "gateways.gateway": 5,
-    "gateways.tool": 6,
+    "gateways.feature": 6,
     "hosts.host": 5,
     "oauth.authorizerequest": 5,
     "oauth.binding": 5,
@@ -82,7 +82,7 @@ def world(by: User) -> World:
     identity = make.identity(server, secret=PLANTED)
     gateway = make.gateway(by=by)
     assignment = make.assignment(gateway, server, identity_scheme="shared", shared_identity=identity)
-    Tool.objects.create(assignment=assignment, name="search", exposed_name=make.unique("tool"))
+    Feature.objects.create(assignment=assignment, name="search", exposed_name=make.unique("tool"))
     host = make.agent(by=by)
     link = make.connection(host, gateway, make.user())
     issued = make.token(link, servers=[assignment])
@@ -167,7 +167,7 @@ HIDDEN = {
     "accounts.apikey": {"digest", "key_id"},
     "accounts.role": {"permissions"},
     "accounts.user": {"is_active", "notices_read_at", "password", "session_epoch"},
-    "gateways.tool": {"definition_hash", "input_schema"},
+    "gateways.feature": {"definition_hash", "input_schema"},
     "hosts.host": {"dedupe_key", "enabled"},
     "oauth.authorizerequest": {"application", "browser_digest", "host", "identities", "parameters"},
     "oauth.binding": {"access_token", "code_digest", "grant", "refresh_token"},
@@ -336,7 +336,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
         ("accounts.user", "end_staff"): person,
     }
     order: list[tuple[str, str, models.Model]] = [
-        ("gateways.tool", one, Tool.objects.get()) for one in ("disable", "enable")
+        ("gateways.feature", one, Feature.objects.get()) for one in ("disable", "enable")
     ]
     order += [("accounts.user", step, rows["accounts.user", step]) for step in STEPS]
     order += [("hosts.host", "approve", app)]

@@ -8,7 +8,7 @@ from django.conf import LazySettings
 from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
-from gateways.models import Assignment, Gateway, Tool
+from gateways.models import Assignment, Feature, Gateway
 from servers.models import AuthType, Server
 from tests import make, upstreams
 from tests.conftest import Run
@@ -28,14 +28,14 @@ def work(docs: Server) -> Gateway:
 
 
 @pytest.fixture
-def search(work: Gateway) -> Tool:
-    return Tool.objects.create(assignment=work.assignments.get(), name="search", exposed_name="docs__search")
+def search(work: Gateway) -> Feature:
+    return Feature.objects.create(assignment=work.assignments.get(), name="search", exposed_name="docs__search")
 
 
 # --- Gateways -------------------------------------------------------------------------------------------------------
 
 
-def test_a_gateway_is_told_with_its_counts(ana: User, work: Gateway, search: Tool) -> None:
+def test_a_gateway_is_told_with_its_counts(ana: User, work: Gateway, search: Feature) -> None:
     make.connection(make.agent(by=ana), work, ana)
 
     told = Rest.of(ana).get("/gateways/work").json()
@@ -135,7 +135,7 @@ def test_a_shared_identity_must_fit(ana: User, work: Gateway) -> None:
     assert rest.post("/gateways/work/servers", body).json()["shared_identity"]["name"] == "service account"
 
 
-def test_an_assignment_is_edited_switched_and_removed(ana: User, work: Gateway, search: Tool) -> None:
+def test_an_assignment_is_edited_switched_and_removed(ana: User, work: Gateway, search: Feature) -> None:
     rest = Rest.of(ana)
 
     assert rest.patch("/gateways/work/servers/docs", {"tool_policy": "selected"}).json()["tool_policy"] == "selected"
@@ -166,7 +166,7 @@ def test_an_assignment_of_another_gateway_is_not_found(ana: User, work: Gateway)
 # --- Tools ----------------------------------------------------------------------------------------------------------
 
 
-def test_tools_are_listed_and_switched(ana: User, work: Gateway, search: Tool) -> None:
+def test_tools_are_listed_and_switched(ana: User, work: Gateway, search: Feature) -> None:
     rest = Rest.of(ana)
 
     (told,) = results(rest.get("/gateways/work/tools"))
@@ -176,7 +176,7 @@ def test_tools_are_listed_and_switched(ana: User, work: Gateway, search: Tool) -
     assert results(rest.get("/gateways/work/tools", enabled="true")) == []
     assert len(results(rest.get("/gateways/work/tools", q="SEARCH", server="docs"))) == 1
     assert set(errors(rest.patch(f"/gateways/work/tools/{search.pk}", {"name": "x"}))) == {"name"}
-    assert Event.objects.get(action="tool.disabled").via == "api"
+    assert Event.objects.get(action="feature.disabled").via == "api"
 
 
 def test_refreshing_asks_every_server(ana: User, docs: Server, work: Gateway, run: Run, settings: LazySettings) -> None:
@@ -191,11 +191,11 @@ def test_refreshing_asks_every_server(ana: User, docs: Server, work: Gateway, ru
 
     by_alias = {one["alias"]: one for one in answer["servers"]}
     assert (by_alias["docs"]["ok"], by_alias["gone"]["ok"]) == (True, False)
-    assert answer["tools_count"] == by_alias["docs"]["tools"] == Tool.objects.count()
+    assert answer["tools_count"] == by_alias["docs"]["tools"] == Feature.objects.tools().count()
     assert by_alias["gone"]["detail"]
 
 
-def test_reading_takes_no_capability_and_changing_does(ann: User, work: Gateway, search: Tool) -> None:
+def test_reading_takes_no_capability_and_changing_does(ann: User, work: Gateway, search: Feature) -> None:
     rest = Rest.of(ann)
 
     assert rest.get("/gateways/work/tools").status_code == 200

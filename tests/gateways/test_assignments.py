@@ -8,7 +8,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from gateways.models import Assignment, Gateway, IdentityScheme, Tool, ToolPolicy
+from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPolicy
 from servers.models import AuthType, Health, Server
 from tests import make
 from tests.conftest import SignIn
@@ -46,9 +46,9 @@ def test_the_tab_says_how_each_server_stands_behind_the_gateway(
     first = make.assignment(work, docs, alias="")
     identity = make.identity(github, label="service")
     second = make.assignment(work, github, identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
-    Tool.objects.learn(first, [{"name": name} for name in ("a", "b", "c")])
-    first.tools.get(name="b").disable(by=ana)
-    Tool.objects.learn(second, [{"name": "x"}])
+    Feature.objects.learn(first, [{"name": name} for name in ("a", "b", "c")])
+    first.features.get(name="b").disable(by=ana)
+    Feature.objects.learn(second, [{"name": "x"}])
     second.edit(tool_policy=ToolPolicy.BLOCK_ALL, by=ana)
 
     page = text(sign_in(ana).get("/gateways/work/servers/"))
@@ -77,7 +77,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
     work: Gateway, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     for _ in range(12):
-        Tool.objects.learn(make.assignment(work, make.server()), [{"name": "echo"}])
+        Feature.objects.learn(make.assignment(work, make.server()), [{"name": "echo"}])
     client = sign_in(ana)
 
     with django_assert_num_queries(5):  # session, user, permissions, gateway, rows
@@ -237,12 +237,12 @@ def test_without_any_server_the_dialog_says_so(work: Gateway, ana: User, sign_in
 
 def test_another_alias_renames_the_tools(work: Gateway, docs: Server, ana: User, sign_in: SignIn) -> None:
     assignment = make.assignment(work, docs)
-    Tool.objects.learn(assignment, [{"name": "echo"}])
+    Feature.objects.learn(assignment, [{"name": "echo"}])
 
     response = sign_in(ana).post(f"/assignments/{assignment.pk}/edit/", {"alias": "papers", "identity_scheme": "none"})
 
     assert response["Location"] == "/gateways/work/servers/"
-    assert assignment.tools.get().exposed_name == "papers__echo"
+    assert assignment.features.get().exposed_name == "papers__echo"
     assert Event.objects.get(action="assignment.updated").changes == {"alias": ["docs", "papers"]}
 
 
@@ -268,7 +268,7 @@ def test_the_server_of_an_assignment_is_not_changed_by_editing(
 
 def test_disabling_says_what_stops_and_swaps_its_row(work: Gateway, docs: Server, ana: User, sign_in: SignIn) -> None:
     assignment = make.assignment(work, docs)
-    Tool.objects.learn(assignment, [{"name": "echo"}, {"name": "add"}])
+    Feature.objects.learn(assignment, [{"name": "echo"}, {"name": "add"}])
     client = sign_in(ana)
 
     dialog = text(client.get(f"/assignments/{assignment.pk}/disable/", headers=HTMX))

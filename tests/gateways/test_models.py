@@ -6,7 +6,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from accounts.models import Team
 from capabilities import Capability
-from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, Reach, Tool, WrongIdentity
+from gateways.models import AliasRequired, Assignment, Feature, Gateway, IdentityScheme, Reach, WrongIdentity
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -78,27 +78,31 @@ def test_of_two_servers_without_an_alias_the_database_keeps_one() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_an_upgrade_gives_all_servers_of_a_gateway_an_alias_but_the_one_assigned_first() -> None:
     executor = MigrationExecutor(connection)
-    executor.migrate([("gateways", "0002_keep_shared_identities_apart")])
+    before = [("gateways", "0002_keep_shared_identities_apart")]
+    executor.migrate(before)
     try:
-        gateway, alone = make.gateway(slug="work"), make.gateway(slug="alone")
+        # The models as they were then.
+        then = executor.loader.project_state(before).apps
+        gateways, assignments = (then.get_model("gateways", name).objects for name in ("Gateway", "Assignment"))
+        gateway, alone = (gateways.create(name=slug, slug=slug) for slug in ("work", "alone"))
         servers = [make.server(slug=slug) for slug in ("docs", "github", "long-server-slug")]
-        make.assignment(gateway, make.server(), alias="github")
+        assignments.create(gateway=gateway, server_id=make.server().pk, alias="github")
         for server in servers:
-            each = Assignment.objects.create(gateway=gateway, server=server, alias="")
-            Tool.objects.create(assignment=each, name="echo", exposed_name="echo")
-        Assignment.objects.create(gateway=alone, server=servers[0], alias="")
+            each = assignments.create(gateway=gateway, server_id=server.pk, alias="")
+            then.get_model("gateways", "Tool").objects.create(assignment=each, name="echo", exposed_name="echo")
+        assignments.create(gateway=alone, server_id=servers[0].pk, alias="")
     finally:
         executor.loader.build_graph()
         executor.migrate(executor.loader.graph.leaf_nodes())
 
     live = Assignment.objects.live()
-    assert dict(live.filter(gateway=gateway, server__in=servers).values_list("server__slug", "alias")) == {
+    assert dict(live.filter(gateway__slug="work", server__in=servers).values_list("server__slug", "alias")) == {
         "docs": "",
         "github": "github-2",
         "long-server-slug": "long-server-slug",
     }
-    assert live.get(gateway=alone).alias == ""
-    assert set(Tool.objects.values_list("exposed_name", flat=True)) == {
+    assert live.get(gateway__slug="alone").alias == ""
+    assert set(Feature.objects.values_list("exposed_name", flat=True)) == {
         "echo",
         "github-2__echo",
         "long-server-slug__echo",

@@ -1,15 +1,17 @@
 """What servers offer behind a gateway: learning it, the Tools tab, policies and switches."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from accounts.models import User
 from auditlog.models import Event
-from gateways.models import Assignment, Gateway, IdentityScheme, Tool, ToolPolicy
+from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPolicy
 from gateways.refresh import refresh
 from servers.models import AuthType, Health
 from tests import make, upstreams
@@ -53,9 +55,9 @@ def test_a_tool_is_learnt_with_all_its_server_says(docs: Assignment) -> None:
         "annotations": {"readOnlyHint": True},
     }
 
-    Tool.objects.learn(docs, [definition])
+    Feature.objects.learn(docs, [definition])
 
-    tool = docs.tools.get()
+    tool = docs.features.get()
     assert (tool.exposed_name, tool.title, tool.description) == ("docs__search", "Search", "Find pages.")
     assert tool.input_schema == definition["inputSchema"]
     assert tool.annotations == {"readOnlyHint": True}
@@ -65,39 +67,40 @@ def test_a_tool_is_learnt_with_all_its_server_says(docs: Assignment) -> None:
 
 
 def test_learning_again_changes_nothing_but_when_it_was_last_seen(docs: Assignment) -> None:
-    Tool.objects.learn(docs, [{"name": "search"}])
-    before = docs.tools.get()
+    Feature.objects.learn(docs, [{"name": "search"}])
+    Feature.objects.update(last_seen_at=timezone.now() - timedelta(minutes=2))
+    before = docs.features.get()
 
-    Tool.objects.learn(docs, [{"name": "search"}])
+    Feature.objects.learn(docs, [{"name": "search"}])
 
-    after = docs.tools.get()
+    after = docs.features.get()
     assert after.pk == before.pk
     assert after.last_seen_at > before.last_seen_at
     assert (after.first_seen_at, after.changed_at) == (before.first_seen_at, None)
 
 
 def test_a_changed_definition_is_marked_and_keeps_its_switch(docs: Assignment, ana: User) -> None:
-    Tool.objects.learn(docs, [{"name": "search", "description": "Find."}])
-    docs.tools.get().disable(by=ana)
+    Feature.objects.learn(docs, [{"name": "search", "description": "Find."}])
+    docs.features.get().disable(by=ana)
 
-    Tool.objects.learn(docs, [{"name": "search", "description": "Find, and delete."}])
+    Feature.objects.learn(docs, [{"name": "search", "description": "Find, and delete."}])
 
-    tool = docs.tools.get()
+    tool = docs.features.get()
     assert tool.changed_at == tool.last_seen_at
-    assert tool.description == "Find, and delete."
+    assert (tool.state, tool.description) == ("held", "Find.")
     assert not tool.enabled
 
 
 def test_a_missing_tool_is_marked_until_it_returns(docs: Assignment) -> None:
-    Tool.objects.learn(docs, [{"name": "search"}, {"name": "add"}])
+    Feature.objects.learn(docs, [{"name": "search"}, {"name": "add"}])
 
-    Tool.objects.learn(docs, [{"name": "add"}])
-    since = docs.tools.get(name="search").missing_since
-    Tool.objects.learn(docs, [{"name": "add"}])
-    assert docs.tools.get(name="search").missing_since == since is not None
+    Feature.objects.learn(docs, [{"name": "add"}])
+    since = docs.features.get(name="search").missing_since
+    Feature.objects.learn(docs, [{"name": "add"}])
+    assert docs.features.get(name="search").missing_since == since is not None
 
-    Tool.objects.learn(docs, [{"name": "add"}, {"name": "search"}])
-    assert docs.tools.get(name="search").missing_since is None
+    Feature.objects.learn(docs, [{"name": "add"}, {"name": "search"}])
+    assert docs.features.get(name="search").missing_since is None
 
 
 @pytest.mark.parametrize(("policy", "enabled"), [("allow_all", True), ("selected", False), ("block_all", True)])
@@ -106,14 +109,14 @@ def test_a_new_tool_starts_off_where_tools_are_selected(
 ) -> None:
     docs.edit(tool_policy=policy, by=ana)
 
-    Tool.objects.learn(docs, [{"name": "search"}])
+    Feature.objects.learn(docs, [{"name": "search"}])
 
-    assert docs.tools.get().enabled == enabled
+    assert docs.features.get().enabled == enabled
 
 
-HINDRANCES: dict[str, Callable[[Tool, User], object]] = {
+HINDRANCES: dict[str, Callable[[Feature, User], object]] = {
     "the tool is off": lambda tool, ana: tool.disable(by=ana),
-    "its server no longer offers it": lambda tool, _: Tool.objects.learn(tool.assignment, []),
+    "its server no longer offers it": lambda tool, _: Feature.objects.learn(tool.assignment, []),
     "the policy blocks all": lambda tool, ana: tool.assignment.edit(tool_policy=ToolPolicy.BLOCK_ALL, by=ana),
     "the assignment is off": lambda tool, ana: tool.assignment.disable(by=ana),
     "the server is off": lambda tool, ana: tool.assignment.server.disable(by=ana),
@@ -123,18 +126,18 @@ HINDRANCES: dict[str, Callable[[Tool, User], object]] = {
 
 @pytest.mark.parametrize("hindrance", HINDRANCES)
 def test_a_tool_can_be_called_while_nothing_forbids_it(hindrance: str, docs: Assignment, ana: User) -> None:
-    Tool.objects.learn(docs, [{"name": "echo"}])
-    tool = Tool.objects.callable().get()
+    Feature.objects.learn(docs, [{"name": "echo"}])
+    tool = Feature.objects.callable().get()
 
     HINDRANCES[hindrance](tool, ana)
 
-    assert not Tool.objects.callable().exists()
+    assert not Feature.objects.callable().exists()
 
 
 def test_the_numbers_of_a_gateway_agree_wherever_they_stand(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    Tool.objects.learn(docs, [{"name": name} for name in ("echo", "add", "gone")])
-    Tool.objects.learn(docs, [{"name": name} for name in ("echo", "add")])
-    Tool.objects.get(name="add").disable(by=ana)
+    Feature.objects.learn(docs, [{"name": name} for name in ("echo", "add", "gone")])
+    Feature.objects.learn(docs, [{"name": name} for name in ("echo", "add")])
+    Feature.objects.get(name="add").disable(by=ana)
     agent = make.agent(by=ana)
     make.connection(agent, docs.gateway, ana).revoke(by=ana)
     make.connection(agent, docs.gateway, ana)
@@ -156,9 +159,9 @@ def test_the_numbers_of_a_gateway_agree_wherever_they_stand(docs: Assignment, an
 
 @pytest.mark.parametrize("name", [None, 7, "", "x" * 201, "nul\0", "lone\ud800"])
 def test_a_tool_without_a_usable_name_is_left_out(name: object, docs: Assignment) -> None:
-    Tool.objects.learn(docs, [{"name": name}, {"title": "no name"}, {"name": "fine"}])
+    Feature.objects.learn(docs, [{"name": name}, {"title": "no name"}, {"name": "fine"}])
 
-    assert [tool.name for tool in docs.tools.all()] == ["fine"]
+    assert [tool.name for tool in docs.features.all()] == ["fine"]
 
 
 def test_whatever_a_definition_holds_can_be_stored(docs: Assignment) -> None:
@@ -170,9 +173,9 @@ def test_whatever_a_definition_holds_can_be_stored(docs: Assignment) -> None:
         "annotations": {"title": "From the annotations", "deep": ["\0"]},
     }
 
-    Tool.objects.learn(docs, [wild])
+    Feature.objects.learn(docs, [wild])
 
-    tool = docs.tools.get()
+    tool = docs.features.get()
     assert (tool.title, tool.input_schema) == ("From the annotations", {})
     assert tool.description == "nul\ufffd and lone \ufffd"
     assert len(tool.exposed_name) == 64
@@ -188,13 +191,13 @@ def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(run: 
     shared = make.identity(crm, secret="crm-key")
     make.assignment(work, crm, identity_scheme=IdentityScheme.SHARED, shared_identity=shared)
     dead = make.assignment(work, make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp"))
-    Tool.objects.learn(dead, [{"name": "kept"}])
+    Feature.objects.learn(dead, [{"name": "kept"}])
     off = run(upstreams.docs())
     make.assignment(work, make.server(url=off.url, enabled=False))
 
     refreshed = refresh(work, by=ana)
 
-    assert {tool.exposed_name for tool in Tool.objects.offered()} == {
+    assert {tool.exposed_name for tool in Feature.objects.offered()} == {
         "crm__which_key",
         "crm__find_customer",
         f"{dead.alias}__kept",
@@ -256,22 +259,22 @@ def test_the_tab_groups_tools_by_server_with_what_they_claim_to_do(
         {"name": "write", "annotations": {"readOnlyHint": False}},
         {"name": "odd", "annotations": {"readOnlyHint": "yes"}},
     ]
-    Tool.objects.learn(docs, definitions)
-    docs.tools.get(name="wipe").disable(by=ana)
+    Feature.objects.learn(docs, definitions)
+    docs.features.get(name="wipe").disable(by=ana)
 
     page = text(sign_in(ana).get("/gateways/work/tools/"))
 
     assert "3 of 4" in page
     for name, effect in (("read", "Read only"), ("wipe", "Destructive"), ("write", "Writes")):
-        row = page.split(f'id="tool-{docs.tools.get(name=name).pk}"')[1].split("</tr>", maxsplit=1)[0]
+        row = page.split(f'id="tool-{docs.features.get(name=name).pk}"')[1].split("</tr>", maxsplit=1)[0]
         assert f"docs__{name}" in row
         assert effect in row
 
 
 def test_changed_missing_and_new_tools_are_marked(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Assignment.objects.update(created_at="2026-01-01T00:00Z")
-    Tool.objects.learn(docs, [{"name": "one"}, {"name": "two"}])
-    Tool.objects.learn(docs, [{"name": "one", "description": "Other than before"}])
+    Feature.objects.learn(docs, [{"name": "one"}, {"name": "two"}])
+    Feature.objects.learn(docs, [{"name": "one", "description": "Other than before"}])
 
     page = text(sign_in(ana).get("/gateways/work/tools/"))
 
@@ -304,9 +307,9 @@ def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: 
 def test_the_tab_is_narrowed_by_the_query_string(
     query: str, names: set[str], docs: Assignment, work: Gateway, ana: User, sign_in: SignIn
 ) -> None:
-    Tool.objects.learn(docs, [{"name": "echo"}, {"name": "add", "description": "Sums up."}])
-    docs.tools.get(name="add").disable(by=ana)
-    Tool.objects.learn(make.assignment(work, make.server(slug="wiki")), [{"name": "find"}])
+    Feature.objects.learn(docs, [{"name": "echo"}, {"name": "add", "description": "Sums up."}])
+    docs.features.get(name="add").disable(by=ana)
+    Feature.objects.learn(make.assignment(work, make.server(slug="wiki")), [{"name": "find"}])
 
     response = sign_in(ana).get(f"/gateways/work/tools/{query.format(docs=docs.pk)}")
 
@@ -317,7 +320,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
     work: Gateway, ana: User, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     for _ in range(4):
-        Tool.objects.learn(make.assignment(work, make.server()), [{"name": f"tool_{n}"} for n in range(5)])
+        Feature.objects.learn(make.assignment(work, make.server()), [{"name": f"tool_{n}"} for n in range(5)])
     client = sign_in(ana)
 
     with django_assert_num_queries(7):  # session, user, permissions, gateway, assignments, count, rows
@@ -328,7 +331,7 @@ def test_a_full_tab_stays_light(docs: Assignment, ana: User, sign_in: SignIn) ->
     definitions = [
         {"name": f"a_tool_with_a_long_name_{n}", "description": "Does what it says. " * 20} for n in range(100)
     ]
-    Tool.objects.learn(docs, definitions)
+    Feature.objects.learn(docs, definitions)
 
     assert len(sign_in(ana).get("/gateways/work/tools/").content) < 60 * 1024
 
@@ -338,7 +341,7 @@ def test_a_full_tab_stays_light(docs: Assignment, ana: User, sign_in: SignIn) ->
 
 @pytest.mark.parametrize("policy", ToolPolicy.values)
 def test_a_policy_is_chosen_per_server(policy: str, docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    Tool.objects.learn(docs, [{"name": "echo"}])
+    Feature.objects.learn(docs, [{"name": "echo"}])
 
     fragment = text(sign_in(ana).post(f"/assignments/{docs.pk}/policy/", {"policy": policy}, headers=HTMX))
 
@@ -355,8 +358,8 @@ def test_an_unknown_policy_is_refused(docs: Assignment, ana: User, sign_in: Sign
 
 
 def test_switching_a_tool_off_asks_first(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    Tool.objects.learn(docs, [{"name": "echo"}])
-    tool = docs.tools.get()
+    Feature.objects.learn(docs, [{"name": "echo"}])
+    tool = docs.features.get()
 
     asked = text(sign_in(ana).get(f"/tools/{tool.pk}/disable/", headers=HTMX))
 
@@ -367,8 +370,8 @@ def test_switching_a_tool_off_asks_first(docs: Assignment, ana: User, sign_in: S
 
 
 def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    Tool.objects.learn(docs, [{"name": "echo"}])
-    tool = docs.tools.get()
+    Feature.objects.learn(docs, [{"name": "echo"}])
+    tool = docs.features.get()
     client = sign_in(ana)
 
     row = text(client.post(f"/tools/{tool.pk}/disable/", headers=HTMX))
@@ -377,13 +380,13 @@ def test_a_tool_is_switched_and_recorded(docs: Assignment, ana: User, sign_in: S
     assert row.lstrip().startswith(f'<tr id="tool-{tool.pk}" data-state="disabled" class="changed">')
 
     assert client.post(f"/tools/{tool.pk}/enable/")["Location"] == "/gateways/work/tools/"
-    assert [event.action for event in Event.objects.filter(target_type="tool").order_by("id")] == [
-        "tool.disabled",
-        "tool.enabled",
+    assert [event.action for event in Event.objects.filter(target_type="feature").order_by("id")] == [
+        "feature.disabled",
+        "feature.enabled",
     ]
 
 
 def test_nothing_is_switched_by_looking(docs: Assignment, ana: User, sign_in: SignIn) -> None:
-    Tool.objects.learn(docs, [{"name": "echo"}])
+    Feature.objects.learn(docs, [{"name": "echo"}])
 
-    assert sign_in(ana).get(f"/tools/{docs.tools.get().pk}/enable/").status_code == 405
+    assert sign_in(ana).get(f"/tools/{docs.features.get().pk}/enable/").status_code == 405

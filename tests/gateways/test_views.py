@@ -9,7 +9,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
-from gateways.models import Gateway, Reach, Tool
+from gateways.models import Feature, Gateway, Reach
 from tests import make
 from tests.conftest import SignIn
 
@@ -68,8 +68,8 @@ def row_of(page: str, gateway: Gateway) -> str:
 def test_each_act_needs_its_capability_alone(method: str, path: str, capability: Capability, sign_in: SignIn) -> None:
     gateway = make.gateway()
     assignment = make.assignment(gateway, make.server(enabled=False))
-    Tool.objects.learn(assignment, [{"name": "echo"}])
-    path = path.format(slug=gateway.slug, assignment=assignment.pk, tool=Tool.objects.get().pk)
+    Feature.objects.learn(assignment, [{"name": "echo"}])
+    path = path.format(slug=gateway.slug, assignment=assignment.pk, tool=Feature.objects.get().pk)
 
     assert getattr(Client(), method)(path).status_code == 302
     assert getattr(sign_in(make.user(*(set(Capability) - {capability}))), method)(path).status_code == 403
@@ -102,7 +102,7 @@ def test_the_list_holds_only_what_is_within_reach(ana: User, max: User, sign_in:
 
 def test_members_see_pages_without_controls(max: User, sign_in: SignIn) -> None:
     gateway = make.gateway(make.server())
-    Tool.objects.learn(gateway.assignments.get(), [{"name": "echo"}])
+    Feature.objects.learn(gateway.assignments.get(), [{"name": "echo"}])
     client = sign_in(max)
 
     paths = ("/gateways/", *(f"/gateways/{gateway.slug}/{tab}" for tab in ("", "servers/", "tools/")))
@@ -128,8 +128,8 @@ def test_members_see_pages_without_controls(max: User, sign_in: SignIn) -> None:
 def test_the_list_counts_servers_tools_and_live_connections(ana: User, sign_in: SignIn) -> None:
     gateway = make.gateway(make.server(), make.server(), name="Engineering")
     gateway.assignments.last().remove(by=ana)  # type: ignore[union-attr]
-    Tool.objects.learn(gateway.assignments.live().get(), [{"name": "echo"}, {"name": "add"}, {"name": "gone"}])
-    Tool.objects.learn(gateway.assignments.live().get(), [{"name": "echo"}, {"name": "add"}])
+    Feature.objects.learn(gateway.assignments.live().get(), [{"name": "echo"}, {"name": "add"}, {"name": "gone"}])
+    Feature.objects.learn(gateway.assignments.live().get(), [{"name": "echo"}, {"name": "add"}])
     bot = make.agent(by=ana)
     make.connection(bot, gateway, ana)
     make.connection(bot, gateway, make.user())
@@ -183,7 +183,7 @@ def test_names_and_descriptions_are_escaped(ana: User, sign_in: SignIn) -> None:
     hostile = "<script>alert(1)</script>"
     gateway = make.gateway(make.server(name=hostile), name=hostile, description=hostile)
     tool = {"name": "x", "title": hostile, "description": hostile, "annotations": {"title": hostile}}
-    Tool.objects.learn(gateway.assignments.get(), [tool])
+    Feature.objects.learn(gateway.assignments.get(), [tool])
     client = sign_in(ana)
 
     for path in ("/gateways/", *(f"/gateways/{gateway.slug}/{tab}" for tab in ("", "servers/", "tools/"))):

@@ -19,7 +19,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from capabilities.catalogue import MEMBER, SUPER_ADMIN
 from connections.models import Connection, ConnectionFault
-from gateways.models import Assignment, Gateway, GatewayError, IdentityScheme, Tool
+from gateways.models import Assignment, Feature, Gateway, GatewayError, IdentityScheme
 from hosts.models import Host, HostError
 from servers.models import AuthType, Identity, Server, ServerError
 from tests import make
@@ -43,7 +43,7 @@ class Rows:
     gateway: Gateway
     server: Server
     assignment: Assignment
-    tool: Tool
+    tool: Feature
     identity: Identity
     link: Connection
     app: Connection
@@ -76,7 +76,7 @@ def made() -> Rows:
         gateway=gateway,
         server=server,
         assignment=assignment,
-        tool=Tool.objects.create(assignment=assignment, name="search", exposed_name="search"),
+        tool=Feature.objects.create(assignment=assignment, name="search", exposed_name="search"),
         identity=identity,
         link=link,
         app=make.app_connection(boss, make.gateway()),
@@ -99,7 +99,7 @@ AS_BEFORE = """
     UPDATE gateways_gateway SET enabled = true, archived_at = NULL WHERE NOT enabled;
     UPDATE servers_server SET enabled = true WHERE NOT enabled;
     UPDATE gateways_assignment SET enabled = true, removed_at = NULL WHERE removed_at IS NOT NULL OR NOT enabled;
-    UPDATE gateways_tool SET enabled = true WHERE NOT enabled;
+    UPDATE gateways_feature SET enabled = true WHERE NOT enabled;
     UPDATE servers_identity SET enabled = true, revoked_at = NULL, revoked_by_id = NULL
         WHERE revoked_at IS NOT NULL OR NOT enabled;
     UPDATE accounts_user SET is_active = true WHERE NOT is_active;

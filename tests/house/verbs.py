@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from connections.models import Connection
-from gateways.models import Assignment, Gateway, Tool
+from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
 from servers.models import Identity, Server
 from tests.house.stage import Stage, Step, admin, admin_form, command, page, rest
@@ -315,17 +315,17 @@ VERBS = [
         admin("gateways/assignment", "remove", "assignment"),
     ),
     verb(
-        "Tool.disable",
+        "Feature.disable",
         page("/tools/{tool}/disable/"),
         rest("PATCH /gateways/closed/tools/{tool}", enabled=False),
-        admin("gateways/tool", "disable", "tool"),
+        admin("gateways/feature", "disable", "tool"),
     ),
     verb(
-        "Tool.enable",
+        "Feature.enable",
         page("/tools/{tool}/enable/"),
         rest("PATCH /gateways/closed/tools/{tool}", enabled=True),
-        admin("gateways/tool", "enable", "tool"),
-        before=off(Tool, "tool"),
+        admin("gateways/feature", "enable", "tool"),
+        before=off(Feature, "tool"),
     ),
     # Servers and identities
     verb(

@@ -11,7 +11,7 @@ from django.test import Client
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import Event
 from connections.models import Connection
-from gateways.models import Tool
+from gateways.models import Feature
 from oauth.models import AuthorizeRequest
 from tests import make
 from tests.conftest import SignIn
@@ -96,8 +96,8 @@ def test_snippets_call_a_tool_the_gateway_really_has(ana: User, sign_in: SignIn)
     gateway = make.gateway(server)
     assignment = gateway.assignments.get()
     schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-    Tool.objects.create(assignment=assignment, name="echo", exposed_name="docs__echo", input_schema=schema)
-    Tool.objects.create(assignment=assignment, name="a", exposed_name="docs__a")
+    Feature.objects.create(assignment=assignment, name="echo", exposed_name="docs__echo", input_schema=schema)
+    Feature.objects.create(assignment=assignment, name="a", exposed_name="docs__a")
     client = sign_in(ana)
 
     issued = client.post(

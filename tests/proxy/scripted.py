@@ -52,7 +52,10 @@ type Handler = Callable[[Request], Awaitable[None]]
 
 @dataclass
 class Script:
-    """An MCP server: its tools, and what becomes of a call. `pages` holds the tools page by page."""
+    """An MCP server: its tools, and what becomes of a call. `pages` holds the tools page by page.
+
+    `methods` answer what else it is asked; `said` holds all it was asked, in order.
+    """
 
     pages: Sequence[Sequence[Object]] = ()
     call: Handler | None = None
@@ -61,6 +64,7 @@ class Script:
     version: str = "2025-06-18"
     opened: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    methods: dict[str, Handler] = field(default_factory=dict)
 
     def app(self) -> App:
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,6 +91,8 @@ class Script:
 
     async def method(self, request: Request) -> None:
         match request.message["method"]:
+            case method if method in self.methods:
+                await self.methods[method](request)
             case "initialize":
                 await self.initialize(request)
             case "server/discover":
@@ -130,3 +136,29 @@ def offering(*names: str) -> App:
 def calling(call: Handler, *, modern: bool = False, **schema: Any) -> App:
     """A server with one tool, `it`, whose calls `call` answers."""
     return Script([[tool("it", **schema)]], call, modern=modern).app()
+
+
+def serving(method: str, handler: Handler, *, modern: bool = False) -> App:
+    """A server without tools that answers this method."""
+    return Script(modern=modern, methods={method: handler}).app()
+
+
+def returning(result: Object | bytes) -> Handler:
+    """Answers every request with this result, or this text in which `ID` is its id."""
+
+    async def answer(request: Request) -> None:
+        if isinstance(result, bytes):
+            await request.answer(result.replace(b"ID", str(request.message["id"]).encode()))
+        else:
+            await request.answer(result)
+
+    return answer
+
+
+def failing(code: int, message: str = "no", data: object = None, status: int = 200) -> Handler:
+    """Answers every request with this error."""
+
+    async def fail(request: Request) -> None:
+        await request.fail(code, message, data=data, status=status)
+
+    return fail

@@ -19,11 +19,11 @@ from accounts.models import Team
 from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.config import database
-from gateways.models import Reach, Tool
+from gateways.models import Feature, Reach
 from hosts.models import Host, HostKind
 from oauth.models import Binding
 from proxy.access.decision import DENIALS, Grant, decide
-from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, parameters
+from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
 from proxy.store.database import DatabaseUnavailable, StatementRejected
 from tests import make
 from tests.proxy.conftest import sql
@@ -183,7 +183,8 @@ def put(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | BaseE
         access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
         access.start()
         asked = [
-            access.find_grant(access.digests(secret), slug, servers, tool) for secret, slug, servers, tool in questions
+            access.find_grant(access.digests(secret), slug, Wanted(servers, "tool", tool))
+            for secret, slug, servers, tool in questions
         ]
         try:
             return await asyncio.gather(*asked, return_exceptions=True)
@@ -326,14 +327,14 @@ def test_requests_that_wait_together_share_a_statement_and_keep_their_answers(kn
     assert [grant.token_prefix if grant else None for grant in grants] == expected
 
 
-ASKED = [(ServersNeeded.NONE, ""), (ServersNeeded.OF_TOOL, "a__b"), (ServersNeeded.OF_TOOL, "a__c")]
+ASKED = [(ServersNeeded.NONE, ""), (ServersNeeded.OF_FEATURE, "a__b"), (ServersNeeded.OF_FEATURE, "a__c")]
 
 
 def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls of one agent at the same time; and whoever asks for another gateway or tool is answered for it."""
     assignment = make.assignment(known.connection.gateway, make.server(), alias="a")
     for name in ("b", "c"):
-        Tool.objects.create(assignment=assignment, name=name, exposed_name=f"a__{name}")
+        Feature.objects.create(assignment=assignment, name=name, exposed_name=f"a__{name}")
     sql("UPDATE gateways_gateway SET description = 'About'")
     put: list[int] = []
 
@@ -347,11 +348,11 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
 
     assert sum(put) == 6
     told = [
-        (grant.gateway_matches, grant.gateway_description, [each.tools for each in grant.assignments])
+        (grant.gateway_matches, grant.gateway_description, [each.features for each in grant.assignments])
         for grant in grants
         if grant
     ]
-    first, second = ([[name, f"a__{name}", True, None]] for name in ("b", "c"))
+    first, second = ([[name, f"a__{name}", True, None, "approved", None, None, "tool"]] for name in ("b", "c"))
     here: list[tuple[bool, str, list[object]]] = [(True, "About", []), (True, "", [first]), (True, "", [second])]
     elsewhere: list[tuple[bool, str, list[object]]] = [(False, "About", []), (False, "", []), (False, "", [])]
     assert told == (here + elsewhere) * 3
@@ -361,22 +362,24 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
     """A server says what its tools' schemas hold, and several users' requests share a statement."""
     user = known.connection.user
     other = make.connection(make.agent(by=user), make.gateway(make.server(), slug="b"), user)
-    Tool.objects.create(assignment=other.gateway.assignments.get(), name="bomb", exposed_name="b__bomb")
+    Feature.objects.create(assignment=other.gateway.assignments.get(), name="bomb", exposed_name="b__bomb")
     questions = [
         (known.secret, "work", ServersNeeded.NONE, ""),
-        (make.token(other).secret, "b", ServersNeeded.OF_TOOL, "b__bomb"),
+        (make.token(other).secret, "b", ServersNeeded.OF_FEATURE, "b__bomb"),
     ]
     sql("UPDATE gateways_assignment SET alias = 'b'")
     sql("UPDATE servers_server SET protocol_era = 'modern'")
 
     def told(digits: int) -> list[Grant | BaseException | None]:
-        sql("UPDATE gateways_tool SET input_schema = %s::jsonb", f'{{"x-mcp-header": 1{"0" * digits}}}')
+        sql("UPDATE gateways_feature SET input_schema = %s::jsonb", f'{{"x-mcp-header": 1{"0" * digits}}}')
         return put(questions)
 
     first, second = told(400)
     assert isinstance(first, Grant)
     assert isinstance(second, Grant)
-    assert second.assignments[0].tools == [["bomb", "b__bomb", True, {"x-mcp-header": 10**400}]]
+    assert second.assignments[0].features == [
+        ["bomb", "b__bomb", True, {"x-mcp-header": 10**400}, "approved", None, None, "tool"]
+    ]
 
     first, second = told(5000)
     assert isinstance(first, Grant)
@@ -390,10 +393,10 @@ TOOLS = ["", "a__b", "\\", '"', "'", "{,}", "\0", "\udfff", "NULL", "ü日\n\t",
 def test_no_name_of_a_tool_breaks_the_statement(known: Known) -> None:
     for tool in TOOLS:
         assert None not in ask(
-            [(known.secret, "work", ServersNeeded.NONE, ""), (known.secret, "work", ServersNeeded.OF_TOOL, tool)]
+            [(known.secret, "work", ServersNeeded.NONE, ""), (known.secret, "work", ServersNeeded.OF_FEATURE, tool)]
         )
 
-    assert None not in ask([(known.secret, "work", ServersNeeded.OF_TOOL, tool) for tool in TOOLS])
+    assert None not in ask([(known.secret, "work", ServersNeeded.OF_FEATURE, tool) for tool in TOOLS])
 
 
 def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
@@ -401,7 +404,9 @@ def test_parameters_are_well_formed_arrays(transactional_db: None) -> None:
 
         @given(st.text())
         def stored_as_given(tool: str) -> None:
-            arrays = parameters([AccessQuery(TokenDigests((b"\x00\xff",), (None,)), "work", ServersNeeded.ALL, tool)])
+            arrays = parameters(
+                [AccessQuery(TokenDigests((b"\x00\xff",), (None,)), "work", Wanted(ServersNeeded.ALL, "tool", tool))]
+            )
             result = connection.pgconn.exec_params(b"SELECT ($1::text[])[1], ($2::bytea[])[1]", [arrays[5], arrays[1]])
             assert (result.get_value(0, 0) or b"").decode() == tool.replace("\0", "")
             assert result.get_value(0, 1) == b"\\x00ff"

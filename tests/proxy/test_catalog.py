@@ -5,7 +5,7 @@ from itertools import permutations, product
 import pytest
 
 from proxy.access.decision import AssignedServer
-from proxy.catalog import AliasMissing, OutOfScope, Refusal, ResolvedTool, UnknownTool, resolve_tool, server_of
+from proxy.catalog import AliasMissing, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name, server_of
 from wire.tool_names import exposed_name
 
 NAMES = ("it", "docs__it", "github__it", "docs__", "other__it", "x" * 80)
@@ -32,16 +32,16 @@ def assigned(slug: str, alias: str, rows: tuple[object, ...] = (), **changes: ob
         identity_label=None,
         identity_enabled=None,
         ciphertext=None,
-        tools=rows,  # type: ignore[arg-type]
+        features=rows,  # type: ignore[arg-type]
     )._replace(**changes)  # type: ignore[arg-type]
 
 
 def called(servers: tuple[AssignedServer, ...], name: str) -> str:
     """The server a call of this name would go to, or why it goes to none."""
     try:
-        found = resolve_tool(servers, name)
-        return found.assigned.id if isinstance(found, ResolvedTool) else found.id
-    except (AliasMissing, OutOfScope, Refusal, UnknownTool) as refusal:
+        found = resolve_name(servers, name)
+        return found.assigned.id if isinstance(found, Resolved) else found.id
+    except (AliasMissing, OutOfScope, Refusal, UnknownFeature) as refusal:
         return type(refusal).__name__
 
 
@@ -51,11 +51,11 @@ def listed(servers: tuple[AssignedServer, ...], name: str) -> str:
         found = server_of(servers, name)
     except AliasMissing:
         return "AliasMissing"
-    return found.id if found else "UnknownTool"
+    return found.id if found else "UnknownFeature"
 
 
 def row(name: str, exposed: str) -> tuple[object, ...]:
-    return ((name, exposed, True, None),)
+    return ((name, exposed, True, None, "approved", None, None, "tool"),)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,10 +21,10 @@ from accounts.models import Team
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from gatewayadmin.config import database
-from gateways.models import Assignment, Tool
+from gateways.models import Assignment, Feature
 from proxy.access.decision import decide
-from proxy.access.query import Access, ServersNeeded
-from proxy.catalog import OutOfScope, Refusal, ResolvedTool, UnknownTool, resolve_tool
+from proxy.access.query import Access, ServersNeeded, Wanted
+from proxy.catalog import OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder
@@ -122,7 +122,8 @@ def skeleton() -> Skeleton:
             "Server": servers,
             "Assignment": assignments,
             "Tool": [
-                Tool.objects.create(assignment=a, name="known", exposed_name=f"{a.alias}__known") for a in assignments
+                Feature.objects.create(assignment=a, name="known", exposed_name=f"{a.alias}__known")
+                for a in assignments
             ],
             "Identity": [*own, *(make.identity(server) for server in servers)],
             "Connection": links,
@@ -355,11 +356,11 @@ def found(grant: Any, tool: str, address: str) -> str:
     if denied := decide(grant, address):
         return denied.reason
     try:
-        resolved = resolve_tool(grant.assignments, tool)
-        return "allowed" if isinstance(resolved, ResolvedTool) else "the server is asked"
+        resolved = resolve_name(grant.assignments, tool)
+        return "allowed" if isinstance(resolved, Resolved) else "the server is asked"
     except OutOfScope:
         return "out_of_scope"
-    except (Refusal, UnknownTool) as refusal:
+    except (Refusal, UnknownFeature) as refusal:
         return refusal.reason
 
 
@@ -374,12 +375,13 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
         access = Access(database.conninfo(), settings.TOKEN_KEYS)
 
         async def ask() -> list[Any]:
-            return await asyncio.gather(
-                *(
-                    access.find_grant(access.digests(bones.secrets[n]), slug, ServersNeeded.OF_TOOL, tool)
-                    for n, slug, tool in questions
+            asked = [
+                access.find_grant(
+                    access.digests(bones.secrets[n]), slug, Wanted(ServersNeeded.OF_FEATURE, "tool", tool)
                 )
-            )
+                for n, slug, tool in questions
+            ]
+            return list(await asyncio.gather(*asked))
 
         def agree(number: int) -> None:
             drawn = bones.world(number)

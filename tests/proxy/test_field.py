@@ -3,12 +3,12 @@
 import pytest
 
 from gateways.models import IdentityScheme
+from proxy.store import sessions
 from servers.models import AuthType
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Start, eventually
 from tests.proxy.scripted import Script, tool
-from wire import client, sessions
 
 
 def test_two_accounts_at_one_provider_stand_under_two_prefixes(start: Start, run: Run) -> None:
@@ -32,8 +32,8 @@ def test_sessions_at_servers_that_nobody_uses_are_given_back(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Complaint 13: a client that never says goodbye leaves nothing behind."""
-    monkeypatch.setattr(client, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(sessions, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(sessions, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(sessions, "UPSTREAM_IDLE_SECONDS", 0.5)
     script = Script([[tool("it")]], sessions=True)
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=run(script.app()).url))
@@ -42,5 +42,5 @@ def test_sessions_at_servers_that_nobody_uses_are_given_back(
     assert agent.listed().status_code == 200
     eventually(lambda: script.ended == ["session-0"])
 
-    assert agent.listed().status_code == 200
+    assert agent.call("docs__it").status_code == 200
     assert script.opened == ["session-0", "session-1"]

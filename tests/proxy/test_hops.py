@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from gateways.models import Tool
+from gateways.models import Feature, Listing
 from servers.models import Identity
 from tests import make
 from tests.asgi_server import Upstream
@@ -24,8 +24,14 @@ def behind_itself(proxy: Proxy) -> Agent:
     shared = Identity.objects.bring(server=server, owner=None, label="own", secret=issued.secret, by=user)
     circle = make.assignment(gateway, server, alias="self", identity_scheme="shared", shared_identity=shared)
     # As if it had listed the tool once, under the name it has after each turn of the circle.
-    Tool.objects.learn(circle, [{"name": "self__" * turns + "it"} for turns in range(6)])
+    Feature.objects.learn(circle, [{"name": "self__" * turns + "it"} for turns in range(6)])
     return proxy.holding(issued)
+
+
+def forget_lists() -> None:
+    """As if nothing had ever been listed."""
+    Feature.objects.all().delete()
+    Listing.objects.all().delete()
 
 
 def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
@@ -37,9 +43,12 @@ def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
         "This request has passed 4 gateways already: a server behind one of them leads back here."
     )
     assert error["data"] == {"reason": "loop"}
-    assert agent.listed().json()["error"]["data"]["reason"] == "bad_answer"
+    forget_lists()
+    assert agent.listed().json()["error"]["data"]["reason"] in {"bad_answer", "timeout"}
     asked = Counter(row.method for row in proxy.calls())
-    assert (asked["tools/call"], asked["tools/list"]) == (5, 5)
+    # A list that waits for itself to be asked is not asked again.
+    assert asked["tools/call"] == 5
+    assert asked["tools/list"] <= 2
 
 
 def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> None:
@@ -49,7 +58,9 @@ def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> Non
     other = start(own_endpoints=own)
     agent = Agent(other.url("circle"), behind_itself(proxy).secret)
 
-    for answer in (agent.call("self__it"), agent.listed()):
+    called = agent.call("self__it")
+    forget_lists()
+    for answer in (called, agent.listed()):
         assert answer.json()["error"]["data"] == {"reason": "loop", "server": "Self"}
         assert answer.json()["error"]["message"] == 'The address of server "Self" is this gateway itself.'
     assert len(proxy.calls()) == 2

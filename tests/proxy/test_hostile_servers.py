@@ -188,7 +188,7 @@ def huge_number_as_id(peer: Peer, _: int) -> None:
 
 
 def endless_float(peer: Peer, request_id: int) -> None:
-    peer.answer(b'{"jsonrpc":"2.0","id":%d,"result":{"x":1e999,"y":"\\ud800","z":%d}}' % (request_id, request_id))
+    peer.answer(b'{"jsonrpc":"2.0","id":%d,"result":{"x":1e9999999,"y":"\\ud800","z":%d}}' % (request_id, request_id))
 
 
 def wrong_id(peer: Peer, _: int) -> None:

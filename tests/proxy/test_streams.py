@@ -130,7 +130,7 @@ def test_an_event_is_passed_on_when_it_comes(work: Work) -> None:
         await request.open_stream()
         await request.event(note("notifications/progress", progressToken=token, progress=1))
         await request.event(note("notifications/progress", progressToken="another's", progress=2))
-        await request.event(note("notifications/message", level="info", data="not asked for"))
+        await request.event(note("notifications/roots/of_the_future", data="not known"))
         await asyncio.to_thread(go_on.wait, 10)
         await request.event({"jsonrpc": "2.0", "id": 12345, "result": {"content": ["another's"]}})
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)
@@ -258,6 +258,41 @@ def answers(agent: Agent) -> Iterator[object]:
         yield error
 
 
+@pytest.mark.parametrize("modern_server", [True, False], ids=["modern server", "session server"])
+def test_whatever_a_server_sends_begins_its_time_limit_anew(work: Work, modern_server: bool) -> None:
+    async def slow(request: Request) -> None:
+        await request.open_stream()
+        for step in range(6):
+            await asyncio.sleep(0.4)
+            name = "message" if step % 2 else "progress"
+            await request.event(note(f"notifications/{name}", progressToken=1, progress=step))
+        answer = {"content": [], **({"resultType": "complete"} if modern_server else {})}
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": answer}, last=True)
+
+    upstream = work.run(calling(slow, modern=modern_server))
+    make.assignment(work.gateway, make.server(slug="docs", url=upstream.url, timeout_seconds=1))
+
+    assert listen(work.agent, call("docs__it")).events[-1]["result"] == {"content": []}
+
+
+def test_a_server_that_falls_silent_is_told_of_as_such(work: Work) -> None:
+    async def silent(request: Request) -> None:
+        await request.open_stream()
+        await request.event(note("notifications/progress", progressToken=1, progress=1))
+        await request.receive()
+
+    upstream = work.run(calling(silent))
+    make.assignment(work.gateway, make.server(slug="docs", url=upstream.url, timeout_seconds=1))
+    began = time.monotonic()
+
+    error = listen(work.agent, call("docs__it", token=1)).events[-1]["error"]
+
+    assert error["data"] == {"reason": "timeout", "server": "docs", "limit": "idle", "seconds": 1.0}
+    assert error["message"] == 'Server "docs" did not answer. Nothing came from it for 1 seconds.'
+    assert 1 <= time.monotonic() - began < 4
+    assert work.proxy.last().outcome == "timeout"
+
+
 def test_time_on_a_stream_is_bounded_like_any_other(work: Work) -> None:
     async def endless(request: Request) -> None:
         await request.open_stream()
@@ -265,10 +300,12 @@ def test_time_on_a_stream_is_bounded_like_any_other(work: Work) -> None:
             await request.event(note("notifications/progress", progressToken=1, progress=1))
 
     upstream = work.run(calling(endless))
-    make.assignment(work.gateway, make.server(slug="docs", url=upstream.url, timeout_seconds=1))
+    make.assignment(work.gateway, make.server(slug="docs", url=upstream.url, total_seconds=1))
     began = time.monotonic()
 
     heard = listen(work.agent, call("docs__it", token=1))
 
-    assert heard.events[-1]["error"]["data"]["reason"] == "timeout"
+    data = {"reason": "timeout", "server": "docs", "limit": "total", "seconds": 1.0}
+    assert heard.events[-1]["error"]["data"] == data
+    assert heard.events[-1]["error"]["message"].endswith("The call took more than 1 seconds in all.")
     assert time.monotonic() - began < 4

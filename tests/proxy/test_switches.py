@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from accounts.models import User
-from gateways.models import IdentityScheme, Tool
+from gateways.models import Feature, IdentityScheme
 from servers.models import AuthType
 from tests import make, upstreams
 from tests.conftest import Run
@@ -106,8 +106,8 @@ def test_j2_a_switch_stops_the_next_request_and_lets_it_go_on(
 
 
 def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
-    eventually(Tool.objects.filter(exposed_name="github__whoami").exists)
-    sql("UPDATE gateways_tool SET enabled = false WHERE exposed_name = 'github__whoami'")
+    eventually(Feature.objects.filter(exposed_name="github__whoami").exists)
+    sql("UPDATE gateways_feature SET enabled = false WHERE exposed_name = 'github__whoami'")
 
     assert "github__whoami" not in world.bot.tools()
     assert "github__create_issue" in world.bot.tools()
@@ -124,6 +124,6 @@ def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
         "github",
     )
 
-    sql("UPDATE gateways_tool SET enabled = true WHERE exposed_name = 'github__whoami'")
+    sql("UPDATE gateways_feature SET enabled = true WHERE exposed_name = 'github__whoami'")
     assert "github__whoami" in world.bot.tools()
     assert outcome(world.bot.call("github__whoami")) == 200

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from connections.models import Connection
-from gateways.models import Assignment, Gateway, Tool
+from gateways.models import Assignment, Feature, Gateway
 from servers.models import Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream
@@ -173,7 +173,7 @@ TROUBLES = [
     Trouble(upstreams.garbage(b"", status=404), NOT_ANSWERING, "bad_answer"),
     Trouble(upstreams.redirecting("http://127.0.0.1:1/"), NOT_ANSWERING, "bad_answer"),
     Trouble(upstreams.cut_off(), NOT_ANSWERING, "unreachable"),
-    Trouble(upstreams.silent(), NOT_ANSWERING, "timeout", "timeout"),
+    Trouble(upstreams.silent(), f"{NOT_ANSWERING} Nothing came from it for 1 seconds.", "timeout", "timeout"),
     Trouble(
         upstreams.garbage(HUGE, kind="application/json"),
         'Server "Docs" gave an answer larger than the gateway passes on.',
@@ -192,7 +192,9 @@ def test_j14_trouble_is_told_in_words_that_name_the_server(work: Work) -> None:
         answer = work.agent.call(f"a{number}__it")
 
         assert answer.status_code == 200
-        data = {"reason": trouble.reason, "server": "Docs"}
+        data: dict[str, object] = {"reason": trouble.reason, "server": "Docs"}
+        if trouble.reason == "timeout":
+            data |= {"limit": "idle", "seconds": 1.0}
         assert answer.json()["error"] == {"code": -32603, "message": trouble.message, "data": data}, number
         row = work.proxy.last()
         assert (row.outcome, row.server_name, row.rpc_error_code) == (trouble.outcome, "Docs", -32603)
@@ -269,8 +271,8 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so(work: Work) 
     assert work.agent.call("docs__it", {"region": "eu"}).json()["result"] == {"content": []}
     assert refused == 0
     # A row may hold an older schema: the refusal leads to a fresh list, and that to the header.
-    eventually(Tool.objects.exists)
-    Tool.objects.update(input_schema={"type": "object"})
+    eventually(Feature.objects.exists)
+    Feature.objects.update(input_schema={"type": "object"})
     assert work.agent.call("docs__it", {"region": "eu"}).json()["result"] == {"content": []}
     assert refused == 1
     assert docs.asked("tools/call")[-1].headers["mcp-name"] == "it"
@@ -407,7 +409,7 @@ def test_a_result_that_wants_input_is_no_answer_for_a_client_that_cannot_give_it
 def test_a_name_the_database_cannot_hold_is_refused_and_means_no_other_tool(work: Work, name: str, known: bool) -> None:
     docs = work.put(offering("it"))
     if known:
-        Tool.objects.create(assignment=Assignment.objects.get(), name="it", exposed_name="docs__it")
+        Feature.objects.create(assignment=Assignment.objects.get(), name="it", exposed_name="docs__it")
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name}}).encode()
 
     answer = work.agent.post(body, Content_Type="application/json")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from gateways.models import Assignment, Gateway, IdentityScheme, Tool, ToolPolicy
+from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPolicy
 from servers.models import AuthType, Health, Server
 from tests import make, upstreams
 from tests.asgi_server import App
@@ -32,6 +32,11 @@ class Work:
     def put(self, slug: str, app: App, **fields: Any) -> Assignment:
         server = make.server(slug=slug, url=self.run(app).url)
         return make.assignment(self.gateway, server, **fields)
+
+
+def listed_a_while_ago() -> None:
+    """As if what is stored were older than a minute."""
+    sql("UPDATE gateways_listing SET asked_at = asked_at - interval '61 seconds'")
 
 
 @pytest.fixture
@@ -74,7 +79,7 @@ def test_names_are_ones_that_model_providers_take_and_lead_back(work: Work) -> N
     # Before any list there are no rows: each name is found by a fresh one.
     assert answers() == NAMES
     assert work.agent.tools() == expected
-    eventually(Tool.objects.filter(exposed_name=expected[0]).exists)
+    eventually(Feature.objects.filter(exposed_name=expected[0]).exists)
     assert answers() == NAMES
     assert [LEGAL(name) is not None for name in expected] == [True] * len(NAMES)
 
@@ -92,7 +97,7 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
     assert work.proxy.last().server_name == "named"
     assert called("nothing") == "Unknown tool: nothing"
     assert work.agent.tools() == ["echo", "add", "named__echo", "named__find"]
-    eventually(lambda: Tool.objects.count() == 6)
+    eventually(lambda: Feature.objects.count() == 6)
     assert [called(name) for name in ("add", "echo", "nothing")] == ["add", "echo", "Unknown tool: nothing"]
 
 
@@ -101,8 +106,8 @@ def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> No
     work.put("sly", offering("named__it", "it"), alias="")
     work.put("named", offering("it"))
     work.agent.tools()
-    eventually(lambda: Tool.objects.count() == 3)
-    Tool.objects.filter(assignment__server__slug="sly", name="named__it").update(missing_since=timezone.now())
+    eventually(lambda: Feature.objects.count() == 3)
+    Feature.objects.filter(assignment__server__slug="sly", name="named__it").update(missing_since=timezone.now())
 
     assert work.agent.tools() == ["it", "named__it"]
     work.agent.call("named__it")
@@ -175,13 +180,13 @@ def test_everything_removed_by_policy_is_an_empty_list(work: Work) -> None:
 def test_policies_decide_lists_and_calls_alike(work: Work) -> None:
     assigned = work.put("docs", offering("echo", "add"))
     assert work.agent.tools() == ["docs__echo", "docs__add"]
-    eventually(lambda: Tool.objects.count() == 2)
+    eventually(lambda: Feature.objects.count() == 2)
 
     def reasons() -> list[Any]:
         answers = [work.agent.call(name).json() for name in ("docs__echo", "docs__add", "docs__other")]
         return [answer.get("error", {}).get("data", {}).get("reason") for answer in answers]
 
-    Tool.objects.filter(name="echo").update(enabled=False)
+    Feature.objects.filter(name="echo").update(enabled=False)
     assert (work.agent.tools(), reasons()) == (["docs__add"], ["tool_disabled", None, None])
     Assignment.objects.filter(pk=assigned.pk).update(tool_policy=ToolPolicy.SELECTED)
     assert (work.agent.tools(), reasons()[:2]) == (["docs__add"], ["tool_disabled", None])
@@ -242,26 +247,28 @@ def test_tools_are_remembered_with_their_history(work: Work) -> None:
     )
     work.put("docs", script.app())
     work.agent.listed()
-    eventually(lambda: Tool.objects.count() == 2)
-    echo = Tool.objects.get(name="echo")
+    eventually(lambda: Feature.objects.count() == 2)
+    echo = Feature.objects.get(name="echo")
     assert (echo.title, echo.description, echo.exposed_name) == ("Echo", "Say it.", "docs__echo")
     assert (echo.input_schema, echo.enabled, echo.changed_at) == ({"type": "object"}, True, None)
 
     script.pages = [[tool("echo", description="Send it elsewhere.")]]
+    listed_a_while_ago()
     work.agent.listed()
 
-    eventually(Tool.objects.filter(name="add", missing_since__isnull=False).exists)
-    later = Tool.objects.get(name="echo")
+    eventually(Feature.objects.filter(name="add", missing_since__isnull=False).exists)
+    later = Feature.objects.get(name="echo")
     assert later.changed_at is not None
     assert later.first_seen_at == echo.first_seen_at
-    assert later.definition_hash != echo.definition_hash
+    assert (later.definition_hash, later.state) == (echo.definition_hash, "held")
 
     sql("UPDATE gateways_assignment SET tool_policy = 'selected'")
     script.pages = [[tool("echo", description="Send it elsewhere."), tool("add"), tool("new")]]
+    listed_a_while_ago()
     work.agent.listed()
-    eventually(Tool.objects.filter(name="add", missing_since=None).exists)
-    assert Tool.objects.get(name="new").enabled is False
-    assert Tool.objects.get(name="add").enabled is True
+    eventually(Feature.objects.filter(name="add", missing_since=None).exists)
+    assert Feature.objects.get(name="new").enabled is False
+    assert Feature.objects.get(name="add").enabled is True
 
 
 def test_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None:

@@ -11,7 +11,7 @@ import pytest
 import proxy as package
 from tests import make
 from tests.conftest import Run
-from tests.proxy.conftest import Proxy
+from tests.proxy.conftest import Proxy, Start, eventually, sql
 from tests.proxy.scripted import Script, offering
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -25,10 +25,10 @@ def test_the_trace_goes_to_the_server_and_nothing_else(proxy: Proxy, run: Run, m
     user = make.user()
     agent = proxy.agent(make.connection(make.agent(by=user), make.gateway(docs), user))
 
-    assert agent.listed(**TRACE).status_code == 200
-    assert agent.listed(X_Secret="mine", Cookie="a=b").status_code == 200
+    assert agent.call("docs__it", **TRACE).status_code == 200
+    assert agent.call("docs__it", X_Secret="mine", Cookie="a=b").status_code == 200
 
-    with_trace, without = (seen.headers for seen in upstream.asked("tools/list"))
+    with_trace, without = (seen.headers for seen in upstream.asked("tools/call"))
     assert {name: with_trace.get(name.lower()) for name in TRACE} == TRACE
     assert set(with_trace) - set(without) == {name.lower() for name in TRACE}
     assert not {"x-secret", "cookie", "authorization"} & set(without)
@@ -44,11 +44,11 @@ def test_what_is_no_trace_stays_here_and_spoils_no_call(proxy: Proxy, run: Run) 
     wrong = ["", "x", PARENT.upper(), PARENT + "-more", zeros]
 
     for parent in wrong:
-        assert agent.listed(Traceparent=parent, Tracestate="a=1", Baggage="a=b").status_code == 200
+        assert agent.call("docs__it", Traceparent=parent, Tracestate="a=1", Baggage="a=b").status_code == 200
     long = {"Traceparent": PARENT, "Tracestate": "a=" + "1" * 512, "Baggage": "b=" + "2" * 8192}
-    assert agent.listed(**long).status_code == 200
+    assert agent.call("docs__it", **long).status_code == 200
 
-    seen = [set(TRACE) & {name.title() for name in one.headers} for one in upstream.asked("tools/list")]
+    seen = [set(TRACE) & {name.title() for name in one.headers} for one in upstream.asked("tools/call")]
     assert seen == [set()] * len(wrong) + [{"Traceparent"}]
 
 
@@ -69,7 +69,7 @@ def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=upstream.url))
     agent = proxy.agent(make.connection(make.agent(by=user), gateway, user))
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "docs__it"}})
     path = "/" + agent.url.split("/", 3)[3]
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{proxy.upstream.port}\r\nAuthorization: Bearer {agent.secret}\r\n"
     head += f"Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -81,23 +81,27 @@ def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
         answers = b"".join(iter(lambda: sock.recv(65_536), b""))
 
     assert answers.count(b"HTTP/1.1 200 OK") == 3
-    seen = [{name for name in TRACE if name.lower() in one.headers} for one in upstream.asked("tools/list")]
+    seen = [{name for name in TRACE if name.lower() in one.headers} for one in upstream.asked("tools/call")]
     assert seen == [set(TRACE), set(), set()]
 
 
-def test_a_session_does_not_remember_the_trace_it_was_opened_in(proxy: Proxy, run: Run) -> None:
+def test_a_session_does_not_remember_the_trace_it_was_opened_in(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.1)
     script = Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], sessions=True)
     upstream = run(script.app())
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=upstream.url))
-    agent = proxy.agent(make.connection(make.agent(by=user), gateway, user))
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
     other = {**TRACE, "Traceparent": PARENT.replace("4bf9", "5cf9")}
 
     for headers in (TRACE, {}, other):
-        assert agent.listed(**headers).status_code == 200
-    proxy.stop()
+        assert agent.call("docs__it", **headers).status_code == 200
+    sql("UPDATE proxy_upstreamsession SET last_used_at = 'epoch'")
+    eventually(lambda: script.ended)
 
-    seen = [one.headers.get("traceparent") for one in upstream.asked("tools/list")]
+    seen = [one.headers.get("traceparent") for one in upstream.asked("tools/call")]
     assert seen == [PARENT, None, other["Traceparent"]]
     farewell = next(one for one in upstream.seen if one.verb == "DELETE")
     assert not set(farewell.headers) & {name.lower() for name in TRACE}

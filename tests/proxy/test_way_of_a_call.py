@@ -11,7 +11,7 @@ from types import CodeType
 
 import pytest
 
-from gateways.models import Tool
+from gateways.models import Feature
 from tests.conftest import Run
 from tests.proxy.conftest import Start, eventually
 from tests.proxy.scripted import Request, calling
@@ -57,7 +57,7 @@ def way_of_a_call(start: Start, run: Run, *, modern: bool) -> set[tuple[str, str
     work = work_of(start(client_address=lambda peer, _: peer), run)
     work.put(calling(call, modern=modern))
     assert "result" in work.agent.call("docs__it").json()
-    eventually(Tool.objects.exists)  # Written beside the answer; until then each call lists first.
+    eventually(Feature.objects.exists)  # Written beside the answer; until then each call lists first.
     assert "result" in work.agent.call("docs__it").json()
     with entered_functions() as entered:
         assert "result" in work.agent.call("docs__it").json()
@@ -70,7 +70,7 @@ def test_a_call_passes_few_modules(start: Start, run: Run, modern: bool) -> None
 
     modules = sorted({module for module, _ in entered})
     print(len(modules), *modules, sep="\n")  # noqa: T201  Shown with -s.
-    assert {"proxy.endpoint", "proxy.tools_call", "wire.client"} <= set(modules)
+    assert {"proxy.endpoint", "proxy.forward", "wire.client"} <= set(modules)
     assert len(modules) <= MAX_MODULES, modules
 
 

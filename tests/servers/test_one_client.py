@@ -11,7 +11,7 @@ from pytest_django import Settings
 
 from accounts.models import User
 from auditlog.models import Call
-from gateways.models import Gateway, Tool
+from gateways.models import Feature, Gateway
 from servers.discovery import discover
 from servers.models import Health, Server
 from tests import make
@@ -73,7 +73,7 @@ def contact(client: Client, server: Server) -> Any:
 def refresh(client: Client, gateway: Gateway) -> set[str]:
     """The tools that have rows once they were refreshed."""
     assert client.post(f"/gateways/{gateway.slug}/tools/refresh/", headers=HTMX).status_code == 200
-    return set(Tool.objects.offered().values_list("name", flat=True))
+    return set(Feature.objects.offered().values_list("name", flat=True))
 
 
 @pytest.mark.parametrize("sessions", [True, False], ids=["with a session", "without one"])
@@ -123,7 +123,7 @@ def test_a_row_from_before_makes_no_unsound_tool_callable(proxy: Proxy, run: Run
         Script([[tool("unsound", inputSchema=UNSOUND)]], answer_with_its_name, modern=True), run
     )
     row = {"name": "unsound", "exposed_name": "docs__unsound", "input_schema": UNSOUND}
-    Tool.objects.create(assignment=gateway.assignments.get(), **row)
+    Feature.objects.create(assignment=gateway.assignments.get(), **row)
     Server.objects.update(protocol_era="modern")
 
     error = agent_at(gateway, proxy).call("docs__unsound").json()["error"]

@@ -13,7 +13,7 @@ import pytest
 from pytest_django import Settings
 
 from accounts.models import User
-from gateways.models import Tool
+from gateways.models import Feature
 from servers.discovery import Failed, discover
 from servers.models import Health
 from tests import make
@@ -214,7 +214,7 @@ def test_tools_that_cannot_be_kept_are_left_out_and_the_others_are_learnt(run: R
     assert client.post(f"/gateways/{gateway.slug}/tools/refresh/", headers=HTMX).status_code == 200
     assert client.post(f"/api/servers/{server.slug}/test").json()["tools"] == ["good"]
 
-    (known,) = Tool.objects.all()
+    (known,) = Feature.objects.all()
     assert (known.name, known.description) == ("good", "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}")
 
 

@@ -56,7 +56,7 @@ def test_a_response_has_no_method(outcome: str) -> None:
         b'{"jsonrpc":"2.0","id":NaN}',
         b"[" * 5000 + b"]" * 5000,
         b'{"a":' * 5000 + b"1" + b"}" * 5000,
-        b'{"id": 1e999}',
+        b'{"id": 1e9999999}',
         b'"\\ud800" x',
         b"1" * 5000 + b"x",
     ],

@@ -1,0 +1,264 @@
+"""What an assigned server offers: tools, prompts, resources and templates, and what of it clients are shown.
+
+A definition is pinned: the first one is approved on arrival, or waits; one that its server changes later is held back,
+and clients go on being shown what was approved. The gateway's settings say so (docs/explanation/definitions.md). What
+becomes of a list is decided in one place, the database's function `gateways_learn`, for the proxy and the pages alike.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from django.db import connection, models, transaction
+from django.db.models import Q
+from django.utils import timezone
+from psycopg.types.json import Jsonb
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event, Switchable
+from gateways.models.assignment import Assignment, ToolPolicy
+from gateways.models.gateway import GatewayError
+from servers.models import Identity
+from wire import definitions
+from wire.definitions import Definition
+from wire.tool_names import LONGEST_URI
+
+LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
+
+
+class NothingToAccept(GatewayError):
+    """Its server offers nothing that is not approved."""
+
+
+class Kind(models.TextChoices):
+    """What a feature is."""
+
+    TOOL = definitions.TOOL, "Tool"
+    PROMPT = definitions.PROMPT, "Prompt"
+    RESOURCE = definitions.RESOURCE, "Resource"
+    TEMPLATE = definitions.TEMPLATE, "Resource template"
+
+
+class State(models.TextChoices):
+    """Whether clients are shown a feature, and whether its server offers it as it was approved."""
+
+    APPROVED = "approved", "Approved"
+    HELD = "held", "Held"  # Clients are shown what was approved; the server offers something else.
+    QUARANTINED = "quarantined", "Quarantined"
+    NEW = "new", "Waiting"  # Nothing of it has been approved.
+
+
+class FeatureQuerySet(models.QuerySet["Feature"]):
+    def tools(self) -> "FeatureQuerySet":
+        """Those that are tools."""
+        return self.filter(kind=Kind.TOOL)
+
+    def offered(self) -> "FeatureQuerySet":
+        """Features their server still offers."""
+        return self.filter(missing_since=None)
+
+    def callable(self) -> "FeatureQuerySet":
+        """Features that nothing between gateway and server forbids: offered, approved, allowed and switched on."""
+        on = {"assignment__enabled": True, "assignment__server__enabled": True}
+        live = {"assignment__removed_at": None, "assignment__server__archived_at": None}
+        usable = self.offered().filter(enabled=True, state__in=(State.APPROVED, State.HELD), **on, **live)
+        return usable.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+
+    def needing_attention(self) -> "FeatureQuerySet":
+        """Features whose offered definition waits for a decision."""
+        return self.offered().exclude(offered=None).exclude(state=State.QUARANTINED)
+
+    def matching(self, words: str) -> "FeatureQuerySet":
+        """Features whose exposed name, title or description holds `words`; all of them without words."""
+        matches = Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
+        return self.filter(matches) if words else self
+
+    def rename(self, assignment: Assignment) -> None:
+        """Give the features of `assignment` the names its present alias exposes them under."""
+        features = list(self.filter(assignment=assignment))
+        for feature in features:
+            feature.expose(assignment.alias)
+        self.bulk_update(features, ["exposed_name", "shown"])
+
+    def learn(
+        self,
+        assignment: Assignment,
+        listed: Iterable[Definition | Mapping[str, Any]],
+        kind: str = Kind.TOOL,
+        identity: Identity | None = None,
+    ) -> None:
+        """Take over the complete list a server gave to `identity`: what is new, what changed, what it no longer has.
+
+        Under the policy `selected` a new feature starts switched off. A definition that cannot be used is left out.
+        """
+        read = [one if isinstance(one, Definition) else Definition.of(one) for one in listed]
+        said = definitions.rows(kind, assignment.alias, read)
+        self._learn(assignment, kind, identity, said=Jsonb(said), fault="")
+
+    def note_fault(self, assignment: Assignment, fault: str, kind: str, identity: Identity | None = None) -> None:
+        """Remember that a server could not be asked, and why in a word; what is known of it stays."""
+        self._learn(assignment, kind, identity, said=None, fault=fault)
+
+    def _learn(
+        self, assignment: Assignment, kind: str, identity: Identity | None, *, said: Jsonb | None, fault: str
+    ) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            told: list[Any] = [assignment.pk, identity.pk if identity else None, str(kind), said, fault]
+            cursor.execute(LEARN, told)
+
+
+class Feature(Switchable):
+    """A tool, prompt, resource or template an assigned server offers: its switch, its definition and its history.
+
+    `name` is the server's own: a URI for a resource, a URI template for a template. Under `allow_all` a feature without
+    a row is allowed; under `selected` only one whose row is enabled is.
+
+    `approved` is the JSON text of its definition as clients are shown it, under the server's own name; `shown` the same
+    as the gateway gives it out, NULL when equal. `offered` is what the server says now, NULL when that is approved.
+    Title, description, schema and annotations are those of the approved definition, or of the first while it waits.
+    `identities` are those the server offers it to, where each person has an own one.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="features")
+    kind = models.CharField(max_length=10, choices=Kind, default=Kind.TOOL)
+    name = models.CharField(max_length=LONGEST_URI)
+    exposed_name = models.CharField(max_length=LONGEST_URI)
+    title = models.CharField(max_length=200, blank=True)
+    description = models.TextField(blank=True)
+    input_schema = models.JSONField(default=dict)
+    annotations = models.JSONField(default=dict)
+    state = models.CharField(max_length=12, choices=State, default=State.APPROVED)
+    approved = models.TextField(blank=True, default="")
+    shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved"
+    offered = models.TextField(null=True, editable=False)  # noqa: DJ001 - and so here
+    definition_hash = models.CharField(max_length=64, blank=True)
+    offered_hash = models.CharField(max_length=64, blank=True, default="")
+    position = models.PositiveIntegerField(default=0)
+    identities = models.ManyToManyField(Identity, blank=True, related_name="+")
+    first_seen_at = models.DateTimeField(default=timezone.now)
+    last_seen_at = models.DateTimeField(default=timezone.now)
+    changed_at = models.DateTimeField(null=True, blank=True)
+    missing_since = models.DateTimeField(null=True, blank=True)
+
+    objects = FeatureQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("exposed_name",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("assignment", "kind", "name"), name="feature_name_is_unique_per_assignment"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.exposed_name
+
+    @property
+    def hidden_characters(self) -> list[str]:
+        """The invisible and bidirectional characters in what is to be decided on, by code point and name."""
+        text = self.offered or self.approved
+        return definitions.hidden_characters(definitions.definition_in(text)) if text else []
+
+    def expose(self, alias: str) -> None:
+        """Take the name clients call it by under this alias; not saved."""
+        self.exposed_name = definitions.exposed(self.kind, alias, self.name)
+        if self.approved:
+            shown = definitions.shown_text(self.kind, alias, definitions.definition_in(self.approved))
+            self.shown = None if shown == self.approved else shown
+
+    def accept(self, *, by: User | None) -> None:
+        """Show clients what the server offers now; lifts a quarantine too.
+
+        Raises NothingToAccept when that is approved already.
+        """
+        with transaction.atomic():
+            row = self._locked()
+            if row.offered is None and row.state != State.QUARANTINED:
+                raise NothingToAccept(NothingToAccept.__doc__)
+            before = {"definition": row.definition_hash[:12] or None, "state": row.state}
+            if row.offered is not None:
+                row.take_over(row.offered)
+            row.state = State.APPROVED
+            row.save()
+            version, _ = row.versions.get_or_create(hash=row.definition_hash, defaults={"definition": row.approved})
+            version.approved_at, version.approved_by = timezone.now(), by
+            version.save(update_fields=["approved_at", "approved_by"])
+            changes = {
+                "definition": [before["definition"], row.definition_hash[:12]],
+                "state": [before["state"], row.state],
+            }
+            Event.objects.record(Action.FEATURE_ACCEPTED, row, by=by, changes=changes)
+        self.refresh_from_db()
+
+    def quarantine(self, *, by: User | None) -> None:
+        """Show it to nobody and refuse its calls from the next request on, until somebody accepts it."""
+        with transaction.atomic():
+            row = self._locked()
+            if row.state != State.QUARANTINED:
+                changes = {"state": [row.state, State.QUARANTINED.value]}
+                type(self).objects.filter(pk=self.pk).update(state=State.QUARANTINED)
+                Event.objects.record(Action.FEATURE_QUARANTINED, row, by=by, changes=changes)
+        self.state = State.QUARANTINED
+
+    def take_over(self, text: str) -> None:
+        """Make `text` the approved definition; not saved."""
+        told = definitions.row(self.kind, self.assignment.alias, definitions.definition_in(text))
+        for name in ("exposed_name", "title", "description", "input_schema", "annotations", "shown"):
+            setattr(self, name, told[name])
+        self.approved, self.definition_hash = text, told["hash"]
+        self.offered, self.offered_hash = None, ""
+
+    def _locked(self) -> "Feature":
+        # The assignment first, as `gateways_learn` locks it.
+        assignment = Assignment.objects.select_for_update(of=("self",)).get(pk=self.assignment_id)
+        row = self.lock()
+        row.assignment = assignment
+        return row
+
+
+class FeatureVersion(models.Model):
+    """A definition that a server gave a feature at some time; the last twenty are kept, and what is approved."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    feature = models.ForeignKey(Feature, models.CASCADE, related_name="versions")
+    hash = models.CharField(max_length=64)
+    definition = models.TextField()
+    first_seen_at = models.DateTimeField(default=timezone.now)
+    approved_at = models.DateTimeField(null=True, blank=True)
+    # Nobody: the gateway's settings approved it.
+    approved_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
+
+    class Meta:
+        ordering = ("-first_seen_at",)
+        constraints = (models.UniqueConstraint(fields=("feature", "hash"), name="feature_version_is_kept_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.feature} {self.hash[:12]}"
+
+
+class Listing(models.Model):
+    """When a server was last asked for a kind of features, as one identity, and how that went.
+
+    `identity` is NULL where all connections are shown the same; `learnt_at` where it has never answered; `error` is the
+    reason it could not be asked, in the words of the log, empty when it answered.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="listings")
+    identity = models.ForeignKey(Identity, models.CASCADE, null=True, related_name="+")
+    kind = models.CharField(max_length=10, choices=Kind)
+    asked_at = models.DateTimeField()
+    learnt_at = models.DateTimeField(null=True)
+    error = models.CharField(max_length=40, blank=True)
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                fields=("assignment", "identity", "kind"), name="listing_is_kept_once", nulls_distinct=False
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} of {self.assignment}"

@@ -1,0 +1,397 @@
+"""tools/call, prompts/get, resources/read, completion/complete: find the owner, forward, hand back its answer.
+
+They differ in how the owner is found (`proxy.catalog`), in the member of the params that names the feature, and in what
+of the answer is rewritten. An answer of which nothing has to be rewritten passes byte for byte.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+
+from proxy.access.decision import Grant
+from proxy.access.query import ServersNeeded, Wanted
+from proxy.catalog import (
+    TOOL,
+    Named,
+    OutOfScope,
+    Refusal,
+    Resolved,
+    UnknownFeature,
+    check_held,
+    named,
+    resolve,
+    target,
+)
+from proxy.lists import Lists
+from proxy.request import McpRequest
+from proxy.response import MODERN_STATUS, Response, Stream
+from proxy.server_requests import Asking, InputRefused, ServerRequests
+from proxy.store.usage import UsageTracker
+from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
+from wire import jsonrpc, stateless, trace_context, uris, versions
+from wire.cipher import Cipher
+from wire.client import McpClient
+from wire.errors import BadAnswer, Busy, UpstreamError
+from wire.jsonrpc import Message, Object
+from wire.rpc_messages import (
+    MODERN,
+    SESSION,
+    Answer,
+    OnNotification,
+    OnRequest,
+    RpcResponse,
+    Target,
+    ignore,
+    next_request_id,
+)
+
+# Members of a client's `_meta` that are for the gateway; all others go on to the server.
+GATEWAY_META = frozenset(
+    {
+        "progressToken",
+        versions.MODERN_KEY,
+        versions.CAPABILITIES_KEY,
+        versions.CLIENT_INFO_KEY,
+        versions.LOG_LEVEL_KEY,
+    }
+)
+
+# Sends the request to its server, with these members added to its params, and by this schema of the tool.
+type Ask = Callable[..., Awaitable[RpcResponse]]
+
+NOTHING_MORE: Object = {}
+
+# These say nothing of the server: nothing was sent, or the client did not do its part.
+NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended)
+
+# Members of a 2026-07-28 result that the session era does not define.
+MODERN_MEMBERS = ("resultType", "ttlMs", "cacheScope")
+CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
+
+# Older clients know no content of the type `resource_link`.
+LINKLESS = ("2024-11-05", "2025-03-26")
+
+# What a completion is when its server has none (MCP 2025-11-25, Completion).
+NO_COMPLETION: Object = {"completion": {"values": []}}
+
+# Errors of a server that have the status of the client's era; the others are about what the gateway sent.
+CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
+
+
+class Forwarder:
+    """Forwards requests to the servers they are for."""
+
+    def __init__(
+        self,
+        client: McpClient,
+        lists: Lists,
+        cipher: Cipher,
+        usage: UsageTracker,
+        requests: ServerRequests,
+        suspended: SuspendedCalls,
+    ) -> None:
+        self._client = client
+        self._requests = requests
+        self._suspended = suspended
+        self._lists = lists
+        self._cipher = cipher
+        self._usage = usage
+
+    async def forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        """The server's answer to this request, addressed to the client.
+
+        Its notifications go to `stream` when there is one. Raises OutOfScope or UpstreamError.
+        """
+        feature = named(message)
+        assert feature is not None  # The dispatcher has looked.
+        resolved = await self._resolve(request, grant, feature)
+        request.set_server(resolved.assigned)
+        if resolved.row is not None:
+            check_held(resolved, message.params.get("arguments"))
+        began = time.perf_counter()
+        try:
+            answer = await self._forward(request, resolved, grant, message, stream)
+        except NOT_OF_THE_SERVER:
+            raise
+        except UpstreamError as error:
+            self._usage.server_contacted(
+                resolved.assigned, error.detail, credential_refused=error.reason == "credential_refused"
+            )
+            raise
+        finally:
+            request.row.upstream_ms = (time.perf_counter() - began) * 1000
+        self._usage.server_contacted(resolved.assigned)
+        if answer.error is not None:
+            return _error_response(request, resolved, message, answer)
+        if not request.modern and answer.document["result"].get("resultType", "complete") != "complete":
+            raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
+        return _result_response(request, resolved, message, answer)
+
+    async def _resolve(self, request: McpRequest, grant: Grant, feature: Named) -> Resolved:
+        try:
+            resolved = resolve(grant, feature)
+        except (OutOfScope, Refusal) as refused:
+            request.set_server(refused.assigned)
+            raise
+        if isinstance(resolved, Resolved):
+            if resolved.schema is not None and not stateless.has_sound_annotations(resolved.schema):
+                raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
+            return resolved
+        # No row of it: a fresh list makes one, if the server has such a feature.
+        request.set_server(resolved)
+        wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
+        grant, listed = await self._lists.look_again(request, grant, resolved, wanted)
+        found = resolve(grant, feature)
+        if not isinstance(found, Resolved):
+            raise UnknownFeature(feature.kind, feature.name)
+        # In which era the server speaks may not be stored yet, and with it that headers repeat arguments.
+        schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
+        return found._replace(schema=found.schema or next(schemas, None))
+
+    async def _forward(
+        self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
+    ) -> RpcResponse:
+        person = grant.user_id
+        upstream = target(resolved.assigned, grant, self._cipher, trace_context.of(request.headers))
+        if stream is not None and (level := _told_level(request, resolved, grant, message)):
+            upstream = upstream._replace(log_level=level)
+        progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None
+        params = _params(message, resolved.name, progress_token)
+        on_notification: OnNotification = ignore
+        if stream is not None:
+            on_notification = _relay(request, resolved, grant, message, stream, progress_token)
+
+        async def ask(
+            on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
+        ) -> RpcResponse:
+            return await self._client.ask(
+                upstream,
+                message.method,
+                {**params, **more} if more else params,
+                on_notification,
+                person=person,
+                schema=schema,
+                on_request=on_request,
+            )
+
+        return await self._converse(Asking(request, grant, upstream, stream), resolved, message, ask)
+
+    async def _converse(self, asking: Asking, resolved: Resolved, message: Message, ask: Ask) -> RpcResponse:
+        """The server's answer, with whatever server and client ask each other before."""
+
+        async def on_request(asked: Object, answer: Answer) -> None:
+            await self._requests.carry(asking, asked, answer)
+
+        modern = asking.request.modern
+        if modern and self._may_be_suspended(asking.target, message):
+            return await self._ask_suspendably(asking, message, ask)
+        answer = await ask(on_request)
+        if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
+            # The schema has changed since it was listed, and with it the headers that repeat arguments.
+            schema = await self._lists.schema_of(resolved.assigned, asking.grant, resolved.name, asking.target.trace)
+            answer = await ask(on_request, schema=schema)
+        if not modern and _wants_input(answer):
+            return await self._requests.give_input(asking, answer, lambda more: ask(on_request, more))
+        return answer
+
+    def _may_be_suspended(self, upstream: Target, message: Message) -> bool:
+        """Whether the request may end in `input_required` of our own, or is the retry of one that did."""
+        if self._client.era(upstream) == MODERN:
+            return False
+        return bool(upstream.capabilities) or "requestState" in message.params
+
+    async def _ask_suspendably(self, asking: Asking, message: Message, ask: Ask) -> RpcResponse:
+        # The state is the server's own business where it speaks 2026-07-28 itself.
+        if "requestState" in message.params and await self._client.find_era(asking.target) == SESSION:
+            return await self._suspended.resume(asking, message)
+        return await self._suspended.call(asking, message, ask)
+
+
+def _wants_input(answer: RpcResponse) -> bool:
+    return answer.era == MODERN and answer.document.get("result", {}).get("resultType") == "input_required"
+
+
+# Notifications of a server that belong to the request on whose stream they come, and need no translation.
+PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
+
+LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+ALL_LEVELS = frozenset(LEVELS)
+NO_LEVELS: frozenset[str] = frozenset()
+FROM_LEVEL = {level: frozenset(LEVELS[number:]) for number, level in enumerate(LEVELS)}
+
+
+def _relay(
+    request: McpRequest,
+    resolved: Resolved,
+    grant: Grant,
+    message: Message,
+    stream: Stream,
+    progress_token: int | None,
+) -> OnNotification:
+    """Passes on the notifications of a call, in the client's terms, and keeps those that are not for it."""
+    client_token = message.meta.get("progressToken")
+
+    async def on_notification(notification: Object) -> None:
+        own, method = notification.get("params"), notification.get("method")
+        if not isinstance(own, dict):
+            return
+        if method == "notifications/progress":
+            if progress_token is None or own.get("progressToken") != progress_token:
+                return
+            own = {**own, "progressToken": client_token}
+        elif method == "notifications/message":
+            if own.get("level") not in _levels(request, grant, message):
+                return
+            own = {**own, "logger": _logger(resolved.assigned.alias, own.get("logger"))}
+        elif method not in PASSED_ON or request.modern:
+            return
+        else:
+            own = uris.exposed(own, resolved.alias)
+        await stream.notify({**notification, "params": own})
+
+    return on_notification
+
+
+def _level(request: McpRequest, grant: Grant, message: Message) -> str:
+    """From which level on this client wants log messages; empty when it did not say so."""
+    if not request.modern:
+        return grant.session.log_level if grant.session is not None else ""
+    level = message.meta.get(versions.LOG_LEVEL_KEY)
+    return level if isinstance(level, str) and level in FROM_LEVEL else ""
+
+
+def _told_level(request: McpRequest, resolved: Resolved, grant: Grant, message: Message) -> str:
+    """The level the server is to be told; empty when it cannot log, or need not know."""
+    return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
+
+
+def _levels(request: McpRequest, grant: Grant, message: Message) -> frozenset[str]:
+    """The levels of log messages this client is sent: in 2026-07-28 none unless the request names one."""
+    level = _level(request, grant, message)
+    return FROM_LEVEL[level] if level else NO_LEVELS if request.modern else ALL_LEVELS
+
+
+def _logger(alias: str, logger: object) -> str:
+    """Who logs, under the name of its server."""
+    own = logger if isinstance(logger, str) else ""
+    return f"{alias}/{own}" if alias and own else alias or own
+
+
+def _params(message: Message, name: str, progress_token: int | None) -> Object:
+    """The params for the server: its own name of the feature, and of `_meta` what is meant for it."""
+    match message.method:
+        case "completion/complete":
+            ref = message.params["ref"]
+            params = {**message.params, "ref": {**ref, "name" if ref.get("type") == "ref/prompt" else "uri": name}}
+        case "tools/call" | "prompts/get":
+            params = {**message.params, "name": name}
+        case _:
+            params = {**message.params, "uri": name}
+    if "_meta" not in params:
+        return params
+    meta = {key: value for key, value in message.meta.items() if key not in GATEWAY_META}
+    if progress_token is not None:
+        meta["progressToken"] = progress_token
+    params["_meta"] = meta
+    if not meta:
+        del params["_meta"]
+    return params
+
+
+def _error_response(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
+    """A server's error, in the codes of the client's era and with its status."""
+    error, code = answer.error or {}, answer.error_code
+    if message.method == "completion/complete" and code == jsonrpc.METHOD_NOT_FOUND:
+        return Response(200, jsonrpc.result(message.id, NO_COMPLETION | (COMPLETE if request.modern else {})))
+    if message.method == "resources/read":
+        error = _resource_error(request, resolved, error)
+    if request.modern and code == jsonrpc.URL_ELICITATION_REQUIRED:
+        return _input_required(message, error)
+    code = error.get("code") if error is not answer.error else code
+    status = MODERN_STATUS.get(code, 200) if request.modern and code in CLIENTS_FAULTS else 200
+    if error is answer.error:
+        return Response(status, jsonrpc.readdressed(answer.text, answer.document, message.id), "rpc_error", code=code)
+    return Response(
+        status, jsonrpc.dumps({**answer.document, "error": error, "id": message.id}), "rpc_error", code=code
+    )
+
+
+COMPLETE: Object = {"resultType": "complete"}
+
+# What says that a resource is not there, by the era of whoever hears it.
+NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
+
+
+def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> Object:
+    """The error of resources/read as the client's era spells it, with the URI the client knows."""
+    if error.get("code") == NOT_FOUND[not request.modern]:
+        error = {**error, "code": NOT_FOUND[request.modern]}
+    data = error.get("data")
+    if resolved.alias and isinstance(data, dict) and isinstance(data.get("uri"), str):
+        error = {**error, "data": {**data, "uri": uris.exposed_uri(resolved.alias, data["uri"])}}
+    return error
+
+
+def _input_required(message: Message, error: Object) -> Response:
+    """The session era's -32042 as a 2026-07-28 client is told to visit a page; it asks again after that."""
+    data = error.get("data")
+    elicitations = data.get("elicitations") if isinstance(data, dict) else None
+    asked = [each for each in elicitations if isinstance(each, dict)] if isinstance(elicitations, list) else []
+    capabilities = message.meta.get(versions.CAPABILITIES_KEY, {})
+    elicitation = capabilities.get("elicitation")
+    if not asked or not isinstance(elicitation, dict) or not isinstance(elicitation.get("url"), dict):
+        code, text = jsonrpc.MISSING_CAPABILITY, str(error.get("message") or "URL elicitation is required")
+        needed: Object = {"requiredCapabilities": {"elicitation": {"url": {}}}}
+        return Response(400, jsonrpc.error(message.id, code, text, needed), "rpc_error", code=code)
+    requests = {
+        f"url-{number}": {"method": "elicitation/create", "params": {"mode": "url", **each}}
+        for number, each in enumerate(asked, 1)
+    }
+    return Response(200, jsonrpc.result(message.id, {"resultType": "input_required", "inputRequests": requests}))
+
+
+def _result_response(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
+    result: Object = answer.document["result"]
+    outcome = "tool_error" if result.get("isError") is True else "ok"
+    shown = uris.exposed(result, resolved.alias) if resolved.alias else result
+    if not request.modern and request.version in LINKLESS:
+        shown = _without_links(shown)
+    drop, add = _members_of_era(request, message, result, answer.era)
+    if shown is result:
+        if not drop and not add:
+            return Response(200, jsonrpc.readdressed(answer.text, answer.document, message.id), outcome)
+        return Response(200, jsonrpc.with_members(answer.text, answer.document, message.id, drop, add), outcome)
+    shown = {key: value for key, value in shown.items() if key not in drop} | add
+    return Response(200, jsonrpc.dumps({**answer.document, "id": message.id, "result": shown}), outcome)
+
+
+def _members_of_era(request: McpRequest, message: Message, result: Object, era: str) -> tuple[frozenset[str], Object]:
+    """The members of a result that the client's era does not know, and those that it asks for."""
+    if not request.modern:
+        foreign = MODERN_MEMBERS if era == MODERN else ()
+        return frozenset(key for key in foreign if key in result), {}
+    add = {} if era == MODERN and "resultType" in result else COMPLETE
+    if message.method == "resources/read" and result.get("resultType", "complete") == "complete":
+        # Who may read it is decided for each connection and anew each time, so no cache may be shared.
+        hints = {key: value for key, value in CACHE_HINTS.items() if key not in result}
+        if result.get("cacheScope") != "private":
+            hints |= {"cacheScope": "private"}
+        add = add | hints
+    return frozenset(add) & result.keys(), add
+
+
+def _without_links(result: Object) -> Object:
+    """The result with each link to a resource as a text that names it."""
+    content = result.get("content")
+    if not isinstance(content, list):
+        return result
+    shown = [
+        _as_text(item) if isinstance(item, dict) and item.get("type") == "resource_link" else item for item in content
+    ]
+    return result if all(a is b for a, b in zip(shown, content, strict=True)) else {**result, "content": shown}
+
+
+def _as_text(link: Object) -> Object:
+    words = [str(link[key]) for key in ("title", "name", "description") if isinstance(link.get(key), str)]
+    text = f"{words[0]}: {link.get('uri', '')}" if words else str(link.get("uri", ""))
+    kept: Object = {key: link[key] for key in ("annotations", "_meta") if key in link}
+    return {"type": "text", "text": text, **kept}

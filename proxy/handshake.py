@@ -1,0 +1,126 @@
+"""`initialize` and `server/discover`: what the gateway says of itself, the sessions it opens, and their end."""
+
+from collections.abc import Collection, Sequence
+
+from proxy.access.decision import AssignedServer, Grant
+from proxy.catalog import is_usable
+from proxy.request import McpRequest
+from proxy.response import Response
+from proxy.store.sessions import SessionKeeper
+from proxy.streams import LISTS, LISTS_ARE_TOLD
+from wire import jsonrpc, product, versions
+from wire.jsonrpc import Message, Object, storable
+from wire.rpc_messages import OFFERED
+from wire.sessions import BRIDGED
+
+MOST_INSTRUCTIONS = 20_000  # Characters, of the gateway and all its servers.
+MOST_CAPABILITIES = 2_048  # Bytes of a client's capabilities that are kept as they are.
+MOST_NAME = 200
+
+# What has to be served for a capability to be announced.
+SERVED_BY = {
+    "tools": "tools/list",
+    "prompts": "prompts/list",
+    "resources": "resources/list",
+    "completions": "completion/complete",
+    "logging": "logging/setLevel",
+}
+MEMBERS_SERVED_BY = {"subscribe": "resources/subscribe", "listChanged": "subscriptions/listen"}
+
+
+class Handshake:
+    """Answers who asks what is served here; `methods` are those that are, which the dispatcher says."""
+
+    def __init__(self, keeper: SessionKeeper) -> None:
+        self._keeper = keeper
+        self.methods: Collection[str] = ()
+
+    async def initialize(self, request: McpRequest, grant: Grant, message: Message) -> Response:
+        """Agree on a version and open a session. Raises DatabaseUnavailable."""
+        version = versions.negotiated(message.params.get("protocolVersion"))
+        request.row.protocol_version = version
+        session_id = await self._keeper.open(
+            grant.connection_id,
+            version,
+            _kept(message.params.get("capabilities")),
+            (storable(request.row.client_name)[:MOST_NAME], storable(request.row.client_version)[:MOST_NAME]),
+        )
+        result = {"protocolVersion": version, **self._said(grant), "serverInfo": _server_info(grant)}
+        header = (b"mcp-session-id", session_id.encode())
+        return Response(200, jsonrpc.result(message.id, result), headers=(header,))
+
+    def discover(self, grant: Grant) -> Object:
+        """The result of `server/discover`, but for what every result of 2026-07-28 carries."""
+        return {
+            "supportedVersions": list(versions.SUPPORTED),
+            **self._said(grant),
+            "_meta": {versions.SERVER_INFO_KEY: _server_info(grant)},
+        }
+
+    async def set_level(self, request: McpRequest, grant: Grant, message: Message) -> Response:
+        """Keep from which level on the client wants log messages; without a session all are sent.
+
+        Servers are told with the next request that goes there. Raises DatabaseUnavailable.
+        """
+        if grant.session is not None:
+            await self._keeper.set_level(grant.session.id, message.params["level"])
+        return Response(200, jsonrpc.result(message.id, {}))
+
+    async def end(self, grant: Grant) -> Response:
+        """End the session the request names, which is there. Raises DatabaseUnavailable."""
+        assert grant.session is not None, "refused before"
+        await self._keeper.end(grant.session.id)
+        return Response(200)
+
+    def _said(self, grant: Grant) -> Object:
+        usable = [assigned for assigned in grant.assignments if is_usable(assigned)]
+        said: Object = {"capabilities": self._capabilities(usable)}
+        if text := instructions(grant.gateway_description, usable):
+            said["instructions"] = text
+        return said
+
+    def _capabilities(self, assignments: Sequence[AssignedServer]) -> Object:
+        """What any of the servers offers, as far as it is served here; tools always are."""
+        union: dict[str, set[str]] = {"tools": set()}
+        for assigned in assignments:
+            for name, members in ((assigned.introduction or (None,))[0] or {}).items():
+                union.setdefault(name, set()).update(members)
+        return {
+            name: {
+                member: True for member in members if member in union[name] and self._serves(MEMBERS_SERVED_BY[member])
+            }
+            # The gateway tells by itself of lists that change, whatever its servers tell.
+            | (LISTS_ARE_TOLD if name in LISTS else {})
+            for name, members in OFFERED.items()
+            if name in union and self._serves(SERVED_BY[name])
+        }
+
+    def _serves(self, method: str) -> bool:
+        return method in self.methods
+
+
+def instructions(description: str, assignments: Sequence[AssignedServer]) -> str:
+    """The gateway's description, then the instructions of each server under its name; cut where they are too long."""
+    parts = [description] if description else []
+    seen: set[str] = set()  # A server may stand behind the gateway twice, as somebody else.
+    for assigned in assignments:
+        text = (assigned.introduction or (None, None))[1]
+        section = f"## {assigned.server_name}\n\n{text}"
+        if text and section not in seen:
+            seen.add(section)
+            parts.append(section)
+    whole = "\n\n".join(parts)
+    return whole if len(whole) <= MOST_INSTRUCTIONS else f"{whole[: MOST_INSTRUCTIONS - 1]}…"
+
+
+def _kept(capabilities: object) -> Object:
+    """A client's capabilities as they are stored; of very many only those that are known here."""
+    if not isinstance(capabilities, dict):
+        return {}
+    if len(jsonrpc.dumps(capabilities)) <= MOST_CAPABILITIES:  # So it is not deep either.
+        return dict(storable(capabilities))
+    return {name: {} for name in BRIDGED if isinstance(capabilities.get(name), dict)}
+
+
+def _server_info(grant: Grant) -> Object:
+    return {**product.INFO, "title": grant.gateway_name}

@@ -1,0 +1,322 @@
+"""What servers ask of clients during a call: elicitation, sampling, roots.
+
+In the session era such a request goes out on the stream of the call, under an id of ours, and the client posts its
+answer to whichever worker. A server of 2026-07-28 asks in the result of the call instead: a client of the session era
+is asked on its stream all the same, and the call is sent again with its answers. The other way round it is the matter
+of suspended_calls.py.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+from proxy.access.decision import Grant
+from proxy.catalog import IdentityUnreadable, identity_refusal, server_refusal, target
+from proxy.request import McpRequest
+from proxy.response import Stream
+from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
+from proxy.store.database import DatabaseUnavailable
+from proxy.store.payloads import PayloadRecorder
+from proxy.store.pending import Owner, PendingRequests
+from wire import jsonrpc
+from wire.cipher import Cipher
+from wire.client import McpClient
+from wire.errors import BadAnswer, UpstreamError
+from wire.jsonrpc import Object
+from wire.rpc_messages import Answer, RpcResponse, Target
+
+logger = logging.getLogger(__name__)
+
+CAPABILITIES = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling", "roots/list": "roots"}
+
+ROOTS_CHANGED = "notifications/roots/list_changed"
+
+MOST_ROUNDS = 10  # Times a server of 2026-07-28 may ask in one call, as the SDKs have it.
+MOST_ASKED = 8  # Requests of one round.
+STATE_ONLY_SECONDS = 0.1  # Before a call is sent again of which nothing was asked.
+PURGE_SECONDS = 60.0
+BACKGROUND_SECONDS = 5.0
+
+NOT_SUPPORTED: Object = {"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}}
+
+
+class Asking(NamedTuple):
+    """A call in which its server may ask its client: where it goes, and the client's stream, if it took one."""
+
+    request: McpRequest
+    grant: Grant
+    target: Target
+    stream: Stream | None
+
+
+class InputRefused(UpstreamError):
+    """The client did not give what the server asked it for; no fault of the server's."""
+
+    outcome = "rpc_error"
+    reason = "input_refused"
+    sentence = 'Server "{server}" needs input that the client did not give.'
+
+
+def can_answer(capabilities: Mapping[str, Any], asked: Object) -> bool:
+    """Whether a client of these capabilities can be asked this."""
+    method, params = asked.get("method"), asked.get("params", {})
+    known = capabilities.get(CAPABILITIES.get(method, "")) if isinstance(method, str) else None
+    if not isinstance(known, dict) or not isinstance(params, dict):
+        return False
+    if method == "elicitation/create":
+        # Without any member forms are meant (MCP 2025-11-25, Elicitation, Capabilities).
+        return params.get("mode", "form") in (known or {"form"})
+    return method != "sampling/createMessage" or "tools" not in params or "tools" in known
+
+
+class ServerRequests:
+    """Carries requests of servers to clients and the answers back; each is a row of the log, correlated to its call.
+
+    A client has `seconds` to answer.
+    """
+
+    def __init__(
+        self,
+        client: McpClient,
+        pending: PendingRequests,
+        writer: CallWriter,
+        recorder: PayloadRecorder,
+        cipher: Cipher,
+        seconds: float,
+    ) -> None:
+        self._client = client
+        self._cipher = cipher
+        self._pending = pending
+        self._writer = writer
+        self._recorder = recorder
+        self.seconds = seconds
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._purging: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._purging = asyncio.create_task(self._purge(), name="requests nobody answered")
+
+    async def stop(self) -> None:
+        """End what is under way beside the calls; it gets a moment."""
+        if self._purging is not None:
+            self._purging.cancel()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=1)
+            for task in late:
+                task.cancel()
+
+    # From a session server to a session client
+
+    async def carry(self, asking: Asking, asked: Object, answer: Answer) -> None:
+        """Ask the client what its server asks, and answer the server.
+
+        Cancelled, because the call is over, it tells the server so.
+        """
+        session, stream = asking.grant.session, asking.stream
+        if session is None or stream is None or not can_answer(asking.target.capabilities, asked):
+            self.in_background(answer(NOT_SUPPORTED))
+            return
+        try:
+            answered = await self.ask_client(asking, asked)
+        except asyncio.CancelledError:
+            self.in_background(answer(CALL_OVER))
+            raise
+        await answer(answered)
+
+    async def ask_client(self, asking: Asking, asked: Object) -> Object:
+        """The client's answer, `{"result": ...}` or `{"error": ...}`; an error too when none came in time."""
+        stream, session = asking.stream, asking.grant.session
+        assert stream is not None
+        assert session is not None
+        uid = str(uuid4())
+
+        async def send() -> None:
+            await stream.notify({**asked, "jsonrpc": "2.0", "id": uid})
+
+        answered = await self.wait(asking, asked, uid, Owner(asking.grant.connection_id, session.id), send)
+        if answered is TIMED_OUT:
+            params = {"requestId": uid, "reason": "No answer in time"}
+            await stream.notify({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+        return answered
+
+    async def wait(
+        self, asking: Asking, asked: Object, uid: str, owner: Owner, send: Callable[[], Awaitable[None]]
+    ) -> Object:
+        """Have `owner` answer this request, which `send` sends; the answer leaves when its row is written."""
+        row = _row(asking, asked)
+        began = time.perf_counter()
+        answered: Object | None = None
+        try:
+            await self._pending.add(uid, owner, asked, self.seconds)
+            await send()
+            async with asyncio.timeout(self.seconds):
+                answered = _checked(await self._pending.wait(uid))
+        except TimeoutError:
+            answered = TIMED_OUT
+        except DatabaseUnavailable:
+            answered = _error("The gateway could not ask the client")
+        finally:
+            # Not answered: the call is over, and what is cancelled waits for nothing.
+            row.duration_ms = (time.perf_counter() - began) * 1000
+            if answered is None:
+                row.outcome = "cancelled"
+                self.in_background(self._end(asking, asked, uid, row, None))
+        return await self._end(asking, asked, uid, row, answered)
+
+    async def _end(self, asking: Asking, asked: Object, uid: str, row: CallRow, answered: Object | None) -> Object:
+        """Drop the request, write its row, and hand back the answer, or an error when the row cannot be written."""
+        if answered is TIMED_OUT:
+            row.outcome = "timeout"
+        elif answered is not None and "error" in answered:
+            row.outcome = "rpc_error"
+            code = answered["error"].get("code")
+            row.rpc_error_code = code if type(code) is int and abs(code) < 1 << 31 else None
+        bodies = jsonrpc.dumps(asked), jsonrpc.dumps(answered) if answered is not None else b""
+        row.request_bytes, row.response_bytes = map(len, bodies)
+        if asking.grant.recorded is not None:
+            await self._recorder.keep(asking.request, row, bodies, asking.grant.recorded)
+        try:
+            await self._pending.drop(uid)
+        except DatabaseUnavailable:
+            logger.warning("a request of a server stays until it expires", extra={"request_id": row.uid})
+        try:
+            await self._writer.commit(row)
+        except NotRecorded:
+            return _error("The gateway could not record the answer")
+        return answered or {}
+
+    async def take_answer(self, request: McpRequest, grant: Grant) -> None:
+        """A response that a client posts: keep it for the worker that waits for it. One that nobody waits for is lost.
+
+        Raises DatabaseUnavailable.
+        """
+        message = request.message
+        uid = as_uuid(message.id) if message is not None else None
+        if uid is not None and grant.session is not None:
+            await self._pending.answer(uid, Owner(grant.connection_id, grant.session.id), request.body)
+
+    def roots_changed(self, grant: Grant) -> None:
+        """Tell the servers that the client of this session told of its roots that these have changed."""
+        for assigned in grant.assignments:
+            if assigned.upstream_session is None or not assigned.in_scope or server_refusal(assigned):
+                continue
+            if identity_refusal(assigned):
+                continue
+            with suppress(IdentityUnreadable):
+                upstream = target(assigned, grant, self._cipher)
+                if upstream.session is not None and "roots" in upstream.capabilities:
+                    self.in_background(self._client.post(upstream, {"jsonrpc": "2.0", "method": ROOTS_CHANGED}))
+
+    # From a server of 2026-07-28 to a session client
+
+    async def give_input(
+        self, asking: Asking, answer: RpcResponse, again: Callable[[Object], Awaitable[RpcResponse]]
+    ) -> RpcResponse:
+        """The final answer to a call whose server wants input: ask the client, and send `again` with what it says.
+
+        `again` gets the members to add to the params. Raises an UpstreamError.
+        """
+        server = asking.target.server_name
+        for _ in range(MOST_ROUNDS):
+            result = answer.document.get("result", {})
+            if answer.error is not None or result.get("resultType", "complete") != "input_required":
+                return answer
+            wanted: Object = {}
+            if requests := result.get("inputRequests"):
+                wanted["inputResponses"] = await self._ask_all(asking, requests)
+            else:
+                await asyncio.sleep(STATE_ONLY_SECONDS)
+            if "requestState" in result:
+                wanted["requestState"] = result["requestState"]
+            answer = await again(wanted)
+        raise BadAnswer(server, f"it wanted input more than {MOST_ROUNDS} times")
+
+    async def _ask_all(self, asking: Asking, requests: Any) -> Object:
+        server = asking.target.server_name
+        if not isinstance(requests, dict) or len(requests) > MOST_ASKED:
+            raise BadAnswer(server, "what it wants as input cannot be read")
+        for asked in requests.values():
+            if asking.stream is None or asking.grant.session is None or not isinstance(asked, dict):
+                raise BadAnswer(server, "it wants input, which this client cannot give")
+            if not can_answer(asking.target.capabilities, asked):
+                raise BadAnswer(server, f"it wants {str(asked.get('method'))[:60]}, which this client cannot give")
+        answers = await asyncio.gather(*(self.ask_client(asking, asked) for asked in requests.values()))
+        for answered in answers:
+            if "error" in answered:
+                raise InputRefused(server, str(answered["error"].get("message"))[:200])
+        return {key: answered["result"] for key, answered in zip(requests, answers, strict=True)}
+
+    # Beside the calls
+
+    def in_background(self, work: Awaitable[object]) -> None:
+        """Have this done beside the calls, within BACKGROUND_SECONDS; a failure ends in the log."""
+
+        async def run() -> None:
+            try:
+                async with asyncio.timeout(BACKGROUND_SECONDS):
+                    await work
+            except (UpstreamError, DatabaseUnavailable, TimeoutError) as error:
+                logger.debug("work beside a call failed", extra={"error": str(error)})
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _purge(self) -> None:
+        while True:
+            await asyncio.sleep(PURGE_SECONDS)
+            try:
+                await self._pending.purge()
+            except DatabaseUnavailable as error:
+                logger.warning("expired requests of servers are still there", extra={"error": str(error)})
+
+
+def _error(message: str) -> Object:
+    return {"error": {"code": jsonrpc.INTERNAL_ERROR, "message": message}}
+
+
+CALL_OVER = _error("The call is over")
+TIMED_OUT = _error("The client did not answer in time")
+
+
+def _checked(answer: Object) -> Object:
+    """What of a client's answer goes to the server: its result or its error."""
+    if isinstance(answer.get("error"), dict):
+        return {"error": answer["error"]}
+    if isinstance(answer.get("result"), dict):
+        return {"result": answer["result"]}
+    return _error("The client's answer is no result")
+
+
+def as_uuid(text: object) -> str | None:
+    """The canonical text of a UUID; None for anything else."""
+    try:
+        return str(UUID(text)) if isinstance(text, str) and len(text) == 36 else None
+    except ValueError:
+        return None
+
+
+def _row(asking: Asking, asked: Object) -> CallRow:
+    """The row of a server's request: who and where are those of its call."""
+    at = time.time()
+    call = asking.request.row
+    return replace(
+        call,
+        uid=new_uid(at),
+        created_at=at,
+        correlation_id=call.uid,
+        method=asked["method"],
+        feature_type="",
+        feature_name="",
+        outcome="ok",
+        deny_reason="",
+        http_status=200,
+        rpc_error_code=None,
+        authorise_ms=None,
+        upstream_ms=None,
+    )

@@ -1,0 +1,280 @@
+"""Sessions in PostgreSQL: those of clients, and those they have at servers. Any worker serves any request of one.
+
+Reading costs no statement of its own: `query.sql` finds both. Here they are opened, lost and ended.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+from typing import Any, NamedTuple
+
+from psycopg.types.json import Jsonb
+
+from proxy.store.database import DatabaseUnavailable
+from proxy.store.state import State
+from wire import credential, token_text
+from wire.cipher import Cipher, Unreadable
+from wire.client import McpClient
+from wire.jsonrpc import Object
+from wire.rpc_messages import SESSION, Session, Target
+from wire.sessions import declared, opened
+
+FIND = """
+SELECT id::text, sealed_id, version, log_level FROM proxy_upstreamsession
+WHERE owner_id = %(owner)s AND server_id = %(server)s AND key = %(key)s
+"""
+# Of two workers that open one at once, the second gets the row of the first.
+KEEP = """
+INSERT INTO proxy_upstreamsession AS u
+    (id, owner_id, connection_id, server_id, key, sealed_id, version, log_level, opened_at, last_used_at)
+VALUES (
+    gen_random_uuid(), %(owner)s, %(connection)s, %(server)s, %(key)s, %(sealed_id)s, %(version)s, '',
+    statement_timestamp(), statement_timestamp()
+)
+ON CONFLICT (owner_id, server_id, key) DO UPDATE SET last_used_at = excluded.last_used_at
+RETURNING id::text, sealed_id, version, log_level
+"""
+NOTE_LEVEL = "UPDATE proxy_upstreamsession SET log_level = %(level)s WHERE id = %(row)s"
+SET_LEVEL = "UPDATE proxy_session SET log_level = %(level)s WHERE id = %(session)s"
+FORGET = "DELETE FROM proxy_upstreamsession WHERE id = %(row)s"
+
+OPEN = """
+WITH gone AS (
+    -- The new one counts too: of the others, those that were used last stay.
+    DELETE FROM proxy_session WHERE id IN (
+        SELECT id FROM proxy_session WHERE connection_id = %(connection)s
+        ORDER BY last_used_at DESC, created_at DESC OFFSET %(most)s - 1
+    ) RETURNING id
+), opened AS (
+    INSERT INTO proxy_session
+        (id, digest, connection_id, version, capabilities, declared, client_name, client_version, log_level, created_at,
+         last_used_at)
+    VALUES (
+        gen_random_uuid(), %(digest)s, %(connection)s, %(version)s, %(capabilities)s, %(declared)s, %(client_name)s,
+        %(client_version)s, '', statement_timestamp(), statement_timestamp()
+    )
+), """
+END = "WITH gone AS (DELETE FROM proxy_session WHERE id = %(session)s RETURNING id), "
+# What another worker is at is left to it.
+END_IDLE = """
+WITH gone AS (
+    DELETE FROM proxy_session WHERE id IN (
+        SELECT id FROM proxy_session WHERE last_used_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+        ORDER BY last_used_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
+    ) RETURNING id
+), """
+OF_GONE = """
+taken AS (
+    DELETE FROM proxy_upstreamsession WHERE id IN (
+        SELECT u.id FROM gone CROSS JOIN LATERAL (
+            SELECT id FROM proxy_upstreamsession WHERE owner_id = gone.id OFFSET 0
+        ) u
+    ) RETURNING id, connection_id, server_id, key, sealed_id, version
+)
+"""
+UNUSED = """
+WITH taken AS (
+    DELETE FROM proxy_upstreamsession WHERE id IN (
+        SELECT id FROM proxy_upstreamsession
+        WHERE last_used_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+        ORDER BY last_used_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
+    ) RETURNING id, connection_id, server_id, key, sealed_id, version
+)
+"""
+# Where the sessions that were taken are told that they are over: at the address they were opened at, and only as who
+# may still be used. query.sql says what stands where in the key.
+TOLD = """
+SELECT t.id::text, t.sealed_id, t.version, t.connection_id::text, s.id::text, s.name, s.url, s.timeout_seconds,
+    s.max_concurrent, s.auth_type, s.header_name, i.secret_ciphertext
+FROM taken t
+JOIN servers_server s ON s.id = t.server_id AND s.enabled AND s.archived_at IS NULL
+    AND md5(s.url) = split_part(t.key, ' ', 5)
+LEFT JOIN servers_identity i ON i.id = split_part(t.key, ' ', 1)::uuid AND i.enabled AND i.revoked_at IS NULL
+    AND i.unconfirmed_since IS NULL
+WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.id::text)
+"""
+
+
+class Taken(NamedTuple):
+    """A session at a server that is over, and how to tell the server: the columns of TOLD."""
+
+    row: str
+    sealed_id: bytes
+    version: str
+    connection_id: str
+    server_id: str
+    server_name: str
+    url: str
+    timeout_s: int
+    max_concurrent: int
+    auth_type: str
+    header_name: str
+    ciphertext: bytes | None
+
+
+MOST_SESSIONS = 100  # Of one connection.
+UPSTREAM_IDLE_SECONDS = 3600.0
+SWEEP_SECONDS = 60.0
+MOST_AT_A_SWEEP = 200
+AT_ONCE = 8
+
+logger = logging.getLogger(__name__)
+
+
+def digest(session_id: str) -> bytes:
+    """What is stored of the id of a client's session."""
+    return hashlib.sha256(session_id.encode("latin-1", "replace")).digest()
+
+
+class StoredSessions:
+    """The store of the client that calls servers: sessions outlast the worker that opened them."""
+
+    def __init__(self, state: State, cipher: Cipher) -> None:
+        self._state = state
+        self._cipher = cipher
+
+    async def find(self, target: Target) -> Session | None:
+        """The session kept for this target. Raises DatabaseUnavailable."""
+        rows = await self._state.fetch(FIND, _identity(target))
+        try:
+            return opened(rows[0], self._cipher) if rows else None
+        except Unreadable:  # The operator lost a key: what cannot be used is no session.
+            await self._state.fetch(FORGET, {"row": rows[0][0]})
+            return None
+
+    async def keep(self, target: Target, session: Session) -> Session:
+        """Keep this one, unless another worker's came first; the one that is kept. Raises DatabaseUnavailable."""
+        sealed_id = self._cipher.seal(session.id) if session.id else b""
+        given = {
+            **_identity(target),
+            "connection": target.connection_id,
+            "sealed_id": sealed_id,
+            "version": session.version,
+        }
+        (row,) = await self._state.fetch(KEEP, given)
+        try:
+            return opened(row, self._cipher)
+        except Unreadable as error:
+            raise DatabaseUnavailable("a session is sealed with a key that this worker does not know") from error
+
+    async def note_level(self, target: Target, session: Session) -> None:
+        """Keep the log level that the server was told in this session. Raises DatabaseUnavailable."""
+        if session.row:
+            await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
+
+    async def forget(self, target: Target, session: Session) -> None:
+        """Drop this session; another that took its place stays. Raises DatabaseUnavailable."""
+        if session.row:
+            await self._state.fetch(FORGET, {"row": session.row})
+
+    def take_all(self) -> list[tuple[Target, Session]]:
+        """None ends with this process."""
+        return []
+
+
+def _identity(target: Target) -> dict[str, str]:
+    return {
+        "owner": target.owner_id or target.connection_id,
+        "server": target.server_id,
+        "key": target.session_key,
+    }
+
+
+class SessionKeeper:
+    """Opens and ends the sessions of clients, and ends those that nobody uses; `hours` is how long one may rest."""
+
+    def __init__(self, state: State, cipher: Cipher, client: McpClient, hours: float) -> None:
+        self._state = state
+        self._cipher = cipher
+        self._client = client
+        self._idle_seconds = hours * 3600
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._sweeper = asyncio.create_task(self._sweep_forever(), name="idle sessions")
+
+    async def stop(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+
+    async def open(self, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]) -> str:
+        """A new session of this connection; its id. Ends what is too many. Raises DatabaseUnavailable."""
+        session_id = token_text.mint(token_text.SESSION)
+        name, client_version = client
+        given = {
+            "digest": digest(session_id),
+            "connection": connection_id,
+            "version": version,
+            "capabilities": Jsonb(capabilities),
+            "declared": declared(capabilities),
+            "client_name": name,
+            "client_version": client_version,
+            "most": MOST_SESSIONS,
+        }
+        await self._end_in_background(await self._state.fetch(f"{OPEN}{OF_GONE}{TOLD}", given))
+        return session_id
+
+    async def set_level(self, session: str, level: str) -> None:
+        """Keep from which level on this client wants log messages. Raises DatabaseUnavailable."""
+        await self._state.fetch(SET_LEVEL, {"session": session, "level": level})
+
+    async def end(self, session: str) -> None:
+        """End this session of a client, and those it has at servers. Raises DatabaseUnavailable."""
+        await self._end_in_background(await self._state.fetch(f"{END}{OF_GONE}{TOLD}", {"session": session}))
+
+    async def sweep(self) -> int:
+        """End sessions nobody has used for long; how many of those at servers. Raises DatabaseUnavailable."""
+        idle = {"seconds": self._idle_seconds, "most": MOST_AT_A_SWEEP}
+        rows = await self._state.fetch(f"{END_IDLE}{OF_GONE}{TOLD}", idle)
+        unused = {"seconds": UPSTREAM_IDLE_SECONDS, "most": MOST_AT_A_SWEEP}
+        rows += await self._state.fetch(f"{UNUSED}{TOLD}", unused)
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def end(target: Target) -> None:
+            async with at_once:
+                await self._client.end(target)
+
+        await asyncio.gather(*(end(target) for target in self._targets(rows)))
+        return len(rows)
+
+    async def _end_in_background(self, rows: list[tuple[Any, ...]]) -> None:
+        for target in self._targets(rows):
+            self._client.end_in_background(target)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  no secret
+            try:
+                while await self.sweep() >= MOST_AT_A_SWEEP:
+                    pass
+            except DatabaseUnavailable as error:
+                logger.warning("idle sessions not ended", extra={"error": str(error)})
+
+    def _targets(self, rows: list[tuple[Any, ...]]) -> list[Target]:
+        targets = []
+        for row in rows:
+            try:
+                targets.append(self._target(Taken._make(row)))
+            except (Unreadable, credential.Unsendable):  # It cannot be told; it ends there by itself.
+                continue
+        return targets
+
+    def _target(self, taken: Taken) -> Target:
+        header = None
+        if taken.ciphertext is not None and taken.auth_type != "none":
+            secret = self._cipher.open(bytes(taken.ciphertext))
+            header = credential.header_of(taken.auth_type, taken.header_name, secret)
+        return Target(
+            server_id=taken.server_id,
+            server_name=taken.server_name,
+            url=taken.url,
+            era=SESSION,
+            timeout_s=taken.timeout_s,
+            max_concurrent=taken.max_concurrent,
+            connection_id=taken.connection_id,
+            credential=header,
+            generation="",
+            session=opened((taken.row, taken.sealed_id, taken.version, ""), self._cipher),
+        )

@@ -1,0 +1,408 @@
+"""What is under way in this worker: calls and standing streams. Who may go on, who is cut off, and who is told what.
+
+Every 10 seconds, and at once when access was cut anywhere, one statement decides anew about all of them, by the rules
+that let them in. Whoever may not go on is ended with an error, and what was asked of servers is cancelled.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from proxy import metrics, response
+from proxy.access.decision import DENIALS, Denied, Grant, decide
+from proxy.access.query import AccessQuery, find_again
+from proxy.request import McpRequest
+from proxy.store.bus import Bus, Statements
+from proxy.store.database import DatabaseUnavailable, StatementRejected
+from wire import jsonrpc, sse
+from wire.errors import UpstreamError
+from wire.jsonrpc import Object
+
+logger = logging.getLogger(__name__)
+
+RECHECK_SECONDS = 10.0
+RECHECK_PAUSE = 0.1  # Between two of them when many changes come.
+LISTS_SECONDS = 1.0  # How long changes of a list are gathered before clients are told.
+MOST_PENDING = 1000  # Messages a client may be behind.
+END_SECONDS = 1.0  # How long a client may take to read how its stream ended.
+
+# What clients are told when a list has changed, by the kind of what it lists.
+LIST_CHANGED = {
+    "tools": "notifications/tools/list_changed",
+    "prompts": "notifications/prompts/list_changed",
+    "resources": "notifications/resources/list_changed",
+}
+
+# The lists there are; `initialize` and `server/discover` promise to tell of them.
+LISTS = ("tools",)
+LISTS_ARE_TOLD: Object = {"listChanged": True}
+
+# What a `subscriptions/listen` calls them, and its first notification.
+LISTEN_KINDS = {"tools": "toolsListChanged", "prompts": "promptsListChanged", "resources": "resourcesListChanged"}
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
+
+SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
+
+CANCELLATIONS = """
+SELECT key, extract(epoch FROM at)::float8 FROM proxy_cancellation WHERE at > now() - interval '1 minute'
+"""
+CANCEL = """
+WITH gone AS (
+    DELETE FROM proxy_cancellation WHERE key IN (
+        SELECT key FROM proxy_cancellation WHERE at < now() - interval '5 minutes' LIMIT 100 FOR UPDATE SKIP LOCKED
+    )
+)
+INSERT INTO proxy_cancellation (key, at) VALUES (%(key)s, now()) ON CONFLICT (key) DO UPDATE SET at = excluded.at
+"""
+
+type Refusals = Callable[[McpRequest, Grant], UpstreamError | None]
+
+
+class Ending(NamedTuple):
+    """Why something is ended before its time: it is denied, its server is refused, or, with neither, cancelled."""
+
+    denied: Denied | None = None
+    refusal: UpstreamError | None = None
+
+
+CANCELLED = Ending()
+
+
+class StandingStream:
+    """An event stream that lasts: a GET of a session, or `subscriptions/listen`.
+
+    It carries what `put` is given, and pings; `subscription` is the id of the request that every message of a listen
+    bears, `lists` are the kinds of lists whose changes it is told of, `uris` the resources.
+    """
+
+    def __init__(
+        self,
+        request: McpRequest,
+        grant: Grant,
+        *,
+        subscription: jsonrpc.Id | None = None,
+        lists: Iterable[str] = LISTS,
+        uris: Iterable[str] = (),
+    ) -> None:
+        self.request = request
+        self.owner = grant.owner_id
+        self.gateway_id = grant.gateway_id
+        self.subscription = subscription
+        self.lists = frozenset(lists)
+        self.uris = frozenset(uris)
+        self.sent = 0
+        self._pending: deque[bytes] = deque()
+        self._woken = asyncio.Event()
+        self._over = False
+        self._left = False
+        self._task: asyncio.Task[object] | None = None
+
+    def acknowledge(self) -> None:
+        """Say first what this subscription will be told of."""
+        told: Object = {LISTEN_KINDS[kind]: True for kind in LISTS if kind in self.lists}
+        if self.uris:
+            told["resourceSubscriptions"] = sorted(self.uris)
+        self.put({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": {"notifications": told}})
+
+    def put(self, message: Object) -> None:
+        """Send this message soon; a client that is too far behind is left."""
+        if self._over:
+            return
+        if self.subscription is not None:
+            params = message.get("params", {})
+            meta = {**params.get("_meta", {}), SUBSCRIPTION_KEY: self.subscription}
+            message = {**message, "params": {**params, "_meta": meta}}
+        self._pending.append(sse.event(jsonrpc.dumps(message)))
+        if len(self._pending) > MOST_PENDING:
+            self.end(b"")
+        self._woken.set()
+
+    def end(self, last: bytes) -> None:
+        """End with this message, if any, as the last event; the client gets a moment to read it."""
+        if self._over:
+            return
+        self._over = True
+        if last:
+            self._pending.append(sse.event(last))
+        self._woken.set()
+        if self._task is not None:
+            asyncio.get_running_loop().call_later(END_SECONDS, self._task.cancel)
+
+    async def serve(self, ping_seconds: float) -> None:
+        """Return when the stream has ended, by whoever."""
+        self._task = asyncio.create_task(self._write_all(ping_seconds))
+        watcher = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait({self._task})
+        finally:
+            watcher.cancel()
+            self._task.cancel()
+        if not self._task.cancelled():  # It is when the client did not read how its stream ended.
+            self._task.result()
+
+    async def _write_all(self, ping_seconds: float) -> None:
+        request = self.request
+        headers = [
+            *response.STREAM_HEADERS,
+            (b"x-request-id", request.uid.encode()),
+            *response.cors_headers(request.origin),
+        ]
+        await request.send({"type": "http.response.start", "status": 200, "headers": headers})
+        if not self._pending:
+            await self._write(sse.PING)
+        while not self._left:
+            over = self._over
+            while self._pending:
+                await self._write(self._pending.popleft())
+            if over:
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ping_seconds):
+                    await self._woken.wait()
+            if not self._woken.is_set():
+                await self._write(sse.PING)
+            self._woken.clear()
+        if not self._left:
+            await request.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, data: bytes) -> None:
+        self.sent += len(data)
+        await self.request.send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _watch(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+        self._left = self._over = True
+        self._woken.set()
+
+
+class Streams:
+    """The calls and standing streams of one worker.
+
+    `calls` holds those that are under way, by their id: whoever serves one puts it in, with its task, and takes it out.
+    `refusal` says whether a call's server and feature may still be used, by what the database says of them now.
+    """
+
+    def __init__(self, bus: Bus, statements: Statements, refusal: Refusals) -> None:
+        self._bus = bus
+        self._statements = statements
+        self._refusal = refusal
+        self.calls: dict[str, McpRequest] = {}
+        self._standing: dict[str, StandingStream] = {}
+        self._due: dict[str, asyncio.TimerHandle] = {}
+        self._cut = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        _open.append(self)
+        bus.on("cut", self._access_was_cut)
+        bus.on("lists", self._lists_changed)
+        bus.on("cancel", self._cancel_told)
+
+    def start(self) -> None:
+        self._worker = asyncio.create_task(self._work(), name="open streams")
+
+    async def stop(self) -> None:
+        """Check nothing more."""
+        _open.remove(self)
+        for timer in self._due.values():
+            timer.cancel()
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+
+    # What is under way
+
+    async def serve(self, standing: StandingStream, ping_seconds: float) -> Ending | None:
+        """Serve this stream until it ends; why it was ended, if it was."""
+        request = standing.request
+        self.calls[request.uid] = request
+        self._standing[request.uid] = standing
+        metrics.open_counts["streams"] += 1
+        try:
+            await standing.serve(ping_seconds)
+        finally:
+            metrics.open_counts["streams"] -= 1
+            del self._standing[request.uid], self.calls[request.uid]
+        ending: Ending | None = request.ending
+        return ending
+
+    def of_token(self, token_id: str) -> int:
+        """How many standing streams this token has."""
+        return sum(
+            standing.request.grant is not None and standing.request.grant.token_id == token_id
+            for standing in self._standing.values()
+        )
+
+    def of_owner(self, owner: str) -> list[StandingStream]:
+        """The standing streams of this session, or of this connection without one, the newest first."""
+        return [standing for standing in reversed(self._standing.values()) if standing.owner == owner]
+
+    def end_standing(self) -> None:
+        """End all standing streams: this process stops. Clients come back to another."""
+        for standing in self._standing.values():
+            standing.end(_result(standing))
+
+    # Who may go on
+
+    def _access_was_cut(self, _: str | None) -> None:
+        self._cut.set()
+
+    async def _work(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_SECONDS):
+                    await self._cut.wait()
+            self._cut.clear()
+            try:
+                await self._decide_anew()
+            except (DatabaseUnavailable, StatementRejected) as error:
+                logger.warning("open streams could not be checked", extra={"error": str(error)})
+                await asyncio.sleep(RECHECK_PAUSE)
+                self._cut.set()
+            await asyncio.sleep(RECHECK_PAUSE)
+
+    async def _decide_anew(self) -> None:
+        requests = [request for request in self.calls.values() if request.query is not None]
+        if not requests:
+            return
+        queries: Sequence[AccessQuery] = [request.query for request in requests if request.query is not None]
+        grants = await find_again(self._bus.query, queries)
+        for request, grant in zip(requests, grants, strict=True):
+            if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
+                continue
+            if (ending := self._verdict(request, grant)) is not None:
+                self._end(request, ending)
+
+    def _verdict(self, request: McpRequest, grant: Grant | None) -> Ending | None:
+        if grant is None:
+            return Ending(denied=DENIALS["unknown"])
+        is_standing = request.uid in self._standing
+        if grant.by_oauth and not is_standing:
+            # An app gets a new token every few minutes; a call it began with the last one goes on.
+            grant = grant._replace(token_expired=False)
+        if (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
+            return Ending(denied=denied)
+        if request.grant is not None and grant.owner_id != request.grant.owner_id:
+            return CANCELLED  # Its session has ended, and with it all that was under way in it.
+        refusal = None if is_standing else self._refusal(request, grant)
+        return None if refusal is None else Ending(refusal=refusal)
+
+    def _end(self, request: McpRequest, ending: Ending) -> None:
+        if request.ending is not None:
+            return
+        request.ending = ending
+        standing = self._standing.get(request.uid)
+        if standing is not None:
+            standing.end(_last_message(standing, ending))
+        elif request.task is not None:
+            request.task.cancel()
+
+    # Cancelling
+
+    async def cancel(self, owner: str, request_id: object) -> None:
+        """Cancel the call with this id of this session, or of this connection without one, wherever it is under way.
+
+        Nothing happens when there is none, or when several calls outside of a session bear the id.
+        """
+        if type(request_id) is not int and not isinstance(request_id, str):
+            return
+        key = _cancel_key(owner, request_id)
+        if self._cancel_here(key) is None:
+            with suppress(DatabaseUnavailable):
+                await self._statements.fetch(CANCEL, {"key": key})
+                await self._bus.publish("cancel", key)
+
+    def _cancel_here(self, key: str, before: float | None = None) -> McpRequest | None:
+        found = [request for request in self.calls.values() if _is_cancelled_by(request, key)]
+        if before is not None:
+            found = [request for request in found if request.arrived < before]
+        if len(found) != 1:  # Clients without a session count their requests each by itself.
+            return None
+        self._end(found[0], CANCELLED)
+        return found[0]
+
+    async def _cancel_told(self, key: str | None) -> None:
+        if key is not None:
+            self._cancel_here(key)
+            return
+        if not self.calls:
+            return
+        for missed, at in await self._statements.fetch(CANCELLATIONS):
+            self._cancel_here(missed, before=at)
+
+    # Telling
+
+    def _lists_changed(self, gateway_id: str | None) -> None:
+        told = {standing.gateway_id for standing in self._standing.values()}
+        for each in told if gateway_id is None else told & {gateway_id}:
+            if each not in self._due:
+                loop = asyncio.get_running_loop()
+                self._due[each] = loop.call_later(LISTS_SECONDS, self._tell_lists, each)
+
+    def _tell_lists(self, gateway_id: str) -> None:
+        del self._due[gateway_id]
+        told: set[str] = set()
+        for standing in reversed(self._standing.values()):
+            if standing.gateway_id != gateway_id:
+                continue
+            if standing.subscription is None:
+                # One message goes on one stream of a session only.
+                if standing.owner in told:
+                    continue
+                told.add(standing.owner)
+            for kind in LISTS:
+                if kind in standing.lists:
+                    standing.put({"jsonrpc": "2.0", "method": LIST_CHANGED[kind]})
+
+
+def honoured(asked: object) -> tuple[list[str], list[str]]:
+    """The kinds of lists, and the resources, of what a `subscriptions/listen` asks to be told of that are told of."""
+    if not isinstance(asked, dict):
+        return [], []
+    return [kind for kind in LISTS if asked.get(LISTEN_KINDS[kind]) is True], []
+
+
+_open: list[Streams] = []
+
+
+def end_standing() -> None:
+    """End the standing streams of this process; called in its loop."""
+    for streams in _open:
+        streams.end_standing()
+
+
+def _last_message(standing: StandingStream, ending: Ending) -> bytes:
+    """How a standing stream ends: a listen with its result, a GET with what is wrong, if anything is."""
+    if standing.subscription is not None:
+        return _result(standing)
+    if ending.denied is None:
+        return b""
+    return error_of(ending.denied, None)
+
+
+def _result(standing: StandingStream) -> bytes:
+    if standing.subscription is None:
+        return b""
+    result: Object = {"resultType": "complete", "_meta": {SUBSCRIPTION_KEY: standing.subscription}}
+    return jsonrpc.result(standing.subscription, result)
+
+
+def error_of(denied: Denied, request_id: jsonrpc.Id | None) -> bytes:
+    """The denial as the last event of a stream, with its reason."""
+    error = jsonrpc.loads(denied.body)["error"]
+    return jsonrpc.error(request_id, error["code"], error["message"], {"reason": denied.reason})
+
+
+def _cancel_key(owner: str, request_id: int | str) -> str:
+    spelled = f"{owner} {type(request_id).__name__} {request_id}"
+    return hashlib.sha256(spelled.encode(errors="surrogatepass")).hexdigest()
+
+
+def _is_cancelled_by(request: McpRequest, key: str) -> bool:
+    message, grant = request.message, request.grant
+    if request.modern or message is None or message.id is None or grant is None or message.method == "initialize":
+        return False
+    return _cancel_key(grant.owner_id, message.id) == key

@@ -1,0 +1,349 @@
+"""Calls of 2026-07-28 clients to servers of the session era that ask something: the client gets `input_required`.
+
+The call goes on in its worker while its client collects the answers. The requestState the client hands back names it,
+sealed and bound to the connection and to the request; each is good once. The retry, in any worker, leaves the answers
+in rows and waits for the outcome, which the call's worker leaves sealed in another.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import time as now
+from typing import NoReturn
+from uuid import uuid4
+
+from proxy.request import McpRequest
+from proxy.server_requests import CALL_OVER, NOT_SUPPORTED, Asking, ServerRequests, as_uuid, can_answer
+from proxy.store.database import DatabaseUnavailable
+from proxy.store.pending import Bell, Owner, PendingRequests, Statements
+from wire import jsonrpc
+from wire.cipher import Cipher, Unreadable
+from wire.errors import UpstreamError
+from wire.jsonrpc import Message, Object
+from wire.rpc_messages import MODERN, SESSION, Answer, OnRequest, RpcResponse
+
+logger = logging.getLogger(__name__)
+
+KIND = "requestState"
+STATE_SECONDS = 300.0
+GATHER_SECONDS = 0.02  # What a server asks at the same time is asked of the client at once.
+BEAT_SECONDS = 2.0
+DEAD_SECONDS = 10.0  # A worker that has not said for so long that it holds a call does not hold it any more.
+LOOK_SECONDS = 1.0  # Between two looks at the row while nothing is told.
+MOST_SUSPENDED = 64  # Calls of one connection in one worker.
+
+HOLD = """
+INSERT INTO proxy_suspendedcall (id, connection_id, turn, beat_at, expires_at)
+VALUES (%s, %s, 0, statement_timestamp(), statement_timestamp() + make_interval(secs => %s))
+"""
+BEAT = """
+UPDATE proxy_suspendedcall SET beat_at = statement_timestamp(),
+    expires_at = greatest(expires_at, statement_timestamp() + make_interval(secs => 60))
+WHERE id = ANY(%s::uuid[]) RETURNING id::text
+"""
+# Whoever retries is told in the transaction in which it can be read.
+FINISH = """
+WITH finished AS (
+    UPDATE proxy_suspendedcall SET outcome = %(outcome)s,
+        expires_at = statement_timestamp() + make_interval(secs => %(seconds)s)
+    WHERE id = %(id)s RETURNING id
+)
+SELECT pg_notify('gateway', 'answer ' || id) FROM finished
+"""
+TELL = "SELECT pg_notify('gateway', 'answer ' || %s)"
+TAKE_TURN = """
+UPDATE proxy_suspendedcall SET turn = turn + 1
+WHERE id = %s AND connection_id = %s AND turn = %s AND expires_at > statement_timestamp() RETURNING id
+"""
+LOOK = """
+SELECT outcome, beat_at < statement_timestamp() - make_interval(secs => %s) FROM proxy_suspendedcall WHERE id = %s
+"""
+END = "DELETE FROM proxy_suspendedcall WHERE id = %s"
+
+
+class BadState(UpstreamError):
+    """The requestState is none that was given to this connection for this request, or it was used, or is too old."""
+
+    code = jsonrpc.INVALID_PARAMS
+    outcome = "rpc_error"
+    reason = "request_state"
+    sentence = "Invalid params: {server}"
+
+    @property
+    def data(self) -> Object:
+        return {"reason": self.reason}
+
+
+class CallLost(UpstreamError):
+    """The worker that held the call is gone, and the call with it."""
+
+    reason = "call_lost"
+    sentence = 'The call to server "{server}" was lost while it waited for input. Call again.'
+
+
+class Ended(UpstreamError):
+    """How a suspended call ended in its worker, as it was left for the retry."""
+
+    def __init__(self, server: str, code: int, outcome: str, reason: str, sentence: str, data: Object | None) -> None:
+        self.code, self.outcome, self.reason = code, outcome, reason
+        self._data = data
+        super().__init__(server)
+        self.args = (sentence,)
+
+    @property
+    def data(self) -> Object | None:
+        return self._data
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call that may be suspended, in the worker that holds it."""
+
+    asking: Asking
+    uid: str = field(default_factory=lambda: str(uuid4()))
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    held: asyncio.Lock = field(default_factory=asyncio.Lock)
+    has_row: bool = False
+
+
+class SuspendedCalls:
+    """Holds the calls of this worker that wait for input, and gives retries what became of them."""
+
+    def __init__(
+        self, state: Statements, bell: Bell, pending: PendingRequests, requests: ServerRequests, cipher: Cipher
+    ) -> None:
+        self._state = state
+        self._bell = bell
+        self._pending = pending
+        self._requests = requests
+        self._cipher = cipher
+        self._held: dict[str, tuple[str, asyncio.Task[RpcResponse]]] = {}  # Connection and task, by id.
+        self._beating: asyncio.Task[None] | None = None
+
+    async def stop(self) -> None:
+        """End the calls that are held; their retries are told."""
+        if self._beating is not None:
+            self._beating.cancel()
+        tasks = [task for _, task in self._held.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+        for uid in list(self._held):
+            with suppress(DatabaseUnavailable):
+                await self._state.fetch(END, (uid,))
+
+    async def call(
+        self, asking: Asking, message: Message, ask: Callable[[OnRequest], Awaitable[RpcResponse]]
+    ) -> RpcResponse:
+        """What `ask` answers; `input_required` as soon as the server asks something. Raises what `ask` does."""
+        call = _Call(asking)
+
+        async def on_request(asked: Object, answer: Answer) -> None:
+            await self._carry(call, asked, answer)
+
+        task = asyncio.ensure_future(ask(on_request))
+        told = asyncio.create_task(call.asked.wait())
+        try:
+            while True:
+                await asyncio.wait((task, told), return_when=asyncio.FIRST_COMPLETED)
+                if not task.done():
+                    await asyncio.wait((task,), timeout=GATHER_SECONDS)
+                if task.done():
+                    await self._forget(call)
+                    return task.result()
+                if asked := await self._pending.open(call.uid):
+                    break
+                call.asked.clear()
+                told = asyncio.create_task(call.asked.wait())
+        except BaseException:
+            task.cancel()
+            self._requests.in_background(self._forget(call))
+            raise
+        finally:
+            told.cancel()
+        self._hold(call, task)
+        return self._input_required(asking.request, message, call.uid, 0, asked)
+
+    async def resume(self, asking: Asking, message: Message) -> RpcResponse:
+        """What became of the call this request is a retry of; `input_required` again when more is asked.
+
+        Raises BadState, CallLost, or how the call ended.
+        """
+        grant, server = asking.grant, asking.target.server_name
+        uid, turn = self._opened(message, grant.connection_id)
+        news = self._bell.listen(uid)
+        try:
+            if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
+                raise BadState("this requestState was used already, or its call is over")
+            await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
+            while True:
+                rows = await self._state.fetch(LOOK, (DEAD_SECONDS, uid))
+                if rows and rows[0][0] is not None:
+                    await self._state.fetch(END, (uid,))
+                    return _opened_outcome(self._pending.unseal(rows[0][0]), server)
+                if not rows or rows[0][1]:
+                    await self._state.fetch(END, (uid,))
+                    raise CallLost(server, "its worker is gone")
+                if asked := await self._pending.open(uid):
+                    return self._input_required(asking.request, message, uid, turn + 1, asked)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), LOOK_SECONDS)
+                news.clear()
+        except asyncio.CancelledError:
+            # The client left, which cancels the call; its worker notices at the next beat.
+            self._requests.in_background(self._state.fetch(END, (uid,)))
+            raise
+        finally:
+            self._bell.forget(uid)
+
+    # In the worker that holds the call
+
+    async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
+        """Let the retry answer this; what `call` returns before, or the retry that waits, asks the client."""
+        asking = call.asking
+
+        async def send() -> None:
+            call.asked.set()
+            await self._state.fetch(TELL, (call.uid,))
+
+        owner = Owner(asking.grant.connection_id, None, call.uid)
+        try:
+            if not can_answer(asking.target.capabilities, asked) or not await self._have_row(call):
+                self._requests.in_background(answer(NOT_SUPPORTED))
+                return
+            answered = await self._requests.wait(asking, asked, str(uuid4()), owner, send)
+        except asyncio.CancelledError:
+            self._requests.in_background(answer(CALL_OVER))
+            raise
+        await answer(answered)
+
+    async def _have_row(self, call: _Call) -> bool:
+        connection_id = call.asking.grant.connection_id
+        async with call.held:
+            if not call.has_row:
+                if sum(holder == connection_id for holder, _ in self._held.values()) >= MOST_SUSPENDED:
+                    return False
+                try:
+                    await self._state.fetch(HOLD, (call.uid, connection_id, STATE_SECONDS))
+                except DatabaseUnavailable:
+                    return False
+                call.has_row = True
+        return True
+
+    async def _forget(self, call: _Call) -> None:
+        if call.has_row:
+            await self._state.fetch(END, (call.uid,))
+
+    def _hold(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
+        assert isinstance(task, asyncio.Task)
+        self._held[call.uid] = call.asking.grant.connection_id, task
+        task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._beat(), name="suspended calls")
+
+    async def _finish(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
+        """Leave how the call ended for its retry."""
+        try:
+            outcome = _sealable(task, call.asking.target.server_name)
+            if outcome is None:
+                await self._state.fetch(END, (call.uid,))
+            else:
+                given = {"id": call.uid, "outcome": self._pending.seal(outcome), "seconds": STATE_SECONDS}
+                await self._state.fetch(FINISH, given)
+        finally:
+            self._held.pop(call.uid, None)
+
+    async def _beat(self) -> None:
+        """Say of the calls held here that they are; one whose row is gone is cancelled: nobody waits for it."""
+        while self._held:
+            await asyncio.sleep(BEAT_SECONDS)
+            uids = list(self._held)
+            with suppress(DatabaseUnavailable):
+                alive = {uid for (uid,) in await self._state.fetch(BEAT, (uids,))}
+                for uid in uids:
+                    if uid not in alive and uid in self._held:
+                        self._held[uid][1].cancel()
+
+    # What the client carries between the two
+
+    def _input_required(
+        self, request: McpRequest, message: Message, uid: str, turn: int, asked: dict[str, Object]
+    ) -> RpcResponse:
+        assert request.grant is not None
+        facts = [KIND, uid, turn, request.grant.connection_id, _digest(message), now() + STATE_SECONDS]
+        result = {
+            "resultType": "input_required",
+            "inputRequests": {
+                key: {name: each[name] for name in ("method", "params") if name in each} for key, each in asked.items()
+            },
+            "requestState": self._cipher.seal(json.dumps(facts)).decode(),
+        }
+        document = {"jsonrpc": "2.0", "id": 0, "result": result}
+        return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
+
+    def _opened(self, message: Message, connection_id: str) -> tuple[str, int]:
+        """The call and the turn a requestState names. Raises BadState."""
+        sealed = message.params.get("requestState")
+        try:
+            facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))
+            kind, uid, turn, connection, digest, ends = facts
+        except (Unreadable, ValueError, TypeError):
+            _refuse("this requestState was not given by this gateway")
+        if kind != KIND or connection != connection_id or digest != _digest(message):
+            _refuse("this requestState was given for another request")
+        if ends < now():
+            _refuse("this requestState is too old")
+        return uid, turn
+
+    async def _keep_answers(self, uid: str, connection_id: str, responses: object) -> None:
+        owner = Owner(connection_id, None, uid)
+        for key, response in _answers(responses):
+            await self._pending.answer(key, owner, jsonrpc.dumps({"result": response}))
+
+
+def _refuse(why: str) -> NoReturn:
+    raise BadState(why)
+
+
+def _answers(responses: object) -> Iterable[tuple[str, Object]]:
+    if isinstance(responses, dict):
+        for key, response in responses.items():
+            if (uid := as_uuid(key)) is not None and isinstance(response, dict):
+                yield uid, response
+
+
+def _digest(message: Message) -> str:
+    """What of a request a retry repeats: its method and its params, whatever the order of their members."""
+    params = {name: value for name, value in message.params.items() if name not in _OF_ONE_TURN}
+    return hashlib.sha256(json.dumps([message.method, params], sort_keys=True).encode()).hexdigest()
+
+
+_OF_ONE_TURN = frozenset({"_meta", "inputResponses", "requestState"})
+
+
+def _sealable(task: "asyncio.Future[RpcResponse]", server: str) -> bytes | None:
+    """How a call ended, as text; None when it was cancelled, so that nobody waits for it."""
+    if task.cancelled():
+        return None
+    error = task.exception()
+    if error is None:
+        return b"answer " + task.result().text
+    if not isinstance(error, UpstreamError):
+        logger.error("a suspended call failed inside the gateway", exc_info=error)
+        error = UpstreamError(server)
+    return b"error " + jsonrpc.dumps([error.code, error.outcome, error.reason, str(error), error.data])
+
+
+def _opened_outcome(text: bytes, server: str) -> RpcResponse:
+    """The answer that `_sealable` kept; raises Ended when it was none."""
+    kind, _, kept = text.partition(b" ")
+    if kind == b"error":
+        raise Ended(server, *jsonrpc.loads(kept))
+    document = jsonrpc.loads(kept)
+    error = document.get("error")
+    return RpcResponse(document, kept, SESSION, error if isinstance(error, dict) else None)

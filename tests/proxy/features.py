@@ -1,0 +1,32 @@
+"""Rows of what servers offer, and two servers behind one gateway."""
+
+from typing import Any
+
+from gateways.models import Assignment, Feature
+from tests.asgi_server import App, Upstream
+from tests.proxy.scripted import Handler, Script
+from tests.proxy.test_tools_call import Work
+
+
+def offer(name: str, kind: str, *, alias: str = "docs", enabled: bool = True) -> Feature:
+    """A feature of the server `alias` that is known and switched on or off."""
+    return Feature.objects.create(
+        assignment=Assignment.objects.get(alias=alias),
+        kind=kind,
+        name=name,
+        exposed_name=name if kind in {"resource", "template"} else f"{alias}__{name}",
+        enabled=enabled,
+    )
+
+
+def server(*, modern: bool = False, **methods: Handler) -> App:
+    """A server that answers these methods: `prompts_get=...`."""
+    return Script(modern=modern, methods={name.replace("_", "/"): handler for name, handler in methods.items()}).app()
+
+
+def put(work: Work, slug: str = "docs", *, modern: bool = False, **methods: Handler) -> Upstream:
+    return work.put(server(modern=modern, **methods), slug, protocol_era="modern" if modern else "session")
+
+
+def read(work: Work, uri: str, **headers: str) -> Any:
+    return work.agent.ask("resources/read", {"uri": uri}, **headers).json()

@@ -1,0 +1,75 @@
+"""Clients that hold an event stream open while a test does something else."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.proxy.conftest import Agent
+
+BOTH = "application/json, text/event-stream"
+
+
+@dataclass
+class Listener:
+    """A stream that is open, and what came on it so far."""
+
+    events: list[Any] = field(default_factory=list)
+    at: list[float] = field(default_factory=list)
+    pings: int = 0
+    status: int = 0
+    headers: Any = None
+    body: bytes = b""
+    begun: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def methods(self) -> list[str]:
+        return [event.get("method", "") for event in self.events]
+
+    def wait_for(self, count: int, seconds: float = 5) -> list[Any]:
+        """The events as soon as there are so many."""
+        deadline = time.monotonic() + seconds
+        while len(self.events) < count:
+            assert time.monotonic() < deadline, f"{len(self.events)} of {count} events: {self.events} {self.body!r}"
+            time.sleep(0.01)
+        return self.events
+
+
+@contextmanager
+def listening(agent: Agent, verb: str, body: Any = None, **headers: str) -> Iterator[Listener]:
+    """Hold this request open in a thread; the block begins with the head of its answer."""
+    given = {"Authorization": f"Bearer {agent.secret}", "Accept": BOTH, **agent.headers}
+    spelled = {name.replace("_", "-"): value for name, value in headers.items()}
+    listener, client = Listener(), httpx.Client(trust_env=False, timeout=httpx.Timeout(30))
+
+    def read() -> None:
+        try:
+            with client.stream(verb, agent.url, json=body, headers=given | spelled) as answer:
+                listener.status, listener.headers = answer.status_code, answer.headers
+                listener.begun.set()
+                if "text/event-stream" not in answer.headers.get("content-type", ""):
+                    listener.body = answer.read()
+                    return
+                for line in answer.iter_lines():
+                    listener.pings += line.startswith(":")
+                    if line.startswith("data: "):
+                        listener.at.append(time.monotonic())
+                        listener.events.append(json.loads(line[6:]))
+        except (httpx.HTTPError, RuntimeError, OSError):
+            pass
+        finally:
+            listener.begun.set()
+            listener.over.set()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield listener
+    finally:
+        client.close()
+        thread.join(5)

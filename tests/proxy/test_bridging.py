@@ -1,0 +1,427 @@
+"""A client and a server of different eras, when the server wants input before it answers."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from auditlog.models import Call
+from connections.models import Connection
+from gateways.models import Gateway
+from proxy.models import PendingRequest, SuspendedCall
+from tests import make
+from tests.asgi_server import App, Upstream
+from tests.conftest import Run
+from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of
+from tests.proxy.conftest import Agent, Start, eventually, sql
+from tests.proxy.scripted import MODERN, Object, Request, calling
+
+GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
+INVALID_PARAMS = -32602
+
+
+@dataclass
+class Work:
+    """A gateway `work`, a connection at it, and workers to serve it."""
+
+    gateway: Gateway
+    connection: Connection
+    start: Start
+    run: Run
+
+    def put(self, app: App, **fields: Any) -> Upstream:
+        upstream = self.run(app)
+        make.assignment(self.gateway, make.server(slug="docs", name="Docs", url=upstream.url, **fields))
+        return upstream
+
+    def agent(self, **changes: Any) -> Agent:
+        return self.start(**changes).agent(self.connection)
+
+    def elsewhere(self, agent: Agent) -> Agent:
+        """The same token at another worker."""
+        return Agent(self.start().url(self.gateway.slug), agent.secret)
+
+
+@pytest.fixture
+def work(start: Start, run: Run) -> Work:
+    user = make.user(email="ana@example.com")
+    gateway = make.gateway(slug="work")
+    return Work(gateway, make.connection(make.agent(by=user), gateway, user), start, run)
+
+
+def ask(agent: Agent, name: str = "docs__it", capabilities: Object = EVERYTHING, **more: Any) -> httpx.Response:
+    """One call in 2026-07-28, with these members beside its name and arguments."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": MODERN,
+        "io.modelcontextprotocol/clientCapabilities": capabilities,
+    }
+    return agent.ask(
+        "tools/call",
+        {"name": name, "arguments": {"b": 1, "a": 2}, **more, "_meta": meta},
+        MCP_Protocol_Version=MODERN,
+        Mcp_Method="tools/call",
+        Mcp_Name=name,
+        Accept="application/json, text/event-stream",
+    )
+
+
+def result_of(answer: httpx.Response) -> Object:
+    """The result, be it all there is or the last event."""
+    if answer.headers["content-type"] == "application/json":
+        return dict(answer.json()["result"])
+    return dict(json.loads(answer.text.rpartition("data: ")[2])["result"])
+
+
+def retry(agent: Agent, wanted: Object, answers: Any = GIVEN, **more: Any) -> httpx.Response:
+    """The call again, with this answer to each request."""
+    responses = dict.fromkeys(wanted["inputRequests"], answers)
+    return ask(agent, **{"inputResponses": responses, "requestState": wanted["requestState"], **more})
+
+
+# Both of 2026-07-28
+
+
+def test_input_required_passes_untouched_between_two_of_2026(work: Work) -> None:
+    wanted = {"resultType": "input_required", "inputRequests": {"k": {**FORM}}, "requestState": "its own, 1.10"}
+
+    async def call(request: Request) -> None:
+        done = "inputResponses" in request.message["params"]
+        await request.answer({"resultType": "complete", "content": []} if done else wanted)
+
+    docs = work.put(calling(call, modern=True))
+    agent = work.agent()
+
+    assert result_of(ask(agent)) == wanted
+    assert result_of(retry(agent, wanted))["content"] == []
+
+    first, second = (request.body["params"] for request in docs.asked("tools/call"))
+    assert first["_meta"]["io.modelcontextprotocol/clientCapabilities"] == {
+        "elicitation": {"form": {}, "url": {}},
+        "sampling": {},
+        "roots": {},
+    }
+    assert (second["inputResponses"], second["requestState"]) == ({"k": GIVEN}, "its own, 1.10")
+
+
+def test_a_server_of_2026_is_told_what_the_request_says_its_client_can(work: Work) -> None:
+    async def call(request: Request) -> None:
+        await request.answer({"resultType": "complete", "content": []})
+
+    docs = work.put(calling(call, modern=True))
+    agent = work.agent()
+    ask(agent, capabilities={})
+    ask(agent, capabilities={"roots": {}, "tasks": {}})
+
+    told = [
+        request.body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+        for request in docs.asked("tools/call")
+    ]
+    assert told == [{}, {"roots": {}}]
+
+
+# A client with a session, a server of 2026-07-28
+
+
+def wanting(*rounds: Object) -> tuple[App, list[Object]]:
+    """A server of 2026-07-28 that wants these input requests, one after the other; and the params it got."""
+    got: list[Object] = []
+
+    async def call(request: Request) -> None:
+        params = request.message["params"]
+        got.append(params)
+        number = int(params.get("requestState", "0"))
+        if number < len(rounds):
+            wanted = {"resultType": "input_required", "inputRequests": rounds[number], "requestState": str(number + 1)}
+            await request.answer(wanted)
+        else:
+            await request.answer({"resultType": "complete", "content": [], "structuredContent": {"done": True}})
+
+    return calling(call, modern=True), got
+
+
+@pytest.mark.parametrize("other_worker", [False, True])
+def test_a_session_client_is_asked_on_its_stream_what_a_server_of_2026_wants(work: Work, other_worker: bool) -> None:
+    app, got = wanting({"who": FORM, "where": ROOTS}, {"text": SAMPLE})
+    work.put(app)
+    person = Person(work.agent()).initialize()
+    agent = work.elsewhere(person.agent) if other_worker else person.agent
+    given = {
+        "elicitation/create": GIVEN,
+        "roots/list": {"roots": []},
+        "sampling/createMessage": {"role": "assistant", "model": "m", "content": {"type": "text", "text": "x"}},
+    }
+
+    answered = person.call(
+        "docs__it", lambda asked: person.say({"id": asked["id"], "result": given[asked["method"]]}, agent)
+    )
+
+    assert answered["result"] == {"content": [], "structuredContent": {"done": True}}
+    assert [params.get("inputResponses") for params in got] == [
+        None,
+        {"who": GIVEN, "where": {"roots": []}},
+        {"text": given["sampling/createMessage"]},
+    ]
+    assert sorted(Call.objects.exclude(correlation_id__in=Call.objects.values("uid")).values_list("uid")) == []
+    call = Call.objects.get(method="tools/call")
+    assert Call.objects.filter(correlation_id=call.uid).count() == 4
+
+
+def test_nobody_is_asked_more_than_ten_times(work: Work) -> None:
+    app, got = wanting(*[{"who": FORM}] * 20)
+    work.put(app)
+    person = Person(work.agent()).initialize()
+
+    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+
+    assert answered["error"]["data"]["reason"] == "bad_answer"
+    assert len(got) == 11
+
+
+def test_state_alone_is_sent_again(work: Work) -> None:
+    app, got = wanting({}, {})
+    work.put(app)
+
+    assert "result" in Person(work.agent()).initialize().call("docs__it")
+    assert [params.get("requestState") for params in got] == [None, "1", "2"]
+
+
+def test_a_client_that_refuses_ends_the_call_and_that_is_no_fault_of_the_servers(work: Work) -> None:
+    app, got = wanting({"who": FORM})
+    work.put(app)
+    person = Person(work.agent()).initialize()
+
+    answered = person.call(
+        "docs__it", lambda asked: person.say({"id": asked["id"], "error": {"code": -1, "message": "no"}})
+    )
+
+    assert answered["error"]["data"] == {"reason": "input_refused", "server": "Docs"}
+    assert len(got) == 1
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"roots": {}}])
+def test_a_server_that_wants_what_the_client_cannot_give_is_an_error(work: Work, capabilities: Object) -> None:
+    app, got = wanting({"who": FORM})
+    work.put(app)
+    person = Person(work.agent(), capabilities).initialize()
+
+    answered = person.call("docs__it")
+
+    assert answered["error"]["data"]["reason"] == "bad_answer"
+    assert person.heard == []
+    assert got[0]["_meta"]["io.modelcontextprotocol/clientCapabilities"] == capabilities
+
+
+# A client of 2026-07-28, a server with sessions
+
+
+@pytest.mark.parametrize("other_worker", [False, True])
+def test_a_client_of_2026_gets_input_required_for_what_a_session_server_asks(work: Work, other_worker: bool) -> None:
+    server = Asker(asks=[FORM, SAMPLE])
+    work.put(server.app())
+    agent = work.agent()
+    other = work.elsewhere(agent) if other_worker else agent
+
+    first = result_of(ask(agent))
+    second = result_of(retry(other, first))
+    done = result_of(retry(other, second, {"model": "m"}))
+
+    assert (first["resultType"], second["resultType"], done["resultType"]) == ("input_required",) * 2 + ("complete",)
+    assert [[*wanted["inputRequests"].values()] for wanted in (first, second)] == [[FORM], [SAMPLE]]
+    assert [answer["result"] for answer in answers_of({"result": done})] == [GIVEN, {"model": "m"}]
+    assert not SuspendedCall.objects.exists()
+    eventually(lambda: not PendingRequest.objects.exists())
+    rows = Call.objects.filter(method="elicitation/create")
+    assert [row.correlation_id for row in rows] == [Call.objects.filter(method="tools/call").order_by("id")[0].uid]
+
+
+def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
+    work.put(Asker().app())
+
+    assert result_of(ask(work.agent(), "docs__quick"))["resultType"] == "complete"
+    assert not SuspendedCall.objects.exists()
+
+
+def test_what_was_not_answered_is_asked_again(work: Work) -> None:
+    work.put(Asker(asks=[FORM]).app())
+    agent = work.agent()
+    first = result_of(ask(agent))
+
+    again = result_of(retry(agent, first, inputResponses={}))
+
+    assert again["inputRequests"] == first["inputRequests"]
+    assert again["requestState"] != first["requestState"]
+    assert result_of(retry(agent, again))["resultType"] == "complete"
+
+
+def tampered(state: str) -> str:
+    return state[:-5] + ("A" if state[-5] != "A" else "B") + state[-4:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda wanted: {"requestState": tampered(wanted["requestState"])},
+        lambda _: {"requestState": "somebody else's"},
+        lambda _: {"requestState": 7},
+        lambda _: {"arguments": {"a": 3}},
+        lambda _: {"name": "docs__quick"},
+    ],
+    ids=["tampered", "foreign", "no text", "other arguments", "other tool"],
+)
+def test_a_request_state_is_good_for_its_own_request_only(work: Work, change: Callable[[Object], Object]) -> None:
+    work.put(Asker(asks=[FORM]).app())
+    agent = work.agent()
+    wanted = result_of(ask(agent))
+
+    refused = retry(agent, wanted, **change(wanted))
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, INVALID_PARAMS)
+    assert "requestState" in refused.json()["error"]["message"]
+    assert Call.objects.order_by("-id")[0].rpc_error_code == INVALID_PARAMS
+    assert result_of(retry(agent, wanted))["resultType"] == "complete"
+
+
+def test_a_request_state_is_good_once_and_for_its_own_connection(work: Work) -> None:
+    work.put(Asker(asks=[FORM, FORM]).app())
+    agent = work.agent()
+    other_user = make.user()
+    other = work.start().agent(make.connection(make.agent(by=other_user), work.gateway, other_user))
+    wanted = result_of(ask(agent))
+
+    foreign = retry(other, wanted)
+    assert "input_required" in retry(agent, wanted).text
+    used = retry(agent, wanted)
+
+    assert {answer.json()["error"]["code"] for answer in (foreign, used)} == {INVALID_PARAMS}
+
+
+def test_a_request_state_ends_after_five_minutes(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    work.put(Asker(asks=[FORM]).app())
+    agent = work.agent()
+    wanted = result_of(ask(agent))
+    now = time.time
+    monkeypatch.setattr("proxy.suspended_calls.now", lambda: now() + 301)
+
+    refused = retry(agent, wanted)
+
+    assert refused.json()["error"]["message"] == "Invalid params: this requestState is too old"
+
+
+def test_a_call_whose_worker_died_says_so(work: Work) -> None:
+    work.put(Asker(asks=[FORM]).app())
+    agent = work.agent()
+    wanted = result_of(ask(agent))
+    # What a worker leaves that was killed: nobody says any more that the call is held.
+    SuspendedCall.objects.update(beat_at="2026-01-01T00:00Z")
+
+    lost = retry(agent, wanted, {"action": "cancel"}, inputResponses={})
+
+    assert "was lost" in lost.json()["error"]["message"]
+    assert not SuspendedCall.objects.exists()
+
+
+def test_a_client_that_goes_away_while_it_waits_ends_the_call(work: Work) -> None:
+    async def call(request: Request) -> None:
+        await request.open_stream()
+        await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
+        await asyncio.sleep(60)
+
+    server = Asker()
+    server.call = call
+    docs = work.put(server.app())
+    agent = work.agent()
+    wanted = result_of(ask(agent))
+
+    with pytest.raises(httpx.ReadTimeout):
+        leave(agent, wanted)
+
+    eventually(lambda: docs.asked("notifications/cancelled"))
+    eventually(lambda: not SuspendedCall.objects.exists())
+
+
+def leave(agent: Agent, wanted: Object) -> None:
+    """Retry, and close the connection after a second."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": MODERN,
+        "io.modelcontextprotocol/clientCapabilities": EVERYTHING,
+    }
+    responses = dict.fromkeys(wanted["inputRequests"], GIVEN)
+    params = {"name": "docs__it", "arguments": {"b": 1, "a": 2}, "_meta": meta}
+    params |= {"inputResponses": responses, "requestState": wanted["requestState"]}
+    headers = {
+        "Authorization": f"Bearer {agent.secret}",
+        "MCP-Protocol-Version": MODERN,
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": "docs__it",
+        "Accept": "application/json, text/event-stream",
+    }
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    httpx.post(agent.url, json=body, headers=headers, timeout=1, trust_env=False)
+
+
+def test_what_waits_is_sealed_and_does_not_stay(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.server_requests.PURGE_SECONDS", 0.2)
+
+    async def call(request: Request) -> None:
+        await request.open_stream()
+        await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
+        result = {"content": [{"type": "text", "text": "a-secret-result"}]}
+        await asyncio.sleep(0.3)
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": result}, last=True)
+
+    server = Asker()
+    server.call = call
+    work.put(server.app())
+    ask(work.agent())
+
+    eventually(SuspendedCall.objects.exclude(outcome=None).exists)
+    assert b"a-secret-result" not in bytes(SuspendedCall.objects.get().outcome or b"")
+    sql("UPDATE proxy_suspendedcall SET expires_at = now() - interval '1 s'")
+    eventually(lambda: not SuspendedCall.objects.exists())
+
+
+def test_what_a_suspended_call_asks_is_sealed(work: Work) -> None:
+    work.put(Asker(asks=[FORM]).app())
+    ask(work.agent())
+
+    assert b"Who?" not in bytes(PendingRequest.objects.get().asked or b"Who?")
+
+
+def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
+    async def call(request: Request) -> None:
+        await request.open_stream()
+        await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
+        await asyncio.sleep(0.3)
+        error = {"code": -1, "message": "no", "data": {"x": 1}}
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "error": error}, last=True)
+
+    server = Asker()
+    server.call = call
+    work.put(server.app())
+    agent = work.agent()
+
+    answered = retry(agent, result_of(ask(agent))).json()
+
+    assert answered["error"] == {"code": -1, "message": "no", "data": {"x": 1}}
+
+
+def test_a_timeout_of_the_server_reaches_the_retry(work: Work) -> None:
+    async def call(request: Request) -> None:
+        await request.open_stream()
+        await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
+        await asyncio.sleep(60)
+
+    server = Asker()
+    server.call = call
+    work.put(server.app(), timeout_seconds=1)
+    agent = work.agent()
+
+    answered = retry(agent, result_of(ask(agent))).json()
+
+    assert answered["error"]["data"]["reason"] == "timeout"
+    assert [row.outcome for row in Call.objects.filter(method="tools/call").order_by("id")] == ["ok", "timeout"]

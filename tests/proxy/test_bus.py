@@ -1,0 +1,216 @@
+"""What workers tell each other, over a connection that may be lost at any time."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from queue import Empty, Queue
+from typing import Any
+
+import psycopg
+import pytest
+
+from accounts.models import Role, User
+from gatewayadmin.config import database
+from gateways.models import Assignment, Feature, Gateway
+from proxy.store.bus import Bus
+from proxy.store.state import State
+from tests import make
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@asynccontextmanager
+async def bus_of(**handlers: Any) -> AsyncIterator[Bus]:
+    """A bus with these handlers that is connected."""
+    state = State(database.conninfo())
+    bus = Bus(database.conninfo(), state)
+    for topic, handler in handlers.items():
+        bus.on(topic, handler)
+    await state.start()
+    bus.start()
+    await bus.first_attempt()
+    try:
+        yield bus
+    finally:
+        await bus.stop()
+        await state.stop()
+
+
+async def until(fact: Callable[[], object], seconds: float = 5) -> float:
+    """How long it took until `fact` was true."""
+    began = time.monotonic()
+    while not fact():
+        assert time.monotonic() - began < seconds, "it never came true"
+        await asyncio.sleep(0.005)
+    return time.monotonic() - began
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(work())  # type: ignore[arg-type]
+
+
+def end_connections(name: str) -> int:
+    """Kill the connections of this name, as an administrator of the database may; how many there were."""
+    with psycopg.connect(database.conninfo(), autocommit=True) as connection:
+        ended = connection.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE application_name = %s AND datname = current_database()",
+            [name],
+        ).fetchone()
+    assert ended is not None
+    return int(ended[0])
+
+
+def test_every_worker_hears_what_one_tells_the_one_that_tells_included() -> None:
+    async def work() -> None:
+        heard: dict[str, list[str | None]] = {"first": [], "second": []}
+        async with bus_of(cancel=heard["first"].append) as one, bus_of(cancel=heard["second"].append):
+            await until(lambda: heard == {"first": [None], "second": [None]})
+            await one.publish("cancel", "some-id")
+            await one.publish("other", "nobody listens")
+            await until(lambda: heard == {"first": [None, "some-id"], "second": [None, "some-id"]})
+
+    run(work)
+
+
+def test_a_killed_connection_is_back_within_a_second_and_handlers_are_told_to_read_their_rows() -> None:
+    async def work() -> None:
+        heard: list[str | None] = []
+        async with bus_of(answer=heard.append) as bus:
+            await until(lambda: heard == [None])
+            assert await asyncio.to_thread(end_connections, "gateway bus") == 1
+            assert await until(lambda: heard == [None, None]) < 1
+            await bus.publish("answer", "after")
+            assert await until(lambda: heard == [None, None, "after"]) < 1
+            assert bus.fault == ""
+
+    run(work)
+
+
+def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:
+    async def work() -> None:
+        heard: list[str | None] = []
+        slow: list[str | None] = []
+
+        def broken(_: str | None) -> None:
+            raise ValueError("broken")
+
+        async def waiting(told: str | None) -> None:
+            await asyncio.sleep(0.2)
+            slow.append(told)
+
+        async with bus_of(cut=broken) as bus:
+            bus.on("cut", waiting)
+            bus.on("cut", heard.append)
+            await bus.publish("cut", "1")
+            await bus.publish("cut", "2")
+            assert await until(lambda: "2" in heard) < 0.2
+            await until(lambda: "2" in slow)
+
+    run(work)
+
+
+# What the database tells by itself
+
+
+@pytest.fixture
+def told() -> Iterator[Callable[[], set[str]]]:
+    """What was told since the last look, by whatever was committed meanwhile."""
+    with listening() as look:
+        yield look
+
+
+@contextmanager
+def listening() -> Iterator[Callable[[], set[str]]]:
+    with psycopg.connect(database.conninfo(), autocommit=True) as connection:
+        connection.execute("LISTEN gateway")
+        heard: Queue[str] = Queue()
+
+        def look() -> set[str]:
+            for note in connection.notifies(timeout=0.05):
+                heard.put(note.payload)
+            found: set[str] = set()
+            while True:
+                try:
+                    found.add(heard.get_nowait())
+                except Empty:
+                    return found
+
+        yield look
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return make.gateway(slug="work")
+
+
+@pytest.fixture
+def assignment(gateway: Gateway) -> Assignment:
+    return make.assignment(gateway, make.server(slug="docs"))
+
+
+def test_what_ends_access_tells_a_cut(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+    ana = make.user(email="ana@example.com")
+    issued = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana))
+    token, connection = issued.token, issued.token.connection
+    told()
+    acts: dict[str, Callable[[], object]] = {
+        "token": lambda: token.revoke(by=ana),
+        "host": lambda: connection.host.disable(by=ana),
+        "connection": lambda: connection.disable(by=ana),
+        "revoke": lambda: connection.revoke(by=ana),
+        "user": lambda: User.objects.filter(pk=ana.pk).update(is_active=False),
+        "role": lambda: User.objects.filter(pk=ana.pk).update(role=Role.objects.exclude(name=ana.role).first()),
+        "gateway": lambda: assignment.gateway.disable(by=ana),
+        "reach": lambda: Gateway.objects.filter(pk=assignment.gateway_id).update(reach="teams"),
+        "server": lambda: assignment.server.disable(by=ana),
+        "assignment": lambda: assignment.disable(by=ana),
+    }
+    silent = [name for name, act in acts.items() if (act(), "cut " not in told())[1]]
+
+    assert silent == []
+
+
+def test_what_changes_a_list_tells_the_gateway(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+    ana = make.user(email="ana@example.com")
+    elsewhere = make.assignment(make.gateway(slug="other"), make.server(slug="other"))
+    Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
+    told()
+    tool = Feature.objects.get()
+    acts: dict[str, Callable[[], object]] = {
+        "switch of a tool": lambda: tool.disable(by=ana),
+        "definition": lambda: Feature.objects.update(description="Find it."),
+        "policy": lambda: assignment.edit(tool_policy="block_all", by=ana),
+        "alias": lambda: assignment.edit(alias="handbook", by=ana),
+        "assignment": lambda: assignment.disable(by=ana),
+        "server": lambda: assignment.server.disable(by=ana),
+        "another server": lambda: make.assignment(assignment.gateway, make.server(slug="third"), alias="third"),
+        "removal": lambda: assignment.remove(by=ana),
+    }
+    lists = f"lists {assignment.gateway_id}"
+    silent = [name for name, act in acts.items() if (act(), lists not in (heard := told()))[1]]
+
+    assert silent == []
+    assert f"lists {elsewhere.gateway_id}" not in heard
+
+
+def test_what_calls_write_themselves_tells_nobody(assignment: Assignment, told: Callable[[], set[str]]) -> None:
+    ana = make.user(email="ana@example.com")
+    token = make.token(make.connection(make.agent(by=ana), assignment.gateway, ana)).token
+    Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
+    told()
+
+    with psycopg.connect(database.conninfo(), autocommit=True) as connection:
+        for statement in (
+            "UPDATE tokens_token SET last_used_at = now(), secret_last_used_at = now()",
+            "UPDATE connections_connection SET last_used_at = now()",
+            "UPDATE hosts_host SET last_seen_at = now(), first_seen_at = now()",
+            "UPDATE servers_server SET health = 'ok', health_checked_at = now(), protocol_era = 'modern'",
+            "UPDATE gateways_feature SET last_seen_at = now()",
+        ):
+            assert connection.execute(statement).rowcount == 1
+    Feature.objects.learn(assignment, [{"name": "search", "inputSchema": {"type": "object"}}])
+
+    assert token.revoked_at is None
+    assert told() == set()

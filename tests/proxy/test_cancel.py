@@ -1,0 +1,124 @@
+"""`notifications/cancelled`: it reaches the server from any worker, and never anybody else's call."""
+
+import time
+from typing import Any
+
+import pytest
+
+from gateways.models import Feature
+from tests import make
+from tests.conformance.counter import MODERN, SESSION_ERA, Counter
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy, Start, eventually
+from tests.proxy.listening import Listener, listening
+from tests.proxy.test_bus import end_connections
+
+
+class Work:
+    """A gateway in front of a counter, at one worker or two."""
+
+    def __init__(self, start: Start, run: Run, eras: tuple[str, ...] = SESSION_ERA, workers: int = 1) -> None:
+        self.counter = Counter(eras)
+        self.gateway = make.gateway(slug="work")
+        self.assignment = make.assignment(self.gateway, make.server(slug="docs", url=run(self.counter).url))
+        Feature.objects.learn(self.assignment, [{"name": "wait", "inputSchema": {"type": "object"}}])
+        self.proxies = [start() for _ in range(workers)]
+
+    @property
+    def proxy(self) -> Proxy:
+        return self.proxies[0]
+
+    def agent(self, name: str = "ana") -> Agent:
+        user = make.user(email=f"{name}@example.com")
+        return self.proxy.agent(make.connection(make.agent(by=user, name=name), self.gateway, user))
+
+    def elsewhere(self, agent: Agent) -> Agent:
+        """The same client, at the other worker."""
+        return Agent(self.proxies[1].url("work"), agent.secret, agent.headers)
+
+
+def waiting(request_id: object = "mine", seconds: float = 20, token: object = None) -> dict[str, Any]:
+    params: dict[str, Any] = {"name": "docs__wait", "arguments": {"seconds": seconds}}
+    if token is not None:
+        params["_meta"] = {"progressToken": token}
+    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
+
+
+def cancel(agent: Agent, request_id: object) -> int:
+    params = {"requestId": request_id, "reason": "enough"}
+    body = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+    return agent.post(body).status_code
+
+
+def cancelled(work: Work, under_way: Listener, agent: Agent, request_id: object) -> None:
+    """Cancel and see the server told, the stream ended without an answer, and the row written."""
+    began = time.monotonic()
+    assert cancel(agent, request_id) == 202
+    told = "cancelled" if MODERN not in work.counter.eras else "left"
+    work.counter.wait_for(told, seconds=2)
+    assert under_way.over.wait(2)
+    assert time.monotonic() - began < 2
+    assert [event for event in under_way.events if "id" in event] == []
+    eventually(lambda: [row.outcome for row in work.proxy.calls() if row.method == "tools/call"] == ["cancelled"])
+
+
+@pytest.mark.parametrize("eras", [SESSION_ERA, (MODERN,)], ids=["session server", "modern server"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cancelled_call_ends_at_the_server_whichever_worker_is_told(
+    start: Start, run: Run, eras: tuple[str, ...], workers: int
+) -> None:
+    work = Work(start, run, eras, workers)
+    agent = work.agent()
+    with listening(agent, "POST", waiting(token=7)) as under_way:
+        under_way.wait_for(1)
+        cancelled(work, under_way, work.elsewhere(agent) if workers == 2 else agent, "mine")
+
+
+def test_a_call_that_takes_json_only_is_told_that_it_was_cancelled(start: Start, run: Run) -> None:
+    work = Work(start, run)
+    agent = work.agent()
+    with listening(agent, "POST", waiting(5), Accept="application/json") as under_way:
+        work.counter.wait_for("call")
+        assert cancel(agent, 5) == 202
+        assert under_way.over.wait(2)
+    assert under_way.status == 200
+    assert b'"code":-32800' in under_way.body
+    assert work.proxy.calls()[-1].outcome == "cancelled"
+
+
+def test_what_is_nobodys_or_another_clients_is_taken_and_does_nothing(start: Start, run: Run) -> None:
+    work = Work(start, run, workers=2)
+    agent, stranger = work.agent(), work.agent("eve")
+    with listening(agent, "POST", waiting(1, seconds=1)) as under_way:
+        work.counter.wait_for("call")
+        for request_id in ("1", 2, None, 1.0, True, ["x"], {"a": 1}, "x" * 5000):
+            assert cancel(agent, request_id) == 202
+        assert cancel(stranger, 1) == 202
+        assert cancel(work.elsewhere(stranger), 1) == 202
+        assert agent.post({"jsonrpc": "2.0", "method": "notifications/cancelled"}).status_code == 202
+        assert under_way.over.wait(5)
+    body = under_way.events[-1] if under_way.events else under_way.body
+    assert "waited" in str(body)
+    assert work.counter.events("cancelled") == []
+
+
+def test_two_calls_of_one_connection_that_bear_the_same_id_are_not_told_apart_so_neither_ends(
+    start: Start, run: Run
+) -> None:
+    work = Work(start, run)
+    agent = work.agent()
+    with listening(agent, "POST", waiting(1, 1)) as one, listening(agent, "POST", waiting(1, 1)) as other:
+        work.counter.wait_for("call", 2)
+        assert cancel(agent, 1) == 202
+        assert one.over.wait(5)
+        assert other.over.wait(5)
+    assert work.counter.events("cancelled") == []
+
+
+def test_a_worker_that_was_deaf_for_a_moment_reads_what_was_cancelled_meanwhile(start: Start, run: Run) -> None:
+    work = Work(start, run, workers=2)
+    agent = work.agent()
+    with listening(agent, "POST", waiting(token=7)) as under_way:
+        under_way.wait_for(1)
+        assert end_connections("gateway bus") == 2
+        cancelled(work, under_way, work.elsewhere(agent), "mine")

@@ -1,0 +1,150 @@
+"""Errors reach a client in the codes and with the status of its own era, whichever era its server speaks."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.asgi_server import App, Receive, Scope, Send, live
+from tests.conftest import Run
+from tests.proxy.conftest import Proxy, Start
+from tests.proxy.features import offer, put
+from tests.proxy.scripted import Request, failing
+from tests.proxy.test_endpoint import modern
+from tests.proxy.test_tools_call import Work, work_of
+
+CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
+URL_ASKED = {"mode": "url", "elicitationId": "e1", "url": "https://example.com/ok", "message": "Agree there."}
+
+
+@pytest.fixture
+def work(proxy: Proxy, run: Run) -> Work:
+    return work_of(proxy, run)
+
+
+def asked(work: Work, method: str, params: dict[str, Any], *, new: bool, **changes: Any) -> httpx.Response:
+    if not new:
+        return work.agent.ask(method, params)
+    body, headers = modern(method, params, **changes)
+    if "uri" in params:
+        headers["Mcp-Name"] = params["uri"]
+    return work.agent.post(body, **headers)
+
+
+@pytest.mark.parametrize("new_server", [False, True])
+@pytest.mark.parametrize(
+    ("code", "status"), [(-32601, 404), (-32602, 400), (-32603, 200), (-32021, 400), (-32000, 200), (17, 200)]
+)
+def test_a_servers_error_has_the_status_of_the_clients_era(
+    work: Work, code: int, status: int, new_server: bool
+) -> None:
+    http = status if new_server else 200
+    put(work, modern=new_server, tools_call=failing(code, "no", {"why": 1.5}, http))
+    offer("it", "tool")
+
+    for new in (False, True):
+        answer = asked(work, "tools/call", {"name": "docs__it"}, new=new)
+        assert (new, answer.status_code) == (new, status if new else 200)
+        assert answer.json()["error"] == {"code": code, "message": "no", "data": {"why": 1.5}}
+        assert work.proxy.last().rpc_error_code == code
+
+
+@pytest.mark.parametrize("new_server", [False, True])
+def test_a_resource_that_is_not_there_is_told_in_the_code_of_the_clients_era(work: Work, new_server: bool) -> None:
+    code, status = (-32602, 400) if new_server else (-32002, 200)
+    put(work, modern=new_server, resources_read=failing(code, "Resource not found", {"uri": "docs://a"}, status))
+    put(work, "other")
+    uri = "gateway://docs/docs%3A%2F%2Fa"
+
+    session, new = (asked(work, "resources/read", {"uri": uri}, new=era) for era in (False, True))
+
+    assert (session.status_code, session.json()["error"]["code"]) == (200, -32002)
+    assert (new.status_code, new.json()["error"]["code"]) == (400, -32602)
+    assert session.json()["error"]["data"] == new.json()["error"]["data"] == {"uri": uri}
+
+
+def test_a_page_to_visit_is_an_error_in_the_session_era_and_input_required_after_it(work: Work) -> None:
+    put(work, tools_call=failing(-32042, "Visit the page", {"elicitations": [URL_ASKED]}))
+    offer("it", "tool")
+    params = {"name": "docs__it", "arguments": {}}
+
+    session = asked(work, "tools/call", params, new=False)
+    able = asked(work, "tools/call", params, new=True, **{CAPABILITIES: {"elicitation": {"url": {}}}})
+    unable = asked(work, "tools/call", params, new=True, **{CAPABILITIES: {"elicitation": {"form": {}}}})
+
+    assert session.json()["error"]["data"] == {"elicitations": [URL_ASKED]}
+    result = able.json()["result"]
+    assert result["resultType"] == "input_required"
+    assert list(result["inputRequests"].values()) == [{"method": "elicitation/create", "params": URL_ASKED}]
+    assert (unable.status_code, unable.json()["error"]["code"]) == (400, -32021)
+    assert unable.json()["error"]["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
+
+
+def test_initialize_is_no_method_of_the_envelope(work: Work) -> None:
+    body, headers = modern("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}})
+
+    answer = work.agent.post(body, **headers)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, -32601)
+    assert "result" in work.agent.ask("initialize", {"protocolVersion": "2026-07-28"}).json()
+
+
+@pytest.mark.parametrize("name", ["logging/setLevel", "ping", "resources/subscribe", "no/such"])
+def test_a_method_of_the_other_era_is_not_found_with_404(work: Work, name: str) -> None:
+    answer = asked(work, name, {}, new=True)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, -32601)
+
+
+def test_an_argument_of_three_mebibytes_passes_and_more_than_the_limit_does_not(start: Start, run: Run) -> None:
+    work = work_of(start(), run)
+
+    async def measure(request: Request) -> None:
+        size = len(request.message["params"]["arguments"]["text"])
+        await request.answer({"content": [{"type": "text", "text": "x" * size}]})
+
+    put(work, tools_call=measure)
+    offer("it", "tool")
+
+    text = work.agent.call("docs__it", {"text": "x" * (3 << 20)}).json()["result"]["content"][0]["text"]
+
+    assert len(text) == 3 << 20
+    assert work.agent.call("docs__it", {"text": "x" * (4 << 20)}).status_code == 413
+
+
+def test_a_large_body_of_very_many_values_is_refused_before_it_is_read(work: Work) -> None:
+    docs = put(work, tools_call=failing(1, "asked"))
+    offer("it", "tool")
+
+    answer = work.agent.call("docs__it", {"list": [1] * 600_000})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32600)
+    assert docs.asked("tools/call") == []
+
+
+def old_transport() -> App:
+    """HTTP+SSE of 2024-11-05: GET opens a stream that names where to POST."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        kind, status = (b"text/event-stream", 200) if scope["method"] == "GET" else (b"text/plain", 405)
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+        first = b"event: endpoint\ndata: /messages?session=1\n\n" if status == 200 else b"Method Not Allowed"
+        await send({"type": "http.response.body", "body": first, "more_body": status == 200})
+        while status == 200 and (await receive())["type"] != "http.disconnect":
+            pass
+
+    return app
+
+
+def test_a_server_of_the_old_transport_is_told_in_words(work: Work) -> None:
+    work.put(old_transport())
+    offer("it", "tool")
+
+    error = work.agent.call("docs__it").json()["error"]
+
+    assert "HTTP+SSE" in error["message"]
+    assert "2024-11-05" in error["message"]
+    assert error["data"]["reason"] == "bad_answer"

@@ -1,0 +1,128 @@
+"""Log messages of servers: on the stream of the call they belong to, from the level the client wants."""
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run
+from tests.proxy.conftest import Proxy
+from tests.proxy.features import offer, put
+from tests.proxy.scripted import Request, failing, returning
+from tests.proxy.test_endpoint import modern
+from tests.proxy.test_streams import listen
+from tests.proxy.test_tools_call import Work, work_of
+
+LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+LOG_LEVEL = "io.modelcontextprotocol/logLevel"
+
+
+@pytest.fixture
+def work(proxy: Proxy, run: Run) -> Work:
+    return work_of(proxy, run)
+
+
+async def log(request: Request) -> None:
+    """Logs at every level, then answers; what belongs to no call comes too."""
+    await request.open_stream()
+    for level in LEVELS:
+        params = {"level": level, "logger": "db", "data": level}
+        await request.event({"jsonrpc": "2.0", "method": "notifications/message", "params": params})
+    await request.event({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "loud"}})
+    done = {"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}
+    await request.event(done, last=True)
+
+
+def levels_of(events: list[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(event["params"]["level"] for event in events if event.get("method") == "notifications/message")
+
+
+def call(**meta: object) -> dict[str, Any]:
+    params = {"name": "docs__it", "arguments": {}, **({"_meta": meta} if meta else {})}
+    return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+
+
+def session_of(work: Work) -> dict[str, str]:
+    """The header of a session of the client's."""
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
+    return {"Mcp-Session-Id": work.agent.ask("initialize", params).headers["mcp-session-id"]}
+
+
+def test_messages_come_on_the_stream_of_the_call_under_the_name_of_their_server(work: Work) -> None:
+    put(work, tools_call=log)
+    offer("it", "tool")
+
+    heard = listen(work.agent, call())
+
+    assert levels_of(heard.events) == LEVELS
+    assert {event["params"]["logger"] for event in heard.events if "method" in event} == {"docs/db"}
+    assert heard.events[-1]["result"] == {"content": []}
+
+
+@pytest.mark.parametrize("new_server", [False, True])
+def test_a_session_hears_from_its_level_on_and_the_server_is_told_once(work: Work, new_server: bool) -> None:
+    docs = put(work, modern=new_server, tools_call=log, logging_setLevel=returning({}))
+    offer("it", "tool")
+    headers = session_of(work)
+    assert work.agent.ask("logging/setLevel", {"level": "error"}, **headers).json()["result"] == {}
+
+    for _ in range(2):
+        assert levels_of(listen(work.agent, call(), **headers).events) == LEVELS[4:]
+
+    if new_server:
+        assert [each.body["params"]["_meta"][LOG_LEVEL] for each in docs.asked("tools/call")] == ["error"] * 2
+    else:
+        assert [each.body["params"] for each in docs.asked("logging/setLevel")] == [{"level": "error"}]
+    # Another session of the same connection hears all.
+    assert levels_of(listen(work.agent, call(), **session_of(work)).events) == LEVELS
+
+
+def test_a_level_that_is_changed_is_told_with_the_next_call(work: Work) -> None:
+    docs = put(work, tools_call=log, logging_setLevel=returning({}))
+    offer("it", "tool")
+    headers = session_of(work)
+    for level in ("error", "debug"):
+        work.agent.ask("logging/setLevel", {"level": level}, **headers)
+        listen(work.agent, call(), **headers)
+
+    assert [each.body["params"]["level"] for each in docs.asked("logging/setLevel")] == ["error", "debug"]
+
+
+def test_a_server_that_cannot_log_is_told_once_and_called_all_the_same(work: Work) -> None:
+    docs = put(work, tools_call=log, logging_setLevel=failing(-32601, "Method not found"))
+    offer("it", "tool")
+    headers = session_of(work)
+    work.agent.ask("logging/setLevel", {"level": "alert"}, **headers)
+
+    for _ in range(3):
+        assert levels_of(listen(work.agent, call(), **headers).events) == ("alert", "emergency")
+    assert len(docs.asked("logging/setLevel")) == 1
+
+
+@pytest.mark.parametrize("new_server", [False, True])
+def test_a_modern_client_hears_nothing_unless_its_request_names_a_level(work: Work, new_server: bool) -> None:
+    docs = put(work, modern=new_server, tools_call=log, logging_setLevel=returning({}))
+    offer("it", "tool")
+
+    def heard(**meta: object) -> tuple[str, ...]:
+        body, headers = modern("tools/call", {"name": "docs__it", "arguments": {}}, **meta)
+        return levels_of(listen(work.agent, body, **headers).events)
+
+    assert heard() == ()
+    assert heard(**{LOG_LEVEL: "critical"}) == LEVELS[5:]
+    assert heard(**{LOG_LEVEL: "nonsense"}) == ()
+    if new_server:
+        told = [each.body["params"]["_meta"].get(LOG_LEVEL) for each in docs.asked("tools/call")]
+        assert told == [None, "critical", None]
+    else:
+        assert [each.body["params"] for each in docs.asked("logging/setLevel")] == [{"level": "critical"}]
+
+
+@pytest.mark.parametrize("level", [None, "", "loud", 3])
+def test_a_level_that_is_none_is_refused(work: Work, level: object) -> None:
+    assert work.agent.ask("logging/setLevel", {"level": level}).json()["error"]["code"] == -32602
+
+
+def test_without_a_session_a_level_is_taken_and_kept_by_nobody(work: Work) -> None:
+    assert work.agent.ask("logging/setLevel", {"level": "error"}).json()["result"] == {}
+    body, headers = modern("logging/setLevel", {"level": "error"})
+    assert work.agent.post(body, **headers).json()["error"]["code"] == -32601

@@ -1,0 +1,188 @@
+"""resources/read and URIs: every URI given out can be read, governed by one rule, under its own name at its server."""
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.conftest import Run
+from tests.proxy.conftest import Proxy
+from tests.proxy.features import offer, put, read
+from tests.proxy.scripted import Request, returning
+from tests.proxy.test_endpoint import modern
+from tests.proxy.test_tools_call import Work, work_of
+
+
+@pytest.fixture
+def work(proxy: Proxy, run: Run) -> Work:
+    return work_of(proxy, run)
+
+
+async def echo(request: Request) -> None:
+    """The resource that was asked for, which says its own URI."""
+    uri = request.message["params"]["uri"]
+    await request.answer({"contents": [{"uri": uri, "text": uri}]})
+
+
+def mapped(alias: str, uri: str) -> str:
+    return f"gateway://{alias}/{quote(uri, safe='')}"
+
+
+def test_with_one_server_a_uri_passes_as_it_is(work: Work) -> None:
+    put(work, resources_read=echo)
+
+    assert read(work, "docs://a%20b")["result"] == {"contents": [{"uri": "docs://a%20b", "text": "docs://a%20b"}]}
+    # It may stand before a gateway that maps its own.
+    assert read(work, "gateway://inner/x")["result"]["contents"][0]["text"] == "gateway://inner/x"
+    row = work.proxy.calls()[0]
+    assert (row.method, row.feature_type, row.feature_name) == ("resources/read", "resource", "docs://a%20b")
+
+
+def test_with_two_servers_every_uri_that_is_given_out_can_be_read_at_its_own(work: Work) -> None:
+    content = [
+        {"type": "resource_link", "uri": "same://a", "name": "a"},
+        {"type": "resource", "resource": {"uri": "same://b?x=1", "text": ""}},
+    ]
+    shown = {"content": content, "_meta": {"ui": {"resourceUri": "ui://page"}}}
+    messages = [{"role": "user", "content": content[1]}]
+    docs = put(work, resources_read=echo, tools_call=returning(shown), prompts_get=returning({"messages": messages}))
+    other = put(work, "other", resources_read=echo)
+    offer("it", "tool")
+    offer("hello", "prompt")
+
+    result = work.agent.call("docs__it").json()["result"]
+    link, embedded = result["content"]
+    prompt = work.agent.ask("prompts/get", {"name": "docs__hello"}).json()["result"]["messages"][0]["content"]
+    given = [link["uri"], embedded["resource"]["uri"], result["_meta"]["ui"]["resourceUri"], prompt["resource"]["uri"]]
+
+    assert given[:3] == [mapped("docs", uri) for uri in ("same://a", "same://b?x=1", "ui://page")]
+    assert given[3] == given[1]
+    for uri in given:
+        contents = read(work, uri)["result"]["contents"][0]
+        assert contents["uri"] == uri
+        assert mapped("docs", contents["text"]) == uri
+    assert len(docs.asked("resources/read")) == len(given)
+    assert other.asked("resources/read") == []
+
+
+def test_an_expanded_template_reads_what_the_servers_own_template_means(work: Work) -> None:
+    docs = put(work, resources_read=echo)
+    put(work, "other")
+
+    read(work, "gateway://docs/docs%3A%2F%2Fpage%2F(a%20b%2Fc)%2Fdata")
+
+    assert docs.asked("resources/read")[0].body["params"]["uri"] == "docs://page/a%20b%2Fc/data"
+
+
+def test_with_two_servers_a_uri_that_names_none_is_nobodys(work: Work) -> None:
+    docs, other = put(work, resources_read=echo), put(work, "other", resources_read=echo)
+    body, headers = modern("resources/read", {"uri": "docs://a"})
+    headers["Mcp-Name"] = "docs://a"
+
+    session, new = work.agent.ask("resources/read", {"uri": "docs://a"}), work.agent.post(body, **headers)
+
+    assert (session.status_code, session.json()["error"]["code"]) == (200, -32002)
+    assert (new.status_code, new.json()["error"]["code"]) == (400, -32602)
+    assert session.json()["error"]["data"] == {"uri": "docs://a"}
+    assert docs.asked("resources/read") + other.asked("resources/read") == []
+
+
+def test_a_resource_that_is_switched_off_is_refused_whatever_it_is_called_by(work: Work) -> None:
+    docs = put(work, resources_read=echo)
+    offer("docs://secret", "resource", enabled=False)
+
+    error = read(work, "docs://secret")["error"]
+    put(work, "other")
+    second = read(work, mapped("docs", "docs://secret"))["error"]
+
+    for refusal in (error, second):
+        assert (refusal["code"], refusal["data"]["reason"]) == (-32003, "resource_disabled")
+    assert docs.asked("resources/read") == []
+    assert "result" in read(work, mapped("docs", "docs://public"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "enabled", "uri", "told"),
+    [
+        ("allow_all", True, "docs://page/1", "result"),
+        ("allow_all", False, "docs://page/1", -32003),
+        # Servers differ in what an expression may stand for.
+        ("allow_all", False, "docs://page/1/2", -32003),
+        ("allow_all", False, "docs://elsewhere", "result"),
+        ("selected", True, "docs://page/1", "result"),
+        ("selected", True, "docs://page/1/2", -32002),
+        ("selected", False, "docs://page/1", -32003),
+        ("selected", True, "docs://elsewhere", -32002),
+        ("block_all", True, "docs://page/1", -32003),
+        ("block_all", True, "docs://elsewhere", -32002),
+    ],
+)
+def test_what_is_not_listed_is_governed_by_its_template_else_by_the_policy(
+    work: Work, policy: str, enabled: bool, uri: str, told: object
+) -> None:
+    put(work, resources_read=echo)
+    offer("docs://page/{id}", "template", enabled=enabled)
+    work.gateway.assignments.update(tool_policy=policy)
+
+    answer = read(work, uri)
+
+    if told == "result":
+        assert "result" in answer
+    else:
+        assert answer["error"]["code"] == told
+
+
+def test_the_most_exact_template_governs(work: Work) -> None:
+    put(work, resources_read=echo)
+    offer("docs://{+any}", "template", enabled=False)
+    offer("docs://public/{id}", "template")
+
+    assert "result" in read(work, "docs://public/1")
+    assert read(work, "docs://private/1")["error"]["code"] == -32003
+
+
+def test_contents_are_private_and_fresh_for_modern_clients(work: Work) -> None:
+    def result_of(answer: Any) -> dict[str, Any]:
+        return dict(answer.json()["result"])
+
+    body, headers = modern("resources/read", {"uri": "docs://a"})
+    headers["Mcp-Name"] = "docs://a"
+    docs = put(work, resources_read=echo)
+    told = result_of(work.agent.post(body, **headers))
+    assert (told["resultType"], told["ttlMs"], told["cacheScope"]) == ("complete", 0, "private")
+    assert docs.asked("resources/read")
+
+
+def test_what_a_modern_server_lets_be_shared_is_not_shared(work: Work) -> None:
+    put(
+        work,
+        modern=True,
+        resources_read=returning({"contents": [], "resultType": "complete", "ttlMs": 9, "cacheScope": "public"}),
+    )
+    body, headers = modern("resources/read", {"uri": "docs://a"})
+    headers["Mcp-Name"] = "docs://a"
+
+    told = work.agent.post(body, **headers).json()["result"]
+
+    assert (told["ttlMs"], told["cacheScope"]) == (9, "private")
+    assert work.agent.ask("resources/read", {"uri": "docs://a"}).json()["result"] == {"contents": []}
+
+
+@pytest.mark.parametrize(("version", "kind"), [("2025-03-26", "text"), ("2025-06-18", "resource_link")])
+def test_clients_older_than_links_get_a_text_instead(work: Work, version: str, kind: str) -> None:
+    put(work, tools_call=returning({"content": [{"type": "resource_link", "uri": "docs://a", "name": "the a"}]}))
+    offer("it", "tool")
+
+    (item,) = work.agent.call("docs__it", MCP_Protocol_Version=version).json()["result"]["content"]
+
+    assert item["type"] == kind
+    if kind == "text":
+        assert item["text"] == "the a: docs://a"
+
+
+@pytest.mark.parametrize("uri", [None, "", 7, "a\nb", "a\0", "x" * 9_000])
+def test_a_uri_that_can_be_none_reaches_no_server(work: Work, uri: object) -> None:
+    docs = put(work, resources_read=echo)
+
+    assert work.agent.ask("resources/read", {"uri": uri}).json()["error"]["code"] in (-32602, -32002)
+    assert docs.asked("resources/read") == []

@@ -1,0 +1,330 @@
+"""What servers ask of clients of the session era: carried there and back, by any worker, and written down."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from accounts.models import WorkspaceSettings
+from auditlog.models import Call
+from connections.models import Connection
+from gateways.models import Gateway
+from proxy.models import PendingRequest, Session
+from tests import make
+from tests.asgi_server import Upstream
+from tests.conftest import Run
+from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, answers_of
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+from tests.proxy.scripted import Object, Request
+
+GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
+NOT_FOUND = -32601
+
+
+@dataclass
+class Work:
+    """A gateway with an asking server behind it."""
+
+    server: Asker
+    docs: Upstream
+    gateway: Gateway
+    connection: Connection
+    start: Start
+    workers: list[Proxy] = field(default_factory=list)
+
+    def worker(self, **changes: Any) -> Agent:
+        self.workers.append(self.start(**changes))
+        return self.workers[-1].agent(self.connection)
+
+    def person(self, capabilities: Object = EVERYTHING, **changes: Any) -> Person:
+        return Person(self.worker(**changes), capabilities).initialize()
+
+    def elsewhere(self, person: Person) -> Agent:
+        """The same client's token at another worker."""
+        return Agent(self.start().url(self.gateway.slug), person.agent.secret)
+
+
+@pytest.fixture
+def work(start: Start, run: Run) -> Work:
+    server = Asker(asks=[FORM])
+    docs = run(server.app())
+    user = make.user(email="ana@example.com")
+    gateway = make.gateway(make.server(slug="docs", name="Docs", url=docs.url), slug="work")
+    return Work(server, docs, gateway, make.connection(make.agent(by=user), gateway, user), start)
+
+
+def asked_rows() -> list[Call]:
+    return list(Call.objects.filter(method__in=["elicitation/create", "sampling/createMessage", "roots/list"]))
+
+
+@pytest.mark.parametrize("other_worker", [False, True])
+def test_an_answer_reaches_the_server_from_any_worker(work: Work, other_worker: bool) -> None:
+    person = work.person()
+    agent = work.elsewhere(person) if other_worker else person.agent
+
+    said: list[int] = []
+
+    answered = person.call(
+        "docs__it", lambda asked: said.append(person.say({"id": asked["id"], "result": GIVEN}, agent))
+    )
+
+    assert said == [202]
+
+    assert answers_of(answered) == [{"jsonrpc": "2.0", "id": 0, "result": GIVEN}]
+    (asked,) = person.heard
+    assert {key: asked[key] for key in FORM} == FORM
+    assert asked["id"] != 0
+    assert not PendingRequest.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "result"),
+    [
+        (LINK, {"action": "accept"}),
+        (SAMPLE, {"role": "assistant", "content": {"type": "text", "text": "hi"}, "model": "m"}),
+        (ROOTS, {"roots": [{"uri": "file:///home"}]}),
+    ],
+)
+def test_each_kind_of_request_is_carried(work: Work, asked: Object, result: Object) -> None:
+    work.server.asks = [asked]
+    person = work.person()
+
+    answered = person.call("docs__it", lambda heard: person.say({"id": heard["id"], "result": result}))
+
+    assert answers_of(answered)[0]["result"] == result
+    assert {key: person.heard[0][key] for key in asked} == asked
+
+
+def test_an_error_of_the_client_is_the_servers_answer(work: Work) -> None:
+    person = work.person()
+    error = {"code": -1, "message": "no", "data": {"x": 1}}
+
+    answered = person.call("docs__it", lambda heard: person.say({"id": heard["id"], "error": error}))
+
+    assert answers_of(answered)[0]["error"] == error
+    assert [(row.outcome, row.rpc_error_code) for row in asked_rows()] == [("rpc_error", -1)]
+
+
+@pytest.mark.parametrize(
+    "capabilities",
+    [{}, {"sampling": {}, "roots": {}}, {"elicitation": {"url": {}}}],
+    ids=["none", "others", "other mode"],
+)
+def test_a_client_without_the_capability_is_not_asked(work: Work, capabilities: Object) -> None:
+    person = work.person(capabilities)
+    began = time.monotonic()
+
+    answered = person.call("docs__it")
+
+    assert answers_of(answered)[0]["error"]["code"] == NOT_FOUND
+    assert time.monotonic() - began < 3
+    assert person.heard == []
+    assert work.server.told[0]["capabilities"] == capabilities
+
+
+def test_a_client_without_a_session_or_a_stream_is_not_asked(work: Work) -> None:
+    person = work.person()
+    without_stream = person.call("docs__it", accept="application/json")
+    person.session = ""
+    without_session = person.call("docs__it")
+
+    for answered in (without_stream, without_session):
+        assert answers_of(answered)[0]["error"]["code"] == NOT_FOUND
+    assert person.heard == []
+
+
+def test_what_a_server_may_ask_is_what_its_client_said_it_can(work: Work) -> None:
+    work.person({"elicitation": {}, "sampling": {"tools": {}}, "tasks": {}}).call("docs__quick")
+
+    assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {"tools": {}}}
+
+
+def test_an_unknown_or_foreign_answer_is_taken_and_goes_nowhere(work: Work) -> None:
+    person = work.person()
+    other = Person(person.agent).initialize()
+
+    def reply(asked: Object) -> None:
+        wrong = {"action": "decline"}
+        assert person.say({"id": "b2c9fc3e-7a52-4b06-a0b6-6d3e6cf0a9d1", "result": wrong}) == 202
+        assert person.say({"id": 0, "result": wrong}) == 202
+        assert other.say({"id": asked["id"], "result": wrong}) == 202
+        assert Person(person.agent).say({"id": asked["id"], "result": wrong}) == 202
+        assert person.say({"id": asked["id"], "result": GIVEN}) == 202
+        assert person.say({"id": asked["id"], "result": wrong}) == 202
+
+    answered = person.call("docs__it", reply)
+
+    assert answers_of(answered) == [{"jsonrpc": "2.0", "id": 0, "result": GIVEN}]
+    assert len(work.server.answers) == 1
+
+
+def test_who_does_not_answer_in_time_is_an_error_to_the_server(work: Work) -> None:
+    person = work.person(answer_seconds=0.3)
+
+    answered = person.call("docs__it")
+
+    assert "did not answer" in answers_of(answered)[0]["error"]["message"]
+    asked, cancelled = person.heard
+    assert cancelled["method"] == "notifications/cancelled"
+    assert cancelled["params"]["requestId"] == asked["id"]
+    assert [row.outcome for row in asked_rows()] == ["timeout"]
+    assert not PendingRequest.objects.exists()
+    assert person.say({"id": asked["id"], "result": GIVEN}) == 202
+
+
+def test_a_call_that_ends_first_leaves_nothing_waiting(work: Work) -> None:
+    person = work.person()
+
+    assert answers_of(person.call("docs__hasty")) == []
+
+    eventually(lambda: [row.outcome for row in asked_rows()] == ["cancelled"])
+    eventually(lambda: not PendingRequest.objects.exists())
+    eventually(lambda: [answer["id"] for answer in work.server.answers if "error" in answer] == ["late"])
+
+
+def test_a_servers_request_is_a_row_of_its_own_correlated_to_its_call(work: Work) -> None:
+    person = work.person()
+
+    person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+
+    (row,) = asked_rows()
+    call = Call.objects.get(method="tools/call")
+    assert row.correlation_id == call.correlation_id == call.uid != row.uid
+    assert (row.server_name, row.host_id, row.user_email, row.outcome, row.rpc_error_code) == (
+        "Docs",
+        call.host_id,
+        "ana@example.com",
+        "ok",
+        None,
+    )
+    assert 0 < row.duration_ms <= call.duration_ms
+    assert (row.feature_name, row.request_payload) == ("", None)
+
+
+def test_what_was_asked_and_answered_is_recorded_without_secrets(work: Work) -> None:
+    WorkspaceSettings.objects.update_or_create(pk=1, defaults={"record_payloads": True})
+    person = work.person()
+    given = {"action": "accept", "content": {"name": "Ada", "password": "hunter2-hunter2"}}
+
+    person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": given}))
+
+    (row,) = asked_rows()
+    assert row.request_payload
+    assert row.response_payload
+    assert row.request_payload["params"]["message"] == "Who?"
+    assert row.response_payload["result"]["content"]["name"] == "Ada"
+    assert "hunter2" not in str(row.response_payload)
+
+
+def test_a_call_that_waits_for_a_person_gives_its_place_back_and_its_time_stands_still(work: Work) -> None:
+    sql("UPDATE servers_server SET max_concurrent = 1, timeout_seconds = 1")
+    person = work.person(queue_seconds=0.5)
+    quick: list[Object] = []
+
+    def reply(asked: Object) -> None:
+        time.sleep(1.5)
+        quick.append(Person(person.agent, session=person.session).call("docs__quick"))
+        person.say({"id": asked["id"], "result": GIVEN})
+
+    answered = person.call("docs__it", reply)
+
+    assert answers_of(answered)[0]["result"] == GIVEN
+    assert quick == [{"jsonrpc": "2.0", "id": 7, "result": {"content": []}}]
+    assert "result" in person.call("docs__quick")
+
+
+def test_an_answer_is_found_although_the_bus_was_cut_off(work: Work) -> None:
+    person = work.person()
+
+    def reply(asked: Object) -> None:
+        sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'gateway bus'")
+        person.say({"id": asked["id"], "result": GIVEN})
+
+    began = time.monotonic()
+    answered = person.call("docs__it", reply)
+
+    assert answers_of(answered)[0]["result"] == GIVEN
+    assert time.monotonic() - began < 4
+
+
+def test_answers_are_sealed_where_they_wait(work: Work) -> None:
+    person = work.person()
+    (session,) = Session.objects.all()
+    asked = PendingRequest.objects.create(
+        connection_id=work.connection.pk,
+        session_id=session.pk,
+        method="elicitation/create",
+        expires_at=timezone.now() + timedelta(minutes=1),
+    )
+
+    assert person.say({"id": str(asked.pk), "result": {"content": {"pin": "a-secret-pin"}}}) == 202
+
+    asked.refresh_from_db()
+    assert asked.answer
+    assert b"a-secret-pin" not in bytes(asked.answer)
+
+
+def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
+    """Each under an id of its own, whatever the order of the answers."""
+    work.server.asks = [FORM]
+    person = work.person()
+    other = Person(person.agent).initialize()
+    opened = threading.Barrier(2)
+    answers: dict[str, Any] = {}
+
+    def run(who: Person, name: str) -> None:
+        def reply(asked: Object) -> None:
+            opened.wait(10)
+            who.say({"id": asked["id"], "result": {"action": "accept", "content": {"name": name}}})
+
+        answers[name] = answers_of(who.call("docs__it", reply))[0]["result"]["content"]
+
+    threads = [threading.Thread(target=run, args=each) for each in ((person, "one"), (other, "two"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    assert answers == {"one": {"name": "one"}, "two": {"name": "two"}}
+
+
+def test_a_url_that_must_be_visited_first_passes_with_its_data(work: Work) -> None:
+    data = {"elicitations": [{"mode": "url", "elicitationId": "e", "url": "https://x.example.com", "message": "m"}]}
+
+    async def call(request: Request) -> None:
+        await request.fail(-32042, "URL elicitation required", data=data)
+
+    work.server.call = call
+    answered = work.person().call("docs__quick")
+
+    assert answered["error"] == {"code": -32042, "message": "URL elicitation required", "data": data}
+
+
+def test_the_end_of_an_elicitation_is_told_to_the_client(work: Work) -> None:
+    done = {"jsonrpc": "2.0", "method": "notifications/elicitation/complete", "params": {"elicitationId": "e1"}}
+
+    async def call(request: Request) -> None:
+        await request.open_stream()
+        await request.event(done)
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)
+
+    work.server.call = call
+    person = work.person()
+    person.call("docs__quick")
+
+    assert person.heard == [done]
+
+
+def test_changed_roots_are_told_to_the_servers_that_know_of_roots(work: Work) -> None:
+    person, rootless = work.person(), work.person({"sampling": {}})
+    for who in (person, rootless):
+        who.call("docs__quick")
+        assert who.say({"method": "notifications/roots/list_changed"}) == 202
+
+    eventually(lambda: work.docs.asked("notifications/roots/list_changed"))
+    told = work.docs.asked("notifications/roots/list_changed")
+    assert [request.headers["mcp-session-id"] for request in told] == ["session-0"]

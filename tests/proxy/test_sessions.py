@@ -1,0 +1,452 @@
+"""Sessions: a client's own, and those it has at servers; the same on every worker and after every restart."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from auditlog.models import Call
+from connections.models import Connection
+from gateways.models import IdentityScheme
+from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, parameters
+from proxy.models import Session, UpstreamSession
+from proxy.store.sessions import digest
+from servers.models import AuthType
+from tests import make
+from tests.conformance.counter import Counter
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Start, config, eventually, sql
+from tests.proxy.scripted import Request, Script, tool
+from wire import token_text
+
+SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
+
+
+@dataclass
+class Client:
+    """A client of the session era: what it says in `initialize`, and the session it was given."""
+
+    agent: Agent
+    session: str = ""
+    capabilities: dict[str, Any] = field(default_factory=dict)
+
+    def initialize(self, version: str = "2025-06-18") -> httpx.Response:
+        info = {"name": "probe", "version": "7"}
+        params = {"protocolVersion": version, "capabilities": self.capabilities, "clientInfo": info}
+        answer = self.agent.ask("initialize", params)
+        self.session = answer.headers["mcp-session-id"]
+        return answer
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Mcp-Session-Id": self.session} if self.session else {}
+
+    def count(self, agent: Agent | None = None) -> tuple[int, str]:
+        """The count of this session at the server, and the id the server knows it by."""
+        answer = (agent or self.agent).call("docs__count", **self.headers)
+        counted = answer.json()["result"]["structuredContent"]
+        return counted["count"], counted["session"]
+
+    def delete(self) -> httpx.Response:
+        own = {"Authorization": f"Bearer {self.agent.secret}", **self.headers}
+        with httpx.Client(trust_env=False) as client:
+            return client.delete(self.agent.url, headers=own)
+
+
+@dataclass
+class Work:
+    """A gateway with a counting server behind it."""
+
+    counter: Counter
+    connection: Connection
+    start: Start
+
+    def client(self, capabilities: dict[str, Any] | None = None) -> Client:
+        return Client(self.start().agent(self.connection), capabilities=capabilities or {})
+
+
+@pytest.fixture
+def work(start: Start, run: Run) -> Iterator[Work]:
+    counter = Counter(SESSION_ERA)
+    user = make.user()
+    gateway = make.gateway(make.server(slug="docs", url=run(counter).url))
+    with ExitStack():
+        yield Work(counter, make.connection(make.agent(by=user), gateway, user), start)
+
+
+def test_two_workers_keep_one_session_of_one_client(work: Work) -> None:
+    client = work.client()
+    elsewhere = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
+    client.initialize()
+
+    counted = [client.count(agent) for _ in range(6) for agent in (client.agent, elsewhere)]
+
+    assert [count for count, _ in counted] == [*range(1, 13)]
+    assert len({session for _, session in counted}) == 1
+    assert len(work.counter.events("initialize")) == 1
+
+
+def test_two_sessions_of_one_token_are_two_at_the_server(work: Work) -> None:
+    one = work.client()
+    two = Client(one.agent)
+    one.initialize()
+    two.initialize()
+
+    counted = [one.count(), two.count(), one.count(), two.count()]
+
+    assert [count for count, _ in counted] == [1, 1, 2, 2]
+    assert len({session for _, session in counted}) == 2
+    assert one.session != two.session
+
+
+def test_who_names_no_session_has_one_for_its_connection(work: Work) -> None:
+    client = work.client()
+    other_token = Client(work.start().agent(work.connection))
+    named = Client(client.agent)
+    named.initialize()
+
+    assert [client.count()[0], other_token.count()[0], named.count()[0]] == [1, 2, 1]
+
+
+def test_a_restart_loses_nothing(work: Work) -> None:
+    first = work.start()
+    client = Client(first.agent(work.connection))
+    client.initialize()
+    assert client.count()[0] == 1
+
+    first.stop()
+
+    again = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
+    assert client.count(again)[0] == 2
+    assert work.counter.events("delete") == []
+
+
+def test_a_server_that_forgot_its_sessions_is_asked_anew_once(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+    client.count()
+    work.counter.forget_sessions()
+
+    with ThreadPoolExecutor(6) as pool:
+        counted = list(pool.map(lambda _: client.count(), range(6)))
+
+    assert sorted(count for count, _ in counted) == [*range(1, 7)]
+    assert len(work.counter.events("initialize")) == 2
+
+
+def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = work.client()
+    elsewhere = Agent(work.start().url(work.connection.gateway.slug), client.agent.secret)
+    client.initialize()
+    client.count()  # From here on nobody lists.
+    slow = SlowInitialize(work.counter)
+    monkeypatch.setattr(Counter, "_initialize", slow.initialize)
+    sql("DELETE FROM proxy_upstreamsession")
+
+    with ThreadPoolExecutor(2) as pool:
+        counted = list(pool.map(client.count, (client.agent, elsewhere)))
+
+    assert sorted(count for count, _ in counted) == [1, 2]
+    assert len({session for _, session in counted}) == 1
+    assert len(slow.opened) == 2
+    (deleted,) = work.counter.wait_for("delete")
+    assert str(deleted.session) not in {session for _, session in counted}
+    assert UpstreamSession.objects.count() == 1
+
+
+class SlowInitialize:
+    """Answers `initialize` only when two were asked."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+        self.opened: list[object] = []
+        self._real = Counter._initialize
+
+    async def initialize(self, message: Any, params: Any, send: Any) -> None:
+        self.opened.append(params)
+        for _ in range(500):
+            if len(self.opened) >= 2:
+                break
+            await asyncio.sleep(0.01)
+        await self._real(self.counter, message, params, send)
+
+
+def test_a_session_that_is_not_there_is_404_whatever_the_reason(work: Work) -> None:
+    user = make.user()
+    client, foreign = (
+        work.client(),
+        Client(work.start().agent(make.connection(make.agent(by=user), work.connection.gateway, user))),
+    )
+    foreign.initialize()
+    ended = Client(client.agent)
+    ended.initialize()
+    assert ended.delete().status_code == 200
+    unknown = token_text.mint(token_text.SESSION)
+
+    answers = [
+        client.agent.ask("tools/list", **{"Mcp-Session-Id": session})
+        for session in (foreign.session, ended.session, unknown, "x", "")
+    ]
+
+    assert {answer.status_code for answer in answers} == {404}
+    assert len({answer.content for answer in answers}) == 1
+    assert answers[0].json()["error"] == {"code": -32001, "message": "Session not found"}
+    assert answers[0].json()["id"] is None
+    row = Call.objects.order_by("id").last()
+    assert row is not None
+    assert (row.outcome, row.http_status, row.method) == ("bad_request", 404, "tools/list")
+    assert foreign.count()[0] == 1
+
+
+def test_delete_ends_the_sessions_at_the_servers(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+    _, upstream = client.count()
+
+    assert client.delete().status_code == 200
+
+    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    assert client.delete().status_code == 404
+    assert not UpstreamSession.objects.exists()
+    assert client.initialize().status_code == 200
+
+
+def test_delete_names_a_session(work: Work) -> None:
+    client = work.client()
+
+    assert client.delete().status_code == 400
+
+
+def test_an_id_cannot_be_guessed_and_is_not_stored(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+
+    assert token_text.well_formed(client.session, {token_text.SESSION})
+    (row,) = Session.objects.values()
+    assert client.session.encode() not in str(row).encode()
+    client.count()
+    (upstream,) = UpstreamSession.objects.all()
+    assert str(next(iter(work.counter.counts))) not in bytes(upstream.sealed_id).decode()
+
+
+def test_the_version_of_the_session_counts_when_none_is_named(work: Work) -> None:
+    client = work.client()
+    client.initialize("2025-06-18")
+
+    client.count()
+
+    row = Call.objects.order_by("id").last()
+    assert row is not None
+    assert (row.protocol_version, row.client_name, row.client_version) == ("2025-06-18", "probe", "7")
+
+
+def test_a_request_of_2026_07_28_ignores_the_header(start: Start, run: Run) -> None:
+    user = make.user()
+    gateway = make.gateway(make.server(slug="docs", url=run(Counter(SESSION_ERA)).url))
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    routing = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/list", "Mcp-Session-Id": "gws_nobody"}
+
+    assert agent.ask("tools/list", {"_meta": meta}, **routing).status_code == 200
+
+
+def test_servers_are_told_what_can_be_passed_on_of_a_clients_capabilities(work: Work) -> None:
+    told = {
+        "sampling": {"tools": {}},
+        "elicitation": {"url": {}, "odd": {}},
+        "roots": {"listChanged": True},
+        "tasks": {},
+    }
+    client = work.client(told)
+    plain = Client(client.agent)
+    client.initialize()
+    plain.initialize()
+
+    client.count()
+    plain.count()
+
+    first, second = (event.detail["capabilities"] for event in work.counter.events("initialize"))
+    assert first == {"elicitation": {"url": {}}, "roots": {}, "sampling": {"tools": {}}}
+    assert second == {}
+
+
+def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None:
+    counter = Counter(SESSION_ERA)
+    server = make.server(slug="docs", url=run(counter).url, auth_type=AuthType.BEARER)
+    identity, gateway, user = make.identity(server, secret="one"), make.gateway(), make.user()
+    make.assignment(gateway, server, alias="docs", identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
+    client = Client(start().agent(make.connection(make.agent(by=user), gateway, user)))
+    client.initialize()
+    assert [client.count()[0], client.count()[0]] == [1, 2]
+
+    identity.replace("two", by=user)
+
+    assert [client.count()[0], client.count()[0]] == [1, 2]
+
+
+def test_of_one_connection_a_hundred_sessions_stay(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.sessions.MOST_SESSIONS", 3)
+    clients = [Client(work.client().agent)]
+    clients += [Client(clients[0].agent) for _ in range(3)]
+    for client in clients[:3]:
+        client.initialize()
+    _, upstream = clients[0].count()
+
+    clients[3].initialize()
+
+    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    assert [client.agent.ask("ping", **client.headers).status_code for client in clients] == [404, 200, 200, 200]
+
+
+def test_sessions_nobody_uses_end(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.1)
+    client = work.client()
+    client.initialize()
+    _, upstream = client.count()
+
+    sql("UPDATE proxy_session SET last_used_at = last_used_at - interval '25 hours'")
+
+    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    eventually(lambda: client.agent.ask("ping", **client.headers).status_code == 404)
+
+
+def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.1)
+    client = work.client()
+    client.initialize()
+    _, upstream = client.count()
+
+    sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '59 minutes'")
+    assert client.count() == (2, upstream)
+    sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '61 minutes'")
+
+    assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
+    assert client.count()[0] == 1
+
+
+def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+    client.count()
+    sql("UPDATE proxy_session SET last_used_at = last_used_at - interval '1 hour'")
+    sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '30 minutes'")
+    before = [Session.objects.get().last_used_at, UpstreamSession.objects.get().last_used_at]
+
+    client.count()
+
+    eventually(lambda: Session.objects.get().last_used_at > before[0])
+    eventually(lambda: UpstreamSession.objects.get().last_used_at > before[1])
+
+
+@dataclass
+class Told(Script):
+    """A server that says these things of itself."""
+
+    said: dict[str, Any] = field(default_factory=dict)
+
+    async def initialize(self, request: Request) -> None:
+        result = {"protocolVersion": self.version, "serverInfo": {"name": "told"}, "capabilities": {}, **self.said}
+        await request.answer(result)
+
+    async def method(self, request: Request) -> None:
+        if request.message["method"] == "server/discover":
+            await request.answer({"supportedVersions": ["2026-07-28"], "capabilities": {}, **self.said})
+        else:
+            await super().method(request)
+
+
+def test_the_gateway_says_what_its_servers_said_of_themselves(start: Start, run: Run) -> None:
+    one = Told([[tool("a")]], said={"instructions": "Ask one.", "capabilities": {"tools": {}, "odd": {}}})
+    two = Told([[tool("b")]], modern=True, said={"instructions": "Ask two."})
+    user, gateway = make.user(), make.gateway(description="Look things up here.")
+    for script, name in ((one, "One"), (two, "Two")):
+        server = make.server(name=name, slug=name.lower(), url=run(script.app()).url)
+        make.assignment(gateway, server, alias=name.lower())
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
+    expected = "Look things up here.\n\n## One\n\nAsk one.\n\n## Two\n\nAsk two."
+
+    def said() -> Any:
+        return agent.ask("initialize", {"protocolVersion": "2025-06-18"}).json()["result"]
+
+    assert said()["instructions"] == "Look things up here."
+    agent.listed()
+
+    eventually(lambda: said()["instructions"] == expected)
+    assert said()["capabilities"] == {"tools": {}}
+    assert agent.ask("server/discover").json()["result"]["instructions"] == expected
+    sql("UPDATE servers_server SET enabled = false WHERE name = 'One'")
+    assert said()["instructions"] == "Look things up here.\n\n## Two\n\nAsk two."
+
+
+def test_what_a_server_says_to_one_user_is_not_told_to_another(start: Start, run: Run) -> None:
+    script = Told([[tool("a")]], said={"instructions": "You are known here.", "capabilities": {"tools": {}}})
+    server = make.server(name="One", slug="docs", url=run(script.app()).url, auth_type=AuthType.BEARER)
+    gateway = make.gateway()
+    make.assignment(gateway, server, alias="docs", identity_scheme=IdentityScheme.PER_USER)
+    proxy, agents = start(), []
+    for _ in range(2):
+        user = make.user()
+        identity = make.identity(server, owner=user)
+        connection = make.connection(make.agent(by=user), gateway, user, [identity])
+        agents.append(proxy.agent(connection))
+
+    agents[0].listed()
+
+    said = [
+        lambda agent=agent: agent.ask("server/discover").json()["result"].get("instructions", "") for agent in agents
+    ]
+    eventually(lambda: "You are known here." in said[0]())
+    assert said[1]() == ""
+
+
+def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
+    """However many there are: what the deciding statement reads of them grows with nothing."""
+    client = work.client()
+    client.initialize()
+    client.count()
+    sql(
+        "INSERT INTO proxy_session (id, digest, connection_id, version, capabilities, declared, client_name,"
+        " client_version, log_level, created_at, last_used_at) SELECT gen_random_uuid(), sha256(n::text::bytea), %s,"
+        " '2025-06-18', '{}', '', '', '', '', now(), now() FROM generate_series(1, 20000) n",
+        work.connection.pk,
+    )
+    sql(
+        "INSERT INTO proxy_upstreamsession (id, owner_id, connection_id, server_id, key, sealed_id, version, opened_at,"
+        " last_used_at) SELECT gen_random_uuid(), s.id, s.connection_id, u.server_id, u.key, u.sealed_id, u.version,"
+        " now(), now() FROM proxy_session s, proxy_upstreamsession u WHERE s.id <> u.owner_id"
+    )
+    keys = config().token_keys
+    digests = TokenDigests((*token_text.candidates(str(client.agent.secret), keys),), (None,) * len(keys))
+    asked = AccessQuery(
+        digests, work.connection.gateway.slug, ServersNeeded.OF_TOOL, "docs__count", digest(client.session)
+    )
+    given = ", ".join(f"'{parameter.decode()}'" for parameter in parameters([asked]))
+    with psycopg.connect(config().conninfo, autocommit=True) as own:
+        for statement in SETUP:
+            own.execute(statement)
+        row = own.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE decide ({given})".encode()).fetchone()
+    assert row is not None
+    (plan,) = row
+
+    read = [node for node in nodes(plan[0]["Plan"]) if "session" in node.get("Relation Name", "")]
+    found = {node["Relation Name"]: (node["Node Type"], node["Actual Rows"]) for node in read}
+    assert found == {"proxy_session": ("Index Scan", 1), "proxy_upstreamsession": ("Index Scan", 1)}
+    assert all("Filter" not in node or node["Rows Removed by Filter"] == 0 for node in read), read
+
+
+def nodes(plan: Any) -> Iterator[Any]:
+    """This node of a plan, and all below it."""
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)

@@ -1,0 +1,231 @@
+"""Streams that last, and calls that take long: who is told of changed lists, and who is cut off."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from accounts.models import User
+from connections.models import Connection
+from tests.conformance.counter import MODERN, SESSION_ERA
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Start, eventually, sql
+from tests.proxy.listening import Listener, listening
+from tests.proxy.test_cancel import Work, waiting
+from tests.proxy.test_endpoint import modern
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TOOLS_CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
+
+
+def in_session(agent: Agent, version: str = "2025-11-25") -> Agent:
+    """This agent after `initialize`, in a session of its own."""
+    params = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
+    answer = agent.ask("initialize", params)
+    assert answer.status_code == 200
+    session = answer.headers.get("mcp-session-id", "none-yet")
+    return Agent(agent.url, agent.secret, {"Mcp-Session-Id": session, "MCP-Protocol-Version": version})
+
+
+def listen(kinds: dict[str, Any], request_id: object = "sub") -> tuple[dict[str, Any], dict[str, str]]:
+    body, headers = modern("subscriptions/listen", {"notifications": kinds})
+    return body | {"id": request_id}, headers
+
+
+def test_a_get_stream_begins_at_once_and_pings(start: Start, run: Run) -> None:
+    work = Work(lambda: start(ping_seconds=0.2), run)
+    with listening(in_session(work.agent()), "GET") as stream:
+        assert stream.begun.wait(2)
+        assert (stream.status, stream.headers["content-type"]) == (200, "text/event-stream")
+        assert stream.headers["x-accel-buffering"] == "no"
+        eventually(lambda: stream.pings >= 3)
+    eventually(lambda: len(rows(work)) == 2)
+    begun, ended = rows(work)
+    assert (begun.outcome, begun.http_status, ended.outcome) == ("ok", 200, "ok")
+    assert begun.uid == begun.correlation_id == ended.correlation_id
+    assert ended.uid != begun.uid
+    assert ended.duration_ms > begun.duration_ms
+    assert (begun.gateway_name, ended.gateway_name, begun.user_email) == ("work", "work", "ana@example.com")
+
+
+def rows(work: Work) -> list[Any]:
+    return [row for row in work.proxy.calls() if row.method in ("GET", "subscriptions/listen")]
+
+
+def test_where_no_stream_is_offered_the_answer_is_405(start: Start, run: Run) -> None:
+    agent = Work(start, run).agent()
+    own = {"Authorization": f"Bearer {agent.secret}", "Accept": "text/event-stream"}
+    without = httpx.get(agent.url, headers=own, trust_env=False)
+    of_2026 = httpx.get(agent.url, headers=own | {"MCP-Protocol-Version": MODERN}, trust_env=False)
+    session = in_session(agent)
+    json_only = httpx.get(agent.url, headers=own | session.headers | {"Accept": "application/json"}, trust_env=False)
+
+    assert (without.status_code, of_2026.status_code) == (405, 405)
+    assert "POST" in without.headers["allow"]
+    assert json_only.status_code == 406
+
+
+@pytest.mark.parametrize("request_id", ["sub", 7])
+def test_a_listen_is_acknowledged_first_with_what_is_told_of(start: Start, run: Run, request_id: object) -> None:
+    work = Work(start, run)
+    body, headers = listen({"toolsListChanged": True, "promptsListChanged": False, "weatherChanged": True}, request_id)
+    with listening(work.agent(), "POST", body, **headers) as stream:
+        (first,) = stream.wait_for(1)
+        assert first["method"] == "notifications/subscriptions/acknowledged"
+        assert first["params"]["notifications"] == {"toolsListChanged": True}
+        subscription = first["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"]
+        assert (subscription, type(subscription)) == (request_id, type(request_id))
+
+
+def test_a_listen_without_an_event_stream_is_406(start: Start, run: Run) -> None:
+    body, headers = listen({"toolsListChanged": True})
+    assert Work(start, run).agent().post(body, **headers | {"Accept": "application/json"}).status_code == 406
+
+
+def test_an_administrators_edit_is_told_once_on_all_workers_within_three_seconds(
+    start: Start, run: Run, ana: User
+) -> None:
+    work = Work(start, run, workers=2)
+    agent, other = work.agent("bob"), work.agent("eve")
+    body, headers = listen({"toolsListChanged": True})
+    with (
+        listening(in_session(agent), "GET") as get,
+        listening(work.elsewhere(in_session(other)), "GET") as elsewhere,
+        listening(work.elsewhere(agent), "POST", body, **headers) as modern_stream,
+    ):
+        for stream in (get, elsewhere, modern_stream):
+            assert stream.begun.wait(2)
+        modern_stream.wait_for(1)
+        began = time.monotonic()
+        tool = work.assignment.tools.get()
+        for _ in range(3):
+            tool.disable(by=ana)
+            tool.enable(by=ana)
+        assert get.wait_for(1) == [TOOLS_CHANGED]
+        assert elsewhere.wait_for(1) == [TOOLS_CHANGED]
+        told = modern_stream.wait_for(2)[1]
+        assert time.monotonic() - began < 3
+        assert (told["method"], told["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"]) == (
+            TOOLS_CHANGED["method"],
+            "sub",
+        )
+        time.sleep(1.5)
+        assert [len(stream.events) for stream in (get, elsewhere, modern_stream)] == [1, 1, 2]
+
+
+def test_one_message_goes_on_one_stream_of_a_session_only(start: Start, run: Run, ana: User) -> None:
+    work = Work(start, run)
+    agent = in_session(work.agent("bob"))
+    with listening(agent, "GET") as older:
+        assert older.begun.wait(2)
+        with listening(agent, "GET") as newer:
+            assert newer.begun.wait(2)
+            work.assignment.tools.get().disable(by=ana)
+            assert newer.wait_for(1) == [TOOLS_CHANGED]
+            time.sleep(0.3)
+            assert older.events == []
+
+
+# Cutting access
+
+
+def the_connection(agent: Agent) -> Connection:
+    return Connection.objects.get(user__email="bob@example.com")
+
+
+CUTS: dict[str, Callable[[Connection, User], object]] = {
+    "revoked": lambda connection, ana: connection.tokens.filter(kind="access").get().revoke(by=ana),
+    "connection_revoked": lambda connection, _: Connection.objects.filter(pk=connection.pk).update(
+        revoked_at=NOW, revoke_reason="manual"
+    ),
+    "connection_disabled": lambda connection, ana: connection.disable(by=ana),
+    "host_disabled": lambda connection, ana: connection.host.disable(by=ana),
+    "gateway_disabled": lambda connection, ana: connection.gateway.disable(by=ana),
+    "user_inactive": lambda connection, _: User.objects.filter(pk=connection.user_id).update(is_active=False),
+}
+
+
+@pytest.mark.parametrize("reason", CUTS)
+def test_a_cut_ends_every_stream_of_it_within_a_second_and_nobody_elses(
+    start: Start, run: Run, ana: User, reason: str
+) -> None:
+    work = Work(start, run, workers=2)
+    agent, other = work.agent("bob"), work.agent("eve")
+    body, headers = listen({"toolsListChanged": True}, 5)
+    with (
+        listening(in_session(agent), "GET") as get,
+        listening(work.elsewhere(agent), "POST", body, **headers) as of_2026,
+        listening(agent, "POST", waiting("mine", token=1)) as call,
+        listening(agent, "POST", waiting(9), Accept="application/json") as json_call,
+        listening(in_session(other), "GET") as others,
+    ):
+        streams = (get, of_2026, call, json_call)
+        work.counter.wait_for("call", 2)
+        call.wait_for(1)
+        of_2026.wait_for(1)
+        assert get.begun.wait(2)
+        began = time.monotonic()
+        CUTS[reason](the_connection(agent), ana)
+        assert all(stream.over.wait(5) for stream in streams)
+        took = time.monotonic() - began
+        assert took < 2.0  # A second, and what this machine is late.
+        work.counter.wait_for("cancelled", 2, seconds=2)
+        cut_reason_is_told(get, of_2026, call, json_call, reason)
+        if reason != "gateway_disabled":
+            assert not others.over.is_set()
+    eventually(lambda: len([row for row in work.proxy.calls() if row.deny_reason == reason]) >= 4)
+    denied = [row for row in work.proxy.calls() if row.deny_reason == reason]
+    assert {row.outcome for row in denied} == {"denied" if "disabled" in reason else "unauthorized"}
+    assert {row.method for row in denied} == {"GET", "subscriptions/listen", "tools/call"}
+
+
+def cut_reason_is_told(get: Listener, of_2026: Listener, call: Listener, json_call: Listener, reason: str) -> None:
+    code = -32003 if "disabled" in reason else -32001
+    last = get.events[-1]
+    assert (last["error"]["code"], last["error"]["data"], last["id"]) == (code, {"reason": reason}, None)
+    last = call.events[-1]
+    assert (last["error"]["code"], last["error"]["data"], last["id"]) == (code, {"reason": reason}, "mine")
+    assert json_call.status == (403 if code == -32003 else 401)
+    meta = {"io.modelcontextprotocol/subscriptionId": 5}
+    assert of_2026.events[-1] == {"jsonrpc": "2.0", "id": 5, "result": {"resultType": "complete", "_meta": meta}}
+
+
+@pytest.mark.parametrize("eras", [SESSION_ERA, (MODERN,)], ids=["session server", "modern server"])
+def test_a_call_ends_whose_server_is_switched_off(start: Start, run: Run, ana: User, eras: tuple[str, ...]) -> None:
+    work = Work(start, run, eras)
+    with listening(work.agent("bob"), "POST", waiting("mine", token=1)) as call:
+        call.wait_for(1)
+        work.assignment.server.disable(by=ana)
+        assert call.over.wait(3)
+    assert call.events[-1]["error"]["data"]["reason"] == "server_disabled"
+    work.counter.wait_for("left" if MODERN in eras else "cancelled", seconds=2)
+    assert work.proxy.last().deny_reason == "server_disabled"
+
+
+def test_a_cut_that_nobody_was_told_of_is_found_within_ten_seconds(start: Start, run: Run, ana: User) -> None:
+    work = Work(start, run)
+    agent = in_session(work.agent("bob"))
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(2)
+        sql("ALTER TABLE connections_connection DISABLE TRIGGER tell_cut")
+        try:
+            the_connection(agent).disable(by=ana)
+        finally:
+            sql("ALTER TABLE connections_connection ENABLE TRIGGER tell_cut")
+        assert stream.over.wait(12)
+        assert stream.events[-1]["error"]["data"] == {"reason": "connection_disabled"}
+
+
+def test_a_token_has_a_bounded_number_of_standing_streams(start: Start, run: Run) -> None:
+    work = Work(lambda: start(token_calls=2), run)
+    agent = in_session(work.agent())
+    with listening(agent, "GET") as one, listening(agent, "GET") as two:
+        assert one.begun.wait(2)
+        assert two.begun.wait(2)
+        with listening(agent, "GET") as three:
+            assert three.over.wait(2)
+            assert b'"busy"' in three.body
+        assert agent.ask("ping").status_code == 200

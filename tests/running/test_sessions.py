@@ -1,0 +1,72 @@
+"""A client's session over the workers of one `serve`: whichever of them dies, it counts on."""
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.conformance.counter import Counter
+from tests.conftest import Run
+from tests.running.test_kill import runs
+from tests.workspace import ROOT, Serve
+
+pytestmark = pytest.mark.xdist_group("kill")
+
+INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
+
+
+def added(serve: Serve, url: str) -> dict[str, str]:
+    """A gateway before the server at `url`, and a token for it."""
+    command = [sys.executable, "-m", "tests.conformance.rows", json.dumps({"counter": url})]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=serve.environment() | {"DJANGO_SETTINGS_MODULE": "gatewayadmin.settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout)["counter"])
+
+
+def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Serve, run: Run) -> None:
+    counter = Counter(("2025-06-18", "2025-11-25"))
+    serve = live_alone.start(workers=2)
+    made = added(serve, run(counter).url)
+    headers = {"Authorization": f"Bearer {made['token']}", "Accept": "application/json, text/event-stream"}
+
+    def ask(method: str, params: dict[str, Any]) -> httpx.Response:
+        """Over a connection of its own, so that any worker may get it; again while nobody takes it."""
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        for _ in range(200):
+            try:
+                with httpx.Client(trust_env=False, timeout=30) as client:
+                    return client.post(f"{serve.url}/mcp/{made['slug']}", json=body, headers=headers)
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError("nobody took it")
+
+    def count() -> tuple[int, str]:
+        counted = ask("tools/call", {"name": "count"}).json()["result"]["structuredContent"]
+        return counted["count"], counted["session"]
+
+    headers["Mcp-Session-Id"] = ask("initialize", INITIALIZE).headers["mcp-session-id"]
+    counted = [count() for _ in range(6)]
+    assert serve.process is not None
+    for worker in [child for child in psutil.Process(serve.process.pid).children() if runs(child)]:
+        worker.kill()
+        worker.wait()
+        counted.append(count())
+    serve.stop()
+    serve.start(workers=2)
+    counted += [count() for _ in range(12 - len(counted))]
+
+    assert [number for number, _ in counted] == [*range(1, len(counted) + 1)]
+    assert len({session for _, session in counted}) == 1
+    assert [len(counter.events(what)) for what in ("initialize", "delete")] == [1, 0]

@@ -1,0 +1,87 @@
+"""The place of a call at its server, and its time, while somebody is asked something for the server."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from wire.client import FairQueue, Place, TimeLimit
+from wire.jsonrpc import Object
+
+
+async def nothing(_: Object) -> None:
+    """For answers nobody reads."""
+
+
+def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
+    async def work() -> None:
+        queue = FairQueue(1)
+        assert queue.enter_now("ana", "c1")
+        with TimeLimit(0.05, 5) as limit:
+            place = Place(queue, "ana", "c1", limit)
+
+            async def ask(_: Object, __: object) -> None:
+                assert queue.enter_now("bob", "c2")
+                await asyncio.sleep(0.2)  # Longer than the server itself may be silent.
+                queue.leave("bob", "c2")
+
+            await place.give_back_while(ask)({}, nothing)
+            assert not queue.enter_now("bob", "c2")
+        place.end()
+        assert queue.is_idle
+
+    asyncio.run(work())
+
+
+def test_a_call_that_ends_while_somebody_is_asked_gives_its_place_back_once() -> None:
+    async def work() -> None:
+        queue = FairQueue(1)
+        assert queue.enter_now("ana", "c1")
+        with TimeLimit(1, 5) as limit:
+            place = Place(queue, "ana", "c1", limit)
+            asked = asyncio.Event()
+
+            async def ask(_: Object, __: object) -> None:
+                asked.set()
+                await asyncio.sleep(60)
+
+            asking = [asyncio.ensure_future(place.give_back_while(ask)({}, nothing)) for _ in range(2)]
+            await asked.wait()
+            place.end()
+            for task in asking:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        assert queue.is_idle
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("seconds", "total", "exceeded"), [(0.05, 5, "idle"), (5, 0.05, "total")])
+def test_a_limit_says_which_of_the_two_was_exceeded(seconds: float, total: float, exceeded: str) -> None:
+    async def work() -> None:
+        limit = TimeLimit(seconds, total)
+        with pytest.raises(TimeoutError), limit:
+            await asyncio.sleep(3)
+        assert limit.exceeded == exceeded
+
+    asyncio.run(work())
+
+
+def test_a_touch_begins_the_first_limit_anew_but_not_the_total() -> None:
+    async def work() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        limit = TimeLimit(0.1, 0.4)
+
+        async def keep_touching() -> None:
+            while True:
+                await asyncio.sleep(0.02)
+                limit.touch()
+
+        with pytest.raises(TimeoutError), limit:
+            await keep_touching()
+        assert limit.exceeded == "total"
+        return loop.time() - began
+
+    assert asyncio.run(work()) >= 0.4

@@ -1,0 +1,95 @@
+"""URIs of resources as clients are given them: every one comes back as it went out, expanded templates too."""
+
+import pytest
+
+from wire.uris import alias_and_uri, exposed, exposed_template, exposed_uri, template_matches
+
+URIS = (
+    "docs://handbook",
+    "file:///a%20b/(x)?y=1#z",
+    "ü://日",
+    "gateway://other/x",
+    "ui://page",
+    "a",
+    "%",
+    "((",
+    "\ud83d",
+)
+
+
+@pytest.mark.parametrize("uri", URIS)
+def test_a_uri_comes_back_as_it_went_out(uri: str) -> None:
+    given = exposed_uri("docs", uri)
+
+    assert given.startswith("gateway://docs/")
+    assert alias_and_uri(given) == ("docs", uri)
+    assert exposed_uri("", uri) == uri
+
+
+def test_the_form_is_the_documented_one() -> None:
+    assert exposed_uri("docs", "docs://hand book") == "gateway://docs/docs%3A%2F%2Fhand%20book"
+    assert alias_and_uri("docs://handbook") == ("", "docs://handbook")
+
+
+@pytest.mark.parametrize(
+    ("template", "expansions"),
+    [
+        ("docs://page/{id}/data", {"{id}": "1"}),
+        ("docs://page/{id}/data", {"{id}": "a%20b%2Fc"}),  # The value "a b/c", RFC 6570 section 3.2.2.
+        ("docs://{+path}{?q,n}", {"{+path}": "a/b(c)", "{?q,n}": "?q=x%26y&n=1"}),
+        ("docs://{a}{b}{#f}", {"{a}": "1", "{b}": "", "{#f}": "#top"}),
+    ],
+)
+def test_an_expanded_template_means_what_the_servers_own_template_expands_to(
+    template: str, expansions: dict[str, str]
+) -> None:
+    given, own = exposed_template("docs", template), template
+    for expression, expansion in expansions.items():
+        given, own = given.replace(expression, expansion), own.replace(expression, expansion)
+
+    assert alias_and_uri(given) == ("docs", own)
+    assert alias_and_uri(exposed_template("docs", template)) == ("docs", template)
+    assert template_matches(template, own, narrowly=False)
+
+
+def test_a_simple_expression_stands_for_one_segment_when_it_has_to_be_certain() -> None:
+    assert template_matches("docs://{id}", "docs://a", narrowly=True)
+    assert not template_matches("docs://{id}", "docs://a/b", narrowly=True)
+    assert template_matches("docs://{id}", "docs://a/b", narrowly=False)
+    assert template_matches("docs://{+path}/end", "docs://a/b/end", narrowly=True)
+    assert not template_matches("docs://{id}/end", "docs://a/b", narrowly=False)
+    assert not template_matches("docs://{id}", "other://a", narrowly=False)
+
+
+def test_a_template_with_very_many_expressions_may_mean_anything_and_certainly_means_nothing() -> None:
+    assert template_matches("{a}" * 300 + "!", "a" * 8_000, narrowly=False)
+    assert not template_matches("{a}" * 300 + "!", "aaa!", narrowly=True)
+
+
+def test_every_place_a_uri_is_given_out_in_is_mapped_and_nothing_else() -> None:
+    given = {
+        "content": [
+            {"type": "resource_link", "uri": "docs://a", "name": "a", "_meta": {"uri": "docs://kept"}},
+            {"type": "resource", "resource": {"uri": "docs://b", "text": "docs://kept"}},
+            {"type": "text", "text": "docs://kept"},
+        ],
+        "messages": [{"role": "user", "content": {"type": "resource", "resource": {"uri": "docs://c", "blob": ""}}}],
+        "contents": [{"uri": "docs://d", "text": ""}],
+        "structuredContent": {"uri": "docs://kept"},
+        "_meta": {"ui": {"resourceUri": "ui://page", "x": 1}, "ui/resourceUri": "ui://page"},
+    }
+
+    shown = exposed(given, "docs")
+
+    assert [item.get("uri") for item in shown["content"]] == ["gateway://docs/docs%3A%2F%2Fa", None, None]
+    assert shown["content"][1]["resource"]["uri"] == "gateway://docs/docs%3A%2F%2Fb"
+    assert shown["messages"][0]["content"]["resource"]["uri"] == "gateway://docs/docs%3A%2F%2Fc"
+    assert shown["contents"][0]["uri"] == "gateway://docs/docs%3A%2F%2Fd"
+    assert shown["_meta"] == {
+        "ui": {"resourceUri": "gateway://docs/ui%3A%2F%2Fpage", "x": 1},
+        "ui/resourceUri": "gateway://docs/ui%3A%2F%2Fpage",
+    }
+    assert str(shown).count("docs://kept") == 4
+    assert exposed(given, "") is given
+    plain = {"content": [{"type": "text", "text": ""}]}
+    assert exposed(plain, "docs") is plain
