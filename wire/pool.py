@@ -32,6 +32,7 @@ from wire.errors import (
 )
 from wire.guard import AddressRefused, Guard, LeadsBack
 from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
+from wire.jsonrpc import LARGE
 from wire.resolver import Resolver
 from wire.turns import Turns
 

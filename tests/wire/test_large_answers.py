@@ -13,7 +13,8 @@ import pytest
 from tests.wire.test_http1 import LIMIT, MIB, READ
 from tests.wire.test_pool import LOOPBACK
 from wire.errors import TooSlow
-from wire.http1 import AHEAD_LIMIT, LARGE, HttpConnection, Oversized
+from wire.http1 import AHEAD_LIMIT, HttpConnection, Oversized
+from wire.jsonrpc import LARGE
 from wire.pool import Origin, Transport
 from wire.rpc_messages import SESSION, RpcResponse, Target, ignore, read_response
 from wire.turns import LARGE_AT_ONCE

@@ -5,7 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from wire.client import FairQueue, Place, TimeLimit
+from wire.client import , Place, TimeLimit
+from wire.turns import FairQueue
 from wire.jsonrpc import Object
 
 
