@@ -77,7 +77,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
             {name: partial(getattr, part, "fault") for name, part in connections.items()},
-            lambda: transport.idle,
+            partial(getattr, transport, "idle"),
         )
         await state.start()
         for part in (access, limits, writer, usage, bus, streams):

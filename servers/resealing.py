@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.db import transaction
 
+from proxy.models import UpstreamSession
 from servers.models import Identity, cipher
 from wire.cipher import Unreadable
 
@@ -22,11 +23,23 @@ def reseal() -> Resealed:
     """Seal with the newest key what an older one holds.
 
     Row by row, each in a transaction of its own: calls, replacements and revocations go on meanwhile, and running it
-    again does what is left. Sessions with upstream servers stay, for the secrets do not change.
+    again does what is left. Sessions with upstream servers stay, for the secrets do not change and their ids are moved
+    too; one that no key opens is gone, and is opened anew when it is needed.
     """
+    _reseal_sessions()
     older = Identity.objects.filter(secret_ciphertext__isnull=False).exclude(key_id=cipher().key_id).order_by("pk")
     results = [_moved(pk) for pk in older.values_list("pk", flat=True)]
     return Resealed(moved=results.count(True), unreadable=results.count(False))
+
+
+def _reseal_sessions() -> None:
+    sealed = UpstreamSession.objects.exclude(sealed_id=b"").values_list("pk", "sealed_id")
+    for pk, sealed_id in sealed.iterator():
+        unchanged = UpstreamSession.objects.filter(pk=pk, sealed_id=sealed_id)
+        try:
+            unchanged.update(sealed_id=cipher().reseal(bytes(sealed_id)))
+        except Unreadable:
+            unchanged.delete()
 
 
 def _moved(pk: UUID) -> bool | None:

@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from cryptography.fernet import Fernet
+from pytest_django import Settings
 
 from auditlog.models import Call
 from connections.models import Connection
@@ -18,11 +20,13 @@ from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, 
 from proxy.models import Session, UpstreamSession
 from proxy.store.sessions import digest
 from servers.models import AuthType
+from servers.resealing import reseal
 from tests import make
 from tests.conformance.counter import Counter
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Start, config, eventually, sql
 from tests.proxy.scripted import Request, Script, tool
+from tokens.models import Token
 from wire import token_text
 
 SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
@@ -450,3 +454,52 @@ def nodes(plan: Any) -> Iterator[Any]:
     yield plan
     for below in plan.get("Plans", ()):
         yield from nodes(below)
+
+
+def test_a_session_outlasts_the_key_its_id_was_sealed_with(work: Work, settings: Settings) -> None:
+    older, newer = settings.ENCRYPTION_KEYS[0], Fernet.generate_key()
+    client = work.client()
+    client.initialize()
+    client.count()
+
+    settings.ENCRYPTION_KEYS = [newer, older]
+    reseal()
+    again = Agent(work.start(encryption_keys=[newer]).url(work.connection.gateway.slug), client.agent.secret)
+
+    assert client.count(again)[0] == 2
+
+
+def test_a_session_whose_key_is_lost_is_opened_anew(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+    client.count()
+
+    other = work.start(encryption_keys=[Fernet.generate_key()])
+    again = Agent(other.url(work.connection.gateway.slug), client.agent.secret)
+
+    assert [client.count(again)[0], client.count(again)[0]] == [1, 2]
+
+
+def test_a_server_that_keeps_no_state_is_introduced_once(start: Start, run: Run) -> None:
+    script = Told([[tool("it")]])
+    upstream = run(script.app())
+    user = make.user()
+    gateway = make.gateway(make.server(slug="docs", url=upstream.url))
+    first = start().agent(make.connection(make.agent(by=user), gateway, user))
+    second = Agent(start().url(gateway.slug), first.secret)
+
+    for agent in (first, second, first):
+        assert agent.listed().status_code == 200
+
+    assert len(upstream.asked("initialize")) == 1
+
+
+def test_an_ended_access_is_refused_before_its_session_is_looked_at(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+
+    Token.objects.get().revoke(by=None)
+
+    assert client.agent.ask("ping", **client.headers).status_code == 401
+    assert client.delete().status_code == 401
+    assert Session.objects.count() == 1
