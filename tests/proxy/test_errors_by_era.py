@@ -9,7 +9,7 @@ from tests.asgi_server import App, Receive, Scope, Send, live
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy, Start
 from tests.proxy.features import offer, put
-from tests.proxy.scripted import Request, failing
+from tests.proxy.scripted import Request, failing, returning
 from tests.proxy.test_endpoint import modern
 from tests.proxy.test_tools_call import Work, work_of
 
@@ -148,3 +148,40 @@ def test_a_server_of_the_old_transport_is_told_in_words(work: Work) -> None:
     assert "HTTP+SSE" in error["message"]
     assert "2024-11-05" in error["message"]
     assert error["data"]["reason"] == "bad_answer"
+
+
+def test_a_refused_version_is_tried_again_in_one_that_both_know(work: Work) -> None:
+    proposed: list[str] = []
+
+    async def initialize(request: Request) -> None:
+        version = request.message["params"]["protocolVersion"]
+        proposed.append(version)
+        if version != "2025-06-18":
+            data = {"supported": ["2025-06-18", "2024-01-01"], "requested": version}
+            await request.fail(-32022, "Unsupported protocol version", status=400, data=data)
+            return
+        await request.answer({"protocolVersion": version, "capabilities": {}, "serverInfo": {"name": "old"}})
+
+    put(work, initialize=initialize, tools_call=returning({"content": []}))
+    offer("it", "tool")
+
+    assert work.agent.call("docs__it").json()["result"] == {"content": []}
+    assert proposed == ["2025-11-25", "2025-06-18"]
+
+
+def test_a_modern_server_that_refuses_its_own_version_once_is_asked_again(work: Work) -> None:
+    refused: list[bool] = []
+
+    async def call(request: Request) -> None:
+        if not refused:
+            refused.append(True)
+            data = {"supported": ["2026-07-28"], "requested": "2026-07-28"}
+            await request.fail(-32022, "Unsupported protocol version", status=400, data=data)
+            return
+        await request.answer({"content": [], "resultType": "complete"})
+
+    docs = put(work, modern=True, tools_call=call)
+    offer("it", "tool")
+
+    assert work.agent.call("docs__it").json()["result"] == {"content": []}
+    assert [request.method for request in docs.seen] == ["tools/call", "tools/call"]
