@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.asgi_server import App, Receive, Scope, Send, live
+from tests import upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy, Start
 from tests.proxy.features import offer, put
@@ -122,25 +122,8 @@ def test_a_large_body_of_very_many_values_is_refused_before_it_is_read(work: Wor
     assert docs.asked("tools/call") == []
 
 
-def old_transport() -> App:
-    """HTTP+SSE of 2024-11-05: GET opens a stream that names where to POST."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
-        kind, status = (b"text/event-stream", 200) if scope["method"] == "GET" else (b"text/plain", 405)
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
-        first = b"event: endpoint\ndata: /messages?session=1\n\n" if status == 200 else b"Method Not Allowed"
-        await send({"type": "http.response.body", "body": first, "more_body": status == 200})
-        while status == 200 and (await receive())["type"] != "http.disconnect":
-            pass
-
-    return app
-
-
 def test_a_server_of_the_old_transport_is_told_in_words(work: Work) -> None:
-    work.put(old_transport())
+    work.put(upstreams.http_sse())
     offer("it", "tool")
 
     error = work.agent.call("docs__it").json()["error"]
