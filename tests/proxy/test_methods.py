@@ -73,7 +73,14 @@ def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work
 
 def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work: Work) -> None:
     async def introduce(request: Request) -> None:
-        offered = {"tools": {}, "prompts": {}, "resources": {}, "completions": {}, "logging": {}, "tasks": {}}
+        offered: dict[str, Any] = {
+            "tools": {},
+            "prompts": {},
+            "resources": {},
+            "completions": {},
+            "logging": {},
+            "tasks": {},
+        }
         await request.answer({"protocolVersion": "2025-06-18", "capabilities": offered, "serverInfo": {"name": "x"}})
 
     put(work, initialize=introduce, tools_call=returning({"content": []}))
