@@ -41,7 +41,7 @@ class Asking(Script):
             if self.asked["id"] in self.told:
                 break
             await asyncio.sleep(0.01)
-        result = {"content": [], "told": self.told.get(self.asked["id"])}
+        result: Object = {"content": [], "told": self.told.get(self.asked["id"])}
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": result}, last=True)
 
 
