@@ -48,6 +48,9 @@ COMMON = {"method": "tools/call", "outcome": Outcome.OK.value}
 class FeatureType(models.TextChoices):
     NONE = "", "none"
     TOOL = "tool", "tool"
+    PROMPT = "prompt", "prompt"
+    RESOURCE = "resource", "resource"
+    TEMPLATE = "template", "resource template"
 
 
 class CallManager(models.Manager["Call"]):

@@ -44,9 +44,13 @@ REASONS = {
     "gateway_not_reachable": Reason(Step.REACH, "The user's teams do not include this gateway."),
     "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows."),
     "out_of_scope": Reason(Step.SERVER, "The token does not reach this server."),
-    "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool of this name."),
+    "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool, prompt or resource of this name."),
     "server_disabled": Reason(Step.SERVER, "An administrator switched this server off, or off on this gateway."),
     "tool_disabled": Reason(Step.TOOL, "An administrator switched this tool off, or the policy does not allow it."),
+    "prompt_disabled": Reason(Step.TOOL, "An administrator switched this prompt off, or the policy does not allow it."),
+    "resource_disabled": Reason(
+        Step.TOOL, "An administrator switched this resource or its template off, or the policy does not allow it."
+    ),
     "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for this server."),
     "identity_disabled": Reason(Step.IDENTITY, "The identity for this server is switched off."),
     "identity_withdrawn": Reason(Step.IDENTITY, "The shared identity is not for this gateway any more."),

@@ -104,10 +104,10 @@ class UnknownFeature(UpstreamError):
 
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"
+    reason = "unknown_tool"
 
     def __init__(self, kind: str, name: str) -> None:
         self.kind = kind
-        self.reason = f"unknown_{kind}"
         self.sentence = "Resource not found: {server}" if kind == RESOURCE else f"Unknown {kind}: {{server}}"
         super().__init__(name[:MAX_NAME] if kind != RESOURCE else name)
 

@@ -80,7 +80,7 @@ class UpstreamSession(models.Model):
     key = models.CharField(max_length=600)
     sealed_id = models.BinaryField()
     version = models.CharField(max_length=40)
-    log_level = models.CharField(max_length=12, blank=True)
+    log_level = models.CharField(max_length=12, blank=True, db_default="")
     opened_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
 

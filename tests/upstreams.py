@@ -221,6 +221,23 @@ def cut_off() -> App:
     return bare(begin_only)
 
 
+def http_sse() -> App:
+    """Only HTTP+SSE of 2024-11-05: GET opens a stream whose first event names where to POST."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        kind, status = (b"text/event-stream", 200) if scope["method"] == "GET" else (b"text/plain", 405)
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+        first = b"event: endpoint\ndata: /messages?session=1\n\n" if status == 200 else b"Method Not Allowed"
+        await send({"type": "http.response.body", "body": first, "more_body": status == 200})
+        while status == 200 and (await receive())["type"] != "http.disconnect":
+            pass
+
+    return app
+
+
 def bare(handle: Callable[[Receive, Send], Awaitable[None]]) -> App:
     """An app that treats every request alike."""
 

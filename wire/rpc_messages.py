@@ -135,6 +135,13 @@ class RpcResponse(NamedTuple):
         return code if type(code) is int and abs(code) < 1 << 31 else 0
 
 
+def versions_in(error: Object | None) -> list[str]:
+    """The versions that an error about an unsupported one lists; empty for any other error."""
+    data = error.get("data") if error is not None and error.get("code") == jsonrpc.UNSUPPORTED_VERSION else None
+    supported = data.get("supported") if isinstance(data, dict) else None
+    return [version for version in supported if isinstance(version, str)] if isinstance(supported, list) else []
+
+
 class WrongEra(Exception):
     """The server does not speak this wire; the request was not processed. `error` is what it said instead."""
 

@@ -25,6 +25,7 @@ from wire.rpc_messages import (
     next_request_id,
     read_response,
     refuse,
+    versions_in,
 )
 
 logger = logging.getLogger(__name__)
@@ -224,10 +225,11 @@ class SessionWire:
             self.start_background(self._end(target, session))
         return kept
 
-    async def _initialize(self, target: Target) -> Session:
+    async def _initialize(self, target: Target, proposed: str = versions.NEWEST_SESSION) -> Session:
+        """Open a session in the version `proposed`, else in the newest that the server lists instead."""
         request_id = next_request_id()
         params = {
-            "protocolVersion": versions.NEWEST_SESSION,
+            "protocolVersion": proposed,
             "capabilities": dict(target.capabilities),
             "clientInfo": product.INFO,
         }
@@ -235,7 +237,10 @@ class SessionWire:
             answer = await read_response(response, target, request_id, SESSION, ignore)
             session_id = response.header("mcp-session-id")
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
-            raise WrongEra
+            mutual = sorted(set(versions_in(answer.error)) & {*versions.CALLED} - {versions.MODERN, proposed})
+            if not mutual or proposed != versions.NEWEST_SESSION:
+                raise WrongEra
+            return await self._initialize(target, mutual[-1])
         if answer.error is not None:
             raise BadAnswer(target.server_name, "initialize was refused", error=answer.error)
         version = answer.document["result"].get("protocolVersion")

@@ -24,6 +24,7 @@ from wire.rpc_messages import (
     ignore,
     next_request_id,
     read_response,
+    versions_in,
 )
 
 ENVELOPE = {versions.MODERN_KEY: versions.MODERN, versions.CLIENT_INFO_KEY: product.INFO}
@@ -52,8 +53,25 @@ async def ask(
 ) -> RpcResponse:
     """Send one request and return its answer. `schema` is the called tool's, for its Mcp-Param headers.
 
-    Raises an UpstreamError, or WrongEra when the server does not know this wire.
+    Sends it once more to a server that refuses the version and lists it all the same, as one does that is being
+    changed. Raises an UpstreamError, or WrongEra when the server does not know this wire.
     """
+    try:
+        return await _ask(transport, target, method, params, on_notification, schema)
+    except WrongEra as wrong:
+        if versions.MODERN not in versions_in(wrong.error):
+            raise
+    return await _ask(transport, target, method, params, on_notification, schema)
+
+
+async def _ask(
+    transport: Transport,
+    target: Target,
+    method: str,
+    params: Object,
+    on_notification: OnNotification,
+    schema: object,
+) -> RpcResponse:
     request_id = next_request_id()
     # What is not declared the server cannot ask back: it could not be passed on.
     wanted = {versions.LOG_LEVEL_KEY: target.log_level} if target.log_level else {}
@@ -105,11 +123,7 @@ async def discover(transport: Transport, target: Target) -> ServerInfo | None:
 
 def _check_versions(target: Target, error: Object | None) -> None:
     """Raises UnknownVersion for an error that lists versions, none of which we know."""
-    if error is None or error.get("code") != jsonrpc.UNSUPPORTED_VERSION:
-        return
-    data = error.get("data")
-    supported = data.get("supported") if isinstance(data, dict) else None
-    named = [version for version in supported if isinstance(version, str)] if isinstance(supported, list) else []
+    named = versions_in(error)
     if named and not set(named) & set(versions.CALLED):
         raise UnknownVersion(target.server_name, f"speaks only MCP {', '.join(named)[:200]}")
 

@@ -7,5 +7,7 @@ class Migration(migrations.Migration):
     dependencies = [("proxy", "0006_cancellation")]
 
     operations = [
-        migrations.AddField("upstreamsession", "log_level", models.CharField(blank=True, default="", max_length=12), preserve_default=False),
+        migrations.AddField(
+            "upstreamsession", "log_level", models.CharField(blank=True, db_default="", max_length=12)
+        ),
     ]

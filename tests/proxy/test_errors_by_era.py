@@ -5,11 +5,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.asgi_server import App, Receive, Scope, Send, live
+from tests import upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy, Start
 from tests.proxy.features import offer, put
-from tests.proxy.scripted import Request, failing
+from tests.proxy.scripted import Request, failing, returning
 from tests.proxy.test_endpoint import modern
 from tests.proxy.test_tools_call import Work, work_of
 
@@ -122,25 +122,8 @@ def test_a_large_body_of_very_many_values_is_refused_before_it_is_read(work: Wor
     assert docs.asked("tools/call") == []
 
 
-def old_transport() -> App:
-    """HTTP+SSE of 2024-11-05: GET opens a stream that names where to POST."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
-        kind, status = (b"text/event-stream", 200) if scope["method"] == "GET" else (b"text/plain", 405)
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
-        first = b"event: endpoint\ndata: /messages?session=1\n\n" if status == 200 else b"Method Not Allowed"
-        await send({"type": "http.response.body", "body": first, "more_body": status == 200})
-        while status == 200 and (await receive())["type"] != "http.disconnect":
-            pass
-
-    return app
-
-
 def test_a_server_of_the_old_transport_is_told_in_words(work: Work) -> None:
-    work.put(old_transport())
+    work.put(upstreams.http_sse())
     offer("it", "tool")
 
     error = work.agent.call("docs__it").json()["error"]
@@ -148,3 +131,40 @@ def test_a_server_of_the_old_transport_is_told_in_words(work: Work) -> None:
     assert "HTTP+SSE" in error["message"]
     assert "2024-11-05" in error["message"]
     assert error["data"]["reason"] == "bad_answer"
+
+
+def test_a_refused_version_is_tried_again_in_one_that_both_know(work: Work) -> None:
+    proposed: list[str] = []
+
+    async def initialize(request: Request) -> None:
+        version = request.message["params"]["protocolVersion"]
+        proposed.append(version)
+        if version != "2025-06-18":
+            data = {"supported": ["2025-06-18", "2024-01-01"], "requested": version}
+            await request.fail(-32022, "Unsupported protocol version", status=400, data=data)
+            return
+        await request.answer({"protocolVersion": version, "capabilities": {}, "serverInfo": {"name": "old"}})
+
+    put(work, initialize=initialize, tools_call=returning({"content": []}))
+    offer("it", "tool")
+
+    assert work.agent.call("docs__it").json()["result"] == {"content": []}
+    assert proposed == ["2025-11-25", "2025-06-18"]
+
+
+def test_a_modern_server_that_refuses_its_own_version_once_is_asked_again(work: Work) -> None:
+    refused: list[bool] = []
+
+    async def call(request: Request) -> None:
+        if not refused:
+            refused.append(True)
+            data = {"supported": ["2026-07-28"], "requested": "2026-07-28"}
+            await request.fail(-32022, "Unsupported protocol version", status=400, data=data)
+            return
+        await request.answer({"content": [], "resultType": "complete"})
+
+    docs = put(work, modern=True, tools_call=call)
+    offer("it", "tool")
+
+    assert work.agent.call("docs__it").json()["result"] == {"content": []}
+    assert [request.method for request in docs.seen] == ["tools/call", "tools/call"]

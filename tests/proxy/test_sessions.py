@@ -16,7 +16,7 @@ from pytest_django import Settings
 from auditlog.models import Call
 from connections.models import Connection
 from gateways.models import IdentityScheme
-from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, parameters
+from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
 from proxy.models import Session, UpstreamSession
 from proxy.store.sessions import digest
 from servers.models import AuthType
@@ -433,7 +433,10 @@ def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
     keys = config().token_keys
     digests = TokenDigests((*token_text.candidates(str(client.agent.secret), keys),), (None,) * len(keys))
     asked = AccessQuery(
-        digests, work.connection.gateway.slug, ServersNeeded.OF_TOOL, "docs__count", digest(client.session)
+        digests,
+        work.connection.gateway.slug,
+        Wanted(ServersNeeded.OF_FEATURE, "tool", "docs__count"),
+        digest(client.session),
     )
     given = ", ".join(f"'{parameter.decode()}'" for parameter in parameters([asked]))
     with psycopg.connect(config().conninfo, autocommit=True) as own:

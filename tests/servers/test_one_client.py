@@ -14,7 +14,7 @@ from auditlog.models import Call
 from gateways.models import Feature, Gateway
 from servers.discovery import discover
 from servers.models import Health, Server
-from tests import make
+from tests import make, upstreams
 from tests.conftest import Run, SignIn
 from tests.proxy.conftest import Agent, Proxy, served
 from tests.proxy.scripted import Request, Script, tool
@@ -139,3 +139,12 @@ def test_a_server_can_be_asked_in_a_thread_beside_a_running_event_loop(run: Run)
         return [each["name"] for discovered in found for each in discovered.tools]
 
     assert asyncio.run(view()) == ["it", "it", "it"]
+
+
+def test_a_server_of_the_old_transport_is_told_in_words(run: Run, ana: User, sign_in: SignIn) -> None:
+    server = make.server(slug="docs", url=run(upstreams.http_sse()).url)
+
+    told = contact(sign_in(ana), server)
+
+    assert told["ok"] is False
+    assert "HTTP+SSE transport of MCP 2024-11-05" in str(told)

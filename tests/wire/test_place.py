@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from wire.client import , Place, TimeLimit
+from wire.client import Place, TimeLimit
 from wire.turns import FairQueue
 from wire.jsonrpc import Object
 

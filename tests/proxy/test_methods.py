@@ -1,0 +1,96 @@
+"""One table says what is served in which era; the page about it, the announcement and the handlers say the same."""
+
+import re
+from typing import Any, cast
+
+import pytest
+
+from proxy.dispatch import METHODS, Dispatcher
+from proxy.handshake import SERVED_BY, Handshake
+from proxy.response import MODERN_STATUS
+from tests.conftest import Run
+from tests.proxy.conftest import Proxy, eventually
+from tests.proxy.features import offer, put
+from tests.proxy.scripted import Request, returning
+from tests.proxy.test_endpoint import modern
+from tests.proxy.test_tools_call import Work, work_of
+from tests.workspace import ROOT
+
+PAGE = ROOT / "docs" / "reference" / "protocol.md"
+
+
+@pytest.fixture
+def work(proxy: Proxy, run: Run) -> Work:
+    return work_of(proxy, run)
+
+
+def documented() -> dict[str, tuple[bool, bool, str]]:
+    rows = re.findall(r"^\| `([\w/]+)` \| (yes|no) \| (yes|no) \| (?:`(\w+)`)? *\|$", PAGE.read_text(), re.MULTILINE)
+    return {name: (session == "yes", new == "yes", capability) for name, session, new, capability in rows}
+
+
+def test_the_page_shows_the_table() -> None:
+    assert documented() == {
+        name: (method.session, method.modern, method.capability) for name, method in METHODS.items()
+    }
+
+
+def test_every_capability_that_can_be_announced_has_its_methods_in_the_table() -> None:
+    of_table = {method.capability for method in METHODS.values()} - {""}
+
+    assert set(SERVED_BY) == of_table
+    for capability, name in SERVED_BY.items():
+        assert METHODS[name].capability == capability
+
+
+def test_a_capability_without_a_handler_is_not_announced() -> None:
+    handshake = Handshake(cast("Any", None))
+    Dispatcher(handshake, cast("Any", None), cast("Any", None), "", 1)
+
+    assert set(SERVED_BY.values()) <= set(handshake.methods)
+    assert set(handshake.methods) <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "tasks/list", "no/such"])
+def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work, name: str) -> None:
+    method = METHODS.get(name)
+    standing = {"subscriptions/listen", "resources/subscribe", "resources/unsubscribe"}
+    body, headers = modern(name)
+
+    def is_found(code: object) -> bool:
+        return code != -32601
+
+    session = work.agent.ask(name).json().get("error", {}).get("code")
+    assert is_found(session) == (method is not None and method.session) or name in standing
+    if name != "subscriptions/listen":
+        answer = work.agent.post(body, **headers)
+        new = answer.json().get("error", {}).get("code")
+        # What it names is missing, which is told first.
+        assert is_found(new) == (method is not None and method.modern) or new in MODERN_STATUS
+        if not is_found(new):
+            assert answer.status_code == 404
+
+
+def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work: Work) -> None:
+    async def introduce(request: Request) -> None:
+        offered: dict[str, Any] = {
+            "tools": {},
+            "prompts": {},
+            "resources": {},
+            "completions": {},
+            "logging": {},
+            "tasks": {},
+        }
+        await request.answer({"protocolVersion": "2025-06-18", "capabilities": offered, "serverInfo": {"name": "x"}})
+
+    put(work, initialize=introduce, tools_call=returning({"content": []}))
+    offer("it", "tool")
+    assert "result" in work.agent.call("docs__it").json()
+
+    def announced() -> set[str]:
+        told = work.agent.ask("initialize", {"protocolVersion": "2025-11-25"}).json()["result"]["capabilities"]
+        return set(told)
+
+    eventually(lambda: announced() == set(SERVED_BY))
+    body, headers = modern("server/discover")
+    assert set(work.agent.post(body, **headers).json()["result"]["capabilities"]) == set(SERVED_BY)
