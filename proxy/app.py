@@ -11,6 +11,7 @@ from proxy.dispatch import SESSION_METHODS, Dispatcher
 from proxy.endpoint import Endpoint
 from proxy.handshake import Handshake
 from proxy.request import PREFIX
+from proxy.server_streams import ServerStreams
 from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
 from proxy.store.rate_limits import Limits
@@ -65,6 +66,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         handshake = Handshake(keeper, SESSION_METHODS)
         dispatcher = Dispatcher(handshake, lister, caller, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
+        server_streams = ServerStreams(streams, keeper, client, bus)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -75,11 +77,13 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         for part in (access, limits, writer, usage, bus, streams):
             part.start()
         keeper.start()
+        server_streams.start()
         for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
             yield Endpoint(config, access, limits, writer, usage, dispatcher, streams)
         finally:
+            await server_streams.stop()
             await keeper.stop()
             for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
