@@ -14,6 +14,7 @@ from proxy.handshake import Handshake
 from proxy.lists import Lists
 from proxy.request import PREFIX
 from proxy.server_requests import ServerRequests
+from proxy.server_streams import ServerStreams
 from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
 from proxy.store.payloads import PayloadRecorder
@@ -73,6 +74,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
+        server_streams = ServerStreams(streams, keeper, client, bus)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -84,6 +86,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             part.start()
         requests.start()
         keeper.start()
+        server_streams.start()
         for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
@@ -91,6 +94,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         finally:
             await suspended.stop()
             await requests.stop()
+            await server_streams.stop()
             await keeper.stop()
             await lists.stop()
             for part in (streams, bus, access, limits, writer, usage):

@@ -83,6 +83,9 @@ class UpstreamSession(models.Model):
     log_level = models.CharField(max_length=12, blank=True, db_default="")
     opened_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
+    # The worker that reads what the server says of its own accord, while a client listens.
+    leased_by = models.UUIDField(null=True)
+    leased_until = models.DateTimeField(null=True)
 
     class Meta:
         constraints = (

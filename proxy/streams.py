@@ -196,6 +196,7 @@ class Streams:
         self._due: dict[str, asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self.changed = asyncio.Event()  # Set whenever a standing stream begins or ends.
         _open.append(self)
         bus.on("cut", self._access_was_cut)
         bus.on("lists", self._lists_changed)
@@ -221,11 +222,13 @@ class Streams:
         self.calls[request.uid] = request
         self._standing[request.uid] = standing
         metrics.open_counts["streams"] += 1
+        self.changed.set()
         try:
             await standing.serve(ping_seconds)
         finally:
             metrics.open_counts["streams"] -= 1
             del self._standing[request.uid], self.calls[request.uid]
+            self.changed.set()
         ending: Ending | None = request.ending
         return ending
 
@@ -239,6 +242,10 @@ class Streams:
     def of_owner(self, owner: str) -> list[StandingStream]:
         """The standing streams of this session, or of this connection without one, the newest first."""
         return [standing for standing in reversed(self._standing.values()) if standing.owner == owner]
+
+    def listening(self) -> dict[str, str]:
+        """The gateway of everybody who has a standing stream, by session, or connection without one."""
+        return {standing.owner: standing.gateway_id for standing in self._standing.values()}
 
     def end_standing(self) -> None:
         """End all standing streams: this process stops. Clients come back to another."""

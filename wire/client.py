@@ -303,6 +303,15 @@ class McpClient:
             params = {"cursor": cursor}
         return usable(kind, found, annotated=False)
 
+    async def listen(
+        self, target: Target, on_notification: OnNotification, on_request: OnRequest | None = None
+    ) -> bool:
+        """Read what the server of this session says of its own accord, until its stream ends; False if it has none.
+
+        Raises an UpstreamError.
+        """
+        return await self._sessions.listen(target, on_notification, on_request)
+
     def era(self, target: Target) -> str:
         """The era in which this server was asked last; empty before it was."""
         return self._eras.get(target.url, target.era)

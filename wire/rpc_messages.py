@@ -209,6 +209,23 @@ async def _read_stream(
     raise Unreachable(target.server_name, "the stream ended before the answer")
 
 
+async def read_messages(response: HttpResponse, target: Target, on_message: OnNotification) -> None:
+    """Give each message of a server's standing stream to `on_message`, until it ends. Raises an UpstreamError."""
+    reader = sse.Reader(response.limit)
+    try:
+        async for chunk in response.chunks():
+            for event in reader.feed(chunk):
+                if event.name == "message" and event.data:
+                    document = await _parse_in_turn(response, event.data, target, 200)
+                    if isinstance(document.get("method"), str):
+                        await on_message(document)
+                    await response.give_way()
+    except sse.EventTooLarge:
+        raise TooLarge(target.server_name, more_than(response.limit)) from None
+    except sse.TooManyEvents as error:
+        raise Flooded(target.server_name, str(error)) from None
+
+
 async def ignore(_: Object) -> None:
     """For requests whose notifications say nothing of interest."""
 

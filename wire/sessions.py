@@ -23,6 +23,7 @@ from wire.rpc_messages import (
     WrongEra,
     ignore,
     next_request_id,
+    read_messages,
     read_response,
     refuse,
     versions_in,
@@ -279,6 +280,30 @@ class SessionWire:
         """Tell the server, within BACKGROUND_SECONDS, that the session of `target` is over; the log tells a failure."""
         assert target.session is not None, "only where a session is known"
         await _log_failure(_in_time(self._end(target, target.session)))
+
+    async def listen(self, target: Target, on_notification: OnNotification, on_request: OnRequest | None) -> bool:
+        """Read the standing stream of the session of `target` until it ends; False when the server offers none.
+
+        Raises an UpstreamError.
+        """
+        session = target.session
+        assert session is not None, "only where a session is known"
+        server_requests = ServerRequests(self, session, target, on_request)
+
+        async def on_message(message: Object) -> None:
+            if "id" in message:
+                server_requests.take(message)
+            else:
+                await on_notification(message)
+
+        try:
+            with await self._send("GET", session, target) as response:
+                if response.status != 200 or response.media_type != "text/event-stream":
+                    return False
+                await read_messages(response, target, on_message)
+                return True
+        finally:
+            server_requests.end()
 
     async def post(self, target: Target, message: Object) -> None:
         """Send a message that has no answer, in the session of `target`. Raises an UpstreamError."""

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import logging
 import random
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
@@ -94,6 +95,27 @@ LEFT JOIN servers_identity i ON i.id = split_part(t.key, ' ', 1)::uuid AND i.ena
     AND i.unconfirmed_since IS NULL
 WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.id::text)
 """
+
+
+LEASE_SECONDS = 30
+LEASE = f"""
+WITH taken AS (
+    UPDATE proxy_upstreamsession SET
+        leased_by = %(worker)s, leased_until = now() + make_interval(secs => %(seconds)s), last_used_at = now()
+    WHERE owner_id = ANY(%(owners)s::uuid[]) AND (leased_by = %(worker)s OR coalesce(leased_until <= now(), true))
+    RETURNING *
+), used AS (
+    -- Who only listens uses the session too.
+    UPDATE proxy_session SET last_used_at = now()
+    WHERE id = ANY(%(owners)s::uuid[]) AND last_used_at < now() - interval '1 minute'
+)
+{TOLD.replace("SELECT t.id::text", "SELECT t.owner_id::text, t.id::text", 1)}
+AND EXISTS (
+    SELECT FROM gateways_assignment a JOIN connections_connection c ON c.gateway_id = a.gateway_id
+    WHERE c.id = t.connection_id AND a.server_id = t.server_id AND a.enabled AND a.removed_at IS NULL
+        AND a.tool_policy <> 'block_all'
+)
+"""  # noqa: S608 - both texts stand here
 
 
 class Taken(NamedTuple):
@@ -251,6 +273,18 @@ class SessionKeeper:
                     pass
             except DatabaseUnavailable as error:
                 logger.warning("idle sessions not ended", extra={"error": str(error)})
+
+    async def lease(self, worker: str, owners: Sequence[str]) -> dict[str, tuple[str, Target]]:
+        """The sessions at servers of these owners that this worker is to listen to, by their row, with the owner.
+
+        Each is one worker's; it has it for LEASE_SECONDS, and again each time it asks. Raises DatabaseUnavailable.
+        """
+        rows = await self._state.fetch(LEASE, {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS})
+        found = {}
+        for owner, *row in rows:
+            for target in self._targets([tuple(row)]):
+                found[str(row[0])] = owner, target
+        return found
 
     def _targets(self, rows: list[tuple[Any, ...]]) -> list[Target]:
         targets = []

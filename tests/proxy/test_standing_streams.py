@@ -1,15 +1,19 @@
 """Streams that last, and calls that take long: who is told of changed lists, and who is cut off."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import httpx
 import pytest
+from psycopg.pq.abc import PGresult
 
 from accounts.models import User
 from connections.models import Connection
+from proxy.store.bus import Bus
 from tests.conformance.counter import MODERN, SESSION_ERA
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Start, eventually, sql
@@ -229,3 +233,40 @@ def test_a_token_has_a_bounded_number_of_standing_streams(start: Start, run: Run
             assert three.over.wait(2)
             assert b'"busy"' in three.body
         assert agent.ask("ping").status_code == 200
+
+
+def test_many_streams_are_checked_by_one_statement_each_time(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    query = Bus.query
+
+    async def noted(bus: Bus, name: bytes, parameters: Sequence[bytes]) -> PGresult:
+        asked.append(time.monotonic())
+        return await query(bus, name, parameters)
+
+    monkeypatch.setattr(Bus, "query", noted)
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 0.5)
+    work = Work(start, run)
+    agents = [in_session(work.agent(f"ana-{number}")) for number in range(8)]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(listening(agent, "GET")) for agent in agents]
+        assert all(stream.begun.wait(2) for stream in streams)
+        asked.clear()
+        eventually(lambda: len(asked) >= 4)
+        assert min(later - sooner for sooner, later in pairwise(asked)) >= 0.5
+        assert not any(stream.over.is_set() for stream in streams)
+
+
+def test_a_session_that_is_ended_ends_its_stream(start: Start, run: Run) -> None:
+    work = Work(start, run, workers=2)
+    agent = in_session(work.agent())
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(2)
+        own = {"Authorization": f"Bearer {agent.secret}", **agent.headers}
+        elsewhere = work.elsewhere(agent).url
+        assert httpx.request("DELETE", elsewhere, headers=own, trust_env=False).status_code == 200
+        assert stream.over.wait(2)
+        assert stream.events == []
+    unknown = httpx.get(agent.url, headers=own | {"Accept": "text/event-stream"}, trust_env=False)
+    assert unknown.status_code == 404
