@@ -51,6 +51,8 @@ REASONS = {
     "resource_disabled": Reason(
         Step.TOOL, "An administrator switched this resource or its template off, or the policy does not allow it."
     ),
+    "definition_held": Reason(Step.TOOL, "Its server changed or added this tool, and nobody has accepted that yet."),
+    "definition_quarantined": Reason(Step.TOOL, "An administrator put this tool in quarantine."),
     "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for this server."),
     "identity_disabled": Reason(Step.IDENTITY, "The identity for this server is switched off."),
     "identity_withdrawn": Reason(Step.IDENTITY, "The shared identity is not for this gateway any more."),

@@ -45,6 +45,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     timeout_seconds = serializers.IntegerField()
     total_seconds = serializers.IntegerField()
     max_concurrent = serializers.IntegerField()
+    lists_live = serializers.BooleanField()
     enabled = serializers.BooleanField()
     health = serializers.CharField()
     health_error = serializers.CharField()
@@ -87,6 +88,7 @@ class ServerChanges(Body):
     timeout_seconds = serializers.IntegerField(min_value=1, max_value=120)
     total_seconds = serializers.IntegerField(min_value=1, max_value=3600)
     max_concurrent = serializers.IntegerField(min_value=1, max_value=1000)
+    lists_live = serializers.BooleanField()
 
 
 class NewServer(ServerChanges):
@@ -98,6 +100,7 @@ class NewServer(ServerChanges):
     timeout_seconds = serializers.IntegerField(min_value=1, max_value=120, default=30)
     total_seconds = serializers.IntegerField(min_value=1, max_value=3600, default=600)
     max_concurrent = serializers.IntegerField(min_value=1, max_value=1000, default=64)
+    lists_live = serializers.BooleanField(default=False)
 
 
 class ServerResource(Resource):

@@ -51,6 +51,7 @@ class ServerPages(CapabilityAdmin):
         "timeout_seconds",
         "total_seconds",
         "max_concurrent",
+        "lists_live",
         "health",
         "health_checked_at",
         "health_error",

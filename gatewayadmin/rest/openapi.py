@@ -101,7 +101,8 @@ class Described(AutoSchema):
 
     def get_tags(self) -> list[str]:
         tokens = self._tokenize_path()
-        nested = [name for name in ("connections", "servers", "tools") if tokens[0] == "gateways" and name in tokens]
+        names = ("connections", "servers", "features", "tools")
+        nested = [name for name in names if tokens[0] == "gateways" and name in tokens]
         return [" ".join(["gateways", *nested])] if nested else tokens[:1]
 
     def get_summary(self) -> str:

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('proxy', '0007_keep_log_levels'),
+        ('proxy', '0008_lease_upstream_sessions'),
     ]
 
     operations = [
