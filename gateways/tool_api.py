@@ -149,11 +149,11 @@ class FeatureResource(Resource):
     def list(self, request: Request, slug: str) -> Response:
         features = features_of(self.me, slug)
         for name in ("kind", "state", "enabled"):
-            if name in self.chosen:
-                features = features.filter(**{name: self.chosen[name]})
-        if server := self.chosen.get("server"):
+            if name in self.query_data:
+                features = features.filter(**{name: self.query_data[name]})
+        if server := self.query_data.get("server"):
             features = features.filter(Q(assignment__server__slug=server) | Q(assignment__alias=server))
-        features = features.matching(self.chosen.get("q", ""))
+        features = features.matching(self.query_data.get("q", ""))
         return self.page(features, lambda features: features.select_related("assignment__server"))
 
     @operation(needs=WITHIN_REACH)

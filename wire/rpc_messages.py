@@ -216,7 +216,9 @@ async def read_messages(response: HttpResponse, target: Target, on_message: OnNo
         async for chunk in response.chunks():
             for event in reader.feed(chunk):
                 if event.name == "message" and event.data:
-                    document = await _parse_in_turn(response, event.data, target, 200)
+                    text = event.data
+                    small = len(text) <= LARGE
+                    document = _parse(text, target, 200) if small else await _parse_alone(response, text, target, 200)
                     if isinstance(document.get("method"), str):
                         await on_message(document)
                     await response.give_way()

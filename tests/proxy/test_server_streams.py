@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateways.models import Tool
+from gateways.models import Feature
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, read
 from tests.conformance.counter import SESSION_ERA, Counter, Event, begin_stream, event
@@ -68,7 +68,7 @@ class TalkingWork(Work):
         self.counter = self.talker = Talker()
         self.gateway = make.gateway(slug="work")
         self.assignment = make.assignment(self.gateway, make.server(slug="docs", url=run(self.talker).url))
-        Tool.objects.learn(self.assignment, [{"name": "count", "inputSchema": {"type": "object"}}])
+        Feature.objects.learn(self.assignment, [{"name": "count", "inputSchema": {"type": "object"}}])
         self.proxies = [start() for _ in range(2)]
 
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 import pytest
 
 from wire.client import Place, TimeLimit
-from wire.turns import FairQueue
 from wire.jsonrpc import Object
+from wire.turns import FairQueue
 
 
 async def nothing(_: Object) -> None:
