@@ -228,7 +228,7 @@ def test_initialize_agrees_on_a_version_of_its_era(world: World) -> None:
         result = world.agent.ask("initialize", params).json()["result"]
 
         assert (proposed, result["protocolVersion"]) == (proposed, agreed)
-        assert result["capabilities"] == {"tools": {}}
+        assert result["capabilities"] == {"tools": {"listChanged": True}}
         assert result["serverInfo"]["title"] == "work"
         assert result["instructions"] == "Look things up here."
         row = world.proxy.last()
@@ -298,7 +298,7 @@ def test_discover_names_both_eras_and_nothing_that_is_not_served(world: World) -
 
     result = answer.json()["result"]
     assert result["supportedVersions"] == ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"]
-    assert result["capabilities"] == {"tools": {}}
+    assert result["capabilities"] == {"tools": {"listChanged": True}}
     assert (result["resultType"], result["ttlMs"], result["cacheScope"]) == ("complete", 0, "private")
     assert "mcp-session-id" not in answer.headers
     assert world.agent.ask("server/discover").json()["result"]["supportedVersions"][0] == MODERN
