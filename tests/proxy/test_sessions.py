@@ -387,7 +387,7 @@ def test_the_gateway_says_what_its_servers_said_of_themselves(start: Start, run:
     agent.listed()
 
     eventually(lambda: said()["instructions"] == expected)
-    assert said()["capabilities"] == {"tools": {}}
+    assert said()["capabilities"] == {"tools": {"listChanged": True}}
     assert agent.ask("server/discover").json()["result"]["instructions"] == expected
     sql("UPDATE servers_server SET enabled = false WHERE name = 'One'")
     assert said()["instructions"] == "Look things up here.\n\n## Two\n\nAsk two."
