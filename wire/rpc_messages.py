@@ -222,6 +222,7 @@ async def read_messages(response: HttpResponse, target: Target, on_message: OnNo
                     if isinstance(document.get("method"), str):
                         await on_message(document)
                     await response.give_way()
+            await response.note_kept(reader.size)
     except sse.EventTooLarge:
         raise TooLarge(target.server_name, more_than(response.limit)) from None
     except sse.TooManyEvents as error:
