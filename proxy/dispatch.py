@@ -163,6 +163,16 @@ def _compare(name: str, header: str | None, body: object) -> None:
         raise InvalidRequest(jsonrpc.HEADER_MISMATCH, f"The header {name} differs from the body")
 
 
+def _refusal(request: McpRequest, message: Message) -> Response | None:
+    """What is wrong with a request that would reach a server. Raises TooManyHops."""
+    method = METHODS[message.method]
+    if not (method.lists or method.forwards):
+        return None
+    if trace_context.HOPS_KEY in request.headers:
+        trace_context.check_hops(request.headers)
+    return _form_refusal(request, message) if method.forwards else None
+
+
 class Dispatcher:
     """The methods that are served; every other is not found. A token has `max_calls` in progress at most.
 
@@ -183,13 +193,12 @@ class Dispatcher:
         self._max_calls = max_calls
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
         self._lists = lists
-        self._forwarder = forwarder
         self._handlers: dict[str, Handler] = {
             "initialize": self._initialize,
             "ping": self._ping,
             "server/discover": self._discover,
             **dict.fromkeys((name for name, method in METHODS.items() if method.lists), self._list),
-            **dict.fromkeys(("tools/call", "prompts/get", "resources/read", "completion/complete"), self._forward),
+            **dict.fromkeys(("tools/call", "prompts/get", "resources/read", "completion/complete"), forwarder.forward),
             "logging/setLevel": self._set_level,
             **handlers,
         }
@@ -205,7 +214,13 @@ class Dispatcher:
         if not self.serves(message.method, modern=request.modern):
             return error_response(request, jsonrpc.METHOD_NOT_FOUND, f"Method not found: {message.method[:100]}")
         try:
-            return await self._answer_within_limit(request, grant, message, stream)
+            self._begin(grant.token_id)
+            try:
+                if (refusal := _refusal(request, message)) is not None:
+                    return refusal
+                return await self._handlers[message.method](request, grant, message, stream)
+            finally:
+                self._end(grant.token_id)
         except OutOfScope:
             denied = DENIALS["out_of_scope"]
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
@@ -216,32 +231,19 @@ class Dispatcher:
         """End the session the request names, which is there. Raises DatabaseUnavailable."""
         return await self._handshake.end(grant)
 
-    async def _answer_within_limit(
-        self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None
-    ) -> Response:
-        calls_in_progress, token = self._calls_in_progress, grant.token_id
-        count = calls_in_progress.get(token, 0)
+    def _begin(self, token: str) -> None:
+        """Count one call more of this token. Raises TokenBusy."""
+        count = self._calls_in_progress.get(token, 0)
         if count >= self._max_calls:
             raise TokenBusy(str(count), seconds=1)
-        calls_in_progress[token] = count + 1
-        try:
-            return await self._answer(request, grant, message, stream)
-        finally:
-            if calls_in_progress[token] > 1:
-                calls_in_progress[token] -= 1
-            else:
-                del calls_in_progress[token]
+        self._calls_in_progress[token] = count + 1
 
-    async def _answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        method = METHODS[message.method]
-        if method.lists or method.forwards:
-            trace_context.check_hops(request.headers)
-        if method.forwards and (refusal := _form_refusal(request, message)) is not None:
-            return refusal
-        return await self._handlers[message.method](request, grant, message, stream)
-
-    async def _forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        return await self._forwarder.forward(request, grant, message, stream)
+    def _end(self, token: str) -> None:
+        calls_in_progress = self._calls_in_progress
+        if calls_in_progress[token] > 1:
+            calls_in_progress[token] -= 1
+        else:
+            del calls_in_progress[token]
 
     async def _ping(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         return _result_response(request, message, {})

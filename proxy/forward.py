@@ -27,7 +27,7 @@ from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import Asking, InputRefused, ServerRequests
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
-from wire import jsonrpc, stateless, trace_context, uris, versions
+from wire import jsonrpc, stateless, uris, versions
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import BadAnswer, Busy, UpstreamError
@@ -151,7 +151,7 @@ class Forwarder:
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
         person = grant.user_id
-        upstream = target(resolved.assigned, grant, self._cipher, trace_context.of(request.headers))
+        upstream = target(resolved.assigned, grant, self._cipher, request.trace)
         if stream is not None and (level := _told_level(request, resolved, grant, message)):
             upstream = upstream._replace(log_level=level)
         progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None

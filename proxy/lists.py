@@ -19,7 +19,7 @@ from proxy.request import McpRequest
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
-from wire import definitions, jsonrpc, trace_context, uris
+from wire import definitions, jsonrpc, uris
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
@@ -106,7 +106,7 @@ class Lists:
 
     async def answer(self, request: McpRequest, grant: Grant, kind: str) -> Listing:
         """What this connection may use; raises NoServerAnswered or the one server's error when nothing is known."""
-        trace = trace_context.of(request.headers)
+        trace = request.trace
         ready, unavailable = _split_by_readiness(grant.assignments)
         live: dict[str, list[Definition] | UpstreamError] = {}
         waited = [assigned for assigned in ready if assigned.lists_live or not _is_known(assigned)]
@@ -132,7 +132,7 @@ class Lists:
         self, request: McpRequest, grant: Grant, assigned: AssignedServer, wanted: Wanted
     ) -> tuple[Grant, Sequence[Definition]]:
         """The grant after this server was asked anew for its list, and that list. Raises an UpstreamError."""
-        trace = trace_context.of(request.headers)
+        trace = request.trace
         listed = await self._ask(assigned, grant, wanted.kind, trace, self._seconds)
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 

@@ -13,9 +13,10 @@ from proxy.catalog import named
 from proxy.config import Config
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
-from wire import jsonrpc, token_text
+from wire import jsonrpc, token_text, trace_context
 from wire.http1 import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message
+from wire.trace_context import Trace
 
 type Scope = MutableMapping[str, Any]
 type Pair = tuple[bytes, bytes]
@@ -234,6 +235,14 @@ class McpRequest:
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
+
+    @property
+    def trace(self) -> Trace:
+        """What is sent on with whatever is asked of servers for this request."""
+        headers = self.headers
+        if b"traceparent" in headers or trace_context.HOPS_KEY in headers:
+            return trace_context.of(headers)
+        return trace_context.NONE
 
     async def read(self, limit: int) -> bool:
         """Read the body; False when it is larger than `limit` bytes. Raises ClientLeft.

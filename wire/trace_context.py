@@ -20,7 +20,7 @@ _BESIDE = ((b"tracestate", 512), (b"baggage", 8192))
 HOPS_HEADER = "Gateway-Hops"
 MOST_HOPS = 4
 
-_HOPS_KEY = HOPS_HEADER.lower().encode()
+HOPS_KEY = HOPS_HEADER.lower().encode()
 
 type Trace = Mapping[str, str]
 
@@ -38,7 +38,7 @@ class TooManyHops(UpstreamError):
 
 def hops_passed(headers: Mapping[bytes, bytes]) -> int:
     """The gateways that a request with these headers has passed; MOST_HOPS for a value that is no number."""
-    value = headers.get(_HOPS_KEY)
+    value = headers.get(HOPS_KEY)
     if value is None:
         return 0
     return int(value) if value.isdigit() and len(value) < 4 else MOST_HOPS
@@ -65,7 +65,7 @@ def of(headers: Mapping[bytes, bytes]) -> Trace:
     A traceparent that is none is dropped with its company (W3C Trace Context 3.2.2.5.1). The context is handed on with
     the request and kept nowhere: one connection carries the requests of many traces.
     """
-    parent, passed = headers.get(b"traceparent"), headers.get(_HOPS_KEY)
+    parent, passed = headers.get(b"traceparent"), headers.get(HOPS_KEY)
     if parent is None and passed is None:
         return NONE
     found = _hops_sent_on(headers)

@@ -253,7 +253,8 @@ def test_it_ends_in_an_error_and_a_row_and_the_next_call_works(start: Start, tal
 
         refused = agent.call("docs__bad").json()
 
-        assert refused["error"]["data"] == {"reason": reason, "server": "Docs"}
+        limit = {"limit": "idle", "seconds": 3.0} if reason == "timeout" else {}
+        assert refused["error"]["data"] == {"reason": reason, "server": "Docs", **limit}
         assert agent.call("docs__good").json()["result"]["content"][0]["text"] == "fine"
     outcome = "timeout" if reason == "timeout" else "upstream_error"
     assert [row.outcome for row in proxy.calls()] == ["ok", outcome, "ok"]

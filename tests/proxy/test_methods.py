@@ -2,6 +2,7 @@
 
 import re
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_every_capability_that_can_be_announced_has_its_methods_in_the_table() -
 
 def test_a_capability_without_a_handler_is_not_announced() -> None:
     handshake = Handshake(cast("Any", None))
-    Dispatcher(handshake, cast("Any", None), cast("Any", None), "", 1)
+    Dispatcher(handshake, cast("Any", None), Mock(), "", 1)
 
     assert set(SERVED_BY.values()) <= set(handshake.methods)
     assert set(handshake.methods) <= set(METHODS)

@@ -54,6 +54,7 @@ class Client:
     def count(self, agent: Agent | None = None) -> tuple[int, str]:
         """The count of this session at the server, and the id the server knows it by."""
         answer = (agent or self.agent).call("docs__count", **self.headers)
+        assert "result" in answer.json(), answer.text
         counted = answer.json()["result"]["structuredContent"]
         return counted["count"], counted["session"]
 

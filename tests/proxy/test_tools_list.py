@@ -148,7 +148,7 @@ def test_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     health = {server.slug: (server.health, server.health_error) for server in Server.objects.all()}
     assert health["fine"] == (Health.OK, "")
     assert health["locked"] == (Health.OK, "")
-    assert health["silent"] == (Health.DOWN, "No answer within 2 seconds")
+    assert health["silent"] == (Health.DOWN, "Not done within 2 seconds")
 
 
 def test_when_no_server_answers_the_list_is_an_error_and_never_empty(work: Work) -> None:

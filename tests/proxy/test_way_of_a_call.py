@@ -76,14 +76,14 @@ def test_a_call_passes_few_modules(start: Start, run: Run, modern: bool) -> None
 
 def documented_steps() -> list[tuple[str, str]]:
     """The module and function each numbered step of the way of a call begins with."""
-    _, way = ARCHITECTURE.read_text().split("## The way of a call", 1)
+    _, way = ARCHITECTURE.read_text().split("## The path of a call", 1)
     way = way.split("\n## ", 1)[0]
     return re.findall(r"^\d+\. \*\*[^*]+\*\* \(`([\w.]+):([\w.]+)`\)", way, re.MULTILINE)
 
 
 def test_the_documented_way_of_a_call_names_functions_that_exist_and_that_a_call_enters(start: Start, run: Run) -> None:
     steps = documented_steps()
-    _, way = ARCHITECTURE.read_text().split("## The way of a call", 1)
+    _, way = ARCHITECTURE.read_text().split("## The path of a call", 1)
     numbered = re.findall(r"^\d+\. ", way.split("\n## ", 1)[0], re.MULTILINE)
     entered = way_of_a_call(start, run, modern=False)
 
