@@ -10,7 +10,7 @@ from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from gatewayadmin.config import environment
 from gatewayadmin.serving import health, housekeeping
-from proxy import metrics
+from proxy import app, metrics
 from proxy.access.decision import DENIALS
 from proxy.catalog import SENTENCES
 from tests.docs.pages import ROOT, first_column
@@ -80,6 +80,7 @@ def test_the_decision_order_quotes_every_body_of_a_refusal() -> None:
 
 def faults() -> list[type[UpstreamError]]:
     """Everything that can go wrong between the gateway and a server."""
+    assert app.runtime  # Its modules hold all kinds of errors there are.
     kinds = UpstreamError.__subclasses__()
     for kind in kinds:
         kinds += kind.__subclasses__()
