@@ -125,7 +125,7 @@ def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
             person = get_object_or_404(team.users.all(), pk=user_pk)
             team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=request.user)
     except Outranked as error:
-        return leave(request, page_url(team), str(error))
+        return leave(request, reverse("gateways:team", args=[pk]), str(error))
     return leave(request, page_url(team), f"{person.email} is out of {team.name}")
 
 

@@ -299,7 +299,8 @@ class User(Versioned, AbstractBaseUser):
         self.refresh_from_db(fields=list(new_values))
 
     def lock(self) -> "User":
-        """This row as it is now, locked until the transaction ends."""
+        """This row as it is now, locked until the transaction ends, and before it the changes to people."""
+        one_at_a_time()
         return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
 
     def has_perm(self, perm: str, obj: models.Model | None = None) -> bool:

@@ -242,7 +242,7 @@ class ToolQuerySet(models.QuerySet["Tool"]):
             self.filter(assignment=assignment, missing_since=None).exclude(name__in=offered).update(missing_since=now)
 
 
-class Tool(Switchable):
+class Tool(Versioned, Switchable):
     """A tool an assigned server offers: its switch, its definition and its history.
 
     Rows are upserted by the proxy after a list. Under `allow_all` a tool without a
@@ -284,6 +284,9 @@ class Tool(Switchable):
 
     def __str__(self) -> str:
         return self.exposed_name
+
+    def editable(self) -> dict[str, Any]:
+        return {"enabled": self.enabled}
 
     @staticmethod
     def define(definition: Mapping[str, Any], now: datetime) -> dict[str, Any]:

@@ -261,7 +261,7 @@ def person(role: Role, *, active: bool = True) -> User:
     return User.objects.create_user(f"{make.unique('p')}@example.com", "a password", role=role, is_active=active)
 
 
-OUT = {"user_ids": []}  # Everybody out of the team.
+OUT: dict[str, Any] = {"user_ids": []}  # Everybody out of the team.
 
 
 def team(*people: User) -> Team:
