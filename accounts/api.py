@@ -160,24 +160,27 @@ class UserResource(Resource):
         return self.answer(person)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.PEOPLE_MANAGE)
+    @operation(needs=Capability.PEOPLE_MANAGE, if_match=True)
     def deactivate(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
-        person.deactivate(by=self.me)
+        with self.unchanged(person):
+            person.deactivate(by=self.me)
         return self.answer(person)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.PEOPLE_MANAGE, api_keys=False)
+    @operation(needs=Capability.PEOPLE_MANAGE, api_keys=False, if_match=True)
     def reactivate(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
-        person.reactivate(by=self.me)
+        with self.unchanged(person):
+            person.reactivate(by=self.me)
         return self.answer(person)
 
     @action(detail=True, methods=["post"], url_path="sign-out")
-    @operation(needs=Capability.PEOPLE_MANAGE)
+    @operation(needs=Capability.PEOPLE_MANAGE, if_match=True)
     def sign_out(self, request: Request, pk: UUID) -> Response:
         person = self._find(pk)
-        person.end_sessions(by=self.me)
+        with self.unchanged(person):
+            person.end_sessions(by=self.me)
         return self.answer(person)
 
     def _find(self, pk: UUID) -> User:

@@ -229,7 +229,9 @@ class Workspace(Resource):
     def partial_update(self, request: Request) -> Response:
         return self.answer(WorkspaceSettings.edit(by=self.me, seen=self.seen, **self.body()))
 
-    @operation(needs=Capability.WORKSPACE_MANAGE, answer=MailOutcomeSerializer)
+    @operation(needs=Capability.WORKSPACE_MANAGE, answer=MailOutcomeSerializer, if_match=True)
     def test_mail(self, request: Request) -> Response:
         """*Send test mail*: to whoever asks. That the mail server refuses it is an answer, and no error of ours."""
+        with self.unchanged(WorkspaceSettings.load()):
+            pass  # The mail server is asked without a lock.
         return Response(MailOutcomeSerializer(send_test_mail(by=self.me)).data)

@@ -81,6 +81,7 @@ class Connections(Resource):
 
     problems = PROBLEMS
     serializer_class = ConnectionSerializer
+    versioned = True
 
     def get_queryset(self) -> ConnectionQuerySet:
         """The connections this person may see, or do this to: their own without a capability."""
@@ -109,25 +110,28 @@ class ConnectionResource(Connections):
         return self.answer(self._find(pk))
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.CONNECTIONS_TOGGLE)
+    @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         connection = self._live(pk)
-        connection.disable(by=self.me)
+        with self.unchanged(connection):
+            connection.disable(by=self.me)
         return self.now(connection)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.CONNECTIONS_TOGGLE)
+    @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         connection = self._live(pk)
-        connection.enable(by=self.me)
+        with self.unchanged(connection):
+            connection.enable(by=self.me)
         return self.now(connection)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Own(Capability.MCP_CONNECTIONS_REVOKE))
+    @operation(needs=Own(Capability.MCP_CONNECTIONS_REVOKE), if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
         connection = self._find(pk)
         self.must_own(connection.user_id)
-        connection.revoke(by=self.me)
+        with self.unchanged(connection):
+            connection.revoke(by=self.me)
         return self.now(connection)
 
     def _find(self, pk: UUID) -> Connection:
@@ -161,23 +165,37 @@ class Endings(Resource):
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
 
     @operation(
-        needs=frozenset({Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE}), answer=HTTPStatus.NO_CONTENT
+        needs=frozenset({Capability.HOSTS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE}),
+        answer=HTTPStatus.NO_CONTENT,
+        if_match=True,
     )
     def host(self, request: Request, pk: UUID) -> Response:
-        Connection.objects.archive_host(find_host(self.me, pk), by=self.me)
+        host = find_host(self.me, pk)
+        with self.unchanged(host):
+            Connection.objects.archive_host(host, by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     @operation(
-        needs=frozenset({Capability.GATEWAYS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}), answer=HTTPStatus.NO_CONTENT
+        needs=frozenset({Capability.GATEWAYS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
+        answer=HTTPStatus.NO_CONTENT,
+        if_match=True,
     )
     def gateway(self, request: Request, slug: str) -> Response:
-        Connection.objects.archive_gateway(find_gateway(self.me, slug), by=self.me)
+        gateway = find_gateway(self.me, slug)
+        with self.unchanged(gateway):
+            Connection.objects.archive_gateway(gateway, by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
-    @operation(needs=frozenset({Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}), answer=CutOffSerializer)
+    @operation(
+        needs=frozenset({Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE}),
+        answer=CutOffSerializer,
+        if_match=True,
+    )
     def user(self, request: Request, pk: UUID) -> Response:
         """*Cut this person off*: deactivate, and revoke all connections."""
-        revoked = Connection.objects.cut_off(get_object_or_404(User, pk=pk), by=self.me)
+        person = get_object_or_404(User, pk=pk)
+        with self.unchanged(person):
+            revoked = Connection.objects.cut_off(person, by=self.me)
         return Response({"connections_revoked": revoked})
 
 

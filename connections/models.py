@@ -11,6 +11,7 @@ from django.utils import timezone
 from accounts.models import ApiKey, KeyEnd, User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
+from auditlog.versions import Versioned
 from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host
@@ -148,7 +149,7 @@ def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
         raise ConnectionRefused(reason)
 
 
-class Connection(Switchable):
+class Connection(Versioned, Switchable):
     """A live or ended link of one host to one gateway, acting as one user.
 
     Revoked rows stay; authorising again makes a new row.
@@ -205,6 +206,9 @@ class Connection(Switchable):
     @property
     def is_live(self) -> bool:
         return self.revoked_at is None
+
+    def editable(self) -> dict[str, Any]:
+        return {"enabled": self.enabled, "reason": self.revoke_reason or None}
 
     @property
     def blocked_by(self) -> str:

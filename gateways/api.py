@@ -150,17 +150,19 @@ class GatewayResource(Resource):
         return self._now(gateway)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.GATEWAYS_TOGGLE)
+    @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
         gateway = find(self.me, slug)
-        gateway.disable(by=self.me)
+        with self.unchanged(gateway):
+            gateway.disable(by=self.me)
         return self._now(gateway)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.GATEWAYS_TOGGLE)
+    @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str) -> Response:
         gateway = find(self.me, slug)
-        gateway.enable(by=self.me)
+        with self.unchanged(gateway):
+            gateway.enable(by=self.me)
         return self._now(gateway)
 
     def _detailed(self, rows: GatewayQuerySet) -> GatewayQuerySet:
@@ -182,7 +184,9 @@ class ServerArchive(Resource):
         ServerStillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
     }
 
-    @operation(needs=Capability.SERVERS_MANAGE, answer=HTTPStatus.NO_CONTENT)
+    @operation(needs=Capability.SERVERS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def archive(self, request: Request, slug: str) -> Response:
-        Assignment.objects.archive_server(find_server(slug), by=self.me)
+        server = find_server(slug)
+        with self.unchanged(server):
+            Assignment.objects.archive_server(server, by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)

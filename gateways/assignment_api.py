@@ -143,16 +143,18 @@ class AssignmentResource(Resource):
             assignment.remove(by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
-    @operation(needs=Capability.GATEWAYS_TOGGLE)
+    @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
-        assignment.disable(by=self.me)
+        with self.unchanged(assignment):
+            assignment.disable(by=self.me)
         return self._now(assignment)
 
-    @operation(needs=Capability.GATEWAYS_TOGGLE)
+    @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str, alias: str) -> Response:
         assignment = self._find(slug, alias)
-        assignment.enable(by=self.me)
+        with self.unchanged(assignment):
+            assignment.enable(by=self.me)
         return self._now(assignment)
 
     def _find(self, slug: str, alias: str) -> Assignment:

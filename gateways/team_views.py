@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import Team, User
-from accounts.rules import NameTaken
+from accounts.rules import NameTaken, Outranked
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from gateways.models import Gateway, Reach, TeamGateways
@@ -106,19 +106,26 @@ def add_people(request: AppRequest, pk: UUID) -> HttpResponse:
         return show(request, "gateways/team_form.html", context)
     if not form.is_valid():
         return refuse(request, "gateways/team_form.html", context)
-    with transaction.atomic():
-        team = _locked(pk)
-        team.edit(name=team.name, users={*team.users.all(), *form.cleaned_data["emails"]}, by=request.user)
+    try:
+        with transaction.atomic():
+            team = _locked(pk)
+            team.edit(name=team.name, users={*team.users.all(), *form.cleaned_data["emails"]}, by=request.user)
+    except Outranked as error:
+        form.add_error("emails", str(error))
+        return refuse(request, "gateways/team_form.html", context)
     return leave(request, page_url(team), "People added")
 
 
 @require_POST
 @requires(Capability.PEOPLE_MANAGE)
 def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
-    with transaction.atomic():
-        team = _locked(pk)
-        person = get_object_or_404(team.users.all(), pk=user_pk)
-        team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=request.user)
+    try:
+        with transaction.atomic():
+            team = _locked(pk)
+            person = get_object_or_404(team.users.all(), pk=user_pk)
+            team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=request.user)
+    except Outranked as error:
+        return leave(request, reverse("gateways:team", args=[pk]), str(error))
     return leave(request, page_url(team), f"{person.email} is out of {team.name}")
 
 
@@ -155,7 +162,10 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="revoke",
             back=page_url(team),
         )
-    team.remove(by=request.user)
+    try:
+        team.remove(by=request.user)
+    except Outranked as error:
+        return leave(request, page_url(team), str(error))
     return leave(request, reverse("gateways:teams"), f"{team.name} deleted")
 
 

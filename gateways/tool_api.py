@@ -101,6 +101,7 @@ class ToolResource(Resource):
     """The tools of one gateway."""
 
     serializer_class = ToolSerializer
+    versioned = True
 
     @operation(needs=WITHIN_REACH, query=ToolQuery, orderings=("exposed_name", "first_seen_at", "last_seen_at"))
     def list(self, request: Request, slug: str) -> Response:
@@ -116,20 +117,24 @@ class ToolResource(Resource):
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
         return self.answer(get_object_or_404(self._tools(slug), pk=pk))
 
-    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges)
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
         tool = get_object_or_404(self._tools(slug), pk=pk)
-        match self.body().get("enabled"):
-            case True:
-                tool.enable(by=self.me)
-            case False:
-                tool.disable(by=self.me)
+        enabled = self.body().get("enabled")
+        with self.unchanged(tool):
+            match enabled:
+                case True:
+                    tool.enable(by=self.me)
+                case False:
+                    tool.disable(by=self.me)
         return self.answer(tool)
 
-    @operation(needs=Capability.GATEWAYS_MANAGE, answer=RefreshSerializer)
+    @operation(needs=Capability.GATEWAYS_MANAGE, answer=RefreshSerializer, if_match=True)
     def refresh(self, request: Request, slug: str) -> Response:
         """*Refresh tools*: ask every enabled server now; one that does not answer keeps its rows."""
         gateway = find_gateway(self.me, slug)
+        with self.unchanged(gateway):
+            pass  # Its servers are asked without a lock.
         servers = [serialize_refresh(row) for row in refresh(gateway, by=self.me)]
         return Response({"tools_count": find_gateway(self.me, slug).tool_count, "servers": servers})
 

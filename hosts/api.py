@@ -115,24 +115,27 @@ class HostResource(Resource):
         return self._now(host)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.HOSTS_TOGGLE)
+    @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
-        host.disable(by=self.me)
+        with self.unchanged(host):
+            host.disable(by=self.me)
         return self._now(host)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.HOSTS_TOGGLE)
+    @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
-        host.enable(by=self.me)
+        with self.unchanged(host):
+            host.enable(by=self.me)
         return self._now(host)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.HOSTS_TOGGLE)
+    @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def approve(self, request: Request, pk: UUID) -> Response:
         host = find(self.me, pk)
-        host.approve(by=self.me)
+        with self.unchanged(host):
+            host.approve(by=self.me)
         return self._now(host)
 
     def _now(self, host: Any, status: int = HTTPStatus.OK) -> Response:

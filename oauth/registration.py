@@ -26,7 +26,7 @@ from oauth.cors import cross_origin
 from oauth.models import Registration
 
 NAMELESS = "MCP Client"
-BIGGEST = 64 * 1024
+BIGGEST = 16 * 1024
 
 
 @cross_origin

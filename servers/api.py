@@ -159,25 +159,30 @@ class ServerResource(Resource):
         return self._now(server)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.SERVERS_TOGGLE)
+    @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
         server = find(slug)
-        server.disable(by=self.me)
+        with self.unchanged(server):
+            server.disable(by=self.me)
         return self._now(server)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.SERVERS_TOGGLE)
+    @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str) -> Response:
         server = find(slug)
-        server.enable(by=self.me)
+        with self.unchanged(server):
+            server.enable(by=self.me)
         return self._now(server)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.SERVERS_MANAGE, answer=ProbeSerializer)
+    @operation(needs=Capability.SERVERS_MANAGE, answer=ProbeSerializer, if_match=True)
     def test(self, request: Request, slug: str) -> Response:
         """*Test connection*: contact the server now. That it does not answer is an answer, and no error of ours."""
+        server = find(slug)
+        with self.unchanged(server):
+            pass  # It is asked without a lock.
         try:
-            discovered = probe(find(slug), by=self.me)
+            discovered = probe(server, by=self.me)
         except Failed as failure:
             wants = isinstance(failure, AccessRefused)
             return Response({"ok": False, "detail": f"The server {failure}.", "wants_credential": wants, "tools": []})

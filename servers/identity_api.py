@@ -161,40 +161,46 @@ class IdentityResource(Resource):
         return self.answer(identity)
 
     @action(detail=True, methods=["put"])
-    @operation(needs=SHARED, body=Secret)
+    @operation(needs=SHARED, body=Secret, if_match=True)
     def secret(self, request: Request, pk: UUID) -> Response:
         identity = self._replaceable(pk)
         body = self.body()
-        identity.replace(checked(SecretForm(body, server=identity.server))["secret"], by=self.me)
+        secret = checked(SecretForm(body, server=identity.server))["secret"]
+        with self.unchanged(identity):
+            identity.replace(secret, by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=OTHERS)
+    @operation(needs=OTHERS, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         identity = self._changeable(pk)
-        identity.disable(by=self.me)
+        with self.unchanged(identity):
+            identity.disable(by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=OTHERS)
+    @operation(needs=OTHERS, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         identity = self._changeable(pk)
-        identity.enable(by=self.me)
+        with self.unchanged(identity):
+            identity.enable(by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Own(Capability.IDENTITIES_MANAGE))
+    @operation(needs=Own(Capability.IDENTITIES_MANAGE), if_match=True)
     def confirm(self, request: Request, pk: UUID) -> Response:
         """Agree that the secret is sent where the server is now, after its path or header was changed."""
         identity = _live(self._find(pk))
-        identity.confirm(by=self.me)
+        with self.unchanged(identity):
+            identity.confirm(by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=OTHERS)
+    @operation(needs=OTHERS, if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
         identity = self._changeable(pk)
-        identity.revoke(by=self.me)
+        with self.unchanged(identity):
+            identity.revoke(by=self.me)
         return self.answer(identity)
 
     def _find(self, pk: UUID) -> Identity:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -129,16 +130,17 @@ class TokenResource(Resource):
 
     @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
-        with self.unchanged(self._find(pk)):
-            return self._end(pk)
+        return self._end(pk)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT)
+    @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT, if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
         return self._end(pk)
 
     def _end(self, pk: UUID) -> Response:
-        self._find(pk).revoke(by=self.me)
+        token = self._find(pk)
+        with self.unchanged(token):
+            token.revoke(by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     @action(detail=True, methods=["post"], throttle_classes=[RotationLimit])
@@ -147,6 +149,7 @@ class TokenResource(Resource):
         body=Rotation,
         answer=RotatedTokenSerializer,
         access_tokens=True,
+        if_match=True,
     )
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replaces a token's secret: by its owner, or by the token itself as Bearer.
@@ -161,28 +164,32 @@ class TokenResource(Resource):
         return secret_answer(rotated(self._again(new)))
 
     @action(detail=True, methods=["post"], url_path="ask-for-new")
-    @operation(needs=Own(ENDING))
+    @operation(needs=Own(ENDING), if_match=True)
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
         """Ends a token's secrets at once; its owner alone collects the new one. Asking again changes nothing."""
         token = self._find(pk)
-        token.ask_for_new(by=self.me)
+        with self.unchanged(token):
+            token.ask_for_new(by=self.me)
         return self.answer(self._find(pk))
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE), answer=RotatedTokenSerializer)
+    @operation(needs=Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE), answer=RotatedTokenSerializer, if_match=True)
     def collect(self, request: Request, pk: UUID) -> Response:
         """Makes the new secret somebody asked for and tells it to the token's owner, once."""
         token = self._find(pk)
         token.must_be_active()
         must_be_on(token.connection)
-        return secret_answer(rotated(self._again(token.collect(by=self.me))))
+        with self.unchanged(token):
+            new = token.collect(by=self.me)
+        return secret_answer(rotated(self._again(new)))
 
     @action(detail=True, methods=["post"], url_path="end-previous")
-    @operation(needs=Own(ENDING))
+    @operation(needs=Own(ENDING), if_match=True)
     def end_previous(self, request: Request, pk: UUID) -> Response:
         """Ends the secret that a rotation with an overlap let work on."""
         token = self._find(pk)
-        token.end_previous(by=self.me)
+        with self.unchanged(token):
+            token.end_previous(by=self.me)
         return self.answer(self._find(pk))
 
     def _by_itself(self, presented: Presented, pk: UUID, overlap_hours: int) -> Issued:
@@ -195,7 +202,8 @@ class TokenResource(Resource):
         must_be_on(token.connection)
         with event_context.use_context(replace(event_context.current_context(), via=Via.BEARER)):
             try:
-                return token.rotate(by=None, presented=presented.secret, overlap_hours=overlap_hours)
+                with self.unchanged(token):
+                    return token.rotate(by=None, presented=presented.secret, overlap_hours=overlap_hours)
             except (AlreadyRevoked, AskedForNew, Expired, Superseded):  # Since it was presented a moment ago.
                 raise AuthenticationFailed(code="unauthorized") from None
 
@@ -204,7 +212,16 @@ class TokenResource(Resource):
         token = self._find(pk)
         token.must_be_active()
         must_be_on(token.connection)
-        return token.rotate(by=self.me, overlap_hours=overlap_hours)
+        with self.unchanged(token):
+            return token.rotate(by=self.me, overlap_hours=overlap_hours)
+
+    @contextmanager
+    def unchanged(self, row: Any) -> Iterator[None]:
+        with transaction.atomic() if self.seen else nullcontext():
+            if self.seen:
+                row.connection.lock()  # First, as the verbs of a token do.
+            with super().unchanged(row):
+                yield
 
     def _find(self, pk: UUID) -> Token:
         """The token, if its owner asks or the rule of the action allows it."""

@@ -57,6 +57,7 @@ class ApiKeyResource(Resource):
         Outranked: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
     }
     serializer_class = ApiKeySerializer
+    versioned = True
 
     @operation(needs=OTHERS, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
     def list(self, request: Request) -> Response:
@@ -70,17 +71,19 @@ class ApiKeyResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
-    @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False)
+    @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
         return self._end(pk)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False)
+    @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False, if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
         return self._end(pk)
 
     def _end(self, pk: UUID) -> Response:
-        self._find(pk).revoke(by=self.me)
+        key = self._find(pk)
+        with self.unchanged(key):
+            key.revoke(by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def _find(self, pk: UUID) -> ApiKey:

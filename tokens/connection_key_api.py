@@ -32,6 +32,7 @@ class Regenerate(Connections):
     connection: its owner collects it.
     """
 
+    versioned = False  # Its answer may be a token.
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
 
     @operation(
@@ -39,6 +40,7 @@ class Regenerate(Connections):
         answer=PolymorphicProxySerializer(
             "Regenerated", [ConnectionSerializer, RotatedTokenSerializer], resource_type_field_name=None
         ),
+        if_match=True,
     )
     def regenerate(self, request: Request, pk: UUID) -> Response:
         connection = get_object_or_404(self.get_queryset(), pk=pk)
@@ -48,7 +50,8 @@ class Regenerate(Connections):
         """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
-        Token.objects.renew_key(connection, by=self.me)
+        with self.unchanged(connection):
+            Token.objects.renew_key(connection, by=self.me)
         return self.now(connection)
 
     def _token(self, connection: Connection) -> Response:
@@ -67,9 +70,11 @@ class Regenerate(Connections):
                 HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id."
             )
         if not is_own:
-            active[0].ask_for_new(by=self.me)
+            with self.unchanged(connection):
+                active[0].ask_for_new(by=self.me)
             return self.now(connection)
-        new = active[0].rotate(by=self.me)
+        with self.unchanged(connection):
+            new = active[0].rotate(by=self.me)
         return secret_answer(rotated(new._replace(token=with_reach(Token.objects.all()).get(pk=new.token.pk))))
 
 

@@ -88,7 +88,8 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     for the proxy may. `body` is what `Resource.body()` reads.
 
     For the description alone: `answer`, where it is not the resource's own serializer; `conflicts`, that it can answer
-    409 beyond what the resource's `problems` say; and `if_match`, that it passes `Resource.seen` on and can answer 412.
+    409 beyond what the resource's `problems` say; and `if_match`, that it compares `If-Match`
+    (`Resource.unchanged` or `Resource.seen`) and can answer 412.
     """
     declared = Operation(
         needs=needs,

@@ -1,5 +1,6 @@
 """API keys of people for the REST API. The key texts are generated and parsed in tokens.api_keys, a layer above."""
 
+from typing import Any
 from uuid import uuid4
 
 from django.contrib.postgres.fields import ArrayField
@@ -12,6 +13,7 @@ from accounts.models.users import User
 from accounts.rules import Grantor, must_match
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
+from auditlog.versions import Versioned
 from capabilities import Capability, CapabilityRequired
 
 
@@ -80,7 +82,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return len(ending)
 
 
-class ApiKey(models.Model):
+class ApiKey(Versioned, models.Model):
     """A person's key for the REST API (`gwp_`): a subset of its owner's capabilities, never used at /mcp.
 
     Only its prefix and its digest (HMAC-SHA-256) are kept.
@@ -119,6 +121,9 @@ class ApiKey(models.Model):
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix})"
 
+    def editable(self) -> dict[str, Any]:
+        return {"reason": self.revoke_reason or None}
+
     @property
     def status(self) -> str:
         """`revoked`, `expired` or `active`."""
@@ -145,7 +150,7 @@ class ApiKey(models.Model):
         """
         with transaction.atomic():
             must_match(by, self.user.granted.intersection(self.granted_capabilities))
-            if ApiKey.objects.select_for_update(of=("self",)).get(pk=self.pk).revoked_at:
+            if self.lock().revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.end(by=by, reason=KeyEnd.MANUAL)
 

@@ -97,6 +97,11 @@ class Role(Versioned, models.Model):
         rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
+    def lock(self) -> "Role":
+        """This row as it is now, locked until the transaction ends, and before it the changes to people."""
+        one_at_a_time()
+        return Role.objects.select_for_update().get(pk=self.pk)
+
     def editable(self) -> dict[str, Any]:
         return {"name": self.name, "capabilities": sorted(capability.slug for capability in self.capabilities)}
 

@@ -1,11 +1,11 @@
 """Users and their teams."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from typing import Any, ClassVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.contrib.auth import get_backends
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
@@ -32,7 +32,7 @@ from accounts.rules import (
     one_at_a_time,
 )
 from auditlog.actions import Action
-from auditlog.models import Actor, Event
+from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from capabilities.catalogue import SUPER_ADMIN
@@ -299,7 +299,8 @@ class User(Versioned, AbstractBaseUser):
         self.refresh_from_db(fields=list(new_values))
 
     def lock(self) -> "User":
-        """This row as it is now, locked until the transaction ends."""
+        """This row as it is now, locked until the transaction ends, and before it the changes to people."""
+        one_at_a_time()
         return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
 
     def has_perm(self, perm: str, obj: models.Model | None = None) -> bool:
@@ -323,10 +324,12 @@ class User(Versioned, AbstractBaseUser):
 
 
 class TeamManager(models.Manager["Team"]):
-    def add(self, *, name: str, users: Iterable[User], by: Actor | None) -> "Team":
-        """Make a team of these people. Raises NameTaken."""
+    def add(self, *, name: str, users: Iterable[User], by: Grantor | None) -> "Team":
+        """Make a team of these people. Raises NameTaken, or Outranked for people who hold more than `by` does."""
+        users = list(users)
         try:
             with transaction.atomic():
+                _must_match_all(by, {person.pk for person in users})
                 team = self.create(name=name.strip())
                 team.users.set(users)
                 changes = {"users": [[], team.emails()]}
@@ -359,12 +362,17 @@ class Team(Versioned, models.Model):
         """The members' e-mail addresses, as events record them."""
         return list(self.users.order_by("email").values_list("email", flat=True))
 
-    def edit(self, *, name: str, users: Iterable[User], by: Actor | None, seen: Seen | None = None) -> None:
-        """Rename the team and set its members, from their next request on. Raises NameTaken or ChangedMeanwhile."""
+    def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> None:
+        """Rename the team and set its members, from their next request on.
+
+        Raises NameTaken, ChangedMeanwhile, or Outranked: a person gains or loses gateways with the team, so that who
+        adds or removes them holds at least what they do. Members who stay do not matter.
+        """
         try:
             with transaction.atomic():
-                row = Team.objects.select_for_update().get(pk=self.pk)
+                row = self.lock()
                 before, users = row.editable(), list(users)
+                _must_match_all(by, {*row.users.values_list("pk", flat=True)} ^ {person.pk for person in users})
                 new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}
                 row.must_be(seen, {field for field in before if before[field] != new_values[field]})
                 self.name = name.strip()
@@ -377,11 +385,28 @@ class Team(Versioned, models.Model):
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
 
-    def remove(self, *, by: Actor | None) -> None:
-        """Delete the team; gateways open to it alone are out of its people's reach."""
+    def remove(self, *, by: Grantor | None) -> None:
+        """Delete the team; gateways open to it alone are out of its people's reach.
+
+        Raises Outranked when any of them holds more than `by` does.
+        """
         with transaction.atomic():
+            row = self.lock()
+            _must_match_all(by, {*row.users.values_list("pk", flat=True)})
             Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
             self.delete()
+
+
+def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
+    """Raise Outranked unless `by` holds at least what these people do, whose roles stay until the transaction ends.
+
+    Everybody locks in this order: the row of a team, then the changes to people.
+    """
+    if not pks:
+        return
+    one_at_a_time()
+    people = {(person.role_id, person.is_superuser): person for person in User.objects.filter(pk__in=pks)}
+    must_match(by, {capability for person in people.values() for capability in person.granted})
 
 
 def make_first_owner(email: str, password: str) -> User | None:

@@ -129,6 +129,8 @@ class HeadLimits(HttpToolsProtocol):
     def _start_request(self, *, is_call: bool) -> None:
         """Hand the request to the application; a call is a POST to `/mcp/<slug>`, spelled as everybody spells it."""
         super().on_headers_complete()
+        if not is_call and _announced(self.headers) > MOST:
+            self.flow.pause_reading()  # Until the application asks for the body: first it judges whose it is.
         # The task of the cycle has not begun yet.
         self.cycle.transport = AnswerTransport(self, notes_success=is_call)  # type: ignore[assignment]
 
@@ -218,6 +220,16 @@ class AnswerTransport:
         if data.startswith(b"HTTP/1.1 2"):
             self._protocol.note_authenticated()
         self._protocol.transport.write(data)
+
+
+def _announced(headers: list[tuple[bytes, bytes]]) -> int:
+    """The Content-Length, which the parser has checked; without bounds for a body in chunks."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return MOST + 1
+    return 0
 
 
 def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:

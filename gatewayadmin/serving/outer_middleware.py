@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_BODY = 3 * 1024 * 1024
 LARGEST_ANONYMOUS_BODY = 64 * 1024
+# Where programs that are nobody yet send forms and a description of themselves, which are small: the first that fits.
+SMALLER_ANONYMOUS_BODIES = (("/oauth/register", 16 * 1024), ("/oauth/", 8 * 1024))
 
 type IsKnown = Callable[[Headers], Awaitable[bool]]
 
@@ -29,15 +31,21 @@ async def _everybody(_: Headers) -> bool:
     return True
 
 
+def largest_anonymous_body(path: str) -> int:
+    """How many bytes a sender may send there whom neither a session nor a token names."""
+    return next((most for start, most in SMALLER_ANONYMOUS_BODIES if path.startswith(start)), LARGEST_ANONYMOUS_BODY)
+
+
 class OuterMiddleware:
     """Wraps the whole application.
 
     Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender
     and `scope["scheme"]` to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
     A body above LARGEST_BODY gets 413; Django would write all of it to the disk before it looks at anything. So does
-    one above LARGEST_ANONYMOUS_BODY when its head brings neither a session nor a token. Of a larger one that brings
-    any, `is_known` judges the headers before it is read, and what names nobody gets 401: Django would judge only once
-    the whole of it is there. `scope["peer"]` is who holds the other end of the connection, a proxy perhaps.
+    one above LARGEST_ANONYMOUS_BODY, at some paths SMALLER_ANONYMOUS_BODIES, when its head brings neither a session
+    nor a token. Of a larger one that brings any, `is_known` judges the headers before it is read, and what names nobody
+    gets 401: Django would judge only once the whole of it is there. `scope["peer"]` is who holds the other end of the
+    connection, a proxy perhaps.
     """
 
     def __init__(
@@ -70,11 +78,12 @@ class OuterMiddleware:
         scope["client"] = (client_address(peer, headers.getlist("x-forwarded-for"), self.trusted), 0)
         scope["scheme"] = self.scheme
         app = self.app if self._serves(scope["path"], headers.getlist("host")) else _wrong_host
-        body = _LimitedBody(receive, partial(self._may_send_more, headers))
+        largest = largest_anonymous_body(scope["path"])
+        body = _LimitedBody(receive, partial(self._may_send_more, headers), largest)
         announced = _announced(headers)
-        if announced > LARGEST_BODY or (announced > LARGEST_ANONYMOUS_BODY and not self._names_somebody(headers)):
+        if announced > LARGEST_BODY or (announced > largest and not self._names_somebody(headers)):
             app = body.refuse
-        elif announced > LARGEST_ANONYMOUS_BODY and not await body.may_grow():
+        elif announced > largest and not await body.may_grow():
             app = _unknown_sender
         try:
             with suppress(ClientDisconnect):
@@ -100,11 +109,11 @@ class _LimitedBody:
     What is more than strangers may send is for those of whom `may_send_more` is true; it is asked once.
     """
 
-    def __init__(self, receive: Receive, may_send_more: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, receive: Receive, may_send_more: Callable[[], Awaitable[bool]], largest: int) -> None:
         self._receive = receive
         self._may_send_more: Callable[[], Awaitable[bool]] | None = may_send_more
         self._size = 0
-        self.largest = LARGEST_ANONYMOUS_BODY
+        self.largest = largest
 
     @property
     def is_too_large(self) -> bool:
@@ -133,7 +142,7 @@ class _LimitedBody:
 
 _unknown_sender = JSONResponse(
     {
-        "detail": "Unknown, expired or revoked: the token or session this comes with. Nobody else may send 64 KiB.",
+        "detail": "Unknown, expired or revoked: the token or session this comes with. Nobody else may send that much.",
         "code": "unauthorized",
     },
     401,

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event, Switchable
+from auditlog.versions import Versioned
 from gateways.models.assignment import Assignment, ToolPolicy
 from gateways.models.gateway import GatewayError
 from servers.models import Identity
@@ -108,7 +109,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
             cursor.execute(LEARN, told)
 
 
-class Feature(Switchable):
+class Feature(Versioned, Switchable):
     """A tool, prompt, resource or template an assigned server offers: its switch, its definition and its history.
 
     `name` is the server's own: a URI for a resource, a URI template for a template. Under `allow_all` a feature without
@@ -160,6 +161,10 @@ class Feature(Switchable):
         """The invisible and bidirectional characters in what is to be decided on, by code point and name."""
         text = self.offered or self.approved
         return definitions.hidden_characters(definitions.definition_in(text)) if text else []
+
+    def editable(self) -> dict[str, Any]:
+        hashes = {"definition": self.definition_hash, "offered": self.offered_hash}
+        return {"enabled": self.enabled, "state": self.state, **hashes}
 
     def expose(self, alias: str) -> None:
         """Take the name clients call it by under this alias; not saved."""

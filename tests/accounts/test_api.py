@@ -351,6 +351,25 @@ def test_a_team_is_made_changed_and_removed(people: Rest, ann: User, ben: User) 
     assert results(people.get("/teams")) == []
 
 
+def test_teams_of_who_holds_more_change_by_nobody_who_holds_less(people: Rest, ann: User, boss: User) -> None:
+    team = Team.objects.add(name="Chiefs", users=[boss], by=None)
+    path, everybody = f"/teams/{team.pk}", [str(boss.pk), str(ann.pk)]
+
+    for refused in (
+        people.post("/teams", {"name": "Mine", "user_ids": everybody}),
+        people.patch(path, {"user_ids": []}),
+        people.delete(path),
+    ):
+        assert problem(refused) == (403, "beyond_yours")
+        assert "You lack: " in refused.json()["detail"]
+    assert [one.emails() for one in Team.objects.all()] == [[boss.email]]
+
+    assert people.patch(path, {"name": "Leads", "user_ids": everybody}).status_code == 200
+    assert team.emails() == [ann.email, boss.email]
+    key = make.api_key(boss, Capability.PEOPLE_MANAGE).secret
+    assert problem(Rest.bearing(key).delete(path)) == (403, "beyond_yours"), "what counts is the key"
+
+
 # --- Workspace ------------------------------------------------------------------------------------------------------
 
 

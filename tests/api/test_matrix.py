@@ -232,6 +232,14 @@ def test_if_match_and_etag_are_described_where_they_are(route: str, world: World
         assert (412 in statuses) == ("412" in door.described["responses"]) == ("If-Match" in named), door.name
 
 
+def test_every_change_to_a_thing_compares_its_version() -> None:
+    changes = {f"{door.method} {door.name}": door for door in DOORS if door.method != "get" and door.action != "create"}
+
+    ignoring = {name for name, door in changes.items() if not door.operation.if_match}
+
+    assert ignoring == {"post me-confirm"}  # It types a password, and changes nothing that has a version.
+
+
 @every_route
 def test_a_route_opens_to_whom_its_rule_names(route: str, world: World, people: People) -> None:
     wrong = [

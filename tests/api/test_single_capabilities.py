@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from django.urls import reverse
 
-from accounts.models import ApiKey, Role, User
+from accounts.models import ApiKey, Role, Team, User
 from capabilities import Capability
 from capabilities.catalogue import ADMINISTRATOR, MEMBER, SUPER_ADMIN
 from connections.models import Connection
@@ -166,6 +166,9 @@ AGAINST = {
     "POST user-sign-out",
     "PATCH role-detail",
     "DELETE role-detail",
+    "POST team-list",
+    "PATCH team-detail",
+    "DELETE team-detail",
     "DELETE apikey-detail",
     "POST apikey-revoke",
 }
@@ -184,6 +187,7 @@ class Target:
     holds: frozenset[Capability] = frozenset()
     owned: bool = False  # Another person's credential, which is nobody else's to change.
     shared: bool = False  # A credential of the servers' keepers.
+    body: Any = None  # What is sent, where it matters to whom it is done.
 
 
 class Cast(dict[str, list[Target]]):
@@ -196,6 +200,8 @@ class Cast(dict[str, list[Target]]):
         people = {name: person(role) for name, role in roles.items()}
         strong = make.role(C.LOGS_READ, C.PEOPLE_MANAGE, name="Stronger")
         everything = frozenset(C)
+        empty = Team.objects.create(name="Empty")
+        self.empty_team = {"pk": empty.pk}
         shared = make.identity(make.server(auth_type="bearer"))
         super().__init__(
             user=[
@@ -217,6 +223,19 @@ class Cast(dict[str, list[Target]]):
                 Target("another's identity", world.addresses["identity"], owned=True),
                 Target("a shared identity", {"pk": shared.pk}, shared=True),
             ],
+            team=[
+                Target("an empty team", self.empty_team, body={"name": "Renamed"}),
+                Target("a team of nobody in particular", {"pk": team(holder()).pk}, body=OUT),
+                Target("a team of members", {"pk": team(people[MEMBER.name]).pk}, MEMBER.capabilities, body=OUT),
+                Target("a mixed team", {"pk": team(holder(), person(strong)).pk}, strong.capabilities, body=OUT),
+                Target("a team of owners", {"pk": team(people[SUPER_ADMIN.name]).pk}, everything, body=OUT),
+            ],
+            joining=[
+                Target("nobody in particular", {}, body=joined(holder())),
+                Target("a member", {}, MEMBER.capabilities, body=joined(people[MEMBER.name])),
+                Target("a stronger person", {}, strong.capabilities, body=joined(holder(), person(strong))),
+                Target("an administrator", {}, everything, body=joined(people[ADMINISTRATOR.name])),
+            ],
             apikey=[
                 Target("an empty key", world.addresses["apikey"]),
                 Target(
@@ -228,6 +247,11 @@ class Cast(dict[str, list[Target]]):
     def of(self, door: Door, world: World) -> list[Target]:
         """What this door may be aimed at; the one thing of the world where no more is to be told."""
         kind = door.name.partition("-")[0]
+        match door.method, door.name:
+            case "post", "team-list":
+                return self["joining"]
+            case "patch", "team-detail":
+                return [*self["team"], *(replace(one, kwargs=self.empty_team) for one in self["joining"])]
         if door.name.endswith("-list") or kind not in self:
             return [Target("", door.kwargs(world))]
         return self[kind]
@@ -235,6 +259,20 @@ class Cast(dict[str, list[Target]]):
 
 def person(role: Role, *, active: bool = True) -> User:
     return User.objects.create_user(f"{make.unique('p')}@example.com", "a password", role=role, is_active=active)
+
+
+OUT: dict[str, Any] = {"user_ids": []}  # Everybody out of the team.
+
+
+def team(*people: User) -> Team:
+    made = Team.objects.create(name=make.unique("Team"))
+    made.users.set(people)
+    return made
+
+
+def joined(*people: User) -> dict[str, Any]:
+    """A team of these people."""
+    return {"name": make.unique("Joined"), "user_ids": [str(one.pk) for one in people]}
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +298,10 @@ def opens(name: str, capability: Capability, target: Target, *, key: bool) -> bo
     return True
 
 
-def bodies(door: Door, world: World, capability: Capability) -> list[Any]:
+def bodies(door: Door, target: Target, world: World, capability: Capability) -> list[Any]:
     """What is sent: everything somebody might try to come by."""
+    if target.body is not None:
+        return [None if door.method in ("get", "delete") else target.body]
     name = f"{door.method.upper()} {door.name}"
     match name:
         case "PATCH user-detail":
@@ -287,6 +327,7 @@ def rights() -> dict[Any, Any]:
         "people": set(people),
         "roles": set(Role.objects.values_list("pk", "name")),
         "held": set(held),
+        "members": set(Team.users.through.objects.values_list("team_id", "user_id")),
         "identities": set(Identity.objects.values_list("pk", "owner_id", "secret_ciphertext", "enabled", "revoked_at")),
         "allowed": set(Gateway.shared_identities.through.objects.values_list("gateway_id", "identity_id")),
         "keys": set(ApiKey.objects.values_list("pk", "revoked_at")),
@@ -323,9 +364,9 @@ def test_one_capability_opens_what_it_says_against_who_holds_no_more(
         before = rights()
         for door in DOORS:
             name = f"{door.method.upper()} {door.name}"
-            for target in [*cast.of(door, world), *oneself(door, world.boss if key else somebody)]:
+            for target in [*cast.of(door, world), *oneself(door, world.boss if key else somebody, cast)]:
                 allowed = opens(name, capability, target, key=key)
-                for body in bodies(door, world, capability):
+                for body in bodies(door, target, world, capability):
                     with for_a_moment() if allowed else nullcontext():
                         status = knock(door, rest, target, body)
                     if (status in REFUSED) == allowed or status >= 500:
@@ -334,14 +375,17 @@ def test_one_capability_opens_what_it_says_against_who_holds_no_more(
     assert wrong == []
 
 
-def oneself(door: Door, somebody: User) -> list[Target]:
-    """The person who asks, and their role: what they hold is no more than they hold."""
+def oneself(door: Door, somebody: User, cast: Cast) -> list[Target]:
+    """The person who asks, their role, and the teams they join: what they hold is no more than they hold."""
     assert somebody.role
     match door.name.partition("-")[0]:
         case "user" if not door.name.endswith("list"):
             return [Target("oneself", {"pk": somebody.pk}, somebody.granted)]
         case "role" if not door.name.endswith("list"):
             return [Target("one's own role", {"pk": somebody.role_id}, somebody.role.capabilities)]
+        case "team" if door.method in ("post", "patch"):
+            kwargs = {} if door.method == "post" else cast.empty_team
+            return [Target("oneself", kwargs, somebody.granted, body=joined(somebody))]
     return []
 
 

@@ -430,6 +430,29 @@ def test_teams_are_made_changed_and_deleted_by_their_verbs(boss: Client) -> None
     assert list(actions) == ["team.created", "team.updated", "team.removed"]
 
 
+def test_teams_of_who_holds_more_are_refused_in_words(boss: Client) -> None:
+    officer = user_of(boss)
+    clerk = make.user(Capability.PEOPLE_MANAGE, is_staff=True)
+    peers, mixed = Team.objects.create(name="Peers"), Team.objects.create(name="Mixed")
+    mixed.users.add(officer)
+    client = Client()
+    client.force_login(clerk)
+    acts: list[tuple[str, dict[str, Any]]] = [
+        (reverse("admin:accounts_team_add"), {"name": "Made", "users": [str(officer.pk)]}),
+        (reverse("admin:accounts_team_change", args=[peers.pk]), {"name": "Peers", "users": [str(officer.pk)]}),
+        (reverse("admin:accounts_team_change", args=[mixed.pk]), {"name": "Mixed", "users": []}),
+        (reverse("admin:accounts_team_delete", args=[mixed.pk]), {"post": "yes"}),
+    ]
+
+    for path, values in acts:
+        refused = client.post(path, values, follow=True)
+        assert "This takes at least the capabilities of whom, or what, it is done to." in refused.text, path
+
+    assert {team.name: team.emails() for team in Team.objects.all()} == {"Peers": [], "Mixed": [officer.email]}
+    client.post(reverse("admin:accounts_team_change", args=[peers.pk]), {"name": "Peers", "users": [str(clerk.pk)]})
+    assert peers.emails() == [clerk.email], "oneself may join"
+
+
 def test_nothing_else_can_be_added_changed_or_deleted(boss: Client) -> None:
     world(user_of(boss))
     open_forms = {"hosts.host", "accounts.team"}

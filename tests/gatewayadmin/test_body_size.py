@@ -1,10 +1,12 @@
 """How much a client may send outside /mcp."""
 
 import asyncio
+import threading
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from django.conf import settings
 from django.core.asgi import get_asgi_application
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -126,3 +128,45 @@ def test_who_is_known_is_told_from_the_head(sign_in: SignIn) -> None:
 )
 async def test_what_cannot_be_anybody_is_told_without_the_database(headers: dict[str, str]) -> None:
     assert not await known_sender.is_known(Headers(headers))
+
+
+async def test_invented_keys_and_sessions_are_looked_up_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, most, lock = 0, 0, threading.Lock()
+    both = threading.Barrier(known_sender.LOOKUPS_AT_ONCE)
+
+    def look_up(secret: str, session: str) -> bool:
+        nonlocal busy, most
+        with lock:
+            busy, most = busy + 1, max(most, busy + 1)
+        both.wait(10)  # So that there are two at once, and every further one would be seen.
+        with lock:
+            busy -= 1
+        return False
+
+    monkeypatch.setattr(known_sender, "_is_known", look_up)
+    keys = [Headers({"authorization": f"Bearer {token_text.mint(token_text.PERSONAL)}"}) for _ in range(20)]
+    sessions = [Headers({"cookie": f"{settings.SESSION_COOKIE_NAME}=invented"}) for _ in range(20)]
+
+    assert not any(await asyncio.gather(*map(known_sender.is_known, [*keys, *sessions])))
+    assert most == known_sender.LOOKUPS_AT_ONCE == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("/oauth/token", 8 * 1024),
+        ("/oauth/revoke", 8 * 1024),
+        ("/oauth/register", 16 * 1024),
+        ("/oauthless", LARGEST_ANONYMOUS_BODY),
+        ("/accounts/login/", LARGEST_ANONYMOUS_BODY),
+    ],
+)
+def test_programs_that_are_nobody_yet_may_send_what_forms_and_registrations_need(path: str, most: int) -> None:
+    def told(size: int, **options: Any) -> int:
+        return status_of([b"x" * size], [(b"content-length", b"%d" % size)], path=path, **options)[0]
+
+    assert told(most, named=None) == 200
+    assert told(most + 1, named=None) == 413
+    assert status_of([b"x" * most, b"x"], named=None, path=path)[0] == 413, "in chunks too"
+    assert told(most + 1, known=True) == 200
+    assert told(most + 1, known=False) == 401

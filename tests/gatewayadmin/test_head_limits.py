@@ -59,6 +59,57 @@ def test_a_large_body_is_no_large_head(answer_to: AnswerTo) -> None:
     assert answer_to(head, body[:MOST], body[MOST:]) == b"HTTP/1.1 200 OK"
 
 
+async def _paused_and_kept(protocol: type[HeadLimits], head: bytes, body: bytes) -> tuple[bool, int, int]:
+    """Whether reading was paused when the application began, what had been read by then, and what it got then."""
+    seen: list[tuple[bool, int]] = []
+    got, began = 0, asyncio.Event()
+
+    async def judge(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal got
+        seen.append((serving[0].flow.read_paused, len(serving[0].cycle.body)))
+        began.set()
+        more = True
+        while more:
+            message = await receive()
+            got += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = Config(judge, log_config=None, ws="none")
+    serving: list[HeadLimits] = []
+
+    def serve() -> HeadLimits:
+        serving.append(protocol(config, ServerState(), {}))
+        return serving[-1]
+
+    listener = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
+    async with listener:
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n" + head)
+        await asyncio.wait_for(began.wait(), 10)
+        writer.write(body)
+        assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 200")
+        writer.close()
+    return *seen[0], got
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "paused"),
+    [
+        (b"Content-Length: %d\r\n\r\n" % (4 * MOST), b"x" * 4 * MOST, True),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (4 * MOST, b"x" * 4 * MOST), True),
+        (b"Content-Length: %d\r\n\r\n" % MOST, b"x" * MOST, False),
+    ],
+    ids=["large", "in chunks", "small"],
+)
+def test_of_a_large_body_nothing_more_is_read_until_it_is_asked_for(
+    http_protocol: type[HeadLimits], head: bytes, body: bytes, paused: bool
+) -> None:
+    got = body.count(b"x")
+    assert asyncio.run(_paused_and_kept(http_protocol, head, body)) == (paused, 0, got)
+
+
 @pytest.mark.parametrize(
     "start",
     [

@@ -7,6 +7,7 @@ from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import Team, User
+from accounts.rules import Outranked
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import Gateway
@@ -249,3 +250,75 @@ def test_deleting_says_what_its_people_lose(chief: User, sign_in: SignIn) -> Non
     assert "Its people no longer reach Work, unless another team of theirs does." in asked
     assert Team.objects.exists()
     assert Gateway.objects.get().teams.exists()
+
+
+# --- Who may change whose teams -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def officer() -> User:
+    """Holds more than the clerk does."""
+    return make.user(Capability.PEOPLE_MANAGE, Capability.LOGS_READ, email="officer@example.com")
+
+
+def test_who_holds_more_is_added_by_nobody_who_holds_less(clerk: User, officer: User, sign_in: SignIn) -> None:
+    support, peer = team(), make.user(email="peer@example.com")
+    typed = {"emails": "peer@example.com officer@example.com"}
+
+    refused = sign_in(clerk).post(f"/people/teams/{support.pk}/add/", typed)
+
+    assert refused.status_code == 422
+    assert "You lack: View and export logs." in text(refused)
+    assert "officer@example.com" in text(refused), "what was typed is kept"
+    assert support.emails() == []
+    assert sign_in(clerk).post(f"/people/teams/{support.pk}/add/", {"emails": peer.email}).status_code == 302
+    assert support.emails() == [peer.email]
+
+
+def test_who_holds_more_is_taken_out_by_nobody_who_holds_less(clerk: User, officer: User, sign_in: SignIn) -> None:
+    support, client = team(officer, clerk), sign_in(clerk)
+
+    refused = client.post(f"/people/teams/{support.pk}/remove/{officer.pk}/", follow=True)
+    deleted = client.post(f"/people/teams/{support.pk}/delete/", follow=True)
+
+    assert "You lack: View and export logs." in text(refused)
+    assert "You lack: View and export logs." in text(deleted)
+    assert support.emails() == [clerk.email, officer.email]
+    client.post(f"/people/teams/{support.pk}/remove/{clerk.pk}/")
+    assert support.emails() == [officer.email], "oneself may leave"
+    sign_in(officer).post(f"/people/teams/{support.pk}/remove/{officer.pk}/")
+    client.post(f"/people/teams/{support.pk}/delete/")
+    assert not Team.objects.exists()
+
+
+def test_a_team_changes_around_members_who_hold_more(clerk: User, officer: User, sign_in: SignIn) -> None:
+    support, peer, client = team(officer), make.user(email="peer@example.com"), sign_in(clerk)
+
+    client.post(f"/people/teams/{support.pk}/rename/", {"name": "Help"})
+    client.post(f"/people/teams/{support.pk}/add/", {"emails": "peer@example.com clerk@example.com"})
+
+    support.refresh_from_db()
+    assert (support.name, support.emails()) == ("Help", [clerk.email, officer.email, peer.email])
+
+
+def test_the_roles_people_hold_now_decide(clerk: User) -> None:
+    support, member = team(), make.user()
+    as_it_was = User.objects.select_related("role").get(pk=member.pk)
+    assert as_it_was.granted == frozenset()
+    member.give_role(make.role(Capability.LOGS_READ), by=None)
+
+    with pytest.raises(Outranked):
+        support.edit(name=support.name, users=[as_it_was], by=clerk)
+    with pytest.raises(Outranked):
+        Team.objects.add(name="Another", users=[as_it_was], by=clerk)
+    assert not Event.objects.filter(actor_email=clerk.email).exists()
+
+
+def test_many_people_are_judged_with_as_few_queries_as_few(
+    chief: User, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    role, support = make.role(Capability.LOGS_READ), team()
+    people = [User.objects.create_user(f"many-{n}@example.com", role=role) for n in range(60)]
+
+    with django_assert_max_num_queries(20):
+        support.edit(name=support.name, users=people, by=chief)

@@ -10,8 +10,10 @@ from django.db import connection, transaction
 from django.test import Client
 
 from accounts.models import Role, Team, User, WorkspaceSettings
+from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile, FormSeen
 from capabilities import Capability
+from connections.models import Connection
 from servers.models import AuthType
 from tests import make
 from tests.house.doors import browser, session_of
@@ -221,6 +223,71 @@ def test_what_is_in_the_way_of_a_deletion_by_version(boss: User) -> None:
 
     assert api.send("delete", edited.rest, None, headers={"If-Match": tag}).status_code == 412
     assert Team.objects.filter(pk=edited.thing.pk).exists()
+
+
+def _connection(boss: User) -> Connection:
+    return make.connection(make.agent(by=boss), make.gateway(by=boss), boss)
+
+
+def _agent(boss: User) -> Connection:
+    return make.token(_connection(boss)).token.connection
+
+
+def _api_key(boss: User) -> tuple[str, str]:
+    return f"/api-keys/{make.api_key(make.user(Capability.LOGS_READ), Capability.LOGS_READ).key.pk}", "revoke"
+
+
+ACTIONS: dict[str, Callable[[User], tuple[str, str]]] = {
+    "disable a server": lambda boss: (f"/servers/{make.server(by=boss).slug}", "disable"),
+    "test a server": lambda boss: (f"/servers/{make.server(by=boss).slug}", "test"),
+    "disable a gateway": lambda boss: (f"/gateways/{make.gateway(by=boss).slug}", "disable"),
+    "disable a host": lambda boss: (f"/hosts/{make.agent(by=boss).pk}", "disable"),
+    "disable a connection": lambda boss: (f"/connections/{_connection(boss).pk}", "disable"),
+    "revoke a connection": lambda boss: (f"/connections/{_connection(boss).pk}", "revoke"),
+    "regenerate a key": lambda boss: (
+        f"/connections/{make.token(_connection(boss)).token.connection_id}",
+        "regenerate",
+    ),
+    "rotate a token": lambda boss: (f"/tokens/{make.token(_connection(boss)).token.pk}", "rotate"),
+    "revoke a token": lambda boss: (f"/tokens/{make.token(_connection(boss)).token.pk}", "revoke"),
+    "disable an identity": lambda boss: (
+        f"/identities/{make.identity(make.server(auth_type=AuthType.BEARER), boss).pk}",
+        "disable",
+    ),
+    "revoke an API key": _api_key,
+    "deactivate a person": lambda boss: (f"/users/{make.user().pk}", "deactivate"),
+    "cut a person off": lambda boss: (f"/users/{make.user().pk}", "cut-off"),
+}
+
+
+@pytest.mark.parametrize("act", ACTIONS)
+def test_an_action_on_another_version_changes_nothing(boss: User, act: str) -> None:
+    path, verb = ACTIONS[act](boss)
+    api = Rest.of(boss)
+    now, events = api.get(path), Event.objects.count()
+
+    for tag in ('"another"', f"W/{now['ETag']}"):
+        refused = api.send("post", f"{path}/{verb}", None, headers={"If-Match": tag})
+        assert (refused.status_code, refused.json()["code"]) == (412, "changed_meanwhile"), refused.content
+        assert refused["ETag"] == now["ETag"]
+    assert api.get(path).json() == now.json()
+    assert Event.objects.count() == events
+    done = api.send("post", f"{path}/{verb}", None, headers={"If-Match": now["ETag"]})
+    assert done.status_code in (200, 204), done.content
+
+
+def test_an_action_tells_who_changed_the_thing_meanwhile(boss: User) -> None:
+    api, connection = Rest.of(boss), _connection(boss)
+    path = f"/connections/{connection.pk}"
+    tag = api.get(path)["ETag"]
+    connection.disable(by=boss)
+
+    refused = api.send("post", f"{path}/revoke", None, headers={"If-Match": tag})
+
+    assert refused.status_code == 412
+    (change,) = refused.json()["changed"]
+    assert (change["field"], change["value"], change["by"]) == ("enabled", False, boss.email)
+    assert api.send("post", f"{path}/revoke", None, headers={"If-Match": "*"}).status_code == 200
 
 
 def test_the_django_admin_tells_what_changed_and_keeps_what_is_typed(boss: User) -> None:
