@@ -146,6 +146,7 @@ class FeatureResource(Resource):
     """What the servers of one gateway offer, of every kind."""
 
     serializer_class = FeatureSerializer
+    versioned = True
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         NothingToAccept: Problem(HTTPStatus.CONFLICT, "nothing_to_accept")
     }
@@ -165,28 +166,32 @@ class FeatureResource(Resource):
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
         return self.answer(self._find(slug, pk))
 
-    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges)
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
         feature = self._find(slug, pk)
-        match self.body().get("enabled"):
-            case True:
-                feature.enable(by=self.me)
-            case False:
-                feature.disable(by=self.me)
+        enabled = self.body().get("enabled")
+        with self.unchanged(feature):
+            match enabled:
+                case True:
+                    feature.enable(by=self.me)
+                case False:
+                    feature.disable(by=self.me)
         return self.answer(feature)
 
-    @operation(needs=Capability.GATEWAYS_MANAGE)
+    @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def accept(self, request: Request, slug: str, pk: UUID) -> Response:
         """Show clients what the server offers now; lifts a quarantine too."""
         feature = self._find(slug, pk)
-        feature.accept(by=self.me)
+        with self.unchanged(feature):
+            feature.accept(by=self.me)
         return self.answer(feature)
 
-    @operation(needs=Capability.GATEWAYS_MANAGE)
+    @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def quarantine(self, request: Request, slug: str, pk: UUID) -> Response:
         """Show it to nobody and refuse its calls, until somebody accepts it."""
         feature = self._find(slug, pk)
-        feature.quarantine(by=self.me)
+        with self.unchanged(feature):
+            feature.quarantine(by=self.me)
         return self.answer(feature)
 
     def _find(self, slug: str, pk: UUID) -> Feature:

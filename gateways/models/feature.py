@@ -6,7 +6,7 @@ becomes of a list is decided in one place, the database's function `gateways_lea
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from django.db import connection, models, transaction
@@ -179,7 +179,7 @@ class Feature(Versioned, Switchable):
         Raises NothingToAccept when that is approved already.
         """
         with transaction.atomic():
-            row = self._locked()
+            row = self.lock()
             if row.offered is None and row.state != State.QUARANTINED:
                 raise NothingToAccept(NothingToAccept.__doc__)
             before = {"definition": row.definition_hash[:12] or None, "state": row.state}
@@ -200,7 +200,7 @@ class Feature(Versioned, Switchable):
     def quarantine(self, *, by: User | None) -> None:
         """Show it to nobody and refuse its calls from the next request on, until somebody accepts it."""
         with transaction.atomic():
-            row = self._locked()
+            row = self.lock()
             if row.state != State.QUARANTINED:
                 changes = {"state": [row.state, State.QUARANTINED.value]}
                 type(self).objects.filter(pk=self.pk).update(state=State.QUARANTINED)
@@ -215,10 +215,10 @@ class Feature(Versioned, Switchable):
         self.approved, self.definition_hash = text, told["hash"]
         self.offered, self.offered_hash = None, ""
 
-    def _locked(self) -> "Feature":
-        # The assignment first, as `gateways_learn` locks it.
+    def lock(self) -> Self:
+        """This row as it is now, locked after its assignment, as `gateways_learn` locks them."""
         assignment = Assignment.objects.select_for_update(of=("self",)).get(pk=self.assignment_id)
-        row = self.lock()
+        row = type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)
         row.assignment = assignment
         return row
 
