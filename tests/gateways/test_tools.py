@@ -148,7 +148,8 @@ def test_the_numbers_of_a_gateway_agree_wherever_they_stand(docs: Assignment, an
     )
 
     assert 'id="tool-count">2<' in tools
-    assert 'Tools <span class="count">2</span> <small class="muted">and 1 missing</small>' in tools
+    assert 'Tools <span class="count">2</span></a>' in tools
+    assert '<small class="muted">and 1 missing</small>' in tools
     assert '<span class="count">1 of 2</span>' in tools
     assert ">1/2</a>" in servers
     assert "2 known" in overview
@@ -289,7 +290,7 @@ def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: 
     assert "This gateway exposes nothing yet" in text(client.get("/gateways/work/tools/"))
 
     make.assignment(work, make.server())
-    assert "No tools known. Refresh tools." in text(client.get("/gateways/work/tools/"))
+    assert "No tools known. Refresh." in text(client.get("/gateways/work/tools/"))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_the_tab_is_narrowed_by_the_query_string(
 
     response = sign_in(ana).get(f"/gateways/work/tools/{query.format(docs=docs.pk)}")
 
-    assert {row.tool.exposed_name for group in response.context["groups"] for row in group.rows} == names
+    assert {row.feature.exposed_name for group in response.context["groups"] for row in group.rows} == names
 
 
 def test_the_tab_costs_the_same_for_one_row_and_for_many(
