@@ -47,6 +47,8 @@ REASONS = {
     "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool of this name."),
     "server_disabled": Reason(Step.SERVER, "An administrator switched this server off, or off on this gateway."),
     "tool_disabled": Reason(Step.TOOL, "An administrator switched this tool off, or the policy does not allow it."),
+    "definition_held": Reason(Step.TOOL, "Its server changed or added this tool, and nobody has accepted that yet."),
+    "definition_quarantined": Reason(Step.TOOL, "An administrator put this tool in quarantine."),
     "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for this server."),
     "identity_disabled": Reason(Step.IDENTITY, "The identity for this server is switched off."),
     "identity_withdrawn": Reason(Step.IDENTITY, "The shared identity is not for this gateway any more."),

@@ -20,7 +20,7 @@ from capabilities import Capability
 from capabilities.catalogue import SEES_GATEWAYS
 from capabilities.rest import Own
 from gateways.forms import GatewayForm, NameForm, ReachForm
-from gateways.models import Assignment, Gateway, GatewayQuerySet, Reach, ServerStillEnabled
+from gateways.models import Assignment, Gateway, GatewayQuerySet, OnArrival, OnChange, Reach, ServerStillEnabled
 from gateways.views import counted, find
 from servers.views import find as find_server
 from ui.limits import Limit
@@ -50,6 +50,8 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     reach = serializers.CharField()
     teams = Reference(many=True)
     calls_per_minute = Limit()
+    new_definitions = serializers.CharField()
+    changed_definitions = serializers.CharField()
     servers_count = serializers.IntegerField(source="server_count")
     tools_count = serializers.IntegerField(source="tool_count")
     connections_count = serializers.IntegerField(source="connection_count")
@@ -74,6 +76,8 @@ class GatewayChanges(Body):
     reach = serializers.ChoiceField(Reach.choices)
     team_ids = serializers.ListField(child=serializers.UUIDField())
     calls_per_minute = Limit()
+    new_definitions = serializers.ChoiceField(OnArrival.choices)
+    changed_definitions = serializers.ChoiceField(OnChange.choices)
 
     def validate_team_ids(self, pks: list[UUID]) -> list[UUID]:
         missing = set(pks) - set(Team.objects.filter(pk__in=pks).values_list("pk", flat=True))
@@ -90,6 +94,8 @@ class NewGateway(GatewayChanges):
     reach = serializers.ChoiceField(Reach.choices, default=Reach.EVERYONE)
     team_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
     calls_per_minute = Limit(default=None)
+    new_definitions = serializers.ChoiceField(OnArrival.choices, default=OnArrival.APPROVE)
+    changed_definitions = serializers.ChoiceField(OnChange.choices, default=OnChange.HOLD)
 
 
 class GatewayResource(Resource):

@@ -1,8 +1,10 @@
-"""/api/gateways/{slug}/tools: what the servers of a gateway offer, and the switch of each tool."""
+"""/api/gateways/{slug}/features and /tools: what the servers of a gateway offer, its switches and its definitions."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db.models import Q
@@ -11,15 +13,16 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.models import User
 from capabilities import Capability
 from gateways.api import WITHIN_REACH
-from gateways.models import Feature, FeatureQuerySet
+from gateways.models import Feature, FeatureQuerySet, Kind, NothingToAccept, State
 from gateways.refresh import Refreshed, refresh
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.discovery import Discovered
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Resource
+from ui.rest import Moment, Problem, Resource
 
 
 class ToolSerializer(serializers.Serializer[Feature]):
@@ -40,6 +43,20 @@ class ToolSerializer(serializers.Serializer[Feature]):
     last_seen_at = Moment()
     changed_at = Moment(allow_null=True)
     missing_since = Moment(allow_null=True)
+
+
+class FeatureSerializer(ToolSerializer):
+    """A tool, prompt, resource or template: what clients are shown of it, and what its server says now."""
+
+    kind = serializers.ChoiceField(Kind.choices)
+    state = serializers.ChoiceField(State.choices)
+    approved = serializers.CharField(help_text="The JSON text of the definition that clients are shown.")
+    offered = serializers.CharField(
+        allow_null=True, help_text="The JSON text of what the server says now; null when that is approved."
+    )
+    hidden_characters = serializers.ListField(
+        child=serializers.CharField(), help_text="Invisible and bidirectional characters in the last of both."
+    )
 
 
 class RefreshedSerializer(serializers.Serializer[Any]):
@@ -67,8 +84,15 @@ class ToolQuery(ListQuery):
     server = serializers.CharField(required=False)
 
 
+class FeatureQuery(ToolQuery):
+    """How a list of features is narrowed."""
+
+    kind = serializers.ChoiceField(Kind.choices, required=False)
+    state = serializers.ChoiceField(State.choices, required=False)
+
+
 class ToolChanges(Body):
-    """The switch of a tool."""
+    """The switch of a tool or another feature."""
 
     enabled = serializers.BooleanField()
 
@@ -110,9 +134,65 @@ class ToolResource(Resource):
         return Response({"tools_count": find_gateway(self.me, slug).tool_count, "servers": servers})
 
     def _tools(self, slug: str) -> FeatureQuerySet:
-        gateway = find_gateway(self.me, slug)
-        tools = Feature.objects.tools().filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
-        return tools.select_related("assignment__server").order_by("exposed_name", "pk")
+        return features_of(self.me, slug).tools()
+
+
+class FeatureResource(Resource):
+    """What the servers of one gateway offer, of every kind."""
+
+    serializer_class = FeatureSerializer
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        NothingToAccept: Problem(HTTPStatus.CONFLICT, "nothing_to_accept")
+    }
+
+    @operation(needs=WITHIN_REACH, query=FeatureQuery, orderings=("exposed_name", "first_seen_at", "last_seen_at"))
+    def list(self, request: Request, slug: str) -> Response:
+        features = features_of(self.me, slug)
+        for name in ("kind", "state", "enabled"):
+            if name in self.chosen:
+                features = features.filter(**{name: self.chosen[name]})
+        if server := self.chosen.get("server"):
+            features = features.filter(Q(assignment__server__slug=server) | Q(assignment__alias=server))
+        features = features.matching(self.chosen.get("q", ""))
+        return self.page(features, lambda features: features.select_related("assignment__server"))
+
+    @operation(needs=WITHIN_REACH)
+    def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
+        return self.answer(self._find(slug, pk))
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges)
+    def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
+        feature = self._find(slug, pk)
+        match self.body().get("enabled"):
+            case True:
+                feature.enable(by=self.me)
+            case False:
+                feature.disable(by=self.me)
+        return self.answer(feature)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE)
+    def accept(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Show clients what the server offers now; lifts a quarantine too."""
+        feature = self._find(slug, pk)
+        feature.accept(by=self.me)
+        return self.answer(feature)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE)
+    def quarantine(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Show it to nobody and refuse its calls, until somebody accepts it."""
+        feature = self._find(slug, pk)
+        feature.quarantine(by=self.me)
+        return self.answer(feature)
+
+    def _find(self, slug: str, pk: UUID) -> Feature:
+        return get_object_or_404(features_of(self.me, slug), pk=pk)
+
+
+def features_of(viewer: User, slug: str) -> FeatureQuerySet:
+    """What the servers of a gateway offer; 404 when it is out of sight."""
+    gateway = find_gateway(viewer, slug)
+    features = Feature.objects.filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
+    return features.select_related("assignment__server").order_by("exposed_name", "pk")
 
 
 def serialize_refresh(row: Refreshed) -> dict[str, object]:

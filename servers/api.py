@@ -44,6 +44,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     header_name = serializers.CharField()
     timeout_seconds = serializers.IntegerField()
     max_concurrent = serializers.IntegerField()
+    lists_live = serializers.BooleanField()
     enabled = serializers.BooleanField()
     health = serializers.CharField()
     health_error = serializers.CharField()
@@ -85,6 +86,7 @@ class ServerChanges(Body):
     header_name = serializers.CharField(max_length=80, allow_blank=True)
     timeout_seconds = serializers.IntegerField(min_value=1, max_value=120)
     max_concurrent = serializers.IntegerField(min_value=1, max_value=1000)
+    lists_live = serializers.BooleanField()
 
 
 class NewServer(ServerChanges):
@@ -95,6 +97,7 @@ class NewServer(ServerChanges):
     header_name = serializers.CharField(max_length=80, allow_blank=True, default="")
     timeout_seconds = serializers.IntegerField(min_value=1, max_value=120, default=30)
     max_concurrent = serializers.IntegerField(min_value=1, max_value=1000, default=64)
+    lists_live = serializers.BooleanField(default=False)
 
 
 class ServerResource(Resource):

@@ -14,7 +14,7 @@ from connections.models import Connection
 from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of, switches
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
-from gateways.models import Assignment, Feature, Gateway
+from gateways.models import Assignment, Feature, Gateway, State
 
 LIVE = Q(archived_at=None)
 PLACED = Q(removed_at=None)
@@ -49,6 +49,8 @@ class GatewayPages(CapabilityAdmin):
         "teams",
         "shared_identities",
         "calls_per_minute",
+        "new_definitions",
+        "changed_definitions",
         "archived_at",
         "created_by",
         "created_at",
@@ -98,7 +100,25 @@ class AssignmentPages(CapabilityAdmin):
 @register(Feature, site=site)
 class FeaturePages(CapabilityAdmin):
     seen_by = SEES_GATEWAYS
-    acts = switches(Capability.GATEWAYS_MANAGE, live=Q(assignment__removed_at=None))
+    acts = (
+        *switches(Capability.GATEWAYS_MANAGE, live=Q(assignment__removed_at=None)),
+        CapabilityAction(
+            "accept",
+            "Accept selected",
+            lambda feature, by: feature.accept(by=by),
+            any_of(Capability.GATEWAYS_MANAGE),
+            Q(assignment__removed_at=None) & (Q(offered__isnull=False) | Q(state=State.QUARANTINED)),
+            "Clients are shown what the server offers now.",
+        ),
+        CapabilityAction(
+            "quarantine",
+            "Quarantine selected",
+            lambda feature, by: feature.quarantine(by=by),
+            any_of(Capability.GATEWAYS_MANAGE),
+            Q(assignment__removed_at=None) & ~Q(state=State.QUARANTINED),
+            "It is shown to nobody, and its calls are refused, until somebody accepts it.",
+        ),
+    )
 
     list_display = ("exposed_name", "kind", "assignment", "enabled", "first_seen_at", "changed_at", "missing_since")
     list_filter = ("kind", "enabled", ("assignment__gateway", RelatedOnlyFieldListFilter), "changed_at")
@@ -110,9 +130,12 @@ class FeaturePages(CapabilityAdmin):
         "name",
         "title",
         "description",
+        "state",
         "enabled",
         "assignment",
         "annotations",
+        "approved",
+        "offered",
         "first_seen_at",
         "last_seen_at",
         "changed_at",

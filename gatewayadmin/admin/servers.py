@@ -50,6 +50,7 @@ class ServerPages(CapabilityAdmin):
         "enabled",
         "timeout_seconds",
         "max_concurrent",
+        "lists_live",
         "health",
         "health_checked_at",
         "health_error",

@@ -101,7 +101,8 @@ class Described(AutoSchema):
 
     def get_tags(self) -> list[str]:
         tokens = self._tokenize_path()
-        below = [one for one in ("connections", "servers", "tools") if tokens[0] == "gateways" and one in tokens]
+        named = ("connections", "servers", "features", "tools")
+        below = [one for one in named if tokens[0] == "gateways" and one in tokens]
         return [" ".join(["gateways", *below])] if below else tokens[:1]
 
     def get_summary(self) -> str:

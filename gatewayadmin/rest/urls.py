@@ -24,7 +24,7 @@ from gatewayadmin.rest.openapi import Schema
 from gateways.api import GatewayResource, ServerArchive
 from gateways.assignment_api import AssignmentResource
 from gateways.identity_gateways import IdentityPlaces
-from gateways.tool_api import ToolResource
+from gateways.tool_api import FeatureResource, ToolResource
 from hosts.api import HostResource
 from servers.api import ServerResource
 from servers.identity_api import IdentityResource
@@ -75,6 +75,10 @@ _below = [
     at(_server, "assignment-detail", AssignmentResource, get="retrieve", patch="partial_update", delete="destroy"),
     at(f"{_server}/disable", "assignment-disable", AssignmentResource, post="disable"),
     at(f"{_server}/enable", "assignment-enable", AssignmentResource, post="enable"),
+    at(f"{_gateway}/features", "feature-list", FeatureResource, get="list"),
+    at(f"{_gateway}/features/<uuid:pk>", "feature-detail", FeatureResource, get="retrieve", patch="partial_update"),
+    at(f"{_gateway}/features/<uuid:pk>/accept", "feature-accept", FeatureResource, post="accept"),
+    at(f"{_gateway}/features/<uuid:pk>/quarantine", "feature-quarantine", FeatureResource, post="quarantine"),
     at(f"{_gateway}/tools", "tool-list", ToolResource, get="list"),
     at(f"{_gateway}/tools/refresh", "tool-refresh", ToolResource, post="refresh"),
     at(f"{_gateway}/tools/<uuid:pk>", "tool-detail", ToolResource, get="retrieve", patch="partial_update"),

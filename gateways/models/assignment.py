@@ -170,6 +170,8 @@ class Assignment(Versioned, Switchable):
             self.save(update_fields=[*fields, "updated_at"])
             if "alias" in changes:
                 self.features.rename(self)
+            if "shared_identity" in changes or "identity_scheme" in changes:
+                self.listings.all().delete()  # As somebody else the server is asked anew before it is listed.
             if changes:
                 Event.objects.record(Action.ASSIGNMENT_UPDATED, self, by=by, changes=changes)
 

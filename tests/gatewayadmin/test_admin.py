@@ -38,6 +38,7 @@ pytestmark = pytest.mark.django_db
 OURS = ("accounts", "auditlog", "servers", "gateways", "hosts", "connections", "tokens", "oauth", "proxy")
 # Read on the page of what they belong to.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
+BELOW |= {"gateways.featureversion", "gateways.listing"}
 SECRET = re.compile(r"digest|ciphertext|password$|_payload$|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
 PLANTED = "planted-upstream-secret-0123456789"
 
@@ -166,7 +167,7 @@ HIDDEN = {
     "accounts.apikey": {"digest", "key_id"},
     "accounts.role": {"permissions"},
     "accounts.user": {"is_active", "notices_read_at", "password", "session_epoch"},
-    "gateways.feature": {"definition_hash", "input_schema"},
+    "gateways.feature": {"definition_hash", "identities", "input_schema", "offered_hash", "position", "shown"},
     "hosts.host": {"dedupe_key", "enabled"},
     "oauth.authorizerequest": {"application", "browser_digest", "host", "identities", "parameters"},
     "oauth.binding": {"access_token", "code_digest", "grant", "refresh_token"},
@@ -335,6 +336,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     order += [("hosts.host", "approve", app)]
     order += [("tokens.token", "ask_for_new", made.token)]
     order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]
+    order += [("gateways.feature", one, Feature.objects.get()) for one in ("quarantine", "accept")]
     layers: dict[str, models.Model] = {
         "connections.connection": link,
         "servers.identity": made.identity,

@@ -4,7 +4,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django.db.migrations.executor import MigrationExecutor
 
-from accounts.models import Team
+from accounts.models import Team, User
 from capabilities import Capability
 from gateways.models import AliasRequired, Assignment, Feature, Gateway, IdentityScheme, Reach, WrongIdentity
 from tests import make
@@ -107,6 +107,42 @@ def test_an_upgrade_gives_all_servers_of_a_gateway_an_alias_but_the_one_assigned
         "github-2__echo",
         "long-server-slug__echo",
     }
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_upgrade_keeps_tools_their_switches_and_what_was_known_of_them() -> None:
+    executor = MigrationExecutor(connection)
+    before = [("gateways", "0004_gateway_shared_identities")]
+    executor.migrate(before)
+    try:
+        then = executor.loader.project_state(before).apps
+        gateway = then.get_model("gateways", "Gateway").objects.create(name="work", slug="work")
+        assignments = then.get_model("gateways", "Assignment").objects
+        assigned = assignments.create(gateway=gateway, server_id=make.server().pk, alias="docs")
+        then.get_model("gateways", "Tool").objects.create(
+            assignment=assigned, name="echo", exposed_name="docs__echo", description="Say it.", enabled=False
+        )
+    finally:
+        executor.loader.build_graph()
+        executor.migrate(executor.loader.graph.leaf_nodes())
+
+    tool = Feature.objects.get()
+    assert (tool.kind, tool.name, tool.description, tool.enabled) == ("tool", "echo", "Say it.", False)
+
+    Feature.objects.learn(Assignment.objects.get(), [{"name": "echo", "description": "Say it."}])
+
+    tool.refresh_from_db()
+    assert (tool.state, tool.enabled, tool.approved != "") == ("approved", False, True)
+
+
+def test_who_asks_as_somebody_else_asks_anew(ana: User) -> None:
+    crm = make.server(auth_type="bearer")
+    assignment = make.assignment(make.gateway(), crm)
+    Feature.objects.learn(assignment, [{"name": "echo"}])
+
+    assignment.edit(identity_scheme=IdentityScheme.PER_USER, by=ana)
+
+    assert not assignment.listings.exists()
 
 
 def test_a_removed_assignment_frees_its_alias() -> None:

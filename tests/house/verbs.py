@@ -327,6 +327,17 @@ VERBS = [
         admin("gateways/feature", "enable", "tool"),
         before=off(Feature, "tool"),
     ),
+    verb(
+        "Feature.accept",
+        rest("POST /gateways/closed/features/{tool}/accept"),
+        admin("gateways/feature", "accept", "tool"),
+        before=lambda stage: stage.row(Feature, "tool").quarantine(by=None),
+    ),
+    verb(
+        "Feature.quarantine",
+        rest("POST /gateways/closed/features/{tool}/quarantine"),
+        admin("gateways/feature", "quarantine", "tool"),
+    ),
     # Servers and identities
     verb(
         "Server.add",
