@@ -234,6 +234,13 @@ class GatewayFilter(forms.Form):
         return gateways.matching(self.cleaned_data.get("q", ""))
 
 
+def listed_kind(asked: str) -> Kind | None:
+    """The one kind of features that a list is asked for, tools unless said otherwise; None for all of them."""
+    if asked == "all":
+        return None
+    return Kind(asked) if asked in Kind.values else Kind.TOOL
+
+
 class FeatureFilter(forms.Form):
     """What the list of features is narrowed to; a value nobody offers narrows nothing."""
 
@@ -254,12 +261,6 @@ class FeatureFilter(forms.Form):
         self.is_valid()
 
     @property
-    def kind(self) -> Kind | None:
-        """The one kind that is listed, tools unless said otherwise; None for all of them."""
-        chosen = self.cleaned_data.get("kind") or Kind.TOOL
-        return None if chosen == "all" else Kind(chosen)
-
-    @property
     def is_narrow(self) -> bool:
         """Whether some of the kind are left out."""
         return any(value for name, value in self.cleaned_data.items() if name != "kind")
@@ -268,8 +269,8 @@ class FeatureFilter(forms.Form):
         """The features that match."""
         chosen = self.cleaned_data
         features = features.matching(chosen.get("q", ""))
-        if self.kind:
-            features = features.filter(kind=self.kind)
+        if kind := listed_kind(chosen.get("kind", "")):
+            features = features.filter(kind=kind)
         if chosen.get("state") == "attention":
             features = features.needing_attention()
         elif state := chosen.get("state"):

@@ -23,7 +23,7 @@ from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
-from gateways.forms import FeatureFilter
+from gateways.forms import FeatureFilter, listed_kind
 from gateways.models import Feature, Gateway, Kind, Listing, ToolPolicy
 from gateways.refresh import Refreshed, refresh
 from gateways.views import WITHIN_REACH
@@ -126,10 +126,9 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
-    live = list(gateway.assignments.live().select_related("server").order_by(Lower("server__name"), "alias"))
-    filters = FeatureFilter(request.GET, assignments=live)
-    kind = filters.kind
+    kind = listed_kind(request.GET.get("kind", ""))
     assignments = list(assignment_views.counted(gateway.assignments.all(), kind))
+    filters = FeatureFilter(request.GET, assignments=assignments)
     features = filters.narrow(Feature.objects.filter(assignment__in=assignments)).select_related("assignment")
     order = (Lower("assignment__server__name"), "assignment__alias", "kind", "exposed_name")
     page = page_of(request, features.order_by(*order), SHOWN)
