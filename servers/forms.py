@@ -73,6 +73,12 @@ class ServerForm(forms.Form):
         help_text="Under way at most. Worker processes divide them, and people share them; who must wait takes turns.",
     )
 
+    lists_live = forms.BooleanField(
+        label="Ask live",
+        required=False,
+        help_text="For a server whose lists differ by session: it is asked for each list, which waits 3 seconds at most.",
+    )
+
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.server = server

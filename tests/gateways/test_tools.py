@@ -274,14 +274,14 @@ def test_the_tab_groups_tools_by_server_with_what_they_claim_to_do(
 
 def test_changed_missing_and_new_tools_are_marked(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Assignment.objects.update(created_at="2026-01-01T00:00Z")
-    Feature.objects.learn(docs, [{"name": "one"}, {"name": "two"}])
-    Feature.objects.learn(docs, [{"name": "one", "description": "Other than before"}])
+    Feature.objects.learn(docs, [{"name": "one"}, {"name": "two"}, {"name": "three"}])
+    Feature.objects.learn(docs, [{"name": "one", "description": "Other than before"}, {"name": "three"}])
 
     page = text(sign_in(ana).get("/gateways/work/tools/"))
 
     assert ">missing<" in page
     assert ">New<" in page
-    assert "changed <time" in page
+    assert "held <time" in page
 
 
 def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: SignIn) -> None:

@@ -101,12 +101,12 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
 
 
 @register.simple_tag(takes_context=True)
-def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str) -> SafeString:
-    """An entry of the rail; it is current on its own page and on all pages below it."""
+def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str, also: str = "") -> SafeString:
+    """An entry of the rail; it is current on its own page, on all pages below it, and on those below `also`."""
     request: HttpRequest = context["request"]
     url = reverse(url_name)
     here = request.path == url
-    below = url != "/" and request.path.startswith(url)
+    below = url != "/" and request.path.startswith((url, also or url))
     current = SafeString(' aria-current="page"') if here else SafeString(' aria-current="true"') if below else ""
     return format_html('<a href="{}"{}>{}{}</a>', url, current, icon(icon_name), text)
 
