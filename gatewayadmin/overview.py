@@ -75,7 +75,10 @@ def _numbers(user: User) -> dict[str, Any]:
         }
     if user.has_perm(Capability.GATEWAYS_MANAGE):
         waiting = list(_waiting()[: SHOWN + 1])
-        told |= {"waiting_definitions": waiting[:SHOWN], "waiting_count": RowCount(min(len(waiting), SHOWN), len(waiting) <= SHOWN)}
+        told |= {
+            "waiting_definitions": waiting[:SHOWN],
+            "waiting_count": RowCount(min(len(waiting), SHOWN), len(waiting) <= SHOWN),
+        }
     if user.has_perm(Capability.LOGS_READ):
         told["traffic"] = traffic()
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
@@ -88,7 +91,9 @@ def _waiting() -> FeatureQuerySet:
     """The features whose definition waits for a decision, those that changed last first."""
     live = {"assignment__removed_at": None, "assignment__gateway__archived_at": None}
     waiting = Feature.objects.needing_attention().filter(**live)
-    return waiting.select_related("assignment__gateway").order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at")
+    return waiting.select_related("assignment__gateway").order_by(
+        F("changed_at").desc(nulls_last=True), "-first_seen_at"
+    )
 
 
 def _servers() -> list[Server]:

@@ -1,4 +1,4 @@
-"""A definition as lines that a person can read, and what differs between two of them; nothing of either stays unseen."""
+"""A definition as lines that a person can read, and what differs between two of them; nothing is left unseen."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Number(str):
 
 
 def lines_of(text: str) -> list[str]:
-    """The JSON text of a definition, one line for each thing it says. Objects are in one order, whatever they came in."""
+    """The JSON text of a definition, one line for each thing it says; the members of objects are put in one order."""
     value = json.loads(text, object_pairs_hook=Pairs, parse_float=Number, parse_int=Number)
     lines = _members(value, "", FIRST) if isinstance(value, Pairs) else _value("", value, "")
     # Half a character stands in no page: it is shown as it was spelled.
@@ -82,16 +82,20 @@ def _value(label: str, value: Any, indent: str) -> Iterator[str]:
             yield label
             yield from _members(value, deeper)
         case [_, *_] if not isinstance(value, Pairs):
-            if all(isinstance(one, str | bool) or one is None for one in value) and len(_listed(value)) <= LONG:
-                yield f"{label} {_listed(value)}"
-                return
-            yield label
-            for one in value:
-                yield from _value(f"{deeper}-", one, deeper)
+            yield from _items(label, value, deeper)
         case Pairs():
             yield f"{label} {{}}"
         case _:
             yield f"{label} {_quoted(value)}"
+
+
+def _items(label: str, values: list[Any], deeper: str) -> Iterator[str]:
+    if all(isinstance(one, str | bool) or one is None for one in values) and len(_listed(values)) <= LONG:
+        yield f"{label} {_listed(values)}"
+        return
+    yield label
+    for one in values:
+        yield from _value(f"{deeper}-", one, deeper)
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -39,7 +39,7 @@ LATELY = timedelta(days=7)
 LAST_CALLS = 500  # Of so many calls it is told who made them.
 
 HELD = {
-    OnChange.HOLD: "Clients go on being shown what was approved. A call that the change would no longer take is refused.",
+    OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
     OnChange.WARN: "Clients go on being shown what was approved, and every call goes through.",
     OnChange.ACCEPT: "Clients go on being shown what was approved.",
 }
@@ -77,7 +77,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "row": FeatureRow(feature),
         "gateway": gateway,
         "why": _why(feature),
-        "obstacles": [*_obstacles(feature)],
+        "obstacles": _obstacles(feature),
         "views": views,
         "shown": shown,
         "version": version,
@@ -116,7 +116,7 @@ def _lines(feature: Feature, shown: str, version: FeatureVersion | None) -> list
 
 def _part(request: AppRequest, parts: int) -> int:
     asked = request.GET.get("part", "")
-    return min(max(int(asked), 1), parts) if asked.isdecimal() and len(asked) < 9 else 1  # noqa: PLR2004
+    return min(max(int(asked), 1), parts) if asked.isdecimal() and len(asked) < 9 else 1
 
 
 def _why(feature: Feature) -> str:
@@ -128,33 +128,32 @@ def _why(feature: Feature) -> str:
             unseen = "It holds hidden characters, which are never taken over by themselves." if hidden else ""
             return sentences("Its server changed it.", HELD[OnChange(gateway.changed_definitions)], unseen)
         case State.NEW:
-            unseen = hidden and gateway.new_definitions == OnArrival.APPROVE
-            because = "it holds hidden characters" if unseen else "nobody has accepted it yet"
+            arrives = gateway.new_definitions == OnArrival.APPROVE
+            because = "it holds hidden characters" if hidden and arrives else "nobody has accepted it yet"
             return f"Clients are not shown it, and calls of it are refused: {because}."
         case State.QUARANTINED:
-            return "Somebody put it in quarantine: it is shown to nobody and calls of it are refused until it is accepted."
+            return "Somebody put it in quarantine: shown to nobody, and calls of it are refused, until it is accepted."
     return "Its server offers another definition now." if feature.offered else ""
 
 
-def _obstacles(feature: Feature) -> Iterator[str]:
+def _obstacles(feature: Feature) -> list[str]:
     """Why clients are not shown it, beside its state."""
-    assignment = feature.assignment
-    if not assignment.gateway.enabled:
-        yield "The gateway is disabled."
-    if not assignment.server.enabled:
-        yield f"{assignment.server.name} is disabled, on every gateway."
-    if not assignment.enabled:
-        yield f"{assignment.server.name} is disabled on this gateway."
-    if assignment.tool_policy == ToolPolicy.BLOCK_ALL:
-        yield f"The policy of {assignment.server.name} blocks all."
-    elif not feature.enabled:
-        yield "It is switched off."
-    if feature.missing_since:
-        yield f"{assignment.server.name} does not offer it any more."
-    if _is_personal(feature) and not feature.missing_since:
-        yield "Only people to whose own identity the server offers it are shown it."
-    if assignment.server.lists_live:
-        yield f"{assignment.server.name} is asked for each list, and may leave it out."
+    assignment, name = feature.assignment, feature.assignment.server.name
+    blocked = assignment.tool_policy == ToolPolicy.BLOCK_ALL
+    found = (
+        (not assignment.gateway.enabled, "The gateway is disabled."),
+        (not assignment.server.enabled, f"{name} is disabled, on every gateway."),
+        (not assignment.enabled, f"{name} is disabled on this gateway."),
+        (blocked, f"The policy of {name} blocks all."),
+        (not blocked and not feature.enabled, "It is switched off."),
+        (feature.missing_since, f"{name} does not offer it any more."),
+        (
+            _is_personal(feature) and not feature.missing_since,
+            "Only people to whose own identity the server offers it are shown it.",
+        ),
+        (assignment.server.lists_live, f"{name} is asked for each list, and may leave it out."),
+    )
+    return [sentence for holds, sentence in found if holds]
 
 
 def _is_personal(feature: Feature) -> bool:

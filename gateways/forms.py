@@ -33,7 +33,7 @@ NEW = {
     OnArrival.WAIT: "What a server offers for the first time is shown to nobody until somebody accepts it.",
 }
 CHANGED = {
-    OnChange.HOLD: "Clients go on being shown what was approved. A call that the change would no longer take is refused.",
+    OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
     OnChange.WARN: "Clients go on being shown what was approved. Every call goes through, and you are told here.",
     OnChange.ACCEPT: "Clients are shown the change at once. Only one with hidden characters is held back.",
 }

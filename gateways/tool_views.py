@@ -77,7 +77,7 @@ class Tab(NamedTuple):
 
     value: str
     label: str
-    count: int
+    number: int
     is_chosen: bool
 
 
@@ -133,7 +133,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     order = (Lower("assignment__server__name"), "assignment__alias", "kind", "exposed_name")
     page = page_of(request, features.order_by(*order), SHOWN)
     tabs = _tabs(gateway, kind)
-    offered = next(tab.count for tab in tabs if tab.is_chosen)
+    offered = next(tab.number for tab in tabs if tab.is_chosen)
     return {
         "gateway": gateway,
         "assignments": assignments,

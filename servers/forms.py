@@ -76,7 +76,7 @@ class ServerForm(forms.Form):
     lists_live = forms.BooleanField(
         label="Ask live",
         required=False,
-        help_text="For a server whose lists differ by session: it is asked for each list, which waits 3 seconds at most.",
+        help_text="For lists that differ by session: the server is asked for each one, which waits 3 seconds at most.",
     )
 
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:

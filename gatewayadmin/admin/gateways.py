@@ -122,7 +122,16 @@ class FeaturePages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("exposed_name", "kind", "state", "assignment", "enabled", "first_seen_at", "changed_at", "missing_since")
+    list_display = (
+        "exposed_name",
+        "kind",
+        "state",
+        "assignment",
+        "enabled",
+        "first_seen_at",
+        "changed_at",
+        "missing_since",
+    )
     list_filter = ("kind", "state", "enabled", ("assignment__gateway", RelatedOnlyFieldListFilter), "changed_at")
     list_select_related = ("assignment__server", "assignment__gateway")
     search_fields = ("exposed_name", "title")

@@ -44,9 +44,7 @@ class Handbook:
     @property
     def shown(self) -> dict[str, str]:
         """The tools an agent is shown, with their descriptions."""
-        return {
-            tool["name"]: tool["description"] for tool in curl.list_tools(self.url, self.token).result["tools"]
-        }
+        return {tool["name"]: tool["description"] for tool in curl.list_tools(self.url, self.token).result["tools"]}
 
     def call(self) -> curl.Answer:
         return curl.call_tool(self.url, self.token, "docs__search", query="holidays")

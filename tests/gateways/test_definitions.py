@@ -83,7 +83,7 @@ def test_the_tab_lists_one_kind_or_all(query: str, names: set[str], docs: Assign
     response = client.get(f"/gateways/work/tools/{query}")
 
     assert {row.feature.exposed_name for group in response.context["groups"] for row in group.rows} == names
-    assert [(tab.label, tab.count) for tab in response.context["tabs"]] == [
+    assert [(tab.label, tab.number) for tab in response.context["tabs"]] == [
         ("Tools", 1),
         ("Prompts", 1),
         ("Resources", 1),
