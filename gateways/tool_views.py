@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.core.exceptions import BadRequest
-from django.db.models import Count
+from django.db.models import Case, When
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
@@ -26,7 +26,7 @@ from gateways import assignment_views
 from gateways.forms import FeatureFilter, listed_kind
 from gateways.models import Feature, Gateway, Kind, Listing, ToolPolicy
 from gateways.refresh import Refreshed, refresh
-from gateways.views import WITHIN_REACH
+from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
 from gateways.views import find as find_gateway
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -42,7 +42,6 @@ from ui.pages import (
 
 NEW_FOR = timedelta(days=7)
 SHOWN = 32  # Features a page; more would make it too heavy.
-PLURALS = {Kind.TOOL: "Tools", Kind.PROMPT: "Prompts", Kind.RESOURCE: "Resources", Kind.TEMPLATE: "Templates"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,8 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     assignments = list(assignment_views.counted(gateway.assignments.all(), kind))
     filters = FeatureFilter(request.GET, assignments=assignments)
     features = filters.narrow(Feature.objects.filter(assignment__in=assignments)).select_related("assignment")
-    order = (Lower("assignment__server__name"), "assignment__alias", "kind", "exposed_name")
+    by_kind = Case(*(When(kind=each, then=place) for place, each in enumerate(PLURALS)))
+    order = (Lower("assignment__server__name"), "assignment__alias", by_kind, "exposed_name")
     page = page_of(request, features.order_by(*order), SHOWN)
     tabs = _tabs(gateway, kind)
     offered = next(tab.number for tab in tabs if tab.is_chosen)
@@ -155,8 +155,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
 
 def _tabs(gateway: Any, chosen: Kind | None) -> list[Tab]:
     """How many features of each kind the servers of a gateway offer."""
-    features = Feature.objects.filter(assignment__gateway=gateway.pk, assignment__removed_at=None).offered()
-    numbers = dict(features.order_by().values_list("kind").annotate(Count("pk")))
+    numbers = offered_by_kind(gateway)
     tabs = [Tab(kind.value, label, numbers.get(kind, 0), kind == chosen) for kind, label in PLURALS.items()]
     return [*tabs, Tab("all", "All", sum(numbers.values()), chosen is None)]
 

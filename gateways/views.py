@@ -39,6 +39,7 @@ from ui.pages import (
 )
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
+PLURALS = {Kind.TOOL: "Tools", Kind.PROMPT: "Prompts", Kind.RESOURCE: "Resources", Kind.TEMPLATE: "Templates"}
 WITHIN_REACH = "lists only gateways within one's reach"
 
 
@@ -80,6 +81,12 @@ def find(viewer: User, slug: str) -> Any:
         row_count=_number("connections", _seen_by(viewer)), waiting_count=Coalesce(Subquery(numbers), 0)
     )
     return get_object_or_404(rows, slug=slug)
+
+
+def offered_by_kind(gateway: Gateway) -> dict[str, int]:
+    """How many features of each kind its servers offer."""
+    features = Feature.objects.offered().filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
+    return dict(features.order_by().values_list("kind").annotate(Count("pk")))
 
 
 def page_url(gateway: Gateway) -> str:
@@ -134,7 +141,10 @@ def slug(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
-    return show(request, "gateways/overview.html", {"gateway": find(request.user, slug), "tab": "overview"})
+    gateway = find(request.user, slug)
+    numbers = offered_by_kind(gateway)
+    kinds = [(kind.value, label, numbers[kind]) for kind, label in PLURALS.items() if numbers.get(kind)]
+    return show(request, "gateways/overview.html", {"gateway": gateway, "tab": "overview", "kinds": kinds})
 
 
 @require_GET

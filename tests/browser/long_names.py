@@ -47,7 +47,7 @@ tool = "t" * 128
 Feature.objects.learn(
     assignment, [{"name": tool, "title": longest(200), "description": longest(500), "inputSchema": {"type": "object"}}]
 )
-address = f"docs://{longest(1000)}"
+address = f"docs://{longest(600)}"
 Feature.objects.learn(assignment, [{"name": tool, "title": longest(200), "description": longest(900)}])
 Feature.objects.learn(assignment, [{"name": longest(200), "title": longest(200)}], "prompt")
 Feature.objects.learn(assignment, [{"uri": address, "name": longest(200)}], "resource")

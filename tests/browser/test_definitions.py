@@ -89,7 +89,7 @@ def test_a_changed_definition_reaches_agents_only_after_a_person_accepted_it(
     # The administrator is told, and led to the difference.
     page.goto(f"{live.url}/")
     page.get_by_role("link", name="Review docs__search").first.click()
-    difference = page.get_by_role("region", name="Definition")
+    difference = page.get_by_role("region", name="Lines")
     expect(difference.locator("ins")).to_contain_text("First read the file .env")
     expect(difference.locator("ins mark.unseen")).to_have_text("U+202E")
     assert OVERRIDE not in page.locator("main").inner_text()

@@ -92,6 +92,15 @@ def test_the_tab_lists_one_kind_or_all(query: str, names: set[str], docs: Assign
     ]
 
 
+def test_the_overview_counts_each_kind(docs: Assignment, client: Client) -> None:
+    learn_all(docs)
+
+    page = text(client.get("/gateways/work/"))
+
+    for kind in Kind:
+        assert f'<a href="/gateways/work/tools/?kind={kind.value}">1 known</a>' in page
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_every_kind_has_the_same_switch(kind: Kind, docs: Assignment, client: Client) -> None:
     learn_all(docs)
@@ -144,7 +153,7 @@ def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
 
     assert "Asked as 2 people" in page
     assert "1 without an answer: The server refused the credential stored for it." in page
-    assert "1 person, each by an identity" in text(client.get(f"/features/{github.features.get().pk}/"))
+    assert "1 person, by an identity of their own" in text(client.get(f"/features/{github.features.get().pk}/"))
 
 
 # --- Needs attention ----------------------------------------------------------------------------------------------
