@@ -69,7 +69,7 @@ class Capability(StrEnum):
         "gateways.manage_gateway",
         "gateways:manage",
         "Basic gateway management",
-        "Create and rename gateways, assign servers, choose identity schemes and tools.",
+        "Create and rename gateways, assign servers, choose identity schemes and tools, judge definitions.",
     )
     GATEWAYS_TOGGLE = (
         "gateways.toggle_gateway",

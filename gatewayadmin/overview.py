@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from django.db.models import Case, Count, Q, Value, When
+from django.db.models import Case, Count, F, Q, Value, When
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.views.decorators.http import require_GET
@@ -16,7 +16,7 @@ from capabilities import Capability, own_resource
 from connections.models import Connection
 from connections.rows import ConnectionRow
 from gatewayadmin.traffic import health, traffic
-from gateways.models import Assignment, Gateway
+from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway
 from hosts.models import Host
 from servers.models import Health, Server
 from tokens.models import Token, TokenKind
@@ -73,12 +73,27 @@ def _numbers(user: User) -> dict[str, Any]:
             "expiring_count": RowCount(min(len(totals), SHOWN), len(totals) <= SHOWN),
             "soon": EXPIRES_SOON,
         }
+    if user.has_perm(Capability.GATEWAYS_MANAGE):
+        waiting = list(_waiting()[: SHOWN + 1])
+        numbers |= {
+            "waiting_definitions": waiting[:SHOWN],
+            "waiting_count": RowCount(min(len(waiting), SHOWN), len(waiting) <= SHOWN),
+        }
     if user.has_perm(Capability.LOGS_READ):
         numbers["traffic"] = traffic()
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
         numbers["servers"] = health(_servers())
         numbers["down"] = [entry.server for entry in numbers["servers"] if entry.server.health == Health.DOWN]
     return numbers
+
+
+def _waiting() -> FeatureQuerySet:
+    """The features whose definition waits for a decision, those that changed last first."""
+    live = {"assignment__removed_at": None, "assignment__gateway__archived_at": None}
+    waiting = Feature.objects.needing_attention().filter(**live)
+    return waiting.select_related("assignment__gateway").order_by(
+        F("changed_at").desc(nulls_last=True), "-first_seen_at"
+    )
 
 
 def _servers() -> list[Server]:

@@ -26,6 +26,7 @@ from gateways.models import (
     Feature,
     FeatureQuerySet,
     Gateway,
+    Kind,
     WrongIdentity,
 )
 from gateways.views import WITHIN_REACH
@@ -45,23 +46,24 @@ from ui.pages import (
 )
 
 
-def counted(assignments: AssignmentQuerySet) -> AssignmentQuerySet:
-    """Live assignments with all a row shows: how many tools they offer, and how many of these may be called."""
+def counted(assignments: AssignmentQuerySet, kind: Kind | None = Kind.TOOL) -> AssignmentQuerySet:
+    """Live assignments with all a row shows: how many tools they offer, and how many of these may be called.
+
+    Counted are features of another `kind` where that is said, of all kinds for None.
+    """
+    features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
     return (
         assignments.live()
         .select_related("gateway", "server", "shared_identity")
-        .annotate(
-            tool_count=_number(Feature.objects.tools().offered()),
-            callable_count=_number(Feature.objects.tools().callable()),
-        )
+        .annotate(tool_count=_number(features.offered()), callable_count=_number(features.callable()))
         .order_by(Lower("server__name"), "alias")
     )
 
 
-def _number(tools: FeatureQuerySet) -> Coalesce:
-    """How many of these `tools` an assignment has."""
-    counts = tools.filter(assignment=OuterRef("pk")).order_by().values("assignment").annotate(number=Count("pk"))
-    return Coalesce(Subquery(counts.values("number")), 0)
+def _number(features: FeatureQuerySet) -> Coalesce:
+    """How many of these `features` an assignment has."""
+    own = features.filter(assignment=OuterRef("pk")).order_by().values("assignment").annotate(number=Count("pk"))
+    return Coalesce(Subquery(own.values("number")), 0)
 
 
 def find(viewer: User, pk: UUID) -> Any:

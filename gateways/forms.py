@@ -16,13 +16,27 @@ from gateways.models import (
     Gateway,
     GatewayQuerySet,
     IdentityScheme,
+    Kind,
+    OnArrival,
+    OnChange,
     Reach,
+    State,
     alias_validator,
 )
 from servers.forms import SlugField
 from servers.models import Identity, Server
 from ui.limits import LimitField
+from ui.widgets import ExplainedChoice
 
+NEW = {
+    OnArrival.APPROVE: "What a server offers for the first time is shown to clients at once.",
+    OnArrival.WAIT: "What a server offers for the first time is shown to nobody until somebody accepts it.",
+}
+CHANGED = {
+    OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
+    OnChange.WARN: "Clients go on being shown what was approved. Every call goes through, and you are told here.",
+    OnChange.ACCEPT: "Clients are shown the change at once. Only one with hidden characters is held back.",
+}
 SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)
 
 
@@ -53,6 +67,15 @@ class LimitForm(forms.Form):
     """How many calls a minute a gateway lets through."""
 
     calls_per_minute = LimitField(help_text="Of all its connections together. Empty: no limit.")
+
+
+class DefinitionsForm(forms.Form):
+    """What becomes of definitions nobody has looked at."""
+
+    new_definitions = forms.ChoiceField(label="New definitions", choices=OnArrival.choices, widget=ExplainedChoice(NEW))
+    changed_definitions = forms.ChoiceField(
+        label="Changed definitions", choices=OnChange.choices, widget=ExplainedChoice(CHANGED)
+    )
 
 
 class NameForm(forms.Form):
@@ -211,10 +234,21 @@ class GatewayFilter(forms.Form):
         return gateways.matching(self.cleaned_data.get("q", ""))
 
 
-class ToolFilter(forms.Form):
-    """The filters of the list of tools; unknown values are ignored."""
+def listed_kind(asked: str) -> Kind | None:
+    """The one kind of features that a list is asked for, tools unless said otherwise; None for all of them."""
+    if asked == "all":
+        return None
+    return Kind(asked) if asked in Kind.values else Kind.TOOL
+
+
+class FeatureFilter(forms.Form):
+    """What the list of features is narrowed to; a value nobody offers narrows nothing."""
+
+    STATES = (("attention", "Needs a decision"), *((state.value, state.label) for state in State))
 
     q = forms.CharField(required=False)
+    kind = forms.ChoiceField(required=False, choices=[("all", "All"), *Kind.choices])
+    state = forms.ChoiceField(required=False, choices=STATES)
     enabled = forms.ChoiceField(required=False, choices=[("on", "On"), ("off", "Off")])
     server = forms.MultipleChoiceField(required=False)
 
@@ -224,12 +258,25 @@ class ToolFilter(forms.Form):
             (str(assignment.pk), assignment.server.name) for assignment in assignments
         ]
 
-    def narrow(self, tools: FeatureQuerySet) -> FeatureQuerySet:
-        """The tools that match."""
         self.is_valid()
-        tools = tools.matching(self.cleaned_data.get("q", ""))
-        if enabled := self.cleaned_data.get("enabled"):
-            tools = tools.filter(enabled=enabled == "on")
-        if server := self.cleaned_data.get("server"):
-            tools = tools.filter(assignment__in=server)
-        return tools
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether some of the kind are left out."""
+        return any(value for name, value in self.cleaned_data.items() if name != "kind")
+
+    def narrow(self, features: FeatureQuerySet) -> FeatureQuerySet:
+        """The features that match."""
+        values = self.cleaned_data
+        features = features.matching(values.get("q", ""))
+        if kind := listed_kind(values.get("kind", "")):
+            features = features.filter(kind=kind)
+        if values.get("state") == "attention":
+            features = features.needing_attention()
+        elif state := values.get("state"):
+            features = features.filter(state=state)
+        if enabled := values.get("enabled"):
+            features = features.filter(enabled=enabled == "on")
+        if servers := values.get("server"):
+            features = features.filter(assignment__in=servers)
+        return features

@@ -66,5 +66,8 @@ def _learn(
         if isinstance(outcome, Discovered):
             for kind, definitions in outcome.features.items():
                 Feature.objects.learn(assignment, definitions, kind, identity)
+        elif identity or assignment.identity_scheme != IdentityScheme.PER_USER:  # Else it was asked as nobody.
+            for kind in Kind:
+                Feature.objects.note_fault(assignment, outcome.reason, kind, identity)
         refreshed.append(Refreshed(assignment, outcome))
     return refreshed

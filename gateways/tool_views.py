@@ -1,14 +1,15 @@
-"""The Tools tab of a gateway: its tools, their switches, and the tool policy of each server."""
+"""The Tools tab of a gateway: tools, prompts, resources and templates of its servers, and what of it may be used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.core.exceptions import BadRequest
+from django.db.models import Case, When
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
@@ -16,32 +17,43 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from auditlog.reasons import REASONS
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
-from gateways.forms import ToolFilter
-from gateways.models import Feature, Gateway, ToolPolicy
+from gateways.forms import FeatureFilter, listed_kind
+from gateways.models import Feature, Gateway, Kind, Listing, ToolPolicy
 from gateways.refresh import Refreshed, refresh
-from gateways.views import WITHIN_REACH
+from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
 from gateways.views import find as find_gateway
-from ui.pages import NOTHING_IS_DELETED, AppRequest, answer, confirm, page_of, seen, show, wants_fragment
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    answer,
+    confirm,
+    open_page,
+    page_of,
+    seen,
+    show,
+    wants_fragment,
+)
 
 NEW_FOR = timedelta(days=7)
-SHOWN = 32  # Tools a page; more would make it too heavy.
+SHOWN = 32  # Features a page; more would make it too heavy.
 
 
 @dataclass(frozen=True)
-class ToolRow:
-    """One tool of a table."""
+class FeatureRow:
+    """One feature of a table."""
 
-    tool: Feature
+    feature: Feature
 
     @property
     def effect(self) -> str:
         """What its server claims it does; a claim, nothing more."""
-        hints = self.tool.annotations
+        hints = self.feature.annotations
         if hints.get("readOnlyHint") is True:
             return "Read only"
         if hints.get("destructiveHint") is True:
@@ -51,16 +63,54 @@ class ToolRow:
     @property
     def is_new(self) -> bool:
         """Whether it came after its server was assigned, and lately."""
-        age = self.tool.first_seen_at - self.tool.assignment.created_at
-        return age > timedelta(hours=1) and timezone.now() - self.tool.first_seen_at < NEW_FOR
+        since = self.feature.first_seen_at - self.feature.assignment.created_at
+        return since > timedelta(hours=1) and timezone.now() - self.feature.first_seen_at < NEW_FOR
+
+    @property
+    def icon(self) -> str:
+        return "tool" if self.feature.kind == Kind.TOOL else self.feature.kind
+
+
+class Tab(NamedTuple):
+    """One kind of features, and how many of it are offered."""
+
+    value: str
+    label: str
+    number: int
+    is_chosen: bool
+
+
+class Said(NamedTuple):
+    """What came of asking a server for a kind of features the last time, as `people` different ones."""
+
+    asked_at: datetime
+    learnt_at: datetime | None
+    people: int
+    failing: int
+    why: str
+
+    @classmethod
+    def of(cls, listings: list[Listing]) -> Said | None:
+        """None when it was never asked."""
+        if not listings:
+            return None
+        latest = max(listings, key=lambda one: one.asked_at)
+        failed = [one for one in listings if one.error]
+        told = max(failed, key=lambda one: one.asked_at, default=None)
+        answered = [one.learnt_at for one in listings if one.learnt_at]
+        people = sum(one.identity_id is not None for one in listings)
+        reason = REASONS.get(told.error) if told else None
+        why = reason.sentence if reason else told.error if told else ""
+        return cls(latest.asked_at, max(answered, default=None), people, len(failed), why)
 
 
 @dataclass(frozen=True)
 class Group:
-    """One server of the page, and those of its tools that the page shows."""
+    """One server of the page, those of its features that the page shows, and how asking it went."""
 
     assignment: Any
-    rows: list[ToolRow]
+    rows: list[FeatureRow]
+    said: Said | None
 
 
 def tab_url(gateway: Gateway) -> str:
@@ -75,43 +125,64 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = ()) -> dict[str, Any]:
-    assignments = list(assignment_views.counted(gateway.assignments.all()))
-    filters = ToolFilter(request.GET, assignments=assignments)
-    tools = filters.narrow(Feature.objects.tools().filter(assignment__in=assignments)).select_related("assignment")
-    page = page_of(
-        request, tools.order_by(Lower("assignment__server__name"), "assignment__alias", "exposed_name"), SHOWN
-    )
-    narrowed = any(filters.cleaned_data.values())
+    kind = listed_kind(request.GET.get("kind", ""))
+    assignments = list(assignment_views.counted(gateway.assignments.all(), kind))
+    filters = FeatureFilter(request.GET, assignments=assignments)
+    features = filters.narrow(Feature.objects.filter(assignment__in=assignments)).select_related("assignment")
+    by_kind = Case(*(When(kind=each, then=place) for place, each in enumerate(PLURALS)))
+    order = (Lower("assignment__server__name"), "assignment__alias", by_kind, "exposed_name")
+    page = page_of(request, features.order_by(*order), SHOWN)
+    tabs = _tabs(gateway, kind)
+    offered = next(tab.number for tab in tabs if tab.is_chosen)
     return {
         "gateway": gateway,
         "assignments": assignments,
-        "groups": _grouped(assignments, list(page), with_empty=not narrowed and page.number == 1),
+        "groups": _grouped(assignments, list(page), kind, with_empty=not filters.is_narrow and page.number == 1),
         "page": page,
         "policies": ToolPolicy.choices,
         "filters": filters.cleaned_data,
-        "narrowed": narrowed,
-        "missing": 0 if narrowed else page.paginator.count - gateway.tool_count,
+        "states": FeatureFilter.STATES,
+        "narrowed": filters.is_narrow,
+        "kind": kind or "all",
+        "what": PLURALS[kind].lower() if kind else "features",
+        "tabs": tabs,
+        "offered": offered,
+        "missing": 0 if filters.is_narrow else page.paginator.count - offered,
         "failures": [server.failure for server in refreshed if server.failure],
         "changed": False,
     }
 
 
-def _grouped(assignments: list[Any], tools: list[Feature], *, with_empty: bool) -> list[Group]:
-    groups = [Group(a, [ToolRow(tool) for tool in tools if tool.assignment_id == a.pk]) for a in assignments]
+def _tabs(gateway: Any, chosen: Kind | None) -> list[Tab]:
+    """How many features of each kind the servers of a gateway offer."""
+    numbers = offered_by_kind(gateway)
+    tabs = [Tab(kind.value, label, numbers.get(kind, 0), kind == chosen) for kind, label in PLURALS.items()]
+    return [*tabs, Tab("all", "All", sum(numbers.values()), chosen is None)]
+
+
+def _grouped(assignments: list[Any], features: list[Feature], kind: Kind | None, *, with_empty: bool) -> list[Group]:
+    said: dict[Any, list[Listing]] = {}
+    listings = Listing.objects.filter(assignment__in=assignments)
+    for one in listings.filter(kind=kind) if kind else listings:
+        said.setdefault(one.assignment_id, []).append(one)
+    groups = [
+        Group(a, [FeatureRow(one) for one in features if one.assignment_id == a.pk], Said.of(said.get(a.pk, [])))
+        for a in assignments
+    ]
     return [group for group in groups if group.rows or (with_empty and not group.assignment.tool_count)]
 
 
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
-def refresh_tools(request: AppRequest, slug: str) -> HttpResponse:
+def refresh_features(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     refreshed = refresh(gateway, by=request.user)
     failures = [server.failure for server in refreshed if server.failure]
     gateway = find_gateway(request.user, slug)
-    toast = f"{gateway.tool_count} tools known"
+    context = _listed(request, gateway, refreshed)
+    toast = f"{context['offered']} {context['what']} known"
     if failures and not wants_fragment(request):
         toast = " ".join([toast + ".", *failures])
-    context = _listed(request, gateway, refreshed)
     return answer(request, "gateways/tools.html#tools", {**context, "fragment": True}, to=tab_url(gateway), toast=toast)
 
 
@@ -137,40 +208,49 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
-    tool = find(request, pk)
-    tool.enable(by=request.user)
-    return changed(request, tool, f"{tool.exposed_name} enabled")
+    feature = find(request, pk)
+    feature.enable(by=request.user)
+    return changed(request, feature, f"{feature.exposed_name} enabled")
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    tool = find(request, pk)
-    gateway = tool.assignment.gateway
+    feature = find(request, pk)
+    gateway, what = feature.assignment.gateway, feature.get_kind_display().lower()
     if request.method == "GET":
         return confirm(
             request,
-            title="Disable tool",
-            text=f"Disable this tool? {tool.exposed_name} leaves {gateway.name} on the next request. "
+            title=f"Disable {what}",
+            text=f"Disable this {what}? {feature.exposed_name} leaves {gateway.name} on the next request. "
             f"{NOTHING_IS_DELETED}",
-            more=cuts(tool, request.user),
-            target=f"#tool-{tool.pk}",
+            more=cuts(feature, request.user),
+            target="#feature-head" if is_open(request, feature) else f"#tool-{feature.pk}",
             back=tab_url(gateway),
         )
-    tool.disable(by=request.user)
-    return changed(request, tool, f"{tool.exposed_name} disabled")
+    feature.disable(by=request.user)
+    return changed(request, feature, f"{feature.exposed_name} disabled")
 
 
 def find(request: AppRequest, pk: UUID) -> Feature:
-    """The tool, or 404 when its gateway is out of sight."""
-    rows = (
-        Feature.objects.tools()
-        .select_related("assignment__gateway")
-        .filter(assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user))
+    """The feature, or 404 when its gateway is out of sight."""
+    rows = Feature.objects.select_related("assignment__gateway", "assignment__server").filter(
+        assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user)
     )
     return get_object_or_404(rows, pk=pk)
 
 
-def changed(request: AppRequest, tool: Feature, toast: str) -> HttpResponse:
-    to = tab_url(tool.assignment.gateway)
-    return answer(request, "gateways/tools.html#row", {"row": ToolRow(tool)}, to=to, toast=toast)
+def page_url(feature: Feature) -> str:
+    return reverse("gateways:feature", args=[feature.pk])
+
+
+def is_open(request: AppRequest, feature: Feature) -> bool:
+    """Whether the page of this feature is what is open in the browser."""
+    return open_page(request) == page_url(feature)
+
+
+def changed(request: AppRequest, feature: Feature, toast: str) -> HttpResponse:
+    """The part of the page that shows the switch: the head of the feature's page, or its row."""
+    template = "gateways/feature.html#head" if is_open(request, feature) else "gateways/tools.html#row"
+    context = {"row": FeatureRow(feature), "gateway": feature.assignment.gateway}
+    return answer(request, template, context, to=tab_url(feature.assignment.gateway), toast=toast)

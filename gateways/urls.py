@@ -1,6 +1,6 @@
 from django.urls import path
 
-from gateways import assignment_views, identity_gateways, team_views, tool_views, views
+from gateways import assignment_views, feature_views, identity_gateways, team_views, tool_views, views
 
 app_name = "gateways"
 
@@ -13,6 +13,7 @@ urlpatterns = [
     path("gateways/<slug:slug>/rename/", views.rename, name="edit"),
     path("gateways/<slug:slug>/reach/", views.reach, name="reach"),
     path("gateways/<slug:slug>/limit/", views.limit, name="limit"),
+    path("gateways/<slug:slug>/definitions/", views.definitions, name="definitions"),
     path("gateways/<slug:slug>/logs/", views.logs, name="logs"),
     path("gateways/<slug:slug>/enable/", views.enable, name="enable"),
     path("gateways/<slug:slug>/disable/", views.disable, name="disable"),
@@ -20,7 +21,7 @@ urlpatterns = [
     path("gateways/<slug:slug>/servers/", assignment_views.listing, name="servers"),
     path("gateways/<slug:slug>/assign/", assignment_views.assign, name="assign"),
     path("gateways/<slug:slug>/tools/", tool_views.listing, name="tools"),
-    path("gateways/<slug:slug>/tools/refresh/", tool_views.refresh_tools, name="refresh"),
+    path("gateways/<slug:slug>/tools/refresh/", tool_views.refresh_features, name="refresh"),
     path("people/teams/", team_views.listing, name="teams"),
     path("people/teams/add/", team_views.add, name="add_team"),
     path("people/teams/<uuid:pk>/", team_views.detail, name="team"),
@@ -35,6 +36,9 @@ urlpatterns = [
     path("assignments/<uuid:pk>/disable/", assignment_views.disable, name="disable_assignment"),
     path("assignments/<uuid:pk>/policy/", tool_views.policy, name="policy"),
     path("identities/<uuid:pk>/gateways/", identity_gateways.choose, name="identity_gateways"),
+    path("features/<uuid:pk>/", feature_views.detail, name="feature"),
+    path("features/<uuid:pk>/accept/", feature_views.accept, name="accept"),
+    path("features/<uuid:pk>/quarantine/", feature_views.quarantine, name="quarantine"),
     path("tools/<uuid:pk>/enable/", tool_views.enable, name="enable_tool"),
     path("tools/<uuid:pk>/disable/", tool_views.disable, name="disable_tool"),
 ]

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from django.db import IntegrityError
 from django.db.models import Count, IntegerField, OuterRef, Q, Subquery
-from django.db.models.functions import Lower
+from django.db.models.functions import Coalesce, Lower
 from django.forms import Form
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -21,8 +21,8 @@ from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
-from gateways.forms import GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
-from gateways.models import Gateway, GatewayQuerySet, Kind
+from gateways.forms import DefinitionsForm, GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
+from gateways.models import Feature, Gateway, GatewayQuerySet, Kind
 from servers.forms import suggest
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -39,6 +39,7 @@ from ui.pages import (
 )
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
+PLURALS = {Kind.TOOL: "Tools", Kind.PROMPT: "Prompts", Kind.RESOURCE: "Resources", Kind.TEMPLATE: "Templates"}
 WITHIN_REACH = "lists only gateways within one's reach"
 
 
@@ -68,10 +69,24 @@ def _number(of: str, condition: Q) -> Subquery:
 def find(viewer: User, slug: str) -> Any:
     """The live gateway with its counts, or 404 when `viewer` may not see it.
 
-    `row_count` counts ended connections too, as the tab that lists them does.
+    `row_count` counts ended connections too, as the tab that lists them does; `waiting_count` the definitions that wait
+    for a decision.
     """
     rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
-    return get_object_or_404(rows.annotate(row_count=_number("connections", _seen_by(viewer))), slug=slug)
+    waiting = Feature.objects.needing_attention().filter(
+        assignment__removed_at=None, assignment__gateway=OuterRef("pk")
+    )
+    numbers = waiting.order_by().values("assignment__gateway").annotate(number=Count("pk")).values("number")
+    rows = rows.annotate(
+        row_count=_number("connections", _seen_by(viewer)), waiting_count=Coalesce(Subquery(numbers), 0)
+    )
+    return get_object_or_404(rows, slug=slug)
+
+
+def offered_by_kind(gateway: Gateway) -> dict[str, int]:
+    """How many features of each kind its servers offer."""
+    features = Feature.objects.offered().filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
+    return dict(features.order_by().values_list("kind").annotate(Count("pk")))
 
 
 def page_url(gateway: Gateway) -> str:
@@ -126,7 +141,10 @@ def slug(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
-    return show(request, "gateways/overview.html", {"gateway": find(request.user, slug), "tab": "overview"})
+    gateway = find(request.user, slug)
+    numbers = offered_by_kind(gateway)
+    kinds = [(kind.value, label, numbers[kind]) for kind, label in PLURALS.items() if numbers.get(kind)]
+    return show(request, "gateways/overview.html", {"gateway": gateway, "tab": "overview", "kinds": kinds})
 
 
 @require_GET
@@ -176,9 +194,19 @@ def limit(request: AppRequest, slug: str) -> HttpResponse:
     return _edited(request, gateway, form, "Limit")
 
 
-def _edited(request: AppRequest, gateway: Gateway, form: Form, message: str) -> HttpResponse:
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def definitions(request: AppRequest, slug: str) -> HttpResponse:
+    """What becomes of definitions that are new, or that a server changed."""
+    gateway = find(request.user, slug)
+    names = ("new_definitions", "changed_definitions")
+    form = DefinitionsForm(request.POST or None, initial={name: getattr(gateway, name) for name in names})
+    return _edited(request, gateway, form, "Definitions", heading="Change what is approved")
+
+
+def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str, heading: str = "") -> HttpResponse:
     """Ask for one side of the gateway, then change it."""
-    heading = f"Change {message.lower()}"
+    heading = heading or f"Change {what.lower()}"
     context = {"form": form, "gateway": gateway, "heading": heading, "submit": "Save", "back": page_url(gateway)}
     context["version"] = gateway.version
     if request.method == "GET":
@@ -189,7 +217,7 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, message: str) -> 
         gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
         return refuse(request, "gateways/form.html", context | clash_context(clash))
-    return leave(request, page_url(gateway), f"{message} changed")
+    return leave(request, page_url(gateway), f"{what} changed")
 
 
 @require_POST

@@ -37,11 +37,12 @@ MAX_SENTENCE = 300
 class Failed(Exception):
     """The server gave no usable answer; the message goes on after "The server".
 
-    It may quote the server, and yet can be stored and shown.
+    It may quote the server, and yet can be stored and shown. `reason` is why, in the words of the log.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(storable(reason)[:MAX_SENTENCE])
+    def __init__(self, sentence: str, reason: str = "unreachable") -> None:
+        super().__init__(storable(sentence)[:MAX_SENTENCE])
+        self.reason = reason
 
 
 class AccessRefused(Failed):
@@ -126,9 +127,9 @@ def discover(server: Server, identity: Identity | None, kinds: Sequence[str] = (
         found = _ask(server, identity, kinds)
     except errors.AccessRefused as error:
         reason = "it refused the credential" if identity else "it wants a credential"
-        raise AccessRefused(f"answered {error.status}: {reason}") from None
+        raise AccessRefused(f"answered {error.status}: {reason}", error.reason) from None
     except errors.UpstreamError as error:
-        raise Failed(_in_words(error, server)) from None
+        raise Failed(_in_words(error, server), error.reason) from None
     return Discovered(Era(found.era), found.info, found.features, round((time.monotonic() - started) * 1000))
 
 
@@ -141,11 +142,11 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str]) -> blo
         return blocking.discover(_target(server, None), transport, seconds=DISCOVERY_SECONDS, kinds=kinds)
     guard = upstream_guard()
     if guard.own.has(server.url):
-        raise AccessRefused("was not asked: its URL is an address of this gateway itself")
+        raise AccessRefused("was not asked: its URL is an address of this gateway itself", "loop")
     try:
         guard.check_url(server.url)
     except UrlRefused as refusal:
-        raise Failed(f"cannot be called: {refusal}") from None
+        raise Failed(f"cannot be called: {refusal}", "address_blocked") from None
     return blocking.discover(
         _target(server, identity), Transport(guard, limit=MOST_BYTES), seconds=DISCOVERY_SECONDS, kinds=kinds
     )

@@ -84,6 +84,12 @@ class ServerForm(forms.Form):
         help_text="Under way at most. Worker processes divide them, and people share them; who must wait takes turns.",
     )
 
+    lists_live = forms.BooleanField(
+        label="Ask live",
+        required=False,
+        help_text="For lists that differ by session: the server is asked for each one, which waits 3 seconds at most.",
+    )
+
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.server = server

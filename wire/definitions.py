@@ -141,7 +141,7 @@ def digest(definition: Definition) -> str:
 
 def hidden_characters(definition: Definition) -> list[str]:
     """The invisible and direction-changing characters in any text of it, as U+202E RIGHT-TO-LEFT OVERRIDE."""
-    found = {text[at] for text in _texts(definition.value) for at in _hidden_places(text)}
+    found = {text[at] for text in _texts(definition.value) for at in hidden_places(text)}
     return [f"U+{ord(char):04X} {unicodedata.name(char, '')}".strip() for char in sorted(found)]
 
 
@@ -155,7 +155,7 @@ _hidden = re.compile(
 _JOINERS = "\u200c\u200d"
 
 
-def _hidden_places(text: str) -> Iterator[int]:
+def hidden_places(text: str) -> Iterator[int]:
     """Where such characters stand. A joiner between two characters beyond ASCII makes one emoji or letter of them."""
     for match in _hidden.finditer(text):
         at = match.start()

@@ -99,6 +99,8 @@ class AssignmentPages(CapabilityAdmin):
 
 @register(Feature, site=site)
 class FeaturePages(CapabilityAdmin):
+    """Features of every kind; the difference is read on the product's own page, one click away."""
+
     seen_by = SEES_GATEWAYS
     acts = (
         *switches(Capability.GATEWAYS_MANAGE, live=Q(assignment__removed_at=None)),
@@ -120,8 +122,17 @@ class FeaturePages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("exposed_name", "kind", "assignment", "enabled", "first_seen_at", "changed_at", "missing_since")
-    list_filter = ("kind", "enabled", ("assignment__gateway", RelatedOnlyFieldListFilter), "changed_at")
+    list_display = (
+        "exposed_name",
+        "kind",
+        "state",
+        "assignment",
+        "enabled",
+        "first_seen_at",
+        "changed_at",
+        "missing_since",
+    )
+    list_filter = ("kind", "state", "enabled", ("assignment__gateway", RelatedOnlyFieldListFilter), "changed_at")
     list_select_related = ("assignment__server", "assignment__gateway")
     search_fields = ("exposed_name", "title")
     fields = (
@@ -141,3 +152,6 @@ class FeaturePages(CapabilityAdmin):
         "changed_at",
         "missing_since",
     )
+
+    def view_on_site(self, obj: Feature) -> str:
+        return reverse("gateways:feature", args=[obj.pk])

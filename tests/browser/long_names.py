@@ -47,6 +47,12 @@ tool = "t" * 128
 Feature.objects.learn(
     assignment, [{"name": tool, "title": longest(200), "description": longest(500), "inputSchema": {"type": "object"}}]
 )
+address = f"docs://{longest(600)}"
+Feature.objects.learn(assignment, [{"name": tool, "title": longest(200), "description": longest(900)}])
+Feature.objects.learn(assignment, [{"name": longest(200), "title": longest(200)}], "prompt")
+Feature.objects.learn(assignment, [{"uri": address, "name": longest(200)}], "resource")
+Feature.objects.learn(assignment, [{"uriTemplate": address, "name": longest(200)}], "template")
+Feature.objects.note_fault(assignment, "credential_refused", "resource", own)
 hosts = [make.agent(by=owner, name=longest(120))]
 hosts.append(make.app(longest(120, end="p")))
 make.app(longest(120, end="w"), needs_approval=True)

@@ -107,9 +107,9 @@ def test_the_page_costs_the_same_however_much_there_is(
     client = sign_in(ana)
 
     # Viewer (3), notices (2), own connections and their tokens, own tokens, hosts, connections, expiring tokens,
-    # servers and their hours; of the log: how many, the newest, the refused (three outcomes, a reach each), how many of
-    # them, the bars
-    with django_assert_num_queries(24):
+    # definitions that wait, servers and their hours; of the log: how many, the newest, the refused (three outcomes, a
+    # reach each), how many of them, the bars
+    with django_assert_num_queries(25):
         client.get("/")
 
 

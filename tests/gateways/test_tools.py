@@ -148,7 +148,8 @@ def test_the_numbers_of_a_gateway_agree_wherever_they_stand(docs: Assignment, an
     )
 
     assert 'id="tool-count">2<' in tools
-    assert 'Tools <span class="count">2</span> <small class="muted">and 1 missing</small>' in tools
+    assert 'Tools <span class="count">2</span></a>' in tools
+    assert '<small class="muted">and 1 missing</small>' in tools
     assert '<span class="count">1 of 2</span>' in tools
     assert ">1/2</a>" in servers
     assert "2 known" in overview
@@ -273,14 +274,14 @@ def test_the_tab_groups_tools_by_server_with_what_they_claim_to_do(
 
 def test_changed_missing_and_new_tools_are_marked(docs: Assignment, ana: User, sign_in: SignIn) -> None:
     Assignment.objects.update(created_at="2026-01-01T00:00Z")
-    Feature.objects.learn(docs, [{"name": "one"}, {"name": "two"}])
-    Feature.objects.learn(docs, [{"name": "one", "description": "Other than before"}])
+    Feature.objects.learn(docs, [{"name": "one"}, {"name": "two"}, {"name": "three"}])
+    Feature.objects.learn(docs, [{"name": "one", "description": "Other than before"}, {"name": "three"}])
 
     page = text(sign_in(ana).get("/gateways/work/tools/"))
 
     assert ">missing<" in page
     assert ">New<" in page
-    assert "changed <time" in page
+    assert "held <time" in page
 
 
 def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: SignIn) -> None:
@@ -289,7 +290,7 @@ def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: 
     assert "This gateway exposes nothing yet" in text(client.get("/gateways/work/tools/"))
 
     make.assignment(work, make.server())
-    assert "No tools known. Refresh tools." in text(client.get("/gateways/work/tools/"))
+    assert "No tools known. Refresh." in text(client.get("/gateways/work/tools/"))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_the_tab_is_narrowed_by_the_query_string(
 
     response = sign_in(ana).get(f"/gateways/work/tools/{query.format(docs=docs.pk)}")
 
-    assert {row.tool.exposed_name for group in response.context["groups"] for row in group.rows} == names
+    assert {row.feature.exposed_name for group in response.context["groups"] for row in group.rows} == names
 
 
 def test_the_tab_costs_the_same_for_one_row_and_for_many(
@@ -323,7 +324,8 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
         Feature.objects.learn(make.assignment(work, make.server()), [{"name": f"tool_{n}"} for n in range(5)])
     client = sign_in(ana)
 
-    with django_assert_num_queries(7):  # session, user, permissions, gateway, assignments, count, rows
+    # session, user, permissions, gateway, assignments, count, rows, number of each kind, how asking went
+    with django_assert_num_queries(9):
         client.get("/gateways/work/tools/")
 
 

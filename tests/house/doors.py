@@ -109,6 +109,7 @@ PLACES = {
     "assignments/": "assignment",
     "connect/<uuid:pk>/": "flow",
     "connections/": "connection",
+    "features/": "tool",
     "gateways/find/": "gateway",
     "gateways/<slug:slug>/": "gateway_slug",
     "hosts/": "host",

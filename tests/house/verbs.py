@@ -329,12 +329,14 @@ VERBS = [
     ),
     verb(
         "Feature.accept",
+        page("/features/{tool}/accept/", definition=""),
         rest("POST /gateways/closed/features/{tool}/accept"),
         admin("gateways/feature", "accept", "tool"),
         before=lambda stage: stage.row(Feature, "tool").quarantine(by=None),
     ),
     verb(
         "Feature.quarantine",
+        page("/features/{tool}/quarantine/"),
         rest("POST /gateways/closed/features/{tool}/quarantine"),
         admin("gateways/feature", "quarantine", "tool"),
     ),

@@ -281,6 +281,17 @@ def test_unknown_fields_change_nothing(ana: User, sign_in: SignIn) -> None:
     assert (server.enabled, server.max_concurrent, server.health, server.protocol_era) == (True, 64, "unknown", "")
 
 
+def test_a_server_is_asked_live_where_its_form_says_so(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    client.post("/servers/add/", filled(name="Docs", slug="docs", lists_live="on"))
+    assert Server.objects.get().lists_live
+    assert "Asked live" in client.get("/servers/docs/").content.decode()
+
+    client.post("/servers/docs/edit/", filled(name="Docs"))
+    assert not Server.objects.get().lists_live
+
+
 def test_how_many_calls_a_server_takes_at_once_is_said_on_its_form_and_stays_when_left_out(
     ana: User, sign_in: SignIn
 ) -> None:

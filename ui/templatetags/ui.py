@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from ui.addresses import parts
+from wire.definitions import hidden_places
 
 register = template.Library()
 
@@ -27,6 +29,18 @@ def icon(name: str, label: str = "") -> SafeString:
     if label:
         return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"/></svg>', label, sprite)
     return format_html('<svg class="icon" aria-hidden="true"><use href="{}"/></svg>', sprite)
+
+
+@register.filter
+def visible(text: str) -> SafeString:
+    """The text with each character that nobody sees, or that turns others around, as a mark with its code point."""
+    shown, at = [], 0
+    for place in hidden_places(text):
+        char = text[place]
+        code, name = f"U+{ord(char):04X}", unicodedata.name(char, "")
+        shown.append(format_html('{}<mark class="unseen" title="{}">{}</mark>', text[at:place], name or code, code))
+        at = place + 1
+    return format_html("{}{}", SafeString("".join(shown)), text[at:])
 
 
 @register.simple_tag
@@ -87,15 +101,13 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
 
 
 @register.simple_tag(takes_context=True)
-def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str) -> SafeString:
-    """An entry of the rail; it is current on its own page and on all pages below it."""
+def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str, also: str = "") -> SafeString:
+    """An entry of the rail; it is current on its own page, on all pages below it, and on those below `also`."""
     request: HttpRequest = context["request"]
     url = reverse(url_name)
-    is_current = request.path == url
-    is_below = url != "/" and request.path.startswith(url)
-    current = (
-        SafeString(' aria-current="page"') if is_current else SafeString(' aria-current="true"') if is_below else ""
-    )
+    here = request.path == url
+    below = url != "/" and request.path.startswith((url, also or url))
+    current = SafeString(' aria-current="page"') if here else SafeString(' aria-current="true"') if below else ""
     return format_html('<a href="{}"{}>{}{}</a>', url, current, icon(icon_name), text)
 
 

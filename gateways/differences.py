@@ -1,0 +1,191 @@
+"""A definition as lines that a person can read, and what differs between two of them; nothing is left unseen."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import Any, Literal, NamedTuple
+
+from django.utils.html import escape
+
+AROUND = 3  # Lines that did not change, shown before and after those that did.
+LONG = 160  # A text of more characters is shown sentence by sentence,
+LONGEST = 1000  # and cut where a sentence has more.
+MOST_COMPARED = 4000  # Of definitions with more lines only what they begin and end with alike is left out,
+MOST_MARKED = 20_000  # and among more characters than this no single words are marked: both could keep a worker busy.
+ROOM = 14_000  # Characters of markup a page of it may take,
+ROWS = 150  # and lines.
+
+FIRST = ("name", "uri", "uriTemplate", "title", "description", "inputSchema", "arguments", "annotations")
+PLAIN = re.compile(r"[A-Za-z_$][A-Za-z0-9_$./-]*")
+WORDS = re.compile(r"\w+|\W")
+
+type Mark = Literal["same", "old", "new", "gap"]
+
+
+class Part(NamedTuple):
+    """A piece of a line, and whether it is what differs."""
+
+    text: str
+    differs: bool = False
+
+
+class Line(NamedTuple):
+    """One line to read: in both, in the old or in the new one only, or how many are left out here."""
+
+    mark: Mark
+    parts: Sequence[Part]
+
+    @classmethod
+    def of(cls, mark: Mark, text: str) -> Line:
+        return cls(mark, (Part(text),))
+
+
+class Pairs(list[tuple[str, Any]]):
+    """The members of an object as they stand there, also one that stands there twice."""
+
+
+class Number(str):
+    """A number as it is spelled."""
+
+    __slots__ = ()
+
+
+def lines_of(text: str) -> list[str]:
+    """The JSON text of a definition, one line for each thing it says; the members of objects are put in one order."""
+    value = json.loads(text, object_pairs_hook=Pairs, parse_float=Number, parse_int=Number)
+    lines = _members(value, "", FIRST) if isinstance(value, Pairs) else _value("", value, "")
+    # Half a character stands in no page: it is shown as it was spelled.
+    return [line.encode(errors="backslashreplace").decode() for line in lines]
+
+
+def _members(pairs: Pairs, indent: str, first: Sequence[str] = ()) -> Iterator[str]:
+    def place(pair: tuple[str, Any]) -> tuple[int, str]:
+        return first.index(pair[0]) if pair[0] in first else len(first), pair[0]
+
+    for key, value in sorted(pairs, key=place):
+        yield from _value(f"{indent}{key if PLAIN.fullmatch(key) else _quoted(key)}:", value, indent)
+
+
+def _value(label: str, value: Any, indent: str) -> Iterator[str]:
+    deeper = f"{indent}  "
+    match value:
+        case Number():
+            yield f"{label} {value}"
+        case str() if "\n" in value or len(value) > LONG:
+            yield f"{label} |"
+            for line in value.split("\n"):
+                yield from (f"{deeper}{piece}" for piece in _pieces(line))
+        case Pairs() if value:
+            yield label
+            yield from _members(value, deeper)
+        case [_, *_] if not isinstance(value, Pairs):
+            yield from _items(label, value, deeper)
+        case Pairs():
+            yield f"{label} {{}}"
+        case _:
+            yield f"{label} {_quoted(value)}"
+
+
+def _items(label: str, values: list[Any], deeper: str) -> Iterator[str]:
+    if all(isinstance(one, str | bool) or one is None for one in values) and len(_listed(values)) <= LONG:
+        yield f"{label} {_listed(values)}"
+        return
+    yield label
+    for one in values:
+        yield from _value(f"{deeper}-", one, deeper)
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return f"[{', '.join(str(one) if isinstance(one, Number) else _quoted(one) for one in values)}]"
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """A line of a text, sentence by sentence where it is long: all of it, and cut at the same places when it grows."""
+    if len(line) <= LONG:
+        yield line
+        return
+    for sentence in re.split(r"(?<=[.!?;:] )", line):
+        yield from (sentence[at : at + LONGEST] for at in range(0, len(sentence), LONGEST))
+
+
+def difference(old: str, new: str) -> list[Line]:
+    """What the JSON text `new` of a definition says otherwise than `old`, with a few lines around each place."""
+    before, after = lines_of(old), lines_of(new)
+    found: list[Line] = []
+    blocks = [*_blocks(before, after)]
+    marked = sum(map(len, before)) + sum(map(len, after)) <= MOST_MARKED
+    for number, (tag, a, b, c, d) in enumerate(blocks):
+        if tag == "equal":
+            found += _shortened(before[a:b], is_first=number == 0, is_last=number == len(blocks) - 1)
+        else:
+            found += _replaced(before[a:b], after[c:d], marked=marked)
+    return found
+
+
+def whole(text: str) -> list[Line]:
+    """All lines of the JSON text of a definition."""
+    return [Line.of("same", line) for line in lines_of(text)]
+
+
+def pages(lines: Iterable[Line]) -> list[list[Line]]:
+    """The lines in pages that no definition makes too heavy; one page at least."""
+    found: list[list[Line]] = [[]]
+    room = ROOM
+    for line in lines:
+        weight = 40 + sum(len(escape(part.text)) + 20 for part in line.parts)
+        if found[-1] and (weight > room or len(found[-1]) >= ROWS):
+            found.append([])
+            room = ROOM
+        found[-1].append(line)
+        room -= weight
+    return found
+
+
+def _blocks(before: list[str], after: list[str]) -> Iterator[tuple[str, int, int, int, int]]:
+    if max(len(before), len(after)) <= MOST_COMPARED:
+        yield from SequenceMatcher(None, before, after).get_opcodes()
+        return
+    shorter = min(len(before), len(after))
+    head = next((at for at in range(shorter) if before[at] != after[at]), shorter)
+    tail = next((at for at in range(shorter - head) if before[-1 - at] != after[-1 - at]), shorter - head)
+    yield "equal", 0, head, 0, head
+    yield "replace", head, len(before) - tail, head, len(after) - tail
+    yield "equal", len(before) - tail, len(before), len(after) - tail, len(after)
+
+
+def _shortened(lines: list[str], *, is_first: bool, is_last: bool) -> Iterator[Line]:
+    before, after = (0 if is_first else AROUND), (0 if is_last else AROUND)
+    left_out = len(lines) - before - after
+    if left_out <= 1:
+        yield from (Line.of("same", line) for line in lines)
+        return
+    yield from (Line.of("same", line) for line in lines[:before])
+    yield Line.of("gap", f"{left_out:,} lines as before")
+    yield from (Line.of("same", line) for line in lines[len(lines) - after :])
+
+
+def _replaced(old: list[str], new: list[str], *, marked: bool) -> Iterator[Line]:
+    """The old lines, then the new ones; where one stands for one, what differs between the two is marked."""
+    if not marked or len(old) != len(new):
+        yield from (Line.of("old", line) for line in old)
+        yield from (Line.of("new", line) for line in new)
+        return
+    compared = [_compared(*pair) for pair in zip(old, new, strict=True)]
+    yield from (Line("old", gone) for gone, _ in compared)
+    yield from (Line("new", come) for _, come in compared)
+
+
+def _compared(old: str, new: str) -> tuple[list[Part], list[Part]]:
+    before, after = WORDS.findall(old), WORDS.findall(new)
+    gone, come = list[Part](), list[Part]()
+    for tag, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        gone += [Part("".join(before[a:b]), tag != "equal")] if b > a else []
+        come += [Part("".join(after[c:d]), tag != "equal")] if d > c else []
+    return gone, come

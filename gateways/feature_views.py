@@ -1,0 +1,238 @@
+"""The page of one feature: what clients are shown of it, what its server says now, and the decision on that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import transaction
+from django.http import HttpResponse
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_http_methods
+
+from accounts.models import User
+from auditlog.models import Call
+from capabilities import Capability, own_resource, requires
+from capabilities.catalogue import SEES_GATEWAYS
+from connections.impact import cuts
+from gateways.assignment_views import sees_servers
+from gateways.differences import Line, difference, pages, whole
+from gateways.models import (
+    Assignment,
+    Feature,
+    FeatureVersion,
+    IdentityScheme,
+    NothingToAccept,
+    OnArrival,
+    OnChange,
+    State,
+    ToolPolicy,
+)
+from gateways.tool_views import FeatureRow, find, page_url
+from gateways.views import WITHIN_REACH
+from gateways.views import find as find_gateway
+from ui.pages import AppRequest, confirm, first_names, leave, sentences, show
+
+LATELY = timedelta(days=7)
+LAST_CALLS = 500  # Of so many calls it is told who made them.
+
+HELD = {
+    OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
+    OnChange.WARN: "Clients go on being shown what was approved, and every call goes through.",
+    OnChange.ACCEPT: "Clients go on being shown what was approved.",
+}
+
+
+class View(NamedTuple):
+    """One way to look at the definitions of a feature."""
+
+    value: str
+    label: str
+
+
+class Caller(NamedTuple):
+    """An app or agent that used a feature lately."""
+
+    name: str
+    calls: int
+    last: Any
+
+
+@require_GET
+@own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
+def detail(request: AppRequest, pk: UUID) -> HttpResponse:
+    feature = find(request, pk)
+    gateway = find_gateway(request.user, feature.assignment.gateway.slug)
+    feature.assignment.gateway = gateway
+    versions = list(feature.versions.select_related("approved_by"))
+    views = [*_views(feature)]
+    wanted = request.GET.get("show", "")
+    version = next((one for one in versions if str(one.pk) == wanted), None)
+    shown = wanted if version or wanted in [view.value for view in views] else views[0].value if views else ""
+    parts = pages(_lines(feature, shown, version))
+    part = _part(request, len(parts))
+    context = {
+        "row": FeatureRow(feature),
+        "gateway": gateway,
+        "why": _why(feature),
+        "obstacles": _obstacles(feature),
+        "views": views,
+        "shown": shown,
+        "version": version,
+        "lines": parts[part - 1],
+        "part": part,
+        "parts": len(parts),
+        "versions": versions,
+        "sees_servers": sees_servers(request.user),
+        "people": feature.identities.count() if _is_personal(feature) else None,
+        "callers": _callers(feature, request.user),
+    }
+    return show(request, "gateways/feature.html#definition", context)
+
+
+def _views(feature: Feature) -> Iterator[View]:
+    if feature.approved and feature.offered:
+        yield View("difference", "Difference")
+    if feature.offered:
+        yield View("offered", "Offered now")
+    if feature.approved:
+        yield View("approved", "Approved")
+
+
+def _lines(feature: Feature, shown: str, version: FeatureVersion | None) -> list[Line]:
+    if version:
+        return whole(version.definition)
+    match shown:
+        case "difference":
+            return difference(feature.approved, feature.offered or "")
+        case "offered":
+            return whole(feature.offered or "")
+        case "approved":
+            return whole(feature.approved)
+    return []
+
+
+def _part(request: AppRequest, parts: int) -> int:
+    asked = request.GET.get("part", "")
+    return min(max(int(asked), 1), parts) if asked.isdecimal() and len(asked) < 9 else 1
+
+
+def _why(feature: Feature) -> str:
+    """What the state of `feature` means for clients; empty when they are shown what its server offers."""
+    gateway = feature.assignment.gateway
+    hidden = feature.hidden_characters
+    match feature.state:
+        case State.HELD:
+            unseen = "It holds hidden characters, which are never taken over by themselves." if hidden else ""
+            return sentences("Its server changed it.", HELD[OnChange(gateway.changed_definitions)], unseen)
+        case State.NEW:
+            arrives = gateway.new_definitions == OnArrival.APPROVE
+            because = "it holds hidden characters" if hidden and arrives else "nobody has accepted it yet"
+            return f"Clients are not shown it, and calls of it are refused: {because}."
+        case State.QUARANTINED:
+            return "Somebody put it in quarantine: shown to nobody, and calls of it are refused, until it is accepted."
+    return "Its server offers another definition now." if feature.offered else ""
+
+
+def _obstacles(feature: Feature) -> list[str]:
+    """Why clients are not shown it, beside its state."""
+    assignment, name = feature.assignment, feature.assignment.server.name
+    blocked = assignment.tool_policy == ToolPolicy.BLOCK_ALL
+    found = (
+        (not assignment.gateway.enabled, "The gateway is disabled."),
+        (not assignment.server.enabled, f"{name} is disabled, on every gateway."),
+        (not assignment.enabled, f"{name} is disabled on this gateway."),
+        (blocked, f"The policy of {name} blocks all."),
+        (not blocked and not feature.enabled, "It is switched off."),
+        (feature.missing_since, f"{name} does not offer it any more."),
+        (
+            _is_personal(feature) and not feature.missing_since,
+            "Only people to whose own identity the server offers it are shown it.",
+        ),
+        (assignment.server.lists_live, f"{name} is asked for each list, and may leave it out."),
+    )
+    return [sentence for holds, sentence in found if holds]
+
+
+def _is_personal(feature: Feature) -> bool:
+    return feature.assignment.identity_scheme == IdentityScheme.PER_USER
+
+
+def _callers(feature: Feature, viewer: User) -> list[Caller] | None:
+    """Which apps and agents made its last calls, those of a week at most; None for who may not see the log."""
+    if not viewer.has_perm(Capability.LOGS_READ):
+        return None
+    assignment = feature.assignment
+    calls = Call.objects.filter(
+        feature_name=feature.exposed_name[:300],
+        gateway_id=assignment.gateway_id,
+        server_id=assignment.server_id,
+        created_at__gte=timezone.now() - LATELY,
+    )
+    found: dict[str, Caller] = {}
+    for name, at in calls.order_by("-created_at").values_list("host_name", "created_at")[:LAST_CALLS]:
+        known = found.get(name, Caller(name or "Unknown host", 0, at))
+        found[name] = known._replace(calls=known.calls + 1)
+    return sorted(found.values(), key=lambda one: -one.calls)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def accept(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Show clients what the server offers now, once asked; only what the person was shown is accepted."""
+    feature = find(request, pk)
+    if request.method == "GET":
+        hidden = feature.hidden_characters
+        text = f"Accept what {feature.assignment.server.name} offers now? Clients are shown it from their next list on"
+        return confirm(
+            request,
+            title="Accept definition",
+            text=f"{text}, and {feature.exposed_name} can be used." if feature.approved == "" else f"{text}.",
+            more=sentences(
+                f"It holds hidden characters: {first_names(hidden)}." if hidden else "", _used(feature, request.user)
+            ),
+            kind="danger" if hidden else "primary",
+            icon="warning" if hidden else "allowed",
+            hidden={"definition": feature.offered_hash},
+            back=page_url(feature),
+        )
+    try:
+        with transaction.atomic():
+            Assignment.objects.select_for_update(of=("self",)).get(pk=feature.assignment_id)
+            feature.refresh_from_db()
+            if request.POST.get("definition", "") != feature.offered_hash:
+                changed = f"Nothing was accepted: {feature.assignment.server.name} offers another definition since."
+                return leave(request, page_url(feature), changed)
+            feature.accept(by=request.user)
+    except NothingToAccept as refusal:
+        return leave(request, page_url(feature), str(refusal))
+    return leave(request, page_url(feature), f"{feature.exposed_name} accepted")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
+    feature = find(request, pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title=f"Quarantine {feature.get_kind_display().lower()}",
+            text=f"Quarantine {feature.exposed_name}? It leaves {feature.assignment.gateway.name} on the next request, "
+            "and calls of it are refused until somebody accepts it.",
+            more=sentences(cuts(feature, request.user), _used(feature, request.user)),
+            back=page_url(feature),
+        )
+    feature.quarantine(by=request.user)
+    return leave(request, page_url(feature), f"{feature.exposed_name} quarantined")
+
+
+def _used(feature: Feature, viewer: User) -> str:
+    """Who used it lately, as a sentence; empty for who may not see the log."""
+    callers = _callers(feature, viewer)
+    if callers is None:
+        return ""
+    if not callers:
+        return "Nobody used it in the last 7 days."
+    return f"Used in the last 7 days by {first_names([one.name for one in callers])}."
