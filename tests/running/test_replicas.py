@@ -128,10 +128,9 @@ def test_a_request_on_a_standing_stream_of_a_server_gets_an_answer(both: Replica
 def test_a_call_is_cancelled_from_another_replica(both: Replicas) -> None:
     agent = in_session(both.agent())
     for here, there in ((0, 1), (1, 0)):
-        seen = len(both.counter.events("cancelled"))
+        seen, calls = len(both.counter.events("cancelled")), len(both.counter.events("call"))
         with listening(both.at(here, agent), "POST", call("wait", f"slow{here}", seconds=20)) as answer:
-            both.counter.wait_for("call", len(both.counter.events("call")))
-            time.sleep(0.3)
+            both.counter.wait_for("call", calls + 1)
             began = time.monotonic()
             note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": f"slow{here}"}}
             assert both.at(there, agent).post(note).status_code == 202
@@ -146,13 +145,16 @@ def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> Non
     agent = in_session(both.agent())
     count(agent)
     slug = agent.url.rsplit("/", 1)[1]
+    calls = len(both.counter.events("call"))
     with (
         listening(both.at(0, agent), "GET") as one,
         listening(both.at(1, agent), "GET") as two,
         listening(both.at(0, agent), "POST", call("wait", "a", seconds=20)) as three,
         listening(both.at(1, agent), "POST", call("wait", "b", seconds=20)) as four,
     ):
-        time.sleep(0.5)
+        both.counter.wait_for("call", calls + 2)
+        assert one.begun.wait(5)
+        assert two.begun.wait(5)
         assert [stream.status for stream in (one, two)] == [200, 200]
         began = time.monotonic()
         both.shell(
