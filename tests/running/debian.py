@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from tests.workspace import free_port
 
 
@@ -45,6 +47,14 @@ def postgres(binaries: Path) -> Iterator[str]:
     finally:
         run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", data)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def restart(binaries: Path, url: str) -> None:
+    """Restart the server of `postgres`, as its operator would; it is back when this returns."""
+    with psycopg.connect(url) as connection:
+        (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
+    command = [binaries / "pg_ctl", "restart", "-w", "-m", "fast", "-D", data, "-l", f"{data}/../log"]
+    subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **_as_account())
 
 
 def _as_account() -> dict[str, Any]:

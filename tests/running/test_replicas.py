@@ -1,0 +1,316 @@
+"""Two `serve` on one database, without stickiness: any of them serves any request of a session."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests import upstreams
+from tests.proxy.conftest import Agent
+from tests.proxy.listening import Listener, listening
+from tests.running.debian import postgres, programs, restart
+from tests.running.replicas import FAULTS, Replicas, Troubled, call, count, good_again, in_session, leave, replicas
+from tests.running.test_kill import runs
+
+pytestmark = pytest.mark.xdist_group("kill")
+
+ELICITATION: dict[str, Any] = {"elicitation": {"form": {}}}
+ACCEPTED = {"action": "accept", "content": {"name": "Ann"}}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    with replicas(tmp_path_factory.mktemp("replicas")) as made:
+        yield made
+
+
+def heard(listener: Listener, method: str, seconds: float = 5) -> dict[str, object]:
+    """The first message of this method on a stream."""
+    deadline = time.monotonic() + seconds
+    while True:
+        for event in listener.events:
+            if event.get("method") == method:
+                return dict(event)
+        assert time.monotonic() < deadline, f"{listener.events} {listener.body!r}"
+        time.sleep(0.005)
+
+
+def final(listener: Listener) -> Any:
+    """The answer at the end of a stream; the body, when no stream was needed."""
+    return json.loads(listener.body) if listener.body else listener.events[-1]
+
+
+def outcomes(both: Replicas, agent: Agent) -> list[str]:
+    """How the calls of this client ended, by the log."""
+    return [row["outcome"] for row in both.rows(agent) if row["method"] == "tools/call"]
+
+
+def test_a_client_has_one_session_at_the_server_whichever_replica_takes_its_calls(both: Replicas) -> None:
+    agent = both.agent()
+    one, two = in_session(agent), in_session(agent)
+    taken = len(both.front.taken)
+
+    counted = [count(one) for _ in range(12)]
+    others = [count(two) for _ in range(12)]
+
+    assert [number for number, _ in counted] == [number for number, _ in others] == [*range(1, 13)]
+    assert len({session for _, session in counted}) == len({session for _, session in others}) == 1
+    assert counted[0][1] != others[0][1]
+    assert set(both.front.taken[taken:]) == {serve.port for serve in both.serves}
+
+
+def test_calls_at_once_of_a_fresh_session_share_one_session_at_the_server(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    counted: list[tuple[int, str]] = []
+    callers = [threading.Thread(target=lambda: counted.append(count(agent))) for _ in range(12)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+
+    assert sorted(number for number, _ in counted) == [*range(1, 13)]
+    assert len({session for _, session in counted}) == 1
+
+
+def test_a_client_without_a_session_has_one_at_the_server_for_its_connection(both: Replicas) -> None:
+    agent = both.agent()
+    assert [number for number, _ in (count(agent) for _ in range(6))] == [*range(1, 7)]
+
+
+def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    counted = [count(agent)]
+    for serve in both.serves:
+        assert serve.process is not None
+        for worker in [child for child in psutil.Process(serve.process.pid).children() if runs(child)]:
+            worker.kill()
+            worker.wait()
+            serve.wait_until_ready()
+            counted.append(count(agent))
+    assert [number for number, _ in counted] == [*range(1, len(counted) + 1)]
+    assert len({session for _, session in counted}) == 1
+
+
+def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    for asked in ("elicitation/create", "sampling/createMessage", "roots/list"):
+        began = time.monotonic()
+        with listening(agent, "POST", call("ask", method=asked)) as answer:
+            assert answer.over.wait(5)
+        assert final(answer)["result"]["structuredContent"]["answer"]["error"]["code"] == -32601
+        assert time.monotonic() - began < 2
+
+
+def test_a_request_on_a_standing_stream_of_a_server_gets_an_answer(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    count(agent)
+    opened = len(both.counter.events("get"))
+    with listening(agent, "GET"):
+        both.counter.wait_for("get", opened + 1)
+        answers = len(both.counter.answers)
+        both.counter.say.append({"jsonrpc": "2.0", "id": "of the stream", "method": "roots/list"})
+        deadline = time.monotonic() + 2
+        while len(both.counter.answers) == answers:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        leave(agent)
+    both.counter.say.clear()
+    assert both.counter.answers[-1]["id"] == "of the stream"
+    assert both.counter.answers[-1]["error"]["code"] == -32601
+
+
+def test_a_call_is_cancelled_from_another_replica(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    for here, there in ((0, 1), (1, 0)):
+        seen, calls = len(both.counter.events("cancelled")), len(both.counter.events("call"))
+        with listening(both.at(here, agent), "POST", call("wait", f"slow{here}", seconds=20)) as answer:
+            both.counter.wait_for("call", calls + 1)
+            began = time.monotonic()
+            note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": f"slow{here}"}}
+            assert both.at(there, agent).post(note).status_code == 202
+            both.counter.wait_for("cancelled", seen + 1, seconds=2)
+            assert answer.over.wait(2)
+            assert time.monotonic() - began < 2
+        assert not [event for event in answer.events if "result" in event]
+    assert outcomes(both, agent) == ["cancelled", "cancelled"]
+
+
+def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    count(agent)
+    slug = agent.url.rsplit("/", 1)[1]
+    calls = len(both.counter.events("call"))
+    with (
+        listening(both.at(0, agent), "GET") as one,
+        listening(both.at(1, agent), "GET") as two,
+        listening(both.at(0, agent), "POST", call("wait", "a", seconds=20)) as three,
+        listening(both.at(1, agent), "POST", call("wait", "b", seconds=20)) as four,
+    ):
+        both.counter.wait_for("call", calls + 2)
+        assert one.begun.wait(5)
+        assert two.begun.wait(5)
+        assert [stream.status for stream in (one, two)] == [200, 200]
+        began = time.monotonic()
+        both.shell(
+            "from tokens.models import Token\n"
+            f"for token in Token.objects.filter(connection__gateway__slug={slug!r}): token.revoke(by=by)"
+        )
+        revoked = time.monotonic()
+        for stream in (one, two, three, four):
+            assert stream.over.wait(2 + revoked - began)
+        assert time.monotonic() - revoked < 2
+    for stream in (one, two, three, four):
+        assert "error" in final(stream)
+        assert not [event for event in stream.events if "result" in event]
+
+
+def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas) -> None:
+    agent = in_session(both.agent(), ELICITATION)
+    for here, there in ((0, 1), (1, 0)):
+        with listening(both.at(here, agent), "POST", call("ask")) as answer:
+            asked = heard(answer, "elicitation/create")
+            reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
+            assert both.at(there, agent).post(reply).status_code == 202
+            assert answer.over.wait(2)
+        assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
+
+
+def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> None:
+    agent = both.agent()
+    slug = agent.url.rsplit("/", 1)[1]
+    deadline = time.monotonic() + 5
+    while not agent.tools():
+        assert time.monotonic() < deadline
+    clients = [both.at(number, in_session(agent)) for number in (0, 1)]
+    with listening(clients[0], "GET") as one, listening(clients[1], "GET") as two:
+        for stream in (one, two):
+            assert stream.begun.wait(5)
+        time.sleep(1.5)  # What was learnt of the server just now has been told.
+        told = [len(stream.events) for stream in (one, two)]
+        both.shell(
+            "from gateways.models import Assignment\n"
+            f"Assignment.objects.get(gateway__slug={slug!r}).edit(by=by, tool_policy='block_all')"
+        )
+        edited = time.monotonic()
+        for stream, before in zip((one, two), told, strict=True):
+            stream.wait_for(before + 1, 3)
+            assert stream.events[before]["method"] == "notifications/tools/list_changed"
+            assert stream.at[before] - edited < 3
+        for client in clients:
+            leave(client)
+        assert one.over.wait(2)
+        assert two.over.wait(2)
+    assert agent.tools() == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("how", "reason"), FAULTS.items())
+def test_whatever_a_server_does_within_a_session_the_session_goes_on(both: Replicas, how: str, reason: str) -> None:
+    agent = in_session(both.agent())
+    slug = agent.url.rsplit("/", 1)[1]
+    both.serves[0].rows("UPDATE servers_server SET timeout_seconds = 2 WHERE slug = %s", slug)
+    counted = [count(agent)]
+
+    for _ in both.serves:
+        answered = agent.call("bad", {"how": how}).json()
+        assert answered["error"]["data"]["reason"] == reason
+        assert answered["error"]["message"]
+        counted.append(count(agent))
+
+    assert [number for number, _ in counted] == [1, 2, 3]
+    assert len({session for _, session in counted}) == 1
+    failed = "timeout" if reason == "timeout" else "upstream_error"
+    assert outcomes(both, agent) == ["ok", failed, "ok", failed, "ok"]
+
+
+def test_a_server_that_forgot_its_sessions_gets_a_new_one_for_all_replicas(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    before = [count(agent) for _ in range(3)]
+    both.counter.forget_sessions()
+    after = [count(agent) for _ in range(4)]
+
+    assert [number for number, _ in after] == [1, 2, 3, 4]
+    assert len({session for _, session in after}) == 1
+    assert after[0][1] != before[0][1]
+
+
+def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
+    agent = in_session(both.agent(), ELICITATION)
+    with listening(both.at(0, agent), "POST", call("ask")) as answer:
+        asked = heard(answer, "elicitation/create")
+        ended = both.serves[0].rows(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'gateway bus' AND datname = current_database()"
+        )
+        assert len(ended) == 4  # One of each worker.
+        began = time.monotonic()
+        reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
+        assert both.at(1, agent).post(reply).status_code == 202
+        assert answer.over.wait(2)
+        assert time.monotonic() - began < 2
+    assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
+    assert good_again(agent, 2) < 2
+
+
+@pytest.mark.full
+def test_a_restarted_server_gets_a_new_session_for_all_replicas(both: Replicas) -> None:
+    server = Troubled()
+    with ExitStack() as stack:
+        upstream = stack.enter_context(upstreams.running(server))
+        agent = in_session(both.agent(upstream.url))
+        before = [count(agent) for _ in range(2)]
+        with listening(both.at(0, agent), "GET") as stream:
+            assert stream.begun.wait(5)
+            server.wait_for("get")
+            stack.close()
+            for _ in both.serves:
+                answered = agent.call("count").json()
+                assert answered["error"]["data"]["reason"] == "unreachable"
+            server.forget_sessions()
+            with upstreams.running(server, port=upstream.port):
+                assert good_again(agent, 2) < 2
+                after = [count(agent) for _ in range(4)]
+                assert not stream.over.is_set()
+                leave(agent)
+                assert stream.over.wait(2)
+
+    assert [number for number, _ in before] == [1, 2]
+    assert [number for number, _ in after] == [2, 3, 4, 5]
+    assert len({session for _, session in after}) == 1
+    assert after[0][1] != before[0][1]
+    assert outcomes(both, agent)[:4] == ["ok", "ok", "upstream_error", "upstream_error"]
+
+
+@pytest.mark.full
+def test_a_restarted_postgresql_loses_no_session_no_stream_and_no_answer(tmp_path: Path) -> None:
+    with postgres(programs()) as url, replicas(tmp_path, url) as made:
+        agent = in_session(made.agent(), ELICITATION)
+        counted = [count(agent) for _ in range(4)]
+        with (
+            listening(made.at(0, agent), "GET") as stream,
+            listening(made.at(0, agent), "POST", call("ask")) as answer,
+        ):
+            asked = heard(answer, "elicitation/create")
+            restart(programs(), url)
+
+            took = good_again(agent, 2)
+            counted += [count(agent) for _ in range(4)]
+            began = time.monotonic()
+            reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
+            assert made.at(1, agent).post(reply).status_code == 202
+            assert answer.over.wait(2)
+            assert time.monotonic() - began < 2
+            assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
+            assert took < 2
+            assert not stream.over.is_set()
+            leave(agent)
+            assert stream.over.wait(2)
+        assert [number for number, _ in counted] == [1, 2, 3, 4, 6, 7, 8, 9]
+        assert len({session for _, session in counted}) == 1
+        assert set(outcomes(made, agent)) == {"ok"}
