@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import datetime
+import datetime as dt
 import json
 import os
 import subprocess
@@ -28,15 +28,19 @@ def main() -> None:
         Path(home).chmod(0o755)
         alone, through = run(options.client, options.server, Path(home))
     if (options.client, options.server) == (list(CLIENTS), list(SERVERS)):
-        table.PAGE.write_text(table.page(through, alone, datetime.datetime.now(datetime.UTC).date()))
+        table.PAGE.write_text(table.page(through, alone, dt.datetime.now(dt.UTC).date()))
     sys.stdout.write(table.results(through, alone))
     sys.exit(1 if table.broken(through, alone) else 0)
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
-    parser.add_argument("--client", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="prints only, writes nothing")
-    parser.add_argument("--server", nargs="+", choices=SERVERS, default=list(SERVERS), help="prints only, writes nothing")
+    parser.add_argument(
+        "--client", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="prints only, writes nothing"
+    )
+    parser.add_argument(
+        "--server", nargs="+", choices=SERVERS, default=list(SERVERS), help="prints only, writes nothing"
+    )
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """The page docs/reference/compatibility.md, from what the clients found."""
 
-import datetime
+import datetime as dt
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -24,11 +24,15 @@ HEAD = """# Clients and servers that were tried
 Real clients against real servers through one gateway, each server on a gateway of its own without prefix, last tried on
 {date}. `make matrix` tries them again and writes this page; nothing here is written by hand.
 
-**L** tools are listed, **C** a tool is called, **P** a prompt is got, **R** a resource is read, **G** progress is heard,
+**L** tools are listed, **C** a tool is called, **P** a prompt is got, **R** a resource is read, **G** progress comes,
 **S** a second call finds the state the first one left in the server's session, **E** the server asks the person
 (elicitation) and goes on with the answer, **X** a call that the client cancels stops at the server. A letter is missing
 where the server does not offer it or the client cannot do it; it is struck out where it was tried and did not work,
-which [the last table](#what-does-not-work) explains.
+which [a table](#what-does-not-work) explains.
+
+The Python SDK 1 leaves it to its user to tell a server of a cancelled call, as was done here. LangChain opens a session
+for each call unless it is given one, as it was here. **counter** and **page** are servers of this repository's tests
+that keep a number and a page per session; **fixture** are those of its conformance tests.
 
 """
 
@@ -42,7 +46,7 @@ class Failure(NamedTuple):
     """Why it fails without the gateway; "" when it works there."""
 
 
-def page(through: dict[str, Found], alone: dict[str, Found], date: datetime.date) -> str:
+def page(through: dict[str, Found], alone: dict[str, Found], date: dt.date) -> str:
     parts = [HEAD.format(date=date.isoformat()), results(through, alone)]
     versions = (
         ("## Versions\n\n", "Client", CLIENTS.items()),
@@ -57,7 +61,26 @@ def results(through: dict[str, Found], alone: dict[str, Found]) -> str:
     names = list(next(iter(through.values())))
     cells = ((client, *(cell(found[server]) for server in names)) for client, found in through.items())
     grid = "".join(lines(("Client", *names), cells))
-    return f"## What works\n\n{grid}\n## What does not work\n\n{explained(through, alone)}\n"
+    parts = (
+        f"## What works\n\n{grid}",
+        f"## What does not work\n\n{explained(through, alone)}",
+        f"## What works through the gateway alone\n\n{gained(through, alone)}",
+    )
+    return "\n".join(parts) + "\n"
+
+
+def gained(through: dict[str, Found], alone: dict[str, Found]) -> str:
+    """By client and ability the servers where it works through the gateway and not without: often another revision."""
+    servers: dict[tuple[str, str], list[str]] = {}
+    for client, found in through.items():
+        for server, abilities in found.items():
+            more = "".join(
+                letter for name, letter in LETTERS.items() if abilities.get(name) == "" and alone[client][server][name]
+            )
+            if more:
+                servers.setdefault((client, more), []).append(server)
+    rows = ((client, more, "; ".join(names)) for (client, more), names in servers.items())
+    return "".join(lines(("Client", "what", "with"), rows)) if servers else "Nothing of what was tried.\n"
 
 
 def explained(through: dict[str, Found], alone: dict[str, Found]) -> str:
