@@ -1,7 +1,8 @@
 """A server that counts per session and remembers what it saw of sessions, for tests of how the gateway keeps them.
 
 Raw ASGI, so that nothing of an SDK stands between the gateway's bytes and what is remembered. Put it on the wire with
-`tests.wire.running(Counter())`; the test reads `counter.seen` from its own thread.
+`tests.asgi_server.running(Counter())`; the test reads `counter.seen` from its own thread. By itself, in the session era
+alone: `python -m tests.conformance.counter PORT`.
 
 - `count` answers `{"count": 3, "session": "..."}`: the calls of this session so far. Without sessions (2026-07-28) the
   count goes over all calls.
@@ -11,10 +12,13 @@ Raw ASGI, so that nothing of an SDK stands between the gateway's bytes and what 
 
 import asyncio
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
+
+import uvicorn
 
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
 
@@ -215,3 +219,7 @@ async def refuse(send: Send, status: int, code: int, text: str, message: Any = N
     request_id = message.get("id") if isinstance(message, dict) else None
     error = {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": text}}
     await answer(send, status, json.dumps(error).encode())
+
+
+if __name__ == "__main__":
+    uvicorn.run(Counter(eras=SESSION_ERA), port=int(sys.argv[1]), log_level="warning", ws="none")

@@ -45,18 +45,22 @@ def install() -> None:
 
 
 def install_v1() -> None:
-    """Make the environment of the Python SDK 1 once; the other processes of the run wait."""
-    requirements = SERVERS / "requirements-v1.lock"
+    """Make the environment of the Python SDK 1."""
+    install_environment(V1_HOME, SERVERS / "requirements-v1.lock")
+
+
+def install_environment(home: Path, requirements: Path) -> None:
+    """Make a virtual environment of what a lock file says, once; the other processes of the run wait."""
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    V1_HOME.mkdir(exist_ok=True)
-    with V1_HOME.with_suffix(".lock").open("w") as lock:
+    home.mkdir(exist_ok=True)
+    with home.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        mark = V1_HOME / ".installed"
+        mark = home / ".installed"
         if mark.exists() and mark.read_text() == wanted:
             return
         uv = str(Path(sys.prefix) / "bin" / "uv")
-        ran(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(V1_HOME))
-        python = str(V1_HOME / "bin" / "python")
+        ran(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home))
+        python = str(home / "bin" / "python")
         ran(uv, "pip", "sync", "--quiet", "--require-hashes", "--python", python, str(requirements))
         mark.write_text(wanted)
 

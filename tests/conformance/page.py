@@ -1,0 +1,63 @@
+"""A server like a browser's, one page per session: `python -m tests.conformance.page PORT`.
+
+On the Python SDK 1, in its virtual environment; session era alone, as most such servers are. A session that is lost or
+given to somebody else shows at once: the page is blank or another's.
+"""
+# mypy: ignore-errors
+
+import asyncio
+import sys
+from collections import defaultdict
+from weakref import WeakKeyDictionary
+
+from mcp.server.fastmcp import Context, FastMCP
+from pydantic import BaseModel
+
+server = FastMCP("page", port=int(sys.argv[1]), log_level="WARNING")
+pages = WeakKeyDictionary()
+STEP_SECONDS = 0.1
+
+
+class Answer(BaseModel):
+    name: str
+
+
+def page_of(context):
+    return pages.setdefault(context.session, defaultdict(int, address="about:blank"))
+
+
+@server.tool()
+def navigate(url: str, context: Context) -> str:
+    """Open an address on this session's page."""
+    page_of(context)["address"] = url
+    return f"opened {url}"
+
+
+@server.tool()
+def snapshot(context: Context) -> str:
+    """The address of this session's page, and how many loads of it were stopped."""
+    return f"at {page_of(context)['address']}, stopped {page_of(context)['stopped']}"
+
+
+@server.tool()
+async def load(seconds: float, context: Context) -> str:
+    """Take so long; counts as stopped when the client cancels."""
+    try:
+        for step in range(round(seconds / STEP_SECONDS)):
+            await context.report_progress(step, seconds / STEP_SECONDS)
+            await asyncio.sleep(STEP_SECONDS)
+    except asyncio.CancelledError:
+        page_of(context)["stopped"] += 1
+        raise
+    return "loaded"
+
+
+@server.tool()
+async def dialog(context: Context) -> str:
+    """Show a dialog on the page and wait for the person's answer."""
+    answered = await context.elicit("Who are you?", Answer)
+    return f"{answered.action}: {answered.data.name}" if answered.action == "accept" else answered.action
+
+
+if __name__ == "__main__":
+    server.run(transport="streamable-http")
