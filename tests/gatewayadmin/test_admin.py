@@ -40,6 +40,9 @@ OURS = ("accounts", "auditlog", "servers", "gateways", "hosts", "connections", "
 # Read on the page of what they belong to.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
 BELOW |= {"gateways.featureversion", "gateways.listing"}
+# What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
+BELOW |= {f"proxy.{name}" for name in ("session", "upstreamsession", "serverinfo", "cancellation")}
+BELOW |= {f"proxy.{name}" for name in ("pendingrequest", "suspendedcall")}
 SECRET = re.compile(r"digest|ciphertext|password$|_payload$|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
 PLANTED = "planted-upstream-secret-0123456789"
 

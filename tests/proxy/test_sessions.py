@@ -19,7 +19,7 @@ from gateways.models import IdentityScheme
 from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
 from proxy.models import Session, UpstreamSession
 from proxy.store.sessions import digest
-from servers.models import AuthType
+from servers.models import AuthType, cipher
 from servers.resealing import reseal
 from tests import make
 from tests.conformance.counter import Counter
@@ -460,13 +460,22 @@ def nodes(plan: Any) -> Iterator[Any]:
         yield from nodes(below)
 
 
-def test_a_session_outlasts_the_key_its_id_was_sealed_with(work: Work, settings: Settings) -> None:
-    older, newer = settings.ENCRYPTION_KEYS[0], Fernet.generate_key()
+@pytest.fixture
+def keys(settings: Settings) -> Iterator[Settings]:
+    """Settings whose encryption keys may be changed: what seals is made anew, before and after."""
+    cipher.cache_clear()
+    yield settings
+    cipher.cache_clear()
+
+
+def test_a_session_outlasts_the_key_its_id_was_sealed_with(work: Work, keys: Settings) -> None:
+    older, newer = keys.ENCRYPTION_KEYS[0], Fernet.generate_key()
     client = work.client()
     client.initialize()
     client.count()
 
-    settings.ENCRYPTION_KEYS = [newer, older]
+    keys.ENCRYPTION_KEYS = [newer, older]
+    cipher.cache_clear()
     reseal()
     again = Agent(work.start(encryption_keys=[newer]).url(work.connection.gateway.slug), client.agent.secret)
 

@@ -46,6 +46,8 @@ PROOFS = {
     "gatewayadmin/grants.py": "tests/running/test_roles_and_migrations.py",
     "gatewayadmin/management/commands/migrate.py": "tests/running/test_roles_and_migrations.py",
     "proxy/store/usage.py": "tests/proxy/test_endpoint.py",
+    "proxy/store/state.py": "tests/proxy/test_sessions.py",
+    "gateways/models/feature.py": "tests/proxy/test_lists.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]

@@ -210,9 +210,7 @@ def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles,
 
 
 def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Serve) -> None:
-    forget = (
-        "DELETE FROM django_migrations WHERE app = 'auditlog' AND name = '0007_features_are_tools' RETURNING app, name"
-    )
+    forget = "DELETE FROM django_migrations WHERE app = 'auditlog' AND name = '0008_calls_of_all_features' RETURNING app, name"
     with psycopg.connect(roles.owner, autocommit=True) as owner:
         row = owner.execute(forget).fetchone()
         try:
@@ -220,7 +218,7 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
             as_runner = roles.refusal_of("migrate", as_runner=True)
         finally:
             owner.execute("INSERT INTO django_migrations (app, name, applied) VALUES (%s, %s, now())", row)
-    assert "The database lacks auditlog.0007_features_are_tools: run manage.py migrate first." in said
+    assert "The database lacks auditlog.0008_calls_of_all_features: run manage.py migrate first." in said
     assert "Migrate as the role that owns the tables" in as_runner
 
 
