@@ -190,6 +190,7 @@ class Dispatcher:
             "server/discover": self._discover,
             **dict.fromkeys((name for name, method in METHODS.items() if method.lists), self._list),
             **dict.fromkeys(("tools/call", "prompts/get", "resources/read", "completion/complete"), self._forward),
+            **dict.fromkeys(("resources/subscribe", "resources/unsubscribe"), self._subscribe),
             "logging/setLevel": self._set_level,
             **handlers,
         }
@@ -242,6 +243,13 @@ class Dispatcher:
 
     async def _forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         return await self._forwarder.forward(request, grant, message, stream)
+
+    async def _subscribe(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        response = await self._forwarder.forward(request, grant, message, stream)
+        if response.outcome == "ok" and not await self._handshake.note_subscription(grant, message):
+            text = "Invalid params: this session is subscribed to too many resources"
+            return error_response(request, jsonrpc.INVALID_PARAMS, text)
+        return response
 
     async def _ping(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         return _result_response(request, message, {})
