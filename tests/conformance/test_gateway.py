@@ -44,29 +44,39 @@ ASKING = {
 }
 OF_BOTH_ERAS = TOOLS | FEATURES | {"server-sse-multiple-streams", "dns-rebinding-protection"}
 HOLDING = {
-    SESSION_ERA: OF_BOTH_ERAS | ASKING | {"server-initialize", "ping", "logging-set-level", "tools-call-with-logging"},
+    SESSION_ERA: OF_BOTH_ERAS
+    | ASKING
+    | {
+        "logging-set-level",
+        "ping",
+        "resources-subscribe",
+        "resources-unsubscribe",
+        "server-initialize",
+        "tools-call-with-logging",
+    },
     MODERN: OF_BOTH_ERAS
     | {
         "caching",
-        "input-required-result-ignore-extra-params",
+        "input-required-result-basic-list-roots",
+        "input-required-result-basic-sampling",
+        "input-required-result-capability-check",
+        "input-required-result-missing-input-response",
+        "input-required-result-multi-round",
+        "input-required-result-non-tool-request",
+        "input-required-result-request-state",
+        "input-required-result-result-type",
+        "input-required-result-tampered-state",
         "input-required-result-unsupported-methods",
+        "input-required-result-validate-input",
         "sep-2164-resource-not-found",
+        "server-stateless",
     },
 }
-# What a server of the session era cannot ask for.
+# What a server of the session era cannot ask for: under keys of its own, several things at once.
 ASKED_BY_MODERN_SERVERS = {
     "input-required-result-basic-elicitation",
-    "input-required-result-basic-list-roots",
-    "input-required-result-basic-sampling",
-    "input-required-result-capability-check",
-    "input-required-result-missing-input-response",
-    "input-required-result-multi-round",
+    "input-required-result-ignore-extra-params",
     "input-required-result-multiple-input-requests",
-    "input-required-result-non-tool-request",
-    "input-required-result-request-state",
-    "input-required-result-result-type",
-    "input-required-result-tampered-state",
-    "input-required-result-validate-input",
 }
 
 
