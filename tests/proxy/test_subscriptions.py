@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 import pytest
 
-from accounts.models import User
 from gateways.models import Feature
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, headers_of, live, parsed, read
@@ -50,7 +49,8 @@ class Library:
         if scope["type"] == "lifespan":
             await live(receive, send)
             return
-        message = parsed(await read(receive)) if scope["method"] == "POST" else {"method": scope["method"]}
+        body = await read(receive)
+        message = parsed(body) if scope["method"] == "POST" else {"method": scope["method"]}
         assert isinstance(message, dict)
         speaks_modern = headers_of(scope).get("mcp-protocol-version") == MODERN
         if speaks_modern != self.is_modern:
@@ -172,7 +172,7 @@ def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -
         eventually(lambda: work.library.of("resources/unsubscribe") == [{"uri": URI}])
 
 
-def test_what_may_not_be_read_cannot_be_subscribed_to(work: LibraryWork, ana: User) -> None:
+def test_what_may_not_be_read_cannot_be_subscribed_to(work: LibraryWork) -> None:
     offer(URI, "resource", enabled=False)
     agent = in_session(work.client)
     refused = subscribe(agent)["error"]
