@@ -6,6 +6,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.conformance import fixtures, suite
@@ -92,7 +93,11 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     fixtures.install()
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(fixtures.running(name)) for name in FIXTURES}
-        yield stack.enter_context(gateway_before(servers, tmp_path_factory.mktemp("conformance")))
+        proxied = stack.enter_context(gateway_before(servers, tmp_path_factory.mktemp("conformance")))
+        # What a server offers is announced once it has said so: each is asked something before the suite begins.
+        for url in proxied.values():
+            httpx.post(url, json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, trust_env=False, timeout=30)
+        yield proxied
 
 
 @pytest.mark.parametrize("revision", HOLDING)
