@@ -74,7 +74,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
-        server_streams = ServerStreams(streams, keeper, client, bus)
+        server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -90,7 +90,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
-            yield Endpoint(config, access, limits, writer, usage, dispatcher, streams, requests)
+            yield Endpoint(config, access, limits, writer, usage, dispatcher, server_streams, requests)
         finally:
             await suspended.stop()
             await requests.stop()

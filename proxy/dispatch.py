@@ -193,12 +193,14 @@ class Dispatcher:
         self._max_calls = max_calls
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
         self._lists = lists
+        self._forwarder = forwarder
         self._handlers: dict[str, Handler] = {
             "initialize": self._initialize,
             "ping": self._ping,
             "server/discover": self._discover,
             **dict.fromkeys((name for name, method in METHODS.items() if method.lists), self._list),
             **dict.fromkeys(("tools/call", "prompts/get", "resources/read", "completion/complete"), forwarder.forward),
+            **dict.fromkeys(("resources/subscribe", "resources/unsubscribe"), self._subscribe),
             "logging/setLevel": self._set_level,
             **handlers,
         }
@@ -244,6 +246,13 @@ class Dispatcher:
             calls_in_progress[token] -= 1
         else:
             del calls_in_progress[token]
+
+    async def _subscribe(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        response = await self._forwarder.forward(request, grant, message, stream)
+        if response.outcome == "ok" and not await self._handshake.note_subscription(grant, message):
+            text = "Invalid params: this session is subscribed to too many resources"
+            return error_response(request, jsonrpc.INVALID_PARAMS, text)
+        return response
 
     async def _ping(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         return _result_response(request, message, {})

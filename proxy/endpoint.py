@@ -24,12 +24,13 @@ from proxy.dispatch import (
 from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
 from proxy.server_requests import ServerRequests
+from proxy.server_streams import ServerStreams
 from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
-from proxy.streams import Ending, StandingStream, Streams, error_of, honoured
+from proxy.streams import Ending, StandingStream, error_of, honoured
 from wire import jsonrpc, versions
 from wire.cipher import Cipher
 from wire.errors import NotRecordable, TokenBusy
@@ -59,7 +60,7 @@ class Endpoint:
         writer: CallWriter,
         usage: UsageTracker,
         dispatcher: Dispatcher,
-        streams: Streams,
+        server_streams: ServerStreams,
         requests: ServerRequests,
     ) -> None:
         self._config = config
@@ -68,8 +69,9 @@ class Endpoint:
         self._writer = writer
         self._usage = usage
         self._dispatcher = dispatcher
-        self._streams = streams
+        self._streams = server_streams.streams
         self._requests = requests
+        self._server_streams = server_streams
         self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
         self._header_reader = HeaderReader(config, access)
 
@@ -292,7 +294,12 @@ class Endpoint:
         return None
 
     async def _stand(self, request: McpRequest, grant: Grant) -> None:
-        standing = self._standing_stream(request, grant)
+        try:
+            standing = await self._standing_stream(request, grant)
+        except DatabaseUnavailable:
+            metrics.UNAVAILABLE.labels("access").inc()
+            await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
+            return
         row = request.row
         row.duration_ms = (time.perf_counter() - request.began) * 1000
         try:
@@ -308,13 +315,13 @@ class Endpoint:
         finally:
             await self._record_end(request, ending, standing.sent)
 
-    def _standing_stream(self, request: McpRequest, grant: Grant) -> StandingStream:
+    async def _standing_stream(self, request: McpRequest, grant: Grant) -> StandingStream:
         if request.message is None:
             return StandingStream(request, grant)
         lists, uris = honoured(request.message.params.get("notifications"))
-        standing = StandingStream(request, grant, subscription=request.message.id, lists=lists, uris=uris)
-        standing.acknowledge()
-        return standing
+        if uris:
+            uris = await self._server_streams.honoured(request, uris)
+        return StandingStream(request, grant, subscription=request.message.id, lists=lists, uris=uris)
 
     async def _record_end(self, request: McpRequest, ending: Ending | None, sent: int) -> None:
         """Write the row of the end of a standing stream, which bears the id of the row of its start."""

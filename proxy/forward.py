@@ -63,6 +63,9 @@ NOTHING_MORE: Object = {}
 # These say nothing of the server: nothing was sent, or the client did not do its part.
 NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended)
 
+SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
+SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
+
 # Members of a 2026-07-28 result that the session era does not define.
 MODERN_MEMBERS = ("resultType", "ttlMs", "cacheScope")
 CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
@@ -156,6 +159,9 @@ class Forwarder:
             upstream = upstream._replace(log_level=level)
         progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None
         params = _params(message, resolved.name, progress_token)
+        if message.method in SUBSCRIBING and await self._client.find_era(upstream) == MODERN:
+            # It has no such method: whoever holds the client's stream listens to it.
+            return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
         on_notification: OnNotification = ignore
         if stream is not None:
             on_notification = _relay(request, resolved, grant, message, stream, progress_token)

@@ -66,6 +66,18 @@ class Handshake:
             await self._keeper.set_level(grant.session.id, message.params["level"])
         return Response(200, jsonrpc.result(message.id, {}))
 
+    async def note_subscription(self, grant: Grant, message: Message) -> bool:
+        """Keep which resource the client of a session wants to hear of, or no longer; False when these are too many.
+
+        Raises DatabaseUnavailable.
+        """
+        if grant.session is None:
+            return True  # There is no stream on which it could be told.
+        if message.method == "resources/subscribe":
+            return await self._keeper.subscribe(grant.session.id, message.params["uri"])
+        await self._keeper.unsubscribe(grant.session.id, message.params["uri"])
+        return True
+
     async def end(self, grant: Grant) -> Response:
         """End the session the request names, which is there. Raises DatabaseUnavailable."""
         assert grant.session is not None, "refused before"

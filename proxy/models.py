@@ -56,6 +56,8 @@ class Session(models.Model):
     client_name = models.CharField(max_length=200, blank=True)
     client_version = models.CharField(max_length=200, blank=True)
     log_level = models.CharField(max_length=12, blank=True)
+    # The URIs of the resources whose changes the client wants to hear of, as it knows them.
+    subscriptions = models.JSONField(default=list, db_default=[])
     created_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
 

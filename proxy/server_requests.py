@@ -12,13 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
 from proxy.access.decision import Grant
 from proxy.catalog import IdentityUnreadable, identity_refusal, server_refusal, target
 from proxy.request import McpRequest
-from proxy.response import Stream
 from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
@@ -45,13 +44,20 @@ BACKGROUND_SECONDS = 5.0
 NOT_SUPPORTED: Object = {"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}}
 
 
+class ClientStream(Protocol):
+    """An event stream of a client's: of its call, or a standing one."""
+
+    async def notify(self, message: Object) -> None:
+        """Send a message."""
+
+
 class Asking(NamedTuple):
     """A call in which its server may ask its client: where it goes, and the client's stream, if it took one."""
 
     request: McpRequest
     grant: Grant
     target: Target
-    stream: Stream | None
+    stream: ClientStream | None
 
 
 class InputRefused(UpstreamError):

@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 10.0
 RECHECK_PAUSE = 0.1  # Between two of them when many changes come.
-LISTS_SECONDS = 1.0  # How long changes of a list are gathered before clients are told.
+LISTS_SECONDS = 1.0  # How long changes of a list are gathered before clients are told,
+SAID_SECONDS = 0.25  # and when a server said so itself, which says it once.
+BEGIN_SECONDS = 0.5  # How long a listen waits until servers are listened to, before it is acknowledged.
 MOST_PENDING = 1000  # Messages a client may be behind.
 END_SECONDS = 1.0  # How long a client may take to read how its stream ended.
 
@@ -38,7 +40,7 @@ LIST_CHANGED = {
 }
 
 # The lists there are; `initialize` and `server/discover` promise to tell of them.
-LISTS = ("tools",)
+LISTS = ("tools", "prompts", "resources")
 LISTS_ARE_TOLD: Object = {"listChanged": True}
 
 # What a `subscriptions/listen` calls them, and its first notification.
@@ -99,6 +101,7 @@ class StandingStream:
         self._woken = asyncio.Event()
         self._over = False
         self._left = False
+        self.heard = asyncio.Event()  # Set when servers are listened to for it.
         self._task: asyncio.Task[object] | None = None
 
     def acknowledge(self) -> None:
@@ -106,9 +109,13 @@ class StandingStream:
         told: Object = {LISTEN_KINDS[kind]: True for kind in LISTS if kind in self.lists}
         if self.uris:
             told["resourceSubscriptions"] = sorted(self.uris)
-        self.put({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": {"notifications": told}})
+        self.put({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": {"notifications": told}}, first=True)
 
-    def put(self, message: Object) -> None:
+    async def notify(self, message: Object) -> None:
+        """The same as `put`."""
+        self.put(message)
+
+    def put(self, message: Object, *, first: bool = False) -> None:
         """Send this message soon; a client that is too far behind is left."""
         if self._over:
             return
@@ -116,7 +123,11 @@ class StandingStream:
             params = message.get("params", {})
             meta = {**params.get("_meta", {}), SUBSCRIPTION_KEY: self.subscription}
             message = {**message, "params": {**params, "_meta": meta}}
-        self._pending.append(sse.event(jsonrpc.dumps(message)))
+        data = sse.event(jsonrpc.dumps(message))
+        if first:
+            self._pending.appendleft(data)
+        else:
+            self._pending.append(data)
         if len(self._pending) > MOST_PENDING:
             self.end(b"")
         self._woken.set()
@@ -193,7 +204,7 @@ class Streams:
         self._refusal = refusal
         self.calls: dict[str, McpRequest] = {}
         self._standing: dict[str, StandingStream] = {}
-        self._due: dict[str, asyncio.TimerHandle] = {}
+        self._due: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self.changed = asyncio.Event()  # Set whenever a standing stream begins or ends.
@@ -224,6 +235,11 @@ class Streams:
         metrics.open_counts["streams"] += 1
         self.changed.set()
         try:
+            if standing.subscription is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(BEGIN_SECONDS):
+                        await standing.heard.wait()
+                standing.acknowledge()
             await standing.serve(ping_seconds)
         finally:
             metrics.open_counts["streams"] -= 1
@@ -243,9 +259,9 @@ class Streams:
         """The standing streams of this session, or of this connection without one, the newest first."""
         return [standing for standing in reversed(self._standing.values()) if standing.owner == owner]
 
-    def listening(self) -> dict[str, str]:
-        """The gateway of everybody who has a standing stream, by session, or connection without one."""
-        return {standing.owner: standing.gateway_id for standing in self._standing.values()}
+    def standing(self) -> list[StandingStream]:
+        """All standing streams of this worker."""
+        return [*self._standing.values()]
 
     def end_standing(self) -> None:
         """End all standing streams: this process stops. Clients come back to another."""
@@ -342,15 +358,20 @@ class Streams:
 
     # Telling
 
-    def _lists_changed(self, gateway_id: str | None) -> None:
+    def _lists_changed(self, changed: str | None) -> None:
+        """`changed` is a gateway, alone or with the list it is, and `said` when its server said so."""
+        gateway_id, *more = (changed or "").split(" ")
+        kinds = [more[0]] if more else LISTS
+        seconds = SAID_SECONDS if "said" in more else LISTS_SECONDS
         told = {standing.gateway_id for standing in self._standing.values()}
-        for each in told if gateway_id is None else told & {gateway_id}:
-            if each not in self._due:
-                loop = asyncio.get_running_loop()
-                self._due[each] = loop.call_later(LISTS_SECONDS, self._tell_lists, each)
+        for each in told if changed is None else told & {gateway_id}:
+            for kind in kinds:
+                if (each, kind) not in self._due:
+                    loop = asyncio.get_running_loop()
+                    self._due[each, kind] = loop.call_later(seconds, self._tell_list, each, kind)
 
-    def _tell_lists(self, gateway_id: str) -> None:
-        del self._due[gateway_id]
+    def _tell_list(self, gateway_id: str, kind: str) -> None:
+        del self._due[gateway_id, kind]
         told: set[str] = set()
         for standing in reversed(self._standing.values()):
             if standing.gateway_id != gateway_id:
@@ -360,16 +381,17 @@ class Streams:
                 if standing.owner in told:
                     continue
                 told.add(standing.owner)
-            for kind in LISTS:
-                if kind in standing.lists:
-                    standing.put({"jsonrpc": "2.0", "method": LIST_CHANGED[kind]})
+            if kind in standing.lists:
+                standing.put({"jsonrpc": "2.0", "method": LIST_CHANGED[kind]})
 
 
 def honoured(asked: object) -> tuple[list[str], list[str]]:
-    """The kinds of lists, and the resources, of what a `subscriptions/listen` asks to be told of that are told of."""
+    """The kinds of lists that are told of, and the resources, of what a `subscriptions/listen` asks to be told of."""
     if not isinstance(asked, dict):
         return [], []
-    return [kind for kind in LISTS if asked.get(LISTEN_KINDS[kind]) is True], []
+    named = asked.get("resourceSubscriptions")
+    uris = [uri for uri in named if isinstance(uri, str)] if isinstance(named, list) else []
+    return [kind for kind in LISTS if asked.get(LISTEN_KINDS[kind]) is True], [*dict.fromkeys(uris)]
 
 
 _open: list[Streams] = []

@@ -304,13 +304,29 @@ class McpClient:
         return usable(kind, found, annotated=False)
 
     async def listen(
-        self, target: Target, on_notification: OnNotification, on_request: OnRequest | None = None
+        self,
+        target: Target,
+        on_notification: OnNotification,
+        on_request: OnRequest | None = None,
+        begun: Callable[[], object] = bool,
     ) -> bool:
         """Read what the server of this session says of its own accord, until its stream ends; False if it has none.
 
-        Raises an UpstreamError.
+        Calls `begun` when the stream is open. Raises an UpstreamError.
         """
-        return await self._sessions.listen(target, on_notification, on_request)
+        return await self._sessions.listen(target, on_notification, on_request, begun)
+
+    async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
+        """The same at a server of 2026-07-28: hold `subscriptions/listen` there; False if it knows no such method.
+
+        What it acknowledges comes first to `on_notification`. Raises an UpstreamError.
+        """
+        try:
+            params: Object = {"notifications": wishes}
+            answer = await stateless.ask(self._transport, target, "subscriptions/listen", params, on_notification)
+        except WrongEra:
+            return False
+        return answer.error is None
 
     def era(self, target: Target) -> str:
         """The era in which this server was asked last; empty before it was."""

@@ -281,8 +281,16 @@ class SessionWire:
         assert target.session is not None, "only where a session is known"
         await _log_failure(_in_time(self._end(target, target.session)))
 
-    async def listen(self, target: Target, on_notification: OnNotification, on_request: OnRequest | None) -> bool:
+    async def listen(
+        self,
+        target: Target,
+        on_notification: OnNotification,
+        on_request: OnRequest | None,
+        begun: Callable[[], object] = bool,
+    ) -> bool:
         """Read the standing stream of the session of `target` until it ends; False when the server offers none.
+
+        Calls `begun` when it is open.
 
         Raises an UpstreamError.
         """
@@ -300,6 +308,7 @@ class SessionWire:
             with await self._send("GET", session, target) as response:
                 if response.status != 200 or response.media_type != "text/event-stream":
                     return False
+                begun()
                 await read_messages(response, target, on_message)
                 return True
         finally:

@@ -14,12 +14,12 @@ from psycopg.types.json import Jsonb
 
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
-from wire import credential, token_text
+from wire import credential, token_text, versions
 from wire.cipher import Cipher, Unreadable
 from wire.client import McpClient
 from wire.jsonrpc import Object
 from wire.rpc_messages import SESSION, Session, Target
-from wire.sessions import declared, opened
+from wire.sessions import capabilities_of, declared, opened
 
 FIND = """
 SELECT id::text, sealed_id, version, log_level FROM proxy_upstreamsession
@@ -34,10 +34,23 @@ VALUES (
     statement_timestamp(), statement_timestamp()
 )
 ON CONFLICT (owner_id, server_id, key) DO UPDATE SET last_used_at = excluded.last_used_at
-RETURNING id::text, sealed_id, version, log_level
+RETURNING id::text, sealed_id, version, log_level, pg_notify('gateway', 'upstream ' || owner_id)
 """
 NOTE_LEVEL = "UPDATE proxy_upstreamsession SET log_level = %(level)s WHERE id = %(row)s"
 SET_LEVEL = "UPDATE proxy_session SET log_level = %(level)s WHERE id = %(session)s"
+# Whoever listens for this session learns of it.
+SUBSCRIBE = """
+UPDATE proxy_session SET subscriptions = (subscriptions - %(uri)s::text) || to_jsonb(%(uri)s::text)
+WHERE id = %(session)s AND jsonb_array_length(subscriptions - %(uri)s::text) < %(most)s
+RETURNING pg_notify('gateway', 'upstream ' || id)
+"""
+UNSUBSCRIBE = """
+UPDATE proxy_session SET subscriptions = subscriptions - %(uri)s::text WHERE id = %(session)s
+RETURNING pg_notify('gateway', 'upstream ' || id)
+"""
+SUBSCRIPTIONS = """
+SELECT id::text, subscriptions FROM proxy_session WHERE id = ANY(%(sessions)s::uuid[]) AND subscriptions <> '[]'
+"""
 FORGET = "DELETE FROM proxy_upstreamsession WHERE id = %(row)s"
 
 OPEN = """
@@ -102,20 +115,46 @@ LEASE = f"""
 WITH taken AS (
     UPDATE proxy_upstreamsession SET
         leased_by = %(worker)s, leased_until = now() + make_interval(secs => %(seconds)s), last_used_at = now()
-    WHERE owner_id = ANY(%(owners)s::uuid[]) AND (leased_by = %(worker)s OR coalesce(leased_until <= now(), true))
+    WHERE owner_id = ANY(%(owners)s::uuid[]) AND sealed_id <> ''
+        AND (leased_by = %(worker)s OR coalesce(leased_until <= now(), true))
     RETURNING *
 ), used AS (
     -- Who only listens uses the session too.
     UPDATE proxy_session SET last_used_at = now()
     WHERE id = ANY(%(owners)s::uuid[]) AND last_used_at < now() - interval '1 minute'
 )
-{TOLD.replace("SELECT t.id::text", "SELECT t.owner_id::text, t.id::text", 1)}
+{TOLD.replace("SELECT t.id::text", "SELECT t.owner_id::text, t.key, t.id::text", 1)}
 AND EXISTS (
     SELECT FROM gateways_assignment a JOIN connections_connection c ON c.gateway_id = a.gateway_id
     WHERE c.id = t.connection_id AND a.server_id = t.server_id AND a.enabled AND a.removed_at IS NULL
         AND a.tool_policy <> 'block_all'
 )
 """  # noqa: S608 - both texts stand here
+
+
+# The same for `subscriptions/listen` at servers of 2026-07-28, which know no sessions: a row without an id.
+LEASE_LISTENS = """
+INSERT INTO proxy_upstreamsession AS u
+    (id, owner_id, connection_id, server_id, key, sealed_id, version, log_level, opened_at, last_used_at, leased_by,
+     leased_until)
+SELECT gen_random_uuid(), owner, connection, server, key, '', %(version)s, '', now(), now(), %(worker)s,
+    now() + make_interval(secs => %(seconds)s)
+FROM unnest(%(owners)s::uuid[], %(connections)s::uuid[], %(servers)s::uuid[], %(keys)s::text[])
+    AS w (owner, connection, server, key)
+ON CONFLICT (owner_id, server_id, key) DO UPDATE SET
+    leased_by = excluded.leased_by, leased_until = excluded.leased_until, last_used_at = excluded.last_used_at
+WHERE u.leased_by = excluded.leased_by OR coalesce(u.leased_until <= now(), true)
+RETURNING id::text, owner_id::text, server_id::text, key
+"""
+# Other workers that listen for the same are told at once.
+RELEASE = """
+WITH released AS (
+    UPDATE proxy_upstreamsession SET leased_by = NULL, leased_until = NULL
+    WHERE id = ANY(%(rows)s::uuid[]) AND leased_by = %(worker)s
+    RETURNING owner_id
+)
+SELECT pg_notify('gateway', 'upstream ' || owner_id) FROM (SELECT DISTINCT owner_id FROM released) r
+"""
 
 
 class Taken(NamedTuple):
@@ -136,6 +175,7 @@ class Taken(NamedTuple):
 
 
 MOST_SESSIONS = 100  # Of one connection.
+MOST_SUBSCRIPTIONS = 100  # Of one session.
 UPSTREAM_IDLE_SECONDS = 3600.0
 SWEEP_SECONDS = 60.0
 MOST_AT_A_SWEEP = 200
@@ -176,7 +216,7 @@ class StoredSessions:
         }
         (row,) = await self._state.fetch(KEEP, given)
         try:
-            return opened(row, self._cipher)
+            return opened(row[:4], self._cipher)
         except Unreadable as error:
             raise DatabaseUnavailable("a session is sealed with a key that this worker does not know") from error
 
@@ -242,6 +282,22 @@ class SessionKeeper:
         """Keep from which level on this client wants log messages. Raises DatabaseUnavailable."""
         await self._state.fetch(SET_LEVEL, {"session": session, "level": level})
 
+    async def subscribe(self, session: str, uri: str) -> bool:
+        """Keep that this client wants to hear of this resource; False when these are too many.
+
+        Raises DatabaseUnavailable.
+        """
+        given = {"session": session, "uri": uri, "most": MOST_SUBSCRIPTIONS}
+        return bool(await self._state.fetch(SUBSCRIBE, given))
+
+    async def unsubscribe(self, session: str, uri: str) -> None:
+        """The opposite. Raises DatabaseUnavailable."""
+        await self._state.fetch(UNSUBSCRIBE, {"session": session, "uri": uri})
+
+    async def subscriptions(self, sessions: Sequence[str]) -> dict[str, list[str]]:
+        """The resources that the clients of these sessions want to hear of. Raises DatabaseUnavailable."""
+        return dict(await self._state.fetch(SUBSCRIPTIONS, {"sessions": list(sessions)}))
+
     async def end(self, session: str) -> None:
         """End this session of a client, and those it has at servers. Raises DatabaseUnavailable."""
         await self._end_in_background(await self._state.fetch(f"{END}{OF_GONE}{TOLD}", {"session": session}))
@@ -281,10 +337,25 @@ class SessionKeeper:
         """
         rows = await self._state.fetch(LEASE, {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS})
         found = {}
-        for owner, *row in rows:
+        for owner, key, *row in rows:
             for target in self._targets([tuple(row)]):
-                found[str(row[0])] = owner, target
+                told = capabilities_of(key.rpartition(" ")[2])
+                found[str(row[0])] = owner, target._replace(session_key=key, capabilities=told)
         return found
+
+    async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:
+        """The rows of those listens that this worker is to hold, by key; each is owner, connection, server and key.
+
+        As with `lease`, which is for sessions. Raises DatabaseUnavailable.
+        """
+        owners, connections, servers, keys = (list(column) for column in zip(*wanted, strict=True))
+        given: dict[str, Any] = {"owners": owners, "connections": connections, "servers": servers, "keys": keys}
+        given |= {"worker": worker, "seconds": LEASE_SECONDS, "version": versions.MODERN}
+        return {key: row for row, _, _, key in await self._state.fetch(LEASE_LISTENS, given)}
+
+    async def release(self, worker: str, rows: Sequence[str]) -> None:
+        """Let other workers have these at once. Raises DatabaseUnavailable."""
+        await self._state.fetch(RELEASE, {"worker": worker, "rows": list(rows)})
 
     def _targets(self, rows: list[tuple[Any, ...]]) -> list[Target]:
         targets = []

@@ -210,7 +210,8 @@ def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles,
 
 
 def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Serve) -> None:
-    forget = "DELETE FROM django_migrations WHERE app = 'auditlog' AND name = '0008_calls_of_all_features' RETURNING app, name"
+    last = "app = 'auditlog' AND name = '0008_calls_of_all_features'"
+    forget = f"DELETE FROM django_migrations WHERE {last} RETURNING app, name"
     with psycopg.connect(roles.owner, autocommit=True) as owner:
         row = owner.execute(forget).fetchone()
         try:

@@ -1,0 +1,238 @@
+"""Subscriptions to resources, and what servers of both eras say of their lists while a client listens."""
+
+import asyncio
+import json
+import time
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from gateways.models import Feature
+from tests import make
+from tests.asgi_server import Receive, Scope, Send, headers_of, live, parsed, read
+from tests.conformance.counter import MODERN, answer, begin_stream, event, respond
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Start, eventually
+from tests.proxy.features import offer
+from tests.proxy.listening import listening
+from tests.proxy.scripted import offering
+from tests.proxy.test_cancel import Work
+from tests.proxy.test_endpoint import modern
+from tests.proxy.test_standing_streams import TOOLS_CHANGED, in_session, listen
+
+type Json = dict[str, Any]
+
+URI = "news://today"
+MAPPED = f"gateway://docs/{quote(URI, safe='')}"
+SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+OFFERED = {"tools": {"listChanged": True}, "resources": {"subscribe": True, "listChanged": True}}
+
+
+class Library:
+    """A server with resources, of one era; says on its standing streams whatever a test puts into `say`."""
+
+    def __init__(self, *, is_modern: bool) -> None:
+        self.is_modern = is_modern
+        self.say: list[Json] = []
+        self.asked: list[Json] = []
+        self.open = 0
+
+    def of(self, method: str) -> list[Json]:
+        """The params of all requests with this method."""
+        return [message.get("params", {}) for message in self.asked if message.get("method") == method]
+
+    def update(self, uri: str = URI) -> None:
+        self.say.append({"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": uri}})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        body = await read(receive)
+        message = parsed(body) if scope["method"] == "POST" else {"method": scope["method"]}
+        assert isinstance(message, dict)
+        speaks_modern = headers_of(scope).get("mcp-protocol-version") == MODERN
+        if speaks_modern != self.is_modern:
+            error = {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "Unsupported"}}
+            await answer(send, 400, json.dumps(error).encode())
+            return
+        await self._answer(message, receive, send)
+
+    async def _answer(self, message: Json, receive: Receive, send: Send) -> None:
+        self.asked.append(message)
+        match message.get("method", ""):
+            case "GET" | "subscriptions/listen" as method:
+                await self._talk(method, receive, send)
+            case "initialize":
+                info = {"protocolVersion": "2025-11-25", "capabilities": OFFERED, "serverInfo": {"name": "library"}}
+                await respond(send, message, info, [(b"mcp-session-id", b"one")])
+            case "server/discover":
+                await respond(send, message, {"supportedVersions": [MODERN], "capabilities": OFFERED})
+            case "tools/list":
+                await respond(send, message, {"tools": [{"name": "it", "inputSchema": {"type": "object"}}]})
+            case "resources/read":
+                await respond(send, message, {"contents": [{"uri": message["params"]["uri"], "text": ""}]})
+            case _ if "id" in message and "method" in message:
+                await respond(send, message, {})
+            case _:
+                await answer(send, 202, b"")
+
+    async def _talk(self, method: str, receive: Receive, send: Send) -> None:
+        self.open += 1
+        await begin_stream(send)
+        if method != "GET":
+            told = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {}}
+            await send({"type": "http.response.body", "body": event(told), "more_body": True})
+        left = asyncio.ensure_future(receive())
+        said = len(self.say)
+        while not left.done():
+            for message in self.say[said:]:
+                await send({"type": "http.response.body", "body": event(message), "more_body": True})
+            said = len(self.say)
+            await asyncio.wait([left], timeout=0.02)
+        self.open -= 1
+
+
+class LibraryWork(Work):
+    """A gateway in front of a library and of another server, at two workers; the library has introduced itself."""
+
+    def __init__(self, start: Start, run: Run, *, is_modern: bool) -> None:
+        self.library = Library(is_modern=is_modern)
+        self.gateway = make.gateway(slug="work")
+        docs = make.server(slug="docs", url=run(self.library).url)
+        self.assignment = make.assignment(self.gateway, docs)
+        make.assignment(self.gateway, make.server(slug="other", url=run(offering("x")).url), alias="other")
+        Feature.objects.learn(self.assignment, [{"name": "it", "inputSchema": {"type": "object"}}])
+        self.proxies = [start() for _ in range(2)]
+        self.client = self.agent()
+        assert "result" in self.client.ask("tools/list").json()
+        assert "result" in self.client.ask("resources/read", {"uri": MAPPED}).json()
+        eventually(lambda: self.announced().get("subscribe"))
+
+    def announced(self) -> Json:
+        told = self.client.ask("initialize", {"protocolVersion": "2025-11-25"}).json()["result"]["capabilities"]
+        found: Json = told.get("resources", {})
+        return found
+
+
+@pytest.fixture(params=[False, True], ids=["session server", "modern server"])
+def work(request: pytest.FixtureRequest, start: Start, run: Run) -> LibraryWork:
+    return LibraryWork(start, run, is_modern=request.param)
+
+
+def subscribe(agent: Agent, uri: str = MAPPED, verb: str = "subscribe") -> Json:
+    found: Json = agent.ask(f"resources/{verb}", {"uri": uri}).json()
+    return found
+
+
+def not_asked_any_more(library: Library) -> bool:
+    return "resourceSubscriptions" not in library.of("subscriptions/listen")[-1]["notifications"]
+
+
+def heard_of(library: Library) -> bool:
+    """Whether the server was asked to tell of the resource, under its own name, and is listened to."""
+    if library.is_modern:
+        asked = library.of("subscriptions/listen")
+        return library.open > 0 and any(URI in each["notifications"].get("resourceSubscriptions", ()) for each in asked)
+    return library.open > 0 and {"uri": URI} in library.of("resources/subscribe")
+
+
+def test_a_session_that_subscribed_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -> None:
+    agent = in_session(work.client)
+    with listening(work.elsewhere(agent), "GET") as stream:
+        assert stream.begun.wait(5)
+        assert subscribe(agent)["result"] == {}
+        eventually(lambda: heard_of(work.library))
+        time.sleep(0.3)
+        work.library.update()
+        told = {"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": MAPPED}}
+        assert stream.wait_for(1) == [told]
+        assert subscribe(agent, verb="unsubscribe")["result"] == {}
+        if work.library.is_modern:
+            eventually(lambda: not_asked_any_more(work.library))
+        else:
+            assert work.library.of("resources/unsubscribe") == [{"uri": URI}]
+
+
+def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -> None:
+    body, headers = listen({"resourceSubscriptions": [MAPPED, "nobodys://x"]})
+    with listening(work.client, "POST", body, **headers) as stream:
+        (first,) = stream.wait_for(1)
+        assert first["params"]["notifications"] == {"resourceSubscriptions": [MAPPED]}
+        eventually(lambda: heard_of(work.library))
+        time.sleep(0.3)
+        work.library.update()
+        told = stream.wait_for(2)[1]
+        assert told["method"] == "notifications/resources/updated"
+        assert told["params"] == {"uri": MAPPED, "_meta": {SUBSCRIPTION: "sub"}}
+    eventually(lambda: work.library.open == 0, seconds=3)
+    if not work.library.is_modern:
+        # In the session of the connection others may have subscribed too; nobody has.
+        eventually(lambda: work.library.of("resources/unsubscribe") == [{"uri": URI}])
+
+
+def test_what_may_not_be_read_cannot_be_subscribed_to(work: LibraryWork) -> None:
+    offer(URI, "resource", enabled=False)
+    agent = in_session(work.client)
+    refused = subscribe(agent)["error"]
+    assert (refused["code"], refused["data"]["reason"]) == (-32003, "resource_disabled")
+    body, headers = listen({"resourceSubscriptions": [MAPPED]})
+    with listening(work.client, "POST", body, **headers) as stream:
+        assert stream.wait_for(1)[0]["params"]["notifications"] == {}
+    assert not heard_of(work.library)
+
+
+def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: LibraryWork) -> None:
+    body, headers = listen({"toolsListChanged": True})
+    asked = len(work.library.of("tools/list"))
+    with listening(work.client, "POST", body, **headers) as stream:
+        stream.wait_for(1)
+        assert work.library.open == 1  # It was acknowledged when the server was listened to.
+        work.library.say.append(TOOLS_CHANGED)
+        assert stream.wait_for(2)[1]["method"] == TOOLS_CHANGED["method"]
+        eventually(lambda: len(work.library.of("tools/list")) > asked)
+
+
+def test_one_worker_listens_for_all_and_another_as_soon_as_its_client_leaves(work: LibraryWork) -> None:
+    agent = in_session(work.client)
+    assert "result" in agent.ask("resources/read", {"uri": MAPPED}).json()
+    with listening(work.elsewhere(agent), "GET") as later:
+        with listening(agent, "GET") as stream:
+            assert stream.begun.wait(5)
+            eventually(lambda: work.library.open == 1)
+            time.sleep(0.5)
+            assert work.library.open == 1
+        assert later.begun.wait(5)
+        began = time.monotonic()
+        time.sleep(1)
+        eventually(lambda: work.library.open == 1, seconds=3)
+        assert time.monotonic() - began < 5
+        work.library.say.append(TOOLS_CHANGED)
+        assert TOOLS_CHANGED in later.wait_for(1)
+    eventually(lambda: work.library.open == 0, seconds=3)
+
+
+def test_what_a_server_asks_of_its_own_accord_is_carried_to_the_stream_of_the_session(start: Start, run: Run) -> None:
+    work = LibraryWork(start, run, is_modern=False)
+    params = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {"roots": {}},
+        "clientInfo": {"name": "a", "version": "1"},
+    }
+    session = work.client.ask("initialize", params).headers["mcp-session-id"]
+    agent = Agent(work.client.url, work.client.secret, {"Mcp-Session-Id": session})
+    with listening(work.elsewhere(agent), "GET") as stream:
+        eventually(lambda: work.library.open == 1)
+        work.library.say.append({"jsonrpc": "2.0", "id": "r", "method": "roots/list"})
+        (asked,) = stream.wait_for(1)
+        assert asked["method"] == "roots/list"
+        reply = {"jsonrpc": "2.0", "id": asked["id"], "result": {"roots": []}}
+        assert agent.post(reply).status_code == 202
+        eventually(lambda: {"jsonrpc": "2.0", "id": "r", "result": {"roots": []}} in work.library.asked)
+
+
+def test_subscribing_is_no_method_of_2026(start: Start, run: Run) -> None:
+    work = LibraryWork(start, run, is_modern=True)
+    body, headers = modern("resources/subscribe", {"uri": URI})
+    assert work.client.post(body, **headers).json()["error"]["code"] == -32601
