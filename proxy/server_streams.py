@@ -169,6 +169,8 @@ class ServerStreams:
                 await self._follow()
             except DatabaseUnavailable as error:
                 logger.warning("streams of servers could not be leased", extra={"error": str(error)})
+            except Exception:  # The next look may fare better; without one nobody would be listened to again.
+                logger.exception("what is to be listened to could not be found out")
 
     async def _follow(self) -> None:
         """Listen to what is to be listened to, and to nothing else."""
@@ -248,7 +250,8 @@ class ServerStreams:
     async def _open_sessions(self, sources: Sequence[Source]) -> None:
         """Have a session at each of these that says something on it, subscribed to what its client wants to hear of.
 
-        The client of a session subscribes in it by itself.
+        The client of a session subscribes in it by itself. In that of a connection nothing is unsubscribed: listeners at
+        other workers may want it too, and what nobody here wants is not told.
         """
         begun: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         tasks = []
@@ -259,14 +262,12 @@ class ServerStreams:
             key = audience.owner, assigned.id
             row = upstream.session.row if upstream.session is not None else ""
             named |= begun[key][1] if key in begun else frozenset()
-            begun[key] = row, named
             row_before, before = self._sessions.get(key, ("", frozenset()))
             if row_before not in {"", row}:
                 before = frozenset()  # That session was lost.
+            begun[key] = row, named | before
             if key not in self._sessions or named - before:
                 tasks.append(self._run(self._open_session(key, upstream, named - before)))
-            if dropped := before - named:
-                tasks.append(self._run(self._unsubscribe(upstream, dropped)))
         self._sessions = begun
         if tasks:
             await asyncio.wait(tasks, timeout=SESSION_SECONDS)
@@ -280,10 +281,6 @@ class ServerStreams:
         except UpstreamError:
             self._sessions.pop(key, None)  # Tried again the next time.
             raise
-
-    async def _unsubscribe(self, upstream: Target, named: Collection[str]) -> None:
-        for uri in named:
-            await self._client.ask(upstream, "resources/unsubscribe", {"uri": uri}, ignore)
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
         """The listens at servers of 2026-07-28 that this worker is to hold, by row. Raises DatabaseUnavailable."""

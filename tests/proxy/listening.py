@@ -1,10 +1,11 @@
 """Clients that hold an event stream open while a test does something else."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ class Listener:
     status: int = 0
     headers: Any = None
     body: bytes = b""
+    socket: Any = None
     begun: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -51,6 +53,7 @@ def listening(agent: Agent, verb: str, body: Any = None, **headers: str) -> Iter
         try:
             with client.stream(verb, agent.url, json=body, headers=given | spelled) as answer:
                 listener.status, listener.headers = answer.status_code, answer.headers
+                listener.socket = answer.extensions["network_stream"].get_extra_info("socket")
                 listener.begun.set()
                 if "text/event-stream" not in answer.headers.get("content-type", ""):
                     listener.body = answer.read()
@@ -71,5 +74,8 @@ def listening(agent: Agent, verb: str, body: Any = None, **headers: str) -> Iter
     try:
         yield listener
     finally:
+        if listener.socket is not None and not listener.over.is_set():
+            with suppress(OSError):  # Closing alone says nothing to the other side while the thread reads.
+                listener.socket.shutdown(socket.SHUT_RDWR)
         client.close()
         thread.join(5)
