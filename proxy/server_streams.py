@@ -250,8 +250,8 @@ class ServerStreams:
     async def _open_sessions(self, sources: Sequence[Source]) -> None:
         """Have a session at each of these that says something on it, subscribed to what its client wants to hear of.
 
-        The client of a session subscribes in it by itself. In that of a connection nothing is unsubscribed: listeners at
-        other workers may want it too, and what nobody here wants is not told.
+        The client of a session subscribes in it by itself. In that of a connection nothing is unsubscribed: listeners
+        at other workers may want it too, and what nobody here wants is not told.
         """
         begun: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         tasks = []
