@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 from django.conf import settings
 from django.db import connections
+from django.db.backends.postgresql.creation import DatabaseCreation
 from django.test import Client, TransactionTestCase
 from httpx._transports import default as httpx_transports
 
@@ -37,6 +38,7 @@ settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic
 # Each client of httpx reads every certificate there is, which takes longer than what a test then asks it for.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defined]
+DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)

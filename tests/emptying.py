@@ -4,6 +4,9 @@ Django empties every table there is, however few of them hold something, and the
 permissions anew, which migrations made and no test changes.
 """
 
+import time
+from typing import Any
+
 from django.apps import apps
 from django.db import connection, transaction
 from psycopg import sql
@@ -37,3 +40,15 @@ def tables() -> list[str]:
 def _each(template: str, names: list[str], between: str) -> sql.Composed:
     parts = [sql.SQL(template).format(name=sql.Literal(name), table=sql.Identifier(name)) for name in names]
     return sql.SQL(between).join(parts)
+
+
+def drop(creation: Any, name: str, verbosity: int, seconds: float = 10) -> None:
+    """Drop a test database as soon as the last session of it has ended; after so long, with whoever is still there."""
+    deadline = time.monotonic() + seconds
+    with creation._nodb_cursor() as cursor:
+        while time.monotonic() < deadline:
+            cursor.execute("SELECT application_name FROM pg_stat_activity WHERE datname = %s", [name])
+            if cursor.fetchone() is None:
+                break
+            time.sleep(0.1)
+        cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
