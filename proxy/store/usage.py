@@ -37,7 +37,6 @@ FLUSH_SECONDS = 1.0
 MAX_ADDRESS_GROUPS = 1000  # Address groups that are counted apart;
 MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
 SESSION_SECONDS = 60.0  # The use of a session is written so often at most.
-MOST_NOTED = 50_000
 
 type RowUpdates = dict[str, dict[str, Any]]
 
@@ -61,7 +60,8 @@ class UsageTracker:
         self._tokens_used: dict[tuple[str, str], tuple[Grant, str, float]] = {}
         self._contacts: dict[tuple[str, str | None], Contact] = {}
         self._sessions_used: dict[tuple[str, str], float] = {}
-        self._sessions_noted: dict[tuple[str, str], float] = {}
+        self._sessions_noted: dict[tuple[str, str], float] = {}  # Of the last minute or two.
+        self._sessions_looked_through = 0.0
         self._infos: dict[tuple[str, str], ServerInfo] = {}
         self._pending: dict[str, RowUpdates] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
@@ -179,8 +179,11 @@ class UsageTracker:
 
     def _collect_sessions(self) -> None:
         used, self._sessions_used = self._sessions_used, {}
-        if len(self._sessions_noted) > MOST_NOTED:
-            self._sessions_noted.clear()
+        newest = max(used.values(), default=0.0)
+        if newest - self._sessions_looked_through >= SESSION_SECONDS:
+            self._sessions_looked_through = newest
+            noted = self._sessions_noted.items()
+            self._sessions_noted = {key: at for key, at in noted if newest - at < SESSION_SECONDS}
         for (kind, uid), at in used.items():
             if at - self._sessions_noted.get((kind, uid), 0.0) >= SESSION_SECONDS:
                 self._sessions_noted[kind, uid] = at
