@@ -147,9 +147,9 @@ class ConnectionRow:
     @property
     def may_add_token(self) -> bool:
         """A token always acts as the person who makes it, so only one's own connection takes another."""
-        return self.is_own and (
-            self.connection.host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_MANAGE)
-        )
+        host = self.connection.host
+        may_make_tokens = host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_MANAGE)
+        return self.is_own and host.enabled and may_make_tokens
 
 
 class ConnectionFilter(forms.Form):

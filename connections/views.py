@@ -50,7 +50,8 @@ REVOKE_TEXT = (
 @requires(Capability.HOSTS_READ)
 def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find_host(request.user, pk)
-    may_add = host.is_agent and (host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE))
+    may_make_tokens = host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE)
+    may_add = host.is_agent and host.enabled and not host.archived_at and may_make_tokens
     context = {"host": host, "tab": "connections", "may_add": may_add, **_listed(request, host=host)}
     return show(request, "connections/for_host.html#connections", context)
 

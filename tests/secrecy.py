@@ -80,5 +80,6 @@ def pages(live: Serve) -> dict[str, str]:
     shown = live.manage("shell", "--verbosity", "0", "-c", PAGES)
     statuses = re.findall(r"^PAGE (\d+) (\S+)", shown, re.MULTILINE)
     assert len(statuses) > 20
-    assert not [path for status, path in statuses if status != "200"]
+    refused = [(status, path) for status, path in statuses if status != "200"]
+    assert not refused, refused
     return {"page": shown}

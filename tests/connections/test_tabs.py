@@ -138,6 +138,14 @@ def test_add_a_connection_opens_the_flow_in_a_new_tab(ana: User, sign_in: SignIn
     assert 'rel="noopener"' in link
 
 
+def test_a_disabled_agent_offers_no_flow_that_would_be_refused(ana: User, sign_in: SignIn) -> None:
+    connection = a_connection(ana)
+    client = sign_in(ana)
+    connection.host.disable(by=ana)
+
+    assert "/connect/?" not in text(client.get(f"/hosts/{connection.host_id}/connections/"))
+
+
 def test_an_apps_tab_says_that_connections_appear_by_themselves(ana: User, sign_in: SignIn) -> None:
     page = text(sign_in(ana).get(f"/hosts/{app_connection(ana).host_id}/connections/"))
 

@@ -69,4 +69,5 @@ def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Ser
 
     assert [number for number, _ in counted] == [*range(1, len(counted) + 1)]
     assert len({session for _, session in counted}) == 1
-    assert [len(counter.events(what)) for what in ("initialize", "delete")] == [1, 0]
+    # Two workers may open it at once: the slower one ends its own at the server, and uses the other's.
+    assert len(counter.events("initialize")) - len(counter.events("delete")) == 1
