@@ -188,17 +188,23 @@ def no_python(venv: Path) -> None:
     (venv / "bin" / "python").symlink_to("/nowhere/python3.12")
 
 
+def lock_of(venv: Path) -> Path:
+    """The copy of the lock file that was installed; another test may have asked for the development packages."""
+    installed = venv / "requirements-dev.lock"
+    return installed if installed.exists() else venv / "requirements.lock"
+
+
 def no_lock(venv: Path) -> None:
-    (venv / "requirements.lock").unlink()
+    lock_of(venv).unlink()
 
 
 def half_a_lock(venv: Path) -> None:
-    lock = venv / "requirements.lock"
+    lock = lock_of(venv)
     lock.write_text(lock.read_text()[:5])
 
 
 def empty_lock(venv: Path) -> None:
-    (venv / "requirements.lock").write_text("")
+    lock_of(venv).write_text("")
 
 
 @pytest.mark.parametrize("spoil", some([no_python, no_lock, half_a_lock, empty_lock], 1))
