@@ -28,10 +28,16 @@ PROMISED = 1.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def own_server() -> Iterator[str]:
     """A server of this module's own, to crash."""
     with postgres(programs()) as url:
         yield url
+
+
+@pytest.fixture
+def server(own_server: str) -> str:
+    """The same, recovered from what the test before did to it."""
+    return _again(own_server)
 
 
 def play[T](scene: Callable[[], Awaitable[T]]) -> T:
@@ -191,7 +197,7 @@ def log(server: str) -> Iterator[psycopg.Connection]:
     columns = [f"{name} text" for name in texts.split()] + [f"{name} uuid" for name in uuids.split()]
     columns += [f"{name} float" for name in numbers.split()]
     columns += ["client_ip inet", "payload_truncated boolean", "created_at timestamptz"]
-    with psycopg.connect(_again(server), autocommit=True) as connection:
+    with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE TABLE auditlog_call ({', '.join(columns)})".encode())
         yield connection
         connection.execute("DROP TABLE auditlog_call")
