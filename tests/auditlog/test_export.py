@@ -19,6 +19,7 @@ from tests import make
 from tests.calls import call
 from tests.conftest import SignIn
 from tests.exported import rows_of
+from tests.proxy.conftest import eventually
 from tests.rest import Rest
 
 NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)
@@ -95,7 +96,7 @@ def test_an_export_ends_at_once_wherever_it_is(days: list[str]) -> None:
         whole.close()
         reading.join(timeout=20)
         assert not reading.is_alive()
-    assert readers() == 0
+    eventually(lambda: readers() == 0)
 
 
 def drain(whole: Export, pieces: list[str]) -> None:
@@ -123,7 +124,7 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
 
     assert pieces[-1].startswith("# incomplete: ")
     whole.close()
-    assert readers() == 0
+    eventually(lambda: readers() == 0)
 
 
 def test_so_many_exports_run_at_once_and_the_next_is_told_when_to_come(days: list[str], sign_in: SignIn) -> None:
