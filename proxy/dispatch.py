@@ -13,12 +13,12 @@ from proxy.catalog import (
     TEMPLATE,
     TOOL,
     AliasMissing,
+    Named,
     OutOfScope,
     Refusal,
     UnknownFeature,
     is_nameable,
     lookup_key,
-    named,
     resolve,
 )
 from proxy.forward import CACHE_HINTS, LEVELS, Forwarder
@@ -73,8 +73,8 @@ IDENTITIES_PATH = "/settings/identities"
 IDENTITY_REASONS = frozenset({"identity_missing", "identity_unconfirmed"})
 
 
-def wanted(message: Message | None) -> Wanted:
-    """Which servers this message needs to know of, and the feature it names."""
+def wanted(message: Message | None, feature: Named | None) -> Wanted:
+    """Which servers this message needs to know of, and which feature, when it names this one."""
     if message is not None and message.method == ROOTS_CHANGED:
         return INTRODUCTION
     if message is None or message.id is None or (method := METHODS.get(message.method)) is None:
@@ -83,7 +83,6 @@ def wanted(message: Message | None) -> Wanted:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.forwards:
         return INTRODUCTION if method.introduces else NOTHING
-    feature = named(message)
     # A name the database cannot hold is nothing's; asked for without what it cannot hold, it would be another's.
     if feature is None or not is_nameable(feature):
         return NOTHING
@@ -163,9 +162,8 @@ def _compare(name: str, header: str | None, body: object) -> None:
         raise InvalidRequest(jsonrpc.HEADER_MISMATCH, f"The header {name} differs from the body")
 
 
-def _refusal(request: McpRequest, message: Message) -> Response | None:
+def _refusal(request: McpRequest, message: Message, method: Method) -> Response | None:
     """What is wrong with a request that would reach a server. Raises TooManyHops."""
-    method = METHODS[message.method]
     if not (method.lists or method.forwards):
         return None
     if trace_context.HOPS_KEY in request.headers:
@@ -205,22 +203,32 @@ class Dispatcher:
             **handlers,
         }
         handshake.methods = self._handlers.keys()
+        # By whether the request is of 2026-07-28.
+        self._served: dict[bool, dict[str, tuple[Method, Handler]]] = {
+            modern: {
+                name: (method, self._handlers[name])
+                for name, method in METHODS.items()
+                if name in self._handlers and (method.modern if modern else method.session)
+            }
+            for modern in (False, True)
+        }
 
     def serves(self, name: str, *, modern: bool) -> bool:
         """Whether this method is served to clients of this era."""
-        method = METHODS.get(name)
-        return method is not None and name in self._handlers and (method.modern if modern else method.session)
+        return name in self._served[modern]
 
     async def answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The response to one request; UpstreamError becomes a JSON-RPC error here and nowhere else."""
-        if not self.serves(message.method, modern=request.modern):
+        served = self._served[request.modern].get(message.method)
+        if served is None:
             return error_response(request, jsonrpc.METHOD_NOT_FOUND, f"Method not found: {message.method[:100]}")
         try:
             self._begin(grant.token_id)
             try:
-                if (refusal := _refusal(request, message)) is not None:
+                method, handler = served
+                if (refusal := _refusal(request, message, method)) is not None:
                     return refusal
-                return await self._handlers[message.method](request, grant, message, stream)
+                return await handler(request, grant, message, stream)
             finally:
                 self._end(grant.token_id)
         except OutOfScope:
@@ -290,12 +298,10 @@ class Dispatcher:
 
     def refusal_now(self, request: McpRequest, grant: Grant) -> UpstreamError | None:
         """Why a call under way may not go on, by what the database says now; None when it may."""
-        message = request.message
-        feature = named(message) if message is not None else None
-        if feature is None:
+        if request.feature is None:
             return None
         try:
-            resolve(grant, feature)
+            resolve(grant, request.feature)
         except (Refusal, AliasMissing, UnknownFeature) as refusal:
             return refusal
         except OutOfScope as outside:
@@ -317,13 +323,13 @@ class Dispatcher:
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
     """What is wrong with the params of a request that names a feature."""
     params = message.params
-    feature = named(message)
+    feature = request.feature
     if feature is None or not feature.name or not isinstance(params.get("arguments", {}), dict | None):
         text = "Invalid params: a name and an object of arguments"
         if message.method not in {"tools/call", "prompts/get"}:
             text = "Invalid params: a uri" if feature is None or feature.kind == RESOURCE else "Invalid params: a ref"
         return error_response(request, jsonrpc.INVALID_PARAMS, text)
-    if not is_nameable(feature):
+    if request.query is not None and request.query.wanted is NOTHING:  # The database cannot hold the name.
         what = "uri" if feature.kind == RESOURCE else "name"
         text = f"Invalid params: a {what} holds no NUL and no half of a surrogate pair"
         return error_response(request, jsonrpc.INVALID_PARAMS, text)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from proxy import metrics, response
 from proxy.access.decision import DENIALS, Denied, Grant, decide
-from proxy.access.query import Access, TokenDigests, access_query
+from proxy.access.query import Access, AccessQuery, TokenDigests, access_query
 from proxy.config import Config
 from proxy.dispatch import (
     Dispatcher,
@@ -120,7 +120,9 @@ class Endpoint:
                 return grant, refusal
         if request.parsed_headers.http_method == "POST":
             request.parse()
-        grant = await self._find_grant(request, token_digests)
+        began = time.perf_counter()
+        grant = await self._access.put(_query(request, token_digests))
+        request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         if grant is not None and self._writer.may_begin():
             request.set_grant(grant)
             if refusal is None and (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
@@ -133,30 +135,15 @@ class Endpoint:
         self, request: McpRequest, token_digests: TokenDigests
     ) -> tuple[Grant | None, Response | None]:
         """Read a large body only for a token that may call; the caller decides again with what the body says."""
-        grant = await self._find_grant(request, token_digests)
+        began = time.perf_counter()
+        grant = await self._access.put(_query(request, token_digests))
+        request.row.authorise_ms = (time.perf_counter() - began) * 1000
         if grant is None:
             return None, None
         request.set_grant(grant)
         if (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
             return grant, self._denied(request, denied)
         return grant, None if await request.read(self._config.body_limit) else _too_large()
-
-    async def _find_grant(self, request: McpRequest, token_digests: TokenDigests) -> Grant | None:
-        began = time.perf_counter()
-        headers, message = request.parsed_headers, request.message
-        session, told = headers.session_digest, None
-        if message is not None and is_modern(headers.protocol_version, message):
-            session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-        request.query = access_query(
-            token_digests,
-            headers.slug,
-            wanted(message),
-            session=session,
-            declared=declared(told) if told and headers.accepted.stream else "",
-        )
-        grant = await self._access.put(request.query)
-        request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
-        return grant
 
     def _unknown_token(self, request: McpRequest) -> Response:
         """The refusal of an unknown token. It is nobody's call: it is counted, not logged."""
@@ -198,10 +185,12 @@ class Endpoint:
         if refusal is None:
             request.admitted = True
             self._usage.token_used(grant, request.row.client_ip, request.arrived)
-            refusal = _protocol_refusal(request) or self._standing_refusal(request, grant)
+            refusal = _protocol_refusal(request)
             if refusal is None and _is_standing(request):
-                await self._stand(request, grant)
-                return
+                refusal = self._standing_refusal(request, grant)
+                if refusal is None:
+                    await self._stand(request, grant)
+                    return
             if refusal is None and request.parsed_headers.accepted.stream:
                 stream = Stream(request, self._config.ping_seconds)
         try:
@@ -284,8 +273,6 @@ class Endpoint:
     # Standing streams: a row when they begin, another when they end
 
     def _standing_refusal(self, request: McpRequest, grant: Grant) -> Response | None:
-        if not _is_standing(request):
-            return None
         if not request.parsed_headers.accepted.stream:
             return _bad_request(406, "The Accept header must allow text/event-stream")
         if self._streams.of_token(grant.token_id) >= self._config.token_calls:
@@ -360,6 +347,17 @@ class Endpoint:
             await stream.finish(answer.body, answer.headers)
         else:
             await response.send(request, answer)
+
+
+def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
+    """What the database is asked about this request; sets `request.query`."""
+    headers, message = request.parsed_headers, request.message
+    session, told = headers.session_digest, None
+    if message is not None and is_modern(headers.protocol_version, message):
+        session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
+    offered = declared(told) if told and headers.accepted.stream else ""
+    request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
+    return request.query
 
 
 def _is_standing(request: McpRequest) -> bool:

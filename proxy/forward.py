@@ -7,7 +7,7 @@ of the answer is rewritten. An answer of which nothing has to be rewritten passe
 import time
 from collections.abc import Awaitable, Callable
 
-from proxy.access.decision import Grant
+from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import ServersNeeded, Wanted
 from proxy.catalog import (
     TOOL,
@@ -17,7 +17,6 @@ from proxy.catalog import (
     Resolved,
     UnknownFeature,
     check_held,
-    named,
     resolve,
     target,
 )
@@ -67,7 +66,8 @@ SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
 
 # Members of a 2026-07-28 result that the session era does not define.
-MODERN_MEMBERS = ("resultType", "ttlMs", "cacheScope")
+MODERN_MEMBERS = frozenset({"resultType", "ttlMs", "cacheScope"})
+NO_MEMBERS: frozenset[str] = frozenset()
 CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
 
 # Older clients know no content of the type `resource_link`.
@@ -104,9 +104,11 @@ class Forwarder:
 
         Its notifications go to `stream` when there is one. Raises OutOfScope or UpstreamError.
         """
-        feature = named(message)
+        feature = request.feature
         assert feature is not None  # The dispatcher has looked.
-        resolved = await self._resolve(request, grant, feature)
+        resolved = _resolve(request, grant, feature)
+        if not isinstance(resolved, Resolved):
+            resolved = await self._look_again(request, grant, resolved, feature)
         request.set_server(resolved.assigned)
         if resolved.row is not None:
             check_held(resolved, message.params.get("arguments"))
@@ -129,20 +131,13 @@ class Forwarder:
             raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
         return _result_response(request, resolved, message, answer)
 
-    async def _resolve(self, request: McpRequest, grant: Grant, feature: Named) -> Resolved:
-        try:
-            resolved = resolve(grant, feature)
-        except (OutOfScope, Refusal) as refused:
-            request.set_server(refused.assigned)
-            raise
-        if isinstance(resolved, Resolved):
-            if resolved.schema is not None and not stateless.has_sound_annotations(resolved.schema):
-                raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
-            return resolved
-        # No row of it: a fresh list makes one, if the server has such a feature.
-        request.set_server(resolved)
+    async def _look_again(
+        self, request: McpRequest, grant: Grant, assigned: AssignedServer, feature: Named
+    ) -> Resolved:
+        """What is meant by a name without a row: a fresh list makes one, if the server has such a feature."""
+        request.set_server(assigned)
         wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
-        grant, listed = await self._lists.look_again(request, grant, resolved, wanted)
+        grant, listed = await self._lists.look_again(request, grant, assigned, wanted)
         found = resolve(grant, feature)
         if not isinstance(found, Resolved):
             raise UnknownFeature(feature.kind, feature.name)
@@ -153,49 +148,42 @@ class Forwarder:
     async def _forward(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        person = grant.user_id
-        upstream = target(resolved.assigned, grant, self._cipher, request.trace)
-        if stream is not None and (level := _told_level(request, resolved, grant, message)):
-            upstream = upstream._replace(log_level=level)
+        level = "" if stream is None else _told_level(request, resolved, grant, message)
+        upstream = target(resolved.assigned, grant, self._cipher, request.trace, level)
         progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None
         params = _params(message, resolved.name, progress_token)
         if message.method in SUBSCRIBING and await self._client.find_era(upstream) == MODERN:
             # It has no such method: whoever holds the client's stream listens to it.
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
-        on_notification: OnNotification = ignore
-        if stream is not None:
-            on_notification = _relay(request, resolved, grant, message, stream, progress_token)
+        on_notification = (
+            ignore if stream is None else _relay(request, resolved, grant, message, stream, progress_token)
+        )
+        asking = Asking(request, grant, upstream, stream)
 
-        async def ask(
+        def ask(
             on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
-        ) -> RpcResponse:
-            return await self._client.ask(
+        ) -> Awaitable[RpcResponse]:
+            return self._client.ask(
                 upstream,
                 message.method,
                 {**params, **more} if more else params,
                 on_notification,
-                person=person,
+                person=grant.user_id,
                 schema=schema,
                 on_request=on_request,
             )
 
-        return await self._converse(Asking(request, grant, upstream, stream), resolved, message, ask)
-
-    async def _converse(self, asking: Asking, resolved: Resolved, message: Message, ask: Ask) -> RpcResponse:
-        """The server's answer, with whatever server and client ask each other before."""
-
         async def on_request(asked: Object, answer: Answer) -> None:
             await self._requests.carry(asking, asked, answer)
 
-        modern = asking.request.modern
-        if modern and self._may_be_suspended(asking.target, message):
+        if request.modern and self._may_be_suspended(upstream, message):
             return await self._ask_suspendably(asking, message, ask)
         answer = await ask(on_request)
-        if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
+        if answer.error is not None and answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
-            schema = await self._lists.schema_of(resolved.assigned, asking.grant, resolved.name, asking.target.trace)
+            schema = await self._lists.schema_of(resolved.assigned, grant, resolved.name, upstream.trace)
             answer = await ask(on_request, schema=schema)
-        if not modern and _wants_input(answer):
+        if not request.modern and _wants_input(answer):
             return await self._requests.give_input(asking, answer, lambda more: ask(on_request, more))
         return answer
 
@@ -210,6 +198,18 @@ class Forwarder:
         if "requestState" in message.params and await self._client.find_era(asking.target) == SESSION:
             return await self._suspended.resume(asking, message)
         return await self._suspended.call(asking, message, ask)
+
+
+def _resolve(request: McpRequest, grant: Grant, feature: Named) -> Resolved | AssignedServer:
+    try:
+        resolved = resolve(grant, feature)
+    except (OutOfScope, Refusal) as refused:
+        request.set_server(refused.assigned)
+        raise
+    schema = resolved.schema if isinstance(resolved, Resolved) else None
+    if schema is not None and not stateless.has_sound_annotations(schema):
+        raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
+    return resolved
 
 
 def _wants_input(answer: RpcResponse) -> bool:
@@ -373,8 +373,7 @@ def _result_response(request: McpRequest, resolved: Resolved, message: Message, 
 def _members_of_era(request: McpRequest, message: Message, result: Object, era: str) -> tuple[frozenset[str], Object]:
     """The members of a result that the client's era does not know, and those that it asks for."""
     if not request.modern:
-        foreign = MODERN_MEMBERS if era == MODERN else ()
-        return frozenset(key for key in foreign if key in result), {}
+        return MODERN_MEMBERS & result.keys() if era == MODERN else NO_MEMBERS, {}
     add = {} if era == MODERN and "resultType" in result else COMPLETE
     if message.method == "resources/read" and result.get("resultType", "complete") == "complete":
         # Who may read it is decided for each connection and anew each time, so no cache may be shared.

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import Access, AccessQuery, TokenDigests
-from proxy.catalog import named
+from proxy.catalog import Named, named
 from proxy.config import Config
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
@@ -187,6 +187,7 @@ class McpRequest:
         "began",
         "body",
         "ending",
+        "feature",
         "grant",
         "header_pairs",
         "headers",
@@ -219,6 +220,7 @@ class McpRequest:
         self._more = True
         self.body = b""
         self.message: Message | None = None
+        self.feature: Named | None = None  # What the message names.
         # What the client says it speaks; a session's, once it is known that the request names one.
         self.version = request_headers.protocol_version
         self.malformed: Malformed | None = None
@@ -271,9 +273,11 @@ class McpRequest:
             self.malformed = Malformed(jsonrpc.INVALID_REQUEST, f"The body holds more than {MOST_VALUES:,} values")
             return
         try:
-            self.message = jsonrpc.parse(self.body)
+            self.message = message = jsonrpc.parse(self.body)
         except Malformed as error:
             self.malformed = error
+        else:
+            self.feature = named(message)
 
     def set_grant(self, grant: Grant) -> None:
         """The token is known: from here on this is a call, whatever becomes of it."""
@@ -293,8 +297,8 @@ class McpRequest:
         row.request_bytes = len(self.body)
         if self.message is not None:
             row.method = self.message.method or "response"
-            if (feature := named(self.message)) is not None and feature.name:
-                row.feature_type, row.feature_name = feature
+            if self.feature is not None and self.feature.name:
+                row.feature_type, row.feature_name = self.feature
         elif self.parsed_headers.http_method != "POST":
             row.method = self.parsed_headers.http_method
         else:

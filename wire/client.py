@@ -124,29 +124,17 @@ class TimeLimit:
 
 
 class Place:
-    """The place of one call, and its time limit. Both rest while somebody is asked something for the server."""
+    """The place of one call, and its time limit: as a context both rest, while somebody is asked for the server."""
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")
 
-    def __init__(self, queue: FairQueue, person: str, connection: str, limit: TimeLimit) -> None:
+    def __init__(self, queue: FairQueue, person: str, connection: str, limit: TimeLimit, *, is_over: bool = False) -> None:
         self._queue = queue
         self._person = person
         self._connection = connection
         self._limit = limit
         self._away = 0
-        self._over = False
-
-    def give_back_while(self, on_request: OnRequest) -> OnRequest:
-        """`on_request`, during which others may have the place."""
-
-        async def ask_somebody(message: Object, answer: Answer) -> None:
-            self._leave()
-            try:
-                await on_request(message, answer)
-            finally:
-                self._come_back()
-
-        return ask_somebody
+        self._over = is_over
 
     def end(self) -> None:
         """The call is over."""
@@ -154,13 +142,13 @@ class Place:
         if not self._away:
             self._queue.leave(self._person, self._connection)
 
-    def _leave(self) -> None:
+    def __enter__(self) -> None:
         self._limit.hold()
         self._away += 1
         if self._away == 1 and not self._over:
             self._queue.leave(self._person, self._connection)
 
-    def _come_back(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._limit.go_on()
         self._away -= 1
         if not self._away and not self._over:
@@ -233,12 +221,18 @@ class McpClient:
         began = time.monotonic()
         if not queue.enter_now(person, connection):
             await self._wait_for_turn(queue, target, person, seconds)
-        idle, total = float(target.timeout_s), float(target.total_s)
-        if seconds is not None:
-            left = max(seconds - (time.monotonic() - began), 0.001)
-            idle, total = min(idle, left), min(total, left)
+        left = target.total_s if seconds is None else max(seconds - (time.monotonic() - began), 0.001)
+        idle, total = min(target.timeout_s, left), min(target.total_s, left)
         limit = TimeLimit(idle, total)
-        place = None if on_request is None else Place(queue, person, connection, limit)
+        place: Place | None = None
+        is_over = False
+
+        async def ask_somebody(message: Object, answer: Answer) -> None:
+            nonlocal place
+            assert on_request is not None
+            place = place or Place(queue, person, connection, limit, is_over=is_over)
+            with place:
+                await on_request(message, answer)
 
         async def on_event(message: Object) -> None:
             limit.touch()
@@ -248,13 +242,13 @@ class McpClient:
             with limit:
                 if not self._may_begin():
                     raise NotRecordable
-                if place is not None and on_request is not None:
-                    on_request = place.give_back_while(on_request)
-                return await self._ask_in_its_era(target, method, params, on_event, on_request, schema)
+                asked = None if on_request is None else ask_somebody
+                return await self._ask_in_its_era(target, method, params, on_event, asked, schema)
         except TimeoutError:
             in_all = limit.exceeded == "total"
             raise TimedOut(target.server_name, total if in_all else idle, in_all=in_all) from None
         finally:
+            is_over = True
             if place is None:
                 queue.leave(person, connection)
             else:

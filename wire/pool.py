@@ -29,6 +29,7 @@ from wire.errors import (
     TooLarge,
     TooSlow,
     Unreachable,
+    UpstreamError,
 )
 from wire.guard import AddressRefused, Guard, LeadsBack
 from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
@@ -65,7 +66,7 @@ class ParsedUrl(NamedTuple):
 class HttpResponse:
     """An answer whose head has arrived; leave it as a context, and the connection serves the next exchange."""
 
-    __slots__ = ("_connection", "_origin", "_server", "_transport", "limit")
+    __slots__ = ("_connection", "_origin", "_server", "_transport", "limit", "status", "streams")
 
     def __init__(self, transport: "Transport", origin: Origin, connection: HttpConnection, server: str) -> None:
         self._transport = transport
@@ -73,6 +74,8 @@ class HttpResponse:
         self._connection = connection
         self._server = server
         self.limit = transport.limit
+        self.status = connection.status
+        self.streams = connection.streams  # Whether it is handed over as it arrives.
 
     def __enter__(self) -> Self:
         return self
@@ -81,10 +84,6 @@ class HttpResponse:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._transport.release(self._origin, self._connection)
-
-    @property
-    def status(self) -> int:
-        return self._connection.status
 
     @property
     def media_type(self) -> str:
@@ -97,7 +96,7 @@ class HttpResponse:
 
     async def read(self) -> bytes:
         """The whole body. Raises TooLarge, TooSlow or Unreachable."""
-        if not self._connection.streams:
+        if not self.streams:
             return self._connection.body()
         size, parts = 0, []
         async for chunk in self.chunks():
@@ -142,15 +141,18 @@ class HttpResponse:
             raise TooSlow(self._server, str(error)) from error
 
 
-def _not_connected(error: OSError) -> type[Unreachable]:
-    match error:
-        case TimeoutError():
-            return ConnectTimedOut
-        case socket.gaierror():
-            return NameNotFound
-        case ssl.SSLError():
-            return TlsFailed
-    return NotConnected
+# What callers are told of a failure: the first of these it is.
+FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
+    (LeadsBack, Loop),
+    (AddressRefused, AddressBlocked),
+    (Oversized, TooLarge),
+    (Stalled, TooSlow),
+    (ConnectionBroken, Unreachable),
+    (TimeoutError, ConnectTimedOut),
+    (socket.gaierror, NameNotFound),
+    (ssl.SSLError, TlsFailed),
+    (OSError, NotConnected),
+)
 
 
 @cache
@@ -203,38 +205,29 @@ class Transport:
         if not (head.isascii() and head.count("\r") == head.count("\n") == count and "\0" not in head):
             raise BadAnswer(server, "a header that cannot be sent")
         try:
-            connection = await self._exchange(parsed.origin, head.encode() + body)
-        except LeadsBack as error:
-            raise Loop(server, str(error)) from error
-        except AddressRefused as error:
-            raise AddressBlocked(server, str(error)) from error
-        except Oversized as error:
-            raise TooLarge(server, str(error)) from error
-        except Stalled as error:
-            raise TooSlow(server, str(error)) from error
-        except ConnectionBroken as error:
-            raise Unreachable(server, str(error)) from error
-        except OSError as error:
-            raise _not_connected(error)(server, str(error)) from error
+            connection = self._idle_connection(parsed.origin) or await self._connect_in_time(parsed.origin)
+            try:
+                await connection.exchange(head.encode() + body)
+            except BaseException:  # Whatever ended it, the server learns of it here.
+                connection.discard()
+                raise
+        except tuple(failure for failure, _ in FAILURES) as error:
+            upstream_error = next(kind for failure, kind in FAILURES if isinstance(error, failure))
+            raise upstream_error(server, str(error)) from error
         return HttpResponse(self, parsed.origin, connection, server)
 
-    async def _exchange(self, origin: Origin, message: bytes) -> HttpConnection:
-        connection = await self.connection(origin)
-        try:
-            await connection.exchange(message)
-        except BaseException:  # Whatever ended it, the server learns of it here.
-            connection.discard()
-            raise
-        return connection
-
-    async def connection(self, origin: Origin) -> HttpConnection:
-        """A connection to use alone. Raises AddressRefused or OSError."""
+    def _idle_connection(self, origin: Origin) -> HttpConnection | None:
+        """A connection that was kept, to use alone; None when there is none."""
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
             if connection.is_usable():
                 return connection
             connection.close()
+        return None
+
+    async def _connect_in_time(self, origin: Origin) -> HttpConnection:
+        """A new connection. Raises AddressRefused or OSError."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 return await self._connect(origin)

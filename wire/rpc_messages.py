@@ -165,7 +165,7 @@ async def read_response(
     status = response.status
     if status != 200:
         _check_status(response, target)
-    elif response.media_type == "text/event-stream":
+    elif response.streams and response.media_type == "text/event-stream":
         return await _read_stream(response, target, request_id, era, on_notification)
     text = await response.read()
     small = len(text) <= LARGE

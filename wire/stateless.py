@@ -56,42 +56,31 @@ async def ask(
     Sends it once more to a server that refuses the version and lists it all the same, as one does that is being
     changed. Raises an UpstreamError, or WrongEra when the server does not know this wire.
     """
-    try:
-        return await _ask(transport, target, method, params, on_notification, schema)
-    except WrongEra as wrong:
-        if versions.MODERN not in versions_in(wrong.error):
-            raise
-    return await _ask(transport, target, method, params, on_notification, schema)
-
-
-async def _ask(
-    transport: Transport,
-    target: Target,
-    method: str,
-    params: Object,
-    on_notification: OnNotification,
-    schema: object,
-) -> RpcResponse:
-    request_id = next_request_id()
     # What is not declared the server cannot ask back: it could not be passed on.
     wanted = {versions.LOG_LEVEL_KEY: target.log_level} if target.log_level else {}
     meta = {**params.get("_meta", {}), **wanted, **ENVELOPE, versions.CAPABILITIES_KEY: dict(target.capabilities)}
-    body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": {**params, "_meta": meta}})
+    sent = {**params, "_meta": meta}
     headers = {
         **target.headers(),
         **_routing(method, params),
         **param_headers(schema, params.get("arguments")),
     }
-    with await transport.send("POST", target.server_name, target.url, headers, body) as response:
-        try:
-            answer = await read_response(response, target, request_id, MODERN, on_notification)
-        except BadAnswer as error:
-            if 400 <= response.status < 500:
-                raise WrongEra from error
-            raise
-        if 400 <= response.status < 500 and answer.error_code not in OWN_CODES:
+    again = False
+    while True:
+        request_id = next_request_id()
+        body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": sent})
+        with await transport.send("POST", target.server_name, target.url, headers, body) as response:
+            try:
+                answer = await read_response(response, target, request_id, MODERN, on_notification)
+            except BadAnswer as error:
+                if 400 <= response.status < 500:
+                    raise WrongEra from error
+                raise
+            if not 400 <= response.status < 500 or answer.error_code in OWN_CODES:
+                return answer
+        if again or versions.MODERN not in versions_in(answer.error):
             raise WrongEra(answer.error)
-        return answer
+        again = True
 
 
 def _routing(method: str, params: Object) -> dict[str, str]:

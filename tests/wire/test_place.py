@@ -6,12 +6,7 @@ from contextlib import suppress
 import pytest
 
 from wire.client import Place, TimeLimit
-from wire.jsonrpc import Object
 from wire.turns import FairQueue
-
-
-async def nothing(_: Object) -> None:
-    """For answers nobody reads."""
 
 
 def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
@@ -21,14 +16,22 @@ def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
         with TimeLimit(0.05, 5) as limit:
             place = Place(queue, "ana", "c1", limit)
 
-            async def ask(_: Object, __: object) -> None:
+            with place:
                 assert queue.enter_now("bob", "c2")
                 await asyncio.sleep(0.2)  # Longer than the server itself may be silent.
                 queue.leave("bob", "c2")
-
-            await place.give_back_while(ask)({}, nothing)
             assert not queue.enter_now("bob", "c2")
         place.end()
+        assert queue.is_idle
+
+    asyncio.run(work())
+
+
+def test_somebody_who_is_asked_when_the_call_is_over_has_no_place_to_give_back() -> None:
+    async def work() -> None:
+        queue = FairQueue(1)
+        with TimeLimit(1, 5) as limit, Place(queue, "ana", "c1", limit, is_over=True):
+            assert queue.is_idle
         assert queue.is_idle
 
     asyncio.run(work())
@@ -42,11 +45,12 @@ def test_a_call_that_ends_while_somebody_is_asked_gives_its_place_back_once() ->
             place = Place(queue, "ana", "c1", limit)
             asked = asyncio.Event()
 
-            async def ask(_: Object, __: object) -> None:
-                asked.set()
-                await asyncio.sleep(60)
+            async def ask() -> None:
+                with place:
+                    asked.set()
+                    await asyncio.sleep(60)
 
-            asking = [asyncio.ensure_future(place.give_back_while(ask)({}, nothing)) for _ in range(2)]
+            asking = [asyncio.ensure_future(ask()) for _ in range(2)]
             await asked.wait()
             place.end()
             for task in asking:
