@@ -350,10 +350,11 @@ class Endpoint:
 
 
 def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
-    """What the database is asked about this request; sets `request.query`."""
+    """What the database is asked about this request; sets `request.query`, and `request.modern` by its message."""
     headers, message = request.parsed_headers, request.message
     session, told = headers.session_digest, None
     if message is not None and is_modern(headers.protocol_version, message):
+        request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
     offered = declared(told) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
@@ -374,7 +375,7 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _protocol_refusal(request: McpRequest) -> Response | None:
-    """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP; sets `request.modern`."""
+    """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP."""
     request_headers = request.parsed_headers
     if request_headers.http_method != "POST":
         return _verb_refusal(request)
@@ -407,8 +408,6 @@ def _session_refusal(request: McpRequest) -> Response | None:
 
 
 def _version_refusal(request: McpRequest, message: Message) -> Response | None:
-    version = request.version
-    request.modern = is_modern(version, message)
     if not request.modern:
         request.set_client(message.params.get("clientInfo"))
         return None if message.method == "initialize" else _session_refusal(request)
@@ -416,8 +415,8 @@ def _version_refusal(request: McpRequest, message: Message) -> Response | None:
     try:
         if message.is_request:
             check_modern(message, request.header_pairs)
-        elif version not in versions.SUPPORTED:
-            raise unsupported(version)
+        elif request.version not in versions.SUPPORTED:
+            raise unsupported(request.version)
         elif not message.method:
             raise InvalidRequest(jsonrpc.INVALID_REQUEST, "Responses are not part of this protocol version")
     except InvalidRequest as refusal:

@@ -158,7 +158,9 @@ class Forwarder:
         on_notification = (
             ignore if stream is None else _relay(request, resolved, grant, message, stream, progress_token)
         )
-        asking = Asking(request, grant, upstream, stream)
+
+        def asking() -> Asking:
+            return Asking(request, grant, upstream, stream)
 
         def ask(
             on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
@@ -174,17 +176,17 @@ class Forwarder:
             )
 
         async def on_request(asked: Object, answer: Answer) -> None:
-            await self._requests.carry(asking, asked, answer)
+            await self._requests.carry(asking(), asked, answer)
 
         if request.modern and self._may_be_suspended(upstream, message):
-            return await self._ask_suspendably(asking, message, ask)
+            return await self._ask_suspendably(asking(), message, ask)
         answer = await ask(on_request)
         if answer.error is not None and answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
             schema = await self._lists.schema_of(resolved.assigned, grant, resolved.name, upstream.trace)
             answer = await ask(on_request, schema=schema)
         if not request.modern and _wants_input(answer):
-            return await self._requests.give_input(asking, answer, lambda more: ask(on_request, more))
+            return await self._requests.give_input(asking(), answer, lambda more: ask(on_request, more))
         return answer
 
     def _may_be_suspended(self, upstream: Target, message: Message) -> bool:

@@ -1,6 +1,7 @@
 """The MCP client: one request to one server, within its bound and its time, in the era it speaks."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -57,15 +58,15 @@ type Introduced = Callable[[Target, ServerInfo], None]
 class TimeLimit:
     """A block that raises TimeoutError when it takes longer than `seconds`. Enter it inside a task, once.
 
-    With `total` the first limit begins anew at each `touch`, and `total` is what the block may take in all; `exceeded`
-    says which it was. It is `asyncio.timeout` in a third of its time, since every call is under one.
+    The first limit begins anew at each `touch`, and `total` is what the block may take in all; `exceeded` says which it
+    was. It is `asyncio.timeout` in a third of its time, since every call is under one.
     """
 
-    __slots__ = ("_cancelled_before", "_ends", "_expired", "_held", "_moved", "_seconds", "_task", "_timer", "_total")
+    __slots__ = ("_cancelled_before", "_ends", "_expired", "_held", "_moved", "_task", "_timer", "seconds", "total")
 
-    def __init__(self, seconds: float, total: float | None = None) -> None:
-        self._seconds = seconds
-        self._total = total
+    def __init__(self, seconds: float, total: float = math.inf) -> None:
+        self.seconds = seconds
+        self.total = total
         self._expired = False
         self._held = 0
         self._moved = 0.0
@@ -73,8 +74,7 @@ class TimeLimit:
     @property
     def exceeded(self) -> str:
         """`total` or `idle`."""
-        over = self._total is not None and self._task.get_loop().time() >= self._ends
-        return "total" if over else "idle"
+        return "total" if self._task.get_loop().time() >= self._ends else "idle"
 
     def touch(self) -> None:
         """Something came: the first limit begins anew."""
@@ -95,11 +95,8 @@ class TimeLimit:
         self._task = task
         self._cancelled_before = task.cancelling()
         loop = task.get_loop()
-        seconds = self._seconds
-        if self._total is not None:
-            self._ends = loop.time() + self._total
-            seconds = min(seconds, self._total)
-        self._timer = loop.call_later(seconds, self._expire)
+        self._ends = loop.time() + self.total
+        self._timer = loop.call_later(min(self.seconds, self.total), self._expire)
         return self
 
     def __exit__(
@@ -112,13 +109,12 @@ class TimeLimit:
             raise TimeoutError from error
 
     def _expire(self) -> None:
-        if self._total is not None:
-            loop = self._task.get_loop()
-            now = loop.time()
-            due = min((now if self._held else self._moved) + self._seconds, self._ends)
-            if due > now:
-                self._timer = loop.call_at(due, self._expire)
-                return
+        loop = self._task.get_loop()
+        now = loop.time()
+        due = min((now if self._held else self._moved) + self.seconds, self._ends)
+        if due > now:
+            self._timer = loop.call_at(due, self._expire)
+            return
         self._expired = True
         self._task.cancel()
 
@@ -128,7 +124,9 @@ class Place:
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")
 
-    def __init__(self, queue: FairQueue, person: str, connection: str, limit: TimeLimit, *, is_over: bool = False) -> None:
+    def __init__(
+        self, queue: FairQueue, person: str, connection: str, limit: TimeLimit, *, is_over: bool = False
+    ) -> None:
         self._queue = queue
         self._person = person
         self._connection = connection
@@ -218,12 +216,10 @@ class McpClient:
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
-        began = time.monotonic()
+        ends = None if seconds is None else time.monotonic() + seconds
         if not queue.enter_now(person, connection):
             await self._wait_for_turn(queue, target, person, seconds)
-        left = target.total_s if seconds is None else max(seconds - (time.monotonic() - began), 0.001)
-        idle, total = min(target.timeout_s, left), min(target.total_s, left)
-        limit = TimeLimit(idle, total)
+        limit = _time_limit(target, ends)
         place: Place | None = None
         is_over = False
 
@@ -246,7 +242,7 @@ class McpClient:
                 return await self._ask_in_its_era(target, method, params, on_event, asked, schema)
         except TimeoutError:
             in_all = limit.exceeded == "total"
-            raise TimedOut(target.server_name, total if in_all else idle, in_all=in_all) from None
+            raise TimedOut(target.server_name, limit.total if in_all else limit.seconds, in_all=in_all) from None
         finally:
             is_over = True
             if place is None:
@@ -426,6 +422,13 @@ class McpClient:
                 del self._asked_about_itself[key]
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
+
+
+def _time_limit(target: Target, ends: float | None) -> TimeLimit:
+    if ends is None:
+        return TimeLimit(target.timeout_s, target.total_s)
+    left = max(ends - time.monotonic(), 0.001)
+    return TimeLimit(min(target.timeout_s, left), min(target.total_s, left))
 
 
 async def _names_an_endpoint(response: HttpResponse) -> bool:

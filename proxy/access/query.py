@@ -24,6 +24,8 @@ from wire import token_text
 logger = logging.getLogger(__name__)
 
 STATEMENT = Path(__file__).with_name("query.sql").read_bytes()
+STATEMENT_FOR_CALLS = re.sub(rb"/\* not for calls \*/.*?/\* end \*/", b"", STATEMENT, flags=re.DOTALL)
+PARAMETERS = b"(int[], bytea[], text[], text[], int[], text[], text[], bytea[], text[])"
 SETUP = (
     b"SET application_name = 'gateway access'",
     b"SET plan_cache_mode = 'force_generic_plan'",
@@ -32,7 +34,8 @@ SETUP = (
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
-    b"PREPARE decide (int[], bytea[], text[], text[], int[], text[], text[], bytea[], text[]) AS " + STATEMENT,
+    b"PREPARE decide " + PARAMETERS + b" AS " + STATEMENT,
+    b"PREPARE decide_calls " + PARAMETERS + b" AS " + STATEMENT_FOR_CALLS,
 )
 
 SLUG = "[a-z0-9-]{1,40}"  # A gateway in a URL, as a pattern.
@@ -61,6 +64,7 @@ class Wanted(NamedTuple):
 
 
 NOTHING = Wanted(ServersNeeded.NONE)
+FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 
 
 class TokenDigests(NamedTuple):
@@ -125,7 +129,8 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
     async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
         # Calls of one client at the same time often need the same: that is sent once.
         numbers = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in batch))}
-        grants = _read(await self._connection.query_with_retry(b"decide", parameters([*numbers])))
+        statement = b"decide_calls" if all(map(is_for_calls, numbers)) else b"decide"
+        grants = _read(await self._connection.query_with_retry(statement, parameters([*numbers])))
         for query, future in batch:
             grant = grants.get(numbers[query])
             if isinstance(grant, DatabaseUnavailable):
@@ -133,6 +138,11 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
                 fail([(query, future)], grant)
             else:
                 resolve(future, grant)
+
+
+def is_for_calls(query: AccessQuery) -> bool:
+    """Whether the statement for calls with API access tokens answers this query."""
+    return query.token.digests[0] is not None and query.wanted.servers in FOR_CALLS
 
 
 async def find_again(

@@ -5,6 +5,9 @@
 -- the token along its keys, one index look-up each. The planner, who judges by how small the tables
 -- were when it last looked, would begin elsewhere.
 --
+-- What stands between `/* not for calls */` and `/* end */` is left out of the statement for batches of calls with API
+-- access tokens: most batches are, and each part of a statement is set up anew for each execution.
+--
 -- $1 n         number of the query; repeated where keys are being rotated
 -- $2 digest    digest of its API access token, NULL for another kind
 -- $3 checksum  checksum of its OAuth access token, NULL for another kind
@@ -77,7 +80,7 @@ SELECT
                 i.label,
                 i.enabled,
                 encode(i.secret_ciphertext, 'escape'),
-                CASE q.servers WHEN 3 THEN NULL WHEN 1 THEN (
+                CASE q.servers WHEN 3 THEN NULL /* not for calls */ WHEN 1 THEN (
                     -- What clients are shown: approved, switched on, and offered to this identity.
                     SELECT json_agg(
                         json_build_array(x.exposed_name, coalesce(x.shown, x.approved)) ORDER BY x.position, x.name
@@ -90,7 +93,7 @@ SELECT
                             SELECT FROM gateways_feature_identities
                             WHERE feature_id = x.id AND identity_id = i.id OFFSET 0
                         ) ELSE x.missing_since IS NULL END
-                ) ELSE (
+                ) /* end */ ELSE (
                     SELECT json_agg(json_build_array(
                         x.name,
                         x.exposed_name,
@@ -133,26 +136,26 @@ SELECT
                 CASE WHEN p.id IS NOT NULL THEN
                     json_build_array(p.id, encode(p.sealed_id, 'escape'), p.version, p.log_level)
                 END,
-                CASE q.servers WHEN 3 THEN json_build_array(
+                CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 3 THEN json_build_array(
                     coalesce(
                         (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to),
                         (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id LIMIT 1)
                     ),
                     (SELECT instructions FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to)
-                ) END,
+                ) /* end */ END,
                 -- Asked only where it matters; of whom nothing is known, it may be.
                 coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
                     SELECT FROM proxy_serverinfo WHERE server_id = s.id AND NOT capabilities ? 'logging'
                 ),
                 s.total_seconds,
-                CASE q.servers WHEN 1 THEN (
+                CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 1 THEN (
                     SELECT json_build_array(
                         extract(epoch FROM statement_timestamp() - l.asked_at), l.learnt_at IS NOT NULL, l.error
                     )
                     FROM gateways_listing l
                     WHERE l.assignment_id = a.id AND l.kind = q.kind
                         AND l.identity_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN i.id END
-                ) END,
+                ) /* end */ END,
                 s.lists_live
             ) ORDER BY a.alias, a.created_at, a.id
         )
@@ -218,6 +221,7 @@ CROSS JOIN LATERAL (
         false, false, calls_per_minute
     FROM tokens_token
     WHERE previous_digest = q.digest AND previous_ends_at > statement_timestamp() AND kind = 'access'
+    /* not for calls */
     UNION ALL
     -- An OAuth token is as good as the key of the connection it is bound to, and as its generation.
     SELECT k.id, k.name, k.prefix, k.revoked_at, o.expires, NULL, true, b.connection_id,
@@ -230,6 +234,7 @@ CROSS JOIN LATERAL (
         ORDER BY revoked_at DESC NULLS FIRST, created_at DESC LIMIT 1
     ) k
     WHERE o.token_checksum = q.checksum
+    /* end */
 ) t
 CROSS JOIN LATERAL (SELECT * FROM connections_connection WHERE id = t.connection_id OFFSET 0) c
 CROSS JOIN LATERAL (SELECT * FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0) g

@@ -23,7 +23,17 @@ from gateways.models import Feature, Reach
 from hosts.models import Host, HostKind
 from oauth.models import Binding
 from proxy.access.decision import DENIALS, Grant, decide
-from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
+from proxy.access.query import (
+    Access,
+    AccessQuery,
+    ServersNeeded,
+    TokenDigests,
+    Wanted,
+    access_query,
+    find_again,
+    is_for_calls,
+    parameters,
+)
 from proxy.store.database import DatabaseUnavailable, StatementRejected
 from tests import make
 from tests.proxy.conftest import sql
@@ -177,17 +187,20 @@ def ask(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | None]
 
 
 def put(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | BaseException | None]:
-    """The same, with the errors of single ones."""
+    """The same, with the errors of single ones. The statement for calls says just what the whole statement says."""
 
     async def main() -> list[Grant | BaseException | None]:
         access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
         access.start()
-        asked = [
-            access.find_grant(access.digests(secret), slug, Wanted(servers, "tool", tool))
+        queries = [
+            access_query(access.digests(secret), slug, Wanted(servers, "tool", tool))
             for secret, slug, servers, tool in questions
         ]
         try:
-            return await asyncio.gather(*asked, return_exceptions=True)
+            grants = await asyncio.gather(*map(access.put, queries), return_exceptions=True)
+            by_whole_statement = await find_again(access._connection.query_with_retry, queries)
+            assert list(map(repr, by_whole_statement)) == list(map(repr, grants))
+            return grants
         finally:
             await access.stop()
 
@@ -200,6 +213,16 @@ def known(transactional_db: None) -> Known:
     connection = make.connection(make.agent(by=user, name="CI bot"), make.gateway(slug="work"), user)
     issued = make.token(connection, name="ci-pipeline")
     return Known(connection, issued.token.pk, issued.secret)
+
+
+def test_the_statement_for_calls_is_for_api_tokens_that_list_nothing() -> None:
+    api, by_oauth = TokenDigests((b"1",), (None,)), TokenDigests((None,), ("1",))
+    kinds = [(token, servers) for token in (api, by_oauth) for servers in ServersNeeded]
+
+    assert [(token, servers) for token, servers in kinds if is_for_calls(AccessQuery(token, "g", Wanted(servers)))] == [
+        (api, ServersNeeded.NONE),
+        (api, ServersNeeded.OF_FEATURE),
+    ]
 
 
 def test_a_good_token_has_all_facts(known: Known) -> None:
@@ -346,7 +369,7 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
 
     grants = ask([(known.secret, slug, servers, tool) for slug in ("work", "other") for servers, tool in ASKED] * 3)
 
-    assert sum(put) == 6
+    assert put == [6, 6]  # Of calls; and of the whole statement, which must say the same.
     told = [
         (grant.gateway_matches, grant.gateway_description, [each.features for each in grant.assignments])
         for grant in grants

@@ -145,8 +145,8 @@ def test_one_select_decides_and_nothing_else_is_read_before_the_hop(
     for _ in range(4):
         mark = len(between.statements)
         assert agent.call("docs__it").json()["result"] == {"content": []}
-        assert between.run(mark, at_hop[-1]) == ["decide"]
-        assert [each.split()[0] for each in between.run(mark)] == ["decide", "COPY"]
+        assert between.run(mark, at_hop[-1]) == ["decide_calls"]
+        assert [each.split()[0] for each in between.run(mark)] == ["decide_calls", "COPY"]
 
 
 def test_without_the_database_nothing_is_forwarded(start: Start, run: Run, relay: tuple[Relay, str]) -> None:
