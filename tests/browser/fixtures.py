@@ -18,6 +18,7 @@ from playwright.sync_api import (
 
 from tests import workspace
 from tests.browser import steps
+from tests.eventually import PATIENCE
 
 FLAGS = (
     "--headless",
@@ -112,7 +113,7 @@ def open_browser(browser: Browser, trouble: Trouble, request: pytest.FixtureRequ
 
     def window(**options: Any) -> BrowserContext:
         context = browser.new_context(**options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(1000 * PATIENCE)
         context.on("page", trouble.watch)
         contexts.append(context)
         return context
