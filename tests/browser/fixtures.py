@@ -13,6 +13,7 @@ from playwright.sync_api import (
     BrowserContext,
     ConsoleMessage,
     Page,
+    expect,
     sync_playwright,
 )
 
@@ -34,6 +35,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 FAILED = pytest.StashKey[bool]()
 RESULTS = workspace.ROOT / "test-results"
+
+expect.set_options(timeout=1000 * PATIENCE)
 
 type Open = Callable[..., BrowserContext]
 
