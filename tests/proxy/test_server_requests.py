@@ -279,7 +279,7 @@ def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
 
     def run(who: Person, name: str) -> None:
         def reply(asked: Object) -> None:
-            opened.wait(10)
+            opened.wait(60)
             who.say({"id": asked["id"], "result": {"action": "accept", "content": {"name": name}}})
 
         answers[name] = answers_of(who.call("docs__it", reply))[0]["result"]["content"]

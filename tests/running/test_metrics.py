@@ -95,7 +95,7 @@ def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str
         "jsonrpc": "2.0",
         "id": 1,
         "method": "tools/call",
-        "params": {"name": "slow", "arguments": {"seconds": 3}, "_meta": {"progressToken": 7}},
+        "params": {"name": "slow", "arguments": {"seconds": 6}, "_meta": {"progressToken": 7}},
     }
     headers = {"Authorization": f"Bearer {issued['token']}", "Accept": "application/json, text/event-stream"}
     with httpx.stream("POST", issued["gateway_url"], json=call, headers=headers, timeout=20) as answer:
