@@ -132,7 +132,7 @@ async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIEN
 
 def parsed(*pieces: bytes) -> int:
     """How many heads the parser saw while these were answered."""
-    return asyncio.run(_talk(FAST, [*pieces], 5, 0.1))[2]
+    return asyncio.run(_talk(FAST, [*pieces], 2 * PATIENCE, PATIENCE))[2]
 
 
 def post(body: bytes, *headers: bytes, version: bytes = b"1.1") -> bytes:
@@ -204,7 +204,7 @@ def test_a_cached_head_is_not_changed_through_a_scope() -> None:
         scope["headers"].append((b"x-added", b"1"))
         await app(scope, receive, send)
 
-    asyncio.run(_talk(FAST, [post(b"hello")] * 4, 5, 0.1, careless))
+    asyncio.run(_talk(FAST, [post(b"hello")] * 4, 2 * PATIENCE, PATIENCE, careless))
 
     assert seen == [(None, 2, None), (None, 2, {}), (None, 2, {"calls": 1}), (None, 2, {"calls": 2})]
 
@@ -235,7 +235,7 @@ def test_after_its_body_a_call_hears_only_that_the_client_left(way: Way) -> None
         heard.append(f"{(await receive())['body']!r}")
         heard.append((await receive())["type"])
 
-    asyncio.run(_talk(way, [post(b"hello")] * 2, 5, 0.1, patient))
+    asyncio.run(_talk(way, [post(b"hello")] * 2, 2 * PATIENCE, 1, patient))
 
     assert heard == ["first", "b'hello'", "http.disconnect"]
 
@@ -261,8 +261,8 @@ class TestIdle:
         assert talk(way, post(b"hello"), keep_alive=0.2).endswith(b"<closed>")
 
     def test_a_later_call_puts_it_off(self, way: Way) -> None:
-        heard = talk(way, *[post(b"hello")] * 20, keep_alive=0.25)
-        assert heard.count(b"HTTP/1.1 200") == 20
+        heard = talk(way, *[post(b"hello")] * 40, keep_alive=0.6)
+        assert heard.count(b"HTTP/1.1 200") == 40
         assert heard.endswith(b"<closed>")
 
     def test_never_while_a_call_is_under_way(self, way: Way) -> None:
