@@ -99,6 +99,18 @@ def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     assert len({session for _, session in counted}) == 1
 
 
+def test_a_restart_of_a_replica_loses_nothing_of_a_session(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    restarted = both.serves[0]
+    counted = [count(agent) for _ in range(4)]
+    restarted.stop()
+    counted += [count(agent) for _ in range(2)]
+    restarted.start()
+    counted += [count(both.at(0, agent)) for _ in range(4)]
+    assert [number for number, _ in counted] == [*range(1, len(counted) + 1)]
+    assert len({session for _, session in counted}) == 1
+
+
 def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) -> None:
     agent = in_session(both.agent())
     for asked in ("elicitation/create", "sampling/createMessage", "roots/list"):

@@ -36,6 +36,7 @@ def added(serve: Serve, url: str) -> dict[str, str]:
     return dict(json.loads(done.stdout)["counter"])
 
 
+@pytest.mark.full  # `test_replicas` kills workers and restarts one of two.
 def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Serve, run: Run) -> None:
     counter = Counter(("2025-06-18", "2025-11-25"))
     serve = live_alone.start(workers=2)
