@@ -1,13 +1,13 @@
 """The API as programs meet it: real processes, real HTTP."""
 
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from tests.eventually import eventually
 from tests.exported import rows_of
 from tests.make import unique
 from tests.sampling import full
@@ -107,7 +107,7 @@ def test_an_export_is_longer_than_any_page_and_says_that_it_is_whole(
         told = rows_of(answer.read().decode())
 
     assert len(told) == rows
-    assert not live.rows(RUNNING)
+    eventually(lambda: not live.rows(RUNNING))
 
 
 def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> None:
@@ -119,10 +119,7 @@ def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> Non
         next(pieces)
         assert live.rows(RUNNING)
 
-    deadline = time.monotonic() + 30
-    while live.rows(RUNNING):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: not live.rows(RUNNING))
     assert "Traceback" not in live.log()[logged:]
 
 

@@ -18,8 +18,8 @@ from gatewayadmin.config import database
 from tests import make
 from tests.calls import call
 from tests.conftest import SignIn
+from tests.eventually import eventually
 from tests.exported import rows_of
-from tests.proxy.conftest import eventually
 from tests.rest import Rest
 
 NOON = datetime(2031, 11, 20, 12, tzinfo=UTC)

@@ -13,11 +13,13 @@ from playwright.sync_api import (
     BrowserContext,
     ConsoleMessage,
     Page,
+    expect,
     sync_playwright,
 )
 
 from tests import workspace
 from tests.browser import steps
+from tests.eventually import PATIENCE
 
 FLAGS = (
     "--headless",
@@ -33,6 +35,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 FAILED = pytest.StashKey[bool]()
 RESULTS = workspace.ROOT / "test-results"
+
+expect.set_options(timeout=1000 * PATIENCE)
 
 type Open = Callable[..., BrowserContext]
 
@@ -112,7 +116,7 @@ def open_browser(browser: Browser, trouble: Trouble, request: pytest.FixtureRequ
 
     def window(**options: Any) -> BrowserContext:
         context = browser.new_context(**options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(1000 * PATIENCE)
         context.on("page", trouble.watch)
         contexts.append(context)
         return context

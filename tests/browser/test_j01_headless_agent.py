@@ -116,7 +116,9 @@ def dead_on_the_next_request(page: Page, live: Serve, minted: Minted) -> None:
 
     page.goto(f"{live.url}/logs/")
     expect(steps.row(page, "tools/list")).to_contain_text("CI bot")
-    latest = live.rows("SELECT deny_reason FROM auditlog_call ORDER BY created_at DESC LIMIT 1")
+    latest = live.rows(
+        "SELECT deny_reason FROM auditlog_call WHERE host_name = 'CI bot' ORDER BY created_at DESC LIMIT 1"
+    )
     assert latest == [{"deny_reason": "revoked"}]
     assert_nowhere(minted.token, live)
 

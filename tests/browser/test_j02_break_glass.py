@@ -9,7 +9,7 @@ import pytest
 
 from tests import curl
 from tests.browser.cast import Cast
-from tests.proxy.conftest import eventually
+from tests.eventually import eventually
 from tests.sampling import some
 from tests.workspace import OWNER
 

@@ -45,7 +45,7 @@ def test_j10_expiry(live: Serve, boss: httpx.Client) -> None:
     # 2
     live.rows("UPDATE tokens_token SET expires_at = now() + interval '30 seconds' WHERE id = %s", made["id"])
     assert curl.list_tools(url, rotated["token"]).status == 200
-    live.rows("UPDATE tokens_token SET expires_at = now() WHERE id = %s", made["id"])
+    live.rows("UPDATE tokens_token SET expires_at = now() - interval '1 second' WHERE id = %s", made["id"])
     expired = curl.list_tools(url, rotated["token"])
     assert (expired.status, expired.body) == (401, MCP_401)
     # 5

@@ -2,7 +2,6 @@
 
 import quopri
 import re
-import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +12,7 @@ from tests import curl
 from tests.browser import people, steps
 from tests.browser.fixtures import Open
 from tests.clients.apps import Desktop, KeptApp
+from tests.eventually import eventually
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -56,12 +56,8 @@ def asked_for_a_link(browser: Page, live: Serve, email: str) -> str:
     browser.get_by_label("E-mail").fill(email)
     browser.get_by_role("button", name="Send the link").click()
     expect(browser.get_by_role("button", name="Send the link")).to_be_hidden()
-    for _ in range(50):
-        said = quopri.decodestring(live.log().encode()).decode()
-        if links := re.findall(rf"{re.escape(live.url)}/accounts/password/reset/key/\S+", said):
-            return str(links[-1])
-        time.sleep(0.1)
-    raise AssertionError("no mail in the log")
+    link = rf"{re.escape(live.url)}/accounts/password/reset/key/\S+"
+    return str(eventually(lambda: re.findall(link, quopri.decodestring(live.log().encode()).decode()))[-1])
 
 
 def a_new_password(browser: Page, link: str) -> None:

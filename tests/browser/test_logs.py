@@ -1,17 +1,16 @@
 """The Logs page in a real browser: new calls by themselves, values of a filter, bars, a call beside the list (5.9)."""
 
-import time
-
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests import curl
+from tests.eventually import PROMPT
 from tests.make import unique
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
 
-SOON = 2_000  # Milliseconds until a call is seen.
+SOON = 1000 * PROMPT  # Milliseconds until a call is seen.
 
 
 def test_the_list_grows_by_itself_and_waits_while_one_points_at_it(live: Serve, page: Page) -> None:
@@ -24,9 +23,7 @@ def test_the_list_grows_by_itself_and_waits_while_one_points_at_it(live: Serve, 
     page.get_by_text("Live", exact=True).click()
     expect(page).to_have_url(f"{live.url}/logs/?live=1&q=host+is+{host}")
     curl.call_tool(url, token, "echo", text="first")
-    began = time.monotonic()
     expect(rows).to_have_count(1, timeout=SOON)
-    assert time.monotonic() - began < SOON / 1000
 
     rows.first.hover()
     curl.call_tool(url, token, "add", a=1, b=2)

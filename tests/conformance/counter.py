@@ -21,6 +21,7 @@ from uuid import uuid4
 import uvicorn
 
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
+from tests.eventually import PATIENCE
 
 type Json = dict[str, Any]
 
@@ -61,7 +62,7 @@ class Counter:
     def events(self, what: str) -> list[Event]:
         return [event for event in self.seen if event.what == what]
 
-    def wait_for(self, what: str, times: int = 1, seconds: float = 10) -> list[Event]:
+    def wait_for(self, what: str, times: int = 1, seconds: float = PATIENCE) -> list[Event]:
         """The events of this kind as soon as there are so many, asked from a test's thread."""
         deadline = time.monotonic() + seconds
         while len(found := self.events(what)) < times:

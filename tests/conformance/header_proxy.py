@@ -43,7 +43,7 @@ class HeaderProxy:
         thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
         thread.start()
         try:
-            assert started.wait(10), "the header proxy did not start"
+            assert started.wait(60), "the header proxy did not start"
             yield self.origin
         finally:
             loop.call_soon_threadsafe(stop.set)

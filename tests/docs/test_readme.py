@@ -13,10 +13,12 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests import cluster
 from tests.browser import steps
 from tests.browser.fixtures import Open
 from tests.docs.pages import ROOT
 from tests.running.conftest import folder
+from tests.sampling import full
 from tests.workspace import free_port
 
 pytestmark = pytest.mark.xdist_group("readme")
@@ -63,16 +65,20 @@ class Newcomer:
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="module")
-def newcomer() -> Iterator[Newcomer]:
+@pytest.fixture(scope="module", params=["with tables", full("embedded")])
+def newcomer(request: pytest.FixtureRequest) -> Iterator[Newcomer]:
+    """On a database that has its tables, for quickness, and on none at all, as in the first start of `finished`."""
     start = re.search(r"^make run$", README, re.MULTILINE)
     assert start
+    database = {}
+    if request.param == "with tables":
+        database = {"DATABASE_URL": cluster.fresh_database(f"readme_{os.getpid()}", cluster.tables()), **cluster.keys()}
     with folder() as path:
-        yield from started(start.group(), path)
+        yield from started(start.group(), path, database)
 
 
-def started(command: str, folder: Path) -> Iterator[Newcomer]:
-    environment = {"PORT": str(free_port()), "GATEWAY_DATA_DIR": str(folder / "var")}
+def started(command: str, folder: Path, database: dict[str, str]) -> Iterator[Newcomer]:
+    environment = {"PORT": str(free_port()), "GATEWAY_DATA_DIR": str(folder / "var"), **database}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DATABASE_URL"))}
     log = folder / "make-run.log"
     with log.open("wb") as output:

@@ -9,6 +9,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gatewayadmin.serving.head_limits import HeadLimits
+from tests.eventually import PATIENCE
 
 HEAD = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 ELSEWHERE = b"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -47,7 +48,7 @@ class Client:
 
     async def rest(self) -> bytes:
         """All that still comes, until the server closes."""
-        return await asyncio.wait_for(self.reader.read(), 10)
+        return await asyncio.wait_for(self.reader.read(), PATIENCE)
 
     async def is_closed(self) -> bool:
         try:

@@ -138,7 +138,7 @@ async def test_invented_keys_and_sessions_are_looked_up_two_at_a_time(monkeypatc
         nonlocal busy, most
         with lock:
             busy, most = busy + 1, max(most, busy + 1)
-        both.wait(10)  # So that there are two at once, and every further one would be seen.
+        both.wait(60)  # So that there are two at once, and every further one would be seen.
         with lock:
             busy -= 1
         return False

@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 
 from gatewayadmin.serving.head_limits import HeadLimits
 from gatewayadmin.serving.mcp_http_protocol import McpCycle, McpHttpProtocol
+from tests.eventually import PATIENCE
 from wire.http1 import SAME_HEAD
 
 SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody writes it.
@@ -118,12 +119,12 @@ async def _until_answered(
         await asyncio.wait([hearing], timeout=0.02)
 
 
-def talk(way: Way, *pieces: bytes, keep_alive: float = 5, wait: float = 0.6) -> bytes:
+def talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIENCE, wait: float = PATIENCE) -> bytes:
     """What comes back for these pieces, in which PATH stands for the path; says so when the server closes."""
     return asyncio.run(_checked_talk(way, *pieces, keep_alive=keep_alive, wait=wait))
 
 
-async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 5, wait: float) -> bytes:
+async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 2 * PATIENCE, wait: float = PATIENCE) -> bytes:
     heard, cycles, _ = await _talk(way, [*pieces], keep_alive, wait)
     assert (McpCycle.__name__ in cycles) is (way == FAST), "not the way that was to be tried"
     return re.sub(rb"date: [^\r]*\r\n", b"", heard)
@@ -131,7 +132,7 @@ async def _checked_talk(way: Way, *pieces: bytes, keep_alive: float = 5, wait: f
 
 def parsed(*pieces: bytes) -> int:
     """How many heads the parser saw while these were answered."""
-    return asyncio.run(_talk(FAST, [*pieces], 5, 0.1))[2]
+    return asyncio.run(_talk(FAST, [*pieces], 2 * PATIENCE, PATIENCE))[2]
 
 
 def post(body: bytes, *headers: bytes, version: bytes = b"1.1") -> bytes:
@@ -177,7 +178,7 @@ TALKS = {
 @pytest.mark.parametrize("name", TALKS)
 def test_all_ways_answer_alike(name: str) -> None:
     async def conversations() -> list[bytes]:
-        return await asyncio.gather(*(_checked_talk(way, *TALKS[name], wait=0.4) for way in WAYS.values()))
+        return await asyncio.gather(*(_checked_talk(way, *TALKS[name]) for way in WAYS.values()))
 
     answers = dict(zip(WAYS, asyncio.run(conversations()), strict=True))
     assert answers["fast"] == answers["other spelling"] == answers["plain"]
@@ -203,7 +204,7 @@ def test_a_cached_head_is_not_changed_through_a_scope() -> None:
         scope["headers"].append((b"x-added", b"1"))
         await app(scope, receive, send)
 
-    asyncio.run(_talk(FAST, [post(b"hello")] * 4, 5, 0.1, careless))
+    asyncio.run(_talk(FAST, [post(b"hello")] * 4, 2 * PATIENCE, PATIENCE, careless))
 
     assert seen == [(None, 2, None), (None, 2, {}), (None, 2, {"calls": 1}), (None, 2, {"calls": 2})]
 
@@ -214,7 +215,7 @@ def test_the_body_of_an_offered_upgrade_never_becomes_a_request(way: Way, *, apa
     """The parser takes what follows such a head for another protocol; sent a moment later, for another request."""
     inner = post(b"smuggled").replace(b"PATH", SHORT)
     head = post(b"x" * len(inner), b"Upgrade: h2c", b"Connection: Upgrade").removesuffix(b"x" * len(inner))
-    heard = talk(way, *([head, inner, inner] if apart else [head + inner, inner]), wait=2)
+    heard = talk(way, *([head, inner, inner] if apart else [head + inner, inner]))
 
     assert heard.startswith(b"HTTP/1.1 200 ")
     assert heard.count(b"HTTP/1.1") == 1
@@ -234,7 +235,7 @@ def test_after_its_body_a_call_hears_only_that_the_client_left(way: Way) -> None
         heard.append(f"{(await receive())['body']!r}")
         heard.append((await receive())["type"])
 
-    asyncio.run(_talk(way, [post(b"hello")] * 2, 5, 0.1, patient))
+    asyncio.run(_talk(way, [post(b"hello")] * 2, 2 * PATIENCE, 1, patient))
 
     assert heard == ["first", "b'hello'", "http.disconnect"]
 
@@ -257,14 +258,14 @@ class TestIdle:
     """A connection at rest is closed, and one at work is not."""
 
     def test_closed_once_nothing_has_come_for_so_long(self, way: Way) -> None:
-        assert talk(way, post(b"hello"), keep_alive=0.2, wait=2).endswith(b"<closed>")
+        assert talk(way, post(b"hello"), keep_alive=0.2).endswith(b"<closed>")
 
     def test_a_later_call_puts_it_off(self, way: Way) -> None:
-        heard = talk(way, *[post(b"hello")] * 20, keep_alive=0.25, wait=2)
-        assert heard.count(b"HTTP/1.1 200") == 20
+        heard = talk(way, *[post(b"hello")] * 40, keep_alive=0.6)
+        assert heard.count(b"HTTP/1.1 200") == 40
         assert heard.endswith(b"<closed>")
 
     def test_never_while_a_call_is_under_way(self, way: Way) -> None:
-        heard = talk(way, post(b"hello"), post(b"slow"), keep_alive=0.1, wait=2)
+        heard = talk(way, post(b"hello"), post(b"slow"), keep_alive=0.1)
         assert heard.count(b"HTTP/1.1 200") == 2
         assert heard.endswith(b"1.1 4 slow<closed>")

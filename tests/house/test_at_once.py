@@ -243,7 +243,7 @@ class Two:
         return tuple(sorted(self._pool.map(self._answer, (one, other))))
 
     def _answer(self, act: Act) -> str:
-        self._together.wait(timeout=10)
+        self._together.wait(timeout=60)
         try:
             result = act()
         except TOLD as answer:

@@ -65,7 +65,7 @@ class Asker(Script):
             case "hasty":
                 await request.open_stream()
                 await request.event({"jsonrpc": "2.0", "id": "late", **self.asks[0]})
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(1)  # So long the client may take to be asked.
                 await self._finish(request, [])
                 return
         await request.open_stream()

@@ -1,6 +1,5 @@
 """The proxy on the wire: the real app on a loopback port, over the test database."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,10 @@ from gatewayadmin.config import database
 from proxy.app import Config, runtime
 from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, Upstream, running
+from tests.eventually import eventually
 from tokens.models import Issued
+
+__all__ = ["eventually"]
 
 type Start = Callable[..., "Proxy"]
 
@@ -131,11 +133,3 @@ def sql(statement: str, *parameters: Any) -> None:
     """Change rows behind the application's back."""
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
-
-
-def eventually(fact: Callable[[], object], seconds: float = 10) -> None:
-    """Return as soon as `fact` is true: for what is written beside the answer."""
-    deadline = time.monotonic() + seconds
-    while not fact():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent
 
 BOTH = "application/json, text/event-stream"
@@ -33,7 +34,7 @@ class Listener:
     def methods(self) -> list[str]:
         return [event.get("method", "") for event in self.events]
 
-    def wait_for(self, count: int, seconds: float = 5) -> list[Any]:
+    def wait_for(self, count: int, seconds: float = PATIENCE) -> list[Any]:
         """The events as soon as there are so many."""
         deadline = time.monotonic() + seconds
         while len(self.events) < count:

@@ -371,7 +371,7 @@ def test_what_waits_is_sealed_and_does_not_stay(work: Work, monkeypatch: pytest.
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
         result = {"content": [{"type": "text", "text": "a-secret-result"}]}
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1)  # So long the client may take to be told of the question.
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": result}, last=True)
 
     server = Asker()
@@ -396,7 +396,7 @@ def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.open_stream()
         await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1)  # So long the client may take to be told of the question.
         error = {"code": -1, "message": "no", "data": {"x": 1}}
         await request.event({"jsonrpc": "2.0", "id": request.message["id"], "error": error}, last=True)
 

@@ -9,6 +9,7 @@ from gateways.models import Feature
 from tests import make
 from tests.conformance.counter import MODERN, SESSION_ERA, Counter
 from tests.conftest import Run
+from tests.eventually import PATIENCE, PROMPT
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tests.proxy.listening import Listener, listening
 from tests.proxy.test_bus import end_connections
@@ -55,9 +56,9 @@ def cancelled(work: Work, under_way: Listener, agent: Agent, request_id: object)
     began = time.monotonic()
     assert cancel(agent, request_id) == 202
     told = "cancelled" if MODERN not in work.counter.eras else "left"
-    work.counter.wait_for(told, seconds=2)
-    assert under_way.over.wait(2)
-    assert time.monotonic() - began < 2
+    work.counter.wait_for(told)
+    assert under_way.over.wait(PATIENCE)
+    assert time.monotonic() - began < PROMPT
     assert [event for event in under_way.events if "id" in event] == []
     eventually(lambda: [row.outcome for row in work.proxy.calls() if row.method == "tools/call"] == ["cancelled"])
 
@@ -80,7 +81,7 @@ def test_a_call_that_takes_json_only_is_told_that_it_was_cancelled(start: Start,
     with listening(agent, "POST", waiting(5), Accept="application/json") as under_way:
         work.counter.wait_for("call")
         assert cancel(agent, 5) == 202
-        assert under_way.over.wait(2)
+        assert under_way.over.wait(PROMPT)
     assert under_way.status == 200
     assert b'"code":-32800' in under_way.body
     assert work.proxy.calls()[-1].outcome == "cancelled"
@@ -96,7 +97,7 @@ def test_what_is_nobodys_or_another_clients_is_taken_and_does_nothing(start: Sta
         assert cancel(stranger, 1) == 202
         assert cancel(work.elsewhere(stranger), 1) == 202
         assert agent.post({"jsonrpc": "2.0", "method": "notifications/cancelled"}).status_code == 202
-        assert under_way.over.wait(5)
+        assert under_way.over.wait(PATIENCE)
     body = under_way.events[-1] if under_way.events else under_way.body
     assert "waited" in str(body)
     assert work.counter.events("cancelled") == []
@@ -110,8 +111,8 @@ def test_two_calls_of_one_connection_that_bear_the_same_id_are_not_told_apart_so
     with listening(agent, "POST", waiting(1, 1)) as one, listening(agent, "POST", waiting(1, 1)) as other:
         work.counter.wait_for("call", 2)
         assert cancel(agent, 1) == 202
-        assert one.over.wait(5)
-        assert other.over.wait(5)
+        assert one.over.wait(PATIENCE)
+        assert other.over.wait(PATIENCE)
     assert work.counter.events("cancelled") == []
 
 

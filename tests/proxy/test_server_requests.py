@@ -17,6 +17,7 @@ from proxy.models import PendingRequest, Session
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
+from tests.eventually import PROMPT
 from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, answers_of
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
@@ -121,7 +122,7 @@ def test_a_client_without_the_capability_is_not_asked(work: Work, capabilities: 
     answered = person.call("docs__it")
 
     assert answers_of(answered)[0]["error"]["code"] == NOT_FOUND
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < PROMPT
     assert person.heard == []
     assert work.server.told[0]["capabilities"] == capabilities
 
@@ -248,7 +249,7 @@ def test_an_answer_is_found_although_the_bus_was_cut_off(work: Work) -> None:
     answered = person.call("docs__it", reply)
 
     assert answers_of(answered)[0]["result"] == GIVEN
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < PROMPT
 
 
 def test_answers_are_sealed_where_they_wait(work: Work) -> None:
@@ -278,7 +279,7 @@ def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
 
     def run(who: Person, name: str) -> None:
         def reply(asked: Object) -> None:
-            opened.wait(10)
+            opened.wait(60)
             who.say({"id": asked["id"], "result": {"action": "accept", "content": {"name": name}}})
 
         answers[name] = answers_of(who.call("docs__it", reply))[0]["result"]["content"]

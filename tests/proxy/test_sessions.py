@@ -177,7 +177,7 @@ class SlowInitialize:
 
     async def initialize(self, message: Any, params: Any, send: Any) -> None:
         self.opened.append(params)
-        for _ in range(500):
+        for _ in range(6000):
             if len(self.opened) >= 2:
                 break
             await asyncio.sleep(0.01)

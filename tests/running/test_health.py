@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from gatewayadmin.serving import health
 from gatewayadmin.serving.outer_middleware import OuterMiddleware
-from tests.proxy.conftest import eventually
+from tests.eventually import eventually
 from tests.running.starts import serving
 
 TRUSTED = [ip_network("127.0.0.9/32")]
@@ -82,9 +82,9 @@ async def test_readiness_is_that_of_the_connections_calls_take_and_says_what_is_
 
 
 def test_from_the_signal_to_end_on_a_worker_is_not_ready_and_serves_for_as_long_as_was_said(home: Path) -> None:
-    with serving(home, {"GATEWAY_DRAIN_SECONDS": "4"}) as served:
+    with serving(home, {"GATEWAY_DRAIN_SECONDS": "5"}) as served:
         served.process.terminate()
-        eventually(lambda: httpx.get(f"{served.url}/readyz").text == "draining\n", 3)
+        eventually(lambda: httpx.get(f"{served.url}/readyz").text == "draining\n")
         assert httpx.get(f"{served.url}/livez").status_code == 200
         assert httpx.post(f"{served.url}/mcp/quickstart", json={}).status_code == 401
         assert served.process.wait(timeout=40) == 0

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.eventually import eventually
 from tests.running import load
 from tests.running.conftest import postmaster
 from tests.running.starts import Started, serving
@@ -28,13 +27,6 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def kill_postgres(home: Path) -> int:
     """End the embedded server without a goodbye; the process id it had."""
     pid = postmaster(home)
@@ -52,7 +44,7 @@ def test_killed_worker_and_killed_postgres_lose_no_answered_call_and_are_replace
             agents.wait_for(100)
             pid = kill_postgres(home)
             agents.wait_for(100)
-        wait_until(lambda: len([worker for worker in workers(served) if worker != victim]) == 2)
+        eventually(lambda: len([worker for worker in workers(served) if worker != victim]) == 2)
         assert postmaster(home) not in {None, pid}
         assert served.is_ready()
         assert agents.answered <= load.recorded(home)
@@ -79,4 +71,4 @@ def test_workers_end_when_the_process_that_started_them_is_killed(home: Path) ->
         orphans = workers(served)
         served.process.kill()
         served.process.wait()
-        wait_until(lambda: not any(runs(orphan) for orphan in orphans))
+        eventually(lambda: not any(runs(orphan) for orphan in orphans))

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import curl
 from tests.docs.pages import ROOT, first_column
+from tests.eventually import PATIENCE
 from tests.workspace import Serve
 
 type Numbers = dict[tuple[str, ...], float]
@@ -36,7 +37,7 @@ def numbers(live: Serve) -> Numbers:
 
 def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
     """By how much the numbers have grown, once it is `enough`: workers hand over once a second."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         after = {name: value - before.get(name, 0) for name, value in numbers(live).items()}
         if enough(after):
@@ -47,7 +48,7 @@ def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Nu
 
 def settled(live: Serve) -> Numbers:
     """The numbers when all workers have handed over the calls before: these are the same for more than a second."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 2 * PATIENCE
     now = numbers(live)
     while True:
         before = now
@@ -94,7 +95,7 @@ def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str
         "jsonrpc": "2.0",
         "id": 1,
         "method": "tools/call",
-        "params": {"name": "slow", "arguments": {"seconds": 3}, "_meta": {"progressToken": 7}},
+        "params": {"name": "slow", "arguments": {"seconds": 6}, "_meta": {"progressToken": 7}},
     }
     headers = {"Authorization": f"Bearer {issued['token']}", "Accept": "application/json, text/event-stream"}
     with httpx.stream("POST", issued["gateway_url"], json=call, headers=headers, timeout=20) as answer:

@@ -11,7 +11,7 @@ from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("kill")  # With the others that keep both cores busy.
 
-WAITED = 5  # Seconds: so long no call takes that did not stand behind the reader's lock, however busy the machine.
+WAITED = 9  # Seconds: so long no call takes that did not stand behind the reader's lock, however busy the machine.
 OLD = ("auditlog_call_2020_01", "auditlog_call_2020_02")
 
 

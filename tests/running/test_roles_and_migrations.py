@@ -26,7 +26,7 @@ from tests.workspace import OWNER, PASSWORD, Serve
 pytestmark = pytest.mark.xdist_group("roles")
 
 LOGS = ("auditlog_call", "auditlog_event")
-WAITED = 5  # Seconds: so long no call takes that did not stand behind a lock, however busy the machine.
+WAITED = 9  # Seconds: so long no call takes that did not stand behind a lock, however busy the machine.
 DENIED = "permission denied|must be owner"
 
 
@@ -38,12 +38,11 @@ class Roles(NamedTuple):
     runner: str
     name: str
     keys: dict[str, str]
+    by_owner: Serve
 
     def manage(self, *words: str) -> str:
         """What a command prints that the owner runs; it must succeed."""
-        done = manage(self.home, *words, DATABASE_URL=self.owner, **self.keys)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return self.by_owner.manage(*words)
 
     def refusal_of(self, *words: str, as_runner: bool = False) -> str:
         """What a command says that must fail."""
@@ -71,7 +70,10 @@ def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO {owner}".encode())
         stack.callback(drop_role, address, owner, runner)
         home = tmp_path_factory.mktemp(base)
-        yield Roles(home, as_role(address, owner), as_role(address, runner), runner, cluster.keys())
+        keys = cluster.keys()
+        by_owner = Serve(home, as_role(address, owner), 0, keys)  # Never started: for its commands.
+        stack.callback(by_owner.stop)
+        yield Roles(home, by_owner.database_url, as_role(address, runner), runner, keys, by_owner)
 
 
 def as_role(address: str, name: str) -> str:
@@ -231,7 +233,7 @@ def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(ro
         Load(issued["gateway_url"], issued["token"], 2) as load,
     ):
         reader.execute("SELECT count(*) FROM auditlog_call")
-        back = migrating(roles, "auditlog", "0003")
+        back = migrating(roles, "auditlog", "0004")
         assert back.stderr is not None
         said = [back.stderr.readline() for _ in range(2)]  # Refused twice.
         load.wait_for(10)

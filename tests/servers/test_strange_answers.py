@@ -19,6 +19,7 @@ from servers.models import Health
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
 from tests.conftest import Run, SignIn
+from tests.eventually import PROMPT
 from tests.upstreams import App, garbage
 
 pytestmark = pytest.mark.django_db
@@ -73,7 +74,7 @@ def test_a_dripped_answer_is_given_up_when_its_time_is_over(head: bytes) -> None
         with pytest.raises(Failed, match="did not answer within 1 s"):
             discover(server, None)
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 1 + PROMPT
 
 
 @contextmanager
@@ -121,7 +122,7 @@ def test_a_flood_is_given_up_in_time(head: bytes, more: bytes, why: str) -> None
         with pytest.raises(Failed, match=why):
             discover(make.server(url=url, timeout_seconds=1 if "within" in why else 10), None)
 
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 3 * PROMPT
 
 
 def test_an_answer_of_too_many_values_is_not_read(run: Run) -> None:

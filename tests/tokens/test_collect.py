@@ -273,7 +273,7 @@ def test_two_collects_at_once_give_one_secret(waiting: Token, ann: User) -> None
 
         def run(together: Barrier = together) -> str | None:
             token = Token.objects.get(pk=waiting.pk)
-            together.wait(timeout=10)
+            together.wait(timeout=60)
             try:
                 return token.collect(by=ann).secret
             except NothingToCollect:

@@ -247,7 +247,7 @@ def at_once(*calls: Any) -> list[Any]:
     together = Barrier(len(calls))
 
     def run(call: Any) -> Any:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         try:
             return call()
         finally:

@@ -53,7 +53,7 @@ class Call:
         self.task = asyncio.create_task(self._ask(host))
 
     async def _ask(self, host: str) -> RpcResponse:
-        target = Target("s", "Docs", f"http://{host}/", "", 5, 1, "c", None, "")
+        target = Target("s", "Docs", f"http://{host}/", "", 60, 1, "c", None, "")
         with await self._pool.send("POST", "Docs", target.url, {}) as response:
             return await read_response(response, target, 1, SESSION, ignore)
 

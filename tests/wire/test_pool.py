@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import httptools
 import pytest
 
+from tests.eventually import PATIENCE
 from wire.errors import AddressBlocked, BadAnswer, TooLarge, Unreachable
 from wire.guard import Guard
 from wire.pool import HttpResponse, Transport
@@ -248,7 +249,7 @@ async def test_an_event_stream_is_handed_over_as_it_arrives() -> None:
     async with (
         listening(handler) as port,
         client() as transport,
-        asyncio.timeout(5),
+        asyncio.timeout(PATIENCE),
         open_stream(transport, port) as reply,
     ):
         chunks = reply.chunks()
@@ -297,7 +298,7 @@ async def test_a_connection_that_waits_for_its_reader_is_not_used_again() -> Non
             writer.write(whole(b"hello"))
         writer.close()
 
-    async with listening(handler) as port, client() as transport, asyncio.timeout(5):
+    async with listening(handler) as port, client() as transport, asyncio.timeout(PATIENCE):
         for _ in range(2):
             async with open_stream(transport, port) as reply:
                 await anext(reply.chunks())
@@ -314,7 +315,7 @@ async def test_leaving_an_exchange_closes_its_connection() -> None:
         gone.set()
         writer.close()
 
-    async with listening(handler) as port, client() as transport, asyncio.timeout(5):
+    async with listening(handler) as port, client() as transport, asyncio.timeout(PATIENCE):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await fetch(transport, f"http://127.0.0.1:{port}/")
