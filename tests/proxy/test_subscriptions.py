@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from gateways.models import Feature
+from proxy.models import UpstreamSession
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
 from tests.conformance.counter import MODERN, begin_stream, event, respond
@@ -211,6 +212,21 @@ def test_one_worker_listens_for_all_and_another_as_soon_as_its_client_leaves(wor
         work.library.say.append(TOOLS_CHANGED)
         assert TOOLS_CHANGED in later.wait_for(1)
     eventually(lambda: work.library.open == 0, seconds=3)
+
+
+def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Run) -> None:
+    work = LibraryWork(start, run, is_modern=True)
+    agent = in_session(work.client)
+    listens = UpstreamSession.objects.filter(version=MODERN)
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(5)
+        eventually(lambda: work.library.open == 1)
+        assert subscribe(agent)["result"] == {}
+        eventually(lambda: heard_of(work.library))
+        assert subscribe(agent, verb="unsubscribe")["result"] == {}
+        eventually(lambda: not_asked_any_more(work.library))
+        eventually(lambda: listens.count() == 1)
+    eventually(lambda: not listens.exists())
 
 
 def test_what_a_server_asks_of_its_own_accord_is_carried_to_the_stream_of_the_session(start: Start, run: Run) -> None:
