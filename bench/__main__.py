@@ -7,7 +7,7 @@ gateway of another checkout in turn with it, so that a change can be compared wi
 `--kinds` says what is asked, one after the other: `json` a tool of a server without sessions; `session` the same in a
 session of the client at a server that has sessions too; `sse` a tool that reports progress and answers in events;
 `list` the list of fifty tools, which the gateway has stored. `--stored-sessions N` measures the gateway once more
-with N other sessions stored.
+with N other sessions stored, `--idle-streams N` with N clients that listen and say nothing, whose memory is told.
 """
 
 import argparse
@@ -29,10 +29,12 @@ from bench.processes import (
     asked,
     free_port,
     gateway_environment,
+    memory,
     rows,
     running,
     serve_command,
     session_at,
+    standing,
     upstream_command,
 )
 
@@ -52,7 +54,10 @@ http {{
 """
 
 ALONE, NGINX_BEFORE, GATEWAY = "a  server alone", "b  nginx before it", "c  this gateway before it"
-OTHER, FULL = "d  the other gateway before it", "e  c with sessions stored"
+OTHER = "d  the other gateway before it"
+FULL, LISTENED = "e  c with sessions stored", "f  c with streams open"
+STREAMS_OF_A_TOKEN = 50
+TOKENS = 20
 
 # By kind the path of its server, the method, the tool, and what more is in its params.
 KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -104,6 +109,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["json"], help="(default: json)")
     parser.add_argument("--against", type=checkout, metavar="CHECKOUT", help="another checkout, set up by `make setup`")
     parser.add_argument("--stored-sessions", type=int, default=0, metavar="N", help="such as 100000")
+    parser.add_argument("--idle-streams", type=int, default=0, metavar="N", help="such as 500")
     return parser.parse_args()
 
 
@@ -138,14 +144,21 @@ def started(stack: ExitStack, home: Path, options: argparse.Namespace, *, with_n
         nginx = stack.enter_context(running(["nginx", "-c", str(configuration)], between))
         both: Watched = {**watched, "nginx": lambda: [nginx.pid, *descendants(nginx.pid)]}
         yield bare_place(NGINX_BEFORE, between, home, options.kinds, both)
-    gateways = [(GATEWAY, ROOT, home, 0)]
+    gateways = [(GATEWAY, ROOT, home, 0, 0)]
     if options.against is not None:
-        gateways.append((OTHER, options.against, home / "other", 0))
+        gateways.append((OTHER, options.against, home / "other", 0, 0))
     if options.stored_sessions:
-        gateways.append((FULL, ROOT, home / "full", options.stored_sessions))
-    for name, code, own_home, sessions in gateways:
+        gateways.append((FULL, ROOT, home / "full", options.stored_sessions, 0))
+    if options.idle_streams:
+        gateways.append((LISTENED, ROOT, home / "listened", 0, options.idle_streams))
+    for name, code, own_home, sessions, streams in gateways:
         own_home.mkdir(mode=0o755, exist_ok=True)
-        yield gateway_place(stack, name, code, own_home, (upstream, server.pid), options.kinds, sessions)
+        gateway = Gateway(stack, code, own_home, upstream)
+        if sessions:
+            rows(code, gateway.environment, "store", sessions=sessions)
+        if streams:
+            gateway.open_streams(streams)
+        yield gateway.place(name, options.kinds, server.pid)
 
 
 def bare_place(name: str, port: int, home: Path, kinds: list[str], watched: Watched) -> Place:
@@ -153,27 +166,45 @@ def bare_place(name: str, port: int, home: Path, kinds: list[str], watched: Watc
     return Place(name, urls, {kind: script(home / f"{port}-{kind}.lua", kind, urls[kind]) for kind in kinds}, watched)
 
 
-def gateway_place(
-    stack: ExitStack, name: str, code: Path, home: Path, server: tuple[int, int], kinds: list[str], sessions: int
-) -> Place:
-    """The gateway of the checkout `code`, with a data folder of its own, before the server of this port and process."""
-    port, environment = free_port(), gateway_environment(home)
-    process = stack.enter_context(running(serve_command(code, port), port, environment, path="/readyz", folder=code))
-    addresses = {path: f"http://127.0.0.1:{server[0]}/{path}" for path in servers(kinds)}
-    made = rows(code, environment, "make", servers=addresses)
-    if sessions:
-        rows(code, environment, "store", sessions=sessions)
-    urls, scripts = {}, {}
-    for kind in kinds:
-        one = made[KINDS[kind][0]]
-        urls[kind] = f"http://127.0.0.1:{port}/mcp/{one['slug']}"
-        scripts[kind] = script(home / f"{kind}.lua", kind, urls[kind], one["tokens"][0], f"{KINDS[kind][0]}__")
-    watched: Watched = {
-        "server": lambda: [server[1]],
-        "worker": lambda: descendants(process.pid),
-        "PostgreSQL": lambda: named("postgres", str(home / "data")),
-    }
-    return Place(name, urls, scripts, watched)
+class Gateway:
+    """The gateway of the checkout `code`, with a data folder of its own, before the server on port `upstream`."""
+
+    def __init__(self, stack: ExitStack, code: Path, home: Path, upstream: int) -> None:
+        self._stack, self._code, self._home = stack, code, home
+        self.port, self.environment = free_port(), gateway_environment(home)
+        self._addresses = {path: f"http://127.0.0.1:{upstream}/{path}" for path in servers([*KINDS])}
+        command = serve_command(code, self.port)
+        self._process = stack.enter_context(running(command, self.port, self.environment, path="/readyz", folder=code))
+        self._made = rows(code, self.environment, "make", servers=self._addresses, tokens=TOKENS)
+
+    def workers(self) -> list[int]:
+        return descendants(self._process.pid)
+
+    def url(self, server: str) -> str:
+        return f"http://127.0.0.1:{self.port}/mcp/{self._made[server]['slug']}"
+
+    def open_streams(self, streams: int) -> None:
+        """Have so many clients listen until the end, and print what that takes."""
+        tokens, before = self._made["sessions"]["tokens"], memory(self.workers())
+        for number, first in enumerate(range(0, streams, STREAMS_OF_A_TOKEN), 1):
+            some = min(STREAMS_OF_A_TOKEN, streams - first)
+            for stream in standing(self.url("sessions"), tokens[number % len(tokens)], some):
+                self._stack.callback(stream.close)
+        print(f"{streams} streams take {memory(self.workers()) - before:.1f} MB of the worker\n")
+
+    def place(self, name: str, kinds: list[str], server: int) -> Place:
+        urls, scripts = {}, {}
+        for kind in kinds:
+            path = KINDS[kind][0]
+            urls[kind] = self.url(path)
+            token = self._made[path]["tokens"][0]
+            scripts[kind] = script(self._home / f"{kind}.lua", kind, urls[kind], token, f"{path}__")
+        watched: Watched = {
+            "server": lambda: [server],
+            "worker": self.workers,
+            "PostgreSQL": lambda: named("postgres", str(self._home / "data")),
+        }
+        return Place(name, urls, scripts, watched)
 
 
 def script(path: Path, kind: str, url: str, token: str = "", prefix: str = "") -> Path:
@@ -221,8 +252,9 @@ def print_round(kind: str, connections: int, results: dict[str, list[Measured]])
         print(f"  added at p50 by this gateway: {added:.2f} ms")
     if OTHER in results:
         print_compared("c compared with d", results[GATEWAY], results[OTHER])
-    if FULL in results:
-        print_compared("e compared with c", results[FULL], results[GATEWAY])
+    for name in (FULL, LISTENED):
+        if name in results:
+            print_compared(f"{name[0]} compared with c", results[name], results[GATEWAY])
     print(flush=True)
 
 
@@ -230,7 +262,8 @@ def print_compared(what: str, new: list[Measured], old: list[Measured]) -> None:
     pairs = list(zip(new, old, strict=True))
     rate = median(one.rate / other.rate for one, other in pairs)
     worker = median(one.cpu["worker"] / other.cpu["worker"] for one, other in pairs if other.cpu["worker"])
-    print(f"  {what}: {rate:.1%} of its calls/s, {worker:.1%} of its worker CPU a call")
+    p50 = median(one.p50 / other.p50 for one, other in pairs)
+    print(f"  {what}: {rate:.1%} of its calls/s, {p50:.1%} of its p50, {worker:.1%} of its worker CPU a call")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,6 +78,30 @@ def session_at(url: str, headers: Mapping[str, str]) -> str:
     note = {"jsonrpc": "2.0", "method": "notifications/initialized"}
     asked(url, {**headers, "Mcp-Session-Id": session}, note)
     return session
+
+
+def standing(url: str, token: str, streams: int) -> list[socket.socket]:
+    """So many sessions of this token, each with an event stream that has begun; close them to end them."""
+    parts = urlsplit(url)
+    assert parts.hostname
+    opened = []
+    for _ in range(streams):
+        headers = {"Authorization": f"Bearer {token}"}
+        headers |= {"Mcp-Session-Id": session_at(url, headers), "Host": parts.netloc, "Accept": "text/event-stream"}
+        lines = [f"GET {parts.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        stream = socket.create_connection((parts.hostname, parts.port), timeout=30)
+        stream.sendall("\r\n".join(lines).encode())
+        head = stream.recv(4096)
+        if not head.startswith(b"HTTP/1.1 200"):
+            sys.exit(f"{url}: {head.decode(errors='replace')}")
+        opened.append(stream)
+    return opened
+
+
+def memory(pids: Iterable[int]) -> float:
+    """What these processes take, in MB."""
+    pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @contextmanager

@@ -100,9 +100,7 @@ class Library:
 class LibraryWork(Work):
     """A gateway in front of a library and of another server, at two workers; the library has introduced itself."""
 
-    def __init__(
-        self, start: Start, run: Run, *, is_modern: bool = False, library: Library | None = None
-    ) -> None:
+    def __init__(self, start: Start, run: Run, *, is_modern: bool = False, library: Library | None = None) -> None:
         self.library = library or Library(is_modern=is_modern)
         self.gateway = make.gateway(slug="work")
         docs = make.server(slug="docs", url=run(self.library).url)

@@ -43,8 +43,7 @@ class Nginx:
         places = [(port, "all"), *((door, f"127.0.0.1:{one}") for door, one in zip(self.doors, ports, strict=True))]
         location = documented()
         servers = "\n".join(
-            f"  server {{ listen 127.0.0.1:{at}; listen [::1]:{at};\n"
-            f"{location.replace('127.0.0.1:8000', to)}\n  }}"
+            f"  server {{ listen 127.0.0.1:{at}; listen [::1]:{at};\n{location.replace('127.0.0.1:8000', to)}\n  }}"
             for at, to in places
         )
         every = " ".join(f"server 127.0.0.1:{one};" for one in ports)
@@ -70,5 +69,3 @@ class Nginx:
             assert self._process.poll() is None, (self._home / "error.log").read_text()
             assert time.monotonic() < deadline, "nginx did not start"
             time.sleep(0.05)
-
-
