@@ -3,29 +3,40 @@
 The gateway is the real one: `manage.py serve` with one worker and its embedded PostgreSQL, every
 call authorised by the statement and committed to the log before it is answered. `--against CHECKOUT` measures the
 gateway of another checkout in turn with it, so that a change can be compared with what was before.
+
+`--kinds` says what is asked, one after the other: `json` a tool of a server without sessions; `session` the same in a
+session of the client at a server that has sessions too; `sse` a tool that reports progress and answers in events;
+`list` the list of fifty tools, which the gateway has stored. `--stored-sessions N` measures the gateway once more
+with N other sessions stored, `--idle-streams N` with N clients that listen and say nothing, whose memory is told.
 """
 
 import argparse
-import json
 import os
 import platform
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from bench.load import Measured, Watched, descendants, measure, named, script_for
-
-ROOT = Path(__file__).resolve().parent.parent
+from bench.processes import (
+    ROOT,
+    asked,
+    free_port,
+    gateway_environment,
+    memory,
+    rows,
+    running,
+    serve_command,
+    session_at,
+    standing,
+    upstream_command,
+)
 
 NGINX = """
 daemon off; pid {home}/nginx.pid; error_log {home}/nginx.err; worker_processes 1;
@@ -44,15 +55,26 @@ http {{
 
 ALONE, NGINX_BEFORE, GATEWAY = "a  server alone", "b  nginx before it", "c  this gateway before it"
 OTHER = "d  the other gateway before it"
+FULL, LISTENED = "e  c with sessions stored", "f  c with streams open"
+STREAMS_OF_A_TOKEN = 50
+TOKENS = 20
+
+# By kind the path of its server, the method, the tool, and what more is in its params.
+KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "json": ("mcp", "tools/call", "echo", {}),
+    "session": ("sessions", "tools/call", "echo", {}),
+    "sse": ("mcp", "tools/call", "steps", {"_meta": {"progressToken": "p"}}),
+    "list": ("many", "tools/list", "", {}),
+}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Something that can be called, and the processes to watch meanwhile."""
+    """Something that can be called, and the processes to watch meanwhile; `scripts` are by kind."""
 
     name: str
-    url: str
-    script: Path
+    urls: dict[str, str]
+    scripts: dict[str, Path]
     watched: Watched
 
 
@@ -67,27 +89,34 @@ def main() -> None:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-bench-")))
         home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
-        places = list(started(stack, home, with_nginx=not missing, against=options.against))
-        for place in places:
-            measure(place.url, place.script, connections=16, seconds=1, watched={})
-        for connections in options.connections:
-            print_round(connections, rounds(places, connections, options))
-        print(f"Rows of these calls in the log: {int(rows(ROOT, gateway_environment(home), 'count')):,}")
+        places = list(started(stack, home, options, with_nginx=not missing))
+        for kind in options.kinds:
+            for place in places:
+                measure(place.urls[kind], place.scripts[kind], connections=16, seconds=1, watched={})
+            for connections in options.connections:
+                print_round(kind, connections, rounds(places, kind, connections, options))
+        logged = rows(ROOT, gateway_environment(home), "count", gateways=sorted(servers(options.kinds)))
+        print(f"Rows of these requests in the log: {logged:,}")
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=int, default=2, help="of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="the median counts (default: %(default)s)")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["json"], help="(default: json)")
     parser.add_argument("--against", type=checkout, metavar="CHECKOUT", help="another checkout, set up by `make setup`")
+    parser.add_argument("--stored-sessions", type=int, default=0, metavar="N", help="such as 100000")
+    parser.add_argument("--idle-streams", type=int, default=0, metavar="N", help="such as 500")
     return parser.parse_args()
 
 
 def checkout(path: str) -> Path:
     """The folder of a checkout that can be started; argparse prints what is wrong with another."""
     folder = Path(path).resolve()
-    for part in ("manage.py", "bench/rows.py", ".venv/bin/python"):
+    for part in ("manage.py", ".venv/bin/python"):
         if not (folder / part).exists():
             raise argparse.ArgumentTypeError(f"{folder} has no {part}; run `make setup` there")
     return folder
@@ -98,121 +127,112 @@ def found(program: str) -> bool:
     return shutil.which(program) is not None
 
 
-def started(stack: ExitStack, home: Path, *, with_nginx: bool, against: Path | None) -> Iterator[Place]:
+def servers(kinds: list[str]) -> list[str]:
+    """The paths of the servers that these kinds need."""
+    return list(dict.fromkeys(KINDS[kind][0] for kind in kinds))
+
+
+def started(stack: ExitStack, home: Path, options: argparse.Namespace, *, with_nginx: bool) -> Iterator[Place]:
     """Start everything; the gateways come last."""
     upstream, between = free_port(), free_port()
-    bare = script_for(home / "bare.lua", "echo")
     server = stack.enter_context(running(upstream_command(upstream), upstream))
-    yield Place(ALONE, f"http://127.0.0.1:{upstream}/mcp", bare, {"server": lambda: [server.pid]})
+    watched: Watched = {"server": lambda: [server.pid]}
+    yield bare_place(ALONE, upstream, home, options.kinds, watched)
     if with_nginx:
         configuration = home / "nginx.conf"
         configuration.write_text(NGINX.format(home=home, upstream=upstream, port=between))
         nginx = stack.enter_context(running(["nginx", "-c", str(configuration)], between))
-        both: Watched = {"server": lambda: [server.pid], "nginx": lambda: [nginx.pid, *descendants(nginx.pid)]}
-        yield Place(NGINX_BEFORE, f"http://127.0.0.1:{between}/mcp", bare, both)
-    yield gateway_place(stack, GATEWAY, ROOT, home, upstream, server.pid)
-    if against is not None:
-        other_home = home / "other"
-        other_home.mkdir(mode=0o755)
-        yield gateway_place(stack, OTHER, against, other_home, upstream, server.pid)
+        both: Watched = {**watched, "nginx": lambda: [nginx.pid, *descendants(nginx.pid)]}
+        yield bare_place(NGINX_BEFORE, between, home, options.kinds, both)
+    gateways = [(GATEWAY, ROOT, home, 0, 0)]
+    if options.against is not None:
+        gateways.append((OTHER, options.against, home / "other", 0, 0))
+    if options.stored_sessions:
+        gateways.append((FULL, ROOT, home / "full", options.stored_sessions, 0))
+    if options.idle_streams:
+        gateways.append((LISTENED, ROOT, home / "listened", 0, options.idle_streams))
+    for name, code, own_home, sessions, streams in gateways:
+        own_home.mkdir(mode=0o755, exist_ok=True)
+        gateway = Gateway(stack, code, own_home, upstream)
+        if sessions:
+            rows(code, gateway.environment, "store", sessions=sessions)
+        if streams:
+            gateway.open_streams(streams)
+        yield gateway.place(name, options.kinds, server.pid)
 
 
-def gateway_place(stack: ExitStack, name: str, code: Path, home: Path, upstream: int, server: int) -> Place:
+def bare_place(name: str, port: int, home: Path, kinds: list[str], watched: Watched) -> Place:
+    urls = {kind: f"http://127.0.0.1:{port}/{KINDS[kind][0]}" for kind in kinds}
+    return Place(name, urls, {kind: script(home / f"{port}-{kind}.lua", kind, urls[kind]) for kind in kinds}, watched)
+
+
+class Gateway:
     """The gateway of the checkout `code`, with a data folder of its own, before the server on port `upstream`."""
-    port, environment = free_port(), gateway_environment(home)
-    serve = [python_of(code), "manage.py", "serve", "--workers", "1", "--port", str(port)]
-    process = stack.enter_context(running(serve, port, environment, path="/readyz", folder=code))
-    made = json.loads(rows(code, environment, f"http://127.0.0.1:{upstream}/mcp"))
-    script = script_for(home / "gateway.lua", "bench__echo", made["token"])
-    watched: Watched = {
-        "server": lambda: [server],
-        "worker": lambda: descendants(process.pid),
-        "PostgreSQL": lambda: named("postgres", str(home / "data")),
-    }
-    return Place(name, f"http://127.0.0.1:{port}/mcp/{made['slug']}", script, watched)
+
+    def __init__(self, stack: ExitStack, code: Path, home: Path, upstream: int) -> None:
+        self._stack, self._code, self._home = stack, code, home
+        self.port, self.environment = free_port(), gateway_environment(home)
+        self._addresses = {path: f"http://127.0.0.1:{upstream}/{path}" for path in servers([*KINDS])}
+        command = serve_command(code, self.port)
+        self._process = stack.enter_context(running(command, self.port, self.environment, path="/readyz", folder=code))
+        self._made = rows(code, self.environment, "make", servers=self._addresses, tokens=TOKENS)
+
+    def workers(self) -> list[int]:
+        return descendants(self._process.pid)
+
+    def url(self, server: str) -> str:
+        return f"http://127.0.0.1:{self.port}/mcp/{self._made[server]['slug']}"
+
+    def open_streams(self, streams: int) -> None:
+        """Have so many clients listen until the end, and print what that takes."""
+        tokens, before = self._made["sessions"]["tokens"], memory(self.workers())
+        for number, first in enumerate(range(0, streams, STREAMS_OF_A_TOKEN), 1):
+            some = min(STREAMS_OF_A_TOKEN, streams - first)
+            for stream in standing(self.url("sessions"), tokens[number % len(tokens)], some):
+                self._stack.callback(stream.close)
+        print(f"{streams} streams take {memory(self.workers()) - before:.1f} MB of the worker\n")
+
+    def place(self, name: str, kinds: list[str], server: int) -> Place:
+        urls, scripts = {}, {}
+        for kind in kinds:
+            path = KINDS[kind][0]
+            urls[kind] = self.url(path)
+            token = self._made[path]["tokens"][0]
+            scripts[kind] = script(self._home / f"{kind}.lua", kind, urls[kind], token, f"{path}__")
+        watched: Watched = {
+            "server": lambda: [server],
+            "worker": self.workers,
+            "PostgreSQL": lambda: named("postgres", str(self._home / "data")),
+        }
+        return Place(name, urls, scripts, watched)
 
 
-def python_of(code: Path) -> str:
-    return sys.executable if code == ROOT else str(code / ".venv" / "bin" / "python")
+def script(path: Path, kind: str, url: str, token: str = "", prefix: str = "") -> Path:
+    """The script that makes wrk ask what this kind is; where it takes a session, that is opened here."""
+    server, method, tool, more = KINDS[kind]
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    params = {"name": f"{prefix}{tool}", "arguments": {"text": "hello"}, **more} if tool else {}
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    if server == "sessions":
+        headers["Mcp-Session-Id"] = session_at(url, headers)
+    asked(url, headers, body)  # What is learnt of a server at the first request is no part of the measurement.
+    return script_for(path, body, {**headers, "Accept": "application/json, text/event-stream"})
 
 
-def upstream_command(port: int) -> list[str]:
-    quiet = ["--no-access-log", "--log-level", "warning", "--lifespan", "off"]
-    return [sys.executable, "-m", "uvicorn", "bench.upstream:app", "--port", str(port), *quiet]
-
-
-def gateway_environment(home: Path) -> dict[str, str]:
-    """The defaults of a fresh installation; the server it calls lives on this machine."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("GATEWAY_", "DJANGO_")) and name not in {"DATABASE_URL", "PORT"}
-    }
-    data = home / "data"
-    data.mkdir(mode=0o700, exist_ok=True)
-    return {**inherited, "GATEWAY_DATA_DIR": str(data), "GATEWAY_PRIVATE_UPSTREAMS": "127.0.0.0/8"}
-
-
-def rows(code: Path, environment: dict[str, str], argument: str) -> str:
-    command = [python_of(code), "-m", "bench.rows", argument]
-    return subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, check=True).stdout
-
-
-@contextmanager
-def running(
-    command: list[str], port: int, environment: dict[str, str] | None = None, *, path: str = "/", folder: Path = ROOT
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that answers on `port`; stopped at the end."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_for(f"http://127.0.0.1:{port}{path}", process)
-        except TimeoutError:
-            log.seek(0)
-            sys.exit(f"{' '.join(command)} did not start:\n{log.read().decode(errors='replace')}")
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except urllib.error.HTTPError as error:
-            if error.code < 500 or "/readyz" not in url:
-                return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    raise TimeoutError
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def rounds(places: list[Place], connections: int, options: argparse.Namespace) -> dict[str, list[Measured]]:
+def rounds(places: list[Place], kind: str, connections: int, options: argparse.Namespace) -> dict[str, list[Measured]]:
     """Measure all places in turn, several times, so that a busy moment of the machine hits all alike."""
     results: dict[str, list[Measured]] = {place.name: [] for place in places}
     for _ in range(options.rounds):
         for place in places:
+            url, asks = place.urls[kind], place.scripts[kind]
             results[place.name].append(
-                measure(
-                    place.url, place.script, connections=connections, seconds=options.seconds, watched=place.watched
-                )
+                measure(url, asks, connections=connections, seconds=options.seconds, watched=place.watched)
             )
     return results
 
 
-def print_round(connections: int, results: dict[str, list[Measured]]) -> None:
-    print(f"{connections} connection{'s' * (connections != 1)}")
+def print_round(kind: str, connections: int, results: dict[str, list[Measured]]) -> None:
+    print(f"{kind}, {connections} connection{'s' * (connections != 1)}")
     base = results.get(NGINX_BEFORE)
     for name, runs in results.items():
         rate = median(run.rate for run in runs)
@@ -231,11 +251,19 @@ def print_round(connections: int, results: dict[str, list[Measured]]) -> None:
         added = median(run.p50 for run in results[GATEWAY]) - median(run.p50 for run in results[ALONE])
         print(f"  added at p50 by this gateway: {added:.2f} ms")
     if OTHER in results:
-        pairs = list(zip(results[GATEWAY], results[OTHER], strict=True))
-        rate = median(new.rate / old.rate for new, old in pairs)
-        worker = median(new.cpu["worker"] / old.cpu["worker"] for new, old in pairs)
-        print(f"  c compared with d: {rate:.1%} of its calls/s, {worker:.1%} of its worker CPU a call")
+        print_compared("c compared with d", results[GATEWAY], results[OTHER])
+    for name in (FULL, LISTENED):
+        if name in results:
+            print_compared(f"{name[0]} compared with c", results[name], results[GATEWAY])
     print(flush=True)
+
+
+def print_compared(what: str, new: list[Measured], old: list[Measured]) -> None:
+    pairs = list(zip(new, old, strict=True))
+    rate = median(one.rate / other.rate for one, other in pairs)
+    worker = median(one.cpu["worker"] / other.cpu["worker"] for one, other in pairs if other.cpu["worker"])
+    p50 = median(one.p50 / other.p50 for one, other in pairs)
+    print(f"  {what}: {rate:.1%} of its calls/s, {p50:.1%} of its p50, {worker:.1%} of its worker CPU a call")
 
 
 if __name__ == "__main__":

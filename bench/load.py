@@ -52,13 +52,11 @@ def measure(url: str, script: Path, *, connections: int, seconds: float, watched
     return Measured(**result, cpu=cpu)
 
 
-def script_for(path: Path, tool: str, token: str = "") -> Path:
-    """Write the script that makes wrk call `tool`."""
-    params = {"name": tool, "arguments": {"text": "hello"}}
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    table = "{" + ",".join(f"[{json.dumps(name)}]={json.dumps(value)}" for name, value in headers.items()) + "}"
-    path.write_text(SCRIPT % {"body": json.dumps(body), "headers": table})
+def script_for(path: Path, body: object, headers: Mapping[str, str]) -> Path:
+    """Write the script that makes wrk post `body`."""
+    spelled = {"Content-Type": "application/json", **headers}
+    table = "{" + ",".join(f"[{json.dumps(name)}]={json.dumps(value)}" for name, value in spelled.items()) + "}"
+    path.write_text(SCRIPT % {"body": json.dumps(json.dumps(body)), "headers": table})
     return path
 
 

@@ -1,8 +1,13 @@
-"""Make what a call needs in the database of a running gateway, print its slug and token; or count its calls."""
+"""Make what calls need in the database of a running gateway, or count its calls: `rows.py VERB '{...}'`.
+
+Run by the Python of the checkout whose models are meant; prints JSON.
+"""
 
 import json
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import django
 
@@ -18,21 +23,70 @@ from servers.models import Server
 from tokens.models import Token
 
 
-def make(upstream: str) -> str:
-    """A server, a gateway before it and an agent with a token."""
+def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
+    """For each name a server at its address and a gateway before it, and on that so many agents with a token each."""
     owner = User.objects.earliest("date_joined")
-    server = Server.objects.add(name="Bench", slug="bench", url=upstream, max_concurrent=1000, by=owner)
-    gateway = Gateway.objects.add(name="Bench", slug="bench", by=owner)
-    Assignment.objects.assign(gateway=gateway, server=server, alias="bench", by=owner)
-    host = Host.objects.add_agent(name="Bench", by=owner)
-    connection = Connection.objects.open(host=host, gateway=gateway, user=owner, identities={}, by=owner)
-    return json.dumps({"token": Token.objects.issue(connection, name="bench", by=owner).secret, "slug": gateway.slug})
+    hosts = [Host.objects.add_agent(name=f"Bench {number}", by=owner) for number in range(tokens)]
+    made = {}
+    for name, url in servers.items():
+        server = Server.objects.add(name=name, slug=name, url=url, max_concurrent=1000, by=owner)
+        gateway = Gateway.objects.add(name=name, slug=name, by=owner)
+        Assignment.objects.assign(gateway=gateway, server=server, alias=name, by=owner)
+        secrets = []
+        for host in hosts:
+            connection = Connection.objects.open(host=host, gateway=gateway, user=owner, identities={}, by=owner)
+            secrets.append(Token.objects.issue(connection, name="bench", by=owner).secret)
+        made[name] = {"slug": gateway.slug, "tokens": secrets}
+    return made
 
 
-def count() -> str:
-    """How many calls the log holds."""
-    return str(Call.objects.filter(gateway_name="Bench").count())
+def count(gateways: list[str]) -> int:
+    """How many calls of these gateways the log holds."""
+    return Call.objects.filter(gateway_name__in=gateways).count()
 
+
+def store(sessions: int) -> int:
+    """Store so many sessions of clients, each with one at a server, a hundred of each connection."""
+    from django.db import connection  # noqa: PLC0415
+
+    from bench.many import Size, grow, key, series  # noqa: PLC0415 - older checkouts have another
+    from proxy.models import Session, UpstreamSession  # noqa: PLC0415
+
+    connections = sessions // 100
+    grow(None, Size(hosts=connections // 10, connections=connections, tokens=connections))
+    of = key("Connection", f"n %% {connections}")
+    digest = "sha256(n::text::bytea)"
+    opened = series(
+        Session,
+        0,
+        sessions,
+        connection_id=of,
+        digest=digest,
+        version="'2025-11-25'",
+        declared="''",
+        subscriptions="'[]'",
+    )
+    at_servers = series(
+        UpstreamSession,
+        0,
+        sessions,
+        owner_id=key("Session"),
+        connection_id=of,
+        server_id=key("Server", "n %% 20"),
+        key=f"({key('Server', 'n %% 20')}) || ' 0 0 0 ' || md5('https://s' || n %% 20 || '.example.com/mcp') || ' '",
+        sealed_id="sha256(n::text::bytea)",
+        version="'2025-11-25'",
+        log_level="''",
+    )
+    with connection.cursor() as cursor:
+        for statement, parameters in (opened, at_servers):
+            cursor.execute(statement, parameters)
+        cursor.execute("VACUUM ANALYZE proxy_session")
+        cursor.execute("VACUUM ANALYZE proxy_upstreamsession")
+    return Session.objects.count()
+
+
+VERBS: dict[str, Callable[..., Any]] = {"make": make, "count": count, "store": store}
 
 if __name__ == "__main__":
-    print(count() if sys.argv[1] == "count" else make(sys.argv[1]))
+    sys.stdout.write(json.dumps(VERBS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -1,46 +1,159 @@
-"""The smallest MCP server that can be written as a raw ASGI app: one tool, no state, both wires."""
+"""MCP servers as small as can be written as a raw ASGI app, one at each path.
 
+`/mcp` keeps no state and speaks both wires; `/sessions` is of the session era and keeps one for each client; `/many`
+lists fifty tools.
+"""
+
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import orjson
 
 type Event = MutableMapping[str, Any]
 type Receive = Callable[[], Awaitable[Event]]
 type Send = Callable[[Event], Awaitable[None]]
+type Json = dict[str, Any]
 
-
-RESULTS = {
+OFFERED: Json = {"tools": {"listChanged": True}, "resources": {"subscribe": True}}
+TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "steps", "ask")]
+MANY = [
+    {
+        "name": f"tool_{number}",
+        "description": "Does what its name says, as often as it is asked to. " * 4,
+        "inputSchema": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+    }
+    for number in range(50)
+]
+RESULTS: Json = {
     "initialize": {
         "protocolVersion": "2025-11-25",
-        "capabilities": {"tools": {}},
+        "capabilities": OFFERED,
         "serverInfo": {"name": "bench", "version": "1"},
     },
-    "server/discover": {"supportedVersions": ["2026-07-28", "2025-11-25"], "capabilities": {"tools": {}}},
-    "tools/list": {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]},
+    "server/discover": {"supportedVersions": ["2026-07-28", "2025-11-25"], "capabilities": OFFERED},
+    "resources/list": {"resources": [{"uri": "bench://one", "name": "one"}]},
+    "resources/subscribe": {},
+    "ping": {},
 }
+SESSIONS: set[str] = set()
+FORM: Json = {"mode": "form", "message": "Who?", "requestedSchema": {"type": "object", "properties": {}}}
+ASKED_SECONDS = 60
+STREAM = [(b"content-type", b"text/event-stream")]
+_waiting: dict[str, asyncio.Event] = {}
 
 
 async def app(scope: Event, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
+    session = next((value.decode() for name, value in scope["headers"] if name == b"mcp-session-id"), "")
+    if scope["path"] == "/count":
+        await answer(send, 200, orjson.dumps(len(SESSIONS)))
+    elif scope["path"] == "/sessions" and session and session not in SESSIONS:
+        await answer(send, 404, b"")
+    elif scope["method"] == "DELETE":
+        SESSIONS.discard(session)
+        await answer(send, 200, b"")
+    elif scope["method"] == "GET" and session:
+        await stand(receive, send)
+    elif scope["method"] == "POST":
+        await post(scope["path"], session, orjson.loads(await read(receive)), receive, send)
+    else:
+        await answer(send, 405, b"")
+
+
+async def read(receive: Receive) -> bytes:
     body, more = b"", True
     while more:
         event = await receive()
         body += event.get("body", b"")
         more = event.get("more_body", False)
-    message = orjson.loads(body)
-    if "id" not in message:
+    return body
+
+
+async def post(path: str, session: str, message: Json, receive: Receive, send: Send) -> None:
+    method = message.get("method")
+    if "id" not in message or method is None:
+        if asked := _waiting.get(str(message.get("id"))):
+            asked.set()
         await answer(send, 202, b"")
-        return
-    if message["method"] == "tools/call":
-        result: object = {"content": [{"type": "text", "text": message["params"]["arguments"]["text"]}]}
+    elif method == "tools/call":
+        await call(message, receive, send)
+    elif method == "subscriptions/listen":
+        await stand(receive, send)
+    elif method == "initialize" and path == "/sessions":
+        SESSIONS.add(opened := uuid4().hex)
+        await respond(send, message, RESULTS[method], [(b"mcp-session-id", opened.encode())])
     else:
-        result = RESULTS[message["method"]]
-    await answer(send, 200, orjson.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}))
+        await respond(send, message, result(path, method))
 
 
-async def answer(send: Send, status: int, body: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+def result(path: str, method: str) -> object:
+    """None when this server does not know the method."""
+    if method == "tools/list":
+        return {"tools": MANY if path == "/many" else TOOLS}
+    return None if (path, method) == ("/sessions", "server/discover") else RESULTS.get(method)
+
+
+async def call(message: Json, receive: Receive, send: Send) -> None:
+    params = message["params"]
+    text = {"content": [{"type": "text", "text": params["arguments"].get("text", "done")}]}
+    if params["name"] == "echo":
+        await respond(send, message, text)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+    if params["name"] == "ask":
+        await ask(receive, send)
+    elif (token := params.get("_meta", {}).get("progressToken")) is not None:
+        for step in range(params["arguments"].get("steps", 1)):
+            told = {"progressToken": token, "progress": step}
+            await say(send, {"method": "notifications/progress", "params": told})
+            await asyncio.sleep(params["arguments"].get("pause", 0))
+    await say(send, {"id": message["id"], "result": text}, last=True)
+
+
+async def ask(receive: Receive, send: Send) -> None:
+    """Ask the client for a form, and wait until it answers or leaves."""
+    uid, waiting = uuid4().hex, asyncio.Event()
+    _waiting[uid] = waiting
+    await say(send, {"id": uid, "method": "elicitation/create", "params": FORM})
+    ends = [asyncio.create_task(waiting.wait()), asyncio.create_task(left(receive))]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED, timeout=ASKED_SECONDS)
+    for end in ends:
+        end.cancel()
+    await asyncio.gather(*ends, return_exceptions=True)
+    del _waiting[uid]
+
+
+async def stand(receive: Receive, send: Send) -> None:
+    """A stream on which nothing is said, until the client leaves."""
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+    await send({"type": "http.response.body", "body": b": \n\n", "more_body": True})
+    await left(receive)
+
+
+async def left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def say(send: Send, message: Json, *, last: bool = False) -> None:
+    body = b"data: " + orjson.dumps({"jsonrpc": "2.0", **message}) + b"\n\n"
+    with suppress(OSError):
+        await send({"type": "http.response.body", "body": body, "more_body": not last})
+
+
+async def respond(
+    send: Send, message: Json, result: object | None, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    told = {"error": {"code": -32601, "message": "Method not found"}} if result is None else {"result": result}
+    body = orjson.dumps({"jsonrpc": "2.0", "id": message["id"], **told})
+    await answer(send, 404 if result is None else 200, body, headers)
+
+
+async def answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    plain = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": [*plain, *(headers or [])]})
     await send({"type": "http.response.body", "body": body})

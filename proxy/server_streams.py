@@ -312,8 +312,12 @@ class ServerStreams:
     async def _listen(self, row: str, begun: asyncio.Event) -> None:
         await asyncio.sleep(0)  # Until it is held.
 
-        async def on_notification(message: Object) -> None:
+        def begin() -> None:
             begun.set()
+            self._tell_begun(self._held[row].source.audience)
+
+        async def on_notification(message: Object) -> None:
+            begin()
             await self._pass_on(self._held[row].source, message)
 
         async def on_request(asked: Object, answer: Answer) -> None:
@@ -329,30 +333,22 @@ class ServerStreams:
                 if source.target.session is None:
                     goes_on = await self._client.subscribe(source.target, _wishes(source), on_notification)
                 else:
-                    goes_on = await self._client.listen(source.target, on_notification, on_request, begun.set)
+                    goes_on = await self._client.listen(source.target, on_notification, on_request, begin)
                 if not goes_on:
-                    begun.set()
+                    begin()
                     return  # The entry stays, so that a server without a stream is not asked again and again.
                 pause = AGAIN_SECONDS
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})
-            begun.set()
+            begin()
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_AGAIN_SECONDS)
 
     def _tell_begun(self, audience: Audience) -> None:
-        waiting = [standing for standing in audience.standing if not standing.heard.is_set()]
-        if not waiting:
-            return
-        begun = [held.begun for held in self._held.values() if held.source.audience is audience]
-
-        async def tell() -> None:
-            for each in begun:
-                await each.wait()
-            for standing in waiting:
+        """Let them know who listen, once all that is held for them has begun."""
+        if all(held.begun.is_set() for held in self._held.values() if held.source.audience is audience):
+            for standing in audience.standing:
                 standing.heard.set()
-
-        self._run(tell())
 
     # What is told
 

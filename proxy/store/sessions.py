@@ -146,14 +146,19 @@ ON CONFLICT (owner_id, server_id, key) DO UPDATE SET
 WHERE u.leased_by = excluded.leased_by OR coalesce(u.leased_until <= now(), true)
 RETURNING id::text, owner_id::text, server_id::text, key
 """
-# Other workers that listen for the same are told at once.
+# Other workers that listen for the same are told at once. A listen is nothing to keep: its row goes.
 RELEASE = """
 WITH released AS (
     UPDATE proxy_upstreamsession SET leased_by = NULL, leased_until = NULL
-    WHERE id = ANY(%(rows)s::uuid[]) AND leased_by = %(worker)s
+    WHERE id = ANY(%(rows)s::uuid[]) AND leased_by = %(worker)s AND sealed_id <> ''
+    RETURNING owner_id
+), dropped AS (
+    DELETE FROM proxy_upstreamsession
+    WHERE id = ANY(%(rows)s::uuid[]) AND leased_by = %(worker)s AND sealed_id = ''
     RETURNING owner_id
 )
-SELECT pg_notify('gateway', 'upstream ' || owner_id) FROM (SELECT DISTINCT owner_id FROM released) r
+SELECT pg_notify('gateway', 'upstream ' || owner_id)
+FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 """
 
 

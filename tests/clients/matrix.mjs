@@ -83,6 +83,7 @@ async function tried(target) {
     return Object.fromEntries(Object.keys(target.asks).map((ability) => [ability, `connection: ${told(error)}`]));
   }
   for (const [ability, ask] of Object.entries(target.asks)) {
+    if (!(ability in abilities)) continue;
     const late = sleep(SECONDS * 1000).then(() => "TimeoutError: no answer");
     found[ability] = await Promise.race([abilities[ability](client, ask).catch(told), late]);
   }

@@ -11,6 +11,7 @@ from collections import defaultdict
 from weakref import WeakKeyDictionary
 
 from mcp.server.fastmcp import Context, FastMCP
+from mcp.types import SamplingMessage, TextContent
 from pydantic import BaseModel
 
 server = FastMCP("page", port=int(sys.argv[1]), log_level="WARNING")
@@ -57,6 +58,20 @@ async def dialog(context: Context) -> str:
     """Show a dialog on the page and wait for the person's answer."""
     answered = await context.elicit("Who are you?", Answer)
     return f"{answered.action}: {answered.data.name}" if answered.action == "accept" else answered.action
+
+
+@server.tool()
+async def summary(context: Context) -> str:
+    """Have the client's model sum the page up."""
+    wanted = SamplingMessage(role="user", content=TextContent(type="text", text="Sum it up."))
+    said = await context.session.create_message([wanted], max_tokens=100, related_request_id=context.request_id)
+    return said.content.text
+
+
+@server.tool()
+async def folders(context: Context) -> str:
+    """Where the page may be saved; the SDK asks on the session's standing stream, not on that of the call."""
+    return ", ".join(str(root.uri) for root in (await context.session.list_roots()).roots)
 
 
 if __name__ == "__main__":

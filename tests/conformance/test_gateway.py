@@ -87,13 +87,15 @@ def holding(name: str, revision: str) -> set[str]:
     return HOLDING[revision] | more
 
 
-@pytest.fixture(scope="module")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Where the suite reaches each fixture server through one gateway."""
+@pytest.fixture(scope="module", params=[1, 2], ids=["one gateway", "two behind nginx"])
+def addresses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Where the suite reaches each fixture server through one gateway, or two that share the requests."""
     fixtures.install()
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(fixtures.running(name)) for name in FIXTURES}
-        proxied = stack.enter_context(gateway_before(servers, tmp_path_factory.mktemp("conformance")))
+        proxied = stack.enter_context(
+            gateway_before(servers, tmp_path_factory.mktemp("conformance"), replicas=request.param)
+        )
         # What a server offers is announced once it has said so: each is asked something before the suite begins.
         for url in proxied.values():
             httpx.post(url, json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, trust_env=False, timeout=30)

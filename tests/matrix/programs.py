@@ -14,6 +14,8 @@ import sys
 
 SECONDS = 15
 CANCEL_AFTER_SECONDS = 0.5
+SAMPLED = "said by a model"
+ROOT = "file:///home/ana/work"
 
 
 def filled(schema):
@@ -34,6 +36,8 @@ def value_for(field):
 
 class Session:
     """A client that is the SDK's own session, whichever SDK."""
+
+    sampling = roots = None
 
     def __init__(self, session):
         self.session = session
@@ -76,7 +80,13 @@ class Session:
         pass
 
 
-class SessionOfSdk1(Session):
+class Host(Session):
+    """One that was also given a model to lend, and folders."""
+
+    sampling = roots = Session.call
+
+
+class SessionOfSdk1(Host):
     async def resource(self, uri):
         from pydantic import AnyUrl
 
@@ -99,10 +109,17 @@ async def sdk_1(url, token, mode):
     async def answer(context, params):
         return types.ElicitResult(action="accept", content=filled(params.requestedSchema))
 
-    headers = bearer(token)
+    async def sample(context, params):
+        said = types.TextContent(type="text", text=SAMPLED)
+        return types.CreateMessageResult(role="assistant", content=said, model="none")
+
+    async def name_roots(context):
+        return types.ListRootsResult(roots=[types.Root(uri=ROOT)])
+
+    callbacks = {"elicitation_callback": answer, "sampling_callback": sample, "list_roots_callback": name_roots}
     async with (
-        streamablehttp_client(url, headers=headers) as (read, write, _),
-        ClientSession(read, write, elicitation_callback=answer) as session,
+        streamablehttp_client(url, headers=bearer(token)) as (read, write, _),
+        ClientSession(read, write, **callbacks) as session,
     ):
         await session.initialize()
         yield SessionOfSdk1(session)
@@ -114,6 +131,25 @@ async def answer_on_sdk_2(context, params):
     return ElicitResult(action="accept", content=filled(params.requested_schema))
 
 
+async def sample_on_sdk_2(context, params):
+    from mcp_types import CreateMessageResult, TextContent
+
+    return CreateMessageResult(role="assistant", content=TextContent(type="text", text=SAMPLED), model="none")
+
+
+async def roots_on_sdk_2(context):
+    from mcp_types import ListRootsResult, Root
+
+    return ListRootsResult(roots=[Root(uri=ROOT)])
+
+
+ON_SDK_2 = {
+    "elicitation_callback": answer_on_sdk_2,
+    "sampling_callback": sample_on_sdk_2,
+    "list_roots_callback": roots_on_sdk_2,
+}
+
+
 @contextlib.asynccontextmanager
 async def sdk_2(url, token, mode):
     import httpx2
@@ -122,8 +158,8 @@ async def sdk_2(url, token, mode):
 
     async with httpx2.AsyncClient(headers=bearer(token), timeout=30) as http:
         transport = streamable_http_client(url, http_client=http)
-        async with Client(transport, mode=mode, elicitation_callback=answer_on_sdk_2) as client:
-            yield Session(client)
+        async with Client(transport, mode=mode, **ON_SDK_2) as client:
+            yield Host(client)
 
 
 @contextlib.asynccontextmanager
@@ -280,9 +316,12 @@ PROGRAMS = {
 }
 
 
+OWN_METHODS = {"list", "prompt", "resource", "progress", "cancel"}
+
+
 async def does(client, ability, ask):
     """Do what is asked; a reason when the answer is another than expected, None when the client has no way."""
-    method = getattr(client, {"session": "call", "elicitation": "call"}.get(ability, ability))
+    method = getattr(client, ability if ability in OWN_METHODS else "call")
     if method is None or getattr(client, ability, True) is None:
         return None
     if ability == "list":

@@ -20,7 +20,7 @@ from tests.conformance import fixtures
 from tests.workspace import ROOT, free_port
 
 HERE = Path(__file__).resolve().parent
-ABILITIES = ("list", "call", "prompt", "resource", "progress", "session", "elicitation", "cancel")
+ABILITIES = ("list", "call", "prompt", "resource", "progress", "session", "elicitation", "cancel", "sampling", "roots")
 
 type Ask = dict[str, Any]
 
@@ -87,6 +87,7 @@ def fixture(name: str) -> Server:
             "resource": asked("test://static-text", says="static text"),
             "progress": asked("test_tool_with_progress"),
             "elicitation": asked("test_elicitation", {"message": "Who?"}, "accept.*Ana"),
+            "sampling": asked("test_sampling", {"prompt": "Say it"}, "said by a model"),
         },
         versions[name],
     )
@@ -160,6 +161,8 @@ SERVERS = {
             ],
             "elicitation": asked("dialog", says="accept: "),
             "cancel": [asked("load", {"seconds": 20}), asked("snapshot", says="stopped 1")],
+            "sampling": asked("summary", says="said by a model"),
+            "roots": asked("folders", says="file:///home/ana/work"),
         },
         lambda: "1.0",
     ),

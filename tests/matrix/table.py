@@ -18,6 +18,8 @@ LETTERS = {
     "session": "S",
     "elicitation": "E",
     "cancel": "X",
+    "sampling": "M",
+    "roots": "F",
 }
 HEAD = """# Clients and servers that were tried
 
@@ -26,13 +28,16 @@ Real clients against real servers through one gateway, each server on a gateway 
 
 **L** tools are listed, **C** a tool is called, **P** a prompt is got, **R** a resource is read, **G** progress comes,
 **S** a second call finds the state the first one left in the server's session, **E** the server asks the person
-(elicitation) and goes on with the answer, **X** a call that the client cancels stops at the server. A letter is missing
-where the server does not offer it or the client cannot do it; it is struck out where it was tried and did not work,
-which [a table](#what-does-not-work) explains.
+(elicitation) and goes on with the answer, **X** a call that the client cancels stops at the server, **M** the server
+asks the client's model (sampling), **F** it asks for the client's folders (roots). A letter is missing where the server
+does not offer it or the client cannot do it; it is struck out where it was tried and did not work, which
+[a table](#what-does-not-work) explains.
 
-The Python SDK 1 leaves it to its user to tell a server of a cancelled call, as was done here. LangChain opens a session
-for each call unless it is given one, as it was here. **counter** and **page** are servers of this repository's tests
-that keep a number and a page per session; **fixture** are those of its conformance tests.
+Models and folders were given to the Python SDKs alone. The Python SDK 1 leaves it to its user to tell a server of a
+cancelled call, as was done here. LangChain opens a session for each call unless it is given one, as it was here.
+**counter** and **page** are servers of this repository's tests that keep a number and a page per session; page asks for
+folders on the standing stream of its session, which the gateway reads only while the client listens too. **fixture**
+are those of its conformance tests.
 
 """
 

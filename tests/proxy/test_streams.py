@@ -151,6 +151,36 @@ def test_an_event_is_passed_on_when_it_comes(work: Work) -> None:
     assert len(work.proxy.calls()) == 1
 
 
+@pytest.mark.full
+def test_a_thousand_events_come_in_their_order_each_before_the_next_is_sent(work: Work) -> None:
+    heard, hear = [0], threading.Condition()
+
+    async def count(request: Request) -> None:
+        token = request.message["params"]["_meta"]["progressToken"]
+        await request.open_stream()
+        for step in range(1, 1001):
+            await request.event(note("notifications/progress", progressToken=token, progress=step))
+            await asyncio.to_thread(wait_for, step)
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)
+
+    def wait_for(step: int) -> None:
+        with hear:
+            assert hear.wait_for(lambda: heard[0] >= step, 10)
+
+    work.put(calling(count))
+    given = {"Authorization": f"Bearer {work.agent.secret}", "Accept": BOTH}
+    with httpx.stream(
+        "POST", work.agent.url, json=call("docs__it", token=7), headers=given, timeout=20, trust_env=False
+    ) as answer:
+        events = (json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: "))
+        for step in range(1, 1001):
+            assert next(events)["params"] == {"progressToken": 7, "progress": step}
+            with hear:
+                heard[0] = step
+                hear.notify()
+        assert [event["result"] for event in events] == [{"content": []}]
+
+
 def note(method: str, **params: object) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "method": method, "params": params}
 

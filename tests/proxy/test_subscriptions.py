@@ -1,6 +1,7 @@
 """Subscriptions to resources, and what servers of both eras say of their lists while a client listens."""
 
 import asyncio
+import gc
 import json
 import time
 from contextlib import suppress
@@ -10,9 +11,11 @@ from urllib.parse import quote
 import pytest
 
 from gateways.models import Feature
+from proxy.models import UpstreamSession
+from proxy.streams import StandingStream
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
-from tests.conformance.counter import MODERN, begin_stream, event, respond
+from tests.conformance.counter import MODERN, begin_stream, event, gone, respond
 from tests.conftest import Run
 from tests.eventually import PATIENCE, PROMPT
 from tests.proxy.conftest import Agent, Start, eventually
@@ -99,8 +102,8 @@ class Library:
 class LibraryWork(Work):
     """A gateway in front of a library and of another server, at two workers; the library has introduced itself."""
 
-    def __init__(self, start: Start, run: Run, *, is_modern: bool) -> None:
-        self.library = Library(is_modern=is_modern)
+    def __init__(self, start: Start, run: Run, *, is_modern: bool = False, library: Library | None = None) -> None:
+        self.library = library or Library(is_modern=is_modern)
         self.gateway = make.gateway(slug="work")
         docs = make.server(slug="docs", url=run(self.library).url)
         self.assignment = make.assignment(self.gateway, docs)
@@ -223,6 +226,46 @@ def test_one_worker_listens_for_all_and_another_as_soon_as_its_client_leaves(wor
         work.library.say.append(TOOLS_CHANGED)
         assert TOOLS_CHANGED in later.wait_for(1)
     eventually(lambda: work.library.open == 0)
+
+
+def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Run) -> None:
+    work = LibraryWork(start, run, is_modern=True)
+    agent = in_session(work.client)
+    listens = UpstreamSession.objects.filter(version=MODERN)
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(5)
+        eventually(lambda: work.library.open == 1)
+        assert subscribe(agent)["result"] == {}
+        eventually(lambda: heard_of(work.library))
+        assert subscribe(agent, verb="unsubscribe")["result"] == {}
+        eventually(lambda: not_asked_any_more(work.library))
+        eventually(lambda: listens.count() == 1)
+    eventually(lambda: not listens.exists())
+
+
+class Silent(Library):
+    """Says nothing to those who listen, not even that it will."""
+
+    async def _talk(self, method: str, receive: Receive, send: Send) -> None:
+        self.open += 1
+        await begin_stream(send)
+        await gone(receive)
+        self.open -= 1
+
+
+def test_who_listened_to_a_silent_server_is_forgotten_when_the_stream_is_over(start: Start, run: Run) -> None:
+    def known() -> int:
+        gc.collect()
+        return sum(isinstance(one, StandingStream) for one in gc.get_objects())
+
+    work = LibraryWork(start, run, library=Silent(is_modern=True))
+    agent, before = in_session(work.client), known()
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(5)
+        eventually(lambda: work.library.open == 1)
+        assert known() == before + 1
+    eventually(lambda: work.library.open == 0)
+    eventually(lambda: known() == before)
 
 
 def test_what_a_server_asks_of_its_own_accord_is_carried_to_the_stream_of_the_session(start: Start, run: Run) -> None:

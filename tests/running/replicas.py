@@ -28,6 +28,7 @@ from tests.conformance.counter import (
     result_of,
 )
 from tests.proxy.conftest import Agent
+from tests.running.nginx import Nginx
 from tests.workspace import OWNER, Serve, free_port
 
 type Json = dict[str, Any]
@@ -39,7 +40,7 @@ class RoundRobin:
     """A port whose connections go to `ports` in turn, whoever calls; a port that nobody listens at is passed over."""
 
     def __init__(self, port: int, ports: list[int]) -> None:
-        self._ports = ports
+        self._ports = self.doors = ports
         self._next = 0
         self.taken: list[int] = []
         """The port of each connection, in order."""
@@ -203,7 +204,7 @@ class Replicas:
     """Two `serve` with two workers each, `front` before them, and a server behind."""
 
     serves: list[Serve]
-    front: RoundRobin
+    front: RoundRobin | Nginx
     url: str
     counter: Troubled
     upstream_url: str
@@ -228,7 +229,8 @@ class Replicas:
 
     def at(self, number: int, agent: Agent) -> Agent:
         """The same client, at this `serve` only."""
-        return Agent(agent.url.replace(self.url, self.serves[number].url), agent.secret, agent.headers)
+        door = f"http://localhost:{self.front.doors[number]}"
+        return Agent(agent.url.replace(self.url, door), agent.secret, agent.headers)
 
     def rows(self, agent: Agent) -> list[Json]:
         """What the log holds of this client, oldest first."""
@@ -272,17 +274,24 @@ def good_again(agent: Agent, seconds: float) -> float:
 
 
 @contextmanager
-def replicas(directory: Path, database_url: str = "") -> Iterator[Replicas]:
-    """All of it, ready; on a database of its own unless one is given."""
+def replicas(
+    directory: Path,
+    database_url: str = "",
+    before: type[RoundRobin] | type[Nginx] = RoundRobin,
+    **settings: str,
+) -> Iterator[Replicas]:
+    """All of it, ready, with this in front; on a database of its own unless one is given."""
     counter, port = Troubled(), free_port()
     url = f"http://localhost:{port}"
-    first = workspace.new(directory, "replica1", GATEWAY_PUBLIC_URL=url)
+    if before is Nginx:
+        settings["GATEWAY_TRUSTED_PROXIES"] = "127.0.0.1/32,::1/128"
+    first = workspace.new(directory, "replica1", GATEWAY_PUBLIC_URL=url, **settings)
     if database_url:
         first.database_url = database_url
     (directory / "replica2").mkdir(mode=0o700)
     second = Serve(directory / "replica2", first.database_url, free_port(), first.settings)
     serves = [first, second]
-    front = RoundRobin(port, [serve.port for serve in serves])
+    front = before(port, [serve.port for serve in serves])
     try:
         with upstreams.running(counter) as upstream:
             with ThreadPoolExecutor() as starts:  # At once, as an orchestrator does.

@@ -1,4 +1,4 @@
-"""Two `serve` on one database, without stickiness: any of them serves any request of a session."""
+"""Two `serve` on one database, without stickiness, behind nginx too: any serves any request of a session."""
 
 import json
 import threading
@@ -16,7 +16,19 @@ from tests.eventually import PATIENCE, PROMPT, eventually
 from tests.proxy.conftest import Agent
 from tests.proxy.listening import Listener, listening
 from tests.running.debian import postgres, programs, restart
-from tests.running.replicas import FAULTS, Replicas, Troubled, call, count, good_again, in_session, leave, replicas
+from tests.running.nginx import Nginx
+from tests.running.replicas import (
+    FAULTS,
+    Replicas,
+    RoundRobin,
+    Troubled,
+    call,
+    count,
+    good_again,
+    in_session,
+    leave,
+    replicas,
+)
 from tests.running.test_kill import runs
 
 pytestmark = pytest.mark.xdist_group("kill")
@@ -26,9 +38,13 @@ BUSES = "FROM pg_stat_activity WHERE application_name = 'gateway bus' AND datnam
 ACCEPTED = {"action": "accept", "content": {"name": "Ann"}}
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    with replicas(tmp_path_factory.mktemp("replicas")) as made:
+FRONTS = ["round robin", pytest.param("nginx", marks=pytest.mark.full)]
+BEFORE: dict[str, type[RoundRobin] | type[Nginx]] = {"round robin": RoundRobin, "nginx": Nginx}
+
+
+@pytest.fixture(scope="module", params=FRONTS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    with replicas(tmp_path_factory.mktemp("replicas"), before=BEFORE[request.param]) as made:
         yield made
 
 
@@ -293,8 +309,9 @@ def test_a_restarted_server_gets_a_new_session_for_all_replicas(both: Replicas) 
 
 
 @pytest.mark.full
-def test_a_restarted_postgresql_loses_no_session_no_stream_and_no_answer(tmp_path: Path) -> None:
-    with postgres(programs()) as url, replicas(tmp_path, url) as made:
+@pytest.mark.parametrize("front", BEFORE)
+def test_a_restarted_postgresql_loses_no_session_no_stream_and_no_answer(tmp_path: Path, front: str) -> None:
+    with postgres(programs()) as url, replicas(tmp_path, url, BEFORE[front]) as made:
         agent = in_session(made.agent(), ELICITATION)
         counted = [count(agent) for _ in range(4)]
         with (

@@ -1,0 +1,71 @@
+"""nginx as docs/how-to/deploy.md sets it up, before several `serve`: it sends each request to the next of them."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.workspace import ROOT, free_port
+
+PAGE = ROOT / "docs" / "how-to" / "deploy.md"
+CONFIGURATION = """
+daemon off; pid {home}/nginx.pid; error_log {home}/error.log; worker_processes 1;
+events {{ worker_connections 1024; }}
+http {{
+  log_format to '$upstream_addr'; access_log {home}/access.log to;
+  client_body_temp_path {home}/t1; proxy_temp_path {home}/t2; fastcgi_temp_path {home}/t3;
+  uwsgi_temp_path {home}/t4; scgi_temp_path {home}/t5;
+  upstream all {{ {every} }}
+{servers}
+}}
+"""
+
+
+def documented() -> str:
+    """The `location` of the page."""
+    found = re.search(r"```nginx\n.*?( +location / \{\n.*?\n    \})\n", PAGE.read_text(), re.DOTALL)
+    assert found, f"{PAGE} has no location for nginx"
+    return found[1]
+
+
+class Nginx:
+    """Serves at `port` whichever of `ports` is next, and at each of `doors` the one of the same place only."""
+
+    def __init__(self, port: int, ports: list[int]) -> None:
+        program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+        assert program, "These tests need nginx: install Debian's package nginx."
+        self.doors = [free_port() for _ in ports]
+        self._home = Path(tempfile.mkdtemp(prefix="gateway-nginx-"))
+        self._home.chmod(0o755)  # Its workers run as somebody else.
+        places = [(port, "all"), *((door, f"127.0.0.1:{one}") for door, one in zip(self.doors, ports, strict=True))]
+        location = documented()
+        servers = "\n".join(
+            f"  server {{ listen 127.0.0.1:{at}; listen [::1]:{at};\n{location.replace('127.0.0.1:8000', to)}\n  }}"
+            for at, to in places
+        )
+        every = " ".join(f"server 127.0.0.1:{one};" for one in ports)
+        configuration = self._home / "nginx.conf"
+        configuration.write_text(CONFIGURATION.format(home=self._home, every=every, servers=servers))
+        self._process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
+        self._wait_until_it_listens()
+
+    @property
+    def taken(self) -> Sequence[int]:
+        """The port each request that is over went to, in order."""
+        lines = (self._home / "access.log").read_text().splitlines()
+        return [int(line.rsplit(":", 1)[1]) for line in lines if ":" in line]
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _wait_until_it_listens(self, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while not (self._home / "nginx.pid").exists():
+            assert self._process.poll() is None, (self._home / "error.log").read_text()
+            assert time.monotonic() < deadline, "nginx did not start"
+            time.sleep(0.05)
