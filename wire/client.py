@@ -29,6 +29,7 @@ from wire.rpc_messages import (
     OnRequest,
     RpcResponse,
     ServerInfo,
+    StreamPlace,
     Target,
     WrongEra,
     ignore,
@@ -309,12 +310,14 @@ class McpClient:
         on_notification: OnNotification,
         on_request: OnRequest | None = None,
         begun: Callable[[], object] = bool,
+        place: StreamPlace | None = None,
     ) -> bool:
         """Read what the server of this session says of its own accord, until its stream ends; False if it has none.
 
-        Calls `begun` when the stream is open. Raises an UpstreamError.
+        Calls `begun` when the stream is open; `place` is how far it was read before, and then how far it was. Raises an
+        UpstreamError, or SessionLost.
         """
-        return await self._sessions.listen(target, on_notification, on_request, begun)
+        return await self._sessions.listen(target, on_notification, on_request, begun, place)
 
     async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
         """The same at a server of 2026-07-28: hold `subscriptions/listen` there; False if it knows no such method.

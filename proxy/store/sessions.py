@@ -294,6 +294,11 @@ class SessionKeeper:
         """The opposite. Raises DatabaseUnavailable."""
         await self._state.fetch(UNSUBSCRIBE, {"session": session, "uri": uri})
 
+    async def kept(self, target: Target) -> str | None:
+        """The row of the session at this server, if there is one. Raises DatabaseUnavailable."""
+        rows = await self._state.fetch(FIND, _identity(target))
+        return rows[0][0] if rows else None
+
     async def subscriptions(self, sessions: Sequence[str]) -> dict[str, list[str]]:
         """The resources that the clients of these sessions want to hear of. Raises DatabaseUnavailable."""
         return dict(await self._state.fetch(SUBSCRIPTIONS, {"sessions": list(sessions)}))
