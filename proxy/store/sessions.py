@@ -345,7 +345,7 @@ class SessionKeeper:
         for owner, key, *row in rows:
             for target in self._targets([tuple(row)]):
                 told = capabilities_of(key.rpartition(" ")[2])
-                found[str(row[0])] = owner, target._replace(session_key=key, capabilities=told)
+                found[str(row[0])] = owner, target._replace(session_key=key, capabilities=told, owner_id=owner)
         return found
 
     async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:

@@ -37,6 +37,11 @@ class Library:
         self.say: list[Json] = []
         self.asked: list[Json] = []
         self.open = 0
+        self.session = 0
+
+    def restart(self) -> None:
+        """Forget the session, and end its stream."""
+        self.session += 1
 
     def of(self, method: str) -> list[Json]:
         """The params of all requests with this method."""
@@ -57,6 +62,9 @@ class Library:
             error = {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "Unsupported"}}
             await answer(send, 400, json.dumps(error).encode())
             return
+        if not self.is_modern and headers_of(scope).get("mcp-session-id", own := str(self.session)) != own:
+            await answer(send, 404, b"")
+            return
         await self._answer(message, receive, send)
 
     async def _answer(self, message: Json, receive: Receive, send: Send) -> None:
@@ -66,7 +74,7 @@ class Library:
                 await self._talk(method, receive, send)
             case "initialize":
                 info = {"protocolVersion": "2025-11-25", "capabilities": OFFERED, "serverInfo": {"name": "library"}}
-                await respond(send, message, info, [(b"mcp-session-id", b"one")])
+                await respond(send, message, info, [(b"mcp-session-id", b"%d" % self.session)])
             case "server/discover":
                 await respond(send, message, {"supportedVersions": [MODERN], "capabilities": OFFERED})
             case "tools/list":
@@ -85,8 +93,8 @@ class Library:
             told = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {}}
             await send({"type": "http.response.body", "body": event(told), "more_body": True})
         left = asyncio.ensure_future(receive())
-        said = len(self.say)
-        while not left.done():
+        said, session = len(self.say), self.session
+        while not left.done() and session == self.session:
             for message in self.say[said:]:
                 await send({"type": "http.response.body", "body": event(message), "more_body": True})
             said = len(self.say)
@@ -236,3 +244,38 @@ def test_subscribing_is_no_method_of_2026(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=True)
     body, headers = modern("resources/subscribe", {"uri": URI})
     assert work.client.post(body, **headers).json()["error"]["code"] == -32601
+
+
+UPDATE = {"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": MAPPED}}
+
+
+@pytest.fixture
+def session_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> LibraryWork:
+    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.1)
+    return LibraryWork(start, run, is_modern=False)
+
+
+def test_a_subscription_is_renewed_when_the_server_has_lost_its_session(session_work: LibraryWork) -> None:
+    library, agent = session_work.library, in_session(session_work.client)
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(5)
+        assert subscribe(session_work.elsewhere(agent))["result"] == {}
+        eventually(lambda: heard_of(library))
+        asked = len(library.of("resources/subscribe"))
+        library.restart()
+        eventually(lambda: len(library.of("resources/subscribe")) > asked)
+        assert stream.wait_for(1) == [UPDATE]  # Something may have been missed; it is told once.
+        eventually(lambda: library.open == 1)
+        library.update()
+        assert stream.wait_for(2) == [UPDATE, UPDATE]
+
+
+def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_have_changed(
+    session_work: LibraryWork,
+) -> None:
+    library, agent = session_work.library, in_session(session_work.client)
+    assert subscribe(agent)["result"] == {}
+    assert library.of("resources/subscribe") == [{"uri": URI}]
+    with listening(session_work.elsewhere(agent), "GET") as stream:
+        assert stream.wait_for(1) == [UPDATE]
+        eventually(lambda: library.of("resources/subscribe") == [{"uri": URI}] * 2)
