@@ -284,6 +284,11 @@ class Streams:
         """The standing streams of this session, or of this connection without one, the newest first."""
         return [standing for standing in reversed(self.standing()) if standing.owner == owner]
 
+    def sessions(self) -> set[str]:
+        """The sessions in which something is under way here."""
+        grants = (request.grant for request in self.calls.values())
+        return {grant.session.id for grant in grants if grant is not None and grant.session is not None}
+
     def standing(self) -> list[StandingStream]:
         """All standing streams of this worker that are told what servers say."""
         return [standing for standing in self._standing.values() if not standing.repeats]

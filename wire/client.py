@@ -345,6 +345,22 @@ class McpClient:
         except TimeoutError:
             raise TimedOut(target.server_name, target.timeout_s) from None
 
+    async def introduce(self, target: Target) -> ServerInfo:
+        """What this server says of itself now, in no session that is kept. Raises an UpstreamError."""
+        try:
+            with TimeLimit(target.timeout_s):
+                info = await stateless.discover(self._transport, target) if self.era(target) != SESSION else None
+                if (era := SESSION if info is None else MODERN) != self.era(target):
+                    self._learn(target, era)
+                if info is None:
+                    return await self._sessions.introduce(target)
+                self._introduced(target, info)
+                return info
+        except TimeoutError:
+            raise TimedOut(target.server_name, target.timeout_s) from None
+        except WrongEra:
+            raise BadAnswer(target.server_name, "speaks neither wire") from None
+
     async def post(self, target: Target, message: Object) -> None:
         """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
         await self._sessions.post(target, message)

@@ -248,7 +248,7 @@ class SessionWire:
             opening.set_result(session)
 
     async def _open(self, target: Target) -> Session:
-        session = await self._initialize(target)
+        session, _ = await self._initialize(target)
         try:
             await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/initialized"})
             kept = await self._store.keep(target, session)
@@ -259,7 +259,16 @@ class SessionWire:
             self.start_background(self._end(target, session))
         return kept
 
-    async def _initialize(self, target: Target, proposed: str = versions.NEWEST_SESSION) -> Session:
+    async def introduce(self, target: Target) -> ServerInfo:
+        """What the server says of itself to `initialize`; the session is ended at once.
+
+        Raises an UpstreamError, or WrongEra.
+        """
+        session, info = await self._initialize(target)
+        self.start_background(self._end(target, session))
+        return info
+
+    async def _initialize(self, target: Target, proposed: str = versions.NEWEST_SESSION) -> tuple[Session, ServerInfo]:
         """Open a session in the version `proposed`, else in the newest that the server lists instead."""
         request_id = next_request_id()
         params = {
@@ -285,8 +294,9 @@ class SessionWire:
             raise UnknownVersion(target.server_name, f"speaks MCP {named}")
         if session_id and not fits_a_header(session_id):
             raise BadSessionId(target.server_name)
-        self._introduced(target, ServerInfo.of(answer.document["result"], version))
-        return Session(session_id, version)
+        info = ServerInfo.of(answer.document["result"], version)
+        self._introduced(target, info)
+        return Session(session_id, version), info
 
     async def close(self) -> None:
         """End the sessions that end with this process; servers get CLOSE_SECONDS for it."""
