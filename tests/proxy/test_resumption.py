@@ -5,6 +5,7 @@ import json
 import threading
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -156,6 +157,33 @@ def test_the_id_of_another_session_gives_nothing(work: Work) -> None:
             assert (error["id"], error["error"]["data"]) == ("mine", {"reason": "call_lost"})
     with resumed(mine, stream.ids[0]) as rest:
         assert missed(rest)[-1] == ANSWERED
+
+
+ANYTHING = sorted(f"notifications/{kind}/list_changed" for kind in ("tools", "prompts", "resources"))
+
+
+def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_may_have_changed(
+    work: Work, ana: User
+) -> None:
+    agent = work.agent("bob")
+    with listening(in_session(agent), "GET") as stream:
+        eventually(lambda: stream.ids)
+        work.assignment.features.get().disable(by=ana)
+        stream.wait_for(1)
+    eventually(lambda: StreamEvent.objects.filter(is_last=True).exists())
+    with resumed(in_session(agent), stream.ids[0]) as other:
+        other.wait_for(3)
+        work.assignment.features.get().enable(by=ana)
+        other.wait_for(4)
+    assert sorted(other.methods()[:3]) == ANYTHING
+
+
+def test_a_standing_stream_whose_worker_died_is_opened_elsewhere(work: Work) -> None:
+    agent = in_session(work.agent())
+    with resumed(agent, f"s-{uuid4().hex}-12") as stream:
+        stream.wait_for(3)
+    assert sorted(stream.methods()) == ANYTHING
+    assert all(each.endswith(number) for each, number in zip(stream.ids, ("-13", "-14", "-15"), strict=True))
 
 
 def test_a_call_that_was_lost_with_its_worker_is_answered_so(work: Work) -> None:

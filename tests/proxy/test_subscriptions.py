@@ -38,6 +38,13 @@ class Library:
         self.asked: list[Json] = []
         self.open = 0
         self.session = 0
+        self.cuts = 0
+        self.gives_ids = False
+        self.resumed: list[str] = []
+
+    def cut(self) -> None:
+        """End the streams; the session goes on."""
+        self.cuts += 1
 
     def restart(self) -> None:
         """Forget the session, and end its stream."""
@@ -65,6 +72,8 @@ class Library:
         if not self.is_modern and headers_of(scope).get("mcp-session-id", own := str(self.session)) != own:
             await answer(send, 404, b"")
             return
+        if scope["method"] == "GET" and "last-event-id" in headers_of(scope):
+            self.resumed.append(headers_of(scope)["last-event-id"])
         await self._answer(message, receive, send)
 
     async def _answer(self, message: Json, receive: Receive, send: Send) -> None:
@@ -93,10 +102,11 @@ class Library:
             told = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {}}
             await send({"type": "http.response.body", "body": event(told), "more_body": True})
         left = asyncio.ensure_future(receive())
-        said, session = len(self.say), self.session
-        while not left.done() and session == self.session:
-            for message in self.say[said:]:
-                await send({"type": "http.response.body", "body": event(message), "more_body": True})
+        said, begun = len(self.say), (self.session, self.cuts)
+        while not left.done() and begun == (self.session, self.cuts):
+            for number, message in enumerate(self.say[said:], said + 1):
+                own_id = b"id: %d\n" % number if self.gives_ids else b""
+                await send({"type": "http.response.body", "body": own_id + event(message), "more_body": True})
             said = len(self.say)
             await asyncio.wait([left], timeout=0.02)
         self.open -= 1
@@ -279,3 +289,27 @@ def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_h
     with listening(session_work.elsewhere(agent), "GET") as stream:
         assert stream.wait_for(1) == [UPDATE]
         eventually(lambda: library.of("resources/subscribe") == [{"uri": URI}] * 2)
+
+
+@pytest.mark.parametrize("gives_ids", [True, False], ids=["with ids", "without"])
+def test_the_stream_of_a_server_is_gone_on_with_where_it_broke_or_the_client_is_told_what_may_be(
+    session_work: LibraryWork, gives_ids: bool
+) -> None:
+    library, agent = session_work.library, in_session(session_work.client)
+    library.gives_ids = gives_ids
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(5)
+        assert subscribe(agent)["result"] == {}
+        eventually(lambda: heard_of(library))
+        library.update()
+        assert stream.wait_for(1) == [UPDATE]
+        gets = len([message for message in library.asked if message.get("method") == "GET"])
+        library.cut()
+        eventually(lambda: len([each for each in library.asked if each.get("method") == "GET"]) > gets)
+        assert library.resumed == (["1"] if gives_ids else [])
+        eventually(lambda: library.open == 1)
+        if not gives_ids:
+            assert stream.wait_for(2) == [UPDATE] * 2
+        told = len(stream.events)
+        library.update()
+        assert stream.wait_for(told + 1) == [UPDATE] * (2 if gives_ids else 3)
