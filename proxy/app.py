@@ -13,10 +13,12 @@ from proxy.forward import Forwarder
 from proxy.handshake import Handshake
 from proxy.lists import Lists
 from proxy.request import PREFIX
+from proxy.resumption import Resumption
 from proxy.server_requests import ServerRequests
 from proxy.server_streams import ServerStreams
 from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
+from proxy.store.events import StreamEvents
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Bell, PendingRequests
 from proxy.store.rate_limits import Limits
@@ -74,6 +76,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
+        suspended.under_way = streams.calls
+        usage.in_use = streams.sessions
+        bus.on("sessions", usage.write_sessions)
         server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
@@ -81,6 +86,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             {name: partial(getattr, part, "fault") for name, part in connections.items()},
             partial(getattr, transport, "idle"),
         )
+        events = StreamEvents(state, bus, cipher)
+        resumption = Resumption(events, keeper, server_streams)
         await state.start()
         for part in (access, limits, writer, usage, bus, streams):
             part.start()
@@ -90,8 +97,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
-            yield Endpoint(config, access, limits, writer, usage, dispatcher, server_streams, requests)
+            yield Endpoint(config, access, limits, writer, usage, dispatcher, resumption, requests)
         finally:
+            await events.stop()
             await suspended.stop()
             await requests.stop()
             await server_streams.stop()

@@ -23,7 +23,7 @@ from proxy.catalog import (
 )
 from proxy.forward import CACHE_HINTS, LEVELS, Forwarder
 from proxy.handshake import Handshake
-from proxy.lists import Lists
+from proxy.lists import BadCursor, Lists
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import ROOTS_CHANGED
@@ -266,9 +266,11 @@ class Dispatcher:
         return _result_response(request, message, {})
 
     async def _initialize(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        grant = await self._lists.introduced(request, grant)
         return await self._handshake.initialize(request, grant, message)
 
     async def _discover(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+        grant = await self._lists.introduced(request, grant)
         return _result_response(request, message, self._handshake.discover(grant), cacheable=True)
 
     async def _set_level(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
@@ -278,15 +280,15 @@ class Dispatcher:
         return await self._handshake.set_level(request, grant, message)
 
     async def _list(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        if message.params.get("cursor") is not None:
-            # Everything is on the first page, so no cursor is ours.
-            return error_response(request, jsonrpc.INVALID_PARAMS, "Invalid cursor")
         assignments = grant.assignments
         if len(assignments) == 1:
             request.set_server(assignments[0])
         began = time.perf_counter()
         try:
-            listing = await self._lists.answer(request, grant, METHODS[message.method].lists)
+            kind, cursor = METHODS[message.method].lists, message.params.get("cursor")
+            listing = await self._lists.answer(request, grant, kind, cursor)
+        except BadCursor:
+            return error_response(request, jsonrpc.INVALID_PARAMS, "Invalid cursor")
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         more: Object = {"resultType": "complete", **CACHE_HINTS} if request.modern else {}

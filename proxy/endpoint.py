@@ -23,8 +23,8 @@ from proxy.dispatch import (
 )
 from proxy.request import UNAUTHENTICATED_BODY, ClientLeft, HeaderReader, McpRequest, Receive, Scope, Send
 from proxy.response import Response, Stream
+from proxy.resumption import Resumption
 from proxy.server_requests import ServerRequests
-from proxy.server_streams import ServerStreams
 from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
@@ -60,7 +60,7 @@ class Endpoint:
         writer: CallWriter,
         usage: UsageTracker,
         dispatcher: Dispatcher,
-        server_streams: ServerStreams,
+        resumption: Resumption,
         requests: ServerRequests,
     ) -> None:
         self._config = config
@@ -69,9 +69,11 @@ class Endpoint:
         self._writer = writer
         self._usage = usage
         self._dispatcher = dispatcher
-        self._streams = server_streams.streams
+        self._streams = resumption.server_streams.streams
         self._requests = requests
-        self._server_streams = server_streams
+        self._server_streams = resumption.server_streams
+        self._events = resumption.events
+        self._resumption = resumption
         self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
         self._header_reader = HeaderReader(config, access)
 
@@ -192,7 +194,7 @@ class Endpoint:
                     await self._stand(request, grant)
                     return
             if refusal is None and request.parsed_headers.accepted.stream:
-                stream = Stream(request, self._config.ping_seconds)
+                stream = Stream(request, self._config.ping_seconds, self._events)
         try:
             answer = refusal or await self._dispatch(request, grant, stream)
             await self._finish(request, answer, stream)
@@ -200,6 +202,7 @@ class Endpoint:
             await _send_not_executed(request, stream)
         finally:
             if stream is not None and stream.opened:
+                stream.forget()
                 metrics.open_counts["streams"] -= 1
 
     async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
@@ -287,6 +290,13 @@ class Endpoint:
             metrics.UNAVAILABLE.labels("access").inc()
             await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
             return
+        try:
+            await self._serve_standing(request, standing)
+        finally:
+            if standing.history is not None:
+                standing.history.end()
+
+    async def _serve_standing(self, request: McpRequest, standing: StandingStream) -> None:
         row = request.row
         row.duration_ms = (time.perf_counter() - request.began) * 1000
         try:
@@ -304,7 +314,7 @@ class Endpoint:
 
     async def _standing_stream(self, request: McpRequest, grant: Grant) -> StandingStream:
         if request.message is None:
-            return StandingStream(request, grant)
+            return await self._resumption.standing(request, grant)
         lists, uris = honoured(request.message.params.get("notifications"))
         if uris:
             uris = await self._server_streams.honoured(request, uris)

@@ -6,8 +6,12 @@ function of the database, `gateways_learn`, for the pages too.
 """
 
 import asyncio
+import hashlib
+import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from psycopg.types.json import Jsonb
@@ -25,6 +29,7 @@ from wire.client import McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
 from wire.errors import Busy, TimedOut, UpstreamError
 from wire.jsonrpc import Id, Object
+from wire.rpc_messages import ServerInfo
 from wire.trace_context import NONE, Trace
 
 logger = logging.getLogger(__name__)
@@ -36,6 +41,9 @@ FRESH_SECONDS = 60.0  # So long nobody asks again for what is stored,
 RETRY_SECONDS = 10.0  # and so long when the server could not be asked.
 WAIT_SECONDS = 1.5  # What a client waits for a server of which nothing is stored,
 LIVE_SECONDS = 3.0  # and for one whose lists differ by session.
+
+PAGE = 1_000  # Definitions.
+CURSOR = "cursor"
 
 LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
 
@@ -55,16 +63,36 @@ class Listing(NamedTuple):
     member: str
     items: Sequence[str]
     unavailable: Sequence[Unavailable]
+    next_cursor: str = ""
 
     def response(self, request_id: Id | None, more: Object) -> bytes:
         """The answer, with these further members of its result. No definition is read and written again for it."""
         if self.unavailable:
             named = [{"server": a.server_name, "alias": a.alias, "reason": reason} for a, reason in self.unavailable]
             more = {"_meta": {UNAVAILABLE: named}, **more}
+        if self.next_cursor:
+            more = {"nextCursor": self.next_cursor, **more}
         rest = jsonrpc.dumps(more)[1:-1]
         texts = ",".join(self.items).encode()
         result = b'{"%b":[%b]%b%b}' % (self.member.encode(), texts, b"," if rest else b"", rest)
         return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (jsonrpc.dumps(request_id), result)
+
+
+class BadCursor(Exception):
+    """The cursor is none that was given for this list of this gateway."""
+
+
+class Position(NamedTuple):
+    """The last definition of a page: how many stood before it, and a digest of what it is called."""
+
+    at: int
+    digest: str
+
+    def next_in(self, keys: Sequence[str]) -> int:
+        """Where the next page begins: behind that definition, wherever it stands now; else where it stood."""
+        if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
+            return self.at + 1
+        return next((now + 1 for now, key in enumerate(keys) if _digest(key) == self.digest), self.at)
 
 
 class NoServerAnswered(UpstreamError):
@@ -96,16 +124,22 @@ class Lists:
         self._seconds = seconds
         self._asking: dict[Asked, asyncio.Task[list[Definition]]] = {}
         self._again: set[Asked] = set()
+        # When servers were asked what they are, by server and identity.
+        self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[ServerInfo | None]]] = {}
 
     async def stop(self) -> None:
         """End what is asked in the background."""
-        tasks = [*self._asking.values()]
+        tasks = [*self._asking.values(), *(task for _, task in self._introducing.values())]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def answer(self, request: McpRequest, grant: Grant, kind: str) -> Listing:
-        """What this connection may use; raises NoServerAnswered or the one server's error when nothing is known."""
+    async def answer(self, request: McpRequest, grant: Grant, kind: str, cursor: object = None) -> Listing:
+        """A page of what this connection may use, the first one without a cursor.
+
+        Raises BadCursor, and NoServerAnswered or the one server's error when nothing is known.
+        """
+        after = self._position(cursor, grant, kind) if cursor is not None else None
         trace = request.trace
         ready, unavailable = _split_by_readiness(grant.assignments)
         live: dict[str, list[Definition] | UpstreamError] = {}
@@ -126,7 +160,36 @@ class Lists:
                 if age > (RETRY_SECONDS if error else FRESH_SECONDS):
                     self.refresh(assigned, grant, kind)
         _raise_if_nothing_is_known(ready, live)
-        return Listing(CATALOGUES[kind].member, _shown(grant, ready, kind, live), unavailable)
+        return self._page(_shown(grant, ready, kind, live), unavailable, grant, kind, after)
+
+    def _page(
+        self,
+        shown: dict[str, str],
+        unavailable: Sequence[Unavailable],
+        grant: Grant,
+        kind: str,
+        after: Position | None,
+    ) -> Listing:
+        member, keys = CATALOGUES[kind].member, [*shown]
+        begin = after.next_in(keys) if after is not None else 0
+        end = begin + PAGE
+        if not begin and end >= len(keys):
+            return Listing(member, [*shown.values()], unavailable)
+        cursor = self._cursor(grant, kind, Position(end - 1, _digest(keys[end - 1]))) if end < len(keys) else ""
+        return Listing(member, [shown[key] for key in keys[begin:end]], unavailable, cursor)
+
+    def _cursor(self, grant: Grant, kind: str, last: Position) -> str:
+        return self._cipher.seal(json.dumps([CURSOR, grant.gateway_id, kind, *last])).decode()
+
+    def _position(self, cursor: object, grant: Grant, kind: str) -> Position:
+        """The position that a cursor of ours names. Raises BadCursor."""
+        try:
+            facts = json.loads(self._cipher.open(cursor.encode("ascii") if isinstance(cursor, str) else b""))
+        except ValueError:  # So is Unreadable one.
+            raise BadCursor from None
+        if not isinstance(facts, list) or facts[:3] != [CURSOR, grant.gateway_id, kind]:
+            raise BadCursor
+        return Position(*facts[3:])
 
     async def look_again(
         self, request: McpRequest, grant: Grant, assigned: AssignedServer, wanted: Wanted
@@ -151,6 +214,44 @@ class Lists:
             self._again.add(asked)
         else:
             self._start(asked, assigned, grant, NONE, self._seconds)
+
+    async def introduced(self, request: McpRequest, grant: Grant) -> Grant:
+        """The grant, with what those servers say of themselves that never said so: a client asks for it once only.
+
+        It waits for them as for their lists; one that did not answer is waited for again after RETRY_SECONDS.
+        """
+
+        async def introduce(assigned: AssignedServer) -> AssignedServer:
+            if (
+                not is_usable(assigned)
+                or identity_refusal(assigned)
+                or (assigned.introduction or (None,))[0] is not None
+            ):
+                return assigned
+            info = await self._introduction(assigned, grant, request.trace)
+            return assigned if info is None else assigned._replace(introduction=(info.capabilities, info.instructions))
+
+        return grant._replace(assignments=await asyncio.gather(*map(introduce, grant.assignments)))
+
+    async def _introduction(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> ServerInfo | None:
+        key = assigned.server_id, assigned.identity_id or ""
+        now = time.monotonic()
+        asked_at, task = self._introducing.get(key, (now, None))
+        if task is None or (task.done() and now - asked_at > RETRY_SECONDS):
+            asked_at, work = now, self._introduce(assigned, grant, trace)
+            task = asyncio.create_task(work, name=f"what {assigned.server_name} is")
+            fresh = {each: held for each, held in self._introducing.items() if now - held[0] < FRESH_SECONDS}
+            self._introducing = fresh | {key: (now, task)}
+        with suppress(TimeoutError):  # Who comes later waits no longer than the first.
+            return await asyncio.wait_for(asyncio.shield(task), max(asked_at + WAIT_SECONDS - now, 0))
+        return None
+
+    async def _introduce(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> ServerInfo | None:
+        try:
+            return await self._client.introduce(target(assigned, grant, self._cipher, trace))
+        except UpstreamError as error:
+            logger.debug("a server did not say what it is", extra={"error": str(error), "server": assigned.server_name})
+            return None
 
     # Asking servers
 
@@ -246,7 +347,7 @@ def _shown(
     ready: Sequence[AssignedServer],
     kind: str,
     live: dict[str, list[Definition] | UpstreamError],
-) -> list[str]:
+) -> dict[str, str]:
     """The texts of all that may be used, each name once: a name belongs to the server that requests of it go to."""
     shown: dict[str, str] = {}
     for assigned in ready:
@@ -261,7 +362,11 @@ def _shown(
                 continue
             if kind not in (TOOL, PROMPT) or server_of(grant.assignments, name) is assigned:
                 shown[key] = _mapped(kind, assigned.alias, text) if grant.several_servers else text
-    return list(shown.values())
+    return shown
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _mapped(kind: str, alias: str, text: str) -> str:

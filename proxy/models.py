@@ -159,3 +159,24 @@ class SuspendedCall(models.Model):
 
     def __str__(self) -> str:
         return f"turn {self.turn} until {self.expires_at:%H:%M:%S}"
+
+
+class StreamEvent(models.Model):
+    """An event of a stream of a session which its client may not have got, until `expires_at`; `data` is sealed.
+
+    Without data it only says how far the stream went; `is_last` that it ended there.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    session_id = models.UUIDField(db_index=True)
+    stream_id = models.UUIDField()
+    number = models.PositiveIntegerField()
+    data = models.BinaryField()
+    is_last = models.BooleanField()
+    expires_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        constraints = (models.UniqueConstraint(fields=("stream_id", "number"), name="one_event_per_stream_and_number"),)
+
+    def __str__(self) -> str:
+        return f"{self.stream_id} {self.number}"

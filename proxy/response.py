@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from proxy import metrics
 from proxy.request import McpRequest, Pair
-from wire import jsonrpc, sse
+from proxy.store.events import History, StreamEvents
+from wire import jsonrpc, sse, versions
 
 CORS_METHODS = b"GET, POST, DELETE, OPTIONS"
 CORS_REQUEST_HEADERS = (
@@ -97,17 +98,37 @@ async def send(request: McpRequest, response: Response) -> None:
     await request.send({"type": "http.response.body", "body": response.body})
 
 
+def is_primed(version: str) -> bool:
+    """Whether a client of this version takes an event without data for what it is: the id to come back with."""
+    return version == versions.NEWEST_SESSION
+
+
 class Stream:
     """The client's event stream, opened by the first notification or ping that precedes the response.
 
-    A silent stream gets a comment every `ping_seconds`, because proxies on the way close idle connections.
+    A silent stream gets a comment every `ping_seconds`, because proxies on the way close idle connections. In a session
+    its events have ids, under which `events` knows them: what follows when the client has left is kept there.
     """
 
-    __slots__ = ("_ended", "_headers", "_lock", "_ping_seconds", "_ping_task", "_request", "opened")
+    __slots__ = (
+        "_ended",
+        "_events",
+        "_headers",
+        "_history",
+        "_lock",
+        "_ping_seconds",
+        "_ping_task",
+        "_request",
+        "_watcher",
+        "opened",
+    )
 
-    def __init__(self, request: McpRequest, ping_seconds: float) -> None:
+    def __init__(self, request: McpRequest, ping_seconds: float, events: StreamEvents) -> None:
         self._request = request
         self._ping_seconds = ping_seconds
+        self._events = events
+        self._history: History | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._ended = False
         self._headers: tuple[Pair, ...] = ()
         self._lock = asyncio.Lock()
@@ -120,20 +141,27 @@ class Stream:
 
     async def notify(self, message: jsonrpc.Object) -> None:
         """Send a notification."""
-        await self._write(sse.event(jsonrpc.dumps(message)))
+        await self._write(jsonrpc.dumps(message))
 
     async def finish(self, body: bytes, headers: tuple[Pair, ...] = ()) -> None:
         """Send the response as the last event, or just end; `headers` go along if none have been sent yet."""
         self.stop_pings()
         self._headers = headers
-        await self._write(sse.event(body) if body else b"", last=True)
+        if self._watcher is not None:
+            self._watcher.cancel()
+        await self._write(body, last=True)
+
+    def forget(self) -> None:
+        """The call is over, however it ended."""
+        if self._history is not None:
+            self._history.drop()
 
     def stop_pings(self) -> None:
         """Send no more pings: the response is there, or the client left."""
         if self._ping_task is not None:
             self._ping_task.cancel()
 
-    async def _write(self, data: bytes, *, last: bool = False) -> None:
+    async def _write(self, message: bytes, *, last: bool = False, ping: bool = False) -> None:
         async with self._lock:
             if self._ended:
                 return
@@ -141,7 +169,17 @@ class Stream:
             if not self.opened:
                 self.opened = True
                 await self._open()
-            await self._request.send({"type": "http.response.body", "body": data, "more_body": not last})
+            data = sse.PING if ping else self._event(message, last)
+            if self._history is not None and self._history.away:  # Its client goes on elsewhere, if at all.
+                data = b""
+            if last or data:
+                await self._request.send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    def _event(self, message: bytes, last: bool) -> bytes:
+        history = self._history
+        if history is None:
+            return sse.event(message) if message else b""
+        return history.end(message) if last else history.add(message)
 
     async def _open(self) -> None:
         request = self._request
@@ -149,11 +187,25 @@ class Stream:
         own = (b"x-request-id", request.uid.encode())
         headers = [*STREAM_HEADERS, own, *cors_headers(request.origin), *self._headers]
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
+        if request.modern or request.grant is None or request.grant.session is None:
+            return
+        session = request.grant.session
+        request_id = request.message.id if request.message is not None else None
+        self._history = history = self._events.begin_call(session.id, request_id)
+        self._watcher = asyncio.create_task(self._watch(history))
+        if is_primed(session.version):
+            await request.send({"type": "http.response.body", "body": history.beginning(), "more_body": True})
+
+    async def _watch(self, history: History) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        history.leave()
+        self.stop_pings()
 
     def _start_pings(self) -> None:
         self._ping_task = asyncio.create_task(self._ping())
 
     async def _ping(self) -> None:
         while True:
-            await self._write(sse.PING)
+            await self._write(b"", ping=True)
             await asyncio.sleep(self._ping_seconds)

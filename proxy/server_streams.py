@@ -11,6 +11,7 @@ import random
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -38,13 +39,14 @@ from proxy.server_requests import Asking, ServerRequests
 from proxy.store.bus import Bus
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.sessions import MOST_SUBSCRIPTIONS, SessionKeeper
-from proxy.streams import LIST_CHANGED, LISTEN_KINDS, StandingStream, Streams
+from proxy.streams import ACKNOWLEDGED, LIST_CHANGED, LISTEN_KINDS, StandingStream, Streams
 from wire import uris
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import MODERN, Answer, Target, ignore
+from wire.rpc_messages import MODERN, Answer, StreamPlace, Target, ignore
+from wire.sessions import SessionLost
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ MOST_AGAIN_SECONDS = 60.0  # doubled each time until so many.
 SESSION_SECONDS = 0.3  # How long sessions that are opened for somebody are waited for.
 
 UPDATED = "notifications/resources/updated"
+
+LOST = "lost"  # In place of a session's row.
 
 # The kinds of features in each list.
 KINDS = {"tools": (TOOL,), "prompts": (PROMPT,), "resources": (RESOURCE, TEMPLATE)}
@@ -96,7 +100,9 @@ class Held:
 
     source: Source
     task: asyncio.Task[None]
-    begun: asyncio.Event
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    place: StreamPlace = field(default_factory=StreamPlace)
+    was_open: bool = False
 
 
 class ServerStreams:
@@ -250,29 +256,35 @@ class ServerStreams:
     async def _open_sessions(self, sources: Sequence[Source]) -> None:
         """Have a session at each of these that says something on it, subscribed to what its client wants to hear of.
 
-        The client of a session subscribes in it by itself. In that of a connection nothing is unsubscribed: listeners
-        at other workers may want it too, and what nobody here wants is not told.
+        The client of a session subscribes in it by itself; its subscriptions are renewed when the server has lost them,
+        or may have: at the first look, and in a session that took another's place. In the session of a connection
+        nothing is unsubscribed: listeners at other workers may want it too, and what nobody here wants is not told.
         """
         begun: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         tasks = []
-        for audience, assigned, upstream in sources:
-            named = frozenset(audience.heard.get(assigned.id, ())) if audience.grant.session is None else frozenset()
-            if not named and not any(_offers(assigned, name, "listChanged") for name in KINDS):
+        for source in sources:
+            audience, assigned, upstream = source
+            wanted = frozenset(audience.heard.get(assigned.id, ()))
+            if not wanted and not any(_offers(assigned, name, "listChanged") for name in KINDS):
                 continue
             key = audience.owner, assigned.id
             row = upstream.session.row if upstream.session is not None else ""
-            named |= begun[key][1] if key in begun else frozenset()
+            named = wanted | begun[key][1] if key in begun else wanted
             row_before, before = self._sessions.get(key, ("", frozenset()))
-            if row_before not in {"", row}:
-                before = frozenset()  # That session was lost.
+            is_lost = row_before not in {"", row}
+            if is_lost:
+                before = frozenset()
             begun[key] = row, named | before
-            if key not in self._sessions or named - before:
-                tasks.append(self._run(self._open_session(key, upstream, named - before)))
+            is_own = audience.grant.session is not None and key in self._sessions and not is_lost
+            new = frozenset() if is_own else named - before
+            if key not in self._sessions or is_lost or new:
+                tasks.append(self._run(self._open_session(key, source, new, tell=is_lost)))
         self._sessions = begun
         if tasks:
             await asyncio.wait(tasks, timeout=SESSION_SECONDS)
 
-    async def _open_session(self, key: tuple[str, str], upstream: Target, named: Collection[str]) -> None:
+    async def _open_session(self, key: tuple[str, str], source: Source, named: Collection[str], *, tell: bool) -> None:
+        upstream = source.target
         try:
             if not named and upstream.session is None:
                 await self._client.ask(upstream, "ping", {}, ignore)
@@ -280,7 +292,11 @@ class ServerStreams:
                 await self._client.ask(upstream, "resources/subscribe", {"uri": uri}, ignore)
         except UpstreamError:
             self._sessions.pop(key, None)  # Tried again the next time.
+            if tell:
+                self._sessions[key] = LOST, frozenset()
             raise
+        if tell:
+            self._tell_what_may_be(source)
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
         """The listens at servers of 2026-07-28 that this worker is to hold, by row. Raises DatabaseUnavailable."""
@@ -306,43 +322,78 @@ class ServerStreams:
         return wanted
 
     def _hold(self, row: str, source: Source) -> None:
-        begun = asyncio.Event()
-        self._held[row] = Held(source, asyncio.create_task(self._listen(row, begun)), begun)
+        self._held[row] = Held(source, asyncio.create_task(self._listen(row)))
 
-    async def _listen(self, row: str, begun: asyncio.Event) -> None:
+    async def _listen(self, row: str) -> None:
         await asyncio.sleep(0)  # Until it is held.
-
-        def begin() -> None:
-            begun.set()
-            self._tell_begun(self._held[row].source.audience)
-
-        async def on_notification(message: Object) -> None:
-            begin()
-            await self._pass_on(self._held[row].source, message)
-
-        async def on_request(asked: Object, answer: Answer) -> None:
-            audience, _, upstream = self._held[row].source
-            newest = audience.standing[-1]
-            asking = Asking(newest.request, audience.grant, upstream, newest)
-            await self._requests.carry(asking, asked, answer)
-
+        held = self._held[row]
         pause = AGAIN_SECONDS
         while True:
-            source = self._held[row].source
             try:
-                if source.target.session is None:
-                    goes_on = await self._client.subscribe(source.target, _wishes(source), on_notification)
-                else:
-                    goes_on = await self._client.listen(source.target, on_notification, on_request, begin)
-                if not goes_on:
-                    begin()
+                if not await self._listen_once(held):
+                    self._begin(held)
                     return  # The entry stays, so that a server without a stream is not asked again and again.
-                pause = AGAIN_SECONDS
+                pause = held.place.pause(AGAIN_SECONDS)
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})
-            begin()
+            self._begin(held)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_AGAIN_SECONDS)
+
+    async def _listen_once(self, held: Held) -> bool:
+        """Pass on what this server says until its stream ends; False when it offers none. Raises an UpstreamError."""
+        source = held.source
+
+        async def on_request(asked: Object, answer: Answer) -> None:
+            audience, _, upstream = held.source
+            newest = audience.standing[-1]
+            await self._requests.carry(Asking(newest.request, audience.grant, upstream, newest), asked, answer)
+
+        async def on_notification(message: Object) -> None:
+            if message["method"] == ACKNOWLEDGED:  # What a listen is answered first.
+                self._opened(held)
+            else:
+                self._begin(held)
+                await self._pass_on(held.source, message)
+
+        if source.target.session is None:
+            return await self._client.subscribe(source.target, _wishes(source), on_notification)
+        try:
+            opened = partial(self._opened, held)
+            return await self._client.listen(source.target, on_notification, on_request, opened, held.place)
+        except SessionLost:
+            return not await self._is_alive(source)  # Some servers say so where they have no stream.
+
+    def _opened(self, held: Held) -> None:
+        self._begin(held)
+        if held.was_open and not held.place.last_event_id:
+            self._tell_what_may_be(held.source)
+        held.was_open = True
+
+    async def _is_alive(self, source: Source) -> bool:
+        """Whether the server knows the session; if not, another takes its place, and whoever listens is told."""
+        with suppress(UpstreamError):
+            await self._client.ask(source.target, "ping", {}, ignore)
+        kept = await self._keeper.kept(source.target)
+        return kept is not None and source.target.session is not None and kept == source.target.session.row
+
+    def _tell_what_may_be(self, source: Source) -> None:
+        """What was said while nobody listened is not known: the lists are asked for, and the client is told once."""
+        audience, assigned, _ = source
+        for name, kinds in KINDS.items():
+            if _offers(assigned, name, "listChanged"):
+                for kind in kinds:
+                    self._lists.refresh(assigned, audience.grant, kind)
+
+        async def tell() -> None:
+            for uri in audience.heard.get(assigned.id, {}).values():
+                await self._updated(audience, uri)
+
+        self._run(tell())
+
+    def _begin(self, held: Held) -> None:
+        held.begun.set()
+        self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
         """Let them know who listen, once all that is held for them has begun."""

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from proxy.access.query import AccessQuery, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus, Statements
 from proxy.store.database import DatabaseUnavailable, StatementRejected
+from proxy.store.events import History
 from wire import jsonrpc, sse
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
@@ -61,6 +62,7 @@ WITH gone AS (
 INSERT INTO proxy_cancellation (key, at) VALUES (%(key)s, now()) ON CONFLICT (key) DO UPDATE SET at = excluded.at
 """
 
+type Feed = Callable[[StandingStream], Coroutine[None, None, None]]
 type Refusals = Callable[[McpRequest, Grant], UpstreamError | None]
 
 
@@ -78,7 +80,8 @@ class StandingStream:
     """An event stream that lasts: a GET of a session, or `subscriptions/listen`.
 
     It carries what `put` is given, and pings; `subscription` is the id of the request that every message of a listen
-    bears, `lists` are the kinds of lists whose changes it is told of, `uris` the resources.
+    bears, `lists` are the kinds of lists whose changes it is told of, `uris` the resources. With a `history` its events
+    have ids. `feed` fills it beside all that; one that `repeats` carries the stream of a call, and nothing else.
     """
 
     def __init__(
@@ -89,8 +92,15 @@ class StandingStream:
         subscription: jsonrpc.Id | None = None,
         lists: Iterable[str] = LISTS,
         uris: Iterable[str] = (),
+        history: History | None = None,
+        feed: Feed | None = None,
+        repeats: bool = False,
     ) -> None:
         self.request = request
+        self.history = history
+        self.feed = feed
+        self.repeats = repeats
+        self.beginning = b""
         self.owner = grant.owner_id
         self.gateway_id = grant.gateway_id
         self.subscription = subscription
@@ -123,14 +133,21 @@ class StandingStream:
             params = message.get("params", {})
             meta = {**params.get("_meta", {}), SUBSCRIPTION_KEY: self.subscription}
             message = {**message, "params": {**params, "_meta": meta}}
-        data = sse.event(jsonrpc.dumps(message))
+        text = jsonrpc.dumps(message)
+        data = sse.event(text) if self.history is None else self.history.add(text)
         if first:
             self._pending.appendleft(data)
         else:
-            self._pending.append(data)
+            self.put_event(data)
+
+    def put_event(self, data: bytes) -> None:
+        """Send an event as it is."""
+        if self._over:
+            return
+        self._pending.append(data)
+        self._woken.set()
         if len(self._pending) > MOST_PENDING:
             self.end(b"")
-        self._woken.set()
 
     def end(self, last: bytes) -> None:
         """End with this message, if any, as the last event; the client gets a moment to read it."""
@@ -146,12 +163,18 @@ class StandingStream:
     async def serve(self, ping_seconds: float) -> None:
         """Return when the stream has ended, by whoever."""
         self._task = asyncio.create_task(self._write_all(ping_seconds))
-        watcher = asyncio.create_task(self._watch())
+        beside = [asyncio.create_task(self._watch())]
+        if self.feed is not None:
+            beside.append(asyncio.create_task(self.feed(self)))
         try:
             await asyncio.wait({self._task})
         finally:
-            watcher.cancel()
+            for task in beside:
+                task.cancel()
             self._task.cancel()
+            if self.history is not None:
+                self.history.leave()
+                self.history.end()
         if not self._task.cancelled():  # It is when the client did not read how its stream ended.
             self._task.result()
 
@@ -163,7 +186,9 @@ class StandingStream:
             *response.cors_headers(request.origin),
         ]
         await request.send({"type": "http.response.start", "status": 200, "headers": headers})
-        if not self._pending:
+        if self.beginning:
+            await self._write(self.beginning)
+        elif not self._pending:
             await self._write(sse.PING)
         while not self._left:
             over = self._over
@@ -257,11 +282,16 @@ class Streams:
 
     def of_owner(self, owner: str) -> list[StandingStream]:
         """The standing streams of this session, or of this connection without one, the newest first."""
-        return [standing for standing in reversed(self._standing.values()) if standing.owner == owner]
+        return [standing for standing in reversed(self.standing()) if standing.owner == owner]
+
+    def sessions(self) -> set[str]:
+        """The sessions in which something is under way here."""
+        grants = (request.grant for request in self.calls.values())
+        return {grant.session.id for grant in grants if grant is not None and grant.session is not None}
 
     def standing(self) -> list[StandingStream]:
-        """All standing streams of this worker."""
-        return [*self._standing.values()]
+        """All standing streams of this worker that are told what servers say."""
+        return [standing for standing in self._standing.values() if not standing.repeats]
 
     def end_standing(self) -> None:
         """End all standing streams: this process stops. Clients come back to another."""
@@ -373,7 +403,7 @@ class Streams:
     def _tell_list(self, gateway_id: str, kind: str) -> None:
         del self._due[gateway_id, kind]
         told: set[str] = set()
-        for standing in reversed(self._standing.values()):
+        for standing in reversed(self.standing()):
             if standing.gateway_id != gateway_id:
                 continue
             if standing.subscription is None:

@@ -6,6 +6,7 @@ in rows and waits for the outcome, which the call's worker leaves sealed in anot
 """
 
 import asyncio
+import copy
 import hashlib
 import json
 import logging
@@ -122,6 +123,8 @@ class SuspendedCalls:
         self._requests = requests
         self._cipher = cipher
         self._held: dict[str, tuple[str, asyncio.Task[RpcResponse]]] = {}  # Connection and task, by id.
+        # What is under way in this worker, and ended when access is cut; the calls that are held here among it.
+        self.under_way: dict[str, McpRequest] = {}
         self._beating: asyncio.Task[None] | None = None
 
     async def stop(self) -> None:
@@ -242,6 +245,9 @@ class SuspendedCalls:
     def _hold(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
         assert isinstance(task, asyncio.Task)
         self._held[call.uid] = call.asking.grant.connection_id, task
+        # The request that began it has been answered.
+        held = self.under_way[call.uid] = copy.copy(call.asking.request)
+        held.uid, held.task = call.uid, task
         task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
         if self._beating is None or self._beating.done():
             self._beating = asyncio.create_task(self._beat(), name="suspended calls")
@@ -257,6 +263,7 @@ class SuspendedCalls:
                 await self._state.fetch(FINISH, given)
         finally:
             self._held.pop(call.uid, None)
+            self.under_way.pop(call.uid, None)
 
     async def _beat(self) -> None:
         """Say of the calls held here that they are; one whose row is gone is cancelled: nobody waits for it."""

@@ -5,12 +5,15 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from django.utils import timezone
+
 from accounts.models import Role, User, permissions_of
 from auditlog.models import Call
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host, HostKind
+from proxy.models import ServerInfo
 from proxy.store.call_writer import new_uid
 from servers.models import AuthType, Identity, Server
 from tokens import api_keys
@@ -42,6 +45,14 @@ def server(*, by: User | None = None, **fields: Any) -> Server:
     slug = fields.pop("slug", None) or f"s{uuid4().hex[:8]}"
     fields = {"name": slug, "url": f"https://{slug}.example.com/mcp"} | fields
     return Server.objects.add(by=by, slug=slug, **fields)
+
+
+def introduced(server: Server, **capabilities: Any) -> Server:
+    """This server, which has said before what it offers."""
+    ServerInfo.objects.create(
+        server_id=server.pk, told_to=server.pk, capabilities={"tools": {}, **capabilities}, changed_at=timezone.now()
+    )
+    return server
 
 
 def gateway(*servers: Server, by: User | None = None, **fields: Any) -> Gateway:

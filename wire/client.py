@@ -30,6 +30,7 @@ from wire.rpc_messages import (
     OnRequest,
     RpcResponse,
     ServerInfo,
+    StreamPlace,
     Target,
     WrongEra,
     ignore,
@@ -299,12 +300,14 @@ class McpClient:
         on_notification: OnNotification,
         on_request: OnRequest | None = None,
         begun: Callable[[], object] = bool,
+        place: StreamPlace | None = None,
     ) -> bool:
         """Read what the server of this session says of its own accord, until its stream ends; False if it has none.
 
-        Calls `begun` when the stream is open. Raises an UpstreamError.
+        Calls `begun` when the stream is open; `place` is how far it was read before, and then how far it was. Raises an
+        UpstreamError, or SessionLost.
         """
-        return await self._sessions.listen(target, on_notification, on_request, begun)
+        return await self._sessions.listen(target, on_notification, on_request, begun, place)
 
     async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
         """The same at a server of 2026-07-28: hold `subscriptions/listen` there; False if it knows no such method.
@@ -331,6 +334,22 @@ class McpClient:
                 return await self._probe(target)
         except TimeoutError:
             raise TimedOut(target.server_name, target.timeout_s) from None
+
+    async def introduce(self, target: Target) -> ServerInfo:
+        """What this server says of itself now, in no session that is kept. Raises an UpstreamError."""
+        try:
+            with TimeLimit(target.timeout_s):
+                info = await stateless.discover(self._transport, target) if self.era(target) != SESSION else None
+                if (era := SESSION if info is None else MODERN) != self.era(target):
+                    self._learn(target, era)
+                if info is None:
+                    return await self._sessions.introduce(target)
+                self._introduced(target, info)
+                return info
+        except TimeoutError:
+            raise TimedOut(target.server_name, target.timeout_s) from None
+        except WrongEra:
+            raise BadAnswer(target.server_name, "speaks neither wire") from None
 
     async def post(self, target: Target, message: Object) -> None:
         """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""

@@ -3,10 +3,12 @@
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Self
 
 from wire import jsonrpc, sse
+from wire.credential import fits_a_header
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
 from wire.jsonrpc import LARGE, MOST_VALUES, Object, has_more_values
@@ -16,6 +18,9 @@ from wire.trace_context import NONE, Trace
 ACCEPT = "application/json, text/event-stream"
 
 SESSION, MODERN = "session", "modern"
+
+# Seconds between two readings of a stream that broke, whatever its server says.
+LEAST_PAUSE, MOST_PAUSE = 0.05, 30.0
 
 # Characters of a server's instructions that are kept.
 MOST_INSTRUCTIONS = 4_000
@@ -150,6 +155,34 @@ class WrongEra(Exception):
         self.error = error
 
 
+@dataclass(slots=True)
+class StreamPlace:
+    """How far a server's stream was read: the id of its last event, if it gave one, and what it says to wait."""
+
+    last_event_id: str = ""
+    retry_ms: int | None = None
+
+    def note(self, reader: sse.Reader) -> None:
+        """This stream was read until here."""
+        if reader.event_id and fits_a_header(reader.event_id):
+            self.last_event_id = reader.event_id
+        if reader.retry_ms is not None:
+            self.retry_ms = reader.retry_ms
+
+    def pause(self, seconds: float) -> float:
+        """What to wait before the stream is opened again: as the server says, else so many seconds."""
+        said = seconds if self.retry_ms is None else self.retry_ms / 1000
+        return min(max(said, LEAST_PAUSE), MOST_PAUSE)
+
+
+class StreamBroke(Unreachable):
+    """A stream ended before the answer that it was to carry, after an event with an id: it can be gone on with."""
+
+    def __init__(self, server: str, detail: str, place: StreamPlace) -> None:
+        super().__init__(server, detail)
+        self.place = place
+
+
 def next_request_id() -> int:
     """An id for a request of ours."""
     return next(_ids)
@@ -187,30 +220,48 @@ def _check_status(response: HttpResponse, target: Target) -> None:
 async def _read_stream(
     response: HttpResponse, target: Target, request_id: int, era: str, on_notification: OnNotification
 ) -> RpcResponse:
-    reader = sse.Reader(response.limit)
+    reader, detail = sse.Reader(response.limit), "the stream ended before the answer"
     try:
-        async for chunk in response.chunks():
-            for event in reader.feed(chunk):
-                if event.name != "message" or not event.data:
-                    continue
-                text = event.data
-                small = len(text) <= LARGE
-                document = _parse(text, target, 200) if small else await _parse_alone(response, text, target, 200)
-                if _is_answer(document, request_id):
-                    return _rpc_response(document, event.data, era)
-                if "method" in document:
-                    await on_notification(document)
-                await response.give_way()
-            await response.note_kept(reader.size)
+        if (answer := await _read_until_answer(response, reader, target, request_id, on_notification)) is not None:
+            document, text = answer
+            return _rpc_response(document, text, era)
     except sse.EventTooLarge:
         raise TooLarge(target.server_name, more_than(response.limit)) from None
     except sse.TooManyEvents as error:
         raise Flooded(target.server_name, str(error)) from None
-    raise Unreachable(target.server_name, "the stream ended before the answer")
+    except Unreachable as error:
+        detail = error.detail
+    place = StreamPlace()
+    place.note(reader)
+    if place.last_event_id:
+        raise StreamBroke(target.server_name, detail, place)
+    raise Unreachable(target.server_name, detail)
 
 
-async def read_messages(response: HttpResponse, target: Target, on_message: OnNotification) -> None:
-    """Give each message of a server's standing stream to `on_message`, until it ends. Raises an UpstreamError."""
+async def _read_until_answer(
+    response: HttpResponse, reader: sse.Reader, target: Target, request_id: int, on_notification: OnNotification
+) -> tuple[Object, bytes] | None:
+    async for chunk in response.chunks():
+        for event in reader.feed(chunk):
+            if event.name != "message" or not event.data:
+                continue
+            text = event.data
+            small = len(text) <= LARGE
+            document = _parse(text, target, 200) if small else await _parse_alone(response, text, target, 200)
+            if _is_answer(document, request_id):
+                return document, text
+            if "method" in document:
+                await on_notification(document)
+            await response.give_way()
+        await response.note_kept(reader.size)
+    return None
+
+
+async def read_messages(response: HttpResponse, target: Target, on_message: OnNotification, place: StreamPlace) -> None:
+    """Give each message of a server's standing stream to `on_message` until it ends; `place` then says how far it went.
+
+    Raises an UpstreamError.
+    """
     reader = sse.Reader(response.limit)
     try:
         async for chunk in response.chunks():
@@ -227,6 +278,8 @@ async def read_messages(response: HttpResponse, target: Target, on_message: OnNo
         raise TooLarge(target.server_name, more_than(response.limit)) from None
     except sse.TooManyEvents as error:
         raise Flooded(target.server_name, str(error)) from None
+    finally:
+        place.note(reader)
 
 
 async def ignore(_: Object) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from wire import jsonrpc, product, trace_context, versions
 from wire.cipher import Cipher
 from wire.credential import fits_a_header
-from wire.errors import BadAnswer, BadSessionId, UnknownVersion, UpstreamError
+from wire.errors import BadAnswer, BadSessionId, UnknownVersion, Unreachable, UpstreamError
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
@@ -19,6 +19,8 @@ from wire.rpc_messages import (
     RpcResponse,
     ServerInfo,
     Session,
+    StreamBroke,
+    StreamPlace,
     Target,
     WrongEra,
     ignore,
@@ -36,6 +38,9 @@ LONGEST_ID = 1_024  # Characters, or bits, of the id of such a request.
 LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10
+RESUME_SECONDS = 1.0  # Before a stream that broke is gone on with, unless its server says how long.
+MOST_TIMES = 1_000  # The time limits of the call end it before that.
+FRUITLESS_TIMES = 3
 
 # What of a client's capabilities can be passed on to servers, and the members of each that are told along.
 BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
@@ -176,10 +181,13 @@ class SessionWire:
                 await on_notification(message)
 
         try:
-            with await self._send("POST", session, target, _request(request_id, method, params)) as response:
-                if await _is_lost(response, session):
-                    raise SessionLost
-                answer = await read_response(response, target, request_id, SESSION, on_message)
+            try:
+                with await self._send("POST", session, target, _request(request_id, method, params)) as response:
+                    if await _is_lost(response, session):
+                        raise SessionLost
+                    answer = await read_response(response, target, request_id, SESSION, on_message)
+            except StreamBroke as broke:
+                answer = await self._go_on(session, target, request_id, broke, on_message)
         except asyncio.CancelledError:
             self.start_background(self._cancel(session, target, request_id))
             raise
@@ -189,6 +197,31 @@ class SessionWire:
             await self._store.forget(target, session)
             raise WrongEra
         return answer
+
+    async def _go_on(
+        self, session: Session, target: Target, request_id: int, broke: StreamBroke, on_message: OnNotification
+    ) -> RpcResponse:
+        """The answer that a stream did not bring before it broke, read from where it did; nothing is sent again.
+
+        A server may end its streams on purpose and be asked for the rest (MCP 2025-11-25, Streamable HTTP). Raises the
+        last StreamBroke when it is asked MOST_TIMES, or FRUITLESS_TIMES without anything new.
+        """
+        fruitless = 0
+        for _ in range(MOST_TIMES):
+            await asyncio.sleep(broke.place.pause(RESUME_SECONDS))
+            try:
+                with await self._send("GET", session, target, last_event_id=broke.place.last_event_id) as response:
+                    if response.status == 200 and response.media_type == "text/event-stream":
+                        return await read_response(response, target, request_id, SESSION, on_message)
+                    break
+            except StreamBroke as again:
+                fruitless = fruitless + 1 if again.place.last_event_id == broke.place.last_event_id else 0
+                broke = again
+            except Unreachable:
+                fruitless += 1
+            if fruitless >= FRUITLESS_TIMES:
+                break
+        raise broke
 
     async def _set_level(self, session: Session, target: Target) -> None:
         """Tell the server from which level on to log; one that cannot log says so once, and that is all."""
@@ -215,7 +248,7 @@ class SessionWire:
             opening.set_result(session)
 
     async def _open(self, target: Target) -> Session:
-        session = await self._initialize(target)
+        session, _ = await self._initialize(target)
         try:
             await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/initialized"})
             kept = await self._store.keep(target, session)
@@ -226,7 +259,16 @@ class SessionWire:
             self.start_background(self._end(target, session))
         return kept
 
-    async def _initialize(self, target: Target, proposed: str = versions.NEWEST_SESSION) -> Session:
+    async def introduce(self, target: Target) -> ServerInfo:
+        """What the server says of itself to `initialize`; the session is ended at once.
+
+        Raises an UpstreamError, or WrongEra.
+        """
+        session, info = await self._initialize(target)
+        self.start_background(self._end(target, session))
+        return info
+
+    async def _initialize(self, target: Target, proposed: str = versions.NEWEST_SESSION) -> tuple[Session, ServerInfo]:
         """Open a session in the version `proposed`, else in the newest that the server lists instead."""
         request_id = next_request_id()
         params = {
@@ -252,8 +294,9 @@ class SessionWire:
             raise UnknownVersion(target.server_name, f"speaks MCP {named}")
         if session_id and not fits_a_header(session_id):
             raise BadSessionId(target.server_name)
-        self._introduced(target, ServerInfo.of(answer.document["result"], version))
-        return Session(session_id, version)
+        info = ServerInfo.of(answer.document["result"], version)
+        self._introduced(target, info)
+        return Session(session_id, version), info
 
     async def close(self) -> None:
         """End the sessions that end with this process; servers get CLOSE_SECONDS for it."""
@@ -287,13 +330,16 @@ class SessionWire:
         on_notification: OnNotification,
         on_request: OnRequest | None,
         begun: Callable[[], object] = bool,
+        place: StreamPlace | None = None,
     ) -> bool:
         """Read the standing stream of the session of `target` until it ends; False when the server offers none.
 
-        Calls `begun` when it is open.
+        Calls `begun` when it is open. It goes on from `place`, which says afterwards how far it went; a server that
+        does not know the place is asked without it the next time.
 
-        Raises an UpstreamError.
+        Raises an UpstreamError, or SessionLost.
         """
+        place = place if place is not None else StreamPlace()
         session = target.session
         assert session is not None, "only where a session is known"
         server_requests = ServerRequests(self, session, target, on_request)
@@ -305,11 +351,14 @@ class SessionWire:
                 await on_notification(message)
 
         try:
-            with await self._send("GET", session, target) as response:
+            with await self._send("GET", session, target, last_event_id=place.last_event_id) as response:
+                if await _is_lost(response, session):
+                    raise SessionLost
                 if response.status != 200 or response.media_type != "text/event-stream":
-                    return False
+                    was_known, place.last_event_id = place.last_event_id, ""
+                    return bool(was_known)
                 begun()
-                await read_messages(response, target, on_message)
+                await read_messages(response, target, on_message, place)
                 return True
         finally:
             server_requests.end()
@@ -323,8 +372,12 @@ class SessionWire:
         with await self._send("POST", session, target, jsonrpc.dumps(message)) as response:
             await response.read()
 
-    async def _send(self, verb: str, session: Session, target: Target, body: bytes = b"") -> HttpResponse:
+    async def _send(
+        self, verb: str, session: Session, target: Target, body: bytes = b"", *, last_event_id: str = ""
+    ) -> HttpResponse:
         headers = target.headers()
+        if last_event_id:
+            headers["Last-Event-ID"] = last_event_id
         if session.version:
             headers["MCP-Protocol-Version"] = session.version
         if session.id:

@@ -12,6 +12,7 @@ BURST = 5_000
 PER_SECOND = 1_000
 MOST_EVENTS = 100_000
 LINES_PER_EVENT = 4
+LONGEST_RETRY = 10  # Digits.
 
 
 class EventTooLarge(Exception):
@@ -31,10 +32,12 @@ class Event:
     id: str = ""
 
 
-def event(data: bytes) -> bytes:
+def event(data: bytes, event_id: bytes = b"") -> bytes:
     """One `message` event holding `data`; a line break, as in JSON laid out for reading, begins another data line."""
     if b"\n" in data or b"\r" in data:
         data = b"\r\ndata: ".join(data.splitlines())
+    if event_id:
+        return b"event: message\r\nid: %b\r\ndata: %b\r\n\r\n" % (event_id, data)
     return b"event: message\r\ndata: " + data + b"\r\n\r\n"
 
 
@@ -57,6 +60,7 @@ class Reader:
         "_open",
         "_size",
         "_total",
+        "retry_ms",
     )
 
     def __init__(self, limit: int) -> None:
@@ -72,6 +76,12 @@ class Reader:
         self._lines_left = float(BURST * LINES_PER_EVENT)
         self._total = 0
         self._counted_at = time.monotonic()
+        self.retry_ms: int | None = None  # What the stream says to wait before it is opened again.
+
+    @property
+    def event_id(self) -> str:
+        """The id of the last event, one without data included; empty when none had one."""
+        return self._event_id
 
     @property
     def size(self) -> int:
@@ -147,6 +157,8 @@ class Reader:
             self._name = value.decode(errors="replace")
         elif field == b"id" and b"\0" not in value:
             self._event_id = value.decode(errors="replace")
+        elif field == b"retry" and value.isdigit() and len(value) < LONGEST_RETRY:
+            self.retry_ms = int(value)
 
     def _dispatch(self, last: list[bytes]) -> Event | None:
         data, name = self._data, self._name

@@ -1,6 +1,7 @@
 """How a resource is addressed at a gateway with several servers, and which URIs a template means. Needs no Django.
 
-A URI says nothing of its server, so with several it is given out as `gateway://<alias>/<the URI, percent-encoded>`.
+A URI says nothing of its server, so with several it is given out as `gateway://<alias>/<the URI, percent-encoded>`;
+one of the scheme `ui`, by which hosts know a page that they show (MCP Apps), as `ui://gateway/<alias>/...`.
 In a template (RFC 6570) the expressions must not be encoded: each stands in parentheses, `(` and `)`, and whatever is
 in parentheses when the URI comes back is taken as it is. So a value a client encoded into the template stays encoded.
 """
@@ -10,11 +11,12 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 PREFIX = "gateway://"
+UI, UI_PREFIX = "ui://", "ui://gateway/"
 
 MOST_EXPRESSIONS = 20
 
 _EXPRESSION = re.compile(r"(\{[^{}]*\})")
-_MAPPED = re.compile(r"gateway://([^/]*)/(.*)", re.DOTALL).fullmatch
+_MAPPED = re.compile(r"(?:gateway://|ui://gateway/)([^/]*)/(.*)", re.DOTALL).fullmatch
 
 # What ends the value of an expression that expands into one segment (RFC 6570 section 3.2.2).
 _RESERVED = frozenset(":/?#[]@!$&'()*+,;=")
@@ -22,7 +24,7 @@ _RESERVED = frozenset(":/?#[]@!$&'()*+,;=")
 
 def exposed_uri(alias: str, uri: str) -> str:
     """The URI under which clients are given `uri` of the server `alias`; the same without an alias."""
-    return f"{PREFIX}{alias}/{_encoded(uri)}" if alias else uri
+    return f"{_prefix(uri)}{alias}/{_encoded(uri)}" if alias else uri
 
 
 def exposed_template(alias: str, template: str) -> str:
@@ -31,7 +33,11 @@ def exposed_template(alias: str, template: str) -> str:
         return template
     parts = _EXPRESSION.split(template)
     encoded = (f"({part})" if number % 2 else _encoded(part) for number, part in enumerate(parts))
-    return f"{PREFIX}{alias}/{''.join(encoded)}"
+    return f"{_prefix(template)}{alias}/{''.join(encoded)}"
+
+
+def _prefix(uri: str) -> str:
+    return UI_PREFIX if uri.startswith(UI) else PREFIX
 
 
 def alias_and_uri(exposed: str) -> tuple[str, str]:

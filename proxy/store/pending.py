@@ -38,7 +38,8 @@ WHERE call_id = %s AND answer IS NULL AND expires_at > statement_timestamp() ORD
 """
 DROP = "DELETE FROM proxy_pendingrequest WHERE id = %s"
 PURGE = """
-WITH calls AS (DELETE FROM proxy_suspendedcall WHERE expires_at < statement_timestamp())
+WITH calls AS (DELETE FROM proxy_suspendedcall WHERE expires_at < statement_timestamp()),
+    events AS (DELETE FROM proxy_streamevent WHERE expires_at < statement_timestamp())
 DELETE FROM proxy_pendingrequest WHERE expires_at < statement_timestamp()
 """
 
@@ -142,7 +143,7 @@ class PendingRequests:
         await self._state.fetch(DROP, (uid,))
 
     async def purge(self) -> None:
-        """Delete what nobody may answer, and the suspended calls nobody may retry. Raises DatabaseUnavailable."""
+        """Delete what nobody may answer, retry or resume any more. Raises DatabaseUnavailable."""
         await self._state.fetch(PURGE)
 
     def seal(self, text: bytes) -> bytes:

@@ -54,20 +54,21 @@ SELECT id::text, subscriptions FROM proxy_session WHERE id = ANY(%(sessions)s::u
 FORGET = "DELETE FROM proxy_upstreamsession WHERE id = %(row)s"
 
 OPEN = """
+INSERT INTO proxy_session
+    (id, digest, connection_id, version, capabilities, declared, client_name, client_version, log_level, created_at,
+     last_used_at)
+VALUES (
+    gen_random_uuid(), %(digest)s, %(connection)s, %(version)s, %(capabilities)s, %(declared)s, %(client_name)s,
+    %(client_version)s, '', statement_timestamp(), statement_timestamp()
+)
+RETURNING EXISTS (SELECT FROM proxy_session WHERE connection_id = %(connection)s OFFSET %(most)s - 1)
+"""
+END_SURPLUS = """
 WITH gone AS (
-    -- The new one counts too: of the others, those that were used last stay.
     DELETE FROM proxy_session WHERE id IN (
         SELECT id FROM proxy_session WHERE connection_id = %(connection)s
-        ORDER BY last_used_at DESC, created_at DESC OFFSET %(most)s - 1
+        ORDER BY last_used_at DESC, created_at DESC OFFSET %(most)s
     ) RETURNING id
-), opened AS (
-    INSERT INTO proxy_session
-        (id, digest, connection_id, version, capabilities, declared, client_name, client_version, log_level, created_at,
-         last_used_at)
-    VALUES (
-        gen_random_uuid(), %(digest)s, %(connection)s, %(version)s, %(capabilities)s, %(declared)s, %(client_name)s,
-        %(client_version)s, '', statement_timestamp(), statement_timestamp()
-    )
 ), """
 END = "WITH gone AS (DELETE FROM proxy_session WHERE id = %(session)s RETURNING id), "
 # What another worker is at is left to it.
@@ -180,6 +181,7 @@ class Taken(NamedTuple):
 
 
 MOST_SESSIONS = 100  # Of one connection.
+SETTLE_SECONDS = 1.0  # So long workers get to write which of them are in use.
 MOST_SUBSCRIPTIONS = 100  # Of one session.
 UPSTREAM_IDLE_SECONDS = 3600.0
 SWEEP_SECONDS = 60.0
@@ -256,18 +258,20 @@ class SessionKeeper:
         self._cipher = cipher
         self._client = client
         self._idle_seconds = hours * 3600
+        self._ending: dict[str, asyncio.Task[None]] = {}  # By connection.
         self._sweeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._sweeper = asyncio.create_task(self._sweep_forever(), name="idle sessions")
 
     async def stop(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        ending = [task for task in (self._sweeper, *self._ending.values()) if task is not None]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
     async def open(self, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]) -> str:
-        """A new session of this connection; its id. Ends what is too many. Raises DatabaseUnavailable."""
+        """A new session of this connection; its id. What is too many is ended soon. Raises DatabaseUnavailable."""
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
         given = {
@@ -280,8 +284,25 @@ class SessionKeeper:
             "client_version": client_version,
             "most": MOST_SESSIONS,
         }
-        await self._end_in_background(await self._state.fetch(f"{OPEN}{OF_GONE}{TOLD}", given))
+        ((is_full,),) = await self._state.fetch(OPEN, given)
+        if is_full and connection_id not in self._ending:
+            self._ending[connection_id] = asyncio.create_task(self._end_surplus(connection_id), name="surplus sessions")
         return session_id
+
+    async def _end_surplus(self, connection_id: str) -> None:
+        """End those sessions of a connection that are too many: of all, those whose last use is longest ago.
+
+        Their use is written once a minute only, so every worker is asked to write it now, and gets a moment.
+        """
+        try:
+            await self._state.fetch("SELECT pg_notify('gateway', 'sessions ')")
+            await asyncio.sleep(SETTLE_SECONDS)
+            given = {"connection": connection_id, "most": MOST_SESSIONS}
+            await self._end_in_background(await self._state.fetch(f"{END_SURPLUS}{OF_GONE}{TOLD}", given))
+        except DatabaseUnavailable as error:  # The next one that is opened ends them.
+            logger.warning("sessions that are too many are still there", extra={"error": str(error)})
+        finally:
+            del self._ending[connection_id]
 
     async def set_level(self, session: str, level: str) -> None:
         """Keep from which level on this client wants log messages. Raises DatabaseUnavailable."""
@@ -298,6 +319,11 @@ class SessionKeeper:
     async def unsubscribe(self, session: str, uri: str) -> None:
         """The opposite. Raises DatabaseUnavailable."""
         await self._state.fetch(UNSUBSCRIBE, {"session": session, "uri": uri})
+
+    async def kept(self, target: Target) -> str | None:
+        """The row of the session at this server, if there is one. Raises DatabaseUnavailable."""
+        rows = await self._state.fetch(FIND, _identity(target))
+        return rows[0][0] if rows else None
 
     async def subscriptions(self, sessions: Sequence[str]) -> dict[str, list[str]]:
         """The resources that the clients of these sessions want to hear of. Raises DatabaseUnavailable."""
@@ -345,7 +371,7 @@ class SessionKeeper:
         for owner, key, *row in rows:
             for target in self._targets([tuple(row)]):
                 told = capabilities_of(key.rpartition(" ")[2])
-                found[str(row[0])] = owner, target._replace(session_key=key, capabilities=told)
+                found[str(row[0])] = owner, target._replace(session_key=key, capabilities=told, owner_id=owner)
         return found
 
     async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:

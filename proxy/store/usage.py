@@ -9,6 +9,8 @@ import logging
 import re
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,7 @@ def load_statements(path: Path) -> dict[str, str]:
 
 STATEMENTS = load_statements(Path(__file__).with_name("usage.sql"))
 FLUSH_SECONDS = 1.0
+LEAST_SECONDS = 0.05  # Between two flushes.
 MAX_ADDRESS_GROUPS = 1000  # Address groups that are counted apart;
 MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
 SESSION_SECONDS = 60.0  # The use of a session is written so often at most.
@@ -61,7 +64,10 @@ class UsageTracker:
         self._contacts: dict[tuple[str, str | None], Contact] = {}
         self._sessions_used: dict[tuple[str, str], float] = {}
         self._sessions_noted: dict[tuple[str, str], float] = {}  # Of the last minute or two.
+        self._sessions_last: dict[tuple[str, str], float] = {}  # When each of these was used last.
         self._sessions_looked_through = 0.0
+        self._exactly = asyncio.Event()
+        self.in_use: Callable[[], Iterable[str]] = tuple  # The sessions in which something is under way.
         self._infos: dict[tuple[str, str], ServerInfo] = {}
         self._pending: dict[str, RowUpdates] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
@@ -104,6 +110,13 @@ class UsageTracker:
         if assigned.upstream_session is not None:
             self._sessions_used["upstream_sessions", assigned.upstream_session[0]] = time.time()
 
+    def write_sessions(self, _: str | None) -> None:
+        """Write soon when each session was used last, to the moment: somebody has to choose among them."""
+        now = time.time()
+        for session in self.in_use():
+            self._sessions_used["sessions", session] = now
+        self._exactly.set()
+
     def era_learned(self, server_id: str, url: str, era: str) -> None:
         """This server turned out to speak this protocol era."""
         self._set("eras", server_id, at=datetime.now(UTC), url=url, era=era)
@@ -137,9 +150,11 @@ class UsageTracker:
         while True:
             if self.fault:
                 await self._open_or_drop()
-            await asyncio.sleep(FLUSH_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._exactly.wait(), FLUSH_SECONDS)
             _flush_metrics()
             await self._flush_or_drop()
+            await asyncio.sleep(LEAST_SECONDS)
 
     async def _open_or_drop(self) -> None:
         """Prepare the statements, so that a server that does not know their SQL is noticed at the start."""
@@ -184,8 +199,13 @@ class UsageTracker:
             self._sessions_looked_through = newest
             noted = self._sessions_noted.items()
             self._sessions_noted = {key: at for key, at in noted if newest - at < SESSION_SECONDS}
-        for (kind, uid), at in used.items():
-            if at - self._sessions_noted.get((kind, uid), 0.0) >= SESSION_SECONDS:
+            last = self._sessions_last.items()
+            self._sessions_last = {key: at for key, at in last if newest - at < SESSION_SECONDS}
+        self._sessions_last.update(used)
+        exactly = self._exactly.is_set()
+        self._exactly.clear()
+        for (kind, uid), at in (self._sessions_last if exactly else used).items():
+            if exactly or at - self._sessions_noted.get((kind, uid), 0.0) >= SESSION_SECONDS:
                 self._sessions_noted[kind, uid] = at
                 self._set(kind, uid, at=datetime.fromtimestamp(at, UTC))
 

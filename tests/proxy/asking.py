@@ -118,7 +118,7 @@ class Person:
                 answer.read()
                 return dict(answer.json())
             for line in answer.iter_lines():
-                if not line.startswith("data: "):
+                if not line.startswith("data: {"):
                     continue
                 event: Object = json.loads(line[6:])
                 if "method" not in event:

@@ -23,6 +23,7 @@ class Listener:
 
     events: list[Any] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
     pings: int = 0
     status: int = 0
     headers: Any = None
@@ -61,7 +62,9 @@ def listening(agent: Agent, verb: str, body: Any = None, **headers: str) -> Iter
                     return
                 for line in answer.iter_lines():
                     listener.pings += line.startswith(":")
-                    if line.startswith("data: "):
+                    if line.startswith("id: "):
+                        listener.ids.append(line[4:])
+                    if line.startswith("data: ") and line != "data: ":
                         listener.at.append(time.monotonic())
                         listener.events.append(json.loads(line[6:]))
         except (httpx.HTTPError, RuntimeError, OSError):

@@ -14,6 +14,7 @@ from auditlog.models import Call
 from connections.models import Connection
 from gateways.models import Gateway
 from proxy.models import PendingRequest, SuspendedCall
+from servers.models import Server
 from tests import make
 from tests.asgi_server import App, Upstream
 from tests.conftest import Run
@@ -425,3 +426,22 @@ def test_a_timeout_of_the_server_reaches_the_retry(work: Work) -> None:
 
     assert answered["error"]["data"]["reason"] == "timeout"
     assert [row.outcome for row in Call.objects.filter(method="tools/call").order_by("id")] == ["ok", "timeout"]
+
+
+@pytest.mark.parametrize("cut", ["token", "server"])
+@pytest.mark.parametrize("retries", [False, True], ids=["nobody waits", "its retry waits elsewhere"])
+def test_a_suspended_call_whose_access_is_cut_is_cancelled_at_its_server(work: Work, cut: str, retries: bool) -> None:
+    docs = work.put(Asker(asks=[FORM, FORM]).app())
+    agent = work.agent()
+    wanted = result_of(ask(agent))
+    if retries:
+        wanted = result_of(retry(work.elsewhere(agent), wanted))
+    assert docs.asked("notifications/cancelled") == []
+
+    if cut == "token":
+        work.connection.tokens.filter(kind="access").get().revoke(by=work.connection.user)
+    else:
+        Server.objects.get(slug="docs").disable(by=work.connection.user)
+
+    eventually(lambda: docs.asked("notifications/cancelled"), seconds=5)  # The rule is a second.
+    eventually(lambda: not SuspendedCall.objects.exists())

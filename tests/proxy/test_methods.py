@@ -95,3 +95,41 @@ def test_initialize_and_discover_announce_what_servers_offer_and_is_served(work:
     eventually(lambda: announced() == set(SERVED_BY))
     body, headers = modern("server/discover")
     assert set(work.agent.post(body, **headers).json()["result"]["capabilities"]) == set(SERVED_BY)
+
+
+@pytest.mark.parametrize("is_modern", [False, True], ids=["session server", "modern server"])
+def test_what_a_server_offers_that_nobody_has_called_is_announced_at_once(work: Work, is_modern: bool) -> None:
+    async def introduce(request: Request) -> None:
+        offered: dict[str, Any] = {"tools": {}, "prompts": {}, "resources": {"subscribe": True}}
+        said = {"protocolVersion": "2025-11-25", "supportedVersions": ["2026-07-28"], "capabilities": offered}
+        await request.answer({**said, "serverInfo": {"name": "x"}, "instructions": "Ask for pages."})
+
+    method = "server_discover" if is_modern else "initialize"
+    docs = put(work, modern=True, server_discover=introduce) if is_modern else put(work, initialize=introduce)
+
+    told = work.agent.ask("initialize", {"protocolVersion": "2025-11-25"}).json()["result"]
+
+    assert set(told["capabilities"]) == {"tools", "prompts", "resources"}
+    assert told["capabilities"]["resources"]["subscribe"] is True
+    assert "Ask for pages." in told["instructions"]
+    body, headers = modern("server/discover")
+    assert work.agent.post(body, **headers).json()["result"]["capabilities"] == told["capabilities"]
+    assert len(docs.asked(method.replace("_", "/"))) == 1
+    again = work.agent.ask("initialize", {"protocolVersion": "2025-11-25"}).json()["result"]
+    assert again["capabilities"] == told["capabilities"]
+
+
+def test_a_server_that_does_not_answer_holds_up_no_handshake_for_long(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.lists.WAIT_SECONDS", 0.2)
+
+    async def silent(request: Request) -> None:
+        await request.receive()
+        await request.receive()
+
+    put(work, initialize=silent)
+
+    for _ in range(2):
+        told = work.agent.ask("initialize", {"protocolVersion": "2025-11-25"}).json()["result"]
+        assert set(told["capabilities"]) == {"tools"}

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy
 from tests.proxy.features import offer, put, read
-from tests.proxy.scripted import Request, returning
+from tests.proxy.scripted import Request, returning, tool
 from tests.proxy.test_endpoint import modern
 from tests.proxy.test_tools_call import Work, work_of
 
@@ -25,7 +25,8 @@ async def echo(request: Request) -> None:
 
 
 def mapped(alias: str, uri: str) -> str:
-    return f"gateway://{alias}/{quote(uri, safe='')}"
+    prefix = "ui://gateway/" if uri.startswith("ui://") else "gateway://"
+    return f"{prefix}{alias}/{quote(uri, safe='')}"
 
 
 def test_with_one_server_a_uri_passes_as_it_is(work: Work) -> None:
@@ -186,3 +187,24 @@ def test_a_uri_that_can_be_none_reaches_no_server(work: Work, uri: object) -> No
 
     assert work.agent.ask("resources/read", {"uri": uri}).json()["error"]["code"] in (-32602, -32002)
     assert docs.asked("resources/read") == []
+
+
+def test_the_page_of_a_tool_is_listed_and_read_under_the_scheme_that_hosts_know_it_by(work: Work) -> None:
+    page = {"uri": "ui://weather/page", "name": "page", "mimeType": "text/html;profile=mcp-app"}
+    app = tool("it", _meta={"ui": {"resourceUri": page["uri"]}})
+    docs = put(
+        work,
+        tools_list=returning({"tools": [app]}),
+        resources_list=returning({"resources": [page]}),
+        resources_read=echo,
+    )
+    other = put(work, "other", resources_read=echo)
+
+    (listed,) = work.agent.ask("resources/list").json()["result"]["resources"]
+    (shown,) = work.agent.listed().json()["result"]["tools"]
+
+    uri = shown["_meta"]["ui"]["resourceUri"]
+    assert uri == listed["uri"] == f"ui://gateway/docs/{quote(page['uri'], safe='')}"
+    assert read(work, uri)["result"]["contents"] == [{"uri": uri, "text": page["uri"]}]
+    assert docs.asked("resources/read")[0].body["params"]["uri"] == page["uri"]
+    assert other.asked("resources/read") == []

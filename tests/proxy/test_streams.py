@@ -74,7 +74,7 @@ def listen(agent: Agent, body: dict[str, Any], **headers: str) -> Heard:
             return heard
         for line in answer.iter_lines():
             heard.pings += line.startswith(":")
-            if line.startswith("data: "):
+            if line.startswith("data: {"):
                 heard.events.append(json.loads(line[6:]))
     return heard
 

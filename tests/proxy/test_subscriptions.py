@@ -42,6 +42,18 @@ class Library:
         self.say: list[Json] = []
         self.asked: list[Json] = []
         self.open = 0
+        self.session = 0
+        self.cuts = 0
+        self.gives_ids = False
+        self.resumed: list[str] = []
+
+    def cut(self) -> None:
+        """End the streams; the session goes on."""
+        self.cuts += 1
+
+    def restart(self) -> None:
+        """Forget the session, and end its stream."""
+        self.session += 1
 
     def of(self, method: str) -> list[Json]:
         """The params of all requests with this method."""
@@ -62,6 +74,11 @@ class Library:
             error = {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "Unsupported"}}
             await answer(send, 400, json.dumps(error).encode())
             return
+        if not self.is_modern and headers_of(scope).get("mcp-session-id", own := str(self.session)) != own:
+            await answer(send, 404, b"")
+            return
+        if scope["method"] == "GET" and "last-event-id" in headers_of(scope):
+            self.resumed.append(headers_of(scope)["last-event-id"])
         await self._answer(message, receive, send)
 
     async def _answer(self, message: Json, receive: Receive, send: Send) -> None:
@@ -71,7 +88,7 @@ class Library:
                 await self._talk(method, receive, send)
             case "initialize":
                 info = {"protocolVersion": "2025-11-25", "capabilities": OFFERED, "serverInfo": {"name": "library"}}
-                await respond(send, message, info, [(b"mcp-session-id", b"one")])
+                await respond(send, message, info, [(b"mcp-session-id", b"%d" % self.session)])
             case "server/discover":
                 await respond(send, message, {"supportedVersions": [MODERN], "capabilities": OFFERED})
             case "tools/list":
@@ -90,10 +107,11 @@ class Library:
             told = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {}}
             await send({"type": "http.response.body", "body": event(told), "more_body": True})
         left = asyncio.ensure_future(receive())
-        said = len(self.say)
-        while not left.done():
-            for message in self.say[said:]:
-                await send({"type": "http.response.body", "body": event(message), "more_body": True})
+        said, begun = len(self.say), (self.session, self.cuts)
+        while not left.done() and begun == (self.session, self.cuts):
+            for number, message in enumerate(self.say[said:], said + 1):
+                own_id = b"id: %d\n" % number if self.gives_ids else b""
+                await send({"type": "http.response.body", "body": own_id + event(message), "more_body": True})
             said = len(self.say)
             await asyncio.wait([left], timeout=0.02)
         self.open -= 1
@@ -291,3 +309,62 @@ def test_subscribing_is_no_method_of_2026(start: Start, run: Run) -> None:
     work = LibraryWork(start, run, is_modern=True)
     body, headers = modern("resources/subscribe", {"uri": URI})
     assert work.client.post(body, **headers).json()["error"]["code"] == -32601
+
+
+UPDATE = {"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": MAPPED}}
+
+
+@pytest.fixture
+def session_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> LibraryWork:
+    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.1)
+    return LibraryWork(start, run, is_modern=False)
+
+
+def test_a_subscription_is_renewed_when_the_server_has_lost_its_session(session_work: LibraryWork) -> None:
+    library, agent = session_work.library, in_session(session_work.client)
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(5)
+        assert subscribe(session_work.elsewhere(agent))["result"] == {}
+        eventually(lambda: heard_of(library))
+        asked = len(library.of("resources/subscribe"))
+        library.restart()
+        eventually(lambda: len(library.of("resources/subscribe")) > asked)
+        assert stream.wait_for(1) == [UPDATE]  # Something may have been missed; it is told once.
+        eventually(lambda: library.open == 1)
+        library.update()
+        assert stream.wait_for(2) == [UPDATE, UPDATE]
+
+
+def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_have_changed(
+    session_work: LibraryWork,
+) -> None:
+    library, agent = session_work.library, in_session(session_work.client)
+    assert subscribe(agent)["result"] == {}
+    assert library.of("resources/subscribe") == [{"uri": URI}]
+    with listening(session_work.elsewhere(agent), "GET") as stream:
+        assert stream.wait_for(1) == [UPDATE]
+        eventually(lambda: library.of("resources/subscribe") == [{"uri": URI}] * 2)
+
+
+@pytest.mark.parametrize("gives_ids", [True, False], ids=["with ids", "without"])
+def test_the_stream_of_a_server_is_gone_on_with_where_it_broke_or_the_client_is_told_what_may_be(
+    session_work: LibraryWork, gives_ids: bool
+) -> None:
+    library, agent = session_work.library, in_session(session_work.client)
+    library.gives_ids = gives_ids
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(5)
+        assert subscribe(agent)["result"] == {}
+        eventually(lambda: heard_of(library))
+        library.update()
+        assert stream.wait_for(1) == [UPDATE]
+        gets = len([message for message in library.asked if message.get("method") == "GET"])
+        library.cut()
+        eventually(lambda: len([each for each in library.asked if each.get("method") == "GET"]) > gets)
+        assert library.resumed == (["1"] if gives_ids else [])
+        eventually(lambda: library.open == 1)
+        if not gives_ids:
+            assert stream.wait_for(2) == [UPDATE] * 2
+        told = len(stream.events)
+        library.update()
+        assert stream.wait_for(told + 1) == [UPDATE] * (2 if gives_ids else 3)

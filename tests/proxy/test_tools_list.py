@@ -295,3 +295,47 @@ def test_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None
     assert shown["docs__echo"] == {**definition, "name": "docs__echo", "execution": {"other": 1}}
     assert shown["docs__mirrored"]["inputSchema"] == {"type": "object", "properties": {"region": {"type": "string"}}}
     assert set(shown) == {"docs__echo", "docs__mirrored"}
+
+
+def page(work: Work, cursor: object = None, method: str = "tools/list") -> tuple[list[str], str]:
+    """The names on this page, and the cursor of the next."""
+    result = work.agent.ask(method, {"cursor": cursor} if cursor else {}).json()["result"]
+    return [each["name"] for each in result[method.partition("/")[0]]], result.get("nextCursor", "")
+
+
+def test_a_long_list_comes_in_pages_that_stay_in_order_while_tools_are_added(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.lists.PAGE", 3)
+    beta = work.put("beta", offering(*"abcd"))
+    work.put("gamma", offering("e", "f"))
+    names = [*(f"beta__{name}" for name in "abcd"), "gamma__e", "gamma__f"]
+
+    first, cursor = page(work)
+    assert (first, page(work, cursor)) == (names[:3], (names[3:], ""))
+    # One that stands before what was listed shifts nothing.
+    work.put("alpha", offering("0"))
+    assert page(work)[0] == ["alpha__0", *names[:2]]
+    assert page(work, cursor) == (names[3:], "")
+    # What stood last on the page is gone: it goes on where that stood.
+    first, cursor = page(work)
+    Feature.objects.get(assignment=beta, name="b").disable(by=make.user())
+    assert page(work, cursor)[0] == names[2:5]
+
+
+def test_a_cursor_is_good_for_the_list_it_was_given_for(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.lists.PAGE", 1)
+    work.put("beta", offering("a", "b"))
+    _, cursor = page(work)
+
+    for method, forged in (
+        ("prompts/list", cursor),
+        ("resources/list", cursor),
+        ("tools/list", cursor[:-6] + "AAAA=="),
+        ("tools/list", ""),
+        ("tools/list", "ü"),
+        ("tools/list", 7),
+    ):
+        error = work.agent.ask(method, {"cursor": forged}).json()["error"]
+        assert (error["code"], error["message"]) == (-32602, "Invalid cursor")
+    assert page(work, cursor) == (["beta__b"], "")

@@ -71,3 +71,12 @@ def test_many_events_may_be_larger_than_one() -> None:
     reader = Reader(LIMIT)
 
     assert sum(len(reader.feed(b"data: " + b"x" * 1000 + b"\n\n")) for _ in range(1000)) == 1000
+
+
+def test_an_event_may_have_an_id_and_a_stream_says_how_long_to_wait_before_it_is_opened_again() -> None:
+    reader = Reader(1000)
+    assert reader.feed(sse.event(b"{}", b"7")) == [Event(b"{}", id="7")]
+    assert (reader.event_id, reader.retry_ms) == ("7", None)
+    begins = b"id: 8\nretry: 250\ndata: \n\nretry: soon\nretry: 99999999999\n\n"
+    assert reader.feed(begins) == [Event(b"", id="8")]
+    assert (reader.event_id, reader.retry_ms) == ("8", 250)

@@ -21,7 +21,7 @@ URIS = (
 def test_a_uri_comes_back_as_it_went_out(uri: str) -> None:
     given = exposed_uri("docs", uri)
 
-    assert given.startswith("gateway://docs/")
+    assert given.startswith("ui://gateway/docs/" if uri.startswith("ui://") else "gateway://docs/")
     assert alias_and_uri(given) == ("docs", uri)
     assert exposed_uri("", uri) == uri
 
@@ -86,8 +86,8 @@ def test_every_place_a_uri_is_given_out_in_is_mapped_and_nothing_else() -> None:
     assert shown["messages"][0]["content"]["resource"]["uri"] == "gateway://docs/docs%3A%2F%2Fc"
     assert shown["contents"][0]["uri"] == "gateway://docs/docs%3A%2F%2Fd"
     assert shown["_meta"] == {
-        "ui": {"resourceUri": "gateway://docs/ui%3A%2F%2Fpage", "x": 1},
-        "ui/resourceUri": "gateway://docs/ui%3A%2F%2Fpage",
+        "ui": {"resourceUri": "ui://gateway/docs/ui%3A%2F%2Fpage", "x": 1},
+        "ui/resourceUri": "ui://gateway/docs/ui%3A%2F%2Fpage",
     }
     assert str(shown).count("docs://kept") == 4
     assert exposed(given, "") is given

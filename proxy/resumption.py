@@ -1,0 +1,154 @@
+"""A client that comes back with `Last-Event-ID`: what it missed of a standing stream, or of the stream of a call."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+
+from proxy.access.decision import Grant
+from proxy.request import McpRequest
+from proxy.response import is_primed
+from proxy.server_streams import UPDATED, ServerStreams
+from proxy.store.database import DatabaseUnavailable
+from proxy.store.events import CALL, EventId, Kept, StreamEvents
+from proxy.store.sessions import SessionKeeper
+from proxy.streams import LIST_CHANGED, StandingStream
+from wire import jsonrpc, sse
+
+ALIVE_SECONDS = 3.0  # Whoever has the stream of a call says so in this time,
+LISTENING_SECONDS = 2.0  # So long a client waits for its servers to be listened to, before it is told what may be,
+HANDED_OVER_SECONDS = 1.0  # and whoever had a standing stream what it sent.
+
+CALL_LOST = "The call was lost: what became of it is not known any more. Call again."
+
+
+class Resumption:
+    """Opens the standing streams of sessions, those too that go on where another broke."""
+
+    def __init__(self, events: StreamEvents, keeper: SessionKeeper, server_streams: ServerStreams) -> None:
+        self.events = events
+        self.server_streams = server_streams
+        self._keeper = keeper
+
+    async def standing(self, request: McpRequest, grant: Grant) -> StandingStream:
+        """The stream that this GET in a session asks for. Raises DatabaseUnavailable."""
+        assert grant.session is not None, "refused before"
+        name = EventId.read(request.header(b"last-event-id")) if b"last-event-id" in request.headers else None
+        if name is not None and name.kind == CALL:
+            return StandingStream(request, grant, lists=(), feed=_Repeat(self.events, name).feed, repeats=True)
+        missed = await self._take(grant.session.id, name) if name is not None else []
+        subscribed = (await self._keeper.subscriptions([grant.session.id])).get(grant.session.id, [])
+        standing = self._begun(request, grant, name, missed)
+        if name is not None or subscribed:
+            lists = LIST_CHANGED.values() if name is not None else ()
+            standing.feed = partial(self._tell_what_may_be, lists=lists, subscribed=subscribed)
+        return standing
+
+    def _begun(self, request: McpRequest, grant: Grant, name: EventId | None, missed: Sequence[Kept]) -> StandingStream:
+        session = grant.session
+        assert session is not None
+        if name is None:
+            history = self.events.begin_standing(session.id)
+        else:
+            last = max([name.number, *(event.number for event in missed)])
+            history = self.events.begin(session.id, name._replace(number=last))
+        standing = StandingStream(request, grant, history=history)
+
+        def taken() -> None:
+            history.end()
+            standing.end(b"")
+
+        history.taken = taken
+        if is_primed(session.version) and name is None:
+            standing.beginning = history.beginning()
+        for event in missed:
+            if event.data:
+                standing.put_event(sse.event(event.data, history.event_id(event.number)))
+        return standing
+
+    async def _take(self, session_id: str, name: EventId) -> list[Kept]:
+        """What came on a standing stream after this event, which ends wherever it is. Raises DatabaseUnavailable."""
+        news = self.events.listen(name.stream)
+        try:
+            missed = await self.events.read(session_id, name)
+            if not _is_over(missed):
+                await self.events.want(session_id, name)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(HANDED_OVER_SECONDS):
+                        while not _is_over(missed):
+                            await news.wait()
+                            news.clear()
+                            missed = await self.events.read(session_id, name)
+            await self.events.take(session_id, name)
+        finally:
+            self.events.forget(name.stream, news)
+        return missed
+
+    async def _tell_what_may_be(
+        self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
+    ) -> None:
+        """While nobody listened anything may have changed: the client is told so once, when servers are listened to."""
+        for method in lists:
+            standing.put({"jsonrpc": "2.0", "method": method})
+        if not subscribed:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LISTENING_SECONDS):
+                await standing.heard.wait()
+        with suppress(DatabaseUnavailable):
+            for uri in await self.server_streams.honoured(standing.request, subscribed):
+                standing.put({"jsonrpc": "2.0", "method": UPDATED, "params": {"uri": uri}})
+
+
+class _Repeat:
+    """Sends what came on the stream of a call after an event, and goes on until the call is over."""
+
+    def __init__(self, events: StreamEvents, name: EventId) -> None:
+        self._events = events
+        self._name = name
+
+    async def feed(self, standing: StandingStream) -> None:
+        """Fill this stream, and end it."""
+        news = self._events.listen(self._name.stream)
+        try:
+            await self._follow(standing, news)
+        except DatabaseUnavailable:
+            standing.end(b"")  # The client comes back with the id of what it got last.
+        finally:
+            self._events.forget(self._name.stream, news)
+
+    async def _follow(self, standing: StandingStream, news: asyncio.Event) -> None:
+        session_id, name = standing.owner, self._name
+        is_alive = False
+        while True:
+            news.clear()
+            for event in await self._events.read(session_id, name):
+                name = name._replace(number=event.number)
+                if event.data:
+                    standing.put_event(sse.event(event.data, name.text()))
+                if event.is_last:
+                    standing.end(b"")
+                    return
+            if not is_alive:
+                await self._events.want(session_id, name)
+            try:
+                async with asyncio.timeout(ALIVE_SECONDS):
+                    await news.wait()
+                is_alive = True
+            except TimeoutError:
+                if not is_alive:
+                    self._lose(standing)
+                    return
+                is_alive = False  # It is asked once more.
+
+    def _lose(self, standing: StandingStream) -> None:
+        """Nobody has the call any more, or nobody of this session ever had."""
+        if self._name.request_id is None:
+            standing.end(b"")
+            return
+        data = {"reason": "call_lost"}
+        standing.end(jsonrpc.error(self._name.request_id, jsonrpc.INTERNAL_ERROR, CALL_LOST, data))
+
+
+def _is_over(missed: Sequence[Kept]) -> bool:
+    return any(event.is_last for event in missed)

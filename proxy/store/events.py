@@ -1,0 +1,358 @@
+"""Events of streams that their clients may not have got, kept so that those can resume.
+
+How a client resumes: MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. Nothing is written while a client
+reads: the last events of a stream are in memory. They go into rows, sealed, when the client has gone, or when it comes
+back, to whichever worker, and whoever has the stream is told so.
+"""
+
+import asyncio
+import base64
+import binascii
+import logging
+import re
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID, uuid4
+
+from proxy.store.database import DatabaseUnavailable
+from proxy.store.pending import Statements, Told
+from wire import jsonrpc, sse
+from wire.cipher import Cipher, Unreadable
+
+logger = logging.getLogger(__name__)
+
+STANDING, CALL = "s", "c"  # What a stream carries, as its ids say.
+
+KEPT_SECONDS = 300.0  # So long a client may resume after its stream broke,
+FINISHED_SECONDS = 60.0  # and so long after it ended, if it did not get the end.
+MOST_EVENTS = 256  # Of one stream, the last ones;
+MOST_BYTES = 1 << 20  # the answer to a call counts, and is kept whatever its size.
+MOST_FINISHED = 1_000  # Streams that ended, in this worker,
+MOST_FINISHED_BYTES = 32 << 20
+MOST_ROWS = 1_000  # Of one session.
+MOST_ROW_BYTES = 32 << 20
+LARGE = 64 << 10  # Sealed beside the loop.
+RETRY_SECONDS = 0.5
+ATTEMPTS = 5
+LONGEST_REQUEST_ID = 64
+
+# What begins a stream, so that a client can resume one of which it got nothing else: an id, without data.
+RETRY_MS = 1000
+
+KEEP = """
+WITH kept AS (
+    INSERT INTO proxy_streamevent (session_id, stream_id, number, data, is_last, expires_at)
+    SELECT %(session)s, %(stream)s, number, data, is_last,
+        statement_timestamp() + make_interval(secs => %(seconds)s)
+    FROM unnest(%(numbers)s::int[], %(data)s::bytea[], %(is_last)s::bool[]) AS e (number, data, is_last)
+    ON CONFLICT (stream_id, number) DO NOTHING
+), gone AS (
+    DELETE FROM proxy_streamevent WHERE id IN (
+        SELECT id FROM (
+            SELECT id, row_number() OVER newest AS number, sum(octet_length(data)) OVER newest AS bytes
+            FROM proxy_streamevent WHERE session_id = %(session)s WINDOW newest AS (ORDER BY id DESC)
+        ) e WHERE number > %(most)s OR bytes > %(most_bytes)s
+    )
+)
+SELECT pg_notify('gateway', 'events ' || %(stream)s)
+"""
+READ = """
+SELECT number, data, is_last FROM proxy_streamevent
+WHERE session_id = %(session)s AND stream_id = %(stream)s AND number > %(after)s
+    AND expires_at > statement_timestamp()
+ORDER BY number
+"""
+# Whoever goes on with a stream has taken its end away.
+TAKE = (
+    "UPDATE proxy_streamevent SET is_last = false WHERE session_id = %(session)s AND stream_id = %(stream)s AND is_last"
+)
+
+
+class EventId(NamedTuple):
+    """What the id of an event says: on which stream it came, as which; and, of a call's, the id of the request."""
+
+    kind: str
+    stream: str
+    number: int
+    request_id: jsonrpc.Id | None = None
+
+    @classmethod
+    def read(cls, text: str) -> "EventId | None":
+        """What this id says; None when it is none of ours."""
+        if (found := _is_event_id(text)) is None:
+            return None
+        kind, stream, number, spelled = found.groups()
+        return cls(kind, str(UUID(stream)), int(number), _request_id(spelled) if spelled else None)
+
+    def text(self) -> bytes:
+        """The id as clients are given it; a request's own id stands in it only when it is short."""
+        spelled = jsonrpc.dumps(self.request_id) if self.request_id is not None else b""
+        named = b"-" + base64.urlsafe_b64encode(spelled) if 0 < len(spelled) <= LONGEST_REQUEST_ID else b""
+        return b"%b-%b-%d%b" % (self.kind.encode(), UUID(self.stream).hex.encode(), self.number, named)
+
+
+_is_event_id = re.compile(r"([sc])-([0-9a-f]{32})-([0-9]{1,9})(?:-([A-Za-z0-9_=-]{1,100}))?").fullmatch
+
+
+def _request_id(spelled: str) -> jsonrpc.Id | None:
+    try:
+        value = jsonrpc.loads(base64.urlsafe_b64decode(spelled))
+    except (ValueError, binascii.Error, RecursionError):
+        return None
+    return value if type(value) is int or isinstance(value, str) else None
+
+
+class Kept(NamedTuple):
+    """An event of a row; without data it is none, and only says how far the stream went."""
+
+    number: int
+    data: bytes
+    is_last: bool
+
+
+class History:
+    """The ids of the events of one stream, and those of them that its client may not have got.
+
+    `taken` is called when the client went on with the stream elsewhere.
+    """
+
+    __slots__ = (
+        "_events",
+        "_name",
+        "_pending",
+        "_recent",
+        "_writing",
+        "away",
+        "ended",
+        "number",
+        "session_id",
+        "size",
+        "stream",
+        "taken",
+    )
+
+    def __init__(self, events: "StreamEvents", session_id: str, name: EventId) -> None:
+        self._events = events
+        self.session_id = session_id
+        self.stream = name.stream
+        self.number = name.number
+        self._name = name
+        self._recent: deque[Kept] = deque()
+        self.size = 0
+        self._pending: list[Kept] = []
+        self._writing: asyncio.Task[None] | None = None
+        self.away = False
+        self.ended = False
+        self.taken: Callable[[], object] = bool
+
+    def beginning(self) -> bytes:
+        """An event without data, which tells a client the id to come back with."""
+        return b"id: %b\r\nretry: %d\r\ndata: \r\n\r\n" % (self.event_id(self.number), RETRY_MS)
+
+    def event_id(self, number: int) -> bytes:
+        return self._name._replace(number=number).text()
+
+    def add(self, data: bytes) -> bytes:
+        """The next event of the stream, as it is sent."""
+        self.number += 1
+        self._note(Kept(self.number, data, is_last=False))
+        return sse.event(data, self.event_id(self.number))
+
+    def end(self, data: bytes = b"") -> bytes:
+        """The last event, as it is sent; without data the stream just ends."""
+        if self.ended:
+            return b""
+        self.ended = True
+        self.number += 1
+        self._note(Kept(self.number, data, is_last=True))
+        self._events.retire(self)
+        return sse.event(data, self.event_id(self.number)) if data else b""
+
+    def drop(self) -> None:
+        """The stream broke off here, and nobody will go on with it."""
+        if not self.ended:
+            self.ended = True
+            self._events.drop(self)
+
+    def leave(self) -> None:
+        """The client is gone: what it may not have got goes into rows, now and from now on."""
+        if not self.away:
+            self.away = True
+            self._pending, self._recent = [*self._recent], deque()
+            self.size = 0
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, and tell whoever waits for it, be it nothing."""
+        if self._writing is None or self._writing.done():
+            self._writing = self._events.run(self._write())
+
+    def _note(self, event: Kept) -> None:
+        if self.away:
+            self._pending.append(event)
+            if len(self._pending) > MOST_EVENTS:  # The database does not keep up.
+                del self._pending[0]
+            self.flush()
+            return
+        self._recent.append(event)
+        self.size += len(event.data)
+        while len(self._recent) > MOST_EVENTS or (self.size > MOST_BYTES and len(self._recent) > 1):
+            self.size -= len(self._recent.popleft().data)
+
+    async def _write(self) -> None:
+        while True:
+            pending, self._pending = self._pending, []
+            await self._events.keep(self, pending)
+            if not self._pending:
+                return
+
+
+class Bus(Told, Protocol):
+    """Tells other workers too."""
+
+    async def publish(self, topic: str, told: str, /) -> None: ...
+
+
+class StreamEvents:
+    """The streams of this worker that may be resumed, and the rows of all."""
+
+    def __init__(self, state: Statements, bus: Bus, cipher: Cipher) -> None:
+        self._state = state
+        self._bus = bus
+        self._cipher = cipher
+        self._histories: dict[str, History] = {}
+        self._finished: OrderedDict[str, tuple[float, History]] = OrderedDict()
+        self._finished_bytes = 0
+        self._news: dict[str, set[asyncio.Event]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        bus.on("resume", self._wanted)
+        bus.on("events", self._ring)
+
+    async def stop(self) -> None:
+        """Write what is to be written; it gets a moment."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=1)
+            for task in late:
+                task.cancel()
+
+    # The streams of this worker
+
+    def begin(self, session_id: str, name: EventId) -> History:
+        """The history of a stream, from the event `name` on."""
+        history = self._histories[name.stream] = History(self, session_id, name)
+        return history
+
+    def begin_call(self, session_id: str, request_id: jsonrpc.Id | None) -> History:
+        """The history of a new stream, of the call with this id."""
+        return self.begin(session_id, EventId(CALL, str(uuid4()), 0, request_id))
+
+    def begin_standing(self, session_id: str) -> History:
+        """The history of a new standing stream."""
+        return self.begin(session_id, EventId(STANDING, str(uuid4()), 0))
+
+    def drop(self, history: History) -> None:
+        """Know nothing of this stream any more."""
+        if self._histories.get(history.stream) is history:
+            del self._histories[history.stream]
+
+    def retire(self, history: History) -> None:
+        """This stream has ended. Whether its client got the end nobody knows, so it stays for a while."""
+        self.drop(history)
+        now = time.monotonic()
+        if not history.away:
+            self._finished[history.stream] = now, history
+            self._finished_bytes += history.size
+        while self._finished:
+            at, oldest = next(iter(self._finished.values()))
+            few = len(self._finished) <= MOST_FINISHED and self._finished_bytes <= MOST_FINISHED_BYTES
+            if few and now - at < FINISHED_SECONDS:
+                break
+            self._forget_finished(oldest)
+
+    def _forget_finished(self, history: History) -> None:
+        if self._finished.pop(history.stream, None) is not None:
+            self._finished_bytes -= history.size
+
+    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have this done beside everything else."""
+        task = asyncio.create_task(work, name="events of a stream")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _wanted(self, told: str | None) -> None:
+        """The client of a stream has come back for it, to whichever worker."""
+        session_id, _, stream = (told or "").partition(" ")
+        finished = self._finished.get(stream)
+        history = self._histories.get(stream) or (finished[1] if finished else None)
+        if history is None or history.session_id != session_id:
+            return
+        self._forget_finished(history)
+        history.leave()
+        history.taken()
+
+    # The rows of all
+
+    async def keep(self, history: History, kept: list[Kept]) -> None:
+        """Write these events, and tell whoever waits for them; what cannot be written is lost, and logged."""
+        sealed = self._seal(kept) if sum(len(each.data) for each in kept) < LARGE else None
+        given = {
+            "session": history.session_id,
+            "stream": history.stream,
+            "numbers": [each.number for each in kept],
+            "data": sealed if sealed is not None else await asyncio.to_thread(self._seal, kept),
+            "is_last": [each.is_last for each in kept],
+            "seconds": KEPT_SECONDS,
+            "most": MOST_ROWS,
+            "most_bytes": MOST_ROW_BYTES,
+        }
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._state.fetch(KEEP, given)
+            except DatabaseUnavailable as error:
+                if attempt == ATTEMPTS:
+                    logger.warning("events that a client missed are lost", extra={"error": str(error)})
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    def _seal(self, kept: list[Kept]) -> list[bytes]:
+        return [self._cipher.seal(each.data.decode(errors="replace")) if each.data else b"" for each in kept]
+
+    async def read(self, session_id: str, name: EventId) -> list[Kept]:
+        """What came after this event on its stream, as far as it was written. Raises DatabaseUnavailable."""
+        given = {"session": session_id, "stream": name.stream, "after": name.number}
+        kept = []
+        for number, data, is_last in await self._state.fetch(READ, given):
+            try:
+                kept.append(Kept(number, self._cipher.open(bytes(data)).encode() if data else b"", is_last))
+            except Unreadable:  # The operator took the key away.
+                kept.append(Kept(number, b"", is_last))
+        return kept
+
+    async def take(self, session_id: str, name: EventId) -> None:
+        """This stream goes on here. Raises DatabaseUnavailable."""
+        await self._state.fetch(TAKE, {"session": session_id, "stream": name.stream})
+
+    async def want(self, session_id: str, name: EventId) -> None:
+        """Have whoever has this stream write what came on it; `listen` says when. Raises DatabaseUnavailable."""
+        await self._bus.publish("resume", f"{session_id} {name.stream}")
+
+    def listen(self, stream: str) -> asyncio.Event:
+        """An event that is set whenever something of this stream was written. End it with `forget`."""
+        event = asyncio.Event()
+        self._news.setdefault(stream, set()).add(event)
+        return event
+
+    def forget(self, stream: str, event: asyncio.Event) -> None:
+        waiting = self._news.get(stream, set())
+        waiting.discard(event)
+        if not waiting:
+            self._news.pop(stream, None)
+
+    def _ring(self, stream: str | None) -> None:
+        for name in [*self._news] if stream is None else [stream]:
+            for event in self._news.get(name, ()):
+                event.set()

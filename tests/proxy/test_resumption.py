@@ -1,0 +1,337 @@
+"""A client of the session era whose stream broke comes back with `Last-Event-ID`, to any worker."""
+
+import asyncio
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from accounts.models import User
+from gateways.models import Feature
+from proxy.models import StreamEvent
+from tests import make
+from tests.asgi_server import Receive, Scope, Send, headers_of, live, parsed, read
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+from tests.proxy.listening import Listener, listening
+from tests.proxy.scripted import Object, Request, Script, calling, tool
+from tests.proxy.test_standing_streams import TOOLS_CHANGED, in_session
+
+SECRET = "what-the-call-found"
+
+
+@dataclass
+class Slow:
+    """A tool that reports progress, goes on when a test says so, reports once more and answers."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    async def call(self, request: Request) -> None:
+        token = request.message["params"].get("_meta", {}).get("progressToken")
+        await request.open_stream()
+        await request.event(progress(token, 1))
+        self.begun.set()
+        await asyncio.to_thread(self.go_on.wait, 20)
+        await request.event(progress(token, 2))
+        result = {"content": [{"type": "text", "text": SECRET}]}
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": result}, last=True)
+
+
+def progress(token: object, number: int) -> Object:
+    params = {"progressToken": token, "progress": number}
+    return {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+
+
+class Work:
+    """A gateway in front of a slow tool, at two workers."""
+
+    def __init__(self, start: Start, run: Run) -> None:
+        self.slow = Slow()
+        self.gateway = make.gateway(slug="work")
+        upstream = run(calling(self.slow.call))
+        self.assignment = make.assignment(self.gateway, make.server(slug="docs", url=upstream.url))
+        Feature.objects.learn(self.assignment, [{"name": "it", "inputSchema": {"type": "object"}}])
+        self.proxies = [start() for _ in range(2)]
+
+    @property
+    def proxy(self) -> Proxy:
+        return self.proxies[0]
+
+    def agent(self, name: str = "ana") -> Agent:
+        user = make.user(email=f"{name}@example.com")
+        return self.proxy.agent(make.connection(make.agent(by=user, name=name), self.gateway, user))
+
+    def at(self, worker: int, agent: Agent) -> Agent:
+        return Agent(self.proxies[worker].url("work"), agent.secret, agent.headers)
+
+
+@pytest.fixture
+def work(start: Start, run: Run) -> Work:
+    return Work(start, run)
+
+
+def call(request_id: object = "mine", token: object = 7) -> dict[str, Any]:
+    params: dict[str, Any] = {"name": "docs__it", "arguments": {}}
+    if token is not None:
+        params["_meta"] = {"progressToken": token}
+    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
+
+
+def resumed(agent: Agent, last: str) -> Any:
+    return listening(agent, "GET", Last_Event_ID=last)
+
+
+def missed(stream: Listener) -> list[Any]:
+    assert stream.over.wait(10)
+    return stream.events
+
+
+ANSWERED = {"jsonrpc": "2.0", "id": "mine", "result": {"content": [{"type": "text", "text": SECRET}]}}
+
+
+@pytest.mark.parametrize("worker", [0, 1], ids=["same worker", "other worker"])
+@pytest.mark.parametrize("answered_before", [True, False], ids=["answered meanwhile", "answered after"])
+def test_a_client_whose_call_broke_off_gets_the_rest_of_it(work: Work, worker: int, answered_before: bool) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        assert stream.wait_for(1) == [progress(7, 1)]
+    if answered_before:
+        work.slow.go_on.set()
+        eventually(lambda: StreamEvent.objects.filter(is_last=True).exists())
+    with resumed(work.at(worker, agent), stream.ids[-1]) as rest:
+        work.slow.go_on.set()
+        assert missed(rest) == [progress(7, 2), ANSWERED]
+    assert len({*stream.ids, *rest.ids}) == len(stream.ids) + len(rest.ids)
+    with resumed(work.at(1 - worker, agent), rest.ids[0]) as again:
+        assert missed(again) == [ANSWERED]
+
+
+def test_a_client_that_lost_its_connection_unnoticed_gets_what_was_sent_into_it(work: Work) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+        work.slow.go_on.set()
+        assert stream.over.wait(5)
+        # It ended for the gateway; had none of it arrived, the client would have known the first id only.
+        assert not StreamEvent.objects.exists()
+        with resumed(work.at(1, agent), stream.ids[0]) as rest:
+            assert missed(rest) == [progress(7, 1), progress(7, 2), ANSWERED]
+
+
+def test_a_call_that_is_still_under_way_goes_on_where_its_client_came_back(work: Work) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+        with resumed(work.at(1, agent), stream.ids[0]) as rest:
+            assert rest.wait_for(1) == [progress(7, 1)]
+            work.slow.go_on.set()
+            assert missed(rest) == [progress(7, 1), progress(7, 2), ANSWERED]
+        assert stream.over.wait(5)
+        assert stream.events == [progress(7, 1)]  # One message goes on one stream only.
+
+
+def test_nothing_is_written_for_calls_that_are_read(work: Work) -> None:
+    work.slow.go_on.set()
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        assert missed(stream)[-1] == ANSWERED
+    assert agent.call("docs__it").status_code == 200
+    assert not StreamEvent.objects.exists()
+
+
+def test_the_id_of_another_session_gives_nothing(work: Work) -> None:
+    agent = work.agent()
+    mine = in_session(agent)
+    with listening(mine, "POST", call()) as stream:
+        stream.wait_for(1)
+    work.slow.go_on.set()
+    eventually(lambda: StreamEvent.objects.filter(is_last=True).exists())
+    for stranger in (in_session(agent), in_session(work.agent("eve"))):
+        with resumed(stranger, stream.ids[0]) as other:
+            (error,) = missed(other)
+            assert (error["id"], error["error"]["data"]) == ("mine", {"reason": "call_lost"})
+    with resumed(mine, stream.ids[0]) as rest:
+        assert missed(rest)[-1] == ANSWERED
+
+
+ANYTHING = sorted(f"notifications/{kind}/list_changed" for kind in ("tools", "prompts", "resources"))
+
+
+def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_may_have_changed(
+    work: Work, ana: User
+) -> None:
+    agent = work.agent("bob")
+    with listening(in_session(agent), "GET") as stream:
+        eventually(lambda: stream.ids)
+        work.assignment.features.get().disable(by=ana)
+        stream.wait_for(1)
+    eventually(lambda: StreamEvent.objects.filter(is_last=True).exists())
+    with resumed(in_session(agent), stream.ids[0]) as other:
+        other.wait_for(3)
+        work.assignment.features.get().enable(by=ana)
+        other.wait_for(4)
+    assert sorted(other.methods()[:3]) == ANYTHING
+
+
+def test_a_standing_stream_whose_worker_died_is_opened_elsewhere(work: Work) -> None:
+    agent = in_session(work.agent())
+    with resumed(agent, f"s-{uuid4().hex}-12") as stream:
+        stream.wait_for(3)
+    assert sorted(stream.methods()) == ANYTHING
+    assert all(each.endswith(number) for each, number in zip(stream.ids, ("-13", "-14", "-15"), strict=True))
+
+
+def test_a_call_that_was_lost_with_its_worker_is_answered_so(work: Work) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call(5)) as stream:
+        stream.wait_for(1)
+        work.proxy.stop()
+        assert stream.over.wait(5)
+    work.slow.go_on.set()
+    with resumed(work.at(1, agent), stream.ids[-1]) as rest:
+        (error,) = missed(rest)
+        assert (error["id"], error["error"]["data"]) == (5, {"reason": "call_lost"})
+
+
+def test_what_a_client_may_miss_is_sealed_and_swept(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+    work.slow.go_on.set()
+    eventually(lambda: StreamEvent.objects.filter(is_last=True).exists())
+    assert not any(SECRET.encode() in bytes(data) for (data,) in StreamEvent.objects.values_list("data"))
+    sql("UPDATE proxy_streamevent SET expires_at = now() - interval '1 s'")
+    with resumed(agent, stream.ids[0]) as rest:
+        assert missed(rest)[0]["error"]["data"] == {"reason": "call_lost"}
+
+
+@pytest.mark.parametrize("worker", [0, 1], ids=["same worker", "other worker"])
+def test_a_standing_stream_goes_on_where_it_broke(work: Work, ana: User, worker: int) -> None:
+    agent = in_session(work.agent("bob"))
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(5)
+        eventually(lambda: stream.ids)
+        work.assignment.features.get().disable(by=ana)
+        assert stream.wait_for(1) == [TOOLS_CHANGED]
+    with resumed(work.at(worker, agent), stream.ids[0]) as later:
+        later.wait_for(4)
+        # What was sent into it, and then that anything may have changed while nobody listened.
+        assert later.ids[0] == stream.ids[1]
+        assert sorted(later.methods()) == sorted(
+            [
+                TOOLS_CHANGED["method"],
+                *(f"notifications/{kind}/list_changed" for kind in ("tools", "prompts", "resources")),
+            ]
+        )
+        work.assignment.features.get().enable(by=ana)
+        assert later.wait_for(5)[4] == TOOLS_CHANGED
+        assert len({*later.ids}) == 5
+    with resumed(work.at(1 - worker, agent), later.ids[3]) as last:
+        last.wait_for(4)
+        assert last.ids[0] == later.ids[4]
+
+
+def test_a_stream_that_the_gateway_thinks_is_read_ends_when_its_client_comes_back(work: Work) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "GET") as stream:
+        eventually(lambda: stream.ids)
+        with resumed(work.at(1, agent), stream.ids[0]) as later:
+            later.wait_for(3)
+            assert stream.over.wait(5)
+
+
+def test_only_clients_that_know_of_it_are_sent_an_event_without_data(work: Work) -> None:
+    work.slow.go_on.set()
+    agent = work.agent()
+    for version, is_primed in (("2025-11-25", True), ("2025-06-18", False)):
+        text = streamed(in_session(agent, version))
+        first = text.split("\r\n\r\n", maxsplit=1)[0].split("\r\n")
+        assert (first[-1] == "data: " and first[0].startswith("id: c-")) is is_primed
+        assert text.count("\r\nid: ") == 3
+    assert "id:" not in streamed(agent)
+
+
+def streamed(agent: Agent) -> str:
+    """What a call is answered on a stream."""
+    headers = {"Authorization": f"Bearer {agent.secret}", "Accept": "text/event-stream", **agent.headers}
+    return httpx.post(agent.url, json=call(), headers=headers, trust_env=False, timeout=20).text
+
+
+# At servers
+
+
+class Polling:
+    """A server that ends its streams on purpose, with ids, and is asked for the rest of them (`retry` in ms)."""
+
+    def __init__(self, ends: int, *, knows_ids: bool = True) -> None:
+        self.ends = ends
+        self.knows_ids = knows_ids
+        self.asked: list[tuple[str, str]] = []
+        self.called: Object = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        body, headers = await read(receive), headers_of(scope)
+        message = parsed(body) if body else {}
+        assert isinstance(message, dict)
+        request = Request(message, headers, receive, send)
+        if scope["method"] == "GET":
+            await self._go_on(request)
+        elif message.get("method") == "tools/call":
+            self.called = message
+            self.asked.append(("POST", ""))
+            await self._part(request, 0)
+        else:
+            await Script([[tool("it")]], sessions=True, opened=["session-0"]).serve(request, scope["method"])
+
+    async def _go_on(self, request: Request) -> None:
+        last = request.headers.get("last-event-id", "")
+        if not last or not self.knows_ids:
+            await request.answer(b"", status=405)
+            return
+        self.asked.append(("GET", last))
+        await self._part(request, int(last))
+
+    async def _part(self, request: Request, number: int) -> None:
+        await request.open_stream()
+        if number < self.ends:
+            note = json.dumps(progress(self.called["params"]["_meta"]["progressToken"], number + 1))
+            part = f"id: {number + 1}\nretry: 60\ndata: \n\nid: {number + 1}\ndata: {note}\n\n"
+            await request.send({"type": "http.response.body", "body": part.encode()})
+        else:
+            await request.event({"jsonrpc": "2.0", "id": self.called["id"], "result": {"content": []}}, last=True)
+
+
+def at_a_polling_server(start: Start, run: Run, server: Polling) -> list[Any]:
+    gateway = make.gateway(slug="work")
+    assignment = make.assignment(gateway, make.server(slug="docs", url=run(server).url))
+    Feature.objects.learn(assignment, [{"name": "it", "inputSchema": {"type": "object"}}])
+    user = make.user(email="ana@example.com")
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
+    with listening(agent, "POST", call()) as stream:
+        assert stream.over.wait(10)
+    return stream.events
+
+
+def test_a_call_goes_on_where_its_servers_stream_broke(start: Start, run: Run) -> None:
+    server = Polling(3)
+    events = at_a_polling_server(start, run, server)
+    assert events == [
+        *(progress(7, number) for number in (1, 2, 3)),
+        {"jsonrpc": "2.0", "id": "mine", "result": {"content": []}},
+    ]
+    assert server.asked == [("POST", ""), ("GET", "1"), ("GET", "2"), ("GET", "3")]
+
+
+def test_a_call_whose_stream_cannot_be_gone_on_with_ends_and_is_not_sent_again(start: Start, run: Run) -> None:
+    server = Polling(3, knows_ids=False)
+    events = at_a_polling_server(start, run, server)
+    assert events[-1]["error"]["data"] == {"reason": "unreachable", "server": "docs"}
+    assert server.asked == [("POST", "")]
