@@ -55,7 +55,7 @@ from tokens.serializers import (
 from tokens.validation import admits
 from tokens.visibility import ENDING, known_to, of_status, with_reach
 from ui.operations import operation
-from ui.rest import ApiError, Problem, Resource, named, secret_answer
+from ui.rest import ApiError, Problem, Resource, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
@@ -244,11 +244,11 @@ def narrowed(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuerySet:
     """The tokens that match the query."""
     tokens = tokens.filter(of_status(query["status"]))
     if host := query.get("host"):
-        tokens = tokens.filter(connection__host=host)
+        tokens = tokens.filter(connection__host__in=host)
     if gateway := query.get("gateway"):
-        tokens = tokens.filter(named(gateway, "connection__gateway", "slug"))
+        tokens = tokens.filter(connection__gateway__in=gateway)
     if user := query.get("user"):
-        tokens = tokens.filter(named(user.lower(), "connection__user", "email"))
+        tokens = tokens.filter(connection__user__in=user)
     tokens = tokens.matching(query.get("q", ""), of_many=query["scope"] == "all")
     if before := query.get("expires_before"):
         tokens = tokens.filter(expires_at__lt=before)

@@ -14,7 +14,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import Http404
 from rest_framework import exceptions, serializers
 from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
@@ -119,14 +119,6 @@ def already_exists(detail: str) -> ApiError:
     return ApiError(HTTPStatus.CONFLICT, "already_exists", detail)
 
 
-def named(text: str, relation: str, name: str) -> Q:
-    """The rows `text` means: by the id of `relation` when it is one, else by its `name`."""
-    try:
-        return Q(**{relation: UUID(text)})
-    except ValueError:
-        return Q(**{f"{relation}__{name}": text})
-
-
 class Resource(GenericViewSet[Any]):
     """The base of every resource: its methods declare themselves with `@operation`; plain words for every refusal.
 
@@ -144,7 +136,7 @@ class Resource(GenericViewSet[Any]):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         declared = operation_of(self, self.action)
-        self.query_data = _validated_query(request, declared.query() if declared else Query())
+        self.query_data = _validated_query(request, declared.query() if declared else Query(), self)
 
     @property
     def operation(self) -> Operation:
@@ -226,7 +218,7 @@ class Resource(GenericViewSet[Any]):
         return rows.order_by(ordering, "pk")
 
 
-def _validated_query(request: Request, query: Query) -> dict[str, Any]:
+def _validated_query(request: Request, query: Query, view: Resource) -> dict[str, Any]:
     """The query parameters as `query` reads them; empty ones count as not given."""
     parameters = request.query_params
     unknown = sorted(set(parameters) - set(query.fields))
@@ -237,7 +229,7 @@ def _validated_query(request: Request, query: Query) -> dict[str, Any]:
         for name, field in query.fields.items()
         if parameters.get(name)
     }
-    filled = type(query)(data=data)
+    filled = type(query)(data=data, context={"view": view})
     filled.is_valid(raise_exception=True)
     validated: dict[str, Any] = filled.validated_data
     return validated
