@@ -105,7 +105,8 @@ class NewUser(UserChanges):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key lets nobody in: whom it invited, or whose role or address it changed, would outlive it.
+    An API key invites people to roles that hold no more than the key does. It changes nobody's role or address, and
+    lets nobody in again.
     """
 
     problems = PROBLEMS
@@ -134,7 +135,7 @@ class UserResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
-    @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, api_keys=False)
+    @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
         person = User.objects.invite(**_with_role(body), by=self.me)

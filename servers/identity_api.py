@@ -138,7 +138,7 @@ class IdentityResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
-    @operation(needs=SHARED, body=NewIdentity)
+    @operation(needs=SHARED, body=NewIdentity, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
         if body["shared"]:

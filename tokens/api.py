@@ -112,7 +112,7 @@ class TokenResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
-    @operation(needs=Capability.API_TOKENS_MANAGE, body=NewToken, answer=IssuedTokenSerializer)
+    @operation(needs=Capability.API_TOKENS_MANAGE, body=NewToken, answer=IssuedTokenSerializer, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
         triple = {key: body.pop(key) for key in ("host", "gateway", "identities")}
@@ -150,6 +150,7 @@ class TokenResource(Resource):
         answer=RotatedTokenSerializer,
         access_tokens=True,
         if_match=True,
+        makes=True,
     )
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replaces a token's secret: by its owner, or by the token itself as Bearer.
@@ -173,7 +174,9 @@ class TokenResource(Resource):
         return self.answer(self._find(pk))
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE), answer=RotatedTokenSerializer, if_match=True)
+    @operation(
+        needs=Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE), answer=RotatedTokenSerializer, if_match=True, makes=True
+    )
     def collect(self, request: Request, pk: UUID) -> Response:
         """Makes the new secret somebody asked for and tells it to the token's owner, once."""
         token = self._find(pk)

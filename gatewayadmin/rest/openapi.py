@@ -20,6 +20,7 @@ from rest_framework.response import Response
 
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
+from ui.idempotency import FORM, HEADER
 from ui.operations import File, Operation, operation
 from ui.rest import Moment, Resource
 
@@ -73,7 +74,20 @@ REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
     412: (ChangedSerializer, "The thing is no longer what `If-Match` names; nothing was written."),
     413: (ProblemSerializer, "The body is larger than 1 MiB."),
     415: (ProblemSerializer, "The body is not JSON."),
+    422: (ProblemSerializer, "The `Idempotency-Key` was used for another request."),
     429: (ProblemSerializer, "Too often; `Retry-After` says when to come back."),
+}
+
+
+# What a request may have beside its body.
+HEADERS: dict[str, dict[str, Any]] = {
+    "If-Match": {"location": "header", "description": "The `ETag` it must still have."},
+    HEADER: {
+        "location": "header",
+        "type": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{FORM.pattern}$"},
+        "description": "A new text, such as a UUID, for each thing to make. The same request with the same key gets "
+        "the same answer for an hour, with `Idempotency-Replayed: true`, and makes nothing twice.",
+    },
 }
 
 
@@ -126,7 +140,7 @@ class Described(AutoSchema):
 
     def get_override_parameters(self) -> list[Any]:
         query = self.operation.query
-        return [*([query] if query().fields else []), *self._ordering(), *self._precondition(), *self._etag()]
+        return [*([query] if query().fields else []), *self._ordering(), *self._headers(), *self._etag()]
 
     def _ordering(self) -> list[OpenApiParameter]:
         if not self.operation.has_page_numbers:
@@ -136,9 +150,10 @@ class Described(AutoSchema):
             return [OpenApiParameter("ordering", exclude=True)]
         return [OpenApiParameter("ordering", enum=[*names, *(f"-{name}" for name in names)])]
 
-    def _precondition(self) -> list[OpenApiParameter]:
-        note = "The `ETag` it must still have."
-        return [OpenApiParameter("If-Match", location="header", description=note)] if self.operation.if_match else []
+    def _headers(self) -> list[OpenApiParameter]:
+        """The headers of a request, beside those of its credential."""
+        taken = {"If-Match": self.operation.if_match, HEADER: self.operation.makes}
+        return [OpenApiParameter(name, **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
         """The header of the good answer, where that is the thing itself, and of 412."""
@@ -185,11 +200,12 @@ class Described(AutoSchema):
         has_body = self.operation.body is not None
         conflicts = self.operation.conflicts or any(problem.status == 409 for problem in self.view.problems.values())
         possible = {
-            409: self.method in UNSAFE and conflicts,
+            409: self.method in UNSAFE and (conflicts or self.operation.makes),
             404: "{" in self.path or self.operation.has_page_numbers,
             412: self.operation.if_match,
             413: has_body,
             415: has_body,
+            422: self.operation.makes,
             429: bool(self.view.throttle_classes),
         }
         return sorted({400, 401, 403, 406} | {status for status, can in possible.items() if can})
