@@ -15,7 +15,6 @@ from rest_framework.decorators import action
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import SimpleRateThrottle
 
 from auditlog import event_context
 from auditlog.event_context import Via
@@ -55,7 +54,7 @@ from tokens.serializers import (
 from tokens.validation import admits
 from tokens.visibility import ENDING, known_to, of_status, with_reach
 from ui.operations import operation
-from ui.rest import ApiError, Problem, Resource, secret_answer
+from ui.rest import ApiError, Problem, RateLimit, Resource, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
@@ -75,9 +74,10 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 }
 
 
-class RotationLimit(SimpleRateThrottle):
+class RotationLimit(RateLimit):
     """A token may rotate itself 60 times an hour: once a minute for a job that does so on every run."""
 
+    scope = "rotation"
     rate = "60/h"
 
     def get_cache_key(self, request: Request, view: Any) -> str | None:

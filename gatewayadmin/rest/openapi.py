@@ -82,6 +82,10 @@ REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
 # What a request may have beside its body.
 HEADERS: dict[str, dict[str, Any]] = {
     "If-Match": {"location": "header", "description": "The `ETag` it must still have."},
+    "If-None-Match": {
+        "location": "header",
+        "description": "The `ETag` of an answer you have; 304 if it is still true.",
+    },
     HEADER: {
         "location": "header",
         "type": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{FORM.pattern}$"},
@@ -140,7 +144,13 @@ class Described(AutoSchema):
 
     def get_override_parameters(self) -> list[Any]:
         query = self.operation.query
-        return [*([query] if query().fields else []), *self._ordering(), *self._headers(), *self._etag()]
+        return [
+            *([query] if query().fields else []),
+            *self._ordering(),
+            *self._headers(),
+            *self._etag(),
+            *self._limits(),
+        ]
 
     def _ordering(self) -> list[OpenApiParameter]:
         if not self.operation.has_page_numbers:
@@ -152,16 +162,41 @@ class Described(AutoSchema):
 
     def _headers(self) -> list[OpenApiParameter]:
         """The headers of a request, beside those of its credential."""
-        taken = {"If-Match": self.operation.if_match, HEADER: self.operation.makes}
+        taken = {
+            "If-Match": self.operation.if_match,
+            "If-None-Match": self.action == "retrieve",
+            HEADER: self.operation.makes,
+        }
         return [OpenApiParameter(name, **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
         """The header of the good answer, where that is the thing itself, and of 412."""
-        is_thing = self.view.versioned and self.operation.answer is None and self.action != "list"
-        statuses = [status for status, has in ((200, is_thing), (201, is_thing), (412, self.operation.if_match)) if has]
-        note = "The version of what people edit of the thing."
+        looks = self.action == "retrieve"
+        is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
+        tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}
+        statuses = [status for status, has in tagged.items() if has]
+        note = "What the answer holds; it begins with the version of what people edit of the thing."
         tag = OpenApiParameter("ETag", location="header", description=note, required=True, response=statuses)
         return [tag] if statuses else []
+
+    def _limits(self) -> list[OpenApiParameter]:
+        """The headers of a rate limit; not every credential has one."""
+        if not self._is_limited:
+            return []
+        notes = {
+            "RateLimit-Policy": "How many requests (`q`) in how many seconds (`w`).",
+            "RateLimit": "How many are left (`r`) for how many seconds (`t`).",
+        }
+        statuses = [200, 429]
+        limits = [
+            OpenApiParameter(name, location="header", description=note, response=statuses)
+            for name, note in notes.items()
+            if self.view.throttle_classes
+        ]
+        wait = OpenApiParameter(
+            "Retry-After", int, location="header", description="Seconds to wait.", required=True, response=[429]
+        )
+        return [*limits, wait]
 
     def _is_list_view(self, serializer: Any = None) -> bool:
         return False  # What a page holds is said in _page.
@@ -187,7 +222,12 @@ class Described(AutoSchema):
             case declared:
                 serializer = declared or self.view.get_serializer_class()
         status = HTTPStatus.CREATED if self.action == "create" else HTTPStatus.OK
-        return {(status.value, "application/json"): self._page(serializer) if self.action == "list" else serializer}
+        answers: dict[Any, Any] = {
+            (status.value, "application/json"): self._page(serializer) if self.action == "list" else serializer
+        }
+        if self.action == "retrieve":
+            answers[HTTPStatus.NOT_MODIFIED.value] = OpenApiResponse(description="It is as `If-None-Match` names it.")
+        return answers
 
     def _page(self, row: Any) -> dict[str, Any]:
         rows = build_array_type(self.resolve_serializer(row, "response").ref)
@@ -206,9 +246,14 @@ class Described(AutoSchema):
             413: has_body,
             415: has_body,
             422: self.operation.makes,
-            429: bool(self.view.throttle_classes),
+            429: self._is_limited,
         }
         return sorted({400, 401, 403, 406} | {status for status, can in possible.items() if can})
+
+    @property
+    def _is_limited(self) -> bool:
+        limits = any(problem.status == 429 for problem in self.view.problems.values())
+        return bool(self.view.throttle_classes) or (self.method == "POST" and limits)
 
     def get_auth(self) -> list[Any]:
         super().get_auth()  # Registers the schemes.
@@ -281,4 +326,4 @@ class Schema(Resource):
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
-        return Response(description())
+        return self.tagged(description())
