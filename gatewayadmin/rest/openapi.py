@@ -13,19 +13,23 @@ from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import build_array_type, build_object_type
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
-from ui.idempotency import FORM, HEADER
+from gatewayadmin.rest.glossary import MOMENT
+from ui.idempotency import FORM, HEADER, InProgress, KeyReused
 from ui.operations import File, Operation, operation
 from ui.rest import Moment, Resource
 
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
-LINK = {"type": ["string", "null"], "format": "uri"}
+
+
+def _link(way: str) -> dict[str, Any]:
+    return {"type": ["string", "null"], "format": "uri", "description": f"The address of the {way} page; null: none."}
 
 
 class ProblemSerializer(serializers.Serializer[Any]):
@@ -95,6 +99,27 @@ HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
+# Refusals that look alike everywhere: code, words, and what else they hold.
+ERRORS: dict[int, list[tuple[str, str, dict[str, Any]]]] = {
+    400: [("invalid", "Invalid input.", {"errors": {"name": ["This field is required."]}})],
+    401: [("not_authenticated", "Authentication credentials were not provided.", {})],
+    403: [("key_not_accepted", "API keys are not accepted here. Sign in.", {})],
+    404: [("not_found", "Not found.", {})],
+    406: [("not_acceptable", "Could not satisfy the request Accept header.", {})],
+    412: [
+        (
+            "changed_meanwhile",
+            "Somebody changed this after you opened it.",
+            {"changed": [{"field": "name", "value": "CRM 2", "by": "ana@example.com", "at": MOMENT}]},
+        )
+    ],
+    413: [("too_large", "The body is larger than 1 MiB.", {})],
+    415: [("unsupported_media_type", 'Unsupported media type "text/plain" in request.', {})],
+    422: [(KeyReused.default_code, KeyReused.default_detail, {})],
+    429: [("throttled", "Request was throttled. Expected available in 60 seconds.", {})],
+}
+
+
 class Described(AutoSchema):
     """One operation, as its view declares it."""
 
@@ -123,8 +148,8 @@ class Described(AutoSchema):
         nested = [name for name in names if tokens[0] == "gateways" and name in tokens]
         return [" ".join(["gateways", *nested])] if nested else tokens[:1]
 
-    def get_summary(self) -> str:
-        return self.action.replace("_", " ").replace("partial update", "update").capitalize()
+    def get_extensions(self) -> dict[str, Any]:
+        return {"x-action": self.action}  # From which gatewayadmin.rest.examples makes the summary.
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
         """What it does, and what it takes."""
@@ -209,8 +234,25 @@ class Described(AutoSchema):
 
     def get_response_serializers(self) -> Any:
         return self._answered() | {
-            (status, "application/json"): OpenApiResponse(*REFUSALS[status]) for status in self._refused()
+            (status, "application/json"): OpenApiResponse(*REFUSALS[status], examples=self._errors(status))
+            for status in self._refused()
         }
+
+    def _errors(self, status: int) -> list[OpenApiExample]:
+        """What a refusal with this status may be, by its code."""
+        errors = {code: {"detail": detail, "code": code, **more} for code, detail, more in ERRORS.get(status, ())}
+        for kind, problem in self.view.problems.items():
+            if problem.status == status and problem.code != "invalid":
+                errors[problem.code] = {"detail": kind.__doc__, "code": problem.code}
+        if status == HTTPStatus.FORBIDDEN and (needed := sorted(one.slug for one in capabilities_in(self.rule))):
+            detail = f"Capability '{needed[0]}' is required."
+            code = "capability_required"
+            errors = {code: {"detail": detail, "code": code, "capability": needed[0]}, **errors}
+        if status == HTTPStatus.CONFLICT and self.operation.makes:
+            errors[InProgress.default_code] = {"detail": InProgress.default_detail, "code": InProgress.default_code}
+        if status == HTTPStatus.CONFLICT and self.operation.conflicts:
+            errors["already_exists"] = {"detail": "This name is in use already.", "code": "already_exists"}
+        return [OpenApiExample(code, value=value) for code, value in errors.items()]
 
     def _answered(self) -> dict[Any, Any]:
         """The good answer."""
@@ -231,9 +273,11 @@ class Described(AutoSchema):
 
     def _page(self, row: Any) -> dict[str, Any]:
         rows = build_array_type(self.resolve_serializer(row, "response").ref)
-        count = {"count": {"type": "integer"}} if self.operation.has_page_numbers else {}
-        properties = {**count, "next": LINK, "previous": LINK, "results": rows}
-        return {**build_object_type(properties, required=list(properties)), "additionalProperties": False}
+        total = {"type": "integer", "minimum": 0, "description": "How many there are on all pages."}
+        count = {"count": total} if self.operation.has_page_numbers else {}
+        rows = {**rows, "description": "The rows of this page."}
+        properties = {**count, "next": _link("next"), "previous": _link("previous"), "results": rows}
+        return build_object_type(properties, required=list(properties))
 
     def _refused(self) -> list[int]:
         """The statuses of the refusals that can happen."""
@@ -300,9 +344,9 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 
 
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """The description, in which objects hold what it says and nothing else: bodies with more are refused."""
-    for schema in result["components"]["schemas"].values():
-        if "properties" in schema:
+    """The description, in which bodies hold what it says and nothing else; to answers a later release may add."""
+    for name, schema in result["components"]["schemas"].items():
+        if "properties" in schema and name.endswith("Request"):
             schema.setdefault("additionalProperties", False)
     return result
 
