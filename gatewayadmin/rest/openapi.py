@@ -83,6 +83,17 @@ REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
 }
 
 
+# Of operations whose view is apart from that of the thing they act on.
+NAMES = {
+    "confirm_confirm": "me_confirm",
+    "endings_gateway": "gateway_archive",
+    "endings_host": "host_archive",
+    "endings_user": "user_cut_off",
+    "identity_places_retrieve": "identity_gateways_retrieve",
+    "identity_places_update": "identity_gateways_update",
+    "regenerate_regenerate": "connection_regenerate",
+    "server_archive_archive": "server_archive",
+}
 # What a request may have beside its body.
 HEADERS: dict[str, dict[str, Any]] = {
     "If-Match": {"location": "header", "description": "The `ETag` it must still have."},
@@ -140,7 +151,8 @@ class Described(AutoSchema):
     def get_operation_id(self) -> str:
         """Such as `token_rotate`: a router's own names, in the style of programs."""
         name = re.sub(r"(Resource|_)$", "", type(self.view).__name__)
-        return f"{re.sub(r'(?<!^)(?=[A-Z])', '_', name).lower()}_{self.action}"
+        name = f"{re.sub(r'(?<!^)(?=[A-Z])', '_', name).lower()}_{self.action}"
+        return NAMES.get(name, name)
 
     def get_tags(self) -> list[str]:
         tokens = self._tokenize_path()
