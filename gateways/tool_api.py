@@ -16,7 +16,7 @@ from rest_framework.response import Response
 from accounts.models import User
 from capabilities import Capability
 from gateways.api import WITHIN_REACH
-from gateways.models import Feature, FeatureQuerySet, Kind, NothingToAccept, State
+from gateways.models import Assignment, Feature, FeatureQuerySet, Kind, NothingToAccept, State
 from gateways.refresh import Refreshed, refresh
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
@@ -79,7 +79,7 @@ class RefreshSerializer(serializers.Serializer[Any]):
 
 def _assignments(view: Resource) -> QuerySet[Any]:
     """The servers of the gateway in the address."""
-    return find_gateway(view.me, view.kwargs["slug"]).assignments.live()
+    return Assignment.objects.live().filter(gateway=find_gateway(view.me, view.kwargs["slug"]).pk)
 
 
 class ToolQuery(ListQuery):

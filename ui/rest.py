@@ -79,7 +79,7 @@ class Problem(NamedTuple):
 class ApiError(APIException):
     """A refusal with a status and a code of its own; `wait` becomes its Retry-After, in seconds."""
 
-    wait: int | None = None
+    wait: float | None = None
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail, code)
@@ -133,11 +133,14 @@ class RateLimit(SimpleRateThrottle):
     `scope` is its name, `rate` how often, such as `60/h`.
     """
 
+    num_requests: int
+    duration: int
+
     def headers(self) -> dict[str, str]:
         """How many requests are left and for how many seconds; none where the limit does not apply."""
         if getattr(self, "key", None) is None:
             return {}
-        most, window = cast("int", self.num_requests), cast("int", self.duration)
+        most, window = self.num_requests, self.duration
         oldest = self.history[-1] if self.history else self.now
         left, wait = max(0, most - len(self.history)), max(1, round(oldest + window - self.now))
         return {
