@@ -29,8 +29,9 @@ from accounts.rules import (
     one_at_a_time,
 )
 from capabilities import Capability
+from connections.subjects import by_role, by_team
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Reference, Resource, named, secret_answer
+from ui.rest import Moment, Problem, Reference, Resource, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     EmailTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
@@ -75,8 +76,8 @@ class UserQuery(ListQuery):
 
     q = serializers.CharField(required=False)
     active = serializers.BooleanField(required=False)
-    role = serializers.CharField(required=False)
-    team = serializers.CharField(required=False)
+    role = by_role()
+    team = by_team()
 
 
 class UserChanges(Body):
@@ -104,7 +105,8 @@ class NewUser(UserChanges):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key lets nobody in: whom it invited, or whose role or address it changed, would outlive it.
+    An API key invites people to roles that hold no more than the key does. It changes nobody's role or address, and
+    lets nobody in again.
     """
 
     problems = PROBLEMS
@@ -122,9 +124,9 @@ class UserResource(Resource):
         if "active" in self.query_data:
             people = people.filter(is_active=self.query_data["active"])
         if role := self.query_data.get("role"):
-            people = people.filter(named(role, "role", "name"))
+            people = people.filter(role__in=role)
         if team := self.query_data.get("team"):
-            people = people.filter(named(team, "teams", "name"))
+            people = people.filter(teams__in=team).distinct()
         if words := self.query_data.get("q"):
             people = people.filter(matching_words(words))
         return self.page(people, lambda people: people.select_related("role").prefetch_related("teams"))
@@ -133,7 +135,7 @@ class UserResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
-    @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, api_keys=False)
+    @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
         person = User.objects.invite(**_with_role(body), by=self.me)

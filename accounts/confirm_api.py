@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import ClassVar
 
 from allauth.account.internal.flows.reauthentication import reauthenticate_by_password
 from rest_framework import serializers
@@ -11,8 +13,9 @@ from rest_framework.response import Response
 
 from accounts.sign_in import AgainForm
 from accounts.sign_in_limits import try_as
+from ui.errors import TryLater
 from ui.operations import Body, operation
-from ui.rest import ApiError, Resource, checked
+from ui.rest import ApiError, Problem, Resource, checked
 
 
 class Confirmation(Body):
@@ -23,6 +26,10 @@ class Confirmation(Body):
 
 class Confirm(Resource):
     """Whoever types their password may do grave things for five minutes, in this session."""
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        TryLater: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),
+    }
 
     @operation(needs=None, body=Confirmation, answer=HTTPStatus.NO_CONTENT, conflicts=True)
     def confirm(self, request: Request) -> Response:

@@ -80,7 +80,7 @@ class RoleResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self._now(pk)
 
-    @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False)
+    @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False, makes=True)
     def create(self, request: Request) -> Response:
         role = Role.objects.add(**self.body(), by=self.me)
         return self._now(role.pk, HTTPStatus.CREATED)
@@ -149,7 +149,7 @@ class TeamResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self._now(pk)
 
-    @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody)
+    @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
         team = Team.objects.add(name=body["name"], users=body["user_ids"], by=self.me)

@@ -31,6 +31,8 @@ class NoMailServer(PeopleError):
 class TooManyTestMails(PeopleError):
     """Five test mails in ten minutes are enough. Wait a little."""
 
+    seconds = WITHIN_S
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

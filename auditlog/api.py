@@ -20,25 +20,30 @@ from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, file_response
 from auditlog.models import Call, Event
 from auditlog.reasons import reason_of
-from auditlog.search.criteria import Search, free_text_criterion, parameter_criterion, uuid_of
+from auditlog.search.criteria import Search, parameter_criterion
 from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.search.keyset import BadCursor, Cursor, Page, page
+from auditlog.search.query_language import MAX_LENGTH, Condition, SearchSyntaxError, parse
 from capabilities import Capability
+from connections import subjects
+from connections.subjects import by_person
 from ui.operations import File, Query, operation
 from ui.rest import Moment, Paging, Resource, link
 
-
-def _actor(text: str) -> Q:
-    """Events of a person by id, or by the address at the time."""
-    pk = uuid_of(text)
-    return Q(actor_id=pk) if pk else Q(actor_email=text)
-
-
+# The fields of a call that name a thing.
+SUBJECTS = {
+    "host": subjects.by_host,
+    "gateway": subjects.by_gateway,
+    "server": subjects.by_server,
+    "user": subjects.by_person,
+    "token": subjects.by_token,
+    "connection": subjects.by_connection,
+}
 # What each parameter of the events means; the rest are columns of the same name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
-    "actor": _actor,
+    "actor": lambda pks: Q(actor_id__in=pks),
     "q": lambda text: Q(target_label__icontains=text) | Q(actor_email__icontains=text),
 }
 
@@ -90,6 +95,8 @@ def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field
     match field.comparison:
         case Comparison.ENUM:
             return serializers.ListField(child=serializers.ChoiceField(field.choices), required=False)
+        case Comparison.ID | Comparison.NAME if field.name in SUBJECTS:
+            return SUBJECTS[field.name]()
         case Comparison.ID:
             return serializers.UUIDField(required=False)
         case Comparison.ADDRESS:
@@ -103,7 +110,13 @@ def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field
 class CallFilters(TimeRangeQuery):
     """The filters of the log: a parameter for each field of auditlog.search.fields that has one."""
 
-    q = serializers.CharField(required=False)
+    q = serializers.CharField(required=False, max_length=MAX_LENGTH)
+
+    def validate_q(self, text: str) -> list[Condition]:
+        try:
+            return parse(text)
+        except SearchSyntaxError as error:
+            raise ValidationError(str(error)) from None
 
     def get_fields(self) -> dict[str, Any]:
         parameters = {
@@ -138,8 +151,8 @@ class ExportQuery(CallFilters):
 class EventQuery(TimeRangeQuery, CursorQuery):
     """A page of the admin events."""
 
-    action = serializers.CharField(required=False)
-    actor = serializers.CharField(required=False)
+    action = serializers.ChoiceField([(one.value, one.value) for one in Action], required=False)
+    actor = by_person()
     via = serializers.ChoiceField(Via.choices, required=False)
     target_type = serializers.CharField(required=False)
     target_id = serializers.CharField(required=False)
@@ -153,9 +166,7 @@ PLACING = ("cursor", "page_size", "format")
 def call_search(query: Mapping[str, Any]) -> Search:
     """The calls that match a query."""
     criteria = [parameter_criterion(PARAMETERS[name], value) for name, value in query.items() if name in PARAMETERS]
-    if "q" in query:
-        criteria.append(free_text_criterion(query["q"]))
-    return Search(criteria, query.get("from"), query.get("to"))
+    return Search([*criteria, *query.get("q", ())], query.get("from"), query.get("to"))
 
 
 def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:

@@ -20,12 +20,13 @@ from capabilities import Capability
 from capabilities.rest import Own, capabilities_in
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
+from connections.subjects import by_gateway, by_host, by_person
 from gateways.api import WITHIN_REACH, GatewayReference
 from gateways.views import find as find_gateway
 from hosts.models import HostKind
 from hosts.views import find as find_host
 from ui.operations import ListQuery, operation
-from ui.rest import Moment, Problem, Reference, Resource, named
+from ui.rest import Moment, Problem, Reference, Resource
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
@@ -63,8 +64,8 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
 class GatewayConnectionQuery(ListQuery):
     """How the connections of a gateway are narrowed."""
 
-    host = serializers.UUIDField(required=False)
-    user = serializers.CharField(required=False)
+    host = by_host()
+    user = by_person()
     status = serializers.ChoiceField(STATUSES, required=False)
     kind = serializers.ChoiceField(HostKind.choices, required=False)
     q = serializers.CharField(required=False)
@@ -73,7 +74,7 @@ class GatewayConnectionQuery(ListQuery):
 class ConnectionQuery(GatewayConnectionQuery):
     """How a list of connections is narrowed."""
 
-    gateway = serializers.CharField(required=False)
+    gateway = by_gateway()
 
 
 class Connections(Resource):
@@ -208,11 +209,11 @@ def narrowed(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> ConnectionQu
     statuses = [query["status"]] if "status" in query else []
     rows = ConnectionFilter({"q": query.get("q", ""), "status": statuses}).narrow(rows)
     if host := query.get("host"):
-        rows = rows.filter(host=host)
+        rows = rows.filter(host__in=host)
     if kind := query.get("kind"):
         rows = rows.filter(host__kind=kind)
     if gateway := query.get("gateway"):
-        rows = rows.filter(named(gateway, "gateway", "slug"))
+        rows = rows.filter(gateway__in=gateway)
     if user := query.get("user"):
-        rows = rows.filter(named(user.lower(), "user", "email"))
+        rows = rows.filter(user__in=user)
     return rows.order_by(F("revoked_at").desc(nulls_first=True), "-connected_at", "pk")

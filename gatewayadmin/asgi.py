@@ -17,7 +17,7 @@ from django.core.asgi import get_asgi_application
 
 django = get_asgi_application()  # First: what follows needs the settings and the apps.
 
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatewayadmin.config import database, environment
@@ -115,9 +115,9 @@ edge = OuterMiddleware(
         [
             *(Route(path, getattr(health, path[1:])) for path in health.PATHS),
             Route(quickstart.PATH, Raw(quickstart.app(_secret))),
-            Mount("/", cast(ASGIApp, django)),
         ],
         redirect_slashes=False,
+        default=cast(ASGIApp, django),  # No route: the pattern of one that takes any path takes no line break in it.
         lifespan=lifespan,
     ),
     hosts=settings.ALLOWED_HOSTS,

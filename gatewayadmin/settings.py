@@ -278,13 +278,15 @@ SPECTACULAR_SETTINGS = {
     "TITLE": "Gateway Admin",
     "VERSION": "1",
     "DESCRIPTION": "Everything the pages do, for programs. Errors have a `detail` in words and a `code` that stays.",
+    "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    "CONTACT": {"name": "Gateway Admin", "url": f"{PUBLIC_URL}/api/docs/"},
     "OAS_VERSION": "3.1.0",
     "SERVERS": [{"url": PUBLIC_URL}],
     "SCHEMA_PATH_PREFIX": "/api/",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENFORCE_NON_BLANK_FIELDS": True,
     "ENABLE_DJANGO_DEPLOY_CHECK": False,  # It would draw the description at every start; a test does.
-    "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed"],
+    "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed", "gatewayadmin.rest.examples.explained"],
 }
 
 OAUTH2_PROVIDER_APPLICATION_MODEL = "oauth2_provider.Application"

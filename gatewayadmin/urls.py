@@ -76,6 +76,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
 ]
 urlpatterns += [path("", include(f"{room}.urls")) for room in _ROOMS]
 
+handler400 = "gatewayadmin.rest.urls.refused"
 handler403 = "ui.errors.permission_denied"
 handler404 = "ui.errors.not_found"
 handler500 = "gatewayadmin.rest.urls.failed"

@@ -117,7 +117,7 @@ class GatewayResource(Resource):
     def retrieve(self, request: Request, slug: str) -> Response:
         return self.answer(find(self.me, slug))
 
-    @operation(needs=Capability.GATEWAYS_MANAGE, body=NewGateway, conflicts=True)
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=NewGateway, conflicts=True, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
         limit = body.pop("calls_per_minute")

@@ -95,7 +95,7 @@ class AssignmentResource(Resource):
     def retrieve(self, request: Request, slug: str, alias: str) -> Response:
         return self.answer(self._find(slug, alias))
 
-    @operation(needs=Capability.GATEWAYS_MANAGE, body=NewAssignment, conflicts=True)
+    @operation(needs=Capability.GATEWAYS_MANAGE, body=NewAssignment, conflicts=True, makes=True)
     def create(self, request: Request, slug: str) -> Response:
         gateway = find_gateway(self.me, slug)
         body = self.body()

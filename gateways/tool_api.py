@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.db.models import Q
+from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -16,13 +16,14 @@ from rest_framework.response import Response
 from accounts.models import User
 from capabilities import Capability
 from gateways.api import WITHIN_REACH
-from gateways.models import Feature, FeatureQuerySet, Kind, NothingToAccept, State
+from gateways.models import Assignment, Feature, FeatureQuerySet, Kind, NothingToAccept, State
 from gateways.refresh import Refreshed, refresh
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.discovery import Discovered
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Resource
+from ui.subjects import Subject
 
 
 class ToolSerializer(serializers.Serializer[Feature]):
@@ -76,12 +77,17 @@ class RefreshSerializer(serializers.Serializer[Any]):
     servers = RefreshedSerializer(many=True)
 
 
+def _assignments(view: Resource) -> QuerySet[Any]:
+    """The servers of the gateway in the address."""
+    return Assignment.objects.live().filter(gateway=find_gateway(view.me, view.kwargs["slug"]).pk)
+
+
 class ToolQuery(ListQuery):
     """How a list of tools is narrowed."""
 
     q = serializers.CharField(required=False)
     enabled = serializers.BooleanField(required=False)
-    server = serializers.CharField(required=False)
+    server = Subject("server", _assignments, "alias", "server__slug", "server__name", ids=("pk", "server"))
 
 
 class FeatureQuery(ToolQuery):
@@ -109,7 +115,7 @@ class ToolResource(Resource):
         if "enabled" in self.query_data:
             tools = tools.filter(enabled=self.query_data["enabled"])
         if server := self.query_data.get("server"):
-            tools = tools.filter(Q(assignment__server__slug=server) | Q(assignment__alias=server))
+            tools = tools.filter(assignment__in=server)
         tools = tools.matching(self.query_data.get("q", ""))
         return self.page(tools, lambda tools: tools.select_related("assignment__server"))
 
@@ -158,7 +164,7 @@ class FeatureResource(Resource):
             if name in self.query_data:
                 features = features.filter(**{name: self.query_data[name]})
         if server := self.query_data.get("server"):
-            features = features.filter(Q(assignment__server__slug=server) | Q(assignment__alias=server))
+            features = features.filter(assignment__in=server)
         features = features.matching(self.query_data.get("q", ""))
         return self.page(features, lambda features: features.select_related("assignment__server"))
 

@@ -94,7 +94,7 @@ class HostResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(find(self.me, pk))
 
-    @operation(needs=Capability.API_TOKENS_MANAGE, body=NewHost)
+    @operation(needs=Capability.API_TOKENS_MANAGE, body=NewHost, makes=True)
     def create(self, request: Request) -> Response:
         host = Host.objects.add_agent(**self.body(), by=self.me)
         return self._now(host, HTTPStatus.CREATED)

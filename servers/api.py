@@ -126,7 +126,7 @@ class ServerResource(Resource):
     def retrieve(self, request: Request, slug: str) -> Response:
         return self.answer(find(slug))
 
-    @operation(needs=Capability.SERVERS_MANAGE, body=NewServer, conflicts=True)
+    @operation(needs=Capability.SERVERS_MANAGE, body=NewServer, conflicts=True, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
         others = Server.objects.live().filter(name__iexact=body["name"].strip())

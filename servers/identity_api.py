@@ -18,6 +18,7 @@ from rest_framework.response import Response
 
 from capabilities import Capability
 from capabilities.rest import Own, must_hold
+from connections.subjects import by_person, by_server
 from servers.api import ServerReference
 from servers.forms import SecretForm
 from servers.models import (
@@ -31,7 +32,7 @@ from servers.models import (
     Server,
 )
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Resource, already_exists, checked, named
+from ui.rest import Moment, Problem, Resource, already_exists, checked
 
 OTHERS = Own((Capability.IDENTITIES_MANAGE, Capability.SERVERS_MANAGE))
 SHARED = Own(Capability.SERVERS_MANAGE)
@@ -60,8 +61,8 @@ class IdentityQuery(ListQuery):
     """How a list of identities is narrowed."""
 
     scope = serializers.ChoiceField(["own", "shared", "all"], default="own")
-    server = serializers.CharField(required=False)
-    user = serializers.CharField(required=False)
+    server = by_server()
+    user = by_person()
     q = serializers.CharField(required=False)
 
 
@@ -126,9 +127,9 @@ class IdentityResource(Resource):
             case _:
                 must_hold(self.me, Capability.IDENTITIES_MANAGE)
         if server := self.query_data.get("server"):
-            rows = rows.filter(named(server, "server", "slug"))
+            rows = rows.filter(server__in=server)
         if user := self.query_data.get("user"):
-            rows = rows.filter(named(user.lower(), "owner", "email"))
+            rows = rows.filter(owner__in=user)
         if words := self.query_data.get("q"):
             rows = rows.filter(label__icontains=words)
         return self.page(rows, lambda rows: rows.select_related("server", "owner"))
@@ -137,7 +138,7 @@ class IdentityResource(Resource):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
-    @operation(needs=SHARED, body=NewIdentity)
+    @operation(needs=SHARED, body=NewIdentity, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
         if body["shared"]:

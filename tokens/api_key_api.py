@@ -18,9 +18,10 @@ from accounts.models.api_keys import AlreadyRevoked
 from accounts.rules import Outranked
 from capabilities import Capability
 from capabilities.rest import Own
+from connections.subjects import by_person
 from tokens.api_key_rows import STATUSES, keys_known_to
 from ui.operations import ListQuery, operation
-from ui.rest import Moment, Problem, Resource, named
+from ui.rest import Moment, Problem, Resource
 
 OTHERS = Own(Capability.PEOPLE_MANAGE)
 
@@ -45,7 +46,7 @@ class ApiKeyQuery(ListQuery):
 
     scope = serializers.ChoiceField(["own", "all"], default="own")
     status = serializers.ChoiceField(STATUSES, default="active")
-    user = serializers.CharField(required=False)
+    user = by_person()
     q = serializers.CharField(required=False)
 
 
@@ -64,7 +65,7 @@ class ApiKeyResource(Resource):
         keys = ApiKey.objects.within_reach(self.me, of_all=self.query_data["scope"] == "all")
         keys = keys.of_status(self.query_data["status"]).matching(self.query_data.get("q", ""))
         if user := self.query_data.get("user"):
-            keys = keys.filter(named(user.lower(), "user", "email"))
+            keys = keys.filter(user__in=user)
         return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))
 
     @operation(needs=OTHERS)

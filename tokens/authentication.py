@@ -23,6 +23,11 @@ class Presented:
     secret: str
     is_data_plane: ClassVar[bool] = True
 
+    @property
+    def credential(self) -> str:
+        """Which credential this is, whatever its secret is now."""
+        return f"token {self.token.pk}"
+
 
 @dataclass(frozen=True, slots=True)
 class ByKey:
@@ -30,6 +35,11 @@ class ByKey:
 
     key: ApiKey
     is_api_key: ClassVar[bool] = True
+
+    @property
+    def credential(self) -> str:
+        """Which credential this is."""
+        return f"API key {self.key.pk}"
 
 
 class BearerAuthentication(BaseAuthentication):

@@ -41,6 +41,7 @@ class Regenerate(Connections):
             "Regenerated", [ConnectionSerializer, RotatedTokenSerializer], resource_type_field_name=None
         ),
         if_match=True,
+        makes=True,
     )
     def regenerate(self, request: Request, pk: UUID) -> Response:
         connection = get_object_or_404(self.get_queryset(), pk=pk)

@@ -9,6 +9,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
+from connections.subjects import by_gateway, by_host, by_person
 from gateways.api import GatewayReference
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host, HostKind
@@ -108,9 +109,9 @@ class TokenQuery(ListQuery):
 
     scope = serializers.ChoiceField(["own", "all"], default="own")
     status = serializers.ChoiceField(STATUSES, default="active")
-    host = serializers.UUIDField(required=False)
-    gateway = serializers.CharField(required=False)
-    user = serializers.CharField(required=False)
+    host = by_host()
+    gateway = by_gateway()
+    user = by_person()
     q = serializers.CharField(required=False)
     expires_before = serializers.DateTimeField(required=False)
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
+from ui.idempotency import once
+
 if TYPE_CHECKING:
     from drf_spectacular.utils import PolymorphicProxySerializer
+    from rest_framework.request import Request
+    from rest_framework.response import Response
 
     from capabilities.rest import Rule
+    from ui.rest import Resource
 
 
 class Body(serializers.Serializer[Any]):
@@ -60,6 +66,7 @@ class Operation:
     access_tokens: bool
     conflicts: bool
     if_match: bool
+    makes: bool
 
     @property
     def has_page_numbers(self) -> bool:
@@ -79,13 +86,15 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     access_tokens: bool = False,
     conflicts: bool = False,
     if_match: bool = False,
+    makes: bool = False,
 ) -> Callable[[Method], Method]:
     """Declare a method of a resource as an operation of the API; a method without it is refused to everybody.
 
     Enforced before the method runs: `needs`, the capabilities (see capabilities.rest); `query`, its query parameters,
     and for lists the `orderings` that `?ordering=` may name; `reauth`, that a person typed their password just now (see
     accounts.reauthentication); `api_keys`, whether a person's API key may ask; `access_tokens`, whether a token made
-    for the proxy may. `body` is what `Resource.body()` reads.
+    for the proxy may. `body` is what `Resource.body()` reads. With `makes`, for what makes a thing or a secret, a
+    request may have an Idempotency-Key (ui.idempotency).
 
     For the description alone: `answer`, where it is not the resource's own serializer; `conflicts`, that it can answer
     409 beyond what the resource's `problems` say; and `if_match`, that it compares `If-Match`
@@ -102,13 +111,23 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
         access_tokens=access_tokens,
         conflicts=conflicts,
         if_match=if_match,
+        makes=makes,
     )
 
     def declare(method: Method) -> Method:
-        setattr(method, DECLARED, declared)
-        return method
+        answering = cast("Method", _once(method)) if makes else method
+        setattr(answering, DECLARED, declared)
+        return answering
 
     return declare
+
+
+def _once(method: Callable[..., Response]) -> Callable[..., Response]:
+    @wraps(method)
+    def answering(self: Resource, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return once(request, lambda: method(self, request, *args, **kwargs))
+
+    return answering
 
 
 DECLARED = "operation"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,14 +15,16 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import Http404
 from rest_framework import exceptions, serializers
 from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
 from rest_framework.pagination import PageNumberPagination
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
+from rest_framework.throttling import SimpleRateThrottle
 from rest_framework.views import exception_handler, set_rollback
 from rest_framework.viewsets import GenericViewSet
 
@@ -37,8 +40,11 @@ if TYPE_CHECKING:
     from ui.operations import Body, Operation
 
 
-# An entity tag that is strong: RFC 9110 section 8.8.3.
-STRONG_TAG = re.compile(r'(?<!W/)"([\x21\x23-\x7e\x80-\xff]*)"')
+# An entity tag, and one that is strong: RFC 9110 section 8.8.3.
+TAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]*)"')
+STRONG_TAG = re.compile(rf"(?<!W/){TAG.pattern}")
+LOOKING = ("GET", "HEAD")
+TAG_DIGITS = 16
 
 
 def stamp(moment: datetime | None) -> str | None:
@@ -71,7 +77,9 @@ class Problem(NamedTuple):
 
 
 class ApiError(APIException):
-    """A refusal with a status and a code of its own."""
+    """A refusal with a status and a code of its own; `wait` becomes its Retry-After, in seconds."""
+
+    wait: float | None = None
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail, code)
@@ -119,12 +127,26 @@ def already_exists(detail: str) -> ApiError:
     return ApiError(HTTPStatus.CONFLICT, "already_exists", detail)
 
 
-def named(text: str, relation: str, name: str) -> Q:
-    """The rows `text` means: by the id of `relation` when it is one, else by its `name`."""
-    try:
-        return Q(**{relation: UUID(text)})
-    except ValueError:
-        return Q(**{f"{relation}__{name}": text})
+class RateLimit(SimpleRateThrottle):
+    """A limit of an operation, with its state in the answers: draft-ietf-httpapi-ratelimit-headers-10.
+
+    `scope` is its name, `rate` how often, such as `60/h`.
+    """
+
+    num_requests: int
+    duration: int
+
+    def headers(self) -> dict[str, str]:
+        """How many requests are left and for how many seconds; none where the limit does not apply."""
+        if getattr(self, "key", None) is None:
+            return {}
+        most, window = self.num_requests, self.duration
+        oldest = self.history[-1] if self.history else self.now
+        left, wait = max(0, most - len(self.history)), max(1, round(oldest + window - self.now))
+        return {
+            "RateLimit-Policy": f'"{self.scope}";q={most};w={window}',
+            "RateLimit": f'"{self.scope}";r={left};t={wait}',
+        }
 
 
 class Resource(GenericViewSet[Any]):
@@ -140,11 +162,12 @@ class Resource(GenericViewSet[Any]):
     pagination_class = Paging
     metadata_class = None
     query_data: dict[str, Any]
+    limits: list[Any]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         declared = operation_of(self, self.action)
-        self.query_data = _validated_query(request, declared.query() if declared else Query())
+        self.query_data = _validated_query(request, declared.query() if declared else Query(), self)
 
     @property
     def operation(self) -> Operation:
@@ -179,8 +202,9 @@ class Resource(GenericViewSet[Any]):
     def seen(self) -> Precondition | None:
         """The versions of the thing that If-Match allows to change (RFC 9110 section 13.1.1); None: any."""
         field = self.request.headers.get("If-Match", "").strip()
-        # Weak tags never match: the comparison is strong.
-        return None if field in ("", "*") else Precondition(frozenset(STRONG_TAG.findall(field)))
+        # Weak tags never match: the comparison is strong. What follows the version is for If-None-Match.
+        versions = (tag.partition(".")[0] for tag in STRONG_TAG.findall(field))
+        return None if field in ("", "*") else Precondition(frozenset(versions))
 
     @contextmanager
     def unchanged(self, row: Any) -> Iterator[None]:
@@ -212,9 +236,31 @@ class Resource(GenericViewSet[Any]):
         return self.get_serializer(thing, many=many).data
 
     def answer(self, thing: Any, status: int = HTTPStatus.OK) -> Response:
-        """A response with `thing`, and the version of its editable values as ETag."""
-        headers = {"ETag": f'"{thing.version}"'} if self.versioned else None
-        return Response(self.serialize(thing), status=status, headers=headers)
+        """A response with `thing`; its ETag begins with the version of its editable values, if it has one."""
+        data = self.serialize(thing)
+        if self.versioned:
+            return self.tagged(data, f"{thing.version}.", status)
+        return self.tagged(data) if self.request.method in LOOKING else Response(data, status=status)
+
+    def tagged(self, data: Any, version: str = "", status: int = HTTPStatus.OK) -> Response:
+        """A response with an ETag of all it holds; 304 without it when If-None-Match names that (RFC 9110 13.1.2)."""
+        tag = version + hashlib.sha256(JSONRenderer().render(data)).hexdigest()[:TAG_DIGITS]
+        headers, known = {"ETag": f'"{tag}"'}, self.request.headers.get("If-None-Match", "")
+        if self.request.method in LOOKING and (known.strip() == "*" or tag in TAG.findall(known)):
+            return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return Response(data, status=status, headers=headers)
+
+    def get_throttles(self) -> list[Any]:
+        """The limits of this request, kept for the headers of its answer."""
+        self.limits = super().get_throttles()
+        return self.limits
+
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
+        response = super().finalize_response(request, response, *args, **kwargs)
+        for limit in getattr(self, "limits", ()):
+            for name, value in limit.headers().items():
+                response[name] = value
+        return response
 
     def _ordered(self, rows: Any) -> Any:
         ordering = self.query_data.get("ordering")
@@ -226,7 +272,7 @@ class Resource(GenericViewSet[Any]):
         return rows.order_by(ordering, "pk")
 
 
-def _validated_query(request: Request, query: Query) -> dict[str, Any]:
+def _validated_query(request: Request, query: Query, view: Resource) -> dict[str, Any]:
     """The query parameters as `query` reads them; empty ones count as not given."""
     parameters = request.query_params
     unknown = sorted(set(parameters) - set(query.fields))
@@ -237,7 +283,7 @@ def _validated_query(request: Request, query: Query) -> dict[str, Any]:
         for name, field in query.fields.items()
         if parameters.get(name)
     }
-    filled = type(query)(data=data)
+    filled = type(query)(data=data, context={"view": view})
     filled.is_valid(raise_exception=True)
     validated: dict[str, Any] = filled.validated_data
     return validated
@@ -246,7 +292,9 @@ def _validated_query(request: Request, query: Query) -> dict[str, Any]:
 def _api_error(exc: Exception, problem: Problem) -> APIException:
     if problem.field:
         return ValidationError({problem.field: [str(exc)]})
-    return ApiError(problem.status, problem.code, str(exc))
+    error = ApiError(problem.status, problem.code, str(exc))
+    error.wait = getattr(exc, "seconds", None)
+    return error
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:

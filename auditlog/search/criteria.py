@@ -48,10 +48,16 @@ class Criterion(NamedTuple):
 
 def criterion(condition: Condition) -> Criterion:
     """What a condition of the search language asks of a row."""
-    field, operator = FIELDS[condition.field], condition.operator
-    if operator == IS_NOT:
+    if not condition.field:
+        return free_text_criterion(str(condition.values[0]))
+    if condition.operator == IS_NOT:
         same = criterion(replace(condition, operator=IS))
         return row_test(~_any(same.alternatives) if same.is_indexed else ~same.test)
+    return _field_criterion(FIELDS[condition.field], condition)
+
+
+def _field_criterion(field: LogField, condition: Condition) -> Criterion:
+    operator = condition.operator
     match field.comparison:
         case Comparison.NAME:
             return _named(field, str(condition.values[0]), part=operator == CONTAINS)
@@ -65,13 +71,10 @@ def criterion(condition: Condition) -> Criterion:
 
 
 def parameter_criterion(field: LogField, value: Any) -> Criterion:
-    """What a parameter of the API asks of a row: exactly this value, or one of these."""
+    """What a parameter of the API asks of a row: exactly this value, or one of these; things are given by their ids."""
     if field.comparison is Comparison.NAME:
-        pk = uuid_of(value)
-        if pk is None:
-            return row_test(Q(**{field.column: value}))
-        same = Q(**{field.id_column: pk})
-        return indexed([same]) if field.is_indexed else row_test(same)
+        same = [Q(**{field.id_column: pk}) for pk in value]
+        return indexed(same) if field.is_indexed else row_test(_any(same))
     if not field.is_indexed:
         return row_test(Q(**{field.column: value}))
     rows = one_of(field.column, value if isinstance(value, list) else [value])

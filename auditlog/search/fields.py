@@ -63,7 +63,7 @@ class LogField:
     column: str
     id_column: str = ""
     is_indexed: bool = False
-    is_free_text: bool = False  # The API's `q` looks in it.
+    is_free_text: bool = False  # A text without a field is looked for in it.
     label: str = ""  # On the Logs page; empty: no filter there.
     has_facet: bool = False  # The filter shows its most frequent values.
     choices: Sequence[tuple[str, str]] = ()  # The filter offers these, several at once.

@@ -1,7 +1,7 @@
 """The parser of the search language of the log: `error and duration > 500 and host is ci-bot`.
 
-A condition is a word on its own, or a field of auditlog.search.fields, an operator and a value; `and` or a comma joins
-conditions.
+A condition is a field of auditlog.search.fields, an operator and a value; a word that means some outcomes; or any other
+text, which tool or user contain. `and` or a comma joins conditions.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ WORDS = {**ENDINGS, "timeout": (Outcome.TIMEOUT,)}
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}
 COMPARISONS = ("<", "<=", ">", ">=")
+JOINTS = ("and", ",")
 _TEXT_OPERATORS = (IS, IS_NOT, CONTAINS)
 ALLOWED = {
     Comparison.ENUM: (IS, IS_NOT),
@@ -43,7 +44,7 @@ class SearchSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition; several values are alternatives."""
+    """One condition; several values are alternatives. Without a field, it is a text that one of FREE_TEXT contains."""
 
     field: str
     operator: str
@@ -112,7 +113,7 @@ class _Reader:
             if self._at == len(self._tokens):
                 return
             joint = self._next("")
-            if joint.word not in ("and", ","):
+            if joint.word not in JOINTS:
                 raise SearchSyntaxError(joint.position, f"Join conditions by “and”: “{joint.text}” is not expected.")
             if self._at == len(self._tokens):
                 raise SearchSyntaxError(self._end, f"A condition is missing after “{joint.text}”.")
@@ -132,10 +133,17 @@ class _Reader:
             return self._field_condition(first)
         if first.word in WORDS:
             return Condition("outcome", IS, WORDS[first.word])
-        fields = ", ".join(FIELDS)
-        raise SearchSyntaxError(
-            first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
-        )
+        if first.word in JOINTS or self._is_comparison():
+            fields = ", ".join(FIELDS)
+            raise SearchSyntaxError(
+                first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
+            )
+        return Condition("", CONTAINS, (" ".join(self._phrase(first)),))
+
+    def _is_comparison(self) -> bool:
+        """Whether an operator follows, so that what stands before it was meant as a field."""
+        word = self._peek()
+        return word in OPERATORS or word in COMPARISONS
 
     def _field_condition(self, name: Token) -> Condition:
         field = FIELDS[name.word]
@@ -163,7 +171,7 @@ class _Reader:
     def _phrase(self, first: Token) -> Iterator[str]:
         """A text without quotes may have several words, up to the next `and`."""
         yield first.text
-        while not first.quoted and self._at < len(self._tokens) and self._peek() not in ("and", ","):
+        while not first.quoted and self._at < len(self._tokens) and self._peek() not in JOINTS:
             if (token := self._next("")).quoted or token.text in OPERATORS or token.text in COMPARISONS:
                 raise SearchSyntaxError(
                     token.position, f"“{token.text}” is not expected. Put a text with such characters in quotes."

@@ -148,18 +148,25 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Operation:
 def _parameter(parameter: dict[str, Any]) -> Field:
     match parameter["in"]:
         case "path":
-            note = in_words("In the address.")
+            note = in_words(f"In the address. {parameter['description']}")
         case "header":
             note = in_words(f"A header. {parameter['description']}")
         case _:
-            note = in_words(_bounds(parameter["schema"]))
+            note = in_words(f"{_meaning(parameter)} {_bounds(parameter['schema'])}")
     return Field(parameter["name"], kind_of(parameter["schema"]), bool(parameter.get("required")), note)
 
 
 def _fields(schema: dict[str, Any]) -> Iterator[Field]:
     required = schema.get("required", ())
     for name, field_schema in schema.get("properties", {}).items():
-        yield Field(name, kind_of(field_schema), name in required, in_words(_bounds(field_schema)))
+        yield Field(
+            name, kind_of(field_schema), name in required, in_words(f"{_meaning(field_schema)} {_bounds(field_schema)}")
+        )
+
+
+def _meaning(described: dict[str, Any]) -> str:
+    """What it means, without the list of its choices, which stands in its type."""
+    return str(described.get("description", "")).partition("\n\n* `")[0]
 
 
 def _bounds(schema: dict[str, Any]) -> str:
@@ -209,6 +216,8 @@ def _example(method: str, path: str, body: dict[str, Any] | None) -> str:
 
 
 def _sample(schema: dict[str, Any]) -> Any:
+    if schema.get("examples"):
+        return schema["examples"][0]
     if "enum" in schema:
         return schema["enum"][0]
     types = schema.get("type", "string")

@@ -13,18 +13,23 @@ from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import build_array_type, build_object_type
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
+from gatewayadmin.rest.glossary import MOMENT
+from ui.idempotency import FORM, HEADER, InProgress, KeyReused
 from ui.operations import File, Operation, operation
 from ui.rest import Moment, Resource
 
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
-LINK = {"type": ["string", "null"], "format": "uri"}
+
+
+def _link(way: str) -> dict[str, Any]:
+    return {"type": ["string", "null"], "format": "uri", "description": f"The address of the {way} page; null: none."}
 
 
 class ProblemSerializer(serializers.Serializer[Any]):
@@ -73,7 +78,56 @@ REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
     412: (ChangedSerializer, "The thing is no longer what `If-Match` names; nothing was written."),
     413: (ProblemSerializer, "The body is larger than 1 MiB."),
     415: (ProblemSerializer, "The body is not JSON."),
+    422: (ProblemSerializer, "The `Idempotency-Key` was used for another request."),
     429: (ProblemSerializer, "Too often; `Retry-After` says when to come back."),
+}
+
+
+# Of operations whose view is apart from that of the thing they act on.
+NAMES = {
+    "confirm_confirm": "me_confirm",
+    "endings_gateway": "gateway_archive",
+    "endings_host": "host_archive",
+    "endings_user": "user_cut_off",
+    "identity_places_retrieve": "identity_gateways_retrieve",
+    "identity_places_update": "identity_gateways_update",
+    "regenerate_regenerate": "connection_regenerate",
+    "server_archive_archive": "server_archive",
+}
+# What a request may have beside its body.
+HEADERS: dict[str, dict[str, Any]] = {
+    "If-Match": {"location": "header", "description": "The `ETag` it must still have."},
+    "If-None-Match": {
+        "location": "header",
+        "description": "The `ETag` of an answer you have; 304 if it is still true.",
+    },
+    HEADER: {
+        "location": "header",
+        "type": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{FORM.pattern}$"},
+        "description": "A new text, such as a UUID, for each thing to make. The same request with the same key gets "
+        "the same answer for an hour, with `Idempotency-Replayed: true`, and makes nothing twice.",
+    },
+}
+
+
+# Refusals that look alike everywhere: code, words, and what else they hold.
+ERRORS: dict[int, list[tuple[str, str, dict[str, Any]]]] = {
+    400: [("invalid", "Invalid input.", {"errors": {"name": ["This field is required."]}})],
+    401: [("not_authenticated", "Authentication credentials were not provided.", {})],
+    403: [("key_not_accepted", "API keys are not accepted here. Sign in.", {})],
+    404: [("not_found", "Not found.", {})],
+    406: [("not_acceptable", "Could not satisfy the request Accept header.", {})],
+    412: [
+        (
+            "changed_meanwhile",
+            "Somebody changed this after you opened it.",
+            {"changed": [{"field": "name", "value": "CRM 2", "by": "ana@example.com", "at": MOMENT}]},
+        )
+    ],
+    413: [("too_large", "The body is larger than 1 MiB.", {})],
+    415: [("unsupported_media_type", 'Unsupported media type "text/plain" in request.', {})],
+    422: [(KeyReused.default_code, KeyReused.default_detail, {})],
+    429: [("throttled", "Request was throttled. Expected available in 60 seconds.", {})],
 }
 
 
@@ -97,7 +151,8 @@ class Described(AutoSchema):
     def get_operation_id(self) -> str:
         """Such as `token_rotate`: a router's own names, in the style of programs."""
         name = re.sub(r"(Resource|_)$", "", type(self.view).__name__)
-        return f"{re.sub(r'(?<!^)(?=[A-Z])', '_', name).lower()}_{self.action}"
+        name = f"{re.sub(r'(?<!^)(?=[A-Z])', '_', name).lower()}_{self.action}"
+        return NAMES.get(name, name)
 
     def get_tags(self) -> list[str]:
         tokens = self._tokenize_path()
@@ -105,8 +160,8 @@ class Described(AutoSchema):
         nested = [name for name in names if tokens[0] == "gateways" and name in tokens]
         return [" ".join(["gateways", *nested])] if nested else tokens[:1]
 
-    def get_summary(self) -> str:
-        return self.action.replace("_", " ").replace("partial update", "update").capitalize()
+    def get_extensions(self) -> dict[str, Any]:
+        return {"x-action": self.action}  # From which gatewayadmin.rest.examples makes the summary.
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
         """What it does, and what it takes."""
@@ -126,7 +181,13 @@ class Described(AutoSchema):
 
     def get_override_parameters(self) -> list[Any]:
         query = self.operation.query
-        return [*([query] if query().fields else []), *self._ordering(), *self._precondition(), *self._etag()]
+        return [
+            *([query] if query().fields else []),
+            *self._ordering(),
+            *self._headers(),
+            *self._etag(),
+            *self._limits(),
+        ]
 
     def _ordering(self) -> list[OpenApiParameter]:
         if not self.operation.has_page_numbers:
@@ -136,17 +197,43 @@ class Described(AutoSchema):
             return [OpenApiParameter("ordering", exclude=True)]
         return [OpenApiParameter("ordering", enum=[*names, *(f"-{name}" for name in names)])]
 
-    def _precondition(self) -> list[OpenApiParameter]:
-        note = "The `ETag` it must still have."
-        return [OpenApiParameter("If-Match", location="header", description=note)] if self.operation.if_match else []
+    def _headers(self) -> list[OpenApiParameter]:
+        """The headers of a request, beside those of its credential."""
+        taken = {
+            "If-Match": self.operation.if_match,
+            "If-None-Match": self.action == "retrieve",
+            HEADER: self.operation.makes,
+        }
+        return [OpenApiParameter(name, **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
         """The header of the good answer, where that is the thing itself, and of 412."""
-        is_thing = self.view.versioned and self.operation.answer is None and self.action != "list"
-        statuses = [status for status, has in ((200, is_thing), (201, is_thing), (412, self.operation.if_match)) if has]
-        note = "The version of what people edit of the thing."
+        looks = self.action == "retrieve"
+        is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
+        tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}
+        statuses = [status for status, has in tagged.items() if has]
+        note = "What the answer holds; it begins with the version of what people edit of the thing."
         tag = OpenApiParameter("ETag", location="header", description=note, required=True, response=statuses)
         return [tag] if statuses else []
+
+    def _limits(self) -> list[OpenApiParameter]:
+        """The headers of a rate limit; not every credential has one."""
+        if not self._is_limited:
+            return []
+        notes = {
+            "RateLimit-Policy": "How many requests (`q`) in how many seconds (`w`).",
+            "RateLimit": "How many are left (`r`) for how many seconds (`t`).",
+        }
+        statuses = [200, 429]
+        limits = [
+            OpenApiParameter(name, location="header", description=note, response=statuses)
+            for name, note in notes.items()
+            if self.view.throttle_classes
+        ]
+        wait = OpenApiParameter(
+            "Retry-After", int, location="header", description="Seconds to wait.", required=True, response=[429]
+        )
+        return [*limits, wait]
 
     def _is_list_view(self, serializer: Any = None) -> bool:
         return False  # What a page holds is said in _page.
@@ -159,8 +246,25 @@ class Described(AutoSchema):
 
     def get_response_serializers(self) -> Any:
         return self._answered() | {
-            (status, "application/json"): OpenApiResponse(*REFUSALS[status]) for status in self._refused()
+            (status, "application/json"): OpenApiResponse(*REFUSALS[status], examples=self._errors(status))
+            for status in self._refused()
         }
+
+    def _errors(self, status: int) -> list[OpenApiExample]:
+        """What a refusal with this status may be, by its code."""
+        errors = {code: {"detail": detail, "code": code, **more} for code, detail, more in ERRORS.get(status, ())}
+        for kind, problem in self.view.problems.items():
+            if problem.status == status and problem.code != "invalid":
+                errors[problem.code] = {"detail": kind.__doc__, "code": problem.code}
+        if status == HTTPStatus.FORBIDDEN and (needed := sorted(one.slug for one in capabilities_in(self.rule))):
+            detail = f"Capability '{needed[0]}' is required."
+            code = "capability_required"
+            errors = {code: {"detail": detail, "code": code, "capability": needed[0]}, **errors}
+        if status == HTTPStatus.CONFLICT and self.operation.makes:
+            errors[InProgress.default_code] = {"detail": InProgress.default_detail, "code": InProgress.default_code}
+        if status == HTTPStatus.CONFLICT and self.operation.conflicts:
+            errors["already_exists"] = {"detail": "This name is in use already.", "code": "already_exists"}
+        return [OpenApiExample(code, value=value) for code, value in errors.items()]
 
     def _answered(self) -> dict[Any, Any]:
         """The good answer."""
@@ -172,27 +276,40 @@ class Described(AutoSchema):
             case declared:
                 serializer = declared or self.view.get_serializer_class()
         status = HTTPStatus.CREATED if self.action == "create" else HTTPStatus.OK
-        return {(status.value, "application/json"): self._page(serializer) if self.action == "list" else serializer}
+        answers: dict[Any, Any] = {
+            (status.value, "application/json"): self._page(serializer) if self.action == "list" else serializer
+        }
+        if self.action == "retrieve":
+            answers[HTTPStatus.NOT_MODIFIED.value] = OpenApiResponse(description="It is as `If-None-Match` names it.")
+        return answers
 
     def _page(self, row: Any) -> dict[str, Any]:
         rows = build_array_type(self.resolve_serializer(row, "response").ref)
-        count = {"count": {"type": "integer"}} if self.operation.has_page_numbers else {}
-        properties = {**count, "next": LINK, "previous": LINK, "results": rows}
-        return {**build_object_type(properties, required=list(properties)), "additionalProperties": False}
+        total = {"type": "integer", "minimum": 0, "description": "How many there are on all pages."}
+        count = {"count": total} if self.operation.has_page_numbers else {}
+        rows = {**rows, "description": "The rows of this page."}
+        properties = {**count, "next": _link("next"), "previous": _link("previous"), "results": rows}
+        return build_object_type(properties, required=list(properties))
 
     def _refused(self) -> list[int]:
         """The statuses of the refusals that can happen."""
         has_body = self.operation.body is not None
         conflicts = self.operation.conflicts or any(problem.status == 409 for problem in self.view.problems.values())
         possible = {
-            409: self.method in UNSAFE and conflicts,
+            409: self.method in UNSAFE and (conflicts or self.operation.makes),
             404: "{" in self.path or self.operation.has_page_numbers,
             412: self.operation.if_match,
             413: has_body,
             415: has_body,
-            429: bool(self.view.throttle_classes),
+            422: self.operation.makes,
+            429: self._is_limited,
         }
         return sorted({400, 401, 403, 406} | {status for status, can in possible.items() if can})
+
+    @property
+    def _is_limited(self) -> bool:
+        limits = any(problem.status == 429 for problem in self.view.problems.values())
+        return bool(self.view.throttle_classes) or (self.method == "POST" and limits)
 
     def get_auth(self) -> list[Any]:
         super().get_auth()  # Registers the schemes.
@@ -239,9 +356,9 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 
 
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """The description, in which objects hold what it says and nothing else: bodies with more are refused."""
-    for schema in result["components"]["schemas"].values():
-        if "properties" in schema:
+    """The description, in which bodies hold what it says and nothing else; to answers a later release may add."""
+    for name, schema in result["components"]["schemas"].items():
+        if "properties" in schema and name.endswith("Request"):
             schema.setdefault("additionalProperties", False)
     return result
 
@@ -265,4 +382,4 @@ class Schema(Resource):
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
-        return Response(description())
+        return self.tagged(description())

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
 from django.urls import URLPattern, URLResolver, path, re_path
 from django.views.decorators.csrf import csrf_exempt
-from django.views.defaults import server_error
+from django.views.defaults import bad_request, server_error
 from psycopg.errors import QueryCanceled
 from rest_framework.routers import SimpleRouter
 
@@ -103,6 +103,13 @@ def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
     if is_program:
         return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong here; it has been noted.")
     return server_error(request, **kwargs)
+
+
+def refused(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """The 400 of the whole site, for requests that Django does not read: JSON for programs, a page for people."""
+    if request.path.startswith("/api/"):
+        return _problem(HTTPStatus.BAD_REQUEST, "bad_request", "This request cannot be read.")
+    return bad_request(request, exception)
 
 
 def _problem(status: int, code: str, detail: str) -> HttpResponse:

@@ -26,6 +26,7 @@ from proxy.models import RateCounter
 from servers import discovery
 from servers.discovery import Discovered, Failed
 from servers.models import Identity, Server
+from ui.models import KeptAnswer
 from wire import builtin
 
 logger = logging.getLogger(__name__)
@@ -147,4 +148,5 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "oauth_attempts": purge.attempts,
     "rate_counters": lambda now: _deleted(RateCounter.objects.filter(window__lt=now - RATE_COUNTER)),
     "cache_entries": _sweep_cache,
+    "kept_answers": lambda now: _deleted(KeptAnswer.objects.expired()),
 }

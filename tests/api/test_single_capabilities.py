@@ -158,7 +158,6 @@ NO_KEYS = {
     "POST apikey-revoke",
     "POST role-list",
     "PATCH role-detail",
-    "POST user-list",
     "PATCH user-detail",
     "POST user-reactivate",
 }

@@ -75,7 +75,7 @@ def test_a_cursor_says_exactly_where() -> None:
     "wanted",
     [
         {"q": "slow"},
-        {"host": "CI bot"},
+        {"q": 'host is "CI bot"'},
         {"http_status": "403"},
         {"tool": "slow"},
         {"outcome": "ok"},
@@ -107,7 +107,12 @@ def test_a_page_looks_at_some_rows_only_and_the_next_looks_further(
 
 
 def test_every_filter_narrows(viv: User) -> None:
-    ids = {f"{name}_id": uuid4() for name in ("host", "gateway", "server", "connection", "user", "token")}
+    ana, gateway = make.user(email="ana@example.com"), make.gateway(slug="work", name="Work")
+    host, server = make.agent(by=ana, name="CI bot"), make.server(slug="github", name="GitHub")
+    connection = make.connection(host, gateway, ana)
+    token, _ = make.token(connection)
+    things = {"host": host, "gateway": gateway, "server": server, "connection": connection, "user": ana, "token": token}
+    ids = {f"{name}_id": thing.pk for name, thing in things.items()}
     names = {"host_name": "CI bot", "gateway_name": "Work", "server_name": "GitHub", "user_email": "ana@example.com"}
     wanted = call(
         NOON,
@@ -118,7 +123,7 @@ def test_every_filter_narrows(viv: User) -> None:
         http_status=403,
         feature_type="tool",
         feature_name="github__search",
-        token_prefix="gwa_Ab3dE5gH",
+        token_prefix=token.prefix,
         client_ip="198.51.100.7",
     )
     call(NOON - timedelta(hours=2), method="tools/list", outcome="timeout")
@@ -128,7 +133,7 @@ def test_every_filter_narrows(viv: User) -> None:
         return [row["id"] for row in results(rest.get("/logs", **query))] == [str(wanted.uid)]
 
     assert all(found({name.removesuffix("_id"): pk}) for name, pk in ids.items())
-    assert all(found({name.partition("_")[0]: value}) for name, value in names.items())
+    assert all(found({name.partition("_")[0]: value.upper()}) for name, value in names.items())
     assert found({"from": "2031-11-20T11:00:00Z"})
     assert found({"from": "2031-11-20T12:00:00Z", "to": "2031-11-20T12:00:00.001Z"})
     assert found({"method": "tools/call"})
@@ -136,11 +141,12 @@ def test_every_filter_narrows(viv: User) -> None:
     assert found({"deny_reason": "tool_disabled"})
     assert found({"http_status": 403})
     assert found({"tool": "github__search"})
-    assert found({"token": "gwa_Ab3dE5gH"})
+    assert found({"token": token.prefix})
     assert found({"ip": "198.51.100.7"})
     assert found({"correlation_id": wanted.correlation_id})
     assert found({"q": "SEARCH"})
     assert found({"q": "ana@"})
+    assert found({"q": 'host is "ci bot" and status is 403'})
     assert len(results(rest.get("/logs", outcome=["denied", "timeout"]))) == 2
 
 
@@ -151,6 +157,8 @@ def test_every_filter_narrows(viv: User) -> None:
         ({"outcome": "fine"}, "outcome"),
         ({"from": "yesterday"}, "from"),
         ({"connection": "x"}, "connection"),
+        ({"host": "nobody"}, "host"),
+        ({"q": "foo > 5"}, "q"),
         ({"ip": "300.1.1.1"}, "ip"),
         ({"format": "csv"}, "format"),
     ],

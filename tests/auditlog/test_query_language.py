@@ -39,6 +39,10 @@ ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
         ("status is 403", [("status", "is", (403.0,))]),
         ("code is -32003", [("code", "is", (-32003.0,))]),
         ("ip is 2001:db8::1", [("ip", "is", ("2001:db8::1",))]),
+        ("search", [("", "contains", ("search",))]),
+        ('"host"', [("", "contains", ("host",))]),
+        ("(error)", [("", "contains", ("(error)",))]),
+        ("jira search and error", [("", "contains", ("jira search",)), ("outcome", "is", ERRORS)]),
         (
             "outcome is denied, duration > 500 ms, user is ben@example.com",
             [("outcome", "is", ("denied",)), ("duration", ">", (500.0,)), ("user", "is", ("ben@example.com",))],
@@ -52,7 +56,6 @@ def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[
 @pytest.mark.parametrize(
     ("text", "position", "words"),
     [
-        ("foo", 1, "“foo” is no field"),
         ("error and foo is x", 11, "“foo” is no field"),
         ("error host is x", 7, "Join conditions by “and”"),
         ("error and", 10, "A condition is missing after “and”"),
@@ -66,7 +69,8 @@ def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[
         ("outcome is fine", 12, "“fine” is no outcome"),
         ('host is "ci', 9, "This quote is never closed"),
         ("host is a > b", 11, "“>” is not expected"),
-        ("(error)", 1, "“(error)” is no field"),
+        ("foo > 5", 1, "“foo” is no field"),
+        ("foo:bar = 5", 1, "“foo:bar” is no field"),
         ("!", 1, "“!” is not expected"),
         ("x" * (MAX_LENGTH + 1), MAX_LENGTH + 1, "at most"),
     ],

@@ -10,7 +10,7 @@ from tests.workspace import OWNER, Serve
 
 PAGE = (ROOT / "docs/how-to/automate.md").read_text()
 BLOCK = re.compile(r"<!-- script -->\n```bash\n(.*?)```", re.DOTALL)
-CAPABILITIES = re.compile(r"\*([A-Z][\w\s]+?)\*")
+CAPABILITIES = re.compile(r"\*([A-Z][\w\s&]+?)\*")
 MCP_401 = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 
 MAKE_KEY = """
@@ -36,6 +36,14 @@ def test_the_script_works_as_printed(live_alone: Serve, run: Run) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "behind it: handbook" in done.stdout
     assert "handbook__echo" in done.stdout.splitlines()
+    assert "invited: writer@example.com as Member" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("disabled: ")] == [
+        *("disabled: Writing bot", "disabled: Writers", "disabled: Handbook"),
+    ]
+    archived = "SELECT count(*) FROM {} WHERE archived_at IS NOT NULL"
+    for table in ("hosts_host", "gateways_gateway", "servers_server"):
+        assert live.rows(archived.format(table))[0]["count"] == 1, table
+    assert not live.rows("SELECT 1 FROM accounts_user WHERE email = 'writer@example.com' AND is_active")
     refused = curl.list_tools(f"{live.url}/mcp/writers", key)
     assert (refused.status, refused.body) == (401, MCP_401)
     others = curl.run(["curl", "-sS", "-i", f"{live.url}/api/logs", "-H", f"Authorization: Bearer {key}"])

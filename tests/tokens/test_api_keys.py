@@ -83,13 +83,30 @@ def test_a_change_needs_no_csrf_and_names_the_key(eve: User) -> None:
     assert "through" not in Event.objects.filter(action="host.created").latest("id").changes
 
 
-def test_a_key_lets_nobody_in_and_grants_nothing() -> None:
-    """What it made would go on when the key has ended; it may still shut people out."""
+def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
+    """The same verb decides as on the page, with the key's capabilities instead of its owner's."""
+    boss = make.user(*Capability)
+    viewer, member = make.role(Capability.LOGS_READ), make.role()
+    key, secret = make.api_key(boss, Capability.PEOPLE_MANAGE)
+    rest = Rest.bearing(secret)
+
+    refused = rest.post("/users", {"email": "v@example.com", "role_id": str(viewer.pk)})
+    made = rest.post("/users", {"email": "m@example.com", "role_id": str(member.pk)})
+
+    assert problem(refused) == (403, "beyond_yours")
+    assert not User.objects.filter(email="v@example.com").exists()
+    assert (made.status_code, made["Cache-Control"]) == (201, "no-store")
+    assert "/accounts/password/reset/key/" in made.json()["invitation"]["link"]
+    event = Event.objects.get(action="user.created", target_id=made.json()["id"])
+    assert (event.actor_email, event.changes["through"]) == (boss.email, f"API key {key.name} ({key.prefix})")
+
+
+def test_a_key_changes_no_rights_and_lets_nobody_in_again() -> None:
+    """It may still shut people out."""
     boss, bo = make.user(*Capability), make.user()
     rest = Rest.bearing(make.api_key(boss, *Capability).secret)
     role, refused = f"/roles/{boss.role_id}", (403, "key_not_accepted")
 
-    assert problem(rest.post("/users", {"email": "x@example.com", "role_id": str(boss.role_id)})) == refused
     assert problem(rest.patch(f"/users/{bo.pk}", {"role_id": str(boss.role_id)})) == refused
     assert problem(rest.patch(f"/users/{bo.pk}", {"email": "x@example.com"})) == refused
     assert problem(rest.post("/roles", {"name": "r", "capabilities": ["logs:read"]})) == refused

@@ -1,0 +1,80 @@
+"""What each operation does, in a few words: the verb of its action and what it acts on."""
+
+from __future__ import annotations
+
+# What an operation of each resource is about, alone and several.
+NOUNS = {
+    "api_key": ("an API key", "API keys"),
+    "assignment": ("a server of a gateway", "the servers of a gateway"),
+    "call": ("a call", "calls"),
+    "capability": ("a capability", "the capabilities"),
+    "connection": ("a connection", "connections"),
+    "event": ("an admin event", "admin events"),
+    "feature": ("a feature of a gateway", "the tools, prompts and resources of a gateway"),
+    "gateway": ("a gateway", "gateways"),
+    "gateway_connections": ("", "the connections of a gateway"),
+    "host": ("an app or agent", "apps and agents"),
+    "identity": ("an identity", "identities"),
+    "identity_gateways": ("the gateways of a shared identity", ""),
+    "me": ("who is asking", ""),
+    "role": ("a role", "roles"),
+    "schema": ("this description", ""),
+    "server": ("a server", "servers"),
+    "team": ("a team", "teams"),
+    "token": ("an API access token", "API access tokens"),
+    "tool": ("a tool of a gateway", "the tools of a gateway"),
+    "user": ("a person", "people"),
+    "workspace": ("the settings of the workspace", ""),
+}
+VERBS = {
+    "accept": "Accept the present definition of {one}",
+    "approve": "Let {one} in that waits for approval",
+    "archive": "Archive {one}",
+    "create": "Create {one}",
+    "deactivate": "Deactivate {one}",
+    "destroy": "Delete {one}",
+    "disable": "Disable {one}",
+    "enable": "Enable {one}",
+    "export": "Export {many} as a file",
+    "list": "List {many}",
+    "partial_update": "Change {one}",
+    "quarantine": "Hide {one} until somebody accepts it",
+    "reactivate": "Reactivate {one}",
+    "retrieve": "Get {one}",
+    "revoke": "Revoke {one}",
+    "update": "Replace {one}",
+}
+# Where the verb alone would not say it.
+OTHERS = {
+    "api_key_destroy": "Revoke an API key",
+    "assignment_create": "Put a server behind a gateway",
+    "assignment_destroy": "Remove a server from a gateway",
+    "me_confirm": "Confirm your password",
+    "gateway_archive": "Archive a gateway",
+    "host_archive": "Archive an app or agent",
+    "user_cut_off": "Cut a person off",
+    "host_create": "Create an agent",
+    "identity_confirm": "Confirm where an identity is sent",
+    "identity_secret": "Replace the secret of an identity",
+    "connection_regenerate": "Give a connection another secret",
+    "server_archive": "Archive a server",
+    "server_create": "Register a server",
+    "server_test": "Ask a server whether it answers",
+    "token_ask_for_new": "End a token's secret and ask its owner to collect a new one",
+    "token_collect": "Collect the new secret of a token",
+    "token_destroy": "Revoke an API access token",
+    "token_end_previous": "End the previous secret of a token",
+    "token_rotate": "Replace the secret of a token",
+    "tool_refresh": "Ask the servers of a gateway for their tools",
+    "user_create": "Invite a person",
+    "user_sign_out": "Sign a person out everywhere",
+    "workspace_test_mail": "Send a test mail to yourself",
+}
+
+
+def summary(name: str, action: str) -> str:
+    """What the operation of this id does. Raises KeyError for one of which nothing is said here."""
+    if name in OTHERS:
+        return OTHERS[name]
+    one, many = NOUNS[name.removesuffix(f"_{action}")]
+    return VERBS[action].format(one=one, many=many)

@@ -1,0 +1,107 @@
+"""The description of the API says of everything what it is, what it does and what it looks like."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from gatewayadmin.rest.openapi import description
+from gatewayadmin.rest.summaries import NOUNS, OTHERS, VERBS
+
+LINT = Path(__file__).parent / "lint"
+CHOICES = "* `"  # How a list of choices begins, which says what may stand there and not what it means.
+
+
+def operations() -> Iterator[dict[str, Any]]:
+    for item in description()["paths"].values():
+        yield from item.values()
+
+
+def says_nothing(described: dict[str, Any]) -> bool:
+    return str(described.get("description", CHOICES)).startswith(CHOICES)
+
+
+def test_every_member_and_every_object_says_what_it_is() -> None:
+    undescribed = [
+        f"{name}.{member}"
+        for name, schema in description()["components"]["schemas"].items()
+        for member, described in {"": schema, **schema.get("properties", {})}.items()
+        if says_nothing(described)
+    ]
+
+    assert undescribed == []
+
+
+def test_every_parameter_says_what_it_is_and_has_an_example() -> None:
+    unsaid = [
+        f"{operation['operationId']} {parameter['name']}"
+        for operation in operations()
+        for parameter in operation.get("parameters", ())
+        if says_nothing(parameter) or "example" not in parameter
+    ]
+
+    assert unsaid == []
+
+
+def test_every_operation_says_what_it_does_in_words_of_its_own() -> None:
+    summaries = [operation["summary"] for operation in operations()]
+
+    assert all(" " in one for one in summaries)
+    assert not any("x-action" in operation for operation in operations())
+    # Some things are done by two methods: DELETE is an alias of a POST, or has the same effect.
+    assert {one for one in summaries if summaries.count(one) > 1} == {"Revoke an API key", "Revoke an API access token"}
+    assert all(operation["description"] for operation in operations())
+    assert not set(OTHERS) - {operation["operationId"] for operation in operations()}
+    assert NOUNS
+    assert VERBS
+
+
+def contents() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every body and answer in JSON, by operation and status."""
+    for operation in operations():
+        parts = {"body": operation.get("requestBody", {}), **operation["responses"]}
+        for status, part in parts.items():
+            if content := part.get("content", {}).get("application/json"):
+                yield f"{operation['operationId']} {status}", content
+
+
+def test_every_body_and_answer_has_examples_that_are_right() -> None:
+    components = {"components": description()["components"]}
+    wrong = {}
+    for name, content in contents():
+        examples = [one["value"] for one in content.get("examples", {}).values()] or [content["example"]]
+        validator = jsonschema_rs.Draft202012Validator(content["schema"] | components)
+        if errors := [str(error.message) for example in examples for error in validator.iter_errors(example)]:
+            wrong[name] = errors
+
+    assert wrong == {}
+
+
+def test_every_refusal_is_shown_with_its_code() -> None:
+    for operation in operations():
+        for status, response in operation["responses"].items():
+            if status.startswith("4"):
+                examples = response["content"]["application/json"]["examples"].values()
+                assert all(example["value"]["code"] for example in examples), (operation["operationId"], status)
+                assert examples, (operation["operationId"], status)
+
+
+@pytest.mark.full
+def test_the_description_is_clean_to_a_linter_of_openapi(tmp_path: Path) -> None:
+    npm = shutil.which("npm")
+    assert npm, "npm is needed to lint the description; install Node 20 or newer."
+    for name in ("package.json", "package-lock.json", ".spectral.yaml"):
+        shutil.copy(LINT / name, tmp_path)
+    (tmp_path / "openapi.json").write_text(json.dumps(description()))
+    install = [npm, "ci", "--no-progress", "--ignore-scripts"]
+    subprocess.run(install, cwd=tmp_path, capture_output=True, timeout=300, check=True)
+
+    lint = [str(tmp_path / "node_modules/.bin/spectral"), "lint", "openapi.json", "--fail-severity=hint"]
+    done = subprocess.run(lint, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,104 @@
+"""Filters name things alike everywhere: by id, slug or name, in any case; what names nothing is an error."""
+
+from typing import Any
+
+import pytest
+
+from accounts.models import User
+from capabilities import Capability
+from tests import make
+from tests.api.test_matrix import DOORS
+from tests.calls import call
+from tests.rest import Rest, errors, results
+from ui.subjects import Subject
+
+pytestmark = pytest.mark.django_db
+
+THINGS = {"host", "gateway", "server", "user", "token", "connection", "role", "team", "actor"}
+
+
+@pytest.fixture
+def boss() -> User:
+    return make.user(*Capability, email="boss@example.com")
+
+
+def test_every_parameter_that_names_a_thing_takes_it_alike() -> None:
+    otherwise = {
+        f"{door.name} {name}"
+        for door in DOORS
+        for name, field in door.operation.query().fields.items()
+        if name in THINGS and not isinstance(field, Subject)
+    }
+
+    assert otherwise == set()
+
+
+def test_a_name_that_means_nothing_is_refused_by_every_list(boss: User) -> None:
+    make.gateway(slug="work")
+    rest = Rest.of(boss)
+    for door in DOORS:
+        for name, field in door.operation.query().fields.items():
+            if isinstance(field, Subject):
+                path = f"/{door.route}".replace("<slug:slug>", "work")
+                told = errors(rest.get(path, **{name: "no such thing"}))
+                assert told == {name: [f"There is no {field.noun} “no such thing”."]}, door.name
+
+
+@pytest.mark.parametrize("form", [str, str.upper])
+def test_an_id_a_slug_and_a_name_mean_the_same(boss: User, form: Any) -> None:
+    gateway = make.gateway(slug="work", name="Work of all")
+    token, _ = make.token(make.connection(make.agent(by=boss, name="CI bot"), gateway, boss))
+    rest = Rest.of(boss)
+
+    def found(**query: Any) -> list[str]:
+        return [row["id"] for row in results(rest.get("/tokens", **{name: form(text) for name, text in query.items()}))]
+
+    for name in (str(gateway.pk), "work", "Work of all"):
+        assert found(gateway=name) == [str(token.pk)]
+    assert found(host="CI bot") == found(user="boss@example.com") == [str(token.pk)]
+
+
+def test_what_was_meant_is_told(boss: User) -> None:
+    for name in ("CI bot", "CI bot 2", "Night run"):
+        make.agent(by=boss, name=name)
+    rest = Rest.of(boss)
+
+    assert errors(rest.get("/tokens", host="ci")) == {
+        "host": ["There is no host “ci”. Did you mean “CI bot” or “CI bot 2”?"]
+    }
+    assert errors(rest.get("/logs", host="nihgt run")) == {
+        "host": ["There is no host “nihgt run”. Did you mean “Night run”?"]
+    }
+
+
+def test_nobody_learns_of_things_out_of_their_sight(boss: User) -> None:
+    somebody = make.user(email="pat@elsewhere.org")
+    make.connection(make.agent(by=boss, name="Hidden bot"), make.gateway(slug="work"), boss)
+
+    told = errors(Rest.of(somebody).get("/connections", host="hidden bot", user="boss@example.com"))
+
+    assert told == {
+        "host": ["There is no host “hidden bot”."],
+        "user": ["There is no person “boss@example.com”."],
+    }
+
+
+def test_a_renamed_thing_is_found_by_its_present_name(boss: User) -> None:
+    host = make.agent(by=boss, name="Old name")
+    one = call(host_id=host.pk, host_name="Old name")
+    host.rename(name="New name", description="", by=boss)
+    rest = Rest.of(boss)
+
+    assert [row["id"] for row in results(rest.get("/logs", host="new name"))] == [str(one.uid)]
+    assert set(errors(rest.get("/logs", host="old name"))) == {"host"}
+
+
+def test_the_search_of_the_page_works_here_under_the_same_name(boss: User) -> None:
+    one = call(feature_type="tool", feature_name="docs__echo", http_status=403, user_email="ana@example.com")
+    call(feature_type="tool", feature_name="other")
+    rest = Rest.of(boss)
+
+    for q in ("echo", "status is 403", "tool contains echo and status >= 400", "ana@"):
+        assert [row["id"] for row in results(rest.get("/logs", q=q))] == [str(one.uid)], q
+        assert rest.client.get("/logs/", {"q": q, "range": "all"}).content.decode().count(f"/logs/{one.uid}/")
+    assert errors(rest.get("/logs", q="status is"))["q"] == ["Position 10: A value is missing after “is”."]

@@ -1,0 +1,192 @@
+"""A request sent again with its Idempotency-Key gets the same answer, and makes nothing twice."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from django.conf import settings
+from django.utils import timezone
+
+from accounts.models import User
+from capabilities import Capability
+from gatewayadmin.serving import housekeeping
+from hosts.models import Host
+from tests import make
+from tests.api.test_matrix import DOORS, Door, for_a_moment
+from tests.api.world import World, build
+from tests.house.doors import browser, session_of
+from tests.make import unique
+from tests.rest import Rest, errors, problem
+from tokens.models import Token
+from ui.models import KEPT, KeptAnswer
+from wire.cipher import Cipher
+
+pytestmark = pytest.mark.django_db
+
+POSTS = [door for door in DOORS if door.method == "post"]
+MAKING = {door.name: door for door in POSTS if door.operation.makes}
+# These change what is there already; done twice, they say so or change nothing.
+CHANGING = {
+    "apikey-revoke",
+    "assignment-disable",
+    "assignment-enable",
+    "connection-disable",
+    "connection-enable",
+    "connection-revoke",
+    "feature-accept",
+    "feature-quarantine",
+    "gateway-archive",
+    "gateway-disable",
+    "gateway-enable",
+    "host-approve",
+    "host-archive",
+    "host-disable",
+    "host-enable",
+    "identity-confirm",
+    "identity-disable",
+    "identity-enable",
+    "identity-revoke",
+    "me-confirm",
+    "server-archive",
+    "server-disable",
+    "server-enable",
+    "server-test",
+    "token-ask-for-new",
+    "token-end-previous",
+    "token-revoke",
+    "tool-refresh",
+    "user-cut-off",
+    "user-deactivate",
+    "user-reactivate",
+    "user-sign-out",
+    "workspace-test-mail",
+}
+
+
+@pytest.fixture
+def boss() -> User:
+    return make.user(*Capability)
+
+
+@pytest.fixture
+def rest(boss: User) -> Rest:
+    return Rest.bearing(make.api_key(boss, *Capability).secret)
+
+
+def post(rest: Rest, path: str, body: Any, key: str) -> Any:
+    return rest.send("post", path, body, {"Idempotency-Key": key})
+
+
+def test_every_post_that_makes_something_takes_a_key() -> None:
+    assert {door.name for door in POSTS} - CHANGING == set(MAKING)
+    for door in POSTS:
+        headers = {one["name"] for one in door.described.get("parameters", ()) if one["in"] == "header"}
+        assert ("Idempotency-Key" in headers) == (door.name in MAKING), door.name
+        assert ("422" in door.described["responses"]) == (door.name in MAKING), door.name
+
+
+def again(door: Door, world: World) -> tuple[Any, Any, Any]:
+    """The answers to a request, to the same again, and to another with the same key, by whoever may make it."""
+    key = {"Idempotency-Key": str(uuid4())}
+    if door.name == "token-collect":
+        Token.objects.get(pk=door.kwargs(world)["pk"]).ask_for_new(by=world.boss)
+    for person in (world.boss, world.owner):
+        rest = Rest(browser(session_of(person)))
+        first = door.ask(world, rest, **key)
+        if first.status_code < 300:
+            other = rest.send("post", door.path(world), {"other": 1}, key)
+            return first, door.ask(world, rest, **key), other
+    raise AssertionError(f"nobody may {door.name}")
+
+
+def test_each_gives_the_same_answer_again() -> None:
+    world = build()
+    for door in MAKING.values():
+        with for_a_moment():
+            first, second, other = again(door, world)
+            assert second["Idempotency-Replayed"] == "true", door.name
+            assert "Idempotency-Replayed" not in first
+            assert (second.status_code, second.content) == (first.status_code, first.content), door.name
+            for header in ("ETag", "Cache-Control"):
+                assert second.get(header) == first.get(header), door.name
+            assert problem(other) == (422, "idempotency_key_reused"), door.name
+
+
+def test_another_request_with_the_same_key_is_refused(rest: Rest) -> None:
+    assert post(rest, "/hosts", {"name": "one"}, "k").status_code == 201
+
+    assert problem(post(rest, "/hosts", {"name": "two"}, "k")) == (422, "idempotency_key_reused")
+    assert problem(post(rest, "/teams", {"name": "one"}, "k")) == (422, "idempotency_key_reused")
+    assert [host.name for host in Host.objects.all()] == ["one"]
+
+
+def test_a_refusal_is_not_kept(rest: Rest) -> None:
+    assert set(errors(post(rest, "/hosts", {}, "k"))) == {"name"}
+
+    assert post(rest, "/hosts", {"name": "one"}, "k").status_code == 201
+
+
+def test_a_key_belongs_to_its_credential(rest: Rest, boss: User) -> None:
+    others = [Rest.bearing(make.api_key(boss, *Capability).secret), Rest.of(boss), Rest.of(boss)]
+
+    made = [post(one, "/teams", {"name": unique("t")}, "k") for one in (rest, *others)]
+
+    assert [answer.status_code for answer in made] == [201] * 4
+    assert len({answer.json()["id"] for answer in made}) == 4
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "schlüssel"])
+def test_a_key_that_is_none_is_refused(rest: Rest, key: str) -> None:
+    assert set(errors(post(rest, "/hosts", {"name": "one"}, key))) == {"Idempotency-Key"}
+    assert not Host.objects.exists()
+
+
+def test_the_secret_is_told_again_and_kept_sealed(rest: Rest, boss: User) -> None:
+    body = {"host_id": str(make.agent(by=boss).pk), "gateway_id": str(make.gateway().pk), "name": "t"}
+
+    first, second = (post(rest, "/tokens", body, "k") for _ in range(2))
+
+    assert first.json()["token"] == second.json()["token"]
+    assert Token.objects.count() == 1
+    sealed = bytes(KeptAnswer.objects.get().sealed)
+    assert first.json()["token"].encode() not in sealed
+    assert first.json()["token"] in Cipher(settings.ENCRYPTION_KEYS).open(sealed)
+
+
+def test_an_answer_is_kept_for_an_hour_and_swept_then(rest: Rest) -> None:
+    first = post(rest, "/teams", {"name": "one"}, "k")
+    KeptAnswer.objects.update(created_at=timezone.now() - KEPT + timedelta(minutes=1))
+    assert post(rest, "/teams", {"name": "one"}, "k").json() == first.json()
+    assert housekeeping.CHORES["kept_answers"](timezone.now()) == 0
+
+    KeptAnswer.objects.update(created_at=timezone.now() - KEPT)
+
+    assert problem(post(rest, "/teams", {"name": "one"}, "k")) == (409, "already_exists")
+    assert housekeeping.CHORES["kept_answers"](timezone.now()) == 1
+
+
+def test_an_answer_whose_encryption_key_is_gone_is_not_made_again(rest: Rest) -> None:
+    assert post(rest, "/teams", {"name": "one"}, "k").status_code == 201
+    KeptAnswer.objects.update(sealed=b"sealed with another key")
+
+    assert problem(post(rest, "/teams", {"name": "one"}, "k")) == (409, "idempotency_answer_lost")
+
+
+def test_of_many_at_once_one_makes_it_over_two_workers(owner: httpx.Client) -> None:
+    name, headers = unique("bot"), {"Idempotency-Key": str(uuid4())}
+
+    def send(_: int) -> httpx.Response:
+        return owner.post("/api/hosts", json={"name": name}, headers=headers)
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(send, range(6)))
+
+    made = [answer for answer in answers if answer.status_code == 201]
+    waiting = [answer for answer in answers if answer.status_code != 201]
+    assert len({answer.json()["id"] for answer in made}) == 1
+    assert all(answer.json()["code"] == "idempotency_in_progress" for answer in waiting)
+    assert all(answer.headers["retry-after"] == "1" for answer in waiting)
+    assert send(0).headers["idempotency-replayed"] == "true"

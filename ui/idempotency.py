@@ -1,0 +1,125 @@
+"""Requests with an Idempotency-Key: sent again within an hour, they get the same answer and make nothing twice.
+
+The draft draft-ietf-httpapi-idempotency-key-header-07 describes the header and its refusals. What a request makes and
+the answer that is kept for it are one transaction, so there is never the one without the other, whatever crashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.utils.module_loading import import_string
+from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.renderers import JSONRenderer
+from rest_framework.response import Response
+
+from ui.models import KeptAnswer
+
+if TYPE_CHECKING:
+    from rest_framework.request import Request
+
+HEADER = "Idempotency-Key"
+REPLAYED = "Idempotency-Replayed"
+FORM = re.compile(r"[\x21-\x7e]{1,255}")
+KEPT_HEADERS = ("ETag", "Cache-Control")
+
+
+class InProgress(APIException):
+    """The first request with this key is not answered yet."""
+
+    status_code = HTTPStatus.CONFLICT
+    default_detail = "The first request with this Idempotency-Key is still in progress. Try again in a moment."
+    default_code = "idempotency_in_progress"
+    wait = 1  # DRF makes it Retry-After, in seconds.
+
+
+class KeyReused(APIException):
+    """The key was used for another request."""
+
+    status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+    default_detail = "This Idempotency-Key was used for another request. Take a new key for each thing to make."
+    default_code = "idempotency_key_reused"
+
+
+class AnswerLost(APIException):
+    """The encryption key of the kept answer is gone."""
+
+    status_code = HTTPStatus.CONFLICT
+    default_detail = "The answer to the first request can no longer be read. Look up what it made."
+    default_code = "idempotency_answer_lost"
+
+
+def once(request: Request, make: Callable[[], Response]) -> Response:
+    """What `make` answers, or what it answered before to this credential with this key and this body.
+
+    Refusals are not kept: what was wrong may be put right and sent again with the same key. Raises InProgress,
+    KeyReused, AnswerLost, or ValidationError for a key that is none.
+    """
+    given = request.headers.get(HEADER)
+    if given is None:
+        return make()
+    if not FORM.fullmatch(given):
+        raise ValidationError({HEADER: ["Must be 1 to 255 visible ASCII characters, for example a UUID."]})
+    key, asked = _digest(_credential(request), given), _request_digest(request)
+    with transaction.atomic():
+        _alone(key)
+        KeptAnswer.objects.expired().filter(pk=key).delete()
+        if kept := KeptAnswer.objects.filter(pk=key).first():
+            return _again(kept, asked)
+        answer = make()
+        KeptAnswer.objects.create(pk=key, request=asked, sealed=_sealed(answer))
+    return answer
+
+
+def _credential(request: Request) -> str:
+    """What keys belong to: an API key, a token, or one session of a person."""
+    return getattr(request.auth, "credential", None) or f"session {request.session.session_key}"
+
+
+def _request_digest(request: Request) -> str:
+    body = json.dumps(request.data, sort_keys=True)
+    return _digest(str(request.method), request.get_full_path(), body)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _alone(key: str) -> None:
+    """Keep other requests with this key out until the transaction ends, in whatever process they are."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [int(key[:16], 16) - 2**63])
+        if not cursor.fetchone()[0]:
+            raise InProgress
+
+
+def _sealed(answer: Response) -> bytes:
+    told = {
+        "status": answer.status_code,
+        "headers": {name: answer[name] for name in KEPT_HEADERS if name in answer},
+        "body": JSONRenderer().render(answer.data).decode(),
+    }
+    sealed: bytes = _cipher().seal(json.dumps(told))
+    return sealed
+
+
+def _again(kept: KeptAnswer, asked: str) -> Response:
+    if kept.request != asked:
+        raise KeyReused
+    try:
+        told = json.loads(_cipher().open(bytes(kept.sealed)))
+    except ValueError:
+        raise AnswerLost from None
+    headers = {**told["headers"], REPLAYED: "true"}
+    return Response(json.loads(told["body"]), status=told["status"], headers=headers)
+
+
+def _cipher() -> Any:
+    return import_string(settings.SECRETS_CIPHER)()

@@ -1,0 +1,69 @@
+"""Filters that name a thing: by id, slug or name, in any case; what names nothing is an error, not an empty list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+from rest_framework import serializers
+
+if TYPE_CHECKING:
+    from ui.rest import Resource
+
+MOST_COMPARED = 500  # Names among which a near one is looked for.
+MOST_NAMED = 3
+
+
+class Subject(serializers.CharField):
+    """A filter by a thing; its value is the ids of the things it means, archived ones included.
+
+    `things` are those the person who asks may know of: nothing is told of others, not even that they exist. `names` are
+    the columns that name one, compared without regard to case, and `ids` those that hold its id.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        things: Callable[[Resource], QuerySet[Any]],
+        *names: str,
+        ids: tuple[str, ...] = ("pk",),
+        **options: Any,
+    ) -> None:
+        super().__init__(required=False, **options)
+        self.noun, self.things, self.names, self.ids = noun, things, names, ids
+
+    def to_internal_value(self, data: Any) -> Any:
+        text = super().to_internal_value(data)
+        things = self.things(self.context["view"])
+        if pks := list(things.filter(self._called(text)).order_by().values_list("pk", flat=True).distinct()):
+            return pks
+        raise serializers.ValidationError(f"There is no {self.noun} “{text}”.{self._near(things, text)}")
+
+    def _called(self, text: str) -> Q:
+        columns = {f"{name}__iexact": text for name in self.names}
+        if (pk := _uuid(text)) is not None:
+            columns = dict.fromkeys(self.ids, pk)  # type: ignore[arg-type]  # Ids and names are never compared together.
+        called = Q()
+        for column, value in columns.items():
+            called |= Q(**{column: value})
+        return called if columns else Q(pk=None)
+
+    def _near(self, things: QuerySet[Any], text: str) -> str:
+        """What may have been meant, as a sentence."""
+        rows = things.order_by().values_list(*self.names)[:MOST_COMPARED] if self.names else ()
+        known = {str(name).lower(): str(name) for row in rows for name in row if name}
+        word = text.lower()
+        close = [name for name in sorted(known) if word in name]
+        close += [name for name in get_close_matches(word, known, MOST_NAMED) if name not in close]
+        near = [f"“{known[name]}”" for name in close[:MOST_NAMED]]
+        return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
