@@ -134,6 +134,12 @@ class Capability(StrEnum):
 
 
 SEES_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
+# Who may cut off sees what there is to cut off.
+SEES_CONNECTIONS = (
+    Capability.MCP_CONNECTIONS_READ,
+    Capability.CONNECTIONS_TOGGLE,
+    Capability.MCP_CONNECTIONS_REVOKE,
+)
 SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
 
 

@@ -165,6 +165,9 @@ def _grouped(assignments: list[Any], features: list[Feature], kind: Kind | None,
     listings = Listing.objects.filter(assignment__in=assignments)
     for one in listings.filter(kind=kind) if kind else listings:
         said.setdefault(one.assignment_id, []).append(one)
+    by_id = {a.pk: a for a in assignments}
+    for one in features:
+        one.assignment = by_id.get(one.assignment_id, one.assignment)
     groups = [
         Group(a, [FeatureRow(one) for one in features if one.assignment_id == a.pk], Said.of(said.get(a.pk, [])))
         for a in assignments

@@ -20,6 +20,7 @@ from auditlog.views import log_alone, log_tab
 from capabilities import Capability, CapabilityRequired, requires
 from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
+from connections.rows import counted_for
 from hosts.forms import STATUSES, AgentForm, HostFilter
 from hosts.models import Host, HostKind, HostQuerySet, NameTaken, NotPending
 from ui.pages import (
@@ -41,9 +42,7 @@ from ui.pages import (
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
     """Hosts with the number of their live connections and users, as far as `viewer` may see connections."""
-    visible = Q(connections__revoked_at=None)
-    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
-        visible &= Q(connections__user=viewer)
+    visible = Q(connections__revoked_at=None) & counted_for(viewer)
     return hosts.annotate(
         connection_count=Count("connections", filter=visible),
         user_count=Count("connections__user", filter=visible, distinct=True),
@@ -52,9 +51,8 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 
 def find(viewer: User, pk: UUID) -> Host:
     """The live host with its counts, or 404; `row_count` counts its ended connections too."""
-    visible = Q() if viewer.has_perm(Capability.MCP_CONNECTIONS_READ) else Q(connections__user=viewer)
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
-    return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=visible)), pk=pk)
+    return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 
 
 @require_GET

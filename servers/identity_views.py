@@ -73,6 +73,11 @@ class IdentityRow:
         return "Disabled by an administrator" if self.is_own else "Disabled"
 
     @property
+    def blocked(self) -> str:
+        """What keeps it from being used although it is switched on."""
+        return "it waits to be confirmed" if self.identity.status == "unconfirmed" else ""
+
+    @property
     def may_replace(self) -> bool:
         """Whether the viewer may replace the secret: never another person's."""
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
