@@ -12,6 +12,7 @@ from django.http import Http404, HttpResponse, HttpResponseBadRequest
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
+from django_htmx.http import HttpResponseClientRedirect
 
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
@@ -37,7 +38,17 @@ RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 def calls(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/log.html#closed")
-    return listing(request, "auditlog/calls.html", {}, CallFilter(request.GET))
+    call_filter = CallFilter(request.GET)
+    if call_filter.pasted_id and (row := _only_call(call_filter)):
+        page = reverse("auditlog:call", args=[row.uid])
+        return HttpResponseClientRedirect(page) if wants_fragment(request) else redirect(page)
+    return listing(request, "auditlog/calls.html", {}, call_filter)
+
+
+def _only_call(call_filter: CallFilter) -> Call | None:
+    """The call that a pasted id leads to; None when there are several, or none."""
+    rows = call_filter.search().page(None, 2).page.rows
+    return rows[0] if len(rows) == 1 else None
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
@@ -157,6 +168,7 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "page": result.page,
         "looked_to": result.looked_to,
         "count": count,
+        "unknown": call_filter.unknown() if count and not count.number else [],
         "histogram": histogram(search, sampled=not count.is_all) if count and result.page.rows else None,
         "filters": call_filter,
         "narrowed": bool(call_filter.asked.keys() - {"live"}),

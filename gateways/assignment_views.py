@@ -209,6 +209,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable server on this gateway",
+            kind="primary",
             text=f"Disable {assignment.server.name} on {assignment.gateway.name}? {_stopping_tools(assignment)} on the "
             f"next request. {NOTHING_IS_DELETED}",
             more=sentences(cuts(assignment, request.user), "Other gateways keep it."),

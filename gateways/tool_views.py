@@ -225,6 +225,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title=f"Disable {what}",
+            kind="primary",
             text=f"Disable this {what}? {feature.exposed_name} leaves {gateway.name} on the next request. "
             f"{NOTHING_IS_DELETED}",
             more=cuts(feature, request.user),

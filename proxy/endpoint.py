@@ -396,7 +396,7 @@ def _verb_refusal(request: McpRequest) -> Response | None:
         if request_headers.session_digest is None:
             return _bad_request(400, NO_SESSION_ID)
     elif not _is_standing(request):
-        return Response(405, b"", "bad_request", headers=(response.ALLOW,))
+        return Response(405, b"", "not_offered", headers=(response.ALLOW,))
     return _session_refusal(request)
 
 

@@ -212,6 +212,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable identity",
+            kind="primary",
             text=f"Disable this identity? {_impact(identity)}. {NOTHING_IS_DELETED}",
             more=sentences(_uses(identity), cuts(identity, request.user)),
             target=f"#identity-{identity.pk}",

@@ -38,6 +38,7 @@ from ui.pages import (
     seen,
     show,
     wants_fragment,
+    was_typed,
 )
 from wire.credential import place_of
 
@@ -227,6 +228,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
         return confirm(
             request,
             title="Disable server",
+            kind="primary",
             text=f"Disable this server? {server.name} {detail}. {NOTHING_IS_DELETED}",
             more=cuts(server, request.user),
             target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
@@ -241,7 +243,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
 def archive(request: AppRequest, slug: str) -> HttpResponse:
     """It leaves every gateway; connections stay."""
     server = find(slug)
-    if request.method == "GET":
+    if request.method == "GET" or not (server.enabled or was_typed(request, str(server))):
         return confirm_archiving(request, server, more=_removed_from(server), back=page_url(server))
     try:
         Assignment.objects.archive_server(server, by=request.user)

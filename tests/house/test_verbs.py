@@ -55,6 +55,8 @@ def staged() -> Stage:
         "gateway": assignment.gateway_id,
         "host": known["host"],
         "host_name": Host.objects.get(pk=known["host"]).name,
+        "gateway_name": Gateway.objects.get(slug="closed").name,
+        "server_name": Server.objects.get(slug="docs").name,
         "identity": known["identity"],
         "open": everyones.pk,
         "open_slug": everyones.slug,
