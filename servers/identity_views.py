@@ -57,6 +57,12 @@ class IdentityRow:
         return self.identity.owner.email if self.identity.owner else "Shared"
 
     @property
+    def calls_query(self) -> str:
+        """What narrows the log to the calls that used it."""
+        label = self.identity.label.replace("\\", "\\\\").replace('"', '\\"')
+        return urlencode({"server": self.identity.server_id, "q": f'identity is "{label}"'})
+
+    @property
     def may_change(self) -> bool:
         """Whether the viewer may switch it off and on, and end it."""
         return self.identity.is_open_to(self.viewer)

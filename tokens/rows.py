@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 from django import forms
 from django.db.models import Count, F, Q
@@ -46,6 +47,11 @@ class TokenRow:
             if self.token.scope_all
             else ", ".join(server.name for server in servers_of(self.token)) or "None"
         )
+
+    @property
+    def calls_query(self) -> str:
+        """What narrows the log to the calls of this token."""
+        return urlencode({"connection": self.token.connection_id, "q": f"token is {self.token.pk}"})
 
     @property
     def soon(self) -> str:

@@ -13,6 +13,7 @@ from accounts.models import WorkspaceSettings
 from capabilities import Capability
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
+from servers.models import Server
 from tests import make
 from tests.api.world import build, holder
 from tests.house.doors import session_of
