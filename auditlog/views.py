@@ -14,6 +14,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 from django_htmx.http import HttpResponseClientRedirect
 
+from accounts.models import WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
@@ -92,6 +93,7 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
         "curl": curl(row, payload=sees_payload),
         "payloads": payloads(row) if sees_payload else [],
         "same_request": _same_request(row),
+        "recording": _is_recording,
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
     if is_for(request, "drawer"):
@@ -183,6 +185,10 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "shown": len(result.page.rows),
         "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
     }
+
+
+def _is_recording() -> bool:
+    return WorkspaceSettings.load().record_payloads
 
 
 def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:

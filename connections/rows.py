@@ -140,7 +140,7 @@ class ConnectionRow:
     @property
     def offers_key(self) -> bool:
         """Whether the key button is there: the break-glass covers regeneration too."""
-        return self.status in ("active", "blocked") and self.connection.is_on and self.may_regenerate
+        return self.status == "active" and self.may_regenerate
 
     @property
     def may_ask_for_new(self) -> bool:

@@ -82,7 +82,7 @@ def last_token(stage: Stage) -> object:
 
 
 def through_disabling(stage: Stage) -> object:
-    return page("/hosts/{host}/disable/", revoke="")(stage)
+    return page("/hosts/{host}/disable/", revoke="", typed="{host_name}")(stage)
 
 
 VERBS = [

@@ -12,6 +12,7 @@ import pytest
 from django.test import Client
 
 from accounts.models import User
+from auditlog.reasons import REASONS
 from capabilities import Capability
 from servers.models import AuthType, Server
 from tests import make, upstreams
@@ -91,7 +92,7 @@ def test_the_token_of_another_gateway_is_told_so_in_the_log(world: World) -> Non
     )
 
     assert answer.status_code == 403
-    assert world.proxy.last().why == "The token belongs to another gateway."
+    assert REASONS[world.proxy.last().deny_reason].sentence == "The token belongs to another gateway."
 
 
 def test_a_wrong_path_says_what_a_gateway_url_looks_like(world: World) -> None:
@@ -120,7 +121,7 @@ def test_a_gateway_opened_in_a_browser_says_what_it_is_for(world: World) -> None
         (b"{}", {"Content-Type": "text/plain"}, 415, "The Content-Type must be application/json"),
         (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "must be application/json"),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"Accept": "text/html"}, 406, "The Accept header must allow"),
-        (b'{"id":1,"method":"ping"}', {"Content-Type": "application/json"}, 400, "jsonrpc"),
+        (b'{"id":1,"method":"ping"}', {}, 400, "must be a JSON-RPC 2.0 message"),
         (b"[]", {"Content-Type": "application/json"}, 400, "atch"),
     ],
 )
@@ -142,8 +143,8 @@ def test_a_request_of_a_wrong_form_says_which_form_is_right(
 @pytest.mark.parametrize(
     ("secret", "words"),
     [
-        ("token", "This is an API access token: it calls gateways, and here only rotates itself."),
-        ("Bearer twice", "Write the word Bearer once"),
+        ("token", "API access tokens are for gateways and not accepted here. Use an API key: Settings, API keys."),
+        ("Bearer twice", "Write the word Bearer once, then the API key."),
         ("unknown", "unknown, expired or revoked"),
     ],
 )
@@ -166,7 +167,10 @@ SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("npx -y @modelcontextprotocol/server-github", "This is a command that starts a server on one computer (stdio)"),
+        (
+            "npx -y @modelcontextprotocol/server-github",
+            "This is a command that starts a server on one computer (stdio)",
+        ),
         ("/usr/local/bin/uvx mcp-server-git", "This is a command that starts a server on one computer (stdio)"),
         ('{"command": "npx", "args": []}', "This is a command that starts a server on one computer (stdio)"),
         ("docs server", "This is not a URL. One looks like https://mcp.example.com/mcp."),
@@ -260,7 +264,7 @@ def test_a_form_of_another_session_says_to_reload_it(ana: User) -> None:
     page = client.post("/hosts/add/", {"name": "x"})
 
     assert page.status_code == 403
-    assert "Reload the page" in text(page)
+    assert "This page was open too long. Load it again" in text(page)
 
 
 @pytest.mark.django_db
