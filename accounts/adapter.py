@@ -19,7 +19,6 @@ from accounts.strangers import aside
 from auditlog.actions import Action
 from auditlog.models import Event
 
-
 SIGNED_IN_AT = "signed_in_at"  # In the session: when the password was typed to sign in.
 
 

@@ -85,7 +85,9 @@ OUTCOMES = {
     "upstream_error": Reason(Step.UPSTREAM, "The server could not be reached, or its answer could not be used."),
     "timeout": REASONS["timeout"],
     "bad_request": Reason(Step.REQUEST, "The request was not one MCP message."),
-    "not_offered": Reason(Step.REQUEST, "The client asked for a method or a stream that is not offered, and was told so."),
+    "not_offered": Reason(
+        Step.REQUEST, "The client asked for a method or a stream that is not offered, and was told so."
+    ),
     "cancelled": Reason(Step.UPSTREAM, "The caller left before the answer was there."),
 }
 

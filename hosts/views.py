@@ -155,7 +155,9 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             text=f'Disable this host? Every connection of "{host.name}" stops on its next request. '
             f"{NOTHING_IS_DELETED}",
             more=sentences(cuts(host, request.user), "To end access for good, revoke the connections."),
-            further=(f"{request.path}?{urlencode(revoking)}", "Disable and revoke all connections") if may_revoke else None,
+            further=(f"{request.path}?{urlencode(revoking)}", "Disable and revoke all connections")
+            if may_revoke
+            else None,
             kind="primary",
             target=_switch_target(request, host),
             back=reverse("hosts:detail", args=[host.pk]),

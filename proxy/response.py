@@ -83,7 +83,9 @@ FOR_BROWSERS = (
     "Enter it in your MCP client. How to Connect shows how: {public_url}/connect/help/\n"
 )
 NO_GATEWAY_URL = jsonrpc.error(
-    None, jsonrpc.INVALID_REQUEST, "This is no gateway URL. One ends in /mcp/ and the slug of the gateway, without more."
+    None,
+    jsonrpc.INVALID_REQUEST,
+    "This is no gateway URL. One ends in /mcp/ and the slug of the gateway, without more.",
 )
 CONTENT_TYPE_TEXT = (b"content-type", b"text/plain; charset=utf-8")
 

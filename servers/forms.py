@@ -154,7 +154,28 @@ NO_COMMAND = (
     "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: give the "
     "address at which it runs, such as https://mcp.example.com/mcp."
 )
-PROGRAMS = frozenset("npx npm node bunx bun deno uvx uv pipx python python3 docker podman sh bash cmd java go".split())
+PROGRAMS = frozenset(
+    [
+        "npx",
+        "npm",
+        "node",
+        "bunx",
+        "bun",
+        "deno",
+        "uvx",
+        "uv",
+        "pipx",
+        "python",
+        "python3",
+        "docker",
+        "podman",
+        "sh",
+        "bash",
+        "cmd",
+        "java",
+        "go",
+    ]
+)
 
 
 def _is_command(text: str) -> bool:

@@ -119,7 +119,7 @@ class BadAnswer(UpstreamError):
     def __init__(
         self, server: str, detail: str = "", *, status: int = 200, error: jsonrpc.Object | None = None
     ) -> None:
-        if type(self) is BadAnswer and status != 200 and error is None:  # noqa: PLR2004
+        if type(self) is BadAnswer and status != 200 and error is None:
             self.sentence = f'Server "{{server}}" answered with HTTP {status}.'
         super().__init__(server, detail)
         self.status = status

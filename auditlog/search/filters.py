@@ -153,7 +153,9 @@ class CallFilter(forms.Form):
     def unknown(self) -> list[str]:
         """What the search names and nothing is called, for a search that found no call: never a silent nothing."""
         asked = [item for item in self.conditions if isinstance(item, Condition)]
-        asked += [one for item in self.conditions if isinstance(item, Either) for each in item.alternatives for one in each]
+        asked += [
+            one for item in self.conditions if isinstance(item, Either) for each in item.alternatives for one in each
+        ]
         return [sentence for condition in asked if (sentence := _unknown(condition))]
 
     @property

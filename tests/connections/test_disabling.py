@@ -131,7 +131,9 @@ def test_it_disables_the_host_and_ends_its_connections(ana: User, link: Connecti
 
 
 @pytest.mark.parametrize("typed", ["", "yes", "revoke"])
-def test_what_ends_all_connections_wants_the_name_typed(typed: str, ana: User, link: Connection, sign_in: SignIn) -> None:
+def test_what_ends_all_connections_wants_the_name_typed(
+    typed: str, ana: User, link: Connection, sign_in: SignIn
+) -> None:
     client, path = sign_in(ana), path_of("host", link)
 
     asked = text(client.get(f"{path}?revoke=1"))

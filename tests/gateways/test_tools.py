@@ -204,7 +204,9 @@ def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(run: 
         f"{dead.alias}__kept",
     }
     failures = [one.failure for one in refreshed if one.failure]
-    assert failures == ["Dead refused the connection: nothing listens there; check the port, and whether it runs. Its tools are listed as they were last seen."]
+    assert failures == [
+        "Dead refused the connection: nothing listens there; check the port, and whether it runs. Its tools are listed as they were last seen."
+    ]
     dead.server.refresh_from_db()
     assert dead.server.health == Health.DOWN
     assert off.seen == []
@@ -245,7 +247,10 @@ def test_the_button_shows_the_new_list_and_what_failed(run: Run, work: Gateway, 
     assert "docs__echo" in text(fragment)
     assert "Dead refused the connection: nothing listens there; check the port, and whether it runs." in text(fragment)
     assert 'id="tool-count" hx-swap-oob="true">6<' in text(fragment)
-    assert "6 tools known. Dead refused the connection: nothing listens there; check the port, and whether it runs." in text(page)
+    assert (
+        "6 tools known. Dead refused the connection: nothing listens there; check the port, and whether it runs."
+        in text(page)
+    )
 
 
 # --- The tab ------------------------------------------------------------------------------------------------------

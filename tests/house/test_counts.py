@@ -9,7 +9,7 @@ import pytest
 from django.db import transaction
 from django.test import Client
 
-from accounts.models import Role, Team, User
+from accounts.models import Team, User
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN, SEES_CONNECTIONS
 from connections.models import Connection
@@ -84,9 +84,7 @@ def built() -> World:
 def viewer_of(who: str | Capability) -> User:
     if isinstance(who, Capability):
         return make.user(who)
-    person = make.user()
-    User.objects.filter(pk=person.pk).update(role=Role.objects.get(name=who))
-    return User.objects.get(pk=person.pk)
+    return make.user(*next(role.capabilities for role in BUILT_IN if role.name == who))
 
 
 def counted(page: str, pattern: str) -> str:

