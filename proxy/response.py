@@ -68,7 +68,7 @@ def _advice(credential: str) -> str:
     text = credential.partition(" ")[2].strip()
     if text.lower().startswith("bearer"):
         return "The header holds the word Bearer twice. Write it once, then the token."
-    if text[:1] in {'"', "'", "<", "“", "‘"}:
+    if text[:1] in {'"', "'", "<"}:
         return "The token stands in quotes or brackets. Leave them out."
     if text.startswith(token_text.PERSONAL):
         return "This is an API key for the REST API. Use an API access token: Settings, API Tokens."

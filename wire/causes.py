@@ -41,7 +41,7 @@ SENTENCES: dict[type[errors.UpstreamError], str] = {
 
 def in_words(error: errors.UpstreamError, url: str) -> str:
     """Why a call of the server at `url` failed, and what to do; it goes on after "The server", and may quote it."""
-    return storable(_in_words(error, url))
+    return str(storable(_in_words(error, url)))
 
 
 def _in_words(error: errors.UpstreamError, url: str) -> str:

@@ -20,10 +20,10 @@ from django.utils import timezone
 
 from auditlog.models import COMMON, Call, moment_of
 from auditlog.name_lookups import MAX_IDS, lookups
-from auditlog.search import keyset
+from auditlog.search import keyset, query_language
 from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
-from auditlog.search.query_language import ANY_ID, ANY_NAME, CONTAINS, IS, IS_NOT, Condition, Either
+from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition, Either
 
 SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
 RECENT = timedelta(days=7)
@@ -50,10 +50,15 @@ def criterion(condition: Condition | Either) -> Criterion:
     """What a condition of the search language asks of a row."""
     if isinstance(condition, Either):
         return row_test(_any([_all(map(criterion, each)) for each in condition.alternatives]))
-    if condition.field == ANY_NAME:
-        return free_text_criterion(str(condition.values[0]))
-    if condition.field == ANY_ID:
-        return _of_anything(UUID(str(condition.values[0])))
+    match condition.field:
+        case query_language.ANY_NAME:
+            return free_text_criterion(str(condition.values[0]))
+        case query_language.ANY_ID:
+            return _of_anything(UUID(str(condition.values[0])))
+    return _of_field(condition)
+
+
+def _of_field(condition: Condition) -> Criterion:
     field, operator = FIELDS[condition.field], condition.operator
     if operator == IS_NOT:
         same = criterion(replace(condition, operator=IS))

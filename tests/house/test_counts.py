@@ -1,4 +1,4 @@
-"""Every count and every state on every page, for every built-in role and every single capability, against the database."""
+"""Every count and state of connections on every page, for each role and single capability, against the database."""
 
 import re
 from collections.abc import Iterator

@@ -36,7 +36,8 @@ TEXTS = (
     "stops on its next request.",
     "Nothing is deleted.",
     "Waiting for approval",
-    "No apps or agents yet. Apps appear here by themselves the first time someone connects one. For automation, add a token-based host.",
+    "No apps or agents yet. Apps appear here by themselves the first time someone connects one. "
+    "For automation, add a token-based host.",
     "Rename",
     "Archive",
     "Copy enrolment link",

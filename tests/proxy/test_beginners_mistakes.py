@@ -1,7 +1,8 @@
 """What people do wrong on their first day: each mistake is answered with what to do.
 
-A port in use, missing keys, a data directory of others and the like are in tests/running/test_refusals.py; a set-up that
-was interrupted is in tests/running/test_setup.py, and two starts at once in tests/running/test_start.py.
+A port in use, missing keys, an unknown setting and the like are in tests/running/test_refusals.py; a set-up that was
+interrupted is in tests/running/test_setup.py, two starts at once in tests/running/test_start.py, and mail that is not
+set up in tests/accounts/test_mail.py.
 """
 
 import re
