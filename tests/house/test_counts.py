@@ -108,7 +108,7 @@ def states_in(page: str) -> dict[str, str]:
         found[pk] = counted(row, r'<span class="badge" data-state="(\w+)"')
         assert badge in {found[pk], "no active token"}
         assert (found[pk] == "blocked") is (
-            "&nbsp;<small>" in row.partition('data-label="Status"')[2].partition("</td>")[0]
+            " <small>" in row.partition('data-label="Status"')[2].partition("</td>")[0]
         )
     return found
 
