@@ -23,7 +23,7 @@ from auditlog.reasons import reason_of
 from auditlog.search.criteria import Search, parameter_criterion
 from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.search.keyset import BadCursor, Cursor, Page, page
-from auditlog.search.query_language import MAX_LENGTH, Condition, SearchSyntaxError, parse
+from auditlog.search.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse
 from capabilities import Capability
 from connections import subjects
 from connections.subjects import by_person
@@ -112,7 +112,7 @@ class CallFilters(TimeRangeQuery):
 
     q = serializers.CharField(required=False, max_length=MAX_LENGTH)
 
-    def validate_q(self, text: str) -> list[Condition]:
+    def validate_q(self, text: str) -> list[Condition | Either]:
         try:
             return parse(text)
         except SearchSyntaxError as error:

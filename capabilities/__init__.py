@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 
-from capabilities.catalogue import Capability
+from capabilities.catalogue import SEES_CONNECTIONS, Capability
 
 __all__ = ["NOBODY", "Can", "Capability", "CapabilityRequired", "Held", "can", "own_resource", "requires"]
 
@@ -89,6 +89,11 @@ class Can:
         except KeyError:
             raise LookupError(f"No capability is called {name.upper()}.") from None
         return self._holder.has_perm(capability)
+
+    @property
+    def sees_connections(self) -> bool:
+        """Whether they see everybody's connections, and not only their own."""
+        return any(self._holder.has_perm(capability) for capability in SEES_CONNECTIONS)
 
     def __getitem__(self, name: str) -> bool:
         return bool(getattr(self, name))

@@ -17,6 +17,7 @@ from rest_framework.response import Response
 from accounts.api import PROBLEMS as PEOPLE_PROBLEMS
 from accounts.models import User
 from capabilities import Capability
+from capabilities.catalogue import SEES_CONNECTIONS
 from capabilities.rest import Own, capabilities_in
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
@@ -57,7 +58,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     tokens_active = serializers.IntegerField(source="active")
 
     def get_blocked_by(self, row: ConnectionRow) -> str | None:
-        """`host`, `gateway` or `user`."""
+        """`host`, `gateway`, `user`, or `reach`: its user's teams do not include the gateway."""
         return row.connection.blocked_by or None
 
 
@@ -86,7 +87,7 @@ class Connections(Resource):
 
     def get_queryset(self) -> ConnectionQuerySet:
         """The connections this person may see, or do this to: their own without a capability."""
-        opening = {Capability.MCP_CONNECTIONS_READ} | capabilities_in(self.operation.needs)
+        opening = {*SEES_CONNECTIONS} | capabilities_in(self.operation.needs)
         rows = Connection.objects.with_details()
         return rows if any(map(self.me.has_perm, opening)) else rows.own(self.me)
 
@@ -102,11 +103,11 @@ class Connections(Resource):
 class ConnectionResource(Connections):
     """Who is connected to what, as whom."""
 
-    @operation(needs=Own(Capability.MCP_CONNECTIONS_READ), query=ConnectionQuery, orderings=ORDERINGS)
+    @operation(needs=Own(SEES_CONNECTIONS), query=ConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request) -> Response:
         return self.page(narrowed(self.get_queryset(), self.query_data), _detailed)
 
-    @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
+    @operation(needs=Own(SEES_CONNECTIONS))
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(self._find(pk))
 
@@ -146,7 +147,7 @@ class ConnectionResource(Connections):
 
 
 class GatewayConnections(Connections):
-    """The connections of one gateway within reach; others' rows need MCP_CONNECTIONS_READ."""
+    """The connections of one gateway within reach; others' rows need one of SEES_CONNECTIONS."""
 
     @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:

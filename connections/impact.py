@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.models import Call
-from capabilities import Capability
+from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
@@ -61,7 +61,7 @@ def cuts(target: models.Model, viewer: User) -> str:
     NothingGoesThrough.
     """
     is_own = viewer.pk in (getattr(target, "user_id", None), getattr(target, "owner_id", None))
-    if not is_own and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+    if not is_own and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
     return f"Cuts {impact_of(target)}."
 

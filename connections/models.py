@@ -5,15 +5,15 @@ from typing import Any
 from uuid import uuid4
 
 from django.db import models, transaction
-from django.db.models import Q
+from django.db.models import BooleanField, Exists, ExpressionWrapper, OuterRef, Q
 from django.utils import timezone
 
-from accounts.models import ApiKey, KeyEnd, User
+from accounts.models import ApiKey, KeyEnd, Role, Team, User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
 from auditlog.versions import Versioned
 from capabilities import Capability
-from gateways.models import Assignment, Gateway, IdentityScheme
+from gateways.models import Assignment, Gateway, IdentityScheme, Reach
 from hosts.models import Host
 from servers.models import Identity
 
@@ -42,6 +42,22 @@ class RevokeReason(models.TextChoices):
     ARCHIVED = "archived", "archived"
 
 
+def _reaches() -> "ExpressionWrapper[Any]":
+    """Whether the user of a connection may use its gateway, as `Gateway.objects.reachable_by` says it."""
+    through_team = Team.objects.filter(gateways=OuterRef("gateway"), users=OuterRef("user"))
+    app, _, codename = Capability.GATEWAYS_READ.partition(".")
+    uses_all = {"permissions__codename": codename, "permissions__content_type__app_label": app}
+    through_role = Role.objects.filter(pk=OuterRef("user__role"), **uses_all)
+    told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True) | Exists(through_team) | Exists(through_role)
+    return ExpressionWrapper(told, output_field=BooleanField())
+
+
+# Connections that nothing above them stops; needs `with_reach`.
+UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True) & ~Q(
+    host__needs_approval=True, host__approved_at=None
+)
+
+
 class ConnectionQuerySet(models.QuerySet["Connection"]):
     def live(self) -> "ConnectionQuerySet":
         """Connections that have not been revoked."""
@@ -51,10 +67,15 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """Connections that act as `user`."""
         return self.filter(user=user)
 
+    def with_reach(self) -> "ConnectionQuerySet":
+        """The same, each knowing whether its user reaches its gateway."""
+        return self.annotate(reaches=_reaches())
+
     def with_details(self) -> "ConnectionQuerySet":
         """Everything a row shows, live ones first, then the newest."""
         return (
-            self.select_related("host", "gateway", "user", "revoked_by")
+            self.with_reach()
+            .select_related("host", "gateway", "user", "revoked_by")
             .prefetch_related("tokens")
             .order_by(models.F("revoked_at").desc(nulls_first=True), "-connected_at")
         )
@@ -212,12 +233,22 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_by(self) -> str:
-        """The layer above that stops this connection: `host`, `gateway`, `user` or nothing."""
+        """The layer above that stops this connection: `host`, `gateway`, `user`, `reach` or nothing."""
         if not self.host.enabled or self.host.is_pending:
             return "host"
         if not self.gateway.enabled:
             return "gateway"
-        return "" if self.user.is_active else "user"
+        if not self.user.is_active:
+            return "user"
+        return "" if self.is_in_reach else "reach"
+
+    @property
+    def is_in_reach(self) -> bool:
+        """Whether its user may use its gateway at present; asks the database unless it is read `with_reach`."""
+        if self.gateway.reach == Reach.EVERYONE:
+            return True
+        known: bool | None = self.__dict__.get("reaches")
+        return self.gateway.is_reachable_by(self.user) if known is None else known
 
     @property
     def refusal(self) -> str:
@@ -231,7 +262,7 @@ class Connection(Versioned, Switchable):
     @property
     def is_on(self) -> bool:
         """Whether it, its host and its gateway are all switched on."""
-        return self.enabled and self.blocked_by not in ("host", "gateway")
+        return self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
 
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:
         """Use these identities of the connection's own user from now on."""

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django import forms
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Count, Exists, OuterRef, Q
 from django.utils import timezone
 
 from accounts.models import User
 from capabilities import Capability
-from connections.models import Connection, ConnectionQuerySet
+from capabilities.catalogue import SEES_CONNECTIONS
+from connections.models import UNBLOCKED, Connection, ConnectionQuerySet
 from hosts.models import HostKind
 
 if TYPE_CHECKING:
@@ -22,23 +24,30 @@ if TYPE_CHECKING:
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 BLOCKED = {
-    "host": "blocked: host disabled",
-    "gateway": "blocked: gateway disabled",
-    "user": "blocked: user deactivated",
+    "host": "host disabled",
+    "gateway": "gateway disabled",
+    "user": "user deactivated",
+    "reach": "user's teams do not include the gateway",
 }
-STATUSES = ("active", "disabled", "expired", "revoked")
+STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
 
 
 def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
-    """The connections `viewer` may see: all with MCP_CONNECTIONS_READ or one of `opening`, else their own."""
+    """The connections `viewer` may see: all with one of SEES_CONNECTIONS or `opening`, else their own."""
     rows = Connection.objects.with_details()
-    return rows if any(map(viewer.has_perm, (Capability.MCP_CONNECTIONS_READ, *opening))) else rows.own(viewer)
+    return rows if any(map(viewer.has_perm, (*SEES_CONNECTIONS, *opening))) else rows.own(viewer)
+
+
+def counted_for(viewer: User, prefix: str = "connections__") -> Q:
+    """Which of the connections of a row count for `viewer`: those they may see."""
+    sees_all = any(map(viewer.has_perm, SEES_CONNECTIONS))
+    return Q(**{f"{prefix}isnull": False}) if sees_all else Q(**{f"{prefix}user": viewer})
 
 
 def blocked(connection: Connection) -> str:
     """Which layer above stops `connection`, in words; empty when none does."""
     if connection.blocked_by == "host" and connection.host.is_pending:
-        return "blocked: host waiting for approval"
+        return "host waiting for approval"
     return BLOCKED.get(connection.blocked_by, "")
 
 
@@ -53,6 +62,11 @@ class ConnectionRow:
     def name(self) -> str:
         """The accessible name of the row's switch."""
         return f"{self.connection.host.name} on {self.connection.gateway.name} as {self.connection.user.email}"
+
+    @property
+    def calls_query(self) -> str:
+        """What narrows the log to its calls."""
+        return urlencode({"connection": self.connection.pk})
 
     @cached_property
     def tokens(self) -> list[Any]:
@@ -71,12 +85,14 @@ class ConnectionRow:
 
     @property
     def status(self) -> str:
-        """`revoked`, `disabled`, `expired` or `active`, in that order of precedence."""
+        """`revoked`, `disabled`, `expired`, `blocked` or `active`, in that order of precedence."""
         if not self.connection.is_live:
             return "revoked"
         if not self.connection.enabled:
             return "disabled"
-        return "active" if self.active else "expired"
+        if not self.active:
+            return "expired"
+        return "blocked" if self.connection.blocked_by else "active"
 
     @property
     def status_text(self) -> str:
@@ -89,8 +105,8 @@ class ConnectionRow:
 
     @property
     def blocked(self) -> str:
-        """What stops a connection that is active itself, so that its row never claims to work when it cannot."""
-        return blocked(self.connection) if self.status == "active" else ""
+        """What stops a connection that is switched on and holds a credential, in words."""
+        return blocked(self.connection) if self.status == "blocked" else ""
 
     @property
     def prefix(self) -> str:
@@ -124,7 +140,7 @@ class ConnectionRow:
     @property
     def offers_key(self) -> bool:
         """Whether the key button is there: the break-glass covers regeneration too."""
-        return self.status == "active" and self.connection.is_on and self.may_regenerate
+        return self.status == "active" and self.may_regenerate
 
     @property
     def may_ask_for_new(self) -> bool:
@@ -172,8 +188,14 @@ class ConnectionFilter(forms.Form):
         if kind := TYPES.get(self.cleaned_data.get("type", "")):
             rows = rows.filter(host__kind=kind)
         if statuses := self.cleaned_data.get("status"):
-            rows = rows.annotate(usable=_usable()).filter(_any_of(statuses))
+            rows = rows.with_reach().annotate(usable=_usable()).filter(_any_of(statuses))
         return rows
+
+
+def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
+    """How many of `rows` have each of STATUSES."""
+    told = rows.order_by().with_reach().annotate(usable=_usable())
+    return told.aggregate(**{status: Count("pk", filter=_any_of([status])) for status in STATUSES})
 
 
 def _by_prefix(words: str) -> Q:
@@ -194,7 +216,8 @@ def _usable() -> Exists:
 def _any_of(statuses: Iterable[str]) -> Q:
     live = Q(revoked_at=None)
     means = {
-        "active": live & Q(enabled=True, usable=True),
+        "active": live & Q(enabled=True, usable=True) & UNBLOCKED,
+        "blocked": live & Q(enabled=True, usable=True) & ~UNBLOCKED,
         "disabled": live & Q(enabled=False),
         "expired": live & Q(enabled=True, usable=False),
         "revoked": ~live,

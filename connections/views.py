@@ -38,9 +38,6 @@ from ui.pages import (
 
 ROWS = 15  # Each brings its tokens, and buttons for all of them; fifty would make the page too heavy.
 
-# Whoever may act on another's connection may see what became of it.
-ACTING = (Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
-
 REVOKE_TEXT = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."
 )
@@ -57,7 +54,7 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_GET
-@own_resource("the gateway must be within reach, and others' rows need MCP_CONNECTIONS_READ", others=SEES_GATEWAYS)
+@own_resource("the gateway must be within reach, and others' rows need one of SEES_CONNECTIONS", others=SEES_GATEWAYS)
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
@@ -106,6 +103,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable connection",
+            kind="primary",
             text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
             f"{connection.gateway.name} on the next request.",
             more=sentences(
@@ -158,7 +156,7 @@ def _token_sentence(tokens: int) -> str:
 def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
     """The row of `connection` on the open page, as it is now."""
     page = open_page(request)
-    row = ConnectionRow(get_object_or_404(visible(request.user, *ACTING), pk=connection.pk), request.user)
+    row = ConnectionRow(get_object_or_404(visible(request.user), pk=connection.pk), request.user)
     if page == reverse("connections:mine"):
         return Fragment("connections/mine.html#connection", {"row": row})
     if page == reverse("connections:mcp"):

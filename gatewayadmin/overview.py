@@ -15,6 +15,7 @@ from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
 from connections.models import Connection
 from connections.rows import ConnectionRow
+from connections.rows import numbers as connection_numbers
 from gatewayadmin.traffic import health, traffic
 from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway
 from hosts.models import Host
@@ -60,8 +61,8 @@ def _numbers(user: User) -> dict[str, Any]:
     if user.has_perm(Capability.HOSTS_READ):
         numbers["hosts"] = Host.objects.live().aggregate(all=Count("pk"), disabled=Count("pk", filter=Q(enabled=False)))
     if user.has_perm(Capability.MCP_CONNECTIONS_READ):
-        rows = Connection.objects.live()
-        numbers["connections"] = rows.aggregate(all=Count("pk"), active=Count("pk", filter=Q(enabled=True)))
+        counts = connection_numbers(Connection.objects.live())
+        numbers["connections"] = {"all": sum(counts.values()), **counts}
     if user.has_perm(Capability.API_TOKENS_MANAGE):
         totals = list(
             Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS)

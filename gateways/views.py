@@ -18,9 +18,10 @@ from accounts.models import User
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
+from connections.rows import counted_for
 from gateways.forms import DefinitionsForm, GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
 from gateways.models import Feature, Gateway, GatewayQuerySet, Kind
 from servers.forms import suggest
@@ -36,6 +37,7 @@ from ui.pages import (
     refuse,
     seen,
     show,
+    was_typed,
 )
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
@@ -50,14 +52,8 @@ def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
     return gateways.annotate(
         server_count=_number("assignments", assigned),
         tool_count=_number("assignments__features", assigned & tools),
-        connection_count=_number("connections", _seen_by(viewer) & Q(connections__revoked_at=None)),
+        connection_count=_number("connections", counted_for(viewer) & Q(connections__revoked_at=None)),
     ).order_by(Lower("name"))
-
-
-def _seen_by(viewer: User) -> Q:
-    """The connections that count for `viewer`."""
-    sees_all = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
-    return Q(connections__isnull=False) if sees_all else Q(connections__user=viewer)
 
 
 def _number(of: str, condition: Q) -> Subquery:
@@ -78,7 +74,7 @@ def find(viewer: User, slug: str) -> Any:
     )
     numbers = waiting.order_by().values("assignment__gateway").annotate(number=Count("pk")).values("number")
     rows = rows.annotate(
-        row_count=_number("connections", _seen_by(viewer)), waiting_count=Coalesce(Subquery(numbers), 0)
+        row_count=_number("connections", counted_for(viewer)), waiting_count=Coalesce(Subquery(numbers), 0)
     )
     return get_object_or_404(rows, slug=slug)
 
@@ -236,6 +232,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
         return confirm(
             request,
             title="Disable gateway",
+            kind="primary",
             text=f"Disable this gateway? {_stopping_connections(gateway, request.user)} {NOTHING_IS_DELETED}",
             more=cuts(gateway, request.user),
             target="#gateway-head" if request.GET.get("on") == "page" else f"#gateway-{gateway.slug}",
@@ -246,7 +243,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _stopping_connections(gateway: Any, viewer: User) -> str:
-    if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
+    if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return "All its connections stop on their next request."
     match gateway.connection_count:
         case 0:
@@ -263,7 +260,7 @@ def _stopping_connections(gateway: Any, viewer: User) -> str:
 def archive(request: AppRequest, slug: str) -> HttpResponse:
     """Its connections end with it, so that takes both capabilities."""
     gateway = find(request.user, slug)
-    if request.method == "GET":
+    if request.method == "GET" or not (gateway.enabled or was_typed(request, str(gateway))):
         more = f"{archived_with(gateway)} Its URL is never used again."
         return confirm_archiving(request, gateway, more=more, back=page_url(gateway))
     try:

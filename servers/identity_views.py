@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.db import IntegrityError
@@ -57,6 +58,12 @@ class IdentityRow:
         return self.identity.owner.email if self.identity.owner else "Shared"
 
     @property
+    def calls_query(self) -> str:
+        """What narrows the log to the calls that used it."""
+        label = self.identity.label.replace("\\", "\\\\").replace('"', '\\"')
+        return urlencode({"server": self.identity.server_id, "q": f'identity is "{label}"'})
+
+    @property
     def may_change(self) -> bool:
         """Whether the viewer may switch it off and on, and end it."""
         return self.identity.is_open_to(self.viewer)
@@ -71,6 +78,11 @@ class IdentityRow:
         if self.identity.enabled:
             return "Enabled"
         return "Disabled by an administrator" if self.is_own else "Disabled"
+
+    @property
+    def blocked(self) -> str:
+        """What keeps it from being used although it is switched on."""
+        return "it waits to be confirmed" if self.identity.status == "unconfirmed" else ""
 
     @property
     def may_replace(self) -> bool:
@@ -207,6 +219,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable identity",
+            kind="primary",
             text=f"Disable this identity? {_impact(identity)}. {NOTHING_IS_DELETED}",
             more=sentences(_uses(identity), cuts(identity, request.user)),
             target=f"#identity-{identity.pk}",

@@ -6,6 +6,7 @@ the environment, a connection limit that one hanging server uses up.
 """
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections import deque
@@ -21,10 +22,13 @@ from wire.errors import (
     AddressBlocked,
     BadAnswer,
     BadUrl,
+    CertificateRefused,
     ConnectTimedOut,
     Loop,
     NameNotFound,
+    NoRoute,
     NotConnected,
+    NotTls,
     TlsFailed,
     TooLarge,
     TooSlow,
@@ -150,9 +154,21 @@ FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (ConnectionBroken, Unreachable),
     (TimeoutError, ConnectTimedOut),
     (socket.gaierror, NameNotFound),
+    (ssl.SSLCertVerificationError, CertificateRefused),
     (ssl.SSLError, TlsFailed),
     (OSError, NotConnected),
 )
+
+# What OpenSSL says when the other side answers in plain text.
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
+NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
+
+
+def _upstream_error(error: Exception) -> type[UpstreamError]:
+    kind = next(kind for failure, kind in FAILURES if isinstance(error, failure))
+    if kind is TlsFailed and getattr(error, "reason", "") in NO_TLS:
+        return NotTls
+    return NoRoute if kind is NotConnected and getattr(error, "errno", None) in NO_ROUTE else kind
 
 
 @cache
@@ -212,8 +228,7 @@ class Transport:
                 connection.discard()
                 raise
         except tuple(failure for failure, _ in FAILURES) as error:
-            upstream_error = next(kind for failure, kind in FAILURES if isinstance(error, failure))
-            raise upstream_error(server, str(error)) from error
+            raise _upstream_error(error)(server, getattr(error, "verify_message", "") or str(error)) from error
         return HttpResponse(self, parsed.origin, connection, server)
 
     def _idle_connection(self, origin: Origin) -> HttpConnection | None:

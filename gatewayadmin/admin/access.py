@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib.admin import RelatedOnlyFieldListFilter, display, register
+from django.contrib.admin import RelatedOnlyFieldListFilter, SimpleListFilter, display, register
 from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability
 from connections.models import Connection
+from connections.rows import STATUSES, ConnectionFilter, ConnectionRow
 from gatewayadmin.admin.actions import FINAL, CapabilityAction, any_of, switches
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
@@ -18,6 +19,19 @@ from tokens.models import Token, TokenKind
 
 LIVE = Q(revoked_at=None)
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
+
+
+class StatusFilter(SimpleListFilter):
+    """Connections by the state their row has."""
+
+    title = "status"
+    parameter_name = "status"
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        return [(status, status) for status in STATUSES]
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        return ConnectionFilter({"status": [self.value()]}).narrow(queryset) if self.value() else queryset
 
 
 @register(Connection, site=site)
@@ -35,14 +49,15 @@ class ConnectionPages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("host", "user", "gateway", "enabled", "connected_at", "last_used_at", "revoked_at")
-    list_filter = ("enabled", "revoke_reason", "connected_at", ("gateway", RelatedOnlyFieldListFilter))
+    list_display = ("host", "user", "gateway", "status", "connected_at", "last_used_at", "revoked_at")
+    list_filter = (StatusFilter, "revoke_reason", "connected_at", ("gateway", RelatedOnlyFieldListFilter))
     list_select_related = ("host", "user", "gateway")
     search_fields = ("host__name", "user__email", "gateway__name")
     fields = (
         "host",
         "gateway",
         "user",
+        "status",
         "enabled",
         "connected_at",
         "last_token_at",
@@ -66,7 +81,17 @@ class ConnectionPages(CapabilityAdmin):
         return reverse("connections:for_host", args=[obj.host_id])
 
     def get_queryset(self, request: Any) -> Any:
-        return super().get_queryset(request).select_related("host", "user", "gateway")
+        return Connection.objects.with_reach().select_related("host", "user", "gateway").order_by("-connected_at")
+
+    def get_changelist_instance(self, request: Any) -> Any:
+        changelist = super().get_changelist_instance(request)
+        changelist.result_list = changelist.result_list.prefetch_related("tokens")
+        return changelist
+
+    def status(self, obj: Connection) -> str:
+        """The state its row has on the product's own pages, and what blocks it."""
+        row = ConnectionRow(obj, obj.user)
+        return f"{row.status_text}: {row.blocked}" if row.blocked else row.status_text
 
 
 @register(Token, site=site)
@@ -94,7 +119,7 @@ class TokenPages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("name", "prefix", "kind", "connection", "expires_at", "last_used_at", "revoked_at")
+    list_display = ("name", "prefix", "kind", "connection", "status", "expires_at", "last_used_at", "revoked_at")
     list_filter = ("kind", "revoke_reason", "expires_at", "created_at")
     list_select_related = ("connection__host", "connection__user", "connection__gateway")
     search_fields = ("name", "prefix__startswith", "connection__host__name", "connection__user__email")

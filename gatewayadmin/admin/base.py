@@ -29,6 +29,8 @@ else:
     AnyForm = ModelForm
 
 PATTERNS = {"regex", "iregex"}  # The database refuses a bad one only when rows are read, and a good one may take long.
+# The columns that say since when a row has ended, and what it is then.
+ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}
 EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 
 
@@ -97,8 +99,14 @@ class CapabilityAdmin(ModelPages):
 
     def is_open(self, obj: Any) -> bool:
         """Whether this row may still be changed: what was archived or revoked may not."""
-        ended = ("archived_at", "revoked_at", "removed_at")
-        return all(getattr(obj, name, None) is None for name in ended)
+        return all(getattr(obj, name, None) is None for name in ENDED)
+
+    def state(self, obj: Any) -> str:
+        """The column of lists for what can be switched: a row that has ended never looks switched on."""
+        for name, state in ENDED.items():
+            if getattr(obj, name, None) is not None:
+                return state
+        return "enabled" if obj.enabled else "disabled"
 
     # What a list may be narrowed by
 
@@ -112,7 +120,7 @@ class CapabilityAdmin(ModelPages):
     @property
     def _shown(self) -> set[str]:
         """The columns and relations that these pages show or search."""
-        offered: list[Any] = list(self.list_filter)
+        offered: list[Any] = [item for item in self.list_filter if not isinstance(item, type)]
         filters = [item if isinstance(item, str) else item[0] for item in offered]
         names = [*(self.fields or ()), *self.list_display, *filters, *self.search_fields]
         return {str(name).lstrip("^=@").partition(LOOKUP_SEP)[0] for name in names}

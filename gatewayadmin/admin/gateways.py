@@ -37,7 +37,7 @@ class GatewayPages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("name", "slug", "enabled", "reach", "created_at", "archived_at")
+    list_display = ("name", "slug", "state", "reach", "created_at", "archived_at")
     list_filter = ("enabled", "reach", "created_at")
     search_fields = ("name", "slug", "description")
     fields = (
@@ -76,7 +76,7 @@ class AssignmentPages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("server", "gateway", "alias", "identity_scheme", "tool_policy", "enabled", "removed_at")
+    list_display = ("server", "gateway", "alias", "identity_scheme", "tool_policy", "status", "removed_at")
     list_filter = ("enabled", "identity_scheme", "tool_policy", ("gateway", RelatedOnlyFieldListFilter))
     list_select_related = ("server", "gateway")
     search_fields = ("alias", "server__name", "gateway__name")
@@ -95,6 +95,13 @@ class AssignmentPages(CapabilityAdmin):
 
     def get_queryset(self, request: Any) -> Any:
         return super().get_queryset(request).select_related("server", "gateway")
+
+    def status(self, obj: Assignment) -> str:
+        """Removed, enabled or disabled; blocked while its server or gateway is switched off."""
+        own = self.state(obj)
+        above = {"server": obj.server.enabled, "gateway": obj.gateway.enabled}
+        off = next((name for name, enabled in above.items() if not enabled), "")
+        return f"blocked: {off} disabled" if own == "enabled" and off else own
 
 
 @register(Feature, site=site)
@@ -127,7 +134,7 @@ class FeaturePages(CapabilityAdmin):
         "kind",
         "state",
         "assignment",
-        "enabled",
+        "status",
         "first_seen_at",
         "changed_at",
         "missing_since",
@@ -152,6 +159,12 @@ class FeaturePages(CapabilityAdmin):
         "changed_at",
         "missing_since",
     )
+
+    def status(self, obj: Feature) -> str:
+        """Enabled, disabled, or what keeps it from being called."""
+        if obj.assignment.removed_at:
+            return "removed"
+        return (f"blocked: {obj.blocked}" if obj.blocked else "enabled") if obj.enabled else "disabled"
 
     def view_on_site(self, obj: Feature) -> str:
         return reverse("gateways:feature", args=[obj.pk])

@@ -38,7 +38,7 @@ class ServerPages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("name", "slug", "url", "auth_type", "enabled", "health", "health_checked_at")
+    list_display = ("name", "slug", "url", "auth_type", "state", "health", "health_checked_at")
     list_filter = ("enabled", "health", "auth_type", "protocol_era")
     search_fields = ("name", "slug", "url")
     fields = (

@@ -162,6 +162,22 @@ class Feature(Versioned, Switchable):
         text = self.offered or self.approved
         return definitions.hidden_characters(definitions.definition_in(text)) if text else []
 
+    @property
+    def blocked(self) -> str:
+        """What keeps it from being called although it is switched on, in words; empty when nothing does."""
+        assignment = self.assignment
+        if not assignment.server.enabled:
+            return "server disabled"
+        if not assignment.enabled:
+            return "server disabled on this gateway"
+        if assignment.blocks_all:
+            return "blocked by the policy"
+        if self.state == State.QUARANTINED:
+            return "in quarantine"
+        if self.state == State.NEW:
+            return "waiting to be accepted"
+        return "no longer offered by its server" if self.missing_since else ""
+
     def editable(self) -> dict[str, Any]:
         hashes = {"definition": self.definition_hash, "offered": self.offered_hash}
         return {"enabled": self.enabled, "state": self.state, **hashes}

@@ -66,9 +66,9 @@ def app_connection(user: User) -> Connection:
         ("expire", "expired", ">expired<"),
         ("no token", "expired", ">no active token<"),
         ("revoke", "revoked", ">revoked<"),
-        ("host", "active", "blocked: host disabled"),
-        ("gateway", "active", "blocked: gateway disabled"),
-        ("user", "active", "blocked: user deactivated"),
+        ("host", "blocked", "host disabled"),
+        ("gateway", "blocked", "gateway disabled"),
+        ("user", "blocked", "user deactivated"),
     ],
 )
 def test_the_status_never_claims_to_work_when_it_cannot(

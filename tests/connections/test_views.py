@@ -6,6 +6,7 @@ from django.test import Client
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
+from capabilities.catalogue import SEES_CONNECTIONS
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, a_connection, row, text
@@ -61,7 +62,7 @@ def test_who_may_act_on_a_connection_need_not_see_the_list(verb: str, capability
 
 def test_what_one_may_neither_see_nor_end_does_not_exist(sign_in: SignIn) -> None:
     connection = a_connection(make.user())
-    unseeing = make.user(*set(Capability) - {Capability.MCP_CONNECTIONS_READ, Capability.MCP_CONNECTIONS_REVOKE})
+    unseeing = make.user(*set(Capability) - set(SEES_CONNECTIONS))
 
     assert sign_in(unseeing).post(f"/connections/{connection.pk}/revoke/").status_code == 404
 
@@ -198,7 +199,7 @@ def test_archiving_names_the_connections_it_ends_and_ends_them(ana: User, sign_i
     path = f"/hosts/{connection.host_id}/archive/"
 
     asked = text(sign_in(ana).get(path))
-    response = sign_in(ana).post(path, follow=True)
+    response = sign_in(ana).post(path, {"typed": "CI bot"}, follow=True)
 
     assert f"{ana.email} on {connection.gateway.name}" in asked
     assert response.redirect_chain == [("/hosts/", 302)]

@@ -55,7 +55,7 @@ FROZEN = {
     "accounts.workspacesettings": 5,
     "auditlog.call": 4,
     "auditlog.event": 4,
-    "connections.connection": 6,
+    "connections.connection": 7,
     "gateways.assignment": 6,
     "gateways.gateway": 5,
     "gateways.feature": 6,

@@ -10,6 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
+from capabilities.catalogue import SEES_CONNECTIONS
 from hosts.models import Host, HostKind
 from tests import make
 from tests.conftest import SignIn
@@ -115,8 +116,47 @@ def test_counts_are_ones_own_without_the_connections_capability(ann: User, sign_
 
     row = text(sign_in(ann).get("/hosts/")).split(f'id="host-{bot.pk}"')[1].split("</tr>")[0]
 
-    assert 'class="number">1</td>' in row
+    assert 'class="number">1 of yours</td>' in row
     assert 'class="number">2</td>' not in row
+
+
+@pytest.mark.parametrize("capability", SEES_CONNECTIONS)
+def test_who_may_cut_connections_sees_how_many_there_are_to_cut(
+    capability: Capability, ann: User, sign_in: SignIn
+) -> None:
+    bot = make.agent(by=ann)
+    connection = make.connection(bot, make.gateway(), ann)
+    make.token(connection)
+    viewer = sign_in(make.user(Capability.HOSTS_READ, capability))
+
+    assert 'id="connection-count">1</span>' in text(viewer.get(f"/hosts/{bot.pk}/"))
+    assert str(connection.pk) in text(viewer.get(f"/hosts/{bot.pk}/connections/"))
+    assert str(connection.pk) in text(viewer.get(f"/gateways/{connection.gateway.slug}/connections/"))
+
+
+def test_who_sees_only_their_own_reads_none_of_yours_and_no_zero(ann: User, sign_in: SignIn) -> None:
+    bot = make.agent(by=ann)
+    connection = make.connection(bot, make.gateway(), ann)
+    viewer = sign_in(make.user(Capability.HOSTS_READ))
+
+    for path in ("/hosts/", f"/hosts/{bot.pk}/", "/gateways/", f"/gateways/{connection.gateway.slug}/"):
+        assert "none of yours" in text(viewer.get(path)), path
+    for path in (f"/hosts/{bot.pk}/connections/", f"/gateways/{connection.gateway.slug}/connections/"):
+        assert "None of yours" in text(viewer.get(path))
+        assert "No connections yet" not in text(viewer.get(path))
+
+
+def test_a_pending_app_shows_no_switch(ana: User, sign_in: SignIn) -> None:
+    pending = app("Claude Desktop", needs_approval=True)
+    client = sign_in(ana)
+
+    row = text(client.get("/hosts/")).split(f'id="host-{pending.pk}"')[1].split("</tr>")[0]
+    head = text(client.get(f"/hosts/{pending.pk}/")).split('id="host-head"')[1].split("</header>")[0]
+
+    for part in (row, head):
+        assert "Waiting for approval" in part
+        assert 'role="switch"' not in part
+        assert "Allow" in part
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,14 @@ def address(uri: str, longest: int = 60) -> SafeString:
     )
 
 
+@register.simple_tag(takes_context=True)
+def how_many(context: RequestContext, number: int) -> str:
+    """A number of connections; for a viewer who sees only their own it says so, so that no zero hides others'."""
+    if context["can"].sees_connections:
+        return str(number)
+    return f"{number} of yours" if number else "none of yours"
+
+
 def _date(moment: datetime) -> str:
     return f"{moment:%b} {moment.day}, {moment.year}"
 
