@@ -97,7 +97,7 @@ def running(app: App, *, port: int = 0) -> Iterator[Upstream]:
         yield upstream
     finally:
         server.stop()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         listener.close()
         assert not thread.is_alive(), "an upstream server did not stop"
 

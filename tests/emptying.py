@@ -22,26 +22,29 @@ WHERE NOT tgisinternal AND tgtype & 8 > 0 AND tgname NOT LIKE 'tell%'
 def empty(*_: object) -> None:
     """Take away the rows of every model, whichever test made them."""
     with transaction.atomic(), connection.cursor() as cursor:
-        guarded = _guarded(cursor)
+        cursor.execute(GUARDED)
+        guarded = {name for (name,) in cursor}
         cursor.execute(_each("SELECT {name} WHERE EXISTS (SELECT FROM {table})", tables(), " UNION ALL "))
         filled = [name for (name,) in cursor]
         if to_empty := [name for name in filled if name in guarded]:
-            cursor.execute(sql.SQL("TRUNCATE ") + _each("{table}", to_empty, ", "))
+            _empty_guarded(cursor, to_empty)
         if to_delete := [name for name in filled if name not in guarded]:
             cursor.execute(_each("DELETE FROM {table}", to_delete, "; "))
 
 
-def _guarded(cursor: Any) -> set[str]:
-    """The tables that must be truncated, which makes new files for each of their partitions and indexes.
+def _empty_guarded(cursor: Any, names: list[str]) -> None:
+    """TRUNCATE makes new files for each partition and each index; a superuser may delete without the guards.
 
-    None, for a superuser, who may do without triggers: all goes, so no row is left that refers to another.
+    As TRUNCATE does, it waits for who is writing to the end.
     """
     cursor.execute("SELECT usesuper FROM pg_user WHERE usename = current_user")
-    if cursor.fetchone() == (True,):
-        cursor.execute("SET LOCAL session_replication_role = replica")
-        return set()
-    cursor.execute(GUARDED)
-    return {name for (name,) in cursor}
+    if cursor.fetchone() != (True,):
+        cursor.execute(sql.SQL("TRUNCATE ") + _each("{table}", names, ", "))
+        return
+    cursor.execute(_each("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", names, "; "))
+    cursor.execute("SET LOCAL session_replication_role = replica")
+    cursor.execute(_each("DELETE FROM {table}", names, "; "))
+    cursor.execute("SET LOCAL session_replication_role = origin")
 
 
 def tables() -> list[str]:

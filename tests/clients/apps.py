@@ -20,7 +20,7 @@ from tests.clients.fixtures import FOLDER, MODULES, Npm
 from tests.clients.person import Person
 from tests.workspace import Serve
 
-SECONDS = 30
+SECONDS = 90
 CALL = {"TOOL": "echo", "ARGUMENTS": '{"text": "hello"}'}
 
 

@@ -52,7 +52,7 @@ class Terminal:
         return "".join(iter(self.shell.stdout.readline, "end of block\n")).strip()
 
     def close(self) -> None:
-        self.shell.communicate(timeout=10)
+        self.shell.communicate(timeout=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,12 @@ def started(command: str, folder: Path, database: dict[str, str]) -> Iterator[Ne
         yield Newcomer(*welcome(process, log), environment)
     finally:
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=30)
+        process.wait(timeout=90)
 
 
 def welcome(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str, str]:
     """Address, e-mail and password as printed, once the server answers."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         if found := WELCOME.search(log.read_text()):
             url, email, password = found.groups()

@@ -62,7 +62,7 @@ class Started:
     def is_ready(self) -> bool:
         return is_ready(self.port)
 
-    def wait(self, seconds: float = 90) -> None:
+    def wait(self, seconds: float = 180) -> None:
         """Return once it is ready; fails with its output when it ends or takes longer."""
         deadline = time.monotonic() + seconds
         while not self.is_ready():
@@ -73,7 +73,7 @@ class Started:
     def stop(self) -> int:
         """Ask it to end, as Ctrl-C or a service manager does; its exit code."""
         self.process.terminate()
-        return self.process.wait(timeout=40)
+        return self.process.wait(timeout=90)
 
     def kill(self) -> None:
         """The whole process group at once, without a chance to say goodbye."""

@@ -87,7 +87,7 @@ def test_from_the_signal_to_end_on_a_worker_is_not_ready_and_serves_for_as_long_
         eventually(lambda: httpx.get(f"{served.url}/readyz").text == "draining\n")
         assert httpx.get(f"{served.url}/livez").status_code == 200
         assert httpx.post(f"{served.url}/mcp/quickstart", json={}).status_code == 401
-        assert served.process.wait(timeout=40) == 0
+        assert served.process.wait(timeout=90) == 0
 
 
 def test_every_worker_is_counted_and_health_needs_no_host(home: Path) -> None:

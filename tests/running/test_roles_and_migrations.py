@@ -238,7 +238,7 @@ def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(ro
         said = [back.stderr.readline() for _ in range(2)]  # Refused twice.
         load.wait_for(10)
         reader.rollback()
-        assert back.wait(timeout=60) == 0, back.stderr.read()
+        assert back.wait(timeout=120) == 0, back.stderr.read()
         back.stderr.close()
         roles.manage("migrate")
         load.wait_for(10)

@@ -34,7 +34,7 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first
         assert f"Sign in as {printed[0]}." in second.greeting()
         assert signs_in(second.url, *printed)
         second.process.send_signal(signal.SIGINT)  # To the first process alone; a terminal's Ctrl-C reaches all.
-        assert second.process.wait(timeout=40) == 0
+        assert second.process.wait(timeout=90) == 0
         assert "SIGKILL" not in second.log()
 
 
