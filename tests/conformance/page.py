@@ -11,7 +11,8 @@ from collections import defaultdict
 from weakref import WeakKeyDictionary
 
 from mcp.server.fastmcp import Context, FastMCP
-from mcp.types import SamplingMessage, TextContent
+from mcp.shared.message import ServerMessageMetadata
+from mcp.types import ListRootsRequest, ListRootsResult, SamplingMessage, ServerRequest, TextContent
 from pydantic import BaseModel
 
 server = FastMCP("page", port=int(sys.argv[1]), log_level="WARNING")
@@ -70,8 +71,11 @@ async def summary(context: Context) -> str:
 
 @server.tool()
 async def folders(context: Context) -> str:
-    """Where the page may be saved; the SDK asks on the session's standing stream, not on that of the call."""
-    return ", ".join(str(root.uri) for root in (await context.session.list_roots()).roots)
+    """Where the page may be saved; `list_roots` of the SDK would ask on the session's standing stream."""
+    on_this_stream = ServerMessageMetadata(related_request_id=context.request_id)
+    asked = ServerRequest(ListRootsRequest(method="roots/list"))
+    told = await context.session.send_request(asked, ListRootsResult, metadata=on_this_stream)
+    return ", ".join(str(root.uri) for root in told.roots)
 
 
 if __name__ == "__main__":

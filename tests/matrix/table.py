@@ -35,9 +35,9 @@ does not offer it or the client cannot do it; it is struck out where it was trie
 
 Models and folders were given to the Python SDKs alone. The Python SDK 1 leaves it to its user to tell a server of a
 cancelled call, as was done here. LangChain opens a session for each call unless it is given one, as it was here.
-**counter** and **page** are servers of this repository's tests that keep a number and a page per session; page asks for
-folders on the standing stream of its session, which the gateway reads only while the client listens too. **fixture**
-are those of its conformance tests.
+**counter** and **page** are servers of this repository's tests that keep a number and a page per session; **fixture**
+are those of its conformance tests. All of them ask on the stream of the call: what a server asks on the standing stream
+of its session instead is carried only while the client listens.
 
 """
 

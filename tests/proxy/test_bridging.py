@@ -240,6 +240,22 @@ def test_a_client_of_2026_gets_input_required_for_what_a_session_server_asks(wor
     assert [row.correlation_id for row in rows] == [Call.objects.filter(method="tools/call").order_by("id")[0].uid]
 
 
+def test_the_outcome_of_a_call_that_waited_is_spelled_as_its_server_spelled_it(work: Work) -> None:
+    spelled = b'"n":1.10,"big":123456789012345678901234567890,"huge":1e400,"lone":"\\ud83d","nul":"\\u0000"'
+
+    class Exact(Asker):
+        async def _finish(self, request: Request, answers: list[Object]) -> None:
+            start = b'data: {"jsonrpc": "2.0", "id": %d, ' % request.message["id"]
+            body = start + b'"result": {"content": [], ' + spelled + b"}}\n\n"
+            await request.send({"type": "http.response.body", "body": body})
+
+    work.put(Exact(asks=[FORM]).app())
+    agent = work.agent()
+    answered = retry(agent, result_of(ask(agent)))
+
+    assert spelled in answered.content
+
+
 def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
     work.put(Asker().app())
 

@@ -101,6 +101,12 @@ def test_a_client_without_a_session_has_one_at_the_server_for_its_connection(bot
     assert [number for number, _ in (count(agent) for _ in range(6))] == [*range(1, 7)]
 
 
+def test_an_argument_of_three_mebibytes_passes_whatever_is_in_front(both: Replicas) -> None:
+    agent = in_session(both.agent())
+    answered = agent.call("count", {"text": "x" * (3 << 20)})
+    assert answered.json()["result"]["structuredContent"]["count"] == 1
+
+
 def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     agent = in_session(both.agent())
     counted = [count(agent)]
