@@ -37,6 +37,7 @@ class Subject(serializers.CharField):
 
     def to_internal_value(self, data: Any) -> Any:
         text = super().to_internal_value(data)
+        self.run_validators(text)  # Before the database is asked, which takes no NUL.
         things = self.things(self.context["view"])
         if pks := list(things.filter(self._called(text)).order_by().values_list("pk", flat=True).distinct()):
             return pks
