@@ -152,7 +152,7 @@ class InviteForm(RoleChoice):
         Team.objects.none(),
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text="They use what the team uses.",
+        help_text="They can use the gateways that are open to the team.",
     )
     field_order = ("emails", "role", "teams")
 

@@ -11,7 +11,7 @@ import pytest
 from tests import curl
 from tests.clients.fixtures import FOLDER, Npm, wait_for
 from tests.docs.pages import ROOT
-from tests.workspace import Serve, free_port
+from tests.workspace import OWNER, Serve, free_port
 
 pytestmark = pytest.mark.xdist_group("clients")
 
@@ -44,9 +44,7 @@ def test_the_bridge_makes_a_stdio_server_callable_through_a_gateway(live: Serve,
         )
     try:
         wait_for(bridge, port)
-        live.manage(
-            "shell", "--verbosity", "0", "-c", ADD.format(owner="admin@localhost", url=f"http://127.0.0.1:{port}/mcp")
-        )
+        live.manage("shell", "--verbosity", "0", "-c", ADD.format(owner=OWNER, url=f"http://127.0.0.1:{port}/mcp"))
         issued = live.issue_token(host="Bridge bot", gateway="bridged")
         assert "memory__read_graph" in curl.list_tools(issued["gateway_url"], issued["token"]).tools
         assert "entities" in curl.call_tool(issued["gateway_url"], issued["token"], "memory__read_graph").text
