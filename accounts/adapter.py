@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from accounts.hashing import for_a_stranger
 from accounts.models import Attempt, User, WorkspaceSettings
-from accounts.password_links import link_at
+from accounts.password_links import invitation_link, link_at
 from accounts.sign_in_limits import TooManyTries, Tries, remember_browser, sender_of, try_password
 from accounts.strangers import aside
 from auditlog.actions import Action
@@ -35,6 +35,12 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return False
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        person = context.get("user")
+        if isinstance(person, User) and not person.has_usable_password():
+            if person.status != "invited":
+                return  # Their invitation expired; whoever invited them sends a new one.
+            template_prefix = "account/email/invitation"
+            context = {"person": person, "link": invitation_link(person), "by": None}
         with aside():
             super().send_mail(template_prefix, email, context)
 

@@ -16,9 +16,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts import password_links
-from accounts.models import Role, User
+from accounts.models import Role, Team, User
 from accounts.people_forms import matching_words
 from accounts.rules import (
+    AlreadyJoined,
     BeyondYours,
     EmailTaken,
     LastManager,
@@ -34,6 +35,7 @@ from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Reference, Resource, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
+    AlreadyJoined: Problem(HTTPStatus.CONFLICT, "already_joined"),
     EmailTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     LastManager: Problem(HTTPStatus.CONFLICT, "last_admin"),
@@ -53,6 +55,7 @@ class UserSerializer(serializers.Serializer[User]):
     role = Reference(allow_null=True)
     teams = Reference(many=True)
     is_active = serializers.BooleanField()
+    status = serializers.CharField()
     is_staff = serializers.BooleanField()
     date_joined = Moment()
     last_login = Moment(allow_null=True)
@@ -63,6 +66,7 @@ class InvitationSerializer(serializers.Serializer[Any]):
 
     link = serializers.CharField()
     mailed = serializers.BooleanField()
+    expires_at = Moment()
 
 
 class InvitedSerializer(UserSerializer):
@@ -100,6 +104,13 @@ class NewUser(UserChanges):
 
     is_staff = None  # type: ignore[assignment]  # Given to who is there already.
     display_name = serializers.CharField(max_length=120, allow_blank=True, default="")
+    team_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
+
+    def validate_team_ids(self, pks: list[UUID]) -> list[Team]:
+        teams = list(Team.objects.filter(pk__in=pks))
+        if len(teams) != len(set(pks)):
+            raise ValidationError("There is no such team.")
+        return teams
 
 
 class UserResource(Resource):
@@ -138,12 +149,32 @@ class UserResource(Resource):
     @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
-        person = User.objects.invite(**_with_role(body), by=self.me)
-        link = password_links.password_link(person)
+        person = User.objects.invite(teams=body.pop("team_ids"), **_with_role(body), by=self.me)
+        return self._invitation(person, HTTPStatus.CREATED)
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=Capability.PEOPLE_MANAGE, answer=InvitedSerializer, reauth=True, api_keys=False, if_match=True)
+    def invite(self, request: Request, pk: UUID) -> Response:
+        """Make a new link; the one before stops working."""
+        person = self._find(pk)
+        with self.unchanged(person):
+            person.renew_invitation(by=self.me)
+        return self._invitation(person, HTTPStatus.OK)
+
+    @action(detail=True, methods=["post"], url_path="revoke-invitation")
+    @operation(needs=Capability.PEOPLE_MANAGE, api_keys=False, if_match=True)
+    def revoke_invitation(self, request: Request, pk: UUID) -> Response:
+        """Take the invitation back; its link stops working."""
+        person = self._find(pk)
+        with self.unchanged(person):
+            person.revoke_invitation(by=self.me)
+        return self.answer(person)
+
+    def _invitation(self, person: User, status: HTTPStatus) -> Response:
+        link = password_links.invitation_link(person)
         mailed = password_links.mail_invitation(person, link, by=self.me)
-        return secret_answer(
-            {**self.serialize(person), "invitation": {"link": link, "mailed": mailed}}, HTTPStatus.CREATED
-        )
+        told = InvitationSerializer({"link": link, "mailed": mailed, "expires_at": person.invitation_expires_at}).data
+        return secret_answer({**self.serialize(person), "invitation": told}, status)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=UserChanges, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INVITATION = timedelta(hours=72)
 RESET = timedelta(hours=1)
 NO_MAIL = "This installation has no mail server, so nothing can be mailed."
 
@@ -26,27 +25,33 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django counts the seconds fr
 
 
 class LinkTokens(PasswordResetTokenGenerator):
-    """Single-use tokens, valid for 72 hours for a person without a password, else one hour.
+    """Single-use tokens, valid for one hour, for a person who has a password.
 
-    The longest of them is settings.PASSWORD_RESET_TIMEOUT. Deactivating a person, or signing them out everywhere, ends
-    their links for good.
+    Deactivating a person, or signing them out everywhere, ends their links for good.
     """
 
     def _make_hash_value(self, user: Any, timestamp: int) -> str:
         return f"{super()._make_hash_value(user, timestamp)}{user.session_epoch}"
 
     def check_token(self, user: Any, token: str | None) -> bool:
-        if not (user and user.is_active and token and super().check_token(user, token)):
-            return False
-        lifetime = RESET if user.has_usable_password() else INVITATION
-        return self._now() - self._made_at(token) <= lifetime
+        return bool(user and user.status == "active" and super().check_token(user, token) and self._is_recent(token))
 
-    def _made_at(self, token: str) -> datetime:
-        return _BEGINNING + timedelta(seconds=base36_to_int(token.partition("-")[0]))
+    def _is_recent(self, token: Any) -> bool:
+        made_at = _BEGINNING + timedelta(seconds=base36_to_int(token.partition("-")[0]))
+        return self._now() - made_at <= RESET
+
+
+class JoinTokens(LinkTokens):
+    """Single-use tokens of invitations; how long they work is a fact about the person: `invitation_expires_at`."""
+
+    key_salt = "accounts.password_links.JoinTokens"
+
+    def check_token(self, user: Any, token: str | None) -> bool:
+        return bool(user and user.status == "invited" and PasswordResetTokenGenerator.check_token(self, user, token))
 
 
 def link_at(key: str, base: str = "") -> str:
-    """The URL of the page to choose a password, by default under the public URL.
+    """The URL of the page to choose a new password, by default under the public URL.
 
     `key` is their id and a token.
     """
@@ -55,8 +60,19 @@ def link_at(key: str, base: str = "") -> str:
 
 
 def password_link(person: User, base: str = "") -> str:
-    """The link with which a person chooses a password; it works once, for 72 hours when it is their first, else one."""
+    """The link with which a person chooses a password; it works once.
+
+    For 72 hours when it is their first, which is an invitation; else for one hour.
+    """
+    if not person.has_usable_password():
+        return invitation_link(person, base)
     return link_at(f"{person.pk.hex}-{LinkTokens().make_token(person)}", base)
+
+
+def invitation_link(person: User, base: str = "") -> str:
+    """The link with which an invited person joins; it works once, until the invitation expires."""
+    path = reverse("accounts:invitation", args=[f"{person.pk.hex}-{JoinTokens().make_token(person)}"])
+    return f"{base or settings.PUBLIC_URL}{path}"
 
 
 def mail_invitation(person: User, link: str, *, by: User) -> bool:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from email.utils import getaddresses
 from typing import Any
 from uuid import UUID
 
+from allauth.account.forms import ResetPasswordKeyForm
 from django import forms
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
 from django.db.models import Q, QuerySet
 
-from accounts.models import Role, User
+from accounts.models import Role, Team, User
 from accounts.rules import lacking
+from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
+
+MOST_INVITED = 50  # At once.
+EMAIL_LENGTH, NAME_LENGTH = 254, 120
 
 _invited = Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
 STATUSES = {
     "active": Q(is_active=True) & ~_invited,
     "invited": Q(is_active=True) & _invited,
-    "deactivated": Q(is_active=False),
+    "revoked": Q(is_active=False) & _invited,
+    "deactivated": Q(is_active=False) & ~_invited,
 }
 
 
@@ -90,12 +99,85 @@ def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
     }
 
 
-class InviteForm(RoleChoice):
-    """Invites a person."""
+class AddressesField(forms.CharField):
+    """E-mail addresses, one on a line or between commas, each with or without a name: `Bo Berg <bo@example.com>`.
 
-    email = forms.EmailField(label="E-mail", max_length=254)
-    display_name = forms.CharField(label="Name", max_length=120)
-    field_order = ("display_name", "email", "role")
+    Its value is a list of (e-mail, name); what cannot be one is named, each with the reason.
+    """
+
+    widget = forms.Textarea(attrs={"rows": 3})
+
+    def clean(self, value: Any) -> list[tuple[str, str]]:
+        text = super().clean(value)
+        lines = [line for line in text.replace(";", ",").splitlines() if line.strip(" ,")]
+        people = {address.strip().lower(): " ".join(name.split()) for name, address in _addresses(lines)}
+        if not people:
+            raise ValidationError(self.error_messages["required"], code="required")
+        if reasons := list(_bad_addresses(people)):
+            raise ValidationError(" ".join(reasons))
+        if len(people) > MOST_INVITED:
+            raise ValidationError(f"{MOST_INVITED} addresses at once at most; these are {len(people)}.")
+        return list(people.items())
+
+
+def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Name and address of each entry; an entry that is no address stands for itself, to be refused by its name."""
+    for line in lines:
+        for name, address in getaddresses([line.strip(" ,")], strict=False):
+            if address or name:
+                yield (name, address) if address else ("", name)
+
+
+def _bad_addresses(people: Mapping[str, str]) -> Iterable[str]:
+    for address, name in people.items():
+        try:
+            validate_email(address)
+        except ValidationError:
+            yield f"{address[:80]}: this is not an e-mail address."
+            continue
+        if len(address) > EMAIL_LENGTH:
+            yield f"{address[:80]}: it has more than {EMAIL_LENGTH} characters."
+        if len(name) > NAME_LENGTH:
+            yield f"{address}: the name has more than {NAME_LENGTH} characters."
+
+
+class InviteForm(RoleChoice):
+    """Invites people, several at once, into the same teams with the same role."""
+
+    emails = AddressesField(
+        label="E-mail addresses",
+        help_text="One on a line, or between commas. A name may stand before it: Bo Berg <bo@example.com>",
+    )
+    teams = forms.ModelMultipleChoiceField(
+        Team.objects.none(),
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="They can use the gateways that are open to the team.",
+    )
+    field_order = ("emails", "role", "teams")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fields["teams"].queryset = Team.objects.all()  # type: ignore[attr-defined]
+        if not Team.objects.exists():
+            del self.fields["teams"]
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Name each address that cannot be invited; what was typed stays."""
+        told = " ".join(f"{email}: {reason}" for email, reason in reasons.items())
+        self.add_error("emails", f"Nobody was invited yet. {told}")
+
+
+class JoinForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
+    """The name and the first password of an invited person."""
+
+    display_name = forms.CharField(label="Your name", max_length=NAME_LENGTH)
+    field_order = ("display_name", "password1", "password2")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        relabel(self, password1="Password", password2="Password, again")
+        self.fields["display_name"].widget.attrs["autocomplete"] = "name"
 
 
 class PersonForm(forms.Form):

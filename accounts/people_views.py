@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -17,7 +17,7 @@ from accounts import password_links, second_factor
 from accounts.models import ApiKey, Role, User
 from accounts.people_forms import STATUSES, AgainForm, InviteForm, PeopleFilter, PersonForm, RoleChoice
 from accounts.reauthentication import ask_again
-from accounts.rules import BeyondYours, EmailTaken, PeopleError, lacking
+from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, lacking
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm
 from auditlog.actions import Action
@@ -89,26 +89,47 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 @ask_again
 def invite(request: AppRequest) -> HttpResponse:
     form = InviteForm(posted(request), grantor=request.user)
-    context = {"form": form, "heading": "Invite", "submit": "Invite", "back": reverse("accounts:people")}
+    context = {"form": form, "heading": "Invite people", "submit": "Invite", "back": reverse("accounts:people")}
+    context["mails"] = bool(settings.MAIL_SERVER)
     if request.method == "GET":
         return show(request, "accounts/invite.html", context)
     if form.is_valid():
         try:
-            invited = User.objects.invite(**form.cleaned_data, by=request.user)
-        except EmailTaken as error:
-            form.add_error("email", str(error))
+            invited = User.objects.invite_all(
+                form.cleaned_data["emails"],
+                role=form.cleaned_data["role"],
+                teams=form.cleaned_data.get("teams", ()),
+                by=request.user,
+            )
+        except InvitationsRefused as error:
+            form.refuse(error.reasons)
         except BeyondYours as error:
             form.add_error("role", str(error))
         else:
-            return _invited(request, invited)
+            return _invited(request, *invited)
     return refuse(request, "accounts/invite.html", context)
 
 
-def _invited(request: AppRequest, invited: User) -> HttpResponse:
-    """The invitation's link, once: it is in the body of this answer to a POST and nowhere else."""
-    link = password_links.password_link(invited)
-    mailed = password_links.mail_invitation(invited, link, by=request.user)
-    context = {"person": invited, "link": link, "mailed": mailed, "has_mail": bool(settings.MAIL_SERVER)}
+class Invitation(NamedTuple):
+    """A person who was invited just now, and the link that makes its reader that person."""
+
+    person: User
+    link: str
+    mailed: bool
+
+
+def _invited(request: AppRequest, *invited: User) -> HttpResponse:
+    """The links of the invitations, once: they are in the body of this answer to a POST and nowhere else."""
+    links = [(person, password_links.invitation_link(person)) for person in invited]
+    invitations = [
+        Invitation(person, link, password_links.mail_invitation(person, link, by=request.user))
+        for person, link in links
+    ]
+    context = {
+        "invitations": invitations,
+        "mailed": all(invitation.mailed for invitation in invitations),
+        "has_mail": bool(settings.MAIL_SERVER),
+    }
     return show(request, "accounts/invited.html", context)
 
 
@@ -135,6 +156,26 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
     except PeopleError as error:
         return leave(request, page_url(invited), str(error))
     return _invited(request, invited)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def revoke_invitation(request: AppRequest, pk: UUID) -> HttpResponse:
+    invited = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Revoke invitation",
+            text=f"Revoke the invitation of {invited.email}? The link stops working at once.",
+            more="A new invitation can be sent later.",
+            icon="revoke",
+            back=page_url(invited),
+        )
+    try:
+        invited.revoke_invitation(by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(invited), str(error))
+    return leave(request, reverse("accounts:people"), f"The invitation of {invited.email} is revoked")
 
 
 @require_http_methods(["GET", "POST"])

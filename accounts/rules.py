@@ -27,8 +27,24 @@ class EmailTaken(PeopleError):
     """Somebody with this e-mail address exists already."""
 
 
+class AlreadyInvited(EmailTaken):
+    """This person is invited already. Send a new invitation from their page."""
+
+
+class InvitationsRefused(PeopleError):
+    """Nobody was invited: some of the addresses cannot be. `reasons` says why, by address."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(" ".join(f"{email}: {reason}" for email, reason in reasons.items()))
+        self.reasons = reasons
+
+
 class AlreadyJoined(PeopleError):
     """Only who has not chosen a password yet can be invited again."""
+
+
+class NotInvited(PeopleError):
+    """This invitation no longer works. Ask whoever invited you for a new one."""
 
 
 class NameTaken(PeopleError):

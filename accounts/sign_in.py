@@ -16,7 +16,7 @@ from accounts.adapter import store_password
 from accounts.sign_in_limits import Tries
 
 
-def _relabel(form: Form, **labels: str) -> None:
+def relabel(form: Form, **labels: str) -> None:
     """Give fields our labels, and take allauth's placeholders and help away."""
     for name, label in labels.items():
         if name in form.fields:
@@ -27,7 +27,7 @@ def _relabel(form: Form, **labels: str) -> None:
 class SignInForm(LoginForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, login="E-mail", password="Password", remember="Keep me signed in on this device")  # noqa: S106  (a label)
+        relabel(self, login="E-mail", password="Password", remember="Keep me signed in on this device")  # noqa: S106  (a label)
         self.fields["login"].widget.attrs["autocomplete"] = "username"
         self.fields["password"].help_text = ""
 
@@ -35,7 +35,7 @@ class SignInForm(LoginForm):  # type: ignore[misc]
 class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, email="E-mail")
+        relabel(self, email="E-mail")
 
     def clean_email(self) -> str:
         Tries().count("reset, for one account", self.cleaned_data["email"].strip().lower())
@@ -58,7 +58,7 @@ class HashedInTime(Form):
 class NewPasswordForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, password1="New password", password2="New password, again")
+        relabel(self, password1="New password", password2="New password, again")
 
 
 class AgainForm(ReauthenticateForm):  # type: ignore[misc]
@@ -66,7 +66,7 @@ class AgainForm(ReauthenticateForm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, password="Password")  # noqa: S106  (a label)
+        relabel(self, password="Password")  # noqa: S106  (a label)
         self.fields["password"].help_text = ""
 
 
@@ -79,4 +79,4 @@ class OtherPasswordForm(HashedInTime, ChangePasswordForm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _relabel(self, oldpassword="Current password", password1="New password", password2="New password, again")
+        relabel(self, oldpassword="Current password", password1="New password", password2="New password, again")

@@ -1,16 +1,19 @@
 from django.urls import path
 
-from accounts import people_views, role_views, views, workspace_views
+from accounts import joining, people_views, role_views, views, workspace_views
 
 app_name = "accounts"
 
 urlpatterns = [
+    path("accounts/join/", joining.join, name="join"),
+    path("accounts/join/<str:key>/", joining.open_invitation, name="invitation"),
     path("people/", people_views.listing, name="people"),
     path("people/invite/", people_views.invite, name="invite"),
     path("people/<uuid:pk>/", people_views.detail, name="person"),
     path("people/<uuid:pk>/edit/", people_views.edit, name="edit_person"),
     path("people/<uuid:pk>/role/", people_views.change_role, name="change_role"),
     path("people/<uuid:pk>/invite/", people_views.invite_again, name="invite_again"),
+    path("people/<uuid:pk>/invitation/revoke/", people_views.revoke_invitation, name="revoke_invitation"),
     path("people/<uuid:pk>/deactivate/", people_views.deactivate, name="deactivate"),
     path("people/<uuid:pk>/cut-off/", people_views.cut_off, name="cut_off"),
     path("people/<uuid:pk>/reactivate/", people_views.reactivate, name="reactivate"),

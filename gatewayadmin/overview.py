@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from django.db.models import Case, Count, F, Q, Value, When
+from django.db.models import Case, Count, F, Prefetch, Q, Value, When
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.views.decorators.http import require_GET
@@ -18,7 +18,7 @@ from connections.rows import ConnectionRow
 from connections.rows import numbers as connection_numbers
 from gatewayadmin.traffic import health, traffic
 from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway
-from hosts.models import Host
+from hosts.models import Host, HostKind
 from servers.models import Health, Server
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
@@ -28,6 +28,7 @@ from ui.pages import AppRequest, show
 
 SHOWN = 8
 SERVERS = 12
+GATEWAYS = 20
 
 
 @require_GET
@@ -41,12 +42,26 @@ def overview(request: AppRequest) -> HttpResponse:
         "notices": partial(notices, user),
         "waiting": partial(waiting_for, user),
         "to_try": partial(_gateway_to_try, user),
+        "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _usable(user),
+        "enrolling": partial(_enrolling, user),
         "own_rows": [ConnectionRow(connection, user) for connection in own_connections[:SHOWN]],
         "own_tokens": Token.objects.live()
         .filter(kind=TokenKind.ACCESS, connection__in=links)
         .select_related("connection__host", "connection__gateway")[:SHOWN],
     }
     return show(request, "overview.html", context | _numbers(user))
+
+
+def _usable(user: User) -> list[Gateway]:
+    """The gateways a person who manages none may use, with the names of their servers."""
+    servers = Assignment.objects.live().filter(enabled=True).select_related("server").order_by("server__name")
+    gateways = Gateway.objects.reachable_by(user).filter(enabled=True).order_by(Lower("name"))
+    return list(gateways.prefetch_related(Prefetch("assignments", servers, to_attr="offered"))[:GATEWAYS])
+
+
+def _enrolling(user: User) -> list[Host]:
+    """The agents for which `user` may make a token without any capability."""
+    return list(Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True, allow_enrolment=True)[:SHOWN])
 
 
 def _gateway_to_try(user: User) -> Gateway | None:

@@ -34,10 +34,6 @@ class AskForReset(PasswordResetView):  # type: ignore[misc]
 class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
     """By a link. Whoever lost a password may have lost more: what acts as them ends with it."""
 
-    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        invited = self.reset_user is not None and not self.reset_user.has_usable_password()
-        return {**super().get_context_data(**kwargs), "invited": invited}
-
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
             response: HttpResponse = super().form_valid(form)

@@ -61,6 +61,7 @@ class NewHost(Body):
 
     name = serializers.CharField(max_length=120)
     description = serializers.CharField(max_length=500, allow_blank=True, default="")
+    allow_enrolment = serializers.BooleanField(default=False)
 
 
 class HostChanges(Body):

@@ -23,6 +23,16 @@ class AgentForm(forms.Form):
         self.add_error("name", "An agent with this name already exists.")
 
 
+class NewAgentForm(AgentForm):
+    """A token-based host to make."""
+
+    allow_enrolment = forms.BooleanField(
+        required=False,
+        label="Allow enrolment",
+        help_text="Everybody who can use a gateway may make a token of their own for this agent, by a link.",
+    )
+
+
 class HostFilter(forms.Form):
     """The filters of the list of hosts; unknown values are ignored."""
 

@@ -40,17 +40,24 @@ class HostQuerySet(models.QuerySet["Host"]):
         """Hosts whose name holds `words`; all of them without words."""
         return self.filter(name__icontains=words) if words else self
 
-    def add_agent(self, *, name: str, description: str = "", by: User) -> "Host":
+    def add_agent(self, *, name: str, description: str = "", allow_enrolment: bool = False, by: User) -> "Host":
         """Make the token-based host of an agent; made once, reused for all its connections.
 
-        Raises NameTaken.
+        With `allow_enrolment` everybody who reaches a gateway may make a token of their own for it. Raises NameTaken.
         """
         try:
             with transaction.atomic():
                 host = self.create(
-                    kind=HostKind.TOKEN, name=name.strip(), description=description.strip(), created_by=by
+                    kind=HostKind.TOKEN,
+                    name=name.strip(),
+                    description=description.strip(),
+                    allow_enrolment=allow_enrolment,
+                    created_by=by,
                 )
-                Event.objects.record(Action.HOST_CREATED, host, by=by, changes={"name": [None, host.name]})
+                changes: dict[str, Any] = {"name": [None, host.name]}
+                if allow_enrolment:
+                    changes["allow_enrolment"] = [False, True]
+                Event.objects.record(Action.HOST_CREATED, host, by=by, changes=changes)
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
         return host

@@ -21,7 +21,7 @@ from capabilities import Capability, CapabilityRequired, requires
 from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
-from hosts.forms import STATUSES, AgentForm, HostFilter
+from hosts.forms import STATUSES, AgentForm, HostFilter, NewAgentForm
 from hosts.models import Host, HostKind, HostQuerySet, NameTaken, NotPending
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -74,7 +74,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    form = AgentForm(posted(request))
+    form = NewAgentForm(posted(request))
     context = {"form": form, "heading": "Add API access token-based host", "submit": "Create"}
     context["back"] = reverse("hosts:list") if request.user.has_perm(Capability.HOSTS_READ) else reverse("overview")
     if request.method == "GET":

@@ -24,7 +24,8 @@ from oauth.forms import IdentityForm
 from oauth.models import AuthorizeRequest, Ending
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
-from tokens.snippets import PLACEHOLDER, once
+from tokens.snippets import once
+from ui.clients import client_of, clients, shown
 from ui.pages import AppRequest, posted, show
 
 type Step = Callable[..., HttpResponse]
@@ -250,5 +251,9 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
     gateways = list(Gateway.objects.reachable_by(request.user))
     slug = request.GET.get("gateway")
     gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
-    context = {"gateways": gateways, "gateway": gateway, "secret": PLACEHOLDER, "way": request.GET.get("way", "")}
+    context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}
+    if gateway:
+        client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
+        context |= {"clients": clients(), "client": client}
+        context |= {"browser": shown(client, "browser", **place), "token": shown(client, "token", **place)}
     return show(request, "oauth/how_to_connect.html", context)

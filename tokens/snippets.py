@@ -10,8 +10,8 @@ from django.urls import reverse
 
 from gateways.models import Feature, Gateway
 from tokens.models import Issued
+from ui.clients import clients, shown
 
-PLACEHOLDER = "<your-api-access-token>"
 EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}
 
 
@@ -24,6 +24,11 @@ def once(new: Issued) -> dict[str, Any]:
         "url": gateway.url,
         "name": gateway.slug,
         "call": example_call(gateway),
+        "clients": [
+            block
+            for client in clients()
+            if (block := shown(client, "token", url=gateway.url, name=gateway.slug, token=new.secret))
+        ],
         "rotate_url": settings.PUBLIC_URL + reverse("api:token-rotate", args=[new.token.pk]),
     }
 

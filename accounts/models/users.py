@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
@@ -18,11 +18,14 @@ from django.utils.crypto import salted_hmac
 
 from accounts.models.roles import Role
 from accounts.rules import (
+    AlreadyInvited,
     AlreadyJoined,
     EmailTaken,
     Grantor,
+    InvitationsRefused,
     NameTaken,
     NotActive,
+    NotInvited,
     NotStaff,
     acting_now,
     must_hold,
@@ -37,6 +40,8 @@ from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from capabilities.catalogue import SUPER_ADMIN
 
+INVITATION = timedelta(hours=72)  # For so long the link of an invitation works.
+
 
 class UserManager(BaseUserManager["User"]):
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> "User":
@@ -45,20 +50,53 @@ class UserManager(BaseUserManager["User"]):
         user.save(using=self._db)
         return user
 
-    def invite(self, *, email: str, display_name: str, role: Role, by: Grantor | None) -> "User":
-        """Create a person without a password; the link of the invitation lets them choose one.
+    def invite(
+        self, *, email: str, role: Role, by: Grantor | None, display_name: str = "", teams: Iterable["Team"] = ()
+    ) -> "User":
+        """Create a person without a password, in these teams; the link of the invitation lets them choose one.
 
-        Raises EmailTaken, or BeyondYours for a role that holds more than `by` does.
+        Raises EmailTaken, AlreadyInvited, or BeyondYours for a role that holds more than `by` does.
         """
-        try:
-            with transaction.atomic():
-                one_at_a_time()
-                must_hold(by, role.capabilities)
-                user = self.create_user(email, None, display_name=display_name.strip(), role=role)
-                Event.objects.record(Action.USER_CREATED, user, by=by, changes={"role": [None, role.name]})
-        except IntegrityError:
-            raise EmailTaken(EmailTaken.__doc__) from None
+        email = email.strip().lower()
+        with transaction.atomic():
+            rows = [team.lock() for team in sorted(teams, key=lambda team: team.pk)]
+            one_at_a_time()
+            must_hold(by, role.capabilities)
+            if present := self.filter(email=email).first():
+                refusal = AlreadyInvited if not present.has_usable_password() else EmailTaken
+                raise refusal(refusal.__doc__)
+            user = self.create_user(
+                email, None, display_name=display_name.strip(), role=role, invited_at=timezone.now()
+            )
+            changes: dict[str, Any] = {"role": [None, role.name]}
+            if rows:
+                changes["teams"] = [[], sorted(team.name for team in rows)]
+            Event.objects.record(Action.USER_INVITED, user, by=by, changes=changes)
+            for team in rows:
+                before = team.emails()
+                team.users.add(user)
+                Event.objects.record(Action.TEAM_UPDATED, team, by=by, changes={"users": [before, team.emails()]})
         return user
+
+    def invite_all(
+        self, people: Iterable[tuple[str, str]], *, role: Role, by: Grantor | None, teams: Iterable["Team"] = ()
+    ) -> "list[User]":
+        """Invite several people, each as e-mail and name, with the same role and teams: all of them or nobody.
+
+        Raises InvitationsRefused, which names each address that cannot be invited, or BeyondYours.
+        """
+        invited, reasons, teams = [], {}, list(teams)
+        with transaction.atomic():
+            for email, display_name in people:
+                try:
+                    user = self.invite(email=email, display_name=display_name, role=role, teams=teams, by=by)
+                except EmailTaken as error:
+                    reasons[email] = str(error)
+                else:
+                    invited.append(user)
+            if reasons:
+                raise InvitationsRefused(reasons)
+        return invited
 
     def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
         """Make the person with this e-mail an active Super admin; for operators with a shell on the machine.
@@ -79,7 +117,9 @@ class UserManager(BaseUserManager["User"]):
             changes["is_active"] = [person.is_active, True]
             person.session_epoch += 0 if person.is_active else 1
             person.role, person.is_active = role, True
-            person.save(update_fields=["role", "is_active", "session_epoch"])
+            if not person.has_usable_password():
+                person.invited_at = timezone.now()
+            person.save(update_fields=["role", "is_active", "session_epoch", "invited_at"])
             Event.objects.record(Action.USER_RESCUED, person, by=None, changes=changes)
         return person, previous
 
@@ -106,6 +146,7 @@ class User(Versioned, AbstractBaseUser):
     session_epoch = models.PositiveIntegerField(default=0)
     notices_read_at = models.DateTimeField(null=True, blank=True, editable=False)
     date_joined = models.DateTimeField(default=timezone.now)
+    invited_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     USERNAME_FIELD = "email"
     EMAIL_FIELD = "email"
@@ -131,10 +172,17 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def status(self) -> str:
-        """`deactivated`, `invited` (has not chosen a password yet) or `active`."""
+        """`active`, `deactivated`, or before a password is chosen: `invited`, `expired` or `revoked`."""
+        if self.has_usable_password():
+            return "active" if self.is_active else "deactivated"
         if not self.is_active:
-            return "deactivated"
-        return "active" if self.has_usable_password() else "invited"
+            return "revoked"
+        return "invited" if timezone.now() <= self.invitation_expires_at else "expired"
+
+    @property
+    def invitation_expires_at(self) -> datetime:
+        """Until when the link of the invitation works."""
+        return (self.invited_at or self.date_joined) + INVITATION
 
     @cached_property
     def permissions(self) -> frozenset[str]:
@@ -211,16 +259,42 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def renew_invitation(self, *, by: Grantor | None) -> None:
-        """Invalidate the links of the invitation, so that a new one can be sent.
+        """Invalidate the links of the invitation, so that a new one can be sent; also of one that was revoked.
 
         Raises AlreadyJoined, or Outranked: the link makes one that person.
         """
+        self._change_invitation(Action.USER_INVITATION_RENEWED, by, is_active=True, invited_at=timezone.now())
+
+    def revoke_invitation(self, *, by: Grantor | None) -> None:
+        """Take the invitation back: its links end for good. A new invitation undoes it.
+
+        Raises AlreadyJoined, LastManager or Outranked.
+        """
+        self._change_invitation(Action.USER_INVITATION_REVOKED, by, is_active=False)
+
+    def _change_invitation(self, action: Action, by: Grantor | None, **fields: Any) -> None:
         with self.changed_by(by) as present:
-            if present.status != "invited":
+            if present.has_usable_password():
                 raise AlreadyJoined(AlreadyJoined.__doc__)
-            User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
-            self.refresh_from_db(fields=["session_epoch"])
-            Event.objects.record(Action.USER_INVITATION_RENEWED, self, by=by)
+            User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1, **fields)
+            self.refresh_from_db(fields=["session_epoch", *fields])
+            Event.objects.record(action, self, by=by)
+
+    def join(self, *, display_name: str, encoded: str, epoch: int) -> None:
+        """Accept the invitation of this `epoch`: take a name and the password of the hash `encoded`.
+
+        Raises NotInvited when it expired, was renewed, revoked or accepted meanwhile.
+        """
+        with transaction.atomic():
+            one_at_a_time()
+            present = self.lock()
+            if present.status != "invited" or present.session_epoch != epoch:
+                raise NotInvited(NotInvited.__doc__)
+            present.display_name = display_name.strip() or present.display_name
+            present.password, present.password_changed_at = encoded, timezone.now()
+            present.save(update_fields=["display_name", "password", "password_changed_at"])
+            self.refresh_from_db()
+            Event.objects.record(Action.USER_JOINED, self, by=self)
 
     def must_be_resettable(self, *, by: Grantor | None) -> None:
         """Raise NotActive unless this person has a password to reset, or Outranked."""
@@ -236,8 +310,12 @@ class User(Versioned, AbstractBaseUser):
         with self.changed_by(by) as present:
             if not present.is_active:
                 raise NotActive("Only who is active can choose a password.")
+            joined = present.has_usable_password()
+            if not joined:
+                User.objects.filter(pk=self.pk).update(invited_at=timezone.now())
+                self.refresh_from_db(fields=["invited_at"])
             Event.objects.record(Action.USER_PASSWORD_LINK_MADE, self, by=by)
-        return 1 if present.has_usable_password() else 72
+        return 1 if joined else 72
 
     def deactivate(self, *, by: Grantor | None) -> None:
         """Shut this person out until reactivated: sessions end, agents and apps get 401.

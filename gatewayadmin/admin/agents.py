@@ -46,7 +46,7 @@ class HostPages(CapabilityAdmin):
     list_display = ("name", "kind", "status", "created_by", "created_at", "last_seen_at")
     list_filter = ("kind", "enabled", "needs_approval", "created_at")
     list_select_related = ("created_by",)
-    search_fields = ("name", "description")
+    search_fields = ("name", "description", "allow_enrolment")
     fields = (
         "name",
         "description",
@@ -81,7 +81,7 @@ class HostPages(CapabilityAdmin):
             row.rename(**({"name": row.name, "description": row.description} | values), by=by)
 
     def add(self, values: dict[str, Any], by: Any) -> Host:
-        return Host.objects.add_agent(name=values["name"], description=values["description"], by=by)
+        return Host.objects.add_agent(**values, by=by)
 
 
 @register(Registration, site=site)

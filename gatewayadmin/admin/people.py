@@ -6,6 +6,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.admin import RelatedOnlyFieldListFilter, register
+from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -42,6 +43,14 @@ class UserPages(CapabilityAdmin):
             any_of(*MANAGES),
             Q(is_active=False),
             asks=False,
+        ),
+        CapabilityAction(
+            "revoke_invitation",
+            "Revoke invitation of selected",
+            lambda user, by: user.revoke_invitation(by=by),
+            any_of(*MANAGES),
+            Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX),
+            "The links of the invitations stop working.",
         ),
         CapabilityAction(
             "sign_out",
@@ -93,6 +102,7 @@ class UserPages(CapabilityAdmin):
         "password_changed_at",
         "last_login",
         "date_joined",
+        "invited_at",
     )
     readonly_fields = fields
 

@@ -78,6 +78,7 @@ def test_no_resource_can_forget_to_ask_for_it() -> None:
     declared = {f"{view.__name__}.{name}": operation_of(view, name) for view in every for name in vars(view)}
     assert {name for name, operation in declared.items() if operation and operation.reauth} == {
         "UserResource.create",
+        "UserResource.invite",
         "UserResource.partial_update",
         "RoleResource.create",
         "RoleResource.partial_update",

@@ -33,7 +33,7 @@ def sign_in_with(email: str, password: str) -> Any:
 def by_link(path: str) -> Any:
     client = Client()
     form = client.get(path, follow=True).redirect_chain[-1][0]
-    return client.post(form, {"password1": NEW, "password2": NEW})
+    return client.post(form, {"display_name": "Bo", "password1": NEW, "password2": NEW})
 
 
 def by_reset(person: User, sign_in: SignIn) -> Any:

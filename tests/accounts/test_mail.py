@@ -64,15 +64,15 @@ def test_links_are_printed_only_where_the_machine_is_alone_with_them() -> None:
 def test_an_invitation_without_mail_is_shown_to_whoever_invites_and_printed_nowhere(
     chief: User, sign_in: SignIn, public: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    form = {"email": "bo@example.com", "display_name": "Bo", "role": str(make.role().pk)}
+    form = {"emails": "bo@example.com", "role": str(make.role().pk)}
     page = text(confirmed(sign_in(chief)).post("/people/invite/", form))
     told = Rest.of(chief).post("/users", {"email": "cy@example.com", "role_id": form["role"]}).json()["invitation"]
 
     assert "No mail server is set, so nothing was mailed. Only you have this link." in page
-    assert "/accounts/password/reset/key/" in page
+    assert "/accounts/join/" in page
     assert told["mailed"] is False
-    assert "/accounts/password/reset/key/" in told["link"]
-    assert "reset/key" not in "".join(capfd.readouterr())
+    assert "/accounts/join/" in told["link"]
+    assert "accounts/join" not in "".join(capfd.readouterr())
 
 
 def test_a_reset_is_not_offered_without_mail(chief: User, sign_in: SignIn, public: None) -> None:

@@ -35,7 +35,7 @@ def test_an_invited_person_has_no_password_yet(chief: User) -> None:
     bo = User.objects.invite(email=" Bo@Example.com", display_name="Bo", role=make.role(), by=chief)
 
     assert (bo.email, bo.has_usable_password(), bo.is_active) == ("bo@example.com", False, True)
-    assert Event.objects.get(action="user.created").actor_email == chief.email
+    assert Event.objects.get(action="user.invited").actor_email == chief.email
 
 
 def test_an_e_mail_is_invited_once(chief: User) -> None:

@@ -14,8 +14,11 @@ from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import Role, Team, User
+from accounts.password_links import invitation_link, password_link
 from auditlog.models import Event
 from capabilities import Capability
+from gateways.models import Reach
+from hosts.models import Host
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
@@ -93,7 +96,7 @@ def test_looking_changes_nothing(act: str, chief: User, sign_in: SignIn) -> None
 @pytest.mark.parametrize(
     ("path", "form"),
     [
-        ("/people/invite/", {"email": "bo@example.com", "display_name": "Bo", "role": "{role}"}),
+        ("/people/invite/", {"emails": "Bo <bo@example.com>", "role": "{role}"}),
         ("/people/{pk}/edit/", {"email": "new@example.com", "display_name": "New"}),
         ("/people/{pk}/role/", {"role": "{role}"}),
         ("/people/{pk}/second-factor/", {}),
@@ -144,7 +147,7 @@ def test_the_list_says_who_is_who(chief: User, sign_in: SignIn) -> None:
     page = text(sign_in(chief).get("/people/"))
 
     row = page.split("Bo Berg")[1].split("</tr>")[0]
-    for words in ("bo@example.com", "Helper", "Support", "invited", "Never"):
+    for words in ("bo@example.com", "Helper", "Support", "invited", "expires in ", "Send again", "Revoke"):
         assert words in row
     assert "deactivated" in page
     assert "3 people" in page
@@ -250,12 +253,12 @@ def test_nobody_unknown_has_a_page(chief: User, sign_in: SignIn) -> None:
 
 
 def invite(client: Client, role: Role, fields: dict[str, str] | None = None) -> Any:
-    form = {"email": "bo@example.com", "display_name": "Bo Berg", "role": str(role.pk)} | (fields or {})
+    form = {"emails": "Bo Berg <bo@example.com>", "role": str(role.pk)} | (fields or {})
     return client.post("/people/invite/", form)
 
 
 def link_in(response: Any) -> str:
-    found = re.search(r'id="invitation-link"[^>]*value="([^"]+)"', text(response))
+    found = re.search(r'id="invitation-link-1"[^>]*value="([^"]+)"', text(response))
     assert found
     return found[1]
 
@@ -265,7 +268,8 @@ def choose_password(link: str, password: str = "another horse battery") -> Any:
     opened = client.get(link.removeprefix(settings.PUBLIC_URL), follow=True)
     if not opened.redirect_chain:
         return opened
-    return client.post(opened.redirect_chain[-1][0], {"password1": password, "password2": password}, follow=True)
+    form = {"display_name": "Bo Berg", "password1": password, "password2": password}
+    return client.post(opened.redirect_chain[-1][0], form, follow=True)
 
 
 def test_an_invited_person_chooses_a_password_by_the_link_and_signs_in(chief: User, sign_in: SignIn) -> None:
@@ -276,7 +280,7 @@ def test_an_invited_person_chooses_a_password_by_the_link_and_signs_in(chief: Us
     assert not bo.has_usable_password()
     done = choose_password(link)
 
-    assert "Your password is set" in text(done)
+    assert "Gateways you can use" in text(done)
     assert User.objects.get(pk=bo.pk).check_password("another horse battery")
     browser = Client()
     browser.post("/accounts/login/", {"login": "bo@example.com", "password": "another horse battery"})
@@ -289,7 +293,7 @@ def test_the_invitation_is_mailed_to_the_person_it_is_for(chief: User, sign_in: 
     (message,) = mail.outbox
     assert message.to == ["bo@example.com"]
     assert link in message.body
-    assert link.startswith(f"{settings.PUBLIC_URL}/accounts/password/reset/key/")
+    assert link.startswith(f"{settings.PUBLIC_URL}/accounts/join/")
     assert "Chief (chief@example.com) invited you" in message.body
     assert "72 hours" in message.body
 
@@ -307,7 +311,7 @@ def test_a_mail_that_cannot_be_sent_is_said_and_the_link_still_shown(
     response = invite(confirmed(sign_in(chief)), make.role())
 
     assert "The mail could not be sent." in text(response)
-    assert "Your password is set" in text(choose_password(link_in(response)))
+    assert "Gateways you can use" in text(choose_password(link_in(response)))
 
 
 def test_a_reset_that_cannot_be_sent_is_said(chief: User, sign_in: SignIn, no_mail: None) -> None:
@@ -329,7 +333,7 @@ def test_the_link_is_in_this_one_answer_and_nowhere_else(chief: User, sign_in: S
     assert "no-store" in response["Cache-Control"]
     assert token not in str(dict(client.session))
     assert token not in text(client.get(f"/people/{bo.pk}/"))
-    assert "Somebody with this e-mail address exists already." in text(again)
+    assert "This person is invited already." in text(again)
     assert token not in str(list(Event.objects.values()))
 
 
@@ -338,10 +342,10 @@ def test_the_link_works_once_for_72_hours(chief: User, sign_in: SignIn) -> None:
     link = link_in(invite(client, make.role()))
 
     with time_machine.travel(datetime.now(UTC) + timedelta(hours=72, seconds=2)):
-        assert "This link no longer works" in text(choose_password(link))
+        assert "This invitation no longer works" in text(choose_password(link))
     with time_machine.travel(datetime.now(UTC) + timedelta(hours=71, minutes=59)):
-        assert "Your password is set" in text(choose_password(link))
-    assert "This link no longer works" in text(choose_password(link))
+        assert "Gateways you can use" in text(choose_password(link))
+    assert "This invitation no longer works" in text(choose_password(link))
 
 
 def test_the_page_of_an_invitation_does_not_speak_of_a_reset(chief: User, sign_in: SignIn) -> None:
@@ -349,20 +353,22 @@ def test_the_page_of_an_invitation_does_not_speak_of_a_reset(chief: User, sign_i
 
     page = text(Client().get(link.removeprefix(settings.PUBLIC_URL), follow=True))
 
-    assert "Choose a password" in page
-    assert "Resetting your password" not in page
+    assert "Join Gateway Admin" in page
+    assert "reset" not in page.lower()
+    assert "revoked" not in page
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"email": ""}, "This field is required."),
-        ({"email": "nonsense"}, "Enter a valid email address."),
-        ({"email": f"{'x' * 250}@example.com"}, "at most 254 characters"),
-        ({"email": "CHIEF@example.com"}, "Somebody with this e-mail address exists already."),
-        ({"display_name": " "}, "This field is required."),
-        ({"display_name": "x" * 121}, "at most 120 characters"),
-        ({"display_name": "a\x00b"}, "Null characters are not allowed."),
+        ({"emails": ""}, "This field is required."),
+        ({"emails": " ,\n"}, "This field is required."),
+        ({"emails": "nonsense"}, "nonsense: this is not an e-mail address."),
+        ({"emails": f"{'x.' * 30}y@{'x.' * 120}com"}, "it has more than 254 characters."),
+        ({"emails": "CHIEF@example.com"}, "Somebody with this e-mail address exists already."),
+        ({"emails": f"{'x' * 121} <bo@example.com>"}, "the name has more than 120 characters."),
+        ({"emails": "a\x00b@example.com"}, "Null characters are not allowed."),
+        ({"emails": "\n".join(f"p{n}@example.com" for n in range(51))}, "50 addresses at once at most"),
         ({"role": ""}, "This field is required."),
         ({"role": "nonsense"}, "Select a valid choice."),
         ({"role": "00000000-0000-4000-8000-000000000000"}, "Select a valid choice."),
@@ -400,6 +406,155 @@ def test_no_role_is_chosen_for_the_inviter(chief: User, sign_in: SignIn) -> None
     )
 
 
+SEVERAL = "Bo Berg <bo@example.com>, cy@example.com\ndi@example.com"
+
+
+def test_several_people_are_invited_at_once_with_role_and_teams(chief: User, sign_in: SignIn) -> None:
+    role, team = make.role(name="Helper"), Team.objects.add(name="Support", users=[], by=chief)
+    fields = {"emails": SEVERAL, "teams": str(team.pk)}
+
+    page = text(invite(confirmed(sign_in(chief)), role, fields))
+
+    links = re.findall(r'id="invitation-link-\d"[^>]*value="([^"]+)"', page)
+    assert "3 people are invited" in page
+    assert [message.to for message in mail.outbox] == [["bo@example.com"], ["cy@example.com"], ["di@example.com"]]
+    assert len({*links}) == 3
+    assert team.emails() == ["bo@example.com", "cy@example.com", "di@example.com"]
+    assert {person.role for person in team.users.all()} == {role}
+    event = Event.objects.get(action="user.invited", target_label="bo@example.com")
+    assert event.changes == {"role": [None, "Helper"], "teams": [[], ["Support"]]}
+    assert Event.objects.filter(action="team.updated", target_id=str(team.pk)).count() == 3
+    assert "Gateways you can use" in text(choose_password(links[1]))
+    assert User.objects.get(email="cy@example.com").status == "active"
+
+
+def test_of_several_each_refused_address_is_named_nobody_is_invited_and_what_was_typed_stays(
+    chief: User, sign_in: SignIn
+) -> None:
+    make.user(email="here@example.com")
+    client, role = confirmed(sign_in(chief)), make.role()
+
+    taken = invite(client, role, {"emails": f"{SEVERAL}\nHERE@example.com, chief@example.com"})
+    wrong = invite(client, role, {"emails": f"{SEVERAL}\nnonsense, no@where, fine@example.com"})
+
+    for words in (
+        "here@example.com: Somebody with this e-mail address exists already.",
+        "chief@example.com: Somebody with this e-mail address exists already.",
+    ):
+        assert words in text(taken)
+    for words in ("nonsense: this is not an e-mail address.", "no@where: this is not an e-mail address."):
+        assert words in text(wrong)
+    for response in (taken, wrong):
+        assert response.status_code == 422
+        assert "Bo Berg &lt;bo@example.com&gt;, cy@example.com" in text(response)
+        assert f'value="{role.pk}"' in text(response)
+        assert " checked" in text(response).split("<legend>Role")[1].split("</fieldset>")[0]
+    assert not User.objects.filter(email__in=["bo@example.com", "fine@example.com"]).exists()
+    assert not mail.outbox
+
+
+def test_joining_is_told_in_words_and_events_of_its_own(chief: User, sign_in: SignIn) -> None:
+    link = link_in(invite(confirmed(sign_in(chief)), make.role()))
+    client = Client()
+    path = link.removeprefix(settings.PUBLIC_URL)
+
+    opened = client.get(path)
+    page = text(client.get(opened["Location"]))
+    mismatch = client.post("/accounts/join/", {"display_name": "Bo", "password1": "another horse", "password2": "x"})
+    form = {"display_name": "Bo B.", "password1": "another horse battery", "password2": "another horse battery"}
+    done = client.post("/accounts/join/", form, follow=True)
+
+    key = path.rstrip("/").rpartition("/")[2]
+    assert opened["Location"] == "/accounts/join/"
+    assert key not in page
+    assert mismatch.status_code == 422
+    assert done.redirect_chain == [("/", 302)]
+    bo = User.objects.get(email="bo@example.com")
+    assert (bo.display_name, bo.status, bo.last_login is not None) == ("Bo B.", "active", True)
+    events = Event.objects.filter(target_id=str(bo.pk)).order_by("pk")
+    assert list(events.values_list("action", "actor_email")) == [
+        ("user.invited", chief.email),
+        ("user.joined", bo.email),
+    ]
+    for words in ("revoked", "reset", "API tokens and app connections made before"):
+        assert words not in page + text(mismatch)
+
+
+def test_an_invitation_opens_no_page_of_a_reset_and_a_reset_none_of_an_invitation(chief: User) -> None:
+    bo = User.objects.invite(email="bo@example.com", role=make.role(), by=chief)
+    joined = make.user(email="joined@example.com")
+    key = invitation_link(bo).rstrip("/").rpartition("/")[2]
+    reset = password_link(joined).rstrip("/").rpartition("/")[2]
+
+    assert "This link no longer works" in text(Client().get(f"/accounts/password/reset/key/{key}/", follow=True))
+    assert Client().get(f"/accounts/join/{reset}/").status_code == 410
+
+
+def test_who_forgot_to_join_and_asks_for_a_reset_gets_the_invitation_again(chief: User) -> None:
+    bo = User.objects.invite(email="bo@example.com", role=make.role(), by=chief)
+
+    Client().post("/accounts/password/reset/", {"email": bo.email})
+    (message,) = mail.outbox
+    found = re.search(r"http\S+/accounts/join/\S+", str(message.body))
+
+    assert found
+    assert "reset" not in f"{message.subject} {message.body}".lower()
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=73)):
+        Client().post("/accounts/password/reset/", {"email": bo.email})
+        assert bo.status == "expired"
+    assert len(mail.outbox) == 1
+
+
+def test_an_invitation_is_revoked_and_sent_again_from_the_list(chief: User, sign_in: SignIn) -> None:
+    client = confirmed(sign_in(chief))
+    link = link_in(invite(client, make.role()))
+    bo = User.objects.get(email="bo@example.com")
+    revoke, again = f"/people/{bo.pk}/invitation/revoke/", f"/people/{bo.pk}/invite/"
+
+    listed = text(client.get("/people/"))
+    done = client.post(revoke, follow=True)
+
+    assert f'action="{revoke}"' in listed
+    assert f'action="{again}"' in listed
+    assert done.redirect_chain == [("/people/", 302)]
+    assert "invitation revoked" in text(done)
+    assert "This invitation no longer works" in text(choose_password(link))
+    assert Event.objects.get(action="user.invitation_revoked").actor_email == chief.email
+    bo.refresh_from_db()
+    assert "Gateways you can use" in text(choose_password(link_in(invite_again(client, bo))))
+    assert "Only who has not chosen a password yet" in text(client.post(revoke, follow=True))
+
+
+def test_an_expired_invitation_is_shown_as_such_and_sent_again(chief: User, sign_in: SignIn) -> None:
+    link = link_in(invite(confirmed(sign_in(chief)), make.role()))
+    bo = User.objects.get(email="bo@example.com")
+
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=73)):
+        client = confirmed(sign_in(chief))
+        assert "invitation expired" in text(client.get("/people/"))
+        assert "This invitation no longer works" in text(choose_password(link))
+        assert "Gateways you can use" in text(choose_password(link_in(invite_again(client, bo))))
+
+
+def test_the_first_page_of_a_member_names_their_gateways_and_how_to_connect_each(chief: User) -> None:
+    team = Team.objects.add(name="Support", users=[], by=chief)
+    theirs = make.gateway(make.server(name="Handbook"), name="Theirs", reach=Reach.TEAMS)
+    theirs.teams.add(team)
+    make.gateway(name="Other", reach=Reach.TEAMS)
+    make.gateway(name="Off", enabled=False)
+    Host.objects.add_agent(name="Night bot", allow_enrolment=True, by=chief)
+    Host.objects.add_agent(name="Closed bot", by=chief)
+    bo = User.objects.invite(email="bo@example.com", role=make.role(), teams=[team], by=chief)
+
+    page = text(choose_password(invitation_link(bo)))
+
+    card = page.split("Gateways you can use")[1].split("</section>")[0]
+    for words in ("Theirs", theirs.url, "Handbook", "How to Connect", f'value="{theirs.slug}"', "Night bot"):
+        assert words in card
+    for words in ("Other", ">Off<", "Closed bot"):
+        assert words not in card
+
+
 # --- Inviting again -----------------------------------------------------------------------------------------------
 
 
@@ -412,8 +567,8 @@ def test_a_new_invitation_ends_the_link_of_the_one_before(chief: User, sign_in: 
     first = link_in(invite(client, make.role()))
     second = link_in(invite_again(client, User.objects.get(email="bo@example.com")))
 
-    assert "This link no longer works" in text(choose_password(first))
-    assert "Your password is set" in text(choose_password(second))
+    assert "This invitation no longer works" in text(choose_password(first))
+    assert "Gateways you can use" in text(choose_password(second))
     assert Event.objects.filter(action="user.invitation_renewed").count() == 1
 
 
@@ -426,7 +581,7 @@ def test_the_same_form_makes_no_second_link(chief: User, sign_in: SignIn) -> Non
     repeated = client.post(f"/people/{bo.pk}/invite/", {"epoch": str(bo.session_epoch)}, follow=True)
 
     assert "This link is no longer shown." in text(repeated)
-    assert "Your password is set" in text(choose_password(link))
+    assert "Gateways you can use" in text(choose_password(link))
 
 
 @pytest.mark.parametrize("form", [{}, {"epoch": "nonsense"}, {"epoch": "-1"}])
@@ -463,9 +618,9 @@ def test_deactivating_ends_the_link_for_good(chief: User, sign_in: SignIn) -> No
     bo = User.objects.get(email="bo@example.com")
 
     bo.deactivate(by=chief)
-    assert "This link no longer works" in text(choose_password(link))
+    assert "This invitation no longer works" in text(choose_password(link))
     bo.reactivate(by=chief)
-    assert "This link no longer works" in text(choose_password(link))
+    assert "This invitation no longer works" in text(choose_password(link))
 
 
 # --- Changing -----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def choose(printed: str, password: str) -> None:
     assert link
     client = Client()
     form = client.get(link[0].removeprefix(settings.PUBLIC_URL), follow=True).redirect_chain[-1][0]
-    client.post(form, {"password1": password, "password2": password})
+    client.post(form, {"display_name": "Bo", "password1": password, "password2": password})
 
 
 def test_a_rescue_makes_an_owner_of_whoever_it_names() -> None:

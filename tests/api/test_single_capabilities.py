@@ -133,6 +133,8 @@ OPENS: dict[str, set[Capability]] = {
     "PATCH user-detail": {C.PEOPLE_MANAGE},
     "POST user-deactivate": {C.PEOPLE_MANAGE},
     "POST user-reactivate": {C.PEOPLE_MANAGE},
+    "POST user-invite": {C.PEOPLE_MANAGE},
+    "POST user-revoke-invitation": {C.PEOPLE_MANAGE},
     "POST user-sign-out": {C.PEOPLE_MANAGE},
     "POST user-cut-off": NOBODY,
     "GET schema": EVERYBODY,
@@ -160,6 +162,8 @@ NO_KEYS = {
     "PATCH role-detail",
     "PATCH user-detail",
     "POST user-reactivate",
+    "POST user-invite",
+    "POST user-revoke-invitation",
 }
 
 # Changes to what somebody may do, or whether they are there.
@@ -168,6 +172,8 @@ AGAINST = {
     "POST user-deactivate",
     "POST user-reactivate",
     "POST user-sign-out",
+    "POST user-invite",
+    "POST user-revoke-invitation",
     "PATCH role-detail",
     "DELETE role-detail",
     "POST team-list",

@@ -153,8 +153,8 @@ def revoke(page: Page, newcomer: Newcomer) -> None:
 
 def test_the_python_example_runs(newcomer: Newcomer, terminal: Terminal) -> None:
     *_, issue_token, _ = BLOCK.findall(README)
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    program, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     terminal.run(issue_token)
     terminal.run(f"export GATEWAY_URL={newcomer.url}/mcp/quickstart")
 
-    assert terminal.run(f".venv/bin/python - <<'END'\n{program}END") == "hello"
+    assert terminal.run(f".venv/bin/python - <<'END'\n{program}END").splitlines()[0] == "echo"

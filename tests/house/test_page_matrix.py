@@ -101,6 +101,8 @@ STRANGERS = {
     "account_reset_password_done": 200,
     "account_reset_password_from_key": 200,
     "account_reset_password_from_key_done": 200,
+    "accounts:invitation": 410,
+    "accounts:join": 410,
     "mfa_authenticate": 302,
     "account_change_password": 302,
     "account_reauthenticate": 302,

@@ -17,6 +17,8 @@ PUBLIC = {
     "account_reset_password_done",
     "account_reset_password_from_key",
     "account_reset_password_from_key_done",
+    "accounts:invitation",
+    "accounts:join",
     "mfa_authenticate",
 }
 # Pages of others about nothing but oneself; sign-in is required for every route.

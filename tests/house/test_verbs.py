@@ -9,7 +9,7 @@ import pytest
 from django.apps import apps
 from django.db.models import Model
 
-from accounts.models import WorkspaceSettings
+from accounts.models import User, WorkspaceSettings
 from capabilities import Capability
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
@@ -65,6 +65,7 @@ def staged() -> Stage:
         "own_token": own.pk,
         "owner": world.owner.pk,
         "person": known["user"],
+        "invited": User.objects.create_user("invited@example.com", None, role=make.role()).pk,
         "role": known["role-detail"],
         "server": assignment.server_id,
         "shared": shared.pk,

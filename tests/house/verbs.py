@@ -417,10 +417,20 @@ VERBS = [
     # People
     verb(
         "User.invite",
-        page("/people/invite/", email="made@example.com", display_name="Made", role="{role}"),
+        page("/people/invite/", emails="Made <made@example.com>", role="{role}"),
         rest("POST /users", email="made@example.com", display_name="Made", role_id="{role}"),
     ),
-    verb("User.renew_invitation", page("/people/{person}/invite/", epoch=0)),
+    verb(
+        "User.renew_invitation",
+        page("/people/{invited}/invite/", epoch=0),
+        rest("POST /users/{invited}/invite"),
+    ),
+    verb(
+        "User.revoke_invitation",
+        page("/people/{invited}/invitation/revoke/"),
+        rest("POST /users/{invited}/revoke-invitation"),
+        admin("accounts/user", "revoke_invitation", "invited"),
+    ),
     verb(
         "User.edit",
         page("/people/{person}/edit/", email="other@example.com", display_name="Other"),
@@ -513,6 +523,7 @@ INSIDE = {
     "Host.appear",
     "Token.provide_key",
     "User.changed_by",
+    "User.invite_all",
     "User.must_be_resettable",
     "User.note_password_link",
 }

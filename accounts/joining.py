@@ -1,0 +1,71 @@
+"""Accepting an invitation: its link leads here, and the person joins with a name and a password of their own."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from uuid import UUID
+
+from allauth.account.utils import perform_login
+from django.contrib.auth.decorators import login_not_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods
+
+from accounts.models import User
+from accounts.password_links import JoinTokens
+from accounts.people_forms import JoinForm
+from accounts.rules import NotInvited
+from accounts.sign_in_limits import posts_from_one_address
+from ui.pages import posted
+
+SESSION_KEY = "invitation"  # The key waits in the session, so that the page's own address does not hold it.
+
+
+@never_cache
+@require_GET
+@login_not_required
+def open_invitation(request: HttpRequest, key: str) -> HttpResponse:
+    """The link of an invitation; opening it uses nothing up, as mail programs open links too."""
+    if _invited(key) is None:
+        return _no_longer(request)
+    request.session[SESSION_KEY] = key
+    return redirect("accounts:join")
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@login_not_required
+@posts_from_one_address("link, from one address")
+def join(request: HttpRequest) -> HttpResponse:
+    """Take a name and a password, and be signed in."""
+    person = _invited(request.session.get(SESSION_KEY, ""))
+    if person is None:
+        return _no_longer(request)
+    form = JoinForm(posted(request), user=person, initial={"display_name": person.display_name})
+    if request.method == "GET" or not form.is_valid():
+        status = HTTPStatus.OK if request.method == "GET" else HTTPStatus.UNPROCESSABLE_ENTITY
+        return render(request, "account/join.html", {"form": form, "person": person}, status=status)
+    epoch = person.session_epoch
+    try:
+        person.join(display_name=form.cleaned_data["display_name"], encoded=form.encoded, epoch=epoch)
+    except NotInvited:
+        return _no_longer(request)
+    request.session.flush()
+    response: HttpResponse = perform_login(request, person, redirect_url=reverse("overview"))
+    return response
+
+
+def _invited(key: str) -> User | None:
+    """The person whose invitation this key belongs to, while it works."""
+    uid, _, token = key.partition("-")
+    try:
+        person = User.objects.select_related("role").filter(pk=UUID(uid)).first()
+    except ValueError:
+        return None
+    return person if JoinTokens().check_token(person, token) else None
+
+
+def _no_longer(request: HttpRequest) -> HttpResponse:
+    return render(request, "account/join.html", {"person": None}, status=HTTPStatus.GONE)

@@ -1,0 +1,45 @@
+"""Invites people: for installations without a mail server, and for scripts on the machine."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts import password_links
+from accounts.models import Role, Team, User
+from accounts.people_forms import AddressesField
+from accounts.rules import PeopleError
+from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.public_url import public_url
+
+
+class Command(BaseCommand):
+    help = "Invite people and print the link of each. A link works once, for 72 hours. Recorded as admin events."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("emails", nargs="+", metavar="EMAIL", help="whom to invite")
+        parser.add_argument("--role", default="Member", help="what they may do (default: %(default)s)")
+        parser.add_argument("--team", action="append", default=[], help="a team they join; may be given several times")
+
+    def handle(self, *args: Any, emails: list[str], role: str, team: list[str], **options: Any) -> None:
+        try:
+            database.require()
+            people = AddressesField().clean("\n".join(emails))
+            teams = [_named(Team, name) for name in team]
+            invited = User.objects.invite_all(people, role=_named(Role, role), teams=teams, by=None)
+        except (Unusable, PeopleError) as error:
+            raise CommandError(str(error)) from error
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from error
+        for person in invited:
+            self.stdout.write(f"{person.email} {password_links.invitation_link(person, public_url())}")
+
+
+def _named(model: Any, name: str) -> Any:
+    row = model.objects.filter(name__iexact=name.strip()).first()
+    if row is None:
+        names = ", ".join(model.objects.values_list("name", flat=True))
+        raise CommandError(f"There is no {model._meta.verbose_name} {name}. There are: {names or 'none'}.")
+    return row

@@ -1,0 +1,156 @@
+"""The client texts: one source for the README, How to Connect and the show-once dialog; each block runs or parses."""
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.utils.html import strip_tags
+
+from accounts.models import User
+from tests import make
+from tests.clients.fixtures import FOLDER, MODULES, Npm
+from tests.conftest import SignIn
+from tests.docs.client_section import README, written
+from tests.workspace import Serve
+from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, Block, Client, clients, shown
+
+pytestmark = pytest.mark.xdist_group("clients")
+
+CLIENTS = clients()
+BLOCKS = [pytest.param(block, id=f"{client.slug}-{block.way}") for client in CLIENTS for block in client.blocks]
+RUNS = {client.slug: block for client in CLIENTS for block in client.blocks if block.runs}
+TOKEN = "gwa_an-example-of-a-token"
+LONG = "https://gateway.example.org:8443/below/mcp/quickstart-of-quickstarts"
+NPX = (("npx -y mcp-remote@latest", "mcp-remote"), ("npx -y @modelcontextprotocol/inspector@latest", "mcp-inspector"))
+
+
+def test_the_readme_says_what_the_data_says() -> None:
+    assert written(README.read_text()) == README.read_text(), "run `make readme`"
+
+
+def test_the_names_of_clients_are_their_own_and_each_has_a_way() -> None:
+    assert len({client.slug for client in CLIENTS}) == len(CLIENTS)
+    assert {block.way for client in CLIENTS for block in client.blocks} == {"browser", "token"}
+    for client in CLIENTS:
+        assert len({block.way for block in client.blocks}) == len(client.blocks) > 0
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_each_block_parses_as_its_language_for_any_gateway_with_and_without_the_token(block: Block) -> None:
+    for token in ("", TOKEN):
+        text = block.for_gateway(LONG, "some-name", token)
+        assert EXAMPLE_URL not in text
+        assert LONG in text or "GATEWAY_URL" in text
+        for place in placed(block.language, text):
+            assert place == "some-name"
+    if block.way == "token" and block.fill:
+        assert TOKEN in block.for_gateway(LONG, "some-name", TOKEN)
+        assert "environ" not in block.for_gateway(LONG, "some-name", TOKEN).replace("import os", "")
+    assert EXAMPLE_NAME in block.text or "GATEWAY_URL" in block.text
+
+
+def placed(language: str, text: str) -> Iterator[str]:
+    """The names under which a configuration puts the gateway; raises when the text does not parse."""
+    match language:
+        case "json":
+            value: dict[str, Any] = json.loads(text)
+            yield from (name for key, part in value.items() if key.endswith("ervers") for name in part)
+        case "toml":
+            yield from tomllib.loads(text)["mcp_servers"]
+        case "python":
+            ast.parse(text)
+        case "bash":
+            subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+        case "js":
+            node = [str(MODULES / ".bin" / "node"), "--input-type=module", "--check"]
+            subprocess.run(node, input=text, text=True, check=True, capture_output=True)
+        case other:
+            assert other == "text"
+            assert text.strip() == LONG
+
+
+@pytest.fixture(scope="module")
+def issued(live: Serve) -> dict[str, str]:
+    """A token for the quickstart gateway, as a person is shown it."""
+    return dict(live.issue_token(host="Documented bot", gateway="quickstart"))
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["variables", "filled in"])
+@pytest.mark.parametrize("slug", sorted(RUNS))
+def test_a_block_that_runs_lists_the_tools(slug: str, filled: bool, issued: dict[str, str], npm: Npm) -> None:
+    text = RUNS[slug].for_gateway(issued["gateway_url"], "quickstart", issued["token"] if filled else "")
+    environment = npm.environment | ({} if filled else {"TOKEN": issued["token"], "GATEWAY_URL": issued["gateway_url"]})
+
+    done = run(RUNS[slug].language, text, environment)
+
+    assert done.returncode == 0, done.stderr
+    assert "echo" in done.stdout, done.stderr
+
+
+HELLO = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "documents", "version": "1"},
+}
+LINES = (
+    {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": HELLO},
+    {"jsonrpc": "2.0", "method": "notifications/initialized"},
+    {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
+)
+
+
+def run(language: str, text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    for fetched, installed in NPX:  # The pinned package of the tests in place of the newest.
+        text = text.replace(fetched, installed)
+    if "mcp-remote" in text:
+        return piped(text, environment)
+    command = {
+        "bash": ["bash", "-c", text],
+        "python": [sys.executable, "-c", text],
+        "js": [str(MODULES / ".bin" / "node"), "--input-type=module", "-e", text],
+    }[language]
+    return subprocess.run(command, env=environment, cwd=FOLDER, capture_output=True, text=True, timeout=60, check=False)
+
+
+def piped(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A client that starts programs: it writes lines to the program, and reads until the list has come."""
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {text.strip()}"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as program:
+        assert program.stdin
+        assert program.stdout
+        program.stdin.write("".join(f"{json.dumps(line)}\n" for line in LINES))
+        program.stdin.flush()
+        said = ""
+        for line in program.stdout:
+            said += line
+            if json.loads(line).get("id") == 2:
+                break
+        program.terminate()
+    return subprocess.CompletedProcess(text, 0, said, "")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.slug)
+def test_how_to_connect_shows_each_client_for_the_chosen_gateway(client: Client, ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway(slug="mine")
+
+    asked = {"gateway": "mine", "client": client.slug}
+    page = sign_in(ana).get("/connect/help/", asked, headers={"HX-Request": "true"}).content.decode()
+
+    assert f'<option value="{client.slug}" selected>' in page
+    for block in client.blocks:
+        code = shown(client, block.way, url=gateway.url, name="mine")
+        assert code
+        assert code.code in page
+        assert strip_tags(code.code.replace("&lt;", "<<")).count(gateway.url) == block.text.count(EXAMPLE_URL)

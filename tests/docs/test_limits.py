@@ -1,0 +1,59 @@
+"""The page of limits has the numbers of the code, and every setting it names."""
+
+import re
+from datetime import timedelta
+
+from django.conf import settings
+
+from accounts import password_links
+from accounts.models import WorkspaceSettings
+from accounts.models.users import INVITATION
+from accounts.people_forms import MOST_INVITED
+from gatewayadmin.config import environment
+from proxy import server_requests, streams, suspended_calls
+from tests.docs.pages import ROOT
+from tokens.models import LIFETIMES
+from ui.pages import PAGE_SIZE
+from wire import client, jsonrpc, sse, tool_names, trace_context, turns
+
+PAGE = (ROOT / "docs" / "reference" / "limits.md").read_text()
+HOUR = timedelta(hours=1)
+LIMITS = {
+    "a request at `/mcp`, MiB": settings.BODY_MIB,
+    "a server's answer, MiB": settings.ANSWER_MIB,
+    "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
+    "digits of one number": jsonrpc.MOST_DIGITS,
+    "events on one stream of a server": sse.MOST_EVENTS,
+    "calls in progress of one token, in each worker": settings.TOKEN_CALLS,
+    "requests that wait for the database, in each worker": settings.WAITING_CALLS,
+    "calls that wait for one server, in each worker": turns.MOST_WAITING,
+    "of these, calls of one person": turns.MOST_WAITING_OF_ONE,
+    "suspended calls of one connection, in each worker": suspended_calls.MOST_SUSPENDED,
+    "rounds in which a server may ask for input in one call": server_requests.MOST_ROUNDS,
+    "requests a server may make in one round": server_requests.MOST_ASKED,
+    "seconds a client has to answer a server": settings.ANSWER_SECONDS,
+    "hours a session lives without use": settings.SESSION_HOURS,
+    "messages a client may be behind on a stream": streams.MOST_PENDING,
+    "features (tools, prompts, resources) of one list of a server": client.MOST_FEATURES,
+    "pages of one list of a server": client.MOST_PAGES,
+    "characters of a tool's or prompt's name as clients see it": tool_names.MAX_NAME,
+    "characters of a tool's or prompt's name as its server has it": tool_names.LONGEST_NAME,
+    "bytes of a resource's URI": tool_names.LONGEST_URI,
+    "gateways a request may pass": trace_context.MOST_HOPS,
+    "addresses in one invitation": MOST_INVITED,
+    "hours an invitation works": INVITATION // HOUR,
+    "hours a link of a password reset works": password_links.RESET // HOUR,
+    "seconds an OAuth access token lives": WorkspaceSettings._meta.get_field("oauth_access_token_seconds").default,
+    "days an API access token lives, longest of the choices": max(LIFETIMES),
+    "entries of a page of a list": PAGE_SIZE,
+}
+
+
+def test_the_page_has_each_limit_with_the_number_of_the_code() -> None:
+    rows = dict(re.findall(r"^\| (.+?) \| ([\d,]+) \|", PAGE, re.MULTILINE))
+
+    assert {name: int(number.replace(",", "")) for name, number in rows.items()} == LIMITS
+
+
+def test_the_settings_it_names_exist() -> None:
+    assert set(re.findall(r"GATEWAY_\w+", PAGE)) <= set(environment._seen)

@@ -1,0 +1,108 @@
+"""How each client is connected, from clients.toml: for How to Connect, the show-once dialog and the README."""
+
+from __future__ import annotations
+
+import html
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from django.utils.safestring import SafeString, mark_safe
+
+EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
+EXAMPLE_NAME = "quickstart"
+_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Stands for the URL, while the name, which is part of it, is replaced.
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Something to paste, and where; `way` is `browser` or `token`."""
+
+    way: str
+    where: str
+    language: str
+    text: str
+    fill: tuple[tuple[str, str], ...] = ()
+    runs: bool = False
+
+    def for_gateway(self, url: str, name: str, token: str = "") -> str:
+        """The text for this gateway; with a token, the secret itself instead of a variable."""
+        text = self.text
+        if token:
+            for before, after in self.fill:
+                text = text.replace(before, after.format(token=token, url=EXAMPLE_URL))
+        return text.replace(EXAMPLE_URL, _HERE).replace(EXAMPLE_NAME, name).replace(_HERE, url)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """An app or library that speaks MCP."""
+
+    slug: str
+    name: str
+    blocks: tuple[Block, ...]
+
+    def by(self, way: str) -> Block | None:
+        """How it is connected this way, if it can be."""
+        return next((block for block in self.blocks if block.way == way), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A block as a page shows it: `code` has the URL and the secret marked."""
+
+    slug: str
+    name: str
+    where: str
+    code: SafeString
+
+
+@cache
+def clients() -> tuple[Client, ...]:
+    """All clients, in the order of the file."""
+    data = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+    return tuple(
+        Client(entry["slug"], entry["name"], tuple(_block(**block) for block in entry["block"]))
+        for entry in data["client"]
+    )
+
+
+def _block(
+    way: str, where: str, language: str, text: str, fill: Iterable[tuple[str, str]] = (), runs: bool = False
+) -> Block:
+    return Block(way, where, language, text, tuple((before, after) for before, after in fill), runs)
+
+
+def client_of(slug: str) -> Client:
+    """The client of this slug, or the first."""
+    return next((client for client in clients() if client.slug == slug), clients()[0])
+
+
+def shown(client: Client, way: str, *, url: str, name: str, token: str = "") -> Shown | None:
+    """The block of a client for this gateway, if it can be connected this way."""
+    if (block := client.by(way)) is None:
+        return None
+    code = _escaped(block.for_gateway(url, name, token).strip())
+    for marked in filter(None, (url, token)):
+        code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")
+    return Shown(client.slug, client.name, block.where, mark_safe(code))  # noqa: S308  (escaped above)
+
+
+def _escaped(text: str) -> str:
+    """For the inside of an element, where quotation marks stay as they are."""
+    return html.escape(text, quote=False)
+
+
+def section() -> str:
+    """The section of the README, in Markdown."""
+    return "\n".join(
+        f"<details><summary><b>{client.name}</b></summary>\n\n{''.join(map(_markdown, client.blocks))}</details>\n"
+        for client in clients()
+    )
+
+
+def _markdown(block: Block) -> str:
+    title = "In the browser" if block.way == "browser" else "With a token"
+    return f"{title}. {block.where.rstrip(':')}:\n\n```{block.language}\n{block.text}```\n\n"
