@@ -199,7 +199,10 @@ class Server(Versioned, Switchable):
                 signed_in = self.identities.live().exclude(issuer="")
                 if ended := signed_in.need_sign_in(SignInNeeded.MOVED):
                     changes["sign_ins_ended"] = [0, ended]
-                changes["identities_to_confirm"] = [0, marked.filter(issuer="").update(unconfirmed_since=timezone.now())]
+                changes["identities_to_confirm"] = [
+                    0,
+                    marked.filter(issuer="").update(unconfirmed_since=timezone.now()),
+                ]
             if changes:
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 

@@ -170,7 +170,7 @@ def _identity_for(sign_in: SignIn, account: str) -> Identity:
     identity.generation += 1
     identity.unconfirmed_since = identity.sign_in_needed_since = None
     identity.sign_in_reason, identity.last_error = SignInNeeded.NONE, ""
-    return identity
+    return identity  # type: ignore[no-any-return]  # The lock gives back a row of the same model.
 
 
 def _free_label(identity: Identity, wish: str) -> str:
