@@ -185,14 +185,13 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
 def token_request(endpoint: str, client: Client, parameters: Mapping[str, str]) -> TokenRequest:
     """A request to the token or revocation endpoint, in which the client names itself in the way it was registered."""
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-    form = {name: value for name, value in parameters.items() if value}
+    # Named in the form too, beside a header: some look nowhere else.
+    form = {name: value for name, value in parameters.items() if value} | {"client_id": client.client_id}
     if client.secret and client.auth_method == "client_secret_basic":
         pair = f"{quote_plus(client.client_id)}:{quote_plus(client.secret)}"
         headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-    else:
-        form["client_id"] = client.client_id
-        if client.secret:
-            form["client_secret"] = client.secret
+    elif client.secret:
+        form["client_secret"] = client.secret
     return TokenRequest(endpoint, headers, urlencode(form).encode())
 
 

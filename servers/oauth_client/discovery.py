@@ -143,10 +143,12 @@ def _resource(http: Http, url: str, challenge: Challenge) -> Resource | None:
 def _legacy(http: Http, url: str) -> Metadata | None:
     """A server older than RFC 9728 is its own issuer (MCP 2025-03-26)."""
     origin = origin_of(url)
-    try:
-        return issuer_metadata(http, origin, like=url)
-    except BadIssuer:
-        return None
+    for issuer in (origin, f"{origin}/"):  # Nobody has said which of the two it calls itself.
+        try:
+            return issuer_metadata(http, issuer, like=url)
+        except BadIssuer:
+            continue
+    return None
 
 
 def _document(http: Http, address: str) -> Mapping[str, Any] | None:
