@@ -293,8 +293,9 @@ def account_name(claims: Mapping[str, Any]) -> str:
 
 
 def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
-    """How a client with or without a secret names itself to an issuer that takes these ways."""
-    ways = advertised or (DEFAULT_AUTH_METHOD,)
+    """How a client with or without a secret names itself to an issuer that takes these ways, of which it likes the
+    first best."""
     if not secret:
         return "none"
-    return next((way for way in ("client_secret_basic", "client_secret_post") if way in ways), DEFAULT_AUTH_METHOD)
+    known = (way for way in advertised if way in AUTH_METHODS and way != "none")
+    return next(known, DEFAULT_AUTH_METHOD)

@@ -76,8 +76,9 @@ def begin(
     needs = discover(server.url)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
+    scope = _scope(needs, identity)
     try:
-        registration = registered(server, needs.metadata, by=request.user)
+        registration = registered(server, needs.metadata, scope, by=request.user)
         client = registration.client
     except NotRegistered as refusal:
         raise SignInRefused(str(refusal)) from None
@@ -99,7 +100,7 @@ def begin(
         verifier_ciphertext=cipher().seal(verifier),
         url=server.url,
         resource=_resource(server, needs),
-        scope=_scope(needs, identity),
+        scope=scope,
         endpoints=_endpoints(needs.metadata),
         expires_at=timezone.now() + LIFETIME,
     )

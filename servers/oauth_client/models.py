@@ -42,6 +42,8 @@ class ClientRegistration(models.Model):
     client_id = models.CharField(max_length=1000)
     secret_ciphertext = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
+    # What it may ask for, where it had to say so; empty: whatever the issuer grants.
+    scope = models.TextField(blank=True, default="")
     auth_method = models.CharField(max_length=30, choices=[(name, name) for name in AUTH_METHODS])
     secret_expires_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
