@@ -96,7 +96,7 @@ class Lists:
         seconds: float,
         refresher: Refresher,
     ) -> None:
-        self._refresher = refresher
+        self.refresher = refresher
         self._client = client
         self._access = access
         self._state = state
@@ -211,11 +211,11 @@ class Lists:
         self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
     ) -> list[Definition]:
         try:
-            assigned = await self._refresher.fresh(assigned)
+            assigned = await self.refresher.fresh(assigned)
             try:
                 listed = await self._list(asked, assigned, grant, trace, seconds)
             except AccessRefused as refusal:
-                renewed = await self._refresher.after(refusal, assigned)
+                renewed = await self.refresher.after(refusal, assigned)
                 if renewed is None:
                     raise
                 listed = await self._list(asked, renewed, grant, trace, seconds)

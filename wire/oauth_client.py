@@ -69,7 +69,7 @@ def read_challenge(headers: Iterable[str]) -> Challenge:
 
 
 def resource_metadata_urls(url: str, challenge: Challenge) -> list[str]:
-    """Where the metadata of a protected resource may be: where it says itself, then below its path, then at the root."""
+    """Where the metadata of a protected resource may be: where it says itself, then for its path, then at the root."""
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource"
     path = parts.path.rstrip("/")

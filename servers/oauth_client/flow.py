@@ -51,7 +51,7 @@ class SignInRefused(Exception):
 
 
 def browser_digest(request: AppRequest) -> bytes:
-    """What ties a sign-in to this browser: a random value in its session, which lasts when the session's key changes."""
+    """What ties a sign-in to this browser: a random value in its session, which outlasts the session's key."""
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
@@ -69,8 +69,8 @@ def begin(
 ) -> HttpResponse:
     """A page that leads the browser on to the issuer of `server`.
 
-    What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a shared
-    one. Raises SignInRefused, or CapabilityRequired.
+    What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a
+    shared one. Raises SignInRefused, or CapabilityRequired.
     """
     _must_be_open_to(request, connection, identity, shared=shared)
     needs = discover(server.url)

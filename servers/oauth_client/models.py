@@ -119,7 +119,7 @@ class GrantManager(models.Manager["Grant"]):
             if server.url != sign_in.url:
                 raise AnotherPlace(f"{server} was moved while you signed in. Sign in again.")
             identity = _identity_for(sign_in, account)
-            created = identity._state.adding
+            created = sign_in.identity is None
             before = {"account": identity.account, "issuer": identity.issuer}
             identity.issuer, identity.account = sign_in.registration.issuer, account
             identity.seal(tokens.access)

@@ -60,8 +60,8 @@ def _described(method: str) -> dict[str, Any]:
 def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> ClientRegistration:
     """The registration to sign in with at this issuer for this scope, made now if there is none. Raises NotRegistered.
 
-    Some let a client ask for nothing that it did not name when it registered. When more is wanted it registers anew; what
-    was granted before is renewed with the client it was granted to.
+    Some let a client ask for nothing that it did not name when it registered. When more is wanted it registers anew;
+    what was granted before is renewed with the client it was granted to.
     """
     rows = ClientRegistration.objects.filter(ended_at=None, redirect_uri=redirect_uri())
     own = rows.filter(server=server).first()
@@ -137,9 +137,7 @@ def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> Client
 
 def _post(metadata: Metadata, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     try:
-        answer = Http().post(
-            metadata.registration_endpoint, {"Content-Type": "application/json"}, orjson.dumps(body)
-        )
+        answer = Http().post(metadata.registration_endpoint, {"Content-Type": "application/json"}, orjson.dumps(body))
     except Unreachable as error:
         raise NotRegistered(f"{metadata.registration_endpoint} {error}.") from None
     return answer.status, answer.document or {}
