@@ -61,6 +61,9 @@ REASONS = {
     "identity_unconfirmed": Reason(
         Step.IDENTITY, "The server's path or header changed; its identity waits to be confirmed."
     ),
+    "identity_sign_in": Reason(Step.IDENTITY, "The sign-in at the server has ended; a person has to sign in again."),
+    "identity_scope": Reason(Step.IDENTITY, "The server asks for more rights than were granted at the sign-in."),
+    "identity_unavailable": Reason(Step.IDENTITY, "The issuer of the identity could not be asked for a fresh token."),
     "identity_unreadable": Reason(Step.IDENTITY, "No encryption key opens the stored identity."),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it."),
     "address_blocked": Reason(Step.UPSTREAM, "The server lives at an address the gateway may not call."),

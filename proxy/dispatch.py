@@ -70,7 +70,9 @@ INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES_PATH = "/settings/identities"
-IDENTITY_REASONS = frozenset({"identity_missing", "identity_off", "identity_unconfirmed"})
+IDENTITY_REASONS = frozenset(
+    {"identity_missing", "identity_off", "identity_unconfirmed", "identity_sign_in", "identity_scope"}
+)
 
 
 def wanted(message: Message | None, feature: Named | None) -> Wanted:

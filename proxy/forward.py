@@ -6,6 +6,7 @@ of the answer is rewritten. An answer of which nothing has to be rewritten passe
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import ServersNeeded, Wanted
@@ -17,10 +18,12 @@ from proxy.catalog import (
     Resolved,
     UnknownFeature,
     check_held,
+    credential_of,
     resolve,
     target,
 )
 from proxy.lists import Lists
+from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import Asking, InputRefused, ServerRequests
@@ -30,7 +33,7 @@ from wire import jsonrpc, stateless, uris, versions
 from wire.causes import in_words
 from wire.cipher import Cipher
 from wire.client import McpClient
-from wire.errors import BadAnswer, Busy, UpstreamError
+from wire.errors import AccessRefused, BadAnswer, Busy, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import (
     MODERN,
@@ -61,7 +64,9 @@ type Ask = Callable[..., Awaitable[RpcResponse]]
 NOTHING_MORE: Object = {}
 
 # These say nothing of the server: nothing was sent, or the client did not do its part.
-NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended)
+NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable)
+
+UNAUTHORIZED = 401
 
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
@@ -81,6 +86,14 @@ NO_COMPLETION: Object = {"completion": {"values": []}}
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 
+@dataclass
+class Identity:
+    """As whom a call goes on, which may change while it is under way."""
+
+    assigned: AssignedServer
+    target: Target
+
+
 class Forwarder:
     """Forwards requests to the servers they are for."""
 
@@ -92,6 +105,7 @@ class Forwarder:
         usage: UsageTracker,
         requests: ServerRequests,
         suspended: SuspendedCalls,
+        refresher: Refresher,
     ) -> None:
         self._client = client
         self._requests = requests
@@ -99,6 +113,7 @@ class Forwarder:
         self._lists = lists
         self._cipher = cipher
         self._usage = usage
+        self._refresher = refresher
 
     async def forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The server's answer to this request, addressed to the client.
@@ -113,6 +128,8 @@ class Forwarder:
         request.set_server(resolved.assigned)
         if resolved.row is not None:
             check_held(resolved, message.params.get("arguments"))
+        if resolved.assigned.sign_in is not None:
+            resolved = self._with(request, resolved, await self._refresher.fresh(resolved.assigned))
         began = time.perf_counter()
         try:
             answer = await self._forward(request, resolved, grant, message, stream)
@@ -134,6 +151,35 @@ class Forwarder:
             raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
         return _result_response(request, resolved, message, answer)
 
+    async def _ask_renewing(
+        self, request: McpRequest, resolved: Resolved, identity: Identity, send: Callable[[], Awaitable[RpcResponse]]
+    ) -> RpcResponse:
+        """The server's answer; after it refused the token, that to another one, once. Raises an UpstreamError."""
+        try:
+            return await send()
+        except AccessRefused as refusal:  # It was not carried out.
+            renewed = await self._refresher.after(refusal, identity.assigned)
+            if renewed is None:
+                raise
+        self._with(request, resolved, renewed)
+        credential = credential_of(renewed, self._cipher)
+        identity.assigned = renewed
+        identity.target = identity.target._replace(credential=credential, generation=renewed.ciphertext or "")
+        try:
+            return await send()
+        except AccessRefused as refusal:
+            if refusal.status != UNAUTHORIZED:
+                raise
+            raise await self._refresher.give_up(renewed) from None
+
+    def _with(self, request: McpRequest, resolved: Resolved, assigned: AssignedServer) -> Resolved:
+        """The same feature with this identity, which the request knows from now on as one of its secrets."""
+        if assigned is resolved.assigned or request.grant is None:
+            return resolved
+        others = [each for each in request.grant.assignments if each.id != assigned.id]
+        request.grant = request.grant._replace(assignments=(*others, assigned))
+        return resolved._replace(assigned=assigned)
+
     async def _look_again(
         self, request: McpRequest, grant: Grant, assigned: AssignedServer, feature: Named
     ) -> Resolved:
@@ -151,32 +197,16 @@ class Forwarder:
     async def _forward(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
+        """The server's answer, with whatever server and client ask each other before."""
         level = "" if stream is None else _told_level(request, resolved, grant, message)
         upstream = target(resolved.assigned, grant, self._cipher, request.trace, level)
-        progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None
-        params = _params(message, resolved.name, progress_token)
         if message.method in SUBSCRIBING and await self._client.find_era(upstream) == MODERN:
             # It has no such method: whoever holds the client's stream listens to it.
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
-        on_notification = (
-            ignore if stream is None else _relay(request, resolved, grant, message, stream, progress_token)
-        )
+        ask = self._sender(request, resolved, grant, message, stream, upstream)
 
         def asking() -> Asking:
             return Asking(request, grant, upstream, stream)
-
-        def ask(
-            on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
-        ) -> Awaitable[RpcResponse]:
-            return self._client.ask(
-                upstream,
-                message.method,
-                {**params, **more} if more else params,
-                on_notification,
-                person=grant.user_id,
-                schema=schema,
-                on_request=on_request,
-            )
 
         async def on_request(asked: Object, answer: Answer) -> None:
             await self._requests.carry(asking(), asked, answer)
@@ -191,6 +221,44 @@ class Forwarder:
         if not request.modern and _wants_input(answer):
             return await self._requests.give_input(asking(), answer, lambda more: ask(on_request, more))
         return answer
+
+    def _sender(
+        self,
+        request: McpRequest,
+        resolved: Resolved,
+        grant: Grant,
+        message: Message,
+        stream: Stream | None,
+        upstream: Target,
+    ) -> Ask:
+        progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None
+        params = _params(message, resolved.name, progress_token)
+        on_notification = (
+            ignore if stream is None else _relay(request, resolved, grant, message, stream, progress_token)
+        )
+        # Where a person signed in at an issuer, the token may be renewed while the call is under way.
+        identity = None if resolved.assigned.sign_in is None else Identity(resolved.assigned, upstream)
+
+        def send(
+            on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
+        ) -> Awaitable[RpcResponse]:
+            return self._client.ask(
+                upstream if identity is None else identity.target,
+                message.method,
+                {**params, **more} if more else params,
+                on_notification,
+                person=grant.user_id,
+                schema=schema,
+                on_request=on_request,
+            )
+
+        def send_renewing(
+            on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
+        ) -> Awaitable[RpcResponse]:
+            assert identity is not None
+            return self._ask_renewing(request, resolved, identity, lambda: send(on_request, more, schema))
+
+        return send if identity is None else send_renewing
 
     def _may_be_suspended(self, upstream: Target, message: Message) -> bool:
         """Whether the request may end in `input_required` of our own, or is the retry of one that did."""

@@ -18,7 +18,8 @@ from psycopg.types.json import Jsonb
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import Access, ServersNeeded, Wanted
-from proxy.catalog import AliasMissing, identity_refusal, is_usable, server_of, target, without_alias
+from proxy.catalog import AliasMissing, Refusal, identity_refusal, is_usable, server_of, target, without_alias
+from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
@@ -28,7 +29,7 @@ from wire.causes import in_words
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
-from wire.errors import Busy, TimedOut, UpstreamError
+from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError
 from wire.jsonrpc import Id, Object
 from wire.rpc_messages import ServerInfo
 from wire.trace_context import NONE, Trace
@@ -115,8 +116,16 @@ class Lists:
     """Answers lists from what is stored, and asks servers for what they offer."""
 
     def __init__(
-        self, client: McpClient, access: Access, state: State, cipher: Cipher, usage: UsageTracker, seconds: float
+        self,
+        client: McpClient,
+        access: Access,
+        state: State,
+        cipher: Cipher,
+        usage: UsageTracker,
+        seconds: float,
+        refresher: Refresher,
     ) -> None:
+        self.refresher = refresher
         self._client = client
         self._access = access
         self._state = state
@@ -304,9 +313,15 @@ class Lists:
         self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
     ) -> list[Definition]:
         try:
-            upstream = target(assigned, grant, self._cipher, trace)
-            listed = await self._client.list_features(upstream, asked.kind, seconds=seconds)
-        except Busy:  # It was not asked.
+            assigned = await self.refresher.fresh(assigned)
+            try:
+                listed = await self._list(asked, assigned, grant, trace, seconds)
+            except AccessRefused as refusal:
+                renewed = await self.refresher.after(refusal, assigned)
+                if renewed is None:
+                    raise
+                listed = await self._list(asked, renewed, grant, trace, seconds)
+        except (Busy, Refusal, IdentityUnavailable):  # It was not asked.
             raise
         except UpstreamError as error:
             self._usage.server_contacted(
@@ -318,6 +333,12 @@ class Lists:
         rows = await asyncio.to_thread(definitions.rows, asked.kind, assigned.alias, listed)
         await self._write(asked, Jsonb(rows), "")
         return listed
+
+    async def _list(
+        self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
+    ) -> list[Definition]:
+        upstream = target(assigned, grant, self._cipher, trace)
+        return await self._client.list_features(upstream, asked.kind, seconds=seconds)
 
     async def _write(self, asked: Asked, said: Jsonb | None, fault: str) -> None:
         try:

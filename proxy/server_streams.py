@@ -25,6 +25,7 @@ from proxy.catalog import (
     IdentityUnreadable,
     Named,
     OutOfScope,
+    Refusal,
     Resolved,
     identity_refusal,
     is_nameable,
@@ -34,6 +35,7 @@ from proxy.catalog import (
     target,
 )
 from proxy.lists import Lists
+from proxy.refresh import IdentityUnavailable
 from proxy.request import McpRequest
 from proxy.server_requests import Asking, ServerRequests
 from proxy.store.bus import Bus
@@ -181,7 +183,7 @@ class ServerStreams:
     async def _follow(self) -> None:
         """Listen to what is to be listened to, and to nothing else."""
         audiences = await self._audiences(self.streams.standing())
-        sources = [source for audience in audiences for source in self._sources(audience)]
+        sources = [source for audience in audiences for source in await self._sources(audience)]
         await self._open_sessions([each for each in sources if self._client.era(each.target) != MODERN])
         wanted = await self._leased_listens(sources) | await self._leased_sessions(audiences)
         gone = [row for row in self._held if row not in wanted]
@@ -243,11 +245,12 @@ class ServerStreams:
 
         return dict(zip(named, await asyncio.gather(*map(look_up, named)), strict=True))
 
-    def _sources(self, audience: Audience) -> list[Source]:
+    async def _sources(self, audience: Audience) -> list[Source]:
         sources = []
         for assigned in audience.grant.assignments:
             if is_usable(assigned) and not identity_refusal(assigned):
-                with suppress(IdentityUnreadable):
+                with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
+                    assigned = await self._lists.refresher.fresh(assigned)  # noqa: PLW2901 - the same, with a fresh token
                     sources.append(Source(audience, assigned, target(assigned, audience.grant, self._cipher)))
         return sources
 

@@ -54,6 +54,9 @@ class AssignedServer(NamedTuple):
     lists_live: bool = False
     # Whether it was its owner, and nobody else, who switched the identity off.
     identity_off_by_owner: bool = False
+    # Of an identity that came of a sign-in at an issuer: whether a person has to sign in again, and when the token is
+    # to be renewed, the seconds until its end.
+    sign_in: tuple[bool, float | None] | None = None
 
 
 class SessionGrant(NamedTuple):

@@ -157,7 +157,15 @@ SELECT
                         AND l.identity_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN i.id END
                 ) /* end */ END,
                 s.lists_live,
-                i.disabled_by_id IS NOT NULL AND i.disabled_by_id = i.owner_id
+                i.disabled_by_id IS NOT NULL AND i.disabled_by_id = i.owner_id,
+                -- Of an identity that came of a sign-in: whether a person must sign in again, and when it is to be
+                -- renewed, the seconds until its end.
+                CASE WHEN i.issuer <> '' THEN json_build_array(
+                    i.sign_in_needed_since IS NOT NULL,
+                    CASE WHEN i.renew_at <= statement_timestamp() THEN
+                        extract(epoch FROM i.expires_at - statement_timestamp())
+                    END
+                ) END
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a

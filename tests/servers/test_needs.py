@@ -1,0 +1,89 @@
+"""What a server wants of its callers, found out wherever servers and issuers say it."""
+
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from pytest_django import Settings
+
+from servers.models import AuthType
+from servers.oauth_client.discovery import discover
+from tests import upstreams
+from tests.conftest import Run
+from tests.issuers import PRM, Issuer
+
+INSERTED = "/.well-known/oauth-authorization-server"
+
+
+@pytest.fixture(autouse=True)
+def _loopback(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.mark.parametrize(
+    "issuer",
+    [
+        Issuer(),
+        Issuer(challenge=False),
+        Issuer(challenge=False, prm_paths=(PRM,)),
+        Issuer(prm_paths=("/elsewhere/prm",)),
+        Issuer(challenge=False, prm_paths=()),
+    ],
+    ids=["as it says", "for its path", "at the root", "elsewhere", "none: it is its own issuer"],
+)
+def test_the_issuer_is_found_wherever_the_server_says_it(issuer: Issuer, run: Run) -> None:
+    upstream = run(issuer.app())
+
+    needs = discover(upstream.url)
+
+    assert (needs.auth_type, needs.problem) == (AuthType.OAUTH, "")
+    assert needs.issuer == upstream.url.removesuffix("/mcp")
+    assert needs.registrations == ("dynamic", "manual")
+
+
+@pytest.mark.parametrize(
+    "path", [f"{INSERTED}/realm", "/.well-known/openid-configuration/realm", "/realm/.well-known/openid-configuration"]
+)
+def test_an_issuer_with_a_path_describes_itself_at_one_of_three_places(path: str, run: Run) -> None:
+    issuer = Issuer(metadata_paths=(path,))
+    upstream = run(issuer.app())
+    name = upstream.url.replace("/mcp", "/realm")
+    issuer.prm = {"authorization_servers": [name]}
+    issuer.metadata = {"issuer": name}
+
+    assert discover(upstream.url).issuer == name
+
+
+@pytest.mark.parametrize(
+    ("prm", "metadata", "problem"),
+    [
+        ({"resource": "https://evil.example.com/mcp"}, {}, "is for another address"),
+        ({}, {"issuer": "https://evil.example.com"}, "describes another issuer"),
+        ({"authorization_servers": ["ftp://issuer"]}, {}, "no https:// address"),
+        ({}, {"code_challenge_methods_supported": ["plain"]}, "PKCE with S256"),
+        ({}, {"token_endpoint": "javascript:alert(1)"}, "no usable token endpoint"),
+        ({"authorization_servers": ["http://10.0.0.1"]}, {}, "may not be called"),
+        ({"authorization_servers": ["http://169.254.169.254"]}, {}, "may not be called"),
+    ],
+)
+def test_what_does_not_fit_together_is_not_trusted(
+    prm: dict[str, Any], metadata: dict[str, Any], problem: str, run: Run
+) -> None:
+    needs = discover(run(Issuer(prm=prm, metadata=metadata).app()).url)
+
+    assert needs.metadata is None
+    assert problem in needs.problem
+
+
+def test_a_server_that_wants_a_key_and_names_no_issuer_needs_a_key(run: Run) -> None:
+    assert discover(run(upstreams.github()).url).auth_type == AuthType.BEARER
+
+
+def test_an_open_server_needs_nothing(run: Run) -> None:
+    assert discover(run(upstreams.docs()).url).auth_type == AuthType.NONE
+
+
+def test_a_metadata_address_that_may_not_be_called_is_not_called(settings: Settings, run: Run) -> None:
+    settings.PRIVATE_UPSTREAMS = []
+
+    assert "may not be called" in discover(run(Issuer().app()).url).problem
