@@ -13,6 +13,7 @@ from django.views.decorators.http import require_GET
 from accounts.models import User
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
+from connections.carried import lacking
 from connections.models import Connection
 from connections.rows import ConnectionRow
 from gatewayadmin.traffic import health, traffic
@@ -39,6 +40,7 @@ def overview(request: AppRequest) -> HttpResponse:
     context: dict[str, Any] = {
         "notices": partial(notices, user),
         "waiting": partial(waiting_for, user),
+        "lacking": partial(lacking, user),
         "to_try": partial(_gateway_to_try, user),
         "own_rows": [ConnectionRow(connection, user) for connection in own_connections[:SHOWN]],
         "own_tokens": Token.objects.live()
