@@ -8,6 +8,7 @@ from typing import Any
 from django.db.models import Prefetch, QuerySet
 
 from accounts.models import User
+from auditlog.versions import Versioned
 from connections.models import Connection, ConnectionIdentity
 from connections.rows import ConnectionRow
 from gateways.models import Assignment
@@ -143,6 +144,29 @@ def with_carried(rows: QuerySet[Connection]) -> QuerySet[Connection]:
         Prefetch("gateway__assignments", asking, to_attr="asking"),
         Prefetch("identities", ConnectionIdentity.objects.select_related("identity__disabled_by")),
     )
+
+
+class CarriedIdentities(Versioned):
+    """All that one connection carries, with the version of it."""
+
+    def __init__(self, connection: Connection, viewer: User) -> None:
+        self.pk, self._meta = connection.pk, connection._meta
+        self.connection, self._viewer = connection, viewer
+
+    @property
+    def identities(self) -> list[CarriedRow]:
+        """As it is now, one row for each server that asks."""
+        rows = with_carried(Connection.objects.with_details().filter(pk=self.pk))
+        return OwnConnection(rows.get(), self._viewer).carried
+
+    def lock(self) -> CarriedIdentities:
+        """This as it is now, locked until the transaction ends."""
+        self.connection.lock()
+        return self
+
+    def editable(self) -> dict[str, Any]:
+        rows = ConnectionIdentity.objects.filter(connection=self.pk)
+        return {str(row.assignment_id): str(row.identity_id) for row in rows.order_by("assignment_id")}
 
 
 def lacking(user: User, most: int = 3) -> list[OwnConnection]:

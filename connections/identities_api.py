@@ -1,4 +1,4 @@
-"""/api/connections/{id}/identities: what one's connections carry to the servers that ask for a person's own identity."""
+"""/api/connections/{id}/identities: what connections carry to the servers that ask for a person's own identity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rest_framework.response import Response
 
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own
-from connections.carried import CarriedRow, OwnConnection, with_carried
+from connections.carried import CarriedIdentities, CarriedRow
 from connections.models import AlreadyRevoked, Connection, ConnectionRefused
 from gateways.models import Assignment
 from servers.api import ServerReference
@@ -67,24 +67,27 @@ class ConnectionIdentities(Resource):
         ConnectionRefused: Problem(HTTPStatus.BAD_REQUEST, "invalid", "identity_id"),
     }
     serializer_class = CarriedAnswer
+    versioned = True
 
     @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
     def list(self, request: Request, pk: UUID) -> Response:
-        return self._told(self._find(pk))
+        return self.answer(CarriedIdentities(self._find(pk), self.me))
 
-    @operation(needs=OWN, body=IdentityToCarry)
+    @operation(needs=OWN, body=IdentityToCarry, if_match=True)
     def update(self, request: Request, pk: UUID, assignment: UUID) -> Response:
-        connection, place = self._place(pk, assignment)
+        carried, place = self._place(pk, assignment)
         own = Identity.objects.own(self.me).filter(pk=self.body()["identity_id"]).first()
         if own is None:
             raise ValidationError({"identity_id": ["You have no such identity."]})
-        connection.use_identity(place, own, by=self.me)
-        return self._told(connection)
+        with self.unchanged(carried):
+            carried.connection.use_identity(place, own, by=self.me)
+        return self.answer(carried)
 
-    @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT)
+    @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID, assignment: UUID) -> Response:
-        connection, place = self._place(pk, assignment)
-        connection.drop_identity(place, by=self.me)
+        carried, place = self._place(pk, assignment)
+        with self.unchanged(carried):
+            carried.connection.drop_identity(place, by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def _find(self, pk: UUID) -> Connection:
@@ -92,13 +95,9 @@ class ConnectionIdentities(Resource):
         rows = Connection.objects.with_details()
         return get_object_or_404(rows if everybodys else rows.own(self.me), pk=pk)
 
-    def _place(self, pk: UUID, assignment: UUID) -> tuple[Connection, Assignment]:
-        """The connection, which must be this person's own, and the server of its gateway that asks for an identity."""
+    def _place(self, pk: UUID, assignment: UUID) -> tuple[CarriedIdentities, Assignment]:
+        """What this person's own connection carries, and the server of its gateway that asks for an identity."""
         connection = self._find(pk)
         self.must_own(connection.user_id)
         asking = Assignment.objects.per_user().filter(gateway=connection.gateway_id).select_related("server")
-        return connection, get_object_or_404(asking, pk=assignment)
-
-    def _told(self, connection: Connection) -> Response:
-        row = with_carried(Connection.objects.with_details().filter(pk=connection.pk)).get()
-        return self.answer({"identities": OwnConnection(row, self.me).carried})
+        return CarriedIdentities(connection, self.me), get_object_or_404(asking, pk=assignment)

@@ -110,7 +110,8 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             own = self.live().filter(user=identity.owner_id, gateway__in=places.values("gateway"))
             healed = set()
             for connection in own.select_for_update(of=("self",)).order_by("pk"):
-                carried = {row.assignment_id: row.identity for row in connection.identities.select_related("identity")}
+                bound = connection.identities.select_related("identity")
+                carried = {row.assignment_id: row.identity for row in bound}
                 for assignment in places.filter(gateway=connection.gateway_id).select_related("server"):
                     old = carried.get(assignment.pk)
                     if old is None or old.revoked_at or old == instead_of:

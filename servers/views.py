@@ -82,25 +82,6 @@ def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     return redirect(page_url(get_object_or_404(Server.objects.live(), pk=pk)))
 
 
-@require_http_methods(["GET", "POST"])
-@requires(Capability.SERVERS_MANAGE)
-def add(request: AppRequest) -> HttpResponse:
-    form = ServerForm(request.POST or None)
-    context = {"form": form, "heading": "Add a server", "submit": "Add a server", "back": reverse("servers:list")}
-    if request.method == "GET":
-        return show(request, "servers/form.html", context)
-    if form.is_valid():
-        if "test" in request.POST:
-            return show(request, "servers/form.html", {**context, "contact": _test_result(form.cleaned_data)})
-        try:
-            server = Server.objects.add(**form.cleaned_data, by=request.user)
-        except IntegrityError:
-            form.refuse()
-        else:
-            return leave(request, page_url(server), f"{server.name} added")
-    return refuse(request, "servers/form.html", context)
-
-
 @require_GET
 @requires(Capability.SERVERS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:

@@ -141,7 +141,7 @@ def test_the_page_costs_the_same_for_one_row_and_for_many(
         make.connection(make.agent(by=ann), link.gateway, ann)
     client = sign_in(ann)
 
-    # session, user, permissions, count, keys, rows, tokens, identities with their count and uses, what asks, what it has
+    # session, user, permissions, count, keys, rows, tokens, identities with count and uses, what asks, what it has
     with django_assert_num_queries(12):
         client.get(PATH)
 
