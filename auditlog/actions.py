@@ -52,6 +52,8 @@ class Action(StrEnum):
     IDENTITY_ENABLED = "identity.enabled"
     IDENTITY_REPLACED = "identity.replaced"
     IDENTITY_REVOKED = "identity.revoked"
+    IDENTITY_SIGNED_IN = "identity.signed_in"
+    IDENTITY_SIGN_IN_NEEDED = "identity.sign_in_needed"
     IDENTITY_UPDATED = "identity.updated"
 
     KEY_REGENERATED = "connection.key_regenerated"
@@ -71,6 +73,7 @@ class Action(StrEnum):
     SECOND_FACTOR_REMOVED = "user.second_factor_removed"
 
     SERVER_ARCHIVED = "server.archived"
+    SERVER_CLIENT_CHANGED = "server.client_changed"
     SERVER_CREATED = "server.created"
     SERVER_DISABLED = "server.disabled"
     SERVER_ENABLED = "server.enabled"

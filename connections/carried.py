@@ -12,7 +12,7 @@ from auditlog.versions import Versioned
 from connections.models import Connection, ConnectionIdentity
 from connections.rows import ConnectionRow
 from gateways.models import Assignment
-from servers.models import Identity, Server
+from servers.models import AuthType, Identity, Server
 from ui.pages import first_names
 
 # The state, and the word its badge says.
@@ -67,7 +67,8 @@ class CarriedRow:
             return "missing"
         if not self.identity.enabled:
             return "disabled"
-        return "attention" if self.is_refused or self.identity.unconfirmed_since else "active"
+        works = self.identity.status == "active" and not self.is_refused
+        return "active" if works else "attention"
 
     @property
     def word(self) -> str:
@@ -81,26 +82,33 @@ class CarriedRow:
         """As whom the connection is known there."""
         if self.identity is None or self.identity.revoked_at:
             return "No identity yet" if self.identity is None else "Its identity was revoked"
-        return f"Connected as {self.identity.label}" if self.state == "active" else self.identity.label
+        name = self.identity.account or self.identity.label
+        return f"Connected as {name}" if self.state == "active" else name
 
     @property
     def why(self) -> str:
         """What is wrong and what to do, as a sentence; empty when nothing is."""
-        name, identity = self.server.name, self.identity
+        name = self.server.name
         match self.state:
             case "blocked":
                 place = f" on {self.connection.gateway.name}" if self.server.enabled else ""
                 return f"An administrator switched {name} off{place}. Your identity stays."
             case "missing":
                 return f"The tools of {name} are missing from this connection until you bring one."
-            case "disabled" if identity and identity.disabled_by_id != self.viewer.pk:
-                by = identity.disabled_by.email if identity.disabled_by else "an administrator"
-                return f"{by} switched it off. Only an administrator can switch it on again."
-            case "attention" if identity and self.is_refused:
-                return f"{name} refused it when it was last sent there. Use another, or replace its secret."
-            case "attention":
-                return f"The address of {name} was changed. Confirm that your identity may be sent there."
-        return ""
+        return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
+
+    def _fault_of(self, identity: Identity) -> str:
+        """Why the identity it carries cannot be used."""
+        if not identity.enabled:
+            if identity.disabled_by_id == self.viewer.pk:
+                return ""
+            by = identity.disabled_by.email if identity.disabled_by else "An administrator"
+            return f"{by} switched it off. Only an administrator can switch it on again."
+        if identity.sign_in_words:
+            return identity.sign_in_words
+        if self.is_refused:
+            return f"{self.server.name} refused it when it was last sent there. Use another, or replace its secret."
+        return f"The address of {self.server.name} was changed. Confirm that your identity may be sent there."
 
     @property
     def may_confirm(self) -> bool:
@@ -113,7 +121,17 @@ class CarriedRow:
     @property
     def may_bring(self) -> bool:
         """Whether a credential can be typed in; where people sign in at the server, the flow of that does it."""
-        return self.server.auth_type in ("bearer", "header")
+        return self.server.auth_type in (AuthType.BEARER, AuthType.HEADER)
+
+    @property
+    def may_authenticate(self) -> bool:
+        """Whether people sign in at the server's issuer, and what is there is no one's to switch on first."""
+        return self.server.auth_type == AuthType.OAUTH and self.state in ("missing", "attention")
+
+    @property
+    def signs_in_again(self) -> bool:
+        """Whether a sign-in takes the place of the identity that is there."""
+        return self.identity is not None and not self.is_missing and self.identity.by_oauth
 
 
 @dataclass(frozen=True)

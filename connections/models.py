@@ -152,12 +152,14 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             Event.objects.record(action, target, by=by, changes={"connections_revoked": [None, revoked]})
 
     def cut_off(self, user: User, *, by: User) -> int:
-        """Deactivate a person and revoke their API keys and every connection that acts as them.
+        """Deactivate a person and revoke their API keys, what issuers of servers granted them, and every connection.
 
         Yields how many connections that were. Raises Outranked, LastOwner or LastManager.
         """
         with transaction.atomic():
             user.deactivate(by=by)
+            for identity in Identity.objects.own(user).live().exclude(issuer="").order_by("pk"):
+                identity.revoke(by=by)  # What an issuer granted would be renewed for as long as it is kept.
             return self.end_all_of(user, by=by, reason=KeyEnd.USER_DEACTIVATED)
 
     def end_all_of(self, user: User, *, by: User, reason: KeyEnd = KeyEnd.MANUAL) -> int:

@@ -12,6 +12,7 @@ from proxy.endpoint import Endpoint
 from proxy.forward import Forwarder
 from proxy.handshake import Handshake
 from proxy.lists import Lists
+from proxy.refresh import Refresher
 from proxy.request import PREFIX
 from proxy.server_requests import ServerRequests
 from proxy.server_streams import ServerStreams
@@ -28,6 +29,7 @@ from proxy.suspended_calls import SuspendedCalls
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.guard import Guard
+from wire.oauth_client import MOST_BYTES
 from wire.pool import Transport
 
 __all__ = ["PREFIX", "Config", "runtime"]
@@ -63,18 +65,20 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
-    async with transport, mcp_client as client:
-        lists = Lists(client, access, state, cipher, usage, config.list_seconds)
+    issuers = Transport(Guard(config.private_upstreams, config.own_endpoints), limit=MOST_BYTES)
+    async with transport, issuers, mcp_client as client:
+        refresher = Refresher(state, issuers, cipher)
+        lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher)
         bell = Bell(bus)
         pending = PendingRequests(state, bell, cipher)
         requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
         suspended = SuspendedCalls(state, bell, pending, requests, cipher)
-        forwarder = Forwarder(client, lists, cipher, usage, requests, suspended)
+        forwarder = Forwarder(client, lists, cipher, usage, requests, suspended, refresher)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
-        server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests)
+        server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests, refresher)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -97,6 +101,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             await server_streams.stop()
             await keeper.stop()
             await lists.stop()
+            await refresher.stop()
             for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
             await state.stop()

@@ -93,6 +93,8 @@ SENTENCES = {
     "identity_disabled": 'The identity for server "{server}" is disabled by an administrator.',
     "identity_withdrawn": 'The identity for server "{server}" may no longer be used at this gateway.',
     "identity_unconfirmed": 'The address of server "{server}" was changed. Its identity waits to be confirmed.',
+    "identity_sign_in": 'The sign-in at server "{server}" has ended. Sign in again.',
+    "identity_scope": 'Server "{server}" asks for more rights than its identity has. Sign in again to grant them.',
 }
 
 
@@ -188,16 +190,21 @@ def identity_refusal(assigned: AssignedServer) -> str:
     """Why this connection has no identity to use at the server; empty when it has, or needs none."""
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
-    if assigned.identity_id is None or assigned.ciphertext is None or assigned.auth_type not in HEADER_AUTH_TYPES:
+    needs_sign_in = assigned.sign_in is not None and assigned.sign_in[0]
+    if assigned.identity_id is None or assigned.auth_type not in HEADER_AUTH_TYPES:
+        return "identity_missing"
+    if assigned.ciphertext is None and not needs_sign_in:
         return "identity_missing"
     if not assigned.identity_allowed:
         return "identity_withdrawn"
     if not assigned.identity_enabled:
         return "identity_disabled"
-    return "identity_unconfirmed" if assigned.identity_unconfirmed else ""
+    if assigned.identity_unconfirmed:
+        return "identity_unconfirmed"
+    return "identity_sign_in" if needs_sign_in else ""
 
 
-HEADER_AUTH_TYPES = frozenset({"bearer", "header"})
+HEADER_AUTH_TYPES = frozenset({"bearer", "header", "oauth"})
 
 
 def policy_allows(policy: str, enabled: bool | None) -> bool:

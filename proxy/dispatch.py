@@ -71,7 +71,16 @@ INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
 # Where users bring the identity a call lacks, at the row of their connection and this server; the only page the proxy
 # knows.
 IDENTITY_ROW = "/settings/identities?connection={connection}#carried-{connection}-{assignment}"
-IDENTITY_REASONS = frozenset({"identity_missing", "identity_unconfirmed", "identity_disabled", "credential_refused"})
+IDENTITY_REASONS = frozenset(
+    {
+        "credential_refused",
+        "identity_disabled",
+        "identity_missing",
+        "identity_scope",
+        "identity_sign_in",
+        "identity_unconfirmed",
+    }
+)
 
 
 def wanted(message: Message | None) -> Wanted:

@@ -7,7 +7,7 @@ of the answer is rewritten. An answer of which nothing has to be rewritten passe
 import time
 from collections.abc import Awaitable, Callable
 
-from proxy.access.decision import Grant
+from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import ServersNeeded, Wanted
 from proxy.catalog import (
     TOOL,
@@ -17,11 +17,13 @@ from proxy.catalog import (
     Resolved,
     UnknownFeature,
     check_held,
+    credential_of,
     named,
     resolve,
     target,
 )
 from proxy.lists import Lists
+from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import Asking, InputRefused, ServerRequests
@@ -30,7 +32,7 @@ from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
 from wire import jsonrpc, stateless, uris, versions
 from wire.cipher import Cipher
 from wire.client import McpClient
-from wire.errors import BadAnswer, Busy, UpstreamError
+from wire.errors import AccessRefused, BadAnswer, Busy, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import (
     MODERN,
@@ -61,7 +63,9 @@ type Ask = Callable[..., Awaitable[RpcResponse]]
 NOTHING_MORE: Object = {}
 
 # These say nothing of the server: nothing was sent, or the client did not do its part.
-NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended)
+NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable)
+
+UNAUTHORIZED = 401
 
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
@@ -91,6 +95,7 @@ class Forwarder:
         usage: UsageTracker,
         requests: ServerRequests,
         suspended: SuspendedCalls,
+        refresher: Refresher,
     ) -> None:
         self._client = client
         self._requests = requests
@@ -98,6 +103,7 @@ class Forwarder:
         self._lists = lists
         self._cipher = cipher
         self._usage = usage
+        self._refresher = refresher
 
     async def forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The server's answer to this request, addressed to the client.
@@ -110,6 +116,8 @@ class Forwarder:
         request.set_server(resolved.assigned)
         if resolved.row is not None:
             check_held(resolved, message.params.get("arguments"))
+        if resolved.assigned.sign_in is not None:
+            resolved = self._with(request, resolved, await self._refresher.fresh(resolved.assigned))
         began = time.perf_counter()
         try:
             answer = await self._forward(request, resolved, grant, message, stream)
@@ -128,6 +136,14 @@ class Forwarder:
         if not request.modern and answer.document["result"].get("resultType", "complete") != "complete":
             raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
         return _result_response(request, resolved, message, answer)
+
+    def _with(self, request: McpRequest, resolved: Resolved, assigned: AssignedServer) -> Resolved:
+        """The same feature with this identity, which the request knows from now on as one of its secrets."""
+        if assigned is resolved.assigned or request.grant is None:
+            return resolved
+        others = [each for each in request.grant.assignments if each.id != assigned.id]
+        request.grant = request.grant._replace(assignments=(*others, assigned))
+        return resolved._replace(assigned=assigned)
 
     async def _resolve(self, request: McpRequest, grant: Grant, feature: Named) -> Resolved:
         try:
@@ -166,7 +182,7 @@ class Forwarder:
         if stream is not None:
             on_notification = _relay(request, resolved, grant, message, stream, progress_token)
 
-        async def ask(
+        async def send(
             on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
         ) -> RpcResponse:
             return await self._client.ask(
@@ -178,6 +194,26 @@ class Forwarder:
                 schema=schema,
                 on_request=on_request,
             )
+
+        async def ask(
+            on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
+        ) -> RpcResponse:
+            nonlocal upstream
+            try:
+                return await send(on_request, more, schema)
+            except AccessRefused as refusal:  # It was not carried out.
+                renewed = await self._refresher.after(refusal, resolved.assigned)
+                if renewed is None:
+                    raise
+            self._with(request, resolved, renewed)
+            credential = credential_of(renewed, self._cipher)
+            upstream = upstream._replace(credential=credential, generation=renewed.ciphertext or "")
+            try:
+                return await send(on_request, more, schema)
+            except AccessRefused as refusal:
+                if refusal.status != UNAUTHORIZED:
+                    raise
+                raise await self._refresher.give_up(renewed) from None
 
         return await self._converse(Asking(request, grant, upstream, stream), resolved, message, ask)
 

@@ -14,7 +14,8 @@ from psycopg.types.json import Jsonb
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import Access, ServersNeeded, Wanted
-from proxy.catalog import AliasMissing, identity_refusal, is_usable, server_of, target, without_alias
+from proxy.catalog import AliasMissing, Refusal, identity_refusal, is_usable, server_of, target, without_alias
+from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
@@ -86,8 +87,16 @@ class Lists:
     """Answers lists from what is stored, and asks servers for what they offer."""
 
     def __init__(
-        self, client: McpClient, access: Access, state: State, cipher: Cipher, usage: UsageTracker, seconds: float
+        self,
+        client: McpClient,
+        access: Access,
+        state: State,
+        cipher: Cipher,
+        usage: UsageTracker,
+        seconds: float,
+        refresher: Refresher,
     ) -> None:
+        self._refresher = refresher
         self._client = client
         self._access = access
         self._state = state
@@ -202,9 +211,10 @@ class Lists:
         self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
     ) -> list[Definition]:
         try:
+            assigned = await self._refresher.fresh(assigned)
             upstream = target(assigned, grant, self._cipher, trace)
             listed = await self._client.list_features(upstream, asked.kind, seconds=seconds)
-        except Busy:  # It was not asked.
+        except (Busy, Refusal, IdentityUnavailable):  # It was not asked.
             raise
         except UpstreamError as error:
             self._usage.server_contacted(

@@ -24,6 +24,7 @@ from proxy.catalog import (
     IdentityUnreadable,
     Named,
     OutOfScope,
+    Refusal,
     Resolved,
     identity_refusal,
     is_nameable,
@@ -33,6 +34,7 @@ from proxy.catalog import (
     target,
 )
 from proxy.lists import Lists
+from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.server_requests import Asking, ServerRequests
 from proxy.store.bus import Bus
@@ -112,7 +114,9 @@ class ServerStreams:
         lists: Lists,
         cipher: Cipher,
         requests: ServerRequests,
+        refresher: Refresher,
     ) -> None:
+        self._refresher = refresher
         self.streams = streams
         self._keeper = keeper
         self._client = client
@@ -175,7 +179,7 @@ class ServerStreams:
     async def _follow(self) -> None:
         """Listen to what is to be listened to, and to nothing else."""
         audiences = await self._audiences(self.streams.standing())
-        sources = [source for audience in audiences for source in self._sources(audience)]
+        sources = [source for audience in audiences for source in await self._sources(audience)]
         await self._open_sessions([each for each in sources if self._client.era(each.target) != MODERN])
         wanted = await self._leased_listens(sources) | await self._leased_sessions(audiences)
         gone = [row for row in self._held if row not in wanted]
@@ -237,11 +241,12 @@ class ServerStreams:
 
         return dict(zip(named, await asyncio.gather(*map(look_up, named)), strict=True))
 
-    def _sources(self, audience: Audience) -> list[Source]:
+    async def _sources(self, audience: Audience) -> list[Source]:
         sources = []
         for assigned in audience.grant.assignments:
             if is_usable(assigned) and not identity_refusal(assigned):
-                with suppress(IdentityUnreadable):
+                with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
+                    assigned = await self._refresher.fresh(assigned)  # noqa: PLW2901 - the same, with a fresh token
                     sources.append(Source(audience, assigned, target(assigned, audience.grant, self._cipher)))
         return sources
 

@@ -17,6 +17,9 @@ from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind, 
 from servers.discovery import AccessRefused, Discovered, Failed, discover, note
 from servers.forms import SecretForm, ServerForm
 from servers.models import AuthType, Identity, Server
+from servers.oauth_client.discovery import Needs
+from servers.oauth_client.discovery import discover as needs_of
+from servers.upstream_guard import upstream_guard
 from wire.definitions import TOOL
 
 OWN, SHARED = "own", "shared"
@@ -66,21 +69,29 @@ class NewServerForm(ServerForm):
 
     def clean(self) -> dict[str, Any]:
         values = super().clean()
-        if values.get("auth_type") == AuthType.NONE:
+        if values.get("auth_type") in (AuthType.NONE, AuthType.OAUTH):
             values["secret"] = ""
         if secret := values.get("secret"):
             self._check(secret, values)
+        if gateways := values.get("gateways"):
+            self._check_gateways(gateways, values)
+        return values
+
+    def _check_gateways(self, gateways: Any, values: dict[str, Any]) -> None:
         slug = values.get("slug")
-        for gateway in values.get("gateways") or ():
+        for gateway in gateways:
             if slug and gateway.assignments.live().filter(alias=slug).exists():
                 self.add_error("slug", f"Another server on {gateway.name} has the alias “{slug}”. Give another slug.")
-        if self._shares(values) and values.get("gateways"):
-            if not self.user.has_perm(Capability.IDENTITIES_MANAGE):
-                who = "Who manages identities says on which gateways a shared one is used"
-                self.add_error("gateways", f"{who}. Add the server without a gateway, and ask them.")
-            elif not values.get("secret"):
-                self.add_error("secret", "Paste the credential that everybody on these gateways shares.")
-        return values
+        if not self._shares(values):
+            return
+        if not self.user.has_perm(Capability.IDENTITIES_MANAGE):
+            who = "Who manages identities says on which gateways a shared one is used"
+            self.add_error("gateways", f"{who}. Add the server without a gateway, and ask them.")
+        elif values.get("auth_type") == AuthType.OAUTH:
+            how = "Add the server without a gateway, sign in as the shared account on its page"
+            self.add_error("gateways", f"{how}, and assign it then.")
+        elif not values.get("secret") and "secret" not in self.errors:
+            self.add_error("secret", "Paste the credential that everybody on these gateways shares.")
 
     def _check(self, secret: str, values: dict[str, Any]) -> None:
         server = Server(auth_type=values.get("auth_type", ""), header_name=values.get("header_name", ""))
@@ -110,6 +121,12 @@ class Asked:
 
     outcome: Discovered | Failed
     with_credential: bool
+    needs: Needs | None = None
+
+    @property
+    def signs_in(self) -> Needs | None:
+        """What it takes to sign in at its issuer; None where people do not."""
+        return self.needs if self.needs and self.needs.auth_type == AuthType.OAUTH else None
 
     @property
     def found(self) -> Discovered | None:
@@ -129,6 +146,8 @@ class Asked:
             return "It answers without a credential."
         if not isinstance(self.outcome, AccessRefused):
             return "Nobody can tell before it answers."
+        if self.signs_in:
+            return f"People sign in at {self.signs_in.issuer}."
         return "It refused this credential." if self.with_credential else "It wants a credential."
 
     def __str__(self) -> str:
@@ -174,8 +193,16 @@ def ask(values: dict[str, Any], secret: str) -> Asked:
         identity.seal(secret)
     try:
         return Asked(discover(server, identity), identity is not None)
+    except AccessRefused as refusal:
+        needs = needs_of(server.url) if identity is None and not is_own(server.url) else None
+        return Asked(refusal, identity is not None, needs)
     except Failed as failure:
         return Asked(failure, identity is not None)
+
+
+def is_own(url: str) -> bool:
+    """Whether this is an address of the gateway itself, which is not asked."""
+    return upstream_guard().own.has(url)
 
 
 def add(form: NewServerForm, *, by: User) -> Server:

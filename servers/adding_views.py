@@ -9,8 +9,10 @@ from django.http import HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods
 
+from accounts.models import User
 from capabilities import Capability, requires
-from gateways.models import GatewayError
+from connections.models import Connection
+from gateways.models import GatewayError, IdentityScheme
 from servers import well_known
 from servers.adding import ALL, OWN, Asked, NewServerForm
 from servers.adding import add as store
@@ -18,7 +20,8 @@ from servers.adding import ask as ask_server
 from servers.discovery import AccessRefused
 from servers.forms import suggest
 from servers.models import AuthType, Server
-from ui.pages import AppRequest, leave, show, wants_fragment
+from servers.oauth_client.registration import redirect_uri
+from ui.pages import AppRequest, leave, show
 
 PAGE = "servers/add.html"
 
@@ -40,7 +43,7 @@ def add(request: AppRequest) -> HttpResponse:
         except GatewayError as refusal:
             form.add_error("gateways", str(refusal))
         else:
-            return leave(request, reverse("servers:detail", args=[server.slug]), _done(server, form))
+            return leave(request, _next(server, form, request.user), _done(server, form))
     asked = None
     return show(request, f"{PAGE}#flow", _context(request, form) | {"asked": asked}, status=422)
 
@@ -98,7 +101,9 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dic
     values |= {name: value for name, value in posted.items() if value}
     found = asked.found
     values.setdefault("name", (found.info.name if found else "") or _name_of(posted["url"]))
-    if isinstance(asked.outcome, AccessRefused) and values.get("auth_type", AuthType.NONE) == AuthType.NONE:
+    if asked.signs_in and "test" not in request.POST:
+        values["auth_type"] = AuthType.OAUTH
+    elif isinstance(asked.outcome, AccessRefused) and values.get("auth_type", AuthType.NONE) == AuthType.NONE:
         values["auth_type"] = AuthType.BEARER
     elif found and not asked.with_credential and "test" not in request.POST:
         values["auth_type"] = AuthType.NONE
@@ -123,8 +128,17 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
         "back": reverse("servers:list"),
         "tools": form["tools"].value() or ALL,
         "who": form["who"].value() or OWN,
-        "htmx": wants_fragment(request),
+        "redirect_uri": redirect_uri(),
     }
+
+
+def _next(server: Server, form: NewServerForm, user: User) -> str:
+    """Where to go: to what the person must still bring themselves, else to the server."""
+    if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
+        own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])
+        if first := own.order_by("-connected_at").first():
+            return f"{reverse('connections:mine')}?connection={first.pk}"
+    return reverse("servers:detail", args=[server.slug])
 
 
 def _done(server: Server, form: NewServerForm) -> str:

@@ -61,6 +61,7 @@ class AuthType(models.TextChoices):
     NONE = "none", "No credential"
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Own header"
+    OAUTH = "oauth", "Sign in (OAuth)"
 
 
 class Health(models.TextChoices):
@@ -195,7 +196,13 @@ class Server(Versioned, Switchable):
             self.save(update_fields=[*fields, "updated_at"])
             if redirects:
                 marked = self.identities.live().filter(unconfirmed_since=None)
-                changes["identities_to_confirm"] = [0, marked.update(unconfirmed_since=timezone.now())]
+                signed_in = self.identities.live().exclude(issuer="")
+                if ended := signed_in.need_sign_in(SignInNeeded.MOVED):
+                    changes["sign_ins_ended"] = [0, ended]
+                changes["identities_to_confirm"] = [
+                    0,
+                    marked.filter(issuer="").update(unconfirmed_since=timezone.now()),
+                ]
             if changes:
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
@@ -222,6 +229,19 @@ class Server(Versioned, Switchable):
 class IdentityKind(models.TextChoices):
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Header"
+    OAUTH = "oauth", "Signed in"
+
+
+class SignInNeeded(models.TextChoices):
+    """Why a person has to sign in again at the issuer of an identity; `scope`: for more rights, the others go on."""
+
+    NONE = "", ""
+    REFUSED = "refused", "The issuer ended the sign-in."
+    EXPIRED = "expired", "The sign-in has expired, and the issuer gave nothing to renew it with."
+    CLIENT = "client", "The issuer does not know this gateway any more."
+    MOVED = "moved", "The address or the issuer of the server was changed."
+    TOKEN = "token", "The server does not accept the sign-in any more."
+    SCOPE = "scope", "The server asks for more rights than were granted."
 
 
 class IdentityQuerySet(models.QuerySet["Identity"]):
@@ -231,7 +251,18 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
 
     def usable(self) -> "IdentityQuerySet":
         """Identities that a call could use now."""
-        return self.live().filter(enabled=True, unconfirmed_since=None)
+        return self.live().filter(enabled=True, unconfirmed_since=None, sign_in_needed_since=None)
+
+    def need_sign_in(self, reason: SignInNeeded) -> int:
+        """Wipe the tokens of these, of which a person has to sign in again; how many they were. Call it in a
+        transaction that records why."""
+        rows = list(self.select_for_update(of=("self",)).order_by("pk"))
+        for identity in rows:
+            identity.end_grant()
+        pks = [identity.pk for identity in rows]
+        now = timezone.now()
+        wiped = {"secret_ciphertext": None, "secret_hint": "", "expires_at": None, "renew_at": None}
+        return Identity.objects.filter(pk__in=pks).update(sign_in_needed_since=now, sign_in_reason=reason, **wiped)
 
     def own(self, user: User) -> "IdentityQuerySet":
         """The identities `user` brought."""
@@ -250,7 +281,8 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
             now = server.lock()
             if place_of(now.url) != place_of(server.url):
                 raise AnotherPlace(f"This server was moved to {place_in_words(now.url)} just now. Look again.")
-            identity = Identity(server=server, owner=owner, label=label, kind=server.auth_type)
+            kind = IdentityKind.BEARER if server.auth_type == AuthType.OAUTH else server.auth_type
+            identity = Identity(server=server, owner=owner, label=label, kind=kind)
             identity.seal(secret)
             identity.save(force_insert=True)
             Event.objects.record(Action.IDENTITY_CREATED, identity, by=by, changes={"secret": [None, HIDDEN]})
@@ -274,6 +306,15 @@ class Identity(Versioned, Switchable):
     disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     # Set when the path or header of its server changes: nobody has agreed yet that the secret be sent there.
     unconfirmed_since = models.DateTimeField(null=True, blank=True, editable=False)
+    # Of an identity that came of a sign-in at an issuer; what renews it is its `grant`.
+    issuer = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
+    account = models.CharField(max_length=200, blank=True, default="", db_default="", editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True, editable=False)
+    renew_at = models.DateTimeField(null=True, blank=True, editable=False)
+    sign_in_needed_since = models.DateTimeField(null=True, blank=True, editable=False)
+    sign_in_reason = models.CharField(
+        max_length=10, choices=SignInNeeded, blank=True, default="", db_default="", editable=False
+    )
     revoked_at = models.DateTimeField(null=True, blank=True)
     revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -307,12 +348,24 @@ class Identity(Versioned, Switchable):
 
     @property
     def status(self) -> str:
-        """`revoked`, `disabled`, `unconfirmed` or `active`, in that order of precedence."""
+        """`revoked`, `disabled`, `unconfirmed`, `sign_in_needed` or `active`, in that order of precedence."""
         if self.revoked_at:
             return "revoked"
         if not self.enabled:
             return "disabled"
-        return "unconfirmed" if self.unconfirmed_since else "active"
+        if self.unconfirmed_since:
+            return "unconfirmed"
+        return "sign_in_needed" if self.sign_in_needed_since else "active"
+
+    @property
+    def by_oauth(self) -> bool:
+        """Whether it came of a sign-in at an issuer."""
+        return self.issuer != ""
+
+    @property
+    def sign_in_words(self) -> str:
+        """Why a new sign-in is needed, as a sentence; empty when none is."""
+        return str(SignInNeeded(self.sign_in_reason).label)
 
     @property
     def needed(self) -> Capability:
@@ -393,20 +446,46 @@ class Identity(Versioned, Switchable):
             self.unconfirmed_since = None  # This one is given for where the server is now.
             self.seal(secret)
             sealed = ["secret_ciphertext", "key_id", "secret_hint", "generation", "unconfirmed_since"]
-            self.save(update_fields=[*sealed, "updated_at"])
+            self.save(update_fields=[*sealed, *self._forget_sign_in(row), "updated_at"])
             Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
 
     def revoke(self, *, by: User | None) -> None:
         """End this identity for good and wipe its secret. Raises AlreadyRevoked."""
         with transaction.atomic():
-            if self.lock().revoked_at:
+            row = self.lock()
+            if row.revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            row.end_grant()
             self.revoked_at, self.revoked_by = timezone.now(), by
-            self.secret_ciphertext = None
-            self.save(update_fields=["revoked_at", "revoked_by", "secret_ciphertext", "updated_at"])
-            Event.objects.record(Action.IDENTITY_REVOKED, self, by=by)
+            self.secret_ciphertext, self.expires_at, self.renew_at = None, None, None
+            fields = ["revoked_at", "revoked_by", "secret_ciphertext", "expires_at", "renew_at"]
+            self.save(update_fields=[*fields, "updated_at"])
+            Event.objects.record(Action.IDENTITY_REVOKED, self, by=by, changes=self.sign_in_facts())
+
+    def _forget_sign_in(self, row: "Identity") -> list[str]:
+        """The fields that change when a pasted secret takes the place of a sign-in."""
+        if not row.by_oauth:
+            return []
+        row.end_grant()
+        oauth_models.Grant.objects.filter(identity=row).delete()
+        self.kind, self.issuer, self.account = IdentityKind.BEARER, "", ""
+        self.expires_at = self.renew_at = self.sign_in_needed_since = None
+        self.sign_in_reason = SignInNeeded.NONE
+        return ["kind", "issuer", "account", "expires_at", "renew_at", "sign_in_needed_since", "sign_in_reason"]
+
+    def end_grant(self) -> None:
+        """Wipe what renews it, and ask its issuer after the transaction to end it too. The row is locked."""
+        if self.by_oauth and (grant := oauth_models.Grant.objects.filter(identity=self).first()):
+            grant.end(self)
+
+    def sign_in_facts(self) -> dict[str, Any]:
+        """For events: as whom, and at which issuer, it was signed in."""
+        return {"account": [None, self.account], "issuer": [None, self.issuer]} if self.by_oauth else {}
 
     def seal(self, secret: str) -> None:
         """Hold `secret` encrypted, with a hint of its end when it is long enough to spare four characters."""
         self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
         self.secret_hint = secret[-4:] if len(secret) >= 16 else ""
+
+
+from servers.oauth_client import models as oauth_models  # noqa: E402  they refer to the models above

@@ -1,6 +1,7 @@
 from django.urls import path
 
 from servers import adding_views, identity_views, views
+from servers.oauth_client import views as oauth_client
 
 app_name = "servers"
 
@@ -24,4 +25,9 @@ urlpatterns = [
     path("identities/<uuid:pk>/disable/", identity_views.disable, name="disable_identity"),
     path("identities/<uuid:pk>/confirm/", identity_views.confirm_server, name="confirm_identity"),
     path("identities/<uuid:pk>/revoke/", identity_views.revoke, name="revoke_identity"),
+    path("identities/<uuid:pk>/authenticate/", oauth_client.authenticate_identity, name="authenticate_identity"),
+    path("servers/<slug:slug>/authenticate/", oauth_client.authenticate, name="authenticate"),
+    path("servers/<slug:slug>/client/", oauth_client.client, name="client"),
+    path("upstream-oauth/callback/", oauth_client.callback, name="oauth_callback"),
+    path("upstream-oauth/client.json", oauth_client.client_document, name="client_document"),
 ]

@@ -1,6 +1,6 @@
 """Well-known servers: the tiles of *Add a server*, from files of facts, and from a registry where one is set.
 
-A registry has the API of the official MCP registry (`GET /v0.1/servers`). It says where a server is, not whose it is, so
+A registry has the API of the official MCP registry (`GET /v0.1/servers`). It says where a server is, not whose it is:
 what it says is only filled into a form that an administrator reads.
 """
 

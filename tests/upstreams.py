@@ -42,6 +42,13 @@ def github() -> App:
     return guarded(server.streamable_http_app(), "authorization", "Bearer ")
 
 
+def whoami_server() -> App:
+    """`whoami`, whoever asks: who may ask is somebody else's business."""
+    server = MCPServer("github", version="1.0", log_level="WARNING")
+    server.add_tool(whoami)
+    return server.streamable_http_app()
+
+
 def crm() -> App:
     """One shared credential, in a header of its own; `which_key` says what came in it."""
     server = MCPServer("crm", version="1.0", log_level="WARNING")

@@ -148,14 +148,15 @@ class Loop(UpstreamError):
 
 
 class AccessRefused(UpstreamError):
-    """The server answered 401 or 403, which is `status`."""
+    """The server answered 401 or 403, which is `status`; `challenge` is its WWW-Authenticate."""
 
     reason = "credential_refused"
     sentence = 'Server "{server}" refused the credential stored for it.'
 
-    def __init__(self, server: str, status: int) -> None:
+    def __init__(self, server: str, status: int, challenge: str = "") -> None:
         super().__init__(server, f"HTTP {status}")
         self.status = status
+        self.challenge = challenge
 
 
 class Busy(UpstreamError):

@@ -497,7 +497,10 @@ class HttpConnection(asyncio.Protocol):
             if self._trailer_size > HEAD_LIMIT:
                 raise Oversized("headers without end")
             return
-        self.headers[name.lower()] = value
+        lower = name.lower()
+        if lower in self.headers and lower == b"www-authenticate":
+            value = self.headers[lower] + b", " + value  # Each may be a challenge of its own.
+        self.headers[lower] = value
 
     def on_headers_complete(self) -> None:
         parser = self._parser

@@ -190,7 +190,7 @@ def _check_status(response: HttpResponse, target: Target) -> None:
     """Raises what a status alone says."""
     status = response.status
     if status in (401, 403):
-        raise AccessRefused(target.server_name, status)
+        raise AccessRefused(target.server_name, status, response.header("www-authenticate"))
     if 300 <= status < 400 and (location := response.header("location")):
         raise Redirected(target.server_name, status, location)
 

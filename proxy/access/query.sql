@@ -153,7 +153,15 @@ SELECT
                     WHERE l.assignment_id = a.id AND l.kind = q.kind
                         AND l.identity_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN i.id END
                 ) END,
-                s.lists_live
+                s.lists_live,
+                -- Of an identity that came of a sign-in: whether a person must sign in again, and when it is to be
+                -- renewed, the seconds until its end.
+                CASE WHEN i.issuer <> '' THEN json_build_array(
+                    i.sign_in_needed_since IS NOT NULL,
+                    CASE WHEN i.renew_at <= statement_timestamp() THEN
+                        extract(epoch FROM i.expires_at - statement_timestamp())
+                    END
+                ) END
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a

@@ -1,0 +1,159 @@
+"""Fresh access tokens for the calls of this process: ahead of their end beside the calls, after it before them."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from proxy.access.decision import AssignedServer
+from proxy.catalog import Refusal
+from proxy.store.database import DatabaseUnavailable
+from proxy.store.refresh import STATEMENTS, NotRenewed, Renewal, Statement, renewal
+from proxy.store.state import State
+from wire.cipher import Cipher
+from wire.errors import AccessRefused, UpstreamError
+from wire.oauth_client import SECONDS, TokenRequest, read_challenge, union
+from wire.pool import Transport
+
+logger = logging.getLogger(__name__)
+
+STORE_ATTEMPTS = 5  # A token that was given once cannot be asked for again.
+STORE_PAUSE = 0.5
+
+
+class IdentityUnavailable(UpstreamError):
+    """The issuer of an identity cannot be asked just now for a fresh token."""
+
+    reason = "identity_unavailable"
+    sentence = 'The identity for server "{server}" cannot be renewed just now. Try again soon.'
+
+
+class MoreRights(Refusal):
+    """The server wants scopes that were not granted."""
+
+
+class Refresher:
+    """Renews the identities that came of a sign-in. Calls that need the same one at once wait for one renewal."""
+
+    def __init__(self, state: State, transport: Transport, cipher: Cipher) -> None:
+        self._state = state
+        self._transport = transport
+        self._cipher = cipher
+        self._under_way: dict[tuple[str, str], asyncio.Task[str]] = {}
+
+    async def stop(self) -> None:
+        """Let what is under way end: a token that is not stored is lost."""
+        if self._under_way:
+            await asyncio.wait(self._under_way.values(), timeout=SECONDS)
+
+    async def fresh(self, assigned: AssignedServer) -> AssignedServer:
+        """The same server with a token that has not ended; at once, unless it has.
+
+        Raises Refusal or IdentityUnavailable.
+        """
+        if assigned.sign_in is None or (seconds_left := assigned.sign_in[1]) is None:
+            return assigned
+        if seconds_left > 0:
+            self._begin(assigned)
+            return assigned
+        return await self.renewed(assigned)
+
+    async def renewed(self, assigned: AssignedServer) -> AssignedServer:
+        """The same server with another token than it has now. Raises Refusal or IdentityUnavailable."""
+        try:
+            ciphertext = await asyncio.shield(self._begin(assigned))
+        except NotRenewed as error:
+            if error.reason == "identity_unavailable":
+                raise IdentityUnavailable(assigned.server_name, str(error)) from None
+            raise Refusal(error.reason, assigned) from None
+        except DatabaseUnavailable as error:
+            raise IdentityUnavailable(assigned.server_name, str(error)) from None
+        return assigned._replace(ciphertext=ciphertext, sign_in=(False, None))
+
+    async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
+        """What to call instead after the server refused this token; None when nothing else can be tried.
+
+        Raises Refusal when a person has to sign in again.
+        """
+        if assigned.sign_in is None:
+            return None
+        if refusal.status == 401:
+            return await self.renewed(assigned)
+        challenge = read_challenge([refusal.challenge])
+        if challenge.error == "insufficient_scope":
+            await self._want(assigned, challenge.scope)
+            raise MoreRights("identity_scope", assigned)
+        return None
+
+    async def give_up(self, assigned: AssignedServer) -> Refusal:
+        """Note that the server refuses a token that was renewed just now; what its caller is told."""
+        parameters = {
+            "identity": assigned.identity_id,
+            "ciphertext": assigned.ciphertext,
+            "lease": None,
+            "reason": "token",
+            "detail": "HTTP 401",
+        }
+        await self._run(Statement(STATEMENTS["refused"], parameters))
+        return Refusal("identity_sign_in", assigned)
+
+    async def _want(self, assigned: AssignedServer, scope: str) -> None:
+        statement = Statement(STATEMENTS["more_scope"], {"identity": assigned.identity_id, "scope": union(scope)})
+        try:
+            await self._run(statement)
+        except DatabaseUnavailable as error:
+            logger.warning("wanted rights not noted", extra={"error": str(error)})
+
+    def _begin(self, assigned: AssignedServer) -> asyncio.Task[str]:
+        assert assigned.identity_id is not None
+        key = assigned.identity_id, assigned.ciphertext or ""
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.create_task(self._drive(renewal(*key, self._cipher)), name="renewal")
+            self._under_way[key] = task
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return task
+
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[str]) -> None:
+        del self._under_way[key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("an identity was not renewed", extra={"identity": key[0], "error": str(error)})
+
+    async def _drive(self, steps: Renewal) -> str:
+        answer: Any = None
+        try:
+            while True:
+                step = steps.send(answer)
+                if isinstance(step, Statement):
+                    answer = await self._run(step)
+                elif isinstance(step, TokenRequest):
+                    answer = await self._post(step)
+                else:
+                    await asyncio.sleep(step)
+                    answer = None
+        except StopIteration as end:
+            return str(end.value)
+
+    async def _run(self, statement: Statement) -> list[tuple[Any, ...]]:
+        left = STORE_ATTEMPTS if statement.sql == STATEMENTS["store"] else 1
+        while True:
+            try:
+                return await self._state.fetch(statement.sql, statement.parameters)
+            except DatabaseUnavailable:
+                left -= 1
+                if not left:
+                    raise
+            await asyncio.sleep(STORE_PAUSE)
+
+    async def _post(self, request: TokenRequest) -> tuple[int, bytes] | None:
+        try:
+            async with asyncio.timeout(SECONDS):
+                with await self._transport.send("POST", "the issuer", *_in_order(request)) as response:
+                    return response.status, await response.read()
+        except (TimeoutError, UpstreamError) as error:
+            logger.info("an issuer gave no answer", extra={"error": str(error)})
+            return None
+
+
+def _in_order(request: TokenRequest) -> tuple[str, Mapping[str, str], bytes]:
+    return request.url, request.headers, request.body

@@ -1,0 +1,165 @@
+"""Renewal of the access token of an identity, once for all processes: the steps, without a network or a database.
+
+`renewal` is a generator. It yields a Statement of refresh.sql, which is answered with its rows; a TokenRequest, which is
+answered with status and body, or with None when no answer came; or a number, the seconds to wait. Whoever drives it may
+be asynchronous, as the proxy is, or not, as the pages are.
+"""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from proxy.store.usage import load_statements
+from wire.cipher import Cipher, Unreadable
+from wire.jsonrpc import storable
+from wire.oauth_client import (
+    CLIENT_GONE,
+    Client,
+    TokenRefused,
+    TokenRequest,
+    Tokens,
+    TokenUnavailable,
+    read_tokens,
+    token_request,
+)
+
+STATEMENTS = load_statements(Path(__file__).with_name("refresh.sql"))
+
+LONGEST_WAIT = 25.0  # For the process that asks the issuer.
+LOOK_SECONDS = (0.05, 0.5)  # Between two looks at what it stored.
+ATTEMPTS = 2  # In one renewal, when the issuer gives no answer.
+PAUSE_SECONDS = 0.5
+UNCLEAR_REFUSALS = 3  # Refusals that are not said to be final, one after the other, before they are taken for it.
+
+
+class Statement(NamedTuple):
+    """A statement of refresh.sql, and its parameters."""
+
+    sql: str
+    parameters: dict[str, Any]
+
+
+type Step = Statement | TokenRequest | float
+type Renewal = Generator[Step, Any, str]
+
+
+class NotRenewed(Exception):
+    """There is no fresh token. `reason` is `identity_sign_in`, `identity_unavailable` or `identity_disabled`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+
+class Held(NamedTuple):
+    """What the holder of the lease renews with."""
+
+    endpoint: str
+    refresh: str
+    resource: str
+    scope: str
+    client_id: str
+    client_secret: str | None
+    auth_method: str
+
+
+def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
+    """The steps to a token newer than `ciphertext`, by this process or by another; ends with its ciphertext.
+
+    Raises NotRenewed.
+    """
+    waited, pause = 0.0, LOOK_SECONDS[0]
+    while True:
+        lease = str(uuid4())
+        parameters = {"identity": identity, "ciphertext": ciphertext, "lease": lease}
+        rows = yield Statement(STATEMENTS["take"], parameters)
+        if rows:
+            return (yield from _renew(Held._make(rows[0]), parameters, cipher))
+        rows = yield Statement(STATEMENTS["look"], {"identity": identity})
+        if not rows:
+            raise NotRenewed("identity_disabled")
+        now, is_off, needs_sign_in, has_refresh, is_leased = rows[0]
+        if is_off:
+            raise NotRenewed("identity_disabled")
+        if needs_sign_in:
+            raise NotRenewed("identity_sign_in")
+        if now is not None and now != ciphertext:
+            return str(now)
+        if not has_refresh:
+            yield from _refused({**parameters, "lease": None}, "expired", "")
+            raise NotRenewed("identity_sign_in")
+        if not is_leased or waited >= LONGEST_WAIT:
+            raise NotRenewed("identity_unavailable")
+        yield pause
+        waited, pause = waited + pause, min(pause * 1.5, LOOK_SECONDS[1])
+
+
+def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
+    try:
+        request = _request(held, cipher)
+        tokens = yield from _ask(request)
+    except (TokenRefused, Unreadable) as refusal:
+        if isinstance(refusal, TokenRefused) and not refusal.final:
+            yield from _count_refusal(parameters, refusal)
+        client_gone = isinstance(refusal, TokenRefused) and refusal.error in CLIENT_GONE
+        yield from _refused(parameters, "client" if client_gone else "refused", str(refusal))
+        raise NotRenewed("identity_sign_in", str(refusal)) from None
+    except TokenUnavailable as fault:
+        yield Statement(STATEMENTS["wait"], parameters)
+        raise NotRenewed("identity_unavailable", str(fault)) from None
+    access = cipher.seal(tokens.access)
+    stored = yield Statement(STATEMENTS["store"], parameters | _columns(tokens, access, cipher))
+    if not stored:  # Revoked, or signed in again, meanwhile.
+        raise NotRenewed("identity_disabled")
+    return access.decode()
+
+
+def _columns(tokens: Tokens, access: bytes, cipher: Cipher) -> dict[str, Any]:
+    return {
+        "access": access,
+        "refresh": cipher.seal(tokens.refresh) if tokens.refresh else None,
+        "key": cipher.key_id,
+        "expires_in": tokens.expires_in,
+        "renew_in": tokens.renew_in,
+        "scope": tokens.scope,
+    }
+
+
+def _request(held: Held, cipher: Cipher) -> TokenRequest:
+    secret = cipher.open(held.client_secret.encode()) if held.client_secret else ""
+    form = {
+        "grant_type": "refresh_token",
+        "refresh_token": cipher.open(held.refresh.encode()),
+        "resource": held.resource,
+        # Without a resource the issuer may need to be told again what the token is for.
+        "scope": "" if held.resource else held.scope,
+    }
+    return token_request(held.endpoint, Client(held.client_id, secret, held.auth_method), form)
+
+
+def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
+    fault = "no answer"
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            yield PAUSE_SECONDS
+        answer = yield request
+        if answer is None:
+            continue
+        try:
+            return read_tokens(*answer)
+        except TokenUnavailable as error:
+            fault = str(error)
+    raise TokenUnavailable(fault)
+
+
+def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
+    """Raise NotRenewed unless such a refusal has come several times now."""
+    rows = yield Statement(STATEMENTS["wait"], parameters)
+    if not rows or rows[0][0] < UNCLEAR_REFUSALS:
+        raise NotRenewed("identity_unavailable", str(refusal)) from None
+    parameters["lease"] = None  # Given back just now.
+
+
+def _refused(parameters: dict[str, Any], reason: str, detail: str) -> Generator[Step, Any, None]:
+    yield Statement(STATEMENTS["refused"], parameters | {"reason": reason, "detail": storable(detail)[:300]})

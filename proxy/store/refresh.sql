@@ -1,0 +1,98 @@
+-- Renewal of identities that came of a sign-in. Only the holder of the lease asks the issuer; whoever waits looks for
+-- what the holder stored. The rows are locked for the length of one statement, never while an issuer is asked, so that
+-- an administrator who disables or revokes an identity does not wait for it.
+
+-- name: take
+WITH due AS (
+    SELECT i.id FROM servers_identity i JOIN servers_grant g ON g.identity_id = i.id
+    WHERE i.id = %(identity)s::uuid
+        AND i.revoked_at IS NULL AND i.enabled AND i.unconfirmed_since IS NULL AND i.sign_in_needed_since IS NULL
+        AND encode(i.secret_ciphertext, 'escape') = %(ciphertext)s::text
+        AND g.refresh_ciphertext IS NOT NULL
+        AND (g.leased_until IS NULL OR g.leased_until <= statement_timestamp())
+        AND (g.retry_at IS NULL OR g.retry_at <= statement_timestamp())
+    FOR NO KEY UPDATE OF i, g
+)
+UPDATE servers_grant g SET lease = %(lease)s::uuid, leased_until = statement_timestamp() + interval '40 seconds'
+FROM due, servers_clientregistration r
+WHERE g.identity_id = due.id AND r.id = g.registration_id
+RETURNING g.token_endpoint, encode(g.refresh_ciphertext, 'escape'), g.resource, g.scope, r.client_id,
+    encode(r.secret_ciphertext, 'escape'), r.auth_method
+
+-- name: look
+SELECT encode(i.secret_ciphertext, 'escape'),
+    i.revoked_at IS NOT NULL OR NOT i.enabled OR i.unconfirmed_since IS NOT NULL,
+    i.sign_in_needed_since IS NOT NULL,
+    g.refresh_ciphertext IS NOT NULL,
+    coalesce(g.leased_until > statement_timestamp(), false)
+FROM servers_identity i JOIN servers_grant g ON g.identity_id = i.id
+WHERE i.id = %(identity)s::uuid
+
+-- name: store
+WITH mine AS (
+    SELECT i.id FROM servers_identity i JOIN servers_grant g ON g.identity_id = i.id
+    WHERE i.id = %(identity)s::uuid AND g.lease = %(lease)s::uuid AND i.revoked_at IS NULL
+    FOR NO KEY UPDATE OF i, g
+), access AS (
+    UPDATE servers_identity i SET
+        secret_ciphertext = %(access)s::bytea, key_id = %(key)s::text, last_error = '',
+        expires_at = statement_timestamp() + make_interval(secs => %(expires_in)s::float8),
+        renew_at = statement_timestamp() + make_interval(secs => %(renew_in)s::float8)
+    FROM mine WHERE i.id = mine.id
+)
+UPDATE servers_grant g SET
+    refresh_ciphertext = coalesce(%(refresh)s::bytea, g.refresh_ciphertext),
+    key_id = CASE WHEN %(refresh)s::bytea IS NULL THEN g.key_id ELSE %(key)s::text END,
+    scope = CASE %(scope)s::text WHEN '' THEN g.scope ELSE %(scope)s::text END,
+    lease = NULL, leased_until = NULL, failures = 0, retry_at = NULL, refreshed_at = statement_timestamp()
+FROM mine WHERE g.identity_id = mine.id
+RETURNING true
+
+-- name: wait
+-- The issuer could not be asked, or was not clear: the next attempt is after a while that grows.
+UPDATE servers_grant SET
+    lease = NULL, leased_until = NULL, failures = least(failures + 1, 1000),
+    retry_at = statement_timestamp() + make_interval(secs => least(60, 2 ^ least(failures, 6)))
+WHERE identity_id = %(identity)s::uuid AND lease = %(lease)s::uuid
+RETURNING failures
+
+-- name: refused
+WITH mine AS (
+    SELECT i.id, g.registration_id FROM servers_identity i JOIN servers_grant g ON g.identity_id = i.id
+    WHERE i.id = %(identity)s::uuid AND i.revoked_at IS NULL AND i.sign_in_needed_since IS NULL
+        AND encode(i.secret_ciphertext, 'escape') = %(ciphertext)s::text
+        AND (g.lease = %(lease)s::uuid OR %(lease)s::uuid IS NULL AND g.lease IS NULL)
+    FOR NO KEY UPDATE OF i, g
+), known AS (
+    UPDATE servers_clientregistration r SET ended_at = statement_timestamp()
+    FROM mine WHERE r.id = mine.registration_id AND r.kind = 'dynamic' AND r.ended_at IS NULL AND %(reason)s::text = 'client'
+), grants AS (
+    UPDATE servers_grant g SET refresh_ciphertext = NULL, lease = NULL, leased_until = NULL
+    FROM mine WHERE g.identity_id = mine.id
+), identities AS (
+    UPDATE servers_identity i SET
+        sign_in_needed_since = statement_timestamp(), sign_in_reason = %(reason)s::text, last_error = %(detail)s::text
+    FROM mine WHERE i.id = mine.id
+    RETURNING i.id, i.label, i.account, i.issuer, i.server_id
+)
+INSERT INTO auditlog_event (
+    uid, created_at, actor_id, actor_email, via, ip, action, target_type, target_id, target_label, changes,
+    correlation_id
+)
+SELECT gen_random_uuid(), statement_timestamp(), NULL, 'system', 'system', NULL, 'identity.sign_in_needed', 'identity',
+    i.id::text, left(i.label || ' (' || s.name || ')', 200),
+    jsonb_build_object(
+        'account', jsonb_build_array(NULL, i.account), 'issuer', jsonb_build_array(NULL, i.issuer),
+        'reason', jsonb_build_array(NULL, %(reason)s::text)
+    ), gen_random_uuid()
+FROM identities i JOIN servers_server s ON s.id = i.server_id
+RETURNING true
+
+-- name: more_scope
+WITH wider AS (
+    UPDATE servers_grant g SET wanted_scope = %(scope)s::text
+    WHERE g.identity_id = %(identity)s::uuid AND g.wanted_scope <> %(scope)s::text
+    RETURNING g.identity_id
+)
+UPDATE servers_identity i SET sign_in_reason = 'scope'
+FROM wider WHERE i.id = wider.identity_id AND i.sign_in_needed_since IS NULL

@@ -1,0 +1,204 @@
+"""What a server wants of its callers, found out from the server and from the documents it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.conf import settings
+
+from servers.models import AuthType
+from servers.oauth_client.http import Answer, Http, Unreachable
+from wire.jsonrpc import dumps
+from wire.oauth_client import (
+    Challenge,
+    as_list,
+    covers,
+    is_https,
+    issuer_metadata_urls,
+    origin_of,
+    read_challenge,
+    resource_metadata_urls,
+    scopes_of,
+)
+from wire.product import NAME
+from wire.versions import NEWEST_SESSION
+
+__all__ = ["BadIssuer", "Metadata", "Needs", "Resource", "discover", "issuer_metadata"]
+
+HEADERS = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+HELLO = dumps(
+    {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {
+            "protocolVersion": NEWEST_SESSION,
+            "capabilities": {},
+            "clientInfo": {"name": NAME, "version": "1"},
+        },
+    }
+)
+
+
+class BadIssuer(Exception):
+    """The issuer, or what it says of itself, cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What an issuer says of itself."""
+
+    issuer: str
+    authorization_endpoint: str
+    token_endpoint: str
+    registration_endpoint: str = ""
+    revocation_endpoint: str = ""
+    userinfo_endpoint: str = ""
+    scopes: tuple[str, ...] = ()
+    auth_methods: tuple[str, ...] = ()
+    says_iss: bool = False
+    takes_documents: bool = False
+
+    @property
+    def registrations(self) -> tuple[str, ...]:
+        """The ways to become its client, in the order they are tried; a person can always enter one."""
+        document = ("document",) if self.takes_documents and settings.PUBLIC_URL.startswith("https://") else ()
+        return (*document, *(("dynamic",) if self.registration_endpoint else ()), "manual")
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What a protected server says of itself: who issues tokens for it, under what name, and for which scopes."""
+
+    issuers: tuple[str, ...] = ()
+    name: str = ""
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a server wants of its callers; `auth_type` is None when nobody can tell, and `problem` says why."""
+
+    auth_type: AuthType | None = None
+    issuer: str = ""
+    scopes: tuple[str, ...] = ()
+    registrations: tuple[str, ...] = ()
+    problem: str = ""
+    resource: Resource = field(default_factory=Resource)
+    metadata: Metadata | None = None
+
+
+def discover(url: str, *, extra_scope: str = "") -> Needs:
+    """Ask the server at `url` without a credential, and follow where it leads; takes ten seconds in all at most."""
+    http = Http()
+    try:
+        answer = http.post(url, HEADERS, HELLO)
+    except Unreachable as error:
+        return Needs(problem=f"The server {error}.")
+    challenge = read_challenge(answer.challenges)
+    if answer.status not in (401, 403) or (answer.status == 403 and not challenge.resource_metadata):
+        # A server that refuses the message by its content has no question about who asks.
+        speaks = 200 <= answer.status < 300 or (answer.document or {}).get("jsonrpc") == "2.0"
+        return Needs(AuthType.NONE) if speaks else Needs(problem=f"The server answered {answer.status}.")
+    try:
+        return _needs(http, url, challenge)
+    except (BadIssuer, Unreachable) as error:
+        return Needs(problem=str(error))
+
+
+def _needs(http: Http, url: str, challenge: Challenge) -> Needs:
+    resource = _resource(http, url, challenge)
+    if resource is None:
+        metadata = _legacy(http, url)
+        if metadata is None:
+            return Needs(AuthType.BEARER)
+        resource = Resource((metadata.issuer,))
+    else:
+        metadata = issuer_metadata(http, resource.issuers[0], like=url)
+    scopes = scopes_of(challenge.scope) or resource.scopes
+    if "offline_access" in metadata.scopes and scopes and "offline_access" not in scopes:
+        scopes = (*scopes, "offline_access")  # Else some give nothing to renew the token with.
+    return Needs(AuthType.OAUTH, metadata.issuer, scopes, metadata.registrations, "", resource, metadata)
+
+
+def _resource(http: Http, url: str, challenge: Challenge) -> Resource | None:
+    """The metadata of the server (RFC 9728); None when it has none. Raises BadIssuer."""
+    for address in resource_metadata_urls(url, challenge):
+        if not is_https(address, like=url):
+            continue
+        document = _document(http, address)
+        if document is None:
+            continue
+        name, issuers = document.get("resource"), as_list(document.get("authorization_servers"))
+        if not isinstance(name, str) or not covers(name, url):
+            raise BadIssuer("The server's description of itself is for another address, so it is not trusted.")
+        if not issuers:
+            continue
+        return Resource(issuers, name, scopes_of(document.get("scopes_supported")))
+    return None
+
+
+def _legacy(http: Http, url: str) -> Metadata | None:
+    """A server older than RFC 9728 is its own issuer (MCP 2025-03-26)."""
+    origin = origin_of(url)
+    for issuer in (origin, f"{origin}/"):  # Nobody has said which of the two it calls itself.
+        try:
+            return issuer_metadata(http, issuer, like=url)
+        except BadIssuer:
+            continue
+    return None
+
+
+def _document(http: Http, address: str) -> Mapping[str, Any] | None:
+    """The JSON object there; None for every refusal. Raises BadIssuer when it is only out of order for a while."""
+    try:
+        answer: Answer = http.get(address)
+    except Unreachable as error:
+        raise BadIssuer(f"{address} {error}.") from None
+    if answer.status >= 500 and answer.status != 502:
+        raise BadIssuer(f"{address} answered {answer.status}. Try again later.")
+    return answer.document if answer.status == 200 else None
+
+
+def issuer_metadata(http: Http, issuer: str, *, like: str = "") -> Metadata:
+    """What this issuer says of itself, wherever that is. Raises BadIssuer."""
+    if not is_https(issuer, like=like):
+        raise BadIssuer("The server names an issuer that is no https:// address.")
+    fault = f"The issuer {issuer} does not describe itself."
+    for address in issuer_metadata_urls(issuer):
+        document = _document(http, address)
+        if document is None:
+            continue
+        if document.get("issuer") != issuer:
+            fault = f"{address} describes another issuer than {issuer}."
+            continue
+        return _metadata(document, issuer, like)
+    raise BadIssuer(fault)
+
+
+def _metadata(document: Mapping[str, Any], issuer: str, like: str) -> Metadata:
+    def endpoint(name: str, *, needed: bool = False) -> str:
+        value = document.get(f"{name}_endpoint")
+        if value is None and not needed:
+            return ""
+        if not isinstance(value, str) or not is_https(value, like=like or issuer):
+            raise BadIssuer(f"The issuer {issuer} names no usable {name} endpoint.")
+        return value
+
+    methods = document.get("code_challenge_methods_supported")
+    if methods is not None and "S256" not in as_list(methods):
+        raise BadIssuer(f"The issuer {issuer} does not support PKCE with S256.")
+    return Metadata(
+        issuer=issuer,
+        authorization_endpoint=endpoint("authorization", needed=True),
+        token_endpoint=endpoint("token", needed=True),
+        registration_endpoint=endpoint("registration"),
+        revocation_endpoint=endpoint("revocation"),
+        userinfo_endpoint=endpoint("userinfo"),
+        scopes=scopes_of(document.get("scopes_supported")),
+        auth_methods=as_list(document.get("token_endpoint_auth_methods_supported")),
+        says_iss=document.get("authorization_response_iss_parameter_supported") is True,
+        takes_documents=document.get("client_id_metadata_document_supported") is True,
+    )

@@ -1,0 +1,272 @@
+"""A person signs in at the issuer of a server: the way there, and the way back."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import timedelta
+
+from django.db import transaction
+from django.http import HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.utils.http import url_has_allowed_host_and_scheme
+
+from capabilities import Capability, CapabilityRequired
+from connections.models import Connection
+from gateways.models import Assignment
+from servers.models import AlreadyRevoked, AnotherPlace, Identity, Server, SignInNeeded, cipher
+from servers.oauth_client.discovery import Metadata, Needs, discover
+from servers.oauth_client.http import Http, Unreachable
+from servers.oauth_client.models import ClientRegistration, Grant, SignIn
+from servers.oauth_client.registration import NotRegistered, registered
+from ui.pages import AppRequest
+from wire.cipher import Unreadable
+from wire.oauth_client import (
+    CLIENT_GONE,
+    WITHOUT_RESOURCE,
+    Mismatch,
+    TokenRefused,
+    Tokens,
+    TokenUnavailable,
+    account_name,
+    authorize_url,
+    check_iss,
+    claims_of,
+    pkce,
+    read_tokens,
+    token_request,
+    union,
+)
+
+__all__ = ["SignInRefused", "begin", "find", "finish"]
+
+LIFETIME = timedelta(minutes=10)
+BROWSER = "sign_in_browser"
+
+
+class SignInRefused(Exception):
+    """The sign-in cannot begin, or has failed; the message says why and what to do."""
+
+
+def browser_digest(request: AppRequest) -> bytes:
+    """What ties a sign-in to this browser: a random value in its session, which lasts when the session's key changes."""
+    if BROWSER not in request.session:
+        request.session[BROWSER] = secrets.token_urlsafe(32)
+    return hashlib.sha256(request.session[BROWSER].encode()).digest()
+
+
+def begin(
+    request: AppRequest,
+    server: Server,
+    *,
+    connection: Connection | None = None,
+    identity: Identity | None = None,
+    shared: bool = False,
+    label: str = "",
+    return_to: str = "/",
+) -> HttpResponse:
+    """A page that leads the browser on to the issuer of `server`.
+
+    What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a shared
+    one. Raises SignInRefused, or CapabilityRequired.
+    """
+    _must_be_open_to(request, connection, identity, shared=shared)
+    needs = discover(server.url)
+    if needs.metadata is None:
+        raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
+    try:
+        registration = registered(server, needs.metadata, by=request.user)
+        client = registration.client
+    except NotRegistered as refusal:
+        raise SignInRefused(str(refusal)) from None
+    except Unreadable:
+        raise SignInRefused("No encryption key opens the client's secret. Enter the client again.") from None
+    _end_others(server, needs.issuer)
+    state, (verifier, challenge) = secrets.token_urlsafe(32), pkce()
+    sign_in = SignIn.objects.create(
+        state_digest=hashlib.sha256(state.encode()).digest(),
+        browser_digest=browser_digest(request),
+        user=request.user,
+        server=server,
+        identity=identity,
+        shared=shared,
+        label=label,
+        connection_id=connection.pk if connection else None,
+        return_to=_safe(request, return_to),
+        registration=registration,
+        verifier_ciphertext=cipher().seal(verifier),
+        url=server.url,
+        resource=_resource(server, needs),
+        scope=_scope(needs, identity),
+        endpoints=_endpoints(needs.metadata),
+        expires_at=timezone.now() + LIFETIME,
+    )
+    parameters = {
+        "response_type": "code",
+        "client_id": client.client_id,
+        "redirect_uri": registration.redirect_uri,
+        "state": state,
+        "code_challenge": challenge,
+        "code_challenge_method": "S256",
+        "scope": sign_in.scope,
+        "resource": sign_in.resource,
+        "prompt": "consent" if "offline_access" in sign_in.scope.split() else "",
+    }
+    return _leads_on(request, server, authorize_url(needs.metadata.authorization_endpoint, parameters))
+
+
+def _must_be_open_to(
+    request: AppRequest, connection: Connection | None, identity: Identity | None, *, shared: bool
+) -> None:
+    """Only for oneself, with one's own connection; a shared identity takes the capability."""
+    if (shared or (identity is not None and identity.is_shared)) and not request.user.has_perm(
+        Capability.SERVERS_MANAGE
+    ):
+        raise CapabilityRequired(Capability.SERVERS_MANAGE)
+    if identity is not None and not identity.is_shared and identity.owner_id != request.user.pk:
+        raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
+    if connection is not None and connection.user_id != request.user.pk:
+        raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
+    if identity is not None and identity.revoked_at:
+        raise SignInRefused("This identity has been revoked. Add a new one.")
+
+
+def _end_others(server: Server, issuer: str) -> None:
+    """What another issuer granted for this server is of no use, and is sent to nobody any more."""
+    with transaction.atomic():
+        others = server.identities.live().exclude(issuer__in=("", issuer)).filter(sign_in_needed_since=None)
+        others.need_sign_in(SignInNeeded.MOVED)
+
+
+def _resource(server: Server, needs: Needs) -> str:
+    """How the server is named to the issuer (RFC 8707), byte for byte as it names itself."""
+    host = needs.issuer.partition("://")[2].partition("/")[0]
+    return "" if host in WITHOUT_RESOURCE else needs.resource.name or server.url
+
+
+def _scope(needs: Needs, identity: Identity | None) -> str:
+    """What the server asks for; and, for an identity that is there, what it was granted and what it lacked."""
+    grant = Grant.objects.filter(identity=identity).first() if identity else None
+    before = (grant.scope, grant.wanted_scope) if grant and grant.wanted_scope else ()
+    return union(" ".join(needs.scopes), *before)
+
+
+def _endpoints(metadata: Metadata) -> dict[str, str | bool]:
+    return {
+        "token_endpoint": metadata.token_endpoint,
+        "revocation_endpoint": metadata.revocation_endpoint,
+        "userinfo_endpoint": metadata.userinfo_endpoint,
+        "says_iss": metadata.says_iss,
+    }
+
+
+def _safe(request: AppRequest, path: str) -> str:
+    return path if url_has_allowed_host_and_scheme(path, allowed_hosts=None) and path.startswith("/") else "/"
+
+
+def _leads_on(request: AppRequest, server: Server, url: str) -> HttpResponse:
+    """A page that leads on by itself: a redirect out of a form would be stopped by our own policy."""
+    response = render(request, "servers/sign_in_leads_on.html", {"server": server, "url": url})
+    response["Refresh"] = f"0; url={url}"
+    response["Referrer-Policy"] = "no-referrer"
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def find(request: AppRequest) -> SignIn:
+    """The sign-in this answer belongs to, which is over with that: this person's, begun in this browser.
+
+    Raises SignInRefused.
+    """
+    digest = hashlib.sha256(request.GET.get("state", "").encode()).digest()
+    with transaction.atomic():
+        mine = SignIn.objects.select_for_update(of=("self",)).filter(
+            state_digest=digest, user=request.user, browser_digest=browser_digest(request)
+        )
+        sign_in = mine.select_related("server", "identity", "registration", "user").first()
+        if sign_in is None:
+            raise SignInRefused("This sign-in was not begun here, or was used before. Begin it again.")
+        SignIn.objects.filter(pk=sign_in.pk).delete()
+    if sign_in.expires_at <= timezone.now():
+        raise SignInRefused("This sign-in took too long. Begin it again.")
+    return sign_in
+
+
+def finish(request: AppRequest, sign_in: SignIn) -> Identity:
+    """The identity that came of it. Raises SignInRefused."""
+    given, registration = request.GET, sign_in.registration
+    try:
+        # First of all: what another issuer sends is not even shown.
+        check_iss(given.get("iss"), registration.issuer, advertised=bool(sign_in.endpoints.get("says_iss")))
+    except Mismatch as mismatch:
+        raise SignInRefused(str(mismatch)) from None
+    if "code" not in given or "error" in given:
+        raise SignInRefused(_in_words(sign_in, given.get("error", ""), given.get("error_description", "")))
+    tokens = _exchange(sign_in, given["code"])
+    claims = _claims(sign_in, tokens)
+    subject = claims.get("sub")
+    try:
+        identity = Grant.objects.store(
+            sign_in, tokens, account=account_name(claims), subject=subject if isinstance(subject, str) else ""
+        )
+    except (AnotherPlace, AlreadyRevoked) as refusal:
+        raise SignInRefused(str(refusal)) from None
+    _bind(sign_in, identity)
+    return identity
+
+
+def _in_words(sign_in: SignIn, error: str, description: str) -> str:
+    if error == "access_denied":
+        return f"You did not sign in at {sign_in.server}."
+    said = "".join(char for char in (description or error) if char.isprintable())[:200]
+    return f"The issuer of {sign_in.server} answered with an error{f': {said}' if said else ''}."
+
+
+def _exchange(sign_in: SignIn, code: str) -> Tokens:
+    registration: ClientRegistration = sign_in.registration
+    try:
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": registration.redirect_uri,
+            "code_verifier": cipher().open(bytes(sign_in.verifier_ciphertext)),
+            "resource": sign_in.resource,
+        }
+        answer = Http().post(*token_request(sign_in.endpoints["token_endpoint"], registration.client, form))
+        return read_tokens(answer.status, answer.body)
+    except TokenRefused as refusal:
+        if refusal.error in CLIENT_GONE and registration.server_id is None:
+            registration.end()  # The next sign-in registers anew.
+        raise SignInRefused(_in_words(sign_in, refusal.error, str(refusal))) from None
+    except (TokenUnavailable, Unreachable) as fault:
+        raise SignInRefused(f"The issuer of {sign_in.server} gave no token: {fault}. Begin again.") from None
+    except Unreadable:
+        raise SignInRefused("The encryption key was changed meanwhile. Begin again.") from None
+
+
+def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
+    """Who signed in, as far as the issuer says."""
+    claims = claims_of(tokens.id_token)
+    endpoint = sign_in.endpoints.get("userinfo_endpoint")
+    if account_name({key: value for key, value in claims.items() if key != "sub"}) or not endpoint:
+        return claims
+    if "openid" not in (tokens.scope or sign_in.scope).split():
+        return claims
+    try:
+        answer = Http(5).post(endpoint, {"Authorization": f"Bearer {tokens.access}"}, b"")
+    except Unreachable:
+        return claims
+    return {**(answer.document or {}), **claims} if answer.status == 200 else claims
+
+
+def _bind(sign_in: SignIn, identity: Identity) -> None:
+    """Let the connection it was begun for carry it, and every connection of this person that lacks one there."""
+    if identity.is_shared:
+        return
+    connection = Connection.objects.live().own(sign_in.user).filter(pk=sign_in.connection_id).first()
+    if connection:
+        places = Assignment.objects.per_user().filter(server=sign_in.server, gateway=connection.gateway_id)
+        for assignment in places.select_related("server"):
+            connection.use_identity(assignment, identity, by=sign_in.user)
+    Connection.objects.carry(identity, by=sign_in.user)

@@ -1,0 +1,106 @@
+"""Requests to resource and authorization servers: guarded, bounded in size and time, without redirects or cookies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import httpx
+import orjson
+
+from servers.upstream_guard import upstream_guard
+from wire.deadline import Deadline
+from wire.guard import AddressRefused, GuardedTransport, UrlRefused
+from wire.http1 import Body, BodyTooLarge
+from wire.oauth_client import MOST_BYTES, SECONDS, TokenRequest
+from wire.product import NAME
+
+logger = logging.getLogger(__name__)
+
+REVOCATION_SECONDS = 5.0
+
+_tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
+
+
+class Unreachable(Exception):
+    """No answer that could be read came; the message says why and goes on after the URL."""
+
+
+class Answer(NamedTuple):
+    """What came: its status, its WWW-Authenticate headers, and its body."""
+
+    status: int
+    challenges: tuple[str, ...]
+    body: bytes
+
+    @property
+    def document(self) -> dict[str, Any] | None:
+        """The JSON object in it; None when it is none."""
+        try:
+            document = orjson.loads(self.body)
+        except ValueError:
+            return None
+        return document if isinstance(document, dict) else None
+
+
+class Http:
+    """A client for one task, which may take `seconds` in all."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._deadline = Deadline()
+        self._deadline.set(seconds)
+        self._guard = upstream_guard()
+
+    def get(self, url: str) -> Answer:
+        """Raises Unreachable."""
+        return self._send("GET", url, {"Accept": "application/json"})
+
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Raises Unreachable."""
+        return self._send("POST", url, headers, body)
+
+    def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
+        own = {"User-Agent": NAME, "Accept-Encoding": "identity", **headers}
+        transport = GuardedTransport(self._guard, self._deadline)
+        try:
+            self._guard.check_url(url)
+            with (
+                httpx.Client(transport=transport, trust_env=False, timeout=SECONDS) as client,
+                client.stream(verb, url, headers=own, content=body) as response,
+            ):
+                challenges = tuple(response.headers.get_list("www-authenticate"))
+                return Answer(response.status_code, challenges, self._body(response))
+        except (AddressRefused, UrlRefused) as refusal:
+            raise Unreachable(f"may not be called: {refusal}") from None
+        except httpx.TimeoutException:
+            raise Unreachable("did not answer in time") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError):
+            raise Unreachable("cannot be reached") from None
+
+    def _body(self, response: httpx.Response) -> bytes:
+        if response.headers.get("content-type", "").startswith("text/event-stream"):
+            return b""  # It may never end.
+        body = Body(MOST_BYTES)
+        parts: list[bytes] = []
+        try:
+            for chunk in response.iter_raw():
+                self._deadline.check()
+                parts += body.feed(chunk)
+        except BodyTooLarge:
+            raise Unreachable(f"answered with more than {MOST_BYTES >> 10} KiB") from None
+        return b"".join(parts)
+
+
+def send_soon(requests: Sequence[TokenRequest]) -> None:
+    """Send these one after the other, each on its own and best effort, beside the request that is being served."""
+    _tellers.submit(_send_all, requests)
+
+
+def _send_all(requests: Sequence[TokenRequest]) -> None:
+    for request in requests:
+        try:
+            Http(REVOCATION_SECONDS).post(*request)
+        except Unreachable as error:
+            logger.warning("an issuer was not told of an ended grant", extra={"error": str(error)})

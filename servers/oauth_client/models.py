@@ -1,0 +1,232 @@
+"""How this gateway is known at issuers, sign-ins under way, and what came of them: the grant behind an identity."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from itertools import chain, count
+from typing import ClassVar
+from uuid import uuid4
+
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event
+from servers.models import AlreadyRevoked, AnotherPlace, Identity, IdentityKind, Server, SignInNeeded, cipher
+from servers.oauth_client.http import send_soon
+from wire.cipher import Unreadable
+from wire.oauth_client import AUTH_METHODS, Client, TokenRequest, Tokens, token_request
+
+
+class Kind(models.TextChoices):
+    """How this gateway became a client of an issuer."""
+
+    MANUAL = "manual", "Entered by an administrator"
+    DOCUMENT = "document", "Described by a document of this gateway"
+    DYNAMIC = "dynamic", "Registered by itself"
+
+
+class ClientRegistration(models.Model):
+    """This gateway as a client of one issuer, and of no other.
+
+    One that an administrator entered is for one server; others serve every server of the issuer.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    issuer = models.CharField(max_length=500)
+    server = models.ForeignKey(Server, models.PROTECT, null=True, blank=True, related_name="client_registrations")
+    kind = models.CharField(max_length=10, choices=Kind)
+    redirect_uri = models.CharField(max_length=500)
+    client_id = models.CharField(max_length=1000)
+    secret_ciphertext = models.BinaryField(null=True, editable=False)
+    key_id = models.CharField(max_length=8, blank=True, editable=False)
+    auth_method = models.CharField(max_length=30, choices=[(name, name) for name in AUTH_METHODS])
+    secret_expires_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("issuer", "server", "redirect_uri"),
+                condition=Q(ended_at=None),
+                nulls_distinct=False,
+                name="one_live_registration_per_issuer_and_server",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.client_id} at {self.issuer}"
+
+    @property
+    def client(self) -> Client:
+        """What is said to the issuer. Raises wire.cipher.Unreadable."""
+        sealed = self.secret_ciphertext
+        return Client(self.client_id, cipher().open(bytes(sealed)) if sealed else "", self.auth_method)
+
+    def seal(self, secret: str) -> None:
+        """Hold the client's secret encrypted; an empty one is none."""
+        self.secret_ciphertext = cipher().seal(secret) if secret else None
+        self.key_id = cipher().key_id if secret else ""
+
+    def end(self) -> None:
+        """Use it for no further sign-in; what was granted to it is still refreshed with it."""
+        type(self).objects.filter(pk=self.pk, ended_at=None).update(ended_at=timezone.now())
+
+
+class SignIn(models.Model):
+    """A sign-in at an issuer that was begun: one person's, in one browser, once, and for a few minutes."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    state_digest = models.BinaryField(max_length=32, unique=True)
+    browser_digest = models.BinaryField(max_length=32)
+    user = models.ForeignKey(User, models.CASCADE, related_name="+")
+    server = models.ForeignKey(Server, models.CASCADE, related_name="+")
+    identity = models.ForeignKey(Identity, models.CASCADE, null=True, related_name="+")
+    shared = models.BooleanField(default=False)
+    label = models.CharField(max_length=80, blank=True)
+    connection_id = models.UUIDField(null=True)
+    return_to = models.CharField(max_length=500, default="/")
+    registration = models.ForeignKey(ClientRegistration, models.CASCADE, related_name="+")
+    verifier_ciphertext = models.BinaryField(editable=False)
+    url = models.CharField(max_length=500)
+    resource = models.CharField(max_length=500, blank=True)
+    scope = models.TextField(blank=True)
+    endpoints = models.JSONField(default=dict)
+    expires_at = models.DateTimeField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return f"{self.user} at {self.server}"
+
+
+class GrantManager(models.Manager["Grant"]):
+    def store(self, sign_in: SignIn, tokens: Tokens, *, account: str, subject: str) -> Identity:
+        """Keep what a sign-in brought: in the identity it was begun for, else in a new one.
+
+        Raises AnotherPlace when the server has moved since, and AlreadyRevoked.
+        """
+        with transaction.atomic():
+            server = sign_in.server.lock()
+            if server.url != sign_in.url:
+                raise AnotherPlace(f"{server} was moved while you signed in. Sign in again.")
+            identity = _identity_for(sign_in, account)
+            created = identity._state.adding
+            before = {"account": identity.account, "issuer": identity.issuer}
+            identity.issuer, identity.account = sign_in.registration.issuer, account
+            identity.seal(tokens.access)
+            identity.secret_hint = ""  # It changes with each renewal, and says nothing to a person.
+            identity.expires_at, identity.renew_at = _moment(tokens.expires_in), _moment(tokens.renew_in)
+            identity.save(force_insert=created)
+            self._store_grant(identity, sign_in, tokens, subject)
+            action = Action.IDENTITY_CREATED if created else Action.IDENTITY_SIGNED_IN
+            changes = {name: [value or None, getattr(identity, name)] for name, value in before.items()}
+            Event.objects.record(action, identity, by=sign_in.user, changes=changes)
+        return identity
+
+    def _store_grant(self, identity: Identity, sign_in: SignIn, tokens: Tokens, subject: str) -> None:
+        sealed = cipher().seal(tokens.refresh) if tokens.refresh else None
+        values = {
+            "registration": sign_in.registration,
+            "subject": subject[:300],
+            "resource": sign_in.resource,
+            "scope": tokens.scope or sign_in.scope,
+            "wanted_scope": "",
+            "token_endpoint": sign_in.endpoints["token_endpoint"],
+            "revocation_endpoint": sign_in.endpoints.get("revocation_endpoint", ""),
+            "refresh_ciphertext": sealed,
+            "key_id": cipher().key_id if sealed else "",
+            "lease": None,
+            "leased_until": None,
+            "failures": 0,
+            "retry_at": None,
+            "granted_at": timezone.now(),
+        }
+        self.update_or_create(identity=identity, defaults=values)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else timezone.now() + timedelta(seconds=seconds)
+
+
+def _identity_for(sign_in: SignIn, account: str) -> Identity:
+    """The identity a sign-in is for: one that is there is opened to what is new, else a new one, not saved yet."""
+    if sign_in.identity is None:
+        owner = None if sign_in.shared else sign_in.user
+        identity = Identity(server=sign_in.server, owner=owner, kind=IdentityKind.OAUTH)
+        identity.label = _free_label(identity, sign_in.label or account or sign_in.server.name)
+        return identity
+    identity = sign_in.identity.lock()
+    if identity.revoked_at:
+        raise AlreadyRevoked(AlreadyRevoked.__doc__)
+    identity.end_grant()
+    identity.kind = IdentityKind.OAUTH
+    identity.generation += 1
+    identity.unconfirmed_since = identity.sign_in_needed_since = None
+    identity.sign_in_reason, identity.last_error = SignInNeeded.NONE, ""
+    return identity  # type: ignore[no-any-return]  # The lock gives back a row of the same model.
+
+
+def _free_label(identity: Identity, wish: str) -> str:
+    """The label, or the same with a number: several accounts of one server stand side by side."""
+    others = Identity.objects.live().filter(server=identity.server, owner=identity.owner)
+    taken = set(others.values_list("label", flat=True))
+    names = chain([wish[:80]], (f"{wish[:74]} {number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
+
+
+class Grant(models.Model):
+    """What an issuer granted for one identity: with it the access token of the identity is renewed."""
+
+    identity = models.OneToOneField(Identity, models.CASCADE, primary_key=True, related_name="grant")
+    registration = models.ForeignKey(ClientRegistration, models.PROTECT, related_name="grants")
+    subject = models.CharField(max_length=300, blank=True)
+    resource = models.CharField(max_length=500, blank=True)
+    scope = models.TextField(blank=True)
+    wanted_scope = models.TextField(blank=True, default="")
+    token_endpoint = models.CharField(max_length=500)
+    revocation_endpoint = models.CharField(max_length=500, blank=True)
+    refresh_ciphertext = models.BinaryField(null=True, editable=False)
+    key_id = models.CharField(max_length=8, blank=True, editable=False)
+    # Whoever refreshes holds the lease, so that no other process does; a process that dies loses it after a while.
+    lease = models.UUIDField(null=True, editable=False)
+    leased_until = models.DateTimeField(null=True, editable=False)
+    failures = models.PositiveSmallIntegerField(default=0, editable=False)
+    retry_at = models.DateTimeField(null=True, editable=False)
+    refreshed_at = models.DateTimeField(null=True, editable=False)
+    granted_at = models.DateTimeField(default=timezone.now)
+
+    objects: ClassVar[GrantManager] = GrantManager()
+
+    class Meta:
+        ordering = ("-granted_at",)
+
+    def __str__(self) -> str:
+        return str(self.identity)
+
+    def end(self, identity: Identity) -> None:
+        """Wipe it, and ask the issuer to end it too, as soon as the transaction is over."""
+        requests = self._revocations(identity)
+        ended = {"refresh_ciphertext": None, "lease": None, "leased_until": None, "retry_at": None}
+        type(self).objects.filter(pk=self.pk).update(**ended)
+        if requests:
+            transaction.on_commit(lambda: send_soon(requests))
+
+    def _revocations(self, identity: Identity) -> list[TokenRequest]:
+        """What the issuer is told (RFC 7009): the refresh token first, since it may take the access token with it."""
+        if not self.revocation_endpoint:
+            return []
+        sealed = [("refresh_token", self.refresh_ciphertext), ("access_token", identity.secret_ciphertext)]
+        try:
+            client = self.registration.client
+            tokens = [(hint, cipher().open(bytes(each))) for hint, each in sealed if each]
+        except Unreadable:
+            return []
+        told = ({"token": token, "token_type_hint": hint} for hint, token in tokens)
+        return [token_request(self.revocation_endpoint, client, parameters) for parameters in told]

@@ -1,0 +1,63 @@
+"""Renewal of an identity for pages, the REST API and chores: the steps of the proxy, one after the other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from django.db import connection
+
+from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
+from servers.models import Identity, cipher
+from servers.oauth_client.http import Http, Unreachable
+from wire.oauth_client import TokenRequest
+
+__all__ = ["NotRenewed", "keep_fresh", "renew"]
+
+
+def keep_fresh(identity: Identity) -> None:
+    """Renew it if it has ended; one that cannot be renewed stays as it is, and its server says what is wrong."""
+    row = Identity.objects.filter(pk=identity.pk).extra(where=["expires_at <= statement_timestamp()"]).first()
+    if row is not None and row.secret_ciphertext is not None:
+        try:
+            renew(identity)
+        except NotRenewed:
+            return
+
+
+def renew(identity: Identity) -> None:
+    """Renew it now. Raises NotRenewed. Call it outside of a transaction: what a process holds, others must see."""
+    if identity.secret_ciphertext is None:
+        raise NotRenewed("identity_sign_in")
+    _drive(renewal(str(identity.pk), bytes(identity.secret_ciphertext).decode(), cipher()))
+    identity.refresh_from_db()
+
+
+def _drive(steps: Renewal) -> str:
+    answer: Any = None
+    try:
+        while True:
+            step = steps.send(answer)
+            answer = None
+            if isinstance(step, Statement):
+                answer = _run(step)
+            elif isinstance(step, TokenRequest):
+                answer = _post(step)
+            else:
+                time.sleep(step)
+    except StopIteration as end:
+        return str(end.value)
+
+
+def _run(statement: Statement) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement.sql, statement.parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def _post(request: TokenRequest) -> tuple[int, bytes] | None:
+    try:
+        answer = Http().post(*request)
+    except Unreachable:
+        return None
+    return answer.status, answer.body

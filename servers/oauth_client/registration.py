@@ -1,0 +1,162 @@
+"""How this gateway becomes a client of an issuer: entered by a person, by its document, or by registering itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.urls import reverse
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event
+from servers.models import Server
+from servers.oauth_client.discovery import Metadata
+from servers.oauth_client.http import Http, Unreachable
+from servers.oauth_client.models import ClientRegistration, Kind
+from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method
+
+__all__ = ["NotRegistered", "client_document", "enter", "redirect_uri", "registered", "reset"]
+
+CLIENT_NAME = "Gateway Admin"
+
+
+class NotRegistered(Exception):
+    """This gateway is no client of the issuer and cannot become one by itself; the message says what to do."""
+
+
+def redirect_uri() -> str:
+    """The one address issuers send browsers back to."""
+    return settings.PUBLIC_URL + reverse("servers:oauth_callback")
+
+
+def document_url() -> str:
+    """The address of our client metadata document, which is our client id where issuers read it."""
+    return settings.PUBLIC_URL + reverse("servers:client_document")
+
+
+def client_document() -> dict[str, Any]:
+    """What issuers are told of this gateway in its document."""
+    return {"client_id": document_url(), **_described("none")}
+
+
+def _described(method: str) -> dict[str, Any]:
+    return {
+        "client_name": CLIENT_NAME,
+        "client_uri": settings.PUBLIC_URL,
+        "redirect_uris": [redirect_uri()],
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
+        "token_endpoint_auth_method": method,
+        "application_type": "web",
+    }
+
+
+def registered(server: Server, metadata: Metadata, *, by: User) -> ClientRegistration:
+    """The registration to sign in with at this issuer, made now if there is none. Raises NotRegistered."""
+    rows = ClientRegistration.objects.filter(ended_at=None, redirect_uri=redirect_uri())
+    own = rows.filter(server=server).first()
+    if own is not None:
+        if own.issuer != metadata.issuer:
+            raise NotRegistered(
+                f"{server} names {metadata.issuer} as its issuer now. The client was entered for {own.issuer}; "
+                "an administrator has to enter it again."
+            )
+        return own
+    fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
+    shared = rows.filter(fresh, issuer=metadata.issuer, server=None).first()
+    if shared is not None:
+        return shared
+    rows.filter(issuer=metadata.issuer, server=None).update(ended_at=timezone.now())
+    registration = _made(metadata)
+    with transaction.atomic():
+        registration.save(force_insert=True)
+        Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes=_told(registration))
+    return registration
+
+
+def _told(registration: ClientRegistration) -> dict[str, Any]:
+    return {
+        "client": [None, registration.client_id],
+        "issuer": [None, registration.issuer],
+        "kind": [None, registration.kind],
+    }
+
+
+def _made(metadata: Metadata) -> ClientRegistration:
+    ways = metadata.registrations
+    row = ClientRegistration(issuer=metadata.issuer, redirect_uri=redirect_uri())
+    if "document" in ways:
+        row.kind, row.client_id, row.auth_method = Kind.DOCUMENT, document_url(), "none"
+        return row
+    if "dynamic" in ways:
+        return _register(row, metadata)
+    raise NotRegistered(
+        f"{metadata.issuer} takes no clients that register themselves. An administrator has to register this gateway "
+        f"there, with the redirect address {redirect_uri()}, and to enter the client here."
+    )
+
+
+def _register(row: ClientRegistration, metadata: Metadata) -> ClientRegistration:
+    methods = metadata.auth_methods
+    wanted = "none" if "none" in methods else auth_method(methods, secret=True)
+    body = orjson.dumps(_described(wanted))
+    try:
+        answer = Http().post(metadata.registration_endpoint, {"Content-Type": "application/json"}, body)
+    except Unreachable as error:
+        raise NotRegistered(f"{metadata.registration_endpoint} {error}.") from None
+    document = answer.document or {}
+    client_id = document.get("client_id")
+    if answer.status not in (200, 201) or not isinstance(client_id, str) or not client_id.isprintable():
+        said = document.get("error_description") or document.get("error") or ""
+        raise NotRegistered(
+            f"{metadata.issuer} refused to register this gateway ({answer.status}{f': {str(said)[:200]}' if said else ''}). "
+            f"An administrator can register it there, with the redirect address {redirect_uri()}, and enter the client here."
+        )
+    secret, expires = document.get("client_secret"), document.get("client_secret_expires_at")
+    method = document.get("token_endpoint_auth_method") or (DEFAULT_AUTH_METHOD if secret else wanted)
+    if method not in AUTH_METHODS or (method != "none" and not secret):
+        raise NotRegistered(f"{metadata.issuer} registered this gateway in a way it cannot use ({str(method)[:40]}).")
+    row.kind, row.client_id, row.auth_method = Kind.DYNAMIC, client_id[:1000], method
+    row.seal(secret if isinstance(secret, str) else "")
+    if isinstance(expires, int) and expires > 0:
+        row.secret_expires_at = datetime.fromtimestamp(min(expires, 32_503_680_000), UTC)
+    return row
+
+
+def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by: User) -> ClientRegistration:
+    """Use this client, which an administrator registered, for this server from now on."""
+    with transaction.atomic():
+        server.lock()
+        reset(server, by=None)
+        row = ClientRegistration(
+            issuer=metadata.issuer,
+            server=server,
+            kind=Kind.MANUAL,
+            redirect_uri=redirect_uri(),
+            client_id=client_id,
+            auth_method=auth_method(metadata.auth_methods, secret=bool(secret)),
+        )
+        row.seal(secret)
+        row.save(force_insert=True)
+        Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes=_told(row))
+    return row
+
+
+def reset(server: Server, *, by: User | None) -> int:
+    """Forget how this gateway is known for this server; the next sign-in makes it known anew. How many that ended.
+
+    What was granted before is renewed with the client it was granted to.
+    """
+    used = Q(server=server) | Q(server=None, grants__identity__server=server)
+    with transaction.atomic():
+        rows = ClientRegistration.objects.filter(used, ended_at=None).values("pk")
+        ended = ClientRegistration.objects.filter(pk__in=rows).update(ended_at=timezone.now())
+        if ended and by is not None:
+            Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes={"ended": [0, ended]})
+    return int(ended)

@@ -1,0 +1,145 @@
+"""Signing in at the issuers of servers, and how this gateway is known there."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django import forms
+from django.contrib.auth.decorators import login_not_required
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, render
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
+
+from capabilities import NOBODY, Capability, own_resource, requires
+from connections.models import Connection
+from gateways.models import Gateway, IdentityScheme
+from servers.models import AuthType, Identity, Server
+from servers.oauth_client.discovery import discover
+from servers.oauth_client.flow import SignInRefused, begin, find, finish
+from servers.oauth_client.models import ClientRegistration
+from servers.oauth_client.registration import client_document as document
+from servers.oauth_client.registration import enter, redirect_uri, reset
+from servers.views import find as find_server
+from servers.views import page_url
+from ui.pages import AppRequest, leave, refuse, show
+
+RULE = "for oneself, at servers within one's reach"
+
+
+@login_not_required
+@require_safe
+def client_document(request: HttpRequest) -> HttpResponse:
+    """What issuers are told of this gateway as a client (OAuth Client ID Metadata Document)."""
+    return JsonResponse(document(), headers={"Access-Control-Allow-Origin": "*", "Cache-Control": "max-age=3600"})
+
+
+@require_POST
+@own_resource(RULE)
+def authenticate(request: AppRequest, slug: str) -> HttpResponse:
+    """Lead on to the issuer of this server; what comes of it is an identity of the person."""
+    server = _within_reach(request, slug)
+    connection = None
+    if given := request.POST.get("connection"):
+        connection = get_object_or_404(Connection.objects.live().own(request.user), pk=_uuid(given))
+    back = request.POST.get("next") or reverse("connections:mine")
+    try:
+        return begin(request, server, connection=connection, return_to=back)
+    except SignInRefused as refusal:
+        return _failed(request, str(refusal), back)
+
+
+@require_POST
+@own_resource("one's own; shared ones need SERVERS_MANAGE", others=NOBODY)
+def authenticate_identity(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Lead on to the issuer of the identity's server; what comes of it takes its place."""
+    identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
+    back = request.POST.get("next") or reverse("connections:mine")
+    try:
+        return begin(request, identity.server, identity=identity, return_to=back)
+    except SignInRefused as refusal:
+        return _failed(request, str(refusal), back)
+
+
+@require_GET
+@never_cache
+@own_resource("a sign-in that the same person began in the same browser")
+def callback(request: AppRequest) -> HttpResponse:
+    """The issuer's answer."""
+    back = reverse("connections:mine")
+    try:
+        sign_in = find(request)
+        back = sign_in.return_to
+        identity = finish(request, sign_in)
+    except SignInRefused as refusal:
+        return _failed(request, str(refusal), back)
+    who = f" as {identity.account}" if identity.account else ""
+    return leave(request, back, f"Signed in to {identity.server.name}{who}")
+
+
+class ClientForm(forms.Form):
+    """A client that an administrator registered at the issuer of a server."""
+
+    client_id = forms.CharField(label="Client ID", max_length=1000)
+    secret = forms.CharField(
+        label="Client secret",
+        required=False,
+        max_length=4000,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password", "spellcheck": "false"}),
+        help_text="Stored encrypted. Leave it empty for a public client.",
+    )
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_MANAGE)
+def client(request: AppRequest, slug: str) -> HttpResponse:
+    """How this gateway is known at the issuer of the server: enter a client, or have it made known anew."""
+    server = find_server(slug)
+    if server.auth_type != AuthType.OAUTH:
+        raise Http404
+    if "reset" in request.POST:
+        ended = reset(server, by=request.user)
+        return leave(request, page_url(server), "Client forgotten" if ended else "There was no client to forget")
+    form = ClientForm(request.POST or None)
+    own = ClientRegistration.objects.filter(server=server, ended_at=None).first()
+    used = ClientRegistration.objects.filter(grants__identity__server=server, ended_at=None).first()
+    context = {
+        "form": form,
+        "server": server,
+        "registration": own or used,
+        "redirect_uri": redirect_uri(),
+        "heading": f"Client for {server.name}",
+        "back": page_url(server),
+    }
+    if request.method == "GET":
+        return show(request, "servers/client_form.html", context)
+    if form.is_valid():
+        needs = discover(server.url)
+        if needs.metadata is not None:
+            values = form.cleaned_data
+            enter(server, needs.metadata, values["client_id"], values["secret"], by=request.user)
+            return leave(request, page_url(server), "Client saved")
+        form.add_error(None, needs.problem or "The server names no issuer.")
+    return refuse(request, "servers/client_form.html", context)
+
+
+def _within_reach(request: AppRequest, slug: str) -> Server:
+    """The server, if this person may bring an identity for it at some gateway; else 404."""
+    server = get_object_or_404(Server.objects.live(), slug=slug, auth_type=AuthType.OAUTH)
+    asking = server.assignments.filter(removed_at=None, identity_scheme=IdentityScheme.PER_USER)
+    if not Gateway.objects.reachable_by(request.user).filter(assignments__in=asking).exists():
+        raise Http404
+    return server
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise Http404 from None
+
+
+def _failed(request: AppRequest, reason: str, back: str) -> HttpResponse:
+    safe = back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/"
+    return render(request, "servers/sign_in_failed.html", {"reason": reason, "back": safe}, status=400)

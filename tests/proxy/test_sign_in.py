@@ -1,0 +1,471 @@
+"""Signing in at the issuer of a server, and calls that carry what it granted: with a real issuer, browser session and
+proxy."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from django.test import Client
+from pytest_django import Settings
+
+from accounts.models import User
+from auditlog.models import Call, Event
+from connections.models import Connection
+from gateways.models import Gateway, IdentityScheme
+from servers.models import AuthType, Identity, Server, cipher
+from servers.oauth_client.models import ClientRegistration, Grant, SignIn
+from tests import make
+from tests.asgi_server import Upstream
+from tests.conftest import Run
+from tests.issuers import Issuer, consent, destination, query
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+
+NEXT = "/settings/identities"
+
+
+@dataclass
+class Github:
+    """The server `github`, protected by `issuer`, for each person at the gateway `work`."""
+
+    issuer: Issuer
+    upstream: Upstream
+    server: Server
+    gateway: Gateway
+    proxy: Proxy
+
+    def browser(self, person: User) -> Client:
+        client = Client()
+        client.force_login(person)
+        return client
+
+    def connection(self, person: User) -> Connection:
+        return make.connection(make.agent(by=person), self.gateway, person)
+
+    def begin(self, client: Client, path: str = "", **fields: Any) -> str:
+        """The address the issuer is asked at."""
+        response = client.post(path or f"/servers/{self.server.slug}/authenticate/", {"next": NEXT, **fields})
+        return destination(response)
+
+    def sign_in(self, person: User, path: str = "", **fields: Any) -> Identity:
+        """The identity a whole sign-in of this person brings."""
+        client = self.browser(person)
+        response = client.get(consent(self.begin(client, path, **fields)))
+        assert (response.status_code, response.headers.get("Location")) == (302, NEXT), response.content.decode()
+        return Identity.objects.own(person).order_by("-updated_at")[0]
+
+    def agent(self, person: User) -> Agent:
+        return self.proxy.agent(self.connection(person))
+
+
+@pytest.fixture(autouse=True)
+def _loopback(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.fixture
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+def github(issuer: Issuer, proxy: Proxy, run: Run) -> Github:
+    upstream = run(issuer.app())
+    server = make.server(slug="github", name="GitHub", url=upstream.url, auth_type=AuthType.OAUTH)
+    gateway = make.gateway(slug="work")
+    make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)
+    return Github(issuer, upstream, server, gateway, proxy)
+
+
+@pytest.fixture
+def ann(transactional_db: None) -> User:
+    return make.user(email="ann@example.com")
+
+
+@pytest.fixture
+def ben(transactional_db: None) -> User:
+    return make.user(email="ben@example.com")
+
+
+def said(response: Any) -> str:
+    """The text of a tool's result."""
+    return str(response.json()["result"]["content"][0]["text"])
+
+
+def error(response: Any) -> dict[str, Any]:
+    assert response.status_code == 200
+    found: dict[str, Any] = response.json()["error"]
+    return found
+
+
+def expire(identity: Identity) -> None:
+    """Let the token of this identity have ended, for us and for the server."""
+    sql(
+        "UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now() - interval '60 s' WHERE id = %s",
+        identity.pk,
+    )
+
+
+def access_of(identity: Identity) -> str:
+    identity.refresh_from_db()
+    return cipher().open(bytes(identity.secret_ciphertext or b""))
+
+
+def test_a_person_signs_in_and_calls_carry_the_token(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_missing"
+
+    identity = github.sign_in(ann)
+
+    assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+    assert (identity.issuer, identity.kind) == (github.upstream.url.removesuffix("/mcp"), "oauth")
+    assert not SignIn.objects.exists()
+    assert Event.objects.get(action="identity.created").changes["issuer"] == [None, identity.issuer]
+
+
+def test_what_the_issuer_is_asked_is_bound_to_this_server_and_to_a_fresh_proof(github: Github, ann: User) -> None:
+    asked = query(github.begin(github.browser(ann)))
+
+    assert asked["resource"] == github.upstream.url
+    assert asked["code_challenge_method"] == "S256"
+    assert asked["redirect_uri"].endswith("/upstream-oauth/callback/")
+    assert asked["response_type"] == "code"
+    sealed = SignIn.objects.get()
+    assert asked["state"].encode() != bytes(sealed.state_digest)
+
+
+def test_a_token_that_has_ended_is_renewed_before_the_call(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    before = access_of(identity)
+    expire(identity)
+
+    after = said(agent.call("github__whoami"))
+
+    assert after == f"Bearer {access_of(identity)}"
+    assert before not in after
+    assert github.issuer.refreshes == 1
+
+
+def test_a_token_that_is_about_to_end_is_renewed_beside_the_call(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    sql("UPDATE servers_identity SET renew_at = now() - interval '1 s' WHERE id = %s", identity.pk)
+
+    assert "Bearer" in said(agent.call("github__whoami"))
+
+    eventually(lambda: Grant.objects.get(identity=identity).refreshed_at is not None)
+    assert github.issuer.refreshes == 1
+
+
+def test_a_token_that_is_refused_is_renewed_once_and_the_call_repeated(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    del github.issuer.access[access_of(identity)]
+
+    assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+    assert github.issuer.refreshes == 1
+
+
+def test_ten_calls_over_two_workers_renew_an_ended_token_once(github: Github, start: Start, ann: User) -> None:
+    second = start()
+    connection = github.connection(ann)
+    identity = github.sign_in(ann)
+    issued = make.token(connection)
+    agents = [github.proxy.holding(issued), second.holding(issued)]
+    assert "Bearer" in said(agents[0].call("github__whoami"))
+    del github.issuer.access[access_of(identity)]
+    expire(identity)
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda n: agents[n % 2].call("github__whoami"), range(10)))
+
+    assert {said(answer) for answer in answers} == {f"Bearer {access_of(identity)}"}
+    assert github.issuer.refreshes == 1
+
+
+def test_a_refused_renewal_ends_one_person_s_sign_in_and_nobody_else_s(github: Github, ann: User, ben: User) -> None:
+    ann_s, ben_s = github.agent(ann), github.agent(ben)
+    identity, other = github.sign_in(ann), github.sign_in(ben)
+    expire(identity)
+    github.issuer.refusal = "invalid_grant"
+
+    refusal = error(ann_s.call("github__whoami"))
+
+    assert refusal["data"]["reason"] == "identity_sign_in"
+    assert refusal["data"]["url"].endswith("/settings/identities")
+    identity.refresh_from_db()
+    assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "refused")
+    assert Grant.objects.get(identity=identity).refresh_ciphertext is None
+    event = Event.objects.get(action="identity.sign_in_needed")
+    assert event.changes["issuer"] == [None, identity.issuer]
+    assert said(ben_s.call("github__whoami")) == f"Bearer {access_of(other)}"
+    assert error(ann_s.call("github__whoami"))["data"]["reason"] == "identity_sign_in"
+    assert github.issuer.refreshes == 1, "a dead grant was tried again"
+
+
+def test_signing_in_again_heals_every_connection_that_carried_the_identity(github: Github, ann: User) -> None:
+    agents = [github.agent(ann), github.agent(ann)]
+    identity = github.sign_in(ann)
+    expire(identity)
+    github.issuer.refusal = "invalid_grant"
+    assert "error" in agents[0].call("github__whoami").json()
+
+    again = github.sign_in(ann, f"/identities/{identity.pk}/authenticate/")
+
+    assert again == identity
+    assert {said(agent.call("github__whoami")) for agent in agents} == {f"Bearer {access_of(identity)}"}
+    assert Event.objects.filter(action="identity.signed_in").count() == 1
+
+
+def test_an_issuer_out_of_order_for_a_moment_ends_no_sign_in(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    expire(identity)
+    github.issuer.broken = 1
+
+    assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+
+
+def test_an_issuer_out_of_order_for_longer_is_asked_again_later(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    expire(identity)
+    github.issuer.broken = 2
+
+    refusal = error(agent.call("github__whoami"))
+
+    assert "cannot be renewed just now" in refusal["message"]
+    identity.refresh_from_db()
+    assert identity.status == "active"
+    sql("UPDATE servers_grant SET retry_at = NULL")
+    assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+
+
+def test_a_refresh_token_that_is_not_given_anew_stays_in_use(github: Github, ann: User) -> None:
+    github.issuer.repeats_refresh = False
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+
+    for times in (1, 2):
+        expire(identity)
+        assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+        assert github.issuer.refreshes == times
+
+
+def test_without_anything_to_renew_it_an_ended_token_needs_a_new_sign_in(github: Github, ann: User) -> None:
+    github.issuer.gives_refresh = False
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    expire(identity)
+
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_sign_in"
+    identity.refresh_from_db()
+    assert identity.sign_in_reason == "expired"
+
+
+def test_a_token_of_unknown_life_is_used_until_it_is_refused(github: Github, ann: User) -> None:
+    github.issuer.expires_in = None
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    assert identity.expires_at is None
+
+    assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+    del github.issuer.access[access_of(identity)]
+    assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+    assert github.issuer.refreshes == 1
+
+
+def test_a_server_that_refuses_a_fresh_token_needs_a_new_sign_in_and_is_not_asked_in_a_circle(
+    github: Github, ann: User
+) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    assert "Bearer" in said(agent.call("github__whoami"))
+    github.issuer.access = _Forgetful()
+
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_sign_in"
+    identity.refresh_from_db()
+    assert identity.sign_in_reason == "token"
+    assert github.issuer.refreshes == 1
+
+
+class _Forgetful(dict[str, Any]):
+    """Knows no token at all."""
+
+    def get(self, *_: Any) -> None:
+        return None
+
+
+def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github: Github, ann: User) -> None:
+    github.issuer.scopes = ("read",)
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    assert "Bearer" in said(agent.call("github__whoami"))
+    github.issuer.needs_scope = "write"
+
+    refusal = error(agent.call("github__whoami"))
+
+    assert refusal["data"]["reason"] == "identity_scope"
+    assert github.issuer.refreshes == 0
+    identity.refresh_from_db()
+    assert identity.status == "active"
+    assert identity.sign_in_words == "The server asks for more rights than were granted."
+    github.issuer.needs_scope = ""
+    client = github.browser(ann)
+    asked = github.begin(client, f"/identities/{identity.pk}/authenticate/")
+    assert query(asked)["scope"] == "read write"
+    client.get(consent(asked))
+    github.issuer.needs_scope = "write"
+    assert "Bearer" in said(agent.call("github__whoami"))
+
+
+# --- The way back ----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_counts_once_and_only_in_the_browser_and_for_the_person_it_was_begun_by(
+    github: Github, ann: User, ben: User
+) -> None:
+    client = github.browser(ann)
+    back = consent(github.begin(client))
+
+    for stranger in (github.browser(ben), github.browser(ann)):
+        assert stranger.get(back).status_code == 400
+    assert client.get(back.replace("state=", "state=x")).status_code == 400
+    assert "/token" not in github.issuer.asked
+    assert client.get(back).status_code == 302
+    assert client.get(back).status_code == 400
+    assert Identity.objects.count() == 1
+
+
+def test_an_answer_that_comes_too_late_is_refused(github: Github, ann: User) -> None:
+    client = github.browser(ann)
+    back = consent(github.begin(client))
+    sql("UPDATE servers_signin SET expires_at = now()")
+
+    assert "took too long" in client.get(back).content.decode()
+    assert "/token" not in github.issuer.asked
+
+
+@pytest.mark.parametrize("given", ["another", "none where it is promised"])
+def test_an_answer_of_another_issuer_is_refused_before_its_code_is_used(given: str, github: Github, ann: User) -> None:
+    github.issuer.metadata = {"authorization_response_iss_parameter_supported": True}
+    client = github.browser(ann)
+    back = consent(github.begin(client)) + ("&iss=https://evil.example.com" if given == "another" else "")
+
+    response = client.get(back)
+
+    assert response.status_code == 400
+    assert "another issuer" in response.content.decode()
+    assert "/token" not in github.issuer.asked
+
+
+def test_an_answer_of_the_right_issuer_that_says_so_is_taken(github: Github, ann: User) -> None:
+    github.issuer.metadata = {"authorization_response_iss_parameter_supported": True}
+    client = github.browser(ann)
+    back = consent(github.begin(client)) + f"&iss={github.upstream.url.removesuffix('/mcp')}"
+
+    assert client.get(back).status_code == 302
+
+
+def test_somebody_who_says_no_at_the_issuer_is_told_so(github: Github, ann: User) -> None:
+    client = github.browser(ann)
+    state = query(github.begin(client))["state"]
+
+    page = client.get(f"/upstream-oauth/callback/?error=access_denied&state={state}").content.decode()
+
+    assert "You did not sign in at GitHub." in page
+
+
+# --- Accounts, shared identities, ends -------------------------------------------------------------------------------
+
+
+def test_two_accounts_of_one_person_stand_side_by_side(github: Github, ann: User) -> None:
+    first, second = github.connection(ann), github.connection(ann)
+    one = github.sign_in(ann, connection=first.pk)
+    two = github.sign_in(ann, connection=second.pk)
+
+    assert one != two
+    assert one.label != two.label
+    assert said(github.proxy.agent(first).call("github__whoami")) == f"Bearer {access_of(one)}"
+    assert said(github.proxy.agent(second).call("github__whoami")) == f"Bearer {access_of(two)}"
+
+
+def test_one_registration_serves_all_people_and_servers_of_an_issuer(github: Github, ann: User, ben: User) -> None:
+    github.sign_in(ann)
+    github.sign_in(ben)
+
+    assert len(github.issuer.clients) == 1
+    assert ClientRegistration.objects.get().kind == "dynamic"
+
+
+def test_revoking_wipes_the_tokens_and_tells_the_issuer(github: Github, ann: User) -> None:
+    identity = github.sign_in(ann)
+    refresh = next(iter(github.issuer.refresh))
+
+    Identity.objects.get(pk=identity.pk).revoke(by=ann)
+
+    eventually(lambda: refresh in github.issuer.revoked)
+    row = Identity.objects.get(pk=identity.pk)
+    assert row.secret_ciphertext is None
+    assert Grant.objects.get(identity=row).refresh_ciphertext is None
+
+
+def test_cutting_a_person_off_ends_their_sign_ins_at_the_issuers(github: Github, ann: User, ben: User) -> None:
+    ana = make.user(*_everything(), email="ana@example.com")
+    identity, other = github.sign_in(ann), github.sign_in(ben)
+    refresh = cipher().open(bytes(Grant.objects.get(identity=identity).refresh_ciphertext or b""))
+
+    Connection.objects.cut_off(ann, by=ana)
+
+    eventually(lambda: refresh in github.issuer.revoked)
+    identity.refresh_from_db()
+    other.refresh_from_db()
+    assert (identity.status, other.status) == ("revoked", "active")
+
+
+def _everything() -> Any:
+    from capabilities import Capability
+
+    return Capability
+
+
+def test_a_disabled_identity_is_not_renewed(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    expire(identity)
+    identity.disable(by=ann)
+
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_disabled"
+    assert github.issuer.refreshes == 0
+    identity.enable(by=ann)
+    assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+
+
+def test_a_server_that_moves_ends_the_sign_ins_made_for_where_it_was(github: Github, ann: User) -> None:
+    ana = make.user(*_everything(), email="ana@example.com")
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+
+    github.server.edit(url=github.upstream.url + "/v2", by=ana)
+
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_sign_in"
+    identity.refresh_from_db()
+    assert (identity.sign_in_reason, identity.secret_ciphertext) == ("moved", None)
+    eventually(lambda: github.issuer.revoked)
+
+
+def test_recorded_calls_hold_no_token_even_one_that_was_renewed_meanwhile(github: Github, ann: User) -> None:
+    from accounts.models import WorkspaceSettings
+
+    sql("UPDATE accounts_workspacesettings SET record_payloads = true") if WorkspaceSettings.load() else None
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    expire(identity)
+    fresh = said(agent.call("github__whoami"))
+
+    recorded = str(Call.objects.order_by("-id")[0].response_payload)
+
+    assert fresh.removeprefix("Bearer ") not in recorded
+    assert recorded not in ("", "None")

@@ -1,0 +1,300 @@
+"""What a client says to authorization servers and reads from them, as text: no network, no storage, no Django.
+
+RFC 6749 with PKCE (7636), resource indicators (8707), `iss` (9207), protected resource metadata (9728), authorization
+server metadata (8414, and OpenID Connect Discovery), registration (7591), revocation (7009), and the authorization part
+of MCP.
+"""
+
+import base64
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote_plus, urlencode, urlsplit, urlunsplit
+
+import orjson
+
+from wire.credential import fits_a_header, place_of
+
+MOST_BYTES = 128 << 10  # Of any document or answer of an authorization server.
+SECONDS = 10.0  # For any of them.
+
+MARGIN_SECONDS = 60.0  # So long before its end a token is renewed, or a tenth of its life when that is less.
+LONGEST_LIFE = 10 * 365 * 86_400
+
+# What a client that was never told otherwise uses (RFC 7591 section 2).
+DEFAULT_AUTH_METHOD = "client_secret_basic"
+AUTH_METHODS = ("none", "client_secret_basic", "client_secret_post")
+
+_parameter = re.compile(r'([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.IGNORECASE)
+_scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # One scope (RFC 6749 section 3.3).
+
+# These want no `resource` parameter beside their scopes, and refuse the request.
+WITHOUT_RESOURCE = frozenset({"login.microsoftonline.com", "login.microsoftonline.us", "login.chinacloudapi.cn"})
+
+
+class TokenRefused(Exception):
+    """The authorization server said no. `error` is its code, and `final` whether asking again is of no use."""
+
+    def __init__(self, error: str, description: str = "", *, final: bool) -> None:
+        super().__init__(f"{error}: {description}" if description else error)
+        self.error = error
+        self.final = final
+
+
+class TokenUnavailable(Exception):
+    """The authorization server gave no answer that says yes or no; it may be asked again later."""
+
+
+class Mismatch(Exception):
+    """An answer or a document is not from whom it has to be from; the message says how."""
+
+
+class Challenge(NamedTuple):
+    """What a server says in WWW-Authenticate: where its metadata is, the scopes it wants, and its error."""
+
+    resource_metadata: str = ""
+    scope: str = ""
+    error: str = ""
+
+
+def read_challenge(headers: Iterable[str]) -> Challenge:
+    """The challenge in these headers; there may be several, of several schemes, with values in quotes or without."""
+    found: dict[str, str] = {}
+    for header in headers:
+        for name, quoted, plain in _parameter.findall(header[:8192]):
+            found.setdefault(name.lower(), plain or re.sub(r"\\(.)", r"\1", quoted))
+    return Challenge(found.get("resource_metadata", ""), found.get("scope", ""), found.get("error", ""))
+
+
+def resource_metadata_urls(url: str, challenge: Challenge) -> list[str]:
+    """Where the metadata of a protected resource may be: where it says itself, then below its path, then at the root."""
+    parts = urlsplit(url)
+    origin = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource"
+    path = parts.path.rstrip("/")
+    query = f"?{parts.query}" if parts.query else ""
+    return _unique([challenge.resource_metadata, origin + path + query, origin + path, origin])
+
+
+def issuer_metadata_urls(issuer: str) -> list[str]:
+    """Where the metadata of an issuer may be (RFC 8414 section 3, OpenID Connect Discovery, and the two for a path)."""
+    parts = urlsplit(issuer)
+    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
+    known = f"{origin}/.well-known/"
+    return _unique(
+        [
+            f"{known}oauth-authorization-server{path}",
+            f"{known}openid-configuration{path}",
+            f"{origin}{path}/.well-known/openid-configuration",
+        ]
+    )
+
+
+def _unique(urls: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(filter(None, urls)))
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL, as an issuer is named when nothing else names it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def covers(resource: str, url: str) -> bool:
+    """Whether metadata for `resource` speaks for the server at `url`: the same place, and the same path or above it."""
+    if not resource.isprintable() or urlsplit(resource).fragment:
+        return False
+    try:
+        if place_of(resource) != place_of(url):
+            return False
+    except ValueError:
+        return False
+    above, path = urlsplit(resource).path.rstrip("/"), urlsplit(url).path.rstrip("/")
+    return path == above or path.startswith(above + "/")
+
+
+def is_https(url: object, *, like: str = "") -> bool:
+    """Whether this is a URL that may be opened: https, or http where the server's own URL `like` is http, too."""
+    if not isinstance(url, str) or len(url) > 2000 or not url.isascii() or not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    allowed = {"https", "http"} if like.startswith("http://") else {"https"}
+    return parts.scheme in allowed and bool(parts.hostname) and "@" not in parts.netloc
+
+
+def scopes_of(text: object) -> tuple[str, ...]:
+    """The scopes in a text or a list, each once and in order; what is none is left out."""
+    found = text.split() if isinstance(text, str) else text if isinstance(text, list) else []
+    return tuple(dict.fromkeys(each for each in found if isinstance(each, str) and _scope(each)))[:200]
+
+
+def union(*scopes: str) -> str:
+    """All of these scopes, each once."""
+    return " ".join(scopes_of(" ".join(scopes)))
+
+
+def as_list(value: object) -> tuple[str, ...]:
+    """The texts in a list of a document."""
+    return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
+
+
+class Client(NamedTuple):
+    """How we are known at an issuer."""
+
+    client_id: str
+    secret: str
+    auth_method: str
+
+
+class TokenRequest(NamedTuple):
+    """A POST to an endpoint of an authorization server."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def pkce() -> tuple[str, str]:
+    """A fresh verifier, and its S256 challenge (RFC 7636)."""
+    verifier = secrets.token_urlsafe(48)
+    digest = hashlib.sha256(verifier.encode()).digest()
+    return verifier, base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
+    """The address a browser is sent to; empty parameters are left out, and those of the endpoint stay."""
+    parts = urlsplit(endpoint)
+    query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in parameters]
+    query += [(name, value) for name, value in parameters.items() if value]
+    return urlunsplit(parts._replace(query=urlencode(query), fragment=""))
+
+
+def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
+    """Raise Mismatch unless an answer may be of this issuer (RFC 9207 section 2.4)."""
+    if given is None and not advertised:
+        return
+    if given != issuer:
+        raise Mismatch("The answer came from another issuer than the one that was asked.")
+
+
+def token_request(endpoint: str, client: Client, parameters: Mapping[str, str]) -> TokenRequest:
+    """A request to the token or revocation endpoint, in which the client names itself in the way it was registered."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+    # Named in the form too, beside a header: some look nowhere else.
+    form = {name: value for name, value in parameters.items() if value} | {"client_id": client.client_id}
+    if client.secret and client.auth_method == "client_secret_basic":
+        pair = f"{quote_plus(client.client_id)}:{quote_plus(client.secret)}"
+        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+    elif client.secret:
+        form["client_secret"] = client.secret
+    return TokenRequest(endpoint, headers, urlencode(form).encode())
+
+
+class Tokens(NamedTuple):
+    """What a token endpoint gave. `expires_in` is None when it does not say; `scope` and `refresh` may be empty."""
+
+    access: str
+    refresh: str
+    expires_in: float | None
+    scope: str
+    id_token: str
+
+    @property
+    def renew_in(self) -> float | None:
+        """When to renew it ahead of its end."""
+        if self.expires_in is None:
+            return None
+        return max(self.expires_in - min(MARGIN_SECONDS, self.expires_in / 10), 0.0)
+
+
+FINAL = frozenset({"invalid_grant", "invalid_client", "unauthorized_client", "unsupported_grant_type", "access_denied"})
+CLIENT_GONE = frozenset({"invalid_client", "unauthorized_client"})
+
+
+def read_tokens(status: int, body: bytes) -> Tokens:
+    """The tokens in an answer of a token endpoint; an `error` is one whatever the status.
+
+    Raises TokenRefused, or TokenUnavailable for what says neither yes nor no.
+    """
+    document = _document(body)
+    if isinstance(document.get("authed_user"), dict) and "access_token" not in document:
+        document = document["authed_user"]  # A user token stands there at Slack.
+    error = document.get("error")
+    if isinstance(error, str) and error and not 500 <= status < 600 and status != 429:
+        description = document.get("error_description")
+        words = description if isinstance(description, str) else ""
+        raise TokenRefused(_plain(error)[:80], _plain(words)[:300], final=error in FINAL)
+    if status == 401 or (400 <= status < 500 and status not in (408, 425, 429) and document):
+        raise TokenRefused(f"HTTP {status}", final=False)
+    access = document.get("access_token")
+    if not 200 <= status < 300 or not isinstance(access, str) or not fits_a_header(access):
+        raise TokenUnavailable(f"HTTP {status} without a token")
+    refresh = document.get("refresh_token")
+    id_token = document.get("id_token")
+    return Tokens(
+        access,
+        refresh if isinstance(refresh, str) else "",
+        _seconds(document.get("expires_in")),
+        " ".join(scopes_of(document.get("scope"))),
+        id_token if isinstance(id_token, str) else "",
+    )
+
+
+def _plain(text: str) -> str:
+    return "".join(char for char in text if char.isprintable())
+
+
+def _seconds(value: object) -> float | None:
+    """How long a token lasts; 0 is a value, and what is no number says nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return min(seconds, LONGEST_LIFE) if seconds >= 0 else None
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    """An answer as JSON, or as a form, which some send whatever is asked for."""
+    try:
+        document = orjson.loads(body)
+    except ValueError:
+        text = body.decode("latin-1")
+        return dict(parse_qsl(text)) if text.startswith(("access_token=", "error=")) else {}
+    return document if isinstance(document, dict) else {}
+
+
+def claims_of(id_token: str) -> dict[str, Any]:
+    """The claims of an ID token that came straight from the token endpoint over TLS (OpenID Connect Core 3.1.3.7).
+
+    They are only used to say who signed in, never to decide anything.
+    """
+    try:
+        _, payload, _ = id_token.split(".")
+        claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except ValueError:
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def account_name(claims: Mapping[str, Any]) -> str:
+    """Who these claims are about, in the words a person knows."""
+    for name in ("email", "preferred_username", "login", "name", "sub"):
+        value = claims.get(name)
+        if isinstance(value, str) and value.strip():
+            return _plain(value.strip())[:200]
+    return ""
+
+
+def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
+    """How a client with or without a secret names itself to an issuer that takes these ways."""
+    ways = advertised or (DEFAULT_AUTH_METHOD,)
+    if not secret:
+        return "none"
+    return next((way for way in ("client_secret_basic", "client_secret_post") if way in ways), DEFAULT_AUTH_METHOD)
