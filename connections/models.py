@@ -170,7 +170,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
 
 
 def _lacking() -> models.QuerySet[Assignment]:
-    """Per connection: what is switched on at its gateway and asks for an identity, of which it carries no usable one."""
+    """Per connection: what is switched on at its gateway and asks for an identity, which it does not carry."""
     carried = ConnectionIdentity.objects.filter(
         connection=OuterRef(OuterRef("pk")), identity__in=Identity.objects.usable()
     )

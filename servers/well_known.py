@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +58,23 @@ class Tile:
         return next((kind for kind in ("bearer", "header") if kind in self.auth), "none")
 
 
-@cache
-def read(path: Path) -> tuple[Tile, ...]:
-    """The tiles of a file. Raises BadTiles."""
+def tiles() -> tuple[Tile, ...]:
+    """The well-known servers: of the operator's own file where one is set, else of ours. Raises BadTiles."""
+    path = settings.WELL_KNOWN_SERVERS or BUILT_IN
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise BadTiles(f"{path} cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
+    """The tiles of a file, as it was when it was last changed."""
     try:
         entries = json.loads(path.read_text())
-        tiles = tuple(Tile(**entry | {"auth": tuple(entry.get("auth", ()))}) for entry in entries)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return tuple(Tile(**entry | {"auth": tuple(entry.get("auth", ()))}) for entry in entries)
+    except (ValueError, TypeError, AttributeError) as error:
         raise BadTiles(f"{path} is no file of well-known servers: {error}") from None
-    return tiles
-
-
-def tiles() -> tuple[Tile, ...]:
-    """The well-known servers: those of the operator's own file where one is set, else those that come along."""
-    return read(settings.WELL_KNOWN_SERVERS or BUILT_IN)
 
 
 def find(key: str) -> Tile | None:
