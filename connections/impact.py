@@ -62,7 +62,7 @@ def impact_of(target: models.Model) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """How many live identities no call could use any more: those its connections carry, and shared ones of its gateways.
+    """How many live identities no call could use any more: what its connections carry, and shared ones there.
 
     An identity itself is named by the sentence, not counted.
     """

@@ -94,6 +94,7 @@ INSTALLED_APPS = [
     "auditlog",
     "accounts",
     "servers",
+    "servers.oauth_client",
     "gateways",
     "hosts",
     "connections",

@@ -78,7 +78,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
-        server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests, refresher)
+        server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},

@@ -191,17 +191,14 @@ def identity_refusal(assigned: AssignedServer) -> str:
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
     needs_sign_in = assigned.sign_in is not None and assigned.sign_in[0]
-    if assigned.identity_id is None or assigned.auth_type not in HEADER_AUTH_TYPES:
-        return "identity_missing"
-    if assigned.ciphertext is None and not needs_sign_in:
+    is_there = assigned.identity_id is not None and (assigned.ciphertext is not None or needs_sign_in)
+    if not is_there or assigned.auth_type not in HEADER_AUTH_TYPES:
         return "identity_missing"
     if not assigned.identity_allowed:
         return "identity_withdrawn"
     if not assigned.identity_enabled:
         return "identity_disabled"
-    if assigned.identity_unconfirmed:
-        return "identity_unconfirmed"
-    return "identity_sign_in" if needs_sign_in else ""
+    return "identity_unconfirmed" if assigned.identity_unconfirmed else "identity_sign_in" if needs_sign_in else ""
 
 
 HEADER_AUTH_TYPES = frozenset({"bearer", "header", "oauth"})

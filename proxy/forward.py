@@ -6,6 +6,7 @@ of the answer is rewritten. An answer of which nothing has to be rewritten passe
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import ServersNeeded, Wanted
@@ -84,6 +85,14 @@ NO_COMPLETION: Object = {"completion": {"values": []}}
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 
+@dataclass
+class Identity:
+    """As whom a call goes on, which may change while it is under way."""
+
+    assigned: AssignedServer
+    target: Target
+
+
 class Forwarder:
     """Forwards requests to the servers they are for."""
 
@@ -137,6 +146,27 @@ class Forwarder:
             raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
         return _result_response(request, resolved, message, answer)
 
+    async def _ask_renewing(
+        self, request: McpRequest, resolved: Resolved, identity: Identity, send: Callable[[], Awaitable[RpcResponse]]
+    ) -> RpcResponse:
+        """The server's answer; after it refused the token, that to another one, once. Raises an UpstreamError."""
+        try:
+            return await send()
+        except AccessRefused as refusal:  # It was not carried out.
+            renewed = await self._refresher.after(refusal, identity.assigned)
+            if renewed is None:
+                raise
+        self._with(request, resolved, renewed)
+        credential = credential_of(renewed, self._cipher)
+        identity.assigned = renewed
+        identity.target = identity.target._replace(credential=credential, generation=renewed.ciphertext or "")
+        try:
+            return await send()
+        except AccessRefused as refusal:
+            if refusal.status != UNAUTHORIZED:
+                raise
+            raise await self._refresher.give_up(renewed) from None
+
     def _with(self, request: McpRequest, resolved: Resolved, assigned: AssignedServer) -> Resolved:
         """The same feature with this identity, which the request knows from now on as one of its secrets."""
         if assigned is resolved.assigned or request.grant is None:
@@ -182,11 +212,13 @@ class Forwarder:
         if stream is not None:
             on_notification = _relay(request, resolved, grant, message, stream, progress_token)
 
+        identity = Identity(resolved.assigned, upstream)
+
         async def send(
             on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
         ) -> RpcResponse:
             return await self._client.ask(
-                upstream,
+                identity.target,
                 message.method,
                 {**params, **more} if more else params,
                 on_notification,
@@ -198,22 +230,7 @@ class Forwarder:
         async def ask(
             on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
         ) -> RpcResponse:
-            nonlocal upstream
-            try:
-                return await send(on_request, more, schema)
-            except AccessRefused as refusal:  # It was not carried out.
-                renewed = await self._refresher.after(refusal, resolved.assigned)
-                if renewed is None:
-                    raise
-            self._with(request, resolved, renewed)
-            credential = credential_of(renewed, self._cipher)
-            upstream = upstream._replace(credential=credential, generation=renewed.ciphertext or "")
-            try:
-                return await send(on_request, more, schema)
-            except AccessRefused as refusal:
-                if refusal.status != UNAUTHORIZED:
-                    raise
-                raise await self._refresher.give_up(renewed) from None
+            return await self._ask_renewing(request, resolved, identity, lambda: send(on_request, more, schema))
 
         return await self._converse(Asking(request, grant, upstream, stream), resolved, message, ask)
 

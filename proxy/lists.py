@@ -24,7 +24,7 @@ from wire import definitions, jsonrpc, uris
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
-from wire.errors import Busy, TimedOut, UpstreamError
+from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError
 from wire.jsonrpc import Id, Object
 from wire.trace_context import NONE, Trace
 
@@ -96,7 +96,7 @@ class Lists:
         seconds: float,
         refresher: Refresher,
     ) -> None:
-        self._refresher = refresher
+        self.refresher = refresher
         self._client = client
         self._access = access
         self._state = state
@@ -211,9 +211,14 @@ class Lists:
         self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
     ) -> list[Definition]:
         try:
-            assigned = await self._refresher.fresh(assigned)
-            upstream = target(assigned, grant, self._cipher, trace)
-            listed = await self._client.list_features(upstream, asked.kind, seconds=seconds)
+            assigned = await self.refresher.fresh(assigned)
+            try:
+                listed = await self._list(asked, assigned, grant, trace, seconds)
+            except AccessRefused as refusal:
+                renewed = await self.refresher.after(refusal, assigned)
+                if renewed is None:
+                    raise
+                listed = await self._list(asked, renewed, grant, trace, seconds)
         except (Busy, Refusal, IdentityUnavailable):  # It was not asked.
             raise
         except UpstreamError as error:
@@ -226,6 +231,12 @@ class Lists:
         rows = await asyncio.to_thread(definitions.rows, asked.kind, assigned.alias, listed)
         await self._write(asked, Jsonb(rows), "")
         return listed
+
+    async def _list(
+        self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
+    ) -> list[Definition]:
+        upstream = target(assigned, grant, self._cipher, trace)
+        return await self._client.list_features(upstream, asked.kind, seconds=seconds)
 
     async def _write(self, asked: Asked, said: Jsonb | None, fault: str) -> None:
         try:

@@ -34,7 +34,7 @@ from proxy.catalog import (
     target,
 )
 from proxy.lists import Lists
-from proxy.refresh import IdentityUnavailable, Refresher
+from proxy.refresh import IdentityUnavailable
 from proxy.request import McpRequest
 from proxy.server_requests import Asking, ServerRequests
 from proxy.store.bus import Bus
@@ -114,9 +114,7 @@ class ServerStreams:
         lists: Lists,
         cipher: Cipher,
         requests: ServerRequests,
-        refresher: Refresher,
     ) -> None:
-        self._refresher = refresher
         self.streams = streams
         self._keeper = keeper
         self._client = client
@@ -246,7 +244,7 @@ class ServerStreams:
         for assigned in audience.grant.assignments:
             if is_usable(assigned) and not identity_refusal(assigned):
                 with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
-                    assigned = await self._refresher.fresh(assigned)  # noqa: PLW2901 - the same, with a fresh token
+                    assigned = await self._lists.refresher.fresh(assigned)  # noqa: PLW2901 - the same, with a fresh token
                     sources.append(Source(audience, assigned, target(assigned, audience.grant, self._cipher)))
         return sources
 

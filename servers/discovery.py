@@ -16,6 +16,7 @@ from django.utils import timezone
 from accounts.models import User
 from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server, cipher
+from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import upstream_guard
 from wire import blocking, builtin, errors
 from wire.cipher import Unreadable
@@ -83,6 +84,8 @@ def identity_for(server: Server, user: User) -> Identity | None:
 def probe(server: Server, *, by: User) -> Discovered:
     """Contact `server` now and remember how it went. Raises Failed."""
     identity = identity_for(server, by)
+    if identity is not None:
+        keep_fresh(identity)
     try:
         discovered = discover(server, identity)
     except Failed as failure:

@@ -189,11 +189,10 @@ class SecretForm(forms.Form):
         return secret
 
 
-class SharedIdentityForm(SecretForm):
-    """A service account: a credential that belongs to nobody in particular."""
+class SharedLabel(forms.Form):
+    """The label of a shared identity."""
 
-    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
-    field_order = ("label", "secret")
+    server: Server
 
     def clean_label(self) -> str:
         label = str(self.cleaned_data["label"])
@@ -204,6 +203,23 @@ class SharedIdentityForm(SecretForm):
     def refuse_label(self) -> None:
         """Say that the label is taken."""
         self.add_error("label", "A shared identity with this label already exists.")
+
+
+class SharedIdentityForm(SharedLabel, SecretForm):
+    """A service account: a credential that belongs to nobody in particular."""
+
+    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
+    field_order = ("label", "secret")
+
+
+class SharedSignInForm(SharedLabel):
+    """A service account of a server where one signs in."""
+
+    label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
+
+    def __init__(self, *args: Any, server: Server, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.server = server
 
 
 class ServerFilter(forms.Form):

@@ -18,8 +18,9 @@ from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, r
 from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cuts
 from connections.models import ConnectionIdentity
-from servers.forms import SecretForm, SharedIdentityForm
-from servers.models import AlreadyRevoked, AnotherPlace, HeldDisabled, Identity, IdentityQuerySet, Server
+from servers.forms import SecretForm, SharedIdentityForm, SharedSignInForm
+from servers.models import AlreadyRevoked, AnotherPlace, AuthType, HeldDisabled, Identity, IdentityQuerySet, Server
+from servers.oauth_client.flow import SignInRefused, begin
 from servers.views import find as find_server
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -76,6 +77,11 @@ class IdentityRow:
     def may_replace(self) -> bool:
         """Whether the viewer may replace the secret: never another person's."""
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
+
+    @property
+    def may_sign_in(self) -> bool:
+        """Whether the viewer may sign in at its issuer again."""
+        return self.may_replace and self.identity.by_oauth and self.identity.revoked_at is None
 
     @property
     def may_confirm(self) -> bool:
@@ -152,6 +158,8 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
+    if server.auth_type == AuthType.OAUTH:
+        return _add_by_sign_in(request, server)
     form = SharedIdentityForm(request.POST or None, server=server)
     context = {
         "form": form,
@@ -172,6 +180,26 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
         else:
             return leave(request, tab_url(server), f"{identity.label} added")
     return refuse(request, "servers/identity_form.html", context)
+
+
+def _add_by_sign_in(request: AppRequest, server: Server) -> HttpResponse:
+    """A shared identity of a server where one signs in: as the service account, in this browser."""
+    form = SharedSignInForm(request.POST or None, server=server)
+    context = {
+        "form": form,
+        "server": server,
+        "heading": "Add a shared identity",
+        "submit": f"Authenticate with {server.name}",
+        "back": tab_url(server),
+    }
+    if request.method == "GET":
+        return show(request, "servers/shared_sign_in.html", context)
+    if form.is_valid():
+        try:
+            return begin(request, server, shared=True, label=form.cleaned_data["label"], return_to=tab_url(server))
+        except SignInRefused as refusal:
+            form.add_error(None, str(refusal))
+    return refuse(request, "servers/shared_sign_in.html", context)
 
 
 @require_http_methods(["GET", "POST"])

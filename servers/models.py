@@ -467,7 +467,8 @@ class Identity(Versioned, Switchable):
         if not row.by_oauth:
             return []
         row.end_grant()
-        oauth_models.Grant.objects.filter(identity=row).delete()
+        if hasattr(row, "grant"):
+            row.grant.delete()
         self.kind, self.issuer, self.account = IdentityKind.BEARER, "", ""
         self.expires_at = self.renew_at = self.sign_in_needed_since = None
         self.sign_in_reason = SignInNeeded.NONE
@@ -475,8 +476,8 @@ class Identity(Versioned, Switchable):
 
     def end_grant(self) -> None:
         """Wipe what renews it, and ask its issuer after the transaction to end it too. The row is locked."""
-        if self.by_oauth and (grant := oauth_models.Grant.objects.filter(identity=self).first()):
-            grant.end(self)
+        if self.by_oauth and hasattr(self, "grant"):
+            self.grant.end(self)
 
     def sign_in_facts(self) -> dict[str, Any]:
         """For events: as whom, and at which issuer, it was signed in."""
@@ -486,6 +487,3 @@ class Identity(Versioned, Switchable):
         """Hold `secret` encrypted, with a hint of its end when it is long enough to spare four characters."""
         self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
         self.secret_hint = secret[-4:] if len(secret) >= 16 else ""
-
-
-from servers.oauth_client import models as oauth_models  # noqa: E402  they refer to the models above

@@ -9,6 +9,7 @@ from django.db import transaction
 
 from proxy.models import UpstreamSession
 from servers.models import Identity, cipher
+from servers.oauth_client.models import ClientRegistration, Grant
 from wire.cipher import Unreadable
 
 
@@ -27,6 +28,8 @@ def reseal() -> Resealed:
     too; one that no key opens is gone, and is opened anew when it is needed.
     """
     _reseal_sessions()
+    _reseal_rows(ClientRegistration, "secret_ciphertext")
+    _reseal_rows(Grant, "refresh_ciphertext")
     older = Identity.objects.filter(secret_ciphertext__isnull=False).exclude(key_id=cipher().key_id).order_by("pk")
     results = [_moved(pk) for pk in older.values_list("pk", flat=True)]
     return Resealed(moved=results.count(True), unreadable=results.count(False))
@@ -40,6 +43,22 @@ def _reseal_sessions() -> None:
             unchanged.update(sealed_id=cipher().reseal(bytes(sealed_id)))
         except Unreadable:
             unchanged.delete()
+
+
+def _reseal_rows(model: type[ClientRegistration] | type[Grant], field: str) -> None:
+    """Move what these rows hold; what no key opens stays, and its identity cannot be renewed."""
+    older = model.objects.exclude(**{field: None}).exclude(key_id=cipher().key_id)
+    for pk in list(older.values_list("pk", flat=True)):
+        with transaction.atomic():
+            row = model.objects.select_for_update(of=("self",)).get(pk=pk)
+            sealed = getattr(row, field)
+            if sealed is None or row.key_id == cipher().key_id:
+                continue
+            try:
+                secret = cipher().reseal(bytes(sealed))
+            except Unreadable:
+                continue
+            model.objects.filter(pk=pk).update(**{field: secret, "key_id": cipher().key_id})
 
 
 def _moved(pk: UUID) -> bool | None:

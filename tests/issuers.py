@@ -1,4 +1,4 @@
-"""A protected MCP server with its own authorization server: the endpoints of the Python SDK, over tokens kept in memory.
+"""A protected MCP server with its own authorization server: the endpoints of the Python SDK, over tokens in memory.
 
 What it issues, refuses and counts is under the control of a test, which may change it while it runs.
 """
@@ -38,6 +38,7 @@ class Issuer:
     expires_in: int | None = 3600
     scopes: tuple[str, ...] = ()
     prm_paths: tuple[str, ...] = (f"{PRM}/mcp",)
+    metadata_paths: tuple[str, ...] = ("/.well-known/oauth-authorization-server",)
     challenge: bool = True
     prm: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +116,9 @@ class Issuer:
     async def load_access_token(self, token: str) -> AccessToken | None:
         return self.access.get(token)
 
+    async def exchange_identity_assertion(self, client: Any, params: Any) -> OAuthToken:
+        raise TokenError("unsupported_grant_type")
+
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
         self.revoked.append(token.token)
         self.refresh.pop(token.token, None)
@@ -138,29 +142,36 @@ class Issuer:
                 if await self._admits(origin, scope, send):
                     await protected(scope, receive, send)
                 return
-            if path in self.prm_paths:
-                document = {"resource": f"{origin}/mcp", "authorization_servers": [origin]} | self.prm
-                await _json(send, 200, document | ({"scopes_supported": [*self.scopes]} if self.scopes else {}))
-                return
-            if path == "/token" and self.broken:
-                self.broken -= 1
-                await answer(send, 503, b"<html>Try again</html>")
+            if await self._answers_itself(origin, path, send):
                 return
             if origin not in routes:
                 routes[origin] = self._endpoints(origin)
-            if self.metadata and path == "/.well-known/oauth-authorization-server":
-                await _json(send, 200, _metadata(origin) | self.metadata)
-                return
             await routes[origin](scope, receive, send)
 
         return door
+
+    async def _answers_itself(self, origin: str, path: str, send: Send) -> bool:
+        """Whether this was not for the endpoints of the SDK."""
+        if path in self.prm_paths:
+            document = {"resource": f"{origin}/mcp", "authorization_servers": [origin]} | self.prm
+            await _json(send, 200, document | ({"scopes_supported": [*self.scopes]} if self.scopes else {}))
+        elif path == "/token" and self.broken:
+            self.broken -= 1
+            await answer(send, 503, b"<html>Try again</html>")
+        elif self.metadata and path in self.metadata_paths:
+            await _json(send, 200, _metadata(origin) | self.metadata)
+        elif path.startswith("/.well-known/oauth-authorization-server") and path not in self.metadata_paths:
+            await _json(send, 404, {})
+        else:
+            return False
+        return True
 
     def _endpoints(self, origin: str) -> Starlette:
         registration = ClientRegistrationOptions(enabled=True, valid_scopes=None)
         return Starlette(
             routes=create_auth_routes(
                 self,
-                AuthSettings(issuer_url=origin, resource_server_url=None).issuer_url,
+                AuthSettings.model_validate({"issuer_url": origin, "resource_server_url": None}).issuer_url,
                 client_registration_options=registration,
                 revocation_options=RevocationOptions(enabled=True),
             )

@@ -69,7 +69,7 @@ def read_challenge(headers: Iterable[str]) -> Challenge:
 
 
 def resource_metadata_urls(url: str, challenge: Challenge) -> list[str]:
-    """Where the metadata of a protected resource may be: where it says itself, then below its path, then at the root."""
+    """Where the metadata of a protected resource may be: where it says itself, then for its path, then at the root."""
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource"
     path = parts.path.rstrip("/")
@@ -293,8 +293,9 @@ def account_name(claims: Mapping[str, Any]) -> str:
 
 
 def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
-    """How a client with or without a secret names itself to an issuer that takes these ways."""
-    ways = advertised or (DEFAULT_AUTH_METHOD,)
+    """How a client with or without a secret names itself to an issuer that takes these ways, of which it likes the
+    first best."""
     if not secret:
         return "none"
-    return next((way for way in ("client_secret_basic", "client_secret_post") if way in ways), DEFAULT_AUTH_METHOD)
+    known = (way for way in advertised if way in AUTH_METHODS and way != "none")
+    return next(known, DEFAULT_AUTH_METHOD)

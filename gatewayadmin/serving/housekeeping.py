@@ -26,6 +26,8 @@ from proxy.models import RateCounter
 from servers import discovery
 from servers.discovery import Discovered, Failed
 from servers.models import Identity, Server
+from servers.oauth_client.models import SignIn
+from servers.oauth_client.refreshing import keep_fresh
 from wire import builtin
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,8 @@ def _ask_servers(now: datetime) -> int:
     silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - RECENTLY_CHECKED)
     servers = [server for server in Server.objects.live().filter(silent, enabled=True) if _is_reachable(server)]
     identities = [Identity.objects.filter(server=server).usable().shared().first() for server in servers]
+    for each in filter(None, identities):
+        keep_fresh(each)
     with ThreadPoolExecutor(max_workers=CONCURRENT_CHECKS) as pool:
         outcomes = list(pool.map(_ask, servers, identities))
     for server, identity, outcome in zip(servers, identities, outcomes, strict=True):
@@ -147,4 +151,5 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "oauth_attempts": purge.attempts,
     "rate_counters": lambda now: _deleted(RateCounter.objects.filter(window__lt=now - RATE_COUNTER)),
     "cache_entries": _sweep_cache,
+    "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),
 }

@@ -52,8 +52,8 @@ class AssignedServer(NamedTuple):
     # reason it could not be asked last; None when it never was. And whether its lists differ by session.
     listing: tuple[float, bool, str] | None = None
     lists_live: bool = False
-    # Of an identity that came of a sign-in at an issuer: whether a person has to sign in again, and when the token is to
-    # be renewed, the seconds until its end.
+    # Of an identity that came of a sign-in at an issuer: whether a person has to sign in again, and when the token is
+    # to be renewed, the seconds until its end.
     sign_in: tuple[bool, float | None] | None = None
 
 

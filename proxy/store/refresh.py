@@ -1,8 +1,8 @@
 """Renewal of the access token of an identity, once for all processes: the steps, without a network or a database.
 
-`renewal` is a generator. It yields a Statement of refresh.sql, which is answered with its rows; a TokenRequest, which is
-answered with status and body, or with None when no answer came; or a number, the seconds to wait. Whoever drives it may
-be asynchronous, as the proxy is, or not, as the pages are.
+`renewal` is a generator. It yields a Statement of refresh.sql, which is answered with its rows; a TokenRequest, which
+is answered with status and body, or with None when no answer came; or a number, the seconds to wait. Whoever drives it
+may be asynchronous, as the proxy is, or not, as the pages are.
 """
 
 from collections.abc import Generator
@@ -76,23 +76,35 @@ def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
         rows = yield Statement(STATEMENTS["take"], parameters)
         if rows:
             return (yield from _renew(Held._make(rows[0]), parameters, cipher))
-        rows = yield Statement(STATEMENTS["look"], {"identity": identity})
-        if not rows:
-            raise NotRenewed("identity_disabled")
-        now, is_off, needs_sign_in, has_refresh, is_leased = rows[0]
-        if is_off:
-            raise NotRenewed("identity_disabled")
-        if needs_sign_in:
-            raise NotRenewed("identity_sign_in")
-        if now is not None and now != ciphertext:
-            return str(now)
-        if not has_refresh:
+        now = _now((yield Statement(STATEMENTS["look"], {"identity": identity})))
+        if now.ciphertext is not None and now.ciphertext != ciphertext:
+            return now.ciphertext
+        if not now.has_refresh:
             yield from _refused({**parameters, "lease": None}, "expired", "")
             raise NotRenewed("identity_sign_in")
-        if not is_leased or waited >= LONGEST_WAIT:
+        if not now.is_leased or waited >= LONGEST_WAIT:
             raise NotRenewed("identity_unavailable")
         yield pause
         waited, pause = waited + pause, min(pause * 1.5, LOOK_SECONDS[1])
+
+
+class Now(NamedTuple):
+    """An identity that this process may not renew just now."""
+
+    ciphertext: str | None
+    is_off: bool
+    needs_sign_in: bool
+    has_refresh: bool
+    is_leased: bool
+
+
+def _now(rows: list[tuple[Any, ...]]) -> Now:
+    if not rows:
+        raise NotRenewed("identity_disabled")
+    now = Now._make(rows[0])
+    if now.is_off or now.needs_sign_in:
+        raise NotRenewed("identity_disabled" if now.is_off else "identity_sign_in")
+    return now
 
 
 def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:

@@ -4,7 +4,7 @@
 
 -- name: take
 WITH due AS (
-    SELECT i.id FROM servers_identity i JOIN servers_grant g ON g.identity_id = i.id
+    SELECT i.id FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id
     WHERE i.id = %(identity)s::uuid
         AND i.revoked_at IS NULL AND i.enabled AND i.unconfirmed_since IS NULL AND i.sign_in_needed_since IS NULL
         AND encode(i.secret_ciphertext, 'escape') = %(ciphertext)s::text
@@ -13,8 +13,8 @@ WITH due AS (
         AND (g.retry_at IS NULL OR g.retry_at <= statement_timestamp())
     FOR NO KEY UPDATE OF i, g
 )
-UPDATE servers_grant g SET lease = %(lease)s::uuid, leased_until = statement_timestamp() + interval '40 seconds'
-FROM due, servers_clientregistration r
+UPDATE upstream_oauth_grant g SET lease = %(lease)s::uuid, leased_until = statement_timestamp() + interval '40 seconds'
+FROM due, upstream_oauth_clientregistration r
 WHERE g.identity_id = due.id AND r.id = g.registration_id
 RETURNING g.token_endpoint, encode(g.refresh_ciphertext, 'escape'), g.resource, g.scope, r.client_id,
     encode(r.secret_ciphertext, 'escape'), r.auth_method
@@ -25,12 +25,12 @@ SELECT encode(i.secret_ciphertext, 'escape'),
     i.sign_in_needed_since IS NOT NULL,
     g.refresh_ciphertext IS NOT NULL,
     coalesce(g.leased_until > statement_timestamp(), false)
-FROM servers_identity i JOIN servers_grant g ON g.identity_id = i.id
+FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id
 WHERE i.id = %(identity)s::uuid
 
 -- name: store
 WITH mine AS (
-    SELECT i.id FROM servers_identity i JOIN servers_grant g ON g.identity_id = i.id
+    SELECT i.id FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id
     WHERE i.id = %(identity)s::uuid AND g.lease = %(lease)s::uuid AND i.revoked_at IS NULL
     FOR NO KEY UPDATE OF i, g
 ), access AS (
@@ -40,7 +40,7 @@ WITH mine AS (
         renew_at = statement_timestamp() + make_interval(secs => %(renew_in)s::float8)
     FROM mine WHERE i.id = mine.id
 )
-UPDATE servers_grant g SET
+UPDATE upstream_oauth_grant g SET
     refresh_ciphertext = coalesce(%(refresh)s::bytea, g.refresh_ciphertext),
     key_id = CASE WHEN %(refresh)s::bytea IS NULL THEN g.key_id ELSE %(key)s::text END,
     scope = CASE %(scope)s::text WHEN '' THEN g.scope ELSE %(scope)s::text END,
@@ -50,7 +50,7 @@ RETURNING true
 
 -- name: wait
 -- The issuer could not be asked, or was not clear: the next attempt is after a while that grows.
-UPDATE servers_grant SET
+UPDATE upstream_oauth_grant SET
     lease = NULL, leased_until = NULL, failures = least(failures + 1, 1000),
     retry_at = statement_timestamp() + make_interval(secs => least(60, 2 ^ least(failures, 6)))
 WHERE identity_id = %(identity)s::uuid AND lease = %(lease)s::uuid
@@ -58,16 +58,16 @@ RETURNING failures
 
 -- name: refused
 WITH mine AS (
-    SELECT i.id, g.registration_id FROM servers_identity i JOIN servers_grant g ON g.identity_id = i.id
+    SELECT i.id, g.registration_id FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id
     WHERE i.id = %(identity)s::uuid AND i.revoked_at IS NULL AND i.sign_in_needed_since IS NULL
         AND encode(i.secret_ciphertext, 'escape') = %(ciphertext)s::text
         AND (g.lease = %(lease)s::uuid OR %(lease)s::uuid IS NULL AND g.lease IS NULL)
     FOR NO KEY UPDATE OF i, g
 ), known AS (
-    UPDATE servers_clientregistration r SET ended_at = statement_timestamp()
+    UPDATE upstream_oauth_clientregistration r SET ended_at = statement_timestamp()
     FROM mine WHERE r.id = mine.registration_id AND r.kind = 'dynamic' AND r.ended_at IS NULL AND %(reason)s::text = 'client'
 ), grants AS (
-    UPDATE servers_grant g SET refresh_ciphertext = NULL, lease = NULL, leased_until = NULL
+    UPDATE upstream_oauth_grant g SET refresh_ciphertext = NULL, lease = NULL, leased_until = NULL
     FROM mine WHERE g.identity_id = mine.id
 ), identities AS (
     UPDATE servers_identity i SET
@@ -90,7 +90,7 @@ RETURNING true
 
 -- name: more_scope
 WITH wider AS (
-    UPDATE servers_grant g SET wanted_scope = %(scope)s::text
+    UPDATE upstream_oauth_grant g SET wanted_scope = %(scope)s::text
     WHERE g.identity_id = %(identity)s::uuid AND g.wanted_scope <> %(scope)s::text
     RETURNING g.identity_id
 )

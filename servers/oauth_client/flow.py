@@ -50,7 +50,7 @@ class SignInRefused(Exception):
 
 
 def browser_digest(request: AppRequest) -> bytes:
-    """What ties a sign-in to this browser: a random value in its session, which lasts when the session's key changes."""
+    """What ties a sign-in to this browser: a random value in its session, which outlasts the session's key."""
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
@@ -68,15 +68,16 @@ def begin(
 ) -> HttpResponse:
     """A page that leads the browser on to the issuer of `server`.
 
-    What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a shared
-    one. Raises SignInRefused, or CapabilityRequired.
+    What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a
+    shared one. Raises SignInRefused, or CapabilityRequired.
     """
     _must_be_open_to(request, connection, identity, shared=shared)
     needs = discover(server.url)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
+    scope = _scope(needs, identity)
     try:
-        registration = registered(server, needs.metadata, by=request.user)
+        registration = registered(server, needs.metadata, scope, by=request.user)
         client = registration.client
     except NotRegistered as refusal:
         raise SignInRefused(str(refusal)) from None
@@ -98,7 +99,7 @@ def begin(
         verifier_ciphertext=cipher().seal(verifier),
         url=server.url,
         resource=_resource(server, needs),
-        scope=_scope(needs, identity),
+        scope=scope,
         endpoints=_endpoints(needs.metadata),
         expires_at=timezone.now() + LIFETIME,
     )

@@ -42,6 +42,8 @@ class ClientRegistration(models.Model):
     client_id = models.CharField(max_length=1000)
     secret_ciphertext = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
+    # What it may ask for, where it had to say so; empty: whatever the issuer grants.
+    scope = models.TextField(blank=True, default="")
     auth_method = models.CharField(max_length=30, choices=[(name, name) for name in AUTH_METHODS])
     secret_expires_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -117,7 +119,7 @@ class GrantManager(models.Manager["Grant"]):
             if server.url != sign_in.url:
                 raise AnotherPlace(f"{server} was moved while you signed in. Sign in again.")
             identity = _identity_for(sign_in, account)
-            created = identity._state.adding
+            created = sign_in.identity is None
             before = {"account": identity.account, "issuer": identity.issuer}
             identity.issuer, identity.account = sign_in.registration.issuer, account
             identity.seal(tokens.access)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from django.db import connection
+from django.utils import timezone
 
 from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
 from servers.models import Identity, cipher
@@ -17,12 +18,12 @@ __all__ = ["NotRenewed", "keep_fresh", "renew"]
 
 def keep_fresh(identity: Identity) -> None:
     """Renew it if it has ended; one that cannot be renewed stays as it is, and its server says what is wrong."""
-    row = Identity.objects.filter(pk=identity.pk).extra(where=["expires_at <= statement_timestamp()"]).first()
-    if row is not None and row.secret_ciphertext is not None:
-        try:
-            renew(identity)
-        except NotRenewed:
-            return
+    if identity.expires_at is None or identity.expires_at > timezone.now():
+        return
+    try:
+        renew(identity)
+    except NotRenewed:
+        return
 
 
 def renew(identity: Identity) -> None:

@@ -19,7 +19,7 @@ from servers.models import Server
 from servers.oauth_client.discovery import Metadata
 from servers.oauth_client.http import Http, Unreachable
 from servers.oauth_client.models import ClientRegistration, Kind
-from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method
+from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method, union
 
 __all__ = ["NotRegistered", "client_document", "enter", "redirect_uri", "registered", "reset"]
 
@@ -57,8 +57,12 @@ def _described(method: str) -> dict[str, Any]:
     }
 
 
-def registered(server: Server, metadata: Metadata, *, by: User) -> ClientRegistration:
-    """The registration to sign in with at this issuer, made now if there is none. Raises NotRegistered."""
+def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> ClientRegistration:
+    """The registration to sign in with at this issuer for this scope, made now if there is none. Raises NotRegistered.
+
+    Some let a client ask for nothing that it did not name when it registered. When more is wanted it registers anew;
+    what was granted before is renewed with the client it was granted to.
+    """
     rows = ClientRegistration.objects.filter(ended_at=None, redirect_uri=redirect_uri())
     own = rows.filter(server=server).first()
     if own is not None:
@@ -70,10 +74,12 @@ def registered(server: Server, metadata: Metadata, *, by: User) -> ClientRegistr
         return own
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     shared = rows.filter(fresh, issuer=metadata.issuer, server=None).first()
-    if shared is not None:
+    if shared is not None and (not shared.scope or set(scope.split()) <= set(shared.scope.split())):
         return shared
+    if shared is not None:
+        scope = union(shared.scope, scope)
     rows.filter(issuer=metadata.issuer, server=None).update(ended_at=timezone.now())
-    registration = _made(metadata)
+    registration = _made(metadata, scope)
     with transaction.atomic():
         registration.save(force_insert=True)
         Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes=_told(registration))
@@ -88,36 +94,36 @@ def _told(registration: ClientRegistration) -> dict[str, Any]:
     }
 
 
-def _made(metadata: Metadata) -> ClientRegistration:
+def _made(metadata: Metadata, scope: str) -> ClientRegistration:
     ways = metadata.registrations
     row = ClientRegistration(issuer=metadata.issuer, redirect_uri=redirect_uri())
     if "document" in ways:
         row.kind, row.client_id, row.auth_method = Kind.DOCUMENT, document_url(), "none"
         return row
     if "dynamic" in ways:
-        return _register(row, metadata)
+        return _register(row, metadata, scope)
     raise NotRegistered(
         f"{metadata.issuer} takes no clients that register themselves. An administrator has to register this gateway "
         f"there, with the redirect address {redirect_uri()}, and to enter the client here."
     )
 
 
-def _register(row: ClientRegistration, metadata: Metadata) -> ClientRegistration:
+def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> ClientRegistration:
     methods = metadata.auth_methods
     wanted = "none" if "none" in methods else auth_method(methods, secret=True)
-    body = orjson.dumps(_described(wanted))
-    try:
-        answer = Http().post(metadata.registration_endpoint, {"Content-Type": "application/json"}, body)
-    except Unreachable as error:
-        raise NotRegistered(f"{metadata.registration_endpoint} {error}.") from None
-    document = answer.document or {}
+    described = _described(wanted)
+    status, document = _post(metadata, described | ({"scope": scope} if scope else {}))
+    if scope and status == 400:  # Some take no scope here, or not all of these.
+        status, document = _post(metadata, described)
+        scope = ""
     client_id = document.get("client_id")
-    if answer.status not in (200, 201) or not isinstance(client_id, str) or not client_id.isprintable():
-        said = document.get("error_description") or document.get("error") or ""
+    if status not in (200, 201) or not isinstance(client_id, str) or not client_id.isprintable():
+        said = str(document.get("error_description") or document.get("error") or "no reason")[:200]
         raise NotRegistered(
-            f"{metadata.issuer} refused to register this gateway ({answer.status}{f': {str(said)[:200]}' if said else ''}). "
-            f"An administrator can register it there, with the redirect address {redirect_uri()}, and enter the client here."
+            f"{metadata.issuer} refused to register this gateway ({status}: {said}). An administrator can register "
+            f"it there, with the redirect address {redirect_uri()}, and enter the client here."
         )
+    row.scope = scope
     secret, expires = document.get("client_secret"), document.get("client_secret_expires_at")
     method = document.get("token_endpoint_auth_method") or (DEFAULT_AUTH_METHOD if secret else wanted)
     if method not in AUTH_METHODS or (method != "none" and not secret):
@@ -127,6 +133,14 @@ def _register(row: ClientRegistration, metadata: Metadata) -> ClientRegistration
     if isinstance(expires, int) and expires > 0:
         row.secret_expires_at = datetime.fromtimestamp(min(expires, 32_503_680_000), UTC)
     return row
+
+
+def _post(metadata: Metadata, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    try:
+        answer = Http().post(metadata.registration_endpoint, {"Content-Type": "application/json"}, orjson.dumps(body))
+    except Unreachable as error:
+        raise NotRegistered(f"{metadata.registration_endpoint} {error}.") from None
+    return answer.status, answer.document or {}
 
 
 def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by: User) -> ClientRegistration:

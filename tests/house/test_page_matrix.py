@@ -93,6 +93,7 @@ def stopped_by_csrf(answer: Any) -> bool:
 
 # What strangers get of the pages without a rule, which are there for signing in or for programs.
 STRANGERS = {
+    "servers:client_document": 200,
     "account_login": 200,
     "account_logout": 302,
     "account_signup": 200,

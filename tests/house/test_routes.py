@@ -31,6 +31,7 @@ PROTOCOL = {
     "oauth2_provider:revoke-token",
     "oauth2_provider:server-metadata",
     "oauth2_provider:token",
+    "servers:client_document",  # Issuers read who this gateway is as a client.
 }
 
 

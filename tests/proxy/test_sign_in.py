@@ -10,8 +10,9 @@ import pytest
 from django.test import Client
 from pytest_django import Settings
 
-from accounts.models import User
+from accounts.models import User, WorkspaceSettings
 from auditlog.models import Call, Event
+from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
@@ -102,7 +103,7 @@ def error(response: Any) -> dict[str, Any]:
 def expire(identity: Identity) -> None:
     """Let the token of this identity have ended, for us and for the server."""
     sql(
-        "UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now() - interval '60 s' WHERE id = %s",
+        "UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now() WHERE id = %s",
         identity.pk,
     )
 
@@ -239,7 +240,7 @@ def test_an_issuer_out_of_order_for_longer_is_asked_again_later(github: Github, 
     assert "cannot be renewed just now" in refusal["message"]
     identity.refresh_from_db()
     assert identity.status == "active"
-    sql("UPDATE servers_grant SET retry_at = NULL")
+    sql("UPDATE upstream_oauth_grant SET retry_at = NULL")
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
 
 
@@ -342,7 +343,7 @@ def test_an_answer_counts_once_and_only_in_the_browser_and_for_the_person_it_was
 def test_an_answer_that_comes_too_late_is_refused(github: Github, ann: User) -> None:
     client = github.browser(ann)
     back = consent(github.begin(client))
-    sql("UPDATE servers_signin SET expires_at = now()")
+    sql("UPDATE upstream_oauth_signin SET expires_at = now()")
 
     assert "took too long" in client.get(back).content.decode()
     assert "/token" not in github.issuer.asked
@@ -413,7 +414,7 @@ def test_revoking_wipes_the_tokens_and_tells_the_issuer(github: Github, ann: Use
 
 
 def test_cutting_a_person_off_ends_their_sign_ins_at_the_issuers(github: Github, ann: User, ben: User) -> None:
-    ana = make.user(*_everything(), email="ana@example.com")
+    ana = make.user(*Capability, email="ana@example.com")
     identity, other = github.sign_in(ann), github.sign_in(ben)
     refresh = cipher().open(bytes(Grant.objects.get(identity=identity).refresh_ciphertext or b""))
 
@@ -423,12 +424,6 @@ def test_cutting_a_person_off_ends_their_sign_ins_at_the_issuers(github: Github,
     identity.refresh_from_db()
     other.refresh_from_db()
     assert (identity.status, other.status) == ("revoked", "active")
-
-
-def _everything() -> Any:
-    from capabilities import Capability
-
-    return Capability
 
 
 def test_a_disabled_identity_is_not_renewed(github: Github, ann: User) -> None:
@@ -444,7 +439,7 @@ def test_a_disabled_identity_is_not_renewed(github: Github, ann: User) -> None:
 
 
 def test_a_server_that_moves_ends_the_sign_ins_made_for_where_it_was(github: Github, ann: User) -> None:
-    ana = make.user(*_everything(), email="ana@example.com")
+    ana = make.user(*Capability, email="ana@example.com")
     agent = github.agent(ann)
     identity = github.sign_in(ann)
 
@@ -457,9 +452,8 @@ def test_a_server_that_moves_ends_the_sign_ins_made_for_where_it_was(github: Git
 
 
 def test_recorded_calls_hold_no_token_even_one_that_was_renewed_meanwhile(github: Github, ann: User) -> None:
-    from accounts.models import WorkspaceSettings
-
-    sql("UPDATE accounts_workspacesettings SET record_payloads = true") if WorkspaceSettings.load() else None
+    WorkspaceSettings.load()
+    sql("UPDATE accounts_workspacesettings SET record_payloads = true")
     agent = github.agent(ann)
     identity = github.sign_in(ann)
     expire(identity)
