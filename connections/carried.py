@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Prefetch, QuerySet
+from django.db.models import Prefetch, Q, QuerySet
 
 from accounts.models import User
 from auditlog.versions import Versioned
@@ -189,6 +189,6 @@ class CarriedIdentities(Versioned):
 
 def lacking(user: User, most: int = 3) -> list[OwnConnection]:
     """The newest of the person's own connections that lack an identity for a server of their gateway."""
-    live = Connection.objects.with_details().own(user).live().filter(needs_identity=True)
+    live = Connection.objects.with_details().own(user).live().filter(Q(needs_identity=True))
     on = live.filter(enabled=True, host__enabled=True, gateway__enabled=True).order_by("-connected_at", "pk")[:most]
     return [OwnConnection(connection, user) for connection in with_carried(on)]

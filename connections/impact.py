@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import singledispatch
-from operator import attrgetter
 
 from django.db import models
 from django.db.models import Count, Q
@@ -68,19 +67,18 @@ def _identities(target: models.Model, links: Q) -> int:
     """
     if isinstance(target, Identity):
         return 0
-    through = {Server: "pk", Assignment: "server_id", Feature: "assignment.server_id"}.get(type(target))
     rows = Identity.objects.live()
-    if through:
-        rows = rows.filter(server=attrgetter(through)(target))
     carried = Q(connection_identities__connection__in=Connection.objects.live().filter(links))
     places = Assignment.objects.live()
     match target:
         case Server():
-            carried |= Q(assignments__in=places.filter(server=target))
+            rows, carried = rows.filter(server=target), carried | Q(assignments__in=places.filter(server=target))
         case Gateway():
             carried |= Q(assignments__in=places.filter(gateway=target))
         case Assignment():
-            carried |= Q(assignments=target.pk)
+            rows, carried = rows.filter(server=target.server_id), carried | Q(assignments=target.pk)
+        case Feature():
+            rows = rows.filter(server=target.assignment.server_id)
     return rows.filter(carried).distinct().count()
 
 

@@ -122,7 +122,8 @@ HEADERS = {"User-Agent": NAME, "Accept": "application/json", "Accept-Encoding": 
 
 
 def _body(chunks: Iterable[bytes], deadline: Deadline) -> bytes:
-    body, parts = Body(BIGGEST), []
+    body = Body(BIGGEST)
+    parts: list[bytes] = []
     for chunk in chunks:
         deadline.check()
         parts += body.feed(chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from datetime import timedelta
+from typing import Any
 
 from django.db import transaction
 from django.http import HttpResponse
@@ -265,8 +266,8 @@ def _bind(sign_in: SignIn, identity: Identity) -> None:
     """Let the connection it was begun for carry it, and every connection of this person that lacks one there."""
     if identity.is_shared:
         return
-    connection = Connection.objects.live().own(sign_in.user).filter(pk=sign_in.connection_id).first()
-    if connection:
+    chosen: Any = sign_in.connection_id
+    if connection := Connection.objects.live().own(sign_in.user).filter(pk=chosen).first():
         places = Assignment.objects.per_user().filter(server=sign_in.server, gateway=connection.gateway_id)
         for assignment in places.select_related("server"):
             connection.use_identity(assignment, identity, by=sign_in.user)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp.server import MCPServer
 from pytest_django import Settings
 
 from accounts.models import User
@@ -15,7 +16,7 @@ from gateways.models import Assignment, Gateway
 from servers import well_known
 from servers.models import Identity, Server
 from tests import issuers, make, upstreams
-from tests.asgi_server import App, answer
+from tests.asgi_server import App, answer, live
 from tests.conftest import Run, SignIn
 from tests.connections.rows import HTMX, text
 from tests.workspace import free_port
@@ -171,7 +172,7 @@ def test_gateways_are_offered_to_who_manages_them_alone(work: Gateway, sign_in: 
 def test_only_the_tools_that_were_chosen_are_on(
     tools: str, on: int, run: Run, ana: User, work: Gateway, sign_in: SignIn
 ) -> None:
-    server = upstreams.MCPServer("notes", version="1.0", log_level="WARNING")
+    server = MCPServer("notes", version="1.0", log_level="WARNING")
     server.add_tool(upstreams.echo, annotations={"readOnlyHint": True})  # type: ignore[arg-type]
     server.add_tool(upstreams.add)
 
@@ -266,7 +267,7 @@ def registry(*entries: Any, status: int = 200) -> App:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await upstreams.live(receive, send)
+            await live(receive, send)
             return
         asked.append(scope["path"].encode() + b"?" + scope["query_string"])
         body = json.dumps({"servers": entries, "metadata": {"count": len(entries)}}).encode()
