@@ -19,6 +19,7 @@ class Action(StrEnum):
 
     CONNECTION_DISABLED = "connection.disabled"
     CONNECTION_ENABLED = "connection.enabled"
+    CONNECTION_IDENTITY_CHANGED = "connection.identity_changed"
     CONNECTION_OPENED = "connection.opened"
     CONNECTION_REVOKED = "connection.revoked"
 

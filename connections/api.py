@@ -47,6 +47,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     status = serializers.CharField()
     enabled = serializers.BooleanField(source="connection.enabled")
     blocked_by = serializers.SerializerMethodField()
+    needs_identity = serializers.BooleanField()
     user_email = serializers.EmailField(source="connection.user.email")
     host = Reference(source="connection.host")
     gateway = GatewayReference(source="connection.gateway")

@@ -7,16 +7,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db.models import Prefetch, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
 from capabilities import Capability, requires
-from connections.models import Connection, ConnectionIdentity
+from connections.carried import with_carried
+from connections.models import Connection
 from connections.rows import ConnectionRow, visible
-from gateways.models import Assignment, IdentityScheme
 from hosts.views import find
-from servers.models import AuthType
 from ui.pages import AppRequest, page_of, show
 
 ROWS = 20
@@ -44,18 +43,7 @@ class Person(ConnectionRow):
 
 
 def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
-    asking = (
-        Assignment.objects.live()
-        .filter(identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)
-        .exclude(server__auth_type=AuthType.NONE)
-        .select_related("server")
-        .order_by("server__name")
-    )
-    return rows.select_related("host", "gateway", "user").prefetch_related(
-        "tokens",
-        Prefetch("gateway__assignments", asking, to_attr="asking"),
-        Prefetch("identities", ConnectionIdentity.objects.select_related("identity")),
-    )
+    return with_carried(rows.select_related("host", "gateway", "user").prefetch_related("tokens"))
 
 
 @require_GET

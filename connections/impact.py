@@ -26,16 +26,22 @@ class NothingGoesThrough(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Impact:
-    """The number of live connections, hosts and users that depend on a row, and its calls of the last 24 hours."""
+    """The number of live connections, hosts, users and identities that depend on a row, and its calls of 24 hours."""
 
     connections: int
     hosts: int
     users: int
+    identities: int
     calls: int
 
     def __str__(self) -> str:
-        parts = ((self.hosts, "host"), (self.users, "user"), (self.calls, "call"))
-        return ", ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for n, word in parts) + " in 24 h"
+        """Identities are named where there are any: most servers ask for none."""
+        parts = [(self.hosts, "host"), (self.users, "user")]
+        if self.identities:
+            parts.append((self.identities, "identities" if self.identities > 1 else "identity"))
+        parts.append((self.calls, "call"))
+        words = (f"{n:,} {word}{'' if n == 1 or word.startswith('identit') else 's'}" for n, word in parts)
+        return ", ".join(words) + " in 24 h"
 
 
 def impact_of(target: models.Model) -> Impact:
@@ -51,7 +57,29 @@ def impact_of(target: models.Model) -> Impact:
         )
     )
     recent = Call.objects.filter(calls, created_at__gte=timezone.now() - WINDOW)
-    return Impact(**totals, calls=recent.count())
+    return Impact(**totals, identities=_identities(target, links), calls=recent.count())
+
+
+def _identities(target: models.Model, links: Q) -> int:
+    """How many live identities no call could use any more: what its connections carry, and shared ones there.
+
+    An identity itself is named by the sentence, not counted.
+    """
+    if isinstance(target, Identity):
+        return 0
+    rows = Identity.objects.live()
+    carried = Q(connection_identities__connection__in=Connection.objects.live().filter(links))
+    places = Assignment.objects.live()
+    match target:
+        case Server():
+            rows, carried = rows.filter(server=target), carried | Q(assignments__in=places.filter(server=target))
+        case Gateway():
+            carried |= Q(assignments__in=places.filter(gateway=target))
+        case Assignment():
+            rows, carried = rows.filter(server=target.server_id), carried | Q(assignments=target.pk)
+        case Feature():
+            rows = rows.filter(server=target.assignment.server_id)
+    return rows.filter(carried).distinct().count()
 
 
 def cuts(target: models.Model, viewer: User) -> str:

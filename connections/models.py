@@ -15,7 +15,7 @@ from auditlog.versions import Versioned
 from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme, Reach
 from hosts.models import Host
-from servers.models import Identity
+from servers.models import Identity, Server
 
 
 class ConnectionFault(Exception):
@@ -75,6 +75,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         """Everything a row shows, live ones first, then the newest."""
         return (
             self.with_reach()
+            .annotate(needs_identity=Exists(_lacking()))
             .select_related("host", "gateway", "user", "revoked_by")
             .prefetch_related("tokens")
             .order_by(models.F("revoked_at").desc(nulls_first=True), "-connected_at")
@@ -101,6 +102,43 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             if created:
                 Event.objects.record(Action.CONNECTION_OPENED, connection, by=by)
         return connection
+
+    def bring_identity(
+        self,
+        *,
+        server: Server,
+        label: str,
+        secret: str,
+        by: User,
+        instead_of: Identity | None = None,
+    ) -> Identity:
+        """Store a person's own credential for `server`, and have their connections carry it as `carry` does.
+
+        Raises IntegrityError when the label is taken, or AnotherPlace.
+        """
+        with transaction.atomic():
+            identity = Identity.objects.bring(server=server, owner=by, label=label, secret=secret, by=by)
+            self.carry(identity, by=by, instead_of=instead_of)
+        return identity
+
+    def carry(self, identity: Identity, *, by: User, instead_of: Identity | None = None) -> int:
+        """Have the connections of its owner carry `identity` wherever they lack one, or carry `instead_of`.
+
+        Returns how many connections that were; none needs another token for it.
+        """
+        with transaction.atomic():
+            places = Assignment.objects.per_user().filter(server=identity.server_id)
+            own = self.live().filter(user=identity.owner_id, gateway__in=places.values("gateway"))
+            healed = set()
+            for connection in own.select_for_update(of=("self",)).order_by("pk"):
+                bound = connection.identities.select_related("identity")
+                carried = {row.assignment_id: row.identity for row in bound}
+                for assignment in places.filter(gateway=connection.gateway_id).select_related("server"):
+                    old = carried.get(assignment.pk)
+                    if old is None or old.revoked_at or old == instead_of:
+                        connection.use_identity(assignment, identity, by=by)
+                        healed.add(connection.pk)
+        return len(healed)
 
     def revoke_all(self, *, by: User | None, reason: str = RevokeReason.MANUAL) -> int:
         """End every live connection of this queryset for good; how many that were.
@@ -150,6 +188,15 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         with transaction.atomic():
             ApiKey.objects.filter(user=user).revoke_all(by=by, reason=reason)
             return self.own(user).revoke_all(by=by, reason=RevokeReason(reason.value))
+
+
+def _lacking() -> models.QuerySet[Assignment]:
+    """Per connection: what is switched on at its gateway and asks for an identity, which it does not carry."""
+    carried = ConnectionIdentity.objects.filter(
+        connection=OuterRef(OuterRef("pk")), identity__in=Identity.objects.usable()
+    )
+    asking = Assignment.objects.per_user().filter(enabled=True, server__enabled=True)
+    return asking.filter(gateway=OuterRef("gateway")).exclude(pk__in=carried.values("assignment"))
 
 
 def host_refusal(host: Host) -> str:
@@ -270,7 +317,47 @@ class Connection(Versioned, Switchable):
         """Use these identities of the connection's own user from now on."""
         for assignment, identity in identities.items():
             self.check_identity(assignment, identity)
-            self.identities.update_or_create(assignment=assignment, defaults={"identity": identity})
+            ConnectionIdentity.objects.update_or_create(
+                connection=self, assignment=assignment, defaults={"identity": identity}
+            )
+
+    def use_identity(self, assignment: Assignment, identity: Identity, *, by: User) -> None:
+        """Carry this identity of the connection's own user to a per-user server, from the next request on.
+
+        Raises AlreadyRevoked, or ConnectionRefused when the identity is not one that can be used there.
+        """
+        with transaction.atomic():
+            if self.lock().revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            self.check_identity(assignment, identity)
+            if assignment.removed_at or identity.status != "active":
+                raise ConnectionRefused("This identity cannot be used for this server at present.")
+            before = self._carried(assignment)
+            if before == identity:
+                return
+            self.bind({assignment: identity})
+            self._record_identity(assignment, before, identity, by=by)
+
+    def drop_identity(self, assignment: Assignment, *, by: User) -> None:
+        """Carry no identity to this server any more; the identity itself stays. Raises AlreadyRevoked."""
+        with transaction.atomic():
+            if self.lock().revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            if before := self._carried(assignment):
+                ConnectionIdentity.objects.filter(connection=self, assignment=assignment).delete()
+                self._record_identity(assignment, before, None, by=by)
+
+    def _carried(self, assignment: Assignment) -> Identity | None:
+        rows = ConnectionIdentity.objects.select_related("identity")
+        row = rows.filter(connection=self, assignment=assignment).first()
+        return row.identity if row else None
+
+    def _record_identity(
+        self, assignment: Assignment, before: Identity | None, after: Identity | None, *, by: User
+    ) -> None:
+        labels = [identity.label if identity else None for identity in (before, after)]
+        changes = {assignment.server.name: labels}
+        Event.objects.record(Action.CONNECTION_IDENTITY_CHANGED, self, by=by, changes=changes)
 
     def check_identity(self, assignment: Assignment, identity: Identity) -> None:
         """Raise ConnectionRefused unless `identity` is the user's own for a per-user server of this gateway."""

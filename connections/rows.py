@@ -109,6 +109,12 @@ class ConnectionRow:
         return blocked(self.connection) if self.status == "blocked" else ""
 
     @property
+    def needs_identity(self) -> bool:
+        """Whether it works, but lacks its person's identity for a server of its gateway."""
+        lacks = bool(getattr(self.connection, "needs_identity", False))
+        return lacks and self.status == "active" and not self.blocked
+
+    @property
     def prefix(self) -> str:
         """The first characters of the newest credential, revoked or not."""
         newest = next(iter(self.tokens or self._all_tokens), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
@@ -14,13 +13,13 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from capabilities import Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
+from connections.carried import OwnConnection, with_carried
 from connections.impact import cuts
 from connections.mcp_connections_views import McpFilter, number
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host
-from servers.identity_views import IdentityRow, own_identities
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -73,21 +72,6 @@ def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
     }
-
-
-@require_GET
-@own_resource("one's own identities and connections")
-def own(request: AppRequest) -> HttpResponse:
-    live = Connection.objects.with_details().own(request.user).live()
-    page = page_of(request, live, ROWS, ConnectionQuerySet.with_details)
-    identities = Paginator(own_identities(request.user), ROWS).get_page(request.GET.get("identities"))
-    context = {
-        "identities": identities,
-        "identity_rows": [IdentityRow(identity, request.user) for identity in identities],
-        "page": page,
-        "rows": [ConnectionRow(connection, request.user) for connection in page],
-    }
-    return show(request, "connections/mine.html", context)
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
@@ -158,7 +142,8 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
     page = open_page(request)
     row = ConnectionRow(get_object_or_404(visible(request.user), pk=connection.pk), request.user)
     if page == reverse("connections:mine"):
-        return Fragment("connections/mine.html#connection", {"row": row})
+        own = OwnConnection(get_object_or_404(with_carried(visible(request.user)), pk=connection.pk), request.user)
+        return Fragment("connections/mine.html#connection", {"row": own})
     if page == reverse("connections:mcp"):
         return Fragment(
             "connections/mcp.html#row", {"row": row, "number": number(request.user, McpFilter(open_query(request)))}

@@ -13,6 +13,7 @@ from django.views.decorators.http import require_GET
 from accounts.models import User
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
+from connections.carried import lacking
 from connections.models import Connection
 from connections.rows import ConnectionRow
 from connections.rows import numbers as connection_numbers
@@ -41,6 +42,7 @@ def overview(request: AppRequest) -> HttpResponse:
     context: dict[str, Any] = {
         "notices": partial(notices, user),
         "waiting": partial(waiting_for, user),
+        "lacking": partial(lacking, user),
         "to_try": partial(_gateway_to_try, user),
         "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _usable(user),
         "enrolling": partial(_enrolling, user),

@@ -18,6 +18,7 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS, SEES_SERVERS
 from connections.impact import cuts
+from connections.models import Connection
 from gateways.forms import AssignmentForm
 from gateways.models import (
     AliasRequired,
@@ -119,7 +120,8 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
         except AliasRequired as refusal:
             form.refuse(refusal)
         else:
-            return leave(request, tab_url(gateway), _assigned(assignment, request.user))
+            text, more = _assigned(assignment, request.user), _left_to_bring(assignment)
+            return leave(request, tab_url(gateway), text.removesuffix(".") + more if more else text)
     return refuse(request, "gateways/assign.html", context)
 
 
@@ -132,6 +134,14 @@ def _assigned(assignment: Assignment, by: User) -> str:
         return f"{name} assigned, but it {asked.outcome}. Its tools are not known yet."
     count = len(asked.outcome.tools)
     return f"{name} assigned, {count:,} tool{'' if count == 1 else 's'} known"
+
+
+def _left_to_bring(assignment: Assignment) -> str:
+    """How many live connections lack an identity for a server that was just assigned, to go on after a sentence."""
+    if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
+        return ""
+    count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
+    return f". {count:,} connection{' needs' if count == 1 else 's need'} an identity for it" if count else ""
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:

@@ -16,11 +16,11 @@ from oauth2_provider.models import Application
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity, gateway_refusal, host_refusal
-from gateways.models import Assignment, Gateway, GatewayQuerySet, IdentityScheme
+from gateways.models import Assignment, Gateway, GatewayQuerySet
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
 from oauth.registration import host_of, known_host
-from servers.models import AuthType, Identity
+from servers.models import Identity
 from ui.pages import AppRequest
 
 LIFETIME = timedelta(minutes=15)
@@ -144,9 +144,8 @@ def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID,
         identity__in=Identity.objects.usable(),
     )
     assignments = (
-        Assignment.objects.live()
-        .filter(gateway__in=missing, identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)
-        .exclude(server__auth_type=AuthType.NONE)
+        Assignment.objects.per_user()
+        .filter(gateway__in=missing)
         .exclude(pk__in=bound.values("assignment"))
         .select_related("server", "gateway")
     )

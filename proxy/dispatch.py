@@ -68,10 +68,19 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
 
-# Where users bring the identity a call lacks; the only page the proxy knows.
-IDENTITIES_PATH = "/settings/identities"
+# Where users bring the identity a call lacks, at the row of their connection and this server; the only page the proxy
+# knows.
+IDENTITY_ROW = "/settings/identities?connection={connection}#carried-{connection}-{assignment}"
 IDENTITY_REASONS = frozenset(
-    {"identity_missing", "identity_off", "identity_unconfirmed", "identity_sign_in", "identity_scope"}
+    {
+        "credential_refused",
+        "identity_disabled",
+        "identity_missing",
+        "identity_off",
+        "identity_scope",
+        "identity_sign_in",
+        "identity_unconfirmed",
+    }
 )
 
 
@@ -189,7 +198,7 @@ class Dispatcher:
         handlers: Mapping[str, Handler] = MappingProxyType({}),
     ) -> None:
         self._handshake = handshake
-        self._identities_url = public_url + IDENTITIES_PATH
+        self._identity_row_url = public_url + IDENTITY_ROW
         self._max_calls = max_calls
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
         self._lists = lists
@@ -317,12 +326,19 @@ class Dispatcher:
         text, data, code = str(error), error.data, error.code
         if isinstance(error, UnknownFeature) and error.kind == RESOURCE and not request.modern:
             code = jsonrpc.RESOURCE_NOT_FOUND
-        if error.reason in IDENTITY_REASONS:
-            text, data = f"{text} {self._identities_url}", {**(data or {}), "url": self._identities_url}
+        if url := self._identity_url(request, error):
+            text, data = f"{text} {url}", {**(data or {}), "url": url}
         response = error_response(request, code, text, data)
         reason = error.reason if error.reason != error.outcome else ""
         retry = ((b"retry-after", b"%d" % error.seconds),) if isinstance(error, Busy) else ()
         return response._replace(outcome=error.outcome, deny_reason=reason, headers=retry)
+
+    def _identity_url(self, request: McpRequest, error: UpstreamError) -> str:
+        """Where the user mends the identity this call was refused for; empty when it is none of theirs."""
+        assigned = error.assigned if isinstance(error, Refusal) else request.assigned
+        if error.reason not in IDENTITY_REASONS or assigned is None or assigned.scheme != "per_user":
+            return ""
+        return self._identity_row_url.format(connection=request.row.connection_id, assignment=assigned.id)
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:

@@ -184,6 +184,7 @@ class McpRequest:
         "_size",
         "admitted",
         "arrived",
+        "assigned",
         "began",
         "body",
         "ending",
@@ -215,6 +216,7 @@ class McpRequest:
         self.headers: dict[bytes, bytes] = dict(self.header_pairs)
         self.uid = new_uid(self.arrived)
         self.row = CallRow(self.uid, self.arrived)
+        self.assigned: AssignedServer | None = None
         self._parts: list[bytes] = []
         self._size = 0
         self._more = True
@@ -307,6 +309,7 @@ class McpRequest:
     def set_server(self, assigned: AssignedServer) -> None:
         """The call goes to this server."""
         row = self.row
+        self.assigned = assigned
         row.server_id, row.server_name = assigned.server_id, assigned.server_name
         row.identity_id, row.identity_label = assigned.identity_id or "", assigned.identity_label or ""
 

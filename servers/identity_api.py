@@ -18,6 +18,7 @@ from rest_framework.response import Response
 
 from capabilities import Capability
 from capabilities.rest import Own, must_hold
+from connections.models import Connection
 from connections.subjects import by_person, by_server
 from servers.api import ServerReference
 from servers.forms import SecretForm
@@ -73,6 +74,8 @@ class NewIdentity(Body):
     label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
     secret = serializers.CharField(max_length=4000, write_only=True)
     shared = serializers.BooleanField(default=False)
+    everywhere = serializers.BooleanField(default=True)
+    instead_of = serializers.UUIDField(required=False, allow_null=True)
 
     def validate_server_id(self, pk: UUID) -> Server:
         server = Server.objects.live().filter(pk=pk).first()
@@ -140,15 +143,24 @@ class IdentityResource(Resource):
 
     @operation(needs=SHARED, body=NewIdentity, makes=True)
     def create(self, request: Request) -> Response:
+        """Stores a credential.
+
+        With `everywhere`, one's own connections that lack one for the server, or carry `instead_of`, carry it from
+        their next request on.
+        """
         body = self.body()
         if body["shared"]:
             must_hold(self.me, Capability.SERVERS_MANAGE)
         server = body["server_id"]
         secret = checked(SecretForm({"secret": body["secret"]}, server=server))["secret"]
         owner = None if body["shared"] else self.me
-        label = body["label"]
+        instead_of = self._instead_of(body.get("instead_of"), server)
+        new = {"server": server, "label": body["label"], "secret": secret, "by": self.me}
         try:
-            identity = Identity.objects.bring(server=server, owner=owner, label=label, secret=secret, by=self.me)
+            if owner and body["everywhere"]:
+                identity = Connection.objects.bring_identity(**new, instead_of=instead_of)
+            else:
+                identity = Identity.objects.bring(**new, owner=owner)
         except IntegrityError:
             raise already_exists(LabelTaken.__doc__ or "") from None
         return self.answer(identity, HTTPStatus.CREATED)
@@ -203,6 +215,15 @@ class IdentityResource(Resource):
         with self.unchanged(identity):
             identity.revoke(by=self.me)
         return self.answer(identity)
+
+    def _instead_of(self, pk: UUID | None, server: Server) -> Identity | None:
+        """One's own identity for this server whose place the new one takes."""
+        if pk is None:
+            return None
+        old = Identity.objects.own(self.me).filter(pk=pk, server=server).first()
+        if old is None:
+            raise ValidationError({"instead_of": ["You have no such identity for this server."]})
+        return old
 
     def _find(self, pk: UUID) -> Identity:
         return get_object_or_404(self.get_queryset(), pk=pk)

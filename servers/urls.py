@@ -1,13 +1,13 @@
 from django.urls import path
 
-from servers import identity_views, views
+from servers import adding_views, identity_views, views
 from servers.oauth_client import views as oauth_client
 
 app_name = "servers"
 
 urlpatterns = [
     path("servers/", views.listing, name="list"),
-    path("servers/add/", views.add, name="add"),
+    path("servers/add/", adding_views.add, name="add"),
     path("servers/slug/", views.slug, name="slug"),
     path("servers/find/<uuid:pk>/", views.find_by_id, name="find"),
     path("servers/<slug:slug>/", views.detail, name="detail"),

@@ -23,7 +23,7 @@ from connections.impact import cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
-from servers.models import AnotherPlace, AuthType, Era, Health, Identity, Server, ServerQuerySet
+from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -81,47 +81,6 @@ def listing(request: AppRequest) -> HttpResponse:
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
     """The page of the server with this id, which logs hold instead of its slug."""
     return redirect(page_url(get_object_or_404(Server.objects.live(), pk=pk)))
-
-
-@require_http_methods(["GET", "POST"])
-@requires(Capability.SERVERS_MANAGE)
-def add(request: AppRequest) -> HttpResponse:
-    form = ServerForm(request.POST or None)
-    context = {"form": form, "heading": "Add a server", "submit": "Add a server", "back": reverse("servers:list")}
-    if request.method == "GET":
-        return show(request, "servers/form.html", context)
-    if form.is_valid():
-        if "test" in request.POST:
-            contact = _test_result(form.cleaned_data)
-            request.session[TESTED] = {"place": _place(form.cleaned_data), **contact}
-            return show(request, "servers/form.html", {**context, "contact": contact})
-        try:
-            server = Server.objects.add(**form.cleaned_data, by=request.user)
-        except IntegrityError:
-            form.refuse()
-        else:
-            _keep_test(request, server)
-            return leave(request, page_url(server), f"{server.name} added")
-    return refuse(request, "servers/form.html", context)
-
-
-PLACE = ("url", "auth_type", "header_name")
-TESTED = "tested_server"  # In the session: how *Test connection* went for a server that was not added yet.
-
-
-def _place(values: dict[str, Any]) -> list[str]:
-    return [str(values[name]) for name in PLACE]
-
-
-def _keep_test(request: AppRequest, server: Server) -> None:
-    """The health of a new server is what its test said, when that was of the same address."""
-    tested = request.session.pop(TESTED, None)
-    if not tested or tested["place"] != _place({name: getattr(server, name) for name in PLACE}):
-        return
-    if tested["kind"] == "bad":
-        server.note_health(Health.DOWN, tested["why"])
-    else:
-        server.note_health(Health.OK, era=Era(tested["era"]) if tested["era"] else None)
 
 
 @require_GET

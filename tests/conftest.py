@@ -1,5 +1,6 @@
 """The cast of the journeys, their browsers, and the servers around them."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -155,7 +156,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[workspace.Serve]:
 
     At the end nothing in it may hold a secret in clear.
     """
-    served = workspace.new(tmp_path_factory.mktemp("live"), "live", GATEWAY_TRUSTED_PROXIES=TRUSTED_PROXY)
+    folder = tmp_path_factory.mktemp("live")
+    tiles = shutil.copy(workspace.ROOT / "servers" / "well_known.json", folder / "tiles.json")
+    more = {"GATEWAY_TRUSTED_PROXIES": TRUSTED_PROXY, "GATEWAY_WELL_KNOWN_SERVERS": str(tiles)}
+    served = workspace.new(folder, "live", **more)
     try:
         yield served.start()
         leaked = secrecy.leaks(served)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Self
 
-from wire import jsonrpc, sse
+from wire import jsonrpc, sse, versions
 from wire.credential import fits_a_header
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
@@ -23,6 +23,7 @@ SESSION, MODERN = "session", "modern"
 LEAST_PAUSE, MOST_PAUSE = 0.05, 30.0
 
 # Characters of a server's instructions that are kept.
+LONGEST_NAME = 80  # Of a server, as it calls itself.
 MOST_INSTRUCTIONS = 4_000
 
 # What servers offer, and the members of each that say how.
@@ -75,6 +76,7 @@ class ServerInfo(NamedTuple):
     version: str
     capabilities: Object
     instructions: str
+    name: str = ""
 
     @classmethod
     def of(cls, result: Object, version: str) -> Self:
@@ -84,7 +86,16 @@ class ServerInfo(NamedTuple):
             version,
             offered(result.get("capabilities")),
             instructions[:MOST_INSTRUCTIONS] if isinstance(instructions, str) else "",
+            _name_in(result),
         )
+
+
+def _name_in(result: Object) -> str:
+    """What a server calls itself; the modern era says it beside the result."""
+    meta = result.get("_meta")
+    info = result.get("serverInfo") or (meta.get(versions.SERVER_INFO_KEY) if isinstance(meta, dict) else None)
+    said = [info.get("title"), info.get("name")] if isinstance(info, dict) else []
+    return next((name[:LONGEST_NAME] for name in said if isinstance(name, str) and name.strip()), "")
 
 
 class Target(NamedTuple):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import NoReturn
 from urllib.parse import SplitResult, urlsplit
 
@@ -67,6 +68,15 @@ def number(name: str, default: int, *, low: int, high: int) -> int:
     return int(value)
 
 
+def file(name: str) -> Path | None:
+    """The path of a file that is there; None when the variable is unset."""
+    value = text(name)
+    path = Path(value).expanduser()
+    if value and not path.is_file():
+        refuse(name, f"must be the path of a file, not {value!r}.")
+    return path.resolve() if value else None
+
+
 def many[T](name: str, convert: Callable[[str], T], expected: str) -> list[T]:
     """The comma-separated parts of a variable, each converted by `convert`."""
     return [_one(name, part.strip(), convert, expected) for part in text(name).split(",") if part.strip()]
@@ -82,7 +92,8 @@ def origins(name: str) -> list[str]:
 
 def web_address(name: str, default: str) -> str:
     """A base URL without the slash at its end."""
-    return _one(name, text(name, default), _base_url, "a URL such as https://gateway.example.com, without a path")
+    value = text(name, default)
+    return value and _one(name, value, _base_url, "a URL such as https://gateway.example.com, without a path")
 
 
 def origin(value: str) -> str:

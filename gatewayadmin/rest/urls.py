@@ -19,6 +19,7 @@ from accounts.groups_api import RoleResource, TeamResource, Workspace
 from auditlog.api import CallResource, EventResource
 from capabilities import own_resource
 from connections.api import ConnectionResource, Endings, GatewayConnections
+from connections.identities_api import ConnectionIdentities
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
 from gateways.api import GatewayResource, ServerArchive
@@ -59,6 +60,14 @@ def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPatter
 _gateway = "gateways/<slug:slug>"
 _server = f"{_gateway}/servers/<str:alias>"
 _below = [
+    at("connections/<uuid:pk>/identities", "connection-identities", ConnectionIdentities, get="list"),
+    at(
+        "connections/<uuid:pk>/identities/<uuid:assignment>",
+        "connection-identity",
+        ConnectionIdentities,
+        put="update",
+        delete="destroy",
+    ),
     at("connections/<uuid:pk>/regenerate", "connection-regenerate", Regenerate, post="regenerate"),
     at("hosts/<uuid:pk>/archive", "host-archive", Endings, post="host"),
     at("identities/<uuid:pk>/gateways", "identity-gateways", IdentityPlaces, get="retrieve", put="update"),

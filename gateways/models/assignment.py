@@ -13,7 +13,7 @@ from auditlog.actions import Action
 from auditlog.models import Event, Switchable
 from auditlog.versions import Seen, Versioned
 from gateways.models.gateway import Gateway, GatewayError
-from servers.models import Identity, Server
+from servers.models import AuthType, Identity, Server
 from wire.tool_names import SEPARATOR
 
 alias_validator = RegexValidator(
@@ -49,6 +49,11 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
     def live(self) -> "AssignmentQuerySet":
         """Assignments that have not been removed."""
         return self.filter(removed_at=None)
+
+    def per_user(self) -> "AssignmentQuerySet":
+        """Live assignments for which each person brings an identity of their own."""
+        asking = self.live().filter(identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)
+        return asking.exclude(server__auth_type=AuthType.NONE)
 
     def assign(self, *, gateway: Gateway, server: Server, by: User | None, **fields: Any) -> "Assignment":
         """Put `server` behind `gateway`. Raises AliasRequired or WrongIdentity."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from datetime import timedelta
-from uuid import UUID
+from typing import Any
 
 from django.db import transaction
 from django.http import HttpResponse
@@ -15,7 +15,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection
-from gateways.models import IdentityScheme
+from gateways.models import Assignment
 from servers.models import AlreadyRevoked, AnotherPlace, Identity, Server, SignInNeeded, cipher
 from servers.oauth_client.discovery import Metadata, Needs, discover
 from servers.oauth_client.http import Http, Unreachable
@@ -263,15 +263,12 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Let the connection it was begun for use it, else every connection of this person that has none for the server."""
+    """Let the connection it was begun for carry it, and every connection of this person that lacks one there."""
     if identity.is_shared:
         return
-    own = Connection.objects.live().own(sign_in.user)
-    chosen: UUID | None = sign_in.connection_id
-    for connection in own.filter(pk=chosen) if chosen else own:
-        rows = connection.gateway.assignments.filter(
-            server=sign_in.server, removed_at=None, identity_scheme=IdentityScheme.PER_USER
-        )
-        if not chosen:
-            rows = rows.exclude(pk__in=connection.identities.values("assignment"))
-        connection.bind(dict.fromkeys(rows, identity))
+    chosen: Any = sign_in.connection_id
+    if connection := Connection.objects.live().own(sign_in.user).filter(pk=chosen).first():
+        places = Assignment.objects.per_user().filter(server=sign_in.server, gateway=connection.gateway_id)
+        for assignment in places.select_related("server"):
+            connection.use_identity(assignment, identity, by=sign_in.user)
+    Connection.objects.carry(identity, by=sign_in.user)

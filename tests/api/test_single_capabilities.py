@@ -143,6 +143,9 @@ OPENS: dict[str, set[Capability]] = {
     "GET workspace": {C.WORKSPACE_MANAGE},
     "PATCH workspace": {C.WORKSPACE_MANAGE},
     "POST workspace-test-mail": {C.WORKSPACE_MANAGE},
+    "GET connection-identities": {C.MCP_CONNECTIONS_READ},
+    "PUT connection-identity": NOBODY,
+    "DELETE connection-identity": NOBODY,
 }
 
 # For an API key a list or an act that is free to people takes the capability that others' things take.

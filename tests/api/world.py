@@ -83,6 +83,7 @@ def build() -> World:
             "assignment-disable": one_server,
             "assignment-enable": one_server,
             "connection": {"pk": link.pk},
+            "connection-identity": {"pk": link.pk, "assignment": assignment.pk},
             "gateway": gateway,
             "host": {"pk": bot.pk},
             "identity": {"pk": identity.pk},
@@ -93,6 +94,7 @@ def build() -> World:
         },
         bodies={
             ("assignment-list", "post"): {"server_id": str(make.server().pk)},
+            ("connection-identity", "put"): {"identity_id": str(identity.pk)},
             ("gateway-list", "post"): {"name": "Made"},
             ("host-list", "post"): {"name": "Made"},
             ("identity-list", "post"): {"server_id": str(server.pk), "label": "Made", "secret": "s3cret"},

@@ -19,7 +19,15 @@ pytestmark = pytest.mark.django_db
 
 KEYS = {
     *("id", "client_name", "kind", "status", "enabled", "blocked_by", "user_email", "host", "gateway"),
-    *("api_key_prefix", "connected_at", "last_token_at", "last_used_at", "revoked_at", "tokens_active"),
+    *(
+        "api_key_prefix",
+        "connected_at",
+        "last_token_at",
+        "last_used_at",
+        "revoked_at",
+        "tokens_active",
+        "needs_identity",
+    ),
 }
 
 

@@ -64,13 +64,13 @@ def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
     }
 
     assert told == {
-        "Host": "1 host, 2 users, 2 calls in 24 h",
-        "Gateway": "1 host, 2 users, 2 calls in 24 h",
-        "Connection": "1 host, 1 user, 1 call in 24 h",
-        "Server": "1 host, 2 users, 1 call in 24 h",
-        "Assignment": "1 host, 2 users, 1 call in 24 h",
-        "Feature": "1 host, 2 users, 1 call in 24 h",
-        "User": "1 host, 1 user, 1 call in 24 h",
+        "Host": "1 host, 2 users, 1 identity, 2 calls in 24 h",
+        "Gateway": "1 host, 2 users, 1 identity, 2 calls in 24 h",
+        "Connection": "1 host, 1 user, 1 identity, 1 call in 24 h",
+        "Server": "1 host, 2 users, 1 identity, 1 call in 24 h",
+        "Assignment": "1 host, 2 users, 1 identity, 1 call in 24 h",
+        "Feature": "1 host, 2 users, 1 identity, 1 call in 24 h",
+        "User": "1 host, 1 user, 1 identity, 1 call in 24 h",
     }
 
 
@@ -88,6 +88,7 @@ def test_a_shared_identity_carries_all_of_its_gateways() -> None:
     make.connection(make.agent(by=ana), gateway, ana)
 
     assert impact_of(shared).connections == 1
+    assert {impact_of(thing).identities for thing in (crm, gateway, gateway.assignments.get())} == {1}
 
 
 def test_a_thing_without_a_switch_is_refused() -> None:

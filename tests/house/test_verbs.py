@@ -42,6 +42,8 @@ def staged() -> Stage:
     app = make.app_connection(world.owner, everyones)
     own = make.token(make.connection(make.agent(by=boss), everyones, boss)).token
     shared = make.identity(assignment.server)
+    first, second = (make.identity(assignment.server, boss) for _ in range(2))
+    mine = make.connection(make.agent(by=boss), assignment.gateway, boss, [first])
     WorkspaceSettings.load()
     key = issue(name="reports", capabilities=[Capability.LOGS_READ], days=7, by=boss).key
     things = {
@@ -53,12 +55,14 @@ def staged() -> Stage:
         "boss": boss.email,
         "boss_id": boss.pk,
         "connection": known["connection"],
+        "first": first.pk,
         "gateway": assignment.gateway_id,
         "host": known["host"],
         "host_name": Host.objects.get(pk=known["host"]).name,
         "gateway_name": Gateway.objects.get(slug="closed").name,
         "server_name": Server.objects.get(slug="docs").name,
         "identity": known["identity"],
+        "mine": mine.pk,
         "open": everyones.pk,
         "open_slug": everyones.slug,
         "own_connection": own.connection_id,
@@ -67,6 +71,7 @@ def staged() -> Stage:
         "person": known["user"],
         "invited": User.objects.create_user("invited@example.com", None, role=make.role()).pk,
         "role": known["role-detail"],
+        "second": second.pk,
         "server": assignment.server_id,
         "shared": shared.pk,
         "slug": assignment.gateway.slug,

@@ -172,6 +172,31 @@ VERBS = [
         admin("connections/connection", "revoke", "connection"),
     ),
     verb("Connection.revoke_all", through_disabling),
+    verb(
+        "Connection.use_identity",
+        page("/connections/{mine}/identities/{assignment}/", identity="{second}"),
+        rest("PUT /connections/{mine}/identities/{assignment}", identity_id="{second}"),
+    ),
+    verb(
+        "Connection.drop_identity",
+        page("/connections/{mine}/identities/{assignment}/drop/"),
+        rest("DELETE /connections/{mine}/identities/{assignment}"),
+    ),
+    verb(
+        "Connection.bring_identity",
+        page(
+            "/connections/{mine}/identities/{assignment}/",
+            identity="new",
+            label="Mine",
+            secret="s3cret of mine",
+            everywhere="1",
+        ),
+        rest("POST /identities", server_id="{server}", label="Mine", secret="s3cret of mine", instead_of="{first}"),
+    ),
+    verb(
+        "Connection.carry",
+        page("/connections/{mine}/identities/{assignment}/", identity="{second}", everywhere="1"),
+    ),
     # Tokens
     verb(
         "Token.issue",

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.urls import reverse
 
 from accounts.models import User
+from connections.models import Connection
 from gateways.models import Feature, Gateway, IdentityScheme
 from servers.models import AuthType, Era, Server
 from tests import make, upstreams
@@ -268,12 +269,17 @@ def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identiti
 
 
 def test_a_call_that_lacks_an_identity_says_where_to_bring_one(identities: Identities) -> None:
-    sql("UPDATE servers_identity SET unconfirmed_since = now() WHERE label = %s", "ana's")
+    own = Connection.objects.get(user=identities.users["ana"])
+    row = f"carried-{own.pk}-{identities.gateway.assignments.get(alias='github').pk}"
+    for change in ("unconfirmed_since = now()", "unconfirmed_since = NULL, enabled = false"):
+        sql(f"UPDATE servers_identity SET {change} WHERE label IN ('ana''s', 'service')")
 
-    error = identities.agents["ana"].call("github__whoami").json()["error"]
+        error = identities.agents["ana"].call("github__whoami").json()["error"]
+        shared = identities.agents["ana"].call("crm__which_key").json()["error"]
 
-    assert error["data"]["url"].endswith(reverse("connections:mine"))
-    assert error["message"].endswith(error["data"]["url"])
+        assert error["data"]["url"].endswith(f"{reverse('connections:mine')}?connection={own.pk}#{row}")
+        assert error["message"].endswith(error["data"]["url"])
+        assert "url" not in shared["data"]  # It is not theirs to mend.
 
 
 def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identities: Identities) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zlib import crc32
 
 from django import template
 from django.forms import BoundField, CheckboxInput, CheckboxSelectMultiple, RadioSelect, Select
@@ -29,6 +30,16 @@ def icon(name: str, label: str = "") -> SafeString:
     if label:
         return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"/></svg>', label, sprite)
     return format_html('<svg class="icon" aria-hidden="true"><use href="{}"/></svg>', sprite)
+
+
+@register.simple_tag
+def logo(name: str, size: str = "") -> SafeString:
+    """The letter tile of what has no picture: two letters, in a hue that the name alone decides."""
+    words = [word for word in name.replace("-", " ").split() if word[:1].isalnum()] or ["?"]
+    letters = "".join(word[0].upper() for word in words[:2]) if len(words) > 1 else words[0][:2].capitalize()
+    large = SafeString(f' data-size="{size}"') if size else ""
+    hue = crc32(name.encode()) % 8 + 1
+    return format_html('<span class="logo" data-hue="{}"{} aria-hidden="true">{}</span>', hue, large, letters)
 
 
 @register.filter
@@ -121,13 +132,29 @@ def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str,
 
 @register.inclusion_tag("ui/opens.html")
 def opens(
-    url: str, text: str, icon: str = "", kind: str = "", alone: bool = False, small: bool = False, **fields: str
+    url: str,
+    text: str,
+    icon: str = "",
+    kind: str = "",
+    alone: bool = False,
+    small: bool = False,
+    of: str = "",
+    **fields: str,
 ) -> dict[str, Any]:
     """A button that opens the dialog at `url`; without script it goes there. `alone` shows the icon only.
 
-    Further names go along in the query string.
+    `of` tells screen readers which of several alike it is. Further names go along in the query string.
     """
-    return {"url": url, "text": text, "icon_name": icon, "kind": kind, "alone": alone, "small": small, "fields": fields}
+    return {
+        "url": url,
+        "text": text,
+        "icon_name": icon,
+        "kind": kind,
+        "alone": alone,
+        "small": small,
+        "of": of,
+        "fields": fields,
+    }
 
 
 @register.inclusion_tag("ui/field.html")

@@ -1,0 +1,103 @@
+"""/api/connections/{id}/identities: what connections carry to the servers that ask for a person's own identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import NOBODY, Capability
+from capabilities.rest import Own
+from connections.carried import CarriedIdentities, CarriedRow
+from connections.models import AlreadyRevoked, Connection, ConnectionRefused
+from gateways.models import Assignment
+from servers.api import ServerReference
+from servers.models import Identity
+from ui.operations import Body, operation
+from ui.rest import Problem, Resource
+
+OWN = Own(NOBODY, by_key=Capability.SERVERS_MANAGE)
+
+
+class CarriedIdentity(serializers.Serializer[Any]):
+    """The identity a connection carries."""
+
+    id = serializers.UUIDField()
+    label = serializers.CharField()  # type: ignore[assignment]  # DRF takes it out of the class
+
+
+class CarriedSerializer(serializers.Serializer[CarriedRow]):
+    """One server that asks a connection for its person's identity, and what the connection carries there."""
+
+    assignment_id = serializers.UUIDField(source="assignment.pk")
+    alias = serializers.CharField(source="assignment.alias")
+    server = ServerReference()
+    identity = CarriedIdentity(allow_null=True)
+    state = serializers.ChoiceField(["active", "missing", "attention", "disabled", "blocked"])
+    reason = serializers.CharField(source="why")
+
+
+class CarriedAnswer(serializers.Serializer[Any]):
+    """What a connection carries, one entry for each server that asks for an identity."""
+
+    identities = CarriedSerializer(many=True)
+
+
+class IdentityToCarry(Body):
+    """One of the connection's own person's identities."""
+
+    identity_id = serializers.UUIDField()
+
+
+class ConnectionIdentities(Resource):
+    """What a connection carries to the servers that ask for its person's own identity.
+
+    Changing it needs no capability, and makes no other token.
+    """
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
+        ConnectionRefused: Problem(HTTPStatus.BAD_REQUEST, "invalid", "identity_id"),
+    }
+    serializer_class = CarriedAnswer
+    versioned = True
+
+    @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
+    def list(self, request: Request, pk: UUID) -> Response:
+        return self.answer(CarriedIdentities(self._find(pk), self.me))
+
+    @operation(needs=OWN, body=IdentityToCarry, if_match=True)
+    def update(self, request: Request, pk: UUID, assignment: UUID) -> Response:
+        carried, place = self._place(pk, assignment)
+        own = Identity.objects.own(self.me).filter(pk=self.body()["identity_id"]).first()
+        if own is None:
+            raise ValidationError({"identity_id": ["You have no such identity."]})
+        with self.unchanged(carried):
+            carried.connection.use_identity(place, own, by=self.me)
+        return self.answer(carried)
+
+    @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT, if_match=True)
+    def destroy(self, request: Request, pk: UUID, assignment: UUID) -> Response:
+        carried, place = self._place(pk, assignment)
+        with self.unchanged(carried):
+            carried.connection.drop_identity(place, by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def _find(self, pk: UUID) -> Connection:
+        everybodys = self.me.has_perm(Capability.MCP_CONNECTIONS_READ)
+        rows = Connection.objects.with_details()
+        return get_object_or_404(rows if everybodys else rows.own(self.me), pk=pk)
+
+    def _place(self, pk: UUID, assignment: UUID) -> tuple[CarriedIdentities, Assignment]:
+        """What this person's own connection carries, and the server of its gateway that asks for an identity."""
+        connection = self._find(pk)
+        self.must_own(connection.user_id)
+        asking = Assignment.objects.per_user().filter(gateway=connection.gateway_id).select_related("server")
+        return CarriedIdentities(connection, self.me), get_object_or_404(asking, pk=assignment)

@@ -1,0 +1,263 @@
+"""*Add a server*: what a server says when it is asked, and putting it behind gateways with a credential in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django import forms
+from django.db import transaction
+from django.db.models import Count, Q
+
+from accounts.models import User
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind, ToolPolicy, allow_identity
+from servers.discovery import AccessRefused, Discovered, Failed, discover, note
+from servers.forms import SecretForm, ServerForm
+from servers.models import AuthType, Identity, Server
+from servers.oauth_client.discovery import Needs
+from servers.oauth_client.discovery import discover as needs_of
+from servers.upstream_guard import upstream_guard
+from wire.definitions import TOOL
+
+OWN, SHARED = "own", "shared"
+ALL, READ_ONLY, NONE_YET = "all", "read_only", "none"
+POLICIES = {ALL: ToolPolicy.ALLOW_ALL, READ_ONLY: ToolPolicy.SELECTED, NONE_YET: ToolPolicy.SELECTED}
+SHOWN_TOOLS = 12
+
+
+class NewServerForm(ServerForm):
+    """A new server, whose identity calls it, the gateways it goes behind, and which of its tools they allow."""
+
+    who = forms.ChoiceField(
+        label="Identity",
+        required=False,
+        choices=[(OWN, "Each person brings their own identity"), (SHARED, "One shared identity for everybody")],
+        initial=OWN,
+        widget=forms.RadioSelect,
+    )
+    secret = forms.CharField(label="Credential", required=False, max_length=4000, widget=forms.PasswordInput)
+    gateways = forms.ModelMultipleChoiceField(
+        Gateway.objects.none(), required=False, to_field_name="slug", widget=forms.CheckboxSelectMultiple
+    )
+    tools = forms.ChoiceField(
+        required=False,
+        choices=[(ALL, "All"), (READ_ONLY, "Read only"), (NONE_YET, "None yet")],
+        initial=ALL,
+        widget=forms.RadioSelect,
+    )
+
+    def __init__(self, *args: Any, user: User, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.user = user
+        if user.has_perm(Capability.GATEWAYS_MANAGE):
+            live = Count("connections", filter=Q(connections__revoked_at=None))
+            people = Count("connections__user", filter=Q(connections__revoked_at=None), distinct=True)
+            offered = Gateway.objects.live().annotate(connection_count=live, people_count=people)
+            self.fields["gateways"].queryset = offered.order_by("name")  # type: ignore[attr-defined]
+
+    @property
+    def gateway_rows(self) -> Any:
+        """The gateways one may choose, with how many people and connections each has."""
+        return self.fields["gateways"].queryset  # type: ignore[attr-defined]
+
+    @property
+    def chosen_gateways(self) -> list[str]:
+        return [str(slug) for slug in self["gateways"].value() or ()]
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean()
+        if values.get("auth_type") in (AuthType.NONE, AuthType.OAUTH):
+            values["secret"] = ""
+        if secret := values.get("secret"):
+            self._check(secret, values)
+        if gateways := values.get("gateways"):
+            self._check_gateways(gateways, values)
+        return values
+
+    def _check_gateways(self, gateways: Any, values: dict[str, Any]) -> None:
+        slug = values.get("slug")
+        for gateway in gateways:
+            if slug and gateway.assignments.live().filter(alias=slug).exists():
+                self.add_error("slug", f"Another server on {gateway.name} has the alias “{slug}”. Give another slug.")
+        if not self._shares(values):
+            return
+        if not self.user.has_perm(Capability.IDENTITIES_MANAGE):
+            who = "Who manages identities says on which gateways a shared one is used"
+            self.add_error("gateways", f"{who}. Add the server without a gateway, and ask them.")
+        elif values.get("auth_type") == AuthType.OAUTH:
+            how = "Add the server without a gateway, sign in as the shared account on its page"
+            self.add_error("gateways", f"{how}, and assign it then.")
+        elif not values.get("secret") and "secret" not in self.errors:
+            self.add_error("secret", "Paste the credential that everybody on these gateways shares.")
+
+    def _check(self, secret: str, values: dict[str, Any]) -> None:
+        server = Server(auth_type=values.get("auth_type", ""), header_name=values.get("header_name", ""))
+        for errors in SecretForm({"secret": secret}, server=server).errors.values():
+            self.add_error("secret", list(errors))
+
+    @staticmethod
+    def _shares(values: dict[str, Any]) -> bool:
+        return values.get("auth_type") != AuthType.NONE and values.get("who") == SHARED
+
+    @property
+    def scheme(self) -> IdentityScheme:
+        """How the gateways identify themselves to it."""
+        if self.cleaned_data["auth_type"] == AuthType.NONE:
+            return IdentityScheme.NONE
+        return IdentityScheme.SHARED if self._shares(self.cleaned_data) else IdentityScheme.PER_USER
+
+    def server_fields(self) -> dict[str, Any]:
+        """What the row of the server is made of."""
+        extra = ("who", "secret", "gateways", "tools")
+        return {name: value for name, value in self.cleaned_data.items() if name not in extra}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How asking a server went that is not stored yet."""
+
+    outcome: Discovered | Failed
+    with_credential: bool
+    needs: Needs | None = None
+
+    @property
+    def signs_in(self) -> Needs | None:
+        """What it takes to sign in at its issuer; None where people do not."""
+        return self.needs if self.needs and self.needs.auth_type == AuthType.OAUTH else None
+
+    @property
+    def found(self) -> Discovered | None:
+        return self.outcome if isinstance(self.outcome, Discovered) else None
+
+    @property
+    def kind(self) -> str:
+        """How bad it is: a server that asks for a credential is up."""
+        return "good" if self.found else "warn" if isinstance(self.outcome, AccessRefused) else "bad"
+
+    @property
+    def wants(self) -> str:
+        """What the server wants of who calls it, as a sentence."""
+        if self.found:
+            if self.with_credential:
+                return "It takes this credential."
+            return "It answers without a credential."
+        if not isinstance(self.outcome, AccessRefused):
+            return "Nobody can tell before it answers."
+        if self.signs_in:
+            return f"People sign in at {self.signs_in.issuer}."
+        return "It refused this credential." if self.with_credential else "It wants a credential."
+
+    def __str__(self) -> str:
+        return str(self.outcome) if self.found else f"The server {self.outcome}."
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The first of its tools, with what each does to the world as far as the server says."""
+        shown = self.found.tools[:SHOWN_TOOLS] if self.found else []
+        return [
+            {"name": tool.get("name", ""), "about": _line(tool.get("description")), "effect": effect(tool)}
+            for tool in shown
+        ]
+
+    @property
+    def tool_count(self) -> int:
+        return len(self.found.tools) if self.found else 0
+
+
+def _line(text: Any) -> str:
+    """The first line of a description."""
+    return text.strip().partition("\n")[0][:120] if isinstance(text, str) else ""
+
+
+def effect(tool: dict[str, Any]) -> str:
+    """What a tool says of itself: *Read only*, *Destructive*, *Writes*, or nothing."""
+    hints = tool.get("annotations")
+    if not isinstance(hints, dict):
+        return ""
+    if hints.get("readOnlyHint") is True:
+        return "Read only"
+    if hints.get("destructiveHint") is True:
+        return "Destructive"
+    return "Writes" if hints.get("readOnlyHint") is False else ""
+
+
+def ask(values: dict[str, Any], secret: str) -> Asked:
+    """Ask the server these values describe, with `secret` when there is one; nothing is stored."""
+    server = Server(**values)
+    identity = None
+    if secret and server.needs_credential:
+        identity = Identity(server=server, label="what was pasted", kind=server.auth_type)
+        identity.seal(secret)
+    try:
+        return Asked(discover(server, identity), identity is not None)
+    except AccessRefused as refusal:
+        needs = needs_of(server.url) if identity is None and not is_own(server.url) else None
+        return Asked(refusal, identity is not None, needs)
+    except Failed as failure:
+        return Asked(failure, identity is not None)
+
+
+def is_own(url: str) -> bool:
+    """Whether this is an address of the gateway itself, which is not asked."""
+    return upstream_guard().own.has(url)
+
+
+def add(form: NewServerForm, *, by: User) -> Server:
+    """Store the server with its credential, and put it behind the chosen gateways. Raises IntegrityError.
+
+    Its tools are listed at once where that can be done, so that gateways show them from the start.
+    """
+    with transaction.atomic():
+        server = Server.objects.add(by=by, **form.server_fields())
+        identity = _identity(server, form, by)
+        assigned = [_assign(server, gateway, form, identity, by) for gateway in form.cleaned_data["gateways"]]
+        if identity and not identity.is_shared:
+            Connection.objects.carry(identity, by=by)
+    if assigned:
+        _list(server, assigned, identity, form.cleaned_data["tools"], by)
+    return server
+
+
+def _identity(server: Server, form: NewServerForm, by: User) -> Identity | None:
+    secret = form.cleaned_data["secret"]
+    if not secret:
+        return None
+    shared = form.scheme == IdentityScheme.SHARED
+    label = "shared" if shared else by.email.partition("@")[0][:80]
+    owner = None if shared else by
+    identity = Identity.objects.bring(server=server, owner=owner, label=label, secret=secret, by=by)
+    if shared and form.cleaned_data["gateways"]:
+        allow_identity(identity, form.cleaned_data["gateways"], by=by)
+    return identity
+
+
+def _assign(server: Server, gateway: Gateway, form: NewServerForm, identity: Identity | None, by: User) -> Assignment:
+    return Assignment.objects.assign(
+        gateway=gateway,
+        server=server,
+        alias=server.slug,
+        identity_scheme=form.scheme,
+        shared_identity=identity if form.scheme == IdentityScheme.SHARED else None,
+        tool_policy=POLICIES[form.cleaned_data["tools"] or ALL],
+        by=by,
+    )
+
+
+def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | None, tools: str, by: User) -> None:
+    """Learn what the server offers; when it cannot be asked now, it is asked as soon as somebody uses it."""
+    try:
+        discovered = discover(server, identity, tuple(Kind))
+    except Failed as failure:
+        note(server, identity, failure)
+        return
+    note(server, identity, discovered)
+    for assignment in assigned:
+        for kind, definitions in discovered.features.items():
+            Feature.objects.learn(assignment, definitions, kind, identity)
+        if tools == READ_ONLY:
+            names = [one.value.get("name") for one in discovered.features[TOOL] if effect(one.value) == "Read only"]
+            for feature in assignment.features.filter(kind=Kind.TOOL, name__in=names, enabled=False):
+                feature.enable(by=by)

@@ -1,0 +1,147 @@
+"""The page *Add a server*: one page from an address, or a well-known server, to tools on gateways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import IntegrityError
+from django.http import HttpResponse
+from django.urls import reverse
+from django.views.decorators.http import require_http_methods
+
+from accounts.models import User
+from capabilities import Capability, requires
+from connections.models import Connection
+from gateways.models import GatewayError, IdentityScheme
+from servers import well_known
+from servers.adding import ALL, OWN, Asked, NewServerForm
+from servers.adding import add as store
+from servers.adding import ask as ask_server
+from servers.discovery import AccessRefused
+from servers.forms import suggest
+from servers.models import AuthType, Server
+from servers.oauth_client.registration import redirect_uri
+from ui.pages import AppRequest, leave, show
+
+PAGE = "servers/add.html"
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.SERVERS_MANAGE)
+def add(request: AppRequest) -> HttpResponse:
+    """GET: which server? POST with `check`, `tile` or `test`: what it says. POST otherwise: add it."""
+    if request.method == "GET":
+        return show(request, f"{PAGE}#tiles" if request.htmx.target == "tiles" else f"{PAGE}#flow", _choice(request))
+    if {"check", "tile", "test"} & request.POST.keys():
+        return _asked(request)
+    form = NewServerForm(request.POST, user=request.user)
+    if form.is_valid():
+        try:
+            server = store(form, by=request.user)
+        except IntegrityError:
+            form.refuse()
+        except GatewayError as refusal:
+            form.add_error("gateways", str(refusal))
+        else:
+            return leave(request, _next(server, form, request.user), _done(server, form))
+    asked = None
+    return show(request, f"{PAGE}#flow", _context(request, form) | {"asked": asked}, status=422)
+
+
+def _choice(request: AppRequest) -> dict[str, Any]:
+    """The first step: an address to type, and the tiles that match what is searched."""
+    words, kind = request.GET.get("q", ""), request.GET.get("kind", "")
+    context: dict[str, Any] = {"q": words, "kind": kind, "kinds": well_known.KINDS, "url": request.GET.get("url", "")}
+    try:
+        context["tiles"] = well_known.narrowed(words, kind)
+    except well_known.BadTiles as fault:
+        context |= {"tiles": [], "tiles_fault": str(fault)}
+    if words:
+        try:
+            context["registered"] = well_known.search(words)
+        except well_known.NoRegistry as fault:
+            context["registry_fault"] = str(fault)
+    return context
+
+
+def _asked(request: AppRequest) -> HttpResponse:
+    """The second step: what the server says of itself, with everything typed so far still there."""
+    posted = {name: request.POST[name] for name in request.POST if name not in ("csrfmiddlewaretoken", "gateways")}
+    tile = well_known.find(request.POST.get("tile", ""))
+    if tile:
+        posted |= {"url": tile.url, "name": tile.name, "auth_type": tile.takes, "header_name": tile.header}
+    checked = NewServerForm(posted | {"name": "-", "slug": "x-check"}, user=request.user)
+    if "url" in checked.errors:
+        context = _choice(request) | {"url": posted.get("url", ""), "url_error": checked.errors["url"][0]}
+        if "name" not in request.POST:
+            return show(request, f"{PAGE}#flow", context, status=422)
+        form = NewServerForm(initial=posted | {"gateways": request.POST.getlist("gateways")}, user=request.user)
+        return show(request, f"{PAGE}#flow", _context(request, form) | {"url_error": context["url_error"]}, status=422)
+    url, auth_type = checked.cleaned_data["url"], checked.cleaned_data.get("auth_type") or AuthType.NONE
+    values = {
+        "name": "-",
+        "url": url,
+        "auth_type": auth_type,
+        "header_name": checked.cleaned_data.get("header_name", ""),
+    }
+    asked = ask_server(values, checked.cleaned_data.get("secret", ""))
+    form = NewServerForm(initial=_suggested(request, posted | {"url": url}, asked), user=request.user)
+    return show(request, f"{PAGE}#flow", _context(request, form) | {"asked": asked, "tile": tile})
+
+
+def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dict[str, Any]:
+    """What the form begins with: what was typed, and where nothing was, what the server or its tile says."""
+    values: dict[str, Any] = {
+        "timeout_seconds": 30,
+        "total_seconds": 600,
+        "max_concurrent": 64,
+        "who": OWN,
+        "tools": ALL,
+    }
+    values |= {name: value for name, value in posted.items() if value}
+    found = asked.found
+    values.setdefault("name", (found.info.name if found else "") or _name_of(posted["url"]))
+    if asked.signs_in and "test" not in request.POST:
+        values["auth_type"] = AuthType.OAUTH
+    elif isinstance(asked.outcome, AccessRefused) and values.get("auth_type", AuthType.NONE) == AuthType.NONE:
+        values["auth_type"] = AuthType.BEARER
+    elif found and not asked.with_credential and "test" not in request.POST:
+        values["auth_type"] = AuthType.NONE
+    chosen = request.POST.getlist("gateways")
+    offered = NewServerForm(user=request.user).gateway_rows.values_list("slug", flat=True)
+    first = list(offered[:2]) if "name" not in request.POST else []
+    values["gateways"] = chosen or (first if len(first) == 1 else [])
+    return values
+
+
+def _name_of(url: str) -> str:
+    """A name made of the host of an address: `mcp.example.com` becomes Example."""
+    host = url.partition("://")[2].partition("/")[0].partition(":")[0]
+    labels = [label for label in host.split(".") if label not in ("mcp", "api", "www")]
+    return labels[-2 if len(labels) > 1 else 0].capitalize() if labels and not host[-1:].isdigit() else "Server"
+
+
+def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
+    return {
+        "form": form,
+        "made": suggest(str(form["name"].value() or ""), Server.objects.all(), 16),
+        "back": reverse("servers:list"),
+        "tools": form["tools"].value() or ALL,
+        "who": form["who"].value() or OWN,
+        "redirect_uri": redirect_uri(),
+    }
+
+
+def _next(server: Server, form: NewServerForm, user: User) -> str:
+    """Where to go: to what the person must still bring themselves, else to the server."""
+    if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
+        own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])
+        if first := own.order_by("-connected_at").first():
+            return f"{reverse('connections:mine')}?connection={first.pk}"
+    return reverse("servers:detail", args=[server.slug])
+
+
+def _done(server: Server, form: NewServerForm) -> str:
+    gateways = form.cleaned_data["gateways"]
+    names = ", ".join(gateway.name for gateway in gateways[:3])
+    return f"{server.name} added" + (f" to {names}" if names else "")

@@ -1,0 +1,173 @@
+"""Well-known servers: the tiles of *Add a server*, from files of facts, and from a registry where one is set.
+
+A registry has the API of the official MCP registry (`GET /v0.1/servers`). It says where a server is, not whose it is:
+what it says is only filled into a form that an administrator reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+from django.conf import settings
+
+from servers.upstream_guard import upstream_guard
+from wire.deadline import Deadline
+from wire.guard import AddressRefused, GuardedTransport, UrlRefused
+from wire.http1 import Body, BodyTooLarge
+from wire.product import NAME
+
+BUILT_IN = Path(__file__).with_name("well_known.json")
+KINDS = {"code": "Code", "work": "Work", "data": "Data", "money": "Money"}
+SECONDS = 5.0
+BIGGEST = 1024 * 1024
+MOST = 24
+
+
+class BadTiles(Exception):
+    """A file of tiles cannot be used; the message says why."""
+
+
+class NoRegistry(Exception):
+    """The registry gave nothing that can be shown; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What is known of a server before anybody asks it, and when that was looked up."""
+
+    key: str
+    name: str
+    about: str
+    url: str
+    kind: str = ""
+    auth: tuple[str, ...] = ()
+    header: str = ""
+    registration: str = ""
+    note: str = ""
+    seen: str = ""
+
+    @property
+    def takes(self) -> str:
+        """The auth type its form begins with."""
+        return next((kind for kind in ("bearer", "header") if kind in self.auth), "none")
+
+
+def tiles() -> tuple[Tile, ...]:
+    """The well-known servers: of the operator's own file where one is set, else of ours. Raises BadTiles."""
+    path = settings.WELL_KNOWN_SERVERS or BUILT_IN
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise BadTiles(f"{path} cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
+    """The tiles of a file, as it was when it was last changed."""
+    try:
+        entries = json.loads(path.read_text())
+        return tuple(Tile(**entry | {"auth": tuple(entry.get("auth", ()))}) for entry in entries)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadTiles(f"{path} is no file of well-known servers: {error}") from None
+
+
+def find(key: str) -> Tile | None:
+    """The tile of this key."""
+    return next((tile for tile in tiles() if tile.key == key), None)
+
+
+def narrowed(words: str, kind: str) -> list[Tile]:
+    """The tiles that match."""
+    words = words.casefold()
+    return [
+        tile
+        for tile in tiles()
+        if words in f"{tile.name} {tile.about}".casefold() and (kind not in KINDS or tile.kind == kind)
+    ]
+
+
+def search(words: str) -> list[Tile]:
+    """The servers of the registry whose name holds `words`, over the guard every socket has. Raises NoRegistry."""
+    if not settings.SERVER_REGISTRY:
+        return []
+    deadline, guard = Deadline(), upstream_guard()
+    deadline.set(SECONDS)
+    parameters = {"search": words, "version": "latest", "limit": str(MOST)}
+    address = f"{settings.SERVER_REGISTRY}/v0.1/servers"
+    try:
+        guard.check_url(address)
+        with (
+            httpx.Client(transport=GuardedTransport(guard, deadline), trust_env=False, timeout=SECONDS) as client,
+            client.stream("GET", address, params=parameters, headers=HEADERS) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                raise NoRegistry(f"The registry answered {response.status_code}.")
+            listed = json.loads(_body(response.iter_raw(), deadline))
+    except (UrlRefused, AddressRefused):
+        raise NoRegistry("The registry has an address that is not allowed.") from None
+    except (httpx.HTTPError, OSError):
+        raise NoRegistry("The registry cannot be reached.") from None
+    except (BodyTooLarge, ValueError, RecursionError):
+        raise NoRegistry("The registry answered, but not with a list of servers.") from None
+    return _tiles_in(listed)
+
+
+HEADERS = {"User-Agent": NAME, "Accept": "application/json", "Accept-Encoding": "identity"}
+
+
+def _body(chunks: Iterable[bytes], deadline: Deadline) -> bytes:
+    body = Body(BIGGEST)
+    parts: list[bytes] = []
+    for chunk in chunks:
+        deadline.check()
+        parts += body.feed(chunk)
+    return b"".join(parts)
+
+
+def _tiles_in(listed: Any) -> list[Tile]:
+    """The entries that can be called over HTTP; what is malformed or withdrawn is left out."""
+    entries = listed.get("servers") if isinstance(listed, Mapping) else None
+    found = [_tile(entry) for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+    return [tile for tile in found if tile][:MOST]
+
+
+def _tile(entry: Mapping[str, Any]) -> Tile | None:
+    server, meta = entry.get("server"), entry.get("_meta")
+    official = meta.get("io.modelcontextprotocol.registry/official") if isinstance(meta, Mapping) else None
+    if not isinstance(server, Mapping) or (isinstance(official, Mapping) and official.get("status") == "deleted"):
+        return None
+    remotes = server.get("remotes")
+    for remote in remotes if isinstance(remotes, list) else ():
+        if (
+            isinstance(remote, Mapping)
+            and remote.get("type") == "streamable-http"
+            and isinstance(remote.get("url"), str)
+        ):
+            name, about = str(server.get("name", "")), str(server.get("description", ""))
+            header = _secret_header(remote.get("headers"))
+            auth = ("bearer",) if header.lower() == "authorization" else ("header",) if header else ()
+            title = str(server.get("title") or name.rpartition("/")[2])
+            return Tile(
+                key="",
+                name=title[:80],
+                about=about[:120],
+                url=remote["url"][:500],
+                auth=auth,
+                header=header if auth == ("header",) else "",
+                note=f"{name[:200]} in the registry. It does not say whose address this is.",
+            )
+    return None
+
+
+def _secret_header(headers: Any) -> str:
+    """The name of the header in which the credential goes, if it says one."""
+    for header in headers if isinstance(headers, list) else ():
+        if isinstance(header, Mapping) and header.get("isSecret") and isinstance(header.get("name"), str):
+            return str(header["name"])[:80]
+    return ""

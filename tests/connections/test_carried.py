@@ -1,0 +1,342 @@
+"""What a connection carries can be brought, changed and dropped at any time, by its own person."""
+
+import pytest
+from django.db import connection as database
+from django.test.utils import CaptureQueriesContext
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import AlreadyRevoked, Connection, ConnectionRefused
+from gateways.models import Assignment, Gateway
+from servers.models import Identity, Server
+from tests import make
+from tests.conftest import SignIn
+from tests.connections.rows import HTMX, text
+from tests.rest import Rest
+
+pytestmark = pytest.mark.django_db
+
+PATH = "/settings/identities"
+OPEN = HTMX | {"HX-Current-URL": f"http://testserver{PATH}"}
+
+
+@pytest.fixture
+def github() -> Server:
+    return make.server(name="GitHub", auth_type="bearer")
+
+
+@pytest.fixture
+def work(github: Server) -> Gateway:
+    gateway = make.gateway(name="Work")
+    make.assignment(gateway, github, identity_scheme="per_user")
+    return gateway
+
+
+@pytest.fixture
+def place(work: Gateway) -> Assignment:
+    return work.assignments.get()
+
+
+@pytest.fixture
+def link(ann: User, ana: User, work: Gateway) -> Connection:
+    """A member's connection with an agent that takes no enrolment, which carries nothing yet."""
+    return make.connection(make.agent(by=ana, name="CI bot"), work, ann)
+
+
+def url(link: Connection, place: Assignment) -> str:
+    return f"/connections/{link.pk}/identities/{place.pk}/"
+
+
+def row(response: object, link: Connection, place: Assignment) -> str:
+    return text(response).split(f'id="carried-{link.pk}-{place.pk}"')[1].split("</li>")[0]
+
+
+def carried(link: Connection) -> Identity | None:
+    return getattr(link.identities.first(), "identity", None)
+
+
+def new(secret: str = "ghp_brought_later", **fields: str) -> dict[str, str]:
+    return {"identity": "new", "label": "later", "secret": secret, "everywhere": "1"} | fields
+
+
+def test_a_skipped_identity_is_brought_later_without_capability_enrolment_or_another_token(
+    ann: User, link: Connection, place: Assignment, sign_in: SignIn
+) -> None:
+    client = sign_in(ann)
+    before = row(client.get(PATH), link, place)
+
+    asked = client.get(url(link, place), headers=OPEN)
+    done = client.post(url(link, place), new(), follow=True)
+
+    assert "missing" in before
+    assert url(link, place) in before
+    assert "Bring an identity for GitHub" in text(asked)
+    assert "Connected as later" in row(done, link, place)
+    assert ">connected<" in row(done, link, place)
+    assert "ghp_brought_later" not in text(done)
+    assert not link.tokens.exists()
+    told = Event.objects.get(action="connection.identity_changed")
+    assert (told.target_id, told.changes) == (str(link.pk), {"GitHub": [None, "later"]})
+
+
+def test_apps_carry_identities_as_agents_do(ann: User, work: Gateway, place: Assignment, sign_in: SignIn) -> None:
+    app = make.app_connection(ann, work)
+
+    sign_in(ann).post(url(app, place), new())
+
+    assert getattr(carried(app), "label", "") == "later"
+
+
+def test_one_that_is_brought_heals_every_own_connection_that_carried_the_old_or_lacks_one(
+    ann: User, ben: User, link: Connection, work: Gateway, place: Assignment, sign_in: SignIn
+) -> None:
+    old, kept = (make.identity(place.server, ann) for _ in range(2))
+    carries_old, carries_kept, lacks = (
+        make.connection(make.agent(by=ann), work, ann, one) for one in ([old], [kept], [])
+    )
+    bens = make.connection(link.host, work, ben)
+    link.use_identity(place, old, by=ann)
+
+    sign_in(ann).post(url(link, place), new())
+
+    later = Identity.objects.get(label="later")
+    assert [carried(one) for one in (link, carries_old, lacks)] == [later] * 3
+    assert carried(carries_kept) == kept
+    assert carried(bens) is None
+    old.refresh_from_db()
+    assert old.revoked_at is None
+
+
+def test_connections_that_carried_a_revoked_one_are_healed_too(
+    ann: User, link: Connection, place: Assignment, work: Gateway
+) -> None:
+    old = make.identity(place.server, ann)
+    other = make.connection(make.agent(by=ann), work, ann, [old])
+    old.revoke(by=ann)
+
+    Connection.objects.bring_identity(server=place.server, label="new", secret="s3cret", by=ann)
+
+    assert {getattr(carried(one), "label", "") for one in (link, other)} == {"new"}
+
+
+def test_only_this_connection_changes_when_its_person_says_so(
+    ann: User, link: Connection, work: Gateway, place: Assignment, sign_in: SignIn
+) -> None:
+    other = make.connection(make.agent(by=ann), work, ann)
+
+    asked = text(sign_in(ann).get(url(link, place), headers=OPEN))
+    sign_in(ann).post(url(link, place), new(everywhere=""))
+
+    assert "For my 1 other connection too" in asked
+    assert getattr(carried(link), "label", "") == "later"
+    assert carried(other) is None
+
+
+def test_another_of_ones_own_is_used_and_dropped_again(
+    ann: User, link: Connection, place: Assignment, sign_in: SignIn
+) -> None:
+    first, second = (make.identity(place.server, ann, label=label) for label in ("first", "second"))
+    link.use_identity(place, first, by=ann)
+    client = sign_in(ann)
+
+    client.post(url(link, place), {"identity": str(second.pk)})
+    used = carried(link)
+    asked = text(client.get(f"{url(link, place)}drop/", headers=OPEN))
+    dropped = client.post(f"{url(link, place)}drop/", headers=OPEN)
+
+    assert used == second
+    assert "CI bot loses the tools of GitHub on its next request." in asked
+    assert ">missing<" in row(dropped, link, place)
+    assert carried(link) is None
+    assert Identity.objects.usable().count() == 2
+    labels = Event.objects.filter(action="connection.identity_changed").order_by("id").values_list("changes", flat=True)
+    assert [change["GitHub"] for change in labels] == [[None, "first"], ["first", "second"], ["second", None]]
+
+
+def test_a_mistake_in_the_form_loses_nothing_of_it(
+    ann: User, link: Connection, place: Assignment, sign_in: SignIn
+) -> None:
+    make.identity(place.server, ann, label="later")
+
+    taken = sign_in(ann).post(url(link, place), new(), headers=OPEN)
+    empty = sign_in(ann).post(url(link, place), new(secret=""), headers=OPEN)
+
+    assert (taken.status_code, empty.status_code) == (422, 422)
+    assert "You have an identity with this label already." in text(taken)
+    assert 'value="later"' in text(taken)
+    assert "Paste your credential for GitHub" in text(empty)
+    assert carried(link) is None
+
+
+def test_anothers_connection_and_anothers_identity_are_not_there(
+    ann: User, ben: User, ana: User, link: Connection, place: Assignment, sign_in: SignIn
+) -> None:
+    hers = make.identity(place.server, ben)
+
+    for stranger in (ben, ana):
+        assert sign_in(stranger).get(url(link, place)).status_code == 404
+        assert sign_in(stranger).post(url(link, place), new()).status_code == 404
+        assert sign_in(stranger).post(f"{url(link, place)}drop/").status_code == 404
+    assert sign_in(ann).post(url(link, place), {"identity": str(hers.pk)}).status_code == 422
+    with pytest.raises(ConnectionRefused):
+        link.use_identity(place, hers, by=ann)
+    assert Rest.of(ann).put(url(link, place).rstrip("/"), {"identity_id": str(hers.pk)}).status_code == 400
+    assert carried(link) is None
+
+
+@pytest.mark.parametrize("spoil", ["disable", "revoke", "remove"])
+def test_what_no_call_could_use_is_not_carried(spoil: str, ann: User, link: Connection, place: Assignment) -> None:
+    own = make.identity(place.server, ann)
+    getattr(place if spoil == "remove" else own, spoil)(by=ann)
+
+    with pytest.raises(ConnectionRefused):
+        link.use_identity(place, Identity.objects.get(pk=own.pk), by=ann)
+
+
+def test_a_revoked_connection_carries_nothing_new(ann: User, link: Connection, place: Assignment) -> None:
+    own = make.identity(place.server, ann)
+    link.revoke(by=ann)
+
+    with pytest.raises(AlreadyRevoked):
+        link.use_identity(place, own, by=ann)
+    with pytest.raises(AlreadyRevoked):
+        link.drop_identity(place, by=ann)
+    assert Connection.objects.carry(own, by=ann) == 0
+
+
+def test_each_row_says_its_one_state_and_by_whom(
+    ann: User, ana: User, link: Connection, place: Assignment, sign_in: SignIn
+) -> None:
+    own = make.identity(place.server, ann, label="work account")
+    link.use_identity(place, own, by=ann)
+    client = sign_in(ann)
+
+    def now() -> str:
+        return row(client.get(PATH), link, place)
+
+    assert "Connected as work account" in now()
+    Identity.objects.update(last_error="HTTP 401")
+    assert ">refused<" in now()
+    assert "GitHub refused it when it was last sent there." in now()
+    Identity.objects.update(last_error="")
+    own.disable(by=ann)
+    assert "switched off by you" in now()
+    assert f'action="/identities/{own.pk}/enable/"' in now()
+    own.enable(by=ann)
+    own.disable(by=ana)
+    assert "ana@example.com switched it off. Only an administrator can switch it on again." in now()
+    assert "/enable/" not in now()
+    own.enable(by=ana)
+    place.server.edit(url=f"{place.server.url}/v2", by=ana)
+    assert "Confirm that your identity may be sent there." in now()
+    assert f"/identities/{own.pk}/confirm/" in now()
+    Identity.objects.get().confirm(by=ann)
+    place.disable(by=ana)
+    assert "An administrator switched GitHub off on Work. Your identity stays." in now()
+    place.enable(by=ana)
+    Identity.objects.get().revoke(by=ann)
+    assert "Its identity was revoked" in now()
+    assert ">missing<" in now()
+
+
+def test_the_connection_an_error_leads_to_comes_first(
+    ann: User, link: Connection, place: Assignment, work: Gateway, sign_in: SignIn
+) -> None:
+    for _ in range(16):
+        make.connection(make.agent(by=ann), work, ann)
+
+    assert f"carried-{link.pk}" not in text(sign_in(ann).get(PATH))
+    assert f'id="carried-{link.pk}-{place.pk}"' in text(sign_in(ann).get(f"{PATH}?connection={link.pk}"))
+    assert sign_in(ann).get(f"{PATH}?connection=nothing").status_code == 200
+
+
+def test_a_new_per_user_server_puts_connections_on_needs_attention_and_says_so_to_both(
+    ann: User, ana: User, link: Connection, work: Gateway, place: Assignment, sign_in: SignIn
+) -> None:
+    link.use_identity(place, make.identity(place.server, ann), by=ann)
+    make.token(link)
+    tab = f"/gateways/{work.slug}/connections/"
+    calm = text(sign_in(ana).get(tab)), text(sign_in(ann).get("/"))
+    linear = make.server(name="Linear", auth_type="bearer")
+    fields = {"server": linear.slug, "alias": "linear", "identity_scheme": "per_user"}
+
+    assigned = sign_in(ana).post(f"/gateways/{work.slug}/assign/", fields, follow=True)
+
+    assert "needs attention" not in calm[0] + calm[1]
+    assert "1 connection needs an identity for it" in text(assigned)
+    for page in (tab, f"/hosts/{link.host_id}/connections/", "/settings/mcp-connections?type=all"):
+        assert "needs attention" in text(sign_in(ana).get(page)), page
+    told = text(sign_in(ann).get("/"))
+    assert "CI bot on Work lacks your identity for Linear." in told
+    assert f"{PATH}?connection={link.pk}" in told
+    assert Rest.of(ann).get(f"/connections/{link.pk}").json()["needs_identity"] is True
+    Connection.objects.bring_identity(server=linear, label="mine", secret="s3cret", by=ann)
+    assert "needs attention" not in text(sign_in(ana).get(tab)) + text(sign_in(ann).get("/"))
+    assert Rest.of(ann).get(f"/connections/{link.pk}").json()["needs_identity"] is False
+
+
+def test_rest_tells_and_changes_what_a_connection_carries(
+    ann: User, ana: User, link: Connection, place: Assignment
+) -> None:
+    path, rest = f"/connections/{link.pk}/identities", Rest.of(ann)
+    own = make.identity(place.server, ann, label="mine")
+
+    (missing,) = rest.get(path).json()["identities"]
+    put = rest.put(f"{path}/{place.pk}", {"identity_id": str(own.pk)})
+    (seen,) = Rest.of(ana).get(path).json()["identities"]
+    refused = Rest.of(ana).put(f"{path}/{place.pk}", {"identity_id": str(own.pk)})
+    dropped = rest.delete(f"{path}/{place.pk}")
+
+    assert (missing["state"], missing["identity"], missing["server"]["name"]) == ("missing", None, "GitHub")
+    assert (put.status_code, put.json()["identities"][0]["identity"]["label"]) == (200, "mine")
+    assert (seen["state"], seen["assignment_id"]) == ("active", str(place.pk))
+    assert refused.status_code in (403, 404)
+    assert (dropped.status_code, carried(link)) == (204, None)
+
+
+def test_rest_brings_one_everywhere_or_only_stores_it(ann: User, link: Connection, place: Assignment) -> None:
+    rest, body = Rest.of(ann), {"server_id": str(place.server_id), "secret": "s3cret"}
+
+    rest.post("/identities", body | {"label": "stored", "everywhere": False})
+    stored = carried(link)
+    rest.post("/identities", body | {"label": "used"})
+    used = carried(link)
+    foreign = rest.post("/identities", body | {"label": "other", "instead_of": str(link.pk)})
+    rest.post("/identities", body | {"label": "next", "instead_of": str(used.pk if used else "")})
+
+    assert stored is None
+    assert getattr(used, "label", "") == "used"
+    assert (foreign.status_code, list(foreign.json()["errors"])) == (400, ["instead_of"])
+    assert getattr(carried(link), "label", "") == "next"
+
+
+def test_what_connections_carry_costs_the_same_for_one_server_and_for_many(
+    ann: User, link: Connection, work: Gateway, sign_in: SignIn
+) -> None:
+    client = sign_in(ann)
+    place = work.assignments.get()
+    Connection.objects.bring_identity(server=place.server, label="mine", secret="s3cret", by=ann)
+    with CaptureQueriesContext(database) as one:
+        client.get(PATH)
+    for _ in range(3):
+        server = make.server(auth_type="bearer")
+        make.assignment(work, server, identity_scheme="per_user")
+        Connection.objects.bring_identity(server=server, label="mine", secret="s3cret", by=ann)
+    with CaptureQueriesContext(database) as many:
+        client.get(PATH)
+
+    assert len(many) == len(one)
+
+
+def test_an_administrator_without_the_capability_to_see_connections_is_told_no_more_than_the_number(
+    ann: User, link: Connection, work: Gateway, sign_in: SignIn
+) -> None:
+    gina = make.user(Capability.GATEWAYS_MANAGE)
+    server = make.server(auth_type="bearer")
+    fields = {"server": server.slug, "alias": "more", "identity_scheme": "per_user"}
+
+    page = text(sign_in(gina).post(f"/gateways/{work.slug}/assign/", fields, follow=True))
+
+    assert "1 connection needs an identity for it" in page
+    assert ann.email not in page

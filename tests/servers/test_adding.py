@@ -1,0 +1,343 @@
+"""*Add a server*: asked first, then added with its credential to gateways, in one page that loses nothing."""
+
+import json
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp.server import MCPServer
+from pytest_django import Settings
+
+from accounts.models import User
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import Assignment, Gateway
+from servers import well_known
+from servers.models import Identity, Server
+from tests import issuers, make, upstreams
+from tests.asgi_server import App, answer, live
+from tests.conftest import Run, SignIn
+from tests.connections.rows import HTMX, text
+from tests.workspace import free_port
+
+pytestmark = pytest.mark.django_db
+
+PATH = "/servers/add/"
+
+
+@pytest.fixture(autouse=True)
+def loopback_is_allowed(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.fixture
+def work() -> Gateway:
+    return make.gateway(name="Work")
+
+
+def filled(url: str, **values: Any) -> dict[str, Any]:
+    return {"name": "Docs", "url": url, "auth_type": "none", "timeout_seconds": 30} | values
+
+
+def posted_tiles(settings: Settings, path: Path, *tiles: dict[str, Any]) -> None:
+    path.write_text(json.dumps(tiles))
+    settings.WELL_KNOWN_SERVERS = path
+
+
+def test_an_open_server_says_what_it_is_and_nothing_is_stored(run: Run, ana: User, sign_in: SignIn) -> None:
+    url = run(upstreams.docs()).url
+
+    page = text(sign_in(ana).post(PATH, {"check": "1", "url": url}, headers=HTMX))
+
+    assert "It answers without a credential." in page
+    assert "with 6 tools. It speaks MCP" in page
+    assert 'value="docs"' in page  # As it calls itself.
+    assert "Find pages of the handbook." in page
+    assert not Server.objects.exists()
+
+
+def test_one_that_wants_a_key_and_one_where_people_sign_in_are_told_apart(run: Run, ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    key, oauth = run(upstreams.github()), run(issuers.Issuer().app())
+
+    wants_key = client.post(PATH, {"check": "1", "url": key.url})
+    signs_in = client.post(PATH, {"check": "1", "url": oauth.url})
+
+    assert "It wants a credential." in text(wants_key)
+    assert wants_key.context["form"]["auth_type"].value() == "bearer"
+    assert signs_in.context["form"]["auth_type"].value() == "oauth"
+    assert "People sign in at" in text(signs_in)
+    assert "Automatic: nothing to fill in" in text(signs_in)
+    assert "/upstream-oauth/callback/" in text(signs_in)
+
+
+@pytest.mark.parametrize("url", ["http://169.254.169.254/", "https://10.0.0.5/mcp", "npx some-server", "ftp://x/"])
+def test_an_address_the_guard_refuses_is_not_asked_and_stays_typed(
+    url: str, ana: User, sign_in: SignIn, settings: Settings
+) -> None:
+    settings.PRIVATE_UPSTREAMS = []
+
+    refused = sign_in(ana).post(PATH, {"check": "1", "url": url}, headers=HTMX)
+
+    assert refused.status_code == 422
+    assert f'value="{url}"' in text(refused)
+    assert 'id="url-error"' in text(refused)
+
+
+def test_asking_again_with_a_credential_lists_the_tools_and_keeps_what_was_typed(
+    run: Run, ana: User, work: Gateway, sign_in: SignIn
+) -> None:
+    values = filled(run(upstreams.github()).url, name="Code", auth_type="bearer", secret="ghp_mine", who="shared")
+
+    page = sign_in(ana).post(PATH, values | {"test": "1", "gateways": [work.slug], "tools": "read_only"})
+
+    assert "It takes this credential." in text(page)
+    assert "create_issue" in text(page)
+    assert "ghp_mine" not in text(page)
+    form = page.context["form"]
+    kept = {name: form[name].value() for name in ("name", "auth_type", "gateways", "who", "tools")}
+    expected = {"name": "Code", "auth_type": "bearer", "gateways": [work.slug], "who": "shared", "tools": "read_only"}
+    assert kept == expected
+
+
+def test_a_server_goes_behind_gateways_with_ones_own_identity_and_its_tools_at_once(
+    run: Run, ana: User, ann: User, work: Gateway, sign_in: SignIn
+) -> None:
+    mine, hers = (make.connection(make.agent(by=ana), work, who) for who in (ana, ann))
+    values = filled(run(upstreams.github()).url, name="Code", auth_type="bearer", secret="ghp_mine", who="own")
+
+    done = sign_in(ana).post(PATH, values | {"gateways": [work.slug], "tools": "all"})
+
+    assert done["Location"] == "/servers/code/"
+    assignment = Assignment.objects.get()
+    assert (assignment.alias, assignment.identity_scheme, assignment.tool_policy) == ("code", "per_user", "allow_all")
+    assert sorted(assignment.features.values_list("exposed_name", flat=True)) == ["code__create_issue", "code__whoami"]
+    assert mine.identities.get().identity.owner == ana
+    assert not hers.identities.exists()
+
+
+def test_who_must_still_bring_an_identity_is_led_to_the_row(ana: User, work: Gateway, sign_in: SignIn) -> None:
+    link = make.connection(make.agent(by=ana), work, ana)
+    values = filled(f"http://127.0.0.1:{free_port()}/mcp", auth_type="bearer", who="own", gateways=[work.slug])
+
+    done = sign_in(ana).post(PATH, values, follow=True)
+
+    assert done.redirect_chain[0][0] == f"/settings/identities?connection={link.pk}"
+    assert f"carried-{link.pk}-{Assignment.objects.get().pk}" in text(done)
+
+
+def test_a_shared_identity_is_stored_and_allowed_on_the_chosen_gateways(
+    run: Run, ana: User, work: Gateway, sign_in: SignIn
+) -> None:
+    values = filled(run(upstreams.crm()).url, auth_type="header", header_name="X-Api-Key", secret="key", who="shared")
+
+    sign_in(ana).post(PATH, values | {"gateways": [work.slug]})
+
+    identity = Identity.objects.get()
+    assert identity.is_shared
+    assert list(identity.gateways.all()) == [work]
+    assert Assignment.objects.get().shared_identity == identity
+
+
+def test_sharing_on_a_gateway_takes_a_credential_and_the_management_of_identities(
+    work: Gateway, sign_in: SignIn, ana: User
+) -> None:
+    values = filled("http://127.0.0.1:9/mcp", auth_type="bearer", who="shared", gateways=[work.slug])
+    builder = make.user(Capability.SERVERS_MANAGE, Capability.GATEWAYS_MANAGE)
+
+    without = sign_in(ana).post(PATH, values)
+    unable = sign_in(builder).post(PATH, values | {"secret": "key"})
+
+    assert "Paste the credential that everybody on these gateways shares." in text(without)
+    assert "Who manages identities says on which gateways a shared one is used" in text(unable)
+    assert (without.status_code, unable.status_code) == (422, 422)
+    assert not Server.objects.exists()
+
+
+def test_gateways_are_offered_to_who_manages_them_alone(work: Gateway, sign_in: SignIn) -> None:
+    keeper = make.user(Capability.SERVERS_MANAGE)
+    values = filled("http://127.0.0.1:9/mcp")
+
+    refused = sign_in(keeper).post(PATH, values | {"gateways": [work.slug]})
+    page = text(sign_in(keeper).post(PATH, {"check": "1", "url": values["url"]}))
+
+    assert refused.status_code == 422
+    assert f"<b>{work.name}</b>" not in page
+    assert 'name="gateways"' not in page
+    assert not Assignment.objects.exists()
+
+
+@pytest.mark.parametrize(("tools", "on"), [("all", 2), ("read_only", 1), ("none", 0)])
+def test_only_the_tools_that_were_chosen_are_on(
+    tools: str, on: int, run: Run, ana: User, work: Gateway, sign_in: SignIn
+) -> None:
+    server = MCPServer("notes", version="1.0", log_level="WARNING")
+    server.add_tool(upstreams.echo, annotations={"readOnlyHint": True})  # type: ignore[arg-type]
+    server.add_tool(upstreams.add)
+
+    sign_in(ana).post(PATH, filled(run(server.streamable_http_app()).url, gateways=[work.slug], tools=tools))
+
+    assert Assignment.objects.get().features.tools().callable().count() == on
+
+
+def test_an_alias_that_is_taken_is_said_at_the_slug_and_nothing_is_stored(
+    ana: User, work: Gateway, sign_in: SignIn
+) -> None:
+    make.assignment(work, make.server(), alias="docs")
+
+    refused = sign_in(ana).post(PATH, filled("http://127.0.0.1:9/mcp", gateways=[work.slug]))
+
+    assert "Another server on Work has the alias “docs”." in text(refused)
+    assert not Server.objects.filter(name="Docs").exists()
+
+
+def test_enter_adds_and_does_not_test(run: Run, ana: User, sign_in: SignIn) -> None:
+    page = text(sign_in(ana).post(PATH, {"check": "1", "url": run(upstreams.docs()).url}))
+
+    form = page.split('id="add-form"')[1]
+    first = form.split('type="submit"')[1].split("</button>")[0]
+    assert "Add a server" in first  # The browser presses the first submit button of a form.
+
+
+def test_a_tile_fills_in_what_is_known_and_when_it_was_looked_up(
+    run: Run, ana: User, sign_in: SignIn, settings: Settings, tmp_path: Path
+) -> None:
+    url = run(upstreams.crm()).url
+    crm = {
+        "key": "crm",
+        "name": "Customers",
+        "about": "Who buys",
+        "url": url,
+        "auth": ["header"],
+        "header": "X-Api-Key",
+    }
+    posted_tiles(settings, tmp_path / "tiles.json", crm | {"note": "A key of your own.", "seen": "2026-11-20"})
+    client = sign_in(ana)
+
+    choice = text(client.get(PATH))
+    picked = client.post(PATH, {"tile": "crm"})
+
+    assert "Customers" in choice
+    assert "GitHub" not in choice
+    form = picked.context["form"]
+    told = [form[name].value() for name in ("name", "url", "auth_type", "header_name")]
+    assert told == ["Customers", url, "header", "X-Api-Key"]
+    assert "A key of your own. <small>Looked up 2026-11-20.</small>" in text(picked)
+
+
+def test_the_tiles_that_come_along_are_facts_with_a_date_and_an_address() -> None:
+    tiles = well_known.tiles()
+
+    assert len({tile.key for tile in tiles}) == len(tiles) >= 20
+    assert all(tile.url.startswith("https://") and tile.seen and tile.about for tile in tiles)
+    assert {tile.kind for tile in tiles} == set(well_known.KINDS)
+    assert {kind for tile in tiles for kind in tile.auth} <= {"none", "bearer", "header", "oauth"}
+
+
+def test_tiles_are_searched_and_sorted_by_kind(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    found = [tile.name for tile in client.get(PATH, {"q": "pull requests"}).context["tiles"]]
+    money = [tile.name for tile in client.get(PATH, {"kind": "money"}).context["tiles"]]
+
+    assert found == ["GitHub"]
+    assert "Stripe" in money
+    assert "Linear" not in money
+
+
+def test_a_file_of_tiles_that_cannot_be_used_says_why_and_leaves_the_address_field(
+    ana: User, sign_in: SignIn, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "tiles.json").write_text('[{"nonsense": 1}]')
+    settings.WELL_KNOWN_SERVERS = tmp_path / "tiles.json"
+
+    page = text(sign_in(ana).get(PATH))
+
+    assert "is no file of well-known servers" in page
+    assert 'name="url"' in page
+
+
+# --- A registry
+
+
+def registry(*entries: Any, status: int = 200) -> App:
+    """A registry with the official API that lists these."""
+    asked: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        asked.append(scope["path"].encode() + b"?" + scope["query_string"])
+        body = json.dumps({"servers": entries, "metadata": {"count": len(entries)}}).encode()
+        await answer(send, status, body, headers=[(b"content-type", b"application/json")])
+
+    app.asked = asked  # type: ignore[attr-defined]
+    return app
+
+
+def listed(name: str, *remotes: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"server": {"name": f"com.example/{name}", "description": "About it", "remotes": remotes}, **fields}
+
+
+HTTP = {"type": "streamable-http", "url": "https://notes.example.com/mcp"}
+
+
+def test_a_registry_is_searched_where_one_is_set_and_nowhere_else(
+    run: Run, ana: User, sign_in: SignIn, settings: Settings
+) -> None:
+    official = "io.modelcontextprotocol.registry/official"
+    app = registry(
+        listed("notes", {"type": "sse", "url": "https://old.example.com"}, HTTP),
+        listed("local-only"),
+        listed("gone", HTTP, _meta={official: {"status": "deleted"}}),
+        "nonsense",
+    )
+    client, base = sign_in(ana), run(app).url.rpartition("/")[0]
+
+    without = client.get(PATH, {"q": "notes"})
+    settings.SERVER_REGISTRY = base
+    page = client.get(PATH, {"q": "notes"})
+    quiet = client.get(PATH)
+
+    assert not without.context.get("registered")
+    assert [(tile.name, tile.url) for tile in page.context["registered"]] == [("notes", HTTP["url"])]
+    assert "The registry does not say whose an address is." in text(page)
+    assert "?url=https%3A%2F%2Fnotes.example.com%2Fmcp" in text(page)
+    assert "registered" not in quiet.context
+    assert app.asked == [b"/v0.1/servers?search=notes&version=latest&limit=24"]  # type: ignore[attr-defined]
+
+
+def test_a_registry_that_fails_is_said_and_stops_nothing(
+    run: Run, ana: User, sign_in: SignIn, settings: Settings
+) -> None:
+    client = sign_in(ana)
+    down = run(registry(status=503)).url.rpartition("/")[0]
+    for address, words in {
+        f"http://127.0.0.1:{free_port()}": "cannot be reached",
+        down: "answered 503",
+        run(upstreams.garbage()).url.rpartition("/")[0]: "not with a list of servers",
+        "http://169.254.169.254": "not allowed",
+    }.items():
+        settings.SERVER_REGISTRY = address
+        page = text(client.get(PATH, {"q": "git"}))
+        assert words in page
+        assert "GitHub" in page
+
+
+def test_a_link_fills_the_address_in_and_asks_nobody(ana: User, sign_in: SignIn) -> None:
+    page = text(sign_in(ana).get(PATH, {"url": "https://notes.example.com/mcp"}))
+
+    assert 'value="https://notes.example.com/mcp"' in page
+    assert "add-form" not in page
+
+
+def test_a_new_connection_of_a_person_who_brought_one_before_carries_nothing_by_itself(
+    ana: User, work: Gateway
+) -> None:
+    server = make.server(auth_type="bearer")
+    make.assignment(work, server, identity_scheme="per_user")
+    Connection.objects.bring_identity(server=server, label="mine", secret="s3cret", by=ana)
+
+    assert not make.connection(make.agent(by=ana), work, ana).identities.exists()
