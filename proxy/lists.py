@@ -258,8 +258,12 @@ class Lists:
 
     async def _introduce(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> ServerInfo | None:
         try:
-            return await self._client.introduce(target(assigned, grant, self._cipher, trace))
-        except UpstreamError as error:
+            upstream = target(assigned, grant, self._cipher, trace)
+            info = await self._client.introduce(upstream)
+            # What is announced is relied on at once: servers that tell of changes are listened to by these rows.
+            await self._state.fetch(*self._usage.write_info(upstream, info))
+            return info
+        except (UpstreamError, DatabaseUnavailable) as error:
             logger.debug("a server did not say what it is", extra={"error": str(error), "server": assigned.server_name})
             return None
 

@@ -125,6 +125,13 @@ class UsageTracker:
         """The server said this of itself, to this identity."""
         self._infos[target.server_id, target.identity_id or target.server_id] = info
 
+    @staticmethod
+    def write_info(target: Target, info: ServerInfo) -> tuple[str, dict[str, list[Any]]]:
+        """The statement, and its parameters, that keeps at once what `introduced` keeps within a second."""
+        return STATEMENTS["server_infos"], _info_columns(
+            {(target.server_id, target.identity_id or target.server_id): info}
+        )
+
     def unknown_token(self, ip: str) -> None:
         """A request brought a bearer token that the database does not know."""
         group = address_group(ip)

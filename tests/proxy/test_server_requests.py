@@ -54,7 +54,7 @@ def work(start: Start, run: Run) -> Work:
     server = Asker(asks=[FORM])
     docs = run(server.app())
     user = make.user(email="ana@example.com")
-    gateway = make.gateway(make.server(slug="docs", name="Docs", url=docs.url), slug="work")
+    gateway = make.gateway(make.introduced(make.server(slug="docs", name="Docs", url=docs.url)), slug="work")
     return Work(server, docs, gateway, make.connection(make.agent(by=user), gateway, user), start)
 
 
