@@ -98,11 +98,11 @@ def test_a_body_that_stops_half_way_is_given_up_with_408(http_protocol: type[Hea
 def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[HeadLimits]) -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 100_000)
-        told = asyncio.create_task(client.rest())
+        told = asyncio.create_task(client.reader.readline())  # What comes before the connection is reset.
         while not told.done():
             client.writer.write(b"x" * 20)
             await asyncio.sleep(0.02)
-        return bytes((await told).split(b"\r\n")[0])
+        return bytes((await told).strip())
 
     began = time.monotonic()
     assert talk(reader_of_all, conversation, hasty(http_protocol)) == b"HTTP/1.1 408 Request Timeout"

@@ -59,8 +59,9 @@ class Relay:
                 far.connect(self.place)
                 self.sockets += [near, far]
                 for way in ((near, far, True), (far, near, False)):
-                    self.threads.append(threading.Thread(target=self.carry, args=way, daemon=True))
-                    self.threads[-1].start()
+                    carrier = threading.Thread(target=self.carry, args=way, daemon=True)
+                    carrier.start()
+                    self.threads.append(carrier)
 
     def carry(self, source: socket.socket, target: socket.socket, listens: bool) -> None:
         pending = b""
@@ -108,7 +109,7 @@ class Relay:
 
     def run(self, start: int, end: int | None = None) -> list[str]:
         """The statements of requests run in between, without the set-up of connections and what is best effort."""
-        beside = re.compile(r"SET |PREPARE |UPDATE|INSERT|BEGIN|COMMIT|$")
+        beside = re.compile(r"(?:--[^\n]*\n)*(?:SET |PREPARE |UPDATE|INSERT|BEGIN|COMMIT|$)")
         return [each for each in self.statements[start:end] if not beside.match(each)]
 
 
@@ -216,6 +217,7 @@ def test_denials_are_recorded_before_they_are_told(proxy: Proxy, run: Run) -> No
 
 def test_the_row_is_there_when_the_answer_is(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs(json_response=True, stateless=True))
+    eventually(lambda: "docs__echo" in agent.tools())  # A server that is slow at first is not waited for.
 
     def recorded(number: int) -> bool:
         text = f"{number}"

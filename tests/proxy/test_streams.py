@@ -190,7 +190,7 @@ def test_a_silent_stream_is_kept_alive(start: Start, run: Run) -> None:
     work.put(upstreams.docs())
 
     silent = listen(work.agent, call("docs__slow", {"seconds": 1}))
-    quick = listen(work.agent, call("docs__echo", {"text": "x"}))
+    quick = listen(Agent(start().url("work"), work.agent.secret), call("docs__echo", {"text": "x"}))
     curl = listen(work.agent, call("docs__slow", {"seconds": 0.5}), Accept="*/*")
 
     assert silent.pings >= 2
