@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
 EXAMPLE_NAME = "quickstart"
+PLACEHOLDER = "<your-api-access-token>"
 _HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Stands for the URL, while the name, which is part of it, is replaced.
 
 
@@ -51,7 +52,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A block as a page shows it: `code` has the URL and the secret marked."""
+    """A block as a page shows it: `code` has the URL and the secret, or its placeholder, marked."""
 
     slug: str
     name: str
@@ -85,7 +86,7 @@ def shown(client: Client, way: str, *, url: str, name: str, token: str = "") -> 
     if (block := client.by(way)) is None:
         return None
     code = _escaped(block.for_gateway(url, name, token).strip())
-    for marked in filter(None, (url, token)):
+    for marked in filter(None, (url, token or PLACEHOLDER)):
         code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")
     return Shown(client.slug, client.name, block.where, mark_safe(code))  # noqa: S308  (escaped above)
 

@@ -11,6 +11,7 @@ import pytest
 from tests import curl
 from tests.clients.fixtures import FOLDER, Npm, wait_for
 from tests.docs.pages import ROOT
+from tests.proxy.conftest import eventually
 from tests.workspace import OWNER, Serve, free_port
 
 pytestmark = pytest.mark.xdist_group("clients")
@@ -46,8 +47,10 @@ def test_the_bridge_makes_a_stdio_server_callable_through_a_gateway(live: Serve,
         wait_for(bridge, port)
         live.manage("shell", "--verbosity", "0", "-c", ADD.format(owner=OWNER, url=f"http://127.0.0.1:{port}/mcp"))
         issued = live.issue_token(host="Bridge bot", gateway="bridged")
-        assert "memory__read_graph" in curl.list_tools(issued["gateway_url"], issued["token"]).tools
-        assert "entities" in curl.call_tool(issued["gateway_url"], issued["token"], "memory__read_graph").text
+        url, token = issued["gateway_url"], issued["token"]
+        # The first list does without a server that is still starting its program.
+        eventually(lambda: "memory__read_graph" in curl.list_tools(url, token).body, seconds=60)
+        eventually(lambda: "entities" in curl.call_tool(url, token, "memory__read_graph").body, seconds=60)
     finally:
         os.killpg(bridge.pid, signal.SIGKILL)
         bridge.wait()
