@@ -39,7 +39,9 @@ class World:
 def world_of(proxy: Proxy, run: Run) -> World:
     docs = run(upstreams.docs(json_response=True, stateless=True))
     user = make.user(email="ana@example.com")
-    gateway = make.gateway(make.introduced(make.server(slug="docs", url=docs.url)), slug="work", description="Look things up here.")
+    gateway = make.gateway(
+        make.introduced(make.server(slug="docs", url=docs.url)), slug="work", description="Look things up here."
+    )
     connection = make.connection(make.agent(by=user, name="CI bot"), gateway, user)
     return World(proxy, docs, connection, proxy.agent(connection, name="ci-pipeline"))
 
