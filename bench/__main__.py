@@ -213,8 +213,8 @@ def script(path: Path, kind: str, url: str, token: str = "", prefix: str = "") -
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     params = {"name": f"{prefix}{tool}", "arguments": {"text": "hello"}, **more} if tool else {}
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-    if server == "sessions":
-        headers["Mcp-Session-Id"] = session_at(url, headers)
+    if server == "sessions" and (session := session_at(url, headers)):
+        headers["Mcp-Session-Id"] = session
     asked(url, headers, body)  # What is learnt of a server at the first request is no part of the measurement.
     return script_for(path, body, {**headers, "Accept": "application/json, text/event-stream"})
 
