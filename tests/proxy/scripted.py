@@ -96,7 +96,7 @@ class Script:
             case "initialize":
                 await self.initialize(request)
             case "server/discover":
-                await request.answer({"supportedVersions": [MODERN], "capabilities": {"tools": {}}})
+                await request.answer({"supportedVersions": [MODERN], "capabilities": self.capabilities})
             case "tools/list":
                 await self.list(request)
             case "tools/call" if self.call is not None:
@@ -106,8 +106,14 @@ class Script:
             case method:
                 await request.fail(-32601, f"Method not found: {method}")
 
+    @property
+    def capabilities(self) -> Object:
+        """What it says it can: who cannot log is not told from which level on, once that is known."""
+        return {"tools": {}, **({"logging": {}} if "logging/setLevel" in self.methods else {})}
+
     async def initialize(self, request: Request) -> None:
-        result = {"protocolVersion": self.version, "capabilities": {"tools": {}}, "serverInfo": {"name": "scripted"}}
+        info = {"name": "scripted"}
+        result = {"protocolVersion": self.version, "capabilities": self.capabilities, "serverInfo": info}
         if not self.sessions:
             await request.answer(result)
             return
