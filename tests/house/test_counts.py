@@ -107,7 +107,9 @@ def states_in(page: str) -> dict[str, str]:
         badge = counted(row, r'data-label="Status">(<span class="badge".*?</span>)')
         found[pk] = counted(row, r'<span class="badge" data-state="(\w+)"')
         assert badge in {found[pk], "no active token"}
-        assert (found[pk] == "blocked") is (" <small>" in row.partition('data-label="Status"')[2].partition("</td>")[0])
+        assert (found[pk] == "blocked") is (
+            "</span><small>" in row.partition('data-label="Status"')[2].partition("</td>")[0]
+        )
     return found
 
 
