@@ -55,7 +55,11 @@ class Detail:
         """How bad it ended, for the notice."""
         if self.call.outcome == Outcome.OK:
             return "good"
-        return "warn" if self.call.outcome in (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.CANCELLED) else "bad"
+        return (
+            "warn"
+            if self.call.outcome in (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.CANCELLED, Outcome.NOT_OFFERED)
+            else "bad"
+        )
 
     @property
     def timing(self) -> list[TimingPart]:

@@ -28,12 +28,14 @@ class Outcome(models.TextChoices):
     TIMEOUT = "timeout", "timeout"
     BAD_REQUEST = "bad_request", "bad request"
     CANCELLED = "cancelled", "cancelled"
+    NOT_OFFERED = "not_offered", "not offered"
 
 
 # How calls ended, by and large: the words of the search, the parts of the bars and what they count.
-# A cancelled call is no error: its caller left.
+# A cancelled call is no error: its caller left. Nor is a question for something that is not offered, such as a method
+# or a stream without a session: clients ask to find out.
 ENDINGS: dict[str, tuple[str, ...]] = {
-    "ok": (Outcome.OK,),
+    "ok": (Outcome.OK, Outcome.NOT_OFFERED),
     "error": (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT, Outcome.BAD_REQUEST),
     "denied": (Outcome.DENIED, Outcome.UNAUTHORIZED, Outcome.RATE_LIMITED),
     "cancelled": (Outcome.CANCELLED,),
@@ -59,14 +61,15 @@ class CallManager(models.Manager["Call"]):
 
         Raises Call.DoesNotExist.
         """
-        return self.get(uid=uid, created_at__range=_moment_of(uid))
+        return self.get(uid=uid, created_at__range=moment_of(uid))
 
     def oldest(self) -> datetime | None:
         """When the oldest call arrived of which there is a row; None when there is none."""
         return self.order_by("created_at").values_list("created_at", flat=True).first()
 
 
-def _moment_of(uid: UUID) -> tuple[datetime, datetime]:
+def moment_of(uid: UUID) -> tuple[datetime, datetime]:
+    """Around when the call with this uid was made. Raises ValueError or OverflowError for one of no time."""
     at = datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC)
     return at - timedelta(milliseconds=1), at + timedelta(milliseconds=2)
 

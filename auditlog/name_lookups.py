@@ -14,11 +14,16 @@ class NameLookups:
     """Finds the ids of things by name; as long as nothing is registered, it finds none."""
 
     finders: dict[str, Callable[[str, bool], list[UUID]]] = field(default_factory=dict)
+    exposed_names: Callable[[str], list[str]] = lambda name: []
     gateway_url: Callable[[UUID], str] = lambda gateway_id: ""
 
     def ids_named(self, kind: str, name: str, *, part: bool) -> list[UUID]:
         """The ids of the hosts (gateways, servers, users) called `name`, or with it as a part of their name."""
         return self.finders[kind](name, part) if kind in self.finders else []
+
+    def knows(self, kind: str) -> bool:
+        """Whether things of this kind can be looked up."""
+        return kind in self.finders
 
     def url_of(self, gateway_id: UUID) -> str:
         """The address of a gateway; empty when it is gone."""

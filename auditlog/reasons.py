@@ -45,7 +45,8 @@ REASONS = {
     "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows."),
     "out_of_scope": Reason(Step.SERVER, "The token does not reach this server."),
     "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool, prompt or resource of this name."),
-    "server_disabled": Reason(Step.SERVER, "An administrator switched this server off, or off on this gateway."),
+    "server_disabled": Reason(Step.SERVER, "An administrator switched this server off."),
+    "assignment_disabled": Reason(Step.SERVER, "An administrator switched this server off on this gateway."),
     "tool_disabled": Reason(Step.TOOL, "An administrator switched this tool off, or the policy does not allow it."),
     "prompt_disabled": Reason(Step.TOOL, "An administrator switched this prompt off, or the policy does not allow it."),
     "resource_disabled": Reason(
@@ -54,7 +55,8 @@ REASONS = {
     "definition_held": Reason(Step.TOOL, "Its server changed or added this tool, and nobody has accepted that yet."),
     "definition_quarantined": Reason(Step.TOOL, "An administrator put this tool in quarantine."),
     "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for this server."),
-    "identity_disabled": Reason(Step.IDENTITY, "The identity for this server is switched off."),
+    "identity_disabled": Reason(Step.IDENTITY, "An administrator switched off the identity for this server."),
+    "identity_off": Reason(Step.IDENTITY, "Its owner switched off the identity for this server."),
     "identity_withdrawn": Reason(Step.IDENTITY, "The shared identity is not for this gateway any more."),
     "identity_unconfirmed": Reason(
         Step.IDENTITY, "The server's path or header changed; its identity waits to be confirmed."
@@ -62,7 +64,7 @@ REASONS = {
     "identity_unreadable": Reason(Step.IDENTITY, "No encryption key opens the stored identity."),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it."),
     "address_blocked": Reason(Step.UPSTREAM, "The server lives at an address the gateway may not call."),
-    "unreachable": Reason(Step.UPSTREAM, "The server did not answer."),
+    "unreachable": Reason(Step.UPSTREAM, "The server could not be reached, or broke off before it answered."),
     "timeout": Reason(Step.UPSTREAM, "The server did not answer in its time."),
     "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
     "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway passes on."),
@@ -80,9 +82,12 @@ OUTCOMES = {
     "unauthorized": Reason(Step.TOKEN, "The token did not let the caller in."),
     "denied": Reason(Step.SERVER, "The gateway did not allow the call."),
     "rate_limited": REASONS["rate_limited"],
-    "upstream_error": REASONS["unreachable"],
+    "upstream_error": Reason(Step.UPSTREAM, "The server could not be reached, or its answer could not be used."),
     "timeout": REASONS["timeout"],
     "bad_request": Reason(Step.REQUEST, "The request was not one MCP message."),
+    "not_offered": Reason(
+        Step.REQUEST, "The client asked for a method or a stream that is not offered, and was told so."
+    ),
     "cancelled": Reason(Step.UPSTREAM, "The caller left before the answer was there."),
 }
 

@@ -12,7 +12,9 @@ from django.http import Http404, HttpResponse, HttpResponseBadRequest
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
+from django_htmx.http import HttpResponseClientRedirect
 
+from accounts.models import WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
@@ -37,7 +39,17 @@ RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 def calls(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/log.html#closed")
-    return listing(request, "auditlog/calls.html", {}, CallFilter(request.GET))
+    call_filter = CallFilter(request.GET)
+    if call_filter.pasted_id and (row := _only_call(call_filter)):
+        page = reverse("auditlog:call", args=[row.uid])
+        return HttpResponseClientRedirect(page) if wants_fragment(request) else redirect(page)
+    return listing(request, "auditlog/calls.html", {}, call_filter)
+
+
+def _only_call(call_filter: CallFilter) -> Call | None:
+    """The call that a pasted id leads to; None when there are several, or none."""
+    rows = call_filter.search().page(None, 2).page.rows
+    return rows[0] if len(rows) == 1 else None
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
@@ -81,6 +93,7 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
         "curl": curl(row, payload=sees_payload),
         "payloads": payloads(row) if sees_payload else [],
         "same_request": _same_request(row),
+        "recording": _is_recording,
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
     if is_for(request, "drawer"):
@@ -157,6 +170,7 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "page": result.page,
         "looked_to": result.looked_to,
         "count": count,
+        "unknown": call_filter.unknown() if count and not count.number else [],
         "histogram": histogram(search, sampled=not count.is_all) if count and result.page.rows else None,
         "filters": call_filter,
         "narrowed": bool(call_filter.asked.keys() - {"live"}),
@@ -171,6 +185,10 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "shown": len(result.page.rows),
         "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
     }
+
+
+def _is_recording() -> bool:
+    return WorkspaceSettings.load().record_payloads
 
 
 def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:

@@ -18,12 +18,12 @@ from uuid import UUID
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from auditlog.models import COMMON, Call
+from auditlog.models import COMMON, Call, moment_of
 from auditlog.name_lookups import MAX_IDS, lookups
-from auditlog.search import keyset
+from auditlog.search import keyset, query_language
 from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
-from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition
+from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition, Either
 
 SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
 RECENT = timedelta(days=7)
@@ -46,8 +46,19 @@ class Criterion(NamedTuple):
         return bool(self.alternatives)
 
 
-def criterion(condition: Condition) -> Criterion:
+def criterion(condition: Condition | Either) -> Criterion:
     """What a condition of the search language asks of a row."""
+    if isinstance(condition, Either):
+        return row_test(_any([_all(map(criterion, each)) for each in condition.alternatives]))
+    match condition.field:
+        case query_language.ANY_NAME:
+            return free_text_criterion(str(condition.values[0]))
+        case query_language.ANY_ID:
+            return _of_anything(UUID(str(condition.values[0])))
+    return _of_field(condition)
+
+
+def _of_field(condition: Condition) -> Criterion:
     field, operator = FIELDS[condition.field], condition.operator
     if operator == IS_NOT:
         same = criterion(replace(condition, operator=IS))
@@ -60,8 +71,29 @@ def criterion(condition: Condition) -> Criterion:
         case Comparison.ADDRESS:
             return row_test(_address(field.column, str(condition.values[0]), part=operator == CONTAINS))
     if field.is_indexed and operator == IS:
-        return one_of(field.column, condition.values)
+        values = condition.values
+        return one_of(field.column, _exposed(values) if field.name == "tool" else values)
     return row_test(_compared(field.column, condition))
+
+
+def _all(criteria: Iterable[Criterion]) -> Q:
+    together = Q()
+    for each in criteria:
+        together &= _any(each.alternatives) if each.is_indexed else each.test
+    return together
+
+
+def _of_anything(pk: UUID) -> Criterion:
+    """The call with this id, those of its request, and those of the row it is the id of."""
+    columns = {field.id_column or field.column for field in FIELDS.values() if field.is_indexed}
+    ids = {column for column in columns if column.endswith("_id")}
+    return indexed([Q(uid=pk, created_at__range=moment_of(pk)), *(Q(**{column: pk}) for column in sorted(ids))])
+
+
+def _exposed(names: Sequence[str | float]) -> list[str | float]:
+    """These names, and those under which tools of these names are shown to clients: `docs__echo` for `echo`."""
+    known = [exposed for name in names for exposed in lookups.exposed_names(str(name))]
+    return list(dict.fromkeys([*names, *known]))
 
 
 def parameter_criterion(field: LogField, value: Any) -> Criterion:
@@ -182,7 +214,7 @@ class Search:
 
     def __init__(
         self,
-        conditions: Sequence[Condition | Criterion],
+        conditions: Sequence[Condition | Either | Criterion],
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> None:

@@ -63,7 +63,7 @@ class LogField:
     column: str
     id_column: str = ""
     is_indexed: bool = False
-    is_free_text: bool = False  # The API's `q` looks in it.
+    is_free_text: bool = False  # Text without a field is looked for in it, on the Logs page and by the API's `q`.
     label: str = ""  # On the Logs page; empty: no filter there.
     has_facet: bool = False  # The filter shows its most frequent values.
     choices: Sequence[tuple[str, str]] = ()  # The filter offers these, several at once.
@@ -138,9 +138,9 @@ _ROWS = (
         choices=Outcome.choices,
         parameter=Parameter("outcome"),
     ),
-    _thing("host", "Host", "host_name"),
-    _thing("gateway", "Gateway", "gateway_name"),
-    _thing("server", "Server", "server_name"),
+    _thing("host", "Host", "host_name", is_free_text=True),
+    _thing("gateway", "Gateway", "gateway_name", is_free_text=True),
+    _thing("server", "Server", "server_name", is_free_text=True),
     LogField(
         "tool",
         Comparison.TEXT,
@@ -152,9 +152,9 @@ _ROWS = (
         parameter=Parameter("tool", condition=Q(feature_type="tool")),
     ),
     _thing("user", "User", "user_email", is_free_text=True),
-    LogField("token", Comparison.NAME, "token_prefix", "token_id", parameter=Parameter("token")),
-    LogField("identity", Comparison.TEXT, "identity_label"),
-    LogField("client", Comparison.TEXT, "client_name"),
+    LogField("token", Comparison.NAME, "token_prefix", "token_id", is_free_text=True, parameter=Parameter("token")),
+    LogField("identity", Comparison.TEXT, "identity_label", is_free_text=True),
+    LogField("client", Comparison.TEXT, "client_name", is_free_text=True),
     LogField("reason", Comparison.TEXT, "deny_reason", parameter=Parameter("deny_reason", max_length=40)),
     LogField("ip", Comparison.ADDRESS, "client_ip", parameter=Parameter("ip")),
     LogField(

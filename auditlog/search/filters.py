@@ -7,16 +7,30 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
+from uuid import UUID
 
 from django import forms
 from django.db.models import Count, F, Max
 from django.utils import timezone
 
 from auditlog.models import Call
-from auditlog.search.criteria import COUNT_LIMIT, Search, uuid_of
+from auditlog.name_lookups import lookups
+from auditlog.search.criteria import COUNT_LIMIT, Criterion, Search, one_of, uuid_of
 from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
 from auditlog.search.histogram import stamp
-from auditlog.search.query_language import CONTAINS, IS, MAX_LENGTH, Condition, SearchSyntaxError, parse
+from auditlog.search.query_language import (
+    ANY_ID,
+    ANY_NAME,
+    CONTAINS,
+    IS,
+    IS_NOT,
+    MAX_LENGTH,
+    Condition,
+    Either,
+    SearchSyntaxError,
+    lone_id,
+    parse,
+)
 
 PAGE_SIZE = 50
 FACET_VALUES = 15  # Values of a facet that are shown.
@@ -132,6 +146,19 @@ class CallFilter(forms.Form):
         return f"{since or 'the beginning'} to {until or 'now'}"
 
     @property
+    def pasted_id(self) -> UUID | None:
+        """The id that the search consists of."""
+        return lone_id(self.values["q"])
+
+    def unknown(self) -> list[str]:
+        """What the search names and nothing is called, for a search that found no call: never a silent nothing."""
+        asked = [item for item in self.conditions if isinstance(item, Condition)]
+        asked += [
+            one for item in self.conditions if isinstance(item, Either) for each in item.alternatives for one in each
+        ]
+        return [sentence for condition in asked if (sentence := _unknown(condition))]
+
+    @property
     def is_live(self) -> bool:
         """Whether new calls shall appear by themselves; the past has none."""
         return bool(self.values["live"]) and not self.values["to"] and not self.error
@@ -143,15 +170,15 @@ class CallFilter(forms.Form):
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
-        # One request's calls are found whenever it was.
-        if self.values["correlation"]:
+        # One request's calls, and those of an id, are found whenever they were.
+        if self.values["correlation"] or self.pasted_id:
             return None, None
         if self.is_between:
             return self.values["from"] or None, self.values["to"] or None
         length = RANGES[self.values["range"]][1]
         return (timezone.now() - length if length else None), None
 
-    def _filter_conditions(self, apart_from: str) -> Iterator[Condition]:
+    def _filter_conditions(self, apart_from: str) -> Iterator[Condition | Criterion]:
         values = self.values | self.scope
         for name, field in FILTERS.items():
             value = values[name]
@@ -159,6 +186,8 @@ class CallFilter(forms.Form):
                 continue
             if field.choices:
                 yield Condition(name, IS, tuple(value))
+            elif name == "tool":
+                yield one_of(field.column, (value,))
             elif field.comparison is Comparison.NAME and not uuid_of(value):
                 yield Condition(name, CONTAINS, (value,))
             else:
@@ -211,6 +240,24 @@ class CallFilter(forms.Form):
         """The words of the search language, for its help: those of texts, and those of numbers."""
         numbers = [name for name, field in FIELDS.items() if field.comparison is Comparison.NUMBER]
         return {"texts": [name for name in FIELDS if name not in numbers], "numbers": numbers}
+
+
+def _unknown(condition: Condition) -> str:
+    if condition.field == ANY_ID:
+        return "No call has this id, and nothing with this id has made one."
+    if condition.field == ANY_NAME or condition.operator == IS_NOT:
+        return ""
+    field, text = FIELDS[condition.field], str(condition.values[0])
+    if field.comparison is not Comparison.NAME or not lookups.knows(field.name) or uuid_of(text):
+        return ""
+    part = condition.operator == CONTAINS
+    if lookups.ids_named(field.name, text, part=part):
+        return ""
+    if part:
+        return f"No {field.name} has “{text}” in its name."
+    near = lookups.ids_named(field.name, text, part=True)
+    hint = f" Some have it in their name: {field.name} contains {text}." if near else ""
+    return f"No {field.name} is called “{text}”.{hint}"
 
 
 def _form_field(field: LogField) -> forms.Field:

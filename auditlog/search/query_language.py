@@ -1,7 +1,8 @@
 """The parser of the search language of the log: `error and duration > 500 and host is ci-bot`.
 
 A condition is a word on its own, or a field of auditlog.search.fields, an operator and a value; `and` or a comma joins
-conditions.
+conditions, `or` says that either side will do, and binds less. Any other text is looked for in all names; an id finds
+the calls that carry it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
+from uuid import UUID
 
 from auditlog.models import ENDINGS, Outcome
 from auditlog.search.fields import FIELDS, Comparison, LogField
@@ -20,8 +22,12 @@ MAX_LENGTH = 500
 WORDS = {**ENDINGS, "timeout": (Outcome.TIMEOUT,)}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
+# The fields of conditions without one: text anywhere, and an id of anything.
+ANY_NAME, ANY_ID = "", "id"
+JOINTS = ("and", ",", "or")
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}
 COMPARISONS = ("<", "<=", ">", ">=")
+SIGNS = (*OPERATORS, *COMPARISONS)
 _TEXT_OPERATORS = (IS, IS_NOT, CONTAINS)
 ALLOWED = {
     Comparison.ENUM: (IS, IS_NOT),
@@ -50,6 +56,13 @@ class Condition:
     values: tuple[str | float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Either:
+    """Alternatives, each of them conditions that must all hold."""
+
+    alternatives: tuple[tuple[Condition, ...], ...]
+
+
 class Token(NamedTuple):
     text: str
     position: int
@@ -64,12 +77,21 @@ class Token(NamedTuple):
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(<=|>=|!=|[<>=~,])|([^\s<>=~,"!]+)|(\S))')
 
 
-def parse(text: str) -> list[Condition]:
+def parse(text: str) -> list[Condition | Either]:
     """The conditions of a search, all of which must hold. Raises SearchSyntaxError."""
     if len(text) > MAX_LENGTH:
         raise SearchSyntaxError(MAX_LENGTH + 1, f"A search has at most {MAX_LENGTH} characters.")
     reader = _Reader(list(_tokens(text)), len(text.rstrip()) + 1)
-    return list(reader.conditions())
+    alternatives = reader.alternatives()
+    return list(alternatives[0]) if len(alternatives) == 1 else [Either(tuple(alternatives))]
+
+
+def lone_id(text: str) -> UUID | None:
+    """The id that a search consists of, pasted bare or in quotes; None when it is something else."""
+    try:
+        return UUID(text.strip().strip('"'))
+    except ValueError:
+        return None
 
 
 def _tokens(text: str) -> Iterator[Token]:
@@ -106,16 +128,23 @@ class _Reader:
         self._end = end
         self._at = 0
 
-    def conditions(self) -> Iterator[Condition]:
+    def alternatives(self) -> list[tuple[Condition, ...]]:
+        """The conditions between each `or`."""
+        found: list[list[Condition]] = [[]]
         while self._at < len(self._tokens):
-            yield self._condition()
+            found[-1].append(self._condition())
             if self._at == len(self._tokens):
-                return
+                break
             joint = self._next("")
-            if joint.word not in ("and", ","):
-                raise SearchSyntaxError(joint.position, f"Join conditions by “and”: “{joint.text}” is not expected.")
+            if joint.word not in JOINTS:
+                raise SearchSyntaxError(
+                    joint.position, f"Join conditions by “and” or “or”: “{joint.text}” is not expected."
+                )
             if self._at == len(self._tokens):
                 raise SearchSyntaxError(self._end, f"A condition is missing after “{joint.text}”.")
+            if joint.word == "or":
+                found.append([])
+        return [tuple(conditions) for conditions in found]
 
     def _next(self, missing: str) -> Token:
         if self._at == len(self._tokens):
@@ -132,10 +161,15 @@ class _Reader:
             return self._field_condition(first)
         if first.word in WORDS:
             return Condition("outcome", IS, WORDS[first.word])
-        fields = ", ".join(FIELDS)
-        raise SearchSyntaxError(
-            first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
-        )
+        if first.word in JOINTS or self._peek() in SIGNS or first.text in SIGNS:
+            fields = ", ".join(FIELDS)
+            raise SearchSyntaxError(
+                first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
+            )
+        text = " ".join(self._phrase(first))
+        if (pk := lone_id(text)) is not None:
+            return Condition(ANY_ID, IS, (str(pk),))
+        return Condition(ANY_NAME, CONTAINS, (text,))
 
     def _field_condition(self, name: Token) -> Condition:
         field = FIELDS[name.word]
@@ -163,7 +197,7 @@ class _Reader:
     def _phrase(self, first: Token) -> Iterator[str]:
         """A text without quotes may have several words, up to the next `and`."""
         yield first.text
-        while not first.quoted and self._at < len(self._tokens) and self._peek() not in ("and", ","):
+        while not first.quoted and self._at < len(self._tokens) and self._peek() not in JOINTS:
             if (token := self._next("")).quoted or token.text in OPERATORS or token.text in COMPARISONS:
                 raise SearchSyntaxError(
                     token.position, f"“{token.text}” is not expected. Put a text with such characters in quotes."

@@ -8,7 +8,7 @@ from auditlog.api import CallFilters
 from auditlog.models import Call
 from auditlog.search.fields import EXPORT_COLUMNS, FIELDS, FILTERS, PARAMETERS, UNLISTED, Comparison, LogField
 from auditlog.search.filters import CallFilter
-from auditlog.search.query_language import ALLOWED, parse
+from auditlog.search.query_language import ALLOWED, Condition, parse
 
 GUIDE = Path(__file__).parents[2] / "docs/how-to/read-the-log.md"
 
@@ -34,6 +34,7 @@ def test_a_field_can_be_asked_for_with_each_of_its_operators_and_is_in_the_guide
 
     for operator in ALLOWED[field.comparison]:
         (condition,) = parse(f"{field.name} {operator} {value}")
+        assert isinstance(condition, Condition)
         assert (condition.field, condition.operator) == (field.name, operator)
     assert f"`{field.name}" in GUIDE.read_text()
 

@@ -4,7 +4,7 @@ import pytest
 
 from auditlog.models import ENDINGS, Outcome
 from auditlog.search.fields import FIELDS
-from auditlog.search.query_language import MAX_LENGTH, WORDS, Condition, SearchSyntaxError, parse
+from auditlog.search.query_language import MAX_LENGTH, WORDS, Condition, Either, SearchSyntaxError, parse
 
 ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
 
@@ -50,11 +50,38 @@ def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("foo", "foo"),
+        ("  two words ", "two words"),
+        ('"a > b"', "a > b"),
+        ("(error)", "(error)"),
+        ("carl@example.com", "carl@example.com"),
+    ],
+)
+def test_text_without_a_field_is_looked_for_in_every_name(text: str, said: str) -> None:
+    assert parse(text) == [Condition("", "contains", (said,))]
+
+
+def test_an_id_is_taken_for_an_id_however_it_is_written() -> None:
+    pk = "019362f0-0000-7000-8000-000000000001"
+
+    assert parse(pk) == parse(f" {pk.upper()} ") == parse(pk.replace("-", "")) == [Condition("id", "is", (pk,))]
+
+
+def test_or_binds_less_than_and() -> None:
+    tool, error = Condition("tool", "is", ("x",)), Condition("outcome", "is", ERRORS)
+
+    assert parse("tool is x and error or tool is x") == [Either(((tool, error), (tool,)))]
+
+
+@pytest.mark.parametrize(
     ("text", "position", "words"),
     [
-        ("foo", 1, "“foo” is no field"),
         ("error and foo is x", 11, "“foo” is no field"),
-        ("error host is x", 7, "Join conditions by “and”"),
+        ("error host is x", 7, "Join conditions by “and” or “or”"),
+        ("error or", 9, "A condition is missing after “or”"),
+        ("or error", 1, "“or” is no field"),
         ("error and", 10, "A condition is missing after “and”"),
         ("and error", 1, "“and” is no field"),
         ("duration", 9, "An operator is missing after “duration”"),
@@ -66,7 +93,6 @@ def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[
         ("outcome is fine", 12, "“fine” is no outcome"),
         ('host is "ci', 9, "This quote is never closed"),
         ("host is a > b", 11, "“>” is not expected"),
-        ("(error)", 1, "“(error)” is no field"),
         ("!", 1, "“!” is not expected"),
         ("x" * (MAX_LENGTH + 1), MAX_LENGTH + 1, "at most"),
     ],
@@ -82,5 +108,6 @@ def test_what_does_not_parse_says_where_and_why(text: str, position: int, words:
 
 def test_every_outcome_can_be_asked_for_and_belongs_to_one_word() -> None:
     assert sorted(outcome for outcomes in ENDINGS.values() for outcome in outcomes) == sorted(Outcome.values)
-    assert all(parse(f"outcome is {outcome}")[0].values == (outcome,) for outcome in Outcome.values)
+    asked = [parse(f"outcome is {outcome}")[0] for outcome in Outcome.values]
+    assert [one.values for one in asked if isinstance(one, Condition)] == [(outcome,) for outcome in Outcome.values]
     assert not set(WORDS) & set(FIELDS)

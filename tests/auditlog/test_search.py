@@ -15,6 +15,7 @@ from auditlog.search.criteria import Search
 from auditlog.search.histogram import BARS, histogram
 from auditlog.search.query_language import parse
 from capabilities import Capability
+from gateways.models import Assignment, Feature
 from tests import make
 from tests.conftest import SignIn
 from tests.exported import rows_of
@@ -86,6 +87,11 @@ def three() -> dict[str, Call]:
         ("method is tools/call and tool is a and ok", "a"),
         ("connection is nothing", ""),
         ("error and denied", ""),
+        ("error or denied", "bc"),
+        ("tool is a or tool is c and denied", "ac"),
+        ("BEN@example", "b"),
+        ("gone", "c"),
+        ("nobody", ""),
     ],
 )
 def test_words_find_calls(query: str, names: str, three: dict[str, Call]) -> None:
@@ -96,6 +102,60 @@ def test_ids_find_calls(three: dict[str, Call]) -> None:
     assert found(f"connection is {three['c'].connection_id}") == {"c"}
     assert found(f"correlation is {three['b'].correlation_id}") == {"b"}
     assert found(f"host is {three['a'].host_id}") == {"a"}
+
+
+def test_a_pasted_id_opens_its_call_whenever_it_was(three: dict[str, Call], ana: User, sign_in: SignIn) -> None:
+    old = make.call(feature_name="old", at=ago(days=3))
+    client = sign_in(ana)
+
+    for pasted in (str(three["b"].uid), f" {three['b'].correlation_id} ", str(three["b"].uid).replace("-", "")):
+        assert client.get("/logs/", {"q": pasted})["Location"] == f"/logs/{three['b'].uid}/", pasted
+    assert client.get("/logs/", {"q": str(old.uid)})["Location"] == f"/logs/{old.uid}/"
+    shown = client.get("/logs/", {"q": str(three["b"].uid)}, headers={"HX-Request": "true"})
+    assert shown["HX-Redirect"] == f"/logs/{three['b'].uid}/"
+
+
+def test_the_id_of_something_finds_its_calls(ana: User, sign_in: SignIn) -> None:
+    connection_id = uuid4()
+    for name in ("one", "two"):
+        make.call(feature_name=name, connection_id=connection_id)
+
+    page = sign_in(ana).get("/logs/", {"q": str(connection_id)})
+
+    assert {call.feature_name for call in page.context["page"].rows} == {"one", "two"}
+
+
+def test_the_name_a_server_gives_a_tool_finds_it_under_what_clients_call_it(three: dict[str, Call]) -> None:
+    gateway = make.gateway(make.server())
+    assignment = gateway.assignments.get()
+    Assignment.objects.filter(pk=assignment.pk).update(alias="docs")
+    assignment.refresh_from_db()
+    Feature.objects.learn(assignment, [{"name": "echo"}])
+    make.call(feature_name="docs__echo")
+
+    assert found("tool is echo") == found("tool is docs__echo") == {"docs__echo"}
+    assert found("tool is not echo") == {"a", "b", "c"}
+
+
+def test_a_tokens_name_finds_its_calls(ana: User) -> None:
+    token = make.token(make.connection(make.agent(by=ana), make.gateway(), ana), name="ci-pipeline").token
+    make.call(feature_name="mine", token_id=token.pk, token_prefix=token.prefix)
+
+    assert found("token is ci-pipeline") == found(f"token is {token.prefix}") == found(token.prefix) == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("user is carl", "No user is called “carl”."),
+        ("user is ana", "No user is called “ana”. Some have it in their name: user contains ana."),
+        ("host contains nothing-like-it", "No host has “nothing-like-it” in its name."),
+        ("gateway is x and error", "No gateway is called “x”."),
+        ("019362f0-0000-7000-8000-000000000001", "No call has this id"),
+    ],
+)
+def test_a_subject_that_is_nobody_is_said_to_be_unknown(query: str, said: str, ana: User, sign_in: SignIn) -> None:
+    assert said in text(sign_in(ana).get("/logs/", {"q": query}))
 
 
 def test_a_search_that_does_not_parse_says_so_and_shows_nothing(
@@ -342,7 +402,7 @@ def test_a_file_holds_what_the_page_shows_and_is_recorded(three: dict[str, Call]
     assert (event.actor_email, event.changes) == (ana.email, {})
 
 
-@pytest.mark.parametrize("query", ["", "format=xlsx", "format=csv&q=nonsense"])
+@pytest.mark.parametrize("query", ["", "format=xlsx", "format=csv&q=nonsense+is+x"])
 def test_no_file_is_made_of_a_question_that_is_none(query: str, ana: User, sign_in: SignIn) -> None:
     assert sign_in(ana).get(f"/logs/export/?{query}").status_code == 400
     assert not Event.objects.filter(action="logs.exported").exists()

@@ -318,7 +318,7 @@ def test_the_summary_tells_everything_that_was_recorded(ana: User, sign_in: Sign
         "curl/8.4",
         "812 B in, 14.2 KB out",
         str(call.correlation_id),
-        "Nothing was recorded of this call.",
+        "Payload recording is off.",
     ):
         assert words in page
 
