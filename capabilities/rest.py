@@ -52,7 +52,10 @@ class HasCapability(BasePermission):
             return False
         declared = operation_of(view, view.action)
         if getattr(request.auth, "is_data_plane", False) and not (declared and declared.access_tokens):
-            raise PermissionDenied("API access tokens are not accepted here.", code="token_not_accepted")
+            raise PermissionDenied(
+                "API access tokens are for gateways and not accepted here. Use an API key: Settings, API keys.",
+                code="token_not_accepted",
+            )
         if view.action in (None, "metadata"):
             return True  # No action of this view has this method: 405 follows.
         if declared is None:

@@ -20,6 +20,7 @@ from gateways.api import WITHIN_REACH
 from gateways.assignment_views import counted
 from gateways.forms import AssignmentForm
 from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, ToolPolicy, WrongIdentity
+from gateways.refresh import first_list
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.models import Server
@@ -111,6 +112,7 @@ class AssignmentResource(Resource):
             raise already_exists(ALIAS_TAKEN) from None
         except AliasRequired as refusal:
             raise ValidationError({"alias": [str(refusal)]}) from None
+        first_list(assignment, by=self.me)
         return self._now(assignment, HTTPStatus.CREATED)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=AssignmentChanges, conflicts=True, if_match=True)

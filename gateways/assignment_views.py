@@ -29,8 +29,10 @@ from gateways.models import (
     Kind,
     WrongIdentity,
 )
+from gateways.refresh import first_list
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
+from servers.discovery import Failed
 from servers.models import Server
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -117,8 +119,19 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
         except AliasRequired as refusal:
             form.refuse(refusal)
         else:
-            return leave(request, tab_url(gateway), f"{assignment.server.name} assigned")
+            return leave(request, tab_url(gateway), _assigned(assignment, request.user))
     return refuse(request, "gateways/assign.html", context)
+
+
+def _assigned(assignment: Assignment, by: User) -> str:
+    """Ask the server for its tools; how that went, in words."""
+    asked, name = first_list(assignment, by=by), assignment.server.name
+    if asked is None:
+        return f"{name} assigned. It is switched off, so it was not asked for its tools."
+    if isinstance(asked.outcome, Failed):
+        return f"{name} assigned, but it {asked.outcome}. Its tools are not known yet."
+    count = len(asked.outcome.tools)
+    return f"{name} assigned, {count:,} tool{'' if count == 1 else 's'} known"
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
@@ -209,6 +222,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable server on this gateway",
+            kind="primary",
             text=f"Disable {assignment.server.name} on {assignment.gateway.name}? {_stopping_tools(assignment)} on the "
             f"next request. {NOTHING_IS_DELETED}",
             more=sentences(cuts(assignment, request.user), "Other gateways keep it."),

@@ -219,6 +219,7 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title=f"Quarantine {feature.get_kind_display().lower()}",
+            kind="primary",
             text=f"Quarantine {feature.exposed_name}? It leaves {feature.assignment.gateway.name} on the next request, "
             "and calls of it are refused until somebody accepts it.",
             more=sentences(cuts(feature, request.user), _used(feature, request.user)),

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from accounts.models import User
-from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind
+from gateways.models import Assignment, AssignmentQuerySet, Feature, Gateway, IdentityScheme, Kind
 from servers.discovery import Discovered, Failed, discover, identity_for, note
 from servers.models import Identity
 
@@ -31,7 +31,19 @@ class Refreshed:
 
 def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
     """Ask all enabled servers of `gateway` at once and learn what they offer; what does not answer keeps its rows."""
-    rows = gateway.assignments.live().filter(server__enabled=True).select_related("server", "shared_identity")
+    return _refreshed(gateway.assignments.live().filter(server__enabled=True), by)
+
+
+def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
+    """Ask the server of a new assignment what it offers, so that its tools are there at once.
+
+    None when it was not asked: it is switched off.
+    """
+    return next(iter(_refreshed(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)), None)
+
+
+def _refreshed(rows: AssignmentQuerySet, by: User) -> list[Refreshed]:
+    rows = rows.select_related("server", "shared_identity")
     targets = [(assignment, _identity(assignment, by)) for assignment in rows]
     # No statement runs in these threads: each would hold a database connection of its own.
     with ThreadPoolExecutor(CONCURRENT_REFRESHES) as pool:

@@ -166,8 +166,8 @@ def _grouped(assignments: list[Any], features: list[Feature], kind: Kind | None,
     for one in listings.filter(kind=kind) if kind else listings:
         said.setdefault(one.assignment_id, []).append(one)
     by_id = {a.pk: a for a in assignments}
-    for one in features:
-        one.assignment = by_id.get(one.assignment_id, one.assignment)
+    for feature in features:
+        feature.assignment = by_id.get(feature.assignment_id, feature.assignment)
     groups = [
         Group(a, [FeatureRow(one) for one in features if one.assignment_id == a.pk], Said.of(said.get(a.pk, [])))
         for a in assignments
@@ -225,6 +225,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title=f"Disable {what}",
+            kind="primary",
             text=f"Disable this {what}? {feature.exposed_name} leaves {gateway.name} on the next request. "
             f"{NOTHING_IS_DELETED}",
             more=cuts(feature, request.user),

@@ -37,6 +37,7 @@ from ui.pages import (
     refuse,
     seen,
     show,
+    was_typed,
 )
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
@@ -231,6 +232,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
         return confirm(
             request,
             title="Disable gateway",
+            kind="primary",
             text=f"Disable this gateway? {_stopping_connections(gateway, request.user)} {NOTHING_IS_DELETED}",
             more=cuts(gateway, request.user),
             target="#gateway-head" if request.GET.get("on") == "page" else f"#gateway-{gateway.slug}",
@@ -258,7 +260,7 @@ def _stopping_connections(gateway: Any, viewer: User) -> str:
 def archive(request: AppRequest, slug: str) -> HttpResponse:
     """Its connections end with it, so that takes both capabilities."""
     gateway = find(request.user, slug)
-    if request.method == "GET":
+    if request.method == "GET" or not (gateway.enabled or was_typed(request, str(gateway))):
         more = f"{archived_with(gateway)} Its URL is never used again."
         return confirm_archiving(request, gateway, more=more, back=page_url(gateway))
     try:

@@ -84,6 +84,7 @@ class Refusal(UpstreamError):
 
 SENTENCES = {
     "server_disabled": 'Server "{server}" is disabled by an administrator.',
+    "assignment_disabled": 'Server "{server}" is disabled on this gateway by an administrator.',
     "definition_held": '"{name}" of server "{server}" was changed, and an administrator has not accepted it yet.',
     "definition_quarantined": '"{name}" of server "{server}" is quarantined by an administrator.',
     "tool_disabled": 'Tool "{name}" of server "{server}" is disabled by an administrator.',
@@ -91,6 +92,7 @@ SENTENCES = {
     "resource_disabled": 'Resource "{name}" of server "{server}" is disabled by an administrator.',
     "identity_missing": 'No identity for server "{server}" is connected. Add one to this connection.',
     "identity_disabled": 'The identity for server "{server}" is disabled by an administrator.',
+    "identity_off": 'You switched off your identity for server "{server}". Switch it on again.',
     "identity_withdrawn": 'The identity for server "{server}" may no longer be used at this gateway.',
     "identity_unconfirmed": 'The address of server "{server}" was changed. Its identity waits to be confirmed.',
 }
@@ -181,7 +183,9 @@ HIDDEN_STATES = {"new": "definition_held", "quarantined": "definition_quarantine
 
 def server_refusal(assigned: AssignedServer) -> str:
     """Why nothing of this server may be used at this gateway; empty when it may."""
-    return "" if assigned.enabled and assigned.server_enabled else "server_disabled"
+    if not assigned.server_enabled:
+        return "server_disabled"
+    return "" if assigned.enabled else "assignment_disabled"
 
 
 def identity_refusal(assigned: AssignedServer) -> str:
@@ -193,7 +197,7 @@ def identity_refusal(assigned: AssignedServer) -> str:
     if not assigned.identity_allowed:
         return "identity_withdrawn"
     if not assigned.identity_enabled:
-        return "identity_disabled"
+        return "identity_off" if assigned.identity_off_by_owner else "identity_disabled"
     return "identity_unconfirmed" if assigned.identity_unconfirmed else ""
 
 

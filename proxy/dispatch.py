@@ -70,7 +70,7 @@ INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
 
 # Where users bring the identity a call lacks; the only page the proxy knows.
 IDENTITIES_PATH = "/settings/identities"
-IDENTITY_REASONS = frozenset({"identity_missing", "identity_unconfirmed"})
+IDENTITY_REASONS = frozenset({"identity_missing", "identity_off", "identity_unconfirmed"})
 
 
 def wanted(message: Message | None) -> Wanted:
@@ -214,7 +214,8 @@ class Dispatcher:
     async def answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The response to one request; UpstreamError becomes a JSON-RPC error here and nowhere else."""
         if not self.serves(message.method, modern=request.modern):
-            return error_response(request, jsonrpc.METHOD_NOT_FOUND, f"Method not found: {message.method[:100]}")
+            text = f"Method not found: {message.method[:100]}"
+            return error_response(request, jsonrpc.METHOD_NOT_FOUND, text)._replace(outcome="not_offered")
         try:
             self._begin(grant.token_id)
             try:
@@ -309,7 +310,7 @@ class Dispatcher:
         if error.reason in IDENTITY_REASONS:
             text, data = f"{text} {self._identities_url}", {**(data or {}), "url": self._identities_url}
         response = error_response(request, code, text, data)
-        reason = error.reason if error.outcome in {"denied", "rate_limited"} else ""
+        reason = error.reason if error.reason != error.outcome else ""
         retry = ((b"retry-after", b"%d" % error.seconds),) if isinstance(error, Busy) else ()
         return response._replace(outcome=error.outcome, deny_reason=reason, headers=retry)
 

@@ -79,7 +79,7 @@ class Endpoint:
         request_headers = self._header_reader.read(scope)
         request = McpRequest(request_headers, scope, receive, send)
         if not request_headers.slug:
-            await response.send(request, Response(404))
+            await response.send(request, Response(404, response.NO_GATEWAY_URL))
         elif not request_headers.host_is_known:
             await response.send(request, Response(400, b"", "bad_request"))
         else:
@@ -170,8 +170,13 @@ class Endpoint:
             return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         request_headers = request.parsed_headers
         challenge = response.challenge(
-            self._config.public_url, request_headers.slug, presented=request_headers.presents_bearer
+            self._config.public_url,
+            request_headers.slug,
+            presented=request_headers.presents_bearer,
+            credential=request.header(b"authorization"),
         )
+        if _is_browser(request):
+            return response.for_browser(self._config.public_url, challenge)
         return Response(401, denied.body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
 
     async def _rate_limited(self, grant: Grant) -> Response | None:
@@ -362,6 +367,12 @@ class Endpoint:
             await response.send(request, answer)
 
 
+def _is_browser(request: McpRequest) -> bool:
+    """Whether a person has opened the URL in a browser: clients of MCP never ask for HTML."""
+    asked = request.parsed_headers.http_method == "GET" and not request.parsed_headers.presents_bearer
+    return asked and "text/html" in request.header(b"accept")
+
+
 def _is_standing(request: McpRequest) -> bool:
     """Whether this asks for a stream that lasts: a GET in a session, or `subscriptions/listen`."""
     message = request.message
@@ -396,7 +407,7 @@ def _verb_refusal(request: McpRequest) -> Response | None:
         if request_headers.session_digest is None:
             return _bad_request(400, NO_SESSION_ID)
     elif not _is_standing(request):
-        return Response(405, b"", "bad_request", headers=(response.ALLOW,))
+        return Response(405, b"", "not_offered", headers=(response.ALLOW,))
     return _session_refusal(request)
 
 

@@ -28,6 +28,7 @@ from proxy.server_requests import Asking, InputRefused, ServerRequests
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
 from wire import jsonrpc, stateless, uris, versions
+from wire.causes import in_words
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import BadAnswer, Busy, UpstreamError
@@ -117,7 +118,9 @@ class Forwarder:
             raise
         except UpstreamError as error:
             self._usage.server_contacted(
-                resolved.assigned, error.detail, credential_refused=error.reason == "credential_refused"
+                resolved.assigned,
+                in_words(error, resolved.assigned.url),
+                credential_refused=error.reason == "credential_refused",
             )
             raise
         finally:

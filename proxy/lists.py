@@ -20,6 +20,7 @@ from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from wire import definitions, jsonrpc, uris
+from wire.causes import in_words
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
@@ -208,7 +209,7 @@ class Lists:
             raise
         except UpstreamError as error:
             self._usage.server_contacted(
-                assigned, error.detail, credential_refused=error.reason == "credential_refused"
+                assigned, in_words(error, assigned.url), credential_refused=error.reason == "credential_refused"
             )
             await self._write(asked, None, error.reason)
             raise

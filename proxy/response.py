@@ -6,8 +6,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from proxy import metrics
-from proxy.request import McpRequest, Pair
-from wire import jsonrpc, sse
+from proxy.request import MCP_TOKEN_KINDS, McpRequest, Pair
+from wire import jsonrpc, sse, token_text
 
 CORS_METHODS = b"GET, POST, DELETE, OPTIONS"
 CORS_REQUEST_HEADERS = (
@@ -52,11 +52,48 @@ class Response(NamedTuple):
     headers: tuple[Pair, ...] = ()
 
 
-def challenge(public_url: str, slug: str, *, presented: bool) -> Pair:
-    """WWW-Authenticate (RFC 6750, RFC 9728 section 5.1)."""
+def challenge(public_url: str, slug: str, *, presented: bool, credential: str = "") -> Pair:
+    """WWW-Authenticate (RFC 6750, RFC 9728 section 5.1).
+
+    When a bearer token was presented, its description says what to do by the form of `credential` alone: nobody learns
+    what is stored.
+    """
     metadata = f"{public_url}/.well-known/oauth-protected-resource/mcp/{quote(slug, safe='')}"
-    error = ', error="invalid_token"' if presented else ""
+    error = f', error="invalid_token", error_description="{_advice(credential)}"' if presented else ""
     return b"www-authenticate", f'Bearer resource_metadata="{metadata}"{error}'.encode()
+
+
+def _advice(credential: str) -> str:
+    """What to do about an Authorization header that lets nobody in; plain ASCII without quotes (RFC 6750 section 3)."""
+    text = credential.partition(" ")[2].strip()
+    if text.lower().startswith("bearer"):
+        return "The header holds the word Bearer twice. Write it once, then the token."
+    if text[:1] in {'"', "'", "<"}:
+        return "The token stands in quotes or brackets. Leave them out."
+    if text.startswith(token_text.PERSONAL):
+        return "This is an API key for the REST API. Use an API access token: Settings, API Tokens."
+    if not token_text.well_formed(text, MCP_TOKEN_KINDS):
+        return "This is not a whole token of this gateway. Copy it again, without blanks, or create another."
+    return "The token is unknown here, expired or revoked. Create or regenerate one: Settings, API Tokens."
+
+
+# For a person who opens the URL of a gateway in a browser, and for whoever has the path wrong.
+FOR_BROWSERS = (
+    "This is the address of an MCP gateway. It is for apps and agents, not for browsers.\n\n"
+    "Enter it in your MCP client. How to Connect shows how: {public_url}/connect/help/\n"
+)
+NO_GATEWAY_URL = jsonrpc.error(
+    None,
+    jsonrpc.INVALID_REQUEST,
+    "This is no gateway URL. One ends in /mcp/ and the slug of the gateway, without more.",
+)
+CONTENT_TYPE_TEXT = (b"content-type", b"text/plain; charset=utf-8")
+
+
+def for_browser(public_url: str, *headers: Pair) -> "Response":
+    """The 401 of a browser, in words."""
+    body = FOR_BROWSERS.format(public_url=public_url).encode()
+    return Response(401, body, "unauthorized", headers=(CONTENT_TYPE_TEXT, *headers))
 
 
 def cors_headers(origin: str | None) -> tuple[Pair, ...]:
@@ -89,7 +126,7 @@ async def send(request: McpRequest, response: Response) -> None:
         (b"x-request-id", request.uid.encode()),
         *response.headers,
     ]
-    if response.body:
+    if response.body and CONTENT_TYPE_TEXT not in response.headers:
         headers.append(CONTENT_TYPE_JSON)
     if request.origin is not None:
         headers += cors_headers(request.origin)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from django.utils import timezone
@@ -18,19 +17,19 @@ from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server, cipher
 from servers.upstream_guard import upstream_guard
 from wire import blocking, builtin, errors
+from wire.causes import in_words
 from wire.cipher import Unreadable
 from wire.client import MOST_BYTES
 from wire.credential import Unsendable, header_of
 from wire.definitions import TOOL, Definition
 from wire.guard import Guard, UrlRefused
 from wire.jsonrpc import storable
-from wire.pool import CONNECT_SECONDS, Transport
+from wire.pool import Transport
 from wire.rpc_messages import ServerInfo, Target
 
 __all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "note", "probe"]
 
 DISCOVERY_SECONDS = 10
-MAX_QUOTED = 200  # How much of a server's own text goes into a sentence of ours.
 MAX_SENTENCE = 300
 
 
@@ -129,7 +128,7 @@ def discover(server: Server, identity: Identity | None, kinds: Sequence[str] = (
         reason = "it refused the credential" if identity else "it wants a credential"
         raise AccessRefused(f"answered {error.status}: {reason}", error.reason) from None
     except errors.UpstreamError as error:
-        raise Failed(_in_words(error, server), error.reason) from None
+        raise Failed(in_words(error, server.url), error.reason) from None
     return Discovered(Era(found.era), found.info, found.features, round((time.monotonic() - started) * 1000))
 
 
@@ -180,52 +179,3 @@ def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | 
         return header_of(server.auth_type, server.header_name, secret)
     except Unsendable as reason:
         raise AccessRefused(f"was not asked: the identity “{identity.label}” cannot be sent, {reason}") from None
-
-
-# What went wrong, as it goes on after "The server"; a kind that is not here is told as the kind it belongs to.
-SENTENCES: dict[type[errors.UpstreamError], str] = {
-    errors.UpstreamError: "gave no answer: {0}",
-    errors.TimedOut: "did not answer within {0.seconds:.3g} s",
-    errors.Unreachable: "closed the connection without an answer",
-    errors.BadUrl: "has a URL that cannot be called",
-    errors.NameNotFound: "has a name for which there is no address; check the spelling",
-    errors.NotConnected: "refused the connection",
-    errors.ConnectTimedOut: f"did not answer within {CONNECT_SECONDS:g} s",
-    errors.TlsFailed: "has a TLS certificate that this gateway does not trust",
-    errors.AddressBlocked: "has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it",
-    errors.Loop: "has an address that leads back to this gateway itself",
-    errors.TooLarge: "answered with {0.detail}",
-    errors.TooManyFeatures: "lists {0.detail}",
-    errors.Flooded: "sent {0.detail} instead of an answer",
-    errors.BadAnswer: "answered, but not in MCP",
-    errors.Redirected: f"redirects to {{0.location:.{MAX_QUOTED}}}; redirects are not followed",
-    errors.UnknownVersion: "{0.detail}, which this gateway does not know",
-    errors.OldTransport: (
-        "speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call; "
-        "ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse"
-    ),
-    errors.BadSessionId: "opened a session whose id no header can carry",
-}
-
-
-def _in_words(error: errors.UpstreamError, server: Server) -> str:
-    if isinstance(error, errors.AddressBlocked) and server.url.startswith("http://"):
-        return "is called without TLS; that is for addresses in GATEWAY_PRIVATE_UPSTREAMS only"
-    if type(error) is errors.BadAnswer and (error.error or error.status != HTTPStatus.OK):
-        return _refusal(error)
-    kind = next(kind for kind in type(error).__mro__ if kind in SENTENCES)
-    return SENTENCES[kind].format(error)
-
-
-def _refusal(error: errors.BadAnswer) -> str:
-    """The message for an error, or for a status alone."""
-    if error.error:
-        message, code = error.error.get("message"), error.error.get("code")
-        quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""
-        return f"answered with an error: {quoted} ({code if isinstance(code, int) else 'without a code'})"
-    match error.status:
-        case HTTPStatus.NOT_FOUND:
-            return "answered 404: there is no MCP endpoint at this URL"
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            return "answered 405: it may speak the older HTTP+SSE transport, which is not supported"
-    return f"answered {error.status}"

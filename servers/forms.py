@@ -150,10 +150,46 @@ def _others(server: Server | None) -> ServerQuerySet:
     return rows.exclude(pk=server.pk) if server else rows
 
 
+NO_COMMAND = (
+    "This is a command that starts a server on one computer (stdio). The gateway calls servers over HTTP: give the "
+    "address at which it runs, such as https://mcp.example.com/mcp."
+)
+PROGRAMS = frozenset(
+    [
+        "npx",
+        "npm",
+        "node",
+        "bunx",
+        "bun",
+        "deno",
+        "uvx",
+        "uv",
+        "pipx",
+        "python",
+        "python3",
+        "docker",
+        "podman",
+        "sh",
+        "bash",
+        "cmd",
+        "java",
+        "go",
+    ]
+)
+
+
+def _is_command(text: str) -> bool:
+    """Whether this is what clients are configured with for a local server: a command, or the JSON that holds one."""
+    first = text.strip("\"'").partition(" ")[0].rpartition("/")[2].removesuffix(".exe")
+    return "://" not in text.partition(" ")[0] and (first in PROGRAMS or text.startswith("{"))
+
+
 def _callable(url: str) -> str:
     """`url` with its scheme in lower case. Raises ValidationError unless the gateway may call it."""
+    if _is_command(url):
+        raise ValidationError(NO_COMMAND)
     if re.search(r"[\x00-\x20\x7f\\]", url):
-        raise ValidationError("This is not a URL.")
+        raise ValidationError("This is not a URL. One looks like https://mcp.example.com/mcp.")
     try:
         upstream_guard().check_now(url)
     except UrlRefused as refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.db import IntegrityError
@@ -55,6 +56,12 @@ class IdentityRow:
     @property
     def owner(self) -> str:
         return self.identity.owner.email if self.identity.owner else "Shared"
+
+    @property
+    def calls_query(self) -> str:
+        """What narrows the log to the calls that used it."""
+        label = self.identity.label.replace("\\", "\\\\").replace('"', '\\"')
+        return urlencode({"server": self.identity.server_id, "q": f'identity is "{label}"'})
 
     @property
     def may_change(self) -> bool:
@@ -212,6 +219,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable identity",
+            kind="primary",
             text=f"Disable this identity? {_impact(identity)}. {NOTHING_IS_DELETED}",
             more=sentences(_uses(identity), cuts(identity, request.user)),
             target=f"#identity-{identity.pk}",

@@ -23,7 +23,7 @@ from connections.impact import cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
-from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
+from servers.models import AnotherPlace, AuthType, Era, Health, Identity, Server, ServerQuerySet
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -38,6 +38,7 @@ from ui.pages import (
     seen,
     show,
     wants_fragment,
+    was_typed,
 )
 from wire.credential import place_of
 
@@ -91,14 +92,36 @@ def add(request: AppRequest) -> HttpResponse:
         return show(request, "servers/form.html", context)
     if form.is_valid():
         if "test" in request.POST:
-            return show(request, "servers/form.html", {**context, "contact": _test_result(form.cleaned_data)})
+            contact = _test_result(form.cleaned_data)
+            request.session[TESTED] = {"place": _place(form.cleaned_data), **contact}
+            return show(request, "servers/form.html", {**context, "contact": contact})
         try:
             server = Server.objects.add(**form.cleaned_data, by=request.user)
         except IntegrityError:
             form.refuse()
         else:
+            _keep_test(request, server)
             return leave(request, page_url(server), f"{server.name} added")
     return refuse(request, "servers/form.html", context)
+
+
+PLACE = ("url", "auth_type", "header_name")
+TESTED = "tested_server"  # In the session: how *Test connection* went for a server that was not added yet.
+
+
+def _place(values: dict[str, Any]) -> list[str]:
+    return [str(values[name]) for name in PLACE]
+
+
+def _keep_test(request: AppRequest, server: Server) -> None:
+    """The health of a new server is what its test said, when that was of the same address."""
+    tested = request.session.pop(TESTED, None)
+    if not tested or tested["place"] != _place({name: getattr(server, name) for name in PLACE}):
+        return
+    if tested["kind"] == "bad":
+        server.note_health(Health.DOWN, tested["why"])
+    else:
+        server.note_health(Health.OK, era=Era(tested["era"]) if tested["era"] else None)
 
 
 @require_GET
@@ -197,10 +220,11 @@ def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[
 def _test_result(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
     """How a contact with the server these values describe went; nothing is saved."""
     try:
-        return {"text": str(discover(Server(**values), identity)), "kind": "good"}
+        discovered = discover(Server(**values), identity)
     except Failed as failure:
         text, kind = _failure_text(failure)
-        return {"text": text, "kind": kind}
+        return {"text": text, "kind": kind, "reason": failure.reason, "why": str(failure), "era": ""}
+    return {"text": str(discovered), "kind": "good", "era": discovered.era.value}
 
 
 def _failure_text(failure: Failed) -> tuple[str, str]:
@@ -227,6 +251,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
         return confirm(
             request,
             title="Disable server",
+            kind="primary",
             text=f"Disable this server? {server.name} {detail}. {NOTHING_IS_DELETED}",
             more=cuts(server, request.user),
             target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
@@ -241,7 +266,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
 def archive(request: AppRequest, slug: str) -> HttpResponse:
     """It leaves every gateway; connections stay."""
     server = find(slug)
-    if request.method == "GET":
+    if request.method == "GET" or not (server.enabled or was_typed(request, str(server))):
         return confirm_archiving(request, server, more=_removed_from(server), back=page_url(server))
     try:
         Assignment.objects.archive_server(server, by=request.user)

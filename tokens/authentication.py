@@ -48,6 +48,8 @@ class BearerAuthentication(BaseAuthentication):
             event_context.note_api_key(f"API key {key}")
             return key.acting, ByKey(key)
         token = find(secret)
+        if token is None and secret.lower().startswith("bearer"):
+            raise AuthenticationFailed("Write the word Bearer once, then the API key.", code="unauthorized")
         if token is None:
             raise AuthenticationFailed("This token is missing, unknown, expired or revoked.", code="unauthorized")
         return token.connection.user, Presented(token, secret)

@@ -36,21 +36,49 @@ class Unreachable(UpstreamError):
 class BadUrl(Unreachable):
     """The URL names no place that could be called."""
 
+    sentence = 'Server "{server}" has a URL that cannot be called.'
+
 
 class NameNotFound(Unreachable):
     """The name of the server has no address."""
+
+    sentence = 'Server "{server}" cannot be found: its name has no address.'
 
 
 class NotConnected(Unreachable):
     """Nothing accepts connections at the address."""
 
+    sentence = 'Server "{server}" did not answer: nothing accepts connections at its address.'
+
+
+class NoRoute(NotConnected):
+    """No network leads to the address from here."""
+
+    sentence = 'Server "{server}" cannot be reached from the gateway: no network leads to its address.'
+
 
 class ConnectTimedOut(NotConnected):
     """The address is silent."""
 
+    sentence = 'Server "{server}" did not answer.'
+
 
 class TlsFailed(NotConnected):
-    """TLS could not be agreed on; mostly the certificate is one that this machine does not trust."""
+    """TLS could not be agreed on."""
+
+    sentence = 'No secure connection to server "{server}" can be made.'
+
+
+class CertificateRefused(TlsFailed):
+    """The server's certificate is not one that this machine trusts for its name; `detail` says why."""
+
+    sentence = 'The TLS certificate of server "{server}" is not trusted.'
+
+
+class NotTls(TlsFailed):
+    """The server speaks no TLS at this port, although its URL begins with https."""
+
+    sentence = 'Server "{server}" does not speak TLS, although its URL begins with https://.'
 
 
 class TimedOut(UpstreamError):
@@ -86,10 +114,13 @@ class BadAnswer(UpstreamError):
     """Something came back that is not MCP, in HTTP `status`; `error` is the JSON-RPC error when it is one."""
 
     reason = "bad_answer"
+    sentence = 'Server "{server}" answered with something that is not MCP.'
 
     def __init__(
         self, server: str, detail: str = "", *, status: int = 200, error: jsonrpc.Object | None = None
     ) -> None:
+        if type(self) is BadAnswer and status != 200 and error is None:
+            self.sentence = f'Server "{{server}}" answered with HTTP {status}.'
         super().__init__(server, detail)
         self.status = status
         self.error = error
@@ -98,6 +129,8 @@ class BadAnswer(UpstreamError):
 class Redirected(BadAnswer):
     """The answer leads to `location`; redirects are not followed."""
 
+    sentence = 'Server "{server}" answered with a redirect, which the gateway does not follow.'
+
     def __init__(self, server: str, status: int, location: str) -> None:
         super().__init__(server, f"HTTP {status} to {location[:200]}", status=status)
         self.location = location
@@ -105,6 +138,8 @@ class Redirected(BadAnswer):
 
 class UnknownVersion(BadAnswer):
     """The server speaks no version of MCP that the gateway knows; `detail` names those it speaks."""
+
+    sentence = 'Server "{server}" speaks no version of MCP that this gateway knows.'
 
 
 class OldTransport(BadAnswer):
@@ -118,6 +153,8 @@ class OldTransport(BadAnswer):
 
 class BadSessionId(BadAnswer):
     """The server opened a session whose id no header can carry."""
+
+    sentence = 'Server "{server}" opened a session whose id no header can carry.'
 
 
 class TooLarge(UpstreamError):

@@ -238,7 +238,7 @@ def _parts(url: str) -> Any:
         parts = urlsplit(url)
         port_is_number = parts.port is None or parts.port > 0
     except ValueError:
-        raise UrlRefused("This is not a URL.") from None
+        raise UrlRefused("This is not a URL. One looks like https://mcp.example.com/mcp.") from None
     if parts.scheme not in ("https", "http"):
         raise UrlRefused("The URL must start with https://.")
     if not parts.hostname or not port_is_number:

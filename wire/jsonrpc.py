@@ -65,12 +65,15 @@ class Message:
         return meta if isinstance(meta, dict) else {}
 
 
+NO_MESSAGE = "Invalid Request: the body must be a JSON-RPC 2.0 message, with jsonrpc, id and method"
+
+
 def parse(body: bytes) -> Message:
     """The one message in `body`; raises Malformed."""
     try:
         document = loads(body)
     except ValueError:
-        raise Malformed(PARSE_ERROR, "Parse error") from None
+        raise Malformed(PARSE_ERROR, "Parse error: the body is not JSON") from None
     return _message(document)
 
 
@@ -86,8 +89,8 @@ def _message(document: Any) -> Message:
             if isinstance(params, dict):
                 return Message(method, _id(document), params)
     elif isinstance(document, list):
-        raise Malformed(INVALID_REQUEST, "Batches are not supported")
-    raise Malformed(INVALID_REQUEST, "Invalid Request")
+        raise Malformed(INVALID_REQUEST, "Batches are not supported: send one message at a time")
+    raise Malformed(INVALID_REQUEST, NO_MESSAGE)
 
 
 _NONE: Object = {}
@@ -99,7 +102,7 @@ def _id(document: Object) -> Id | None:
         return known
     if "id" not in document:
         return None
-    raise Malformed(INVALID_REQUEST, "Invalid Request")
+    raise Malformed(INVALID_REQUEST, NO_MESSAGE)
 
 
 def method_in(body: bytes) -> str:

@@ -6,6 +6,7 @@ the environment, a connection limit that one hanging server uses up.
 """
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections import deque
@@ -21,10 +22,13 @@ from wire.errors import (
     AddressBlocked,
     BadAnswer,
     BadUrl,
+    CertificateRefused,
     ConnectTimedOut,
     Loop,
     NameNotFound,
+    NoRoute,
     NotConnected,
+    NotTls,
     TlsFailed,
     TooLarge,
     TooSlow,
@@ -148,9 +152,18 @@ def _not_connected(error: OSError) -> type[Unreachable]:
             return ConnectTimedOut
         case socket.gaierror():
             return NameNotFound
+        case ssl.SSLCertVerificationError():
+            return CertificateRefused
+        case ssl.SSLError(reason=reason) if reason in NO_TLS:
+            return NotTls
         case ssl.SSLError():
             return TlsFailed
-    return NotConnected
+    return NoRoute if error.errno in NO_ROUTE else NotConnected
+
+
+# What OpenSSL says when the other side answers in plain text.
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
+NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
 
 
 @cache
@@ -215,7 +228,7 @@ class Transport:
         except ConnectionBroken as error:
             raise Unreachable(server, str(error)) from error
         except OSError as error:
-            raise _not_connected(error)(server, str(error)) from error
+            raise _not_connected(error)(server, getattr(error, "verify_message", "") or str(error)) from error
         return HttpResponse(self, parsed.origin, connection, server)
 
     async def _exchange(self, origin: Origin, message: bytes) -> HttpConnection:

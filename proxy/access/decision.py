@@ -52,6 +52,8 @@ class AssignedServer(NamedTuple):
     # reason it could not be asked last; None when it never was. And whether its lists differ by session.
     listing: tuple[float, bool, str] | None = None
     lists_live: bool = False
+    # Whether it was its owner, and nobody else, who switched the identity off.
+    identity_off_by_owner: bool = False
 
 
 class SessionGrant(NamedTuple):

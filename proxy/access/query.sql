@@ -153,7 +153,8 @@ SELECT
                     WHERE l.assignment_id = a.id AND l.kind = q.kind
                         AND l.identity_id IS NOT DISTINCT FROM CASE a.identity_scheme WHEN 'per_user' THEN i.id END
                 ) END,
-                s.lists_live
+                s.lists_live,
+                i.disabled_by_id IS NOT NULL AND i.disabled_by_id = i.owner_id
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a

@@ -96,7 +96,7 @@ def test_the_dialog_offers_the_three_schemes_in_their_own_words(
         "Per-user identity (bring your own identity)",
         "Shared identity (service account)",
         "No credential",
-        "Its tools appear on Work as soon as you save.",
+        "It is asked for its tools, and they appear on Work, when you save.",
     ):
         assert words in dialog
 

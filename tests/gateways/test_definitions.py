@@ -157,7 +157,7 @@ def test_a_refresh_that_fails_is_told_on_the_tab_of_every_kind(work: Gateway, cl
 
     for kind in Kind:
         page = text(client.get(f"/gateways/work/tools/?kind={kind.value}"))
-        assert "The server did not answer." in page.split("Asked <time")[1].split("</p>")[0]
+        assert "The server could not be reached, or broke off" in page.split("Asked <time")[1].split("</p>")[0]
 
 
 def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(

@@ -19,6 +19,7 @@ from tests.conftest import Run, SignIn
 from tests.workspace import free_port
 from wire.tool_names import fingerprint
 
+DEAD = "Dead refused the connection: nothing listens there; check the port, and whether it runs."
 pytestmark = pytest.mark.django_db
 
 HTMX = {"HX-Request": "true"}
@@ -204,7 +205,7 @@ def test_a_refresh_asks_all_enabled_servers_and_keeps_what_does_not_answer(run: 
         f"{dead.alias}__kept",
     }
     failures = [one.failure for one in refreshed if one.failure]
-    assert failures == ["Dead refused the connection. Its tools are listed as they were last seen."]
+    assert failures == [f"{DEAD} Its tools are listed as they were last seen."]
     dead.server.refresh_from_db()
     assert dead.server.health == Health.DOWN
     assert off.seen == []
@@ -243,9 +244,9 @@ def test_the_button_shows_the_new_list_and_what_failed(run: Run, work: Gateway, 
     page = client.post("/gateways/work/tools/refresh/", follow=True)
 
     assert "docs__echo" in text(fragment)
-    assert "Dead refused the connection." in text(fragment)
+    assert DEAD in text(fragment)
     assert 'id="tool-count" hx-swap-oob="true">6<' in text(fragment)
-    assert "6 tools known. Dead refused the connection." in text(page)
+    assert f"6 tools known. {DEAD}" in text(page)
 
 
 # --- The tab ------------------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def test_a_tab_without_tools_says_what_to_do(work: Gateway, ana: User, sign_in: 
     assert "This gateway exposes nothing yet" in text(client.get("/gateways/work/tools/"))
 
     make.assignment(work, make.server())
-    assert "No tools known. Refresh." in text(client.get("/gateways/work/tools/"))
+    assert "No tools known. Refresh tools." in text(client.get("/gateways/work/tools/"))
 
 
 @pytest.mark.parametrize(

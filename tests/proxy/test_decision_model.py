@@ -292,7 +292,8 @@ class Plain:
         may = {"allow_all": switch is not False, "selected": switch is True, "block_all": False}[told["policy"]]
         refusals = (
             (not self.is_in_scope(token, number), "out_of_scope"),
-            (not told["enabled"] or not server["enabled"], "server_disabled"),
+            (not server["enabled"], "server_disabled"),
+            (not told["enabled"], "assignment_disabled"),
             (not may, "unknown_tool" if switch is None else "tool_disabled"),
             (bool(reason := self.identity(token.connection, number, told, server)), reason),
         )
@@ -409,6 +410,7 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
 
 EVERY_REASON = {
     "allowed",
+    "assignment_disabled",
     "the server is asked",
     "connection_disabled",
     "connection_revoked",

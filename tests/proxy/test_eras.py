@@ -244,7 +244,8 @@ def test_j5_each_call_carries_the_identity_of_its_own_user(identities: Identitie
 def test_an_identity_that_cannot_be_used_stops_the_call_with_its_reason(identities: Identities) -> None:
     changes = {
         "enabled = false": "identity_disabled",
-        "enabled = true, revoked_at = now(), secret_ciphertext = NULL": "identity_missing",
+        "disabled_by_id = owner_id": "identity_off",
+        "enabled = true, disabled_by_id = NULL, revoked_at = now(), secret_ciphertext = NULL": "identity_missing",
     }
     for change, reason in changes.items():
         sql(f"UPDATE servers_identity SET {change} WHERE label = %s", "ana's")

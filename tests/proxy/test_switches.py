@@ -79,8 +79,8 @@ FINE = (200, 200, 200)
         (
             "gateways_assignment",
             "enabled",
-            (ALL_BUT_GITHUB, (200, "server_disabled"), 200),
-            (ALL_BUT_GITHUB, (200, "server_disabled"), 200),
+            (ALL_BUT_GITHUB, (200, "assignment_disabled"), 200),
+            (ALL_BUT_GITHUB, (200, "assignment_disabled"), 200),
         ),
         ("servers_identity", "enabled", (ALL_BUT_GITHUB, (200, "identity_disabled"), 200), FINE),
         ("accounts_user", "is_active", refused(401, "Unauthorized"), FINE),

@@ -162,16 +162,19 @@ class Trouble:
 
 HUGE = b'{"jsonrpc":"2.0","id":1,"result":{"content":"' + b"x" * (10 << 20) + b'"}}'
 NOT_ANSWERING = 'Server "Docs" did not answer.'
+NOT_MCP = 'Server "Docs" answered with something that is not MCP.'
 
 TROUBLES = [
-    Trouble(upstreams.garbage(), NOT_ANSWERING, "bad_answer"),
-    Trouble(upstreams.garbage(b"[]", kind="application/json"), NOT_ANSWERING, "bad_answer"),
+    Trouble(upstreams.garbage(), NOT_MCP, "bad_answer"),
+    Trouble(upstreams.garbage(b"[]", kind="application/json"), NOT_MCP, "bad_answer"),
+    Trouble(upstreams.garbage(b'{"jsonrpc":"2.0","id":1,"result":{}}', kind="application/json"), NOT_MCP, "bad_answer"),
+    Trouble(upstreams.garbage(b"", status=503), 'Server "Docs" answered with HTTP 503.', "bad_answer"),
+    Trouble(upstreams.garbage(b"", status=404), 'Server "Docs" answered with HTTP 404.', "bad_answer"),
     Trouble(
-        upstreams.garbage(b'{"jsonrpc":"2.0","id":1,"result":{}}', kind="application/json"), NOT_ANSWERING, "bad_answer"
+        upstreams.redirecting("http://127.0.0.1:1/"),
+        'Server "Docs" answered with a redirect, which the gateway does not follow.',
+        "bad_answer",
     ),
-    Trouble(upstreams.garbage(b"", status=503), NOT_ANSWERING, "bad_answer"),
-    Trouble(upstreams.garbage(b"", status=404), NOT_ANSWERING, "bad_answer"),
-    Trouble(upstreams.redirecting("http://127.0.0.1:1/"), NOT_ANSWERING, "bad_answer"),
     Trouble(upstreams.cut_off(), NOT_ANSWERING, "unreachable"),
     Trouble(upstreams.silent(), f"{NOT_ANSWERING} Nothing came from it for 1 seconds.", "timeout", "timeout"),
     Trouble(
@@ -198,14 +201,23 @@ def test_j14_trouble_is_told_in_words_that_name_the_server(work: Work) -> None:
         assert answer.json()["error"] == {"code": -32603, "message": trouble.message, "data": data}, number
         row = work.proxy.last()
         assert (row.outcome, row.server_name, row.rpc_error_code) == (trouble.outcome, "Docs", -32603)
+        assert row.deny_reason == ("" if trouble.outcome == "timeout" else trouble.reason), number
         Server.objects.filter(pk=server.pk).update(name=server.slug)
 
 
 @pytest.mark.parametrize(
     ("url", "message", "reason"),
     [
-        ("http://127.0.0.1:1/", NOT_ANSWERING, "unreachable"),
-        ("https://no-such-name.invalid/", NOT_ANSWERING, "unreachable"),
+        (
+            "http://127.0.0.1:1/",
+            'Server "Docs" did not answer: nothing accepts connections at its address.',
+            "unreachable",
+        ),
+        (
+            "https://no-such-name.invalid/",
+            'Server "Docs" cannot be found: its name has no address.',
+            "unreachable",
+        ),
         ("http://10.0.0.5/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),
         ("http://8.8.8.8/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),
         ("https://169.254.169.254/", 'Server "Docs" lives at an address the gateway may not call.', "address_blocked"),

@@ -200,10 +200,10 @@ def test_a_private_address_behind_tls_is_refused_at_connect(settings: Settings) 
         discover(at("https://localhost/mcp"), None)
 
 
-def test_a_certificate_nobody_vouches_for_is_named(run: Run) -> None:
+def test_https_to_a_server_without_tls_is_told_apart_from_a_bad_certificate(run: Run) -> None:
     port = run(upstreams.docs()).port
 
-    with pytest.raises(Failed, match="has a TLS certificate that this gateway does not trust"):
+    with pytest.raises(Failed, match="does not speak TLS at this port; if it is inside your network, its URL begins"):
         discover(at(f"https://127.0.0.1:{port}/mcp"), None)
 
 

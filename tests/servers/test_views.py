@@ -385,8 +385,10 @@ def test_a_failed_test_says_why_with_and_without_script(ana: User, sign_in: Sign
     fragment = text(client.post(f"/servers/{server.slug}/test/", headers=HTMX))
     page = text(client.post(f"/servers/{server.slug}/test/", follow=True))
 
-    assert "The server refused the connection." in fragment
-    assert page.count("The server refused the connection.") == 2  # the toast, and what the page remembers
+    assert "The server refused the connection: nothing listens there; check the port, and whether it runs." in fragment
+    assert (
+        page.count("The server refused the connection: nothing listens there") == 2
+    )  # the toast, and what the page remembers
 
 
 def test_a_server_that_wants_a_credential_is_no_failure(run: Run, ana: User, sign_in: SignIn) -> None:

@@ -1,0 +1,324 @@
+"""What people do wrong on their first day: each mistake is answered with what to do.
+
+A port in use, missing keys, an unknown setting and the like are in tests/running/test_refusals.py; a set-up that was
+interrupted is in tests/running/test_setup.py, two starts at once in tests/running/test_start.py, and mail that is not
+set up in tests/accounts/test_mail.py.
+"""
+
+import re
+from ipaddress import ip_network
+from typing import Any
+
+import httpx
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from auditlog.reasons import REASONS
+from capabilities import Capability
+from servers.models import AuthType, Server
+from tests import make, upstreams
+from tests.conftest import Run, SignIn
+from tests.proxy.conftest import Proxy
+from tests.proxy.test_endpoint import LIST, World, world_of
+from tests.rest import Rest
+from tests.workspace import free_port
+from tokens.models import Token
+from wire import token_text
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture
+def world(proxy: Proxy, run: Run) -> World:
+    return world_of(proxy, run)
+
+
+def text(response: Any) -> str:
+    return re.sub(r"\s+", " ", str(response.content.decode()))
+
+
+# --- At the gateway: what the program that calls is told ------------------------------------------------------------
+
+
+def asked(world: World, authorization: str | None, **more: str) -> httpx.Response:
+    headers = more | ({} if authorization is None else {"Authorization": authorization})
+    return httpx.post(world.agent.url, json=LIST, headers=headers, trust_env=False)
+
+
+def advice(answer: httpx.Response) -> str:
+    return answer.headers["www-authenticate"].partition('error_description="')[2].removesuffix('"')
+
+
+def test_a_credential_that_lets_nobody_in_says_what_to_do_with_it(world: World) -> None:
+    token = world.agent.secret
+    for authorization, words in {
+        f"Bearer Bearer {token}": "holds the word Bearer twice",
+        f'Bearer "{token}"': "in quotes or brackets. Leave them out",
+        f"Bearer <{token}>": "in quotes or brackets. Leave them out",
+        "Bearer <your-api-access-token>": "in quotes or brackets. Leave them out",
+        f"Bearer {(token or '')[:30]}": "not a whole token of this gateway. Copy it again",
+        f"Bearer {token_text.mint(token_text.PERSONAL)}": "an API key for the REST API. Use an API access token",
+        f"Bearer {token_text.mint(token_text.ACCESS)}": "unknown here, expired or revoked. Create or regenerate one",
+        "Bearer eyJhbGciOiJub25lIn0.e30.": "not a whole token of this gateway",
+    }.items():
+        answer = asked(world, authorization)
+        assert (answer.status_code, words in advice(answer)) == (401, True), (authorization, advice(answer))
+
+
+def test_blanks_around_a_token_do_no_harm(world: World) -> None:
+    assert asked(world, f"Bearer   {world.agent.secret}").status_code == 200
+
+
+def test_no_token_leads_to_the_metadata_that_a_client_signs_in_by(world: World) -> None:
+    assert "resource_metadata=" in asked(world, None).headers["www-authenticate"]
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+def test_a_token_that_has_ended_is_told_so_in_the_log_and_what_to_do_in_the_answer(world: World, end: str) -> None:
+    token = Token.objects.get()
+    if end == "revoked":
+        token.revoke(by=token.connection.user)
+    else:
+        Token.objects.update(expires_at=token.created_at)
+
+    assert "Create or regenerate one" in advice(asked(world, f"Bearer {world.agent.secret}"))
+    assert world.proxy.last().deny_reason == end
+
+
+def test_the_token_of_another_gateway_is_told_so_in_the_log(world: World) -> None:
+    make.gateway(slug="other")
+
+    answer = httpx.post(
+        world.proxy.url("other"), json=LIST, headers={"Authorization": f"Bearer {world.agent.secret}"}, trust_env=False
+    )
+
+    assert answer.status_code == 403
+    assert REASONS[world.proxy.last().deny_reason].sentence == "The token belongs to another gateway."
+
+
+def test_a_wrong_path_says_what_a_gateway_url_looks_like(world: World) -> None:
+    base = world.agent.url
+    headers = {"Authorization": f"Bearer {world.agent.secret}"}
+    for url in (base.removesuffix("/work"), f"{base}/sse", f"{base}/mcp", f"{base.removesuffix('/work')}/"):
+        answer = httpx.post(url, json=LIST, headers=headers, trust_env=False)
+        assert answer.status_code == 404, url
+        assert "One ends in /mcp/ and the slug of the gateway" in answer.json()["error"]["message"]
+    assert httpx.post(f"{base}/", json=LIST, headers=headers, trust_env=False).status_code == 200
+
+
+def test_a_gateway_opened_in_a_browser_says_what_it_is_for(world: World) -> None:
+    page = httpx.get(world.agent.url, headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}, trust_env=False)
+
+    assert page.headers["content-type"] == "text/plain; charset=utf-8"
+    assert "It is for apps and agents, not for browsers." in page.text
+    assert "https://gateway.example.com/connect/help/" in page.text
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "words"),
+    [
+        (b"{", {"Content-Type": "application/json"}, 400, "not JSON"),
+        (b"hello", {"Content-Type": "application/json"}, 400, "not JSON"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "The Content-Type must be application/json"),
+        (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "must be application/json"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"Accept": "text/html"}, 406, "The Accept header must allow"),
+        (b'{"id":1,"method":"ping"}', {}, 400, "must be a JSON-RPC 2.0 message"),
+        (b"[]", {"Content-Type": "application/json"}, 400, "atch"),
+    ],
+)
+def test_a_request_of_a_wrong_form_says_which_form_is_right(
+    world: World, body: bytes, headers: dict[str, str], status: int, words: str
+) -> None:
+    sent = {"Content-Type": "application/json", "Authorization": f"Bearer {world.agent.secret}", **headers}
+
+    answer = httpx.post(world.agent.url, content=body, headers=sent, trust_env=False)
+
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
+# --- At the REST API -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("secret", "words"),
+    [
+        ("token", "API access tokens are for gateways and not accepted here. Use an API key: Settings, API keys."),
+        ("Bearer twice", "Write the word Bearer once, then the API key."),
+        ("unknown", "unknown, expired or revoked"),
+    ],
+)
+def test_a_wrong_credential_at_the_api_says_which_one_it_takes(secret: str, words: str, ana: User) -> None:
+    token = make.token(make.connection(make.agent(by=ana), make.gateway(), ana))
+    texts = {"token": token.secret, "Bearer twice": f"Bearer {token.secret}", "unknown": token_text.mint("gwp")}
+
+    answer = Rest.bearing(texts[secret]).get("/hosts")
+
+    assert answer.status_code in (401, 403)
+    assert words in text(answer)
+
+
+# --- Adding a server -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _loopback_allowed(settings: Any) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (
+            "npx -y @modelcontextprotocol/server-github",
+            "This is a command that starts a server on one computer (stdio)",
+        ),
+        ("/usr/local/bin/uvx mcp-server-git", "This is a command that starts a server on one computer (stdio)"),
+        ('{"command": "npx", "args": []}', "This is a command that starts a server on one computer (stdio)"),
+        ("docs server", "This is not a URL. One looks like https://mcp.example.com/mcp."),
+        ("mcp.example.com/mcp", "The URL must start with https://."),
+        ("ftp://mcp.example.com/", "The URL must start with https://."),
+        ("https://", "The URL names no server."),
+        ("https://ann:secret@mcp.example.com/", "Leave credentials out of the URL; store them as an identity."),
+        ("https://no-such-name.invalid/mcp", "cannot be found. Check the spelling."),
+        ("https://10.0.0.5/mcp", "is private or reserved; GATEWAY_PRIVATE_UPSTREAMS does not allow it"),
+        ("http://8.8.8.8/mcp", "GATEWAY_PRIVATE_UPSTREAMS, the only place that may be called without TLS"),
+    ],
+)
+def test_a_url_that_cannot_be_one_says_what_it_should_be_on_page_and_api(
+    url: str, words: str, ana: User, sign_in: SignIn, settings: Any
+) -> None:
+    settings.PRIVATE_UPSTREAMS = []
+
+    page = sign_in(ana).post("/servers/add/", SERVER | {"url": url})
+    told = Rest.of(ana).post("/servers", {"name": "Docs", "url": url, "auth_type": "none"})
+
+    if not url.startswith("http://"):
+        assert words in text(page).replace("&#x27;", "'")
+        assert words in str(told.json())
+    assert (page.status_code, told.status_code) == (422, 400)
+    assert not Server.objects.filter(name="Docs").exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("_loopback_allowed")
+def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) -> None:
+    url = run(upstreams.docs()).url
+
+    sign_in(ana).post("/servers/add/", SERVER | {"url": f"  {url}\n"})
+
+    assert Server.objects.get(name="Docs").url == url
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("_loopback_allowed")
+def test_what_is_not_an_mcp_server_says_what_to_look_at(ana: User, sign_in: SignIn, run: Run) -> None:
+    client = sign_in(ana)
+    docs = run(upstreams.docs())
+    for url, words in {
+        f"http://127.0.0.1:{free_port()}/mcp": "refused the connection: nothing listens there; check the port",
+        docs.url.replace("http://", "https://"): "does not speak TLS at this port",
+        run(upstreams.garbage()).url: "answered, but not in MCP; check that the URL is that of its MCP endpoint",
+        run(upstreams.garbage(b"", status=404)).url: "there is no MCP endpoint at this URL; it often ends in /mcp",
+        run(upstreams.garbage(b"", status=400)).url: "answered 400; check that the URL is that of its MCP endpoint",
+        run(upstreams.redirecting("https://example.com/login")).url: "redirects to https://example.com/login",
+        run(upstreams.github()).url: "answered 401: it wants a credential. Choose the auth type it wants.",
+    }.items():
+        page = text(client.post("/servers/add/", SERVER | {"url": url, "test": "1"}))
+        assert words in page, (words, page[page.find("test-result") :][:400])
+        assert "rrno" not in page
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("_loopback_allowed")
+def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_in: SignIn, run: Run) -> None:
+    client, values = sign_in(ana), SERVER | {"url": run(upstreams.docs()).url}
+
+    client.post("/servers/add/", values | {"test": "1"})
+    client.post("/servers/add/", values)
+    client.post("/servers/add/", values | {"name": "Untested", "url": run(upstreams.docs()).url})
+
+    assert [server.health for server in Server.objects.order_by("name")] == ["ok", "unknown"]
+
+
+# --- In the browser --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_wrong_password_says_no_more_than_that(ana: User) -> None:
+    page = Client().post("/accounts/login/", {"login": ana.email, "password": "wrong"})
+
+    assert "The e-mail or the password is not right." in text(page)
+
+
+@pytest.mark.django_db
+def test_a_form_that_was_open_over_night_leads_to_sign_in_and_back(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    client.logout()
+
+    assert client.post("/hosts/add/", {"name": "x"})["Location"] == "/accounts/login/?next=/hosts/add/"
+    gone = client.post("/hosts/add/", {"name": "x"}, headers=HTMX | {"HX-Current-URL": "http://testserver/hosts/"})
+    assert gone["HX-Redirect"] == "/accounts/login/?next=%2Fhosts%2F"
+
+
+@pytest.mark.django_db
+def test_a_form_of_another_session_says_to_reload_it(ana: User) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(ana)
+
+    page = client.post("/hosts/add/", {"name": "x"})
+
+    assert page.status_code == 403
+    assert "This page was open too long. Load it again" in text(page)
+
+
+@pytest.mark.django_db
+def test_sending_a_form_twice_says_that_it_is_there_already(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    client.post("/hosts/add/", {"name": "Feedback bot", "description": ""})
+    again = client.post("/hosts/add/", {"name": "Feedback bot", "description": ""})
+
+    assert "An agent with this name already exists." in text(again)
+
+
+@pytest.mark.django_db
+def test_the_second_of_two_tabs_is_shown_what_the_first_one_saved(ana: User, sign_in: SignIn) -> None:
+    host, client = make.agent(by=ana, name="Bot"), sign_in(ana)
+    path = f"/hosts/{host.pk}/rename/"
+    opened = re.search(r'name="version" value="([^"]+)"', text(client.get(path)))
+    assert opened is not None
+    client.post(path, {"name": "Mine", "description": "", "version": opened[1]})
+
+    second = client.post(path, {"name": "Theirs", "description": "", "version": opened[1]})
+
+    assert second.status_code == 422
+    assert "Mine" in text(second)
+
+
+@pytest.mark.django_db
+def test_going_back_to_a_token_that_was_shown_once_says_so(ana: User, sign_in: SignIn) -> None:
+    token, client = make.token(make.connection(make.agent(by=ana), make.gateway(), ana)).token, sign_in(ana)
+    form = text(client.get(f"/tokens/{token.pk}/regenerate/"))
+    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form))
+    shown = client.post(f"/tokens/{token.pk}/regenerate/", fields)
+    assert 'id="token-issued"' in text(shown)
+
+    again = client.post(f"/tokens/{token.pk}/regenerate/", fields, follow=True)
+
+    assert "no longer shown" in text(again)
+
+
+@pytest.mark.django_db
+def test_a_password_link_without_a_mail_server_is_shown_to_who_made_it(sign_in: SignIn, settings: Any) -> None:
+    chief = sign_in(make.user(Capability.PEOPLE_MANAGE))
+
+    page = text(chief.get("/people/"))
+
+    assert "Invite" in page
