@@ -1,10 +1,12 @@
 """allauth's adapter: no public sign-up, and error messages that do not reveal why a sign-in was refused."""
 
 import hashlib
+import time
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from allauth.account.adapter import DefaultAccountAdapter
+from django.conf import settings
 from django.contrib.auth.hashers import make_password
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -16,6 +18,8 @@ from accounts.sign_in_limits import TooManyTries, Tries, remember_browser, sende
 from accounts.strangers import aside
 from auditlog.actions import Action
 from auditlog.models import Event
+
+SIGNED_IN_AT = "signed_in_at"  # In the session: when the password was typed to sign in.
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
@@ -57,7 +61,14 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def post_login(self, request: HttpRequest, user: User, **kwargs: Any) -> HttpResponse:
         response: HttpResponse = super().post_login(request, user, **kwargs)
         remember_browser(request, response, user)
+        request.session[SIGNED_IN_AT] = time.time()
         return response
+
+    def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
+        """Not within the first minutes after signing in: that was a confirmation too."""
+        age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
+        required: bool = super().is_reauthentication_required(app=app, **kwargs)
+        return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
 
 
 def store_password(user: User, encoded: str) -> None:

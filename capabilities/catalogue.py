@@ -39,13 +39,13 @@ class Capability(StrEnum):
         "connections.revoke_connection",
         "api-keys:revoke",
         "Revoke connections and regenerate API keys",
-        "Use the trash and key buttons on every connection.",
+        "See every connection, and use the trash and key buttons on it.",
     )
     CONNECTIONS_TOGGLE = (
         "connections.toggle_connection",
         "connections:toggle",
         "Disable and enable connections",
-        "Switch a single connection off and on.",
+        "See every connection, and switch a single one off and on.",
     )
     HOSTS_READ = (
         "hosts.view_host",

@@ -12,13 +12,13 @@ from django.views.decorators.http import require_GET
 from accounts.models import User
 from capabilities import Capability, requires
 from connections.models import ConnectionQuerySet
-from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
+from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, numbers, visible
 from gateways.models import Gateway
 from ui.pages import AppRequest, page_of, show
 
 ROWS = 25
 GATEWAYS = 40  # More would make the page too heavy; the search finds the connections of the rest.
-NOUNS = {"app": "app", "agent": "agent", "all": "connection"}
+KINDS = ("app", "agent", "all")
 
 
 class McpFilter(ConnectionFilter):
@@ -28,10 +28,10 @@ class McpFilter(ConnectionFilter):
 
     def __init__(self, query: QueryDict) -> None:
         parameters = query.copy()
-        if parameters.get("type") not in NOUNS:
+        if parameters.get("type") not in KINDS:
             parameters["type"] = "app"
         super().__init__(parameters)
-        self.fields["type"].choices = [(name, name) for name in NOUNS]  # type: ignore[attr-defined]
+        self.fields["type"].choices = [(name, name) for name in KINDS]  # type: ignore[attr-defined]
         live = Gateway.objects.live().order_by(Lower("name"))
         self.gateways = list(live.values_list("slug", "name")[:GATEWAYS])
         self.fields["gateway"].choices = self.gateways  # type: ignore[attr-defined]
@@ -50,21 +50,22 @@ class McpFilter(ConnectionFilter):
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """How many rows a list has, and how many of them are active, as the header says it."""
+    """How many rows a list has, and how many of them work or are blocked, as the header says it."""
 
     rows: int
     active: int
-    noun: str
+    blocked: int
 
     def __str__(self) -> str:
-        return f"{self.rows:,} {self.noun}{'' if self.rows == 1 else 's'}, {self.active:,} active"
+        blocked = f", {self.blocked:,} blocked" if self.blocked else ""
+        return f"{self.rows:,} connection{'' if self.rows == 1 else 's'}, {self.active:,} active{blocked}"
 
 
 def number(viewer: User, filters: McpFilter) -> Number:
     """The counts for the requested list."""
     matching = filters.narrow(visible(viewer).order_by())
-    active = ConnectionFilter({"status": ["active"]}).narrow(matching)
-    return Number(matching.count(), active.count(), NOUNS[filters.cleaned_data["type"]])
+    counts = numbers(matching)
+    return Number(sum(counts.values()), counts["active"], counts["blocked"])
 
 
 @require_GET

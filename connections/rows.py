@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.db.models import Count, Exists, OuterRef, Q
@@ -61,6 +62,11 @@ class ConnectionRow:
     def name(self) -> str:
         """The accessible name of the row's switch."""
         return f"{self.connection.host.name} on {self.connection.gateway.name} as {self.connection.user.email}"
+
+    @property
+    def calls_query(self) -> str:
+        """What narrows the log to its calls."""
+        return urlencode({"connection": self.connection.pk})
 
     @cached_property
     def tokens(self) -> list[Any]:
@@ -134,7 +140,7 @@ class ConnectionRow:
     @property
     def offers_key(self) -> bool:
         """Whether the key button is there: the break-glass covers regeneration too."""
-        return self.status in ("active", "blocked") and self.connection.is_on and self.may_regenerate
+        return self.status == "active" and self.may_regenerate
 
     @property
     def may_ask_for_new(self) -> bool:

@@ -103,6 +103,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Disable connection",
+            kind="primary",
             text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
             f"{connection.gateway.name} on the next request.",
             more=sentences(

@@ -37,6 +37,7 @@ from ui.pages import (
     seen,
     sentences,
     show,
+    was_typed,
 )
 
 
@@ -141,30 +142,55 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.HOSTS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Disable a host; the second button ends its connections too, which takes the other capability."""
+    """Disable a host; `?revoke=1` asks to end its connections too, which takes the other capability."""
     host = find(request.user, pk)
     may_revoke = request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
+    if "revoke" in request.GET or "revoke" in request.POST:
+        return _disable_and_revoke(request, host)
     if request.method == "GET":
+        revoking = {"revoke": "1", **({"on": "page"} if request.GET.get("on") == "page" else {})}
         return confirm(
             request,
             title="Disable host",
             text=f'Disable this host? Every connection of "{host.name}" stops on its next request. '
             f"{NOTHING_IS_DELETED}",
             more=sentences(cuts(host, request.user), "To end access for good, revoke the connections."),
-            second=("revoke", "Disable and revoke all connections") if may_revoke else None,
-            target="#host-head" if request.GET.get("on") == "page" else f"#host-{host.pk}",
+            further=(f"{request.path}?{urlencode(revoking)}", "Disable and revoke all connections")
+            if may_revoke
+            else None,
+            kind="primary",
+            target=_switch_target(request, host),
             back=reverse("hosts:detail", args=[host.pk]),
         )
-    if "revoke" not in request.POST:
-        host.disable(by=request.user)
-        return switched(request, host, "Host disabled")
-    if not may_revoke:
+    host.disable(by=request.user)
+    return switched(request, host, "Host disabled")
+
+
+def _switch_target(request: AppRequest, host: Host) -> str:
+    return "#host-head" if request.GET.get("on") == "page" else f"#host-{host.pk}"
+
+
+def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
+    if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
+    if request.method == "GET" or not was_typed(request, host.name):
+        return confirm(
+            request,
+            title="Disable and revoke all connections",
+            text=f'Disable "{host.name}" and revoke all its connections? Its tokens and keys end with them. '
+            "This cannot be undone.",
+            more=archived_with(host),
+            icon="revoke",
+            hidden={"revoke": "1"},
+            typed=host.name,
+            target=_switch_target(request, host),
+            back=reverse("hosts:detail", args=[host.pk]),
+        )
     with transaction.atomic():
         host.disable(by=request.user)
         revoked = Connection.objects.filter(host=host).revoke_all(by=request.user)
     toast = f"Host disabled, {revoked} connection{'' if revoked == 1 else 's'} revoked"
-    return switched(request, find(request.user, pk), toast)
+    return switched(request, find(request.user, host.pk), toast)
 
 
 @require_http_methods(["GET", "POST"])
@@ -174,7 +200,7 @@ def archive(request: AppRequest, pk: UUID) -> HttpResponse:
     """Its connections end with it, so that takes both capabilities."""
     host = find(request.user, pk)
     page = reverse("hosts:detail", args=[host.pk])
-    if request.method == "GET":
+    if request.method == "GET" or not (host.enabled or was_typed(request, str(host))):
         return confirm_archiving(request, host, more=archived_with(host), back=page)
     try:
         Connection.objects.archive_host(host, by=request.user)

@@ -119,13 +119,16 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     icon: str = "warning",
     kind: str = "danger",
     choice: tuple[str, str] | None = None,
-    second: tuple[str, str] | None = None,
+    further: tuple[str, str] | None = None,
+    typed: str = "",
     hidden: dict[str, Any] | None = None,
 ) -> HttpResponse:
     """Ask before an act. OK posts to this same URL; Cancel holds the focus.
 
     `target` is the CSS selector the answer of that POST replaces (outerHTML) when htmx is at work. `choice` is the name
-    and the label of a checkbox, ticked at first; `second` those of a further button; `hidden` fields go along.
+    and the label of a checkbox, ticked at first; `further` the address and the label of another question; `hidden`
+    fields go along. `kind` is "primary" for what can be undone, red for what cannot; `typed` is what has to be typed
+    for an act that ends many things at once (`was_typed`).
     """
     context = {
         "title": title,
@@ -136,11 +139,20 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
         "icon_name": icon,
         "kind": kind,
         "choice": choice,
-        "second": second,
+        "further": further,
+        "typed": typed,
+        "mistyped": bool(typed) and request.method == "POST",
         "hidden": hidden or {},
         "action": request.path,
     }
+    if context["mistyped"]:
+        return refuse(request, "ui/confirm.html", context)
     return show(request, "ui/confirm.html", context)
+
+
+def was_typed(request: HttpRequest, name: str) -> bool:
+    """Whether the name that `confirm` asked for was typed; blanks around it and its case do not matter."""
+    return request.POST.get("typed", "").strip().casefold() == name.strip().casefold()
 
 
 def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: str) -> HttpResponse:
@@ -152,6 +164,7 @@ def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: s
         more=more,
         icon="archive",
         back=back,
+        typed=str(target),
     )
 
 

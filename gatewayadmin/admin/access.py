@@ -81,7 +81,7 @@ class ConnectionPages(CapabilityAdmin):
         return reverse("connections:for_host", args=[obj.host_id])
 
     def get_queryset(self, request: Any) -> Any:
-        return super().get_queryset(request).select_related("host", "user", "gateway").with_reach()
+        return Connection.objects.with_reach().select_related("host", "user", "gateway").order_by("-connected_at")
 
     def get_changelist_instance(self, request: Any) -> Any:
         changelist = super().get_changelist_instance(request)

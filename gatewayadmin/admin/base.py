@@ -103,9 +103,9 @@ class CapabilityAdmin(ModelPages):
 
     def state(self, obj: Any) -> str:
         """The column of lists for what can be switched: a row that has ended never looks switched on."""
-        for name in ENDED:
+        for name, state in ENDED.items():
             if getattr(obj, name, None) is not None:
-                return ENDED[name]
+                return state
         return "enabled" if obj.enabled else "disabled"
 
     # What a list may be narrowed by

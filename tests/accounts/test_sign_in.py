@@ -297,3 +297,24 @@ def test_guessing_passwords_is_recorded_once_a_minute() -> None:
     event = Event.objects.get(action="user.sign_in_refused")
 
     assert (event.target_label, event.changes, event.ip) == (person.email, {"email": person.email}, "127.0.0.1")
+
+
+def test_signing_in_counts_as_a_confirmation_for_five_minutes(client: Client) -> None:
+    boss = make.user(Capability.PEOPLE_MANAGE)
+    roles = {"name": "Auditors", "description": "", "capabilities": []}
+
+    with time_machine.travel(datetime.now(UTC), tick=False) as clock:
+        client.post("/accounts/login/", {"login": boss.email, "password": make.PASSWORD})
+        assert "reauthenticate" not in client.post("/people/roles/add/", roles)["Location"]
+        clock.shift(5 * 60)
+        late = client.post("/people/roles/add/", roles | {"name": "Others"})
+
+    assert late["Location"].startswith("/accounts/reauthenticate/")
+
+
+def test_a_session_without_a_password_typed_is_asked_for_it(sign_in: SignIn) -> None:
+    boss = sign_in(make.user(Capability.PEOPLE_MANAGE))
+
+    asked = boss.post("/people/roles/add/", {"name": "Auditors", "description": "", "capabilities": []})
+
+    assert asked["Location"].startswith("/accounts/reauthenticate/")

@@ -64,7 +64,7 @@ def handbook(live: Serve) -> Iterator[Handbook]:
 
 def refresh(page: Page, live: Serve, slug: str) -> None:
     page.goto(f"{live.url}/gateways/{slug}/tools/")
-    steps.press(page, "Refresh")
+    steps.press(page, "Refresh tools")
     expect(page.get_by_text("Asked just now.")).to_be_visible()
 
 

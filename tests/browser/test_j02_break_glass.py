@@ -72,8 +72,8 @@ TOGGLES = {
         "gateways_assignment",
         "assignment",
         "/api/gateways/work-j/servers/github",
-        failing("server_disabled"),
-        failing("server_disabled"),
+        failing("assignment_disabled"),
+        failing("assignment_disabled"),
     ),
     "identity": Toggle(
         "servers_identity", "identity", "/api/identities/{identity}", failing("identity_disabled"), FINE

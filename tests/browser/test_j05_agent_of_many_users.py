@@ -51,7 +51,7 @@ def test_j5_each_person_has_a_token_and_an_identity_of_their_own(cast: Cast, bos
     found = cast.browser("ann").get("/api/identities").json()["results"]
     (own,) = (identity["id"] for identity in found if identity["label"] == "of ann for the bot")
     assert cast.browser("ann").post(f"/api/identities/{own}/disable").status_code == 200
-    assert reason(url, tokens["ann"]) == "identity_disabled"
+    assert reason(url, tokens["ann"]) == "identity_off"
     assert reason(url, tokens["ben"]) is None
     assert cast.browser("ann").post(f"/api/identities/{own}/enable").status_code == 200
     # 6

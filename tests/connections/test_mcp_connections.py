@@ -55,7 +55,7 @@ def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: 
         assert words in seen
     assert '<span class="badge" data-state="active">active</span>' in seen
     assert Token.objects.get().prefix.startswith("gwk_")
-    assert number(page) == "1 app, 1 active"
+    assert number(page) == "1 connection, 1 active"
 
 
 def test_an_app_without_a_name_is_an_mcp_client(ana: User, sign_in: SignIn) -> None:
@@ -148,7 +148,7 @@ def test_a_revoked_row_stays_last_with_a_red_badge_and_its_date(ana: User, ann: 
     assert '<span class="badge" data-state="revoked">revoked</span>' in row(page, old)
     assert "Revoked <time" in row(page, old)
     assert "Jan 20, 2026" in row(page, old)
-    assert number(page) == "2 apps, 1 active"
+    assert number(page) == "2 connections, 1 active"
     assert Token.objects.filter(connection=new).get().prefix != Token.objects.filter(connection=old).get().prefix
 
 
@@ -166,7 +166,7 @@ def test_revoking_swaps_the_row_and_the_second_number(ana: User, ann: User, sign
     assert ">Cancel<" in asked
     assert ">OK<" in asked
     assert text(answer).lstrip().startswith(f'<tr id="connection-{link.pk}" data-state="revoked" class="changed">')
-    assert number(answer) == "2 apps, 1 active"
+    assert number(answer) == "2 connections, 1 active"
     assert 'id="connection-number" hx-swap-oob="true"' in text(answer)
     assert not Token.objects.active().filter(connection=link).exists()
 
@@ -177,7 +177,7 @@ def test_the_numbers_of_an_answer_follow_what_the_page_shows(ana: User, sign_in:
     make.app_connection(ana, make.gateway())
     agents = HTMX | {"HX-Current-URL": f"http://testserver{PATH}?type=agent"}
 
-    assert number(sign_in(ana).post(f"/connections/{link.pk}/revoke/", headers=agents)) == "1 agent, 0 active"
+    assert number(sign_in(ana).post(f"/connections/{link.pk}/revoke/", headers=agents)) == "1 connection, 0 active"
 
 
 def test_regenerating_swaps_the_row_and_says_what_happens_next(ana: User, ann: User, sign_in: SignIn) -> None:
@@ -207,15 +207,15 @@ def test_an_agents_secret_regenerated_here_comes_with_its_row(ana: User, sign_in
 @pytest.mark.parametrize(
     ("query", "expected", "counted"),
     [
-        ("", ["Cursor", "Claude", "Ended"], "3 apps, 1 active"),
-        ("?type=agent", ["CI bot"], "1 agent, 1 active"),
+        ("", ["Cursor", "Claude", "Ended"], "3 connections, 1 active"),
+        ("?type=agent", ["CI bot"], "1 connection, 1 active"),
         ("?type=all", ["CI bot", "Cursor", "Claude", "Ended"], "4 connections, 2 active"),
-        ("?status=disabled", ["Cursor"], "1 app, 0 active"),
-        ("?status=revoked&status=active", ["Claude", "Ended"], "2 apps, 1 active"),
-        ("?gateway=work", ["Claude"], "1 app, 1 active"),
-        ("?q=CLAU", ["Claude"], "1 app, 1 active"),
-        ("?q=nobody", [], "0 apps, 0 active"),
-        ("?type=x&status=y&gateway=z&page=w", ["Cursor", "Claude", "Ended"], "3 apps, 1 active"),
+        ("?status=disabled", ["Cursor"], "1 connection, 0 active"),
+        ("?status=revoked&status=active", ["Claude", "Ended"], "2 connections, 1 active"),
+        ("?gateway=work", ["Claude"], "1 connection, 1 active"),
+        ("?q=CLAU", ["Claude"], "1 connection, 1 active"),
+        ("?q=nobody", [], "0 connections, 0 active"),
+        ("?type=x&status=y&gateway=z&page=w", ["Cursor", "Claude", "Ended"], "3 connections, 1 active"),
     ],
 )
 def test_the_query_string_narrows_the_list_and_its_numbers(
@@ -244,7 +244,7 @@ def test_an_empty_page_says_how_rows_get_there(ana: User, sign_in: SignIn) -> No
 
     assert "No connections yet. Connections appear here when an MCP client completes the OAuth flow." in page
     assert "How to Connect" in page
-    assert number(sign_in(ana).get(PATH)) == "0 apps, 0 active"
+    assert number(sign_in(ana).get(PATH)) == "0 connections, 0 active"
 
 
 def test_there_is_no_button_to_make_a_connection_by_hand(ana: User, sign_in: SignIn) -> None:
@@ -270,7 +270,7 @@ def test_the_page_costs_the_same_for_one_row_and_for_many(
         make.app_connection(ana, make.gateway())
     client = sign_in(ana)
 
-    with django_assert_num_queries(9):  # session, user, permissions, gateways, count, active, keys, rows, tokens
+    with django_assert_num_queries(8):  # session, user, permissions, gateways, numbers, keys, rows, tokens
         client.get(PATH)
 
 

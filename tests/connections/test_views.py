@@ -199,7 +199,7 @@ def test_archiving_names_the_connections_it_ends_and_ends_them(ana: User, sign_i
     path = f"/hosts/{connection.host_id}/archive/"
 
     asked = text(sign_in(ana).get(path))
-    response = sign_in(ana).post(path, follow=True)
+    response = sign_in(ana).post(path, {"typed": "CI bot"}, follow=True)
 
     assert f"{ana.email} on {connection.gateway.name}" in asked
     assert response.redirect_chain == [("/hosts/", 302)]

@@ -158,6 +158,7 @@ def test_a_pending_app_shows_no_switch(ana: User, sign_in: SignIn) -> None:
         assert 'role="switch"' not in part
         assert "Allow" in part
 
+
 @pytest.mark.parametrize(
     ("query", "names"),
     [

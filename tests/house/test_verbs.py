@@ -13,6 +13,7 @@ from accounts.models import WorkspaceSettings
 from capabilities import Capability
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
+from servers.models import Server
 from tests import make
 from tests.api.world import build, holder
 from tests.house.doors import session_of
@@ -55,6 +56,8 @@ def staged() -> Stage:
         "gateway": assignment.gateway_id,
         "host": known["host"],
         "host_name": Host.objects.get(pk=known["host"]).name,
+        "gateway_name": Gateway.objects.get(slug="closed").name,
+        "server_name": Server.objects.get(slug="docs").name,
         "identity": known["identity"],
         "open": everyones.pk,
         "open_slug": everyones.slug,

@@ -82,7 +82,7 @@ def last_token(stage: Stage) -> object:
 
 
 def through_disabling(stage: Stage) -> object:
-    return page("/hosts/{host}/disable/", revoke="")(stage)
+    return page("/hosts/{host}/disable/", revoke="", typed="{host_name}")(stage)
 
 
 VERBS = [
@@ -127,14 +127,14 @@ VERBS = [
     # Connections
     verb(
         "Connection.archive_gateway",
-        page("/gateways/closed/archive/"),
+        page("/gateways/closed/archive/", typed="{gateway_name}"),
         rest("POST /gateways/closed/archive"),
         admin("gateways/gateway", "archive", "gateway"),
         before=off(Gateway, "gateway"),
     ),
     verb(
         "Connection.archive_host",
-        page("/hosts/{host}/archive/"),
+        page("/hosts/{host}/archive/", typed="{host_name}"),
         rest("POST /hosts/{host}/archive"),
         admin("hosts/host", "archive", "host"),
         before=off(Host, "host"),
@@ -273,7 +273,7 @@ VERBS = [
     # Servers behind them
     verb(
         "Assignment.archive_server",
-        page("/servers/docs/archive/"),
+        page("/servers/docs/archive/", typed="{server_name}"),
         rest("POST /servers/docs/archive"),
         admin("servers/server", "archive", "server"),
         before=off(Server, "server"),

@@ -148,9 +148,10 @@ def test_a_row_never_claims_to_work_when_it_cannot(ana: User, sign_in: SignIn) -
     client = sign_in(ana)
 
     token.connection.gateway.disable(by=ana)
-    assert "blocked: gateway disabled" in row(client.get(PATH), token)
+    assert ">blocked</span><small>gateway disabled" in row(client.get(PATH), token)
+    assert "1</span> active, 1 of them blocked" in text(client.get(PATH))
     token.connection.disable(by=ana)
-    assert "blocked: connection disabled" in row(client.get(PATH), token)
+    assert ">blocked</span><small>connection disabled" in row(client.get(PATH), token)
 
 
 @pytest.mark.parametrize(
