@@ -5,7 +5,7 @@ const all = (selector, within = document) => [...(within.matches?.(selector) ? [
 
 // Copy: data-copy="#id" copies that element; empty, the code block the button sits in.
 async function copy(button) {
-  const source = document.querySelector(button.dataset.copy || "#none") ?? button.closest("[role=tabpanel], .code").querySelector("pre");
+  const source = document.querySelector(button.dataset.copy || "#none") ?? button.closest("details, [role=tabpanel], .code").querySelector("pre");
   try {
     await navigator.clipboard.writeText((source.value ?? source.textContent).trim());
   } catch { // No permission: select it, so Ctrl+C works.

@@ -75,7 +75,7 @@ def copied(flow: Page) -> Minted:
     snippets = {}
     for tab in dialog.get_by_role("tab").all():
         tab.click()
-        snippets[tab.inner_text()] = dialog.get_by_role("tabpanel").locator("code").inner_text()
+        snippets[tab.inner_text()] = "\n".join(dialog.get_by_role("tabpanel").locator("code").all_inner_texts())
     return Minted(
         dialog.get_by_label("API access token").input_value(),
         dialog.get_by_label("Gateway URL").input_value(),
