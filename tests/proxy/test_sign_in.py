@@ -179,6 +179,7 @@ def test_ten_calls_over_two_workers_renew_an_ended_token_once(github: Github, st
     assert "Bearer" in said(agents[0].call("github__whoami"))
     del github.issuer.access[access_of(identity)]
     expire(identity)
+    github.issuer.slow = 0.5
 
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda n: agents[n % 2].call("github__whoami"), range(10)))
