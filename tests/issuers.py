@@ -6,11 +6,11 @@ What it issues, refuses and counts is under the control of a test, which may cha
 import json
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import anyio
 import httpx
 from mcp.server.auth.provider import (
     AccessToken,
@@ -54,7 +54,7 @@ class Issuer:
     revoked: list[str] = field(default_factory=list)
     refreshes: int = 0
     asked: list[str] = field(default_factory=list)
-    gate: Callable[[], None] = lambda: None
+    slow: float = 0.0  # How long it takes to renew, so that others come meanwhile.
 
     # What the SDK asks of a provider
 
@@ -92,6 +92,7 @@ class Issuer:
 
     async def exchange_refresh_token(self, client: Any, refresh_token: RefreshToken, scopes: list[str]) -> OAuthToken:
         self.refreshes += 1
+        await anyio.sleep(self.slow)
         if self.refusal:
             raise TokenError(self.refusal)  # type: ignore[arg-type]  # Whatever a test wants to see.
         if self.repeats_refresh:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from mcp.shared.auth import OAuthClientInformationFull
 from pytest_django import Settings
 
 from accounts.models import User, WorkspaceSettings
@@ -178,6 +179,7 @@ def test_ten_calls_over_two_workers_renew_an_ended_token_once(github: Github, st
     assert "Bearer" in said(agents[0].call("github__whoami"))
     del github.issuer.access[access_of(identity)]
     expire(identity)
+    github.issuer.slow = 0.5
 
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda n: agents[n % 2].call("github__whoami"), range(10)))
@@ -463,3 +465,48 @@ def test_recorded_calls_hold_no_token_even_one_that_was_renewed_meanwhile(github
 
     assert fresh.removeprefix("Bearer ") not in recorded
     assert recorded not in ("", "None")
+
+
+def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator_entered(
+    github: Github, ann: User
+) -> None:
+    ana = make.user(*Capability, email="ana@example.com")
+    github.issuer.metadata = {"registration_endpoint": None}
+    path = "/servers/github/authenticate/"
+    page = github.browser(ann).post(path, {"next": NEXT}).content.decode()
+    assert "takes no clients that register themselves" in page
+    assert "/upstream-oauth/callback/" in page
+    github.issuer.clients["entered"] = OAuthClientInformationFull.model_validate(
+        {
+            "client_id": "entered",
+            "client_secret": "s3cret-of-ours",
+            "redirect_uris": [registered_at()],
+            "token_endpoint_auth_method": "client_secret_post",
+        }
+    )
+
+    entered = github.browser(ana).post("/servers/github/client/", {"client_id": "entered", "secret": "s3cret-of-ours"})
+
+    assert entered.status_code == 302
+    identity = github.sign_in(ann)
+    assert Grant.objects.get(identity=identity).registration.kind == "manual"
+    assert "s3cret-of-ours" not in github.browser(ana).get("/servers/github/client/").content.decode()
+
+
+def registered_at() -> str:
+    from servers.oauth_client.registration import redirect_uri
+
+    return redirect_uri()
+
+
+def test_a_shared_identity_is_made_by_an_administrator_who_signs_in(github: Github) -> None:
+    ana = make.user(*Capability, email="ana@example.com")
+    client = github.browser(ana)
+    leads = destination(client.post("/servers/github/identities/add/", {"label": "service"}))
+
+    assert client.get(consent(leads)).status_code == 302
+
+    identity = Identity.objects.get()
+    assert (identity.owner, identity.label, identity.by_oauth) == (None, "service", True)
+    member = make.user(email="max@example.com")
+    assert github.browser(member).post(f"/identities/{identity.pk}/authenticate/").status_code == 403
