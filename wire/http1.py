@@ -192,6 +192,43 @@ class HttpConnection(asyncio.Protocol):
     handed over piece by piece, any other answer when it is complete. `server` is whose share a large answer counts to.
     """
 
+    # An object of more than thirty attributes without slots keeps each in a dict of its own.
+    __slots__ = (
+        "_arrived",
+        "_arrived_size",
+        "_body",
+        "_failure",
+        "_framing_size",
+        "_head_size",
+        "_idle_since",
+        "_keep",
+        "_known",
+        "_limit",
+        "_lost",
+        "_own_name",
+        "_parsed",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_place_clock",
+        "_poll",
+        "_raw",
+        "_server",
+        "_slice_ends",
+        "_slice_size",
+        "_trailer_size",
+        "_transport",
+        "_turns",
+        "_turns_taken",
+        "_waiter",
+        "_wire_limit",
+        "_wire_size",
+        "complete",
+        "headers",
+        "status",
+        "streams",
+    )
+
     def __init__(self, sock: socket.socket, limit: int, turns: Turns, server: str = "") -> None:
         # Whether the other side has closed, or sent what nobody asked for, as far as the system knows.
         self._poll = select.poll()

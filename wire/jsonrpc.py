@@ -137,7 +137,8 @@ def loads(text: bytes) -> Any:
         if not _SURROGATE(text) and not _HUGE(text):
             raise
         return _exactly(text)
-    return _exactly(text) if _LONG_INTEGER in text.translate(_DIGITS) else value
+    # `in` would make an error and drop it, to find out that the digits are no number.
+    return value if text.translate(_DIGITS).find(_LONG_INTEGER) < 0 else _exactly(text)
 
 
 def _exactly(text: bytes) -> Any:

@@ -27,7 +27,11 @@ from wire.rpc_messages import (
     versions_in,
 )
 
-ENVELOPE = {versions.MODERN_KEY: versions.MODERN, versions.CLIENT_INFO_KEY: product.INFO}
+ENVELOPE: Object = {
+    versions.MODERN_KEY: versions.MODERN,
+    versions.CLIENT_INFO_KEY: product.INFO,
+    versions.CAPABILITIES_KEY: {},
+}
 
 # What only a server of this era answers to a request it has not processed.
 OWN_CODES = frozenset(
@@ -57,14 +61,13 @@ async def ask(
     changed. Raises an UpstreamError, or WrongEra when the server does not know this wire.
     """
     # What is not declared the server cannot ask back: it could not be passed on.
-    wanted = {versions.LOG_LEVEL_KEY: target.log_level} if target.log_level else {}
-    meta = {**params.get("_meta", {}), **wanted, **ENVELOPE, versions.CAPABILITIES_KEY: dict(target.capabilities)}
+    meta = {**params["_meta"], **ENVELOPE} if "_meta" in params else {**ENVELOPE}
+    if target.capabilities or target.log_level:
+        meta |= _told(target)
     sent = {**params, "_meta": meta}
-    headers = {
-        **target.headers(),
-        **_routing(method, params),
-        **param_headers(schema, params.get("arguments")),
-    }
+    headers = target.headers() | _routing(method, params)
+    if schema is not None:
+        headers |= param_headers(schema, params.get("arguments"))
     again = False
     while True:
         request_id = next_request_id()
@@ -81,6 +84,12 @@ async def ask(
         if again or versions.MODERN not in versions_in(answer.error):
             raise WrongEra(answer.error)
         again = True
+
+
+def _told(target: Target) -> Object:
+    """What the server is told of the client."""
+    level = {versions.LOG_LEVEL_KEY: target.log_level} if target.log_level else {}
+    return {versions.CAPABILITIES_KEY: dict(target.capabilities), **level}
 
 
 def _routing(method: str, params: Object) -> dict[str, str]:

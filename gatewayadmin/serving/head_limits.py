@@ -26,6 +26,17 @@ class HeadLimits(HttpToolsProtocol):
     each worker keeps `most_unauthenticated`; beyond that the oldest one that owes us something makes room.
     """
 
+    # Beside uvicorn's own attributes these would be more than an object keeps well.
+    __slots__ = (
+        "_body_bytes",
+        "_body_clock",
+        "_body_ends",
+        "_discard_input",
+        "_in_head",
+        "_too_slow",
+        "_withheld",
+    )
+
     seconds: float = 10
     body_seconds: float = 60
     body_window: float = 5

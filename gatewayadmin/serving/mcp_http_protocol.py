@@ -18,6 +18,8 @@ from wire.http1 import SAME_HEAD, HeaderCache, header_cache
 class McpHttpProtocol(HeadLimits):
     """Serves calls in fewer steps than uvicorn."""
 
+    __slots__ = ("_answer_transport", "_between_requests", "_header_cache", "_idle_since")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._header_cache: HeaderCache[tuple[Any, int]] | None = None
