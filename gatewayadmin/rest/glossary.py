@@ -38,7 +38,9 @@ MEMBERS: dict[str, Entry] = {
     "Gateway.name": Entry("Its name, as the pages show it.", "Work"),
     "Host.kind": Entry("`headed`, an app that signs people in by OAuth, or `token`, an agent with tokens.", "token"),
     "Identity.kind": Entry("How it is sent: as `bearer` token or in a `header` of the server's choice.", "bearer"),
-    "Identity.status": Entry("`active`, `disabled`, `unconfirmed` or `revoked`, the last that applies.", "active"),
+    "Identity.status": Entry(
+        "`active`, `sign_in_needed`, `unconfirmed`, `disabled` or `revoked`, the last that applies.", "active"
+    ),
     "Identity.enabled": Entry("Whether calls may use it.", True),
     "Invalid.errors": Entry("What is wrong, by field or parameter.", {"name": ["This field is required."]}),
     "MailOutcome.detail": Entry("What the mail server said, in words.", "Sent to ana@example.com."),

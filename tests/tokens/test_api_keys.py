@@ -97,7 +97,7 @@ def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
     assert not User.objects.filter(email="v@example.com").exists()
     assert (made.status_code, made["Cache-Control"]) == (201, "no-store")
     assert "/accounts/join/" in made.json()["invitation"]["link"]
-    event = Event.objects.get(action="user.created", target_id=made.json()["id"])
+    event = Event.objects.get(action="user.invited", target_id=made.json()["id"])
     assert (event.actor_email, event.changes["through"]) == (boss.email, f"API key {key.name} ({key.prefix})")
 
 
