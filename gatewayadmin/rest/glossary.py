@@ -88,7 +88,9 @@ MEMBERS: dict[str, Entry] = {
     "approved": Entry("Whether somebody let it in; false while it waits.", True),
     "asked_at": Entry("When somebody asked its owner to collect a new secret.", None),
     "assignment_id": Entry("The server at its gateway, by the id of its assignment.", UUID),
-    "auth_type": Entry("How it wants a credential: not at all, as `bearer` token, in a `header`, or by sign-in (`oauth`).", "bearer"),
+    "auth_type": Entry(
+        "How it wants a credential: not at all, as `bearer` token, in a `header`, or by sign-in (`oauth`).", "bearer"
+    ),
     "authorise_ms": Entry("Milliseconds until the gateway had decided.", 1.2),
     "blocked_by": Entry("The first switch above it that is off: `host`, `gateway` or `user`; null: none.", None),
     "calls_per_minute": Entry("How many calls it may make in a minute; null: no limit of its own.", 600),
