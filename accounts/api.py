@@ -153,7 +153,9 @@ class UserResource(Resource):
         return self._invitation(person, HTTPStatus.CREATED)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.PEOPLE_MANAGE, answer=InvitedSerializer, reauth=True, api_keys=False, if_match=True)
+    @operation(
+        needs=Capability.PEOPLE_MANAGE, answer=InvitedSerializer, reauth=True, api_keys=False, if_match=True, makes=True
+    )
     def invite(self, request: Request, pk: UUID) -> Response:
         """Make a new link; the one before stops working."""
         person = self._find(pk)

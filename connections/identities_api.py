@@ -70,7 +70,7 @@ class ConnectionIdentities(Resource):
     versioned = True
 
     @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
-    def list(self, request: Request, pk: UUID) -> Response:
+    def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(CarriedIdentities(self._find(pk), self.me))
 
     @operation(needs=OWN, body=IdentityToCarry, if_match=True)

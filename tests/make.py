@@ -41,6 +41,11 @@ def user(*capabilities: Capability, email: str = "", **fields: Any) -> User:
     )
 
 
+def invited() -> User:
+    """Somebody who was invited and has not chosen a password."""
+    return User.objects.invite(email=f"{unique('user')}@example.com", role=role(), by=None)
+
+
 def server(*, by: User | None = None, **fields: Any) -> Server:
     slug = fields.pop("slug", None) or f"s{uuid4().hex[:8]}"
     fields = {"name": slug, "url": f"https://{slug}.example.com/mcp"} | fields

@@ -19,6 +19,7 @@ SAME = {
     "NewHost": "Host",
     "NewIdentity": "Identity",
     "NewServer": "Server",
+    "NewUser": "User",
     "RoleBody": "Role",
     "ServerChanges": "Server",
     "ServerReference": "Server",

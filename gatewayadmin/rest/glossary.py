@@ -22,6 +22,10 @@ class Entry(NamedTuple):
 MEMBERS: dict[str, Entry] = {
     "Capability.label": Entry("Its name on the pages.", "View Apps & Agents"),
     "Capability.slug": Entry("Its name in this API and in API keys.", "hosts:read"),
+    "Carried.identity": Entry("The identity it carries there; null: none."),
+    "Carried.reason": Entry("What is wrong and what to do about it, in words; else empty.", ""),
+    "Carried.state": Entry("Whether calls get through with it, and if not, why.", "active"),
+    "CarriedAnswer.identities": Entry("What it carries, one entry for each server that asks for an identity."),
     "Change.at": Entry("When it was changed.", MOMENT),
     "Change.by": Entry("Who changed it, by e-mail address; null if not known.", "ana@example.com"),
     "Change.field": Entry("The name of the field.", "name"),
@@ -34,10 +38,14 @@ MEMBERS: dict[str, Entry] = {
     "Gateway.name": Entry("Its name, as the pages show it.", "Work"),
     "Host.kind": Entry("`headed`, an app that signs people in by OAuth, or `token`, an agent with tokens.", "token"),
     "Identity.kind": Entry("How it is sent: as `bearer` token or in a `header` of the server's choice.", "bearer"),
-    "Identity.status": Entry("`active`, `disabled`, `unconfirmed` or `revoked`, the last that applies.", "active"),
+    "Identity.status": Entry(
+        "`active`, `sign_in_needed`, `unconfirmed`, `disabled` or `revoked`, the last that applies.", "active"
+    ),
     "Identity.enabled": Entry("Whether calls may use it.", True),
     "Invalid.errors": Entry("What is wrong, by field or parameter.", {"name": ["This field is required."]}),
     "MailOutcome.detail": Entry("What the mail server said, in words.", "Sent to ana@example.com."),
+    "IdentityToCarry.identity_id": Entry("One of your own identities for this server.", UUID),
+    "Invitation.expires_at": Entry("Until when the link works.", MOMENT),
     "Member.id": Entry("The id of the person.", UUID),
     "PreviousSecret.prefix": Entry("The first characters of the old secret.", "gwa_Zy9xW8vU"),
     "Probe.detail": Entry("How it went, in words.", "3 tools, era session, 42 ms"),
@@ -60,6 +68,10 @@ MEMBERS: dict[str, Entry] = {
     "Server.name": Entry("Its name, as the pages show it.", "GitHub"),
     "Server.slug": Entry("Its name in addresses, and its usual alias at gateways; it never changes.", "github"),
     "Server.url": Entry("The address of its MCP endpoint.", "https://mcp.example.com/mcp"),
+    "NewUser.team_ids": Entry("The teams they are in from the start.", [UUID]),
+    "User.status": Entry(
+        "`active`, `deactivated`, or before a password is chosen: `invited`, `expired` or `revoked`.", "active"
+    ),
     "Workspace.name": Entry("The name of the installation.", "Example Corp"),
     "action": Entry("What was done.", "host.disabled"),
     "actor_email": Entry("Who did it, by the address at the time; a token by its name.", "ana@example.com"),
@@ -75,7 +87,10 @@ MEMBERS: dict[str, Entry] = {
     "api_key_prefix": Entry("The first characters of its newest credential.", "gwa_Ab3dE5gH"),
     "approved": Entry("Whether somebody let it in; false while it waits.", True),
     "asked_at": Entry("When somebody asked its owner to collect a new secret.", None),
-    "auth_type": Entry("How it wants a credential: not at all, as `bearer` token, or in a `header`.", "bearer"),
+    "assignment_id": Entry("The server at its gateway, by the id of its assignment.", UUID),
+    "auth_type": Entry(
+        "How it wants a credential: not at all, as `bearer` token, in a `header`, or by sign-in (`oauth`).", "bearer"
+    ),
     "authorise_ms": Entry("Milliseconds until the gateway had decided.", 1.2),
     "blocked_by": Entry("The first switch above it that is off: `host`, `gateway` or `user`; null: none.", None),
     "calls_per_minute": Entry("How many calls it may make in a minute; null: no limit of its own.", 600),
@@ -110,6 +125,11 @@ MEMBERS: dict[str, Entry] = {
     "expires_in_days": Entry(
         "When it ends, from now: 7, 30 or 90 days; null: never, where the workspace allows it.", 30
     ),
+    "everywhere": Entry(
+        "Whether your connections that lack an identity for the server, or carry `instead_of`, carry it from their "
+        "next request on; a shared one is carried by none.",
+        True,
+    ),
     "exposed_name": Entry("Its name for clients: the alias of the server, `__`, and its own name.", "github__search"),
     "feature_name": Entry("The tool, prompt or resource that was used, as the client named it.", "github__search"),
     "feature_type": Entry("What was used.", "tool"),
@@ -135,6 +155,7 @@ MEMBERS: dict[str, Entry] = {
     "identity_label": Entry("The label of the identity at the time.", "work account"),
     "identity_scheme": Entry("Whose credential calls use: none, a shared one, or that of each person.", "none"),
     "input_schema": Entry("The JSON Schema of its arguments.", {"type": "object"}),
+    "instead_of": Entry("The identity of yours whose place it takes on your connections; null: none.", None),
     "invitation": Entry("The link that lets them in."),
     "is_active": Entry("Whether they may sign in and their tokens work.", True),
     "is_staff": Entry("Whether they may open the Django admin.", False),
@@ -156,6 +177,7 @@ MEMBERS: dict[str, Entry] = {
     "method": Entry("The MCP method.", "tools/call"),
     "missing_since": Entry("Since when its server no longer has it; null: it has.", None),
     "name": Entry("Its name, as the pages show it.", "CI bot"),
+    "needs_identity": Entry("Whether it works, but lacks its person's identity for a server of its gateway.", False),
     "new_app_policy": Entry("Whether a new app waits for approval.", "allow"),
     "new_definitions": Entry("What happens with what a server has that was never seen.", "approve"),
     "oauth_access_token_seconds": Entry("How long an access token of an app lives.", 3600),
@@ -253,6 +275,7 @@ PARAMETERS: dict[str, Entry] = {
     "active": Entry("Only people who are active, or who are not.", True),
     "actor": Entry("Who did it: a person by id, e-mail address or name.", "ana@example.com"),
     "alias": Entry("The alias of the server at this gateway, or the id of its assignment.", "github"),
+    "assignment": Entry("The server at its gateway, by the id of its assignment.", UUID),
     "auth_type": Entry("How the server wants a credential.", "bearer"),
     "connection": Entry("A connection, by id.", UUID),
     "correlation_id": Entry("What belongs to one request: its `X-Request-Id`.", UUID),

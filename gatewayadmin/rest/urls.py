@@ -60,7 +60,7 @@ def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPatter
 _gateway = "gateways/<slug:slug>"
 _server = f"{_gateway}/servers/<str:alias>"
 _below = [
-    at("connections/<uuid:pk>/identities", "connection-identities", ConnectionIdentities, get="list"),
+    at("connections/<uuid:pk>/identities", "connection-identities", ConnectionIdentities, get="retrieve"),
     at(
         "connections/<uuid:pk>/identities/<uuid:assignment>",
         "connection-identity",

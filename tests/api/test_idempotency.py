@@ -61,6 +61,7 @@ CHANGING = {
     "user-cut-off",
     "user-deactivate",
     "user-reactivate",
+    "user-revoke-invitation",
     "user-sign-out",
     "workspace-test-mail",
 }

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.django_db
 C = Capability
 GATEWAYS = {C.GATEWAYS_READ, C.GATEWAYS_MANAGE, C.GATEWAYS_TOGGLE}
 SERVERS = {C.SERVERS_MANAGE, C.SERVERS_TOGGLE, C.IDENTITIES_MANAGE}
+CONNECTIONS = {C.MCP_CONNECTIONS_READ, C.CONNECTIONS_TOGGLE, C.MCP_CONNECTIONS_REVOKE}
 IDENTITIES = {C.IDENTITIES_MANAGE, C.SERVERS_MANAGE}
 ENDING = {C.API_TOKENS_MANAGE, C.MCP_CONNECTIONS_REVOKE}
 EVERYBODY = set(C)
@@ -48,7 +49,7 @@ OPENS: dict[str, set[Capability]] = {
     "POST apikey-revoke": {C.PEOPLE_MANAGE},
     "GET capability-list": EVERYBODY,
     "GET connection-list": EVERYBODY,
-    "GET connection-detail": {C.MCP_CONNECTIONS_READ},
+    "GET connection-detail": CONNECTIONS,
     "POST connection-disable": {C.CONNECTIONS_TOGGLE},
     "POST connection-enable": {C.CONNECTIONS_TOGGLE},
     "POST connection-revoke": {C.MCP_CONNECTIONS_REVOKE},
@@ -151,7 +152,7 @@ OPENS: dict[str, set[Capability]] = {
 # For an API key a list or an act that is free to people takes the capability that others' things take.
 KEY_OPENS: dict[str, set[Capability]] = {
     "GET apikey-list": {C.PEOPLE_MANAGE},
-    "GET connection-list": {C.MCP_CONNECTIONS_READ},
+    "GET connection-list": CONNECTIONS,
     "GET gateway-list": GATEWAYS,
     "GET identity-list": IDENTITIES,
     "POST identity-list": {C.SERVERS_MANAGE},

@@ -91,6 +91,8 @@ def build() -> World:
             "server": {"slug": "docs"},
             "token": {"pk": token.pk},
             "user": {"pk": holder().pk},
+            "user-invite": {"pk": make.invited().pk},
+            "user-revoke-invitation": {"pk": make.invited().pk},
         },
         bodies={
             ("assignment-list", "post"): {"server_id": str(make.server().pk)},

@@ -42,7 +42,7 @@ BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attemp
 BELOW |= {"gateways.featureversion", "gateways.listing"}
 # What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
 BELOW |= {f"proxy.{name}" for name in ("session", "upstreamsession", "serverinfo", "cancellation")}
-BELOW |= {f"proxy.{name}" for name in ("pendingrequest", "suspendedcall")}
+BELOW |= {f"proxy.{name}" for name in ("pendingrequest", "streamevent", "suspendedcall")}
 SECRET = re.compile(r"digest|ciphertext|password$|_payload$|^message$|parameters|code|fingerprint|secret|key_id|dedupe")
 PLANTED = "planted-upstream-secret-0123456789"
 
@@ -343,6 +343,7 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
         ("gateways.feature", one, Feature.objects.get()) for one in ("disable", "enable")
     ]
     order += [("accounts.user", step, rows["accounts.user", step]) for step in STEPS]
+    order += [("accounts.user", "revoke_invitation", make.invited())]
     order += [("hosts.host", "approve", app)]
     order += [("tokens.token", "ask_for_new", made.token)]
     order += [("tokens.token", "revoke", made.token), ("accounts.apikey", "revoke", ApiKey.objects.get())]

@@ -18,6 +18,7 @@ from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
+from servers.oauth_client.refreshing import keep_fresh
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
@@ -147,6 +148,20 @@ def test_a_token_that_has_ended_is_renewed_before_the_call(github: Github, ann: 
 
     assert after == f"Bearer {access_of(identity)}"
     assert before not in after
+    assert github.issuer.refreshes == 1
+
+
+def test_a_token_that_has_ended_is_renewed_before_the_server_is_asked_outside_of_calls(
+    github: Github, ann: User
+) -> None:
+    identity = github.sign_in(ann)
+    before = access_of(identity)
+    expire(identity)
+    identity.refresh_from_db()
+
+    keep_fresh(identity)
+
+    assert access_of(identity) != before
     assert github.issuer.refreshes == 1
 
 

@@ -48,6 +48,8 @@ PROOFS = {
     "proxy/store/usage.py": "tests/proxy/test_endpoint.py",
     "proxy/store/state.py": "tests/proxy/test_sessions.py",
     "gateways/models/feature.py": "tests/proxy/test_lists.py",
+    "servers/oauth_client/refreshing.py": "tests/proxy/test_sign_in.py",
+    "ui/idempotency.py": "tests/api/test_idempotency.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]

@@ -96,8 +96,8 @@ def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
     assert problem(refused) == (403, "beyond_yours")
     assert not User.objects.filter(email="v@example.com").exists()
     assert (made.status_code, made["Cache-Control"]) == (201, "no-store")
-    assert "/accounts/password/reset/key/" in made.json()["invitation"]["link"]
-    event = Event.objects.get(action="user.created", target_id=made.json()["id"])
+    assert "/accounts/join/" in made.json()["invitation"]["link"]
+    event = Event.objects.get(action="user.invited", target_id=made.json()["id"])
     assert (event.actor_email, event.changes["through"]) == (boss.email, f"API key {key.name} ({key.prefix})")
 
 
