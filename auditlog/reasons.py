@@ -72,7 +72,7 @@ REASONS = {
     "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
     "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway passes on."),
     "request_state": Reason(Step.UPSTREAM, "The state it was sent with is of another call, too old, or used already."),
-    "call_lost": Reason(Step.UPSTREAM, "The worker that held it while it waited for input is gone."),
+    "call_lost": Reason(Step.UPSTREAM, "The worker that held it for its client is gone."),
     "input_refused": Reason(Step.UPSTREAM, "Its client did not give what the server asked for."),
     "alias_missing": Reason(Step.TOOL, "Several servers have no alias, so the tool's name may be any one's."),
     "loop": Reason(Step.UPSTREAM, "A server leads back to this gateway."),

@@ -16,7 +16,7 @@ from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind, ToolPolicy, allow_identity
 from servers.discovery import AccessRefused, Discovered, Failed, discover, note
 from servers.forms import SecretForm, ServerForm
-from servers.models import AuthType, Identity, Server
+from servers.models import AuthType, Era, Health, Identity, Server
 from servers.oauth_client.discovery import Needs
 from servers.oauth_client.discovery import discover as needs_of
 from servers.upstream_guard import upstream_guard
@@ -124,6 +124,12 @@ class Asked:
     needs: Needs | None = None
 
     @property
+    def health(self) -> dict[str, str]:
+        """What a server that is added without being asked again has its health from; a session can hold it."""
+        error = "" if self.kind != "bad" else str(self.outcome)
+        return {"error": error, "era": self.found.era.value if self.found else ""}
+
+    @property
     def signs_in(self) -> Needs | None:
         """What it takes to sign in at its issuer; None where people do not."""
         return self.needs if self.needs and self.needs.auth_type == AuthType.OAUTH else None
@@ -148,7 +154,11 @@ class Asked:
             return "Nobody can tell before it answers."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
-        return "It refused this credential." if self.with_credential else "It wants a credential."
+        return (
+            "Paste another, or add the server without one."
+            if self.with_credential
+            else "Choose the auth type it wants."
+        )
 
     def __str__(self) -> str:
         return str(self.outcome) if self.found else f"The server {self.outcome}."
@@ -205,10 +215,11 @@ def is_own(url: str) -> bool:
     return upstream_guard().own.has(url)
 
 
-def add(form: NewServerForm, *, by: User) -> Server:
+def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None) -> Server:
     """Store the server with its credential, and put it behind the chosen gateways. Raises IntegrityError.
 
-    Its tools are listed at once where that can be done, so that gateways show them from the start.
+    Its tools are listed at once where that can be done, so that gateways show them from the start. Behind no gateway it
+    is not asked again: its health is what `tested`, the `Asked.health` of a test of the same server, says.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, **form.server_fields())
@@ -218,6 +229,9 @@ def add(form: NewServerForm, *, by: User) -> Server:
             Connection.objects.carry(identity, by=by)
     if assigned:
         _list(server, assigned, identity, form.cleaned_data["tools"], by)
+    elif tested:
+        health = Health.DOWN if tested["error"] else Health.OK
+        server.note_health(health, tested["error"], Era(tested["era"]) if tested["era"] else None)
     return server
 
 

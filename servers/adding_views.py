@@ -24,6 +24,7 @@ from servers.oauth_client.registration import redirect_uri
 from ui.pages import AppRequest, leave, show
 
 PAGE = "servers/add.html"
+TESTED = "tested_server"  # In the session: how asking a server went that was not added yet.
 
 
 @require_http_methods(["GET", "POST"])
@@ -37,12 +38,13 @@ def add(request: AppRequest) -> HttpResponse:
     form = NewServerForm(request.POST, user=request.user)
     if form.is_valid():
         try:
-            server = store(form, by=request.user)
+            server = store(form, by=request.user, tested=_tested(request, form.cleaned_data))
         except IntegrityError:
             form.refuse()
         except GatewayError as refusal:
             form.add_error("gateways", str(refusal))
         else:
+            request.session.pop(TESTED, None)
             return leave(request, _next(server, form, request.user), _done(server, form))
     asked = None
     return show(request, f"{PAGE}#flow", _context(request, form) | {"asked": asked}, status=422)
@@ -85,8 +87,16 @@ def _asked(request: AppRequest) -> HttpResponse:
         "header_name": checked.cleaned_data.get("header_name", ""),
     }
     asked = ask_server(values, checked.cleaned_data.get("secret", ""))
-    form = NewServerForm(initial=_suggested(request, posted | {"url": url}, asked), user=request.user)
+    suggested = _suggested(request, posted | {"url": url}, asked)
+    request.session[TESTED] = {"url": url, **asked.health}
+    form = NewServerForm(initial=suggested, user=request.user)
     return show(request, f"{PAGE}#flow", _context(request, form) | {"asked": asked, "tile": tile})
+
+
+def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
+    """How the last test went, when it was of the address that is added now."""
+    tested = request.session.get(TESTED)
+    return tested if tested and tested["url"] == values["url"] else None
 
 
 def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dict[str, Any]:

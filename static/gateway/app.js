@@ -106,7 +106,7 @@ document.addEventListener("focusin", ({ target }) => {
 });
 function giveBack() {
   if (!opener || document.querySelector("dialog[open]")) return;
-  const here = opener.target.isConnected ? opener.target : document.getElementById(opener.place)?.querySelector(opener.kind);
+  const here = opener.target.isConnected ? opener.target : document.getElementById(opener.place)?.querySelector(`${opener.kind}:not([aria-hidden])`);
   here?.focus({ preventScroll: true });
 }
 document.addEventListener("close", giveBack, true);

@@ -78,10 +78,10 @@ FIND = """() => {
 
 
 @pytest.fixture
-def places(live: Serve, style: str) -> dict[str, str]:
+def places(live: Serve, style: str, part: int) -> dict[str, str]:
     """Where things with names of this style are."""
     script = MAKE.replace('TEXT = "m"', f"TEXT = {NAMES[style]!r}").replace(
-        'KEY = "k"', f"KEY = 'k{list(NAMES).index(style)}'"
+        'KEY = "k"', f"KEY = 'k{list(NAMES).index(style)}{part}'"
     )
     return dict(json.loads(live.manage("shell", "--verbosity", "0", "-c", script)))
 

@@ -63,6 +63,7 @@ def test_a_connection_s_calls_are_one_step_away(ana: User, sign_in: SignIn) -> N
     connection.save(update_fields=["last_used_at"])
     client = sign_in(ana)
 
-    assert f'href="/logs/?connection={connection.pk}"' in text(client.get(f"/hosts/{agent.pk}/connections/"))
-    listed = client.get(f"/logs/?connection={connection.pk}")
+    link = f"/logs/?connection={connection.pk}&amp;range=all"
+    assert f'href="{link}"' in text(client.get(f"/hosts/{agent.pk}/connections/"))
+    listed = client.get(link.replace("&amp;", "&"))
     assert [call.feature_name for call in listed.context["page"].rows] == ["mine"]

@@ -24,6 +24,7 @@ from gateways.models import Assignment
 from hosts.models import Host
 from oauth.models import AuthorizeRequest
 from servers.models import Identity
+from tests import make
 from tests.api.world import World, build, holder
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
 
@@ -129,7 +130,11 @@ PLACES = {
 }
 
 # Pages of some things of a kind only.
-INSTEAD = {"oauth:registered": "app"}
+INSTEAD = {
+    "oauth:registered": "app",
+    "servers:authenticate": "oauth_server_slug",
+    "servers:client": "oauth_server_slug",
+}
 
 
 class Site:
@@ -182,6 +187,8 @@ class Site:
         flow = AuthorizeRequest.objects.get(pk=self._flow())
         flow.gateway = assignment.gateway
         flow.save()
+        oauth = make.server(auth_type="oauth")
+        make.assignment(make.gateway(), oauth, identity_scheme="per_user")
         own = UserSession.objects.create(user=self.world.owner, session_key=uuid4().hex, ip="127.0.0.1", user_agent="")
         return {
             "api_key": self._api_key().pk,
@@ -193,6 +200,7 @@ class Site:
             "gateway_slug": assignment.gateway.slug,
             "server": assignment.server_id,
             "server_slug": assignment.server.slug,
+            "oauth_server_slug": oauth.slug,
             "session": own.pk,
             "person": known["user"]["pk"],
             **{name: known[name]["pk"] for name in ("connection", "host", "identity", "token")},

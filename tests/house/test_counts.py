@@ -26,12 +26,13 @@ VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
 
 @dataclass
 class World:
-    """Connections of one agent, one in each state, and what they are for."""
+    """Connections of one agent, one in each state and one that lacks an identity, and what they are for."""
 
     host: Host
     off: Host
     gateway: Gateway
     closed: Gateway
+    asking: Gateway
     states: dict[str, str]
 
     def seen_by(self, viewer: User, **of: Any) -> list[str]:
@@ -54,6 +55,8 @@ def built() -> World:
     team = Team.objects.create(name="Platform")
     gateway = make.gateway(make.server())
     closed = make.gateway(reach=Reach.TEAMS, teams=[team])
+    asking = make.gateway()
+    make.assignment(asking, make.server(auth_type="bearer"), identity_scheme="per_user")
     host, off = make.agent(by=boss), make.agent(by=boss)
     states: dict[str, str] = {}
 
@@ -66,6 +69,7 @@ def built() -> World:
 
     connect("active", host, gateway)
     connect("active", host, closed, make.user(Capability.GATEWAYS_READ))
+    connect("active", host, asking)
     connect("expired", host, gateway)
     connect("disabled", host, gateway).disable(by=boss)
     connect("revoked", host, gateway).revoke(by=boss)
@@ -78,7 +82,7 @@ def built() -> World:
     User.objects.filter(pk=gone.pk).update(is_active=False)
     connect("blocked", off, gateway)
     off.disable(by=boss)
-    return World(host, off, gateway, closed, states)
+    return World(host, off, gateway, closed, asking, states)
 
 
 def viewer_of(who: str | Capability) -> User:
@@ -100,16 +104,21 @@ def said(number: int, viewer: User) -> str:
 
 
 def states_in(page: str) -> dict[str, str]:
-    """The state of each connection's row, which its badge and its mark agree on."""
-    rows = re.findall(r'id="connection-([0-9a-f-]{36})"(.*?)(?=id="connection-|</table>)', page, re.DOTALL)
+    """The state of each connection's row or card, which its mark and its words agree on."""
+    rows = re.findall(r'id="connection-([0-9a-f-]{36})"(.*?)(?=id="connection-|</table>|</section>)', page, re.DOTALL)
     found = {}
     for pk, row in rows:
-        badge = counted(row, r'data-label="Status">(<span class="badge".*?</span>)')
-        found[pk] = counted(row, r'<span class="badge" data-state="(\w+)"')
-        assert badge in {found[pk], "no active token"}
-        assert (found[pk] == "blocked") is (
-            "</span><small>" in row.partition('data-label="Status"')[2].partition("</td>")[0]
+        found[pk] = counted(row, r'data-state="(\w+)"')
+        told = re.search(
+            r'data-label="Status"><span class="badge" data-state="(\w+)">([^<]+)</span>(&nbsp;<small>[^<]+)?', row
         )
+        assert told is not None, pk
+        badge, state, why = told.groups("")
+        if badge == "attention":
+            assert (found[pk], state, why) == ("active", "needs attention", "&nbsp;<small>active")
+        else:
+            assert (badge, state in {found[pk], "no active token"}) == (found[pk], True)
+            assert (badge == "blocked") is bool(why)
     return found
 
 
@@ -127,7 +136,7 @@ def test_what_pages_count_and_say_is_what_the_database_holds(who: str | Capabili
         assert response.status_code == 200, path
         return str(response.content.decode())
 
-    for gateway in (world.gateway, world.closed):
+    for gateway in (world.gateway, world.closed, world.asking):
         if not Gateway.objects.visible_to(viewer).filter(pk=gateway.pk).exists():
             continue
         rows = world.seen_by(viewer, gateway=gateway)
@@ -170,3 +179,4 @@ def test_the_filter_of_a_state_finds_the_rows_in_it(state: str, world: World) ->
     expected = {pk: one for pk, one in world.states.items() if one == state}
     assert states_in(page) == expected
     assert {row["id"]: row["status"] for row in told} == expected
+    assert ("needs attention" in page) is (state == "active")

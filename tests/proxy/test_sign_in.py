@@ -212,7 +212,8 @@ def test_a_refused_renewal_ends_one_person_s_sign_in_and_nobody_else_s(github: G
     refusal = error(ann_s.call("github__whoami"))
 
     assert refusal["data"]["reason"] == "identity_sign_in"
-    assert refusal["data"]["url"].endswith("/settings/identities")
+    connection, place = identity.connection_identities.values_list("connection_id", "assignment_id").get()
+    assert refusal["data"]["url"].endswith(f"/settings/identities?connection={connection}#carried-{connection}-{place}")
     identity.refresh_from_db()
     assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "refused")
     assert Grant.objects.get(identity=identity).refresh_ciphertext is None
@@ -443,15 +444,17 @@ def test_cutting_a_person_off_ends_their_sign_ins_at_the_issuers(github: Github,
     assert (identity.status, other.status) == ("revoked", "active")
 
 
-def test_a_disabled_identity_is_not_renewed(github: Github, ann: User) -> None:
+@pytest.mark.parametrize(("whose", "reason"), [("its owner's", "identity_off"), ("another's", "identity_disabled")])
+def test_a_disabled_identity_is_not_renewed(github: Github, ann: User, whose: str, reason: str) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
     expire(identity)
-    identity.disable(by=ann)
+    by = ann if whose == "its owner's" else make.user(*Capability, email="ana@example.com")
+    identity.disable(by=by)
 
-    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_disabled"
+    assert error(agent.call("github__whoami"))["data"]["reason"] == reason
     assert github.issuer.refreshes == 0
-    identity.enable(by=ann)
+    identity.enable(by=by)
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
 
 

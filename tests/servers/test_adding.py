@@ -64,7 +64,7 @@ def test_one_that_wants_a_key_and_one_where_people_sign_in_are_told_apart(run: R
     wants_key = client.post(PATH, {"check": "1", "url": key.url})
     signs_in = client.post(PATH, {"check": "1", "url": oauth.url})
 
-    assert "It wants a credential." in text(wants_key)
+    assert "The server answered 401: it wants a credential. Choose the auth type it wants." in text(wants_key)
     assert wants_key.context["form"]["auth_type"].value() == "bearer"
     assert signs_in.context["form"]["auth_type"].value() == "oauth"
     assert "People sign in at" in text(signs_in)
