@@ -187,7 +187,7 @@ MEMBERS: dict[str, Entry] = {
     "outcome": Entry("How it ended.", "ok"),
     "overlap_hours": Entry("How long the old secret works on.", 24),
     "owner_email": Entry("Whose it is; null: shared.", "ana@example.com"),
-    "password": Entry("Your password.", "correct horse battery staple"),
+    "password": Entry("Your password.", "a sentence only you know"),
     "payload_limit_bytes": Entry("How many bytes of arguments and of a result are recorded.", 16384),
     "payload_truncated": Entry("Whether the recorded payload was cut.", False),
     "prefix": Entry("The first characters of its secret, by which people know it.", "gwa_Ab3dE5gH"),
