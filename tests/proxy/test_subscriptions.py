@@ -251,7 +251,7 @@ def test_a_listen_that_nobody_needs_any_more_leaves_no_row(start: Start, run: Ru
     agent = in_session(work.client)
     listens = UpstreamSession.objects.filter(version=MODERN)
     with listening(agent, "GET") as stream:
-        assert stream.begun.wait(5)
+        assert stream.begun.wait(PATIENCE)
         eventually(lambda: work.library.open == 1)
         assert subscribe(agent)["result"] == {}
         eventually(lambda: heard_of(work.library))
@@ -279,7 +279,7 @@ def test_who_listened_to_a_silent_server_is_forgotten_when_the_stream_is_over(st
     work = LibraryWork(start, run, library=Silent(is_modern=True))
     agent, before = in_session(work.client), known()
     with listening(agent, "GET") as stream:
-        assert stream.begun.wait(5)
+        assert stream.begun.wait(PATIENCE)
         eventually(lambda: work.library.open == 1)
         assert known() == before + 1
     eventually(lambda: work.library.open == 0)
@@ -323,7 +323,7 @@ def session_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Lib
 def test_a_subscription_is_renewed_when_the_server_has_lost_its_session(session_work: LibraryWork) -> None:
     library, agent = session_work.library, in_session(session_work.client)
     with listening(agent, "GET") as stream:
-        assert stream.begun.wait(5)
+        assert stream.begun.wait(PATIENCE)
         assert subscribe(session_work.elsewhere(agent))["result"] == {}
         eventually(lambda: heard_of(library))
         asked = len(library.of("resources/subscribe"))
@@ -331,8 +331,7 @@ def test_a_subscription_is_renewed_when_the_server_has_lost_its_session(session_
         eventually(lambda: len(library.of("resources/subscribe")) > asked)
         assert stream.wait_for(1) == [UPDATE]  # Something may have been missed; it is told once.
         eventually(lambda: library.open == 1)
-        library.update()
-        assert stream.wait_for(2) == [UPDATE, UPDATE]
+        assert updated(library, stream, 1) == UPDATE
 
 
 def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_have_changed(
@@ -353,18 +352,15 @@ def test_the_stream_of_a_server_is_gone_on_with_where_it_broke_or_the_client_is_
     library, agent = session_work.library, in_session(session_work.client)
     library.gives_ids = gives_ids
     with listening(agent, "GET") as stream:
-        assert stream.begun.wait(5)
+        assert stream.begun.wait(PATIENCE)
         assert subscribe(agent)["result"] == {}
         eventually(lambda: heard_of(library))
-        library.update()
-        assert stream.wait_for(1) == [UPDATE]
-        gets = len([message for message in library.asked if message.get("method") == "GET"])
+        assert updated(library, stream, 0) == UPDATE
+        known, gets = len(stream.events), len([message for message in library.asked if message.get("method") == "GET"])
         library.cut()
         eventually(lambda: len([each for each in library.asked if each.get("method") == "GET"]) > gets)
-        assert library.resumed == (["1"] if gives_ids else [])
+        assert len(library.resumed) == (1 if gives_ids else 0)
         eventually(lambda: library.open == 1)
         if not gives_ids:
-            assert stream.wait_for(2) == [UPDATE] * 2
-        told = len(stream.events)
-        library.update()
-        assert stream.wait_for(told + 1) == [UPDATE] * (2 if gives_ids else 3)
+            assert stream.wait_for(known + 1)[known] == UPDATE
+        assert updated(library, stream, len(stream.events)) == UPDATE
