@@ -76,6 +76,7 @@ def begin(
     needs = discover(server.url)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
+    _must_be_known(request, server, needs.issuer)
     scope = _scope(needs, identity)
     try:
         registration = registered(server, needs.metadata, scope, by=request.user)
@@ -115,7 +116,7 @@ def begin(
         "resource": sign_in.resource,
         "prompt": "consent" if "offline_access" in sign_in.scope.split() else "",
     }
-    return _leads_on(request, server, authorize_url(needs.metadata.authorization_endpoint, parameters))
+    return _leads_on(request, server, needs.issuer, authorize_url(needs.metadata.authorization_endpoint, parameters))
 
 
 def _must_be_open_to(
@@ -132,6 +133,19 @@ def _must_be_open_to(
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
     if identity is not None and identity.revoked_at:
         raise SignInRefused("This identity has been revoked. Add a new one.")
+
+
+def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
+    """A server that names another issuer than the one people signed in at might be after tokens of that other issuer.
+
+    Someone who manages servers has to sign in there first.
+    """
+    known = set(server.identities.exclude(issuer="").values_list("issuer", flat=True))
+    if known and issuer not in known and not request.user.has_perm(Capability.SERVERS_MANAGE):
+        raise SignInRefused(
+            f"{server} now names another issuer, {issuer}, than the one people signed in at. Ask an administrator, who"
+            " has to sign in there first."
+        )
 
 
 def _end_others(server: Server, issuer: str) -> None:
@@ -167,9 +181,9 @@ def _safe(request: AppRequest, path: str) -> str:
     return path if url_has_allowed_host_and_scheme(path, allowed_hosts=None) and path.startswith("/") else "/"
 
 
-def _leads_on(request: AppRequest, server: Server, url: str) -> HttpResponse:
+def _leads_on(request: AppRequest, server: Server, issuer: str, url: str) -> HttpResponse:
     """A page that leads on by itself: a redirect out of a form would be stopped by our own policy."""
-    response = render(request, "servers/sign_in_leads_on.html", {"server": server, "url": url})
+    response = render(request, "servers/sign_in_leads_on.html", {"server": server, "issuer": issuer, "url": url})
     response["Refresh"] = f"0; url={url}"
     response["Referrer-Policy"] = "no-referrer"
     response["Cache-Control"] = "no-store"

@@ -1,6 +1,7 @@
 """Signing in at the issuer of a server, and calls that carry what it granted: with a real issuer, browser session and
 proxy."""
 
+import html
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -398,6 +399,22 @@ def test_somebody_who_says_no_at_the_issuer_is_told_so(github: Github, ann: User
 
 
 # --- Accounts, shared identities, ends -------------------------------------------------------------------------------
+
+
+def test_a_server_that_names_another_issuer_leads_nobody_there_before_an_administrator(
+    github: Github, ann: User, ben: User
+) -> None:
+    identity = github.sign_in(ann)
+    sql("UPDATE servers_identity SET issuer = 'https://was.example.com'")
+    path = "/servers/github/authenticate/"
+
+    refused = github.browser(ben).post(path, {"next": NEXT})
+
+    assert f"GitHub now names another issuer, {identity.issuer}," in html.unescape(refused.content.decode())
+    assert "Refresh" not in refused
+    boss = make.user(*Capability, email="boss@example.com")
+    assert github.sign_in(boss).issuer == identity.issuer
+    assert github.sign_in(ben).issuer == identity.issuer
 
 
 def test_two_accounts_of_one_person_stand_side_by_side(github: Github, ann: User) -> None:
