@@ -196,7 +196,8 @@ class Endpoint:
             if refusal is None and _is_standing(request):
                 refusal = self._standing_refusal(request, grant)
                 if refusal is None:
-                    await self._stand(request, grant)
+                    with self._streams.place(grant.token_id):  # Nothing is awaited since the places were counted.
+                        await self._stand(request, grant)
                     return
             if refusal is None and request.parsed_headers.accepted.stream:
                 stream = Stream(request, self._config.ping_seconds, self._events)

@@ -21,6 +21,9 @@ HANDED_OVER_SECONDS = 1.0  # and whoever had a standing stream what it sent.
 
 CALL_LOST = "The call was lost: what became of it is not known any more. Call again."
 
+# What repeats the stream of a call here, by its session and stream.
+type Repeats = dict[tuple[str, str], StandingStream]
+
 
 class Resumption:
     """Opens the standing streams of sessions, those too that go on where another broke."""
@@ -29,13 +32,16 @@ class Resumption:
         self.events = events
         self.server_streams = server_streams
         self._keeper = keeper
+        self._repeats: Repeats = {}
 
     async def standing(self, request: McpRequest, grant: Grant) -> StandingStream:
         """The stream that this GET in a session asks for. Raises DatabaseUnavailable."""
         assert grant.session is not None, "refused before"
         name = EventId.read(request.header(b"last-event-id")) if b"last-event-id" in request.headers else None
         if name is not None and name.kind == CALL:
-            return StandingStream(request, grant, lists=(), feed=_Repeat(self.events, name).feed, repeats=True)
+            return StandingStream(
+                request, grant, lists=(), feed=_Repeat(self.events, name, self._repeats).feed, repeats=True
+            )
         missed = await self._take(grant.session.id, name) if name is not None else []
         subscribed = (await self._keeper.subscriptions([grant.session.id])).get(grant.session.id, [])
         standing = self._begun(request, grant, name, missed)
@@ -101,14 +107,22 @@ class Resumption:
 
 
 class _Repeat:
-    """Sends what came on the stream of a call after an event, and goes on until the call is over."""
+    """Sends what came on the stream of a call after an event, and goes on until the call is over.
 
-    def __init__(self, events: StreamEvents, name: EventId) -> None:
+    A client that comes back once more for the same call ends the repeat it began before.
+    """
+
+    def __init__(self, events: StreamEvents, name: EventId, repeats: Repeats) -> None:
         self._events = events
         self._name = name
+        self._repeats = repeats
 
     async def feed(self, standing: StandingStream) -> None:
         """Fill this stream, and end it."""
+        key = standing.owner, self._name.stream
+        if (earlier := self._repeats.get(key)) is not None:
+            earlier.end(b"")
+        self._repeats[key] = standing
         news = self._events.listen(self._name.stream)
         try:
             await self._follow(standing, news)
@@ -116,6 +130,8 @@ class _Repeat:
             standing.end(b"")  # The client comes back with the id of what it got last.
         finally:
             self._events.forget(self._name.stream, news)
+            if self._repeats.get(key) is standing:
+                del self._repeats[key]
 
     async def _follow(self, standing: StandingStream, news: asyncio.Event) -> None:
         session_id, name = standing.owner, self._name

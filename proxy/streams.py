@@ -7,9 +7,9 @@ that let them in. Whoever may not go on is ended with an error, and what was ask
 import asyncio
 import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from proxy import metrics, response
@@ -18,7 +18,7 @@ from proxy.access.query import AccessQuery, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus, Statements
 from proxy.store.database import DatabaseUnavailable, StatementRejected
-from proxy.store.events import History
+from proxy.store.events import MOST_BYTES, History
 from wire import jsonrpc, sse
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
@@ -30,7 +30,8 @@ RECHECK_PAUSE = 0.1  # Between two of them when many changes come.
 LISTS_SECONDS = 1.0  # How long changes of a list are gathered before clients are told,
 SAID_SECONDS = 0.25  # and when a server said so itself, which says it once.
 BEGIN_SECONDS = 0.5  # How long a listen waits until servers are listened to, before it is acknowledged.
-MOST_PENDING = 1000  # Messages a client may be behind.
+MOST_PENDING = 1000  # Messages a client may be behind,
+MOST_PENDING_BYTES = 4 * MOST_BYTES  # and what these may be in all; one is sent whatever its size.
 END_SECONDS = 1.0  # How long a client may take to read how its stream ended.
 
 # What clients are told when a list has changed, by the kind of what it lists.
@@ -108,6 +109,7 @@ class StandingStream:
         self.uris = frozenset(uris)
         self.sent = 0
         self._pending: deque[bytes] = deque()
+        self._pending_bytes = 0
         self._woken = asyncio.Event()
         self._over = False
         self._left = False
@@ -137,6 +139,7 @@ class StandingStream:
         data = sse.event(text) if self.history is None else self.history.add(text)
         if first:
             self._pending.appendleft(data)
+            self._pending_bytes += len(data)
         else:
             self.put_event(data)
 
@@ -145,8 +148,10 @@ class StandingStream:
         if self._over:
             return
         self._pending.append(data)
+        self._pending_bytes += len(data)
         self._woken.set()
-        if len(self._pending) > MOST_PENDING:
+        is_behind = self._pending_bytes > MOST_PENDING_BYTES and len(self._pending) > 1
+        if is_behind or len(self._pending) > MOST_PENDING:
             self.end(b"")
 
     def end(self, last: bytes) -> None:
@@ -155,7 +160,8 @@ class StandingStream:
             return
         self._over = True
         if last:
-            self._pending.append(sse.event(last))
+            self._pending.append(event := sse.event(last))
+            self._pending_bytes += len(event)
         self._woken.set()
         if self._task is not None:
             asyncio.get_running_loop().call_later(END_SECONDS, self._task.cancel)
@@ -193,7 +199,9 @@ class StandingStream:
         while not self._left:
             over = self._over
             while self._pending:
-                await self._write(self._pending.popleft())
+                data = self._pending.popleft()
+                self._pending_bytes -= len(data)
+                await self._write(data)
             if over:
                 break
             with suppress(TimeoutError):
@@ -229,6 +237,7 @@ class Streams:
         self._refusal = refusal
         self.calls: dict[str, McpRequest] = {}
         self._standing: dict[str, StandingStream] = {}
+        self._places: Counter[str] = Counter()  # Standing streams by token, those too that are about to begin.
         self._due: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -273,12 +282,20 @@ class Streams:
         ending: Ending | None = request.ending
         return ending
 
+    @contextmanager
+    def place(self, token_id: str) -> Iterator[None]:
+        """Count a standing stream of this token, from before it begins until it is over."""
+        self._places[token_id] += 1
+        try:
+            yield
+        finally:
+            self._places[token_id] -= 1
+            if not self._places[token_id]:
+                del self._places[token_id]
+
     def of_token(self, token_id: str) -> int:
-        """How many standing streams this token has."""
-        return sum(
-            standing.request.grant is not None and standing.request.grant.token_id == token_id
-            for standing in self._standing.values()
-        )
+        """How many standing streams this token has, with those that are about to begin."""
+        return self._places[token_id]
 
     def of_owner(self, owner: str) -> list[StandingStream]:
         """The standing streams of this session, or of this connection without one, the newest first."""

@@ -192,8 +192,10 @@ class History:
     def _note(self, event: Kept) -> None:
         if self.away:
             self._pending.append(event)
-            if len(self._pending) > MOST_EVENTS:  # The database does not keep up.
-                del self._pending[0]
+            size = sum(len(each.data) for each in self._pending)
+            # The database does not keep up. An end without data pushes nothing out.
+            while len(self._pending) > MOST_EVENTS or (event.data and size > MOST_BYTES and len(self._pending) > 1):
+                size -= len(self._pending.pop(0).data)
             self.flush()
             return
         self._recent.append(event)
@@ -324,10 +326,16 @@ class StreamEvents:
     async def read(self, session_id: str, name: EventId) -> list[Kept]:
         """What came after this event on its stream, as far as it was written. Raises DatabaseUnavailable."""
         given = {"session": session_id, "stream": name.stream, "after": name.number}
+        rows = [(number, bytes(data), is_last) for number, data, is_last in await self._state.fetch(READ, given)]
+        if sum(len(data) for _, data, _ in rows) < jsonrpc.LARGE:
+            return self._open(rows)
+        return await asyncio.to_thread(self._open, rows)  # The loop serves others meanwhile.
+
+    def _open(self, rows: list[tuple[int, bytes, bool]]) -> list[Kept]:
         kept = []
-        for number, data, is_last in await self._state.fetch(READ, given):
+        for number, data, is_last in rows:
             try:
-                kept.append(Kept(number, self._cipher.open(bytes(data)).encode() if data else b"", is_last))
+                kept.append(Kept(number, self._cipher.open(data).encode() if data else b"", is_last))
             except Unreadable:  # The operator took the key away.
                 kept.append(Kept(number, b"", is_last))
         return kept

@@ -34,6 +34,7 @@ LIMITS = {
     "seconds a client has to answer a server": settings.ANSWER_SECONDS,
     "hours a session lives without use": settings.SESSION_HOURS,
     "messages a client may be behind on a stream": streams.MOST_PENDING,
+    "MiB these messages may be in all": streams.MOST_PENDING_BYTES >> 20,
     "features (tools, prompts, resources) of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": tool_names.MAX_NAME,

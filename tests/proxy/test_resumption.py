@@ -4,7 +4,9 @@ import asyncio
 import json
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import httpx
@@ -13,6 +15,8 @@ import pytest
 from accounts.models import User
 from gateways.models import Feature
 from proxy.models import StreamEvent
+from proxy.store.events import MOST_BYTES, EventId, StreamEvents
+from proxy.streams import MOST_PENDING_BYTES, StandingStream
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, headers_of, live, parsed, read
 from tests.conftest import Run
@@ -20,6 +24,7 @@ from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.listening import Listener, listening
 from tests.proxy.scripted import Object, Request, Script, calling, tool
 from tests.proxy.test_standing_streams import TOOLS_CHANGED, in_session
+from wire import jsonrpc
 
 SECRET = "what-the-call-found"
 
@@ -133,6 +138,20 @@ def test_a_call_that_is_still_under_way_goes_on_where_its_client_came_back(work:
             assert missed(rest) == [progress(7, 1), progress(7, 2), ANSWERED]
         assert stream.over.wait(5)
         assert stream.events == [progress(7, 1)]  # One message goes on one stream only.
+
+
+def test_a_client_that_comes_back_again_for_a_call_ends_what_it_came_back_for_before(work: Work) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+    with resumed(agent, stream.ids[0]) as earlier:
+        assert earlier.wait_for(1) == [progress(7, 1)]
+        with resumed(agent, stream.ids[0]) as newer:
+            assert newer.wait_for(1) == [progress(7, 1)]
+            assert earlier.over.wait(5)
+            work.slow.go_on.set()
+            assert missed(newer) == [progress(7, 1), progress(7, 2), ANSWERED]
+        assert earlier.events == [progress(7, 1)]
 
 
 def test_nothing_is_written_for_calls_that_are_read(work: Work) -> None:
@@ -260,6 +279,74 @@ def streamed(agent: Agent) -> str:
     """What a call is answered on a stream."""
     headers = {"Authorization": f"Bearer {agent.secret}", "Accept": "text/event-stream", **agent.headers}
     return httpx.post(agent.url, json=call(), headers=headers, trust_env=False, timeout=20).text
+
+
+# What is kept for a client, in memory
+
+
+class Rows:
+    """Answers every statement with these rows; `written` are the parameters of those that wrote."""
+
+    def __init__(self, *rows: tuple[Any, ...]) -> None:
+        self.rows = rows
+        self.written: list[Any] = []
+
+    async def fetch(self, _: object, parameters: Any = None) -> Any:
+        if "numbers" in parameters:
+            self.written.append(parameters)
+        return self.rows
+
+
+def stream_events(rows: Rows, cipher: Any) -> StreamEvents:
+    return StreamEvents(rows, Mock(), cipher)
+
+
+@pytest.mark.parametrize(("size", "beside"), [(1_000, False), (jsonrpc.LARGE, True)])
+def test_much_that_a_client_missed_is_opened_beside_the_loop(size: int, beside: bool) -> None:
+    threads = []
+
+    def opened(data: bytes) -> str:
+        threads.append(threading.get_ident())
+        return data.decode()
+
+    events = stream_events(Rows((1, b"x" * size, True)), SimpleNamespace(open=opened))
+    (event,) = asyncio.run(events.read("session", EventId("c", str(uuid4()), 0)))
+    assert (event.number, len(event.data)) == (1, size)
+    assert (threads != [threading.get_ident()]) is beside
+
+
+def test_what_waits_to_be_written_for_a_client_that_left_is_bounded_and_its_last_message_is_kept() -> None:
+    rows = Rows()
+
+    async def leave() -> None:
+        history = stream_events(rows, SimpleNamespace(seal=str.encode)).begin_standing("session")
+        history.leave()
+        for _ in range(8):  # Nothing is written meanwhile.
+            history.add(b"x" * (MOST_BYTES // 4))
+        history.add(b"y" * (2 * MOST_BYTES))
+        history.end()
+        await asyncio.sleep(0)
+        while history._writing is not None and not history._writing.done():
+            await history._writing
+
+    asyncio.run(leave())
+    (given,) = rows.written
+    assert [(data[:1], last) for data, last in zip(given["data"], given["is_last"], strict=True)] == [
+        (b"y", False),
+        (b"", True),
+    ]
+
+
+def test_a_client_that_is_too_many_bytes_behind_is_left() -> None:
+    async def fill(*sizes: int) -> bool:
+        standing = StandingStream(Mock(), Mock())
+        for size in sizes:
+            standing.put_event(b"x" * size)
+        return standing._over
+
+    assert not asyncio.run(fill(2 * MOST_PENDING_BYTES))
+    assert not asyncio.run(fill(MOST_PENDING_BYTES // 2, MOST_PENDING_BYTES // 2))
+    assert asyncio.run(fill(MOST_PENDING_BYTES // 2, MOST_PENDING_BYTES // 2, 1))
 
 
 # At servers

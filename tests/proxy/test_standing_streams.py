@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -235,6 +236,22 @@ def test_a_token_has_a_bounded_number_of_standing_streams(start: Start, run: Run
             assert three.over.wait(PROMPT)
             assert b'"busy"' in three.body
         assert agent.ask("ping").status_code == 200
+
+
+def test_streams_that_are_about_to_begin_count_among_those_of_their_token(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.resumption.HANDED_OVER_SECONDS", 3)  # So long none of them has begun.
+    work = Work(lambda: start(token_calls=2), run)
+    agent = in_session(work.agent())
+    with ExitStack() as stack:
+        streams = [stack.enter_context(listening(agent, "GET", Last_Event_ID=f"s-{uuid4().hex}-1")) for _ in range(3)]
+        eventually(lambda: sum(b'"busy"' in stream.body for stream in streams) == 1)
+        assert all(stream.begun.wait(PATIENCE) for stream in streams)
+        assert sum(stream.over.is_set() for stream in streams) == 1
+    eventually(lambda: len(rows(work)) == 5)  # Two that began and ended, and the refusal.
+    with listening(agent, "GET") as again:  # Their places are free.
+        eventually(lambda: again.ids)
 
 
 def test_many_streams_are_checked_by_one_statement_each_time(
