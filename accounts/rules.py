@@ -59,6 +59,10 @@ class Outranked(BeyondYours):
     """This takes at least the capabilities of whom, or what, it is done to."""
 
 
+class InvitesOthers(BeyondYours):
+    """An API key cannot invite people who could invite others: they would go on when the key has ended."""
+
+
 class NotStaff(BeyondYours):
     """Only staff, or a Super admin, can make somebody staff or end that."""
 

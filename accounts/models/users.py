@@ -23,6 +23,7 @@ from accounts.rules import (
     EmailTaken,
     Grantor,
     InvitationsRefused,
+    InvitesOthers,
     NameTaken,
     NotActive,
     NotInvited,
@@ -55,13 +56,16 @@ class UserManager(BaseUserManager["User"]):
     ) -> "User":
         """Create a person without a password, in these teams; the link of the invitation lets them choose one.
 
-        Raises EmailTaken, AlreadyInvited, or BeyondYours for a role that holds more than `by` does.
+        Raises EmailTaken, AlreadyInvited, or BeyondYours for a role that holds more than `by` does, or
+        more than an API key may give.
         """
         email = email.strip().lower()
         with transaction.atomic():
             rows = [team.lock() for team in sorted(teams, key=lambda team: team.pk)]
             one_at_a_time()
             must_hold(by, role.capabilities)
+            if getattr(by, "narrowed_to", None) is not None and Capability.PEOPLE_MANAGE in role.capabilities:
+                raise InvitesOthers(InvitesOthers.__doc__)
             if present := self.filter(email=email).first():
                 refusal = AlreadyInvited if not present.has_usable_password() else EmailTaken
                 raise refusal(refusal.__doc__)

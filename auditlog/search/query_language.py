@@ -16,6 +16,7 @@ from uuid import UUID
 from auditlog.models import ENDINGS, Outcome
 from auditlog.search.fields import FIELDS, Comparison, LogField
 
+MOST_CONDITIONS = 20  # Each is asked of up to ten thousand rows at a time.
 MAX_LENGTH = 500
 
 # A word that is a condition by itself, and the outcomes it means.
@@ -132,6 +133,9 @@ class _Reader:
         """The conditions between each `or`."""
         found: list[list[Condition]] = [[]]
         while self._at < len(self._tokens):
+            if sum(map(len, found)) == MOST_CONDITIONS:
+                position = self._tokens[self._at].position
+                raise SearchSyntaxError(position, f"A search has at most {MOST_CONDITIONS} conditions.")
             found[-1].append(self._condition())
             if self._at == len(self._tokens):
                 break

@@ -97,6 +97,7 @@ def test_or_binds_less_than_and() -> None:
         ("outcome is fine", 12, "“fine” is no outcome"),
         ('host is "ci', 9, "This quote is never closed"),
         ("host is a > b", 11, "“>” is not expected"),
+        (" or ".join(["a"] * 21), 101, "at most 20 conditions"),
         ("foo > 5", 1, "“foo” is no field"),
         ("foo:bar = 5", 1, "“foo:bar” is no field"),
         ("!", 1, "“!” is not expected"),

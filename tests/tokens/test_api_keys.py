@@ -91,6 +91,8 @@ def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
     rest = Rest.bearing(secret)
 
     refused = rest.post("/users", {"email": "v@example.com", "role_id": str(viewer.pk)})
+    helpers = make.role(Capability.PEOPLE_MANAGE)
+    assert problem(rest.post("/users", {"email": "h@example.com", "role_id": str(helpers.pk)})) == (403, "beyond_yours")
     made = rest.post("/users", {"email": "m@example.com", "role_id": str(member.pk)})
 
     assert problem(refused) == (403, "beyond_yours")
