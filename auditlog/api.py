@@ -211,7 +211,7 @@ class CallResource(Log):
     def retrieve(self, request: Request, pk: UUID) -> Response:
         try:
             return self.answer(Call.objects.find(pk))
-        except (Call.DoesNotExist, ValueError, OverflowError) as missing:
+        except Call.DoesNotExist as missing:
             raise Http404 from missing
 
     @action(detail=False)

@@ -3,6 +3,7 @@
 Log rows are insert-only. They store ids and names as plain columns, so that the history stays readable after changes.
 """
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol, Self
 from uuid import UUID, uuid4
@@ -13,6 +14,8 @@ from auditlog import event_context
 from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.partitions import Partitions
+
+LAST_MOMENT = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class Outcome(models.TextChoices):
@@ -69,8 +72,10 @@ class CallManager(models.Manager["Call"]):
 
 
 def moment_of(uid: UUID) -> tuple[datetime, datetime]:
-    """Around when the call with this uid was made. Raises ValueError or OverflowError for one of no time."""
-    at = datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC)
+    """Around when the call with this uid was made; an id that names no call leads to a time without calls."""
+    at = LAST_MOMENT
+    with suppress(ValueError, OverflowError):  # Ids of other things are any number, and so of any year.
+        at = min(datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC), LAST_MOMENT)
     return at - timedelta(milliseconds=1), at + timedelta(milliseconds=2)
 
 

@@ -80,7 +80,7 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
     """One call, as a drawer beside the list it was opened from."""
     try:
         row = Call.objects.find(uid)
-    except (Call.DoesNotExist, ValueError, OverflowError) as missing:
+    except Call.DoesNotExist as missing:
         raise Http404 from missing
     sees_payload = request.user.has_perm(Capability.LOGS_PAYLOADS)
     call_filter = CallFilter(request.GET)

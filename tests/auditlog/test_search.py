@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from django.db import connection
@@ -113,6 +113,17 @@ def test_a_pasted_id_opens_its_call_whenever_it_was(three: dict[str, Call], ana:
     assert client.get("/logs/", {"q": str(old.uid)})["Location"] == f"/logs/{old.uid}/"
     shown = client.get("/logs/", {"q": str(three["b"].uid)}, headers={"HX-Request": "true"})
     assert shown["HX-Redirect"] == f"/logs/{three['b'].uid}/"
+
+
+@pytest.mark.parametrize("number", [0, 2**128 - 1, int("ff8d17278166441fa3d65632d7756bc7", 16)])
+def test_an_id_of_nothing_finds_nothing_whatever_its_number(
+    number: int, three: dict[str, Call], ana: User, sign_in: SignIn
+) -> None:
+    client = sign_in(ana)
+
+    assert client.get("/logs/", {"q": str(UUID(int=number))}).context["page"].rows == []
+    assert client.get(f"/logs/{UUID(int=number)}/").status_code == 404
+    assert client.get(f"/api/logs/{UUID(int=number)}").status_code == 404
 
 
 def test_the_id_of_something_finds_its_calls(ana: User, sign_in: SignIn) -> None:

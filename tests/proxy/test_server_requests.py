@@ -21,6 +21,7 @@ from tests.eventually import PROMPT
 from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, answers_of
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
+from tests.proxy.test_bus import end_connections
 
 GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
 NOT_FOUND = -32601
@@ -242,7 +243,7 @@ def test_an_answer_is_found_although_the_bus_was_cut_off(work: Work) -> None:
     person = work.person()
 
     def reply(asked: Object) -> None:
-        sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'gateway bus'")
+        assert end_connections("gateway bus") == 1
         person.say({"id": asked["id"], "result": GIVEN})
 
     began = time.monotonic()

