@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +24,11 @@ from wire import token_text
 logger = logging.getLogger(__name__)
 
 STATEMENT = Path(__file__).with_name("query.sql").read_bytes()
-STATEMENT_FOR_CALLS = re.sub(rb"/\* not for calls \*/.*?/\* end \*/", b"", STATEMENT, flags=re.DOTALL)
-PARAMETERS = b"(int[], bytea[], text[], text[], int[], text[], text[], bytea[], text[])"
+STATEMENTS = {
+    b"decide": STATEMENT,
+    b"decide_calls": re.sub(rb"/\* not for calls \*/.*?/\* end \*/", b"", STATEMENT, flags=re.DOTALL),
+}
+PARAMETERS = ("int[]", "bytea[]", "text[]", "text[]", "int[]", "text[]", "text[]", "bytea[]", "text[]")
 SETUP = (
     b"SET application_name = 'gateway access'",
     b"SET plan_cache_mode = 'force_generic_plan'",
@@ -34,8 +37,13 @@ SETUP = (
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
-    b"PREPARE decide " + PARAMETERS + b" AS " + STATEMENT,
-    b"PREPARE decide_calls " + PARAMETERS + b" AS " + STATEMENT_FOR_CALLS,
+    *(
+        b"PREPARE %s (%s) AS %s" % (name, ", ".join(PARAMETERS).encode(), statement)
+        for name, statement in STATEMENTS.items()
+    ),
+    # Planned now and not for the first request. The plans also end the heap of the server's process above what an
+    # execution needs, which otherwise goes back to the operating system, and is had again, with each of them.
+    *(b"EXECUTE %s (%s)" % (name, b", ".join([b"'{}'"] * len(PARAMETERS))) for name in STATEMENTS),
 )
 
 SLUG = "[a-z0-9-]{1,40}"  # A gateway in a URL, as a pattern.
@@ -129,8 +137,7 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
     async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
         # Calls of one client at the same time often need the same: that is sent once.
         numbers = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in batch))}
-        statement = b"decide_calls" if all(map(is_for_calls, numbers)) else b"decide"
-        grants = _read(await self._connection.query_with_retry(statement, parameters([*numbers])))
+        grants = _read(await self._connection.query_with_retry(statement_for(numbers), parameters([*numbers])))
         for query, future in batch:
             grant = grants.get(numbers[query])
             if isinstance(grant, DatabaseUnavailable):
@@ -140,9 +147,13 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
                 resolve(future, grant)
 
 
-def is_for_calls(query: AccessQuery) -> bool:
-    """Whether the statement for calls with API access tokens answers this query."""
-    return query.token.digests[0] is not None and query.wanted.servers in FOR_CALLS
+def statement_for(queries: Iterable[AccessQuery]) -> bytes:
+    """The smallest of the statements that answers all these queries."""
+    for query in queries:
+        wanted = query.wanted
+        if wanted.servers not in FOR_CALLS or wanted.kind == "resource" or query.token.digests[0] is None:
+            return b"decide"
+    return b"decide_calls"
 
 
 async def find_again(

@@ -5,8 +5,8 @@
 -- the token along its keys, one index look-up each. The planner, who judges by how small the tables
 -- were when it last looked, would begin elsewhere.
 --
--- What stands between `/* not for calls */` and `/* end */` is left out of the statement for batches of calls with API
--- access tokens: most batches are, and each part of a statement is set up anew for each execution.
+-- What stands between `/* not for calls */` and `/* end */` is left out of the statement for tools and prompts that are
+-- called with API access tokens: most batches are, and each part of a statement is set up anew for each execution.
 --
 -- $1 n         number of the query; repeated where keys are being rotated
 -- $2 digest    digest of its API access token, NULL for another kind
@@ -116,6 +116,7 @@ SELECT
                         SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
                         WHERE q.name ~ '_[0-9a-f]{6}$' AND q.kind <> 'resource'
                             AND assignment_id = a.id AND kind = q.kind AND exposed_name = q.name
+                        /* not for calls */
                         UNION ALL
                         SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'resource'
@@ -124,6 +125,7 @@ SELECT
                         -- What is not listed may be what a template means.
                         SELECT name, exposed_name, enabled, NULL, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind = 'resource' AND assignment_id = a.id AND kind = 'template'
+                        /* end */
                     ) x
                 ) END,
                 -- A shared identity serves the gateways it is said to be for, at this moment.

@@ -31,8 +31,8 @@ from proxy.access.query import (
     Wanted,
     access_query,
     find_again,
-    is_for_calls,
     parameters,
+    statement_for,
 )
 from proxy.store.database import DatabaseUnavailable, StatementRejected
 from tests import make
@@ -215,14 +215,26 @@ def known(transactional_db: None) -> Known:
     return Known(connection, issued.token.pk, issued.secret)
 
 
-def test_the_statement_for_calls_is_for_api_tokens_that_list_nothing() -> None:
-    api, by_oauth = TokenDigests((b"1",), (None,)), TokenDigests((None,), ("1",))
-    kinds = [(token, servers) for token in (api, by_oauth) for servers in ServersNeeded]
+API, BY_OAUTH = TokenDigests((b"1",), (None,)), TokenDigests((None,), ("1",))
+CALL = AccessQuery(API, "g", Wanted(ServersNeeded.OF_FEATURE, "tool", "t"))
 
-    assert [(token, servers) for token, servers in kinds if is_for_calls(AccessQuery(token, "g", Wanted(servers)))] == [
-        (api, ServersNeeded.NONE),
-        (api, ServersNeeded.OF_FEATURE),
-    ]
+
+@pytest.mark.parametrize(
+    ("query", "statement"),
+    [
+        (CALL, b"decide_calls"),
+        (AccessQuery(API, "g", Wanted(ServersNeeded.NONE)), b"decide_calls"),
+        (CALL._replace(wanted=Wanted(ServersNeeded.OF_FEATURE, "template", "x:{y}")), b"decide_calls"),
+        (CALL._replace(session=b"s"), b"decide_calls"),
+        (CALL._replace(wanted=Wanted(ServersNeeded.OF_FEATURE, "resource", "x:y")), b"decide"),
+        (CALL._replace(wanted=Wanted(ServersNeeded.ALL, "tool")), b"decide"),
+        (CALL._replace(wanted=Wanted(ServersNeeded.INTRODUCED)), b"decide"),
+        (CALL._replace(token=BY_OAUTH), b"decide"),
+    ],
+)
+def test_a_batch_gets_the_smallest_statement_that_answers_all_of_it(query: AccessQuery, statement: bytes) -> None:
+    assert statement_for([query]) == statement
+    assert statement_for([CALL, query]) == statement_for([query, CALL]) == statement
 
 
 def test_a_good_token_has_all_facts(known: Known) -> None:
