@@ -83,6 +83,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         suspended.under_way = streams.calls
         usage.in_use = streams.sessions
         bus.on("sessions", usage.write_sessions)
+        bus.on("unwritable", lambda told: None if told is None else writer.distrust())
+        writer.on_hang = partial(bus.publish_soon, "unwritable")
         server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(

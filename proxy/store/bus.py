@@ -51,8 +51,8 @@ class Listener(PgConnection):
 class Bus:
     """Hears what any worker tells, this one included.
 
-    Topics: `cut` (somebody's access may have ended), `lists` (what the gateway of this id shows has changed), and what
-    the parts of the proxy tell each other. Its connection also runs what `setup` prepares, a statement at a time.
+    Topics: `cut` (somebody's access may have ended), `lists` (what the gateway of this id shows has changed),
+    `unwritable` (a row of the log could not be written in time), and what the parts of the proxy tell each other. Its connection also runs what `setup` prepares, a statement at a time.
     """
 
     def __init__(self, conninfo: str, statements: Statements, setup: Sequence[bytes] = ()) -> None:
@@ -74,6 +74,10 @@ class Bus:
     async def publish(self, topic: str, told: str) -> None:
         """Tell all workers, in a transaction of its own. Raises DatabaseUnavailable."""
         await self._statements.fetch("SELECT pg_notify(%s, %s)", [CHANNEL, f"{topic} {told}"])
+
+    def publish_soon(self, topic: str, told: str = "") -> None:
+        """The same without waiting; told to nobody when the database is not there."""
+        self._start(topic, self.publish(topic, told))
 
     async def query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
         """Run a statement that the setup prepared. Raises DatabaseUnavailable or StatementRejected."""
@@ -138,9 +142,12 @@ class Bus:
                 logger.exception("a handler of the bus failed", extra={"topic": topic})
                 continue
             if work is not None:
-                task = asyncio.create_task(self._run(topic, work), name=f"bus, {topic}")
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._start(topic, work)
+
+    def _start(self, topic: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._run(topic, work), name=f"bus, {topic}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _run(self, topic: str, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -171,8 +171,8 @@ class CallWriter(GroupCommit[bytes, None]):
     """Commits rows over `connections`; `observe` gets the size of each batch.
 
     It is the circuit breaker of calls as well: unless it `may_begin`, nothing may be sent to a server, because its row
-    could not be written. That is so from the moment a commit failed, hung for a second or lost its connection, until a
-    row was written and rolled back, which is tried all the time.
+    could not be written. That is so from the moment a commit failed, hung for a second or lost its connection, or hung
+    in another process, until a row was written and rolled back, which is tried all the time.
     """
 
     def __init__(

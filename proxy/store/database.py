@@ -310,6 +310,7 @@ class GroupCommit[Item, Answer]:
         self._tasks: list[asyncio.Task[None]] = []
         self._clock: asyncio.Task[None] | None = None
         self.fault = "not connected yet" if connections else ""
+        self.on_hang: Callable[[], object] = bool  # Called when a statement is found to hang.
 
     @property
     def waiting(self) -> int:
@@ -458,6 +459,15 @@ class GroupCommit[Item, Answer]:
         while self._idle:
             self._wake()
 
+    def distrust(self) -> None:
+        """Handle nothing more before each connection was checked anew."""
+        for worker in self._workers:
+            worker.healthy = False
+        self._failed = "the database hangs"
+        self._update_fault()
+        while self._idle:
+            self._wake()
+
     def _mark_broken(self, worker: _Worker[Item, Answer], error: Exception) -> None:
         """Use this worker's connection for nothing before it is repaired."""
         worker.ticks = -1
@@ -484,7 +494,10 @@ class GroupCommit[Item, Answer]:
                     worker.ticks += 1
             was_hanging = self._is_hanging
             self._update_fault()
-            if self._is_hanging and not was_hanging and self._rejects_when_full:
+            if not self._is_hanging or was_hanging:
+                continue
+            self.on_hang()
+            if self._rejects_when_full:
                 error = DatabaseUnavailable(self.fault)
                 self._fail_waiting(error)
                 for worker in self._workers:

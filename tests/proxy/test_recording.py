@@ -205,6 +205,30 @@ def test_while_the_log_is_locked_no_call_is_executed_and_then_it_goes_on(proxy: 
     assert len(proxy.calls()) == len(executed) == 3
 
 
+def test_a_log_that_hangs_at_one_process_stops_all_others(start: Start, run: Run) -> None:
+    executed: list[Request] = []
+
+    async def call(request: Request) -> None:
+        executed.append(request)
+        await request.answer({"content": []})
+
+    first, second = start(), start()
+    agent = agent_at(first, run, calling(call, modern=True))
+    elsewhere = Agent(second.url("work"), agent.secret)
+    for each in (agent, elsewhere):
+        assert each.call("docs__it").status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(database.conninfo()) as blocker:
+            blocker.execute("LOCK auditlog_call")
+            caught = pool.submit(agent.call, "docs__it")
+            eventually(metrics._faults["record"])  # Of the one that began last, which has nothing to write.
+            answer = elsewhere.call("docs__it")
+            assert (answer.status_code, answer.content) == (503, UNEXECUTED)
+            assert len(executed) == 3
+        assert caught.result().status_code == 200
+    eventually(lambda: elsewhere.call("docs__it").status_code == 200)
+
+
 def test_denials_are_recorded_before_they_are_told(proxy: Proxy, run: Run) -> None:
     agent = agent_at(proxy, run, upstreams.docs())
     sql("UPDATE hosts_host SET enabled = false")
