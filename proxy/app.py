@@ -51,6 +51,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
     state = State(config.conninfo)
     bus = Bus(config.conninfo, state, SETUP)
+    writer.share_faults(bus)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),
@@ -83,8 +84,6 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         suspended.under_way = streams.calls
         usage.in_use = streams.sessions
         bus.on("sessions", usage.write_sessions)
-        bus.on("unwritable", lambda told: None if told is None else writer.distrust())
-        writer.on_hang = partial(bus.publish_soon, "unwritable")
         server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(

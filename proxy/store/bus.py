@@ -52,7 +52,8 @@ class Bus:
     """Hears what any worker tells, this one included.
 
     Topics: `cut` (somebody's access may have ended), `lists` (what the gateway of this id shows has changed),
-    `unwritable` (a row of the log could not be written in time), and what the parts of the proxy tell each other. Its connection also runs what `setup` prepares, a statement at a time.
+    `unwritable` (a row of the log could not be written in time), and what the parts of the proxy tell each other. Its
+    connection also runs what `setup` prepares, a statement at a time.
     """
 
     def __init__(self, conninfo: str, statements: Statements, setup: Sequence[bytes] = ()) -> None:

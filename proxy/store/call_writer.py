@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 
+from proxy.store.bus import Bus
 from proxy.store.database import GroupCommit, PgConnection, StatementRejected, Waiting, fail, resolve
 
 logger = logging.getLogger(__name__)
@@ -194,6 +195,11 @@ class CallWriter(GroupCommit[bytes, None]):
             max_waiting=max_waiting,
             rejects_when_full=False,  # A row that is here is that of a call which may have been executed.
         )
+
+    def share_faults(self, bus: Bus) -> None:
+        """Tell all other processes when a commit hangs, and believe them."""
+        bus.on("unwritable", lambda told: None if told is None else self.distrust())
+        self.on_hang = partial(bus.publish_soon, "unwritable")
 
     def may_begin(self) -> bool:
         """Whether a call may begin, or be sent to its server: its row can probably be written."""
