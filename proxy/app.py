@@ -41,17 +41,17 @@ __all__ = ["PREFIX", "Config", "runtime"]
 async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     """The app that serves paths under PREFIX, for as long as the block runs."""
     access = Access(config.conninfo, config.token_keys, config.max_waiting)
+    state = State(config.conninfo)
+    bus = Bus(config.conninfo, state, SETUP)
     writer = CallWriter(
         config.conninfo,
+        bus=bus,
         connections=config.log_connections,
         max_waiting=config.max_waiting,
         observe=metrics.COMMIT_ROWS.observe,
     )
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
-    state = State(config.conninfo)
-    bus = Bus(config.conninfo, state, SETUP)
-    writer.share_faults(bus)
     cipher = Cipher(config.encryption_keys)
     transport = Transport(
         Guard(config.private_upstreams, config.own_endpoints),

@@ -169,7 +169,7 @@ type Line = Waiting[bytes, None]
 
 
 class CallWriter(GroupCommit[bytes, None]):
-    """Commits rows over `connections`; `observe` gets the size of each batch.
+    """Commits rows over `connections`; `observe` gets the size of each batch, `bus` tells other processes of a hang.
 
     It is the circuit breaker of calls as well: unless it `may_begin`, nothing may be sent to a server, because its row
     could not be written. That is so from the moment a commit failed, hung for a second or lost its connection, or hung
@@ -183,6 +183,7 @@ class CallWriter(GroupCommit[bytes, None]):
         connections: int = CONNECTIONS,
         max_waiting: int = 2000,
         observe: Callable[[int], None] = lambda _: None,
+        bus: Bus | None = None,
     ) -> None:
         self._observe = observe
         opened = [PgConnection(conninfo, SETUP, timeout=COMMIT_SECONDS) for _ in range(connections)]
@@ -195,11 +196,9 @@ class CallWriter(GroupCommit[bytes, None]):
             max_waiting=max_waiting,
             rejects_when_full=False,  # A row that is here is that of a call which may have been executed.
         )
-
-    def share_faults(self, bus: Bus) -> None:
-        """Tell all other processes when a commit hangs, and believe them."""
-        bus.on("unwritable", lambda told: None if told is None else self.distrust())
-        self.on_hang = partial(bus.publish_soon, "unwritable")
+        if bus is not None:
+            self.on_hang = partial(bus.publish_soon, "unwritable")
+            bus.on("unwritable", lambda told: None if told is None else self.distrust())
 
     def may_begin(self) -> bool:
         """Whether a call may begin, or be sent to its server: its row can probably be written."""
