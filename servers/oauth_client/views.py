@@ -14,10 +14,9 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from capabilities import NOBODY, Capability, own_resource, requires
 from connections.models import Connection
-from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client.discovery import discover
-from servers.oauth_client.flow import SignInRefused, begin, find, finish
+from servers.oauth_client.flow import SignInRefused, begin, find, finish, is_within_reach
 from servers.oauth_client.models import ClientRegistration
 from servers.oauth_client.registration import client_document as document
 from servers.oauth_client.registration import enter, redirect_uri, reset
@@ -127,8 +126,7 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
 def _within_reach(request: AppRequest, slug: str) -> Server:
     """The server, if this person may bring an identity for it at some gateway; else 404."""
     server = get_object_or_404(Server.objects.live(), slug=slug, auth_type=AuthType.OAUTH)
-    asking = server.assignments.filter(removed_at=None, identity_scheme=IdentityScheme.PER_USER)
-    if not Gateway.objects.reachable_by(request.user).filter(assignments__in=asking).exists():
+    if not is_within_reach(server, request.user):
         raise Http404
     return server
 
