@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.http import HttpResponse
 from django.shortcuts import render
@@ -219,6 +220,8 @@ def find(request: AppRequest) -> SignIn:
         SignIn.objects.filter(pk=sign_in.pk).delete()
     if sign_in.expires_at <= timezone.now():
         raise SignInRefused("This sign-in took too long. Begin it again.")
+    if sign_in.registration.redirect_uri != settings.PUBLIC_URL + request.path:
+        raise SignInRefused("The answer came to the address of another issuer than the one that was asked.")
     return sign_in
 
 

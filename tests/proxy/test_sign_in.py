@@ -2,10 +2,12 @@
 proxy."""
 
 import html
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.test import Client
@@ -20,6 +22,7 @@ from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
 from servers.oauth_client.refreshing import keep_fresh
+from servers.oauth_client.registration import redirect_uri
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
@@ -133,7 +136,7 @@ def test_what_the_issuer_is_asked_is_bound_to_this_server_and_to_a_fresh_proof(g
 
     assert asked["resource"] == github.upstream.url
     assert asked["code_challenge_method"] == "S256"
-    assert asked["redirect_uri"].endswith("/upstream-oauth/callback/")
+    assert re.search(r"/upstream-oauth/callback/[0-9a-f]{32}/$", asked["redirect_uri"])
     assert asked["response_type"] == "code"
     sealed = SignIn.objects.get()
     assert asked["state"].encode() != bytes(sealed.state_digest)
@@ -391,9 +394,10 @@ def test_an_answer_of_the_right_issuer_that_says_so_is_taken(github: Github, ann
 
 def test_somebody_who_says_no_at_the_issuer_is_told_so(github: Github, ann: User) -> None:
     client = github.browser(ann)
-    state = query(github.begin(client))["state"]
+    asked = query(github.begin(client))
+    back = urlsplit(asked["redirect_uri"]).path
 
-    page = client.get(f"/upstream-oauth/callback/?error=access_denied&state={state}").content.decode()
+    page = client.get(f"{back}?error=access_denied&state={asked['state']}").content.decode()
 
     assert "You did not sign in at GitHub." in page
 
@@ -515,23 +519,18 @@ def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator
         {
             "client_id": "entered",
             "client_secret": "s3cret-of-ours",
-            "redirect_uris": [registered_at()],
+            "redirect_uris": [redirect_uri(github.upstream.url.removesuffix("/mcp"))],
             "token_endpoint_auth_method": "client_secret_post",
         }
     )
 
-    entered = github.browser(ana).post("/servers/github/client/", {"client_id": "entered", "secret": "s3cret-of-ours"})
+    client = {"client_id": "entered", "secret": "s3cret-of-ours", "issuer": github.upstream.url.removesuffix("/mcp")}
+    entered = github.browser(ana).post("/servers/github/client/", client)
 
     assert entered.status_code == 302
     identity = github.sign_in(ann)
     assert Grant.objects.get(identity=identity).registration.kind == "manual"
     assert "s3cret-of-ours" not in github.browser(ana).get("/servers/github/client/").content.decode()
-
-
-def registered_at() -> str:
-    from servers.oauth_client.registration import redirect_uri
-
-    return redirect_uri()
 
 
 def test_a_shared_identity_is_made_by_an_administrator_who_signs_in(github: Github) -> None:

@@ -7,11 +7,12 @@ from ipaddress import ip_network
 from typing import Any
 
 import anyio.to_thread
+import httpx
 import pytest
 from django.db import connections
 from django.test import Client
 from mcp.server.auth.provider import AuthorizationCode
-from mcp.shared.auth import OAuthToken
+from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pytest_django import Settings
 
 from accounts.models import User
@@ -19,12 +20,14 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
-from servers.oauth_client.models import Grant
+from servers.oauth_client.models import ClientRegistration, Grant, Kind
+from servers.oauth_client.registration import common_redirect_uri, redirect_uri
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.eventually import eventually
-from tests.issuers import Issuer, consent, destination
+from tests.issuers import Issuer, consent, destination, query
+from wire.oauth_client import authorize_url
 
 NEXT = "/settings/identities"
 
@@ -262,3 +265,133 @@ def test_an_identity_of_a_server_where_nobody_signs_in_leads_to_no_issuer(
 
     assert CHANGES[change] in words(response)
     assert "Refresh" not in response
+
+
+# --- Two issuers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evil(github: Github, run: Run) -> Github:
+    """A server of the same gateway whose issuer is after what GitHub's grants."""
+    issuer = Busy()
+    upstream = run(issuer.app())
+    server = make.server(slug="evil", name="Evil", url=upstream.url, auth_type=AuthType.OAUTH)
+    make.assignment(github.gateway, server, identity_scheme=IdentityScheme.PER_USER)
+    return Github(issuer, upstream, server, github.gateway)
+
+
+def origin(github: Github) -> str:
+    return github.upstream.url.removesuffix("/mcp")
+
+
+def mixed_up(evil: Github, client: Client, **instead: str) -> str:
+    """Where a sign-in at Evil leads that asks at GitHub instead, for the client that GitHub knows."""
+    asked = evil.begin(client, "/servers/evil/authenticate/")
+    registration = ClientRegistration.objects.get(issuer=instead.pop("issuer"))
+    theirs = {"client_id": registration.client_id, "redirect_uri": registration.redirect_uri, "resource": ""}
+    return authorize_url(f"{registration.issuer}/authorize", query(asked) | theirs | instead)
+
+
+def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Github, ann: User) -> None:
+    github.sign_in(ann)
+    client = github.browser(ann)
+    asked_at_github = mixed_up(evil, client, issuer=origin(github))
+
+    response = client.get(consent(asked_at_github))
+
+    assert response.status_code == 400
+    assert "to the address of another issuer" in words(response)
+    assert "/token" not in evil.issuer.asked
+
+
+def test_an_issuer_does_not_send_a_code_to_the_address_of_another(github: Github, evil: Github, ann: User) -> None:
+    github.sign_in(ann)
+    client = github.browser(ann)
+    own = query(evil.begin(client, "/servers/evil/authenticate/"))["redirect_uri"]
+    asked_at_github = mixed_up(evil, client, issuer=origin(github), redirect_uri=own)
+
+    assert httpx.get(asked_at_github, trust_env=False).status_code == 400
+
+
+def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_common_one(
+    github: Github, evil: Github, ann: User
+) -> None:
+    common = common_redirect_uri()
+    github.issuer.clients["entered"] = OAuthClientInformationFull.model_validate(
+        {"client_id": "entered", "redirect_uris": [common], "token_endpoint_auth_method": "none"}
+    )
+    ClientRegistration.objects.create(
+        issuer=origin(github),
+        server=github.server,
+        kind=Kind.MANUAL,
+        redirect_uri=common,
+        client_id="entered",
+        auth_method="none",
+    )
+    client = github.browser(ann)
+
+    response = client.get(consent(mixed_up(evil, client, issuer=origin(github))))
+
+    assert "to the address of another issuer" in words(response)
+    assert github.sign_in(ann).issuer == origin(github)
+
+
+def test_one_that_registered_itself_for_the_common_address_registers_anew(github: Github, ann: User) -> None:
+    github.sign_in(ann)
+    ClientRegistration.objects.update(redirect_uri=common_redirect_uri())
+
+    github.sign_in(ann)
+
+    assert ClientRegistration.objects.get(ended_at=None).redirect_uri == redirect_uri(origin(github))
+
+
+def test_an_issuer_that_would_have_people_asked_at_another_one_s_is_refused(
+    github: Github, evil: Github, ann: User
+) -> None:
+    github.sign_in(ann)
+    evil.issuer.metadata = {"authorization_endpoint": f"{origin(github)}/authorize"}
+
+    response = github.browser(ann).post("/servers/evil/authenticate/", {"next": NEXT})
+
+    assert response.status_code == 400
+    assert f"{origin(evil)} leads people to {origin(github)} to sign in" in words(response)
+
+
+@pytest.mark.parametrize("promises", [True, False])
+def test_our_document_is_for_issuers_that_promise_to_name_themselves(
+    promises: bool, github: Github, ann: User, settings: Settings
+) -> None:
+    settings.PUBLIC_URL = "https://gateway.example.com"
+    github.issuer.metadata = {
+        "client_id_metadata_document_supported": True,
+        "authorization_response_iss_parameter_supported": promises,
+    }
+
+    asked = query(github.begin(github.browser(ann)))
+
+    assert (asked["client_id"] == "https://gateway.example.com/upstream-oauth/client.json") is promises
+    document = Client().get("/upstream-oauth/client.json").json()
+    assert (asked["redirect_uri"] in document["redirect_uris"]) is promises
+
+
+# --- The client an administrator enters -------------------------------------------------------------------------------
+
+
+def test_a_client_s_secret_goes_to_the_issuer_that_was_shown_beside_it(
+    github: Github, evil: Github, boss: User
+) -> None:
+    client = github.browser(boss)
+    page = words(client.get("/servers/github/client/"))
+    assert f'<code class="secret">{origin(github)}</code>' in page
+    assert f'name="issuer" value="{origin(github)}"' in page
+    github.issuer.prm = {"authorization_servers": [origin(evil)]}
+
+    entered = client.post(
+        "/servers/github/client/", {"client_id": "ours", "secret": "s3cret-of-ours", "issuer": origin(github)}
+    )
+
+    assert entered.status_code == 422
+    assert f"GitHub names another issuer now: {origin(evil)}." in words(entered)
+    assert f'name="issuer" value="{origin(evil)}"' in words(entered)
+    assert "s3cret-of-ours" not in words(entered)
+    assert not ClientRegistration.objects.exists()
