@@ -31,6 +31,7 @@ from accounts.rules import (
 )
 from capabilities import Capability
 from connections.subjects import by_role, by_team
+from ui.idempotency import Afterwards
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Reference, Resource, secret_answer
 
@@ -174,9 +175,16 @@ class UserResource(Resource):
 
     def _invitation(self, person: User, status: HTTPStatus) -> Response:
         link = password_links.invitation_link(person)
-        mailed = password_links.mail_invitation(person, link, by=self.me)
-        told = InvitationSerializer({"link": link, "mailed": mailed, "expires_at": person.invitation_expires_at}).data
-        return secret_answer({**self.serialize(person), "invitation": told}, status)
+
+        def told(*, mailed: bool) -> Response:
+            values = {"link": link, "mailed": mailed, "expires_at": person.invitation_expires_at}
+            invitation = InvitationSerializer(values).data
+            return secret_answer({**self.serialize(person), "invitation": invitation}, status)
+
+        def mailed() -> Response:
+            return told(mailed=password_links.mail_invitation(person, link, by=self.me))
+
+        return Afterwards(lambda: told(mailed=False), mailed)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=UserChanges, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:

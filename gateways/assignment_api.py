@@ -24,6 +24,7 @@ from gateways.refresh import first_list
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.models import Server
+from ui.idempotency import Afterwards
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Resource, already_exists, checked
 
@@ -112,8 +113,12 @@ class AssignmentResource(Resource):
             raise already_exists(ALIAS_TAKEN) from None
         except AliasRequired as refusal:
             raise ValidationError({"alias": [str(refusal)]}) from None
-        first_list(assignment, by=self.me)
-        return self._now(assignment, HTTPStatus.CREATED)
+
+        def listed() -> Response:
+            first_list(assignment, by=self.me)
+            return self._now(assignment, HTTPStatus.CREATED)
+
+        return Afterwards(lambda: self._now(assignment, HTTPStatus.CREATED), listed)
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=AssignmentChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str, alias: str) -> Response:

@@ -81,7 +81,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
-        suspended.under_way = streams.calls
+        suspended.under_way, forwarder.recheck = streams.calls, streams.recheck
         usage.in_use = streams.sessions
         bus.on("sessions", usage.write_sessions)
         server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests)

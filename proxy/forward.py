@@ -27,6 +27,7 @@ from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import Asking, InputRefused, ServerRequests
+from proxy.store.database import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
 from wire import jsonrpc, stateless, uris, versions
@@ -63,9 +64,6 @@ type Ask = Callable[..., Awaitable[RpcResponse]]
 
 NOTHING_MORE: Object = {}
 
-# These say nothing of the server: nothing was sent, or the client did not do its part.
-NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable)
-
 UNAUTHORIZED = 401
 
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
@@ -84,6 +82,23 @@ NO_COMPLETION: Object = {"completion": {"values": []}}
 
 # Errors of a server that have the status of the client's era; the others are about what the gateway sent.
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
+
+
+class NotAllowedNow(UpstreamError):
+    """What a call was allowed when it came was taken away while it waited; its `ending` says what."""
+
+    code = jsonrpc.FORBIDDEN
+    outcome = "denied"
+    reason = "cancelled"
+    sentence = 'This may no longer be used at server "{server}".'
+
+
+async def _as_it_was(request: McpRequest) -> Grant | None:
+    return request.grant
+
+
+# These say nothing of the server: nothing was sent, or the client did not do its part.
+NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable, NotAllowedNow)
 
 
 @dataclass
@@ -114,6 +129,7 @@ class Forwarder:
         self._cipher = cipher
         self._usage = usage
         self._refresher = refresher
+        self.recheck: Callable[[McpRequest], Awaitable[Grant | None]] = _as_it_was  # Set by who composes the process.
 
     async def forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The server's answer to this request, addressed to the client.
@@ -129,7 +145,7 @@ class Forwarder:
         if resolved.row is not None:
             check_held(resolved, message.params.get("arguments"))
         if resolved.assigned.sign_in is not None:
-            resolved = self._with(request, resolved, await self._refresher.fresh(resolved.assigned))
+            resolved = await self._refreshed(request, resolved)
         began = time.perf_counter()
         try:
             answer = await self._forward(request, resolved, grant, message, stream)
@@ -161,6 +177,7 @@ class Forwarder:
             renewed = await self._refresher.after(refusal, identity.assigned)
             if renewed is None:
                 raise
+        await self._must_still_be_allowed(request, renewed)
         self._with(request, resolved, renewed)
         credential = credential_of(renewed, self._cipher)
         identity.assigned = renewed
@@ -171,6 +188,27 @@ class Forwarder:
             if refusal.status != UNAUTHORIZED:
                 raise
             raise await self._refresher.give_up(renewed) from None
+
+    async def _refreshed(self, request: McpRequest, resolved: Resolved) -> Resolved:
+        """The same with a token that has not ended; a call that waits for it has to be allowed still, then."""
+        fresh = await self._refresher.fresh(resolved.assigned)
+        if fresh is not resolved.assigned:
+            await self._must_still_be_allowed(request, fresh)
+        return self._with(request, resolved, fresh)
+
+    async def _must_still_be_allowed(self, request: McpRequest, assigned: AssignedServer) -> None:
+        """Look at the switches again, for a call that has waited until the token of this identity was renewed.
+
+        Raises NotAllowedNow, or IdentityUnavailable when nobody can tell or another identity took its place.
+        """
+        try:
+            grant = await self.recheck(request)
+        except DatabaseUnavailable as error:
+            raise IdentityUnavailable(assigned.server_name, str(error)) from None
+        if grant is None:
+            raise NotAllowedNow(assigned.server_name)
+        if all(each.identity_id != assigned.identity_id for each in grant.assignments if each.id == assigned.id):
+            raise IdentityUnavailable(assigned.server_name, "the connection carries another identity now")
 
     def _with(self, request: McpRequest, resolved: Resolved, assigned: AssignedServer) -> Resolved:
         """The same feature with this identity, which the request knows from now on as one of its secrets."""

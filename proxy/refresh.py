@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.access.decision import AssignedServer
@@ -40,11 +40,13 @@ class Refresher:
         self._transport = transport
         self._cipher = cipher
         self._under_way: dict[tuple[str, str], asyncio.Task[str]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def stop(self) -> None:
-        """Let what is under way end: a token that is not stored is lost."""
-        if self._under_way:
-            await asyncio.wait(self._under_way.values(), timeout=SECONDS)
+        """Let what is under way end: a token that is not stored is lost, and one that is not revoked lives on."""
+        for under_way in (self._under_way.values(), self._telling):
+            if under_way:
+                await asyncio.wait([*under_way], timeout=SECONDS)
 
     async def fresh(self, assigned: AssignedServer) -> AssignedServer:
         """The same server with a token that has not ended; at once, unless it has.
@@ -118,6 +120,14 @@ class Refresher:
         del self._under_way[key]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("an identity was not renewed", extra={"identity": key[0], "error": str(error)})
+            if isinstance(error, NotRenewed) and error.revocations:
+                telling = asyncio.create_task(self._tell(error.revocations), name="revocation")
+                self._telling.add(telling)
+                telling.add_done_callback(self._telling.discard)
+
+    async def _tell(self, requests: Sequence[TokenRequest]) -> None:
+        for request in requests:
+            await self._post(request)
 
     async def _drive(self, steps: Renewal) -> str:
         answer: Any = None

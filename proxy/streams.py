@@ -334,6 +334,25 @@ class Streams:
                 self._cut.set()
             await asyncio.sleep(RECHECK_PAUSE)
 
+    async def recheck(self, request: McpRequest) -> Grant | None:
+        """Decide now about a call that has waited: the grant as it is, or None when the call may not go on.
+
+        Why not is its `ending` then, and what it is answered. Raises DatabaseUnavailable.
+        """
+        if request.query is None:
+            return request.grant
+        try:
+            (grant,) = await find_again(self._bus.query, [request.query])
+        except StatementRejected as error:
+            raise DatabaseUnavailable(str(error)) from None
+        if isinstance(grant, DatabaseUnavailable):
+            raise grant
+        ending = request.ending or self._verdict(request, grant)
+        if ending is not None:
+            request.ending = ending
+            return None
+        return grant
+
     async def _decide_anew(self) -> None:
         requests = [request for request in self.calls.values() if request.query is not None]
         if not requests:

@@ -90,7 +90,10 @@ def _asked(request: AppRequest) -> HttpResponse:
     suggested = _suggested(request, posted | {"url": url}, asked)
     request.session[TESTED] = {"url": url, **asked.health}
     form = NewServerForm(initial=suggested, user=request.user)
-    return show(request, f"{PAGE}#flow", _context(request, form) | {"asked": asked, "tile": tile})
+    context = _context(request, form) | {"asked": asked, "tile": tile}
+    if asked.signs_in:
+        context["redirect_uri"] = redirect_uri(asked.signs_in.issuer)
+    return show(request, f"{PAGE}#flow", context)
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
@@ -138,7 +141,6 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
         "back": reverse("servers:list"),
         "tools": form["tools"].value() or ALL,
         "who": form["who"].value() or OWN,
-        "redirect_uri": redirect_uri(),
     }
 
 

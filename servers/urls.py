@@ -29,5 +29,6 @@ urlpatterns = [
     path("servers/<slug:slug>/authenticate/", oauth_client.authenticate, name="authenticate"),
     path("servers/<slug:slug>/client/", oauth_client.client, name="client"),
     path("upstream-oauth/callback/", oauth_client.callback, name="oauth_callback"),
+    path("upstream-oauth/callback/<str:key>/", oauth_client.callback, name="issuer_callback"),
     path("upstream-oauth/client.json", oauth_client.client_document, name="client_document"),
 ]

@@ -1,7 +1,8 @@
 """Requests with an Idempotency-Key: sent again within an hour, they get the same answer and make nothing twice.
 
 The draft draft-ietf-httpapi-idempotency-key-header-07 describes the header and its refusals. What a request makes and
-the answer that is kept for it are one transaction, so there is never the one without the other, whatever crashes.
+the answer that is kept for it are one transaction, so there is never the one without the other, whatever crashes. What
+asks another machine comes afterwards, with nothing locked but the key.
 """
 
 from __future__ import annotations
@@ -57,6 +58,17 @@ class AnswerLost(APIException):
     default_code = "idempotency_answer_lost"
 
 
+class Afterwards(Response):
+    """The answer of an operation that asks another machine, such as a mail server, once what it made is committed.
+
+    `done` does so and says how it went. `made` is the answer before that, for a repeat when the process ended between.
+    """
+
+    def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:
+        super().__init__()
+        self.made, self.done = made, done
+
+
 def once(request: Request, make: Callable[[], Response]) -> Response:
     """What `make` answers, or what it answered before to this credential with this key and this body.
 
@@ -65,7 +77,8 @@ def once(request: Request, make: Callable[[], Response]) -> Response:
     """
     given = request.headers.get(HEADER)
     if given is None:
-        return make()
+        made = make()
+        return made.done() if isinstance(made, Afterwards) else made
     if not FORM.fullmatch(given):
         raise ValidationError({HEADER: ["Must be 1 to 255 visible ASCII characters, for example a UUID."]})
     key, asked = _digest(_credential(request), given), _request_digest(request)
@@ -74,9 +87,21 @@ def once(request: Request, make: Callable[[], Response]) -> Response:
         KeptAnswer.objects.expired().filter(pk=key).delete()
         if kept := KeptAnswer.objects.filter(pk=key).first():
             return _again(kept, asked)
-        answer = make()
+        made = make()
+        answer = made.made() if isinstance(made, Afterwards) else made
         KeptAnswer.objects.create(pk=key, request=asked, sealed=_sealed(answer))
-    return answer
+        if isinstance(made, Afterwards):
+            _stay_alone(key)
+    return _done(key, made) if isinstance(made, Afterwards) else answer
+
+
+def _done(key: str, made: Afterwards) -> Response:
+    try:
+        answer = made.done()
+        KeptAnswer.objects.filter(pk=key).update(sealed=_sealed(answer))
+        return answer
+    finally:
+        _let_others(key)
 
 
 def _credential(request: Request) -> str:
@@ -98,9 +123,24 @@ def _digest(*parts: str) -> str:
 def _alone(key: str) -> None:
     """Keep other requests with this key out until the transaction ends, in whatever process they are."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [int(key[:16], 16) - 2**63])
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_lock(key)])
         if not cursor.fetchone()[0]:
             raise InProgress
+
+
+def _stay_alone(key: str) -> None:
+    """The same beyond the end of the transaction, until `_let_others`, or until this process or its connection ends."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [_lock(key)])
+
+
+def _let_others(key: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_unlock(%s)", [_lock(key)])
+
+
+def _lock(key: str) -> int:
+    return int(key[:16], 16) - 2**63
 
 
 def _sealed(answer: Response) -> bytes:

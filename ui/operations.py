@@ -94,7 +94,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     and for lists the `orderings` that `?ordering=` may name; `reauth`, that a person typed their password just now (see
     accounts.reauthentication); `api_keys`, whether a person's API key may ask; `access_tokens`, whether a token made
     for the proxy may. `body` is what `Resource.body()` reads. With `makes`, for what makes a thing or a secret, a
-    request may have an Idempotency-Key (ui.idempotency).
+    request may have an Idempotency-Key (ui.idempotency), and the method may answer with Afterwards.
 
     For the description alone: `answer`, where it is not the resource's own serializer; `conflicts`, that it can answer
     409 beyond what the resource's `problems` say; and `if_match`, that it compares `If-Match`

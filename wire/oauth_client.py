@@ -195,6 +195,25 @@ def token_request(endpoint: str, client: Client, parameters: Mapping[str, str]) 
     return TokenRequest(endpoint, headers, urlencode(form).encode())
 
 
+def revocations(endpoint: str, client: Client, *, refresh: str, access: str) -> list[TokenRequest]:
+    """What an issuer is told to end these tokens (RFC 7009): the refresh token first, since it may take the access
+    token with it. Empty tokens are left out; nothing is told where there is no endpoint for it."""
+    tokens = (("refresh_token", refresh), ("access_token", access))
+    told = ({"token": token, "token_type_hint": hint} for hint, token in tokens if token and endpoint)
+    return [token_request(endpoint, client, parameters) for parameters in told]
+
+
+def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: str) -> bool:
+    """Whether old tokens may be revoked after these new ones came without ending the new ones, too.
+
+    An issuer that revokes a token ends all tokens of the grant behind it (RFC 7009 section 2.1), and one that gives the
+    same refresh token again, or none, has gone on with the same grant.
+    """
+    if old_refresh:
+        return bool(new_refresh) and new_refresh != old_refresh
+    return new_access != old_access
+
+
 class Tokens(NamedTuple):
     """What a token endpoint gave. `expires_in` is None when it does not say; `scope` and `refresh` may be empty."""
 

@@ -5,7 +5,7 @@ is answered with status and body, or with None when no answer came; or a number,
 may be asynchronous, as the proxy is, or not, as the pages are.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -21,6 +21,7 @@ from wire.oauth_client import (
     Tokens,
     TokenUnavailable,
     read_tokens,
+    revocations,
     token_request,
 )
 
@@ -45,11 +46,15 @@ type Renewal = Generator[Step, Any, str]
 
 
 class NotRenewed(Exception):
-    """There is no fresh token. `reason` is `identity_sign_in`, `identity_unavailable` or `identity_disabled`."""
+    """There is no fresh token. `reason` is why, as calls are refused for it, or `identity_unavailable`.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    `revocations` are to be sent to the issuer: they end tokens that came for an identity that had ended meanwhile.
+    """
+
+    def __init__(self, reason: str, detail: str = "", revocations: Sequence[TokenRequest] = ()) -> None:
         super().__init__(detail or reason)
         self.reason = reason
+        self.revocations = revocations
 
 
 class Held(NamedTuple):
@@ -62,6 +67,7 @@ class Held(NamedTuple):
     client_id: str
     client_secret: str | None
     auth_method: str
+    revocation_endpoint: str
 
 
 def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
@@ -77,6 +83,8 @@ def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
         if rows:
             return (yield from _renew(Held._make(rows[0]), parameters, cipher))
         now = _now((yield Statement(STATEMENTS["look"], {"identity": identity})))
+        if now.refusal:
+            raise NotRenewed(now.refusal)
         if now.ciphertext is not None and now.ciphertext != ciphertext:
             return now.ciphertext
         if not now.has_refresh:
@@ -92,19 +100,15 @@ class Now(NamedTuple):
     """An identity that this process may not renew just now."""
 
     ciphertext: str | None
-    is_off: bool
-    needs_sign_in: bool
+    refusal: str  # Why it may not be used; empty when it may.
     has_refresh: bool
     is_leased: bool
 
 
 def _now(rows: list[tuple[Any, ...]]) -> Now:
     if not rows:
-        raise NotRenewed("identity_disabled")
-    now = Now._make(rows[0])
-    if now.is_off or now.needs_sign_in:
-        raise NotRenewed("identity_disabled" if now.is_off else "identity_sign_in")
-    return now
+        raise NotRenewed("identity_missing")
+    return Now._make(rows[0])
 
 
 def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
@@ -122,9 +126,21 @@ def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
         raise NotRenewed("identity_unavailable", str(fault)) from None
     access = cipher.seal(tokens.access)
     stored = yield Statement(STATEMENTS["store"], parameters | _columns(tokens, access, cipher))
-    if not stored:  # Revoked, or signed in again, meanwhile.
-        raise NotRenewed("identity_disabled")
-    return access.decode()
+    now = _now((yield Statement(STATEMENTS["look"], {"identity": parameters["identity"]})))
+    if now.refusal:  # It was switched off or ended meanwhile; what is only switched off has kept its new tokens.
+        raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
+    if now.ciphertext is None:
+        raise NotRenewed("identity_unavailable")
+    return now.ciphertext  # Another one than this, if the person has signed in again meanwhile.
+
+
+def _revocations(held: Held, tokens: Tokens, cipher: Cipher) -> list[TokenRequest]:
+    client = Client(held.client_id, _secret(held, cipher), held.auth_method)
+    return revocations(held.revocation_endpoint, client, refresh=tokens.refresh, access=tokens.access)
+
+
+def _secret(held: Held, cipher: Cipher) -> str:
+    return cipher.open(held.client_secret.encode()) if held.client_secret else ""
 
 
 def _columns(tokens: Tokens, access: bytes, cipher: Cipher) -> dict[str, Any]:
@@ -139,7 +155,6 @@ def _columns(tokens: Tokens, access: bytes, cipher: Cipher) -> dict[str, Any]:
 
 
 def _request(held: Held, cipher: Cipher) -> TokenRequest:
-    secret = cipher.open(held.client_secret.encode()) if held.client_secret else ""
     form = {
         "grant_type": "refresh_token",
         "refresh_token": cipher.open(held.refresh.encode()),
@@ -147,7 +162,7 @@ def _request(held: Held, cipher: Cipher) -> TokenRequest:
         # Without a resource the issuer may need to be told again what the token is for.
         "scope": "" if held.resource else held.scope,
     }
-    return token_request(held.endpoint, Client(held.client_id, secret, held.auth_method), form)
+    return token_request(held.endpoint, Client(held.client_id, _secret(held, cipher), held.auth_method), form)
 
 
 def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:

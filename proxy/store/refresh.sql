@@ -17,12 +17,18 @@ UPDATE upstream_oauth_grant g SET lease = %(lease)s::uuid, leased_until = statem
 FROM due, upstream_oauth_clientregistration r
 WHERE g.identity_id = due.id AND r.id = g.registration_id
 RETURNING g.token_endpoint, encode(g.refresh_ciphertext, 'escape'), g.resource, g.scope, r.client_id,
-    encode(r.secret_ciphertext, 'escape'), r.auth_method
+    encode(r.secret_ciphertext, 'escape'), r.auth_method, g.revocation_endpoint
 
 -- name: look
 SELECT encode(i.secret_ciphertext, 'escape'),
-    i.revoked_at IS NOT NULL OR NOT i.enabled OR i.unconfirmed_since IS NOT NULL,
-    i.sign_in_needed_since IS NOT NULL,
+    CASE
+        WHEN i.revoked_at IS NOT NULL THEN 'identity_missing'
+        WHEN NOT i.enabled AND i.disabled_by_id = i.owner_id THEN 'identity_off'
+        WHEN NOT i.enabled THEN 'identity_disabled'
+        WHEN i.unconfirmed_since IS NOT NULL THEN 'identity_unconfirmed'
+        WHEN i.sign_in_needed_since IS NOT NULL THEN 'identity_sign_in'
+        ELSE ''
+    END,
     g.refresh_ciphertext IS NOT NULL,
     coalesce(g.leased_until > statement_timestamp(), false)
 FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id

@@ -63,8 +63,12 @@ class Metadata:
 
     @property
     def registrations(self) -> tuple[str, ...]:
-        """The ways to become its client, in the order they are tried; a person can always enter one."""
-        document = ("document",) if self.takes_documents and settings.PUBLIC_URL.startswith("https://") else ()
+        """The ways to become its client, in the order they are tried; a person can always enter one.
+
+        All who read our document know us under the same name and address, so each has to name itself in its answers.
+        """
+        readable = self.takes_documents and self.says_iss and settings.PUBLIC_URL.startswith("https://")
+        document = ("document",) if readable else ()
         return (*document, *(("dynamic",) if self.registration_endpoint else ()), "manual")
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.http import HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
+from accounts.models import User
 from capabilities import Capability, CapabilityRequired
-from connections.models import Connection
-from gateways.models import Assignment
-from servers.models import AlreadyRevoked, AnotherPlace, Identity, Server, SignInNeeded, cipher
+from connections.models import Connection, ConnectionFault
+from gateways.models import Assignment, Gateway
+from servers.models import Identity, Server, ServerError, SignInNeeded, cipher
 from servers.oauth_client.discovery import Metadata, Needs, discover
-from servers.oauth_client.http import Http, Unreachable
-from servers.oauth_client.models import ClientRegistration, Grant, SignIn
+from servers.oauth_client.http import Http, Unreachable, send_soon
+from servers.oauth_client.models import ClientRegistration, Grant, NoSignIn, SignIn, must_take_sign_ins
 from servers.oauth_client.registration import NotRegistered, registered
 from ui.pages import AppRequest
 from wire.cipher import Unreadable
@@ -36,11 +39,12 @@ from wire.oauth_client import (
     claims_of,
     pkce,
     read_tokens,
+    revocations,
     token_request,
     union,
 )
 
-__all__ = ["SignInRefused", "begin", "find", "finish"]
+__all__ = ["SignInRefused", "begin", "find", "finish", "is_within_reach"]
 
 LIFETIME = timedelta(minutes=10)
 BROWSER = "sign_in_browser"
@@ -72,7 +76,12 @@ def begin(
     What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a
     shared one. Raises SignInRefused, or CapabilityRequired.
     """
-    _must_be_open_to(request, connection, identity, shared=shared)
+    try:
+        _must_be_open_to(request.user, server, identity, shared=shared)
+    except ServerError as refusal:
+        raise SignInRefused(str(refusal)) from None
+    if connection is not None and connection.user_id != request.user.pk:
+        raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
     needs = discover(server.url)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
@@ -119,20 +128,25 @@ def begin(
     return _leads_on(request, server, needs.issuer, authorize_url(needs.metadata.authorization_endpoint, parameters))
 
 
-def _must_be_open_to(
-    request: AppRequest, connection: Connection | None, identity: Identity | None, *, shared: bool
-) -> None:
-    """Only for oneself, with one's own connection; a shared identity takes the capability."""
-    if (shared or (identity is not None and identity.is_shared)) and not request.user.has_perm(
-        Capability.SERVERS_MANAGE
-    ):
-        raise CapabilityRequired(Capability.SERVERS_MANAGE)
-    if identity is not None and not identity.is_shared and identity.owner_id != request.user.pk:
+def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, shared: bool) -> None:
+    """Only for oneself, where a gateway within reach asks for an identity; a shared identity takes the capability.
+
+    Raises CapabilityRequired, or a ServerError for what is archived, revoked or disabled.
+    """
+    if shared or (identity is not None and identity.is_shared):
+        if not user.has_perm(Capability.SERVERS_MANAGE):
+            raise CapabilityRequired(Capability.SERVERS_MANAGE)
+    elif identity is not None and identity.owner_id != user.pk:
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
-    if connection is not None and connection.user_id != request.user.pk:
-        raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
-    if identity is not None and identity.revoked_at:
-        raise SignInRefused("This identity has been revoked. Add a new one.")
+    must_take_sign_ins(server, identity, user)
+    if identity is None and not shared and not is_within_reach(server, user):
+        raise NoSignIn(f"No gateway that you may use asks for an identity of yours at {server}.")
+
+
+def is_within_reach(server: Server, user: User) -> bool:
+    """Whether a gateway `user` may use asks each person for an identity at this server."""
+    asking = Assignment.objects.per_user().filter(server=server)
+    return Gateway.objects.reachable_by(user).filter(assignments__in=asking).exists()
 
 
 def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
@@ -206,6 +220,8 @@ def find(request: AppRequest) -> SignIn:
         SignIn.objects.filter(pk=sign_in.pk).delete()
     if sign_in.expires_at <= timezone.now():
         raise SignInRefused("This sign-in took too long. Begin it again.")
+    if sign_in.registration.redirect_uri != settings.PUBLIC_URL + request.path:
+        raise SignInRefused("The answer came to the address of another issuer than the one that was asked.")
     return sign_in
 
 
@@ -219,17 +235,55 @@ def finish(request: AppRequest, sign_in: SignIn) -> Identity:
         raise SignInRefused(str(mismatch)) from None
     if "code" not in given or "error" in given:
         raise SignInRefused(_in_words(sign_in, given.get("error", ""), given.get("error_description", "")))
+    # Before the code is used: what will not be kept is not asked for.
+    _must_still_be_open(request, sign_in)
     tokens = _exchange(sign_in, given["code"])
+    try:
+        identity = _keep(request, sign_in, tokens)
+    except Exception:
+        _give_back(sign_in, tokens)
+        raise
+    _bind(sign_in, identity)
+    return identity
+
+
+def _keep(request: AppRequest, sign_in: SignIn, tokens: Tokens) -> Identity:
+    """The identity that holds these tokens now. Raises SignInRefused or CapabilityRequired; nothing is kept then."""
     claims = _claims(sign_in, tokens)
     subject = claims.get("sub")
     try:
-        identity = Grant.objects.store(
-            sign_in, tokens, account=account_name(claims), subject=subject if isinstance(subject, str) else ""
-        )
-    except (AnotherPlace, AlreadyRevoked) as refusal:
+        with transaction.atomic():
+            _must_still_be_open(request, sign_in)
+            return Grant.objects.store(
+                sign_in, tokens, account=account_name(claims), subject=subject if isinstance(subject, str) else ""
+            )
+    except ServerError as refusal:
         raise SignInRefused(str(refusal)) from None
-    _bind(sign_in, identity)
-    return identity
+
+
+def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
+    """Look again at what may have changed since it was begun. Raises SignInRefused or CapabilityRequired."""
+    try:
+        with transaction.atomic():
+            user = sign_in.lock()
+            if not user.is_active or user.session_epoch != request.user.session_epoch:
+                raise NoSignIn("You were signed out of this gateway while you signed in there. Begin again.")
+            _must_be_open_to(user, sign_in.server, sign_in.identity, shared=sign_in.shared)
+    except ServerError as refusal:
+        raise SignInRefused(str(refusal)) from None
+
+
+def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
+    """Have the issuer end tokens that are not kept; beside the request, and not if that would end those that are."""
+    grant = Grant.objects.filter(identity=sign_in.identity_id).first() if sign_in.identity_id else None
+    with suppress(Unreadable):
+        held = cipher().open(bytes(grant.refresh_ciphertext)) if grant and grant.refresh_ciphertext else ""
+        if held and tokens.refresh in ("", held):
+            return
+        endpoint = str(sign_in.endpoints.get("revocation_endpoint", ""))
+        client = sign_in.registration.client
+        if requests := revocations(endpoint, client, refresh=tokens.refresh, access=tokens.access):
+            send_soon(requests)
 
 
 def _in_words(sign_in: SignIn, error: str, description: str) -> str:
@@ -277,9 +331,17 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Let the connection it was begun for carry it, and every connection of this person that lacks one there."""
+    """Let the connection it was begun for carry it, and every connection of this person that lacks one there.
+
+    One that was revoked meanwhile carries nothing, and none does if the identity was disabled or revoked meanwhile.
+    """
     if identity.is_shared:
         return
+    with suppress(ConnectionFault):
+        _carry(sign_in, identity)
+
+
+def _carry(sign_in: SignIn, identity: Identity) -> None:
     chosen: Any = sign_in.connection_id
     if connection := Connection.objects.live().own(sign_in.user).filter(pk=chosen).first():
         places = Assignment.objects.per_user().filter(server=sign_in.server, gateway=connection.gateway_id)

@@ -14,10 +14,24 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
-from servers.models import AlreadyRevoked, AnotherPlace, Identity, IdentityKind, Server, SignInNeeded, cipher
+from servers.models import (
+    AlreadyRevoked,
+    AnotherPlace,
+    AuthType,
+    Identity,
+    IdentityKind,
+    Server,
+    ServerError,
+    SignInNeeded,
+    cipher,
+)
 from servers.oauth_client.http import send_soon
 from wire.cipher import Unreadable
-from wire.oauth_client import AUTH_METHODS, Client, TokenRequest, Tokens, token_request
+from wire.oauth_client import AUTH_METHODS, Client, TokenRequest, Tokens, replaces, revocations
+
+
+class NoSignIn(ServerError):
+    """What a sign-in would bring cannot be kept; the message says why and what to do."""
 
 
 class Kind(models.TextChoices):
@@ -107,20 +121,55 @@ class SignIn(models.Model):
     def __str__(self) -> str:
         return f"{self.user} at {self.server}"
 
+    def lock(self) -> User:
+        """Its person as they are now; they, its server and its identity are locked until the transaction ends.
+
+        In this order, which is that of cutting somebody off. References to the locked rows can still be made: a
+        connection that takes up the identity waits for nobody.
+        """
+        user = User.objects.select_for_update(of=("self",), no_key=True).get(pk=self.user_id)
+        self.server = Server.objects.select_for_update(of=("self",), no_key=True).get(pk=self.server_id)
+        if self.identity_id:
+            rows = Identity.objects.select_for_update(of=("self",), no_key=True)
+            self.identity = rows.get(pk=self.identity_id)
+        return user
+
+
+def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:
+    """Raise AlreadyRevoked or NoSignIn unless one signs in at this server, and in this identity where it is given."""
+    if server.archived_at:
+        raise NoSignIn(f"{server} has been archived.")
+    if server.auth_type != AuthType.OAUTH:
+        raise NoSignIn(f"Nobody signs in at {server} any more: an administrator changed how it is called.")
+    if identity is None:
+        return
+    if identity.revoked_at:
+        raise AlreadyRevoked("This identity has been revoked. Add a new one.")
+    if not identity.enabled:
+        by_oneself = identity.may_be_enabled_by(user)
+        what_to_do = "Enable it first, then sign in." if by_oneself else "Ask an administrator to enable it first."
+        raise NoSignIn(f"This identity is disabled. {what_to_do}")
+
 
 class GrantManager(models.Manager["Grant"]):
     def store(self, sign_in: SignIn, tokens: Tokens, *, account: str, subject: str) -> Identity:
         """Keep what a sign-in brought: in the identity it was begun for, else in a new one.
 
-        Raises AnotherPlace when the server has moved since, and AlreadyRevoked.
+        The tokens that were there before are revoked at their issuer after the transaction, unless that would end the
+        new ones. Raises AnotherPlace when the server has moved since, AlreadyRevoked, and NoSignIn.
         """
         with transaction.atomic():
-            server = sign_in.server.lock()
+            user = sign_in.lock()
+            server = sign_in.server
+            if not user.is_active:
+                raise NoSignIn("You have been deactivated.")
+            must_take_sign_ins(server, sign_in.identity, user)
             if server.url != sign_in.url:
                 raise AnotherPlace(f"{server} was moved while you signed in. Sign in again.")
             identity = _identity_for(sign_in, account)
             created = sign_in.identity is None
             before = {"account": identity.account, "issuer": identity.issuer}
+            outdated = [] if created else self._outdated(identity, tokens)
             identity.issuer, identity.account = sign_in.registration.issuer, account
             identity.seal(tokens.access)
             identity.secret_hint = ""  # It changes with each renewal, and says nothing to a person.
@@ -130,7 +179,14 @@ class GrantManager(models.Manager["Grant"]):
             action = Action.IDENTITY_CREATED if created else Action.IDENTITY_SIGNED_IN
             changes = {name: [value or None, getattr(identity, name)] for name, value in before.items()}
             Event.objects.record(action, identity, by=sign_in.user, changes=changes)
+            if outdated:
+                transaction.on_commit(lambda: send_soon(outdated))
         return identity
+
+    def _outdated(self, identity: Identity, tokens: Tokens) -> list[TokenRequest]:
+        """What ends the tokens that `tokens` take the place of."""
+        grant = self.select_related("registration").filter(identity=identity).first()
+        return grant.revocations(identity, instead=tokens) if grant else []
 
     def _store_grant(self, identity: Identity, sign_in: SignIn, tokens: Tokens, subject: str) -> None:
         sealed = cipher().seal(tokens.refresh) if tokens.refresh else None
@@ -158,21 +214,18 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def _identity_for(sign_in: SignIn, account: str) -> Identity:
-    """The identity a sign-in is for: one that is there is opened to what is new, else a new one, not saved yet."""
+    """The identity a sign-in is for, not saved yet: one that is there, opened to what is new, else a new one."""
     if sign_in.identity is None:
         owner = None if sign_in.shared else sign_in.user
         identity = Identity(server=sign_in.server, owner=owner, kind=IdentityKind.OAUTH)
         identity.label = _free_label(identity, sign_in.label or account or sign_in.server.name)
         return identity
-    identity = sign_in.identity.lock()
-    if identity.revoked_at:
-        raise AlreadyRevoked(AlreadyRevoked.__doc__)
-    identity.end_grant()
+    identity = sign_in.identity
     identity.kind = IdentityKind.OAUTH
     identity.generation += 1
     identity.unconfirmed_since = identity.sign_in_needed_since = None
     identity.sign_in_reason, identity.last_error = SignInNeeded.NONE, ""
-    return identity  # type: ignore[no-any-return]  # The lock gives back a row of the same model.
+    return identity
 
 
 def _free_label(identity: Identity, wish: str) -> str:
@@ -214,21 +267,21 @@ class Grant(models.Model):
 
     def end(self, identity: Identity) -> None:
         """Wipe it, and ask the issuer to end it too, as soon as the transaction is over."""
-        requests = self._revocations(identity)
+        requests = self.revocations(identity)
         ended = {"refresh_ciphertext": None, "lease": None, "leased_until": None, "retry_at": None}
         type(self).objects.filter(pk=self.pk).update(**ended)
         if requests:
             transaction.on_commit(lambda: send_soon(requests))
 
-    def _revocations(self, identity: Identity) -> list[TokenRequest]:
-        """What the issuer is told (RFC 7009): the refresh token first, since it may take the access token with it."""
-        if not self.revocation_endpoint:
-            return []
-        sealed = [("refresh_token", self.refresh_ciphertext), ("access_token", identity.secret_ciphertext)]
+    def revocations(self, identity: Identity, *, instead: Tokens | None = None) -> list[TokenRequest]:
+        """What its issuer is told to end it (RFC 7009); nothing if that could end the tokens that came `instead`."""
         try:
-            client = self.registration.client
-            tokens = [(hint, cipher().open(bytes(each))) for hint, each in sealed if each]
+            refresh, access = (
+                cipher().open(bytes(sealed)) if sealed else ""
+                for sealed in (self.refresh_ciphertext, identity.secret_ciphertext)
+            )
+            if instead is not None and not replaces(instead.refresh, instead.access, refresh, access):
+                return []
+            return revocations(self.revocation_endpoint, self.registration.client, refresh=refresh, access=access)
         except Unreadable:
             return []
-        told = ({"token": token, "token_type_hint": hint} for hint, token in tokens)
-        return [token_request(self.revocation_endpoint, client, parameters) for parameters in told]

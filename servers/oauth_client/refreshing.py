@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
 from servers.models import Identity, cipher
-from servers.oauth_client.http import Http, Unreachable
+from servers.oauth_client.http import Http, Unreachable, send_soon
 from wire.oauth_client import TokenRequest
 
 __all__ = ["NotRenewed", "keep_fresh", "renew"]
@@ -30,7 +30,12 @@ def renew(identity: Identity) -> None:
     """Renew it now. Raises NotRenewed. Call it outside of a transaction: what a process holds, others must see."""
     if identity.secret_ciphertext is None:
         raise NotRenewed("identity_sign_in")
-    _drive(renewal(str(identity.pk), bytes(identity.secret_ciphertext).decode(), cipher()))
+    try:
+        _drive(renewal(str(identity.pk), bytes(identity.secret_ciphertext).decode(), cipher()))
+    except NotRenewed as error:
+        if error.revocations:
+            send_soon(error.revocations)
+        raise
     identity.refresh_from_db()
 
 

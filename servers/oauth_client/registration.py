@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
@@ -19,9 +20,10 @@ from servers.models import Server
 from servers.oauth_client.discovery import Metadata
 from servers.oauth_client.http import Http, Unreachable
 from servers.oauth_client.models import ClientRegistration, Kind
+from wire.credential import place_in_words, place_of
 from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method, union
 
-__all__ = ["NotRegistered", "client_document", "enter", "redirect_uri", "registered", "reset"]
+__all__ = ["NotRegistered", "client_document", "common_redirect_uri", "enter", "redirect_uri", "registered", "reset"]
 
 CLIENT_NAME = "Gateway Admin"
 
@@ -30,8 +32,18 @@ class NotRegistered(Exception):
     """This gateway is no client of the issuer and cannot become one by itself; the message says what to do."""
 
 
-def redirect_uri() -> str:
-    """The one address issuers send browsers back to."""
+def redirect_uri(issuer: str) -> str:
+    """The address to which this issuer, and no other, sends browsers back (RFC 9700 section 4.4.2.2).
+
+    An answer says by it who was asked: what another issuer made a browser bring arrives at the wrong one.
+    """
+    key = hashlib.sha256(issuer.encode()).hexdigest()[:32]
+    return settings.PUBLIC_URL + reverse("servers:issuer_callback", args=[key])
+
+
+def common_redirect_uri() -> str:
+    """The address that several issuers know: those that read our document, all of which have to name themselves in
+    their answers (RFC 9207), and those where an administrator registered it before each had its own."""
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
 
@@ -42,14 +54,14 @@ def document_url() -> str:
 
 def client_document() -> dict[str, Any]:
     """What issuers are told of this gateway in its document."""
-    return {"client_id": document_url(), **_described("none")}
+    return {"client_id": document_url(), **_described("none", common_redirect_uri())}
 
 
-def _described(method: str) -> dict[str, Any]:
+def _described(method: str, redirect_uri: str) -> dict[str, Any]:
     return {
         "client_name": CLIENT_NAME,
         "client_uri": settings.PUBLIC_URL,
-        "redirect_uris": [redirect_uri()],
+        "redirect_uris": [redirect_uri],
         "grant_types": ["authorization_code", "refresh_token"],
         "response_types": ["code"],
         "token_endpoint_auth_method": method,
@@ -63,27 +75,59 @@ def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> C
     Some let a client ask for nothing that it did not name when it registered. When more is wanted it registers anew;
     what was granted before is renewed with the client it was granted to.
     """
-    rows = ClientRegistration.objects.filter(ended_at=None, redirect_uri=redirect_uri())
-    own = rows.filter(server=server).first()
-    if own is not None:
+    _must_ask_at_home(metadata)
+    live = ClientRegistration.objects.filter(ended_at=None)
+    own = live.filter(server=server).first()
+    if own is not None and own.redirect_uri in (redirect_uri(own.issuer), common_redirect_uri()):
         if own.issuer != metadata.issuer:
             raise NotRegistered(
                 f"{server} names {metadata.issuer} as its issuer now. The client was entered for {own.issuer}; "
                 "an administrator has to enter it again."
             )
         return own
-    fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
-    shared = rows.filter(fresh, issuer=metadata.issuer, server=None).first()
+    shared = live.filter(_usable(metadata), issuer=metadata.issuer, server=None).first()
     if shared is not None and (not shared.scope or set(scope.split()) <= set(shared.scope.split())):
         return shared
     if shared is not None:
         scope = union(shared.scope, scope)
-    rows.filter(issuer=metadata.issuer, server=None).update(ended_at=timezone.now())
     registration = _made(metadata, scope)
+    try:
+        return _switch(server, registration, by=by)
+    except IntegrityError:  # Somebody else registered it at the same moment.
+        return _switch(server, registration, by=by)
+
+
+def _usable(metadata: Metadata) -> Q:
+    """Registrations for a new sign-in: of those that share an address only the document's, and where that is safe."""
+    fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
+    usable = Q(redirect_uri=redirect_uri(metadata.issuer))
+    if "document" in metadata.registrations:
+        usable |= Q(kind=Kind.DOCUMENT, redirect_uri=common_redirect_uri())
+    return fresh & usable
+
+
+def _switch(server: Server, registration: ClientRegistration, *, by: User) -> ClientRegistration:
+    """Use this registration at its issuer from now on, and the one of before for no further sign-in."""
+    before = ClientRegistration.objects.filter(issuer=registration.issuer, server=None, ended_at=None)
     with transaction.atomic():
+        before.update(ended_at=timezone.now())
         registration.save(force_insert=True)
         Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes=_told(registration))
     return registration
+
+
+def _must_ask_at_home(metadata: Metadata) -> None:
+    """Raise NotRegistered for an issuer that would have people asked at another issuer's (RFC 9700 section 4.4)."""
+    place = place_of(metadata.authorization_endpoint)
+    if place == place_of(metadata.issuer):
+        return
+    others = ClientRegistration.objects.filter(ended_at=None).exclude(issuer=metadata.issuer)
+    for other in others.values_list("issuer", flat=True).distinct():
+        if place_of(other) == place:
+            raise NotRegistered(
+                f"{metadata.issuer} leads people to {place_in_words(metadata.authorization_endpoint)} to sign in, "
+                f"which is where another issuer, {other}, asks them. Nobody is sent there for {metadata.issuer}."
+            )
 
 
 def _told(registration: ClientRegistration) -> dict[str, Any]:
@@ -96,22 +140,23 @@ def _told(registration: ClientRegistration) -> dict[str, Any]:
 
 def _made(metadata: Metadata, scope: str) -> ClientRegistration:
     ways = metadata.registrations
-    row = ClientRegistration(issuer=metadata.issuer, redirect_uri=redirect_uri())
+    row = ClientRegistration(issuer=metadata.issuer, redirect_uri=redirect_uri(metadata.issuer))
     if "document" in ways:
         row.kind, row.client_id, row.auth_method = Kind.DOCUMENT, document_url(), "none"
+        row.redirect_uri = common_redirect_uri()
         return row
     if "dynamic" in ways:
         return _register(row, metadata, scope)
     raise NotRegistered(
         f"{metadata.issuer} takes no clients that register themselves. An administrator has to register this gateway "
-        f"there, with the redirect address {redirect_uri()}, and to enter the client here."
+        f"there, with the redirect address {row.redirect_uri}, and to enter the client here."
     )
 
 
 def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> ClientRegistration:
     methods = metadata.auth_methods
     wanted = "none" if "none" in methods else auth_method(methods, secret=True)
-    described = _described(wanted)
+    described = _described(wanted, row.redirect_uri)
     status, document = _post(metadata, described | ({"scope": scope} if scope else {}))
     if scope and status == 400:  # Some take no scope here, or not all of these.
         status, document = _post(metadata, described)
@@ -121,7 +166,7 @@ def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> Client
         said = str(document.get("error_description") or document.get("error") or "no reason")[:200]
         raise NotRegistered(
             f"{metadata.issuer} refused to register this gateway ({status}: {said}). An administrator can register "
-            f"it there, with the redirect address {redirect_uri()}, and enter the client here."
+            f"it there, with the redirect address {row.redirect_uri}, and enter the client here."
         )
     row.scope = scope
     secret, expires = document.get("client_secret"), document.get("client_secret_expires_at")
@@ -152,7 +197,7 @@ def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by
             issuer=metadata.issuer,
             server=server,
             kind=Kind.MANUAL,
-            redirect_uri=redirect_uri(),
+            redirect_uri=redirect_uri(metadata.issuer),
             client_id=client_id,
             auth_method=auth_method(metadata.auth_methods, secret=bool(secret)),
         )

@@ -14,10 +14,9 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from capabilities import NOBODY, Capability, own_resource, requires
 from connections.models import Connection
-from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client.discovery import discover
-from servers.oauth_client.flow import SignInRefused, begin, find, finish
+from servers.oauth_client.flow import SignInRefused, begin, find, finish, is_within_reach
 from servers.oauth_client.models import ClientRegistration
 from servers.oauth_client.registration import client_document as document
 from servers.oauth_client.registration import enter, redirect_uri, reset
@@ -65,8 +64,8 @@ def authenticate_identity(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_GET
 @never_cache
 @own_resource("a sign-in that the same person began in the same browser")
-def callback(request: AppRequest) -> HttpResponse:
-    """The issuer's answer."""
+def callback(request: AppRequest, key: str = "") -> HttpResponse:
+    """The issuer's answer, at the address that only this issuer knows."""
     back = reverse("connections:mine")
     try:
         sign_in = find(request)
@@ -78,9 +77,13 @@ def callback(request: AppRequest) -> HttpResponse:
     return leave(request, back, f"Signed in to {identity.server.name}{who}")
 
 
-class ClientForm(forms.Form):
-    """A client that an administrator registered at the issuer of a server."""
+NOTHING_STORED = "Nothing was stored. If that is where the client was registered, enter it again."
 
+
+class ClientForm(forms.Form):
+    """A client that an administrator registered at the issuer of a server, which they have seen and mean."""
+
+    issuer = forms.CharField(required=False, max_length=2000, widget=forms.HiddenInput)
     client_id = forms.CharField(label="Client ID", max_length=1000)
     secret = forms.CharField(
         label="Client secret",
@@ -102,33 +105,34 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
         ended = reset(server, by=request.user)
         return leave(request, page_url(server), "Client forgotten" if ended else "There was no client to forget")
     form = ClientForm(request.POST or None)
+    needs = discover(server.url)
     own = ClientRegistration.objects.filter(server=server, ended_at=None).first()
     used = ClientRegistration.objects.filter(grants__identity__server=server, ended_at=None).first()
     context = {
         "form": form,
         "server": server,
         "registration": own or used,
-        "redirect_uri": redirect_uri(),
+        "issuer": needs.issuer,
+        "problem": "" if needs.metadata else needs.problem or "The server names no issuer.",
+        "redirect_uri": redirect_uri(needs.issuer),
         "heading": f"Client for {server.name}",
         "back": page_url(server),
     }
     if request.method == "GET":
         return show(request, "servers/client_form.html", context)
-    if form.is_valid():
-        needs = discover(server.url)
-        if needs.metadata is not None:
-            values = form.cleaned_data
+    if form.is_valid() and needs.metadata is not None:
+        values = form.cleaned_data
+        if values["issuer"] == needs.issuer:
             enter(server, needs.metadata, values["client_id"], values["secret"], by=request.user)
             return leave(request, page_url(server), "Client saved")
-        form.add_error(None, needs.problem or "The server names no issuer.")
+        form.add_error(None, f"{server.name} names another issuer now: {needs.issuer}. {NOTHING_STORED}")
     return refuse(request, "servers/client_form.html", context)
 
 
 def _within_reach(request: AppRequest, slug: str) -> Server:
     """The server, if this person may bring an identity for it at some gateway; else 404."""
     server = get_object_or_404(Server.objects.live(), slug=slug, auth_type=AuthType.OAUTH)
-    asking = server.assignments.filter(removed_at=None, identity_scheme=IdentityScheme.PER_USER)
-    if not Gateway.objects.reachable_by(request.user).filter(assignments__in=asking).exists():
+    if not is_within_reach(server, request.user):
         raise Http404
     return server
 

@@ -2,21 +2,28 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from ipaddress import ip_network
 from typing import Any
 from uuid import uuid4
 
+import anyio.to_thread
 import httpx
 import pytest
 from django.conf import settings
+from django.core.mail.backends.base import BaseEmailBackend
+from django.db import connection, connections
 from django.utils import timezone
+from pytest_django import Settings
 
 from accounts.models import User
 from capabilities import Capability
 from gatewayadmin.serving import housekeeping
+from gateways.models import Gateway
 from hosts.models import Host
-from tests import make
+from tests import make, upstreams
 from tests.api.test_matrix import DOORS, Door, for_a_moment
 from tests.api.world import World, build
+from tests.conftest import Run
 from tests.house.doors import browser, session_of
 from tests.make import unique
 from tests.rest import Rest, errors, problem
@@ -191,3 +198,64 @@ def test_of_many_at_once_one_makes_it_over_two_workers(owner: httpx.Client) -> N
     assert all(answer.json()["code"] == "idempotency_in_progress" for answer in waiting)
     assert all(answer.headers["retry-after"] == "1" for answer in waiting)
     assert send(0).headers["idempotency-replayed"] == "true"
+
+
+# --- What another machine is asked ------------------------------------------------------------------------------------
+
+
+class Crashing(BaseEmailBackend):
+    """A mail server in front of which the process ends."""
+
+    def send_messages(self, messages: Any) -> int:
+        raise SystemError
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_server_that_takes_its_time_for_its_first_list_holds_up_nobody(
+    rest: Rest, boss: User, run: Run, settings: Settings
+) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+    docs = upstreams.docs()
+    seen: list[object] = []
+    gateway = make.gateway(slug="work")
+    body: dict[str, str] = {}
+
+    def meanwhile() -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '1s'")
+            seen.append(problem(post(rest, "/gateways/work/servers", body, "k")))
+            Gateway.objects.get(pk=gateway.pk).disable(by=boss)
+            seen.append(gateway.assignments.count())
+        finally:
+            connections.close_all()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and not seen:
+            await anyio.to_thread.run_sync(meanwhile)
+        await docs(scope, receive, send)
+
+    body["server_id"] = str(make.server(slug="docs", url=run(slow).url).pk)
+
+    first = post(rest, "/gateways/work/servers", body, "k")
+
+    assert seen == [(409, "idempotency_in_progress"), 1]
+    again = post(rest, "/gateways/work/servers", body, "k")
+    assert (first.status_code, again.content, again["ETag"]) == (201, first.content, first["ETag"])
+    assert again["Idempotency-Replayed"] == "true"
+    assert first.json()["tools_count"] > 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_who_was_invited_when_the_process_ended_is_told_of_again(boss: User, settings: Settings) -> None:
+    rest = Rest(browser(session_of(boss)))
+    settings.MAILERS = {"default": {"BACKEND": f"{__name__}.Crashing"}}
+    body = {"email": "new@example.com", "role_id": str(make.role().pk)}
+
+    with pytest.raises(SystemError):
+        post(rest, "/users", body, "k")
+    again = post(rest, "/users", body, "k")
+
+    assert again["Idempotency-Replayed"] == "true"
+    assert again.json()["id"] == str(User.objects.get(email="new@example.com").pk)
+    assert again.json()["invitation"]["mailed"] is False

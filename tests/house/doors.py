@@ -164,6 +164,7 @@ class Site:
             "assignment": self.things["assignment"],
             "name": "gateway",
             "group": "tokens",
+            "key": "0" * 32,
             "user_pk": self.world.owner.pk,
         }
         if start:

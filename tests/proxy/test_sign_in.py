@@ -2,14 +2,19 @@
 proxy."""
 
 import html
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio.to_thread
 import pytest
+from django.db import connections
 from django.test import Client
-from mcp.shared.auth import OAuthClientInformationFull
+from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pytest_django import Settings
 
 from accounts.models import User, WorkspaceSettings
@@ -19,7 +24,8 @@ from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
-from servers.oauth_client.refreshing import keep_fresh
+from servers.oauth_client.refreshing import NotRenewed, keep_fresh, renew
+from servers.oauth_client.registration import redirect_uri
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
@@ -133,7 +139,7 @@ def test_what_the_issuer_is_asked_is_bound_to_this_server_and_to_a_fresh_proof(g
 
     assert asked["resource"] == github.upstream.url
     assert asked["code_challenge_method"] == "S256"
-    assert asked["redirect_uri"].endswith("/upstream-oauth/callback/")
+    assert re.search(r"/upstream-oauth/callback/[0-9a-f]{32}/$", asked["redirect_uri"])
     assert asked["response_type"] == "code"
     sealed = SignIn.objects.get()
     assert asked["state"].encode() != bytes(sealed.state_digest)
@@ -341,6 +347,97 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
     assert "Bearer" in said(agent.call("github__whoami"))
 
 
+# --- What changes while a call waits for a renewal -------------------------------------------------------------------
+
+
+def while_renewing(issuer: Issuer, act: Callable[[], object]) -> list[OAuthToken]:
+    """Let this happen before the issuer answers; what it then gives."""
+    exchange, given = issuer.exchange_refresh_token, []
+
+    def acting() -> None:
+        try:
+            act()
+        finally:
+            connections.close_all()
+
+    async def busy(*args: Any) -> OAuthToken:
+        given.append(await exchange(*args))
+        await anyio.to_thread.run_sync(acting)
+        return given[-1]
+
+    issuer.exchange_refresh_token = busy  # type: ignore[method-assign, assignment]
+    return given
+
+
+WAITS: dict[str, Callable[..., None]] = {
+    "identity_off": lambda github, identity, ann, boss: Identity.objects.get(pk=identity.pk).disable(by=ann),
+    "identity_disabled": lambda github, identity, ann, boss: Identity.objects.get(pk=identity.pk).disable(by=boss),
+    "server_disabled": lambda github, identity, ann, boss: github.server.disable(by=boss),
+    "assignment_disabled": lambda github, identity, ann, boss: github.gateway.assignments.get().disable(by=boss),
+    "connection_disabled": lambda github, identity, ann, boss: Connection.objects.get().disable(by=boss),
+    "gateway_disabled": lambda github, identity, ann, boss: github.gateway.disable(by=boss),
+    "revoked": lambda github, identity, ann, boss: Connection.objects.get().revoke(by=boss),
+}
+
+
+@pytest.mark.parametrize(
+    ("reason", "ended"), [*((reason, "ended") for reason in WAITS), ("identity_off", "refused"), ("revoked", "refused")]
+)
+def test_a_call_that_waited_for_a_renewal_looks_at_the_switches_again(
+    reason: str, ended: str, github: Github, ann: User
+) -> None:
+    boss = make.user(*Capability, email="boss@example.com")
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    assert "Bearer" in said(agent.call("github__whoami"))
+    if ended == "ended":
+        expire(identity)
+    else:
+        del github.issuer.access[access_of(identity)]
+    while_renewing(github.issuer, lambda: WAITS[reason](github, identity, ann, boss))
+
+    answer = agent.call("github__whoami")
+
+    assert "Bearer" not in answer.text
+    row = Call.objects.order_by("-created_at", "-id")[0]
+    assert (row.deny_reason, row.outcome in ("denied", "unauthorized")) == (reason, True)
+    after = github.issuer.asked[::-1].index("/token")
+    assert "/mcp" not in github.issuer.asked[len(github.issuer.asked) - after :]
+
+
+def test_tokens_that_come_for_an_identity_revoked_meanwhile_are_revoked_too(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    expire(identity)
+    given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).revoke(by=ann))
+
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_missing"
+
+    eventually(lambda: {given[0].access_token, given[0].refresh_token} <= set(github.issuer.revoked))
+
+
+def test_tokens_of_an_identity_revoked_while_a_page_renewed_it_are_revoked_too(github: Github, ann: User) -> None:
+    identity = github.sign_in(ann)
+    given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).revoke(by=ann))
+
+    with pytest.raises(NotRenewed) as refused:
+        renew(identity)
+
+    assert refused.value.reason == "identity_missing"
+    eventually(lambda: {given[0].access_token, given[0].refresh_token} <= set(github.issuer.revoked))
+
+
+def test_what_its_owner_switched_off_during_a_renewal_keeps_the_new_tokens(github: Github, ann: User) -> None:
+    identity = github.sign_in(ann)
+    given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).disable(by=ann))
+
+    with pytest.raises(NotRenewed) as refused:
+        renew(identity)
+
+    assert refused.value.reason == "identity_off"
+    assert access_of(identity) == given[0].access_token
+
+
 # --- The way back ----------------------------------------------------------------------------------------------------
 
 
@@ -391,9 +488,10 @@ def test_an_answer_of_the_right_issuer_that_says_so_is_taken(github: Github, ann
 
 def test_somebody_who_says_no_at_the_issuer_is_told_so(github: Github, ann: User) -> None:
     client = github.browser(ann)
-    state = query(github.begin(client))["state"]
+    asked = query(github.begin(client))
+    back = urlsplit(asked["redirect_uri"]).path
 
-    page = client.get(f"/upstream-oauth/callback/?error=access_denied&state={state}").content.decode()
+    page = client.get(f"{back}?error=access_denied&state={asked['state']}").content.decode()
 
     assert "You did not sign in at GitHub." in page
 
@@ -515,23 +613,18 @@ def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator
         {
             "client_id": "entered",
             "client_secret": "s3cret-of-ours",
-            "redirect_uris": [registered_at()],
+            "redirect_uris": [redirect_uri(github.upstream.url.removesuffix("/mcp"))],
             "token_endpoint_auth_method": "client_secret_post",
         }
     )
 
-    entered = github.browser(ana).post("/servers/github/client/", {"client_id": "entered", "secret": "s3cret-of-ours"})
+    client = {"client_id": "entered", "secret": "s3cret-of-ours", "issuer": github.upstream.url.removesuffix("/mcp")}
+    entered = github.browser(ana).post("/servers/github/client/", client)
 
     assert entered.status_code == 302
     identity = github.sign_in(ann)
     assert Grant.objects.get(identity=identity).registration.kind == "manual"
     assert "s3cret-of-ours" not in github.browser(ana).get("/servers/github/client/").content.decode()
-
-
-def registered_at() -> str:
-    from servers.oauth_client.registration import redirect_uri
-
-    return redirect_uri()
 
 
 def test_a_shared_identity_is_made_by_an_administrator_who_signs_in(github: Github) -> None:

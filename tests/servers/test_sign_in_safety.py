@@ -1,0 +1,397 @@
+"""What a sign-in at the issuer of a server must never bring, whoever is at work meanwhile."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any
+
+import anyio.to_thread
+import httpx
+import pytest
+from django.db import connections
+from django.test import Client
+from mcp.server.auth.provider import AuthorizationCode
+from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
+from pytest_django import Settings
+
+from accounts.models import User
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import Gateway, IdentityScheme
+from servers.models import AuthType, Identity, Server, cipher
+from servers.oauth_client.models import ClientRegistration, Grant, Kind
+from servers.oauth_client.registration import common_redirect_uri, redirect_uri
+from tests import make
+from tests.asgi_server import Upstream
+from tests.conftest import Run
+from tests.eventually import eventually
+from tests.issuers import Issuer, consent, destination, query
+from wire.oauth_client import authorize_url
+
+NEXT = "/settings/identities"
+
+
+@dataclass
+class Busy(Issuer):
+    """An issuer during whose exchange of a code something else happens."""
+
+    meanwhile: Callable[[], Any] | None = None
+    issued: list[OAuthToken] = field(default_factory=list)
+
+    async def exchange_authorization_code(self, client: Any, authorization_code: AuthorizationCode) -> OAuthToken:
+        token = await super().exchange_authorization_code(client, authorization_code)
+        self.issued.append(token)
+        if self.meanwhile is not None:
+            await anyio.to_thread.run_sync(self._act)
+        return token
+
+    def _act(self) -> None:
+        assert self.meanwhile is not None
+        try:
+            self.meanwhile()
+        finally:
+            connections.close_all()
+
+
+@dataclass
+class Github:
+    """The server `github`, protected by `issuer`, for each person at the gateway `work`."""
+
+    issuer: Busy
+    upstream: Upstream
+    server: Server
+    gateway: Gateway
+
+    def browser(self, person: User) -> Client:
+        client = Client()
+        client.force_login(person)
+        return client
+
+    def begin(self, client: Client, path: str = "/servers/github/authenticate/", **fields: Any) -> str:
+        return destination(client.post(path, {"next": NEXT, **fields}))
+
+    def sign_in(self, person: User, path: str = "/servers/github/authenticate/", **fields: Any) -> Identity:
+        client = self.browser(person)
+        response = client.get(consent(self.begin(client, path, **fields)))
+        assert response.status_code == 302, response.content.decode()
+        return Identity.objects.own(person).order_by("-updated_at")[0]
+
+    def is_revoked(self, token: OAuthToken) -> bool:
+        return token.access_token in self.issuer.revoked and token.refresh_token in self.issuer.revoked
+
+
+@pytest.fixture(autouse=True)
+def _loopback(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.fixture
+def github(run: Run, transactional_db: None) -> Github:
+    issuer = Busy()
+    upstream = run(issuer.app())
+    server = make.server(slug="github", name="GitHub", url=upstream.url, auth_type=AuthType.OAUTH)
+    gateway = make.gateway(slug="work")
+    make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)
+    return Github(issuer, upstream, server, gateway)
+
+
+@pytest.fixture
+def ann(transactional_db: None) -> User:
+    return make.user(email="ann@example.com")
+
+
+@pytest.fixture
+def boss(transactional_db: None) -> User:
+    return make.user(*Capability, email="boss@example.com")
+
+
+def words(response: Any) -> str:
+    return html.unescape(response.content.decode())
+
+
+# --- What changed while somebody was signing in -----------------------------------------------------------------------
+
+
+def cut_off(github: Github, ann: User, boss: User) -> None:
+    Connection.objects.cut_off(ann, by=boss)
+
+
+def sign_out_everywhere(github: Github, ann: User, boss: User) -> None:
+    User.objects.get(pk=ann.pk).end_sessions(by=boss)
+
+
+def archive(github: Github, ann: User, boss: User) -> None:
+    Server.objects.filter(pk=github.server.pk).update(archived_at="2026-01-01T00:00Z")
+
+
+def paste_keys(github: Github, ann: User, boss: User) -> None:
+    Server.objects.get(pk=github.server.pk).edit(auth_type=AuthType.BEARER, by=boss)
+
+
+def take_off_the_gateway(github: Github, ann: User, boss: User) -> None:
+    github.gateway.assignments.get().remove(by=boss)
+
+
+CHANGES = {
+    cut_off: "signed out",
+    sign_out_everywhere: "signed out",
+    archive: "GitHub has been archived.",
+    paste_keys: "Nobody signs in at GitHub any more",
+    take_off_the_gateway: "No gateway that you may use asks for an identity of yours at GitHub.",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_changes_while_a_code_is_exchanged_leaves_no_identity_and_the_tokens_are_revoked(
+    change: Callable[..., None], github: Github, ann: User, boss: User
+) -> None:
+    client = github.browser(ann)
+    back = consent(github.begin(client))
+    github.issuer.meanwhile = lambda: change(github, ann, boss)
+
+    response = client.get(back)
+
+    assert response.status_code == 400
+    assert CHANGES[change] in words(response)
+    assert not Identity.objects.exists()
+    assert not Grant.objects.exists()
+    eventually(lambda: github.is_revoked(github.issuer.issued[0]))
+
+
+@pytest.mark.parametrize("change", [archive, paste_keys, take_off_the_gateway], ids=lambda change: change.__name__)
+def test_what_changed_before_the_answer_came_is_seen_before_its_code_is_used(
+    change: Callable[..., None], github: Github, ann: User, boss: User
+) -> None:
+    client = github.browser(ann)
+    back = consent(github.begin(client))
+    change(github, ann, boss)
+
+    assert CHANGES[change] in words(client.get(back))
+    assert "/token" not in github.issuer.asked
+
+
+def test_a_shared_sign_in_whose_person_lost_the_capability_leaves_no_identity(github: Github, boss: User) -> None:
+    ana = make.user(Capability.SERVERS_MANAGE)
+    client = github.browser(ana)
+    back = consent(github.begin(client, "/servers/github/identities/add/", label="service"))
+    github.issuer.meanwhile = lambda: User.objects.get(pk=ana.pk).give_role(make.role(), by=boss)
+
+    assert client.get(back).status_code == 403
+
+    assert not Identity.objects.exists()
+    eventually(lambda: github.is_revoked(github.issuer.issued[0]))
+
+
+# --- Identities that are there ----------------------------------------------------------------------------------------
+
+
+def test_a_disabled_identity_is_refused_before_the_issuer_is_asked(github: Github, ann: User, boss: User) -> None:
+    identity = github.sign_in(ann)
+    path = f"/identities/{identity.pk}/authenticate/"
+    identity.disable(by=ann)
+    own = github.browser(ann).post(path, {"next": NEXT})
+    identity.enable(by=ann)
+    identity.disable(by=boss)
+    held = github.browser(ann).post(path, {"next": NEXT})
+
+    assert (own.status_code, held.status_code) == (400, 400)
+    assert "This identity is disabled. Enable it first, then sign in." in words(own)
+    assert "This identity is disabled. Ask an administrator to enable it first." in words(held)
+
+
+def test_an_identity_disabled_during_its_sign_in_keeps_what_it_had_and_the_new_tokens_are_revoked(
+    github: Github, ann: User, boss: User
+) -> None:
+    make.connection(make.agent(by=ann), github.gateway, ann)
+    identity = github.sign_in(ann)
+    before = bytes(Identity.objects.get(pk=identity.pk).secret_ciphertext or b"")
+    client = github.browser(ann)
+    back = consent(github.begin(client, f"/identities/{identity.pk}/authenticate/"))
+    github.issuer.meanwhile = lambda: Identity.objects.get(pk=identity.pk).disable(by=boss)
+
+    response = client.get(back)
+
+    assert response.status_code == 400
+    assert "This identity is disabled." in words(response)
+    assert bytes(Identity.objects.get(pk=identity.pk).secret_ciphertext or b"") == before
+    eventually(lambda: github.is_revoked(github.issuer.issued[1]))
+    assert github.issuer.issued[0].refresh_token not in github.issuer.revoked
+
+
+def test_signing_in_again_revokes_the_tokens_of_before_and_only_once_the_new_ones_are_kept(
+    github: Github, ann: User
+) -> None:
+    identity = github.sign_in(ann)
+    old = github.issuer.issued[0]
+
+    again = github.sign_in(ann, f"/identities/{identity.pk}/authenticate/")
+
+    new = github.issuer.issued[1]
+    eventually(lambda: github.is_revoked(old))
+    assert cipher().open(bytes(again.secret_ciphertext or b"")) == new.access_token
+    assert cipher().open(bytes(Grant.objects.get().refresh_ciphertext or b"")) == new.refresh_token
+    assert not {new.access_token, new.refresh_token} & set(github.issuer.revoked)
+
+
+@pytest.mark.parametrize("gives", ["the same refresh token", "no refresh token"])
+def test_nothing_is_revoked_where_the_issuer_goes_on_with_the_same_grant(gives: str, github: Github, ann: User) -> None:
+    identity = github.sign_in(ann)
+    old = github.issuer.issued[0]
+    issue = github.issuer.issue
+
+    def same(*args: Any) -> OAuthToken:
+        return issue(*args).model_copy(
+            update={"refresh_token": old.refresh_token if gives == "the same refresh token" else None}
+        )
+
+    github.issuer.issue = same  # type: ignore[method-assign, assignment]
+    github.sign_in(ann, f"/identities/{identity.pk}/authenticate/")
+    ended = github.sign_in(ann)  # A grant of its own, whose end comes after what might have been sent before.
+    ended.revoke(by=ann)
+
+    eventually(lambda: github.issuer.issued[2].access_token in github.issuer.revoked)
+    assert old.access_token not in github.issuer.revoked
+
+
+@pytest.mark.parametrize("change", [archive, paste_keys], ids=lambda change: change.__name__)
+def test_an_identity_of_a_server_where_nobody_signs_in_leads_to_no_issuer(
+    change: Callable[..., None], github: Github, ann: User, boss: User
+) -> None:
+    identity = github.sign_in(ann)
+    change(github, ann, boss)
+
+    response = github.browser(ann).post(f"/identities/{identity.pk}/authenticate/", {"next": NEXT})
+
+    assert CHANGES[change] in words(response)
+    assert "Refresh" not in response
+
+
+# --- Two issuers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evil(github: Github, run: Run) -> Github:
+    """A server of the same gateway whose issuer is after what GitHub's grants."""
+    issuer = Busy()
+    upstream = run(issuer.app())
+    server = make.server(slug="evil", name="Evil", url=upstream.url, auth_type=AuthType.OAUTH)
+    make.assignment(github.gateway, server, identity_scheme=IdentityScheme.PER_USER)
+    return Github(issuer, upstream, server, github.gateway)
+
+
+def origin(github: Github) -> str:
+    return github.upstream.url.removesuffix("/mcp")
+
+
+def mixed_up(evil: Github, client: Client, **instead: str) -> str:
+    """Where a sign-in at Evil leads that asks at GitHub instead, for the client that GitHub knows."""
+    asked = evil.begin(client, "/servers/evil/authenticate/")
+    registration = ClientRegistration.objects.get(issuer=instead.pop("issuer"))
+    theirs = {"client_id": registration.client_id, "redirect_uri": registration.redirect_uri, "resource": ""}
+    return authorize_url(f"{registration.issuer}/authorize", query(asked) | theirs | instead)
+
+
+def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Github, ann: User) -> None:
+    github.sign_in(ann)
+    client = github.browser(ann)
+    asked_at_github = mixed_up(evil, client, issuer=origin(github))
+
+    response = client.get(consent(asked_at_github))
+
+    assert response.status_code == 400
+    assert "to the address of another issuer" in words(response)
+    assert "/token" not in evil.issuer.asked
+
+
+def test_an_issuer_does_not_send_a_code_to_the_address_of_another(github: Github, evil: Github, ann: User) -> None:
+    github.sign_in(ann)
+    client = github.browser(ann)
+    own = query(evil.begin(client, "/servers/evil/authenticate/"))["redirect_uri"]
+    asked_at_github = mixed_up(evil, client, issuer=origin(github), redirect_uri=own)
+
+    assert httpx.get(asked_at_github, trust_env=False).status_code == 400
+
+
+def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_common_one(
+    github: Github, evil: Github, ann: User
+) -> None:
+    common = common_redirect_uri()
+    github.issuer.clients["entered"] = OAuthClientInformationFull.model_validate(
+        {"client_id": "entered", "redirect_uris": [common], "token_endpoint_auth_method": "none"}
+    )
+    ClientRegistration.objects.create(
+        issuer=origin(github),
+        server=github.server,
+        kind=Kind.MANUAL,
+        redirect_uri=common,
+        client_id="entered",
+        auth_method="none",
+    )
+    client = github.browser(ann)
+
+    response = client.get(consent(mixed_up(evil, client, issuer=origin(github))))
+
+    assert "to the address of another issuer" in words(response)
+    assert github.sign_in(ann).issuer == origin(github)
+
+
+def test_one_that_registered_itself_for_the_common_address_registers_anew(github: Github, ann: User) -> None:
+    github.sign_in(ann)
+    ClientRegistration.objects.update(redirect_uri=common_redirect_uri())
+
+    github.sign_in(ann)
+
+    assert ClientRegistration.objects.get(ended_at=None).redirect_uri == redirect_uri(origin(github))
+
+
+def test_an_issuer_that_would_have_people_asked_at_another_one_s_is_refused(
+    github: Github, evil: Github, ann: User
+) -> None:
+    github.sign_in(ann)
+    evil.issuer.metadata = {"authorization_endpoint": f"{origin(github)}/authorize"}
+
+    response = github.browser(ann).post("/servers/evil/authenticate/", {"next": NEXT})
+
+    assert response.status_code == 400
+    assert f"{origin(evil)} leads people to {origin(github)} to sign in" in words(response)
+
+
+@pytest.mark.parametrize("promises", [True, False])
+def test_our_document_is_for_issuers_that_promise_to_name_themselves(
+    promises: bool, github: Github, ann: User, settings: Settings
+) -> None:
+    settings.PUBLIC_URL = "https://gateway.example.com"
+    github.issuer.metadata = {
+        "client_id_metadata_document_supported": True,
+        "authorization_response_iss_parameter_supported": promises,
+    }
+
+    asked = query(github.begin(github.browser(ann)))
+
+    assert (asked["client_id"] == "https://gateway.example.com/upstream-oauth/client.json") is promises
+    document = Client().get("/upstream-oauth/client.json").json()
+    assert (asked["redirect_uri"] in document["redirect_uris"]) is promises
+
+
+# --- The client an administrator enters -------------------------------------------------------------------------------
+
+
+def test_a_client_s_secret_goes_to_the_issuer_that_was_shown_beside_it(
+    github: Github, evil: Github, boss: User
+) -> None:
+    client = github.browser(boss)
+    page = words(client.get("/servers/github/client/"))
+    assert f'<code class="secret">{origin(github)}</code>' in page
+    assert f'name="issuer" value="{origin(github)}"' in page
+    github.issuer.prm = {"authorization_servers": [origin(evil)]}
+
+    entered = client.post(
+        "/servers/github/client/", {"client_id": "ours", "secret": "s3cret-of-ours", "issuer": origin(github)}
+    )
+
+    assert entered.status_code == 422
+    assert f"GitHub names another issuer now: {origin(evil)}." in words(entered)
+    assert f'name="issuer" value="{origin(evil)}"' in words(entered)
+    assert "s3cret-of-ours" not in words(entered)
+    assert not ClientRegistration.objects.exists()
