@@ -612,11 +612,10 @@ class ServerStreams:
         """Pass on what is no request: progress to its call, all else to the only one, or a standing stream."""
         if message["method"] == PROGRESS and (call := self._calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
-        elif self._calls.others(held.row):
+        elif self._calls.others(held.row) or not any(own := self._own(held.row, held.source.audience.owner)):
             self._hand_over(held, message)
         elif message["method"] != PROGRESS:
-            heard = self._heard(held, [message])
-            await self._deliver(heard, self._own(heard.row, heard.owner)[:2] == (1, True))
+            await self._deliver(self._heard(held, [message]), own[:2] == (1, True))
 
     def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
         """Have this go where other workers have a use for it, in turn; tells whether a request went anywhere."""

@@ -385,7 +385,8 @@ class SessionKeeper:
     async def lease(self, worker: str, owners: Sequence[str]) -> tuple[dict[str, tuple[str, Target]], list[str]]:
         """The sessions at servers of these owners that this worker is to listen to, by their row, with the owner.
 
-        And the rows of those that another worker listens to. Each is one worker's; it has it for LEASE_SECONDS, and again each time it asks. Raises DatabaseUnavailable.
+        And the rows of those that another worker listens to. Each is one worker's; it has it for LEASE_SECONDS, and
+        again each time it asks. Raises DatabaseUnavailable.
         """
         rows = await self._state.fetch(LEASE, {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS})
         return self._owned([row for row in rows if row[0]]), [row[2] for row in rows if not row[0]]
