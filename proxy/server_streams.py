@@ -18,7 +18,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from proxy.access.decision import AssignedServer, Grant, decide
-from proxy.access.query import Access, AccessQuery, ServersNeeded, Wanted
+from proxy.access.query import Access, AccessQuery, ServersNeeded, Wanted, find_again
 from proxy.catalog import (
     PROMPT,
     RESOURCE,
@@ -43,11 +43,19 @@ from proxy.request import McpRequest
 from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, can_answer
 from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls, Use
 from proxy.store.bus import Bus
-from proxy.store.database import DatabaseUnavailable
+from proxy.store.database import DatabaseUnavailable, StatementRejected
 from proxy.store.events import StreamEvents
 from proxy.store.pending import Owner, PendingRequests
 from proxy.store.sessions import MOST_SUBSCRIPTIONS, SessionKeeper
-from proxy.streams import ACKNOWLEDGED, LIST_CHANGED, LISTEN_KINDS, StandingStream, Streams
+from proxy.streams import (
+    ACKNOWLEDGED,
+    DECIDED_AT_ONCE,
+    INTRODUCED,
+    LIST_CHANGED,
+    LISTEN_KINDS,
+    StandingStream,
+    Streams,
+)
 from wire import jsonrpc, uris
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -59,6 +67,8 @@ from wire.sessions import SessionLost
 logger = logging.getLogger(__name__)
 
 LEASE_AGAIN_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 15.0  # For whom, if nothing was decided anew for so long.
+RETRY_SECONDS = 1.0  # After the database could not be asked.
 AGAIN_SECONDS = 2.0  # Before a stream that ended is opened again,
 MOST_AGAIN_SECONDS = 60.0  # doubled each time until so many.
 SESSION_SECONDS = 0.3  # How long sessions that are opened for somebody are waited for.
@@ -79,8 +89,6 @@ LOST = "lost"  # In place of a session's row.
 # The kinds of features in each list.
 KINDS = {"tools": (TOOL,), "prompts": (PROMPT,), "resources": (RESOURCE, TEMPLATE)}
 LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
-
-INTRODUCED = Wanted(ServersNeeded.INTRODUCED)
 
 NO_STREAM: Object = {
     "error": {
@@ -185,9 +193,12 @@ class ServerStreams:
         self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when they said so.
         self._late: dict[tuple[str, str], float] = {}  # Those that did not open one in time.
         self._refused: dict[str, frozenset[str]] = {}  # What the clients of sessions may not hear of.
+        self._looked: dict[str, float] = {}  # When it was looked last what an owner is to hear.
+        self._calls_due = 0.0  # When all sessions of calls are looked at again.
         self._handed_over: dict[str, int] = {}  # Requests that other workers heard, by session.
         bus.on("upstream", self._look_again)
         bus.on("cut", self._doubt)
+        bus.on("ended", self._session_ended)
         bus.on("resource", self._tell_updated)
 
     def start(self) -> None:
@@ -214,14 +225,23 @@ class ServerStreams:
 
     def _look_again(self, owner: str | None) -> None:
         """What is to be listened to for this owner, or for anybody, may have changed."""
-        is_wanted = any(not owner or standing.owner == owner for standing in self.streams.standing())
-        if is_wanted or any(not owner or use.newest.grant.owner_id == owner for use in self._calls.uses.values()):
-            self.streams.changed.set()
+        for standing in self.streams.standing():
+            if not owner or standing.owner == owner:
+                self.streams.note(standing.owner)
+        for use in self._calls.uses.values():
+            if not owner or use.newest.grant.owner_id == owner:
+                self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
+        """Who still listens is told by the streams; the sessions of calls are in use again with the next one."""
         self._calls.doubt()
-        if self._calls.uses or self.streams.standing():
-            self.streams.changed.set()
+        self._calls_due = 0.0
+        self.streams.changed.set()
+
+    def _session_ended(self, session_id: str | None) -> None:
+        if session_id is not None:
+            for row in [row for row, use in self._calls.uses.items() if use.newest.grant.owner_id == session_id]:
+                self._drop(row)
 
     async def _work(self) -> None:
         while True:
@@ -229,24 +249,39 @@ class ServerStreams:
                 async with asyncio.timeout(LEASE_AGAIN_SECONDS):
                     await self.streams.changed.wait()
             await asyncio.sleep(random.uniform(0.02, 0.06))  # noqa: S311 - many come at once
-            self.streams.changed.clear()
+            owners, granted = self.streams.news()
             try:
-                await self._follow()
+                await self._follow(owners, granted)
             except DatabaseUnavailable as error:
                 logger.warning("streams of servers could not be leased", extra={"error": str(error)})
+                await asyncio.sleep(RETRY_SECONDS)
+                self._look_again(None)
             except Exception:  # The next look may fare better; without one nobody would be listened to again.
                 logger.exception("what is to be listened to could not be found out")
 
-    async def _follow(self) -> None:
-        """Listen to what is to be listened to, and to nothing else."""
+    async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, Grant]) -> None:
+        """Listen to what is to be listened to for those who changed or were decided anew, and to nothing else."""
         began = time.monotonic()
-        audiences = await self._audiences(self.streams.standing())
-        self._refused = {audience.owner: audience.refused for audience in audiences if audience.refused}
+        standing = self.streams.standing()
+        owners = changed | self._due(standing, granted, began)
+        audiences = await self._audiences([each for each in standing if each.owner in owners], granted)
+        for owner in owners:
+            self._refused.pop(owner, None)
+        self._refused |= {audience.owner: audience.refused for audience in audiences if audience.refused}
         sources = [source for audience in audiences for source in await self._sources(audience)]
-        await self._open_sessions([each for each in sources if self._client.era(each.target) != MODERN])
+        await self._open_sessions([each for each in sources if self._client.era(each.target) != MODERN], owners)
         wanted = await self._leased_listens(sources) | await self._leased_sessions(audiences)
-        wanted |= await self._leased_for_calls(wanted)
-        gone = [row for row, held in self._held.items() if row not in wanted and held.since < began]
+        if calls_are_due := began >= self._calls_due:
+            self._calls_due = began + LEASE_AGAIN_SECONDS
+            self._calls.drop_idle()
+        wanted |= await self._leased_for_calls(wanted, None if calls_are_due else owners)
+        gone = [
+            row
+            for row, held in self._held.items()
+            if row not in wanted
+            and held.since < began
+            and (held.source.audience.owner in owners or (calls_are_due and held.is_for_calls))
+        ]
         for row in gone:
             self._held.pop(row).task.cancel()
         for row, source in wanted.items():
@@ -256,18 +291,33 @@ class ServerStreams:
                 self._hold(row, source)
         if gone:
             await self._keeper.release(self._name, gone)
+        waiting = {id(held.source.audience) for held in self._held.values() if not held.begun.is_set()}
         for audience in audiences:
-            self._tell_begun(audience)
+            if id(audience) not in waiting:
+                _let_know(audience)
+
+    def _due(self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, Grant], now: float) -> set[str]:
+        """The owners for whom it was decided anew, or was not for long."""
+        looked = {each.owner: self._looked.get(each.owner, now) for each in standing}
+        due = {
+            each.owner
+            for each in standing
+            if each.request.query in granted or now - looked[each.owner] > LOOK_AGAIN_SECONDS
+        }
+        self._looked = looked | dict.fromkeys(due, now)
+        return due
 
     # For whom, and what
 
-    async def _audiences(self, standing: Iterable[StandingStream]) -> list[Audience]:
+    async def _audiences(
+        self, standing: Iterable[StandingStream], granted: Mapping[AccessQuery, Grant]
+    ) -> list[Audience]:
         """Who listens here, as the database grants it now. Raises DatabaseUnavailable."""
         by_query: dict[AccessQuery, list[StandingStream]] = {}
         for each in standing:
             if each.request.query is not None:
                 by_query.setdefault(each.request.query, []).append(each)
-        grants = await asyncio.gather(*(self._access.put(query._replace(wanted=INTRODUCED)) for query in by_query))
+        grants = await self._grants(by_query, granted)
         found = {
             query: Audience(by_query[query], grant)
             for query, grant in zip(by_query, grants, strict=True)
@@ -287,6 +337,20 @@ class ServerStreams:
                     audience.heard.setdefault(resolved.assigned.id, {})[resolved.name] = uri
             audience.refused = frozenset(refused)
         return [*found.values()]
+
+    async def _grants(self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, Grant]) -> list[Grant | None]:
+        """What each of these is granted; asked beside the calls, unless it was just now. Raises DatabaseUnavailable."""
+        found: dict[AccessQuery, Grant | None] = dict(granted)
+        unknown = [query for query in queries if query not in found]
+        for first in range(0, len(unknown), DECIDED_AT_ONCE):
+            part = unknown[first : first + DECIDED_AT_ONCE]
+            try:
+                grants = await find_again(self._bus.query, [query._replace(wanted=INTRODUCED) for query in part])
+            except StatementRejected as error:
+                raise DatabaseUnavailable(str(error)) from error
+            for query, grant in zip(part, grants, strict=True):
+                found[query] = None if isinstance(grant, DatabaseUnavailable) else grant
+        return [found[query] for query in queries]
 
     async def _resolved(self, query: AccessQuery, named: Sequence[str]) -> dict[str, Resolved | None]:
         """Whose resource each of these is, and None where it may not be read. Raises DatabaseUnavailable."""
@@ -308,6 +372,8 @@ class ServerStreams:
     async def _sources(self, audience: Audience) -> list[Source]:
         sources = []
         for assigned in audience.grant.assignments:
+            if not (audience.heard.get(assigned.id) or any(_offers(assigned, name, "listChanged") for name in KINDS)):
+                continue  # It has nothing to say.
             if is_usable(assigned) and not identity_refusal(assigned):
                 with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
                     assigned = await self._lists.refresher.fresh(assigned)  # noqa: PLW2901 - the same, with a fresh token
@@ -316,20 +382,18 @@ class ServerStreams:
 
     # What is held
 
-    async def _open_sessions(self, sources: Sequence[Source]) -> None:
+    async def _open_sessions(self, sources: Sequence[Source], owners: Collection[str]) -> None:
         """Have a session at each of these that says something on it, subscribed to what its client wants to hear of.
 
         The client of a session subscribes in it by itself; its subscriptions are renewed when the server has lost them,
         or may have: at the first look, and in a session that took another's place. In the session of a connection
         nothing is unsubscribed: listeners at other workers may want it too, and what nobody here wants is not told.
         """
-        begun: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
+        begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
         for source in sources:
             audience, assigned, upstream = source
             wanted = frozenset(audience.heard.get(assigned.id, ()))
-            if not wanted and not any(_offers(assigned, name, "listChanged") for name in KINDS):
-                continue
             key = audience.owner, assigned.id
             row = upstream.session.row if upstream.session is not None else ""
             named = wanted | begun[key][1] if key in begun else wanted
@@ -378,11 +442,14 @@ class ServerStreams:
         by_owner = {audience.owner: audience for audience in audiences}
         if not by_owner:
             return {}
-        leased, elsewhere = await self._keeper.lease(self._name, list(by_owner))
-        if elsewhere:
-            await self._courier.tell_interest(elsewhere)
+        leased = await self._keeper.lease(self._name, list(by_owner), self._held.keys())
+        if leased.elsewhere:
+            await self._courier.tell_interest(leased.elsewhere)
+        known = {
+            row: (owner, self._held[row].source.target) for row, owner in leased.known.items() if row in self._held
+        }
         wanted = {}
-        for row, (owner, upstream) in leased.items():
+        for row, (owner, upstream) in (leased.targets | known).items():
             audience = by_owner.get(owner)
             if audience is not None and (assigned := _assigned(audience.grant, upstream)) is not None:
                 wanted[row] = Source(audience, assigned, upstream)
@@ -444,16 +511,23 @@ class ServerStreams:
             held.task.cancel()
             self._run(self._keeper.release(self._name, [row]))
 
-    async def _leased_for_calls(self, held_anyway: Collection[str]) -> dict[str, Source]:
-        """The sessions in use by calls that this worker is to listen to, by row. Raises DatabaseUnavailable."""
-        self._calls.drop_idle()
+    async def _leased_for_calls(
+        self, held_anyway: Collection[str], owners: Collection[str] | None
+    ) -> dict[str, Source]:
+        """The sessions in use by calls, of these owners or all, that this worker is to listen to, by row.
+
+        Raises DatabaseUnavailable.
+        """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
         self._late = {server: at for server, at in self._late.items() if now - at < LATE_SECONDS}
         uses = {
             row: use
             for row, use in self._calls.uses.items()
-            if use.settled.is_set() and row not in held_anyway and (row in self._held or self._may_listen(use))
+            if (owners is None or use.newest.grant.owner_id in owners)
+            and use.settled.is_set()
+            and row not in held_anyway
+            and (row in self._held or self._may_listen(use))
         }
         if not uses:
             return {}
@@ -483,6 +557,15 @@ class ServerStreams:
             self._begin(held)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_AGAIN_SECONDS)
+            await self._renew(held)
+
+    async def _renew(self, held: Held) -> None:
+        """Have the credential that this session has now, before its stream is opened again."""
+        if held.source.target.session is None:
+            return
+        with suppress(DatabaseUnavailable):
+            if (upstream := await self._keeper.target_of(held.row)) is not None:
+                held.source = held.source._replace(target=upstream)
 
     async def _listen_once(self, held: Held) -> bool:
         """Pass on what this server says until its stream ends; False when it offers none. Raises an UpstreamError."""
@@ -541,9 +624,10 @@ class ServerStreams:
 
     def _tell_begun(self, audience: Audience) -> None:
         """Let them know who listen, once all that is held for them has begun."""
-        if all(held.begun.is_set() for held in self._held.values() if held.source.audience is audience):
-            for standing in audience.standing:
-                standing.heard.set()
+        if not all(standing.heard.is_set() for standing in audience.standing) and all(
+            held.begun.is_set() for held in self._held.values() if held.source.audience is audience
+        ):
+            _let_know(audience)
 
     # What is told
 
@@ -740,6 +824,11 @@ class ServerStreams:
 
 def _server(target: Target) -> tuple[str, str]:
     return target.server_id, target.url
+
+
+def _let_know(audience: Audience) -> None:
+    for standing in audience.standing:
+        standing.heard.set()
 
 
 def _for_calls(use: Use) -> Source:

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
@@ -201,6 +201,14 @@ class Taken(NamedTuple):
     ciphertext: bytes | None
 
 
+class Leased(NamedTuple):
+    """Sessions at servers by their row: with owner and where they are, the owners of those known, and others' rows."""
+
+    targets: dict[str, tuple[str, Target]]
+    known: dict[str, str]
+    elsewhere: list[str]
+
+
 MOST_SESSIONS = 100  # Of one connection.
 SETTLE_SECONDS = 1.0  # So long workers get to write which of them are in use.
 MOST_SUBSCRIPTIONS = 100  # Of one session.
@@ -382,14 +390,18 @@ class SessionKeeper:
             except DatabaseUnavailable as error:
                 logger.warning("idle sessions not ended", extra={"error": str(error)})
 
-    async def lease(self, worker: str, owners: Sequence[str]) -> tuple[dict[str, tuple[str, Target]], list[str]]:
-        """The sessions at servers of these owners that this worker is to listen to, by their row, with the owner.
+    async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
+        """The sessions at servers of these owners that this worker is to listen to; the `known` are not read again.
 
-        And the rows of those that another worker listens to. Each is one worker's; it has it for LEASE_SECONDS, and
-        again each time it asks. Raises DatabaseUnavailable.
+        Each is one worker's; it has it for LEASE_SECONDS, and again each time it asks. Raises DatabaseUnavailable.
         """
         rows = await self._state.fetch(LEASE, {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS})
-        return self._owned([row for row in rows if row[0]]), [row[2] for row in rows if not row[0]]
+        own = [row for row in rows if row[0]]
+        return Leased(
+            self._owned([row for row in own if row[2] not in known]),
+            {row[2]: row[0] for row in own if row[2] in known},
+            [row[2] for row in rows if not row[0]],
+        )
 
     async def lease_rows(self, worker: str, rows: Sequence[str]) -> dict[str, bool]:
         """Of these sessions at servers those that are there, and whether this worker is to listen to them.

@@ -76,6 +76,7 @@ class TalkingWork(Work):
 @pytest.fixture
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> TalkingWork:
     monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("proxy.server_streams.LOOK_AGAIN_SECONDS", 0.4)
     return TalkingWork(start, run)
 
 
