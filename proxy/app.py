@@ -16,7 +16,8 @@ from proxy.refresh import Refresher
 from proxy.request import PREFIX
 from proxy.resumption import Resumption
 from proxy.server_requests import ServerRequests
-from proxy.server_streams import ServerStreams
+from proxy.server_streams import Carriage, ServerStreams
+from proxy.session_calls import SessionCalls
 from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter
 from proxy.store.events import StreamEvents
@@ -76,7 +77,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         pending = PendingRequests(state, bell, cipher)
         requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
         suspended = SuspendedCalls(state, bell, pending, requests, cipher)
-        forwarder = Forwarder(client, lists, cipher, usage, requests, suspended, refresher)
+        carriage = Carriage(SessionCalls(), requests, pending, StreamEvents(state, bus, cipher))
+        forwarder = Forwarder(client, lists, cipher, usage, requests, suspended, refresher, carriage.calls)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
@@ -84,15 +86,14 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         suspended.under_way, forwarder.recheck = streams.calls, streams.recheck
         usage.in_use = streams.sessions
         bus.on("sessions", usage.write_sessions)
-        server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, requests)
+        server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, carriage)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
             {name: partial(getattr, part, "fault") for name, part in connections.items()},
             partial(getattr, transport, "idle"),
         )
-        events = StreamEvents(state, bus, cipher)
-        resumption = Resumption(events, keeper, server_streams)
+        resumption = Resumption(carriage.events, keeper, server_streams)
         await state.start()
         for part in (access, limits, writer, usage, bus, streams):
             part.start()
@@ -104,7 +105,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         try:
             yield Endpoint(config, access, limits, writer, usage, dispatcher, resumption, requests)
         finally:
-            await events.stop()
+            await carriage.events.stop()
             await suspended.stop()
             await requests.stop()
             await server_streams.stop()

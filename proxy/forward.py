@@ -27,6 +27,7 @@ from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import Asking, InputRefused, ServerRequests
+from proxy.session_calls import SessionCall, SessionCalls
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
@@ -121,6 +122,7 @@ class Forwarder:
         requests: ServerRequests,
         suspended: SuspendedCalls,
         refresher: Refresher,
+        session_calls: SessionCalls,
     ) -> None:
         self._client = client
         self._requests = requests
@@ -130,6 +132,7 @@ class Forwarder:
         self._usage = usage
         self._refresher = refresher
         self.recheck: Callable[[McpRequest], Awaitable[Grant | None]] = _as_it_was  # Set by who composes the process.
+        self._session_calls = session_calls
 
     async def forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The server's answer to this request, addressed to the client.
@@ -277,17 +280,25 @@ class Forwarder:
         # Where a person signed in at an issuer, the token may be renewed while the call is under way.
         identity = None if resolved.assigned.sign_in is None else Identity(resolved.assigned, upstream)
 
+        is_in_session = grant.session is not None or (request.modern and bool(upstream.capabilities))
+
         def send(
             on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
         ) -> Awaitable[RpcResponse]:
+            used = upstream if identity is None else identity.target
+            beside = None
+            if is_in_session:
+                has_stream = stream is not None
+                beside = SessionCall(self._session_calls, grant, resolved.assigned, used, progress_token, has_stream)
             return self._client.ask(
-                upstream if identity is None else identity.target,
+                used,
                 message.method,
                 {**params, **more} if more else params,
                 on_notification,
                 person=grant.user_id,
                 schema=schema,
                 on_request=on_request,
+                beside=beside,
             )
 
         def send_renewing(
@@ -358,7 +369,7 @@ def _relay(
         elif method == "notifications/message":
             if own.get("level") not in _levels(request, grant, message):
                 return
-            own = {**own, "logger": _logger(resolved.assigned.alias, own.get("logger"))}
+            own = {**own, "logger": under_alias(resolved.assigned.alias, own.get("logger"))}
         elif method not in PASSED_ON or request.modern:
             return
         else:
@@ -384,10 +395,15 @@ def _told_level(request: McpRequest, resolved: Resolved, grant: Grant, message: 
 def _levels(request: McpRequest, grant: Grant, message: Message) -> frozenset[str]:
     """The levels of log messages this client is sent: in 2026-07-28 none unless the request names one."""
     level = _level(request, grant, message)
-    return FROM_LEVEL[level] if level else NO_LEVELS if request.modern else ALL_LEVELS
+    return NO_LEVELS if request.modern and not level else told_levels(level)
 
 
-def _logger(alias: str, logger: object) -> str:
+def told_levels(level: str) -> frozenset[str]:
+    """The levels from this one on; all without one."""
+    return FROM_LEVEL[level] if level else ALL_LEVELS
+
+
+def under_alias(alias: str, logger: object) -> str:
     """Who logs, under the name of its server."""
     own = logger if isinstance(logger, str) else ""
     return f"{alias}/{own}" if alias and own else alias or own

@@ -44,7 +44,10 @@ class Resumption:
             )
         missed = await self._take(grant.session.id, name) if name is not None else []
         subscribed = (await self._keeper.subscriptions([grant.session.id])).get(grant.session.id, [])
+        waiting = await self.events.take_waiting(grant.session.id)
         standing = self._begun(request, grant, name, missed)
+        for message in waiting:
+            standing.put(jsonrpc.loads(message))
         if name is not None or subscribed:
             lists = LIST_CHANGED.values() if name is not None else ()
             standing.feed = partial(self._tell_what_may_be, lists=lists, subscribed=subscribed)

@@ -1,13 +1,15 @@
 """What servers say of their own accord, while a client listens here.
 
-A server of the session era says it on the standing stream of a session, which is opened for who listens; one of
-2026-07-28 on a `subscriptions/listen`. Of several workers one holds each of these.
+A server of the session era says it on the standing stream of a session, which is opened for who listens, and for the
+calls under way in that session; one of 2026-07-28 on a `subscriptions/listen`. Of several workers one holds each of
+these.
 """
 
 import asyncio
 import hashlib
 import logging
 import random
+import time
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from proxy.access.decision import AssignedServer, Grant, decide
-from proxy.access.query import Access, AccessQuery, ServersNeeded, Wanted
+from proxy.access.query import Access, AccessQuery, ServersNeeded, Wanted, find_again
 from proxy.catalog import (
     PROMPT,
     RESOURCE,
@@ -34,15 +36,27 @@ from proxy.catalog import (
     resolve,
     target,
 )
+from proxy.forward import told_levels, under_alias
 from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable
 from proxy.request import McpRequest
-from proxy.server_requests import Asking, ServerRequests
+from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, can_answer
+from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls, Use
 from proxy.store.bus import Bus
-from proxy.store.database import DatabaseUnavailable
+from proxy.store.database import DatabaseUnavailable, StatementRejected
+from proxy.store.events import StreamEvents
+from proxy.store.pending import Owner, PendingRequests
 from proxy.store.sessions import MOST_SUBSCRIPTIONS, SessionKeeper
-from proxy.streams import ACKNOWLEDGED, LIST_CHANGED, LISTEN_KINDS, StandingStream, Streams
-from wire import uris
+from proxy.streams import (
+    ACKNOWLEDGED,
+    DECIDED_AT_ONCE,
+    INTRODUCED,
+    LIST_CHANGED,
+    LISTEN_KINDS,
+    StandingStream,
+    Streams,
+)
+from wire import jsonrpc, uris
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import UpstreamError
@@ -53,11 +67,22 @@ from wire.sessions import SessionLost
 logger = logging.getLogger(__name__)
 
 LEASE_AGAIN_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 15.0  # For whom, if nothing was decided anew for so long.
+RETRY_SECONDS = 1.0  # After the database could not be asked.
 AGAIN_SECONDS = 2.0  # Before a stream that ended is opened again,
 MOST_AGAIN_SECONDS = 60.0  # doubled each time until so many.
 SESSION_SECONDS = 0.3  # How long sessions that are opened for somebody are waited for.
 
+READY_SECONDS = 1.0  # So long a call waits until its server is listened to;
+LATE_SECONDS = 600.0  # and so long it does not where that was not enough,
+SILENT_SECONDS = 60.0  # nor is listened to who has just offered no stream.
+MOST_FOR_CALLS = 256  # Sessions this worker listens to for their calls alone.
+MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have.
+MOST_HANDED_OVER = 8  # Requests of one session that another worker heard, at once.
+
 UPDATED = "notifications/resources/updated"
+LOGGED = "notifications/message"
+COMPLETED = "notifications/elicitation/complete"
 
 LOST = "lost"  # In place of a session's row.
 
@@ -65,7 +90,21 @@ LOST = "lost"  # In place of a session's row.
 KINDS = {"tools": (TOOL,), "prompts": (PROMPT,), "resources": (RESOURCE, TEMPLATE)}
 LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
-INTRODUCED = Wanted(ServersNeeded.INTRODUCED)
+NO_STREAM: Object = {
+    "error": {
+        "code": jsonrpc.INTERNAL_ERROR,
+        "message": "The client cannot be asked: it has no stream open, and not exactly one call under way here",
+    }
+}
+
+
+class Carriage(NamedTuple):
+    """What it takes to carry what servers say to calls, and to clients that listen, or will."""
+
+    calls: SessionCalls
+    requests: ServerRequests
+    pending: PendingRequests
+    events: StreamEvents
 
 
 @dataclass
@@ -105,6 +144,20 @@ class Held:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     place: StreamPlace = field(default_factory=StreamPlace)
     was_open: bool = False
+    since: float = field(default_factory=time.monotonic)
+    # What goes to other workers first, each request with whom to tell where it went.
+    waiting: list[tuple[Object, asyncio.Future[bool] | None]] = field(default_factory=list)
+    handing_over: asyncio.Task[None] | None = None
+
+    @property
+    def row(self) -> str:
+        session = self.source.target.session
+        return session.row if session is not None else ""
+
+    @property
+    def is_for_calls(self) -> bool:
+        """Whether only calls want it, and no client listens."""
+        return not self.source.audience.standing
 
 
 class ServerStreams:
@@ -119,7 +172,7 @@ class ServerStreams:
         access: Access,
         lists: Lists,
         cipher: Cipher,
-        requests: ServerRequests,
+        carriage: Carriage,
     ) -> None:
         self.streams = streams
         self._keeper = keeper
@@ -128,15 +181,24 @@ class ServerStreams:
         self._access = access
         self._lists = lists
         self._cipher = cipher
-        self._requests = requests
         self._name = str(uuid4())
         self._held: dict[str, Held] = {}  # By row.
         # The sessions that were opened for who listens, by owner and assignment: the row, and what was subscribed to.
         self._sessions: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
+        self._calls, self._requests, pending, self._events = carriage
+        self._calls.listen = self._listen_for_calls
+        self._courier = Courier(self._name, bus, pending, self._calls, self._own, self._deliver)
+        self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when they said so.
+        self._late: dict[tuple[str, str], float] = {}  # Those that did not open one in time.
+        self._refused: dict[str, frozenset[str]] = {}  # What the clients of sessions may not hear of.
+        self._looked: dict[str, float] = {}  # When it was looked last what an owner is to hear.
+        self._calls_due = 0.0  # When all sessions of calls are looked at again.
+        self._handed_over: dict[str, int] = {}  # Requests that other workers heard, by session.
         bus.on("upstream", self._look_again)
-        bus.on("cut", self._look_again)
+        bus.on("cut", self._doubt)
+        bus.on("ended", self._session_ended)
         bus.on("resource", self._tell_updated)
 
     def start(self) -> None:
@@ -163,8 +225,23 @@ class ServerStreams:
 
     def _look_again(self, owner: str | None) -> None:
         """What is to be listened to for this owner, or for anybody, may have changed."""
-        if any(not owner or standing.owner == owner for standing in self.streams.standing()):
-            self.streams.changed.set()
+        for standing in self.streams.standing():
+            if not owner or standing.owner == owner:
+                self.streams.note(standing.owner)
+        for use in self._calls.uses.values():
+            if not owner or use.newest.grant.owner_id == owner:
+                self.streams.note(use.newest.grant.owner_id)
+
+    def _doubt(self, _: str | None) -> None:
+        """Who still listens is told by the streams; the sessions of calls are in use again with the next one."""
+        self._calls.doubt()
+        self._calls_due = 0.0
+        self.streams.changed.set()
+
+    def _session_ended(self, session_id: str | None) -> None:
+        if session_id is not None:
+            for row in [row for row, use in self._calls.uses.items() if use.newest.grant.owner_id == session_id]:
+                self._drop(row)
 
     async def _work(self) -> None:
         while True:
@@ -172,21 +249,39 @@ class ServerStreams:
                 async with asyncio.timeout(LEASE_AGAIN_SECONDS):
                     await self.streams.changed.wait()
             await asyncio.sleep(random.uniform(0.02, 0.06))  # noqa: S311 - many come at once
-            self.streams.changed.clear()
+            owners, granted = self.streams.news()
             try:
-                await self._follow()
+                await self._follow(owners, granted)
             except DatabaseUnavailable as error:
                 logger.warning("streams of servers could not be leased", extra={"error": str(error)})
+                await asyncio.sleep(RETRY_SECONDS)
+                self._look_again(None)
             except Exception:  # The next look may fare better; without one nobody would be listened to again.
                 logger.exception("what is to be listened to could not be found out")
 
-    async def _follow(self) -> None:
-        """Listen to what is to be listened to, and to nothing else."""
-        audiences = await self._audiences(self.streams.standing())
+    async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, Grant]) -> None:
+        """Listen to what is to be listened to for those who changed or were decided anew, and to nothing else."""
+        began = time.monotonic()
+        standing = self.streams.standing()
+        owners = changed | self._due(standing, granted, began)
+        audiences = await self._audiences([each for each in standing if each.owner in owners], granted)
+        for owner in owners:
+            self._refused.pop(owner, None)
+        self._refused |= {audience.owner: audience.refused for audience in audiences if audience.refused}
         sources = [source for audience in audiences for source in await self._sources(audience)]
-        await self._open_sessions([each for each in sources if self._client.era(each.target) != MODERN])
+        await self._open_sessions([each for each in sources if self._client.era(each.target) != MODERN], owners)
         wanted = await self._leased_listens(sources) | await self._leased_sessions(audiences)
-        gone = [row for row in self._held if row not in wanted]
+        if calls_are_due := began >= self._calls_due:
+            self._calls_due = began + LEASE_AGAIN_SECONDS
+            self._calls.drop_idle()
+        wanted |= await self._leased_for_calls(wanted, None if calls_are_due else owners)
+        gone = [
+            row
+            for row, held in self._held.items()
+            if row not in wanted
+            and held.since < began
+            and (held.source.audience.owner in owners or (calls_are_due and held.is_for_calls))
+        ]
         for row in gone:
             self._held.pop(row).task.cancel()
         for row, source in wanted.items():
@@ -196,18 +291,33 @@ class ServerStreams:
                 self._hold(row, source)
         if gone:
             await self._keeper.release(self._name, gone)
+        waiting = {id(held.source.audience) for held in self._held.values() if not held.begun.is_set()}
         for audience in audiences:
-            self._tell_begun(audience)
+            if id(audience) not in waiting:
+                _let_know(audience)
+
+    def _due(self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, Grant], now: float) -> set[str]:
+        """The owners for whom it was decided anew, or was not for long."""
+        looked = {each.owner: self._looked.get(each.owner, now) for each in standing}
+        due = {
+            each.owner
+            for each in standing
+            if each.request.query in granted or now - looked[each.owner] > LOOK_AGAIN_SECONDS
+        }
+        self._looked = looked | dict.fromkeys(due, now)
+        return due
 
     # For whom, and what
 
-    async def _audiences(self, standing: Iterable[StandingStream]) -> list[Audience]:
+    async def _audiences(
+        self, standing: Iterable[StandingStream], granted: Mapping[AccessQuery, Grant]
+    ) -> list[Audience]:
         """Who listens here, as the database grants it now. Raises DatabaseUnavailable."""
         by_query: dict[AccessQuery, list[StandingStream]] = {}
         for each in standing:
             if each.request.query is not None:
                 by_query.setdefault(each.request.query, []).append(each)
-        grants = await asyncio.gather(*(self._access.put(query._replace(wanted=INTRODUCED)) for query in by_query))
+        grants = await self._grants(by_query, granted)
         found = {
             query: Audience(by_query[query], grant)
             for query, grant in zip(by_query, grants, strict=True)
@@ -227,6 +337,20 @@ class ServerStreams:
                     audience.heard.setdefault(resolved.assigned.id, {})[resolved.name] = uri
             audience.refused = frozenset(refused)
         return [*found.values()]
+
+    async def _grants(self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, Grant]) -> list[Grant | None]:
+        """What each of these is granted; asked beside the calls, unless it was just now. Raises DatabaseUnavailable."""
+        found: dict[AccessQuery, Grant | None] = dict(granted)
+        unknown = [query for query in queries if query not in found]
+        for first in range(0, len(unknown), DECIDED_AT_ONCE):
+            part = unknown[first : first + DECIDED_AT_ONCE]
+            try:
+                grants = await find_again(self._bus.query, [query._replace(wanted=INTRODUCED) for query in part])
+            except StatementRejected as error:
+                raise DatabaseUnavailable(str(error)) from error
+            for query, grant in zip(part, grants, strict=True):
+                found[query] = None if isinstance(grant, DatabaseUnavailable) else grant
+        return [found[query] for query in queries]
 
     async def _resolved(self, query: AccessQuery, named: Sequence[str]) -> dict[str, Resolved | None]:
         """Whose resource each of these is, and None where it may not be read. Raises DatabaseUnavailable."""
@@ -248,6 +372,8 @@ class ServerStreams:
     async def _sources(self, audience: Audience) -> list[Source]:
         sources = []
         for assigned in audience.grant.assignments:
+            if not (audience.heard.get(assigned.id) or any(_offers(assigned, name, "listChanged") for name in KINDS)):
+                continue  # It has nothing to say.
             if is_usable(assigned) and not identity_refusal(assigned):
                 with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
                     assigned = await self._lists.refresher.fresh(assigned)  # noqa: PLW2901 - the same, with a fresh token
@@ -256,20 +382,18 @@ class ServerStreams:
 
     # What is held
 
-    async def _open_sessions(self, sources: Sequence[Source]) -> None:
+    async def _open_sessions(self, sources: Sequence[Source], owners: Collection[str]) -> None:
         """Have a session at each of these that says something on it, subscribed to what its client wants to hear of.
 
         The client of a session subscribes in it by itself; its subscriptions are renewed when the server has lost them,
         or may have: at the first look, and in a session that took another's place. In the session of a connection
         nothing is unsubscribed: listeners at other workers may want it too, and what nobody here wants is not told.
         """
-        begun: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
+        begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
         for source in sources:
             audience, assigned, upstream = source
             wanted = frozenset(audience.heard.get(assigned.id, ()))
-            if not wanted and not any(_offers(assigned, name, "listChanged") for name in KINDS):
-                continue
             key = audience.owner, assigned.id
             row = upstream.session.row if upstream.session is not None else ""
             named = wanted | begun[key][1] if key in begun else wanted
@@ -316,16 +440,103 @@ class ServerStreams:
     async def _leased_sessions(self, audiences: Sequence[Audience]) -> dict[str, Source]:
         """The sessions at servers that this worker is to listen to, by row. Raises DatabaseUnavailable."""
         by_owner = {audience.owner: audience for audience in audiences}
-        leased = await self._keeper.lease(self._name, list(by_owner)) if by_owner else {}
+        if not by_owner:
+            return {}
+        leased = await self._keeper.lease(self._name, list(by_owner), self._held.keys())
+        if leased.elsewhere:
+            await self._courier.tell_interest(leased.elsewhere)
+        known = {
+            row: (owner, self._held[row].source.target) for row, owner in leased.known.items() if row in self._held
+        }
         wanted = {}
-        for row, (owner, upstream) in leased.items():
+        for row, (owner, upstream) in (leased.targets | known).items():
             audience = by_owner.get(owner)
             if audience is not None and (assigned := _assigned(audience.grant, upstream)) is not None:
                 wanted[row] = Source(audience, assigned, upstream)
         return wanted
 
-    def _hold(self, row: str, source: Source) -> None:
-        self._held[row] = Held(source, asyncio.create_task(self._listen(row)))
+    def _hold(self, row: str, source: Source) -> Held:
+        if row not in self._held:
+            self._held[row] = Held(source, asyncio.create_task(self._listen(row)))
+        return self._held[row]
+
+    # For calls
+
+    async def _listen_for_calls(self, row: str, use: Use) -> None:
+        """Return when the server of this session is listened to, or is not going to be; soon in any case."""
+        if not use.beginning:
+            use.beginning = True
+            self._run(self._begin_for_calls(row, use))
+        server = _server(use.newest.target)
+        if time.monotonic() - self._late.get(server, -LATE_SECONDS) < LATE_SECONDS:
+            return
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await use.settled.wait()
+        except TimeoutError:
+            self._late[server] = time.monotonic()
+
+    async def _begin_for_calls(self, row: str, use: Use) -> None:
+        try:
+            if row not in self._held and self._may_listen(use):
+                leased = await self._keeper.lease_rows(self._name, [row])
+                if leased.get(row):
+                    self._hold(row, _for_calls(use))
+                elif row in leased:
+                    await self._courier.tell_interest([row])
+            if (held := self._held.get(row)) is not None:
+                await held.begun.wait()
+        finally:
+            use.beginning = False
+            use.settled.set()
+
+    def _may_listen(self, use: Use) -> bool:
+        """Whether this server has a stream, as far as is known, and this worker can have one more."""
+        if time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS:
+            return False
+        for_calls = [row for row, held in self._held.items() if held.is_for_calls]
+        if len(for_calls) < MOST_FOR_CALLS:
+            return True
+        uses = self._calls.uses
+        idle = [row for row in for_calls if row not in uses or not (uses[row].calls or uses[row].beginning)]
+        if not idle:
+            return False
+        self._drop(min(idle, key=lambda row: uses[row].ended if row in uses else 0.0))
+        return True
+
+    def _drop(self, row: str) -> None:
+        """Listen to this session no more; the next call in it is the first one again."""
+        self._calls.uses.pop(row, None)
+        if (held := self._held.pop(row, None)) is not None:
+            held.task.cancel()
+            self._run(self._keeper.release(self._name, [row]))
+
+    async def _leased_for_calls(
+        self, held_anyway: Collection[str], owners: Collection[str] | None
+    ) -> dict[str, Source]:
+        """The sessions in use by calls, of these owners or all, that this worker is to listen to, by row.
+
+        Raises DatabaseUnavailable.
+        """
+        now = time.monotonic()
+        self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
+        self._late = {server: at for server, at in self._late.items() if now - at < LATE_SECONDS}
+        uses = {
+            row: use
+            for row, use in self._calls.uses.items()
+            if (owners is None or use.newest.grant.owner_id in owners)
+            and use.settled.is_set()
+            and row not in held_anyway
+            and (row in self._held or self._may_listen(use))
+        }
+        if not uses:
+            return {}
+        leased = await self._keeper.lease_rows(self._name, [*uses])
+        for row in uses.keys() - leased.keys():
+            self._calls.uses.pop(row, None)  # It is over.
+        if elsewhere := [row for row, is_own in leased.items() if not is_own]:
+            await self._courier.tell_interest(elsewhere)
+        return {row: _for_calls(uses[row]) for row, is_own in leased.items() if is_own}
 
     async def _listen(self, row: str) -> None:
         await asyncio.sleep(0)  # Until it is held.
@@ -335,6 +546,10 @@ class ServerStreams:
             try:
                 if not await self._listen_once(held):
                     self._begin(held)
+                    if held.is_for_calls and self._held.get(row) is held:
+                        self._silent[_server(held.source.target)] = time.monotonic()
+                        del self._held[row]
+                        self._run(self._keeper.release(self._name, [row]))
                     return  # The entry stays, so that a server without a stream is not asked again and again.
                 pause = held.place.pause(AGAIN_SECONDS)
             except UpstreamError as error:
@@ -342,22 +557,29 @@ class ServerStreams:
             self._begin(held)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_AGAIN_SECONDS)
+            await self._renew(held)
+
+    async def _renew(self, held: Held) -> None:
+        """Have the credential that this session has now, before its stream is opened again."""
+        if held.source.target.session is None:
+            return
+        with suppress(DatabaseUnavailable):
+            if (upstream := await self._keeper.target_of(held.row)) is not None:
+                held.source = held.source._replace(target=upstream)
 
     async def _listen_once(self, held: Held) -> bool:
         """Pass on what this server says until its stream ends; False when it offers none. Raises an UpstreamError."""
         source = held.source
 
         async def on_request(asked: Object, answer: Answer) -> None:
-            audience, _, upstream = held.source
-            newest = audience.standing[-1]
-            await self._requests.carry(Asking(newest.request, audience.grant, upstream, newest), asked, answer)
+            await self._carry(held, asked, answer)
 
         async def on_notification(message: Object) -> None:
             if message["method"] == ACKNOWLEDGED:  # What a listen is answered first.
                 self._opened(held)
             else:
                 self._begin(held)
-                await self._pass_on(held.source, message)
+                await self._pass_on(held, message)
 
         if source.target.session is None:
             return await self._client.subscribe(source.target, _wishes(source), on_notification)
@@ -365,6 +587,8 @@ class ServerStreams:
             opened = partial(self._opened, held)
             return await self._client.listen(source.target, on_notification, on_request, opened, held.place)
         except SessionLost:
+            if held.is_for_calls:
+                return False  # The next call finds out whether it is lost, and opens another.
             return not await self._is_alive(source)  # Some servers say so where they have no stream.
 
     def _opened(self, held: Held) -> None:
@@ -390,7 +614,7 @@ class ServerStreams:
 
         async def tell() -> None:
             for uri in audience.heard.get(assigned.id, {}).values():
-                await self._updated(audience, uri)
+                await self._tell_updated_of(audience, uri)
 
         self._run(tell())
 
@@ -400,31 +624,182 @@ class ServerStreams:
 
     def _tell_begun(self, audience: Audience) -> None:
         """Let them know who listen, once all that is held for them has begun."""
-        if all(held.begun.is_set() for held in self._held.values() if held.source.audience is audience):
-            for standing in audience.standing:
-                standing.heard.set()
+        if not all(standing.heard.is_set() for standing in audience.standing) and all(
+            held.begun.is_set() for held in self._held.values() if held.source.audience is audience
+        ):
+            _let_know(audience)
 
     # What is told
 
-    async def _pass_on(self, source: Source, message: Object) -> None:
-        method, (audience, assigned, _) = message["method"], source
+    async def _pass_on(self, held: Held, message: Object) -> None:
+        method, (audience, assigned, _) = message["method"], held.source
         with suppress(DatabaseUnavailable):
             if (name := LIST_OF.get(method)) is not None:
                 for kind in KINDS[name]:
                     self._lists.refresh(assigned, audience.grant, kind)
                 await self._bus.publish("lists", f"{audience.grant.gateway_id} {name} said")
             elif method == UPDATED and isinstance(uri := _params(message).get("uri"), str):
-                await self._updated(audience, uris.exposed_uri(audience.alias(assigned), uri))
+                await self._updated(held, message, uris.exposed_uri(audience.alias(assigned), uri))
+            elif method in (PROGRESS, LOGGED, COMPLETED):
+                await self._tell(held, message)
 
-    async def _updated(self, audience: Audience, uri: str) -> None:
+    async def _updated(self, held: Held, message: Object, uri: str) -> None:
+        audience = held.source.audience
+        if audience.grant.session is None or self._standing_of_session(audience.owner):
+            await self._tell_updated_of(audience, uri)
+        elif self._calls.others(held.row):
+            self._hand_over(held, message)
+
+    async def _tell_updated_of(self, audience: Audience, uri: str) -> None:
         if uri in audience.refused:
             return
-        if audience.grant.session is not None:
-            # One message goes on one stream of a session only.
-            audience.standing[-1].put(_update(uri))
-        else:
+        if audience.grant.session is None:
             # Of a connection other workers may have streams too.
             await self._bus.publish("resource", f"{audience.owner} {_digest(uri)}")
+        elif streams := self._standing_of_session(audience.owner):
+            # One message goes on one stream of a session only.
+            streams[0].put(_update(uri))
+
+    # What is said for calls, or to a client wherever it listens
+
+    async def _carry(self, held: Held, asked: Object, answer: Answer) -> None:
+        """Have the client asked where it has a stream, or refuse at once."""
+        if not can_answer(held.source.target.capabilities, asked):
+            self._requests.in_background(answer(NOT_SUPPORTED))
+            return
+        heard = self._heard(held, [asked])
+        if not self._calls.others(held.row):
+            if self._own(held.row, heard.owner).calls == 1 and await self._ask_call(heard, asked, answer):
+                return
+            if await self._ask_standing(heard, held.source.target, asked, answer):
+                return
+        if not await self._hand_over(held, asked):
+            self._requests.in_background(answer(NO_STREAM))
+
+    async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
+        """Ask on the stream of the only call here, which it need not outlive."""
+        call = next(iter(self._calls.of(heard.row)), None)
+        if call is None or call.on_request is None or not call.has_stream:
+            return False
+        await call.on_request(asked, answer)
+        return True
+
+    async def _ask_standing(self, heard: Heard, upstream: Target, asked: Object, answer: Answer) -> bool:
+        newest = next(iter(self.streams.of_owner(heard.owner)), None)
+        grant = newest.request.grant if newest is not None else None
+        if newest is None or grant is None or grant.session is None:
+            return False
+        await self._requests.carry(Asking(newest.request, grant, upstream, newest), asked, answer)
+        return True
+
+    async def _tell(self, held: Held, message: Object) -> None:
+        """Pass on what is no request: progress to its call, all else to the only one, or a standing stream."""
+        if message["method"] == PROGRESS and (call := self._calls.by_token(held.row, message)) is not None:
+            await call.on_notification(message)
+        elif self._calls.others(held.row) or not any(own := self._own(held.row, held.source.audience.owner)):
+            self._hand_over(held, message)
+        elif message["method"] != PROGRESS:
+            await self._deliver(self._heard(held, [message]), own[:2] == (1, True))
+
+    def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
+        """Have this go where other workers have a use for it, in turn; tells whether a request went anywhere."""
+        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if len(held.waiting) >= MOST_WAITING:
+            told.set_result(False)
+            return told
+        held.waiting.append((message, told))
+        if held.handing_over is None or held.handing_over.done():
+            held.handing_over = self._run(self._hand_over_all(held))
+        return told
+
+    async def _hand_over_all(self, held: Held) -> None:
+        while held.waiting:
+            waiting, held.waiting = held.waiting, []
+            heard = self._heard(held, [message for message, _ in waiting])
+            grant = held.source.audience.grant
+            place = None
+            try:
+                session_id = grant.session.id if grant.session is not None else None
+                place = await self._courier.offer(heard, Owner(grant.connection_id, session_id))
+                if place is not None and place.worker == self._name:
+                    rest = [message for message in heard.messages if message["method"] != PROGRESS]
+                    await self._deliver(heard._replace(messages=rest), place.to_call)
+                elif place is None:
+                    rest = [message for message in heard.messages if "id" not in message]
+                    await self._deliver(heard._replace(messages=rest), False)
+            finally:
+                for _, told in waiting:
+                    if told is not None and not told.done():
+                        told.set_result(place is not None)
+
+    def _heard(self, held: Held, messages: list[Object]) -> Heard:
+        audience, assigned, _ = held.source
+        use = self._calls.uses.get(held.row)
+        grant = audience.grant if use is None else use.newest.grant  # The newest knows the newest level.
+        level = grant.session.log_level if grant.session is not None else ""
+        aliases = assigned.alias, audience.alias(assigned)
+        return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
+
+    def _own(self, row: str, owner: str) -> Bid:
+        """What there is here for what is said in this session."""
+        calls = self._calls.of(row)
+        return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
+
+    def _standing_of_session(self, owner: str) -> list[StandingStream]:
+        return [each for each in self.streams.of_owner(owner) if each.subscription is None]
+
+    async def _deliver(self, heard: Heard, to_call: bool) -> None:
+        """Pass these on, heard here or elsewhere: to the only call here, or to the newest standing stream."""
+        call = next(iter(self._calls.of(heard.row)), None) if to_call else None
+        for message in heard.messages:
+            if "id" in message:
+                self._run(self._ask_for_another(heard, message, to_call=to_call))
+            elif call is not None and message["method"] != UPDATED:
+                await call.on_notification(message)
+            else:
+                self._put(heard, message)
+
+    def _put(self, heard: Heard, message: Object) -> None:
+        """Send this on the client's standing stream, in its own terms, or keep it until there is one."""
+        standing = next(iter(self._standing_of_session(heard.owner)), None)
+        params = _params(message)
+        if message["method"] == LOGGED:
+            if params.get("level") not in told_levels(heard.level):
+                return
+            message = {**message, "params": {**params, "logger": under_alias(heard.alias, params.get("logger"))}}
+        elif message["method"] == UPDATED:
+            uri = uris.exposed_uri(heard.uri_alias, str(params.get("uri")))
+            if uri in self._refused.get(heard.owner, ()):
+                return
+            message = _update(uri)
+        if standing is not None:
+            standing.put(message)
+        elif message["method"] != UPDATED and heard.is_of_session:
+            self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
+
+    async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
+        """Have the client asked what another worker heard, and answer the server from here."""
+        call = next(iter(self._calls.of(heard.row)), None) if to_call else None
+        upstream = call.target if call is not None else await self._keeper.target_of(heard.row)
+        if upstream is None:
+            return
+
+        async def answer(outcome: Object) -> None:
+            await self._client.post(upstream, {"jsonrpc": "2.0", "id": asked["id"], **outcome})
+
+        if self._handed_over.get(heard.row, 0) >= MOST_HANDED_OVER:
+            await answer(NO_STREAM)
+            return
+        self._handed_over[heard.row] = self._handed_over.get(heard.row, 0) + 1
+        try:
+            if to_call and await self._ask_call(heard, asked, answer):
+                return
+            if not await self._ask_standing(heard, upstream, asked, answer):
+                await answer(NO_STREAM)
+        finally:
+            self._handed_over[heard.row] -= 1
+            if not self._handed_over[heard.row]:
+                del self._handed_over[heard.row]
 
     def _tell_updated(self, told: str | None) -> None:
         owner, _, digest = (told or "").partition(" ")
@@ -445,6 +820,21 @@ class ServerStreams:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _server(target: Target) -> tuple[str, str]:
+    return target.server_id, target.url
+
+
+def _let_know(audience: Audience) -> None:
+    for standing in audience.standing:
+        standing.heard.set()
+
+
+def _for_calls(use: Use) -> Source:
+    """What is listened to for the calls in a session alone."""
+    call = use.newest
+    return Source(Audience([], call.grant), call.assigned, call.target)
 
 
 def _offers(assigned: AssignedServer, name: str, member: str) -> bool:

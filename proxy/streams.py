@@ -1,20 +1,21 @@
 """What is under way in this worker: calls and standing streams. Who may go on, who is cut off, and who is told what.
 
-Every 10 seconds, and at once when access was cut anywhere, one statement decides anew about all of them, by the rules
-that let them in. Whoever may not go on is ended with an error, and what was asked of servers is cancelled.
+Every 10 seconds, and at once when access was cut anywhere, is decided anew about all of them, by the rules that let
+them in: about 100 in one statement, spread over that time. Whoever may not go on is ended with an error, and what was
+asked of servers is cancelled.
 """
 
 import asyncio
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from proxy import metrics, response
 from proxy.access.decision import DENIALS, Denied, Grant, decide
-from proxy.access.query import AccessQuery, find_again
+from proxy.access.query import AccessQuery, ServersNeeded, Wanted, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus, Statements
 from proxy.store.database import DatabaseUnavailable, StatementRejected
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 10.0
 RECHECK_PAUSE = 0.1  # Between two of them when many changes come.
+DECIDED_AT_ONCE = 100  # What more is under way waits for the next statement, so that no call waits for all of it.
 LISTS_SECONDS = 1.0  # How long changes of a list are gathered before clients are told,
 SAID_SECONDS = 0.25  # and when a server said so itself, which says it once.
 BEGIN_SECONDS = 0.5  # How long a listen waits until servers are listened to, before it is acknowledged.
@@ -62,6 +64,9 @@ WITH gone AS (
 )
 INSERT INTO proxy_cancellation (key, at) VALUES (%(key)s, now()) ON CONFLICT (key) DO UPDATE SET at = excluded.at
 """
+
+# What is asked about a standing stream: its servers too, which are listened to for it.
+INTRODUCED = Wanted(ServersNeeded.INTRODUCED)
 
 type Feed = Callable[[StandingStream], Coroutine[None, None, None]]
 type Refusals = Callable[[McpRequest, Grant], UpstreamError | None]
@@ -204,12 +209,14 @@ class StandingStream:
                 await self._write(data)
             if over:
                 break
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ping_seconds):
-                    await self._woken.wait()
-            if not self._woken.is_set():
-                await self._write(sse.PING)
+            timer = asyncio.get_running_loop().call_later(ping_seconds, self._woken.set)
+            try:
+                await self._woken.wait()
+            finally:
+                timer.cancel()
             self._woken.clear()
+            if not (self._pending or self._over):
+                await self._write(sse.PING)
         if not self._left:
             await request.send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -241,9 +248,12 @@ class Streams:
         self._due: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self.changed = asyncio.Event()  # Set whenever a standing stream begins or ends.
+        self.changed = asyncio.Event()  # Set when there is news about standing streams.
+        self._changed: set[str] = set()
+        self._granted: dict[AccessQuery, Grant] = {}
         _open.append(self)
         bus.on("cut", self._access_was_cut)
+        bus.on("ended", self._session_ended)
         bus.on("lists", self._lists_changed)
         bus.on("cancel", self._cancel_told)
 
@@ -267,7 +277,7 @@ class Streams:
         self.calls[request.uid] = request
         self._standing[request.uid] = standing
         metrics.open_counts["streams"] += 1
-        self.changed.set()
+        self.note(standing.owner)
         try:
             if standing.subscription is not None:
                 with suppress(TimeoutError):
@@ -278,9 +288,21 @@ class Streams:
         finally:
             metrics.open_counts["streams"] -= 1
             del self._standing[request.uid], self.calls[request.uid]
-            self.changed.set()
+            self.note(standing.owner)
         ending: Ending | None = request.ending
         return ending
+
+    def note(self, owner: str) -> None:
+        """What is to be listened to for this owner may have changed."""
+        self._changed.add(owner)
+        self.changed.set()
+
+    def news(self) -> tuple[set[str], dict[AccessQuery, Grant]]:
+        """Since it was asked last: the owners noted, and what standing streams are granted by the statements since."""
+        self.changed.clear()
+        news = self._changed, self._granted
+        self._changed, self._granted = set(), {}
+        return news
 
     @contextmanager
     def place(self, token_id: str) -> Iterator[None]:
@@ -320,18 +342,35 @@ class Streams:
     def _access_was_cut(self, _: str | None) -> None:
         self._cut.set()
 
+    def _session_ended(self, session_id: str | None) -> None:
+        """All that is under way in it ends."""
+        if session_id is None:
+            return  # All is decided anew.
+        for request in [*self.calls.values()]:
+            session = request.grant.session if request.grant is not None else None
+            if session is not None and session.id == session_id:
+                self._end(request, CANCELLED)
+
     async def _work(self) -> None:
+        """Decide anew about a part at a time, and about all at once after a cut."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RECHECK_SECONDS):
-                    await self._cut.wait()
+            was_cut = self._cut.is_set()
             self._cut.clear()
-            try:
-                await self._decide_anew()
-            except (DatabaseUnavailable, StatementRejected) as error:
-                logger.warning("open streams could not be checked", extra={"error": str(error)})
-                await asyncio.sleep(RECHECK_PAUSE)
-                self._cut.set()
+            parts = max(1, -(-len(self.calls) // DECIDED_AT_ONCE))
+            for part in range(parts):
+                if not was_cut:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(RECHECK_SECONDS / parts):
+                            await self._cut.wait()
+                if self._cut.is_set():
+                    break
+                try:
+                    await self._decide_anew(part, parts)
+                except (DatabaseUnavailable, StatementRejected) as error:
+                    logger.warning("open streams could not be checked", extra={"error": str(error)})
+                    await asyncio.sleep(RECHECK_PAUSE)
+                    self._cut.set()
+                    break
             await asyncio.sleep(RECHECK_PAUSE)
 
     async def recheck(self, request: McpRequest) -> Grant | None:
@@ -353,17 +392,29 @@ class Streams:
             return None
         return grant
 
-    async def _decide_anew(self) -> None:
-        requests = [request for request in self.calls.values() if request.query is not None]
+    async def _decide_anew(self, part: int, parts: int) -> None:
+        """Decide about one part of all that is under way; what is of one owner is in one part."""
+        requests = [
+            request
+            for request in self.calls.values()
+            if request.query is not None and request.grant is not None and hash(request.grant.owner_id) % parts == part
+        ]
         if not requests:
             return
-        queries: Sequence[AccessQuery] = [request.query for request in requests if request.query is not None]
-        grants = await find_again(self._bus.query, queries)
+        grants = await find_again(self._bus.query, [self._query(request) for request in requests])
         for request, grant in zip(requests, grants, strict=True):
             if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
                 continue
             if (ending := self._verdict(request, grant)) is not None:
                 self._end(request, ending)
+            elif request.uid in self._standing and request.query is not None and grant is not None:
+                self._granted[request.query] = grant
+        if self._granted:
+            self.changed.set()
+
+    def _query(self, request: McpRequest) -> AccessQuery:
+        assert request.query is not None, "what is under way was authorized"
+        return request.query._replace(wanted=INTRODUCED) if request.uid in self._standing else request.query
 
     def _verdict(self, request: McpRequest, grant: Grant | None) -> Ending | None:
         if grant is None:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from wire import jsonrpc, sse, stateless
 from wire.definitions import CATALOGUES, Catalogue, Definition, read_items, usable
@@ -30,12 +30,13 @@ from wire.rpc_messages import (
     OnRequest,
     RpcResponse,
     ServerInfo,
+    Session,
     StreamPlace,
     Target,
     WrongEra,
     ignore,
 )
-from wire.sessions import SessionsInMemory, SessionStore, SessionWire
+from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
 from wire.turns import FairQueue, QueueFull
 
 SWEEP_SECONDS = 60
@@ -54,6 +55,16 @@ LARGEST_FIRST_EVENT = 64 << 10
 
 type LearnEra = Callable[[str, str, str], None]
 type Introduced = Callable[[Target, ServerInfo], None]
+
+
+class Beside(Protocol):
+    """Who has to know in which session a request is sent, since its server may say something of it elsewhere."""
+
+    async def begin(self, session: Session, on_notification: OnNotification, on_request: OnRequest | None) -> None:
+        """The request is sent when this returns; the two take what comes for it, as if it came on its own stream."""
+
+    def end(self) -> None:
+        """The request is over, whether it was begun or not."""
 
 
 class TimeLimit:
@@ -195,7 +206,7 @@ class McpClient:
             self._sweeper.cancel()
         await self._sessions.close()
 
-    async def ask(
+    async def ask(  # noqa: PLR0913 - of one request
         self,
         target: Target,
         method: str,
@@ -206,6 +217,7 @@ class McpClient:
         schema: object = None,
         seconds: float | None = None,
         on_request: OnRequest | None = None,
+        beside: Beside | None = None,
     ) -> RpcResponse:
         """The server's answer to one request of ours; raises an UpstreamError, or NotRecordable.
 
@@ -213,7 +225,7 @@ class McpClient:
         a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call
         it is, for a fair share of the server; `schema` is that of the tool which is called; `seconds` shortens the
         server's own time limits, and then what the request has to wait for its turn counts too. While the server waits
-        for an answer of `on_request`, others may have the place of this call.
+        for an answer of `on_request`, others may have the place of this call. `beside` learns of its session, if any.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -240,12 +252,15 @@ class McpClient:
                 if not self._may_begin():
                     raise NotRecordable
                 asked = None if on_request is None else ask_somebody
-                return await self._ask_in_its_era(target, method, params, on_event, asked, schema)
+                began = None if beside is None else lambda session: beside.begin(session, on_event, asked)
+                return await self._ask_in_its_era(target, method, params, on_event, asked, schema, began)
         except TimeoutError:
             in_all = limit.exceeded == "total"
             raise TimedOut(target.server_name, limit.total if in_all else limit.seconds, in_all=in_all) from None
         finally:
             is_over = True
+            if beside is not None:
+                beside.end()
             if place is None:
                 queue.leave(person, connection)
             else:
@@ -371,13 +386,14 @@ class McpClient:
         on_notification: OnNotification,
         on_request: OnRequest | None,
         schema: object,
+        on_session: OnSession | None,
     ) -> RpcResponse:
         era = self.era(target) or await self._probe(target)
         for attempt in (era, SESSION if era == MODERN else MODERN):
             try:
                 if attempt == MODERN:
                     return await stateless.ask(self._transport, target, method, params, on_notification, schema=schema)
-                return await self._sessions.ask(target, method, params, on_notification, on_request)
+                return await self._sessions.ask(target, method, params, on_notification, on_request, on_session)
             except WrongEra:
                 self._learn(target, SESSION if attempt == MODERN else MODERN)
             except BadAnswer as error:

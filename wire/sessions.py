@@ -46,6 +46,7 @@ FRUITLESS_TIMES = 3
 BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
 
 type Key = tuple[str, ...]
+type OnSession = Callable[[Session], Awaitable[None]]
 
 
 def declared(capabilities: object) -> str:
@@ -145,17 +146,23 @@ class SessionWire:
         params: Object,
         on_notification: OnNotification,
         on_request: OnRequest | None = None,
+        on_session: OnSession | None = None,
     ) -> RpcResponse:
         """Send one request and return its answer; a session that was lost is opened anew, once.
 
-        Raises an UpstreamError, or WrongEra when the server does not know this wire.
+        `on_session` is awaited before it is sent in a session. Raises an UpstreamError, or WrongEra when the server
+        does not know this wire.
         """
         session = target.session or await self._session(target)
+        if on_session is not None:
+            await on_session(session)
         try:
             return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
             await self._store.forget(target, session)
             session = await self._session(target)
+        if on_session is not None:
+            await on_session(session)
         try:
             return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import random
 import re
 import time
 from collections import OrderedDict, deque
@@ -33,6 +34,7 @@ MOST_FINISHED = 1_000  # Streams that ended, in this worker,
 MOST_FINISHED_BYTES = 32 << 20
 MOST_ROWS = 1_000  # Of one session.
 MOST_ROW_BYTES = 32 << 20
+MOST_WAITING = 1_000  # Sessions whose messages without a stream are being written, in this worker.
 LARGE = 64 << 10  # Sealed beside the loop.
 RETRY_SECONDS = 0.5
 ATTEMPTS = 5
@@ -68,6 +70,14 @@ ORDER BY number
 TAKE = (
     "UPDATE proxy_streamevent SET is_last = false WHERE session_id = %(session)s AND stream_id = %(stream)s AND is_last"
 )
+# What was said while a session had no stream at all stands under the session's own id, in the order of its rows.
+TAKE_WAITING = """
+WITH taken AS (
+    DELETE FROM proxy_streamevent WHERE session_id = %(session)s AND stream_id = %(session)s
+    RETURNING id, data, expires_at
+)
+SELECT data FROM taken WHERE expires_at > statement_timestamp() ORDER BY id
+"""
 
 
 class EventId(NamedTuple):
@@ -228,6 +238,7 @@ class StreamEvents:
         self._finished: OrderedDict[str, tuple[float, History]] = OrderedDict()
         self._finished_bytes = 0
         self._news: dict[str, set[asyncio.Event]] = {}
+        self._waiting: OrderedDict[str, History] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         bus.on("resume", self._wanted)
         bus.on("events", self._ring)
@@ -253,6 +264,24 @@ class StreamEvents:
     def begin_standing(self, session_id: str) -> History:
         """The history of a new standing stream."""
         return self.begin(session_id, EventId(STANDING, str(uuid4()), 0))
+
+    def keep_waiting(self, session_id: str, data: bytes) -> None:
+        """Keep a message for the next standing stream of a session that has none now."""
+        history = self._waiting.pop(session_id, None)
+        if history is None:
+            first = random.randrange(1 << 30)  # noqa: S311 - only to be unlike another worker's
+            history = History(self, session_id, EventId(STANDING, session_id, first))
+            history.away = True
+        self._waiting[session_id] = history
+        history.add(data)
+        while len(self._waiting) > MOST_WAITING:
+            self._waiting.popitem(last=False)
+
+    async def take_waiting(self, session_id: str) -> list[bytes]:
+        """What was kept so, which is another's no longer. Raises DatabaseUnavailable."""
+        rows = await self._state.fetch(TAKE_WAITING, {"session": session_id})
+        kept = self._open([(0, bytes(data), False) for (data,) in rows])
+        return [each.data for each in kept if each.data]
 
     def drop(self, history: History) -> None:
         """Know nothing of this stream any more."""

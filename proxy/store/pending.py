@@ -37,6 +37,12 @@ SELECT id::text, asked FROM proxy_pendingrequest
 WHERE call_id = %s AND answer IS NULL AND expires_at > statement_timestamp() ORDER BY expires_at
 """
 DROP = "DELETE FROM proxy_pendingrequest WHERE id = %s"
+# What one worker leaves for another: nobody answers it.
+LEAVE = """
+INSERT INTO proxy_pendingrequest (id, connection_id, session_id, method, asked, expires_at)
+VALUES (%(id)s, %(connection)s, %(session)s, '', %(asked)s, statement_timestamp() + interval '30 seconds')
+"""
+LEFT = "SELECT asked FROM proxy_pendingrequest WHERE id = %s AND method = ''"
 PURGE = """
 WITH calls AS (DELETE FROM proxy_suspendedcall WHERE expires_at < statement_timestamp()),
     events AS (DELETE FROM proxy_streamevent WHERE expires_at < statement_timestamp())
@@ -141,6 +147,16 @@ class PendingRequests:
         """Forget a request; a later answer to it is nobody's. Raises DatabaseUnavailable."""
         self._bell.forget(uid)
         await self._state.fetch(DROP, (uid,))
+
+    async def leave(self, uid: str, owner: Owner, text: bytes) -> None:
+        """Leave this text, sealed, for another worker. Raises DatabaseUnavailable."""
+        given = {"id": uid, "asked": self.seal(text), "connection": owner.connection_id, "session": owner.session_id}
+        await self._state.fetch(LEAVE, given)
+
+    async def left(self, uid: str) -> bytes | None:
+        """What a worker left; None when it is there no longer. Raises DatabaseUnavailable."""
+        rows = await self._state.fetch(LEFT, (uid,))
+        return self.unseal(rows[0][0]) if rows else None
 
     async def purge(self) -> None:
         """Delete what nobody may answer, retry or resume any more. Raises DatabaseUnavailable."""

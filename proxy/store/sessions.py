@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
@@ -130,9 +130,30 @@ AND EXISTS (
     WHERE c.id = t.connection_id AND a.server_id = t.server_id AND a.enabled AND a.removed_at IS NULL
         AND a.tool_policy <> 'block_all'
 )
+UNION ALL
+SELECT '', '', u.id::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+FROM proxy_upstreamsession u
+WHERE u.owner_id = ANY(%(owners)s::uuid[]) AND u.sealed_id <> '' AND u.leased_by <> %(worker)s
+    AND u.leased_until > now()
 """  # noqa: S608 - both texts stand here
 
 
+# Sessions in which calls are under way: those that this worker has from now on, and those that another has.
+LEASE_ROWS = """
+WITH taken AS (
+    UPDATE proxy_upstreamsession SET
+        leased_by = %(worker)s, leased_until = now() + make_interval(secs => %(seconds)s), last_used_at = now()
+    WHERE id = ANY(%(rows)s::uuid[]) AND sealed_id <> ''
+        AND (leased_by = %(worker)s OR coalesce(leased_until <= now(), true))
+    RETURNING id
+)
+SELECT u.id::text, EXISTS (SELECT FROM taken t WHERE t.id = u.id)
+FROM proxy_upstreamsession u WHERE u.id = ANY(%(rows)s::uuid[])
+"""
+TARGET = f"""
+WITH taken AS (SELECT * FROM proxy_upstreamsession WHERE id = %(row)s)
+{TOLD.replace("SELECT t.id::text", "SELECT t.owner_id::text, t.key, t.id::text", 1)}
+"""  # noqa: S608 - both texts stand here
 # The same for `subscriptions/listen` at servers of 2026-07-28, which know no sessions: a row without an id.
 LEASE_LISTENS = """
 INSERT INTO proxy_upstreamsession AS u
@@ -178,6 +199,14 @@ class Taken(NamedTuple):
     auth_type: str
     header_name: str
     ciphertext: bytes | None
+
+
+class Leased(NamedTuple):
+    """Sessions at servers by their row: with owner and where they are, the owners of those known, and others' rows."""
+
+    targets: dict[str, tuple[str, Target]]
+    known: dict[str, str]
+    elsewhere: list[str]
 
 
 MOST_SESSIONS = 100  # Of one connection.
@@ -361,12 +390,33 @@ class SessionKeeper:
             except DatabaseUnavailable as error:
                 logger.warning("idle sessions not ended", extra={"error": str(error)})
 
-    async def lease(self, worker: str, owners: Sequence[str]) -> dict[str, tuple[str, Target]]:
-        """The sessions at servers of these owners that this worker is to listen to, by their row, with the owner.
+    async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
+        """The sessions at servers of these owners that this worker is to listen to; the `known` are not read again.
 
         Each is one worker's; it has it for LEASE_SECONDS, and again each time it asks. Raises DatabaseUnavailable.
         """
         rows = await self._state.fetch(LEASE, {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS})
+        own = [row for row in rows if row[0]]
+        return Leased(
+            self._owned([row for row in own if row[2] not in known]),
+            {row[2]: row[0] for row in own if row[2] in known},
+            [row[2] for row in rows if not row[0]],
+        )
+
+    async def lease_rows(self, worker: str, rows: Sequence[str]) -> dict[str, bool]:
+        """Of these sessions at servers those that are there, and whether this worker is to listen to them.
+
+        As with `lease`. Raises DatabaseUnavailable.
+        """
+        given = {"worker": worker, "rows": list(rows), "seconds": LEASE_SECONDS}
+        return dict(await self._state.fetch(LEASE_ROWS, given))
+
+    async def target_of(self, row: str) -> Target | None:
+        """Where this session at a server is, with its credential; None when it is over. Raises DatabaseUnavailable."""
+        found = self._owned(await self._state.fetch(TARGET, {"row": row}))
+        return found[row][1] if row in found else None
+
+    def _owned(self, rows: list[tuple[Any, ...]]) -> dict[str, tuple[str, Target]]:
         found = {}
         for owner, key, *row in rows:
             for target in self._targets([tuple(row)]):

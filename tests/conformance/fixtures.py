@@ -71,11 +71,11 @@ def ran(*command: str) -> None:
 
 
 @contextlib.contextmanager
-def running(name: str) -> Iterator[str]:
-    """The address of this fixture server, running until the block ends. Needs `install()`."""
+def running(name: str, *more: str) -> Iterator[str]:
+    """The address of this fixture server, started with `more` too, until the block ends. Needs `install()`."""
     port = free_port()
     with tempfile.TemporaryFile() as log:
-        command = [*FIXTURES[name].program, str(port)]
+        command = [*FIXTURES[name].program, str(port), *more]
         process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=log, stderr=subprocess.STDOUT)
         try:
             if not is_listening(process, port):

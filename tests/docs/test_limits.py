@@ -10,7 +10,7 @@ from accounts.models import WorkspaceSettings
 from accounts.models.users import INVITATION
 from accounts.people_forms import MOST_INVITED
 from gatewayadmin.config import environment
-from proxy import server_requests, streams, suspended_calls
+from proxy import server_requests, server_streams, streams, suspended_calls
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
 from ui.pages import PAGE_SIZE
@@ -35,6 +35,7 @@ LIMITS = {
     "hours a session lives without use": settings.SESSION_HOURS,
     "messages a client may be behind on a stream": streams.MOST_PENDING,
     "MiB these messages may be in all": streams.MOST_PENDING_BYTES >> 20,
+    "standing streams of servers read for calls alone, in each worker": server_streams.MOST_FOR_CALLS,
     "features (tools, prompts, resources) of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": tool_names.MAX_NAME,

@@ -82,6 +82,8 @@ class Script:
         if verb == "DELETE":
             self.ended.append(session)
             await request.answer(b"")
+        elif verb != "POST":
+            await request.answer(b"", status=405)
         elif self.modern != (request.headers.get("mcp-protocol-version") == MODERN):
             await request.fail(-32022 if self.modern else -32600, "Unsupported protocol version", status=400)
         elif self.sessions and request.message["method"] != "initialize" and session not in self.opened:

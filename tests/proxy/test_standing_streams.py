@@ -256,26 +256,32 @@ def test_streams_that_are_about_to_begin_count_among_those_of_their_token(
         eventually(lambda: again.ids)
 
 
-def test_many_streams_are_checked_by_one_statement_each_time(
-    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at_once", [100, 2])
+def test_many_streams_are_decided_anew_in_few_statements_spread_over_the_time(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    asked: list[float] = []
+    asked: list[tuple[float, int]] = []
     query = Bus.query
 
     async def noted(bus: Bus, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        asked.append(time.monotonic())
+        asked.append((time.monotonic(), len(set(parameters[0].strip(b"{}").split(b",")))))
         return await query(bus, name, parameters)
 
     monkeypatch.setattr(Bus, "query", noted)
     monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 0.5)
+    monkeypatch.setattr("proxy.streams.DECIDED_AT_ONCE", at_once)
     work = Work(start, run)
     agents = [in_session(work.agent(f"ana-{number}")) for number in range(8)]
     with ExitStack() as stack:
         streams = [stack.enter_context(listening(agent, "GET")) for agent in agents]
         assert all(stream.begun.wait(PATIENCE) for stream in streams)
+        eventually(lambda: len(asked) >= 8)  # Those that began just now are looked at each by itself.
         asked.clear()
-        eventually(lambda: len(asked) >= 4)
-        assert min(later - sooner for sooner, later in pairwise(asked)) >= 0.5
+        eventually(lambda: sum(count for _, count in asked) >= 32)
+        parts = 1 if at_once == 100 else 4
+        times, counts = [at for at, _ in asked], [count for _, count in asked]
+        assert min(later - sooner for sooner, later in pairwise(times)) >= 0.5 / parts
+        assert (set(counts) == {8}) == (parts == 1)
         assert not any(stream.over.is_set() for stream in streams)
 
 

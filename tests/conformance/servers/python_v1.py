@@ -32,7 +32,14 @@ REQUESTS = {
     "roots/list": (types.ListRootsRequest, types.ListRootsResult),
 }
 
+# What is said and asked for a call goes on the standing stream, as with servers that name no related request.
+IS_UNRELATED = "unrelated" in sys.argv[2:]
+
 subscribers = {}
+
+
+def related_to(request_id):
+    return None if IS_UNRELATED else request_id
 
 
 class Announcing(Server):
@@ -60,12 +67,12 @@ class Call:
         return set(plain(self.session.client_params.capabilities))
 
     async def log(self, line) -> None:
-        await self.session.send_log_message("info", line, related_request_id=self.context.request_id)
+        await self.session.send_log_message("info", line, related_request_id=related_to(self.context.request_id))
 
     async def report(self, progress, total) -> None:
         token = self.context.meta.progressToken if self.context.meta else None
         if token is not None:
-            related = str(self.context.request_id)
+            related = related_to(str(self.context.request_id))
             await self.session.send_progress_notification(token, progress, total, related_request_id=related)
 
     async def close_stream(self) -> None:
@@ -84,7 +91,7 @@ class Call:
 
     async def ask(self, request):
         kind, result = REQUESTS[request["method"]]
-        related = ServerMessageMetadata(related_request_id=self.context.request_id)
+        related = ServerMessageMetadata(related_request_id=related_to(self.context.request_id))
         sent = types.ServerRequest(kind.model_validate(request))
         try:
             return plain(await self.session.send_request(sent, result, metadata=related))
@@ -203,7 +210,7 @@ class Endpoint:
 if __name__ == "__main__":
     sessions = StreamableHTTPSessionManager(
         server,
-        event_store=Events(EventMessage),
+        event_store=None if IS_UNRELATED else Events(EventMessage),
         retry_interval=RETRY_MILLISECONDS,
         security_settings=TransportSecuritySettings(
             enable_dns_rebinding_protection=True,

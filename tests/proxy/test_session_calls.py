@@ -1,0 +1,389 @@
+"""What a server says for a call on the standing stream of its session, as SDKs do when no related request is named."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from django.db.models import F
+
+from auditlog.models import Call
+from proxy.models import PendingRequest, StreamEvent, UpstreamSession
+from tests import make
+from tests.conformance import fixtures
+from tests.conftest import Run
+from tests.eventually import PATIENCE, PROMPT
+from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of
+from tests.proxy.conftest import Agent, Start, eventually, sql
+from tests.proxy.listening import Listener, listening
+from tests.proxy.scripted import Object, Request, tool
+from tests.proxy.test_bridging import ask, result_of
+from tests.proxy.test_server_requests import GIVEN, Work, asked_rows
+
+NOTE: Object = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "hello"}}
+ON_ITS_STREAM = {**NOTE, "params": {"level": "info", "data": "hello", "logger": "docs"}}
+
+
+@dataclass
+class StandingAsker(Asker):
+    """Asks on the one standing stream of each session; what is said while that is not open is lost, as in the SDKs.
+
+    `slow` says `said` and then waits until `go`.
+    """
+
+    said: list[Object] = field(default_factory=list)
+    gets: list[str] = field(default_factory=list)
+    """The sessions whose stream was asked for."""
+    refused: int = 0
+    go: threading.Event = field(default_factory=threading.Event)
+    offers_stream: bool = True
+    open: dict[str, Request] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pages = [[tool("it"), tool("quick"), tool("slow")]]
+
+    async def serve(self, request: Request, verb: str) -> None:
+        if verb == "GET":
+            self.gets.append(request.headers["mcp-session-id"])
+        if verb == "GET" and self.offers_stream:
+            await self._stand(request, request.headers["mcp-session-id"])
+            return
+        await super().serve(request, verb)
+
+    async def _stand(self, request: Request, session: str) -> None:
+        if session in self.open:
+            self.refused += 1
+            await request.answer(b"", status=409)
+            return
+        self.open[session] = request
+        await request.open_stream()
+        await request.send({"type": "http.response.body", "body": b": here\n\n", "more_body": True})
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        del self.open[session]
+
+    async def say(self, session: str, message: Object) -> None:
+        if session in self.open:
+            await self.open[session].event(message)
+
+    async def _call(self, request: Request) -> None:
+        session, name = request.headers["mcp-session-id"], request.message["params"]["name"]
+        if name == "quick":
+            await request.answer({"content": []})
+            return
+        await request.open_stream()
+        answers = await (self._ask(session) if name == "it" else self._wait(session, request.message["params"]))
+        result: Object = {"content": [], "structuredContent": {"answers": answers}}
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": result}, last=True)
+
+    async def _ask(self, session: str) -> list[Object]:
+        answers = []
+        for number, asked in enumerate(self.asks):
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting[session, number] = waiting
+            await self.say(session, {"jsonrpc": "2.0", "id": number, **asked})
+            answers.append(await asyncio.wait_for(waiting, PATIENCE))
+        return answers
+
+    async def _wait(self, session: str, params: Object) -> list[Object]:
+        for message in self.said:
+            if message["method"] == "notifications/progress":
+                message["params"]["progressToken"] = params["_meta"]["progressToken"]
+            await self.say(session, message)
+        await asyncio.to_thread(self.go.wait)
+        return []
+
+
+@dataclass
+class StandingWork(Work):
+    server: StandingAsker
+
+
+@pytest.fixture
+def work(start: Start, run: Run) -> StandingWork:
+    server = StandingAsker(asks=[FORM])
+    docs = run(server.app())
+    user = make.user(email="ana@example.com")
+    gateway = make.gateway(make.introduced(make.server(slug="docs", name="Docs", url=docs.url)), slug="work")
+    return StandingWork(server, docs, gateway, make.connection(make.agent(by=user), gateway, user), start)
+
+
+def replying(person: Person, agent: Agent | None = None) -> Any:
+    return lambda asked: person.say({"id": asked["id"], "result": GIVEN}, agent)
+
+
+def slow(token: object = None) -> Object:
+    params: Object = {"name": "docs__slow", "arguments": {}}
+    if token is not None:
+        params["_meta"] = {"progressToken": token}
+    return {"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": params}
+
+
+def asked_on(stream: Listener) -> Object:
+    eventually(lambda: [event for event in stream.events if "id" in event and "method" in event])
+    return dict(next(event for event in stream.events if "id" in event and "method" in event))
+
+
+@pytest.mark.parametrize("other_worker", [False, True])
+def test_what_a_server_asks_there_for_the_first_call_of_a_session_is_asked_on_the_stream_of_the_call(
+    work: StandingWork, other_worker: bool
+) -> None:
+    person = work.person()
+    agent = work.elsewhere(person) if other_worker else None
+
+    for _ in range(2):
+        assert answers_of(person.call("docs__it", replying(person, agent)))[0]["result"] == GIVEN
+
+    assert work.server.gets == ["session-0"]
+    call = Call.objects.filter(method="tools/call").order_by("created_at")[0]
+    assert [(row.outcome, row.correlation_id == call.uid) for row in asked_rows()].count(("ok", True)) == 1
+    assert not PendingRequest.objects.exists()
+
+
+def test_a_call_in_another_worker_than_the_one_that_listens_is_asked_all_the_same(work: StandingWork) -> None:
+    person = work.person()
+    elsewhere = Person(work.elsewhere(person), session=person.session)
+    assert "result" in person.call("docs__quick")
+
+    for who in (elsewhere, person, elsewhere):
+        assert answers_of(who.call("docs__it", replying(who)))[0]["result"] == GIVEN
+
+    assert work.server.gets == ["session-0"]
+    assert [row.outcome for row in asked_rows()] == ["ok", "ok", "ok"]
+    eventually(lambda: not PendingRequest.objects.exists())
+
+
+def test_a_client_that_listens_is_asked_there_when_several_calls_are_under_way(work: StandingWork) -> None:
+    person = work.person()
+    with listening(person.agent, "GET", **_headers(person)) as stream:
+        assert stream.begun.wait(PATIENCE)
+        _several(work, person, stream)
+
+
+def test_a_client_that_listens_at_another_worker_is_asked_there(work: StandingWork) -> None:
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    with listening(work.elsewhere(person), "GET", **_headers(person)) as stream:
+        assert stream.begun.wait(PATIENCE)
+        _several(work, person, stream)
+    assert work.server.refused == 0
+
+
+def _several(work: StandingWork, person: Person, stream: Listener) -> None:
+    """While two calls are under way, the second asks."""
+    with listening(person.agent, "POST", slow(), **_headers(person)) as under_way:
+        eventually(lambda: len(_calls(work)) > 0)
+        answered: list[Object] = []
+        caller = threading.Thread(target=lambda: answered.append(person.call("docs__it")))
+        caller.start()
+        person.say({"id": asked_on(stream)["id"], "result": GIVEN})
+        caller.join(PATIENCE)
+        assert answers_of(answered[0])[0]["result"] == GIVEN
+        work.server.go.set()
+        assert under_way.over.wait(PATIENCE)
+    assert person.heard == []
+
+
+def test_what_no_stream_can_carry_is_refused_at_once(work: StandingWork) -> None:
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    began = time.monotonic()
+    without_stream = person.call("docs__it", accept="application/json")
+    with listening(person.agent, "POST", slow(), **_headers(person)):
+        eventually(lambda: [call for call in _calls(work) if call == "slow"])
+        among_others = person.call("docs__it")
+        work.server.go.set()
+
+    for answered in (without_stream, among_others):
+        error = answers_of(answered)[0]["error"]
+        assert (error["code"], error["message"].startswith("The client cannot be asked")) == (-32603, True)
+    assert time.monotonic() - began < PROMPT
+    assert person.heard == []
+
+
+@pytest.mark.parametrize("asked", [SAMPLE, ROOTS])
+def test_a_client_without_the_capability_is_not_asked_and_its_call_goes_on(work: StandingWork, asked: Object) -> None:
+    work.server.asks = [asked]
+    person = work.person({})
+    began = time.monotonic()
+
+    answered = person.call("docs__it")
+
+    assert answers_of(answered)[0]["error"]["code"] == -32601
+    assert time.monotonic() - began < PROMPT
+
+
+def test_a_call_whose_client_is_asked_there_may_take_longer_than_its_server_may_be_silent(work: StandingWork) -> None:
+    sql("UPDATE servers_server SET max_concurrent = 1, timeout_seconds = 1")
+    person = work.person(queue_seconds=0.5)
+    quick: list[Object] = []
+
+    def reply(asked: Object) -> None:
+        time.sleep(1.5)
+        quick.append(Person(person.agent, session=person.session).call("docs__quick"))
+        person.say({"id": asked["id"], "result": GIVEN})
+
+    assert answers_of(person.call("docs__it", reply))[0]["result"] == GIVEN
+    assert "result" in quick[0]
+
+
+@pytest.mark.parametrize("other_worker", [False, True])
+def test_progress_and_messages_there_come_on_the_stream_of_the_call(work: StandingWork, other_worker: bool) -> None:
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    agent = work.elsewhere(person) if other_worker else person.agent
+    foreign = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "last"}}
+    progress = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progress": 1}}
+    work.server.said = [NOTE, progress, foreign]
+
+    with listening(agent, "POST", slow("mine"), **_headers(person)) as stream:
+        stream.wait_for(3)
+        work.server.go.set()
+        assert stream.over.wait(PATIENCE)
+
+    notes = [event["params"]["data"] for event in stream.events if event.get("method") == NOTE["method"]]
+    assert notes == ["hello", "last"]
+    (told,) = [event["params"] for event in stream.events if event.get("method") == progress["method"]]
+    assert told == {"progress": 1, "progressToken": "mine"}
+
+
+def test_what_is_said_while_a_client_has_no_stream_waits_for_its_next_one(work: StandingWork) -> None:
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    session = work.server.opened[0]
+    eventually(lambda: session in work.server.open)
+
+    work.server.said = [NOTE]
+    given = {**_headers(person), "Accept": "application/json"}
+    with listening(person.agent, "POST", slow(), **given) as under_way:
+        eventually(lambda: [call for call in _calls(work) if call == "slow"])
+        work.server.go.set()
+        assert under_way.over.wait(PATIENCE)
+    eventually(lambda: _waiting_rows() == 1)
+
+    for expected in ([ON_ITS_STREAM], []):
+        with listening(work.elsewhere(person), "GET", **_headers(person)) as stream:
+            assert stream.begun.wait(PATIENCE)
+            eventually(lambda: stream.pings or stream.ids)
+            stream.wait_for(len(expected))
+            assert stream.events == expected
+    assert _waiting_rows() == 0
+
+
+def test_a_server_without_such_a_stream_is_not_asked_for_it_with_each_session(work: StandingWork) -> None:
+    work.server.offers_stream = False
+    first = work.person()
+    second = Person(first.agent, first.capabilities).initialize()
+    for person in (first, second, first, second):
+        assert "result" in person.call("docs__quick")
+
+    assert work.server.gets == ["session-0"]
+
+
+def test_a_session_nobody_calls_in_any_more_is_listened_to_no_longer(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.session_calls.IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.1)
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+
+    eventually(lambda: work.server.gets and not work.server.open)
+    eventually(lambda: set(UpstreamSession.objects.values_list("leased_by", flat=True)) == {None})
+
+    assert answers_of(person.call("docs__it", replying(person)))[0]["result"] == GIVEN
+    assert len(work.server.gets) == 2
+
+
+def test_a_session_that_ends_is_listened_to_no_longer(work: StandingWork) -> None:
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    eventually(lambda: work.server.open)
+
+    with listening(person.agent, "DELETE", **_headers(person)) as ended:
+        assert ended.over.wait(PATIENCE)
+
+    eventually(lambda: not work.server.open)
+    assert not UpstreamSession.objects.exists()
+
+
+def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 2)
+    first = work.person()
+    people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(3))]
+    for person in people:
+        assert "result" in person.call("docs__quick")
+
+    eventually(lambda: sorted(work.server.open) == ["session-2", "session-3"])
+    assert answers_of(first.call("docs__it", replying(first)))[0]["result"] == GIVEN
+
+
+def test_a_client_of_2026_07_28_is_asked_by_the_result_of_its_call(work: StandingWork) -> None:
+    agent = work.worker()
+    wanted = result_of(ask(agent))
+    (key,) = wanted["inputRequests"]
+
+    retried = ask(agent, inputResponses={key: GIVEN}, requestState=wanted["requestState"])
+
+    assert result_of(retried)["structuredContent"]["answers"][0]["result"] == GIVEN
+    assert {each: wanted["inputRequests"][key][each] for each in FORM} == FORM
+
+
+@pytest.fixture(scope="module")
+def sdk() -> Iterator[str]:
+    """The address of a server on the Python SDK 1 that names no related request in what it asks and says."""
+    fixtures.install_v1()
+    with fixtures.running("python-v1", "unrelated") as url:
+        yield url
+
+
+REPLIES: dict[str, Object] = {
+    "elicitation/create": {"action": "accept", "content": {"username": "Ann", "email": "ann@example.com"}},
+    "sampling/createMessage": {"role": "assistant", "content": {"type": "text", "text": "Ann"}, "model": "m"},
+    "roots/list": {"roots": [{"uri": "file:///Ann"}]},
+}
+
+
+@pytest.mark.xdist_group("conformance")
+@pytest.mark.parametrize("capabilities", [EVERYTHING, {}], ids=["able", "unable"])
+def test_a_server_on_the_python_sdk_1_gets_an_answer_to_what_it_asks_without_a_related_request(
+    start: Start, sdk: str, capabilities: Object
+) -> None:
+    user = make.user(email="ana@example.com")
+    gateway = make.gateway(make.introduced(make.server(slug="docs", name="Docs", url=sdk)), slug="work")
+    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
+    person = Person(agent, capabilities).initialize()
+    began = time.monotonic()
+
+    def reply(heard: Object) -> None:
+        if "id" in heard:
+            person.say({"id": heard["id"], "result": REPLIES[heard["method"]]})
+
+    names = ("elicitation", "sampling", "input_required_result_list_roots")
+    said = [str(person.call(f"docs__test_{name}", reply)) for name in names]
+
+    if capabilities:
+        assert all("Ann" in text for text in said), said
+        assert [heard["method"] for heard in person.heard if "id" in heard] == [*REPLIES]
+        logged = person.call("docs__test_tool_with_logging", reply)
+        assert "result" in logged
+        assert "notifications/message" in [heard["method"] for heard in person.heard]
+    else:
+        assert all("Not supported by this client" in text for text in said), said
+    assert time.monotonic() - began < 3 * PROMPT
+
+
+def _headers(person: Person) -> dict[str, str]:
+    return {"Mcp-Session-Id": person.session}
+
+
+def _calls(work: StandingWork) -> list[str]:
+    return [request.body["params"]["name"] for request in work.docs.asked("tools/call")]
+
+
+def _waiting_rows() -> int:
+    return StreamEvent.objects.filter(stream_id=F("session_id")).count()
