@@ -55,6 +55,7 @@ class Issuer:
     refreshes: int = 0
     asked: list[str] = field(default_factory=list)
     slow: float = 0.0  # How long it takes to renew, so that others come meanwhile.
+    answers: dict[str, tuple[int, str, str]] = field(default_factory=dict)  # By path, in place of what it would say.
 
     # What the SDK asks of a provider
 
@@ -153,7 +154,10 @@ class Issuer:
 
     async def _answers_itself(self, origin: str, path: str, send: Send) -> bool:
         """Whether this was not for the endpoints of the SDK."""
-        if path in self.prm_paths:
+        if path in self.answers:
+            status, kind, text = self.answers[path]
+            await answer(send, status, text.encode(), headers=[(b"content-type", kind.encode())])
+        elif path in self.prm_paths:
             document = {"resource": f"{origin}/mcp", "authorization_servers": [origin]} | self.prm
             await _json(send, 200, document | ({"scopes_supported": [*self.scopes]} if self.scopes else {}))
         elif path == "/token" and self.broken:

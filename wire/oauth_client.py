@@ -176,7 +176,9 @@ def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
 
 def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
     """Raise Mismatch unless an answer may be of this issuer (RFC 9207 section 2.4)."""
-    if given is None and not advertised:
+    if given is None:
+        if advertised:
+            raise Mismatch("The answer does not say which issuer it is from, so it may be another issuer's.")
         return
     if given != issuer:
         raise Mismatch("The answer came from another issuer than the one that was asked.")

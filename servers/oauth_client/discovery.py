@@ -23,11 +23,13 @@ from wire.oauth_client import (
     scopes_of,
 )
 from wire.product import NAME
-from wire.versions import NEWEST_SESSION
+from wire.stateless import ENVELOPE
+from wire.versions import MODERN, NEWEST_SESSION
 
 __all__ = ["BadIssuer", "Metadata", "Needs", "Resource", "discover", "issuer_metadata"]
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+LIST = dumps({"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {"_meta": ENVELOPE}})
 HELLO = dumps(
     {
         "jsonrpc": "2.0",
@@ -98,7 +100,7 @@ def discover(url: str, *, extra_scope: str = "") -> Needs:
     """Ask the server at `url` without a credential, and follow where it leads; takes ten seconds in all at most."""
     http = Http()
     try:
-        answer = http.post(url, HEADERS, HELLO)
+        answer = _unknown(http, url)
     except Unreachable as error:
         return Needs(problem=f"The server {error}.")
     challenge = read_challenge(answer.challenges)
@@ -110,6 +112,28 @@ def discover(url: str, *, extra_scope: str = "") -> Needs:
         return _needs(http, url, challenge)
     except (BadIssuer, Unreachable) as error:
         return Needs(problem=str(error))
+
+
+def _unknown(http: Http, url: str) -> Answer:
+    """What the server says to somebody it does not know, in either wire of MCP. Raises Unreachable.
+
+    Some greet everybody, and ask who it is only when something of theirs is wanted.
+    """
+    hello = http.post(url, HEADERS, HELLO)
+    if hello.status in (401, 403):
+        return hello
+    greeted = 200 <= hello.status < 300
+    session = {"Mcp-Session-Id": hello.session} if greeted and hello.session.isprintable() and hello.session else {}
+    try:
+        if greeted:
+            listed = http.post(url, HEADERS | session | {"MCP-Protocol-Version": NEWEST_SESSION}, LIST)
+        else:
+            listed = http.post(url, HEADERS | {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/list"}, LIST)
+        if session:
+            http.delete(url, session)
+    except Unreachable:
+        return hello
+    return listed if listed.status in (401, 403) else hello
 
 
 def _needs(http: Http, url: str, challenge: Challenge) -> Needs:

@@ -29,11 +29,12 @@ class Unreachable(Exception):
 
 
 class Answer(NamedTuple):
-    """What came: its status, its WWW-Authenticate headers, and its body."""
+    """What came: its status, its WWW-Authenticate headers, its body, and the MCP session it belongs to."""
 
     status: int
     challenges: tuple[str, ...]
     body: bytes
+    session: str = ""
 
     @property
     def document(self) -> dict[str, Any] | None:
@@ -61,6 +62,10 @@ class Http:
         """Raises Unreachable."""
         return self._send("POST", url, headers, body)
 
+    def delete(self, url: str, headers: Mapping[str, str]) -> Answer:
+        """Raises Unreachable."""
+        return self._send("DELETE", url, headers)
+
     def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
         own = {"User-Agent": NAME, "Accept-Encoding": "identity", **headers}
         transport = GuardedTransport(self._guard, self._deadline)
@@ -71,7 +76,8 @@ class Http:
                 client.stream(verb, url, headers=own, content=body) as response,
             ):
                 challenges = tuple(response.headers.get_list("www-authenticate"))
-                return Answer(response.status_code, challenges, self._body(response))
+                session = response.headers.get("mcp-session-id", "")
+                return Answer(response.status_code, challenges, self._body(response), session)
         except (AddressRefused, UrlRefused) as refusal:
             raise Unreachable(f"may not be called: {refusal}") from None
         except httpx.TimeoutException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from uuid import UUID
 
 from django import forms
@@ -23,6 +24,8 @@ from servers.oauth_client.registration import enter, redirect_uri, reset
 from servers.views import find as find_server
 from servers.views import page_url
 from ui.pages import AppRequest, leave, refuse, show
+
+logger = logging.getLogger(__name__)
 
 RULE = "for oneself, at servers within one's reach"
 
@@ -145,5 +148,6 @@ def _uuid(text: str) -> UUID:
 
 
 def _failed(request: AppRequest, reason: str, back: str) -> HttpResponse:
+    logger.warning("a sign-in at the issuer of a server failed", extra={"error": reason, "user": request.user.email})
     safe = back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/"
     return render(request, "servers/sign_in_failed.html", {"reason": reason, "back": safe}, status=400)

@@ -73,7 +73,12 @@ def outcome(results: Path, scenario: str) -> Outcome:
     ]
     if not folders:
         return Outcome(failures=("did not run",))
-    checks = json.loads((folders[0] / "checks.json").read_text())
+    return read(folders[0])
+
+
+def read(folder: Path) -> Outcome:
+    """What the checks in the folder of one scenario found."""
+    checks = json.loads((folder / "checks.json").read_text())
     counts = Counter(check["status"] for check in checks)
     own = sum(check["status"] == "SUCCESS" and not check["id"].startswith("wire-schema-") for check in checks)
     failures = [check for check in checks if check["status"] in ("FAILURE", "WARNING")]

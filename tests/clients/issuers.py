@@ -1,0 +1,195 @@
+"""Authorization servers that others wrote, each a process of its own, and the server `github` they protect.
+
+`tests.issuers` has the one of the Python SDK, which does what a test tells it.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from typing import Any, Self
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from tests import upstreams
+from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of
+from tests.clients.apps import node, python
+from tests.clients.fixtures import Npm, wait_for
+from tests.workspace import free_port
+
+PRM = "/.well-known/oauth-protected-resource/mcp"
+SECRET = "entered-0123456789-by-an-administrator"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How an authorization server is started, and where it differs from the others."""
+
+    command: list[str]
+    introspection: str
+    slash: str = ""  # What its name ends with, after its origin.
+    scopes: tuple[str, ...] = ("tools",)
+    denial: str = "You did not sign in at GitHub."  # What the person is told who denies.
+
+
+PROGRAMS = {
+    "django-oauth-toolkit": Program(
+        # Version 3.4.1 promises `iss` in every answer, and leaves it out of this one.
+        python("issuer_toolkit.py"),
+        "/introspect/",
+        denial="The answer does not say which issuer it is from",
+    ),
+    "oidc-provider": Program(node("issuer_oidc_provider.mjs"), "/token/introspection", scopes=("openid", "tools")),
+    "typescript-sdk": Program(node("issuer_sdk.mjs"), "/introspect", slash="/"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RealIssuer:
+    """A running authorization server."""
+
+    program: Program
+    origin: str
+
+    @property
+    def name(self) -> str:
+        return self.origin + self.program.slash
+
+    async def whose(self, token: str) -> dict[str, Any]:
+        """What it says of an access token (RFC 7662); nothing when that is not good any more."""
+        async with httpx.AsyncClient(trust_env=False, auth=("resource", SECRET)) as client:
+            said = (await client.post(self.origin + self.program.introspection, data={"token": token})).json()
+        return dict(said) if said["active"] else {}
+
+    def app(self) -> App:
+        """The server at /mcp, which asks the issuer about every token it is shown, and says where the issuer is."""
+        protected = upstreams.whoami_server()
+
+        async def door(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await protected(scope, receive, send)
+                return
+            own = f"http://{headers_of(scope)['host']}"
+            scheme, _, token = headers_of(scope).get("authorization", "").partition(" ")
+            if scope["path"] == PRM:
+                document = {
+                    "resource": f"{own}/mcp",
+                    "authorization_servers": [self.name],
+                    "scopes_supported": self.program.scopes,
+                }
+                await answer(send, 200, json.dumps(document).encode())
+            elif scope["path"] != "/mcp":
+                await answer(send, 404, b"")
+            elif scheme == "Bearer" and await self._is_for(f"{own}/mcp", token):
+                await protected(scope, receive, send)
+            else:
+                said = f'Bearer error="invalid_token", resource_metadata="{own}{PRM}"'
+                await answer(send, 401, b"{}", headers=[(b"www-authenticate", said.encode())])
+
+        return door
+
+    async def _is_for(self, resource: str, token: str) -> bool:
+        said = await self.whose(token)
+        return bool(said) and resource in said.get("aud", resource)
+
+
+@contextmanager
+def running(name: str, npm: Npm, *redirect_uris: str, port: int = 0) -> Iterator[RealIssuer]:
+    """This authorization server until the block ends, where the client `entered` comes back to these addresses.
+
+    It keeps nothing: brought back on the same port, it knows nobody.
+    """
+    port = port or free_port()
+    settings = {"CLIENT_SECRET": SECRET, "REDIRECT_URIS": " ".join(redirect_uris)}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*PROGRAMS[name].command, str(port)], env=npm.environment | settings, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            wait_for(process, port)
+            yield RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")
+        except BaseException:
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
+            raise
+        finally:
+            process.kill()
+            process.wait()
+
+
+class Page(HTMLParser):
+    """The first form of a page, and its links."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.form: dict[str, str | None] | None = None
+        self.fields: dict[str, str] = {}
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag == "form" and self.form is None:
+            self.form = found
+        elif tag == "input" and (name := found.get("name")):
+            self.fields[name] = found.get("value") or ""
+        elif tag == "a":
+            self.links.append(found.get("href") or "")
+
+
+class NoWayBack(AssertionError):
+    """The issuer keeps its visitor, with a page of its own."""
+
+
+class Visitor:
+    """A person at an authorization server, with a browser without script: signs in as `name` and allows or denies."""
+
+    def __init__(self, name: str, *, allows: bool = True) -> None:
+        self.name = name
+        self.allows = allows
+        self.http = httpx.Client(trust_env=False, timeout=30)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    def comes_back(self, url: str, to: str = "/upstream-oauth/") -> str:
+        """Path and query of the address it is sent back to in the end, which is not opened. Raises NoWayBack."""
+        response = self.http.get(url)
+        for _ in range(20):
+            if response.is_redirect:
+                url = urljoin(str(response.url), response.headers["location"])
+            else:
+                url, form = self._answer(response)
+                if form is not None:
+                    response = self.http.post(url, data=form)
+                    continue
+            if to in url:
+                back = urlsplit(url)
+                return f"{back.path}?{back.query}"
+            response = self.http.get(url)
+        raise NoWayBack(url)
+
+    def _answer(self, response: httpx.Response) -> tuple[str, dict[str, str] | None]:
+        """What is opened next, and the form that is sent there."""
+        if response.status_code != 200:
+            raise NoWayBack(f"{response.status_code} {response.text}")
+        page = Page(response.text)
+        here, fields = str(response.url), page.fields
+        name = next((name for name in ("username", "login") if name in fields), "")
+        if page.links and not self.allows:
+            return urljoin(here, page.links[-1]), None
+        assert page.form is not None, response.text
+        fields.pop("cancel", None)
+        if "allow" in fields and not self.allows:
+            del fields["allow"]
+        if name:
+            fields |= {name: self.name} | ({"password": "any"} if "password" in fields else {})
+        return urljoin(here, page.form.get("action") or here), fields

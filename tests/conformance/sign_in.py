@@ -1,0 +1,106 @@
+"""A client for the suite's authorization scenarios: a running gateway, and somebody who signs in through its pages.
+
+A program: takes the address of a server. It registers the server at the gateway of GATEWAY_URL, behind the gateway that
+SLOTS names for the scenario, calls its first tool with that gateway's token, signs in at the issuer whenever a refusal
+says so, and goes on. Ends with an error when there is no tool to call in the end. WHO holds the cookies and the token of
+forms of somebody who is signed in.
+"""
+
+import json
+import os
+import re
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+
+from tests import curl
+
+ROUNDS = 4
+SIGN_IN = ("identity_missing", "identity_sign_in", "identity_scope")
+
+
+class Gateway:
+    """The running gateway, at whose pages somebody is signed in."""
+
+    def __init__(self) -> None:
+        who = json.loads(os.environ["WHO"])
+        self.url = os.environ["GATEWAY_URL"]
+        self.slot = json.loads(os.environ["SLOTS"])[os.environ["MCP_CONFORMANCE_SCENARIO"]]
+        headers = {"X-CSRFToken": who["csrf"], "Referer": self.url}
+        self.http = httpx.Client(
+            base_url=self.url, cookies=who["cookies"], headers=headers, trust_env=False, timeout=60
+        )
+
+    def register(self, url: str) -> str:
+        """The slug of the server at this address, behind the gateway of the scenario."""
+        name = f"c{uuid4().hex[:10]}"
+        server = self._made("/api/servers", name=name, slug=name, url=url, auth_type="oauth")
+        place = {"server_id": server["id"], "identity_scheme": "per_user"}
+        self._made(f"/api/gateways/{self.slot['slug']}/servers", **place)
+        return name
+
+    def enter(self, slug: str, context: dict[str, Any]) -> None:
+        """Enter the client that somebody registered by hand."""
+        client = {"client_id": context["client_id"], "secret": context["client_secret"]}
+        answer = self.http.post(f"/servers/{slug}/client/", data=client)
+        assert answer.status_code == httpx.codes.FOUND, answer.text
+
+    def sign_in(self, slug: str) -> None:
+        """Through the pages: on to the issuer, which sends its visitors back at once."""
+        begun = self.http.post(self._place(slug), data={"connection": self.slot["connection"]})
+        assert begun.status_code == httpx.codes.OK, words(begun)
+        back = httpx.get(begun.headers["Refresh"].removeprefix("0; url="), trust_env=False, timeout=60)
+        assert back.is_redirect, back.text
+        parts = urlsplit(back.headers["Location"])
+        done = self.http.get(f"{parts.path}?{parts.query}")
+        assert done.status_code == httpx.codes.FOUND, words(done)
+
+    def _place(self, slug: str) -> str:
+        """Where the pages let one sign in: again for the identity that is there, else for a new one."""
+        identities = self.http.get("/api/identities", params={"page_size": 200}).json()["results"]
+        own = [one["id"] for one in identities if one["server"]["slug"] == slug]
+        return f"/identities/{own[0]}/authenticate/" if own else f"/servers/{slug}/authenticate/"
+
+    def refusal(self) -> str | None:
+        """Why the first tool cannot be called; None when it was."""
+        url = f"{self.url}/mcp/{self.slot['slug']}"
+        listed = curl.list_tools(url, self.slot["token"]).json
+        tools = listed["result"]["tools"] if "result" in listed else []
+        if not tools:
+            return SIGN_IN[0]
+        answer = curl.call_tool(url, self.slot["token"], tools[0]["name"]).json
+        return str(answer["error"].get("data", {}).get("reason", answer["error"])) if "error" in answer else None
+
+    def _made(self, path: str, **body: Any) -> dict[str, Any]:
+        answer = self.http.post(path, json=body)
+        assert answer.status_code == httpx.codes.CREATED, answer.text
+        return dict(answer.json())
+
+
+def words(page: httpx.Response) -> str:
+    """What a page of the gateway says."""
+    found = re.search(r"<main.*?</main>", page.text, re.DOTALL)
+    return re.sub(r"\s*<[^>]+>\s*", " ", found[0] if found else page.text)
+
+
+def main(url: str) -> None:
+    gateway = Gateway()
+    slug = gateway.register(url)
+    context = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}")
+    if "client_secret" in context:
+        gateway.enter(slug, context)
+    refused: str | None = "identity_missing"
+    for _ in range(ROUNDS):
+        if refused in SIGN_IN:
+            gateway.sign_in(slug)
+        refused = gateway.refusal()
+        if refused is None:
+            return
+    sys.exit(f"No tool was called: {refused}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,324 @@
+"""What goes wrong with issuers in the field: what the person sees, what the agent gets, what the logs say.
+
+The rows come of faults that clients of real servers were reported to have; the real issuers that tests run do not fail
+so, so one that is told what to answer does.
+"""
+
+import html
+import json
+import re
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from django.test import Client
+from pytest_django import Settings
+
+from accounts.models import User
+from auditlog.models import Call, Event
+from gateways.models import Gateway, IdentityScheme
+from servers.models import AuthType, Identity, cipher
+from servers.oauth_client.models import ClientRegistration, Grant, SignIn
+from tests import make, upstreams
+from tests.asgi_server import App, read
+from tests.asgi_server import answer as send_answer
+from tests.conftest import Run
+from tests.issuers import PRM, Issuer, consent, destination, query
+from tests.proxy.conftest import Proxy, sql
+
+NEXT = "/settings/identities"
+HTML = "text/html"
+JSON = "application/json"
+OPENID = "/.well-known/openid-configuration"
+METADATA = "/.well-known/oauth-authorization-server"
+
+
+@pytest.fixture(autouse=True)
+def _loopback(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.fixture
+def ann(transactional_db: None) -> User:
+    return make.user(email="ann@example.com")
+
+
+def begin(app: App, run: Run, person: User) -> tuple[Client, Any]:
+    """The browser of somebody who wants to sign in at this server, and the page it gets."""
+    server = make.server(slug="github", name="GitHub", url=run(app).url, auth_type=AuthType.OAUTH)
+    make.assignment(make.gateway(slug="work"), server, identity_scheme=IdentityScheme.PER_USER)
+    client = Client()
+    client.force_login(person)
+    return client, client.post("/servers/github/authenticate/", {"next": NEXT})
+
+
+def words(page: Any) -> str:
+    """What a page says."""
+    found = re.search(r"<main.*?</main>", page.content.decode(), re.DOTALL)
+    assert found
+    return html.unescape(re.sub(r"\s*<[^>]+>\s*", " ", found[0]))
+
+
+def failed(status: int, error: str, words: str = "") -> tuple[int, str, str]:
+    """An answer that says no as issuers do."""
+    return status, JSON, json.dumps({"error": error, "error_description": words or error})
+
+
+# --- Looking for the issuer, and becoming its client -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "answer"),
+    [
+        (f"{PRM}/mcp", (403, HTML, "Blocked")),
+        (f"{PRM}/mcp", (401, JSON, "{}")),
+        (f"{PRM}/mcp", (502, HTML, "Bad gateway")),
+        (f"{PRM}/mcp", (200, HTML, "<html>Our app</html>")),
+        (f"{PRM}/mcp", (200, JSON, "[]")),
+        (METADATA, (403, HTML, "Blocked")),
+    ],
+    ids=["a shield", "401", "502", "a page", "no object", "a shield before the issuer"],
+)
+def test_what_is_not_where_it_was_looked_for_is_found_elsewhere(
+    where: str, answer: tuple[int, str, str], run: Run, ann: User
+) -> None:
+    issuer = Issuer(challenge=False, prm_paths=(f"{PRM}/mcp", PRM), answers={where: answer})
+    issuer.metadata_paths, issuer.metadata = (METADATA, OPENID), {"scopes_supported": []}
+
+    _, page = begin(issuer.app(), run, ann)
+
+    assert "code_challenge" in query(destination(page))
+
+
+REFUSED = "refused to register this gateway"
+SEES_AT_BEGIN = {
+    "the server is out of order": (Issuer(answers={f"{PRM}/mcp": (500, HTML, "")}), "answered 500. Try again later."),
+    "the issuer is out of order": (Issuer(answers={METADATA: (503, HTML, "")}), "answered 503. Try again later."),
+    "it describes another issuer": (
+        Issuer(metadata={"issuer": "https://evil.example.com"}),
+        "describes another issuer",
+    ),
+    "it is for another server": (Issuer(prm={"resource": "https://front.example.com/mcp"}), "is for another address"),
+    "it knows no proof of possession": (Issuer(metadata={"code_challenge_methods_supported": ["plain"]}), "PKCE"),
+    "it takes no clients": (Issuer(metadata={"registration_endpoint": None}), "/upstream-oauth/callback/"),
+    "it takes only clients it knows": (
+        Issuer(answers={"/register": failed(403, "access_denied", "Unknown client name")}),
+        f"{REFUSED} (403: Unknown client name). An administrator can register it there, with the redirect address",
+    ),
+    "it takes no such address": (
+        Issuer(answers={"/register": failed(400, "invalid_redirect_uri", "Host is not in the list")}),
+        f"{REFUSED} (400: Host is not in the list)",
+    ),
+    "it registers with a page": (Issuer(answers={"/register": (201, HTML, "Welcome")}), f"{REFUSED} (201: no reason)"),
+    "it promises a secret and gives none": (
+        Issuer(
+            answers={"/register": (201, JSON, '{"client_id":"a","token_endpoint_auth_method":"client_secret_post"}')}
+        ),
+        "in a way it cannot use (client_secret_post)",
+    ),
+    "it wants what no client here can": (
+        Issuer(answers={"/register": (201, JSON, '{"client_id":"a","token_endpoint_auth_method":"private_key_jwt"}')}),
+        "in a way it cannot use (private_key_jwt)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEES_AT_BEGIN)
+def test_one_who_cannot_begin_is_told_why_and_nothing_is_kept(
+    case: str, run: Run, ann: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer, told = SEES_AT_BEGIN[case]
+
+    _, page = begin(issuer.app(), run, ann)
+
+    assert page.status_code == 400
+    assert told in words(page)
+    assert [
+        told in str(record.__dict__.get("error")) for record in caplog.records if record.name.endswith(".views")
+    ] == [True]
+    assert not SignIn.objects.exists()
+    assert not ClientRegistration.objects.exists()
+
+
+def test_a_server_that_wants_a_key_leads_nobody_to_an_issuer(run: Run, ann: User) -> None:
+    _, page = begin(upstreams.github(), run, ann)
+
+    assert "GitHub names no issuer where one could sign in." in words(page)
+
+
+@pytest.mark.parametrize("status", [200, 400], ids=["greets everybody", "knows the newer wire only"])
+def test_a_server_is_asked_for_what_it_keeps_to_some(status: int, run: Run, ann: User) -> None:
+    _, page = begin(greeting(Issuer(scopes=("read",)).app(), status), run, ann)
+
+    assert query(destination(page))["scope"] == "read"
+
+
+def greeting(app: App, status: int) -> App:
+    """`app`, which answers `initialize` of everybody with this status, and asks who it is at everything else."""
+
+    async def door(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] != "/mcp":
+            await app(scope, receive, send)
+            return
+        body = await read(receive)
+        if b'"initialize"' in body:
+            hello = {"jsonrpc": "2.0", "id": 1, "result": {"protocolVersion": "2025-11-25", "capabilities": {}}}
+            headers = [(b"content-type", b"application/json"), (b"mcp-session-id", b"abc")]
+            await send_answer(send, status, json.dumps(hello).encode(), headers=headers)
+            return
+
+        async def again() -> Any:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await app(scope, again, send)
+
+    return door
+
+
+def test_an_issuer_that_says_nothing_of_scopes_is_asked_for_none(run: Run, ann: User) -> None:
+    _, page = begin(Issuer(metadata={"scopes_supported": ["offline_access"]}).app(), run, ann)
+
+    assert "scope" not in query(destination(page))
+
+
+@pytest.mark.parametrize(("offered", "asked"), [(["offline_access"], "read offline_access"), (["read"], "read")])
+def test_lasting_access_is_asked_for_where_the_issuer_offers_it(
+    offered: list[str], asked: str, run: Run, ann: User
+) -> None:
+    _, page = begin(Issuer(scopes=("read",), metadata={"scopes_supported": offered}).app(), run, ann)
+
+    assert query(destination(page))["scope"] == asked
+
+
+# --- The way back ----------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_of_scopes_is_told_in_the_words_of_the_issuer(run: Run, ann: User) -> None:
+    client, page = begin(Issuer().app(), run, ann)
+    state = query(destination(page))["state"]
+
+    back = client.get(f"/upstream-oauth/callback/?error=invalid_scope&error_description=Unknown+scope&state={state}")
+
+    assert "The issuer of GitHub answered with an error: Unknown scope." in words(back)
+
+
+TOKEN = {"access_token": "access-of-the-form", "token_type": "bearer"}
+SEES_AT_THE_END = {
+    "an error that looks like success": ((200, JSON, '{"error":"bad_verification_code"}'), "bad_verification_code"),
+    "an error in a form": ((200, "application/x-www-form-urlencoded", "error=bad_code"), "bad_code"),
+    "a code that is not taken": (failed(400, "invalid_grant", "Code expired"), "Code expired"),
+    "a client that is forgotten": (failed(401, "invalid_client"), "invalid_client"),
+    "out of order": ((503, HTML, "<html>Try again</html>"), "gave no token: HTTP 503"),
+    "too many requests": ((429, JSON, '{"error":"slow_down"}'), "gave no token: HTTP 429"),
+    "a page": ((200, HTML, "<html>Welcome</html>"), "gave no token: HTTP 200 without a token"),
+    "no token": ((200, JSON, '{"token_type":"bearer"}'), "gave no token"),
+    "a token that fits no header": ((200, JSON, '{"access_token":"a\\nb"}'), "gave no token"),
+}
+
+
+@pytest.mark.parametrize("case", SEES_AT_THE_END)
+def test_one_who_gets_no_token_is_told_why_and_has_no_identity(case: str, run: Run, ann: User) -> None:
+    answer, told = SEES_AT_THE_END[case]
+    issuer = Issuer(answers={"/token": answer})
+    client, page = begin(issuer.app(), run, ann)
+
+    back = client.get(consent(destination(page)))
+
+    assert back.status_code == 400
+    assert told in words(back)
+    assert not Identity.objects.exists()
+    assert not SignIn.objects.exists()
+    ended = ClientRegistration.objects.get().ended_at is not None
+    assert ended == (case == "a client that is forgotten")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "life"),
+    [
+        ("application/x-www-form-urlencoded", "access_token=access-of-the-form&token_type=bearer", None),
+        (JSON, json.dumps(TOKEN | {"token_type": "BEARER", "expires_in": "3600"}), 3600),
+        (JSON, json.dumps(TOKEN | {"expires_in": 0}), 0),
+        (JSON, json.dumps(TOKEN | {"expires_in": "soon"}), None),
+        (JSON, json.dumps({"ok": True, "authed_user": TOKEN}), None),
+    ],
+    ids=["a form", "seconds as text", "ended at once", "junk", "a user's token beside a bot's"],
+)
+def test_tokens_are_read_in_the_forms_they_come_in(kind: str, body: str, life: int | None, run: Run, ann: User) -> None:
+    client, page = begin(Issuer(answers={"/token": (200, kind, body)}).app(), run, ann)
+
+    assert client.get(consent(destination(page))).status_code == 302
+
+    identity = Identity.objects.get()
+    assert cipher().open(bytes(identity.secret_ciphertext or b"")) == "access-of-the-form"
+    lasts = identity.expires_at and round((identity.expires_at - identity.created_at).total_seconds(), -1)
+    assert lasts == life
+
+
+# --- Renewal ---------------------------------------------------------------------------------------------------------
+
+UNAVAILABLE = 'The identity for server "GitHub" cannot be renewed just now. Try again soon.'
+AGENT_GETS = {
+    "no, in the right words": (failed(400, "invalid_grant"), "identity_sign_in", "refused"),
+    "no, though it says 200": (failed(200, "invalid_grant"), "identity_sign_in", "refused"),
+    "a client that is forgotten": (failed(401, "invalid_client"), "identity_sign_in", "client"),
+    "a client that may not": (failed(400, "unauthorized_client"), "identity_sign_in", "client"),
+    "no, in the wrong words": (failed(400, "invalid_request"), UNAVAILABLE, ""),
+    "out of order": ((503, HTML, "<html>Try again</html>"), UNAVAILABLE, ""),
+    "out of order, in the words of a no": (failed(500, "invalid_grant"), UNAVAILABLE, ""),
+    "too many requests": (failed(429, "invalid_grant"), UNAVAILABLE, ""),
+    "a page": ((200, HTML, "<html>Our app</html>"), UNAVAILABLE, ""),
+    "a token that fits no header": ((200, JSON, '{"access_token":"a\\nb"}'), UNAVAILABLE, ""),
+}
+
+
+@pytest.mark.parametrize("case", AGENT_GETS)
+def test_an_agent_is_told_what_became_of_a_renewal_and_the_log_says_it(
+    case: str, proxy: Proxy, run: Run, ann: User
+) -> None:
+    answer, told, reason = AGENT_GETS[case]
+    issuer = Issuer()
+    client, page = begin(issuer.app(), run, ann)
+    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann))
+    assert client.get(consent(destination(page))).status_code == 302
+    sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
+    issuer.answers["/token"] = answer
+
+    response = agent.call("github__whoami")
+
+    assert response.status_code == 200
+    error = response.json()["error"]
+    identity = Identity.objects.get()
+    row = Call.objects.latest("id")
+    if reason:
+        assert error["data"]["reason"] == told
+        assert error["data"]["url"].split("#")[0].endswith(f"/settings/identities?connection={row.connection_id}")
+        assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", reason)
+        assert Event.objects.get(action="identity.sign_in_needed").changes["reason"] == [None, reason]
+        assert (row.outcome, row.deny_reason) == ("denied", told)
+        assert identity.sign_in_words in html.unescape(client.get(NEXT).content.decode())
+    else:
+        assert error["message"] == told
+        assert identity.status == "active"
+        assert not Event.objects.filter(action="identity.sign_in_needed").exists()
+        assert row.outcome == "upstream_error"
+        assert Grant.objects.get().refresh_ciphertext is not None
+    assert (row.user_email, row.identity_id) == (ann.email, identity.pk)
+    assert "access-" not in response.text + str(row.__dict__)
+
+
+def test_a_no_in_the_wrong_words_counts_after_it_has_come_three_times(proxy: Proxy, run: Run, ann: User) -> None:
+    issuer = Issuer()
+    client, page = begin(issuer.app(), run, ann)
+    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann))
+    client.get(consent(destination(page)))
+    sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
+    issuer.answers["/token"] = failed(400, "invalid_request")
+
+    for _ in range(2):
+        assert agent.call("github__whoami").json()["error"]["message"] == UNAVAILABLE
+        sql("UPDATE upstream_oauth_grant SET retry_at = NULL")
+
+    assert agent.call("github__whoami").json()["error"]["data"]["reason"] == "identity_sign_in"
+    asked = issuer.asked.count("/token")
+    assert agent.call("github__whoami").json()["error"]["data"]["reason"] == "identity_sign_in"
+    assert issuer.asked.count("/token") == asked, "a dead grant was tried again"
