@@ -20,8 +20,6 @@ from gatewayadmin.config import environment
 from tests.docs.pages import PAGES, ROOT
 
 BLOCK = re.compile(r"^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)
-    r"^(?: *<!-- (?P<mark>[^\n]*?) -->\n)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL
-)
 
 # Who runs a block: the page, how the block begins, the test.
 RUN_BY = (
