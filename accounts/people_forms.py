@@ -123,9 +123,20 @@ class AddressesField(forms.CharField):
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Name and address of each entry; an entry that is no address stands for itself, to be refused by its name."""
     for line in lines:
-        for name, address in getaddresses([line.strip(" ,")], strict=False):
-            if address or name:
-                yield (name, address) if address else ("", name)
+        found = getaddresses([line.strip(" ,")], strict=False)
+        if ("", "") in found:  # Something there is none, and is not said to be which.
+            found = [entry for text in line.split(",") if text.strip() for entry in _entries(text.split())]
+        for name, address in found:
+            yield (name, address) if address else ("", name)
+
+
+def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
+    """What stands between two commas: one address, or several with blanks between them."""
+    if len(words) > 1 and all("@" in word[1:-1] for word in words):
+        return [entry for word in words for entry in _entries([word])]
+    text = " ".join(words)
+    found = getaddresses([text], strict=False)
+    return [("", text)] if ("", "") in found else found
 
 
 def _bad_addresses(people: Mapping[str, str]) -> Iterable[str]:

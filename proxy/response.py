@@ -56,12 +56,17 @@ class Response(NamedTuple):
 def challenge(public_url: str, slug: str, *, presented: bool, credential: str = "") -> Pair:
     """WWW-Authenticate (RFC 6750, RFC 9728 section 5.1).
 
-    When a bearer token was presented, its description says what to do by the form of `credential` alone: nobody learns
-    what is stored.
+    When a bearer token was presented, or one without the word Bearer, its description says what to do by the form of
+    `credential` alone: nobody learns what is stored.
     """
     metadata = f"{public_url}/.well-known/oauth-protected-resource/mcp/{quote(slug, safe='')}"
-    error = f', error="invalid_token", error_description="{_advice(credential)}"' if presented else ""
+    advice = _advice(credential) if presented else NO_SCHEME if credential.startswith(TOKEN_STARTS) else ""
+    error = f', error="invalid_token", error_description="{advice}"' if advice else ""
     return b"www-authenticate", f'Bearer resource_metadata="{metadata}"{error}'.encode()
+
+
+NO_SCHEME = "Write the word Bearer and a blank before the token."
+TOKEN_STARTS = tuple(f"{kind}_" for kind in token_text.PREFIXES)
 
 
 def _advice(credential: str) -> str:
@@ -71,6 +76,8 @@ def _advice(credential: str) -> str:
         return "The header holds the word Bearer twice. Write it once, then the token."
     if text[:1] in {'"', "'", "<"}:
         return "The token stands in quotes or brackets. Leave them out."
+    if text.startswith("$"):
+        return "This is the name of a variable, not its value. In single quotes a shell leaves it as it is."
     if text.startswith(token_text.PERSONAL):
         return "This is an API key for the REST API. Use an API access token: Settings, API Tokens."
     if not token_text.well_formed(text, MCP_TOKEN_KINDS):
@@ -83,11 +90,7 @@ FOR_BROWSERS = (
     "This is the address of an MCP gateway. It is for apps and agents, not for browsers.\n\n"
     "Enter it in your MCP client. How to Connect shows how: {public_url}/connect/help/\n"
 )
-NO_GATEWAY_URL = jsonrpc.error(
-    None,
-    jsonrpc.INVALID_REQUEST,
-    "This is no gateway URL. One ends in /mcp/ and the slug of the gateway, without more.",
-)
+NO_GATEWAY_URL = jsonrpc.error(None, jsonrpc.INVALID_REQUEST, jsonrpc.NO_GATEWAY_URL)
 CONTENT_TYPE_TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 

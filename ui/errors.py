@@ -11,6 +11,7 @@ from django.utils.http import urlencode
 from django.views.decorators.csrf import requires_csrf_token
 
 from ui.pages import wants_fragment
+from wire import jsonrpc
 
 
 class TryLater(Exception):
@@ -32,7 +33,9 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 
 @requires_csrf_token
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """403 for a form whose page is too old or was not ours."""
+    """403 for a form whose page is too old or was not ours; 404 for an MCP client, which no page is for."""
+    if _is_mcp_client(request):
+        return _no_gateway()
     return _denied(request, {"reason": "This page was open too long. Load it again and repeat what you did."})
 
 
@@ -46,7 +49,19 @@ def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 
 @requires_csrf_token
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    if _is_mcp_client(request):
+        return _no_gateway()
     return render(request, "404.html", status=404)
+
+
+def _is_mcp_client(request: HttpRequest) -> bool:
+    """Whether this is a program that took another address for that of a gateway: no form is JSON."""
+    return request.content_type == "application/json" or request.headers.get("Accept") == "text/event-stream"
+
+
+def _no_gateway() -> HttpResponse:
+    body = jsonrpc.error(None, jsonrpc.INVALID_REQUEST, jsonrpc.NO_GATEWAY_URL)
+    return HttpResponse(body, content_type="application/json", status=404)
 
 
 @requires_csrf_token

@@ -297,6 +297,10 @@ def _api_error(exc: Exception, problem: Problem) -> APIException:
     return error
 
 
+# What a request without any credential is told.
+NO_CREDENTIAL = "No credential was sent. Send the header Authorization: Bearer and an API key: Settings, API keys."
+
+
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler: every refusal has `detail` and `code`, and `errors` for bad input."""
     if isinstance(exc, PermissionDenied):
@@ -307,6 +311,8 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
         exc = exceptions.NotFound()
     if isinstance(exc, TryLater):
         exc = _throttled(exc)
+    if isinstance(exc, exceptions.NotAuthenticated):
+        exc.detail = ErrorDetail(NO_CREDENTIAL, "not_authenticated")
     response = exception_handler(exc, context)
     if response is None or not isinstance(exc, APIException):
         return response

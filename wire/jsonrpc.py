@@ -29,6 +29,9 @@ HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
 
+# For whoever has the path wrong, wherever that leads.
+NO_GATEWAY_URL = "This is no gateway URL. One ends in /mcp/ and the slug of the gateway, without more."
+
 # Reading JSON cannot be interrupted: so many values take a tenth of a second, and a message of `LARGE` bytes has fewer.
 MOST_VALUES = 500_000
 LARGE = 1 << 20

@@ -23,7 +23,7 @@ from capabilities.rest import Own, Rule, capabilities_in
 from gatewayadmin.rest.glossary import MOMENT
 from ui.idempotency import FORM, HEADER, InProgress, KeyReused
 from ui.operations import File, Operation, operation
-from ui.rest import Moment, Resource
+from ui.rest import NO_CREDENTIAL, Moment, Resource
 
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -113,7 +113,7 @@ HEADERS: dict[str, dict[str, Any]] = {
 # Refusals that look alike everywhere: code, words, and what else they hold.
 ERRORS: dict[int, list[tuple[str, str, dict[str, Any]]]] = {
     400: [("invalid", "Invalid input.", {"errors": {"name": ["This field is required."]}})],
-    401: [("not_authenticated", "Authentication credentials were not provided.", {})],
+    401: [("not_authenticated", NO_CREDENTIAL, {})],
     403: [("key_not_accepted", "API keys are not accepted here. Sign in.", {})],
     404: [("not_found", "Not found.", {})],
     406: [("not_acceptable", "Could not satisfy the request Accept header.", {})],

@@ -1,6 +1,7 @@
 """The server: gunicorn in this process, uvicorn in each of its workers."""
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -30,6 +31,9 @@ BACKLOG = 2048
 DRAIN_S = 10
 
 
+FREE_PORT = " Stop what listens there, or choose another port: PORT=8010 make run, or serve --port 8010."
+
+
 class PortTaken(Exception):
     """Something else listens there already, or may not be listened to; the message is one line."""
 
@@ -42,7 +46,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise PortTaken(f"Cannot listen on {host} port {port}: {reason}.") from error
+        advice = FREE_PORT if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
+        raise PortTaken(f"Cannot listen on {host} port {port}: {reason}.{advice}") from error
 
 
 def cores() -> int:

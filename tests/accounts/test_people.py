@@ -15,6 +15,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import Role, Team, User
 from accounts.password_links import invitation_link, password_link
+from accounts.people_forms import AddressesField
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import Reach
@@ -359,11 +360,27 @@ def test_the_page_of_an_invitation_does_not_speak_of_a_reset(chief: User, sign_i
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "ann@example.com bo@example.com",
+        "ann@example.com\t<bo@example.com>\n",
+        "ann@example.com; bo@example.com;",
+        'Ann <ann@example.com>, "Berg, Bo" <bo@example.com>',
+    ],
+)
+def test_addresses_may_be_pasted_as_they_come(text: str) -> None:
+    assert [email for email, _ in AddressesField().clean(text)] == ["ann@example.com", "bo@example.com"]
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"emails": ""}, "This field is required."),
         ({"emails": " ,\n"}, "This field is required."),
         ({"emails": "nonsense"}, "nonsense: this is not an e-mail address."),
+        ({"emails": "ann@"}, "ann@: this is not an e-mail address."),
+        ({"emails": "bo@example.com, ann@"}, "ann@: this is not an e-mail address."),
+        ({"emails": "bo@example.com\nann bo@example.com"}, "ann bo@example.com: this is not an e-mail address."),
         ({"emails": f"{'x.' * 30}y@{'x.' * 120}com"}, "it has more than 254 characters."),
         ({"emails": "CHIEF@example.com"}, "Somebody with this e-mail address exists already."),
         ({"emails": f"{'x' * 121} <bo@example.com>"}, "the name has more than 120 characters."),

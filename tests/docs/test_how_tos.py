@@ -1,5 +1,6 @@
-"""The commands of how-to pages, run as printed: the bridge for stdio, inviting, backup and restore."""
+"""The commands of how-to pages, run as printed: each page's marked blocks."""
 
+import json
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import curl
-from tests.clients.fixtures import FOLDER, Npm, wait_for
+from tests.clients.fixtures import FOLDER, MODULES, Npm, wait_for
 from tests.docs.pages import ROOT
 from tests.proxy.conftest import eventually
 from tests.workspace import OWNER, Serve, free_port
@@ -17,6 +18,7 @@ from tests.workspace import OWNER, Serve, free_port
 pytestmark = pytest.mark.xdist_group("clients")
 
 HOW_TO = ROOT / "docs" / "how-to"
+MEMORY = "@modelcontextprotocol/server-memory"
 ADD = """
 from accounts.models import User
 from gateways.models import Assignment, Gateway
@@ -35,13 +37,16 @@ def block(page: str, mark: str) -> str:
 
 def test_the_bridge_makes_a_stdio_server_callable_through_a_gateway(live: Serve, npm: Npm) -> None:
     port = free_port()
-    command = block("stdio-servers.md", "bridge").replace("3002", str(port))
-    command = command.replace("npx -y supergateway@4.0.0", "supergateway")
-    command = command.replace("npx -y @modelcontextprotocol/server-memory@2026.8.31", "mcp-server-memory")
+    once = block("stdio-servers.md", "bridge: once").split()
+    pinned = json.loads((FOLDER / "package.json").read_text())["dependencies"]
+    assert once == ["npm", "install", "--prefix", "mcp-bridge", *named(pinned, "supergateway", MEMORY)]
+    command = block("stdio-servers.md", "bridge: start").replace("3002", str(port))
+    (npm.home / "mcp-bridge").mkdir()
+    (npm.home / "mcp-bridge" / "node_modules").symlink_to(MODULES)
     with (npm.home / "bridge.log").open("w") as log:
         shell = ["bash", "-c", f"exec {command}"]
         bridge = subprocess.Popen(
-            shell, env=npm.environment, cwd=FOLDER, stdout=log, stderr=log, start_new_session=True
+            shell, env=npm.environment, cwd=npm.home, stdout=log, stderr=log, start_new_session=True
         )
     try:
         wait_for(bridge, port)
@@ -56,16 +61,76 @@ def test_the_bridge_makes_a_stdio_server_callable_through_a_gateway(live: Serve,
         bridge.wait()
 
 
-def test_people_are_invited_by_the_command_as_printed(live: Serve) -> None:
-    command = block("people.md", "run").replace(".venv/bin/python manage.py", "").split()
+def named(pinned: dict[str, str], *packages: str) -> list[str]:
+    return [f"{package}@{pinned[package]}" for package in packages]
 
-    lines = live.manage(*command).splitlines()
+
+def test_people_are_invited_by_the_command_as_printed_and_helped_in(live: Serve) -> None:
+    lines = live.manage(*words("people.md", "run")).splitlines()
 
     assert [line.split()[0] for line in lines] == ["ann@example.com", "ben@example.com"]
     for line in lines:
         assert line.split()[1].startswith(f"{live.url}/accounts/join/")
     (event, _) = live.rows("SELECT * FROM auditlog_event WHERE action = 'user.invited' ORDER BY id DESC LIMIT 2")
     assert (event["via"], event["changes"]["role"]) == ("system", [None, "Member"])
+
+    assert OWNER in live.manage(*words("regain-access.md", "rescue"))
+    assert f"{live.url}/accounts/" in live.manage(*words("regain-access.md", "link"))
+
+
+def words(page: str, mark: str) -> list[str]:
+    """A command of manage.py as printed, without what starts it."""
+    start, _, command = block(page, mark).partition("manage.py ")
+    assert start == ".venv/bin/python "
+    return command.split()
+
+
+def test_the_doctor_runs_as_printed(live: Serve) -> None:
+    command = [word.replace("https://gateway.example.com", live.url) for word in words("connect-an-app.md", "doctor")]
+
+    assert "--url" in command
+    assert "FAIL" not in live.manage(*command).upper()
+
+
+MAKE_KEY = """
+from accounts.models import User
+from capabilities import Capability
+from tokens.api_keys import issue
+print(issue(name="export", capabilities=[Capability.LOGS_READ], days=7, by=User.objects.get(email="{owner}")).secret)
+"""
+
+
+def test_an_export_is_taken_as_printed(live: Serve, tmp_path: Path) -> None:
+    issued = live.issue_token(host="Export bot", gateway="quickstart")
+    assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status == 200
+    key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(owner=OWNER)).strip()
+
+    printed = shell(block("../reference/exports.md", "export"), tmp_path, GATEWAY=live.url, API_KEY=key)
+
+    assert printed == "true"
+    rows = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert "Export bot" in [row["host_name"] for row in rows]
+    assert all("export" not in row for row in rows)
+
+
+def test_a_job_rotates_its_own_token_as_printed(live: Serve, tmp_path: Path) -> None:
+    issued = live.issue_token(host="Rotating bot", gateway="quickstart")
+    command = block("rotate-a-token.md", "rotate").replace("https://gateway.example.com", live.url)
+
+    rotated = json.loads(shell(command, tmp_path, ID=issued["id"], TOKEN=issued["token"]))
+
+    for secret in (issued["token"], rotated["token"]):  # Both, during the overlap.
+        assert curl.list_tools(issued["gateway_url"], secret).status == 200
+
+
+def shell(script: str, folder: Path, **variables: str) -> str:
+    """What the script prints; it must succeed."""
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        ["bash", "-ec", script], env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def test_a_backup_is_restored_elsewhere_with_all_it_holds_and_its_modes(tmp_path: Path) -> None:

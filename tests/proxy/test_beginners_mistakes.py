@@ -57,6 +57,8 @@ def test_a_credential_that_lets_nobody_in_says_what_to_do_with_it(world: World) 
         f'Bearer "{token}"': "in quotes or brackets. Leave them out",
         f"Bearer <{token}>": "in quotes or brackets. Leave them out",
         "Bearer <your-api-access-token>": "in quotes or brackets. Leave them out",
+        "Bearer $TOKEN": "the name of a variable, not its value",
+        str(token): "Write the word Bearer and a blank before the token.",
         f"Bearer {(token or '')[:30]}": "not a whole token of this gateway. Copy it again",
         f"Bearer {token_text.mint(token_text.PERSONAL)}": "an API key for the REST API. Use an API access token",
         f"Bearer {token_text.mint(token_text.ACCESS)}": "unknown here, expired or revoked. Create or regenerate one",
@@ -107,6 +109,18 @@ def test_a_wrong_path_says_what_a_gateway_url_looks_like(world: World) -> None:
     assert httpx.post(f"{base}/", json=LIST, headers=headers, trust_env=False).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/mcp", "/", "/sse", "/gateways/work/"])
+def test_a_program_at_a_page_is_told_what_a_gateway_url_looks_like(path: str) -> None:
+    client = Client(enforce_csrf_checks=True)
+    posted = client.post(path, LIST, content_type="application/json")
+    got = client.get("/sse", headers={"Accept": "text/event-stream"})
+
+    for answer in (posted, got):
+        assert answer.status_code == 404
+        assert "One ends in /mcp/ and the slug of the gateway" in answer.json()["error"]["message"]
+    assert "There is nothing at this address" in client.get("/mcp", headers={"Accept": "text/html"}).content.decode()
+
+
 def test_a_gateway_opened_in_a_browser_says_what_it_is_for(world: World) -> None:
     page = httpx.get(world.agent.url, headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}, trust_env=False)
 
@@ -148,13 +162,14 @@ def test_a_request_of_a_wrong_form_says_which_form_is_right(
         ("token", "API access tokens are for gateways and not accepted here. Use an API key: Settings, API keys."),
         ("Bearer twice", "Write the word Bearer once, then the API key."),
         ("unknown", "unknown, expired or revoked"),
+        ("none", "Send the header Authorization: Bearer and an API key: Settings, API keys."),
     ],
 )
 def test_a_wrong_credential_at_the_api_says_which_one_it_takes(secret: str, words: str, ana: User) -> None:
     token = make.token(make.connection(make.agent(by=ana), make.gateway(), ana))
     texts = {"token": token.secret, "Bearer twice": f"Bearer {token.secret}", "unknown": token_text.mint("gwp")}
 
-    answer = Rest.bearing(texts[secret]).get("/hosts")
+    answer = (Rest.bearing(texts[secret]) if secret in texts else Rest.of()).get("/hosts")
 
     assert answer.status_code in (401, 403)
     assert words in text(answer)

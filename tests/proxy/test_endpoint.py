@@ -121,7 +121,9 @@ def test_a_credential_that_is_none_gets_401(world: World) -> None:
             answer = httpx.post(url, json=LIST, headers=headers, trust_env=False)
             assert (name, answer.status_code, answer.content) == (name, 401, UNAUTHORIZED)
             assert answer.headers["content-type"] == "application/json"
-            presented = ', error="invalid_token"' if headers.get("Authorization", "").startswith("Bearer ") else ""
+            presented = (
+                ', error="invalid_token"' if headers.get("Authorization", "").startswith(("Bearer ", good)) else ""
+            )
             slug = url.rpartition("/")[2]
             challenge, _, advice = answer.headers["www-authenticate"].partition(", error_description=")
             assert challenge == f'Bearer resource_metadata="{METADATA}/{slug}"{presented}'

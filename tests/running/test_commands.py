@@ -83,7 +83,10 @@ def test_issue_token_says_what_is_wrong() -> None:
 
     assert refusal("nobody@example.com", gateway.slug) == "There is no active user nobody@example.com."
     assert refusal(gone.email, gateway.slug) == f"There is no active user {gone.email}."
-    assert refusal(user.email, "nowhere") == "There is no gateway nowhere."
+    assert (
+        refusal(user.email, "nowhere")
+        == f"There is no gateway nowhere. There are: {', '.join(sorted((gateway.slug, shut.slug)))}."
+    )
     expiry = refusal(user.email, gateway.slug, "--expires-in-days", "91")
     assert "--expires-in-days" in expiry
     assert "7, 30, 90" in expiry

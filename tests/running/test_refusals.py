@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from cryptography.fernet import Fernet
 from tests import cluster
 from tests.running.starts import manage
 from tests.sampling import full, some
-from tests.workspace import free_port
+from tests.workspace import ROOT, free_port
 
 SECRET = "zYx9-wVu8-tSr7-qPo6-nMl5-kJi4-hGf3"
 KEYS = {
@@ -41,7 +43,28 @@ def taken() -> Iterator[int]:
 def test_port_in_use(fresh: Path, taken: int) -> None:
     line = refusal(fresh, "serve", "--port", str(taken))
 
-    assert line.endswith(f"Cannot listen on 127.0.0.1 port {taken}: Address already in use.")
+    assert f"Cannot listen on 127.0.0.1 port {taken}: Address already in use. " in line
+    assert line.endswith("choose another port: PORT=8010 make run, or serve --port 8010.")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("-S", "manage.py"), "make setup"),
+        (
+            ("-c", "import runpy, sys; sys.version_info = (3, 11); runpy.run_path('manage.py', run_name='__main__')"),
+            "3.12",
+        ),
+    ],
+    ids=["no packages", "old Python"],
+)
+def test_a_python_that_is_not_ours_is_told_which_one_is(options: tuple[str, ...], words: str) -> None:
+    done = subprocess.run([sys.executable, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert words in done.stderr
+    assert ".venv/bin/python manage.py" in done.stderr
 
 
 def test_port_that_is_none(fresh: Path) -> None:

@@ -54,7 +54,8 @@ def _user(email: str) -> User:
 def _gateway(slug: str) -> Gateway:
     gateway = Gateway.objects.live().filter(slug=slug).first()
     if gateway is None:
-        raise CommandError(f"There is no gateway {slug}.")
+        slugs = ", ".join(Gateway.objects.live().order_by("slug").values_list("slug", flat=True)[:20])
+        raise CommandError(f"There is no gateway {slug}. There are: {slugs or 'none'}.")
     return gateway
 
 

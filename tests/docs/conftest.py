@@ -1,0 +1,37 @@
+"""One workspace for all tests that take the newcomer's place: they are of one `xdist_group`, readme."""
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests import cluster
+from tests.docs.newcomer import Newcomer, Terminal, started
+from tests.docs.pages import ROOT
+from tests.running.conftest import folder
+from tests.sampling import full
+
+README = (ROOT / "README.md").read_text()
+QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
+
+
+@pytest.fixture(scope="session", params=["with tables", full("embedded")])
+def newcomer(request: pytest.FixtureRequest) -> Iterator[Newcomer]:
+    """On a database that has its tables, for quickness, and on none at all, as in a first start."""
+    start = re.search(r"^make run$", README, re.MULTILINE)
+    again = re.search(r"^(GATEWAY_PRIVATE_UPSTREAMS)=(\S+) make run$", QUICKSTART, re.MULTILINE)
+    assert start
+    assert again
+    database = {}
+    if request.param == "with tables":
+        database = {"DATABASE_URL": cluster.fresh_database(f"readme_{os.getpid()}", cluster.tables()), **cluster.keys()}
+    with folder() as path:
+        yield from started(start.group(), path, {again[1]: again[2], **database})
+
+
+@pytest.fixture
+def terminal(newcomer: Newcomer) -> Iterator[Terminal]:
+    opened = Terminal(**newcomer.environment)
+    yield opened
+    opened.close()

@@ -1,0 +1,241 @@
+"""Each fenced block of the documents is run by a test, or read by one, which is named here with the reason.
+
+A block without an entry fails, and so does an entry without its block or its test.
+"""
+
+import ast
+import configparser
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import yaml
+from django.core.management import get_commands, load_command_class
+from django.core.management.base import CommandParser
+
+from gatewayadmin.config import environment
+from tests.docs.pages import PAGES, ROOT
+
+BLOCK = re.compile(r"^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+# Who runs a block: the page, how the block begins, the test.
+RUN_BY = (
+    ("README.md", "git clone", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
+    ("README.md", "printf 'Token: '", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
+    ("README.md", 'curl -sS -X POST "$GATEWAY_URL"', "docs/test_readme.py::test_the_tutorial_works_as_printed"),
+    ("README.md", "curl -sS -o /dev/null", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
+    ("README.md", "issued=", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
+    ("README.md", "export DATABASE_URL", "docs/test_deploy.py::test_the_readme_starts_an_installation_as_printed"),
+    (
+        "docs/quickstart.md",
+        "GATEWAY_PRIVATE_UPSTREAMS=",
+        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    ),
+    (
+        "docs/quickstart.md",
+        "PORT=3001 npx",
+        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    ),
+    (
+        "docs/quickstart.md",
+        "from datetime",
+        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    ),
+    (
+        "docs/quickstart.md",
+        "python3 -m venv clock",
+        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    ),
+    (
+        "docs/quickstart.md",
+        'curl -sS -X POST "$GATEWAY_URL"',
+        "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
+    ),
+    ("docs/how-to/automate.md", "set -euo pipefail", "docs/test_automate.py::test_the_script_works_as_printed"),
+    ("docs/how-to/automate.md", "SERVER=", "docs/test_automate.py::test_the_script_works_as_printed"),
+    ("docs/how-to/automate.md", "NEW_GATEWAY=", "docs/test_automate.py::test_the_script_works_as_printed"),
+    ("docs/how-to/automate.md", "HOST=", "docs/test_automate.py::test_the_script_works_as_printed"),
+    ("docs/how-to/automate.md", "curl --silent", "docs/test_automate.py::test_the_script_works_as_printed"),
+    ("docs/how-to/automate.md", "api POST", "docs/test_automate.py::test_the_script_works_as_printed"),
+    ("docs/how-to/automate.md", "PERSON=", "docs/test_automate.py::test_the_script_works_as_printed"),
+    ("docs/how-to/automate.md", "for thing in", "docs/test_automate.py::test_the_script_works_as_printed"),
+    ("docs/how-to/back-up.md", "tar -C", "docs/test_how_tos.py::test_a_backup_is_restored_elsewhere"),
+    ("docs/how-to/back-up.md", "mkdir -p", "docs/test_how_tos.py::test_a_backup_is_restored_elsewhere"),
+    (
+        "docs/how-to/connect-an-app.md",
+        ".venv/bin/python manage.py doctor",
+        "docs/test_how_tos.py::test_the_doctor_runs_as_printed",
+    ),
+    ("docs/how-to/deploy.md", "CREATE ROLE gateway ", "docs/test_deploy.py::test_two_roles_as_printed"),
+    ("docs/how-to/deploy.md", "CREATE ROLE gateway_run", "docs/test_deploy.py::test_two_roles_as_printed"),
+    ("docs/how-to/deploy.md", "export DATABASE_URL", "docs/test_deploy.py::test_two_roles_as_printed"),
+    ("docs/how-to/deploy.md", "0 3 * * *", "docs/test_deploy.py::test_two_roles_as_printed"),
+    ("docs/how-to/deploy.md", "export GATEWAY_SECRET_KEY", "docs/test_deploy.py::test_two_roles_as_printed"),
+    ("docs/how-to/deploy.md", "server {", "running/test_edge.py::"),
+    ("docs/how-to/people.md", ".venv/bin/python manage.py invite", "docs/test_how_tos.py::test_people_are_invited"),
+    ("docs/how-to/people.md", "GATEWAY_PUBLIC_URL", "docs/test_deploy.py::test_other_machines_are_let_in_as_printed"),
+    (
+        "docs/how-to/regain-access.md",
+        ".venv/bin/python manage.py rescue",
+        "docs/test_how_tos.py::test_people_are_invited",
+    ),
+    (
+        "docs/how-to/regain-access.md",
+        ".venv/bin/python manage.py password_link",
+        "docs/test_how_tos.py::test_people_are_invited",
+    ),
+    (
+        "docs/how-to/rotate-a-token.md",
+        "curl --silent --fail",
+        "docs/test_how_tos.py::test_a_job_rotates_its_own_token_as_printed",
+    ),
+    (
+        "docs/how-to/stdio-servers.md",
+        "npm install",
+        "docs/test_how_tos.py::test_the_bridge_makes_a_stdio_server_callable",
+    ),
+    (
+        "docs/how-to/stdio-servers.md",
+        "mcp-bridge/node_modules/.bin/supergateway",
+        "docs/test_how_tos.py::test_the_bridge_makes_a_stdio_server_callable",
+    ),
+    ("docs/reference/exports.md", "curl -fsS", "docs/test_how_tos.py::test_an_export_is_taken_as_printed"),
+    ("docs/reference/token-format.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
+    ("docs/reference/token-format.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
+)
+# What no test can run as it stands: the page, how the block begins, why. It is parsed below.
+PARSED = (
+    ("CONTRIBUTING.md", "make setup", "these are the tests; their targets are looked up in the Makefile"),
+    ("docs/decisions/0026-operations-declare-themselves.md", "@operation", "an excerpt of the code, cut short"),
+    ("docs/explanation/architecture.md", "people, REST, staff", "a picture and a list of folders"),
+    ("docs/explanation/architecture.md", "gatewayadmin/ ", "a picture and a list of folders"),
+    ("docs/how-to/automate.md", "export GATEWAY=", "the reader's own values; the test of the script sets them"),
+    ("docs/how-to/deploy.md", "make setup", "every test begins with it, and every test of a workspace with `serve`"),
+    ("docs/how-to/deploy.md", "[Unit]", "for systemd; its command is read"),
+    ("docs/how-to/deploy.md", "export GATEWAY_PUBLIC_URL", "the reader's own values; their names are looked up"),
+    ("docs/how-to/monitor.md", "scrape_configs:", "for Prometheus; the metrics are looked up by test_reference.py"),
+    ("docs/how-to/monitor.md", "groups:", "for Prometheus; the metrics are looked up by test_reference.py"),
+    ("docs/reference/rest-api.md", '{"detail":', "answers, cut short"),
+    ("docs/reference/token-format.md", "gwa_ +", "a formula in words"),
+)
+
+
+class Block(NamedTuple):
+    page: str
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.text.strip().splitlines()[0]}"
+
+    def is_of(self, page: str, beginning: str) -> bool:
+        return self.page == page and self.text.strip().startswith(beginning)
+
+
+def blocks() -> Iterator[Block]:
+    """Every fenced block but those of the README's clients, which test_clients.py runs or parses one by one."""
+    for page in PAGES:
+        text = re.sub(r"<!-- clients: .*?<!-- end of clients -->", "", page.read_text(), flags=re.DOTALL)
+        name = str(page.relative_to(ROOT))
+        for found in BLOCK.finditer(text):
+            yield Block(name, found["language"], found["text"])
+
+
+BLOCKS = list(blocks())
+
+
+def test_every_block_is_run_or_read_by_a_test_and_it_is_said_by_which() -> None:
+    known = [(page, beginning) for page, beginning, _ in (*RUN_BY, *PARSED)]
+
+    assert [str(block) for block in BLOCKS if not any(block.is_of(*entry) for entry in known)] == []
+    assert [entry for entry in known if not any(block.is_of(*entry) for block in BLOCKS)] == []
+    assert sum(page.read_text().count("\n```") for page in PAGES) > 2 * len(BLOCKS)  # None is missed by the pattern.
+
+
+def test_the_tests_that_run_blocks_are_there() -> None:
+    for module, _, name in (test.partition("::") for _, _, test in RUN_BY):
+        assert f"def {name or 'test_'}" in (ROOT / "tests" / module).read_text(), name
+
+
+def test_each_block_is_of_the_language_it_says() -> None:
+    wrong = {}
+    for block in BLOCKS:
+        try:
+            parse(block)
+        except (SyntaxError, ValueError, yaml.YAMLError, configparser.Error, subprocess.CalledProcessError) as error:
+            wrong[str(block)] = repr(error)
+
+    assert wrong == {}
+
+
+def parse(block: Block) -> None:
+    """Raise when a block is not what it says; of text and pictures nothing can be said."""
+    match block.language:
+        case "json":
+            json.loads(block.text)
+        case "python" if "0026" not in block.page:
+            ast.parse(block.text)
+        case "yaml":
+            yaml.safe_load(block.text)
+        case "ini":
+            configparser.ConfigParser(strict=True, interpolation=None).read_string(block.text)
+        case "bash":
+            subprocess.run(["bash", "-n"], input=block.text, text=True, check=True, capture_output=True)
+        case "crontab":
+            times, command = re.split(r"  +", block.text, maxsplit=1)
+            assert len(times.split()) == 5
+            assert command
+        case other if other not in {"", "sql", "nginx", "python"}:
+            raise ValueError(other)
+
+
+def test_the_settings_a_document_names_exist() -> None:
+    known = set(environment._seen) | {"GATEWAY_URL"}  # The variable of the tutorial.
+    for page in PAGES:
+        if page.name != "CHANGELOG.md":
+            assert set(re.findall(r"\bGATEWAY_[A-Z]\w*", page.read_text())) - known <= OTHERS, page
+
+
+OTHERS = {"GATEWAY_TOKEN"}  # The variable of a copied call.
+COMMAND = re.compile(r"(?:python )?manage\.py ([a-z_]+[^`\n|)]*)")
+
+
+def test_every_command_a_document_names_takes_what_it_is_given() -> None:
+    seen = set()
+    for page in PAGES:
+        if page.name != "CHANGELOG.md" and "decisions" not in page.parts:
+            joined = page.read_text().replace("\\\n", " ")
+            for line in COMMAND.findall(joined):
+                seen.add(parsed(f"manage.py {line}"))
+
+    assert {"serve", "migrate", "grant", "issue_token", "rescue", "invite", "doctor", "keys"} <= seen
+
+
+def parsed(line: str) -> str:
+    """The name of the command, once its own parser has taken the rest."""
+    line = line.partition("manage.py ")[2].partition(" #")[0]
+    name, *words = shlex.split(line.rstrip(" .,;:").replace("[", "").replace("]", "").replace("...", ""))
+    command = load_command_class(get_commands()[name], name)
+    parser: CommandParser = command.create_parser("manage.py", name)
+    options = {text for action in parser._actions for text in action.option_strings}
+    for word in words:
+        assert not word.startswith("--") or word.partition("=")[0] in options, line
+    return name
+
+
+def test_every_target_a_document_names_is_in_the_makefile_and_every_target_in_the_reference() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)) - {"help"}
+    named = {
+        name
+        for page in PAGES
+        if page.name != "CHANGELOG.md"
+        for name in re.findall(r"(?:`|^|&& |\d )make ([a-z-]+)", page.read_text(), re.MULTILINE)
+    }
+
+    assert named <= targets
+    reference = (ROOT / "docs" / "reference" / "commands.md").read_text()
+    assert set(re.findall(r"^\| `make ([a-z-]+)`", reference, re.MULTILINE)) == targets
