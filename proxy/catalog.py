@@ -1,7 +1,8 @@
 """Which server and feature a name or URI means, whether they may be used, and as whom: rows 13 to 15 of the order.
 
-Features are tools, prompts, resources and templates of resources. Lists and calls use the same functions, so that
-nothing is listed that cannot be used; a tool or prompt that is not listed cannot be called either.
+Features are tools, prompts, resources and templates of resources. What cannot be used is not listed: lists apply the
+same switches and policy, in `access/query.sql`, and leave out too what the server does not offer at the moment. A tool
+or prompt the gateway does not know cannot be called.
 """
 
 from collections.abc import Sequence
