@@ -338,7 +338,7 @@ class Dispatcher:
         assigned = error.assigned if isinstance(error, Refusal) else request.assigned
         if error.reason not in IDENTITY_REASONS or assigned is None or assigned.scheme != "per_user":
             return ""
-        return self._identity_row_url.format(connection=request.row.connection_id, assignment=assigned.id)
+        return self._identity_row_url.format(connection=request.row.grant.connection_id, assignment=assigned.id)
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:

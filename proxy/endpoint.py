@@ -78,44 +78,44 @@ class Endpoint:
         self._header_reader = HeaderReader(config, access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_headers = self._header_reader.read(scope)
-        request = McpRequest(request_headers, scope, receive, send)
-        if not request_headers.slug:
-            await response.send(request, Response(404, response.NO_GATEWAY_URL))
-        elif not request_headers.host_is_known:
-            await response.send(request, Response(400, b"", "bad_request"))
-        else:
-            with suppress(ClientLeft):
-                await self._serve(request)
-
-    async def _serve(self, request: McpRequest) -> None:
-        request_headers = request.parsed_headers
-        refusal = None
-        if request_headers.origin_is_allowed:
-            request.origin = request_headers.origin
-        else:
-            refusal = self._denied(request, DENIALS["origin"])
-        if refusal is None and request_headers.http_method == "OPTIONS":
-            await response.send(request, Response(204, headers=response.preflight_headers(request)))
+        request = McpRequest(self._header_reader.read(scope), scope, receive, send)
+        answer = self._answer_to_headers(request)
+        if answer is not None:  # Nothing of the body is read.
+            await response.send(request, answer)
             return
-        if request_headers.token_digests is None:  # The headers decide: nothing of the body is read.
-            await response.send(request, refusal or self._unknown_token(request))
-            return
+        refusal = None if request.parsed_headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
         try:
-            grant, refusal = await self._authorize(request, request_headers.token_digests, refusal)
+            grant, refusal = await self._authorize(request, refusal)
+        except ClientLeft:
+            return
         except DatabaseUnavailable:
             metrics.UNAVAILABLE.labels("access").inc()
             await response.send(request, _unavailable(request, ACCESS_NOT_CHECKED))
             return
         if grant is None:
             await response.send(request, refusal or self._unknown_token(request))
-            return
-        await self._serve_known(request, grant, refusal)
+        else:
+            await self._serve_known(request, grant, refusal)
 
-    async def _authorize(
-        self, request: McpRequest, token_digests: TokenDigests, refusal: Response | None
-    ) -> tuple[Grant | None, Response | None]:
-        """What the database knows of the token, and why the request is refused, if it is."""
+    def _answer_to_headers(self, request: McpRequest) -> Response | None:
+        """The answer to a request of which path and headers say all; None where the token has to be looked for."""
+        headers = request.parsed_headers
+        if not headers.slug:
+            return Response(404, response.NO_GATEWAY_URL)
+        if not headers.host_is_known:
+            return Response(400, b"", "bad_request")
+        if headers.origin_is_allowed:
+            request.origin = headers.origin
+            if headers.http_method == "OPTIONS":
+                return Response(204, headers=response.preflight_headers(request))
+        if headers.token_digests is not None:
+            return None
+        return self._unknown_token(request) if headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
+
+    async def _authorize(self, request: McpRequest, refusal: Response | None) -> tuple[Grant | None, Response | None]:
+        """What the database knows of the token, which has its form, and why the request is refused, if it is."""
+        token_digests = request.parsed_headers.token_digests
+        assert token_digests is not None
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
             grant, refusal = await self._authorize_large_body(request, token_digests)
             if grant is None or refusal is not None:

@@ -7,6 +7,7 @@ has a dozen. Gauges are read at the same moment.
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -37,7 +38,7 @@ class Timer:
         self.note = self._seconds.append  # Bound to this list: clear it, never replace it.
 
     def flush(self) -> None:
-        self._histogram.add(Counts(bisect_left(BUCKETS, seconds) for seconds in self._seconds), sum(self._seconds))
+        self._histogram.add(Counts(map(partial(bisect_left, BUCKETS), self._seconds)), sum(self._seconds))
         self._seconds.clear()
 
 

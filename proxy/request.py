@@ -256,16 +256,19 @@ class McpRequest:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             return False
-        while self._more and self._size <= limit:
+        parts, size = self._parts, self._size
+        while self._more and size <= limit:
             event = await self.receive()
             if event["type"] == "http.disconnect":
                 raise ClientLeft
-            self._parts.append(event.get("body", b""))
-            self._size += len(self._parts[-1])
+            part = event.get("body", b"")
+            parts.append(part)
+            size += len(part)
             self._more = event.get("more_body", False)
-        if self._size > limit:
+        self._size = size
+        if size > limit:
             return False
-        self.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self.body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
         return True
 
@@ -283,15 +286,9 @@ class McpRequest:
 
     def set_grant(self, grant: Grant) -> None:
         """The token is known: from here on this is a call, whatever becomes of it."""
-        self.grant = grant
         row = self.row
-        row.token_id, row.token_name, row.token_prefix = grant.token_id, grant.token_name, grant.token_prefix
-        row.connection_id = grant.connection_id
-        row.gateway_id, row.gateway_name = grant.gateway_id, grant.gateway_name
-        row.host_id, row.host_name = grant.host_id, grant.host_name
-        row.user_id, row.user_email = grant.user_id, grant.user_email
-        row.client_ip = self.parsed_headers.client_ip
-        row.user_agent = self.parsed_headers.user_agent
+        self.grant = row.grant = grant
+        row.client_ip, row.user_agent = self.parsed_headers.client_ip, self.parsed_headers.user_agent
         if grant.session is not None:
             self.version = self.version or grant.session.version
             row.client_name, row.client_version = grant.session.client_name, grant.session.client_version

@@ -214,10 +214,10 @@ class Transport:
         Raises Unreachable, AddressBlocked, TooLarge or TooSlow, and BadAnswer for a header that cannot be sent.
         """
         parsed = self._parsed_urls.get(url) or self._parse_url(server, url)
-        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-        head = f"{verb} {parsed.head}{''.join(lines)}Content-Length: {len(body)}\r\n\r\n"
+        lines = "".join(map("%s: %s\r\n".__mod__, headers.items()))
+        head = f"{verb} {parsed.head}{lines}Content-Length: {len(body)}\r\n\r\n"
         # A value with a line break in it would begin another header, or another request.
-        count = parsed.head.count("\n") + len(lines) + 2
+        count = parsed.head.count("\n") + len(headers) + 2
         if not (head.isascii() and head.count("\r") == head.count("\n") == count and "\0" not in head):
             raise BadAnswer(server, "a header that cannot be sent")
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 
+from proxy.access.decision import Grant
 from proxy.store.bus import Bus
 from proxy.store.database import GroupCommit, PgConnection, StatementRejected, Waiting, fail, resolve
 
@@ -37,12 +38,20 @@ class NotRecorded(Exception):
     """The gateway could not record this call."""
 
 
+# Who calls in a row that is nobody's.
+NOBODY = Grant._make([""] * len(Grant._fields))
+
+
 @dataclass(slots=True)
 class CallRow:
-    """One call as it will stand in auditlog_call; ids are UUIDs as text, empty for none."""
+    """One call as it will stand in auditlog_call; ids are UUIDs as text, empty for none.
+
+    `grant` says whose call it is: token, connection, gateway, host and user.
+    """
 
     uid: str
     created_at: float
+    grant: Grant = NOBODY
     method: str = ""
     feature_type: str = ""
     feature_name: str = ""
@@ -50,20 +59,10 @@ class CallRow:
     deny_reason: str = ""
     http_status: int = 200
     rpc_error_code: int | None = None
-    host_id: str = ""
-    gateway_id: str = ""
-    connection_id: str = ""
-    user_id: str = ""
-    token_id: str = ""
     server_id: str = ""
     identity_id: str = ""
-    host_name: str = ""
-    gateway_name: str = ""
     server_name: str = ""
-    user_email: str = ""
     identity_label: str = ""
-    token_name: str = ""
-    token_prefix: str = ""
     duration_ms: float = 0.0
     authorise_ms: float | None = None
     upstream_ms: float | None = None
@@ -85,17 +84,18 @@ class CallRow:
 
     def copy_line(self) -> bytes:
         """The row in PostgreSQL's text format for COPY."""
+        grant = self.grant
         whole = int(self.created_at)
         at = f"{_timestamp(whole)}.{int((self.created_at - whole) * 1_000_000):06d}+00"
-        texts = (
+        texts = (  # Those that come from the database have the length of its columns.
             self.method[:64],
             self.feature_name[:300],
-            self.host_name[:120],
-            self.gateway_name[:120],
+            grant.host_name,
+            grant.gateway_name,
             self.server_name[:120],
-            self.user_email[:254],
+            grant.user_email,
             self.identity_label[:120],
-            self.token_name[:100],
+            grant.token_name,
             self.user_agent[:300],
             self.client_name[:120],
             self.client_version[:60],
@@ -107,9 +107,9 @@ class CallRow:
         columns = (
             f"{self.uid}\t{at}\t{self.correlation_id or self.uid}\t{self.feature_type}\t{self.outcome}"
             f"\t{self.deny_reason}"
-            f"\t{self.http_status}\t{_or_null(self.rpc_error_code)}\t{self.host_id or _N}\t{self.gateway_id or _N}"
-            f"\t{self.connection_id or _N}\t{self.user_id or _N}\t{self.token_id or _N}\t{self.server_id or _N}"
-            f"\t{self.identity_id or _N}\t{self.token_prefix}\t{self.duration_ms:.3f}\t{_ms(self.authorise_ms)}"
+            f"\t{self.http_status}\t{_or_null(self.rpc_error_code)}\t{grant.host_id or _N}\t{grant.gateway_id or _N}"
+            f"\t{grant.connection_id or _N}\t{grant.user_id or _N}\t{grant.token_id or _N}\t{self.server_id or _N}"
+            f"\t{self.identity_id or _N}\t{grant.token_prefix}\t{self.duration_ms:.3f}\t{_ms(self.authorise_ms)}"
             f"\t{_ms(self.upstream_ms)}\t{self.request_bytes}\t{self.response_bytes}\t{self.client_ip or _N}"
             f"\t{self.payload}"
         )
