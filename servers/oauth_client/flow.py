@@ -47,6 +47,7 @@ from wire.oauth_client import (
 __all__ = ["SignInRefused", "begin", "find", "finish", "is_within_reach"]
 
 LIFETIME = timedelta(minutes=10)
+MOST_OPEN = 20  # Of one person, each with its proof and its place to come back to; the oldest end.
 BROWSER = "sign_in_browser"
 
 
@@ -114,6 +115,7 @@ def begin(
         endpoints=_endpoints(needs.metadata),
         expires_at=timezone.now() + LIFETIME,
     )
+    _end_oldest(request.user)
     parameters = {
         "response_type": "code",
         "client_id": client.client_id,
@@ -141,6 +143,12 @@ def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, s
     must_take_sign_ins(server, identity, user)
     if identity is None and not shared and not is_within_reach(server, user):
         raise NoSignIn(f"No gateway that you may use asks for an identity of yours at {server}.")
+
+
+def _end_oldest(user: User) -> None:
+    """Keep no more sign-ins of one person open than anybody has use for."""
+    newest = SignIn.objects.filter(user=user).order_by("-created_at", "-pk").values("pk")[:MOST_OPEN]
+    SignIn.objects.filter(user=user).exclude(pk__in=list(newest.values_list("pk", flat=True))).delete()
 
 
 def is_within_reach(server: Server, user: User) -> bool:
@@ -216,7 +224,10 @@ def find(request: AppRequest) -> SignIn:
         )
         sign_in = mine.select_related("server", "identity", "registration", "user").first()
         if sign_in is None:
-            raise SignInRefused("This sign-in was not begun here, or was used before. Begin it again.")
+            raise SignInRefused(
+                "This sign-in was not begun here, was used before, or ended because too many others were begun after it."
+                " Begin it again."
+            )
         SignIn.objects.filter(pk=sign_in.pk).delete()
     if sign_in.expires_at <= timezone.now():
         raise SignInRefused("This sign-in took too long. Begin it again.")

@@ -20,7 +20,8 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
-from servers.oauth_client.models import ClientRegistration, Grant, Kind
+from servers.oauth_client.flow import MOST_OPEN
+from servers.oauth_client.models import ClientRegistration, Grant, Kind, SignIn
 from servers.oauth_client.registration import common_redirect_uri, redirect_uri
 from tests import make
 from tests.asgi_server import Upstream
@@ -265,6 +266,39 @@ def test_an_identity_of_a_server_where_nobody_signs_in_leads_to_no_issuer(
 
     assert CHANGES[change] in words(response)
     assert "Refresh" not in response
+
+
+def test_of_many_sign_ins_that_a_person_begins_the_oldest_end(github: Github, ann: User, boss: User) -> None:
+    client, other = github.browser(ann), github.browser(boss)
+    kept = consent(github.begin(other))
+    oldest, second, *_ = [github.begin(client) for _ in range(MOST_OPEN + 1)]
+
+    assert SignIn.objects.filter(user=ann).count() == MOST_OPEN
+    ended = client.get(consent(oldest))
+    assert ended.status_code == 400
+    assert "ended because too many others were begun after it" in words(ended)
+    assert client.get(consent(second)).status_code == 302
+    assert other.get(kept).status_code == 302
+
+
+# --- Registrations ----------------------------------------------------------------------------------------------------
+
+
+def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Github, ann: User) -> None:
+    github.sign_in(ann)
+    before = ClientRegistration.objects.get()
+    ClientRegistration.objects.update(scope="read")
+    github.issuer.scopes = ("read", "write")
+    github.issuer.metadata = {"registration_endpoint": f"{origin(github)}/nowhere"}
+
+    refused = github.browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
+
+    assert "refused to register this gateway" in words(refused)
+    assert ClientRegistration.objects.get(ended_at=None) == before
+    github.issuer.metadata = {}
+    github.sign_in(ann)
+    assert ClientRegistration.objects.get(ended_at=None).scope == "read write"
+    assert ClientRegistration.objects.filter(pk=before.pk, ended_at=None).count() == 0
 
 
 # --- Two issuers ------------------------------------------------------------------------------------------------------
