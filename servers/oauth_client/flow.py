@@ -225,8 +225,8 @@ def find(request: AppRequest) -> SignIn:
         sign_in = mine.select_related("server", "identity", "registration", "user").first()
         if sign_in is None:
             raise SignInRefused(
-                "This sign-in was not begun here, was used before, or ended because too many others were begun after it."
-                " Begin it again."
+                "This sign-in was not begun here, was used before, or ended because many others were begun after it. "
+                "Begin it again."
             )
         SignIn.objects.filter(pk=sign_in.pk).delete()
     if sign_in.expires_at <= timezone.now():
