@@ -196,6 +196,7 @@ def _endpoints(metadata: Metadata) -> dict[str, str | bool]:
         "revocation_endpoint": metadata.revocation_endpoint,
         "userinfo_endpoint": metadata.userinfo_endpoint,
         "says_iss": metadata.says_iss,
+        "private": metadata.private,
     }
 
 
@@ -292,8 +293,8 @@ def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
         if held and tokens.refresh in ("", held):
             return
         endpoint = str(sign_in.endpoints.get("revocation_endpoint", ""))
-        client = sign_in.registration.client
-        if requests := revocations(endpoint, client, refresh=tokens.refresh, access=tokens.access):
+        client, private = sign_in.registration.client, sign_in.private
+        if requests := revocations(endpoint, client, refresh=tokens.refresh, access=tokens.access, private=private):
             send_soon(requests)
 
 
@@ -314,7 +315,8 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
             "code_verifier": cipher().open(bytes(sign_in.verifier_ciphertext)),
             "resource": sign_in.resource,
         }
-        answer = Http().post(*token_request(sign_in.endpoints["token_endpoint"], registration.client, form))
+        request = token_request(sign_in.endpoints["token_endpoint"], registration.client, form)
+        answer = Http(private=sign_in.private).post(request.url, request.headers, request.body)
         return read_tokens(answer.status, answer.body)
     except TokenRefused as refusal:
         if refusal.error in CLIENT_GONE and registration.server_id is None:
@@ -335,7 +337,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
     if "openid" not in (tokens.scope or sign_in.scope).split():
         return claims
     try:
-        answer = Http(5).post(endpoint, {"Authorization": f"Bearer {tokens.access}"}, b"")
+        answer = Http(5, private=sign_in.private).post(endpoint, {"Authorization": f"Bearer {tokens.access}"}, b"")
     except Unreachable:
         return claims
     return {**(answer.document or {}), **claims} if answer.status == 200 else claims

@@ -20,7 +20,9 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
+from servers.oauth_client.discovery import BadIssuer, issuer_metadata
 from servers.oauth_client.flow import MOST_OPEN
+from servers.oauth_client.http import Http
 from servers.oauth_client.models import ClientRegistration, Grant, Kind, SignIn
 from servers.oauth_client.registration import common_redirect_uri, redirect_uri
 from tests import make
@@ -28,6 +30,7 @@ from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.eventually import eventually
 from tests.issuers import Issuer, consent, destination, query
+from wire.guard import Guard
 from wire.oauth_client import authorize_url
 
 NEXT = "/settings/identities"
@@ -429,3 +432,31 @@ def test_a_client_s_secret_goes_to_the_issuer_that_was_shown_beside_it(
     assert f'name="issuer" value="{origin(evil)}"' in words(entered)
     assert "s3cret-of-ours" not in words(entered)
     assert not ClientRegistration.objects.exists()
+
+
+# --- Private addresses ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _public(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The addresses of the tests are allowed private ones; here whatever answers counts as public."""
+    monkeypatch.setattr(Guard, "is_inside", lambda self, address: False, raising=False)
+
+
+@pytest.mark.usefixtures("_public")
+def test_what_a_public_server_names_is_not_called_at_a_private_address(github: Github, ann: User) -> None:
+    refused = github.browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
+
+    assert "may not be called" in words(refused)
+    assert github.issuer.asked == ["/mcp"]
+
+
+def test_an_issuer_that_the_operator_names_may_be_private_although_the_server_is_public(
+    github: Github, settings: Settings
+) -> None:
+    with pytest.raises(BadIssuer, match="may not be called"):
+        issuer_metadata(Http(private=False), origin(github), like="http://")
+
+    settings.PRIVATE_ISSUERS = [origin(github)]
+
+    assert issuer_metadata(Http(private=False), origin(github), like="http://").private
