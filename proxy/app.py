@@ -54,8 +54,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
     cipher = Cipher(config.encryption_keys)
+    guard = Guard(config.private_upstreams, config.own_endpoints)
     transport = Transport(
-        Guard(config.private_upstreams, config.own_endpoints),
+        guard,
         limit=config.answer_limit,
         listener=config.listener,
         secret=config.listener_secret,
@@ -69,9 +70,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
-    issuers = Transport(Guard(config.private_upstreams, config.own_endpoints), limit=MOST_BYTES)
-    async with transport, issuers, mcp_client as client:
-        refresher = Refresher(state, issuers, cipher)
+    issuers, public_issuers = (Transport(each, limit=MOST_BYTES) for each in (guard, guard.outside()))
+    async with transport, issuers, public_issuers, mcp_client as client:
+        refresher = Refresher(state, issuers, public_issuers, cipher)
         lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher)
         bell = Bell(bus)
         pending = PendingRequests(state, bell, cipher)
@@ -83,8 +84,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
         streams = Streams(bus, state, dispatcher.refusal_now)
-        suspended.under_way, forwarder.recheck = streams.calls, streams.recheck
-        usage.in_use = streams.sessions
+        suspended.under_way, forwarder.recheck, usage.in_use = streams.calls, streams.recheck, streams.sessions
         bus.on("sessions", usage.write_sessions)
         server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, carriage)
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}

@@ -4,6 +4,7 @@ They differ in how the owner is found (`proxy.catalog`), in the member of the pa
 of the answer is rewritten. An answer of which nothing has to be rewritten passes byte for byte.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ type Ask = Callable[..., Awaitable[RpcResponse]]
 
 NOTHING_MORE: Object = {}
 
+# These say nothing of the server: nothing was sent, or the client did not do its part.
+NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable)
+
 UNAUTHORIZED = 401
 
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
@@ -85,21 +89,8 @@ NO_COMPLETION: Object = {"completion": {"values": []}}
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 
-class NotAllowedNow(UpstreamError):
-    """What a call was allowed when it came was taken away while it waited; its `ending` says what."""
-
-    code = jsonrpc.FORBIDDEN
-    outcome = "denied"
-    reason = "cancelled"
-    sentence = 'This may no longer be used at server "{server}".'
-
-
 async def _as_it_was(request: McpRequest) -> Grant | None:
     return request.grant
-
-
-# These say nothing of the server: nothing was sent, or the client did not do its part.
-NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable, NotAllowedNow)
 
 
 @dataclass
@@ -202,14 +193,15 @@ class Forwarder:
     async def _must_still_be_allowed(self, request: McpRequest, assigned: AssignedServer) -> None:
         """Look at the switches again, for a call that has waited until the token of this identity was renewed.
 
-        Raises NotAllowedNow, or IdentityUnavailable when nobody can tell or another identity took its place.
+        It is cancelled as what is under way when access is cut; its `ending` says why. Raises IdentityUnavailable when
+        nobody can tell, or another identity took its place.
         """
         try:
             grant = await self.recheck(request)
         except DatabaseUnavailable as error:
             raise IdentityUnavailable(assigned.server_name, str(error)) from None
         if grant is None:
-            raise NotAllowedNow(assigned.server_name)
+            raise asyncio.CancelledError
         if all(each.identity_id != assigned.identity_id for each in grant.assignments if each.id == assigned.id):
             raise IdentityUnavailable(assigned.server_name, "the connection carries another identity now")
 

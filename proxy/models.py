@@ -176,7 +176,11 @@ class StreamEvent(models.Model):
     expires_at = models.DateTimeField(db_index=True)
 
     class Meta:
-        constraints = (models.UniqueConstraint(fields=("stream_id", "number"), name="one_event_per_stream_and_number"),)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("session_id", "stream_id", "number"), name="one_event_per_session_stream_and_number"
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.stream_id} {self.number}"

@@ -35,9 +35,9 @@ class MoreRights(Refusal):
 class Refresher:
     """Renews the identities that came of a sign-in. Calls that need the same one at once wait for one renewal."""
 
-    def __init__(self, state: State, transport: Transport, cipher: Cipher) -> None:
+    def __init__(self, state: State, private: Transport, public: Transport, cipher: Cipher) -> None:
         self._state = state
-        self._transport = transport
+        self._transports = {True: private, False: public}  # By where an issuer may be.
         self._cipher = cipher
         self._under_way: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._telling: set[asyncio.Task[None]] = set()
@@ -158,7 +158,9 @@ class Refresher:
     async def _post(self, request: TokenRequest) -> tuple[int, bytes] | None:
         try:
             async with asyncio.timeout(SECONDS):
-                with await self._transport.send("POST", "the issuer", *_in_order(request)) as response:
+                with await self._transports[request.private].send(
+                    "POST", "the issuer", *_in_order(request)
+                ) as response:
                     return response.status, await response.read()
         except (TimeoutError, UpstreamError) as error:
             logger.info("an issuer gave no answer", extra={"error": str(error)})

@@ -21,7 +21,8 @@ class Subject(serializers.CharField):
     """A filter by a thing; its value is the ids of the things it means, archived ones included.
 
     `things` are those the person who asks may know of: nothing is told of others, not even that they exist. `names` are
-    the columns that name one, compared without regard to case, and `ids` those that hold its id.
+    the columns that name one, compared without regard to case, and `ids` those that hold its id. `listed` are those
+    whose names this person reads in lists, of which alone near ones are told; by default all `things`.
     """
 
     def __init__(
@@ -30,18 +31,21 @@ class Subject(serializers.CharField):
         things: Callable[[Resource], QuerySet[Any]],
         *names: str,
         ids: tuple[str, ...] = ("pk",),
+        listed: Callable[[Resource], QuerySet[Any]] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(required=False, **options)
         self.noun, self.things, self.names, self.ids = noun, things, names, ids
+        self.listed = listed or things
 
     def to_internal_value(self, data: Any) -> Any:
         text = super().to_internal_value(data)
         self.run_validators(text)  # Before the database is asked, which takes no NUL.
-        things = self.things(self.context["view"])
+        view = self.context["view"]
+        things = self.things(view)
         if pks := list(things.filter(self._called(text)).order_by().values_list("pk", flat=True).distinct()):
             return pks
-        raise serializers.ValidationError(f"There is no {self.noun} “{text}”.{self._near(things, text)}")
+        raise serializers.ValidationError(f"There is no {self.noun} “{text}”.{self._near(self.listed(view), text)}")
 
     def _called(self, text: str) -> Q:
         columns = {f"{name}__iexact": text for name in self.names}
@@ -54,7 +58,7 @@ class Subject(serializers.CharField):
 
     def _near(self, things: QuerySet[Any], text: str) -> str:
         """What may have been meant, as a sentence."""
-        rows = things.order_by().values_list(*self.names)[:MOST_COMPARED] if self.names else ()
+        rows = things.order_by().values_list(*self.names).distinct()[:MOST_COMPARED] if self.names else ()
         known = {str(name).lower(): str(name) for row in rows for name in row if name}
         word = text.lower()
         close = [name for name in sorted(known) if word in name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from posixpath import normpath
@@ -151,6 +151,15 @@ class Guard:
         if any(target in network for network in self.allowed):
             return True
         return encrypted and all(map(_is_public, (target, *wrapped)))
+
+    def is_inside(self, address: str) -> bool:
+        """Whether this literal address is in one of the allowed ranges."""
+        target = _plain(ip_address(address))
+        return any(target in network for network in self.allowed)
+
+    def outside(self) -> Guard:
+        """The guard for what a public server names: no private address, also where servers may have one."""
+        return replace(self, allowed=())
 
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
         """Raises AddressRefused unless the guard admits the address, LeadsBack when it is our own at this port."""

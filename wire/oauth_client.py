@@ -152,11 +152,12 @@ class Client(NamedTuple):
 
 
 class TokenRequest(NamedTuple):
-    """A POST to an endpoint of an authorization server."""
+    """A POST to an endpoint of an authorization server, which may have a private address only if it is `private`."""
 
     url: str
     headers: dict[str, str]
     body: bytes
+    private: bool = False
 
 
 def pkce() -> tuple[str, str]:
@@ -184,7 +185,9 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
         raise Mismatch("The answer came from another issuer than the one that was asked.")
 
 
-def token_request(endpoint: str, client: Client, parameters: Mapping[str, str]) -> TokenRequest:
+def token_request(
+    endpoint: str, client: Client, parameters: Mapping[str, str], *, private: bool = False
+) -> TokenRequest:
     """A request to the token or revocation endpoint, in which the client names itself in the way it was registered."""
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
     # Named in the form too, beside a header: some look nowhere else.
@@ -194,15 +197,17 @@ def token_request(endpoint: str, client: Client, parameters: Mapping[str, str]) 
         headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
     elif client.secret:
         form["client_secret"] = client.secret
-    return TokenRequest(endpoint, headers, urlencode(form).encode())
+    return TokenRequest(endpoint, headers, urlencode(form).encode(), private)
 
 
-def revocations(endpoint: str, client: Client, *, refresh: str, access: str) -> list[TokenRequest]:
+def revocations(
+    endpoint: str, client: Client, *, refresh: str, access: str, private: bool = False
+) -> list[TokenRequest]:
     """What an issuer is told to end these tokens (RFC 7009): the refresh token first, since it may take the access
     token with it. Empty tokens are left out; nothing is told where there is no endpoint for it."""
     tokens = (("refresh_token", refresh), ("access_token", access))
     told = ({"token": token, "token_type_hint": hint} for hint, token in tokens if token and endpoint)
-    return [token_request(endpoint, client, parameters) for parameters in told]
+    return [token_request(endpoint, client, parameters, private=private) for parameters in told]
 
 
 def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: str) -> bool:

@@ -49,7 +49,7 @@ WITH kept AS (
     SELECT %(session)s, %(stream)s, number, data, is_last,
         statement_timestamp() + make_interval(secs => %(seconds)s)
     FROM unnest(%(numbers)s::int[], %(data)s::bytea[], %(is_last)s::bool[]) AS e (number, data, is_last)
-    ON CONFLICT (stream_id, number) DO NOTHING
+    ON CONFLICT (session_id, stream_id, number) DO NOTHING
 ), gone AS (
     DELETE FROM proxy_streamevent WHERE id IN (
         SELECT id FROM (
@@ -157,6 +157,10 @@ class History:
         self.ended = False
         self.taken: Callable[[], object] = bool
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.session_id, self.stream
+
     def beginning(self) -> bytes:
         """An event without data, which tells a client the id to come back with."""
         return b"id: %b\r\nretry: %d\r\ndata: \r\n\r\n" % (self.event_id(self.number), RETRY_MS)
@@ -234,8 +238,9 @@ class StreamEvents:
         self._state = state
         self._bus = bus
         self._cipher = cipher
-        self._histories: dict[str, History] = {}
-        self._finished: OrderedDict[str, tuple[float, History]] = OrderedDict()
+        # By session and stream: a client that names the stream of another session has one of its own by that name.
+        self._histories: dict[tuple[str, str], History] = {}
+        self._finished: OrderedDict[tuple[str, str], tuple[float, History]] = OrderedDict()
         self._finished_bytes = 0
         self._news: dict[str, set[asyncio.Event]] = {}
         self._waiting: OrderedDict[str, History] = OrderedDict()
@@ -254,7 +259,7 @@ class StreamEvents:
 
     def begin(self, session_id: str, name: EventId) -> History:
         """The history of a stream, from the event `name` on."""
-        history = self._histories[name.stream] = History(self, session_id, name)
+        history = self._histories[session_id, name.stream] = History(self, session_id, name)
         return history
 
     def begin_call(self, session_id: str, request_id: jsonrpc.Id | None) -> History:
@@ -285,15 +290,15 @@ class StreamEvents:
 
     def drop(self, history: History) -> None:
         """Know nothing of this stream any more."""
-        if self._histories.get(history.stream) is history:
-            del self._histories[history.stream]
+        if self._histories.get(history.key) is history:
+            del self._histories[history.key]
 
     def retire(self, history: History) -> None:
         """This stream has ended. Whether its client got the end nobody knows, so it stays for a while."""
         self.drop(history)
         now = time.monotonic()
         if not history.away:
-            self._finished[history.stream] = now, history
+            self._finished[history.key] = now, history
             self._finished_bytes += history.size
         while self._finished:
             at, oldest = next(iter(self._finished.values()))
@@ -303,7 +308,7 @@ class StreamEvents:
             self._forget_finished(oldest)
 
     def _forget_finished(self, history: History) -> None:
-        if self._finished.pop(history.stream, None) is not None:
+        if self._finished.pop(history.key, None) is not None:
             self._finished_bytes -= history.size
 
     def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -316,9 +321,9 @@ class StreamEvents:
     def _wanted(self, told: str | None) -> None:
         """The client of a stream has come back for it, to whichever worker."""
         session_id, _, stream = (told or "").partition(" ")
-        finished = self._finished.get(stream)
-        history = self._histories.get(stream) or (finished[1] if finished else None)
-        if history is None or history.session_id != session_id:
+        finished = self._finished.get((session_id, stream))
+        history = self._histories.get((session_id, stream)) or (finished[1] if finished else None)
+        if history is None:
             return
         self._forget_finished(history)
         history.leave()

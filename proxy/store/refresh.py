@@ -68,6 +68,7 @@ class Held(NamedTuple):
     client_secret: str | None
     auth_method: str
     revocation_endpoint: str
+    private: bool
 
 
 def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
@@ -136,7 +137,8 @@ def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
 
 def _revocations(held: Held, tokens: Tokens, cipher: Cipher) -> list[TokenRequest]:
     client = Client(held.client_id, _secret(held, cipher), held.auth_method)
-    return revocations(held.revocation_endpoint, client, refresh=tokens.refresh, access=tokens.access)
+    told = {"refresh": tokens.refresh, "access": tokens.access}
+    return revocations(held.revocation_endpoint, client, **told, private=held.private)
 
 
 def _secret(held: Held, cipher: Cipher) -> str:
@@ -162,7 +164,8 @@ def _request(held: Held, cipher: Cipher) -> TokenRequest:
         # Without a resource the issuer may need to be told again what the token is for.
         "scope": "" if held.resource else held.scope,
     }
-    return token_request(held.endpoint, Client(held.client_id, _secret(held, cipher), held.auth_method), form)
+    client = Client(held.client_id, _secret(held, cipher), held.auth_method)
+    return token_request(held.endpoint, client, form, private=held.private)
 
 
 def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:

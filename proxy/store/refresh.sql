@@ -17,7 +17,7 @@ UPDATE upstream_oauth_grant g SET lease = %(lease)s::uuid, leased_until = statem
 FROM due, upstream_oauth_clientregistration r
 WHERE g.identity_id = due.id AND r.id = g.registration_id
 RETURNING g.token_endpoint, encode(g.refresh_ciphertext, 'escape'), g.resource, g.scope, r.client_id,
-    encode(r.secret_ciphertext, 'escape'), r.auth_method, g.revocation_endpoint
+    encode(r.secret_ciphertext, 'escape'), r.auth_method, g.revocation_endpoint, g.private
 
 -- name: look
 SELECT encode(i.secret_ciphertext, 'escape'),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.conf import settings
@@ -61,6 +61,7 @@ class Metadata:
     scopes: tuple[str, ...] = ()
     auth_methods: tuple[str, ...] = ()
     says_iss: bool = False
+    private: bool = False  # Whether it may be at a private address.
     takes_documents: bool = False
 
     @property
@@ -98,11 +99,12 @@ class Needs:
 
 def discover(url: str, *, extra_scope: str = "") -> Needs:
     """Ask the server at `url` without a credential, and follow where it leads; takes ten seconds in all at most."""
-    http = Http()
+    http = Http(private=True)
     try:
         answer = _unknown(http, url)
     except Unreachable as error:
         return Needs(problem=f"The server {error}.")
+    http.private = answer.inside
     challenge = read_challenge(answer.challenges)
     if answer.status not in (401, 403) or (answer.status == 403 and not challenge.resource_metadata):
         # A server that refuses the message by its content has no question about who asks.
@@ -194,6 +196,7 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "") -> Metadata:
     """What this issuer says of itself, wherever that is. Raises BadIssuer."""
     if not is_https(issuer, like=like):
         raise BadIssuer("The server names an issuer that is no https:// address.")
+    http.private = http.private or origin_of(issuer) in settings.PRIVATE_ISSUERS
     fault = f"The issuer {issuer} does not describe itself."
     for address in issuer_metadata_urls(issuer):
         document = _document(http, address)
@@ -202,7 +205,7 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "") -> Metadata:
         if document.get("issuer") != issuer:
             fault = f"{address} describes another issuer than {issuer}."
             continue
-        return _metadata(document, issuer, like)
+        return replace(_metadata(document, issuer, like), private=http.private)
     raise BadIssuer(fault)
 
 

@@ -47,6 +47,7 @@ from wire.oauth_client import (
 __all__ = ["SignInRefused", "begin", "find", "finish", "is_within_reach"]
 
 LIFETIME = timedelta(minutes=10)
+MOST_OPEN = 20  # Of one person, each with its proof and its place to come back to; the oldest end.
 BROWSER = "sign_in_browser"
 
 
@@ -114,6 +115,7 @@ def begin(
         endpoints=_endpoints(needs.metadata),
         expires_at=timezone.now() + LIFETIME,
     )
+    _end_oldest(request.user)
     parameters = {
         "response_type": "code",
         "client_id": client.client_id,
@@ -141,6 +143,12 @@ def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, s
     must_take_sign_ins(server, identity, user)
     if identity is None and not shared and not is_within_reach(server, user):
         raise NoSignIn(f"No gateway that you may use asks for an identity of yours at {server}.")
+
+
+def _end_oldest(user: User) -> None:
+    """Keep no more sign-ins of one person open than anybody has use for."""
+    newest = SignIn.objects.filter(user=user).order_by("-created_at", "-pk").values("pk")[:MOST_OPEN]
+    SignIn.objects.filter(user=user).exclude(pk__in=list(newest.values_list("pk", flat=True))).delete()
 
 
 def is_within_reach(server: Server, user: User) -> bool:
@@ -188,6 +196,7 @@ def _endpoints(metadata: Metadata) -> dict[str, str | bool]:
         "revocation_endpoint": metadata.revocation_endpoint,
         "userinfo_endpoint": metadata.userinfo_endpoint,
         "says_iss": metadata.says_iss,
+        "private": metadata.private,
     }
 
 
@@ -216,7 +225,10 @@ def find(request: AppRequest) -> SignIn:
         )
         sign_in = mine.select_related("server", "identity", "registration", "user").first()
         if sign_in is None:
-            raise SignInRefused("This sign-in was not begun here, or was used before. Begin it again.")
+            raise SignInRefused(
+                "This sign-in was not begun here, was used before, or ended because many others were begun after it. "
+                "Begin it again."
+            )
         SignIn.objects.filter(pk=sign_in.pk).delete()
     if sign_in.expires_at <= timezone.now():
         raise SignInRefused("This sign-in took too long. Begin it again.")
@@ -281,8 +293,8 @@ def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
         if held and tokens.refresh in ("", held):
             return
         endpoint = str(sign_in.endpoints.get("revocation_endpoint", ""))
-        client = sign_in.registration.client
-        if requests := revocations(endpoint, client, refresh=tokens.refresh, access=tokens.access):
+        client, private = sign_in.registration.client, sign_in.private
+        if requests := revocations(endpoint, client, refresh=tokens.refresh, access=tokens.access, private=private):
             send_soon(requests)
 
 
@@ -303,7 +315,8 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
             "code_verifier": cipher().open(bytes(sign_in.verifier_ciphertext)),
             "resource": sign_in.resource,
         }
-        answer = Http().post(*token_request(sign_in.endpoints["token_endpoint"], registration.client, form))
+        request = token_request(sign_in.endpoints["token_endpoint"], registration.client, form)
+        answer = Http(private=sign_in.private).post(request.url, request.headers, request.body)
         return read_tokens(answer.status, answer.body)
     except TokenRefused as refusal:
         if refusal.error in CLIENT_GONE and registration.server_id is None:
@@ -324,7 +337,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
     if "openid" not in (tokens.scope or sign_in.scope).split():
         return claims
     try:
-        answer = Http(5).post(endpoint, {"Authorization": f"Bearer {tokens.access}"}, b"")
+        answer = Http(5, private=sign_in.private).post(endpoint, {"Authorization": f"Bearer {tokens.access}"}, b"")
     except Unreachable:
         return claims
     return {**(answer.document or {}), **claims} if answer.status == 200 else claims

@@ -35,6 +35,7 @@ class Answer(NamedTuple):
     challenges: tuple[str, ...]
     body: bytes
     session: str = ""
+    inside: bool = False  # Whether it came from an address in GATEWAY_PRIVATE_UPSTREAMS.
 
     @property
     def document(self) -> dict[str, Any] | None:
@@ -47,12 +48,16 @@ class Answer(NamedTuple):
 
 
 class Http:
-    """A client for one task, which may take `seconds` in all."""
+    """A client for one task, which may take `seconds` in all.
 
-    def __init__(self, seconds: float = SECONDS) -> None:
+    What a public server names is public, too: without `private` no address in GATEWAY_PRIVATE_UPSTREAMS is called.
+    """
+
+    def __init__(self, seconds: float = SECONDS, *, private: bool) -> None:
         self._deadline = Deadline()
         self._deadline.set(seconds)
         self._guard = upstream_guard()
+        self.private = private
 
     def get(self, url: str) -> Answer:
         """Raises Unreachable."""
@@ -68,16 +73,19 @@ class Http:
 
     def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
         own = {"User-Agent": NAME, "Accept-Encoding": "identity", **headers}
-        transport = GuardedTransport(self._guard, self._deadline)
+        guard = self._guard if self.private else self._guard.outside()
+        transport = GuardedTransport(guard, self._deadline)
         try:
-            self._guard.check_url(url)
+            guard.check_url(url)
             with (
                 httpx.Client(transport=transport, trust_env=False, timeout=SECONDS) as client,
                 client.stream(verb, url, headers=own, content=body) as response,
             ):
                 challenges = tuple(response.headers.get_list("www-authenticate"))
                 session = response.headers.get("mcp-session-id", "")
-                return Answer(response.status_code, challenges, self._body(response), session)
+                address = response.extensions["network_stream"].get_extra_info("server_addr")[0]
+                inside = self._guard.is_inside(address)
+                return Answer(response.status_code, challenges, self._body(response), session, inside)
         except (AddressRefused, UrlRefused) as refusal:
             raise Unreachable(f"may not be called: {refusal}") from None
         except httpx.TimeoutException:
@@ -107,6 +115,6 @@ def send_soon(requests: Sequence[TokenRequest]) -> None:
 def _send_all(requests: Sequence[TokenRequest]) -> None:
     for request in requests:
         try:
-            Http(REVOCATION_SECONDS).post(*request)
+            Http(REVOCATION_SECONDS, private=request.private).post(request.url, request.headers, request.body)
         except Unreachable as error:
             logger.warning("an issuer was not told of an ended grant", extra={"error": str(error)})

@@ -121,6 +121,11 @@ class SignIn(models.Model):
     def __str__(self) -> str:
         return f"{self.user} at {self.server}"
 
+    @property
+    def private(self) -> bool:
+        """Whether its issuer may be at a private address."""
+        return bool(self.endpoints.get("private"))
+
     def lock(self) -> User:
         """Its person as they are now; they, its server and its identity are locked until the transaction ends.
 
@@ -198,6 +203,7 @@ class GrantManager(models.Manager["Grant"]):
             "wanted_scope": "",
             "token_endpoint": sign_in.endpoints["token_endpoint"],
             "revocation_endpoint": sign_in.endpoints.get("revocation_endpoint", ""),
+            "private": sign_in.private,
             "refresh_ciphertext": sealed,
             "key_id": cipher().key_id if sealed else "",
             "lease": None,
@@ -247,6 +253,8 @@ class Grant(models.Model):
     wanted_scope = models.TextField(blank=True, default="")
     token_endpoint = models.CharField(max_length=500)
     revocation_endpoint = models.CharField(max_length=500, blank=True)
+    # Whether its endpoints may be at private addresses: those that a public server named may not.
+    private = models.BooleanField(default=False, db_default=False, editable=False)
     refresh_ciphertext = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
     # Whoever refreshes holds the lease, so that no other process does; a process that dies loses it after a while.
@@ -282,6 +290,7 @@ class Grant(models.Model):
             )
             if instead is not None and not replaces(instead.refresh, instead.access, refresh, access):
                 return []
-            return revocations(self.revocation_endpoint, self.registration.client, refresh=refresh, access=access)
+            client, told = self.registration.client, {"refresh": refresh, "access": access}
+            return revocations(self.revocation_endpoint, client, **told, private=self.private)
         except Unreadable:
             return []

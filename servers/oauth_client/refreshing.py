@@ -63,7 +63,7 @@ def _run(statement: Statement) -> list[tuple[Any, ...]]:
 
 def _post(request: TokenRequest) -> tuple[int, bytes] | None:
     try:
-        answer = Http().post(*request)
+        answer = Http(private=request.private).post(request.url, request.headers, request.body)
     except Unreachable:
         return None
     return answer.status, answer.body

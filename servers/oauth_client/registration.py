@@ -182,7 +182,8 @@ def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> Client
 
 def _post(metadata: Metadata, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     try:
-        answer = Http().post(metadata.registration_endpoint, {"Content-Type": "application/json"}, orjson.dumps(body))
+        http = Http(private=metadata.private)
+        answer = http.post(metadata.registration_endpoint, {"Content-Type": "application/json"}, orjson.dumps(body))
     except Unreachable as error:
         raise NotRegistered(f"{metadata.registration_endpoint} {error}.") from None
     return answer.status, answer.document or {}

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from accounts.models import User
 from capabilities import Capability
@@ -81,6 +82,56 @@ def test_nobody_learns_of_things_out_of_their_sight(boss: User) -> None:
         "host": ["There is no host “hidden bot”."],
         "user": ["There is no person “boss@example.com”."],
     }
+
+
+def test_near_names_are_told_of_what_one_reads_in_lists_alone(boss: User) -> None:
+    make.user(email="patricia@example.com")
+    connected = make.user(email="patrick@example.com")
+    gateway = make.gateway(slug="work")
+    make.agent(by=boss, name="Night bot of nobody")
+    make.token(make.connection(make.agent(by=boss, name="Night bot"), gateway, boss), name="nightly")
+    make.connection(make.agent(by=boss, name="Night run"), gateway, connected)
+
+    told = errors(Rest.of(make.user(Capability.CONNECTIONS_TOGGLE)).get("/connections", user="patri", host="night"))
+    everybody = Rest.of(make.user(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_READ))
+
+    assert told == {
+        "user": ["There is no person “patri”. Did you mean “patrick@example.com”?"],
+        "host": ["There is no host “night”. Did you mean “Night bot” or “Night run”?"],
+    }
+    assert errors(everybody.get("/connections", user="patri")) == {
+        "user": ["There is no person “patri”. Did you mean “patricia@example.com” or “patrick@example.com”?"]
+    }
+
+
+def test_near_names_in_the_log_are_told_of_what_has_called(boss: User) -> None:
+    patrick = make.user(email="patrick@example.com")
+    connection = make.connection(make.agent(by=boss, name="Night bot"), make.gateway(slug="work"), patrick)
+    issued = make.token(connection, name="nightly")
+    rest = Rest.of(make.user(Capability.LOGS_READ))
+
+    before = errors(rest.get("/logs", user="patri", token="night"))
+    for row in (connection, issued.token):
+        row.last_used_at = timezone.now()
+        row.save(update_fields=["last_used_at"])
+    after = errors(rest.get("/logs", user="patri", token="night"))
+
+    assert before == {"user": ["There is no person “patri”."], "token": ["There is no token “night”."]}
+    assert after == {
+        "user": ["There is no person “patri”. Did you mean “patrick@example.com”?"],
+        "token": ["There is no token “night”. Did you mean “nightly”?"],
+    }
+
+
+def test_a_server_that_left_a_gateway_is_out_of_sight_with_it() -> None:
+    somebody = make.user()
+    assignment = make.assignment(make.gateway(slug="work"), make.server(slug="docs"))
+    rest = Rest.of(somebody)
+    assert results(rest.get("/identities", server="docs")) == []
+
+    assignment.remove(by=somebody)
+
+    assert errors(rest.get("/identities", server="docs")) == {"server": ["There is no server “docs”."]}
 
 
 def test_a_renamed_thing_is_found_by_its_present_name(boss: User) -> None:

@@ -197,6 +197,22 @@ def test_of_another_sessions_standing_stream_nothing_is_told_but_that_anything_m
     assert sorted(other.methods()[:3]) == ANYTHING
 
 
+def test_whoever_names_the_stream_of_another_session_takes_nothing_from_it(work: Work, ana: User) -> None:
+    agent = work.agent("bob")
+    mine, stranger = in_session(agent), in_session(work.agent("eve"))
+    with listening(mine, "GET") as stream:
+        eventually(lambda: stream.ids)
+        work.assignment.features.get().disable(by=ana)
+        stream.wait_for(1)
+        with resumed(stranger, stream.ids[0]) as other:
+            other.wait_for(3)
+        eventually(lambda: StreamEvent.objects.filter(is_last=True).exists())
+        with resumed(mine, stream.ids[0]) as rest:
+            rest.wait_for(1)
+            assert (rest.ids[0], rest.events[0]) == (stream.ids[1], stream.events[0])
+            assert stream.over.wait(10)
+
+
 def test_a_standing_stream_whose_worker_died_is_opened_elsewhere(work: Work) -> None:
     agent = in_session(work.agent())
     with resumed(agent, f"s-{uuid4().hex}-12") as stream:

@@ -254,6 +254,22 @@ def test_an_issuer_out_of_order_for_a_moment_ends_no_sign_in(github: Github, ann
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
 
 
+def test_an_issuer_that_a_public_server_named_is_not_called_at_a_private_address(github: Github, ann: User) -> None:
+    agent = github.agent(ann)
+    identity = github.sign_in(ann)
+    assert Grant.objects.get().private, "as its server is"
+    Grant.objects.update(private=False)
+    expire(identity)
+
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "identity_unavailable"
+    sql("UPDATE upstream_oauth_grant SET retry_at = NULL")
+    keep_fresh(Identity.objects.get())
+
+    assert github.issuer.refreshes == 0
+    sql("UPDATE upstream_oauth_grant SET private = true, retry_at = NULL")
+    assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
+
+
 def test_an_issuer_out_of_order_for_longer_is_asked_again_later(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)

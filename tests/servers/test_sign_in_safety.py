@@ -20,13 +20,17 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
-from servers.oauth_client.models import ClientRegistration, Grant, Kind
+from servers.oauth_client.discovery import BadIssuer, issuer_metadata
+from servers.oauth_client.flow import MOST_OPEN
+from servers.oauth_client.http import Http
+from servers.oauth_client.models import ClientRegistration, Grant, Kind, SignIn
 from servers.oauth_client.registration import common_redirect_uri, redirect_uri
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.eventually import eventually
 from tests.issuers import Issuer, consent, destination, query
+from wire.guard import Guard
 from wire.oauth_client import authorize_url
 
 NEXT = "/settings/identities"
@@ -267,6 +271,39 @@ def test_an_identity_of_a_server_where_nobody_signs_in_leads_to_no_issuer(
     assert "Refresh" not in response
 
 
+def test_of_many_sign_ins_that_a_person_begins_the_oldest_end(github: Github, ann: User, boss: User) -> None:
+    client, other = github.browser(ann), github.browser(boss)
+    kept = consent(github.begin(other))
+    oldest, second, *_ = [github.begin(client) for _ in range(MOST_OPEN + 1)]
+
+    assert SignIn.objects.filter(user=ann).count() == MOST_OPEN
+    ended = client.get(consent(oldest))
+    assert ended.status_code == 400
+    assert "ended because many others were begun after it" in words(ended)
+    assert client.get(consent(second)).status_code == 302
+    assert other.get(kept).status_code == 302
+
+
+# --- Registrations ----------------------------------------------------------------------------------------------------
+
+
+def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Github, ann: User) -> None:
+    github.sign_in(ann)
+    before = ClientRegistration.objects.get()
+    ClientRegistration.objects.update(scope="read")
+    github.issuer.scopes = ("read", "write")
+    github.issuer.metadata = {"registration_endpoint": f"{origin(github)}/nowhere"}
+
+    refused = github.browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
+
+    assert "refused to register this gateway" in words(refused)
+    assert ClientRegistration.objects.get(ended_at=None) == before
+    github.issuer.metadata = {}
+    github.sign_in(ann)
+    assert ClientRegistration.objects.get(ended_at=None).scope == "read write"
+    assert ClientRegistration.objects.filter(pk=before.pk, ended_at=None).count() == 0
+
+
 # --- Two issuers ------------------------------------------------------------------------------------------------------
 
 
@@ -395,3 +432,31 @@ def test_a_client_s_secret_goes_to_the_issuer_that_was_shown_beside_it(
     assert f'name="issuer" value="{origin(evil)}"' in words(entered)
     assert "s3cret-of-ours" not in words(entered)
     assert not ClientRegistration.objects.exists()
+
+
+# --- Private addresses ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _public(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The addresses of the tests are allowed private ones; here whatever answers counts as public."""
+    monkeypatch.setattr(Guard, "is_inside", lambda self, address: False, raising=False)
+
+
+@pytest.mark.usefixtures("_public")
+def test_what_a_public_server_names_is_not_called_at_a_private_address(github: Github, ann: User) -> None:
+    refused = github.browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
+
+    assert "may not be called" in words(refused)
+    assert github.issuer.asked == ["/mcp"]
+
+
+def test_an_issuer_that_the_operator_names_may_be_private_although_the_server_is_public(
+    github: Github, settings: Settings
+) -> None:
+    with pytest.raises(BadIssuer, match="may not be called"):
+        issuer_metadata(Http(private=False), origin(github), like="http://")
+
+    settings.PRIVATE_ISSUERS = [origin(github)]
+
+    assert issuer_metadata(Http(private=False), origin(github), like="http://").private

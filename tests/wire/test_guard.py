@@ -68,6 +68,17 @@ def test_an_allowed_range_opens_its_addresses_in_every_form(address: str) -> Non
     assert not guard.admits("192.168.0.1")
 
 
+def test_what_a_public_server_names_is_never_inside() -> None:
+    guard = Guard((ip_network("10.0.0.0/8"),), OwnEndpoints.of("https://gateway.example.com", "", hosts=()))
+
+    assert guard.is_inside("10.0.0.5")
+    assert guard.is_inside("::ffff:10.0.0.5")
+    assert not guard.is_inside("8.8.8.8")
+    assert not guard.outside().admits("10.0.0.5")
+    assert guard.outside().admits("8.8.8.8")
+    assert guard.outside().own == guard.own
+
+
 @pytest.mark.parametrize("address", sorted(str(each) for each in METADATA))
 def test_metadata_services_stay_closed_inside_an_allowed_range(address: str) -> None:
     everything = (ip_network("0.0.0.0/0"), ip_network("::/0"))
