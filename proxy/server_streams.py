@@ -282,6 +282,13 @@ class ServerStreams:
             and held.since < began
             and (held.source.audience.owner in owners or (calls_are_due and held.is_for_calls))
         ]
+        await self._hold_only(wanted, gone)
+        waiting = {id(held.source.audience) for held in self._held.values() if not held.begun.is_set()}
+        for audience in audiences:
+            if id(audience) not in waiting:
+                _let_know(audience)
+
+    async def _hold_only(self, wanted: Mapping[str, Source], gone: Sequence[str]) -> None:
         for row in gone:
             self._held.pop(row).task.cancel()
         for row, source in wanted.items():
@@ -291,10 +298,6 @@ class ServerStreams:
                 self._hold(row, source)
         if gone:
             await self._keeper.release(self._name, gone)
-        waiting = {id(held.source.audience) for held in self._held.values() if not held.begun.is_set()}
-        for audience in audiences:
-            if id(audience) not in waiting:
-                _let_know(audience)
 
     def _due(self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, Grant], now: float) -> set[str]:
         """The owners for whom it was decided anew, or was not for long."""

@@ -371,7 +371,8 @@ class Streams:
                     await asyncio.sleep(RECHECK_PAUSE)
                     self._cut.set()
                     break
-            await asyncio.sleep(RECHECK_PAUSE)
+            if was_cut:
+                await asyncio.sleep(RECHECK_PAUSE)
 
     async def _decide_anew(self, part: int, parts: int) -> None:
         """Decide about one part of all that is under way; what is of one owner is in one part."""
