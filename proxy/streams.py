@@ -362,8 +362,8 @@ class Streams:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(RECHECK_SECONDS / parts):
                             await self._cut.wait()
-                if self._cut.is_set():
-                    break
+                    if self._cut.is_set():
+                        break
                 try:
                     await self._decide_anew(part, parts)
                 except (DatabaseUnavailable, StatementRejected) as error:

@@ -40,6 +40,9 @@ class StandingAsker(Asker):
     refused: int = 0
     go: threading.Event = field(default_factory=threading.Event)
     offers_stream: bool = True
+    has_head: bool = True
+    pour: bytes = b""
+    """What is said on each stream as soon as it is open."""
     open: dict[str, Request] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,9 +62,10 @@ class StandingAsker(Asker):
             self.refused += 1
             await request.answer(b"", status=409)
             return
+        if self.has_head:
+            await request.open_stream()
+            await request.send({"type": "http.response.body", "body": b": here\n\n" + self.pour, "more_body": True})
         self.open[session] = request
-        await request.open_stream()
-        await request.send({"type": "http.response.body", "body": b": here\n\n", "more_body": True})
         while (await request.receive())["type"] != "http.disconnect":
             pass
         del self.open[session]
@@ -320,6 +324,71 @@ def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, mo
 
     eventually(lambda: sorted(work.server.open) == ["session-2", "session-3"])
     assert answers_of(first.call("docs__it", replying(first)))[0]["result"] == GIVEN
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"data: \xff\xfe{{{ no json\n\n",
+        b'data: {"jsonrpc": "2.0", "method": "half',
+        b"data: " + b"[" * 100_000 + b"]" * 100_000 + b"\n\n",
+        b'data: {"jsonrpc": "2.0", "id": 900, "result": {}}\n\ndata: {"jsonrpc": "2.0", "method": 7}\n\n',
+        b'data: {"jsonrpc": "2.0", "id": {}, "method": "roots/list"}\n\n',
+        b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": 1}\n\n',
+        b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": []}}\n\n',
+        b'data: {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": {}}}\n\n',
+        b'data: {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": []}\n\n',
+        b"data: " + b"x" * 300_000 + b"\n\n",
+    ],
+    ids=["garbage", "half an event", "deep", "wrong ids", "no id", "params", "level", "token", "asked", "large"],
+)
+def test_whatever_comes_there_the_calls_go_on_and_are_written_down(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.05)
+    person = work.person(answer_limit=200_000)
+    work.server.pour = said
+    assert "result" in person.call("docs__quick")
+    eventually(lambda: work.server.gets)
+    assert "result" in person.call("docs__quick")
+
+    work.server.pour = b""
+    Person(person.agent, person.capabilities).initialize()
+    other = Person(person.agent, person.capabilities).initialize()
+    assert answers_of(other.call("docs__it", replying(other)))[0]["result"] == GIVEN
+    assert {row.outcome for row in Call.objects.filter(method="tools/call")} == {"ok"}
+
+
+def test_a_stream_that_breaks_is_opened_again_while_its_session_is_in_use(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.05)
+    person = work.person()
+    work.server.pour = b"data: no json\n\n"
+    assert "result" in person.call("docs__quick")
+    eventually(lambda: len(work.server.gets) > 1)
+    work.server.pour = b""
+    eventually(lambda: work.server.open)
+
+    assert answers_of(person.call("docs__it", replying(person)))[0]["result"] == GIVEN
+
+
+def test_a_server_that_does_not_open_its_stream_in_time_is_not_waited_for_with_each_call(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.READY_SECONDS", 0.3)
+    work.server.has_head = False
+    first = work.person()
+    people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(8))]
+    began = time.monotonic()
+    assert all("result" in person.call("docs__quick") for person in people)
+    waited_once = time.monotonic() - began
+
+    monkeypatch.setattr("proxy.server_streams.LATE_SECONDS", 0.0)
+    began = time.monotonic()
+    more = [Person(first.agent, first.capabilities).initialize() for _ in range(9)]
+    assert all("result" in person.call("docs__quick") for person in more)
+    assert time.monotonic() - began > 9 * 0.3 > 0.3 <= waited_once
 
 
 def test_a_client_of_2026_07_28_is_asked_by_the_result_of_its_call(work: StandingWork) -> None:
