@@ -268,9 +268,10 @@ class ServerStreams:
         for owner in owners:
             self._refused.pop(owner, None)
         self._refused |= {audience.owner: audience.refused for audience in audiences if audience.refused}
-        sources = [source for audience in audiences for source in await self._sources(audience)]
-        await self._open_sessions([each for each in sources if self._client.era(each.target) != MODERN], owners)
-        wanted = await self._leased_listens(sources) | await self._leased_sessions(audiences)
+        heeded = [(audience, assigned) for audience in audiences for assigned in _heeded(audience)]
+        await self._open_sessions([each for each in heeded if self._client.era(each[1]) != MODERN], owners)
+        modern = [await self._source(*each) for each in heeded if self._client.era(each[1]) == MODERN]
+        wanted = await self._leased_listens(list(filter(None, modern))) | await self._leased_sessions(audiences)
         if calls_are_due := began >= self._calls_due:
             self._calls_due = began + LEASE_AGAIN_SECONDS
             self._calls.drop_idle()
@@ -372,20 +373,15 @@ class ServerStreams:
 
         return dict(zip(named, await asyncio.gather(*map(look_up, named)), strict=True))
 
-    async def _sources(self, audience: Audience) -> list[Source]:
-        sources = []
-        for assigned in audience.grant.assignments:
-            if not (audience.heard.get(assigned.id) or any(_offers(assigned, name, "listChanged") for name in KINDS)):
-                continue  # It has nothing to say.
-            if is_usable(assigned) and not identity_refusal(assigned):
-                with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
-                    assigned = await self._lists.refresher.fresh(assigned)  # noqa: PLW2901 - the same, with a fresh token
-                    sources.append(Source(audience, assigned, target(assigned, audience.grant, self._cipher)))
-        return sources
+    async def _source(self, audience: Audience, assigned: AssignedServer) -> Source | None:
+        with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
+            assigned = await self._lists.refresher.fresh(assigned)
+            return Source(audience, assigned, target(assigned, audience.grant, self._cipher))
+        return None
 
     # What is held
 
-    async def _open_sessions(self, sources: Sequence[Source], owners: Collection[str]) -> None:
+    async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Have a session at each of these that says something on it, subscribed to what its client wants to hear of.
 
         The client of a session subscribes in it by itself; its subscriptions are renewed when the server has lost them,
@@ -394,11 +390,10 @@ class ServerStreams:
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
-        for source in sources:
-            audience, assigned, upstream = source
+        for audience, assigned in heeded:
             wanted = frozenset(audience.heard.get(assigned.id, ()))
             key = audience.owner, assigned.id
-            row = upstream.session.row if upstream.session is not None else ""
+            row = assigned.upstream_session[0] if assigned.upstream_session is not None else ""
             named = wanted | begun[key][1] if key in begun else wanted
             row_before, before = self._sessions.get(key, ("", frozenset()))
             is_lost = row_before not in {"", row}
@@ -408,12 +403,24 @@ class ServerStreams:
             is_own = audience.grant.session is not None and key in self._sessions and not is_lost
             new = frozenset() if is_own else named - before
             if key not in self._sessions or is_lost or new:
-                tasks.append(self._run(self._open_session(key, source, new, tell=is_lost)))
+                tasks.append(self._run(self._open_session(key, audience, assigned, new, tell=is_lost)))
         self._sessions = begun
         if tasks:
             await asyncio.wait(tasks, timeout=SESSION_SECONDS)
 
-    async def _open_session(self, key: tuple[str, str], source: Source, named: Collection[str], *, tell: bool) -> None:
+    async def _open_session(
+        self,
+        key: tuple[str, str],
+        audience: Audience,
+        assigned: AssignedServer,
+        named: Collection[str],
+        *,
+        tell: bool,
+    ) -> None:
+        source = await self._source(audience, assigned)
+        if source is None:
+            self._sessions.pop(key, None)
+            return
         upstream = source.target
         try:
             if not named and upstream.session is None:
@@ -445,7 +452,8 @@ class ServerStreams:
         by_owner = {audience.owner: audience for audience in audiences}
         if not by_owner:
             return {}
-        leased = await self._keeper.lease(self._name, list(by_owner), self._held.keys())
+        listened = [row for row, held in self._held.items() if held.source.audience.owner in by_owner]
+        leased = await self._keeper.lease(self._name, list(by_owner), listened)
         if leased.elsewhere:
             await self._courier.tell_interest(leased.elsewhere)
         known = {
@@ -827,6 +835,17 @@ class ServerStreams:
 
 def _server(target: Target) -> tuple[str, str]:
     return target.server_id, target.url
+
+
+def _heeded(audience: Audience) -> list[AssignedServer]:
+    """The servers that may have something to say to them, and may be used for them."""
+    return [
+        each
+        for each in audience.grant.assignments
+        if (audience.heard.get(each.id) or any(_offers(each, name, "listChanged") for name in KINDS))
+        and is_usable(each)
+        and not identity_refusal(each)
+    ]
 
 
 def _let_know(audience: Audience) -> None:
