@@ -1,17 +1,22 @@
 """What a server says for a call on the standing stream of its session, as SDKs do when no related request is named."""
 
 import asyncio
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from django.db.models import F
+from psycopg.pq.abc import PGresult
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, StreamEvent, UpstreamSession
+from proxy.store.bus import Bus
+from proxy.store.pending import PendingRequests
+from proxy.store.state import State
 from tests import make
 from tests.conformance import fixtures
 from tests.conftest import Run
@@ -389,6 +394,81 @@ def test_a_server_that_does_not_open_its_stream_in_time_is_not_waited_for_with_e
     more = [Person(first.agent, first.capabilities).initialize() for _ in range(9)]
     assert all("result" in person.call("docs__quick") for person in more)
     assert time.monotonic() - began > 9 * 0.3 > 0.3 <= waited_once
+
+
+def test_a_call_in_a_session_that_is_listened_to_runs_no_statement_for_it(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 600)
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    eventually(lambda: work.server.open)
+    run: list[str] = []
+    fetch = State.fetch
+
+    async def noted(state: State, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
+        run.append(sql)
+        return await fetch(state, sql, params)
+
+    monkeypatch.setattr(State, "fetch", noted)
+    assert all("result" in person.call("docs__quick") for _ in range(5))
+
+    assert not [sql for sql in run if "proxy_upstreamsession" in sql or "pg_notify" in sql]
+
+
+def test_what_one_worker_hands_to_another_is_sealed_and_the_bus_tells_ids_only(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    publish = Bus.publish
+
+    async def noted(bus: Bus, topic: str, text: str) -> None:
+        told.append(f"{topic} {text}")
+        await publish(bus, topic, text)
+
+    async def kept(requests: PendingRequests, uid: str) -> None:
+        requests._bell.forget(uid)
+
+    monkeypatch.setattr(Bus, "publish", noted)
+    monkeypatch.setattr(PendingRequests, "drop", kept)
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    elsewhere = Person(work.elsewhere(person), session=person.session)
+
+    assert answers_of(elsewhere.call("docs__it", replying(elsewhere)))[0]["result"] == GIVEN
+
+    asked = [bytes(row.asked) for row in PendingRequest.objects.filter(method="") if row.asked]
+    assert asked
+    assert not [text for text in asked if b"Who?" in text]
+    assert {each.partition(" ")[0] for each in told} >= {"interest", "said", "bid", "carry"}
+    assert not [each for each in told if not re.fullmatch(r"[a-z]+( ([0-9a-f-]{36}|[0-9a-f]{32}|\d+))+", each)]
+
+
+def test_the_end_of_a_session_decides_anew_about_nobody_else(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    query = Bus.query
+
+    async def noted(bus: Bus, name: bytes, parameters: Sequence[bytes]) -> PGresult:
+        asked.append(name)
+        return await query(bus, name, parameters)
+
+    person = work.person()
+    other = Person(person.agent, person.capabilities).initialize()
+    with (
+        listening(person.agent, "GET", **_headers(person)) as stays,
+        listening(person.agent, "GET", **_headers(other)) as ends,
+    ):
+        assert stays.begun.wait(PATIENCE)
+        assert ends.begun.wait(PATIENCE)
+        monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)
+        monkeypatch.setattr(Bus, "query", noted)
+        with listening(person.agent, "DELETE", **_headers(other)) as ended:
+            assert ended.over.wait(PATIENCE)
+        assert ends.over.wait(PROMPT)
+        assert not stays.over.is_set()
+    assert len(asked) <= 1  # Of those that are under way, once, as every ten seconds.
 
 
 def test_a_client_of_2026_07_28_is_asked_by_the_result_of_its_call(work: StandingWork) -> None:
