@@ -77,7 +77,8 @@ READY_SECONDS = 1.0  # So long a call waits until its server is listened to;
 LATE_SECONDS = 600.0  # and so long it does not where that was not enough,
 SILENT_SECONDS = 60.0  # nor is listened to who has just offered no stream.
 MOST_FOR_CALLS = 256  # Sessions this worker listens to for their calls alone.
-MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have.
+MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have,
+MOST_WAITING_BYTES = 1 << 20  # and what these may be in all.
 MOST_HANDED_OVER = 8  # Requests of one session that another worker heard, at once.
 
 UPDATED = "notifications/resources/updated"
@@ -146,7 +147,8 @@ class Held:
     was_open: bool = False
     since: float = field(default_factory=time.monotonic)
     # What goes to other workers first, each request with whom to tell where it went.
-    waiting: list[tuple[Object, asyncio.Future[bool] | None]] = field(default_factory=list)
+    waiting: list[tuple[Object, asyncio.Future[bool]]] = field(default_factory=list)
+    waiting_bytes: int = 0
     handing_over: asyncio.Task[None] | None = None
 
     @property
@@ -293,8 +295,12 @@ class ServerStreams:
         for row in gone:
             self._held.pop(row).task.cancel()
         for row, source in wanted.items():
-            if row in self._held:
-                self._held[row].source = source
+            held = self._held.get(row)
+            if held is not None and held.task.done() and held.is_for_calls and source.audience.standing:
+                del self._held[row]  # Not listened to for calls any more; for who listens it is tried anew.
+                held = None
+            if held is not None:
+                held.source = source
             else:
                 self._hold(row, source)
         if gone:
@@ -489,7 +495,7 @@ class ServerStreams:
 
     async def _begin_for_calls(self, row: str, use: Use) -> None:
         try:
-            if row not in self._held and self._may_listen(use):
+            if row not in self._held and self._may_listen(use, instead=True):
                 leased = await self._keeper.lease_rows(self._name, [row])
                 if leased.get(row):
                     self._hold(row, _for_calls(use))
@@ -501,8 +507,10 @@ class ServerStreams:
             use.beginning = False
             use.settled.set()
 
-    def _may_listen(self, use: Use) -> bool:
-        """Whether this server has a stream, as far as is known, and this worker can have one more."""
+    def _may_listen(self, use: Use, *, instead: bool = False) -> bool:
+        """Whether this server has a stream, as far as is known, and this worker can have one more, or `instead` of one
+        that is idle.
+        """
         if time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS:
             return False
         for_calls = [row for row, held in self._held.items() if held.is_for_calls]
@@ -510,10 +518,9 @@ class ServerStreams:
             return True
         uses = self._calls.uses
         idle = [row for row in for_calls if row not in uses or not (uses[row].calls or uses[row].beginning)]
-        if not idle:
-            return False
-        self._drop(min(idle, key=lambda row: uses[row].ended if row in uses else 0.0))
-        return True
+        if idle and instead:
+            self._drop(min(idle, key=lambda row: uses[row].ended if row in uses else 0.0))
+        return bool(idle) and instead
 
     def _drop(self, row: str) -> None:
         """Listen to this session no more; the next call in it is the first one again."""
@@ -563,8 +570,13 @@ class ServerStreams:
                         self._run(self._keeper.release(self._name, [row]))
                     return  # The entry stays, so that a server without a stream is not asked again and again.
                 pause = held.place.pause(AGAIN_SECONDS)
+            except SessionLost:
+                self._begin(held)
+                return  # The next call finds out whether it is lost, and opens another.
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})
+            except Exception:  # Whatever it said, its stream is read again.
+                logger.exception("what a server said could not be passed on")
             self._begin(held)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_AGAIN_SECONDS)
@@ -599,7 +611,7 @@ class ServerStreams:
             return await self._client.listen(source.target, on_notification, on_request, opened, held.place)
         except SessionLost:
             if held.is_for_calls:
-                return False  # The next call finds out whether it is lost, and opens another.
+                raise
             return not await self._is_alive(source)  # Some servers say so where they have no stream.
 
     def _opened(self, held: Held) -> None:
@@ -715,7 +727,9 @@ class ServerStreams:
     def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
         """Have this go where other workers have a use for it, in turn; tells whether a request went anywhere."""
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if len(held.waiting) >= MOST_WAITING:
+        held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
+        if len(held.waiting) >= MOST_WAITING or held.waiting_bytes > MOST_WAITING_BYTES:
+            held.waiting_bytes -= size
             told.set_result(False)
             return told
         held.waiting.append((message, told))
@@ -725,7 +739,7 @@ class ServerStreams:
 
     async def _hand_over_all(self, held: Held) -> None:
         while held.waiting:
-            waiting, held.waiting = held.waiting, []
+            waiting, held.waiting, held.waiting_bytes = held.waiting, [], 0
             heard = self._heard(held, [message for message, _ in waiting])
             grant = held.source.audience.grant
             place = None
@@ -740,7 +754,7 @@ class ServerStreams:
                     await self._deliver(heard._replace(messages=rest), False)
             finally:
                 for _, told in waiting:
-                    if told is not None and not told.done():
+                    if not told.done():
                         told.set_result(place is not None)
 
     def _heard(self, held: Held, messages: list[Object]) -> Heard:
@@ -775,7 +789,7 @@ class ServerStreams:
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = _params(message)
         if message["method"] == LOGGED:
-            if params.get("level") not in told_levels(heard.level):
+            if str(params.get("level")) not in told_levels(heard.level):
                 return
             message = {**message, "params": {**params, "logger": under_alias(heard.alias, params.get("logger"))}}
         elif message["method"] == UPDATED:

@@ -128,6 +128,11 @@ class StandingStream:
             told["resourceSubscriptions"] = sorted(self.uris)
         self.put({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": {"notifications": told}}, first=True)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._over
+
     async def notify(self, message: Object) -> None:
         """The same as `put`."""
         self.put(message)
