@@ -352,14 +352,14 @@ def _relay(
 
     async def on_notification(notification: Object) -> None:
         own, method = notification.get("params"), notification.get("method")
-        if not isinstance(own, dict):
+        if not isinstance(own, dict) or not isinstance(method, str):
             return
         if method == "notifications/progress":
             if progress_token is None or own.get("progressToken") != progress_token:
                 return
             own = {**own, "progressToken": client_token}
         elif method == "notifications/message":
-            if own.get("level") not in _levels(request, grant, message):
+            if str(own.get("level")) not in _levels(request, grant, message):
                 return
             own = {**own, "logger": under_alias(resolved.assigned.alias, own.get("logger"))}
         elif method not in PASSED_ON or request.modern:

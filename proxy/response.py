@@ -179,6 +179,11 @@ class Stream:
         """Start pings after `ping_seconds`; cancel the handle when the response is there."""
         return asyncio.get_running_loop().call_later(self._ping_seconds, self._start_pings)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the response was sent, or is about to be."""
+        return self._ended
+
     async def notify(self, message: jsonrpc.Object) -> None:
         """Send a notification."""
         await self._write(jsonrpc.dumps(message))

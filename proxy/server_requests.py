@@ -47,8 +47,16 @@ NOT_SUPPORTED: Object = {"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": 
 class ClientStream(Protocol):
     """An event stream of a client's: of its call, or a standing one."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be sent on it any more."""
+
     async def notify(self, message: Object) -> None:
         """Send a message."""
+
+
+class StreamOver(Exception):
+    """The client's stream ended before it could be asked on it."""
 
 
 class Asking(NamedTuple):
@@ -142,6 +150,8 @@ class ServerRequests:
         uid = str(uuid4())
 
         async def send() -> None:
+            if stream.is_over:
+                raise StreamOver
             await stream.notify({**asked, "jsonrpc": "2.0", "id": uid})
 
         answered = await self.wait(asking, asked, uid, Owner(asking.grant.connection_id, session.id), send)
@@ -164,6 +174,8 @@ class ServerRequests:
                 answered = _checked(await self._pending.wait(uid))
         except TimeoutError:
             answered = TIMED_OUT
+        except StreamOver:
+            answered = CALL_OVER
         except DatabaseUnavailable:
             answered = _error("The gateway could not ask the client")
         finally:

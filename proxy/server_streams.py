@@ -77,7 +77,8 @@ READY_SECONDS = 1.0  # So long a call waits until its server is listened to;
 LATE_SECONDS = 600.0  # and so long it does not where that was not enough,
 SILENT_SECONDS = 60.0  # nor is listened to who has just offered no stream.
 MOST_FOR_CALLS = 256  # Sessions this worker listens to for their calls alone.
-MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have.
+MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have,
+MOST_WAITING_BYTES = 1 << 20  # and what these may be in all.
 MOST_HANDED_OVER = 8  # Requests of one session that another worker heard, at once.
 
 UPDATED = "notifications/resources/updated"
@@ -146,7 +147,8 @@ class Held:
     was_open: bool = False
     since: float = field(default_factory=time.monotonic)
     # What goes to other workers first, each request with whom to tell where it went.
-    waiting: list[tuple[Object, asyncio.Future[bool] | None]] = field(default_factory=list)
+    waiting: list[tuple[Object, asyncio.Future[bool]]] = field(default_factory=list)
+    waiting_bytes: int = 0
     handing_over: asyncio.Task[None] | None = None
 
     @property
@@ -268,9 +270,10 @@ class ServerStreams:
         for owner in owners:
             self._refused.pop(owner, None)
         self._refused |= {audience.owner: audience.refused for audience in audiences if audience.refused}
-        sources = [source for audience in audiences for source in await self._sources(audience)]
-        await self._open_sessions([each for each in sources if self._client.era(each.target) != MODERN], owners)
-        wanted = await self._leased_listens(sources) | await self._leased_sessions(audiences)
+        heeded = [(audience, assigned) for audience in audiences for assigned in _heeded(audience)]
+        await self._open_sessions([each for each in heeded if self._client.era(each[1]) != MODERN], owners)
+        modern = [await self._source(*each) for each in heeded if self._client.era(each[1]) == MODERN]
+        wanted = await self._leased_listens(list(filter(None, modern))) | await self._leased_sessions(audiences)
         if calls_are_due := began >= self._calls_due:
             self._calls_due = began + LEASE_AGAIN_SECONDS
             self._calls.drop_idle()
@@ -282,19 +285,26 @@ class ServerStreams:
             and held.since < began
             and (held.source.audience.owner in owners or (calls_are_due and held.is_for_calls))
         ]
-        for row in gone:
-            self._held.pop(row).task.cancel()
-        for row, source in wanted.items():
-            if row in self._held:
-                self._held[row].source = source
-            else:
-                self._hold(row, source)
-        if gone:
-            await self._keeper.release(self._name, gone)
+        await self._hold_only(wanted, gone)
         waiting = {id(held.source.audience) for held in self._held.values() if not held.begun.is_set()}
         for audience in audiences:
             if id(audience) not in waiting:
                 _let_know(audience)
+
+    async def _hold_only(self, wanted: Mapping[str, Source], gone: Sequence[str]) -> None:
+        for row in gone:
+            self._held.pop(row).task.cancel()
+        for row, source in wanted.items():
+            held = self._held.get(row)
+            if held is not None and held.task.done() and held.is_for_calls and source.audience.standing:
+                del self._held[row]  # Not listened to for calls any more; for who listens it is tried anew.
+                held = None
+            if held is not None:
+                held.source = source
+            else:
+                self._hold(row, source)
+        if gone:
+            await self._keeper.release(self._name, gone)
 
     def _due(self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, Grant], now: float) -> set[str]:
         """The owners for whom it was decided anew, or was not for long."""
@@ -369,20 +379,15 @@ class ServerStreams:
 
         return dict(zip(named, await asyncio.gather(*map(look_up, named)), strict=True))
 
-    async def _sources(self, audience: Audience) -> list[Source]:
-        sources = []
-        for assigned in audience.grant.assignments:
-            if not (audience.heard.get(assigned.id) or any(_offers(assigned, name, "listChanged") for name in KINDS)):
-                continue  # It has nothing to say.
-            if is_usable(assigned) and not identity_refusal(assigned):
-                with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
-                    assigned = await self._lists.refresher.fresh(assigned)  # noqa: PLW2901 - the same, with a fresh token
-                    sources.append(Source(audience, assigned, target(assigned, audience.grant, self._cipher)))
-        return sources
+    async def _source(self, audience: Audience, assigned: AssignedServer) -> Source | None:
+        with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
+            assigned = await self._lists.refresher.fresh(assigned)
+            return Source(audience, assigned, target(assigned, audience.grant, self._cipher))
+        return None
 
     # What is held
 
-    async def _open_sessions(self, sources: Sequence[Source], owners: Collection[str]) -> None:
+    async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
         """Have a session at each of these that says something on it, subscribed to what its client wants to hear of.
 
         The client of a session subscribes in it by itself; its subscriptions are renewed when the server has lost them,
@@ -391,11 +396,10 @@ class ServerStreams:
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
-        for source in sources:
-            audience, assigned, upstream = source
+        for audience, assigned in heeded:
             wanted = frozenset(audience.heard.get(assigned.id, ()))
             key = audience.owner, assigned.id
-            row = upstream.session.row if upstream.session is not None else ""
+            row = assigned.upstream_session[0] if assigned.upstream_session is not None else ""
             named = wanted | begun[key][1] if key in begun else wanted
             row_before, before = self._sessions.get(key, ("", frozenset()))
             is_lost = row_before not in {"", row}
@@ -405,12 +409,24 @@ class ServerStreams:
             is_own = audience.grant.session is not None and key in self._sessions and not is_lost
             new = frozenset() if is_own else named - before
             if key not in self._sessions or is_lost or new:
-                tasks.append(self._run(self._open_session(key, source, new, tell=is_lost)))
+                tasks.append(self._run(self._open_session(key, audience, assigned, new, tell=is_lost)))
         self._sessions = begun
         if tasks:
             await asyncio.wait(tasks, timeout=SESSION_SECONDS)
 
-    async def _open_session(self, key: tuple[str, str], source: Source, named: Collection[str], *, tell: bool) -> None:
+    async def _open_session(
+        self,
+        key: tuple[str, str],
+        audience: Audience,
+        assigned: AssignedServer,
+        named: Collection[str],
+        *,
+        tell: bool,
+    ) -> None:
+        source = await self._source(audience, assigned)
+        if source is None:
+            self._sessions.pop(key, None)
+            return
         upstream = source.target
         try:
             if not named and upstream.session is None:
@@ -442,7 +458,8 @@ class ServerStreams:
         by_owner = {audience.owner: audience for audience in audiences}
         if not by_owner:
             return {}
-        leased = await self._keeper.lease(self._name, list(by_owner), self._held.keys())
+        listened = [row for row, held in self._held.items() if held.source.audience.owner in by_owner]
+        leased = await self._keeper.lease(self._name, list(by_owner), listened)
         if leased.elsewhere:
             await self._courier.tell_interest(leased.elsewhere)
         known = {
@@ -478,7 +495,7 @@ class ServerStreams:
 
     async def _begin_for_calls(self, row: str, use: Use) -> None:
         try:
-            if row not in self._held and self._may_listen(use):
+            if row not in self._held and self._may_listen(use, instead=True):
                 leased = await self._keeper.lease_rows(self._name, [row])
                 if leased.get(row):
                     self._hold(row, _for_calls(use))
@@ -490,8 +507,10 @@ class ServerStreams:
             use.beginning = False
             use.settled.set()
 
-    def _may_listen(self, use: Use) -> bool:
-        """Whether this server has a stream, as far as is known, and this worker can have one more."""
+    def _may_listen(self, use: Use, *, instead: bool = False) -> bool:
+        """Whether this server has a stream, as far as is known, and this worker can have one more, or `instead` of one
+        that is idle.
+        """
         if time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS:
             return False
         for_calls = [row for row, held in self._held.items() if held.is_for_calls]
@@ -499,10 +518,9 @@ class ServerStreams:
             return True
         uses = self._calls.uses
         idle = [row for row in for_calls if row not in uses or not (uses[row].calls or uses[row].beginning)]
-        if not idle:
-            return False
-        self._drop(min(idle, key=lambda row: uses[row].ended if row in uses else 0.0))
-        return True
+        if idle and instead:
+            self._drop(min(idle, key=lambda row: uses[row].ended if row in uses else 0.0))
+        return bool(idle) and instead
 
     def _drop(self, row: str) -> None:
         """Listen to this session no more; the next call in it is the first one again."""
@@ -552,8 +570,13 @@ class ServerStreams:
                         self._run(self._keeper.release(self._name, [row]))
                     return  # The entry stays, so that a server without a stream is not asked again and again.
                 pause = held.place.pause(AGAIN_SECONDS)
+            except SessionLost:
+                self._begin(held)
+                return  # The next call finds out whether it is lost, and opens another.
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})
+            except Exception:  # Whatever it said, its stream is read again.
+                logger.exception("what a server said could not be passed on")
             self._begin(held)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MOST_AGAIN_SECONDS)
@@ -588,7 +611,7 @@ class ServerStreams:
             return await self._client.listen(source.target, on_notification, on_request, opened, held.place)
         except SessionLost:
             if held.is_for_calls:
-                return False  # The next call finds out whether it is lost, and opens another.
+                raise
             return not await self._is_alive(source)  # Some servers say so where they have no stream.
 
     def _opened(self, held: Held) -> None:
@@ -704,7 +727,9 @@ class ServerStreams:
     def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
         """Have this go where other workers have a use for it, in turn; tells whether a request went anywhere."""
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if len(held.waiting) >= MOST_WAITING:
+        held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
+        if len(held.waiting) >= MOST_WAITING or held.waiting_bytes > MOST_WAITING_BYTES:
+            held.waiting_bytes -= size
             told.set_result(False)
             return told
         held.waiting.append((message, told))
@@ -714,7 +739,7 @@ class ServerStreams:
 
     async def _hand_over_all(self, held: Held) -> None:
         while held.waiting:
-            waiting, held.waiting = held.waiting, []
+            waiting, held.waiting, held.waiting_bytes = held.waiting, [], 0
             heard = self._heard(held, [message for message, _ in waiting])
             grant = held.source.audience.grant
             place = None
@@ -729,7 +754,7 @@ class ServerStreams:
                     await self._deliver(heard._replace(messages=rest), False)
             finally:
                 for _, told in waiting:
-                    if told is not None and not told.done():
+                    if not told.done():
                         told.set_result(place is not None)
 
     def _heard(self, held: Held, messages: list[Object]) -> Heard:
@@ -764,7 +789,7 @@ class ServerStreams:
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = _params(message)
         if message["method"] == LOGGED:
-            if params.get("level") not in told_levels(heard.level):
+            if str(params.get("level")) not in told_levels(heard.level):
                 return
             message = {**message, "params": {**params, "logger": under_alias(heard.alias, params.get("logger"))}}
         elif message["method"] == UPDATED:
@@ -824,6 +849,17 @@ class ServerStreams:
 
 def _server(target: Target) -> tuple[str, str]:
     return target.server_id, target.url
+
+
+def _heeded(audience: Audience) -> list[AssignedServer]:
+    """The servers that may have something to say to them, and may be used for them."""
+    return [
+        each
+        for each in audience.grant.assignments
+        if (audience.heard.get(each.id) or any(_offers(each, name, "listChanged") for name in KINDS))
+        and is_usable(each)
+        and not identity_refusal(each)
+    ]
 
 
 def _let_know(audience: Audience) -> None:

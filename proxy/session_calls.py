@@ -50,7 +50,9 @@ class SessionCall:
         self.end()
         if not session.id or not session.row:
             return
-        self.row, self.target = session.row, self.target._replace(session=session)
+        self.row = session.row
+        if self.target.session is not session:
+            self.target = self.target._replace(session=session)
         self.on_notification, self.on_request = on_notification, on_request
         await self.calls.begin(self)
 

@@ -128,6 +128,11 @@ class StandingStream:
             told["resourceSubscriptions"] = sorted(self.uris)
         self.put({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": {"notifications": told}}, first=True)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._over
+
     async def notify(self, message: Object) -> None:
         """The same as `put`."""
         self.put(message)
@@ -362,8 +367,8 @@ class Streams:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(RECHECK_SECONDS / parts):
                             await self._cut.wait()
-                if self._cut.is_set():
-                    break
+                    if self._cut.is_set():
+                        break
                 try:
                     await self._decide_anew(part, parts)
                 except (DatabaseUnavailable, StatementRejected) as error:
@@ -371,7 +376,8 @@ class Streams:
                     await asyncio.sleep(RECHECK_PAUSE)
                     self._cut.set()
                     break
-            await asyncio.sleep(RECHECK_PAUSE)
+            if was_cut:
+                await asyncio.sleep(RECHECK_PAUSE)
 
     async def recheck(self, request: McpRequest) -> Grant | None:
         """Decide now about a call that has waited: the grant as it is, or None when the call may not go on.

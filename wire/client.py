@@ -57,6 +57,16 @@ type LearnEra = Callable[[str, str, str], None]
 type Introduced = Callable[[Target, ServerInfo], None]
 
 
+class Addressed(Protocol):
+    """A server by its address, and the era it is stored with."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def era(self) -> str: ...
+
+
 class Beside(Protocol):
     """Who has to know in which session a request is sent, since its server may say something of it elsewhere."""
 
@@ -336,7 +346,7 @@ class McpClient:
             return False
         return answer.error is None
 
-    def era(self, target: Target) -> str:
+    def era(self, target: Addressed) -> str:
         """The era in which this server was asked last; empty before it was."""
         return self._eras.get(target.url, target.era)
 

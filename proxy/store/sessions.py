@@ -113,12 +113,14 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 
 LEASE_SECONDS = 30
 LEASE = f"""
-WITH taken AS (
+WITH held AS (
     UPDATE proxy_upstreamsession SET
         leased_by = %(worker)s, leased_until = now() + make_interval(secs => %(seconds)s), last_used_at = now()
     WHERE owner_id = ANY(%(owners)s::uuid[]) AND sealed_id <> ''
         AND (leased_by = %(worker)s OR coalesce(leased_until <= now(), true))
     RETURNING *
+), taken AS (
+    SELECT * FROM held WHERE id <> ALL(%(known)s::uuid[])
 ), used AS (
     -- Who only listens uses the session too.
     UPDATE proxy_session SET last_used_at = now()
@@ -130,6 +132,9 @@ AND EXISTS (
     WHERE c.id = t.connection_id AND a.server_id = t.server_id AND a.enabled AND a.removed_at IS NULL
         AND a.tool_policy <> 'block_all'
 )
+UNION ALL
+SELECT h.owner_id::text, '', h.id::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+FROM held h WHERE h.id = ANY(%(known)s::uuid[])
 UNION ALL
 SELECT '', '', u.id::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 FROM proxy_upstreamsession u
@@ -395,11 +400,11 @@ class SessionKeeper:
 
         Each is one worker's; it has it for LEASE_SECONDS, and again each time it asks. Raises DatabaseUnavailable.
         """
-        rows = await self._state.fetch(LEASE, {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS})
-        own = [row for row in rows if row[0]]
+        given = {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS, "known": list(known)}
+        rows = await self._state.fetch(LEASE, given)
         return Leased(
-            self._owned([row for row in own if row[2] not in known]),
-            {row[2]: row[0] for row in own if row[2] in known},
+            self._owned([row for row in rows if row[1]]),
+            {row[2]: row[0] for row in rows if row[0] and not row[1]},
             [row[2] for row in rows if not row[0]],
         )
 

@@ -287,6 +287,29 @@ def many_events_then_the_answer(peer: Peer, request_id: int) -> None:
     peer.chunk(b"")
 
 
+def notifications_of_odd_forms(peer: Peer, request_id: int) -> None:
+    odd: list[object] = [
+        {"jsonrpc": "2.0", "method": []},
+        {"jsonrpc": "2.0", "method": {}, "params": {}},
+        {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": []}},
+        {"jsonrpc": "2.0", "method": "notifications/message", "params": []},
+        {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": {}}},
+    ]
+    peer.send(STREAM + b"\r\n")
+    peer.chunk(b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in odd))
+    peer.chunk(b"data: " + result(request_id) + b"\n\n")
+    peer.chunk(b"")
+
+
+def test_notifications_of_odd_forms_are_kept_from_the_client_and_fail_no_call(start: Start) -> None:
+    proxy = start(answer_limit=LIMIT)
+    with hostile(notifications_of_odd_forms) as url:
+        answered = agent_of(proxy, url).call("docs__bad", Accept="application/json, text/event-stream")
+
+    assert answered.json()["result"]["content"] == [{"type": "text", "text": "fine"}]
+    assert [row.outcome for row in proxy.calls()] == ["ok"]
+
+
 @pytest.mark.parametrize("talk", [two_answers_on_a_stream, a_question_with_a_huge_id, many_events_then_the_answer])
 def test_what_is_odd_and_not_too_much_is_answered(start: Start, talk: Talk) -> None:
     proxy = start(answer_limit=LIMIT)

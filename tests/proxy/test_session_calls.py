@@ -1,17 +1,23 @@
 """What a server says for a call on the standing stream of its session, as SDKs do when no related request is named."""
 
 import asyncio
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from django.db.models import F
+from psycopg.pq.abc import PGresult
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, StreamEvent, UpstreamSession
+from proxy.store.bus import Bus
+from proxy.store.pending import PendingRequests
+from proxy.store.sessions import digest
+from proxy.store.state import State
 from tests import make
 from tests.conformance import fixtures
 from tests.conftest import Run
@@ -40,6 +46,9 @@ class StandingAsker(Asker):
     refused: int = 0
     go: threading.Event = field(default_factory=threading.Event)
     offers_stream: bool = True
+    has_head: bool = True
+    pour: bytes = b""
+    """What is said on each stream as soon as it is open."""
     open: dict[str, Request] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,9 +68,10 @@ class StandingAsker(Asker):
             self.refused += 1
             await request.answer(b"", status=409)
             return
+        if self.has_head:
+            await request.open_stream()
+            await request.send({"type": "http.response.body", "body": b": here\n\n" + self.pour, "more_body": True})
         self.open[session] = request
-        await request.open_stream()
-        await request.send({"type": "http.response.body", "body": b": here\n\n", "more_body": True})
         while (await request.receive())["type"] != "http.disconnect":
             pass
         del self.open[session]
@@ -320,6 +330,149 @@ def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, mo
 
     eventually(lambda: sorted(work.server.open) == ["session-2", "session-3"])
     assert answers_of(first.call("docs__it", replying(first)))[0]["result"] == GIVEN
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"data: \xff\xfe{{{ no json\n\n",
+        b'data: {"jsonrpc": "2.0", "method": "half',
+        b"data: " + b"[" * 100_000 + b"]" * 100_000 + b"\n\n",
+        b'data: {"jsonrpc": "2.0", "id": 900, "result": {}}\n\ndata: {"jsonrpc": "2.0", "method": 7}\n\n',
+        b'data: {"jsonrpc": "2.0", "id": {}, "method": "roots/list"}\n\n',
+        b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": 1}\n\n',
+        b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": []}}\n\n',
+        b'data: {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": {}}}\n\n',
+        b'data: {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": []}\n\n',
+        b"data: " + b"x" * 300_000 + b"\n\n",
+    ],
+    ids=["garbage", "half an event", "deep", "wrong ids", "no id", "params", "level", "token", "asked", "large"],
+)
+def test_whatever_comes_there_the_calls_go_on_and_are_written_down(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.05)
+    person = work.person(answer_limit=200_000)
+    work.server.pour = said
+    assert "result" in person.call("docs__quick")
+    eventually(lambda: work.server.gets)
+    assert "result" in person.call("docs__quick")
+
+    work.server.pour = b""
+    Person(person.agent, person.capabilities).initialize()
+    other = Person(person.agent, person.capabilities).initialize()
+    assert answers_of(other.call("docs__it", replying(other)))[0]["result"] == GIVEN
+    assert {row.outcome for row in Call.objects.filter(method="tools/call")} == {"ok"}
+
+
+def test_a_stream_that_breaks_is_opened_again_while_its_session_is_in_use(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.05)
+    person = work.person()
+    work.server.pour = b"data: no json\n\n"
+    assert "result" in person.call("docs__quick")
+    eventually(lambda: len(work.server.gets) > 1)
+    work.server.pour = b""
+    eventually(lambda: work.server.open)
+
+    assert answers_of(person.call("docs__it", replying(person)))[0]["result"] == GIVEN
+
+
+def test_a_server_that_does_not_open_its_stream_in_time_is_not_waited_for_with_each_call(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.READY_SECONDS", 0.3)
+    work.server.has_head = False
+    first = work.person()
+    people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(8))]
+    began = time.monotonic()
+    assert all("result" in person.call("docs__quick") for person in people)
+    waited_once = time.monotonic() - began
+
+    monkeypatch.setattr("proxy.server_streams.LATE_SECONDS", 0.0)
+    began = time.monotonic()
+    more = [Person(first.agent, first.capabilities).initialize() for _ in range(9)]
+    assert all("result" in person.call("docs__quick") for person in more)
+    assert time.monotonic() - began > 9 * 0.3 > 0.3 <= waited_once
+
+
+def test_a_call_in_a_session_that_is_listened_to_runs_no_statement_for_it(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 600)
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    eventually(lambda: work.server.open)
+    run: list[str] = []
+    fetch = State.fetch
+
+    async def noted(state: State, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
+        run.append(sql)
+        return await fetch(state, sql, params)
+
+    monkeypatch.setattr(State, "fetch", noted)
+    assert all("result" in person.call("docs__quick") for _ in range(5))
+
+    assert not [sql for sql in run if "proxy_upstreamsession" in sql or "pg_notify" in sql]
+
+
+def test_what_one_worker_hands_to_another_is_sealed_and_the_bus_tells_ids_only(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    publish = Bus.publish
+
+    async def noted(bus: Bus, topic: str, text: str) -> None:
+        told.append(f"{topic} {text}")
+        await publish(bus, topic, text)
+
+    async def kept(requests: PendingRequests, uid: str) -> None:
+        requests._bell.forget(uid)
+
+    monkeypatch.setattr(Bus, "publish", noted)
+    monkeypatch.setattr(PendingRequests, "drop", kept)
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    elsewhere = Person(work.elsewhere(person), session=person.session)
+
+    assert answers_of(elsewhere.call("docs__it", replying(elsewhere)))[0]["result"] == GIVEN
+
+    asked = [bytes(row.asked) for row in PendingRequest.objects.filter(method="") if row.asked]
+    assert asked
+    assert not [text for text in asked if b"Who?" in text]
+    assert {each.partition(" ")[0] for each in told} >= {"interest", "said", "bid", "carry"}
+    assert not [each for each in told if not re.fullmatch(r"[a-z]+( ([0-9a-f-]{36}|[0-9a-f]{32}|\d+))+", each)]
+
+
+def test_the_end_of_a_session_decides_anew_about_nobody_else(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    query = Bus.query
+
+    async def noted(bus: Bus, name: bytes, parameters: Sequence[bytes]) -> PGresult:
+        asked.append(b" ".join(parameters))
+        return await query(bus, name, parameters)
+
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)
+    monkeypatch.setattr(Bus, "query", noted)
+    person = work.person()
+    other = Person(person.agent, person.capabilities).initialize()
+    own = digest(person.session).hex().encode()
+    with (
+        listening(person.agent, "GET", **_headers(person)) as stays,
+        listening(person.agent, "GET", **_headers(other)) as ends,
+    ):
+        assert stays.begun.wait(PATIENCE)
+        assert ends.begun.wait(PATIENCE)
+        eventually(lambda: [each for each in asked if own in each])
+        asked.clear()
+        with listening(person.agent, "DELETE", **_headers(other)) as ended:
+            assert ended.over.wait(PATIENCE)
+        assert ends.over.wait(PROMPT)
+        assert not stays.over.is_set()
+        assert not [each for each in asked if own in each]
 
 
 def test_a_client_of_2026_07_28_is_asked_by_the_result_of_its_call(work: StandingWork) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from tests import upstreams, workspace
-from tests.asgi_server import Receive, Send, answer
+from tests.asgi_server import Receive, Send, answer, headers_of
 from tests.conformance.counter import (
     SESSION_ERA,
     TOOLS,
@@ -97,29 +97,37 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 class Troubled(Counter):
-    """A counter that also asks its client (`ask`), and whose tool `bad` does what its argument `how` says."""
+    """A counter that also asks its client (`ask`, on the session's stream when it is `standing`).
+
+    Its tool `bad` does what its argument `how` says.
+    """
 
     def __init__(self) -> None:
         super().__init__(SESSION_ERA)
         self.answers: list[Json] = []
         self.say: list[Json] = []
         """What is said on every standing stream."""
+        self.say_in: dict[str | None, list[Json]] = {}
+        """What is said on that of one session."""
         self._asked: dict[tuple[str | None, Any], asyncio.Future[Json]] = {}
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "GET":
-            await self._talk(receive, send)
+            await self._talk(headers_of(scope).get("mcp-session-id"), receive, send)
         else:
             await super().__call__(scope, receive, send)
 
-    async def _talk(self, receive: Receive, send: Send) -> None:
+    async def _talk(self, session: str | None, receive: Receive, send: Send) -> None:
         left, said = asyncio.create_task(gone(receive)), 0
+        own = self.say_in.setdefault(session, [])
         self.seen.append(Event("get", None))
         await begin_stream(send)
         while not left.done():
             for message in self.say[said:]:
                 await send({"type": "http.response.body", "body": event(message), "more_body": True})
             said = len(self.say)
+            while own:
+                await send({"type": "http.response.body", "body": event(own.pop(0)), "more_body": True})
             await asyncio.wait([left], timeout=0.05)
 
     async def _post(self, message: Json, session: str | None, is_modern: bool, receive: Receive, send: Send) -> None:
@@ -146,10 +154,13 @@ class Troubled(Counter):
     async def _ask(self, message: Json, asked: Json, session: str | None, send: Send) -> None:
         number = len(self.answers)
         waiting = self._asked[session, number] = asyncio.get_running_loop().create_future()
-        question = {"method": "elicitation/create", "params": FORM} | asked
+        is_standing = asked.pop("standing", False)
+        question = {"jsonrpc": "2.0", "id": number, "method": "elicitation/create", "params": FORM} | asked
         await begin_stream(send)
-        sent = event({"jsonrpc": "2.0", "id": number, **question})
-        await send({"type": "http.response.body", "body": sent, "more_body": True})
+        if is_standing:
+            self.say_in.setdefault(session, []).append(question)
+        else:
+            await send({"type": "http.response.body", "body": event(question), "more_body": True})
         answered = await asyncio.wait_for(waiting, 60)
         body = {"jsonrpc": "2.0", "id": message["id"], "result": result_of({"answer": answered}, session)}
         await send({"type": "http.response.body", "body": event(body)})

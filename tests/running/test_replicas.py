@@ -145,8 +145,8 @@ def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) ->
 
 def test_a_request_on_a_standing_stream_of_a_server_gets_an_answer(both: Replicas) -> None:
     agent = in_session(both.agent())
-    count(agent)
     opened = len(both.counter.events("get"))
+    count(agent)
     with listening(agent, "GET"):
         both.counter.wait_for("get", opened + 1)
         answers = len(both.counter.answers)
@@ -211,6 +211,18 @@ def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas
             assert both.at(there, agent).post(reply).status_code == 202
             assert answer.over.wait(PROMPT)
         assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
+
+
+def test_what_a_server_asks_on_its_standing_stream_is_asked_on_the_call_of_whichever_replica(both: Replicas) -> None:
+    agent = in_session(both.agent(), ELICITATION)
+    for here, there in ((0, 1), (1, 0), (0, 0)):
+        with listening(both.at(here, agent), "POST", call("ask", standing=True)) as answer:
+            asked = heard(answer, "elicitation/create")
+            reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
+            assert both.at(there, agent).post(reply).status_code == 202
+            assert answer.over.wait(PROMPT)
+        assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
+    assert outcomes(both, agent) == ["ok", "ok", "ok"]
 
 
 def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> None:
@@ -283,6 +295,7 @@ def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
         assert time.monotonic() - began < PROMPT
     assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
     good_again(agent, PROMPT)
+    assert set(outcomes(both, agent)) == {"ok"}
 
 
 @pytest.mark.full
