@@ -83,7 +83,8 @@ class Endpoint:
         if not request_headers.slug:
             await response.send(request, Response(404, response.NO_GATEWAY_URL))
         elif not request_headers.host_is_known:
-            await response.send(request, Response(400, b"", "bad_request"))
+            headers = (response.CONTENT_TYPE_TEXT,)
+            await response.send(request, Response(400, response.WRONG_HOST.encode(), "bad_request", headers=headers))
         else:
             with suppress(ClientLeft):
                 await self._serve(request)
