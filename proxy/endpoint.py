@@ -103,7 +103,8 @@ class Endpoint:
         if not headers.slug:
             return Response(404, response.NO_GATEWAY_URL)
         if not headers.host_is_known:
-            return Response(400, b"", "bad_request")
+            in_words = (response.CONTENT_TYPE_TEXT,)
+            return Response(400, response.WRONG_HOST.encode(), "bad_request", headers=in_words)
         if headers.origin_is_allowed:
             request.origin = headers.origin
             if headers.http_method == "OPTIONS":

@@ -91,6 +91,7 @@ FOR_BROWSERS = (
     "Enter it in your MCP client. How to Connect shows how: {public_url}/connect/help/\n"
 )
 NO_GATEWAY_URL = jsonrpc.error(None, jsonrpc.INVALID_REQUEST, jsonrpc.NO_GATEWAY_URL)
+WRONG_HOST = "This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n"
 CONTENT_TYPE_TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 

@@ -57,7 +57,8 @@ class ServerForm(forms.Form):
 
     name = forms.CharField(max_length=80)
     slug = SlugField(Server.objects.all(), max_length=16, help_text="Tools begin with it. It never changes.")
-    url = forms.CharField(label="URL", max_length=500, widget=forms.URLInput)
+    # Of no type: a browser would answer a command, or a name without https://, with "Please enter a URL", and not we.
+    url = forms.CharField(label="URL", max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
     auth_type = forms.ChoiceField(label="Auth type", choices=AuthType.choices, initial=AuthType.NONE)
     header_name = forms.CharField(required=False, max_length=80, help_text="For “Own header” only.")
     timeout_seconds = forms.IntegerField(

@@ -181,7 +181,7 @@ class Guard:
             if not self.admits(host, encrypted=parts.scheme == "https"):
                 raise UrlRefused(f"The address {host} {_why_not(parts.scheme)}.")
         elif parts.scheme == "http" and not self.allowed:
-            raise UrlRefused("The URL must start with https://.")
+            raise UrlRefused(WITHOUT_TLS)
 
     def check_now(self, url: str) -> None:
         """`check_url`, and a look-up: refuse a name none of whose addresses may be called. Raises UrlRefused."""
@@ -198,6 +198,7 @@ class Guard:
             raise UrlRefused(f"{host} leads to an address that {_why_not(parts.scheme)}.")
 
 
+WITHOUT_TLS = "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://."
 LEADS_BACK = "This is an address of this gateway itself; its calls would go in a circle."
 
 
@@ -249,7 +250,7 @@ def _parts(url: str) -> Any:
     except ValueError:
         raise UrlRefused("This is not a URL. One looks like https://mcp.example.com/mcp.") from None
     if parts.scheme not in ("https", "http"):
-        raise UrlRefused("The URL must start with https://.")
+        raise UrlRefused(WITHOUT_TLS)
     if not parts.hostname or not port_is_number:
         raise UrlRefused("The URL names no server.")
     if parts.username is not None or parts.password is not None:

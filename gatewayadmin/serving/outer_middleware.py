@@ -16,6 +16,7 @@ from gatewayadmin.config.environment import Network
 from gatewayadmin.serving.client_address import client_address
 from gatewayadmin.serving.log_format import request_id
 from proxy.request import host_name
+from proxy.response import WRONG_HOST
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ class _RequestLog:
 
 
 async def _wrong_host(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = PlainTextResponse("This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n", 400)
+    answer = PlainTextResponse(WRONG_HOST, 400)
     await answer(scope, receive, send)
 
 

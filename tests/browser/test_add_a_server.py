@@ -137,3 +137,19 @@ def test_one_who_denies_leaves_and_comes_back_is_connected_in_the_end(
     assert {one["name"].rpartition("__")[2] for one in first} >= {"whoami"}
     assert curl.list_tools(url, secret).status == 200
     assert urlsplit(again.url).path == "/settings/identities"
+
+
+def test_what_is_no_url_is_answered_by_the_page_and_not_by_the_browser(
+    live: workspace.Serve, page: Page, trouble: Trouble
+) -> None:
+    trouble.expected.add("422")
+    page.goto(f"{live.url}/servers/add/")
+    for typed, words in {
+        "npx -y @modelcontextprotocol/server-memory": "This is a command that starts a server",
+        "mcp.example.com/mcp": "The URL must start with https://.",
+        "localhost:3001/mcp": "it may start with http://.",
+    }.items():
+        page.get_by_label("URL").fill(typed)
+        page.get_by_role("button", name="Check").click()
+        expect(page.get_by_text(words)).to_be_visible()
+        expect(page.get_by_label("URL")).to_have_value(typed)

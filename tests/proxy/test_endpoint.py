@@ -405,12 +405,14 @@ def test_the_client_address_comes_from_whom_the_application_trusts(start: Start,
     assert [row.client_ip for row in world.proxy.calls()] == ["203.0.113.9", "198.51.100.1"]
 
 
-def test_a_host_that_is_not_ours_is_refused(start: Start, run: Run) -> None:
+def test_a_host_that_is_not_ours_is_refused_in_words(start: Start, run: Run) -> None:
     world = world_of(start(hosts=frozenset({"127.0.0.1", "gateway.example.com"})), run)
 
     assert world.agent.listed().status_code == 200
     assert world.agent.listed(Host="gateway.example.com:443").status_code == 200
-    assert world.agent.listed(Host="evil.example").status_code == 400
+    refused = world.agent.listed(Host="evil.example")
+    assert (refused.status_code, refused.headers["content-type"]) == (400, "text/plain; charset=utf-8")
+    assert refused.text == "This server does not answer for that host name. Set GATEWAY_PUBLIC_URL.\n"
 
 
 def test_unknown_tokens_become_one_event_for_each_address(start: Start, run: Run) -> None:
