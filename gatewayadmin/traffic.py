@@ -20,7 +20,7 @@ from servers.models import Server
 DAY = timedelta(hours=24)
 HOURS = 24
 LISTED = 8
-GROUND = f"M0 16h{5 * HOURS - 2}"  # Dashed by the style sheet: three wide, two apart, as the bars are.
+GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet: three wide, two apart, as the bars are.
 
 # Failures first found by their outcome, then only whether there was any call: both look at few rows.
 HOURLY = """

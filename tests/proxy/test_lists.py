@@ -203,6 +203,7 @@ def test_where_changes_are_accepted_they_are_shown_at_once_with_an_event(work: W
     assert Event.objects.get(action="feature.changed").changes["state"] == ["approved", "approved"]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rule", [OnChange.HOLD, OnChange.WARN, OnChange.ACCEPT])
 @pytest.mark.parametrize("hidden", ["\u202e", "\u200b", "\U000e0041", "\x1b", "\ufeff"])
 def test_hidden_characters_are_held_whatever_the_setting(work: Work, rule: str, hidden: str) -> None:

@@ -196,8 +196,8 @@ def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
 
 def test_grant_refuses_a_role_that_it_could_not_limit(roles: Roles, served: Serve) -> None:
     owner = urlsplit(roles.owner).username or ""
-    assert "no grant can limit" in roles.refusal_of("grant", owner)
-    assert "There is no role nobody_here" in roles.refusal_of("grant", "nobody_here")
+    assert "no grant can limit" in roles.by_owner.refusal("grant", owner)
+    assert "There is no role nobody_here" in roles.by_owner.refusal("grant", "nobody_here")
 
 
 def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles, served: Serve) -> None:
