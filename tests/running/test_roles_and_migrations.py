@@ -101,7 +101,7 @@ def served(roles: Roles) -> Iterator[Serve]:
     data_dir.mkdir(mode=0o700)
     served = Serve(data_dir, roles.runner, workspace.free_port(), roles.keys)
     try:
-        yield served.start("--no-migrate")
+        yield served.start("--no-migrate", workers=1)
     finally:
         served.stop()
 
@@ -231,7 +231,7 @@ def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(ro
     issued = served.issue_token(host="Waiter", gateway="quickstart")
     with (
         psycopg.connect(roles.owner) as reader,
-        Load(issued["gateway_url"], issued["token"], 2) as load,
+        Load(issued["gateway_url"], issued["token"], 2, pause=0.05) as load,
     ):
         reader.execute("SELECT count(*) FROM auditlog_call")
         back = migrating(roles, "auditlog", "0004")
