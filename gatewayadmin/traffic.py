@@ -20,6 +20,7 @@ from servers.models import Server
 DAY = timedelta(hours=24)
 HOURS = 24
 LISTED = 8
+GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet: three wide, two apart, as the bars are.
 
 # Failures first found by their outcome, then only whether there was any call: both look at few rows.
 HOURLY = """
@@ -97,11 +98,11 @@ class Health:
 
     @property
     def drawn(self) -> list[tuple[str, str]]:
-        """What is drawn: a path for each state."""
-        paths = {"ok": "", "down": "", "none": ""}
+        """What is drawn: a path for each state, the dashes of quiet hours first; the bars of the others hide them."""
+        paths = {"none": GROUND, "ok": "", "down": ""}
         for n, hour in enumerate(self.hours):
-            state, y, height = ("down", 0, 18) if hour.failed else ("ok", 0, 18) if hour.called else ("none", 14, 4)
-            paths[state] += f"M{5 * n} {y}h3v{height}h-3z"
+            if hour.called or hour.failed:
+                paths["down" if hour.failed else "ok"] += f"M{5 * n} 0h3v18h-3z"
         return [(state, path) for state, path in paths.items() if path]
 
 

@@ -17,11 +17,11 @@ from django.db.backends.postgresql.creation import DatabaseCreation
 from django.test import Client, TransactionTestCase
 from httpx._transports import default as httpx_transports
 
-from accounts.models import Role, User, permissions_of
+from accounts.models import Role, User
 from auditlog import export
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
-from tests import cluster, emptying, sampling, schedule, secrecy, upstreams, workspace
+from tests import cluster, emptying, make, sampling, schedule, secrecy, upstreams, workspace
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
@@ -51,6 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("few")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Leave most parameters of a test `one_in` so many to `make test-all`."""
+    sampling.leave_out(item)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Schedule:
     """Keep together what shares something, and begin with what takes longest."""
     return schedule.Schedule(config, log)
@@ -69,7 +74,7 @@ def person(name: str, role: str, *capabilities: Capability, is_staff: bool = Fal
     """A user whose role of this name holds exactly these capabilities."""
     held, made = Role.objects.get_or_create(name=role)
     if made:
-        held.permissions.set(permissions_of(capabilities))
+        make.grant(held, capabilities)
     return User.objects.create_user(f"{name}@example.com", display_name=name.title(), role=held, is_staff=is_staff)
 
 

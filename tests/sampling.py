@@ -5,7 +5,8 @@ the same variants again.
 """
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,6 +35,23 @@ def one_in(parts: int, values: Iterable[Any], turn: int = 0) -> list[Any]:
     """As `some`: one in so many of the values, each of them once in so many seeds."""
     values = list(values)
     return some(values, -(-len(values) // parts), turn)
+
+
+def in_turn(number: int, of: int) -> Callable[[Any], Any]:
+    """A test that is one of so many alike, each slow: `make test` runs the one with this number, by the seed."""
+    return (lambda test: test) if seed() % of == number else pytest.mark.full
+
+
+_met: Counter[str] = Counter()
+
+
+def leave_out(item: pytest.Item) -> None:
+    """Mark a test `full` unless it is among the parameters that its marker `one_in` chooses with this seed."""
+    if marker := item.get_closest_marker("one_in"):
+        function = item.nodeid.partition("[")[0]
+        if (_met[function] + seed()) % marker.args[0]:
+            item.add_marker(pytest.mark.full)
+        _met[function] += 1
 
 
 def full(value: Any) -> Any:

@@ -113,6 +113,17 @@ class Serve:
 
     def manage(self, *arguments: str) -> str:
         """Run a management command beside the running server and give what it prints."""
+        done = self._run(arguments)
+        assert done["code"] == 0, done["told"]
+        return str(done["printed"])
+
+    def refusal(self, *arguments: str) -> str:
+        """Run a management command that must fail, and give what it says."""
+        done = self._run(arguments)
+        assert done["code"] != 0, done["printed"]
+        return str(done["told"])
+
+    def _run(self, arguments: tuple[str, ...]) -> dict[str, Any]:
         if self.clerk is None or self.clerk.poll() is not None:
             self.clerk = subprocess.Popen(
                 [sys.executable, "-m", "tests.clerk"],
@@ -122,9 +133,7 @@ class Serve:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        done = json.loads(self._asked(self.clerk, json.dumps(arguments)))
-        assert done["code"] == 0, done["told"]
-        return str(done["printed"])
+        return dict(json.loads(self._asked(self.clerk, json.dumps(arguments))))
 
     def _asked(self, clerk: subprocess.Popen[str], line: str) -> str:
         assert clerk.stdin is not None

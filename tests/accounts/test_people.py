@@ -57,6 +57,7 @@ def text(response: Any) -> str:
 ACTS = ("edit", "role", "invite", "reset", "sign-out", "second-factor", "deactivate")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -154,6 +155,7 @@ def test_the_list_says_who_is_who(chief: User, sign_in: SignIn) -> None:
     assert "3 people" in page
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -359,6 +361,7 @@ def test_the_page_of_an_invitation_does_not_speak_of_a_reset(chief: User, sign_i
     assert "revoked" not in page
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "text",
     [

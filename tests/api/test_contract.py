@@ -126,7 +126,7 @@ def cases(operation: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("label", "actor"),
-    one_in(12, ASKED),
+    one_in(24, ASKED),
 )
 def test_an_operation_answers_as_described(
     label: str, actor: str, world: World, credentials: dict[str, Any], record_property: Any

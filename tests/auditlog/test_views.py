@@ -102,6 +102,7 @@ def test_an_empty_range_says_so(ana: User, sign_in: SignIn) -> None:
     assert "No entries in this time range." in text(sign_in(ana).get("/logs/"))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -191,6 +192,7 @@ def test_older_and_newer_walk_every_call_once_while_new_ones_arrive(ana: User, s
     assert shown(client.get(f"/logs/?cursor={back.context['page'].newer}")) == shown(first)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cursor", ["x", "1-", "-1", "1-2-3", "9" * 60, "9" * 30 + "-1", "1-" + "9" * 30, "¹-1"])
 @pytest.mark.parametrize("way", ["o", "n", "x"])
 def test_a_cursor_nobody_gave_out_does_no_harm(cursor: str, way: str, ana: User, sign_in: SignIn) -> None:

@@ -11,6 +11,7 @@ from accounts.models import User
 from auditlog.models import Call, Outcome
 from capabilities import Capability
 from gatewayadmin.overview import SHOWN
+from gateways.models import Feature
 from servers.models import Health
 from tests import make
 from tests.conftest import SignIn
@@ -159,18 +160,26 @@ def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> Non
     assert f'aria-label="{other.name}, last 24 hours: 0 with answers alone, 0 with failures"' in page
 
 
-def test_a_lived_in_dashboard_stays_light(ana: User, sign_in: SignIn) -> None:
+@pytest.mark.parametrize("of", ["a name ", "\N{CJK UNIFIED IDEOGRAPH-8A9E}"])
+def test_a_dashboard_among_the_longest_names_stays_light(of: str, ana: User, sign_in: SignIn) -> None:
+    def longest(length: int) -> str:
+        return (of * length)[: length - 2] + f"{number:02}"
+
     for number in range(14):
-        server = make.server(name=f"A server with a rather long name {number}")
-        server.note_health(Health.DOWN if number < 3 else Health.OK, "connect timeout" if number < 3 else "")
-        agent = make.agent(by=ana, name=f"Nightly report agent {number}")
-        make.token(make.connection(agent, make.gateway(), ana), expires_in_days=7)
+        server = make.server(name=longest(80))
+        server.note_health(Health.DOWN, of * 40)
+        gateway = make.gateway(name=longest(80))
+        agent = make.agent(by=ana, name=longest(120))
+        make.token(make.connection(agent, gateway, ana), name=longest(100), expires_in_days=7)
+        Feature.objects.learn(make.assignment(gateway, server), [{"name": "t" * 128}])
         for outcome in Outcome.values:
             a_call(
                 Outcome(outcome),
                 host_name=agent.name,
+                gateway_name=gateway.name,
                 server_id=server.pk,
-                feature_name="github__search_issues",
+                feature_name="f" * 128,
+                user_email=ana.email,
                 created_at=datetime.now(UTC) - timedelta(hours=number),
             )
 

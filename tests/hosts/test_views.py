@@ -31,6 +31,7 @@ def text(response: Any) -> str:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path", "capability"),
     [
@@ -159,6 +160,7 @@ def test_a_pending_app_shows_no_switch(ana: User, sign_in: SignIn) -> None:
         assert "Allow" in part
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),
     [

@@ -122,7 +122,7 @@ def states_in(page: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("who", one_in(4, VIEWERS))
+@pytest.mark.parametrize("who", one_in(7, VIEWERS))
 def test_what_pages_count_and_say_is_what_the_database_holds(who: str | Capability, world: World) -> None:
     viewer = viewer_of(who)
     own = make.connection(world.host, world.gateway, viewer)

@@ -13,7 +13,7 @@ from tests.sampling import full
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("many", [MANY.divided(50), full(MANY.divided(20))], ids=["hundreds", "thousands"])
+@pytest.mark.parametrize("many", [MANY.divided(100), full(MANY.divided(20))], ids=["hundreds", "thousands"])
 def test_lists_take_as_many_statements_with_many_rows(many: Size) -> None:
     Role.objects.make_built_in()
     grow(None, FEW)

@@ -57,6 +57,7 @@ def is_refused(response: Any) -> bool:
     return 400 <= response.status_code < 500 and isinstance(told["error"], str)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("grant", UNKNOWN)
 @pytest.mark.parametrize("more", [{}, {"device_code": "x"}, {"device_code": "x" * 300, "scope": "mcp"}])
 def test_a_grant_there_is_none_of_is_unsupported(app: App, grant: str, more: dict[str, str]) -> None:

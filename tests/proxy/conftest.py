@@ -88,6 +88,7 @@ def config(**changes: Any) -> Config:
         "public_url": "https://gateway.example.com",
         "private_upstreams": (ip_network("127.0.0.0/8"),),
         "list_seconds": 2.0,
+        "log_connections": 1,  # One is enough for a test's few calls; each takes a backend as long as a test.
     }
     return Config(**{**given, **changes})
 

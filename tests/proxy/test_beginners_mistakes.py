@@ -186,6 +186,7 @@ def _loopback_allowed(settings: Any) -> None:
 SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("url", "words"),

@@ -15,6 +15,7 @@ from servers.models import AuthType, Server
 from tests import make, upstreams
 from tests.asgi_server import Upstream, running
 from tests.conftest import Run
+from tests.eventually import PROMPT
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Request, Script, tool
 
@@ -203,6 +204,7 @@ def test_where_changes_are_accepted_they_are_shown_at_once_with_an_event(work: W
     assert Event.objects.get(action="feature.changed").changes["state"] == ["approved", "approved"]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rule", [OnChange.HOLD, OnChange.WARN, OnChange.ACCEPT])
 @pytest.mark.parametrize("hidden", ["\u202e", "\u200b", "\U000e0041", "\x1b", "\ufeff"])
 def test_hidden_characters_are_held_whatever_the_setting(work: Work, rule: str, hidden: str) -> None:
@@ -348,7 +350,7 @@ def test_a_client_waits_a_moment_for_a_server_that_never_answered(start: Start, 
 
     assert [each["name"] for each in answer.json()["result"]["tools"]] == ["fine__echo"]
     assert [each["alias"] for each in answer.json()["result"]["_meta"][UNAVAILABLE]] == ["silent"]
-    assert 1 < answer.elapsed.total_seconds() < 4
+    assert 1 < answer.elapsed.total_seconds() < PROMPT
 
 
 def test_pages_and_proxy_learn_by_the_same_function_of_the_database(work: Work) -> None:

@@ -52,6 +52,7 @@ def test_a_capability_without_a_handler_is_not_announced() -> None:
     assert set(handshake.methods) <= set(METHODS)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [*METHODS, "tasks/list", "no/such"])
 def test_a_method_is_found_in_the_eras_the_table_says_and_in_no_other(work: Work, name: str) -> None:
     method = METHODS.get(name)

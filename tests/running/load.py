@@ -1,4 +1,4 @@
-"""A few agents calling a tool without pause, noting every answer they got."""
+"""A few agents calling a tool, without pause unless told otherwise, noting every answer they got."""
 
 import asyncio
 import json
@@ -30,6 +30,7 @@ class Load:
     url: str
     token: str
     agents: int = AGENTS
+    pause: float = 0  # Seconds before an agent's next call: where calls go on for as long as something else takes.
     answered: set[UUID] = field(default_factory=set)
     refused: int = 0
     slowest: float = 0
@@ -70,6 +71,7 @@ class Load:
             if answer.status_code == httpx.codes.OK and "result" in answer.json():
                 self.slowest = max(self.slowest, time.monotonic() - began)
                 self.answered.add(UUID(answer.headers["x-request-id"]))
+                await asyncio.sleep(self.pause)
             else:
                 self.refused += 1
                 await asyncio.sleep(0.05)

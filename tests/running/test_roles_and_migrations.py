@@ -101,7 +101,7 @@ def served(roles: Roles) -> Iterator[Serve]:
     data_dir.mkdir(mode=0o700)
     served = Serve(data_dir, roles.runner, workspace.free_port(), roles.keys)
     try:
-        yield served.start("--no-migrate")
+        yield served.start("--no-migrate", workers=1)
     finally:
         served.stop()
 
@@ -196,8 +196,8 @@ def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
 
 def test_grant_refuses_a_role_that_it_could_not_limit(roles: Roles, served: Serve) -> None:
     owner = urlsplit(roles.owner).username or ""
-    assert "no grant can limit" in roles.refusal_of("grant", owner)
-    assert "There is no role nobody_here" in roles.refusal_of("grant", "nobody_here")
+    assert "no grant can limit" in roles.by_owner.refusal("grant", owner)
+    assert "There is no role nobody_here" in roles.by_owner.refusal("grant", "nobody_here")
 
 
 def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles, served: Serve) -> None:
@@ -231,7 +231,7 @@ def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(ro
     issued = served.issue_token(host="Waiter", gateway="quickstart")
     with (
         psycopg.connect(roles.owner) as reader,
-        Load(issued["gateway_url"], issued["token"], 2) as load,
+        Load(issued["gateway_url"], issued["token"], 2, pause=0.05) as load,
     ):
         reader.execute("SELECT count(*) FROM auditlog_call")
         back = migrating(roles, "auditlog", "0004")

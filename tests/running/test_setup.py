@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sampling import some
+from tests.sampling import in_turn, seed, some
 from tests.workspace import ROOT
 
 # The first run does so much and hangs, which leaves what a Ctrl-C there leaves; the second goes on undisturbed.
@@ -65,7 +65,7 @@ class Clone:
     def set_up(self, kind: str = "run") -> str:
         """Run it to its end; what it said."""
         process = self.start(kind)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         return said
 
@@ -78,7 +78,7 @@ class Clone:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.killpg(process.pid, stop)
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
 
     def works(self) -> bool:
         """Whether the environment has its package whole, and pip."""
@@ -152,9 +152,15 @@ def while_installing(clone: Clone) -> None:
     program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=first))
 
 
+# Three ways to spoil an environment, each of which takes two or three set-ups: one of them a day.
+@in_turn(0, of=3)
 @pytest.mark.parametrize(
     ("moment", "stop"),
-    some(list(product([while_making, before_installing, while_installing], [signal.SIGINT, signal.SIGKILL])), 1),
+    some(
+        list(product([while_making, before_installing, while_installing], [signal.SIGINT, signal.SIGKILL])),
+        1,
+        seed() // 3 - seed(),
+    ),
 )
 def test_a_set_up_that_was_interrupted_is_made_again(clone: Clone, moment: Callable[[Clone], None], stop: int) -> None:
     shutil.rmtree(clone.venv, ignore_errors=True)
@@ -168,6 +174,7 @@ def test_a_set_up_that_was_interrupted_is_made_again(clone: Clone, moment: Calla
     assert clone.set_up() == ""
 
 
+@in_turn(1, of=3)
 def test_a_new_set_of_packages_that_was_interrupted_is_not_taken_for_the_old_one(clone: Clone) -> None:
     clone.set_up("dev")
     lock = clone.folder / "requirements-dev.lock"
@@ -207,6 +214,7 @@ def empty_lock(venv: Path) -> None:
     lock_of(venv).write_text("")
 
 
+@in_turn(2, of=3)
 @pytest.mark.parametrize("spoil", some([no_python, no_lock, half_a_lock, empty_lock], 1))
 def test_a_spoilt_environment_is_made_good(clone: Clone, spoil: Callable[[Path], None]) -> None:
     clone.set_up()

@@ -38,6 +38,7 @@ def filled(**values: Any) -> dict[str, Any]:
 # --- Who may do what ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "path", "capabilities"),
     [
@@ -198,6 +199,7 @@ def test_a_taken_slug_gets_a_number(ana: User, sign_in: SignIn) -> None:
     assert Server.objects.get(name="Docs").slug == "docs-2"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [

@@ -176,6 +176,7 @@ def test_what_has_ended_is_not_edited(
     assert token.name == "ci"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("capabilities", "status"),
     [

@@ -78,6 +78,7 @@ def test_a_stranger_is_asked_to_sign_in() -> None:
         assert Client().get(path)["Location"].startswith("/accounts/login/")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
