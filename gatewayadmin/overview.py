@@ -115,8 +115,14 @@ def _numbers(user: User) -> dict[str, Any]:
         numbers["traffic"] = traffic()
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
         numbers["servers"] = health(_servers())
+        numbers["no_server"] = _no_server
         numbers["down"] = [entry.server for entry in numbers["servers"] if entry.server.health == Health.DOWN]
     return numbers
+
+
+def _no_server() -> str:
+    """Why there is no server's health to show."""
+    return "No server is switched on." if Server.objects.live().exists() else "No servers yet."
 
 
 def _waiting() -> FeatureQuerySet:

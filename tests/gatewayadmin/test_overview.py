@@ -111,9 +111,9 @@ def test_the_page_costs_the_same_however_much_there_is(
     client = sign_in(ana)
 
     # Viewer (3), notices (2), own connections and their tokens, those that lack an identity, own tokens and
-    # their connections, hosts, connections, expiring tokens, definitions that wait, servers and their
-    # hours; of the log: how many, the newest, the refused (three outcomes, a reach each), how many of them, the bars
-    with django_assert_num_queries(27):
+    # their connections, hosts, connections, expiring tokens, definitions that wait, servers (or
+    # whether there are any); of the log: how many, the newest, the refused (three outcomes, a reach each), how many of them, the bars
+    with django_assert_num_queries(28):
         client.get("/")
 
 
@@ -202,6 +202,16 @@ def test_a_list_that_is_cut_still_says_how_many_there_are(max: User, sign_in: Si
     ]
 
 
+def test_servers_that_are_switched_off_are_not_none(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    assert "No servers yet." in text(client.get("/"))
+
+    make.server().disable(by=ana)
+
+    assert "No servers yet." not in text(client.get("/"))
+    assert "No server is switched on." in text(client.get("/"))
+
+
 def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, sign_in: SignIn) -> None:
     team = Team.objects.create(name="Platform")
     max.teams.add(team)
@@ -216,7 +226,7 @@ def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, s
     page = text(sign_in(max).get("/"))
 
     def of(thing: str) -> list[str]:
-        return re.findall(rf'data-of="{thing}:.*?class="badge" data-state="(\w+)"', page)
+        return re.findall(rf'data-of="{thing}:.*?class="badge" data-state="(\w+)"', page, re.DOTALL)
 
     assert sorted(of("connection")) == ["attention", "blocked"]
     assert sorted(of("token")) == ["active", "blocked"]

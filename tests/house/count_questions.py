@@ -628,7 +628,6 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "feature.versions": lambda ask: Feature.objects.get(pk=ask.pk).versions.count(),
     "assignment.features.offered": lambda ask: _offered(ask, _asked_kind(ask), assignment=ask.pk),
     "assignment.features": _assignment_features,
-    "assignment.tools": _assignment_tools,
     "assignment.asked_as": _asked_as,
     "server.gateways": _server_gateways,
     "server.identities": _identities,
@@ -637,7 +636,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "server.hours": _hours,
     "carried.others": _others,
     "identity.uses.more": lambda ask: Connection.objects.filter(identities__identity=ask.pk, **LIVE).count() - 3,
-    "flow.step": lambda ask: "1 of 1",  # Of the gateway of which one server asks for an identity.
+    "flow.step": lambda ask: (1, 1),  # Of the gateway of which one server asks for an identity.
     "gateway.servers.offered": lambda ask: Assignment.objects.filter(gateway=ask.pk, removed_at=None).count(),
     "gateway.consent": lambda ask: (_gateway_servers(ask), _usable(ask, "tool", assignment__gateway=ask.pk)),
     "own.connections.live": lambda ask: Connection.objects.filter(user=ask.viewer, **LIVE).count(),
@@ -662,7 +661,6 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "keys.expired": lambda ask: _key_states(ask).count("expired"),
     "keys.revoked": lambda ask: _key_states(ask).count("revoked"),
     "role.users": _role_users,
-    "role.capabilities": lambda ask: (len(_held_by(Role.objects.get(pk=ask.pk))), len(Capability)),
     "role.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
     "person.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
     "person.sessions": lambda ask: UserSession.objects.filter(user=ask.pk).count(),
@@ -734,7 +732,7 @@ def _assignment_badges(ask: Ask) -> set[tuple[str, str]]:
         return {("disabled", "disabled")} if not (row.enabled and row.server.enabled) else set()
     found = {(row.server.health, row.server.health)}
     if not row.server.enabled:
-        found = {("disabled", "server disabled"), ("unknown", "not asked")}
+        found = {("disabled", "server disabled")}
     if row.shared_identity:
         found |= {IDENTITY_BADGES[ask.world.states[str(row.shared_identity_id)]]}
     return found
