@@ -9,11 +9,8 @@ from django.utils import timezone
 
 from accounts.models import User
 from capabilities import Capability
-from connections.models import Connection
-from servers.models import Identity
 from tests import make
 from tests.conftest import SignIn
-from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
 
@@ -81,12 +78,14 @@ def test_each_row_of_what_was_used_leads_to_its_calls_also_when_it_has_ended(ana
     identity = make.identity(server, ana, label="own")
     live, ended = (make.connection(make.agent(by=ana), gateway, ana, [identity]) for _ in range(2))
     tokens = {link: make.token(link).token for link in (live, ended)}
-    for row in (live, ended, identity, *tokens.values()):
+    of_rows: dict[Any, dict[str, Any]] = {
+        **{link: {"connection_id": link.pk} for link in (live, ended)},
+        **{token: {"connection_id": link.pk, "token_id": token.pk} for link, token in tokens.items()},
+        identity: {"server_id": server.pk, "identity_id": identity.pk, "identity_label": "own"},
+    }
+    for row, fields in of_rows.items():
         type(row)._default_manager.filter(pk=row.pk).update(last_used_at=timezone.now())
-        field = {Connection: "connection_id", Token: "token_id", Identity: "identity_id"}[type(row)]
-        more = {"server_id": server.pk, "identity_label": "own"} if row == identity else {}
-        more |= {"connection_id": row.connection_id} if isinstance(row, Token) else {}
-        make.call(feature_name=str(row.pk), **{field: row.pk}, **more)
+        make.call(feature_name=str(row.pk), **fields)
     ended.revoke(by=ana)
     client = sign_in(ana)
 
