@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from accounts import password_links
 from accounts.models import Role, Team, User
-from accounts.people_forms import matching_words
+from accounts.people_forms import STATUSES, matching_words, of_status
 from accounts.rules import (
     AlreadyJoined,
     BeyondYours,
@@ -81,6 +81,7 @@ class UserQuery(ListQuery):
 
     q = serializers.CharField(required=False)
     active = serializers.BooleanField(required=False)
+    status = serializers.ChoiceField(STATUSES, required=False)
     role = by_role()
     team = by_team()
 
@@ -135,6 +136,8 @@ class UserResource(Resource):
         people = User.objects.order_by("email")
         if "active" in self.query_data:
             people = people.filter(is_active=self.query_data["active"])
+        if status := self.query_data.get("status"):
+            people = people.filter(of_status(status))
         if role := self.query_data.get("role"):
             people = people.filter(role__in=role)
         if team := self.query_data.get("team"):

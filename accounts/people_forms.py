@@ -13,8 +13,10 @@ from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from accounts.models import Role, Team, User
+from accounts.models.users import INVITATION
 from accounts.rules import lacking
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
@@ -22,13 +24,22 @@ from capabilities import Capability
 MOST_INVITED = 50  # At once.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
 
-_invited = Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
-STATUSES = {
-    "active": Q(is_active=True) & ~_invited,
-    "invited": Q(is_active=True) & _invited,
-    "revoked": Q(is_active=False) & _invited,
-    "deactivated": Q(is_active=False) & ~_invited,
-}
+STATUSES = ("active", "invited", "expired", "revoked", "deactivated")
+
+
+def of_status(status: str) -> Q:
+    """The people of one of STATUSES at this moment, as `User.status` says it."""
+    invited = Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
+    open_since = timezone.now() - INVITATION
+    is_open = Q(invited_at__gte=open_since) | Q(invited_at=None, date_joined__gte=open_since)
+    means = {
+        "active": Q(is_active=True) & ~invited,
+        "invited": Q(is_active=True) & invited & is_open,
+        "expired": Q(is_active=True) & invited & ~is_open,
+        "revoked": Q(is_active=False) & invited,
+        "deactivated": Q(is_active=False) & ~invited,
+    }
+    return means[status]
 
 
 def matching_words(words: str) -> Q:
@@ -57,7 +68,7 @@ class PeopleFilter(forms.Form):
         if statuses := self.cleaned_data.get("status"):
             condition = Q(pk=None)
             for status in statuses:
-                condition |= STATUSES[status]
+                condition |= of_status(status)
             people = people.filter(condition)
         return people
 

@@ -38,6 +38,7 @@ from ui.pages import (
     seen,
     sentences,
     show,
+    was_typed,
 )
 
 
@@ -261,7 +262,7 @@ def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
     """Deactivate a person and revoke all their connections; that takes both capabilities."""
     person = find(pk)
-    if request.method == "GET":
+    if request.method == "GET" or not was_typed(request, person.email):
         return confirm(
             request,
             title="Cut this person off",
@@ -271,6 +272,7 @@ def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
                 cuts(person, request.user), _ending_connections(person), _ending_keys(person), "This cannot be undone."
             ),
             icon="revoke",
+            typed=person.email,
             back=page_url(person),
         )
     try:
@@ -290,7 +292,7 @@ def _ending_connections(person: User) -> str:
 
 def _ending_keys(person: User) -> str:
     """That API keys end too, where there are any."""
-    count = ApiKey.objects.filter(user=person).live().count()
+    count = ApiKey.objects.filter(user=person).active().count()
     return (f"{count} API keys end too." if count > 1 else "An API key ends too.") if count else ""
 
 

@@ -1,4 +1,4 @@
-"""Sentences for pages: why a call was denied or failed, one for each reason of the log."""
+"""Words for each reason of the log: why a call was denied or failed, and what blocks a thing before any call."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -21,10 +21,15 @@ class Step(IntEnum):
 
 
 class Reason(NamedTuple):
-    """The check that stopped the call, and what it found."""
+    """The check that stops the call, and what it finds.
+
+    `short` is the same in the row of a thing that would be stopped there: beside the state `blocked`, in a switch, in
+    the Django admin.
+    """
 
     step: Step
     sentence: str
+    short: str = ""
 
 
 REASONS = {
@@ -33,27 +38,35 @@ REASONS = {
     "connection_revoked": Reason(Step.TOKEN, "The connection has been revoked."),
     "stale_generation": Reason(Step.TOKEN, "The key behind the token has been regenerated since."),
     "expired": Reason(Step.TOKEN, "The token has expired."),
-    "user_inactive": Reason(Step.USER, "The user has been deactivated."),
+    "user_inactive": Reason(Step.USER, "The user has been deactivated.", "user deactivated"),
     "wrong_gateway": Reason(Step.ADDRESS, "The token belongs to another gateway."),
     "ip": Reason(Step.ADDRESS, "The address is not on the token's IP allow-list."),
     "origin": Reason(Step.ADDRESS, "The browser page that called is not on an allowed origin."),
-    "host_disabled": Reason(Step.HOST, "An administrator switched this app or agent off."),
-    "host_pending": Reason(Step.HOST, "The app waits for an administrator's approval."),
-    "gateway_disabled": Reason(Step.GATEWAY, "An administrator switched this gateway off."),
-    "connection_disabled": Reason(Step.GATEWAY, "An administrator switched this connection off."),
-    "gateway_not_reachable": Reason(Step.REACH, "The user's teams do not include this gateway."),
+    "host_disabled": Reason(Step.HOST, "An administrator switched this app or agent off.", "host disabled"),
+    "host_pending": Reason(Step.HOST, "The app waits for an administrator's approval.", "host waiting for approval"),
+    "gateway_disabled": Reason(Step.GATEWAY, "An administrator switched this gateway off.", "gateway disabled"),
+    "connection_disabled": Reason(
+        Step.GATEWAY, "An administrator switched this connection off.", "connection disabled"
+    ),
+    "gateway_not_reachable": Reason(
+        Step.REACH, "The user's teams do not include this gateway.", "user's teams do not include the gateway"
+    ),
     "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows."),
     "out_of_scope": Reason(Step.SERVER, "The token does not reach this server."),
     "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool, prompt or resource of this name."),
-    "server_disabled": Reason(Step.SERVER, "An administrator switched this server off."),
-    "assignment_disabled": Reason(Step.SERVER, "An administrator switched this server off on this gateway."),
+    "server_disabled": Reason(Step.SERVER, "An administrator switched this server off.", "server disabled"),
+    "assignment_disabled": Reason(
+        Step.SERVER, "An administrator switched this server off on this gateway.", "server disabled on this gateway"
+    ),
     "tool_disabled": Reason(Step.TOOL, "An administrator switched this tool off, or the policy does not allow it."),
     "prompt_disabled": Reason(Step.TOOL, "An administrator switched this prompt off, or the policy does not allow it."),
     "resource_disabled": Reason(
         Step.TOOL, "An administrator switched this resource or its template off, or the policy does not allow it."
     ),
-    "definition_held": Reason(Step.TOOL, "Its server changed or added this tool, and nobody has accepted that yet."),
-    "definition_quarantined": Reason(Step.TOOL, "An administrator put this tool in quarantine."),
+    "definition_held": Reason(
+        Step.TOOL, "Its server changed or added this tool, and nobody has accepted that yet.", "waiting to be accepted"
+    ),
+    "definition_quarantined": Reason(Step.TOOL, "An administrator put this tool in quarantine.", "in quarantine"),
     "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for this server."),
     "identity_disabled": Reason(Step.IDENTITY, "An administrator switched off the identity for this server."),
     "identity_off": Reason(Step.IDENTITY, "Its owner switched off the identity for this server."),
@@ -78,6 +91,22 @@ REASONS = {
     "loop": Reason(Step.UPSTREAM, "A server leads back to this gateway."),
     "busy": Reason(Step.UPSTREAM, "Too many calls of the token or to the server were under way; it was not executed."),
 }
+
+# What stops a connection before any call of it, by what is not as it has to be; `blocked_by` names the layer.
+LAYERS = {
+    "connection_disabled": "connection",
+    "host_disabled": "host",
+    "host_pending": "host",
+    "gateway_disabled": "gateway",
+    "user_inactive": "user",
+    "gateway_not_reachable": "reach",
+}
+
+
+def in_short(reason: str) -> str:
+    """What stops a thing, for its row; empty when nothing does."""
+    return REASONS[reason].short if reason else ""
+
 
 OUTCOMES = {
     "tool_error": Reason(Step.UPSTREAM, "The tool ran and reported an error."),

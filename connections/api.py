@@ -27,7 +27,7 @@ from gateways.views import find as find_gateway
 from hosts.models import HostKind
 from hosts.views import find as find_host
 from ui.operations import ListQuery, operation
-from ui.rest import Moment, Problem, Reference, Resource
+from ui.rest import Cause, Moment, Problem, Reference, Resource
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
@@ -46,7 +46,8 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     kind = serializers.CharField(source="connection.host.kind")
     status = serializers.CharField()
     enabled = serializers.BooleanField(source="connection.enabled")
-    blocked_by = serializers.SerializerMethodField()
+    blocked_by = Cause(source="connection.blocked_by")
+    blocked_reason = Cause(source="connection.blocked_reason")
     needs_identity = serializers.BooleanField()
     user_email = serializers.EmailField(source="connection.user.email")
     host = Reference(source="connection.host")
@@ -57,10 +58,6 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     last_used_at = Moment(source="connection.last_used_at", allow_null=True)
     revoked_at = Moment(source="connection.revoked_at", allow_null=True)
     tokens_active = serializers.IntegerField(source="active")
-
-    def get_blocked_by(self, row: ConnectionRow) -> str | None:
-        """`host`, `gateway`, `user`, or `reach`: its user's teams do not include the gateway."""
-        return row.connection.blocked_by or None
 
 
 class GatewayConnectionQuery(ListQuery):

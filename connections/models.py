@@ -11,6 +11,7 @@ from django.utils import timezone
 from accounts.models import ApiKey, KeyEnd, Role, Team, User
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
+from auditlog.reasons import LAYERS
 from auditlog.versions import Versioned
 from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme, Reach
@@ -281,15 +282,31 @@ class Connection(Versioned, Switchable):
         return {"enabled": self.enabled, "reason": self.revoke_reason or None}
 
     @property
+    def blocked_reason(self) -> str:
+        """What above this connection stops it, in the word its calls have in the log; empty when nothing does."""
+        return self.refused_for(own_switch=False)
+
+    def refused_for(self, *, own_switch: bool = True) -> str:
+        """The reason its calls are refused for, by the first check that stops them (docs/reference/decision-order.md).
+
+        Empty when none does; without `own_switch` the connection itself counts as switched on.
+        """
+        if not self.user.is_active:
+            return "user_inactive"
+        if not self.host.enabled:
+            return "host_disabled"
+        if self.host.is_pending:
+            return "host_pending"
+        if not self.gateway.enabled:
+            return "gateway_disabled"
+        if own_switch and not self.enabled:
+            return "connection_disabled"
+        return "" if self.is_in_reach else "gateway_not_reachable"
+
+    @property
     def blocked_by(self) -> str:
         """The layer above that stops this connection: `host`, `gateway`, `user`, `reach` or nothing."""
-        if not self.host.enabled or self.host.is_pending:
-            return "host"
-        if not self.gateway.enabled:
-            return "gateway"
-        if not self.user.is_active:
-            return "user"
-        return "" if self.is_in_reach else "reach"
+        return LAYERS.get(self.blocked_reason, "")
 
     @property
     def is_in_reach(self) -> bool:

@@ -14,6 +14,7 @@ from django.db.models import Count, Exists, OuterRef, Q
 from django.utils import timezone
 
 from accounts.models import User
+from auditlog.reasons import in_short
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import UNBLOCKED, Connection, ConnectionQuerySet
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
     from django.db.models import Manager
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
-BLOCKED = {
-    "host": "host disabled",
-    "gateway": "gateway disabled",
-    "user": "user deactivated",
-    "reach": "user's teams do not include the gateway",
-}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
 
 
@@ -46,9 +41,7 @@ def counted_for(viewer: User, prefix: str = "connections__") -> Q:
 
 def blocked(connection: Connection) -> str:
     """Which layer above stops `connection`, in words; empty when none does."""
-    if connection.blocked_by == "host" and connection.host.is_pending:
-        return "host waiting for approval"
-    return BLOCKED.get(connection.blocked_by, "")
+    return in_short(connection.blocked_reason)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from django.db.models import Case, Count, F, Prefetch, Q, Value, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Prefetch, Value, When
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.views.decorators.http import require_GET
@@ -18,12 +18,13 @@ from connections.models import Connection
 from connections.rows import ConnectionRow
 from connections.rows import numbers as connection_numbers
 from gatewayadmin.traffic import health, traffic
-from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway
+from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, GatewayQuerySet
+from hosts.forms import STATUSES as HOST_STATES
 from hosts.models import Host, HostKind
 from servers.models import Health, Server
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
-from tokens.rows import EXPIRES_SOON, needing
+from tokens.rows import EXPIRES_SOON, TokenRow, needing
 from tokens.visibility import waiting_for
 from ui.pages import AppRequest, show
 
@@ -39,26 +40,37 @@ def overview(request: AppRequest) -> HttpResponse:
     own_connections = Connection.objects.with_details().own(user).live()
     # By their keys: asked for the newest tokens of a person, PostgreSQL would look through everybody's.
     links = list(own_connections.order_by().values_list("pk", flat=True))
+    own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
+    with_links = Prefetch("connection", Connection.objects.with_reach().select_related("host", "gateway", "user"))
+    tokens = own_tokens.prefetch_related(with_links)[:SHOWN]
+    usable = _usable(user)
     context: dict[str, Any] = {
         "notices": partial(notices, user),
         "waiting": partial(waiting_for, user),
         "lacking": partial(lacking, user),
         "to_try": partial(_gateway_to_try, user),
-        "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _usable(user),
+        "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable),
+        "usable_count": 0 if user.has_perm(Capability.GATEWAYS_READ) else usable.count(),
         "enrolling": partial(_enrolling, user),
         "own_rows": [ConnectionRow(connection, user) for connection in own_connections[:SHOWN]],
-        "own_tokens": Token.objects.live()
-        .filter(kind=TokenKind.ACCESS, connection__in=links)
-        .select_related("connection__host", "connection__gateway")[:SHOWN],
+        "own_count": len(links),
+        "token_rows": [TokenRow(token, user) for token in tokens],
+        "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
     }
     return show(request, "overview.html", context | _numbers(user))
 
 
-def _usable(user: User) -> list[Gateway]:
-    """The gateways a person who manages none may use, with the names of their servers."""
-    servers = Assignment.objects.live().filter(enabled=True).select_related("server").order_by("server__name")
-    gateways = Gateway.objects.reachable_by(user).filter(enabled=True).order_by(Lower("name"))
-    return list(gateways.prefetch_related(Prefetch("assignments", servers, to_attr="offered"))[:GATEWAYS])
+def _usable(user: User) -> GatewayQuerySet:
+    """The gateways a person may use."""
+    return Gateway.objects.reachable_by(user).filter(enabled=True)
+
+
+def _listed(gateways: GatewayQuerySet) -> list[Gateway]:
+    """The first of these gateways by name, each with its servers that are switched on."""
+    on = Assignment.objects.live().filter(enabled=True, server__enabled=True)
+    servers = on.select_related("server").order_by("server__name")
+    named = gateways.order_by(Lower("name")).prefetch_related(Prefetch("assignments", servers, to_attr="offered"))
+    return list(named[:GATEWAYS])
 
 
 def _enrolling(user: User) -> list[Host]:
@@ -67,16 +79,18 @@ def _enrolling(user: User) -> list[Host]:
 
 
 def _gateway_to_try(user: User) -> Gateway | None:
-    """The gateway to begin with: the oldest that is open to `user` and has a server."""
-    gateways = Gateway.objects.reachable_by(user).filter(enabled=True, assignments__in=Assignment.objects.live())
-    return gateways.order_by("created_at").first()
+    """The gateway to begin with: the oldest that is open to `user`, before all one that has a server."""
+    on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
+    gateways = Gateway.objects.reachable_by(user).filter(enabled=True).annotate(has_server=Exists(on))
+    return gateways.order_by("-has_server", "created_at").first()
 
 
 def _numbers(user: User) -> dict[str, Any]:
     """What needs a capability, as far as `user` holds it."""
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_READ):
-        numbers["hosts"] = Host.objects.live().aggregate(all=Count("pk"), disabled=Count("pk", filter=Q(enabled=False)))
+        states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
+        numbers["hosts"] = Host.objects.live().aggregate(all=Count("pk"), **states)
     if user.has_perm(Capability.MCP_CONNECTIONS_READ):
         counts = connection_numbers(Connection.objects.live())
         numbers["connections"] = {"all": sum(counts.values()), **counts}
@@ -101,8 +115,14 @@ def _numbers(user: User) -> dict[str, Any]:
         numbers["traffic"] = traffic()
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
         numbers["servers"] = health(_servers())
+        numbers["no_server"] = _no_server
         numbers["down"] = [entry.server for entry in numbers["servers"] if entry.server.health == Health.DOWN]
     return numbers
+
+
+def _no_server() -> str:
+    """Why there is no server's health to show."""
+    return "No server is switched on." if Server.objects.live().exists() else "No servers yet."
 
 
 def _waiting() -> FeatureQuerySet:

@@ -206,8 +206,8 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _stopping_tools(assignment: Any) -> str:
-    """The tools that stop with `assignment`, as the beginning of a sentence."""
-    match assignment.tool_count:
+    """The tools that stop with `assignment`, those that work now, as the beginning of a sentence."""
+    match assignment.callable_count:
         case 0:
             return "Its tools stop"
         case 1:

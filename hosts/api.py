@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
+from hosts.forms import STATUSES
 from hosts.models import Host, HostKind, NameTaken, NotPending
 from hosts.views import counted, find
 from ui.operations import Body, ListQuery, operation
@@ -35,6 +36,7 @@ class HostSerializer(serializers.Serializer[Host]):
     name = serializers.CharField()
     description = serializers.CharField()
     enabled = serializers.BooleanField()
+    status = serializers.CharField()
     approved = serializers.SerializerMethodField()
     allow_enrolment = serializers.BooleanField()
     connections_count = serializers.IntegerField(source="connection_count")
@@ -53,6 +55,7 @@ class HostQuery(ListQuery):
 
     kind = serializers.ChoiceField(HostKind.choices, required=False)
     enabled = serializers.BooleanField(required=False)
+    status = serializers.ChoiceField(list(STATUSES), required=False)
     q = serializers.CharField(required=False)
 
 
@@ -88,6 +91,8 @@ class HostResource(Resource):
             hosts = hosts.filter(kind=self.query_data["kind"])
         if "enabled" in self.query_data:
             hosts = hosts.filter(enabled=self.query_data["enabled"])
+        if "status" in self.query_data:
+            hosts = hosts.filter(STATUSES[self.query_data["status"]])
         hosts = hosts.matching(self.query_data.get("q", ""))
         return self.page(hosts, lambda hosts: counted(hosts.select_related("created_by"), self.me))
 

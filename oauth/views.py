@@ -154,7 +154,7 @@ def identity(request: AppRequest, flow: AuthorizeRequest, assignment: UUID) -> H
         else reverse("oauth:gateway", args=[flow.pk]),
         "ready": flow.gateway.assignments.live()
         .exclude(pk__in=[question.pk for question in questions])
-        .select_related("server"),
+        .select_related("server", "shared_identity"),
     }
     return render(request, "oauth/identity.html", context, status=422 if request.method == "POST" else 200)
 

@@ -271,7 +271,7 @@ class ServerFilter(forms.Form):
         self.is_valid()
         servers = servers.matching(self.cleaned_data.get("q", ""))
         if health := self.cleaned_data.get("health"):
-            servers = servers.filter(health__in=health)
+            servers = servers.filter(enabled=True, health__in=health)  # Those that are off are not asked.
         if auth := self.cleaned_data.get("auth"):
             servers = servers.filter(auth_type__in=auth)
         return servers

@@ -36,6 +36,7 @@ from ui.pages import (
     sentences,
     show,
     wants_fragment,
+    was_typed,
 )
 
 ROWS = 25  # Each has a switch and two buttons; more would make the page too heavy.
@@ -297,13 +298,15 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
 @own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
-    if request.method == "GET":
+    typed = identity.label if identity.is_shared else ""  # Everyone on its gateways acts as it.
+    if request.method == "GET" or (typed and not was_typed(request, typed)):
         return confirm(
             request,
             title="Revoke identity",
             text=f"Revoke this identity? {_impact(identity)}, and its secret is wiped.",
             more=sentences(cuts(identity, request.user), _uses(identity), "Cannot be undone."),
             icon="revoke",
+            typed=typed,
             target=f"#identity-{identity.pk}",
             back=page_url(request.user, identity),
         )

@@ -21,7 +21,7 @@ from capabilities.rest import Own
 from connections.subjects import by_person
 from tokens.api_key_rows import STATUSES, keys_known_to
 from ui.operations import ListQuery, operation
-from ui.rest import Moment, Problem, Resource
+from ui.rest import Cause, Moment, Problem, Resource
 
 OTHERS = Own(Capability.PEOPLE_MANAGE)
 
@@ -34,6 +34,8 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
     prefix = serializers.CharField()
     capabilities = serializers.ListField(child=serializers.CharField())
     status = serializers.CharField()
+    blocked_by = Cause()
+    blocked_reason = Cause()
     user_email = serializers.EmailField(source="user.email")
     expires_at = Moment()
     last_used_at = Moment(allow_null=True)

@@ -17,6 +17,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
+from auditlog.reasons import LAYERS
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason
@@ -275,6 +276,16 @@ class Token(Versioned, models.Model):
         if self.expires_at and self.expires_at <= timezone.now():
             return "expired"
         return "waiting" if self.digest is None else "active"
+
+    @property
+    def blocked_reason(self) -> str:
+        """What stops a token that is active itself, in the word its calls have in the log; empty when nothing does."""
+        return self.connection.refused_for() if self.status == "active" else ""
+
+    @property
+    def blocked_by(self) -> str:
+        """The layer that stops it: `connection`, `host`, `gateway`, `user`, `reach` or nothing."""
+        return LAYERS.get(self.blocked_reason, "")
 
     @property
     def previous_works_until(self) -> datetime | None:

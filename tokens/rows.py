@@ -15,8 +15,10 @@ from django.http import QueryDict
 from django.utils import timezone
 
 from accounts.models import User
+from auditlog.reasons import in_short
 from capabilities import CapabilityRequired
 from connections import rows as connections
+from connections.models import UNBLOCKED, Connection
 from tokens.models import Token, TokenKind, TokenQuerySet
 from tokens.visibility import EDITING, STATUSES, of_status, servers_of
 
@@ -63,13 +65,8 @@ class TokenRow:
 
     @property
     def blocked(self) -> str:
-        """What stops a token that is active itself."""
-        if self.token.status != "active":
-            return ""
-        connection = self.token.connection
-        if not connection.enabled:
-            return "connection disabled"
-        return connections.blocked(connection)
+        """What stops a token that is active itself, in words."""
+        return in_short(self.token.blocked_reason)
 
     @property
     def may_edit(self) -> bool:
@@ -163,18 +160,14 @@ class TokenFilter(forms.Form):
         return None if chosen.get("q") else counts.get(chosen.get("care", chosen["status"]))
 
 
-# Tokens that something else stops. Whether their user still reaches the gateway is said in their rows, not counted
-# here: that would cost a look-up for each.
-BLOCKED = ~Q(
-    connection__enabled=True,
-    connection__host__enabled=True,
-    connection__gateway__enabled=True,
-    connection__user__is_active=True,
-)
+def numbers(tokens: TokenQuerySet, owner: User | None = None) -> dict[str, int]:
+    """How many of `tokens` have each status, how many of the active something else stops, and what each card is about.
 
-
-def numbers(tokens: TokenQuerySet) -> dict[str, int]:
-    """How many of `tokens` have each status, and how many each card is about."""
+    `owner` is whose they are, when they are one person's: nobody else's connections are looked at then.
+    """
     counts = {name: Count("pk", filter=of_status(name)) for name in STATUSES if name != "all"}
     counts |= {care: Count("pk", filter=needing(care)) for care in CARES}
-    return tokens.aggregate(**counts, blocked=Count("pk", filter=of_status("active") & BLOCKED))
+    live = Connection.objects.live()
+    working = (live.own(owner) if owner else live).with_reach().filter(UNBLOCKED, enabled=True)
+    stopped = of_status("active") & ~Q(connection__in=working.order_by().values("pk"))
+    return tokens.aggregate(**counts, blocked=Count("pk", filter=stopped))

@@ -18,7 +18,7 @@ from tokens.models import DEFAULT_LIFETIME, Issued, Token
 from tokens.visibility import STATUSES, servers_of
 from ui.limits import Limit
 from ui.operations import Body, ListQuery
-from ui.rest import Moment, Reference
+from ui.rest import Cause, Moment, Reference
 
 SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at")
 
@@ -50,6 +50,8 @@ class TokenSerializer(serializers.Serializer[Token]):
     scopes = serializers.SerializerMethodField()
     created_at = Moment()
     status = serializers.CharField()
+    blocked_by = Cause()
+    blocked_reason = Cause()
     last_used_at = Moment(allow_null=True)
     host = Reference(source="connection.host")
     gateway = GatewayReference(source="connection.gateway")

@@ -66,7 +66,8 @@ OFF = "The host, the gateway or the connection is disabled. Enable it first."
 def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
-    counts = numbers(tokens)
+    owner = None if filters.values.get("owner") else request.user
+    counts = numbers(tokens, owner)
     page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=filters.count(counts))
     context = {
         "page": page,

@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from capabilities import Capability
+from connections.models import Connection
 from gateways.models import Assignment
 from hosts.models import Host, HostKind, HostQuerySet
 from servers.models import Server
@@ -55,9 +56,8 @@ def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
     """Tokens with everything that is told of them; of those that reach all servers, the servers are left out."""
     offered = Assignment.objects.live().filter(server__archived_at=None)
     narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
-    return tokens.select_related("connection__host", "connection__gateway", "connection__user").prefetch_related(
-        Prefetch("scopes", narrowed)
-    )
+    connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
+    return tokens.prefetch_related(Prefetch("connection", connections), Prefetch("scopes", narrowed))
 
 
 def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:

@@ -127,8 +127,11 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 
     `target` is the CSS selector the answer of that POST replaces (outerHTML) when htmx is at work. `choice` is the name
     and the label of a checkbox, ticked at first; `further` the address and the label of another question; `hidden`
-    fields go along. `kind` is "primary" for what can be undone, red for what cannot; `typed` is what has to be typed
-    for an act that ends many things at once (`was_typed`).
+    fields go along.
+
+    One rule for all: what can be undone with the switch or button beside it is `kind="primary"`; what cannot is red;
+    and what ends many things for good at once, or one that everybody depends on, wants its name `typed` too
+    (`was_typed`).
     """
     context = {
         "title": title,

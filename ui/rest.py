@@ -61,6 +61,16 @@ class Moment(serializers.DateTimeField):
         return stamp(value)
 
 
+class Cause(serializers.CharField):
+    """A word for what stops a thing; null when nothing does."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_null=True, **options)
+
+    def to_representation(self, value: Any) -> Any:
+        return super().to_representation(value) if value else None
+
+
 class Reference(serializers.Serializer[Any]):
     """Another object, by id and name."""
 

@@ -13,6 +13,7 @@ from accounts.models.users import User
 from accounts.rules import Grantor, must_match
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
+from auditlog.reasons import LAYERS, in_short
 from auditlog.versions import Versioned
 from capabilities import Capability, CapabilityRequired
 
@@ -53,8 +54,10 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.filter(_with_status().get(status, Q()))
 
     def numbers(self) -> dict[str, int]:
-        """How many of these have each status."""
-        return self.aggregate(**{name: models.Count("pk", filter=which) for name, which in _with_status().items()})
+        """How many of these have each status, and of how many active ones the owner is deactivated."""
+        means = _with_status()
+        means["blocked"] = means["active"] & Q(user__is_active=False)
+        return self.aggregate(**{name: models.Count("pk", filter=which) for name, which in means.items()})
 
     def matching(self, words: str, *, of_many: bool = False) -> "ApiKeyQuerySet":
         """Keys with `words` in their name or as prefix; `of_many` people: in an owner's e-mail too.
@@ -130,6 +133,21 @@ class ApiKey(Versioned, models.Model):
         if self.revoked_at:
             return "revoked"
         return "expired" if self.expires_at <= timezone.now() else "active"
+
+    @property
+    def blocked_reason(self) -> str:
+        """What stops a key that is active itself, in the word of the log: its owner may not sign in either."""
+        return "user_inactive" if self.status == "active" and not self.user.is_active else ""
+
+    @property
+    def blocked_by(self) -> str:
+        """The layer that stops it: `user` or nothing."""
+        return LAYERS.get(self.blocked_reason, "")
+
+    @property
+    def blocked(self) -> str:
+        """The same in words, for its row."""
+        return in_short(self.blocked_reason)
 
     @property
     def granted_capabilities(self) -> list[Capability]:

@@ -110,7 +110,8 @@ def parameter_criterion(field: LogField, value: Any) -> Criterion:
 
 def free_text_criterion(text: str) -> Criterion:
     """Rows with this text in one of the free text fields."""
-    return row_test(_any([Q(**{f"{field.column}__icontains": text}) for field in FREE_TEXT]))
+    columns = [field.column for field in FREE_TEXT] + ["token_name"]  # Its field compares the prefix.
+    return row_test(_any([Q(**{f"{column}__icontains": text}) for column in columns]))
 
 
 def indexed(alternatives: Iterable[Q]) -> Criterion:

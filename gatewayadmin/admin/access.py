@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib.admin import RelatedOnlyFieldListFilter, SimpleListFilter, display, register
-from django.db.models import Q
+from django.db.models import Prefetch, Q
 from django.urls import reverse
 
+from auditlog.reasons import in_short
 from capabilities import Capability
 from connections.models import Connection
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow
@@ -16,6 +17,7 @@ from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from oauth.models import AuthorizeRequest, Binding
 from tokens.models import Token, TokenKind
+from ui.states import in_words
 
 LIVE = Q(revoked_at=None)
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
@@ -148,6 +150,15 @@ class TokenPages(CapabilityAdmin):
         "created_at",
     )
     readonly_fields = fields[1:]
+
+    def get_queryset(self, request: Any) -> Any:
+        """With whether the user of each reaches its gateway, which its state depends on."""
+        connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
+        return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))
+
+    def status(self, obj: Token) -> str:
+        """The state its row has on the product's own pages, and what blocks it."""
+        return f"blocked: {in_short(obj.blocked_reason)}" if obj.blocked_reason else in_words(obj.status, "token")
 
     def reaches(self, obj: Token) -> str:
         """The servers it is narrowed to."""

@@ -15,6 +15,7 @@ from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from hosts.models import Host
 from oauth.models import Registration
+from ui.states import in_words
 
 LIVE = Q(archived_at=None)
 
@@ -64,6 +65,10 @@ class HostPages(CapabilityAdmin):
         "updated_at",
     )
     readonly_fields = fields[3:]
+
+    def status(self, obj: Host) -> str:
+        """The state its row has on the product's own pages."""
+        return "archived" if obj.archived_at else in_words(obj.status, "host")
 
     def get_fields(self, request: Any, obj: Host | None = None) -> Any:
         return self.fields if obj else ("name", "description")

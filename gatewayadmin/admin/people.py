@@ -18,6 +18,7 @@ from connections.models import Connection
 from gatewayadmin.admin.actions import FINAL, REFUSALS, CapabilityAction, all_of, any_of
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
+from ui.states import in_words
 
 MANAGES = (Capability.PEOPLE_MANAGE,)
 
@@ -88,7 +89,7 @@ class UserPages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("email", "display_name", "role", "is_active", "is_staff", "date_joined")
+    list_display = ("email", "display_name", "role", "status", "is_staff", "date_joined")
     list_filter = ("is_active", "is_staff", ("role", RelatedOnlyFieldListFilter), "date_joined")
     list_select_related = ("role",)
     search_fields = ("email", "display_name")
@@ -105,6 +106,10 @@ class UserPages(CapabilityAdmin):
         "invited_at",
     )
     readonly_fields = fields
+
+    def status(self, obj: User) -> str:
+        """The state their row has on the product's own pages."""
+        return in_words(obj.status, "user")
 
     def view_on_site(self, obj: User) -> str:
         return reverse("accounts:person", args=[obj.pk])
@@ -175,7 +180,7 @@ class ApiKeyPages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("name", "prefix", "user", "expires_at", "last_used_at", "revoked_at")
+    list_display = ("name", "prefix", "user", "status", "expires_at", "last_used_at", "revoked_at")
     list_filter = ("expires_at", "created_at")
     list_select_related = ("user",)
     search_fields = ("name", "prefix__startswith", "user__email")
@@ -184,6 +189,7 @@ class ApiKeyPages(CapabilityAdmin):
         "prefix",
         "user",
         "capabilities",
+        "status",
         "expires_at",
         "last_used_at",
         "revoked_at",
@@ -191,6 +197,11 @@ class ApiKeyPages(CapabilityAdmin):
         "revoke_reason",
         "created_at",
     )
+    readonly_fields = fields
+
+    def status(self, obj: ApiKey) -> str:
+        """The state its row has on the product's own pages, and what blocks it."""
+        return f"blocked: {obj.blocked}" if obj.blocked else obj.status
 
 
 @register(WorkspaceSettings, site=site)

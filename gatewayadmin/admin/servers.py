@@ -16,6 +16,7 @@ from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from gateways.models import Assignment
 from servers.models import Identity, Server
+from ui.states import in_words
 
 LIVE = Q(archived_at=None)
 USABLE = Q(revoked_at=None)
@@ -139,6 +140,10 @@ class IdentityPages(CapabilityAdmin):
         "updated_at",
     )
     readonly_fields = fields[1:]
+
+    def status(self, obj: Identity) -> str:
+        """The state its row has on the product's own pages."""
+        return in_words(obj.status, "identity")
 
     def edit(self, row: Identity, values: dict[str, Any], by: Any) -> None:
         if "label" in values:

@@ -31,11 +31,16 @@ MEMBERS: dict[str, Entry] = {
     "Change.field": Entry("The name of the field.", "name"),
     "Change.value": Entry("What the field is now.", "CRM 2"),
     "Connection.enabled": Entry("Whether its own switch is on; see `blocked_by` for the switches above it.", True),
-    "Connection.status": Entry("`active`, `disabled`, `expired` (no credential that works) or `revoked`.", "active"),
+    "Connection.status": Entry(
+        "`active`, `blocked` (something above it stops it), `disabled`, `expired` (no credential that works) or "
+        "`revoked`.",
+        "active",
+    ),
     "Event.ip": Entry("The address the request came from.", "203.0.113.7"),
     "Feature.approved": Entry("What clients are shown.", '{"name": "search"}'),
     "Feature.kind": Entry("What it is.", "tool"),
     "Gateway.name": Entry("Its name, as the pages show it.", "Work"),
+    "Host.status": Entry("`enabled`, `disabled` or `pending` (waits for approval).", "enabled"),
     "Host.kind": Entry("`headed`, an app that signs people in by OAuth, or `token`, an agent with tokens.", "token"),
     "Identity.kind": Entry("How it is sent: as `bearer` token or in a `header` of the server's choice.", "bearer"),
     "Identity.status": Entry(
@@ -92,7 +97,14 @@ MEMBERS: dict[str, Entry] = {
         "How it wants a credential: not at all, as `bearer` token, in a `header`, or by sign-in (`oauth`).", "bearer"
     ),
     "authorise_ms": Entry("Milliseconds until the gateway had decided.", 1.2),
-    "blocked_by": Entry("The first switch above it that is off: `host`, `gateway` or `user`; null: none.", None),
+    "blocked_by": Entry(
+        "What above it stops it although it is switched on: `user`, `host`, `gateway`, `connection` (of a token) or "
+        "`reach`; null: nothing.",
+        None,
+    ),
+    "blocked_reason": Entry(
+        "Why: the reason its calls are refused for, in the log and to the caller; null: nothing stops it.", None
+    ),
     "calls_per_minute": Entry("How many calls it may make in a minute; null: no limit of its own.", 600),
     "capability": Entry("The capability that is missing.", "hosts:toggle"),
     "changed": Entry("What was changed since that version; empty if it cannot be told."),

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event, Switchable
+from auditlog.reasons import in_short
 from auditlog.versions import Versioned
 from gateways.models.assignment import Assignment, ToolPolicy
 from gateways.models.gateway import GatewayError
@@ -167,15 +168,15 @@ class Feature(Versioned, Switchable):
         """What keeps it from being called although it is switched on, in words; empty when nothing does."""
         assignment = self.assignment
         if not assignment.server.enabled:
-            return "server disabled"
+            return in_short("server_disabled")
         if not assignment.enabled:
-            return "server disabled on this gateway"
+            return in_short("assignment_disabled")
         if assignment.blocks_all:
             return "blocked by the policy"
         if self.state == State.QUARANTINED:
-            return "in quarantine"
+            return in_short("definition_quarantined")
         if self.state == State.NEW:
-            return "waiting to be accepted"
+            return in_short("definition_held")
         return "no longer offered by its server" if self.missing_since else ""
 
     def editable(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_cutting_off_says_what_ends_and_ends_it(chief: User, sign_in: SignIn) ->
     client = sign_in(chief)
 
     asked = text(client.get(f"/people/{bo.pk}/cut-off/"))
-    done = client.post(f"/people/{bo.pk}/cut-off/", follow=True)
+    done = client.post(f"/people/{bo.pk}/cut-off/", {"typed": "bo@example.com"}, follow=True)
 
     assert "Cut bo@example.com off?" in asked
     assert "7 hosts, 1 user, 0 calls in 24 h." in asked
@@ -69,7 +69,7 @@ def test_who_is_deactivated_already_can_still_be_cut_off(chief: User, sign_in: S
     connection = make.connection(make.agent(by=bo), make.gateway(), bo)
     bo.deactivate(by=chief)
 
-    done = sign_in(chief).post(f"/people/{bo.pk}/cut-off/", follow=True)
+    done = sign_in(chief).post(f"/people/{bo.pk}/cut-off/", {"typed": bo.email}, follow=True)
 
     assert "1 connection revoked" in text(done)
     connection.refresh_from_db()
@@ -80,7 +80,7 @@ def test_who_is_deactivated_already_can_still_be_cut_off(chief: User, sign_in: S
 def test_the_last_manager_of_people_stays(act: str, chief: User, sign_in: SignIn) -> None:
     connection = make.connection(make.agent(by=chief), make.gateway(), chief)
 
-    response = sign_in(chief).post(f"/people/{chief.pk}/{act}/", follow=True)
+    response = sign_in(chief).post(f"/people/{chief.pk}/{act}/", {"typed": chief.email}, follow=True)
 
     assert "The last active person who can manage people must keep that capability." in text(response)
     connection.refresh_from_db()

@@ -322,7 +322,9 @@ def test_a_filter_opens_with_its_values_under_the_other_filters(ana: User, sign_
     opened = text(client.get(f"/logs/values/host/?range=7d&host={nightly}&tool="))
     narrowed = text(client.get("/logs/values/host/?outcome=denied"))
 
-    assert f'href="?range=7d&amp;host={ci}">CI &lt;b&gt;bot&lt;/b&gt; <span class="count">3</span>' in opened
+    bot = "CI &lt;b&gt;bot&lt;/b&gt;"
+    number = f'<span data-count="facet.calls" data-of="host:{bot}" class="count">3</span>'
+    assert f'href="?range=7d&amp;host={ci}">{bot} {number}' in opened
     assert "Nightly" in opened
     assert "Nightly" in narrowed
     assert "CI" not in narrowed
@@ -333,7 +335,10 @@ def test_ticked_values_stay_ticked_and_others_can_be_ticked(ana: User, sign_in: 
 
     opened = text(sign_in(ana).get("/logs/values/outcome/?outcome=denied"))
 
-    assert 'value="denied" checked>denied<span class="count">1</span>' in opened
+    assert (
+        'value="denied" checked>denied<span data-count="facet.calls" data-of="outcome:denied" class="count">1</span>'
+        in opened
+    )
     assert 'value="timeout">timeout</label>' in opened
 
 
@@ -528,3 +533,10 @@ def test_a_page_that_the_last_week_fills_asks_for_nothing_older(db: None) -> Non
 
     (query,) = queries
     assert f"{ago(days=7):%Y-%m-%d}" in query["sql"]
+
+
+def test_text_without_a_field_finds_the_calls_of_a_token_by_its_name(ana: User, sign_in: SignIn) -> None:
+    make.call(token_name="nightly", token_prefix="gwa_Ab3dE5gH", host_name="CI bot")
+    make.call(token_name="other", host_name="CI bot")
+
+    assert "1 in last 24 hours" in text(sign_in(ana).get("/logs/", {"q": "nightly"}))

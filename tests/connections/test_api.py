@@ -18,7 +18,18 @@ from tokens.models import Token
 pytestmark = pytest.mark.django_db
 
 KEYS = {
-    *("id", "client_name", "kind", "status", "enabled", "blocked_by", "user_email", "host", "gateway"),
+    *(
+        "id",
+        "client_name",
+        "kind",
+        "status",
+        "enabled",
+        "blocked_by",
+        "user_email",
+        "host",
+        "gateway",
+        "blocked_reason",
+    ),
     *(
         "api_key_prefix",
         "connected_at",

@@ -60,7 +60,7 @@ def test_each_person_has_a_row_with_their_state(
 
     page = sign_in(ana).get(path(bot), headers=HTMX)
 
-    assert 'Enrolled users <span class="count">3</span>' in text(page)
+    assert 'class="count">3</span>' in text(page)
     assert "1 active" in row(page, ann)
     assert 'GitHub <span class="badge" data-state="disabled">disabled</span>' in row(page, ann)
     assert 'GitHub <span class="badge" data-kind="warn">missing</span>' in row(page, ben)

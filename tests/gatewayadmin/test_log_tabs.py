@@ -1,8 +1,11 @@
 """The log as a tab of what it is about."""
 
+import html
+import re
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from accounts.models import User
 from capabilities import Capability
@@ -67,3 +70,35 @@ def test_a_connection_s_calls_are_one_step_away(ana: User, sign_in: SignIn) -> N
     assert f'href="{link}"' in text(client.get(f"/hosts/{agent.pk}/connections/"))
     listed = client.get(link.replace("&amp;", "&"))
     assert [call.feature_name for call in listed.context["page"].rows] == ["mine"]
+
+
+def test_each_row_of_what_was_used_leads_to_its_calls_also_when_it_has_ended(ana: User, sign_in: SignIn) -> None:
+    server, gateway = make.server(auth_type="bearer"), make.gateway()
+    make.assignment(gateway, server, identity_scheme="per_user")
+    identity = make.identity(server, ana, label="own")
+    live, ended = (make.connection(make.agent(by=ana), gateway, ana, [identity]) for _ in range(2))
+    tokens = {link: make.token(link).token for link in (live, ended)}
+    of_rows: dict[Any, dict[str, Any]] = {
+        **{link: {"connection_id": link.pk} for link in (live, ended)},
+        **{token: {"connection_id": link.pk, "token_id": token.pk} for link, token in tokens.items()},
+        identity: {"server_id": server.pk, "identity_id": identity.pk, "identity_label": "own"},
+    }
+    for row, fields in of_rows.items():
+        type(row)._default_manager.filter(pk=row.pk).update(last_used_at=timezone.now())
+        make.call(feature_name=str(row.pk), **fields)
+    ended.revoke(by=ana)
+    client = sign_in(ana)
+
+    def led_to(path: str, row: str) -> set[str]:
+        """The calls to which the link in this row leads."""
+        of_row = text(client.get(path)).partition(f'id="{row}"')[2].partition("</tr>")[0]
+        links = re.findall(r'href="(/logs/\?[^"]+)"', of_row)
+        assert links, row
+        return {call.feature_name for call in client.get(html.unescape(links[0])).context["page"].rows}
+
+    for link, status in ((live, "active"), (ended, "revoked")):
+        token = tokens[link]
+        assert led_to(f"/settings/api-tokens?status={status}", f"token-{token.pk}") == {str(token.pk)}
+        for path in (f"/hosts/{link.host_id}/connections/", "/settings/mcp-connections?type=all"):
+            assert led_to(path, f"connection-{link.pk}") == {str(link.pk), str(token.pk)}
+    assert led_to("/settings/identities", f"identity-{identity.pk}") == {str(identity.pk)}

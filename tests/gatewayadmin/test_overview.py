@@ -1,5 +1,6 @@
 """The dashboard: what is yours, and the numbers your role may see."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -7,11 +8,11 @@ from uuid import uuid4
 import pytest
 from pytest_django import DjangoAssertNumQueries
 
-from accounts.models import User
+from accounts.models import Team, User
 from auditlog.models import Call, Outcome
 from capabilities import Capability
 from gatewayadmin.overview import SHOWN
-from gateways.models import Feature
+from gateways.models import Feature, Reach
 from servers.models import Health
 from tests import make
 from tests.conftest import SignIn
@@ -87,8 +88,10 @@ def test_without_traffic_the_page_says_how_to_begin(ana: User, sign_in: SignIn) 
 
 def test_the_first_step_is_the_one_that_is_still_missing(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
-    empty = make.gateway(name="Empty")
     assert "Create <a" in text(client.get("/"))
+
+    empty = make.gateway(name="Empty")
+    assert ">Empty</a> exposes nothing yet: assign a server" in text(client.get("/"))
 
     make.assignment(empty, make.server())
     page = text(client.get("/"))
@@ -107,10 +110,10 @@ def test_the_page_costs_the_same_however_much_there_is(
         a_call(Outcome.DENIED)
     client = sign_in(ana)
 
-    # Viewer (3), notices (2), own connections and their tokens, those that lack an identity, own tokens, hosts,
-    # connections, expiring tokens, definitions that wait, servers and their hours; of the log: how many, the newest,
-    # the refused (three outcomes, a reach each), how many of them, the bars
-    with django_assert_num_queries(26):
+    # Viewer (3), notices (2), own connections and their tokens, those that lack an identity, own tokens and
+    # their connections, hosts, connections, expiring tokens, definitions that wait, servers and whether there are
+    # any; of the log: how many, the newest, the refused (three outcomes, a reach each), how many of them, the bars
+    with django_assert_num_queries(28):
         client.get("/")
 
 
@@ -119,7 +122,13 @@ def test_tiles_lead_to_the_lists_they_count(ana: User, sign_in: SignIn) -> None:
 
     page = text(sign_in(ana).get("/"))
 
-    for path in ("/hosts/", "/settings/mcp-connections", "/logs/", "/logs/?q=denied", "owner=all&amp;care=expiring"):
+    for path in (
+        "/hosts/",
+        "/settings/mcp-connections?type=all",
+        "/logs/",
+        "/logs/?q=denied",
+        "owner=all&amp;care=expiring",
+    ):
         assert f'{path}"><span>' in page
 
 
@@ -184,3 +193,48 @@ def test_a_dashboard_among_the_longest_names_stays_light(of: str, ana: User, sig
             )
 
     assert len(sign_in(ana).get("/").content) < 60 * 1024
+
+
+def test_a_list_that_is_cut_still_says_how_many_there_are(max: User, sign_in: SignIn) -> None:
+    for number in range(21):
+        gateway = make.gateway(name=f"open {number}")
+        if number < 10:
+            make.token(make.connection(make.agent(by=max), gateway, max))
+
+    page = text(sign_in(max).get("/"))
+
+    assert re.findall(r'data-count="(own\.[\w.]+)"[^>]*>(\d+)<', page) == [
+        ("own.gateways", "21"),
+        ("own.connections.live", "10"),
+        ("own.tokens", "10"),
+    ]
+
+
+def test_servers_that_are_switched_off_are_not_none(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    assert "No servers yet." in text(client.get("/"))
+
+    make.server().disable(by=ana)
+
+    assert "No servers yet." not in text(client.get("/"))
+    assert "No server is switched on." in text(client.get("/"))
+
+
+def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, sign_in: SignIn) -> None:
+    team = Team.objects.create(name="Platform")
+    max.teams.add(team)
+    closed = make.gateway(reach=Reach.TEAMS, teams=[team])
+    make.token(make.connection(make.agent(by=max), closed, max))
+    asking = make.gateway()
+    make.assignment(asking, make.server(auth_type="bearer"), identity_scheme="per_user")
+    lacking = make.connection(make.agent(by=max), asking, max)
+    make.token(lacking)
+    max.teams.clear()
+
+    page = text(sign_in(max).get("/"))
+
+    def of(thing: str) -> list[str]:
+        return re.findall(rf'data-of="{thing}:.*?class="badge" data-state="(\w+)"', page, re.DOTALL)
+
+    assert sorted(of("connection")) == ["attention", "blocked"]
+    assert sorted(of("token")) == ["active", "blocked"]

@@ -281,7 +281,7 @@ def test_a_limit_is_set_shown_and_taken_off(ana: User, sign_in: SignIn) -> None:
     assert "<b>not limited</b>" in text(client.get(page))
 
     client.post(f"{page}limit/", {"calls_per_minute": "600"})
-    assert "<b>600</b> calls a minute" in text(client.get(page))
+    assert '"gateway.limit">600</b> calls a minute' in text(client.get(page))
     assert Event.objects.get(action="gateway.updated").changes == {"calls_per_minute": [None, 600]}
     assert "greater than or equal to 1" in text(client.post(f"{page}limit/", {"calls_per_minute": "0"}))
 

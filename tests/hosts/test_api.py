@@ -15,7 +15,7 @@ pytestmark = pytest.mark.django_db
 
 KEYS = {
     *("id", "kind", "name", "description", "enabled", "approved", "allow_enrolment", "connections_count"),
-    *("users_count", "created_by", "created_at", "first_seen_at", "last_seen_at"),
+    *("status", "users_count", "created_by", "created_at", "first_seen_at", "last_seen_at"),
 }
 
 

@@ -1,46 +1,58 @@
-"""Every count and state of connections on every page, for each role and single capability, against the database."""
+"""Every page as each built-in and each single-capability role: each number and state on it, against the database.
+
+A number without a key, and a key without a question, fail: see `page_numbers` for how pages say what they count.
+"""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import transaction
-from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
 
-from accounts.models import Team, User
+from accounts.models import ApiKey
+from auditlog.models import Call, Event
 from capabilities import Capability
-from capabilities.catalogue import BUILT_IN, SEES_CONNECTIONS
+from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
-from gateways.models import Gateway, Reach
-from hosts.models import Host
+from gateways.models import Feature
+from servers.models import Identity
 from tests import make
+from tests.house.count_questions import ASKS, FIXED, NOT_STORED, QUESTIONS, STATES, SWITCHED_ON, Ask
+from tests.house.doors import PLACES, Door, browser, doors, session_of
+from tests.house.every_state import SET, World, built, ids
+from tests.house.page_numbers import NUMBER, Counted, Page, Shown, Switch
 from tests.sampling import one_in
+from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
 
-STATES = ("active", "blocked", "disabled", "expired", "revoked")
+ROOT = Path(__file__).resolve().parents[2]
+
 VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
-
-
-@dataclass
-class World:
-    """Connections of one agent, one in each state and one that lacks an identity, and what they are for."""
-
-    host: Host
-    off: Host
-    gateway: Gateway
-    closed: Gateway
-    asking: Gateway
-    states: dict[str, str]
-
-    def seen_by(self, viewer: User, **of: Any) -> list[str]:
-        """The connections that `viewer` is shown, by id."""
-        rows = Connection.objects.filter(**of)
-        if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
-            rows = rows.filter(user=viewer)
-        return sorted(str(row.pk) for row in rows)
+# Files, redirects, and pages of a flow that is begun elsewhere.
+NOT_PAGES = re.compile(r"export|live|slug|find|authenticate|callback|confirm_identity|^oauth:(?!registered|help)")
+# Of everything that is there; of dialogs one or two are enough.
+OF_ALL = {
+    *("accounts:person", "connections:for_gateway", "connections:for_host", "connections:enrolled", "gateways:detail"),
+    *("gateways:feature", "gateways:servers", "gateways:tools", "gateways:team", "hosts:detail", "oauth:registered"),
+    *("servers:detail", "servers:gateways", "servers:identities"),
+}
+QUERIES = {
+    "connections:mcp": ("", "?type=all", "?type=agent", "?type=all&status=blocked", "?type=all&status=revoked"),
+    "connections:for_gateway": ("", "?status=disabled"),
+    "connections:for_host": ("", "?status=blocked&status=expired"),
+    "hosts:list": ("", "?status=pending", "?type=agent"),
+    "servers:list": ("", "?health=down"),
+    "gateways:tools": ("", "?kind=prompt", "?kind=all", "?kind=all&state=attention", "?enabled=off"),
+    "accounts:people": ("", "?status=invited", "?status=deactivated"),
+    "tokens:list": ("", "?owner=all", "?owner=all&status=waiting", "?owner=all&care=expiring"),
+    "tokens:api_keys": ("", "?owner=all", "?status=revoked"),
+    "auditlog:calls": ("", "?range=7d", "?q=error"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,133 +62,165 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
         transaction.set_rollback(True)
 
 
-def built() -> World:
-    boss = make.user(*Capability)
-    team = Team.objects.create(name="Platform")
-    gateway = make.gateway(make.server())
-    closed = make.gateway(reach=Reach.TEAMS, teams=[team])
-    asking = make.gateway()
-    make.assignment(asking, make.server(auth_type="bearer"), identity_scheme="per_user")
-    host, off = make.agent(by=boss), make.agent(by=boss)
-    states: dict[str, str] = {}
-
-    def connect(state: str, host: Host, gateway: Gateway, user: User | None = None) -> Connection:
-        connection = make.connection(host, gateway, user or make.user())
-        if state != "expired":
-            make.token(connection)
-        states[str(connection.pk)] = state
-        return connection
-
-    connect("active", host, gateway)
-    connect("active", host, closed, make.user(Capability.GATEWAYS_READ))
-    connect("active", host, asking)
-    connect("expired", host, gateway)
-    connect("disabled", host, gateway).disable(by=boss)
-    connect("revoked", host, gateway).revoke(by=boss)
-    left = make.user()
-    left.teams.add(team)
-    connect("blocked", host, closed, left)
-    left.teams.clear()
-    gone = make.user()
-    connect("blocked", host, gateway, gone)
-    User.objects.filter(pk=gone.pk).update(is_active=False)
-    connect("blocked", off, gateway)
-    off.disable(by=boss)
-    return World(host, off, gateway, closed, asking, states)
+PAGES = [door for door in doors() if door.method == "GET" and not NOT_PAGES.search(door.name)]
 
 
-def viewer_of(who: str | Capability) -> User:
+class Walk:
+    """One person who opens every page that is open to them, of a few things of each kind."""
+
+    def __init__(self, world: World, held: frozenset[Capability]) -> None:
+        self.world, self.held = world, held
+        self.viewer = world.person(*held)
+        self.viewer.password = SET
+        self.viewer.save()
+        self.own = make.connection(world.hosts["bot"], world.gateways["wide"], self.viewer)
+        self.token = world.put(make.token(self.own, name="own").token, "active")
+        world.put(self.own, "active")
+        self.waiting = world.put(make.token(self.own, name="waiting").token, "waiting")
+        Token.objects.filter(pk=self.waiting.pk).update(digest=None, asked_by=world.boss, asked_at=timezone.now())
+        self.identity = world.put(make.identity(world.servers["mail"], self.viewer, label="own"), "active")
+        Identity.objects.filter(pk=self.identity.pk).update(secret_hint="")
+        self.asking = world.put(make.connection(world.hosts["bot"], world.gateways["asking"], self.viewer), "active")
+        world.put(make.connection(world.hosts["idle"], world.gateways["asking"], self.viewer), "expired")
+        world.lacking.add(str(self.asking.pk))
+        world.put(make.token(self.asking, name="asking").token, "active")
+        self.client = browser(session_of(self.viewer))
+        self.things = self._things()
+
+    def _things(self) -> dict[str, list[Any]]:
+        world = self.world
+        by_state = {state: pk for pk, state in world.states.items()}
+        rows = {str(row.pk): row.pk for row in Connection.objects.filter(pk__in=world.states)}
+        links = [self.own.pk, *[pk for key, pk in rows.items() if world.states[key] in ("blocked", "disabled")][:2]]
+        tokens = Token.objects.filter(connection__user=world.boss, pk__in=world.states)
+        people = [world.boss.pk, *world.teams["Platform"].users.values_list("pk", flat=True)[:1]]
+
+        features = {row.state: row.pk for row in Feature.objects.filter(assignment=world.assignments["wide/docs"])}
+        return {
+            "gateway_slug": ["wide", "closed", "asking", "shut"],
+            "gateway": [],
+            "host": ids([world.hosts["bot"], world.hosts["app"], world.hosts["asker"]]),
+            "server_slug": ["docs", "mail", "old", "crm"],
+            "server": [],
+            "assignment": ids([world.assignments["wide/docs"], world.assignments["wide/old"]]),
+            "tool": [features["approved"], features["held"], features["quarantined"], world.searched.pk, world.own.pk],
+            "connection": links,
+            "token": [self.token.pk, self.waiting.pk, *ids(tokens.filter(expires_at=None))[:1]],
+            "identity": [self.identity.pk, *ids(Identity.objects.filter(owner=None).live())[:1]],
+            "shared_identity": ids(Identity.objects.filter(owner=None).live())[:1],
+            "person": [*people, by_state["invited"], by_state["deactivated"]],
+            "role": [world.boss.role_id],
+            "team": ids(world.teams.values())[:2],
+            "call": list(Call.objects.order_by("-created_at").values_list("uid", flat=True)[:1]),
+            "event": list(Event.objects.order_by("-pk").values_list("uid", flat=True)[:1]),
+            "api_key": ids(ApiKey.objects.filter(user=world.boss, revoked_at=None))[:1],
+            "session": [],
+            "flow": [],
+        }
+
+    def may_enter(self, door: Door) -> bool:
+        return door.is_for_owners or all(self.held & one_of for one_of in door.wanted)
+
+    def addresses(self, door: Door, *, every: bool = False) -> Iterator[str]:
+        """Where this page is, for the things it is looked at of, or for `every` one."""
+        start = next((start for start in PLACES if door.path.startswith(start)), "")
+        things = self.things[PLACES[start]] if start and "<" in door.path else [None]
+        for thing in things if every or door.name in OF_ALL else things[: 2 if door.name in ASKS else 1]:
+            values = {"pk": thing, "slug": thing, "uid": thing, "name": "outcome", "user_pk": self.viewer.pk}
+            values["assignment"] = self.world.assignments["asking/mail"].pk
+            if ":assignment>" in door.path:
+                values["pk"] = self.asking.pk
+            taken = {name: value for name, value in values.items() if f":{name}>" in door.path}
+            for query in QUERIES.get(door.name, ("",)):
+                yield reverse(door.name, kwargs=taken) + query
+
+    def flow(self) -> Iterator[tuple[str, str, Page]]:
+        """The pages of making a token for an agent that takes enrolment."""
+        gateway = self.client.get(f"/connect/?host={self.world.hosts['idle'].pk}")["Location"]
+        yield "oauth:gateway", gateway, Page.read(self.client.get(gateway).content.decode())
+        identity = self.client.post(gateway, {"gateway": "asking"})["Location"]
+        yield "oauth:identity", identity, Page.read(self.client.get(identity).content.decode())
+
+    def pages(self) -> Iterator[tuple[str, str, Page]]:
+        yield from self.flow()
+        for door in filter(self.may_enter, PAGES):
+            for address in self.addresses(door):
+                response = self.client.get(address)
+                if response.status_code == 200 and response["Content-Type"].startswith("text/html"):
+                    yield door.name, address, Page.read(response.content.decode())
+
+
+def capabilities_of(who: str | Capability) -> frozenset[Capability]:
     if isinstance(who, Capability):
-        return make.user(who)
-    return make.user(*next(role.capabilities for role in BUILT_IN if role.name == who))
+        return frozenset({who})
+    return next(role.capabilities for role in BUILT_IN if role.name == who)
 
 
-def counted(page: str, pattern: str) -> str:
-    found = re.search(pattern, page, re.DOTALL)
-    assert found is not None, pattern
-    return re.sub(r"<[^>]+>", "", found[1]).strip()
+def wrong_in(page: Page, ask: Ask) -> Iterator[str]:
+    """What this page says that the database does not."""
+    for text in page.loose:
+        if NUMBER.search(FIXED.sub("", text)):
+            yield f"no key for the number in {text!r}"
+    for one in page.counted:
+        if one.key == "page.rows":
+            yield from wrong_total(one, page)
+        elif one.key not in NOT_STORED:
+            yield from wrong_number(one, ask.about(one.of))
+    for shown in page.states:
+        yield from wrong_state(shown, STATES, (shown.state, shown.text), ask.about(shown.of))
+    for switch in page.switches:
+        yield from wrong_state(switch, SWITCHED_ON, (switch.on, switch.blocked), ask.about(switch.of))
 
 
-def said(number: int, viewer: User) -> str:
-    if any(map(viewer.has_perm, SEES_CONNECTIONS)):
-        return str(number)
-    return f"{number} of yours" if number else "none of yours"
+def wrong_number(one: Counted, ask: Ask) -> Iterator[str]:
+    question = QUESTIONS.get("ask" if one.key.startswith("ask.") else one.key)
+    if question is None:
+        yield f"no question for {one.key}: {one.text!r}"
+        return
+    expected = question(ask)
+    if isinstance(expected, str):
+        said: Any = one.text
+    else:
+        said = tuple(float(n.replace(",", "")) for n in NUMBER.findall(FIXED.sub("", one.text or one.label)))
+        expected = expected if isinstance(expected, tuple) else (expected,)
+    if said != expected and (said, expected) != ((), (0,)):  # Zero may be said in words.
+        yield f"{one.key} of {one.of!r}: {one.text!r}, but {expected}"
 
 
-def states_in(page: str) -> dict[str, str]:
-    """The state of each connection's row or card, which its mark and its words agree on."""
-    rows = re.findall(r'id="connection-([0-9a-f-]{36})"(.*?)(?=id="connection-|</table>|</section>)', page, re.DOTALL)
-    found = {}
-    for pk, row in rows:
-        found[pk] = counted(row, r'data-state="(\w+)"')
-        told = re.search(
-            r'data-label="Status"><span class="badge" data-state="(\w+)">([^<]+)</span>(&nbsp;<small>[^<]+)?', row
-        )
-        assert told is not None, pk
-        badge, state, why = told.groups("")
-        if badge == "attention":
-            assert (found[pk], state, why) == ("active", "needs attention", "&nbsp;<small>active")
-        else:
-            assert (badge, state in {found[pk], "no active token"}) == (found[pk], True)
-            assert (badge == "blocked") is bool(why)
-    return found
+def wrong_total(one: Counted, page: Page) -> Iterator[str]:
+    """A list that is cut says the total that its head says."""
+    if one.numbers[-1] not in {number for other in page.counted if other.key != one.key for number in other.numbers}:
+        yield f"{one.text!r}, but none of the lists has as many"
 
 
-@pytest.mark.parametrize("who", one_in(7, VIEWERS))
-def test_what_pages_count_and_say_is_what_the_database_holds(who: str | Capability, world: World) -> None:
-    viewer = viewer_of(who)
-    own = make.connection(world.host, world.gateway, viewer)
-    make.token(own)
-    states = world.states | {str(own.pk): "active"}
-    client = Client()
-    client.force_login(viewer)
-
-    def page(path: str) -> str:
-        response = client.get(path)
-        assert response.status_code == 200, path
-        return str(response.content.decode())
-
-    for gateway in (world.gateway, world.closed, world.asking):
-        if not Gateway.objects.visible_to(viewer).filter(pk=gateway.pk).exists():
-            continue
-        rows = world.seen_by(viewer, gateway=gateway)
-        live = world.seen_by(viewer, gateway=gateway, revoked_at=None)
-        tab = page(f"/gateways/{gateway.slug}/connections/")
-        assert states_in(tab) == {pk: states[pk] for pk in rows}
-        assert counted(tab, r'id="connection-count">(.*?)</span>') == said(len(rows), viewer)
-        listed = page("/gateways/").partition(f'id="gateway-{gateway.slug}"')[2]
-        assert counted(listed, r'data-label="Connections" class="number">(.*?)</td>') == said(len(live), viewer)
-    if viewer.has_perm(Capability.HOSTS_READ):
-        for host in (world.host, world.off):
-            rows = world.seen_by(viewer, host=host)
-            live = world.seen_by(viewer, host=host, revoked_at=None)
-            tab = page(f"/hosts/{host.pk}/connections/")
-            assert states_in(tab) == {pk: states[pk] for pk in rows}
-            assert counted(tab, r'id="connection-count">(.*?)</span>') == said(len(rows), viewer)
-            listed = page("/hosts/").partition(f'id="host-{host.pk}"')[2]
-            assert counted(listed, r'data-label="Connections" class="number">(.*?)</td>') == said(len(live), viewer)
-    if viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
-        everything = page("/settings/mcp-connections?type=all")
-        assert states_in(everything) == states
-        of = {state: sum(one == state for one in states.values()) for state in STATES}
-        told = f"{len(states)} connections, {of['active']} active, {of['blocked']} blocked"
-        assert told in everything
-        tile = counted(page("/"), r"<span>Connections</span>(.*?)</a>")
-        assert tile == f"{len(states) - of['revoked']} {of['active']} active, {of['blocked']} blocked"
-    mine = page("/settings/identities")
-    assert states_in(mine) == {str(own.pk): "active"}
-    assert counted(page("/settings/api-tokens"), r'(<span id="count-of-active">.*?</span>)') == "1"
+def wrong_state(shown: Shown | Switch, table: dict[str, Any], said: tuple[object, object], ask: Ask) -> Iterator[str]:
+    question = table.get(ask.kind)
+    if question is None:
+        yield f"nobody's state: {shown}"
+    elif said not in (allowed := question(ask)):
+        yield f"{shown}, but {allowed}"
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_the_filter_of_a_state_finds_the_rows_in_it(state: str, world: World) -> None:
-    client = Client()
-    client.force_login(make.user(Capability.MCP_CONNECTIONS_READ))
+def test_every_key_has_a_question_and_every_question_a_key() -> None:
+    keys = set()
+    for path in (ROOT / "templates").rglob("*.html"):
+        keys |= set(re.findall(r'data-count="([^"{]+)"', path.read_text()))
 
-    page = client.get(f"/settings/mcp-connections?type=all&status={state}").content.decode()
-    told = client.get(f"/api/connections?status={state}").json()["results"]
+    assert keys <= QUESTIONS.keys() | NOT_STORED | {"page.rows"}
+    assert {key for key in QUESTIONS if " in " not in key} - keys <= MADE
 
-    expected = {pk: one for pk, one in world.states.items() if one == state}
-    assert states_in(page) == expected
-    assert {row["id"]: row["status"] for row in told} == expected
-    assert ("needs attention" in page) is (state == "active")
+
+# Keys of which a part is made by the page: of a kind of feature, of a list of tokens or keys, of a question.
+MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.")))}
+
+
+@pytest.mark.parametrize("who", one_in(6, VIEWERS))
+def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: str | Capability, world: World) -> None:
+    walk = Walk(world, capabilities_of(who))
+    seen, wrong = set(), []
+    for view, address, page in walk.pages():
+        seen.add(view)
+        wrong += [f"{address}: {fault}" for fault in wrong_in(page, Ask(world, walk.viewer, address, view))]
+
+    assert "overview" in seen
+    assert wrong == []

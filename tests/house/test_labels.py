@@ -11,6 +11,7 @@ import pytest
 from django.test import Client
 
 from accounts.models import User
+from capabilities import Capability
 from gateways.models import Feature
 from tests import make
 from tests.conftest import SignIn
@@ -20,10 +21,21 @@ ROOMS = ("accounts", "auditlog", "connections", "gatewayadmin", "gateways", "hos
 
 TEXTS = (
     "Dashboard",
+    "Your role lacks",
+    "MCP Client",
+    "Server ",
+    "Deny",
+    "Skip",
+    "Try it",
+    "curl tools/list",
+    "curl tools/call",
+    "mcp-remote config",
+    "CI rotate script",
+    "Done",
+    "You can skip",
     "Tokens expiring in ",
     "Recent denials",
     "Server health",
-    "No traffic yet. Create",
     "Your connections",
     "Your API tokens",
     "Apps & Agents",
@@ -149,6 +161,133 @@ TEXTS = (
 )
 
 
+# What stands on which page, in the words and the order a reader sees; the world of `labelled` is in front of them.
+ON_PAGES: dict[str, tuple[str, ...]] = {
+    "/": (
+        *("Dashboard", "Hosts 2", "Connections 1", "1 active", "Requests 24 h", "Denied 24 h", "Tokens expiring"),
+        *("Your connections", "Your API tokens", "Server health"),
+    ),
+    "/hosts/": (
+        *("Apps & Agents 2", "Search apps and agents", "All Apps (OAuth) Agents (token)", "Status"),
+        *("Enabled Disabled Pending", "OAuth doctor", "Add API access token-based host"),
+        "Name Type Connections Users Last seen Status Enabled",
+        *("Agent (token)", "App (OAuth)", "Waiting for approval"),
+    ),
+    "/hosts/add/": ("Add API access token-based host", "Name", "Description", "Create"),
+    "/hosts/{host}/disable/": (
+        'Disable this host? Every connection of "CI bot" stops on its next request. Nothing is deleted.',
+        "Cancel OK",
+    ),
+    "/hosts/{host}/": ("Overview Connections 1 Logs", "Rename", "Archive", "Created by", "Allow enrolment", "Type"),
+    "/hosts/{host}/connections/": (
+        *("Connections 1", "Add a connection"),
+        "Gateway User email Status API key prefix Connected date Last token Last used Enabled Actions",
+        *("expires", "1 active", "Create Token"),
+    ),
+    "/hosts/{app}/connections/": ("Connections of this app appear when someone connects it.", "How to Connect"),
+    "/gateways/": ("Gateways 2", "Add a gateway", "Name Gateway URL Servers Tools Connections Reach Enabled"),
+    "/gateways/quickstart/": (
+        *("Quickstart", "How to Connect", "Rename", "Gateway URL", "/mcp/quickstart"),
+        "Overview Connections 1 Servers 1 Tools 2 Logs",
+    ),
+    "/gateways/quickstart/connections/": (
+        "Client name User email Status API key prefix Connected date Last token Last used Enabled Actions",
+    ),
+    "/gateways/quickstart/servers/": (
+        *("Assign a server", "Server Alias Identity scheme Shared identity Tools Health Enabled Actions"),
+        *("Per-user identity", "2/2", "Edit Remove"),
+    ),
+    "/gateways/quickstart/tools/": (
+        *("Refresh tools", "Allow all Allow selected Block all"),
+        "Tool (exposed name) State Title Effect First seen Last seen Enabled",
+    ),
+    "/gateways/quickstart/assign/?server=github": (
+        "Per-user identity (bring your own identity)",
+        "Shared identity (service account)",
+    ),
+    "/gateways/quickstart/disable/": (
+        "Disable this gateway? Its 1 connection stops on its next request. Nothing is deleted.",
+    ),
+    "/gateways/empty/connections/": (
+        "No connections yet. Share the Gateway URL or add a connection from a token-based host.",
+    ),
+    "/gateways/empty/servers/": ("This gateway exposes nothing yet. Assign a server.",),
+    "/gateways/quickstart/tokens/": ("API Tokens", "Create Token"),
+    "/connections/{connection}/disable/": (
+        "Disable this connection? ana@example.com / CI bot loses access to Quickstart on the next request.",
+    ),
+    "/connections/{connection}/revoke/": (
+        "Revoke this MCP connection? The associated API key will be deactivated and the client will need to "
+        "re-authorize.",
+        "Cancel OK",
+    ),
+    "/connections/{connection}/regenerate/": (
+        "Regenerate the API key for this connection? The old key will be deactivated immediately.",
+        "Cancel OK",
+    ),
+    "/settings/mcp-connections?type=all": (
+        *("MCP Connections 1 connection, 1 active", "How to Connect", "Apps (OAuth) Agents (token) All"),
+        *("Revoke connection", "Regenerate API key"),
+        "Client name Status User email Gateway API key prefix Connected date Last token Actions",
+    ),
+    "/settings/mcp-connections": (
+        "No connections yet. Connections appear here when an MCP client completes the OAuth flow.",
+        "How to Connect",
+    ),
+    "/settings/api-tokens": (
+        *("Mine Everyone", "Active 1", "Expired 0", "Revoked 0", "All", "Create Token"),
+        "Name Prefix Host Gateway Servers Expiration date Last used date Status Actions",
+        *("Regenerate", "Revoke"),
+    ),
+    "/tokens/{token}/edit/": (
+        *("Name", "Expiration", "7 days", "30 days", "90 days", "IP allowlist"),
+        "The servers of a token cannot be changed. Create a new token instead.",
+    ),
+    "/tokens/{token}/revoke/": (
+        "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone.",
+    ),
+    "/logs/": (
+        *("Logs", "Live", "Export", "CSV", "JSON lines"),
+        *("Time range", "Method", "Outcome", "Host", "Gateway", "Server", "Tool", "User", "Correlation id", "Clear"),
+        "Created at Host User email Gateway Server Method Tool Outcome Status Duration",
+    ),
+    "/logs/?range=1h&tool=none": ("No entries in this time range.",),
+    "/logs/{call}/": (
+        *("Summary", "Decision", "Request and response", "Payload recording is off.", "Created at", "Host"),
+        *("User email", "Gateway", "Server", "Token", "Address", "Size", "Correlation id"),
+    ),
+    "/settings/admin-events/": ("Admin events", "Time Actor Via Action Target Changes"),
+    "/servers/": ("Add a server", "Name URL Auth Gateways Health Enabled"),
+    "/servers/github/identities/": (
+        *("Add a shared identity", "Label Owner Kind Hint Last used Status Enabled"),
+        "Replace secret",
+    ),
+    "/servers/github/": ("Overview Identities Gateways 1 Logs", "Test connection"),
+    "/servers/github/disable/": ("Disable this server? GitHub stops on 1 gateway on the next request.",),
+    "/identities/{identity}/disable/": ("Disable this identity?",),
+    "/settings/profile": ("My account", "change it"),
+    "/settings/sessions": ("Sessions", "Sign out everywhere"),
+    "/settings/identities": ("My identities", "My connections 1", "Replace secret", "Revoke"),
+    "/people/": (
+        *("Users Roles Teams Capabilities reference", "Invite"),
+        "Name Email Role Teams Status Last sign-in",
+    ),
+    "/people/{bo}/": ("Change role", "Deactivate", "Send password reset"),
+    "/people/{bo}/deactivate/": (
+        "Deactivate bo@example.com? All sessions end and every connection acting as this user stops on its next "
+        "request.",
+    ),
+    "/people/roles/": ("Name Users Capabilities", "Duplicate"),
+    "/people/capabilities/": ("Label What it allows Constant Slug Roles",),
+    "/connect/help/?gateway=quickstart&client=claude-desktop": (
+        *("How to Connect", "Gateway", "Open Claude Desktop settings and navigate to Developer > Edit Config"),
+        "Add the MCP server URL as a remote MCP server entry",
+        *("Authorize in the browser when prompted", "claude_desktop_config.json", "With an API access token"),
+        *('"mcpServers"', '"quickstart"', "Copy"),
+    ),
+}
+
+
 def plain(text: str) -> str:
     """The text without line breaks, joints of strings and entities."""
     joined = re.sub(r'"\s*\n\s*f?"', "", text)
@@ -164,6 +303,63 @@ def sources() -> str:
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_label_stands_to_the_letter(text: str, sources: str) -> None:
     assert plain(text) in sources
+
+
+def seen_on(page: str) -> str:
+    """What a reader sees and hears of a page, without markup."""
+    page = re.sub(r"<(script|style|title)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    named = re.sub(r'<(?=[^>]*aria-label="([^"]*)")[^>]*>', r" \1 ", page)
+    return re.sub(r" (?=[,.;:?)])|(?<=\() ", "", re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", named))))
+
+
+@pytest.fixture
+def labelled(ana: User) -> dict[str, str]:
+    """What stands in the addresses of ON_PAGES: one of everything, by the names of the tutorials."""
+    github = make.server(slug="github", name="GitHub", auth_type="bearer")
+    quickstart, _ = make.gateway(slug="quickstart", name="Quickstart"), make.gateway(slug="empty", name="Empty")
+    assignment = make.assignment(quickstart, github, identity_scheme="per_user")
+    Feature.objects.learn(assignment, [{"name": "echo"}, {"name": "add"}])
+    bo = make.user(email="bo@example.com")
+    bot, app = make.agent(by=ana, name="CI bot"), make.app("Claude Desktop", needs_approval=True)
+    identity = make.identity(github, ana)
+    connection = make.connection(bot, quickstart, ana, [identity])
+    token = make.token(connection).token
+    call = make.call(host_id=bot.pk, host_name="CI bot", connection_id=connection.pk)
+    things = {"host": bot, "app": app, "identity": identity, "connection": connection, "token": token, "bo": bo}
+    return {name: str(thing.pk) for name, thing in things.items()} | {"call": str(call.uid)}
+
+
+@pytest.mark.django_db
+def test_each_page_says_its_words_in_their_order(ana: User, labelled: dict[str, str], sign_in: SignIn) -> None:
+    ana.role = make.role(*Capability)
+    ana.save()
+    client = sign_in(ana)
+    missing = {}
+    for path, texts in ON_PAGES.items():
+        answer = client.get(path.format(**labelled))
+        seen = seen_on(answer.content.decode())
+        if absent := [text for text in texts if answer.status_code != 200 or text not in seen]:
+            missing[path] = (answer.status_code, absent)
+
+    assert missing == {}
+
+
+@pytest.mark.django_db
+def test_an_empty_workspace_says_how_to_begin(ana: User, max: User, sign_in: SignIn) -> None:
+    def dashboard() -> str:
+        return seen_on(sign_in(ana).get("/").content.decode())
+
+    assert "No traffic yet. Create a gateway, then connect an app or agent." in dashboard()
+    gateway = make.gateway(name="Quickstart")
+    assert "Quickstart exposes nothing yet: assign a server, then connect an app or agent." in dashboard()
+    make.assignment(gateway, make.server())
+    assert "The gateway Quickstart is ready: connect an app or agent to it." in dashboard()
+    refused = sign_in(max).get("/settings/mcp-connections")
+    assert refused.status_code == 403
+    assert (
+        "Permission Denied You need the View MCP connections capability (MCP_CONNECTIONS_READ). Access depends on the "
+        "capability, not on a role name. Ask a workspace administrator."
+    ) in seen_on(refused.content.decode())
 
 
 @pytest.mark.django_db

@@ -68,6 +68,7 @@ def staged() -> Stage:
         "own_connection": own.connection_id,
         "own_token": own.pk,
         "owner": world.owner.pk,
+        "owner_email": world.owner.email,
         "person": known["user"],
         "invited": User.objects.create_user("invited@example.com", None, role=make.role()).pk,
         "role": known["role-detail"],

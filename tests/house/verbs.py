@@ -141,7 +141,7 @@ VERBS = [
     ),
     verb(
         "Connection.cut_off",
-        page("/people/{owner}/cut-off/"),
+        page("/people/{owner}/cut-off/", typed="{owner_email}"),
         rest("POST /users/{owner}/cut-off"),
         admin("accounts/user", "cut_off", "owner"),
     ),

@@ -45,7 +45,7 @@ def test_acts_on_an_identity_need_the_capability_for_its_kind(
 
     assert Client().post(path).status_code == 302
     assert sign_in(make.user(*(set(Capability) - {capability}))).post(path).status_code == 403
-    holder = sign_in(make.user(capability)).post(path)
+    holder = sign_in(make.user(capability)).post(path, {"typed": identity.label})
     # Nobody puts a secret in another person's place.
     assert holder.status_code == (
         403 if verb == "replace" and whose == "another's" else 302 if verb != "replace" else 422
@@ -234,8 +234,8 @@ def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, an
     make.assignment(make.gateway(), github, identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
 
     dialog = text(sign_in(ana).get(f"/identities/{identity.pk}/revoke/", headers=HTMX))
-    row = text(sign_in(ana).post(f"/identities/{identity.pk}/revoke/", headers=HTMX))
-    again = sign_in(ana).post(f"/identities/{identity.pk}/revoke/", headers=HTMX)
+    row = text(sign_in(ana).post(f"/identities/{identity.pk}/revoke/", {"typed": "service"}, headers=HTMX))
+    again = sign_in(ana).post(f"/identities/{identity.pk}/revoke/", {"typed": "service"}, headers=HTMX)
 
     assert "1 gateway uses it. Cannot be undone." in dialog
     assert "revoked" in row

@@ -125,7 +125,7 @@ def test_on_the_api_tokens_page_its_row_and_the_numbers_come_back(ana: User, sig
 
     assert f'hx-target="#token-{token.pk}" hx-swap="outerHTML"' in asked
     assert answer.lstrip().startswith(f'<tr id="token-{token.pk}" data-state="revoked" class="changed">')
-    assert '<span class="count" id="count-revoked" hx-swap-oob="true">1</span>' in answer
+    assert 'class="count" id="count-revoked" hx-swap-oob="true">1</span>' in answer
 
 
 @pytest.mark.parametrize(

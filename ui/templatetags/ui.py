@@ -18,6 +18,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from ui.addresses import parts
+from ui.states import in_words
 from wire.definitions import hidden_places
 
 register = template.Library()
@@ -52,6 +53,12 @@ def visible(text: str) -> SafeString:
         shown.append(format_html('{}<mark class="unseen" title="{}">{}</mark>', text[at:place], name or code, code))
         at = place + 1
     return format_html("{}{}", SafeString("".join(shown)), text[at:])
+
+
+@register.filter
+def state_words(state: str, kind: str) -> str:
+    """The words for a state of this kind of thing."""
+    return in_words(state, kind)
 
 
 @register.simple_tag

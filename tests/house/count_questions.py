@@ -1,0 +1,837 @@
+"""What each number on a page is to be: a question to the database for each key, for what that person may see.
+
+The questions are asked here in another way than the pages ask them, and states are those the world was built with.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from allauth.usersessions.models import UserSession
+from django.db.models import Q, QuerySet
+from django.http import QueryDict
+from django.utils import timezone
+
+from accounts.models import ApiKey, Role, Team, User
+from auditlog.models import Call, Event
+from capabilities import Capability
+from capabilities.catalogue import SEES_CONNECTIONS
+from connections.models import Connection
+from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy
+from hosts.models import Host
+from oauth.models import Registration
+from servers.models import Identity, Server
+from tests.house.every_state import World
+from tokens.models import Token
+
+DAY = timedelta(days=1)
+type Answer = int | str | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Who looks at which page, and of which thing a number on it is."""
+
+    world: World
+    viewer: User
+    address: str
+    view: str
+    of: str = ""
+
+    def about(self, of: str) -> "Ask":
+        return replace(self, of=of)
+
+    @property
+    def kind(self) -> str:
+        return self.of.partition(":")[0]
+
+    @property
+    def pk(self) -> Any:
+        """Its id; rows of gateways and servers are named by slug."""
+        kind, _, name = self.of.partition(":")
+        named: Any = {"gateway": self.world.gateways, "server": self.world.servers}.get(kind, {})
+        return str(named[name].pk) if name in named else name
+
+    @property
+    def query(self) -> QueryDict:
+        return QueryDict(self.address.partition("?")[2])
+
+    @property
+    def path(self) -> list[Any]:
+        return self.address.partition("?")[0].strip("/").split("/")
+
+    @property
+    def sees_connections(self) -> bool:
+        return any(self.viewer.has_perm(one) for one in SEES_CONNECTIONS)
+
+    def connections(self, **of: Any) -> "QuerySet[Connection]":
+        """Those the viewer may see."""
+        rows = Connection.objects.filter(**of)
+        return rows if self.sees_connections else rows.filter(user=self.viewer)
+
+    def states(self, rows: "QuerySet[Any]") -> list[str]:
+        """What the world made of these rows."""
+        return [self.world.states[str(pk)] for pk in rows.values_list("pk", flat=True)]
+
+    def said(self, number: int) -> str:
+        """A number of connections, as who sees only their own is told it."""
+        if self.sees_connections:
+            return str(number)
+        return f"{number} of yours" if number else "none of yours"
+
+    @property
+    def state(self) -> str:
+        return self.world.states.get(self.pk, "")
+
+
+LIVE = {"revoked_at": None}
+STILL = {"archived_at": None}
+PLACED = {"assignment__removed_at": None, "assignment__gateway__archived_at": None}
+
+# ---- Lists: what the page is narrowed to counts.
+
+
+def _gateways(ask: Ask) -> int:
+    rows = Gateway.objects.filter(**STILL)
+    names = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
+    return rows.count() if any(map(ask.viewer.has_perm, names)) else rows.filter(reach="everyone").count()
+
+
+def _hosts(ask: Ask) -> int:
+    rows = Host.objects.filter(**STILL)
+    if kind := ask.query.get("type"):
+        rows = rows.filter(kind={"app": "headed", "agent": "token"}[kind])
+    wanted = ask.query.getlist("status")
+    return sum(not wanted or state in wanted for state in ask.states(rows))
+
+
+def _servers(ask: Ask) -> int:
+    health = ask.query.getlist("health")
+    rows = Server.objects.filter(**STILL)
+    return rows.filter(health__in=health).count() if health else rows.count()
+
+
+def _people(ask: Ask) -> int:
+    wanted = ask.query.getlist("status")
+    return sum(not wanted or _person_state(ask, person) in wanted for person in User.objects.all())
+
+
+def _person_state(ask: Ask, person: User) -> str:
+    return ask.world.states.get(
+        str(person.pk), "active" if person.is_active and person.password == "set" else "invited"
+    )
+
+
+def _connections(ask: Ask, **of: Any) -> list[str]:
+    """The states of the connections that a list shows."""
+    rows = ask.connections(**of)
+    kind = ask.query.get("type", "app" if ask.view == "connections:mcp" else "")
+    if kind in ("app", "agent"):
+        rows = rows.filter(host__kind={"app": "headed", "agent": "token"}[kind])
+    wanted = ask.query.getlist("status")
+    return [state for state in ask.states(rows) if not wanted or state in wanted]
+
+
+def _by_state(ask: Ask) -> str:
+    states = _connections(ask)
+    blocked = f", {states.count('blocked')} blocked" if "blocked" in states else ""
+    return f"{len(states)} connection{'' if len(states) == 1 else 's'}, {states.count('active')} active{blocked}"
+
+
+def _tokens(ask: Ask) -> "QuerySet[Token]":
+    rows = Token.objects.filter(kind="access")
+    return rows if ask.query.get("owner") == "all" else rows.filter(connection__user=ask.viewer)
+
+
+def _token_states(ask: Ask) -> list[str]:
+    return [state.partition(":")[0] for state in ask.states(_tokens(ask))]
+
+
+def _active_tokens(ask: Ask) -> int:
+    """A token that something else stops is active itself."""
+    states = _token_states(ask)
+    return states.count("active") + states.count("blocked")
+
+
+def _lasting(rows: "QuerySet[Token]") -> "QuerySet[Token]":
+    rows = rows.filter(revoked_at=None, digest__isnull=False)
+    return rows.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()))
+
+
+def _expiring(ask: Ask, rows: "QuerySet[Token] | None" = None) -> int:
+    now = timezone.now()
+    rows = Token.objects.filter(kind="access") if rows is None else rows
+    return rows.filter(revoked_at=None, digest__isnull=False, expires_at__range=(now, now + 7 * DAY)).count()
+
+
+def _key_states(ask: Ask) -> list[str]:
+    rows = ApiKey.objects.all()
+    return ask.states(rows if ask.query.get("owner") == "all" else rows.filter(user=ask.viewer))
+
+
+# ---- Gateways, their servers and what these offer.
+
+
+def _gateway(ask: Ask) -> Gateway:
+    return Gateway.objects.get(pk=ask.pk)
+
+
+def _features(ask: Ask, **of: Any) -> "QuerySet[Feature]":
+    return Feature.objects.filter(**(PLACED | of))
+
+
+def _offered(ask: Ask, kind: str | None = None, **of: Any) -> int:
+    rows = _features(ask, missing_since=None, **of)
+    return (rows.filter(kind=kind) if kind and kind != "all" else rows).count()
+
+
+def _of_gateway(kind: str) -> "Callable[[Ask], int]":
+    return lambda ask: _offered(ask, kind, assignment__gateway=ask.pk)
+
+
+def _asked_kind(ask: Ask) -> str:
+    return ask.query.get("kind", "tool")
+
+
+def _usable(ask: Ask, kind: str, **of: Any) -> int:
+    """What a call reaches: offered, shown to clients, switched on, and nothing before it off."""
+    rows = _features(ask, missing_since=None, enabled=True, state__in=("approved", "held"), **of)
+    rows = rows.filter(assignment__enabled=True, assignment__server__enabled=True)
+    rows = rows.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+    return (rows if kind == "all" else rows.filter(kind=kind)).count()
+
+
+def _assignment_features(ask: Ask) -> tuple[float, ...]:
+    kind = _asked_kind(ask)
+    return _usable(ask, kind, assignment=ask.pk), _offered(ask, kind, assignment=ask.pk)
+
+
+def _assignment_tools(ask: Ask) -> str:
+    return f"{_usable(ask, 'tool', assignment=ask.pk)}/{_offered(ask, 'tool', assignment=ask.pk)}"
+
+
+def _waiting(ask: Ask, **of: Any) -> int:
+    """Definitions that wait for a decision."""
+    rows = _features(ask, missing_since=None, **of)
+    return sum(ask.world.states[str(pk)] in ("held", "new") for pk in rows.values_list("pk", flat=True))
+
+
+def _listed_features(ask: Ask) -> int:
+    kind = _asked_kind(ask)
+    rows = _features(ask, assignment__gateway=ask.pk)
+    rows = rows if kind == "all" else rows.filter(kind=kind)
+    if ask.query.get("state") == "attention":
+        return sum(state in ("held", "new") for state in ask.states(rows))
+    if ask.query.get("enabled") == "off":
+        return rows.filter(enabled=False).count()
+    return rows.filter(missing_since=None).count()
+
+
+def _missing(ask: Ask) -> int:
+    rows = _features(ask, assignment__gateway=ask.pk).exclude(missing_since=None)
+    kind = _asked_kind(ask)
+    return (rows if kind == "all" else rows.filter(kind=kind)).count()
+
+
+def _asked_as(ask: Ask) -> tuple[float, ...]:
+    people = Listing.objects.filter(assignment=ask.pk).exclude(identity=None)
+    return (people.count(),) if people.count() > 1 else ()
+
+
+def _server_gateways(ask: Ask) -> int:
+    rows = Assignment.objects.filter(server=ask.pk, removed_at=None, gateway__archived_at=None)
+    return rows.values("gateway").distinct().count()
+
+
+def _gateway_servers(ask: Ask) -> int:
+    return Assignment.objects.filter(gateway=ask.pk, removed_at=None, server__archived_at=None).count()
+
+
+# ---- People.
+
+
+def _role_users(ask: Ask) -> int:
+    return User.objects.filter(role=ask.pk).count()
+
+
+def _lacking(held: set[str], ask: Ask) -> int:
+    missing = {one for one in Capability if one.slug in held and not ask.viewer.has_perm(one)}
+    return max(len(missing) - 3, 0)
+
+
+def _held_by(role: Role | None) -> set[str]:
+    if role is None:
+        return set()
+    named = {f"{app}.{name}" for app, name in role.permissions.values_list("content_type__app_label", "codename")}
+    return {one.slug for one in Capability if str(one) in named}
+
+
+def _role_of(ask: Ask) -> Role | None:
+    return Role.objects.get(pk=ask.pk) if ask.kind == "role" else User.objects.get(pk=ask.pk).role
+
+
+# ---- Calls and events.
+
+ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
+DENIED = ("denied", "unauthorized", "rate_limited")
+ENDINGS = {"ok": ("ok", "not_offered"), "error": ERRORS, "denied": DENIED, "cancelled": ("cancelled",)}
+SPANS = {"7d": 7 * DAY, "24h": DAY, "30d": 30 * DAY}
+
+
+def _calls(ask: Ask) -> "QuerySet[Call]":
+    """Those of the page: of what it is about, in its time, as it is searched."""
+    rows = Call.objects.filter(created_at__gte=timezone.now() - SPANS[ask.query.get("range", "24h")])
+    if ask.query.get("q") == "error":
+        rows = rows.filter(outcome__in=ERRORS)
+    match ask.path:
+        case ["gateways", slug, "logs"]:
+            rows = rows.filter(gateway_id=Gateway.objects.get(slug=slug).pk)
+        case ["servers", slug, "logs"]:
+            rows = rows.filter(server_id=Server.objects.get(slug=slug).pk)
+        case ["hosts", pk, "logs"]:
+            rows = rows.filter(host_id=pk)
+    return rows
+
+
+def _ended(ending: str) -> "Callable[[Ask], int]":
+    return lambda ask: _calls(ask).filter(outcome__in=ENDINGS[ending]).count()
+
+
+def _outcomes(ask: Ask) -> tuple[float, ...]:
+    found = [_ended(ending)(ask) for ending in ENDINGS]
+    return tuple(found if found[-1] else found[:-1])
+
+
+def _call(ask: Ask) -> Call:
+    return Call.objects.get(uid=ask.pk)
+
+
+def _in_span(noun: str, number: int, span: str) -> str:
+    return f"{number}{noun} in {span}"
+
+
+def _events(ask: Ask) -> tuple[float, ...]:
+    return (Event.objects.filter(created_at__gte=timezone.now() - 30 * DAY).count(),)
+
+
+def _listed_calls(ask: Ask) -> tuple[float, ...]:
+    return (_calls(ask).count(),)
+
+
+def _same_request(ask: Ask) -> int:
+    model = Call if ask.kind == "call" else Event
+    one = model.objects.get(uid=ask.pk)
+    return model.objects.filter(correlation_id=one.correlation_id).count()
+
+
+def _facet_calls(ask: Ask) -> int:
+    return _calls(ask).filter(**{ask.kind: ask.pk}).count()
+
+
+# ---- Questions before an act: what is cut with it, as the sentence says it.
+
+
+def _links(ask: Ask) -> "tuple[Any, QuerySet[Connection], QuerySet[Call]]":
+    """The thing, the live connections that hang on it, and the calls of a day through it."""
+    room, name = ask.path[0], ask.path[1]
+    model, by_slug = MODELS[room]
+    thing: Any = model.objects.get(**{"slug" if by_slug else "pk": name})
+    rows, calls = OF[room](thing)
+    return thing, Connection.objects.filter(rows, **LIVE), Call.objects.filter(calls, created_at__gte=_a_day_ago())
+
+
+def _a_day_ago() -> datetime:
+    return timezone.now() - DAY
+
+
+def _gateways_of(**of: Any) -> Q:
+    """The connections of the gateways that have such an assignment."""
+    places = Assignment.objects.filter(removed_at=None, gateway__archived_at=None, **of)
+    return Q(gateway__in=places.values("gateway"))
+
+
+def _of_feature(tool: Feature) -> tuple[Q, Q]:
+    place = tool.assignment
+    through = Q(gateway_id=place.gateway_id, server_id=place.server_id, feature_name=tool.exposed_name)
+    return Q(gateway=place.gateway_id), through
+
+
+def _of_identity(identity: Identity) -> tuple[Q, Q]:
+    own = Q(identities__identity=identity) if identity.owner_id else _gateways_of(shared_identity=identity)
+    return own, Q(identity_id=identity.pk)
+
+
+MODELS: dict[str, tuple[Any, bool]] = {
+    "hosts": (Host, False),
+    "gateways": (Gateway, True),
+    "servers": (Server, True),
+    "connections": (Connection, False),
+    "people": (User, False),
+    "assignments": (Assignment, False),
+    "tools": (Feature, False),
+    "features": (Feature, False),
+    "identities": (Identity, False),
+}
+OF: dict[str, "Callable[[Any], tuple[Q, Q]]"] = {
+    "hosts": lambda host: (Q(host=host), Q(host_id=host.pk)),
+    "gateways": lambda gateway: (Q(gateway=gateway), Q(gateway_id=gateway.pk)),
+    "servers": lambda server: (_gateways_of(server=server), Q(server_id=server.pk)),
+    "connections": lambda connection: (Q(pk=connection.pk), Q(connection_id=connection.pk)),
+    "people": lambda user: (Q(user=user), Q(user_id=user.pk)),
+    "assignments": lambda one: (Q(gateway=one.gateway_id), Q(gateway_id=one.gateway_id, server_id=one.server_id)),
+    "tools": _of_feature,
+    "features": _of_feature,
+    "identities": _of_identity,
+}
+
+
+def _cut(ask: Ask) -> tuple[float, ...]:
+    """Hosts, people, identities where there are any, and calls; nothing for who sees no connections."""
+    thing, rows, calls = _links(ask)
+    owner = getattr(thing, "user_id", None) or getattr(thing, "owner_id", None)
+    if not ask.sees_connections and owner != ask.viewer.pk:
+        return ()
+    hosts = rows.values("host").distinct().count()
+    people = rows.values("user").distinct().count()
+    carried = Q(connection_identities__connection__in=rows)
+    placed = Q(assignments__removed_at=None)
+    match thing:
+        case Identity():
+            identities = 0
+        case Gateway():
+            shared = Identity.objects.filter(placed, assignments__gateway=thing)
+            identities = _distinct(Identity.objects.filter(carried), shared)
+        case Server():
+            shared = Identity.objects.filter(placed, assignments__server=thing)
+            identities = _distinct(Identity.objects.filter(carried, server=thing), shared)
+        case Assignment():
+            shared = Identity.objects.filter(assignments=thing)
+            identities = _distinct(Identity.objects.filter(carried, server=thing.server_id), shared)
+        case Feature():
+            identities = _distinct(Identity.objects.filter(carried, server=thing.assignment.server_id))
+        case _:
+            identities = _distinct(Identity.objects.filter(carried))
+    return (hosts, people, *([identities] if identities else []), calls.count())
+
+
+def _distinct(*found: "QuerySet[Identity]") -> int:
+    return len({pk for rows in found for pk in rows.filter(**LIVE).values_list("pk", flat=True)})
+
+
+def _stops(number: int) -> tuple[float, ...]:
+    """A number that a sentence says from one on."""
+    return (number,) if number else ()
+
+
+def _ask_gateway(ask: Ask) -> tuple[float, ...]:
+    _, rows, _ = _links(ask)
+    return (*(_stops(rows.count()) if ask.sees_connections else ()), *_cut(ask))
+
+
+def _ask_server(ask: Ask) -> tuple[float, ...]:
+    server, _, _ = _links(ask)
+    places = Assignment.objects.filter(server=server, removed_at=None, gateway__archived_at=None)
+    return (*_stops(places.values("gateway").distinct().count()), *_cut(ask))
+
+
+def _ask_assignment(ask: Ask) -> tuple[float, ...]:
+    return (*_stops(_usable(ask, "tool", assignment=ask.path[1])), *_cut(ask))
+
+
+def _ask_identity(ask: Ask) -> tuple[float, ...]:
+    identity, _, _ = _links(ask)
+    uses = (
+        Connection.objects.filter(identities__identity=identity, **LIVE)
+        if identity.owner_id
+        else Assignment.objects.filter(shared_identity=identity, removed_at=None)
+    )
+    parts = [_stops(uses.count()), _cut(ask)]
+    return tuple(number for part in (parts if ask.path[2] == "disable" else reversed(parts)) for number in part)
+
+
+def _first_names(number: int) -> tuple[float, ...]:
+    """Five are named, of the rest the number."""
+    return (number - 5,) if number > 5 else ()
+
+
+def _ask_revoke(ask: Ask) -> tuple[float, ...]:
+    tokens = Token.objects.filter(connection=ask.path[1], revoked_at=None).count()
+    return (tokens,) if tokens > 1 else ()
+
+
+def _ask_archive(ask: Ask) -> tuple[float, ...]:
+    thing, rows, _ = _links(ask)
+    if isinstance(thing, Server):
+        places = Assignment.objects.filter(server=thing, removed_at=None, gateway__archived_at=None)
+        return _first_names(places.count())
+    return _first_names(rows.count())
+
+
+def _ask_cut_off(ask: Ask) -> tuple[float, ...]:
+    person, rows, _ = _links(ask)
+    keys = ApiKey.objects.filter(user=person, revoked_at=None, expires_at__gt=timezone.now()).count()
+    return (*_cut(ask), *_first_names(rows.count()), *((keys,) if keys > 1 else ()))
+
+
+ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
+    "hosts:disable": _cut,
+    "hosts:archive": _ask_archive,
+    "gateways:disable": _ask_gateway,
+    "gateways:archive": _ask_archive,
+    "gateways:disable_assignment": _ask_assignment,
+    "gateways:remove_assignment": lambda ask: _stops(_usable(ask, "tool", assignment=ask.path[1])),
+    "gateways:disable_tool": _cut,
+    "gateways:quarantine": _cut,
+    "servers:disable": _ask_server,
+    "servers:archive": _ask_archive,
+    "servers:disable_identity": _ask_identity,
+    "servers:revoke_identity": _ask_identity,
+    "connections:disable": _cut,
+    "connections:revoke": _ask_revoke,
+    "accounts:deactivate": _cut,
+    "accounts:cut_off": _ask_cut_off,
+    "accounts:remove_role": lambda ask: _stops(User.objects.filter(role=ask.path[2]).count()),
+}
+
+
+def _asked(ask: Ask) -> tuple[float, ...]:
+    """The numbers of a question before an act; most have none."""
+    question = ASKS.get(ask.view)
+    return question(ask) if question else ()
+
+
+# ---- What is left.
+
+
+def _calls_of_feature(ask: Ask) -> int:
+    """Those of a week that an app or agent made of it; the key names both."""
+    tool = Feature.objects.get(pk=ask.kind)
+    rows = Call.objects.filter(_of_feature(tool)[1], created_at__gte=timezone.now() - 7 * DAY)
+    return rows.filter(host_name=ask.pk).count()
+
+
+def _others(ask: Ask) -> int:
+    """The other connections of the viewer that lack an identity for the same server."""
+    connection, _, assignment = ask.pk.partition(":")
+    asking = Assignment.objects.filter(server=Assignment.objects.get(pk=assignment).server, identity_scheme="per_user")
+    rows = Connection.objects.filter(user=ask.viewer, gateway__in=asking.values("gateway"), **LIVE)
+    return rows.exclude(pk=connection).filter(identities=None).count()
+
+
+def _identities(ask: Ask) -> Answer:
+    rows = Identity.objects.filter(server=ask.pk)
+    if ask.viewer.has_perm(Capability.IDENTITIES_MANAGE):
+        return str(rows.count())
+    shared = Q(owner=None) if ask.viewer.has_perm(Capability.SERVERS_MANAGE) else Q()
+    own = rows.filter(Q(owner=ask.viewer) | shared) if shared else rows.filter(owner=ask.viewer)
+    return f"{own.count()} you may see"
+
+
+def _limits(ask: Ask) -> tuple[float, ...]:
+    server = Server.objects.get(pk=ask.pk)
+    return server.timeout_seconds, server.total_seconds
+
+
+def _hours(ask: Ask) -> tuple[float, ...]:
+    """The hours of a day in which a server answered alone, and those in which it failed."""
+    since = (timezone.now() - 23 * timedelta(hours=1)).replace(minute=0, second=0, microsecond=0)
+    calls = Call.objects.filter(server_id=ask.pk, created_at__gte=since).values_list("created_at", "outcome")
+    called = {at.replace(minute=0, second=0, microsecond=0) for at, _ in calls}
+    failed = {
+        at.replace(minute=0, second=0, microsecond=0) for at, how in calls if how in ("upstream_error", "timeout")
+    }
+    return len(called - failed), len(failed)
+
+
+# ---- The table.
+
+QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
+    "ask": _asked,
+    "host in Connections": lambda ask: ask.connections(host=ask.pk, **LIVE).count(),
+    "host in Users": lambda ask: (
+        (ask.connections(host=ask.pk, **LIVE).values("user").distinct().count(),) if ask.sees_connections else ()
+    ),
+    "gateway in Servers": _gateway_servers,
+    "gateway in Tools": lambda ask: _offered(ask, "tool", assignment__gateway=ask.pk),
+    "gateway in Connections": lambda ask: ask.said(ask.connections(gateway=ask.pk, **LIVE).count()),
+    "assignment in Tools": _assignment_tools,
+    "server in Gateways": _server_gateways,
+    "role in Users": _role_users,
+    "role in Capabilities": lambda ask: (len(_held_by(Role.objects.get(pk=ask.pk))), len(Capability)),
+    "team in People": lambda ask: User.objects.filter(teams=ask.pk).count(),
+    "team in Gateways for teams": lambda ask: Team.objects.get(pk=ask.pk).gateways.filter(**STILL).count(),
+    "call in Status": lambda ask: _call(ask).http_status,
+    "call in Duration": lambda ask: f"{_call(ask).duration_ms} ms",
+    "gateways.listed": _gateways,
+    "hosts.listed": _hosts,
+    "servers.listed": _servers,
+    "people.listed": _people,
+    "events.listed": _events,
+    "calls.listed": _listed_calls,
+    "calls.exported": _listed_calls,
+    "calls.ok": _ended("ok"),
+    "calls.error": _ended("error"),
+    "calls.denied": _ended("denied"),
+    "calls.cancelled": _ended("cancelled"),
+    "calls.outcomes": _outcomes,
+    "calls.day": lambda ask: _calls(ask).count(),
+    "calls.day.errors": lambda ask: f"{_ended('error')(ask)} with errors",
+    "calls.day.denied": _ended("denied"),
+    "call.status": lambda ask: _call(ask).http_status,
+    "call.duration": lambda ask: f"{_call(ask).duration_ms} ms",
+    "call.parts": lambda ask: (_call(ask).duration_ms,),
+    "call.size": lambda ask: (_call(ask).request_bytes, _call(ask).response_bytes),
+    "call.same_request": _same_request,
+    "event.same_request": _same_request,
+    "event.more": lambda ask: f"+{len(Event.objects.get(uid=ask.pk).changes) - 3}",
+    "facet.calls": _facet_calls,
+    "connections.by_state": _by_state,
+    "connections.live": lambda ask: Connection.objects.filter(**LIVE).count(),
+    "connections.tile": lambda ask: "{} active, {} blocked".format(
+        *(ask.states(Connection.objects.all()).count(state) for state in ("active", "blocked"))
+    ),
+    "connection.tokens": lambda ask: _lasting(Token.objects.filter(connection=ask.pk)).count(),
+    "hosts.more": lambda ask: Host.objects.filter(kind="token", enabled=True, **STILL).count() - 8,
+    "host.connections": lambda ask: ask.said(ask.connections(host=ask.pk).count()),
+    "host.connections.live": lambda ask: ask.connections(host=ask.pk, **LIVE).count(),
+    "host.connections.listed": lambda ask: ask.said(len(_connections(ask, host=ask.pk))),
+    "host.users": lambda ask: (
+        (ask.connections(host=ask.pk, **LIVE).values("user").distinct().count(),) if ask.sees_connections else ()
+    ),
+    "host.enrolled": lambda ask: ask.said(ask.connections(host=ask.pk, **LIVE).count()),
+    "host.registrations": lambda ask: Registration.objects.filter(host=ask.pk).count(),
+    "hosts.all": lambda ask: Host.objects.filter(**STILL).count(),
+    "hosts.by_state": lambda ask: "{} disabled, {} waiting".format(
+        *(ask.states(Host.objects.filter(**STILL)).count(state) for state in ("disabled", "pending"))
+    ),
+    "gateway.connections": lambda ask: ask.said(ask.connections(gateway=ask.pk).count()),
+    "gateway.connections.live": lambda ask: ask.connections(gateway=ask.pk, **LIVE).count(),
+    "gateway.connections.listed": lambda ask: ask.said(len(_connections(ask, gateway=ask.pk))),
+    "gateway.people": lambda ask: ask.connections(gateway=ask.pk, **LIVE).values("user").distinct().count(),
+    "gateway.servers": _gateway_servers,
+    "gateway.tools": _of_gateway("tool"),
+    "gateway.features.tool": _of_gateway("tool"),
+    "gateway.features.prompt": _of_gateway("prompt"),
+    "gateway.features.resource": _of_gateway("resource"),
+    "gateway.features.template": _of_gateway("template"),
+    "gateway.features.all": _of_gateway("all"),
+    "gateway.waiting": lambda ask: _waiting(ask, assignment__gateway=ask.pk),
+    "gateway.limit": lambda ask: _gateway(ask).calls_per_minute or 0,
+    "features.waiting": _waiting,
+    "features.listed": _listed_features,
+    "features.found": _listed_features,
+    "features.missing": _missing,
+    "feature.people": lambda ask: Feature.objects.get(pk=ask.pk).identities.count(),
+    "feature.calls": _calls_of_feature,
+    "feature.versions": lambda ask: Feature.objects.get(pk=ask.pk).versions.count(),
+    "assignment.features.offered": lambda ask: _offered(ask, _asked_kind(ask), assignment=ask.pk),
+    "assignment.features": _assignment_features,
+    "assignment.asked_as": _asked_as,
+    "server.gateways": _server_gateways,
+    "server.identities": _identities,
+    "server.limits": lambda ask: "{} s of silence, {} s a call".format(*_limits(ask)),
+    "server.places": lambda ask: Server.objects.get(pk=ask.pk).max_concurrent,
+    "server.hours": _hours,
+    "carried.others": _others,
+    "identity.uses.more": lambda ask: Connection.objects.filter(identities__identity=ask.pk, **LIVE).count() - 3,
+    "flow.step": lambda ask: (1, 1),  # Of the gateway of which one server asks for an identity.
+    "gateway.servers.offered": lambda ask: Assignment.objects.filter(gateway=ask.pk, removed_at=None).count(),
+    "gateway.consent": lambda ask: (_gateway_servers(ask), _usable(ask, "tool", assignment__gateway=ask.pk)),
+    "own.connections.live": lambda ask: Connection.objects.filter(user=ask.viewer, **LIVE).count(),
+    "own.gateways": lambda ask: Gateway.objects.filter(reach="everyone", enabled=True, **STILL).count(),
+    "own.identities": lambda ask: Identity.objects.filter(owner=ask.viewer).count(),
+    "own.recovery_codes": lambda ask: "0 of 10 left",
+    "own.sessions": lambda ask: UserSession.objects.filter(user=ask.viewer).count(),
+    "own.tokens": lambda ask: Token.objects.filter(
+        connection__user=ask.viewer, connection__revoked_at=None, kind="access", **LIVE
+    ).count(),
+    "tokens.active": _active_tokens,
+    "tokens.blocked": lambda ask: _token_states(ask).count("blocked"),
+    "tokens.waiting": lambda ask: _token_states(ask).count("waiting"),
+    "tokens.expired": lambda ask: _token_states(ask).count("expired"),
+    "tokens.revoked": lambda ask: _token_states(ask).count("revoked"),
+    "tokens.unused": lambda ask: _lasting(_tokens(ask)).filter(last_used_at=None).count(),
+    "tokens.idle": lambda ask: _lasting(_tokens(ask)).filter(last_used_at__lt=timezone.now() - 90 * DAY).count(),
+    "tokens.unlimited": lambda ask: _lasting(_tokens(ask)).filter(expires_at=None).count(),
+    "tokens.expiring": lambda ask: _expiring(ask, _tokens(ask) if ask.view == "tokens:list" else None),
+    "keys.active": lambda ask: _key_states(ask).count("active") + _key_states(ask).count("blocked"),
+    "keys.blocked": lambda ask: _key_states(ask).count("blocked"),
+    "keys.expired": lambda ask: _key_states(ask).count("expired"),
+    "keys.revoked": lambda ask: _key_states(ask).count("revoked"),
+    "role.users": _role_users,
+    "role.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
+    "person.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
+    "person.sessions": lambda ask: UserSession.objects.filter(user=ask.pk).count(),
+    "person.connections": lambda ask: Connection.objects.filter(user=ask.pk, **LIVE).count(),
+    "team.people": lambda ask: User.objects.filter(teams=ask.pk).count(),
+    "team.gateways": lambda ask: Team.objects.get(pk=ask.pk).gateways.filter(**STILL).count(),
+}
+
+
+# What a server said just now, and parts of pages of which no rows are counted.
+NOT_STORED = {"probe.tools", "calls.of_bar", "facet.newest", "feature.parts"}
+
+# Sentences of the product that hold a number of their own: limits, times and codes, which count nothing.
+UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
+FIXED = re.compile(
+    rf"\b\d[\d,]* ({UNITS})\b|from \d+ to [\d,]+|\b\d+ to \d+ days|[\d,]+ at most|for more than \d+"
+    r"|fail with 401|answer 403|get 429|\d{4}-\d\d-\d\d|gw[apk]_\w+|Adds “No expiry” beside 7, 30 and 90 days"
+)
+
+
+# ---- States: which marks and words stand for what the world was built as.
+
+
+def _pair(states: dict[str, tuple[str, str]]) -> "Callable[[Ask], set[tuple[str, str]]]":
+    return lambda ask: {states[ask.state]}
+
+
+IDENTITY_BADGES = {
+    "active": ("active", "active"),
+    "disabled": ("disabled", "disabled"),
+    "unconfirmed": ("unconfirmed", "to be confirmed"),
+    "sign_in_needed": ("unconfirmed", "sign in again"),
+    "revoked": ("revoked", "revoked"),
+}
+PERSON_BADGES = {
+    "active": ("active", "active"),
+    "invited": ("pending", "invited"),
+    "expired": ("expired", "invitation expired"),
+    "revoked": ("disabled", "invitation revoked"),
+    "deactivated": ("disabled", "deactivated"),
+}
+
+
+def _connection_badges(ask: Ask) -> set[tuple[str, str]]:
+    if ask.pk in ask.world.lacking:
+        return {("active", "active") if ask.view == "connections:enrolled" else ("attention", "needs attention")}
+    if ask.state == "expired":
+        return {("expired", "no active token"), ("expired", "expired")}
+    return {(ask.state, ask.state)}
+
+
+def _token_badges(ask: Ask) -> set[tuple[str, str]]:
+    if ask.state == "waiting":
+        return {("pending", "to be collected")}
+    state = ask.state.partition(":")[0]
+    return {(state, state)} | ({("expired", "")} if ask.pk in ask.world.expiring else set())
+
+
+def _assignment_badges(ask: Ask) -> set[tuple[str, str]]:
+    row = Assignment.objects.get(pk=ask.pk)
+    if ask.view == "oauth:identity":
+        shared = row.shared_identity_id and ask.world.states[str(row.shared_identity_id)] != "active"
+        if ask.state != "active":
+            return {("disabled", "switched off")}
+        return {("attention", "needs an administrator") if shared else ("ok", "Ready, nothing to do")}
+    if ask.view == "servers:gateways":
+        return {("active", "active") if ask.state == "active" else ("disabled", ask.state)}
+    if ask.view == "gateways:tools":
+        return {("disabled", "disabled")} if not (row.enabled and row.server.enabled) else set()
+    found = {(row.server.health, row.server.health)}
+    if not row.server.enabled:
+        found = {("disabled", "server disabled")}
+    if row.shared_identity:
+        found |= {IDENTITY_BADGES[ask.world.states[str(row.shared_identity_id)]]}
+    return found
+
+
+def _server_badges(ask: Ask) -> set[tuple[str, str]]:
+    server = Server.objects.get(pk=ask.pk)
+    if ask.state == "disabled":
+        return {("disabled", "Disabled"), ("unknown", "not asked")}
+    return {(server.health, server.health), ("enabled", "Enabled")}
+
+
+def _feature_badges(ask: Ask) -> set[tuple[str, str]]:
+    row = Feature.objects.get(pk=ask.pk)
+    return {
+        (row.state, row.get_state_display()), (row.state, row.get_state_display().lower()), ("held", "held"),
+        ("approved", "shown to clients"), ("held", "offered now"),
+    }  # fmt: skip
+
+
+def _host_badges(ask: Ask) -> set[tuple[str, str]]:
+    host = Host.objects.get(pk=ask.pk)
+    word = "Waiting for approval" if ask.state == "pending" else ask.state.capitalize()
+    enrolment = ("enabled", "Allowed") if host.allow_enrolment else ("disabled", "Off")
+    return {(ask.state, word), enrolment}
+
+
+def _carried_badges(ask: Ask) -> set[tuple[str, str]]:
+    connection, _, assignment = ask.pk.partition(":")
+    row = Connection.objects.get(pk=connection).identities.filter(assignment=assignment).first()
+    return {("active", "connected")} if row else {("missing", "missing")}
+
+
+STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
+    "gateway": lambda ask: {(ask.state, ask.state.capitalize())},
+    "host": _host_badges,
+    "server": _server_badges,
+    "connection": _connection_badges,
+    "carried": _carried_badges,
+    "token": _token_badges,
+    "identity": lambda ask: {
+        ("ok", "usable") if (ask.view, ask.state) == ("oauth:identity", "active") else IDENTITY_BADGES[ask.state]
+    },
+    "person": lambda ask: {PERSON_BADGES[_person_state(ask, User.objects.get(pk=ask.pk))]},
+    "key": lambda ask: {(ask.state, ask.state)},
+    "assignment": _assignment_badges,
+    "feature": _feature_badges,
+    "call": lambda ask: {(_call(ask).outcome, _call(ask).get_outcome_display())},
+    "session": lambda ask: {("active", "This one")},
+    "factor": lambda ask: {("enabled", "On")},
+}
+
+
+# ---- Switches: whether it is on, and what keeps what is on from working.
+
+
+def _switch_of_connection(ask: Ask) -> set[tuple[bool, str]]:
+    row = Connection.objects.get(pk=ask.pk)
+    if ask.state != "blocked":
+        return {(ask.state != "disabled", "")}
+    if not row.user.is_active:
+        return {(True, "user deactivated")}
+    if not row.host.enabled:
+        return {(True, "host disabled")}
+    if row.host.needs_approval:
+        return {(True, "host waiting for approval")}
+    return {(True, "user's teams do not include the gateway" if row.gateway.enabled else "gateway disabled")}
+
+
+def _switch_of_feature(ask: Ask) -> set[tuple[bool, str]]:
+    row = Feature.objects.get(pk=ask.pk)
+    if row.assignment.tool_policy == ToolPolicy.BLOCK_ALL:
+        return {(False, "")}
+    why = {
+        "new": "waiting to be accepted",
+        "quarantined": "in quarantine",
+        "missing": "no longer offered by its server",
+    }
+    blocked = why.get(ask.state, "")
+    if not row.assignment.server.enabled:
+        blocked = "server disabled"
+    elif not row.assignment.enabled:
+        blocked = "server disabled on this gateway"
+    return {(row.enabled, blocked)}
+
+
+def _switch_of_assignment(ask: Ask) -> set[tuple[bool, str]]:
+    row = Assignment.objects.get(pk=ask.pk)
+    return {(row.enabled, "" if row.server.enabled or not row.enabled else "server disabled")}
+
+
+SWITCHED_ON: dict[str, "Callable[[Ask], set[tuple[bool, str]]]"] = {
+    "gateway": lambda ask: {(ask.state == "enabled", "")},
+    "host": lambda ask: {(ask.state == "enabled", ""), (Host.objects.get(pk=ask.pk).allow_enrolment, "")},
+    "server": lambda ask: {(ask.state == "enabled", "")},
+    "connection": _switch_of_connection,
+    "assignment": _switch_of_assignment,
+    "feature": _switch_of_feature,
+    "identity": lambda ask: {
+        (ask.state != "disabled", "it waits to be confirmed" if ask.state == "unconfirmed" else "")
+    },
+}

@@ -1,0 +1,196 @@
+"""What a page says in numbers and states, read from its markup.
+
+A number stands in an element with `data-count`, which names what was counted, or in a column of numbers, whose head
+says it; a state in a badge (`data-state`) or a switch. Whose they are says what is around them: `data-of`
+(`gateway:<id>`), the id of the row (`host-<id>`), or the address that the row leads to.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import NamedTuple
+
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr", "use"}
+# What is quoted is no number of ours: secrets, addresses and code, times, keys, and what somebody types or chooses.
+QUOTED = {"code", "time", "kbd", "pre", "option", "textarea", "title", "mark", "style", "script", "h1", "noscript"}
+APART = {"small", "label", "p", "li", "div", "h2", "dd", "td"}  # They stand apart from the words before them.
+# Cells that hold what somebody wrote, what was before and after, or a time.
+DATA = {"Changes", "Target", "Last sign-in"}
+ROW = re.compile(r"(gateway|host|server|connection|token|key|identity|tool|assignment)-(.+)")
+LEADS = (
+    ("role", re.compile(r"/people/roles/([\w-]{36})/$")),
+    ("team", re.compile(r"/people/teams/([\w-]{36})/$")),
+    ("person", re.compile(r"/people/([\w-]{36})/$")),
+    ("call", re.compile(r"/logs/([\w-]{36})/(?:\?|$)")),
+    ("event", re.compile(r"/settings/admin-events/([\w-]{36})/(?:\?|$)")),
+)
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+class Counted(NamedTuple):
+    """A number of a page, or several in one sentence: what it counts, of which thing, and its words."""
+
+    key: str
+    of: str
+    text: str
+    label: str
+
+    @property
+    def numbers(self) -> list[str]:
+        return NUMBER.findall(self.text)
+
+
+class Shown(NamedTuple):
+    """A state of a page: of which thing, by which mark, in which words."""
+
+    of: str
+    state: str
+    text: str
+
+
+class Switch(NamedTuple):
+    """A switch of a page: whose it is, whether it is on, and what it says stands in its way."""
+
+    of: str
+    on: bool
+    blocked: str
+
+
+@dataclass
+class Element:
+    """An open tag and what was read of it."""
+
+    tag: str
+    attrs: dict[str, str]
+    of: str
+    inside: bool = False
+    quoted: bool = False
+    data: bool = False
+    key: str = ""
+    text: str = ""
+
+
+def _led_to(address: str) -> str:
+    """Whose page this is, as far as rows are named by it."""
+    found = [(kind, leads.search(address.partition("?")[0])) for kind, leads in LEADS]
+    return next((f"{kind}:{match[1]}" for kind, match in found if match), "")
+
+
+@dataclass
+class Page(HTMLParser):
+    """One page, read."""
+
+    counted: list[Counted] = field(default_factory=list)
+    states: list[Shown] = field(default_factory=list)
+    switches: list[Switch] = field(default_factory=list)
+    rows: list[Shown] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
+    open: list[Element] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    column: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+
+    @classmethod
+    def read(cls, html: str) -> "Page":
+        """The main part of a page and its dialogs; navigation counts nothing."""
+        page = cls()
+        page.feed(html[html.index("<main") : html.find('<dialog class="palette"')] if "<main" in html else html)
+        page.close()
+        return page
+
+    @property
+    def around(self) -> Element:
+        return self.open[-1] if self.open else Element("", {}, "")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        around = self.around
+        if tag in APART:
+            self.handle_data(" ")
+        element = Element(
+            tag, values, values.get("data-of") or self._row(tag, values) or around.of,
+            inside=around.inside or values.get("id") == "main" or (tag == "dialog" and values.get("id") != "palette"),
+            quoted=around.quoted or tag in QUOTED or values.get("class") == "diff",
+            data=around.data or values.get("data-label") in DATA or values.get("class") == "picker",
+            key=values.get("data-count", ""),
+        )  # fmt: skip
+        self._placed(element)
+        self._attributes(element)
+        if tag not in VOID:
+            self.open.append(element)
+        else:
+            self._ended(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and any(one.tag == tag for one in self.open):
+            element = self.open.pop()
+            self._ended(element)
+            if element.tag == tag:
+                break
+
+    def handle_data(self, data: str) -> None:
+        around = self.around
+        if around.quoted:
+            return
+        for element in self.open:
+            element.text += data
+        if around.inside and not around.data and NUMBER.search(data) and not any(one.key for one in self.open):
+            self.loose.append(" ".join(data.split()))
+
+    def _row(self, tag: str, values: dict[str, str]) -> str:
+        """Whose row begins here, if its id says it."""
+        named = ROW.fullmatch(values.get("id", "")) if tag in ("tr", "tbody", "section") else None
+        if named is None or named[2] in ("head", "types"):
+            return ""
+        return f"{'feature' if named[1] == 'tool' else named[1]}:{named[2]}"
+
+    def _placed(self, element: Element) -> None:
+        """Which column a cell is in, and whose a row is by where it leads to."""
+        if element.tag == "table":
+            self.heads = []
+        elif element.tag == "tr":
+            self.column = 0
+        elif element.tag in ("td", "th"):
+            head = self.heads[self.column] if self.column < len(self.heads) else ""
+            self.column += 1
+            if element.tag == "td" and "number" in element.attrs.get("class", "").split() and not element.key:
+                element.key = f"{element.of.partition(':')[0]} in {head}"
+        elif element.attrs.get("class") == "row-link" and (of := _led_to(element.attrs.get("href", ""))):
+            row = max((place for place, one in enumerate(self.open) if one.tag == "tr"), default=len(self.open))
+            for one in [*self.open[row:], element]:
+                one.of = of
+
+    def _attributes(self, element: Element) -> None:
+        """Numbers that only screen readers are told need a meaning too."""
+        label = element.attrs.get("aria-label", "")
+        named = element.key or any(one.key for one in self.open)
+        if element.inside and not (element.quoted or element.data) and NUMBER.search(label) and not named:
+            self.loose.append(label)
+        if element.inside and element.tag in ("tr", "section") and element.of and "data-state" in element.attrs:
+            self.rows.append(Shown(element.of, element.attrs["data-state"], element.tag))
+
+    def _ended(self, element: Element) -> None:
+        if not element.inside:
+            return
+        words = " ".join(element.text.split())
+        if element.tag == "th" and element.attrs.get("scope") == "col":
+            self.heads.append(words)
+        if element.key:
+            self.counted.append(Counted(element.key, element.of, words, element.attrs.get("aria-label", "")))
+        if element.attrs.get("class") == "badge" and "data-state" in element.attrs:
+            self.states.append(Shown(element.of, element.attrs["data-state"], words))
+        if element.attrs.get("role") == "switch":
+            label = next((one for one in reversed(self.open) if one.attrs.get("class") == "switch"), element)
+            blocked = label.attrs.get("title", "").removeprefix("Switched on, but ")
+            self.switches.append(Switch(element.of, "checked" in element.attrs, blocked))
+
+    def about(self, kind: str) -> Iterator[Counted]:
+        return (one for one in self.counted if one.key.startswith(kind))

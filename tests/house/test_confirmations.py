@@ -1,0 +1,154 @@
+"""One rule for all questions before an act: what cannot be undone is red, and what ends much is typed too."""
+
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from django.db import transaction
+
+from capabilities import Capability
+from tests.house.doors import Door, doors
+from tests.house.every_state import World, built
+from tests.house.stage import _rows
+from tests.house.test_counts import Walk
+
+pytestmark = pytest.mark.django_db
+
+UNDONE = {  # By the switch or the button beside it, or at once replaced by a new secret.
+    "accounts:send_reset",
+    "accounts:staff_on",
+    "connections:disable",
+    "gateways:accept",
+    "gateways:disable",
+    "gateways:disable_assignment",
+    "gateways:disable_tool",
+    "gateways:quarantine",
+    "hosts:disable",
+    "servers:confirm_identity",
+    "servers:disable",
+    "servers:disable_identity",
+    "tokens:collect",
+    "tokens:regenerate",
+    "tokens:regenerate_key",
+}
+FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
+    "accounts:deactivate",
+    "accounts:end_sessions",
+    "accounts:remove_role",
+    "accounts:remove_second_factor",
+    "accounts:revoke_invitation",
+    "accounts:sign_out_everywhere",
+    "accounts:staff_off",
+    "connections:drop_identity",
+    "connections:revoke",
+    "gateways:remove_assignment",
+    "gateways:remove_team",
+    "servers:revoke_identity",
+    "tokens:ask_for_new",
+    "tokens:end_previous",
+    "tokens:revoke",
+    "tokens:revoke_api_key",
+}
+TYPED = {  # Many at once, or what everybody depends on.
+    "accounts:cut_off",
+    "gateways:archive",
+    "hosts:archive",
+    "servers:archive",
+}
+
+
+class Question(HTMLParser):
+    """The dialog of `ui.pages.confirm`, as far as it is about how the answer is given."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.asks, self.kind, self.typed, self._in = False, "", False, False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "dialog":
+            self._in = values.get("id") == "confirm"
+            self.asks = self.asks or self._in
+        if self._in and tag == "button" and values.get("type") == "submit":
+            self.kind = values.get("data-kind") or ""
+        self.typed = self.typed or (self._in and values.get("name") == "typed")
+
+    @property
+    def weight(self) -> str:
+        return (
+            "typed" if self.typed and self.kind == "danger" else {"primary": "undone", "danger": "for good"}[self.kind]
+        )
+
+
+@pytest.fixture(scope="module")
+def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
+    with django_db_blocker.unblock(), transaction.atomic():
+        yield built()
+        transaction.set_rollback(True)
+
+
+def questions(walk: Walk) -> Iterator[tuple[Door, str, Question]]:
+    """Every question that a page asks before an act, of each thing it can be about."""
+    posting = {door.name for door in doors() if door.method == "POST"}
+    for door in doors():
+        if door.method == "GET" and door.name in posting:
+            for address in dict.fromkeys(walk.addresses(door, every=True)):
+                response = walk.client.get(address)
+                if response.status_code == 200 and (found := Question(response.content.decode())).asks:
+                    yield door, address, found
+
+
+def test_what_cannot_be_undone_is_red_and_what_ends_much_is_typed(world: World) -> None:
+    walk = Walk(world, frozenset(Capability))
+    found: dict[str, set[str]] = {}
+    for door, address, question in questions(walk):
+        weight = question.weight
+        if door.name == "servers:revoke_identity":
+            shared = str(walk.things["shared_identity"][0]) in address
+            assert weight == ("typed" if shared else "for good")
+            weight = "for good"
+        if door.name == "tokens:regenerate_key" and str(walk.own.pk) not in address:
+            assert weight == "for good"  # Of another's agent it is: the secret ends, and only its owner gets a new one.
+            continue
+        found.setdefault(door.name, set()).add(weight)
+    bot = world.hosts["bot"]
+    revoking = Question(walk.client.get(f"/hosts/{bot.pk}/disable/?revoke=1").content.decode())
+
+    assert revoking.weight == "typed"
+    assert found == (
+        {key: {"undone"} for key in UNDONE & found.keys()}
+        | {key: {"for good"} for key in FOR_GOOD & found.keys()}
+        | {key: {"typed"} for key in TYPED & found.keys()}
+    )
+    assert (UNDONE | FOR_GOOD | TYPED) - found.keys() <= NOT_MET
+
+
+# Of things this world has none of, or that are the reader's own alone.
+NOT_MET = {
+    *("accounts:remove_second_factor", "accounts:revoke_invitation", "servers:confirm_identity"),
+    "tokens:end_previous",
+}
+
+
+def test_nothing_that_is_to_be_typed_is_done_without(world: World) -> None:
+    walk = Walk(world, frozenset(Capability))
+    person, crm = walk.things["person"][1], walk.things["shared_identity"][0]
+    before = _rows()
+    for path in (
+        f"/people/{person}/cut-off/",
+        f"/identities/{crm}/revoke/",
+        "/gateways/shut/archive/",
+        f"/hosts/{world.hosts['halted'].pk}/archive/",
+        f"/hosts/{world.hosts['bot'].pk}/disable/",
+        "/servers/old/archive/",
+    ):
+        answer = walk.client.post(path, {"typed": "yes", "revoke": "1"})
+
+        assert answer.status_code == 422, path
+        assert "That is not the name. Nothing was done." in answer.content.decode()
+    after = _rows()
+    changed = {key for key in before if before[key] != after.get(key)}
+
+    assert {model for model, _ in changed} <= {"User"}  # When they were last seen.

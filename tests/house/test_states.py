@@ -1,0 +1,117 @@
+"""One word for each state and each cause: on pages, in REST, in the Django admin, in the log and to callers.
+
+What pages show is compared with the same world in `test_counts`.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+from django.db import models, transaction
+
+from accounts.models import ApiKey, User
+from auditlog.reasons import LAYERS, REASONS, in_short
+from connections.models import Connection
+from gatewayadmin.staff import site
+from gateways.models import Gateway, Reach
+from hosts.models import Host
+from proxy.access.decision import DENIALS, decide
+from servers.models import Identity
+from tests.house.count_questions import IDENTITY_BADGES, PERSON_BADGES
+from tests.house.every_state import World, built
+from tests.proxy.test_access import GOOD
+from tests.rest import Rest
+from tokens.models import Token
+
+pytestmark = pytest.mark.django_db
+
+
+OTHER_WORDS = {"pending": "Waiting for approval", "waiting": "to be collected"}
+
+
+@pytest.fixture(scope="module")
+def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
+    with django_db_blocker.unblock(), transaction.atomic():
+        yield built()
+        transaction.set_rollback(True)
+
+
+def in_admin(thing: models.Model) -> str:
+    """What the Django admin's list says in the column of its state."""
+    pages: Any = site._registry[type(thing)]
+    column = pages.status if hasattr(pages, "status") else pages.state
+    return str(column(thing))
+
+
+def in_rest(world: World, path: str, **query: Any) -> dict[str, Any]:
+    """Each thing of a list as REST has it, by its id."""
+    found: dict[str, Any] = {}
+    page = 1
+    while page:
+        answer = Rest.of(world.boss).get(path, page=page, page_size=100, **query).json()
+        found |= {row["id"]: row for row in answer["results"]}
+        page = page + 1 if answer["next"] else 0
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "query"),
+    [
+        (Connection, "/connections", {}),
+        (Token, "/tokens", {"scope": "all", "status": "all"}),
+        (ApiKey, "/api-keys", {"scope": "all", "status": "all"}),
+        (Host, "/hosts", {}),
+        (User, "/users", {}),
+        (Identity, "/identities", {}),
+    ],
+)
+def test_rest_and_the_django_admin_say_the_state_that_pages_show(
+    model: type[models.Model], path: str, query: dict[str, str], world: World
+) -> None:
+    told = in_rest(world, path, **query)
+    words = PERSON_BADGES if model is User else IDENTITY_BADGES if model is Identity else {}
+    seen = set()
+    for thing in model._default_manager.filter(pk__in=[pk for pk in world.states if pk in told]):
+        row, state = told[str(thing.pk)], world.states[str(thing.pk)]
+        status, _, why = state.partition(": ")
+        why = why or in_short(row.get("blocked_reason") or "")
+        seen.add(status)
+        own = "active" if status == "blocked" and model in (Token, ApiKey) else status
+        shown = words[status][1] if words else OTHER_WORDS.get(status, status)
+        if model is Connection and status == "expired":
+            shown = "no active token"
+
+        assert row["status"] == own, state
+        assert in_admin(thing) == (f"{shown}: {why}" if status == "blocked" else shown), state
+        if "blocked_reason" in row:
+            assert LAYERS.get(row["blocked_reason"]) == row["blocked_by"]
+            assert (row["blocked_reason"] is not None) is (status == "blocked") or status in ("disabled", "revoked")
+
+    assert len(seen) > 1
+
+
+def test_what_blocks_a_connection_is_what_its_calls_are_refused_for() -> None:
+    """For each combination of what can be off, the reason in the row is the one that callers and the log get."""
+    user, host, gateway = User(), Host(kind="headed"), Gateway(reach=Reach.TEAMS)
+    connection = Connection(user=user, host=host, gateway=gateway)
+    token = Token(connection=connection, digest=b"", expires_at=None)
+    for active, on, let_in, opened, enabled, reaches in product((True, False), repeat=6):
+        user.is_active, host.enabled, host.needs_approval = active, on, not let_in
+        gateway.enabled, connection.enabled = opened, enabled
+        connection.__dict__["reaches"] = reaches
+        denied = decide(
+            GOOD._replace(
+                user_active=active, host_enabled=on, host_pending=not let_in, gateway_enabled=opened,
+                connection_enabled=enabled, reaches=reaches,
+            ),
+            "203.0.113.7",
+        )  # fmt: skip
+        expected = denied.reason if denied else ""
+
+        assert connection.refused_for() == token.blocked_reason == expected
+
+
+def test_every_cause_has_its_words() -> None:
+    assert set(LAYERS) <= set(DENIALS) & set(REASONS)
+    assert all(REASONS[cause].short for cause in LAYERS)
