@@ -21,6 +21,6 @@ DROP FUNCTION proxy_tell_ended();
 
 
 class Migration(migrations.Migration):
-    dependencies = [("proxy", "0011_keep_events_of_streams")]
+    dependencies = [("proxy", "0012_number_events_by_session")]
 
     operations = [migrations.RunSQL(FUNCTION, BEFORE)]
