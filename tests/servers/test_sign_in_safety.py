@@ -419,7 +419,7 @@ def test_a_client_s_secret_goes_to_the_issuer_that_was_shown_beside_it(
 ) -> None:
     client = github.browser(boss)
     page = words(client.get("/servers/github/client/"))
-    assert f'<code class="secret">{origin(github)}</code>' in page
+    assert f'<code class="address">{origin(github)}</code>' in page
     assert f'name="issuer" value="{origin(github)}"' in page
     github.issuer.prm = {"authorization_servers": [origin(evil)]}
 
