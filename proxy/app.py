@@ -6,6 +6,7 @@ from functools import partial
 
 from proxy import metrics
 from proxy.access.query import SETUP, Access
+from proxy.carrier import Carriage
 from proxy.config import Config
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
@@ -16,7 +17,7 @@ from proxy.refresh import Refresher
 from proxy.request import PREFIX
 from proxy.resumption import Resumption
 from proxy.server_requests import ServerRequests
-from proxy.server_streams import Carriage, ServerStreams
+from proxy.server_streams import ServerStreams
 from proxy.session_calls import SessionCalls
 from proxy.store.bus import Bus
 from proxy.store.call_writer import CallWriter

@@ -6,9 +6,10 @@ from contextlib import suppress
 from functools import partial
 
 from proxy.access.decision import Grant
+from proxy.audiences import UPDATED
 from proxy.request import McpRequest
 from proxy.response import is_primed
-from proxy.server_streams import UPDATED, ServerStreams
+from proxy.server_streams import ServerStreams
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import CALL, EventId, Kept, StreamEvents
 from proxy.store.sessions import SessionKeeper

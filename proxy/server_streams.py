@@ -6,62 +6,56 @@ these.
 """
 
 import asyncio
-import hashlib
 import logging
 import random
 import time
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 from uuid import uuid4
 
-from proxy.access.decision import AssignedServer, Grant, decide
-from proxy.access.query import Access, AccessQuery, ServersNeeded, Wanted, find_again
+from proxy.access.decision import AssignedServer, Grant
+from proxy.access.query import Access, AccessQuery
+from proxy.audiences import (
+    KINDS,
+    LIST_OF,
+    UPDATED,
+    Audience,
+    Audiences,
+    Held,
+    Source,
+    assigned_of,
+    digest,
+    heeded,
+    listen_key,
+    offers,
+    params_of,
+    update,
+    wishes,
+)
+from proxy.carrier import COMPLETED, LOGGED, Carriage, Carrier
 from proxy.catalog import (
-    PROMPT,
-    RESOURCE,
-    TEMPLATE,
-    TOOL,
     IdentityUnreadable,
-    Named,
-    OutOfScope,
     Refusal,
-    Resolved,
-    identity_refusal,
-    is_nameable,
-    is_usable,
-    lookup_key,
-    resolve,
     target,
 )
-from proxy.forward import told_levels, under_alias
 from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable
-from proxy.request import McpRequest
-from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, can_answer
-from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls, Use
+from proxy.session_calls import PROGRESS, Use
 from proxy.store.bus import Bus
-from proxy.store.database import DatabaseUnavailable, StatementRejected
-from proxy.store.events import StreamEvents
-from proxy.store.pending import Owner, PendingRequests
-from proxy.store.sessions import MOST_SUBSCRIPTIONS, SessionKeeper
+from proxy.store.database import DatabaseUnavailable
+from proxy.store.sessions import SessionKeeper
 from proxy.streams import (
     ACKNOWLEDGED,
-    DECIDED_AT_ONCE,
-    INTRODUCED,
-    LIST_CHANGED,
-    LISTEN_KINDS,
     StandingStream,
     Streams,
 )
-from wire import jsonrpc, uris
+from wire import uris
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import MODERN, Answer, StreamPlace, Target, ignore
+from wire.rpc_messages import MODERN, Answer, Target, ignore
 from wire.sessions import SessionLost
 
 logger = logging.getLogger(__name__)
@@ -77,89 +71,7 @@ READY_SECONDS = 1.0  # So long a call waits until its server is listened to;
 LATE_SECONDS = 600.0  # and so long it does not where that was not enough,
 SILENT_SECONDS = 60.0  # nor is listened to who has just offered no stream.
 MOST_FOR_CALLS = 256  # Sessions this worker listens to for their calls alone.
-MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have,
-MOST_WAITING_BYTES = 1 << 20  # and what these may be in all.
-MOST_HANDED_OVER = 8  # Requests of one session that another worker heard, at once.
-
-UPDATED = "notifications/resources/updated"
-LOGGED = "notifications/message"
-COMPLETED = "notifications/elicitation/complete"
-
 LOST = "lost"  # In place of a session's row.
-
-# The kinds of features in each list.
-KINDS = {"tools": (TOOL,), "prompts": (PROMPT,), "resources": (RESOURCE, TEMPLATE)}
-LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
-
-NO_STREAM: Object = {
-    "error": {
-        "code": jsonrpc.INTERNAL_ERROR,
-        "message": "The client cannot be asked: it has no stream open, and not exactly one call under way here",
-    }
-}
-
-
-class Carriage(NamedTuple):
-    """What it takes to carry what servers say to calls, and to clients that listen, or will."""
-
-    calls: SessionCalls
-    requests: ServerRequests
-    pending: PendingRequests
-    events: StreamEvents
-
-
-@dataclass
-class Audience:
-    """Those who listen with one token, in one session if any; what they may hear now, as one of them is granted it.
-
-    `heard` are the resources they want to hear of, by assignment: how its server calls each, and how they do.
-    """
-
-    standing: list[StandingStream]
-    grant: Grant
-    heard: dict[str, dict[str, str]] = field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
-
-    @property
-    def owner(self) -> str:
-        return self.grant.owner_id
-
-    def alias(self, assigned: AssignedServer) -> str:
-        return assigned.alias if self.grant.several_servers else ""
-
-
-class Source(NamedTuple):
-    """A server that is listened to for somebody."""
-
-    audience: Audience
-    assigned: AssignedServer
-    target: Target
-
-
-@dataclass
-class Held:
-    """What this worker listens to."""
-
-    source: Source
-    task: asyncio.Task[None]
-    begun: asyncio.Event = field(default_factory=asyncio.Event)
-    place: StreamPlace = field(default_factory=StreamPlace)
-    was_open: bool = False
-    since: float = field(default_factory=time.monotonic)
-    # What goes to other workers first, each request with whom to tell where it went.
-    waiting: list[tuple[Object, asyncio.Future[bool]]] = field(default_factory=list)
-    waiting_bytes: int = 0
-    handing_over: asyncio.Task[None] | None = None
-
-    @property
-    def row(self) -> str:
-        session = self.source.target.session
-        return session.row if session is not None else ""
-
-    @property
-    def is_for_calls(self) -> bool:
-        """Whether only calls want it, and no client listens."""
-        return not self.source.audience.standing
 
 
 class ServerStreams:
@@ -180,7 +92,6 @@ class ServerStreams:
         self._keeper = keeper
         self._client = client
         self._bus = bus
-        self._access = access
         self._lists = lists
         self._cipher = cipher
         self._name = str(uuid4())
@@ -189,15 +100,15 @@ class ServerStreams:
         self._sessions: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
-        self._calls, self._requests, pending, self._events = carriage
+        self._audiences = Audiences(access, bus, keeper)
+        self.honoured = self._audiences.honoured
+        self._carrier = Carrier(self._name, carriage, streams, keeper, client, bus, self._run)
+        self._calls, self._courier = carriage.calls, self._carrier.courier
         self._calls.listen = self._listen_for_calls
-        self._courier = Courier(self._name, bus, pending, self._calls, self._own, self._deliver)
         self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when they said so.
         self._late: dict[tuple[str, str], float] = {}  # Those that did not open one in time.
-        self._refused: dict[str, frozenset[str]] = {}  # What the clients of sessions may not hear of.
         self._looked: dict[str, float] = {}  # When it was looked last what an owner is to hear.
         self._calls_due = 0.0  # When all sessions of calls are looked at again.
-        self._handed_over: dict[str, int] = {}  # Requests that other workers heard, by session.
         bus.on("upstream", self._look_again)
         bus.on("cut", self._doubt)
         bus.on("ended", self._session_ended)
@@ -216,14 +127,6 @@ class ServerStreams:
         if held:
             with suppress(DatabaseUnavailable):
                 await self._keeper.release(self._name, [*held])
-
-    async def honoured(self, request: McpRequest, wanted: Sequence[str]) -> list[str]:
-        """Which of these resources a `subscriptions/listen` may be told of. Raises DatabaseUnavailable."""
-        assert request.query is not None, "it was authorized"
-        grant = await self._access.put(request.query._replace(wanted=INTRODUCED))
-        watched = {each.id for each in grant.assignments if _offers(each, "resources", "subscribe")} if grant else set()
-        found = await self._resolved(request.query, wanted[:MOST_SUBSCRIPTIONS])
-        return [uri for uri, resolved in found.items() if resolved is not None and resolved.assigned.id in watched]
 
     def _look_again(self, owner: str | None) -> None:
         """What is to be listened to for this owner, or for anybody, may have changed."""
@@ -266,13 +169,13 @@ class ServerStreams:
         began = time.monotonic()
         standing = self.streams.standing()
         owners = changed | self._due(standing, granted, began)
-        audiences = await self._audiences([each for each in standing if each.owner in owners], granted)
+        audiences = await self._audiences.find([each for each in standing if each.owner in owners], granted)
         for owner in owners:
-            self._refused.pop(owner, None)
-        self._refused |= {audience.owner: audience.refused for audience in audiences if audience.refused}
-        heeded = [(audience, assigned) for audience in audiences for assigned in _heeded(audience)]
-        await self._open_sessions([each for each in heeded if self._client.era(each[1]) != MODERN], owners)
-        modern = [await self._source(*each) for each in heeded if self._client.era(each[1]) == MODERN]
+            self._carrier.refused.pop(owner, None)
+        self._carrier.refused |= {audience.owner: audience.refused for audience in audiences if audience.refused}
+        pairs = [(audience, assigned) for audience in audiences for assigned in heeded(audience)]
+        await self._open_sessions([each for each in pairs if self._client.era(each[1]) != MODERN], owners)
+        modern = [await self._source(*each) for each in pairs if self._client.era(each[1]) == MODERN]
         wanted = await self._leased_listens(list(filter(None, modern))) | await self._leased_sessions(audiences)
         if calls_are_due := began >= self._calls_due:
             self._calls_due = began + LEASE_AGAIN_SECONDS
@@ -316,68 +219,6 @@ class ServerStreams:
         }
         self._looked = looked | dict.fromkeys(due, now)
         return due
-
-    # For whom, and what
-
-    async def _audiences(
-        self, standing: Iterable[StandingStream], granted: Mapping[AccessQuery, Grant]
-    ) -> list[Audience]:
-        """Who listens here, as the database grants it now. Raises DatabaseUnavailable."""
-        by_query: dict[AccessQuery, list[StandingStream]] = {}
-        for each in standing:
-            if each.request.query is not None:
-                by_query.setdefault(each.request.query, []).append(each)
-        grants = await self._grants(by_query, granted)
-        found = {
-            query: Audience(by_query[query], grant)
-            for query, grant in zip(by_query, grants, strict=True)
-            if grant is not None
-            and decide(grant, by_query[query][0].request.parsed_headers.client_ip) is None
-            and grant.owner_id == by_query[query][0].owner
-        }
-        sessions = [audience.owner for audience in found.values() if audience.grant.session is not None]
-        subscriptions = await self._keeper.subscriptions(sessions) if sessions else {}
-        for query, audience in found.items():
-            named = {uri for each in audience.standing for uri in each.uris} | {*subscriptions.get(audience.owner, ())}
-            refused = set()
-            for uri, resolved in (await self._resolved(query, [*named])).items() if named else ():
-                if resolved is None:
-                    refused.add(uri)
-                else:
-                    audience.heard.setdefault(resolved.assigned.id, {})[resolved.name] = uri
-            audience.refused = frozenset(refused)
-        return [*found.values()]
-
-    async def _grants(self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, Grant]) -> list[Grant | None]:
-        """What each of these is granted; asked beside the calls, unless it was just now. Raises DatabaseUnavailable."""
-        found: dict[AccessQuery, Grant | None] = dict(granted)
-        unknown = [query for query in queries if query not in found]
-        for first in range(0, len(unknown), DECIDED_AT_ONCE):
-            part = unknown[first : first + DECIDED_AT_ONCE]
-            try:
-                grants = await find_again(self._bus.query, [query._replace(wanted=INTRODUCED) for query in part])
-            except StatementRejected as error:
-                raise DatabaseUnavailable(str(error)) from error
-            for query, grant in zip(part, grants, strict=True):
-                found[query] = None if isinstance(grant, DatabaseUnavailable) else grant
-        return [found[query] for query in queries]
-
-    async def _resolved(self, query: AccessQuery, named: Sequence[str]) -> dict[str, Resolved | None]:
-        """Whose resource each of these is, and None where it may not be read. Raises DatabaseUnavailable."""
-
-        async def look_up(uri: str) -> Resolved | None:
-            feature = Named(RESOURCE, uri)
-            if not is_nameable(feature):
-                return None
-            wanted = Wanted(ServersNeeded.OF_FEATURE, RESOURCE, lookup_key(feature))
-            grant = await self._access.put(query._replace(wanted=wanted))
-            try:
-                resolved = resolve(grant, feature) if grant is not None else None
-            except (OutOfScope, UpstreamError):
-                return None
-            return resolved if isinstance(resolved, Resolved) else None
-
-        return dict(zip(named, await asyncio.gather(*map(look_up, named)), strict=True))
 
     async def _source(self, audience: Audience, assigned: AssignedServer) -> Source | None:
         with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
@@ -443,8 +284,8 @@ class ServerStreams:
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
         """The listens at servers of 2026-07-28 that this worker is to hold, by row. Raises DatabaseUnavailable."""
-        keyed = {_listen_key(source): source for source in sources if self._client.era(source.target) == MODERN}
-        keyed = {key: source for key, source in keyed.items() if _wishes(source)}
+        keyed = {listen_key(source): source for source in sources if self._client.era(source.target) == MODERN}
+        keyed = {key: source for key, source in keyed.items() if wishes(source)}
         if not keyed:
             return {}
         rows = [
@@ -468,7 +309,7 @@ class ServerStreams:
         wanted = {}
         for row, (owner, upstream) in (leased.targets | known).items():
             audience = by_owner.get(owner)
-            if audience is not None and (assigned := _assigned(audience.grant, upstream)) is not None:
+            if audience is not None and (assigned := assigned_of(audience.grant, upstream)) is not None:
                 wanted[row] = Source(audience, assigned, upstream)
         return wanted
 
@@ -595,7 +436,7 @@ class ServerStreams:
         source = held.source
 
         async def on_request(asked: Object, answer: Answer) -> None:
-            await self._carry(held, asked, answer)
+            await self._carrier.carry(held, asked, answer)
 
         async def on_notification(message: Object) -> None:
             if message["method"] == ACKNOWLEDGED:  # What a listen is answered first.
@@ -605,7 +446,7 @@ class ServerStreams:
                 await self._pass_on(held, message)
 
         if source.target.session is None:
-            return await self._client.subscribe(source.target, _wishes(source), on_notification)
+            return await self._client.subscribe(source.target, wishes(source), on_notification)
         try:
             opened = partial(self._opened, held)
             return await self._client.listen(source.target, on_notification, on_request, opened, held.place)
@@ -631,13 +472,13 @@ class ServerStreams:
         """What was said while nobody listened is not known: the lists are asked for, and the client is told once."""
         audience, assigned, _ = source
         for name, kinds in KINDS.items():
-            if _offers(assigned, name, "listChanged"):
+            if offers(assigned, name, "listChanged"):
                 for kind in kinds:
                     self._lists.refresh(assigned, audience.grant, kind)
 
         async def tell() -> None:
             for uri in audience.heard.get(assigned.id, {}).values():
-                await self._tell_updated_of(audience, uri)
+                await self._carrier.tell_updated_of(audience, uri)
 
         self._run(tell())
 
@@ -661,178 +502,18 @@ class ServerStreams:
                 for kind in KINDS[name]:
                     self._lists.refresh(assigned, audience.grant, kind)
                 await self._bus.publish("lists", f"{audience.grant.gateway_id} {name} said")
-            elif method == UPDATED and isinstance(uri := _params(message).get("uri"), str):
-                await self._updated(held, message, uris.exposed_uri(audience.alias(assigned), uri))
+            elif method == UPDATED and isinstance(uri := params_of(message).get("uri"), str):
+                await self._carrier.updated(held, message, uris.exposed_uri(audience.alias(assigned), uri))
             elif method in (PROGRESS, LOGGED, COMPLETED):
-                await self._tell(held, message)
-
-    async def _updated(self, held: Held, message: Object, uri: str) -> None:
-        audience = held.source.audience
-        if audience.grant.session is None or self._standing_of_session(audience.owner):
-            await self._tell_updated_of(audience, uri)
-        elif self._calls.others(held.row):
-            self._hand_over(held, message)
-
-    async def _tell_updated_of(self, audience: Audience, uri: str) -> None:
-        if uri in audience.refused:
-            return
-        if audience.grant.session is None:
-            # Of a connection other workers may have streams too.
-            await self._bus.publish("resource", f"{audience.owner} {_digest(uri)}")
-        elif streams := self._standing_of_session(audience.owner):
-            # One message goes on one stream of a session only.
-            streams[0].put(_update(uri))
-
-    # What is said for calls, or to a client wherever it listens
-
-    async def _carry(self, held: Held, asked: Object, answer: Answer) -> None:
-        """Have the client asked where it has a stream, or refuse at once."""
-        if not can_answer(held.source.target.capabilities, asked):
-            self._requests.in_background(answer(NOT_SUPPORTED))
-            return
-        heard = self._heard(held, [asked])
-        if not self._calls.others(held.row):
-            if self._own(held.row, heard.owner).calls == 1 and await self._ask_call(heard, asked, answer):
-                return
-            if await self._ask_standing(heard, held.source.target, asked, answer):
-                return
-        if not await self._hand_over(held, asked):
-            self._requests.in_background(answer(NO_STREAM))
-
-    async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
-        """Ask on the stream of the only call here, which it need not outlive."""
-        call = next(iter(self._calls.of(heard.row)), None)
-        if call is None or call.on_request is None or not call.has_stream:
-            return False
-        await call.on_request(asked, answer)
-        return True
-
-    async def _ask_standing(self, heard: Heard, upstream: Target, asked: Object, answer: Answer) -> bool:
-        newest = next(iter(self.streams.of_owner(heard.owner)), None)
-        grant = newest.request.grant if newest is not None else None
-        if newest is None or grant is None or grant.session is None:
-            return False
-        await self._requests.carry(Asking(newest.request, grant, upstream, newest), asked, answer)
-        return True
-
-    async def _tell(self, held: Held, message: Object) -> None:
-        """Pass on what is no request: progress to its call, all else to the only one, or a standing stream."""
-        if message["method"] == PROGRESS and (call := self._calls.by_token(held.row, message)) is not None:
-            await call.on_notification(message)
-        elif self._calls.others(held.row) or not any(own := self._own(held.row, held.source.audience.owner)):
-            self._hand_over(held, message)
-        elif message["method"] != PROGRESS:
-            await self._deliver(self._heard(held, [message]), own[:2] == (1, True))
-
-    def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
-        """Have this go where other workers have a use for it, in turn; tells whether a request went anywhere."""
-        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
-        if len(held.waiting) >= MOST_WAITING or held.waiting_bytes > MOST_WAITING_BYTES:
-            held.waiting_bytes -= size
-            told.set_result(False)
-            return told
-        held.waiting.append((message, told))
-        if held.handing_over is None or held.handing_over.done():
-            held.handing_over = self._run(self._hand_over_all(held))
-        return told
-
-    async def _hand_over_all(self, held: Held) -> None:
-        while held.waiting:
-            waiting, held.waiting, held.waiting_bytes = held.waiting, [], 0
-            heard = self._heard(held, [message for message, _ in waiting])
-            grant = held.source.audience.grant
-            place = None
-            try:
-                session_id = grant.session.id if grant.session is not None else None
-                place = await self._courier.offer(heard, Owner(grant.connection_id, session_id))
-                if place is not None and place.worker == self._name:
-                    rest = [message for message in heard.messages if message["method"] != PROGRESS]
-                    await self._deliver(heard._replace(messages=rest), place.to_call)
-                elif place is None:
-                    rest = [message for message in heard.messages if "id" not in message]
-                    await self._deliver(heard._replace(messages=rest), False)
-            finally:
-                for _, told in waiting:
-                    if not told.done():
-                        told.set_result(place is not None)
-
-    def _heard(self, held: Held, messages: list[Object]) -> Heard:
-        audience, assigned, _ = held.source
-        use = self._calls.uses.get(held.row)
-        grant = audience.grant if use is None else use.newest.grant  # The newest knows the newest level.
-        level = grant.session.log_level if grant.session is not None else ""
-        aliases = assigned.alias, audience.alias(assigned)
-        return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
-
-    def _own(self, row: str, owner: str) -> Bid:
-        """What there is here for what is said in this session."""
-        calls = self._calls.of(row)
-        return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
-
-    def _standing_of_session(self, owner: str) -> list[StandingStream]:
-        return [each for each in self.streams.of_owner(owner) if each.subscription is None]
-
-    async def _deliver(self, heard: Heard, to_call: bool) -> None:
-        """Pass these on, heard here or elsewhere: to the only call here, or to the newest standing stream."""
-        call = next(iter(self._calls.of(heard.row)), None) if to_call else None
-        for message in heard.messages:
-            if "id" in message:
-                self._run(self._ask_for_another(heard, message, to_call=to_call))
-            elif call is not None and message["method"] != UPDATED:
-                await call.on_notification(message)
-            else:
-                self._put(heard, message)
-
-    def _put(self, heard: Heard, message: Object) -> None:
-        """Send this on the client's standing stream, in its own terms, or keep it until there is one."""
-        standing = next(iter(self._standing_of_session(heard.owner)), None)
-        params = _params(message)
-        if message["method"] == LOGGED:
-            if str(params.get("level")) not in told_levels(heard.level):
-                return
-            message = {**message, "params": {**params, "logger": under_alias(heard.alias, params.get("logger"))}}
-        elif message["method"] == UPDATED:
-            uri = uris.exposed_uri(heard.uri_alias, str(params.get("uri")))
-            if uri in self._refused.get(heard.owner, ()):
-                return
-            message = _update(uri)
-        if standing is not None:
-            standing.put(message)
-        elif message["method"] != UPDATED and heard.is_of_session:
-            self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
-
-    async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
-        """Have the client asked what another worker heard, and answer the server from here."""
-        call = next(iter(self._calls.of(heard.row)), None) if to_call else None
-        upstream = call.target if call is not None else await self._keeper.target_of(heard.row)
-        if upstream is None:
-            return
-
-        async def answer(outcome: Object) -> None:
-            await self._client.post(upstream, {"jsonrpc": "2.0", "id": asked["id"], **outcome})
-
-        if self._handed_over.get(heard.row, 0) >= MOST_HANDED_OVER:
-            await answer(NO_STREAM)
-            return
-        self._handed_over[heard.row] = self._handed_over.get(heard.row, 0) + 1
-        try:
-            if to_call and await self._ask_call(heard, asked, answer):
-                return
-            if not await self._ask_standing(heard, upstream, asked, answer):
-                await answer(NO_STREAM)
-        finally:
-            self._handed_over[heard.row] -= 1
-            if not self._handed_over[heard.row]:
-                del self._handed_over[heard.row]
+                await self._carrier.tell(held, message)
 
     def _tell_updated(self, told: str | None) -> None:
-        owner, _, digest = (told or "").partition(" ")
+        owner, _, told_digest = (told or "").partition(" ")
         for standing in self.streams.standing():
             if standing.owner == owner:
                 for uri in standing.uris:
-                    if _digest(uri) == digest:
-                        standing.put(_update(uri))
+                    if digest(uri) == told_digest:
+                        standing.put(update(uri))
 
     def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         async def run() -> None:
@@ -851,17 +532,6 @@ def _server(target: Target) -> tuple[str, str]:
     return target.server_id, target.url
 
 
-def _heeded(audience: Audience) -> list[AssignedServer]:
-    """The servers that may have something to say to them, and may be used for them."""
-    return [
-        each
-        for each in audience.grant.assignments
-        if (audience.heard.get(each.id) or any(_offers(each, name, "listChanged") for name in KINDS))
-        and is_usable(each)
-        and not identity_refusal(each)
-    ]
-
-
 def _let_know(audience: Audience) -> None:
     for standing in audience.standing:
         standing.heard.set()
@@ -871,53 +541,3 @@ def _for_calls(use: Use) -> Source:
     """What is listened to for the calls in a session alone."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)
-
-
-def _offers(assigned: AssignedServer, name: str, member: str) -> bool:
-    """Whether the server said of itself that it has this."""
-    capabilities: Mapping[str, Mapping[str, object]] = (assigned.introduction or (None,))[0] or {}
-    return member in capabilities.get(name, ())
-
-
-def _assigned(grant: Grant, upstream: Target) -> AssignedServer | None:
-    """The server of this session, as it may be used now; None when it may not, or as somebody else."""
-    own = upstream.session_key.rpartition(" ")[0]
-    return next(
-        (
-            each
-            for each in grant.assignments
-            if each.upstream_key.rpartition(" ")[0] == own
-            and each.server_id == upstream.server_id
-            and is_usable(each)
-            and not identity_refusal(each)
-        ),
-        None,
-    )
-
-
-def _params(message: Object) -> Object:
-    params = message.get("params")
-    return params if isinstance(params, dict) else {}
-
-
-def _wishes(source: Source) -> Object:
-    """What a server of 2026-07-28 is asked to tell."""
-    audience, assigned, _ = source
-    wishes: Object = {LISTEN_KINDS[name]: True for name in KINDS if _offers(assigned, name, "listChanged")}
-    if heard := audience.heard.get(assigned.id):
-        wishes["resourceSubscriptions"] = sorted(heard)
-    return wishes
-
-
-def _listen_key(source: Source) -> str:
-    """What a listen is kept under: as whom, for which connection's server, and what is asked."""
-    named = " ".join((source.audience.owner, source.assigned.id, *sorted(map(str, _wishes(source).items()))))
-    return f"{source.assigned.upstream_key} listen {_digest(named)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
-
-
-def _update(uri: str) -> Object:
-    return {"jsonrpc": "2.0", "method": UPDATED, "params": {"uri": uri}}

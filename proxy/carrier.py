@@ -1,0 +1,225 @@
+"""Carries what a server said on the standing stream of a session to the call it is for, or to the client's stream."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+from proxy.audiences import UPDATED, Audience, Held, digest, params_of, update
+from proxy.forward import told_levels, under_alias
+from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, can_answer
+from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls
+from proxy.store.bus import Bus
+from proxy.store.events import StreamEvents
+from proxy.store.pending import Owner, PendingRequests
+from proxy.store.sessions import SessionKeeper
+from proxy.streams import StandingStream, Streams
+from wire import jsonrpc, uris
+from wire.client import McpClient
+from wire.jsonrpc import Object
+from wire.rpc_messages import Answer, Target
+
+MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have,
+MOST_WAITING_BYTES = 1 << 20  # and what these may be in all.
+MOST_HANDED_OVER = 8  # Requests of one session that another worker heard, at once.
+
+LOGGED = "notifications/message"
+COMPLETED = "notifications/elicitation/complete"
+
+NO_STREAM: Object = {
+    "error": {
+        "code": jsonrpc.INTERNAL_ERROR,
+        "message": "The client cannot be asked: it has no stream open, and not exactly one call under way here",
+    }
+}
+
+
+class Carriage(NamedTuple):
+    """What it takes to carry what servers say to calls, and to clients that listen, or will."""
+
+    calls: SessionCalls
+    requests: ServerRequests
+    pending: PendingRequests
+    events: StreamEvents
+
+
+class Carrier:
+    """Passes on what was heard here, or by another worker; `run` has something done beside everything else."""
+
+    def __init__(
+        self,
+        name: str,
+        carriage: Carriage,
+        streams: Streams,
+        keeper: SessionKeeper,
+        client: McpClient,
+        bus: Bus,
+        run: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._name = name
+        self.calls, self._requests, pending, self._events = carriage
+        self.streams = streams
+        self._keeper = keeper
+        self._client = client
+        self._bus = bus
+        self._run = run
+        self.courier = Courier(name, bus, pending, self.calls, self._own, self._deliver)
+        self.refused: dict[str, frozenset[str]] = {}  # What the clients of sessions may not hear of.
+        self._handed_over: dict[str, int] = {}  # Requests that other workers heard, by session.
+
+    async def carry(self, held: Held, asked: Object, answer: Answer) -> None:
+        """Have the client asked where it has a stream, or refuse at once."""
+        if not can_answer(held.source.target.capabilities, asked):
+            self._requests.in_background(answer(NOT_SUPPORTED))
+            return
+        heard = self._heard(held, [asked])
+        if not self.calls.others(held.row):
+            if self._own(held.row, heard.owner).calls == 1 and await self._ask_call(heard, asked, answer):
+                return
+            if await self._ask_standing(heard, held.source.target, asked, answer):
+                return
+        if not await self._hand_over(held, asked):
+            self._requests.in_background(answer(NO_STREAM))
+
+    async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
+        """Ask on the stream of the only call here, which it need not outlive."""
+        call = next(iter(self.calls.of(heard.row)), None)
+        if call is None or call.on_request is None or not call.has_stream:
+            return False
+        await call.on_request(asked, answer)
+        return True
+
+    async def _ask_standing(self, heard: Heard, upstream: Target, asked: Object, answer: Answer) -> bool:
+        newest = next(iter(self.streams.of_owner(heard.owner)), None)
+        grant = newest.request.grant if newest is not None else None
+        if newest is None or grant is None or grant.session is None:
+            return False
+        await self._requests.carry(Asking(newest.request, grant, upstream, newest), asked, answer)
+        return True
+
+    async def tell(self, held: Held, message: Object) -> None:
+        """Pass on what is no request: progress to its call, all else to the only one, or a standing stream."""
+        if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
+            await call.on_notification(message)
+        elif self.calls.others(held.row) or not any(own := self._own(held.row, held.source.audience.owner)):
+            self._hand_over(held, message)
+        elif message["method"] != PROGRESS:
+            await self._deliver(self._heard(held, [message]), own[:2] == (1, True))
+
+    def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
+        """Have this go where other workers have a use for it, in turn; tells whether a request went anywhere."""
+        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
+        if len(held.waiting) >= MOST_WAITING or held.waiting_bytes > MOST_WAITING_BYTES:
+            held.waiting_bytes -= size
+            told.set_result(False)
+            return told
+        held.waiting.append((message, told))
+        if held.handing_over is None or held.handing_over.done():
+            held.handing_over = self._run(self._hand_over_all(held))
+        return told
+
+    async def _hand_over_all(self, held: Held) -> None:
+        while held.waiting:
+            waiting, held.waiting, held.waiting_bytes = held.waiting, [], 0
+            heard = self._heard(held, [message for message, _ in waiting])
+            grant = held.source.audience.grant
+            place = None
+            try:
+                session_id = grant.session.id if grant.session is not None else None
+                place = await self.courier.offer(heard, Owner(grant.connection_id, session_id))
+                if place is not None and place.worker == self._name:
+                    rest = [message for message in heard.messages if message["method"] != PROGRESS]
+                    await self._deliver(heard._replace(messages=rest), place.to_call)
+                elif place is None:
+                    rest = [message for message in heard.messages if "id" not in message]
+                    await self._deliver(heard._replace(messages=rest), False)
+            finally:
+                for _, told in waiting:
+                    if not told.done():
+                        told.set_result(place is not None)
+
+    def _heard(self, held: Held, messages: list[Object]) -> Heard:
+        audience, assigned, _ = held.source
+        use = self.calls.uses.get(held.row)
+        grant = audience.grant if use is None else use.newest.grant  # The newest knows the newest level.
+        level = grant.session.log_level if grant.session is not None else ""
+        aliases = assigned.alias, audience.alias(assigned)
+        return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
+
+    def _own(self, row: str, owner: str) -> Bid:
+        """What there is here for what is said in this session."""
+        calls = self.calls.of(row)
+        return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
+
+    def _standing_of_session(self, owner: str) -> list[StandingStream]:
+        return [each for each in self.streams.of_owner(owner) if each.subscription is None]
+
+    async def _deliver(self, heard: Heard, to_call: bool) -> None:
+        """Pass these on, heard here or elsewhere: to the only call here, or to the newest standing stream."""
+        call = next(iter(self.calls.of(heard.row)), None) if to_call else None
+        for message in heard.messages:
+            if "id" in message:
+                self._run(self._ask_for_another(heard, message, to_call=to_call))
+            elif call is not None and message["method"] != UPDATED:
+                await call.on_notification(message)
+            else:
+                self._put(heard, message)
+
+    def _put(self, heard: Heard, message: Object) -> None:
+        """Send this on the client's standing stream, in its own terms, or keep it until there is one."""
+        standing = next(iter(self._standing_of_session(heard.owner)), None)
+        params = params_of(message)
+        if message["method"] == LOGGED:
+            if str(params.get("level")) not in told_levels(heard.level):
+                return
+            message = {**message, "params": {**params, "logger": under_alias(heard.alias, params.get("logger"))}}
+        elif message["method"] == UPDATED:
+            uri = uris.exposed_uri(heard.uri_alias, str(params.get("uri")))
+            if uri in self.refused.get(heard.owner, ()):
+                return
+            message = update(uri)
+        if standing is not None:
+            standing.put(message)
+        elif message["method"] != UPDATED and heard.is_of_session:
+            self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
+
+    async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
+        """Have the client asked what another worker heard, and answer the server from here."""
+        call = next(iter(self.calls.of(heard.row)), None) if to_call else None
+        upstream = call.target if call is not None else await self._keeper.target_of(heard.row)
+        if upstream is None:
+            return
+
+        async def answer(outcome: Object) -> None:
+            await self._client.post(upstream, {"jsonrpc": "2.0", "id": asked["id"], **outcome})
+
+        if self._handed_over.get(heard.row, 0) >= MOST_HANDED_OVER:
+            await answer(NO_STREAM)
+            return
+        self._handed_over[heard.row] = self._handed_over.get(heard.row, 0) + 1
+        try:
+            if to_call and await self._ask_call(heard, asked, answer):
+                return
+            if not await self._ask_standing(heard, upstream, asked, answer):
+                await answer(NO_STREAM)
+        finally:
+            self._handed_over[heard.row] -= 1
+            if not self._handed_over[heard.row]:
+                del self._handed_over[heard.row]
+
+    async def updated(self, held: Held, message: Object, uri: str) -> None:
+        audience = held.source.audience
+        if audience.grant.session is None or self._standing_of_session(audience.owner):
+            await self.tell_updated_of(audience, uri)
+        elif self.calls.others(held.row):
+            self._hand_over(held, message)
+
+    async def tell_updated_of(self, audience: Audience, uri: str) -> None:
+        if uri in audience.refused:
+            return
+        if audience.grant.session is None:
+            # Of a connection other workers may have streams too.
+            await self._bus.publish("resource", f"{audience.owner} {digest(uri)}")
+        elif streams := self._standing_of_session(audience.owner):
+            # One message goes on one stream of a session only.
+            streams[0].put(update(uri))
