@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from uuid import UUID
 
 from django import forms
@@ -27,6 +28,9 @@ from servers.views import page_url
 from ui.pages import AppRequest, leave, refuse, show
 
 logger = logging.getLogger(__name__)
+
+# What an issuer quotes of what it was sent: a code, a token, a secret. Words and addresses are not like that.
+QUOTED = re.compile(r"(?=[a-z_~-]*[A-Z0-9])[A-Za-z0-9_~-]{20,}")
 
 RULE = "for oneself, at servers within one's reach"
 
@@ -144,6 +148,7 @@ def _uuid(text: str) -> UUID:
 
 
 def _failed(request: AppRequest, reason: str, back: str) -> HttpResponse:
-    logger.warning("a sign-in at the issuer of a server failed", extra={"error": reason, "user": request.user.email})
+    told = {"error": QUOTED.sub("...", reason), "user": request.user.email}
+    logger.warning("a sign-in at the issuer of a server failed", extra=told)
     safe = back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/"
     return render(request, "servers/sign_in_failed.html", {"reason": reason, "back": safe}, status=400)
