@@ -13,6 +13,9 @@ from django.shortcuts import render
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection
 from gateways.models import Assignment
@@ -40,10 +43,11 @@ from wire.oauth_client import (
     union,
 )
 
-__all__ = ["SignInRefused", "begin", "find", "finish"]
+__all__ = ["SignInRefused", "authorization", "begin", "find", "finish"]
 
 LIFETIME = timedelta(minutes=10)
 BROWSER = "sign_in_browser"
+ANY_BROWSER = b""  # A program began it, and the person goes on wherever they are signed in.
 
 
 class SignInRefused(Exception):
@@ -51,13 +55,27 @@ class SignInRefused(Exception):
 
 
 def browser_digest(request: AppRequest) -> bytes:
-    """What ties a sign-in to this browser: a random value in its session, which outlasts the session's key."""
+    """What ties a sign-in to this browser: a random value in its session, which outlasts the session's key.
+
+    An API key has no browser; who holds one that may begin a sign-in may store any credential for its owner.
+    """
+    if getattr(request, "auth", None) is not None:
+        return ANY_BROWSER
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
 
 
-def begin(
+def begin(request: AppRequest, server: Server, **chosen: Any) -> HttpResponse:
+    """A page that leads the browser on to the issuer of `server`; what is chosen is as for `authorization`.
+
+    Raises SignInRefused, or CapabilityRequired.
+    """
+    sign_in, url = authorization(request, server, **chosen)
+    return _leads_on(request, server, sign_in.registration.issuer, url)
+
+
+def authorization(
     request: AppRequest,
     server: Server,
     *,
@@ -66,8 +84,8 @@ def begin(
     shared: bool = False,
     label: str = "",
     return_to: str = "/",
-) -> HttpResponse:
-    """A page that leads the browser on to the issuer of `server`.
+) -> tuple[SignIn, str]:
+    """A sign-in that has begun, and the address at the issuer of `server` where the person goes on.
 
     What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a
     shared one. Raises SignInRefused, or CapabilityRequired.
@@ -85,7 +103,7 @@ def begin(
         raise SignInRefused(str(refusal)) from None
     except Unreadable:
         raise SignInRefused("No encryption key opens the client's secret. Enter the client again.") from None
-    _end_others(server, needs.issuer)
+    _end_others(server, needs.issuer, by=request.user)
     state, (verifier, challenge) = secrets.token_urlsafe(32), pkce()
     sign_in = SignIn.objects.create(
         state_digest=hashlib.sha256(state.encode()).digest(),
@@ -116,7 +134,7 @@ def begin(
         "resource": sign_in.resource,
         "prompt": "consent" if "offline_access" in sign_in.scope.split() else "",
     }
-    return _leads_on(request, server, needs.issuer, authorize_url(needs.metadata.authorization_endpoint, parameters))
+    return sign_in, authorize_url(needs.metadata.authorization_endpoint, parameters)
 
 
 def _must_be_open_to(
@@ -148,11 +166,14 @@ def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
         )
 
 
-def _end_others(server: Server, issuer: str) -> None:
+def _end_others(server: Server, issuer: str, *, by: User) -> None:
     """What another issuer granted for this server is of no use, and is sent to nobody any more."""
     with transaction.atomic():
         others = server.identities.live().exclude(issuer__in=("", issuer)).filter(sign_in_needed_since=None)
-        others.need_sign_in(SignInNeeded.MOVED)
+        before = ", ".join(sorted(set(others.values_list("issuer", flat=True))))
+        if ended := others.need_sign_in(SignInNeeded.MOVED):
+            changes = {"issuer": [before, issuer], "sign_ins_ended": [0, ended]}
+            Event.objects.record(Action.SERVER_ISSUER_CHANGED, server, by=by, changes=changes)
 
 
 def _resource(server: Server, needs: Needs) -> str:
@@ -198,7 +219,7 @@ def find(request: AppRequest) -> SignIn:
     digest = hashlib.sha256(request.GET.get("state", "").encode()).digest()
     with transaction.atomic():
         mine = SignIn.objects.select_for_update(of=("self",)).filter(
-            state_digest=digest, user=request.user, browser_digest=browser_digest(request)
+            state_digest=digest, user=request.user, browser_digest__in=(browser_digest(request), ANY_BROWSER)
         )
         sign_in = mine.select_related("server", "identity", "registration", "user").first()
         if sign_in is None:

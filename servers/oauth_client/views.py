@@ -8,15 +8,17 @@ from uuid import UUID
 
 from django import forms
 from django.contrib.auth.decorators import login_not_required
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST, require_safe
 
+from accounts.models import User
 from capabilities import NOBODY, Capability, own_resource, requires
 from connections.models import Connection
-from gateways.models import Gateway, IdentityScheme
+from gateways.models import Assignment, Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client.discovery import discover
 from servers.oauth_client.flow import SignInRefused, begin, find, finish
@@ -46,7 +48,7 @@ def client_document(request: HttpRequest) -> HttpResponse:
 @own_resource(RULE)
 def authenticate(request: AppRequest, slug: str) -> HttpResponse:
     """Lead on to the issuer of this server; what comes of it is an identity of the person."""
-    server = _within_reach(request, slug)
+    server = get_object_or_404(open_to(request.user), slug=slug)
     connection = None
     if given := request.POST.get("connection"):
         connection = get_object_or_404(Connection.objects.live().own(request.user), pk=_uuid(given))
@@ -131,13 +133,13 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
     return refuse(request, "servers/client_form.html", context)
 
 
-def _within_reach(request: AppRequest, slug: str) -> Server:
-    """The server, if this person may bring an identity for it at some gateway; else 404."""
-    server = get_object_or_404(Server.objects.live(), slug=slug, auth_type=AuthType.OAUTH)
-    asking = server.assignments.filter(removed_at=None, identity_scheme=IdentityScheme.PER_USER)
-    if not Gateway.objects.reachable_by(request.user).filter(assignments__in=asking).exists():
-        raise Http404
-    return server
+def open_to(person: User) -> QuerySet[Server]:
+    """The servers at whose issuers this person may sign in: those that ask for it at gateways within their reach."""
+    reachable = Gateway.objects.reachable_by(person)
+    asking = Assignment.objects.filter(
+        removed_at=None, identity_scheme=IdentityScheme.PER_USER, gateway__in=reachable.values("pk")
+    )
+    return Server.objects.live().filter(auth_type=AuthType.OAUTH, pk__in=asking.values("server"))
 
 
 def _uuid(text: str) -> UUID:
