@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 from pytest_django import Settings
 
 from accounts.models import User
@@ -140,3 +141,23 @@ def test_a_server_that_names_another_issuer_is_an_event_with_the_sign_ins_it_end
     (identity,) = signing.get("/api/identities").json()["results"]
     assert identity["status"] == "sign_in_needed"
     assert identity["sign_in_needed"] == Identity.objects.get().sign_in_words != ""
+
+
+def test_pages_say_of_a_sign_in_what_the_issuer_said_and_never_a_word_of_the_program(github: Server) -> None:
+    ann = make.user(email="ann@example.com")
+    client = browser(ann)
+    link = make.connection(make.agent(by=ann), github.assignments.get().gateway, ann)
+    begun = begin(client, {"server_id": str(github.pk), "connection_id": str(link.pk)}).json()
+    client.get(consent(begun["authorization_url"]))
+
+    page = client.get("/settings/identities").content.decode()
+    assert "Connected by “GitHub”" in page, "nobody is called by the name of a server"
+    assert "Replace secret" not in page
+    assert 'aria-label="Sign in again"' in page
+
+    Identity.objects.update(sign_in_needed_since=timezone.now(), sign_in_reason="refused")
+    page = client.get("/settings/identities").content.decode()
+    assert "sign in again</span>" in page
+    assert ">sign_in_needed<" not in page
+    ana = make.user(*Capability, email="ana@example.com")
+    assert 'data-copy="#redirect-uri"' in browser(ana).get("/servers/github/client/").content.decode()
