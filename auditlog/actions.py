@@ -77,6 +77,7 @@ class Action(StrEnum):
     SERVER_CREATED = "server.created"
     SERVER_DISABLED = "server.disabled"
     SERVER_ENABLED = "server.enabled"
+    SERVER_ISSUER_CHANGED = "server.issuer_changed"
     SERVER_UPDATED = "server.updated"
 
     SIGN_IN_REFUSED = "user.sign_in_refused"

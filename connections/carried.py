@@ -82,6 +82,8 @@ class CarriedRow:
         """As whom the connection is known there."""
         if self.identity is None or self.identity.revoked_at:
             return "No identity yet" if self.identity is None else "Its identity was revoked"
+        if self.identity.by_oauth and not self.identity.account:  # Its issuer says of nobody who they are.
+            return f"Connected by “{self.identity.label}”" if self.state == "active" else self.identity.label
         name = self.identity.account or self.identity.label
         return f"Connected as {name}" if self.state == "active" else name
 

@@ -55,7 +55,9 @@ class Issuer:
     refreshes: int = 0
     asked: list[str] = field(default_factory=list)
     slow: float = 0.0  # How long it takes to renew, so that others come meanwhile.
-    answers: dict[str, tuple[int, str, str]] = field(default_factory=dict)  # By path, in place of what it would say.
+    answers: dict[str, tuple[int, str, str]] = field(
+        default_factory=dict
+    )  # By path, in place of what it says; of a redirect, its place.
 
     # What the SDK asks of a provider
 
@@ -156,7 +158,8 @@ class Issuer:
         """Whether this was not for the endpoints of the SDK."""
         if path in self.answers:
             status, kind, text = self.answers[path]
-            await answer(send, status, text.encode(), headers=[(b"content-type", kind.encode())])
+            place = [(b"location", text.encode())] if 300 <= status < 400 else []
+            await answer(send, status, text.encode(), headers=[(b"content-type", kind.encode()), *place])
         elif path in self.prm_paths:
             document = {"resource": f"{origin}/mcp", "authorization_servers": [origin]} | self.prm
             await _json(send, 200, document | ({"scopes_supported": [*self.scopes]} if self.scopes else {}))

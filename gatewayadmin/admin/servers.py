@@ -16,6 +16,7 @@ from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from gateways.models import Assignment
 from servers.models import Identity, Server
+from servers.oauth_client.models import ClientRegistration, SignIn
 from ui.states import in_words
 
 LIVE = Q(archived_at=None)
@@ -148,3 +149,48 @@ class IdentityPages(CapabilityAdmin):
     def edit(self, row: Identity, values: dict[str, Any], by: Any) -> None:
         if "label" in values:
             _open_to(row, by).rename(values["label"], by=by)
+
+
+@register(ClientRegistration, site=site)
+class ClientRegistrationPages(CapabilityAdmin):
+    seen_by = (Capability.SERVERS_MANAGE,)
+    acts = (
+        CapabilityAction(
+            "end",
+            "End selected",
+            lambda row, by: row.end(by=by),
+            any_of(Capability.SERVERS_MANAGE),
+            Q(ended_at=None),
+            "No new sign-in uses it; the next one makes this gateway known at the issuer anew. What was granted before"
+            " is still renewed with it.",
+        ),
+    )
+
+    list_display = ("issuer", "client_id", "kind", "server", "created_at", "ended_at")
+    list_filter = ("kind",)
+    list_select_related = ("server",)
+    search_fields = ("issuer", "client_id", "server__name")
+    fields = (
+        "issuer",
+        "client_id",
+        "kind",
+        "server",
+        "redirect_uri",
+        "auth_method",
+        "scope",
+        "created_at",
+        "ended_at",
+    )
+
+
+@register(SignIn, site=site)
+class SignInPages(CapabilityAdmin):
+    """Those under way; each is over in ten minutes, or by the answer of the issuer."""
+
+    seen_by = (Capability.IDENTITIES_MANAGE,)
+
+    list_display = ("user", "server", "identity", "created_at", "expires_at")
+    list_filter = (("server", RelatedOnlyFieldListFilter),)
+    list_select_related = ("user", "server", "identity")
+    search_fields = ("user__email", "server__name")
+    fields = ("user", "server", "identity", "shared", "registration", "scope", "created_at", "expires_at")

@@ -46,6 +46,18 @@ MEMBERS: dict[str, Entry] = {
     "Identity.status": Entry(
         "`active`, `sign_in_needed`, `unconfirmed`, `disabled` or `revoked`, the last that applies.", "active"
     ),
+    "Identity.account": Entry("Who signed in there, as the issuer says; empty if it does not.", "ann@example.com"),
+    "Identity.expires_at": Entry("When its token ends, which is renewed before; null: not known.", MOMENT),
+    "Identity.issuer": Entry("Where its person signed in; empty for a credential that was pasted.", ""),
+    "Identity.sign_in_needed": Entry("Why its person has to sign in again, in words; else empty.", ""),
+    "NewSignIn.connection_id": Entry("The connection of yours that carries it first.", UUID),
+    "NewSignIn.identity_id": Entry("The identity of yours whose place it takes; else it is a new one.", UUID),
+    "NewSignIn.server_id": Entry("The server, whose people sign in at an issuer.", UUID),
+    "SignIn.authorization_url": Entry(
+        "Where the person goes on.", "https://issuer.example.com/authorize?state=example"
+    ),
+    "SignIn.expires_at": Entry("Until when it can be finished.", MOMENT),
+    "SignIn.issuer": Entry("Where the person signs in.", "https://issuer.example.com"),
     "Identity.enabled": Entry("Whether calls may use it.", True),
     "Invalid.errors": Entry("What is wrong, by field or parameter.", {"name": ["This field is required."]}),
     "MailOutcome.detail": Entry("What the mail server said, in words.", "Sent to ana@example.com."),

@@ -29,6 +29,7 @@ from gateways.tool_api import FeatureResource, ToolResource
 from hosts.api import HostResource
 from servers.api import ServerResource
 from servers.identity_api import IdentityResource
+from servers.oauth_client.api import SignIns
 from tokens.api import TokenResource
 from tokens.api_key_api import ApiKeyResource
 from tokens.connection_key_api import Regenerate
@@ -73,6 +74,7 @@ _below = [
     at("identities/<uuid:pk>/gateways", "identity-gateways", IdentityPlaces, get="retrieve", put="update"),
     at("servers/<slug:slug>/archive", "server-archive", ServerArchive, post="archive"),
     at("users/<uuid:pk>/cut-off", "user-cut-off", Endings, post="user"),
+    at("sign-ins", "sign-in", SignIns, post="create"),
     at("schema/", "schema", Schema, get="retrieve"),
     at("me", "me", Me, get="retrieve"),
     at("me/confirm", "me-confirm", Confirm, post="confirm"),

@@ -10,16 +10,19 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, ConnectionFault
 from gateways.models import Assignment, Gateway
-from servers.models import Identity, Server, ServerError, SignInNeeded, cipher
+from servers.models import AuthType, Identity, Server, ServerError, SignInNeeded, cipher
 from servers.oauth_client.discovery import Metadata, Needs, discover
 from servers.oauth_client.http import Http, Unreachable, send_soon
 from servers.oauth_client.models import ClientRegistration, Grant, NoSignIn, SignIn, must_take_sign_ins
@@ -44,11 +47,12 @@ from wire.oauth_client import (
     union,
 )
 
-__all__ = ["SignInRefused", "begin", "find", "finish", "is_within_reach"]
+__all__ = ["SignInRefused", "authorization", "begin", "find", "finish", "open_to"]
 
 LIFETIME = timedelta(minutes=10)
 MOST_OPEN = 20  # Of one person, each with its proof and its place to come back to; the oldest end.
 BROWSER = "sign_in_browser"
+ANY_BROWSER = b""  # A program began it, and the person goes on wherever they are signed in.
 
 
 class SignInRefused(Exception):
@@ -56,13 +60,27 @@ class SignInRefused(Exception):
 
 
 def browser_digest(request: AppRequest) -> bytes:
-    """What ties a sign-in to this browser: a random value in its session, which outlasts the session's key."""
+    """What ties a sign-in to this browser: a random value in its session, which outlasts the session's key.
+
+    An API key has no browser; who holds one that may begin a sign-in may store any credential for its owner.
+    """
+    if getattr(request, "auth", None) is not None:
+        return ANY_BROWSER
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
 
 
-def begin(
+def begin(request: AppRequest, server: Server, **chosen: Any) -> HttpResponse:
+    """A page that leads the browser on to the issuer of `server`; what is chosen is as for `authorization`.
+
+    Raises SignInRefused, or CapabilityRequired.
+    """
+    sign_in, url = authorization(request, server, **chosen)
+    return _leads_on(request, server, sign_in.registration.issuer, url)
+
+
+def authorization(
     request: AppRequest,
     server: Server,
     *,
@@ -71,8 +89,8 @@ def begin(
     shared: bool = False,
     label: str = "",
     return_to: str = "/",
-) -> HttpResponse:
-    """A page that leads the browser on to the issuer of `server`.
+) -> tuple[SignIn, str]:
+    """A sign-in that has begun, and the address at the issuer of `server` where the person goes on.
 
     What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a
     shared one. Raises SignInRefused, or CapabilityRequired.
@@ -95,7 +113,7 @@ def begin(
         raise SignInRefused(str(refusal)) from None
     except Unreadable:
         raise SignInRefused("No encryption key opens the client's secret. Enter the client again.") from None
-    _end_others(server, needs.issuer)
+    _end_others(server, needs.issuer, by=request.user)
     state, (verifier, challenge) = secrets.token_urlsafe(32), pkce()
     sign_in = SignIn.objects.create(
         state_digest=hashlib.sha256(state.encode()).digest(),
@@ -127,7 +145,7 @@ def begin(
         "resource": sign_in.resource,
         "prompt": "consent" if "offline_access" in sign_in.scope.split() else "",
     }
-    return _leads_on(request, server, needs.issuer, authorize_url(needs.metadata.authorization_endpoint, parameters))
+    return sign_in, authorize_url(needs.metadata.authorization_endpoint, parameters)
 
 
 def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, shared: bool) -> None:
@@ -141,7 +159,7 @@ def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, s
     elif identity is not None and identity.owner_id != user.pk:
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
     must_take_sign_ins(server, identity, user)
-    if identity is None and not shared and not is_within_reach(server, user):
+    if identity is None and not shared and not open_to(user).filter(pk=server.pk).exists():
         raise NoSignIn(f"No gateway that you may use asks for an identity of yours at {server}.")
 
 
@@ -151,10 +169,10 @@ def _end_oldest(user: User) -> None:
     SignIn.objects.filter(user=user).exclude(pk__in=list(newest.values_list("pk", flat=True))).delete()
 
 
-def is_within_reach(server: Server, user: User) -> bool:
-    """Whether a gateway `user` may use asks each person for an identity at this server."""
-    asking = Assignment.objects.per_user().filter(server=server)
-    return Gateway.objects.reachable_by(user).filter(assignments__in=asking).exists()
+def open_to(user: User) -> QuerySet[Server]:
+    """The servers at whose issuers `user` may sign in: those that ask each person at a gateway within reach."""
+    asking = Assignment.objects.per_user().filter(gateway__in=Gateway.objects.reachable_by(user).values("pk"))
+    return Server.objects.live().filter(auth_type=AuthType.OAUTH, pk__in=asking.values("server"))
 
 
 def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
@@ -170,11 +188,14 @@ def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
         )
 
 
-def _end_others(server: Server, issuer: str) -> None:
+def _end_others(server: Server, issuer: str, *, by: User) -> None:
     """What another issuer granted for this server is of no use, and is sent to nobody any more."""
     with transaction.atomic():
         others = server.identities.live().exclude(issuer__in=("", issuer)).filter(sign_in_needed_since=None)
-        others.need_sign_in(SignInNeeded.MOVED)
+        before = ", ".join(sorted(set(others.values_list("issuer", flat=True))))
+        if ended := others.need_sign_in(SignInNeeded.MOVED):
+            changes = {"issuer": [before, issuer], "sign_ins_ended": [0, ended]}
+            Event.objects.record(Action.SERVER_ISSUER_CHANGED, server, by=by, changes=changes)
 
 
 def _resource(server: Server, needs: Needs) -> str:
@@ -221,7 +242,7 @@ def find(request: AppRequest) -> SignIn:
     digest = hashlib.sha256(request.GET.get("state", "").encode()).digest()
     with transaction.atomic():
         mine = SignIn.objects.select_for_update(of=("self",)).filter(
-            state_digest=digest, user=request.user, browser_digest=browser_digest(request)
+            state_digest=digest, user=request.user, browser_digest__in=(browser_digest(request), ANY_BROWSER)
         )
         sign_in = mine.select_related("server", "identity", "registration", "user").first()
         if sign_in is None:

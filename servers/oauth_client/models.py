@@ -88,9 +88,12 @@ class ClientRegistration(models.Model):
         self.secret_ciphertext = cipher().seal(secret) if secret else None
         self.key_id = cipher().key_id if secret else ""
 
-    def end(self) -> None:
+    def end(self, *, by: User | None = None) -> None:
         """Use it for no further sign-in; what was granted to it is still refreshed with it."""
-        type(self).objects.filter(pk=self.pk, ended_at=None).update(ended_at=timezone.now())
+        with transaction.atomic():
+            if type(self).objects.filter(pk=self.pk, ended_at=None).update(ended_at=timezone.now()):
+                changes = {"client": [self.client_id, None], "issuer": [self.issuer, None]}
+                Event.objects.record(Action.SERVER_CLIENT_CHANGED, self.server or self, by=by, changes=changes)
 
 
 class SignIn(models.Model):

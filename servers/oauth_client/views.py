@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from uuid import UUID
 
 from django import forms
@@ -17,7 +18,7 @@ from capabilities import NOBODY, Capability, own_resource, requires
 from connections.models import Connection
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client.discovery import discover
-from servers.oauth_client.flow import SignInRefused, begin, find, finish, is_within_reach
+from servers.oauth_client.flow import SignInRefused, begin, find, finish, open_to
 from servers.oauth_client.models import ClientRegistration
 from servers.oauth_client.registration import client_document as document
 from servers.oauth_client.registration import enter, redirect_uri, reset
@@ -26,6 +27,9 @@ from servers.views import page_url
 from ui.pages import AppRequest, leave, refuse, show
 
 logger = logging.getLogger(__name__)
+
+# What an issuer quotes of what it was sent: a code, a token, a secret. Words and addresses are not like that.
+QUOTED = re.compile(r"(?=[a-z_~-]*[A-Z0-9])[A-Za-z0-9_~-]{20,}")
 
 RULE = "for oneself, at servers within one's reach"
 
@@ -41,7 +45,7 @@ def client_document(request: HttpRequest) -> HttpResponse:
 @own_resource(RULE)
 def authenticate(request: AppRequest, slug: str) -> HttpResponse:
     """Lead on to the issuer of this server; what comes of it is an identity of the person."""
-    server = _within_reach(request, slug)
+    server = get_object_or_404(open_to(request.user), slug=slug)
     connection = None
     if given := request.POST.get("connection"):
         connection = get_object_or_404(Connection.objects.live().own(request.user), pk=_uuid(given))
@@ -134,10 +138,7 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
 
 def _within_reach(request: AppRequest, slug: str) -> Server:
     """The server, if this person may bring an identity for it at some gateway; else 404."""
-    server = get_object_or_404(Server.objects.live(), slug=slug, auth_type=AuthType.OAUTH)
-    if not is_within_reach(server, request.user):
-        raise Http404
-    return server
+    return get_object_or_404(open_to(request.user), slug=slug)
 
 
 def _uuid(text: str) -> UUID:
@@ -148,6 +149,7 @@ def _uuid(text: str) -> UUID:
 
 
 def _failed(request: AppRequest, reason: str, back: str) -> HttpResponse:
-    logger.warning("a sign-in at the issuer of a server failed", extra={"error": reason, "user": request.user.email})
+    told = {"error": QUOTED.sub("...", reason), "user": request.user.email}
+    logger.warning("a sign-in at the issuer of a server failed", extra=told)
     safe = back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/"
     return render(request, "servers/sign_in_failed.html", {"reason": reason, "back": safe}, status=400)

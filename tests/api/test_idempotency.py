@@ -61,6 +61,7 @@ CHANGING = {
     "server-disable",
     "server-enable",
     "server-test",
+    "sign-in",
     "token-ask-for-new",
     "token-end-previous",
     "token-revoke",

@@ -147,6 +147,7 @@ OPENS: dict[str, set[Capability]] = {
     "GET connection-identities": {C.MCP_CONNECTIONS_READ},
     "PUT connection-identity": NOBODY,
     "DELETE connection-identity": NOBODY,
+    "POST sign-in": EVERYBODY,
 }
 
 # For an API key a list or an act that is free to people takes the capability that others' things take.
@@ -156,6 +157,7 @@ KEY_OPENS: dict[str, set[Capability]] = {
     "GET gateway-list": GATEWAYS,
     "GET identity-list": IDENTITIES,
     "POST identity-list": {C.SERVERS_MANAGE},
+    "POST sign-in": {C.SERVERS_MANAGE},
     "GET token-list": {C.API_TOKENS_MANAGE},
 }
 # Letting people in, handing out rights and other keys are nothing a key does.

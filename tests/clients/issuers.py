@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -99,20 +99,21 @@ class RealIssuer:
 
 
 @contextmanager
-def running(name: str, npm: Npm, *redirect_uris: str, port: int = 0) -> Iterator[RealIssuer]:
-    """This authorization server until the block ends, where the client `entered` comes back to these addresses.
+def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0) -> Iterator[RealIssuer]:
+    """This authorization server until the block ends, where the client `entered` comes back to an address for it.
 
     It keeps nothing: brought back on the same port, it knows nobody.
     """
     port = port or free_port()
-    settings = {"CLIENT_SECRET": SECRET, "REDIRECT_URIS": " ".join(redirect_uris)}
+    issuer = RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")
+    settings = {"CLIENT_SECRET": SECRET, "REDIRECT_URIS": comes_back(issuer.name)}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*PROGRAMS[name].command, str(port)], env=npm.environment | settings, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             wait_for(process, port)
-            yield RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")
+            yield issuer
         except BaseException:
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace"))

@@ -2,8 +2,8 @@
 
 A program: takes the address of a server. It registers the server at the gateway of GATEWAY_URL, behind the gateway that
 SLOTS names for the scenario, calls its first tool with that gateway's token, signs in at the issuer whenever a refusal
-says so, and goes on. Ends with an error when there is no tool to call in the end. WHO holds the cookies and the token of
-forms of somebody who is signed in.
+says so, and goes on. Ends with an error when there is no tool to call in the end. WHO holds the cookies, and the token
+of forms, of somebody who is signed in.
 """
 
 import json

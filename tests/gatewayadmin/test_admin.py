@@ -27,7 +27,8 @@ from gateways.models import Feature
 from hosts.models import Host, HostKind
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
-from servers.models import AuthType, Identity
+from servers.models import AuthType, Identity, Server
+from servers.oauth_client import models as upstream_oauth
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
@@ -36,10 +37,21 @@ from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
 
-OURS = ("accounts", "auditlog", "servers", "gateways", "hosts", "connections", "tokens", "oauth", "proxy")
+OURS = (
+    "accounts",
+    "auditlog",
+    "servers",
+    "gateways",
+    "hosts",
+    "connections",
+    "tokens",
+    "oauth",
+    "proxy",
+    "upstream_oauth",
+)
 # Read on the page of what they belong to.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
-BELOW |= {"gateways.featureversion", "gateways.listing"}
+BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 # What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
 BELOW |= {f"proxy.{name}" for name in ("session", "upstreamsession", "serverinfo", "cancellation")}
 BELOW |= {f"proxy.{name}" for name in ("pendingrequest", "streamevent", "suspendedcall")}
@@ -67,6 +79,8 @@ FROZEN = {
     "servers.identity": 6,
     "servers.server": 5,
     "tokens.token": 5,
+    "upstream_oauth.clientregistration": 5,
+    "upstream_oauth.signin": 5,
 }
 
 
@@ -121,6 +135,21 @@ def passing(link: Connection) -> None:
     grant = Grant.objects.create(application=app, user=link.user, code=make.unique(PLANTED), expires=now)
     Binding.objects.create(connection=link, grant=grant)
     RateCounter.objects.create(subject_type="token", subject_id=link.pk, window=now, most=60)
+    known = upstream_oauth.ClientRegistration(
+        issuer=f"https://{app.name}.example.com", kind="dynamic", auth_method="none"
+    )
+    known.seal(PLANTED)
+    known.save()
+    upstream_oauth.SignIn.objects.create(
+        state_digest=make.unique("s").encode(),
+        browser_digest=b"x" * 32,
+        user=link.user,
+        server=Server.objects.latest("created_at"),
+        registration=known,
+        verifier_ciphertext=PLANTED.encode(),
+        endpoints={"token_endpoint": PLANTED},
+        expires_at=now,
+    )
 
 
 @pytest.fixture
@@ -180,6 +209,11 @@ HIDDEN = {
     "servers.identity": {"generation", "key_id", "secret_ciphertext", "secret_hint"},
     "tokens.token": {
         *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
+    },
+    "upstream_oauth.clientregistration": {"key_id", "secret_ciphertext", "secret_expires_at"},
+    "upstream_oauth.signin": {
+        *("browser_digest", "connection_id", "endpoints", "label", "resource", "return_to", "state_digest", "url"),
+        "verifier_ciphertext",
     },
 }
 
@@ -364,6 +398,8 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     order += [("gateways.assignment", "remove", assignment), ("accounts.user", "cut_off", link.user)]
     order += [("hosts.host", "archive", made.host), ("gateways.gateway", "archive", link.gateway)]
     order += [("servers.server", "archive", server)]
+    known = upstream_oauth.ClientRegistration.objects.get()
+    order += [("upstream_oauth.clientregistration", "end", known)]
     assert {(name, one) for name, one, _ in order} == set(actions())
 
     for name, one, row in order:

@@ -14,6 +14,7 @@ from capabilities import Capability
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
 from servers.models import Server
+from servers.oauth_client.models import ClientRegistration
 from tests import make
 from tests.api.world import build, holder
 from tests.house.doors import session_of
@@ -46,6 +47,13 @@ def staged() -> Stage:
     mine = make.connection(make.agent(by=boss), assignment.gateway, boss, [first])
     WorkspaceSettings.load()
     key = issue(name="reports", capabilities=[Capability.LOGS_READ], days=7, by=boss).key
+    known_there = ClientRegistration.objects.create(
+        issuer="https://issuer.example.com",
+        kind="dynamic",
+        client_id="c",
+        redirect_uri="https://x/",
+        auth_method="none",
+    )
     things = {
         "api_key": key.pk,
         "app_connection": app.pk,
@@ -54,6 +62,7 @@ def staged() -> Stage:
         "bare_slug": bare.slug,
         "boss": boss.email,
         "boss_id": boss.pk,
+        "client_registration": known_there.pk,
         "connection": known["connection"],
         "first": first.pk,
         "gateway": assignment.gateway_id,

@@ -439,6 +439,7 @@ VERBS = [
         rest("POST /identities/{identity}/revoke"),
         admin("servers/identity", "revoke", "identity"),
     ),
+    verb("ClientRegistration.end", admin("upstream_oauth/clientregistration", "end", "client_registration")),
     # People
     verb(
         "User.invite",

@@ -19,7 +19,7 @@ from auditlog.models import Call, Event
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, cipher
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
-from tests import make, upstreams
+from tests import make, sampling, upstreams
 from tests.asgi_server import App, read
 from tests.asgi_server import answer as send_answer
 from tests.conftest import Run
@@ -73,11 +73,12 @@ def failed(status: int, error: str, words: str = "") -> tuple[int, str, str]:
         (f"{PRM}/mcp", (403, HTML, "Blocked")),
         (f"{PRM}/mcp", (401, JSON, "{}")),
         (f"{PRM}/mcp", (502, HTML, "Bad gateway")),
+        (f"{PRM}/mcp", (302, HTML, "http://10.0.0.5/")),
         (f"{PRM}/mcp", (200, HTML, "<html>Our app</html>")),
         (f"{PRM}/mcp", (200, JSON, "[]")),
         (METADATA, (403, HTML, "Blocked")),
     ],
-    ids=["a shield", "401", "502", "a page", "no object", "a shield before the issuer"],
+    ids=["a shield", "401", "502", "a redirect", "a page", "no object", "a shield before the issuer"],
 )
 def test_what_is_not_where_it_was_looked_for_is_found_elsewhere(
     where: str, answer: tuple[int, str, str], run: Run, ann: User
@@ -123,7 +124,7 @@ SEES_AT_BEGIN = {
 }
 
 
-@pytest.mark.parametrize("case", SEES_AT_BEGIN)
+@pytest.mark.parametrize("case", sampling.some(SEES_AT_BEGIN, 4))
 def test_one_who_cannot_begin_is_told_why_and_nothing_is_kept(
     case: str, run: Run, ann: User, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,7 +217,7 @@ SEES_AT_THE_END = {
 }
 
 
-@pytest.mark.parametrize("case", SEES_AT_THE_END)
+@pytest.mark.parametrize("case", sampling.some(SEES_AT_THE_END, 4))
 def test_one_who_gets_no_token_is_told_why_and_has_no_identity(case: str, run: Run, ann: User) -> None:
     answer, told = SEES_AT_THE_END[case]
     issuer = Issuer(answers={"/token": answer})
@@ -271,7 +272,7 @@ AGENT_GETS = {
 }
 
 
-@pytest.mark.parametrize("case", AGENT_GETS)
+@pytest.mark.parametrize("case", sampling.some(AGENT_GETS, 4))
 def test_an_agent_is_told_what_became_of_a_renewal_and_the_log_says_it(
     case: str, proxy: Proxy, run: Run, ann: User
 ) -> None:
@@ -322,3 +323,107 @@ def test_a_no_in_the_wrong_words_counts_after_it_has_come_three_times(proxy: Pro
     asked = issuer.asked.count("/token")
     assert agent.call("github__whoami").json()["error"]["data"]["reason"] == "identity_sign_in"
     assert issuer.asked.count("/token") == asked, "a dead grant was tried again"
+
+
+# --- Addresses that lead inside, or elsewhere -------------------------------------------------------------------------
+
+INSIDE = (
+    "http://169.254.169.254",
+    "http://10.0.0.5",
+    "http://127.0.0.2",
+    "http://2130706434",
+    "http://[::ffff:10.0.0.5]",
+    "http://[::1]",
+)
+NOT_CALLED = "may not be called"
+
+
+@pytest.fixture
+def _one_address(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.1/32")]
+
+
+def challenging(url: str) -> App:
+    """A server that says of its metadata that they are there."""
+
+    async def door(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            said = f'Bearer resource_metadata="{url}"'
+            await send_answer(send, 401, b"{}", headers=[(b"www-authenticate", said.encode())])
+        else:
+            await upstreams.garbage()(scope, receive, send)
+
+    return door
+
+
+@pytest.mark.usefixtures("_one_address")
+@pytest.mark.parametrize("inside", sampling.some(INSIDE, 2))
+@pytest.mark.parametrize("which", ["metadata of the server", "metadata of the issuer", "registration"])
+def test_nothing_is_fetched_from_inside_before_a_sign_in(which: str, inside: str, run: Run, ann: User) -> None:
+    apps = {
+        "metadata of the server": lambda: challenging(f"{inside}/prm"),
+        "metadata of the issuer": lambda: Issuer(prm={"authorization_servers": [inside]}).app(),
+        "registration": lambda: Issuer(metadata={"registration_endpoint": f"{inside}/register"}).app(),
+    }
+
+    _, page = begin(apps[which](), run, ann)
+
+    assert page.status_code == 400
+    assert NOT_CALLED in words(page)
+
+
+@pytest.mark.usefixtures("_one_address")
+@pytest.mark.parametrize("inside", sampling.some(INSIDE, 2))
+def test_no_code_and_no_token_is_sent_inside(inside: str, proxy: Proxy, run: Run, ann: User) -> None:
+    issuer = Issuer(metadata={"token_endpoint": f"{inside}/token"})
+    client, page = begin(issuer.app(), run, ann)
+    assert NOT_CALLED in words(client.get(consent(destination(page))))
+
+    issuer.metadata = {}
+    page = client.post("/servers/github/authenticate/", {"next": NEXT})
+    assert client.get(consent(destination(page))).status_code == 302
+    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann, Identity.objects.all()))
+    sql("UPDATE upstream_oauth_grant SET token_endpoint = %s", f"{inside}/token")
+    sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
+
+    assert agent.call("github__whoami").json()["error"]["message"] == UNAVAILABLE
+    assert issuer.refreshes == 0
+
+
+@pytest.mark.parametrize("path", [METADATA, "/register", "/token"])
+def test_no_redirect_is_followed_to_another_place(path: str, run: Run, ann: User) -> None:
+    trap = run(upstreams.docs())
+    issuer = Issuer(answers={path: (307, JSON, f"{trap.url}/elsewhere")})
+    client, page = begin(issuer.app(), run, ann)
+
+    if path == "/token":
+        page = client.get(consent(destination(page)))
+    assert page.status_code == 400
+    assert trap.seen == []
+
+
+def test_a_renewal_follows_no_redirect(proxy: Proxy, run: Run, ann: User) -> None:
+    trap = run(upstreams.docs())
+    issuer = Issuer()
+    client, page = begin(issuer.app(), run, ann)
+    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann))
+    client.get(consent(destination(page)))
+    sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
+    issuer.answers["/token"] = (307, JSON, trap.url)
+
+    assert agent.call("github__whoami").json()["error"]["message"] == UNAVAILABLE
+    assert trap.seen == []
+
+
+def test_a_server_that_sends_callers_elsewhere_gets_no_token_there(proxy: Proxy, run: Run, ann: User) -> None:
+    trap = run(upstreams.docs())
+    issuer = Issuer()
+    client, page = begin(issuer.app(), run, ann)
+    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann))
+    client.get(consent(destination(page)))
+    moved = run(upstreams.redirecting(trap.url))
+    sql("UPDATE servers_server SET url = %s", moved.url)
+
+    assert "error" in agent.call("github__whoami").json()
+    assert moved.seen
+    assert trap.seen == []

@@ -28,7 +28,7 @@ NEXT = "/settings/identities"
 
 @pytest.fixture(scope="module", params=PROGRAMS)
 def issuer(request: pytest.FixtureRequest, npm: Npm) -> Iterator[RealIssuer]:
-    with running(request.param, npm, redirect_uri()) as one:
+    with running(request.param, npm, redirect_uri) as one:
         yield one
 
 
@@ -199,13 +199,13 @@ def test_an_issuer_that_has_forgotten_everybody_is_signed_in_to_again(
     name: str, npm: Npm, proxy: Proxy, run: Run, settings: Settings, ann: User
 ) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
-    with running(name, npm, redirect_uri()) as issuer:
+    with running(name, npm, redirect_uri) as issuer:
         place = Place(issuer, proxy, run(issuer.app()).url)
         agent = place.agent(ann)
         identity = place.sign_in(ann)
         before = Grant.objects.get(identity=identity).registration
 
-    with running(name, npm, redirect_uri(), port=int(issuer.origin.rpartition(":")[2])):
+    with running(name, npm, redirect_uri, port=int(issuer.origin.rpartition(":")[2])):
         assert refusal(agent) == "identity_sign_in"
         identity.refresh_from_db()
         assert identity.sign_in_reason == "client"
@@ -223,11 +223,11 @@ def test_a_client_that_was_forgotten_before_anybody_noticed_is_made_known_anew(
     name: str, npm: Npm, proxy: Proxy, run: Run, settings: Settings, ann: User, ben: User
 ) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
-    with running(name, npm, redirect_uri()) as issuer:
+    with running(name, npm, redirect_uri) as issuer:
         place = Place(issuer, proxy, run(issuer.app()).url)
         place.sign_in(ann)
 
-    with running(name, npm, redirect_uri(), port=int(issuer.origin.rpartition(":")[2])):
+    with running(name, npm, redirect_uri, port=int(issuer.origin.rpartition(":")[2])):
         with Visitor("ben") as visitor, pytest.raises(NoWayBack, match=r"^4"):
             visitor.comes_back(place.begin(browser(ben)))
         ana = make.user(*Capability, email="ana@example.com")

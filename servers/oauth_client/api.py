@@ -1,0 +1,93 @@
+"""/api/sign-ins: begin to sign in at the issuer of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any, ClassVar, NamedTuple
+from uuid import UUID
+
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import NOBODY, Capability
+from capabilities.rest import Own
+from connections.models import Connection
+from servers.api import ServerReference
+from servers.models import Identity, Server
+from servers.oauth_client.flow import SignInRefused, authorization, open_to
+from ui.operations import Body, operation
+from ui.rest import Moment, Problem, Resource
+
+
+class Begun(NamedTuple):
+    """What a program is told of a sign-in that has begun."""
+
+    server: Server
+    issuer: str
+    expires_at: datetime
+    authorization_url: str
+
+
+class SignInSerializer(serializers.Serializer[Begun]):
+    """A sign-in that has begun: the person goes on at `authorization_url`, and is led back to the pages."""
+
+    server = ServerReference()
+    issuer = serializers.CharField()
+    expires_at = Moment()
+    authorization_url = serializers.CharField()
+
+
+class NewSignIn(Body):
+    """Where to sign in: for a new identity, or in the place of one."""
+
+    server_id = serializers.UUIDField()
+    connection_id = serializers.UUIDField(required=False, allow_null=True)
+    identity_id = serializers.UUIDField(required=False, allow_null=True)
+
+
+class SignIns(Resource):
+    """Signing in at the issuer of a server, by which an identity comes into being or works again."""
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        SignInRefused: Problem(HTTPStatus.CONFLICT, "sign_in_refused")
+    }
+    serializer_class = SignInSerializer
+
+    @operation(needs=Own(NOBODY, by_key=Capability.SERVERS_MANAGE), body=NewSignIn)
+    def create(self, request: Request) -> Response:
+        """Asks the server and its issuer what a sign-in takes, and answers with the address where the person goes on.
+
+        It counts once, for ten minutes, and only for the same person: with a session in that browser alone, with an API
+        key wherever its owner is signed in. What comes of it is an identity, which GET /identities shows.
+        """
+        body = self.body()
+        server = self._server(body["server_id"])
+        connection = self._own(Connection.objects.live().own(self.me), body, "connection_id")
+        identity = self._own(Identity.objects.live().own(self.me).filter(server=server), body, "identity_id")
+        sign_in, url = authorization(
+            request,  # type: ignore[arg-type]  # It passes on what it is asked for to the request it wraps.
+            server,
+            connection=connection,
+            identity=identity,
+            return_to="/settings/identities",
+        )
+        return self.answer(Begun(server, sign_in.registration.issuer, sign_in.expires_at, url), HTTPStatus.CREATED)
+
+    def _server(self, pk: UUID) -> Server:
+        server = open_to(self.me).filter(pk=pk).first()
+        if server is None:
+            raise ValidationError({"server_id": ["There is no such server where you could sign in."]})
+        return server
+
+    @staticmethod
+    def _own(rows: Any, body: dict[str, Any], name: str) -> Any:
+        if body.get(name) is None:
+            return None
+        found = rows.filter(pk=body[name]).first()
+        if found is None:
+            raise ValidationError({name: ["You have none like this."]})
+        return found

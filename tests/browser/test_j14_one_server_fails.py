@@ -1,0 +1,126 @@
+"""Journey J14: one server fails, or is where it must not be; the others work on, and nothing leads inside or away."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from capabilities import Capability
+from servers.models import Server
+from tests import curl, make, secrecy, upstreams
+from tests.make import unique
+from tests.proxy.conftest import served
+from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("journeys")
+
+ROWS = """
+import json
+from accounts.models import User
+from tests import make
+
+owner = User.objects.get(email="ana@example.com")
+urls = json.loads({urls!r})
+gateway = make.gateway(name={name!r}, slug={name!r})
+for slug, url in urls.items():
+    make.assignment(gateway, make.server(name=f"{{slug}} of {name}", url=url, lists_live=True), alias=slug)
+print(make.token(make.connection(make.agent(by=owner, name={name!r}), gateway, owner)).secret)
+"""
+INSIDE = (
+    "http://169.254.169.254/",
+    "https://169.254.169.254/mcp",
+    "https://2852039166/mcp",  # The same address as a number.
+    "https://[::ffff:169.254.169.254]/mcp",
+    "https://10.0.0.5/mcp",
+    "https://[fd00:ec2::254]/mcp",
+)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_j14_one_server_fails_and_the_others_work_on(live: Serve, boss: httpx.Client, stack: ExitStack) -> None:
+    target = stack.enter_context(upstreams.running(upstreams.docs()))
+    moved = stack.enter_context(upstreams.running(upstreams.redirecting(target.url)))
+    alive = stack.enter_context(upstreams.running(upstreams.docs()))
+    name = unique("trouble")
+    with upstreams.running(upstreams.docs()) as failing:
+        urls = json.dumps({"docs": failing.url, "alive": alive.url, "moved": moved.url})
+        token = secrecy.note(live.manage("shell", "-c", ROWS.format(urls=urls, name=name)).split()[-1])
+        url = f"{live.url}/mcp/{name}"
+        assert curl.call_tool(url, token, "docs__echo", text="a").text == "a"
+        port = failing.port
+
+    # 1: it stops.
+    listed = curl.list_tools(url, token)
+    assert listed.status == 200
+    assert "alive__echo" in listed.tools
+    named = {each["server"] for each in listed.result["_meta"]["gateway-admin/unavailable"]}
+    assert named == {f"docs of {name}", f"moved of {name}"}
+    refused = curl.call_tool(url, token, "docs__echo", text="a")
+    assert refused.status == 200
+    assert f'"docs of {name}"' in refused.json["error"]["message"]
+    (row,) = live.rows(
+        "SELECT outcome, server_name FROM auditlog_call WHERE gateway_name = %s AND method = 'tools/call'"
+        " ORDER BY id DESC LIMIT 1",
+        name,
+    )
+    assert (row["outcome"], row["server_name"]) == ("upstream_error", f"docs of {name}")
+    assert curl.call_tool(url, token, "alive__echo", text="b").text == "b"
+    stack.enter_context(upstreams.running(upstreams.docs(), port=port))
+    assert curl.call_tool(url, token, "docs__echo", text="c").text == "c"
+
+    # 2: nobody can register an address inside.
+    for inside in INSIDE:
+        answer = boss.post("/api/servers", json={"name": unique("inside"), "url": inside})
+        assert (answer.status_code, list(answer.json()["errors"])) == (400, ["url"]), inside
+
+    # 3: a redirect leads nowhere.
+    assert "error" in curl.call_tool(url, token, "moved__echo", text="d").json
+    assert moved.seen
+    assert not target.seen
+
+    # 4: what the client shows the gateway, no server sees.
+    seen = [request.headers for upstream in (failing, alive, moved) for request in upstream.seen]
+    assert not any("authorization" in headers or token in str(headers) for headers in seen)
+
+
+def test_j14_a_name_that_leads_inside_later_is_stopped_when_it_is_called(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads_to, real = ["93.184.215.14"], socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *rest: Any, **more: Any) -> Any:
+        numeric = more.get("flags") == socket.AI_NUMERICHOST
+        return real(leads_to[0] if host == "docs.example.com" and not numeric else host, port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    ana = make.user(*Capability, email="ana@example.com")
+    leads_to[0] = "10.0.0.5"
+    assert "leads to an address that is private" in added(ana, "inside").json()["errors"]["url"][0]
+    leads_to[0] = "93.184.215.14"
+    assert added(ana, "docs").status_code == 201
+
+    leads_to[0] = "10.0.0.5"
+    with served() as proxy:
+        gateway = make.gateway(Server.objects.get(slug="docs"), slug="work")
+        error = proxy.agent(make.connection(make.agent(by=ana), gateway, ana)).call("docs__it").json()["error"]
+
+    assert error["message"] == 'Server "docs" lives at an address the gateway may not call.'
+    assert error["data"]["reason"] == "address_blocked"
+
+
+def added(person: User, slug: str) -> Any:
+    client = Client()
+    client.force_login(person)
+    body = {"name": slug, "slug": slug, "url": "https://docs.example.com/mcp"}
+    return client.post("/api/servers", body, content_type="application/json")
