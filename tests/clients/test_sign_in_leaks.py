@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -99,8 +100,8 @@ def life(live: Serve, owner: Person) -> Iterator[Life]:
 def test_nothing_holds_in_clear_what_sign_ins_were_made_of(life: Life) -> None:
     issuer, live = life.issuer, life.live
     # Badly: denied, another issuer's, too late, another's state, no token, an error that quotes what it was sent.
-    state = query(life.begin())["state"]
-    life.back(f"/upstream-oauth/callback/?error=access_denied&state={state}", 400)
+    asked = query(life.begin())
+    life.back(f"{urlsplit(asked['redirect_uri']).path}?error=access_denied&state={asked['state']}", 400)
     life.back(f"{consent(life.begin())}&iss=https://evil.example.com", 400)
     life.back(consent(life.begin()).replace("state=", "state=x"), 400)
     issuer.answers["/token"] = (503, "text/html", "<html>Try again</html>")

@@ -9,6 +9,7 @@ import json
 import re
 from ipaddress import ip_network
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.test import Client
@@ -196,9 +197,10 @@ def test_lasting_access_is_asked_for_where_the_issuer_offers_it(
 
 def test_a_refusal_of_scopes_is_told_in_the_words_of_the_issuer(run: Run, ann: User) -> None:
     client, page = begin(Issuer().app(), run, ann)
-    state = query(destination(page))["state"]
+    asked = query(destination(page))
+    refusal = {"error": "invalid_scope", "error_description": "Unknown scope", "state": asked["state"]}
 
-    back = client.get(f"/upstream-oauth/callback/?error=invalid_scope&error_description=Unknown+scope&state={state}")
+    back = client.get(urlsplit(asked["redirect_uri"]).path, refusal)
 
     assert "The issuer of GitHub answered with an error: Unknown scope." in words(back)
 

@@ -164,7 +164,8 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
 @pytest.mark.full
 def test_a_client_that_was_registered_by_hand_signs_in_renews_and_revokes(place: Place, ann: User) -> None:
     ana = make.user(*Capability, email="ana@example.com")
-    entered = browser(ana).post("/servers/github/client/", {"client_id": "entered", "secret": SECRET})
+    asked = {"issuer": place.issuer.name, "client_id": "entered", "secret": SECRET}
+    entered = browser(ana).post("/servers/github/client/", asked)
     assert entered.status_code == 302
     agent = place.agent(ann)
 
