@@ -86,6 +86,19 @@ def begin() -> None:
         os.environ.update({"DATABASE_URL": given, **keys()})
 
 
+@contextmanager
+def run_of_ones_own() -> Iterator[None]:
+    """A run for a program that is no test; within a test run it is that one, which goes on afterwards."""
+    if HOME in os.environ:
+        yield
+        return
+    begin()
+    try:
+        yield
+    finally:
+        pytest_unconfigure()
+
+
 def keep_compiled() -> None:
     """Have modules compiled once, not by each of the hundreds of processes of a run, whatever the environment says."""
     if sys.dont_write_bytecode:

@@ -47,9 +47,9 @@ def grant(role: Role, capabilities: Iterable[Capability]) -> None:
 @cache
 def permission_keys(database: str) -> dict[Capability, int]:
     """The key of each capability's permission in this database: migrations make them, and no test changes them."""
-    names = permissions_of(Capability).values_list("content_type__app_label", "codename", "pk")
-    of_key = {one.value: one for one in Capability}
-    return {of_key[f"{app_label}.{codename}"]: pk for app_label, codename, pk in names}
+    rows = permissions_of(Capability).values_list("content_type__app_label", "codename", "pk")
+    keys = {f"{app_label}.{codename}": pk for app_label, codename, pk in rows}
+    return {one: keys[one] for one in Capability}
 
 
 def user(*capabilities: Capability, email: str = "", **fields: Any) -> User:

@@ -31,6 +31,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+# On a busy machine Chromium gives up a transition between two pages, and complains of it on the console.
+STILL: dict[str, Any] = {"reduced_motion": "reduce"}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 FAILED = pytest.StashKey[bool]()
@@ -80,7 +82,7 @@ def owner_at(live: workspace.Serve) -> Iterator[Page]:
     """A page in which the owner is signed in, in a browser of its own that may complain of nothing."""
     noticed = Trouble()
     with chromium() as opened:
-        page = opened.new_page()
+        page = opened.new_page(**STILL)
         noticed.watch(page)
         steps.sign_in(page, live.url)
         yield page
@@ -115,7 +117,7 @@ def open_browser(browser: Browser, trouble: Trouble, request: pytest.FixtureRequ
     contexts: list[BrowserContext] = []
 
     def window(**options: Any) -> BrowserContext:
-        context = browser.new_context(**options)
+        context = browser.new_context(**STILL | options)
         context.set_default_timeout(1000 * PATIENCE)
         context.on("page", trouble.watch)
         contexts.append(context)

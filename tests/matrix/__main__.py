@@ -65,7 +65,13 @@ def gateway_before(
     urls: dict[str, str], clients: list[str], home: Path
 ) -> Iterator[dict[str, dict[str, dict[str, object]]]]:
     """By client its targets, through a gateway on a database of its own, which goes when the block ends."""
-    cluster.begin()
+    with cluster.run_of_ones_own():
+        yield from _gateway_before(urls, clients, home)
+
+
+def _gateway_before(
+    urls: dict[str, str], clients: list[str], home: Path
+) -> Iterator[dict[str, dict[str, dict[str, object]]]]:
     # What the settings ask for is given to each process by itself; none of it is this one's.
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
     serve = workspace.new(home, "matrix")
@@ -91,7 +97,6 @@ def gateway_before(
         serve.stop()
         if keep := os.environ.get("MATRIX_LOG"):
             Path(keep).write_text(serve.log())
-        cluster.pytest_unconfigure()
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(serve
         return faults
 
     assert asyncio.run(scene()) == {"Access": "", "Limits": "", "UsageTracker": ""}
-    assert query.SETUP[-1].startswith(b"PREPARE")
+    assert query.SETUP[-1].startswith(b"EXECUTE")
     assert rate_limits.SETUP[-1].startswith(b"PREPARE")
     assert STATEMENTS
 
