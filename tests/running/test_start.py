@@ -92,7 +92,10 @@ def test_two_first_starts_at_once_make_one_owner(fresh: Path, database: dict[str
         assert other.is_ready()
         assert signs_in(other.url, email, password)
         words = ("issue_token", "--user", email, "--host", "CI bot", "--gateway", "quickstart")
-        assert manage(fresh, *words, **database).stderr.strip() == "CommandError: There is no gateway quickstart. There are: none."
+        assert (
+            manage(fresh, *words, **database).stderr.strip()
+            == "CommandError: There is no gateway quickstart. There are: none."
+        )
 
         assert other.stop() == 0
         assert postmaster(fresh) is None
