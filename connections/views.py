@@ -112,7 +112,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @own_resource("own connections", others=Capability.MCP_CONNECTIONS_REVOKE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.MCP_CONNECTIONS_REVOKE)
-    if connection.user_id != request.user.pk and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
+    if not connection.may_be_revoked_by(request.user):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if request.method == "GET":
         tokens = len(ConnectionRow(connection, request.user).tokens)
