@@ -91,7 +91,8 @@ def test_one_worker_listens_to_a_server_while_a_client_listens_and_passes_its_ch
         assert other.begun.wait(PATIENCE)
         eventually(lambda: work.talker.open == 1)
         time.sleep(1)
-        assert len(work.talker.events("get")) == 1
+        assert work.talker.open == 1
+        assert len(work.talker.events("get")) <= 2  # The first may have been for the call.
         began = time.monotonic()
         work.talker.say.append(CHANGED)
         assert stream.wait_for(1) == [TOOLS_CHANGED]

@@ -50,6 +50,8 @@ class StandingAsker(Asker):
     pour: bytes = b""
     """What is said on each stream as soon as it is open."""
     open: dict[str, Request] = field(default_factory=dict)
+    poured: dict[str, bytes] = field(default_factory=dict)
+    """What was poured into the stream that is open."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,10 +70,11 @@ class StandingAsker(Asker):
             self.refused += 1
             await request.answer(b"", status=409)
             return
+        poured = self.pour
         if self.has_head:
             await request.open_stream()
-            await request.send({"type": "http.response.body", "body": b": here\n\n" + self.pour, "more_body": True})
-        self.open[session] = request
+            await request.send({"type": "http.response.body", "body": b": here\n\n" + poured, "more_body": True})
+        self.open[session], self.poured[session] = request, poured
         while (await request.receive())["type"] != "http.disconnect":
             pass
         del self.open[session]
@@ -374,7 +377,7 @@ def test_a_stream_that_breaks_is_opened_again_while_its_session_is_in_use(
     assert "result" in person.call("docs__quick")
     eventually(lambda: len(work.server.gets) > 1)
     work.server.pour = b""
-    eventually(lambda: work.server.open)
+    eventually(lambda: [work.server.poured[session] for session in [*work.server.open]] == [b""])
 
     assert answers_of(person.call("docs__it", replying(person)))[0]["result"] == GIVEN
 
