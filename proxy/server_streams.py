@@ -525,6 +525,7 @@ class ServerStreams:
         task = asyncio.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # One that is cancelled at once has not begun it.
         return task
 
 
