@@ -2,11 +2,13 @@
 
 import asyncio
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from django.conf import settings
 from django.db import connections
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest, multiprocess
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Metric, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -72,12 +74,32 @@ def sample() -> None:
         POOL_WAITING.set(stats.get("requests_waiting", 0))
 
 
+class _Counters(MultiProcessCollector):
+    """The counters of all workers but those that are just opening theirs.
+
+    The client creates a worker's file before it gives it a size, and cannot read one without; a worker killed in
+    between leaves such a file until the next start.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(path) for path in Path(self._path).glob("*.db") if _size(path)]
+        merged: Iterable[Metric] = self.merge(files)  # type: ignore[no-untyped-call]
+        return merged
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # That of a worker that ended.
+        return 0
+
+
 async def metrics(request: Request) -> Response:
     """The counters of all workers, for this machine itself or with GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
         return PlainTextResponse("Only from the loopback address, or with GATEWAY_METRICS_TOKEN as bearer.\n", 403)
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    _Counters(registry)  # type: ignore[no-untyped-call]
     return Response(await asyncio.to_thread(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -335,8 +335,7 @@ class GroupCommit[Item, Answer]:
         self._stopping = True
         if self._clock is not None:
             self._clock.cancel()
-        while self._idle:
-            self._wake()
+        self._wake_all()
         while self._tasks and (await asyncio.wait(self._tasks, timeout=STOP_SECONDS))[1]:
             self._give_up_repairs()
         for worker in self._workers:
@@ -365,6 +364,10 @@ class GroupCommit[Item, Answer]:
     def _wake(self) -> None:
         if self._idle:
             self._idle.pop().set_result(None)
+
+    def _wake_all(self) -> None:
+        while self._idle:
+            self._wake()
 
     async def _wait_for_work(self, seconds: float | None = None) -> None:
         """Wait until there is something to do."""
@@ -456,8 +459,7 @@ class GroupCommit[Item, Answer]:
             if worker.connection is not None and not worker.connection.connected:
                 worker.healthy = False
         self._update_fault()
-        while self._idle:
-            self._wake()
+        self._wake_all()
 
     def distrust(self) -> None:
         """Handle nothing more before each connection was checked anew."""
@@ -465,8 +467,7 @@ class GroupCommit[Item, Answer]:
             worker.healthy = False
         self._failed = "the database hangs"
         self._update_fault()
-        while self._idle:
-            self._wake()
+        self._wake_all()
 
     def _mark_broken(self, worker: _Worker[Item, Answer], error: Exception) -> None:
         """Use this worker's connection for nothing before it is repaired."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from django.test import Client
 
 from accounts.models import User
 from capabilities import Capability
 from servers.models import Server
 from tests import curl, make, secrecy, upstreams
 from tests.make import unique
+from tests.oauth.apps import browser
 from tests.proxy.conftest import served
 from tests.workspace import Serve
 
@@ -120,7 +120,6 @@ def test_j14_a_name_that_leads_inside_later_is_stopped_when_it_is_called(
 
 
 def added(person: User, slug: str) -> Any:
-    client = Client()
-    client.force_login(person)
+    client = browser(person)
     body = {"name": slug, "slug": slug, "url": "https://docs.example.com/mcp"}
     return client.post("/api/servers", body, content_type="application/json")

@@ -36,14 +36,17 @@ def block(page: str, beginning: str, language: str = "bash") -> str:
     return str(found[-1])
 
 
+def with_this_python(script: str) -> str:
+    python = f"{sys.executable} manage.py"
+    return re.sub(r"(?m)(?:\.venv/bin/|(?<=^)|(?<= ))python manage\.py", lambda _: python, script)
+
+
 @contextmanager
 def shell(script: str, home: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """The script in a shell of its own until it is left; its `serve` is waited for."""
-    python = f"{sys.executable} manage.py"
-    script = script.replace(".venv/bin/python manage.py", python).replace("\npython manage.py", f"\n{python}")
     with (home / f"{port}.log").open("wb") as log:
         process = subprocess.Popen(
-            ["bash", "-ec", script],
+            ["bash", "-ec", with_this_python(script)],
             cwd=ROOT,
             env=environment(home / "var", **settings),
             stdout=log,
@@ -123,10 +126,8 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
 
 
 def run(script: str, home: Path, **settings: str) -> str:
-    python = f"{sys.executable} manage.py"
-    script = re.sub(r"(?m)(?:\.venv/bin/|(?<=^)|(?<= ))python manage\.py", lambda _: python, script)
     done = subprocess.run(
-        ["bash", "-ec", script],
+        ["bash", "-ec", with_this_python(script)],
         cwd=ROOT,
         env=environment(home / "var", **settings),
         capture_output=True,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,3 +132,14 @@ class Person:
 def answers_of(response: Object) -> Any:
     """What the server was answered in this call."""
     return response["result"]["structuredContent"]["answers"]
+
+
+def late_reply(person: Person, result: Object, quick: list[Object]) -> Callable[[Object], None]:
+    """Give this result only after another call of the same session, whose answer `quick` gets."""
+
+    def reply(asked: Object) -> None:
+        time.sleep(1.5)
+        quick.append(Person(person.agent, session=person.session).call("docs__quick"))
+        person.say({"id": asked["id"], "result": result})
+
+    return reply

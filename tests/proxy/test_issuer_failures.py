@@ -25,6 +25,7 @@ from tests.asgi_server import App, read
 from tests.asgi_server import answer as send_answer
 from tests.conftest import Run
 from tests.issuers import PRM, Issuer, consent, destination, query
+from tests.oauth.apps import browser
 from tests.proxy.conftest import Proxy, sql
 
 NEXT = "/settings/identities"
@@ -48,8 +49,7 @@ def begin(app: App, run: Run, person: User) -> tuple[Client, Any]:
     """The browser of somebody who wants to sign in at this server, and the page it gets."""
     server = make.server(slug="github", name="GitHub", url=run(app).url, auth_type=AuthType.OAUTH)
     make.assignment(make.gateway(slug="work"), server, identity_scheme=IdentityScheme.PER_USER)
-    client = Client()
-    client.force_login(person)
+    client = browser(person)
     return client, client.post("/servers/github/authenticate/", {"next": NEXT})
 
 

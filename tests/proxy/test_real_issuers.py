@@ -21,6 +21,7 @@ from tests.clients.fixtures import Npm
 from tests.clients.issuers import PROGRAMS, SECRET, NoWayBack, RealIssuer, Visitor, running
 from tests.conftest import Run
 from tests.issuers import destination
+from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, eventually, sql
 
 NEXT = "/settings/identities"
@@ -67,12 +68,6 @@ class Place:
         if client.auth_method == "client_secret_post":
             form["client_secret"] = client.secret
         httpx.post(endpoint, data=form, auth=auth, trust_env=False).raise_for_status()
-
-
-def browser(person: User) -> Client:
-    client = Client()
-    client.force_login(person)
-    return client
 
 
 def tokens(identity: Identity) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.eventually import PROMPT
-from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, answers_of
+from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, answers_of, late_reply
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
 from tests.proxy.test_bus import end_connections
@@ -227,12 +227,7 @@ def test_a_call_that_waits_for_a_person_gives_its_place_back_and_its_time_stands
     person = work.person(queue_seconds=0.5)
     quick: list[Object] = []
 
-    def reply(asked: Object) -> None:
-        time.sleep(1.5)
-        quick.append(Person(person.agent, session=person.session).call("docs__quick"))
-        person.say({"id": asked["id"], "result": GIVEN})
-
-    answered = person.call("docs__it", reply)
+    answered = person.call("docs__it", late_reply(person, GIVEN, quick))
 
     assert answers_of(answered)[0]["result"] == GIVEN
     assert quick == [{"jsonrpc": "2.0", "id": 7, "result": {"content": []}}]

@@ -22,7 +22,7 @@ from tests import make
 from tests.conformance import fixtures
 from tests.conftest import Run
 from tests.eventually import PATIENCE, PROMPT
-from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of
+from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of, late_reply
 from tests.proxy.conftest import Agent, Start, eventually, sql
 from tests.proxy.listening import Listener, listening
 from tests.proxy.scripted import Object, Request, tool
@@ -235,12 +235,7 @@ def test_a_call_whose_client_is_asked_there_may_take_longer_than_its_server_may_
     person = work.person(queue_seconds=0.5)
     quick: list[Object] = []
 
-    def reply(asked: Object) -> None:
-        time.sleep(1.5)
-        quick.append(Person(person.agent, session=person.session).call("docs__quick"))
-        person.say({"id": asked["id"], "result": GIVEN})
-
-    assert answers_of(person.call("docs__it", reply))[0]["result"] == GIVEN
+    assert answers_of(person.call("docs__it", late_reply(person, GIVEN, quick)))[0]["result"] == GIVEN
     assert "result" in quick[0]
 
 

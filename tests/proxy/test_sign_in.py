@@ -30,6 +30,7 @@ from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.issuers import Issuer, consent, destination, query
+from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 
 NEXT = "/settings/identities"
@@ -45,11 +46,6 @@ class Github:
     gateway: Gateway
     proxy: Proxy
 
-    def browser(self, person: User) -> Client:
-        client = Client()
-        client.force_login(person)
-        return client
-
     def connection(self, person: User) -> Connection:
         return make.connection(make.agent(by=person), self.gateway, person)
 
@@ -60,7 +56,7 @@ class Github:
 
     def sign_in(self, person: User, path: str = "", **fields: Any) -> Identity:
         """The identity a whole sign-in of this person brings."""
-        client = self.browser(person)
+        client = browser(person)
         response = client.get(consent(self.begin(client, path, **fields)))
         assert (response.status_code, response.headers.get("Location")) == (302, NEXT), response.content.decode()
         return Identity.objects.own(person).order_by("-updated_at")[0]
@@ -135,7 +131,7 @@ def test_a_person_signs_in_and_calls_carry_the_token(github: Github, ann: User) 
 
 
 def test_what_the_issuer_is_asked_is_bound_to_this_server_and_to_a_fresh_proof(github: Github, ann: User) -> None:
-    asked = query(github.begin(github.browser(ann)))
+    asked = query(github.begin(browser(ann)))
 
     assert asked["resource"] == github.upstream.url
     assert asked["code_challenge_method"] == "S256"
@@ -355,7 +351,7 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
     assert identity.status == "active"
     assert identity.sign_in_words == "The server asks for more rights than were granted."
     github.issuer.needs_scope = ""
-    client = github.browser(ann)
+    client = browser(ann)
     asked = github.begin(client, f"/identities/{identity.pk}/authenticate/")
     assert query(asked)["scope"] == "read write"
     client.get(consent(asked))
@@ -460,10 +456,10 @@ def test_what_its_owner_switched_off_during_a_renewal_keeps_the_new_tokens(githu
 def test_an_answer_counts_once_and_only_in_the_browser_and_for_the_person_it_was_begun_by(
     github: Github, ann: User, ben: User
 ) -> None:
-    client = github.browser(ann)
+    client = browser(ann)
     back = consent(github.begin(client))
 
-    for stranger in (github.browser(ben), github.browser(ann)):
+    for stranger in (browser(ben), browser(ann)):
         assert stranger.get(back).status_code == 400
     assert client.get(back.replace("state=", "state=x")).status_code == 400
     assert "/token" not in github.issuer.asked
@@ -473,7 +469,7 @@ def test_an_answer_counts_once_and_only_in_the_browser_and_for_the_person_it_was
 
 
 def test_an_answer_that_comes_too_late_is_refused(github: Github, ann: User) -> None:
-    client = github.browser(ann)
+    client = browser(ann)
     back = consent(github.begin(client))
     sql("UPDATE upstream_oauth_signin SET expires_at = now()")
 
@@ -484,7 +480,7 @@ def test_an_answer_that_comes_too_late_is_refused(github: Github, ann: User) -> 
 @pytest.mark.parametrize("given", ["another", "none where it is promised"])
 def test_an_answer_of_another_issuer_is_refused_before_its_code_is_used(given: str, github: Github, ann: User) -> None:
     github.issuer.metadata = {"authorization_response_iss_parameter_supported": True}
-    client = github.browser(ann)
+    client = browser(ann)
     back = consent(github.begin(client)) + ("&iss=https://evil.example.com" if given == "another" else "")
 
     response = client.get(back)
@@ -496,14 +492,14 @@ def test_an_answer_of_another_issuer_is_refused_before_its_code_is_used(given: s
 
 def test_an_answer_of_the_right_issuer_that_says_so_is_taken(github: Github, ann: User) -> None:
     github.issuer.metadata = {"authorization_response_iss_parameter_supported": True}
-    client = github.browser(ann)
+    client = browser(ann)
     back = consent(github.begin(client)) + f"&iss={github.upstream.url.removesuffix('/mcp')}"
 
     assert client.get(back).status_code == 302
 
 
 def test_somebody_who_says_no_at_the_issuer_is_told_so(github: Github, ann: User) -> None:
-    client = github.browser(ann)
+    client = browser(ann)
     asked = query(github.begin(client))
     back = urlsplit(asked["redirect_uri"]).path
 
@@ -522,7 +518,7 @@ def test_a_server_that_names_another_issuer_leads_nobody_there_before_an_adminis
     sql("UPDATE servers_identity SET issuer = 'https://was.example.com'")
     path = "/servers/github/authenticate/"
 
-    refused = github.browser(ben).post(path, {"next": NEXT})
+    refused = browser(ben).post(path, {"next": NEXT})
 
     assert f"GitHub now names another issuer, {identity.issuer}," in html.unescape(refused.content.decode())
     assert "Refresh" not in refused
@@ -622,7 +618,7 @@ def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator
     ana = make.user(*Capability, email="ana@example.com")
     github.issuer.metadata = {"registration_endpoint": None}
     path = "/servers/github/authenticate/"
-    page = github.browser(ann).post(path, {"next": NEXT}).content.decode()
+    page = browser(ann).post(path, {"next": NEXT}).content.decode()
     assert "takes no clients that register themselves" in page
     assert "/upstream-oauth/callback/" in page
     github.issuer.clients["entered"] = OAuthClientInformationFull.model_validate(
@@ -635,17 +631,17 @@ def test_an_issuer_that_takes_no_clients_by_itself_gets_the_one_an_administrator
     )
 
     client = {"client_id": "entered", "secret": "s3cret-of-ours", "issuer": github.upstream.url.removesuffix("/mcp")}
-    entered = github.browser(ana).post("/servers/github/client/", client)
+    entered = browser(ana).post("/servers/github/client/", client)
 
     assert entered.status_code == 302
     identity = github.sign_in(ann)
     assert Grant.objects.get(identity=identity).registration.kind == "manual"
-    assert "s3cret-of-ours" not in github.browser(ana).get("/servers/github/client/").content.decode()
+    assert "s3cret-of-ours" not in browser(ana).get("/servers/github/client/").content.decode()
 
 
 def test_a_shared_identity_is_made_by_an_administrator_who_signs_in(github: Github) -> None:
     ana = make.user(*Capability, email="ana@example.com")
-    client = github.browser(ana)
+    client = browser(ana)
     leads = destination(client.post("/servers/github/identities/add/", {"label": "service"}))
 
     assert client.get(consent(leads)).status_code == 302
@@ -653,4 +649,4 @@ def test_a_shared_identity_is_made_by_an_administrator_who_signs_in(github: Gith
     identity = Identity.objects.get()
     assert (identity.owner, identity.label, identity.by_oauth) == (None, "service", True)
     member = make.user(email="max@example.com")
-    assert github.browser(member).post(f"/identities/{identity.pk}/authenticate/").status_code == 403
+    assert browser(member).post(f"/identities/{identity.pk}/authenticate/").status_code == 403

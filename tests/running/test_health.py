@@ -44,6 +44,12 @@ async def test_metrics_are_for_this_machine_or_with_the_token(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("counting")
+async def test_a_worker_that_has_only_just_opened_its_counters_hides_those_of_nobody(tmp_path: Path) -> None:
+    (tmp_path / "counter_17.db").touch()
+    assert await ask("/metrics") == 200
+
+
+@pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize(
     "header",
     ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "X-Real-IP", "Via", "CF-Connecting-IP"],

@@ -18,6 +18,7 @@ from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.issuers import Issuer, consent, query
+from tests.oauth.apps import browser
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -37,12 +38,6 @@ def github(upstream: Upstream) -> Server:
     server = make.server(slug="github", name="GitHub", url=upstream.url, auth_type=AuthType.OAUTH)
     make.assignment(make.gateway(slug="work"), server, identity_scheme=IdentityScheme.PER_USER)
     return server
-
-
-def browser(person: User) -> Client:
-    client = Client()
-    client.force_login(person)
-    return client
 
 
 def begin(client: Client, body: dict[str, Any], **headers: str) -> Any:

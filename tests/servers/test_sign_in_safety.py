@@ -30,6 +30,7 @@ from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.eventually import eventually
 from tests.issuers import Issuer, consent, destination, query
+from tests.oauth.apps import browser
 from wire.guard import Guard
 from wire.oauth_client import authorize_url
 
@@ -67,16 +68,11 @@ class Github:
     server: Server
     gateway: Gateway
 
-    def browser(self, person: User) -> Client:
-        client = Client()
-        client.force_login(person)
-        return client
-
     def begin(self, client: Client, path: str = "/servers/github/authenticate/", **fields: Any) -> str:
         return destination(client.post(path, {"next": NEXT, **fields}))
 
     def sign_in(self, person: User, path: str = "/servers/github/authenticate/", **fields: Any) -> Identity:
-        client = self.browser(person)
+        client = browser(person)
         response = client.get(consent(self.begin(client, path, **fields)))
         assert response.status_code == 302, response.content.decode()
         return Identity.objects.own(person).order_by("-updated_at")[0]
@@ -150,7 +146,7 @@ CHANGES = {
 def test_what_changes_while_a_code_is_exchanged_leaves_no_identity_and_the_tokens_are_revoked(
     change: Callable[..., None], github: Github, ann: User, boss: User
 ) -> None:
-    client = github.browser(ann)
+    client = browser(ann)
     back = consent(github.begin(client))
     github.issuer.meanwhile = lambda: change(github, ann, boss)
 
@@ -167,7 +163,7 @@ def test_what_changes_while_a_code_is_exchanged_leaves_no_identity_and_the_token
 def test_what_changed_before_the_answer_came_is_seen_before_its_code_is_used(
     change: Callable[..., None], github: Github, ann: User, boss: User
 ) -> None:
-    client = github.browser(ann)
+    client = browser(ann)
     back = consent(github.begin(client))
     change(github, ann, boss)
 
@@ -177,7 +173,7 @@ def test_what_changed_before_the_answer_came_is_seen_before_its_code_is_used(
 
 def test_a_shared_sign_in_whose_person_lost_the_capability_leaves_no_identity(github: Github, boss: User) -> None:
     ana = make.user(Capability.SERVERS_MANAGE)
-    client = github.browser(ana)
+    client = browser(ana)
     back = consent(github.begin(client, "/servers/github/identities/add/", label="service"))
     github.issuer.meanwhile = lambda: User.objects.get(pk=ana.pk).give_role(make.role(), by=boss)
 
@@ -194,10 +190,10 @@ def test_a_disabled_identity_is_refused_before_the_issuer_is_asked(github: Githu
     identity = github.sign_in(ann)
     path = f"/identities/{identity.pk}/authenticate/"
     identity.disable(by=ann)
-    own = github.browser(ann).post(path, {"next": NEXT})
+    own = browser(ann).post(path, {"next": NEXT})
     identity.enable(by=ann)
     identity.disable(by=boss)
-    held = github.browser(ann).post(path, {"next": NEXT})
+    held = browser(ann).post(path, {"next": NEXT})
 
     assert (own.status_code, held.status_code) == (400, 400)
     assert "This identity is disabled. Enable it first, then sign in." in words(own)
@@ -210,7 +206,7 @@ def test_an_identity_disabled_during_its_sign_in_keeps_what_it_had_and_the_new_t
     make.connection(make.agent(by=ann), github.gateway, ann)
     identity = github.sign_in(ann)
     before = bytes(Identity.objects.get(pk=identity.pk).secret_ciphertext or b"")
-    client = github.browser(ann)
+    client = browser(ann)
     back = consent(github.begin(client, f"/identities/{identity.pk}/authenticate/"))
     github.issuer.meanwhile = lambda: Identity.objects.get(pk=identity.pk).disable(by=boss)
 
@@ -265,14 +261,14 @@ def test_an_identity_of_a_server_where_nobody_signs_in_leads_to_no_issuer(
     identity = github.sign_in(ann)
     change(github, ann, boss)
 
-    response = github.browser(ann).post(f"/identities/{identity.pk}/authenticate/", {"next": NEXT})
+    response = browser(ann).post(f"/identities/{identity.pk}/authenticate/", {"next": NEXT})
 
     assert CHANGES[change] in words(response)
     assert "Refresh" not in response
 
 
 def test_of_many_sign_ins_that_a_person_begins_the_oldest_end(github: Github, ann: User, boss: User) -> None:
-    client, other = github.browser(ann), github.browser(boss)
+    client, other = browser(ann), browser(boss)
     kept = consent(github.begin(other))
     oldest, second, *_ = [github.begin(client) for _ in range(MOST_OPEN + 1)]
 
@@ -294,7 +290,7 @@ def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Git
     github.issuer.scopes = ("read", "write")
     github.issuer.metadata = {"registration_endpoint": f"{origin(github)}/nowhere"}
 
-    refused = github.browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
+    refused = browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
 
     assert "refused to register this gateway" in words(refused)
     assert ClientRegistration.objects.get(ended_at=None) == before
@@ -331,7 +327,7 @@ def mixed_up(evil: Github, client: Client, **instead: str) -> str:
 
 def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Github, ann: User) -> None:
     github.sign_in(ann)
-    client = github.browser(ann)
+    client = browser(ann)
     asked_at_github = mixed_up(evil, client, issuer=origin(github))
 
     response = client.get(consent(asked_at_github))
@@ -343,7 +339,7 @@ def test_a_code_of_one_issuer_is_never_sent_to_another(github: Github, evil: Git
 
 def test_an_issuer_does_not_send_a_code_to_the_address_of_another(github: Github, evil: Github, ann: User) -> None:
     github.sign_in(ann)
-    client = github.browser(ann)
+    client = browser(ann)
     own = query(evil.begin(client, "/servers/evil/authenticate/"))["redirect_uri"]
     asked_at_github = mixed_up(evil, client, issuer=origin(github), redirect_uri=own)
 
@@ -365,7 +361,7 @@ def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_
         client_id="entered",
         auth_method="none",
     )
-    client = github.browser(ann)
+    client = browser(ann)
 
     response = client.get(consent(mixed_up(evil, client, issuer=origin(github))))
 
@@ -388,7 +384,7 @@ def test_an_issuer_that_would_have_people_asked_at_another_one_s_is_refused(
     github.sign_in(ann)
     evil.issuer.metadata = {"authorization_endpoint": f"{origin(github)}/authorize"}
 
-    response = github.browser(ann).post("/servers/evil/authenticate/", {"next": NEXT})
+    response = browser(ann).post("/servers/evil/authenticate/", {"next": NEXT})
 
     assert response.status_code == 400
     assert f"{origin(evil)} leads people to {origin(github)} to sign in" in words(response)
@@ -404,7 +400,7 @@ def test_our_document_is_for_issuers_that_promise_to_name_themselves(
         "authorization_response_iss_parameter_supported": promises,
     }
 
-    asked = query(github.begin(github.browser(ann)))
+    asked = query(github.begin(browser(ann)))
 
     assert (asked["client_id"] == "https://gateway.example.com/upstream-oauth/client.json") is promises
     document = Client().get("/upstream-oauth/client.json").json()
@@ -417,7 +413,7 @@ def test_our_document_is_for_issuers_that_promise_to_name_themselves(
 def test_a_client_s_secret_goes_to_the_issuer_that_was_shown_beside_it(
     github: Github, evil: Github, boss: User
 ) -> None:
-    client = github.browser(boss)
+    client = browser(boss)
     page = words(client.get("/servers/github/client/"))
     assert f'<code class="address">{origin(github)}</code>' in page
     assert f'name="issuer" value="{origin(github)}"' in page
@@ -445,7 +441,7 @@ def _public(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_public")
 def test_what_a_public_server_names_is_not_called_at_a_private_address(github: Github, ann: User) -> None:
-    refused = github.browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
+    refused = browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
 
     assert "may not be called" in words(refused)
     assert github.issuer.asked == ["/mcp"]
