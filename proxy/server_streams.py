@@ -185,6 +185,7 @@ class ServerStreams:
             row
             for row, held in self._held.items()
             if row not in wanted
+            and not self._calls.is_beginning(row)
             and held.since < began
             and (held.source.audience.owner in owners or (calls_are_due and held.is_for_calls))
         ]
@@ -315,7 +316,8 @@ class ServerStreams:
 
     def _hold(self, row: str, source: Source) -> Held:
         if row not in self._held:
-            self._held[row] = Held(source, asyncio.create_task(self._listen(row)))
+            held = self._held[row] = Held(source, asyncio.create_task(self._listen(row)))
+            held.task.add_done_callback(lambda _: held.begun.set())  # Nobody waits for one that was cancelled.
         return self._held[row]
 
     # For calls

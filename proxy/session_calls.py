@@ -102,6 +102,10 @@ class SessionCalls:
         use = self.uses.get(row)
         return use.calls if use is not None else []
 
+    def is_beginning(self, row: str) -> bool:
+        """Whether a call in this session waits until its server is listened to."""
+        return (use := self.uses.get(row)) is not None and use.beginning
+
     def by_token(self, row: str, message: Object) -> SessionCall | None:
         """The call that this progress is of."""
         params = message.get("params")
