@@ -415,6 +415,8 @@ class ServerStreams:
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
+                if held.was_open:  # Another worker, whose client listens, is to open another now.
+                    self._drop(row)
                 return  # The next call finds out whether it is lost, and opens another.
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})

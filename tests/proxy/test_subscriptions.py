@@ -334,6 +334,20 @@ def test_a_subscription_is_renewed_when_the_server_has_lost_its_session(session_
         assert updated(library, stream, 1) == UPDATE
 
 
+def test_a_subscription_is_renewed_when_a_worker_that_listened_for_calls_alone_finds_the_session_lost(
+    session_work: LibraryWork,
+) -> None:
+    library, agent = session_work.library, in_session(session_work.client)
+    assert subscribe(session_work.elsewhere(agent))["result"] == {}
+    eventually(lambda: library.open == 1)
+    with listening(agent, "GET") as stream:
+        assert stream.wait_for(1) == [UPDATE]
+        eventually(lambda: len(library.of("resources/subscribe")) == 2)
+        library.restart()
+        eventually(lambda: len(library.of("resources/subscribe")) > 2)
+        assert stream.wait_for(2) == [UPDATE] * 2
+
+
 def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_have_changed(
     session_work: LibraryWork,
 ) -> None:
