@@ -44,7 +44,7 @@ class Gateway:
 
     def enter(self, slug: str, context: dict[str, Any]) -> None:
         """Enter the client that somebody registered by hand."""
-        client = {"client_id": context["client_id"], "secret": context["client_secret"]}
+        client = {"client_id": context["client_id"], "secret": context["client_secret"], "issuer": context["issuer"]}
         answer = self.http.post(f"/servers/{slug}/client/", data=client)
         assert answer.status_code == httpx.codes.FOUND, answer.text
 
