@@ -56,7 +56,7 @@ class Door:
 
     @property
     def is_of_one_thing(self) -> bool:
-        return "list" not in self.name or self.name.startswith(("assignment", "feature", "tool"))
+        return ("list" not in self.name and self.name != "sign-in") or self.name.startswith(("assignment", "feature", "tool"))
 
     @property
     def template(self) -> str:

@@ -58,6 +58,8 @@ def build() -> World:
     key = ApiKey.objects.create(user=owner, name="Owner's", digest=b"none", expires_at=timezone.now() + YEAR)
     lonely = Role.objects.create(name="Nobody's")
     everyones = make.gateway(slug="open")
+    asking = make.server(slug="asking", url="https://127.0.0.1:9/mcp", auth_type=AuthType.OAUTH)
+    make.assignment(everyones, asking, identity_scheme=IdentityScheme.PER_USER)
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
     return World(
@@ -106,6 +108,7 @@ def build() -> World:
             ("me-confirm", "post"): {"password": "s3cret"},
             ("role-list", "post"): {"name": "Made", "capabilities": []},
             ("server-list", "post"): {"name": "Made", "url": "https://93.184.216.34/mcp"},
+            ("sign-in", "post"): {"server_id": str(asking.pk)},
             ("team-list", "post"): {"name": "Made"},
             ("token-list", "post"): {"host_id": str(bot.pk), "gateway_id": str(everyones.pk), "name": "Made"},
             ("user-list", "post"): {"email": "made@example.com", "role_id": str(lonely.pk)},
