@@ -95,7 +95,8 @@ def _known(
         if not _holds(view, Capability.LOGS_READ):
             return rows
         logged = Exists(Call.objects.filter(**{column: OuterRef("pk")}, **{one: OuterRef(one) for one in shared}))
-        return rows.model._default_manager.filter(Q(pk__in=rows.values("pk")) | logged)
+        named: QuerySet[Any] = rows.model._default_manager.filter(Q(pk__in=rows.values("pk")) | logged)
+        return named
 
     return things
 

@@ -99,7 +99,7 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
     capability: Capability, boss: User
 ) -> None:
     """Neither by id nor by name is told that it exists, to who sees rows that are not about it."""
-    things = {
+    things: dict[str, Any] = {
         "user": make.user(email="zoe@zz.io"),
         "gateway": make.gateway(name="Unknown gateway", slug="unknown", reach="teams"),
         "host": make.agent(by=boss, name="Unknown bot"),
