@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -390,6 +391,23 @@ def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in
     for bar in drawn.bars:
         rows = client.get(f"/logs/?{bar.query}").context["page"].rows
         assert len(rows) == bar.total
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("minutes", [0.6, 7, 29, 31, 60, 61, 100, 24 * 60, 7 * 24 * 60 + 1])
+def test_bars_and_the_times_below_them_end_now(minutes: float, sampled: bool) -> None:
+    """Neither is a part of them empty because it is to come, whatever the length of the time."""
+    now = ago(minutes=0)
+    make.call(at=ago(seconds=1))
+
+    drawn = histogram(Search([], ago(minutes=minutes)), sampled=sampled)
+
+    gaps = {after - before for before, after in pairwise(drawn.marks[:-1])}
+    assert drawn.bars[-1].since <= drawn.marks[-1] <= ago(minutes=0)
+    assert drawn.marks[-1] >= now
+    assert max(gaps) - min(gaps) < timedelta(milliseconds=1)
+    assert BARS / 2 <= len(drawn.bars) <= BARS
+    assert drawn.bars[-1].total == 1
 
 
 @pytest.mark.parametrize("sampled", [False, True])
