@@ -20,6 +20,7 @@ class Refreshed:
 
     assignment: Assignment
     outcome: Discovered | Failed
+    is_noted: bool  # Kept for the tab; not where it was asked as nobody.
 
     @property
     def failure(self) -> str:
@@ -98,5 +99,6 @@ def _learn(targets: Sequence[Target], outcomes: Sequence[Discovered | Failed]) -
         elif _is_asked_as_somebody(assignment, identity):
             for kind in Kind:
                 Feature.objects.note_fault(assignment, outcome.reason, kind, identity)
-        refreshed.append(Refreshed(assignment, outcome))
+        noted = isinstance(outcome, Discovered) or _is_asked_as_somebody(assignment, identity)
+        refreshed.append(Refreshed(assignment, outcome, noted))
     return refreshed

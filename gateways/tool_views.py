@@ -155,9 +155,9 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     offered = next(tab.number for tab in tabs if tab.is_chosen)
     failed = {one.assignment.pk: one for one in refreshed if one.failure}
     with_empty = not filters.is_narrow and page.number == 1
-    causes = {pk: one.cause for pk, one in failed.items()}
+    causes = {pk: one.cause for pk, one in failed.items() if one.is_noted}
     groups = _grouped(assignments, list(page), kind, causes, with_empty=with_empty)
-    said = {group.assignment.pk for group in groups if group.said and group.said.failing}
+    said = causes.keys() & {group.assignment.pk for group in groups if group.said and group.said.failing}
     return {
         "gateway": gateway,
         "assignments": assignments,

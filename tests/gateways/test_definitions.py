@@ -194,6 +194,19 @@ def test_a_failure_of_a_server_that_the_page_does_not_show_is_told_above_it(work
     assert page.count(REFUSED) == 1
 
 
+def test_what_nobody_s_asking_came_to_is_not_the_cause_of_what_somebody_s_did(
+    run: Run, work: Gateway, ben: User, client: Client
+) -> None:
+    server = make.server(url=run(upstreams.github()).url, auth_type=AuthType.BEARER, name="GitHub")
+    github = make.assignment(work, server, identity_scheme=IdentityScheme.PER_USER)
+    Feature.objects.note_fault(github, "timeout", Kind.TOOL, make.identity(server, ben))
+
+    page = text(client.post("/gateways/work/tools/refresh/", headers={"HX-Request": "true"}))
+
+    assert f"</time>: {REASONS['timeout'].sentence}" in page
+    assert page.count("GitHub answered 401: it wants a credential.") == 1
+
+
 def test_a_credential_that_no_key_opens_is_told_as_the_cause(work: Gateway, client: Client) -> None:
     server = make.server(auth_type=AuthType.BEARER)
     shared = make.identity(server)
