@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from accounts.models import Role, Team, User
+from auditlog.models import Call
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_SERVERS
 from connections.models import Connection
-from gateways.models import Gateway
+from gateways.models import Assignment, Gateway
 from hosts.models import Host
 from servers.models import Identity, Server
 from tokens.models import Token
@@ -20,47 +22,11 @@ from ui.subjects import Subject
 if TYPE_CHECKING:
     from ui.rest import Resource
 
-# Who sees other people's rows in a list sees in them whom and what they are about.
-_ROWS = (
-    Capability.API_TOKENS_MANAGE,
-    Capability.MCP_CONNECTIONS_READ,
-    Capability.MCP_CONNECTIONS_REVOKE,
-    Capability.CONNECTIONS_TOGGLE,
-    Capability.LOGS_READ,
-)
 _GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
-_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
-_PEOPLE = (Capability.PEOPLE_MANAGE, Capability.IDENTITIES_MANAGE, Capability.AUDIT_READ)
-
-
-def _if_any(view: Resource, capabilities: tuple[Capability, ...], things: QuerySet[Any], own: Q) -> QuerySet[Any]:
-    """All of `things` for who holds one of these; else those that are `own`."""
-    return things if any(map(view.me.has_perm, capabilities)) else things.filter(own)
 
 
 def _holds(view: Resource, *capabilities: Capability) -> bool:
     return any(map(view.me.has_perm, capabilities))
-
-
-def _hosts(view: Resource) -> QuerySet[Any]:
-    return _if_any(view, (*_ROWS, Capability.HOSTS_READ), Host.objects.all(), Q(connections__user=view.me))
-
-
-def _gateways(view: Resource) -> QuerySet[Any]:
-    own = Q(pk__in=Gateway.objects.visible_to(view.me).values("pk")) | Q(connections__user=view.me)
-    return _if_any(view, (*_ROWS, *_GATEWAYS), Gateway.objects.all(), own)
-
-
-def _servers(view: Resource) -> QuerySet[Any]:
-    within_reach = Q(
-        assignments__gateway__in=Gateway.objects.visible_to(view.me).values("pk"), assignments__removed_at=None
-    )
-    own = within_reach | Q(identities__owner=view.me)
-    return _if_any(view, (*_SERVERS, *_GATEWAYS, Capability.LOGS_READ), Server.objects.all(), own)
-
-
-def _people(view: Resource) -> QuerySet[Any]:
-    return _if_any(view, (*_ROWS, *_PEOPLE), User.objects.all(), Q(pk=view.me.pk))
 
 
 def _listed_connections(view: Resource) -> QuerySet[Any]:
@@ -93,55 +59,74 @@ def _listed_tokens(view: Resource) -> QuerySet[Any]:
 
 def _listed_hosts(view: Resource) -> QuerySet[Any]:
     """Those of connections they see, and all for who sees hosts or chooses one for a token."""
-    return _listed_with_connections(
-        view, Host.objects.all(), "host", Capability.HOSTS_READ, Capability.API_TOKENS_MANAGE
-    )
+    if _holds(view, Capability.HOSTS_READ, Capability.API_TOKENS_MANAGE):
+        return Host.objects.all()
+    return Host.objects.filter(pk__in=_listed_connections(view).values("host"))
 
 
 def _listed_gateways(view: Resource) -> QuerySet[Any]:
     """Those within reach, those of connections they see, and all for who sees gateways."""
-    listed = _listed_with_connections(view, Gateway.objects.all(), "gateway", *_GATEWAYS)
-    return listed | Gateway.objects.filter(pk__in=Gateway.objects.visible_to(view.me).values("pk"))
+    if _holds(view, *_GATEWAYS):
+        return Gateway.objects.all()
+    within_reach = Q(pk__in=Gateway.objects.visible_to(view.me).values("pk"))
+    return Gateway.objects.filter(within_reach | Q(pk__in=_listed_connections(view).values("gateway")))
 
 
-def _listed_with_connections(
-    view: Resource, things: QuerySet[Any], column: str, *all_of_them: Capability
-) -> QuerySet[Any]:
-    if _holds(view, *all_of_them):
-        return things
-    return things.filter(pk__in=_listed_connections(view).values(column))
+def _listed_servers(view: Resource) -> QuerySet[Any]:
+    """Those on a gateway they see, those of their identities, and all for who sees servers or assigns one."""
+    if _holds(view, *SEES_SERVERS, Capability.GATEWAYS_MANAGE):
+        return Server.objects.all()
+    placed = Assignment.objects.filter(removed_at=None, gateway__in=Gateway.objects.visible_to(view.me).values("pk"))
+    return Server.objects.filter(
+        Q(pk__in=placed.values("server")) | Q(pk__in=Identity.objects.filter(owner=view.me).values("server"))
+    )
 
 
-def _tokens(view: Resource) -> QuerySet[Any]:
-    return _if_any(view, _ROWS, Token.objects.all(), Q(connection__user=view.me))
+def _known(
+    listed: Callable[[Resource], QuerySet[Any]], column: str, *shared: str
+) -> Callable[[Resource], QuerySet[Any]]:
+    """What a filter by an id or an exact name finds: what one reads in lists, and for the log what calls name.
 
+    A call holds the thing's id in `column`, and what the thing itself has in the `shared` ones.
+    """
 
-def _connections(view: Resource) -> QuerySet[Any]:
-    return _if_any(view, _ROWS, Connection.objects.all(), Q(user=view.me))
+    def things(view: Resource) -> QuerySet[Any]:
+        rows = listed(view)
+        if not _holds(view, Capability.LOGS_READ):
+            return rows
+        logged = Exists(Call.objects.filter(**{column: OuterRef("pk")}, **{one: OuterRef(one) for one in shared}))
+        named: QuerySet[Any] = rows.model._default_manager.filter(Q(pk__in=rows.values("pk")) | logged)
+        return named
+
+    return things
 
 
 def by_host(**options: Any) -> Subject:
-    return Subject("host", _hosts, "name", listed=_listed_hosts, **options)
+    return Subject("host", _known(_listed_hosts, "host_id"), "name", listed=_listed_hosts, **options)
 
 
 def by_gateway(**options: Any) -> Subject:
-    return Subject("gateway", _gateways, "slug", "name", listed=_listed_gateways, **options)
+    things = _known(_listed_gateways, "gateway_id")
+    return Subject("gateway", things, "slug", "name", listed=_listed_gateways, **options)
 
 
 def by_server(**options: Any) -> Subject:
-    return Subject("server", _servers, "slug", "name", **options)
+    return Subject("server", _known(_listed_servers, "server_id"), "slug", "name", listed=_listed_servers, **options)
 
 
 def by_person(**options: Any) -> Subject:
-    return Subject("person", _people, "email", "display_name", listed=_listed_people, **options)
+    things = _known(_listed_people, "user_id")
+    return Subject("person", things, "email", "display_name", listed=_listed_people, **options)
 
 
 def by_token(**options: Any) -> Subject:
-    return Subject("token", _tokens, "prefix", "previous_prefix", "name", listed=_listed_tokens, **options)
+    # Calls have an index by connection, and none by token.
+    things = _known(_listed_tokens, "token_id", "connection_id")
+    return Subject("token", things, "prefix", "previous_prefix", "name", listed=_listed_tokens, **options)
 
 
 def by_connection(**options: Any) -> Subject:
-    return Subject("connection", _connections, **options)
+    return Subject("connection", _known(_listed_connections, "connection_id"), **options)
 
 
 def by_role(**options: Any) -> Subject:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from uuid import UUID
 
-from django.db.models import Model
+from django.db.models import Exists, Model, OuterRef, Q
 
 from accounts.models import User
+from auditlog.models import Call
 from auditlog.name_lookups import MAX_IDS, lookups
 from gateways.models import Feature, Gateway
 from hosts.models import Host
@@ -19,21 +20,28 @@ MAX_EXPOSED = 40
 
 def register_name_lookups() -> None:
     """Let the log find hosts, gateways, servers and users by name, and gateways' addresses."""
-    for kind, model, column in (
-        ("host", Host, "name"),
-        ("gateway", Gateway, "name"),
-        ("server", Server, "name"),
-        ("user", User, "email"),
-        ("token", Token, "name"),
+    for kind, model, column, has_called in (
+        ("host", Host, "name", _in_calls("host_id")),
+        ("gateway", Gateway, "name", _in_calls("gateway_id")),
+        ("server", Server, "name", _in_calls("server_id")),
+        ("user", User, "email", _in_calls("user_id")),
+        ("token", Token, "name", _in_calls("token_id", "connection_id")),  # No index is by token.
     ):
         lookups.finders[kind] = _finder(model, column)
+        lookups.finders_in_calls[kind] = _finder(model, column, has_called)
     lookups.exposed_names = _exposed_names
     lookups.gateway_url = _url
 
 
-def _finder(model: type[Model], column: str) -> Callable[[str, bool], list[UUID]]:
+def _in_calls(column: str, *shared: str) -> Q:
+    """What a call names: it holds its id in `column`, and the same as it in the `shared` ones."""
+    return Q(Exists(Call.objects.filter(**{column: OuterRef("pk")}, **{one: OuterRef(one) for one in shared})))
+
+
+def _finder(model: type[Model], column: str, condition: Q | None = None) -> Callable[[str, bool], list[UUID]]:
     def ids(name: str, part: bool) -> list[UUID]:
         rows = model._default_manager.filter(**{f"{column}__icontains" if part else f"{column}__iexact": name})
+        rows = rows.filter(condition or Q())
         return list(rows.values_list("pk", flat=True)[: MAX_IDS + 1])
 
     return ids

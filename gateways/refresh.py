@@ -20,31 +20,51 @@ class Refreshed:
 
     assignment: Assignment
     outcome: Discovered | Failed
+    is_noted: bool  # Kept for the tab; not where it was asked as nobody.
 
     @property
     def failure(self) -> str:
         """What went wrong, as a sentence; empty when nothing did."""
-        if not isinstance(self.outcome, Failed):
-            return ""
-        return f"{self.assignment.server.name} {self.outcome}. Its tools are listed as they were last seen."
+        return f"{self.cause} Its tools are listed as they were last seen." if self.cause else ""
+
+    @property
+    def cause(self) -> str:
+        """The same, without what follows from it."""
+        return f"{self.assignment.server.name} {self.outcome}." if isinstance(self.outcome, Failed) else ""
 
 
 def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
     """Ask all enabled servers of `gateway` at once and learn what they offer; what does not answer keeps its rows."""
-    return _refreshed(gateway.assignments.live().filter(server__enabled=True), by)
+    return _refreshed(_targets(gateway.assignments.live().filter(server__enabled=True), by))
 
 
 def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
     """Ask the server of a new assignment what it offers, so that its tools are there at once.
 
-    None when it was not asked: it is switched off.
+    Who opens the page meanwhile is told that it is being asked. None when it was not asked: it is switched off.
     """
-    return next(iter(_refreshed(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)), None)
+    targets = _targets(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)
+    for target, identity in targets:
+        if _is_asked_as_somebody(target, identity):
+            for kind in Kind:
+                Feature.objects.note_asking(target, kind, identity)
+    return next(iter(_refreshed(targets)), None)
 
 
-def _refreshed(rows: AssignmentQuerySet, by: User) -> list[Refreshed]:
+type Target = tuple[Assignment, Identity | None]
+
+
+def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
     rows = rows.select_related("server", "shared_identity")
-    targets = [(assignment, _identity(assignment, by)) for assignment in rows]
+    return [(assignment, _identity(assignment, by)) for assignment in rows]
+
+
+def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
+    """Whether what becomes of asking says something to anybody: where each person has an identity, only with one."""
+    return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
+
+
+def _refreshed(targets: Sequence[Target]) -> list[Refreshed]:
     # No statement runs in these threads: each would hold a database connection of its own.
     with ThreadPoolExecutor(CONCURRENT_REFRESHES) as pool:
         outcomes = list(pool.map(_ask, targets))
@@ -61,7 +81,7 @@ def _identity(assignment: Assignment, user: User) -> Identity | None:
     return None
 
 
-def _ask(target: tuple[Assignment, Identity | None]) -> Discovered | Failed:
+def _ask(target: Target) -> Discovered | Failed:
     assignment, identity = target
     try:
         return discover(assignment.server, identity, tuple(Kind))
@@ -69,17 +89,16 @@ def _ask(target: tuple[Assignment, Identity | None]) -> Discovered | Failed:
         return failure
 
 
-def _learn(
-    targets: Sequence[tuple[Assignment, Identity | None]], outcomes: Sequence[Discovered | Failed]
-) -> list[Refreshed]:
+def _learn(targets: Sequence[Target], outcomes: Sequence[Discovered | Failed]) -> list[Refreshed]:
     refreshed = []
     for (assignment, identity), outcome in zip(targets, outcomes, strict=True):
         note(assignment.server, identity, outcome)
         if isinstance(outcome, Discovered):
             for kind, definitions in outcome.features.items():
                 Feature.objects.learn(assignment, definitions, kind, identity)
-        elif identity or assignment.identity_scheme != IdentityScheme.PER_USER:  # Else it was asked as nobody.
+        elif _is_asked_as_somebody(assignment, identity):
             for kind in Kind:
                 Feature.objects.note_fault(assignment, outcome.reason, kind, identity)
-        refreshed.append(Refreshed(assignment, outcome))
+        noted = isinstance(outcome, Discovered) or _is_asked_as_somebody(assignment, identity)
+        refreshed.append(Refreshed(assignment, outcome, noted))
     return refreshed

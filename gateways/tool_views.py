@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from gateways.models import Feature, Gateway, Kind, Listing, ToolPolicy
 from gateways.refresh import Refreshed, refresh
 from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
 from gateways.views import find as find_gateway
+from servers.models import Server
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -41,6 +42,8 @@ from ui.pages import (
 )
 
 NEW_FOR = timedelta(days=7)
+MOST_AWAITED = timedelta(seconds=60)  # Several times as long as a server is waited for.
+SAME_ATTEMPT = timedelta(seconds=10)  # One attempt notes the health of the server and the failure one after the other.
 SHOWN = 32  # Features a page; more would make it too heavy.
 
 
@@ -89,9 +92,18 @@ class Said(NamedTuple):
     failing: int
     why: str
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it was asked for the first time and nothing came of it yet; `is_lost` when nothing will."""
+        return not (self.failing or self.learnt_at)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.is_awaited and timezone.now() - self.asked_at > MOST_AWAITED
+
     @classmethod
-    def of(cls, listings: list[Listing]) -> Said | None:
-        """None when it was never asked."""
+    def of(cls, listings: list[Listing], server: Server, cause: str = "") -> Said | None:
+        """None when it was never asked; `cause` is why it did not answer just now, as far as that is known."""
         if not listings:
             return None
         latest = max(listings, key=lambda one: one.asked_at)
@@ -99,9 +111,16 @@ class Said(NamedTuple):
         told = max(failed, key=lambda one: one.asked_at, default=None)
         answered = [one.learnt_at for one in listings if one.learnt_at]
         people = sum(one.identity_id is not None for one in listings)
-        reason = REASONS.get(told.error) if told else None
-        why = reason.sentence if reason else told.error if told else ""
+        why = cause or (_why(told, server) if told else "")
         return cls(latest.asked_at, max(answered, default=None), people, len(failed), why)
+
+
+def _why(told: Listing, server: Server) -> str:
+    """Why it could not be asked, in the words of the server's page where these are of the same attempt."""
+    checked, reason = server.health_checked_at, REASONS.get(told.error)
+    if server.health_error and checked and abs(checked - told.asked_at) < SAME_ATTEMPT:
+        return f"{server.name} {server.health_error}."
+    return reason.sentence if reason else told.error
 
 
 @dataclass(frozen=True)
@@ -134,10 +153,16 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     page = page_of(request, features.order_by(*order), SHOWN)
     tabs = _tabs(gateway, kind)
     offered = next(tab.number for tab in tabs if tab.is_chosen)
+    failed = {one.assignment.pk: one for one in refreshed if one.failure}
+    with_empty = not filters.is_narrow and page.number == 1
+    causes = {pk: one.cause for pk, one in failed.items() if one.is_noted}
+    groups = _grouped(assignments, list(page), kind, causes, with_empty=with_empty)
+    said = causes.keys() & {group.assignment.pk for group in groups if group.said and group.said.failing}
     return {
         "gateway": gateway,
         "assignments": assignments,
-        "groups": _grouped(assignments, list(page), kind, with_empty=not filters.is_narrow and page.number == 1),
+        "groups": groups,
+        "is_awaited": any(group.said and group.said.is_awaited and not group.said.is_lost for group in groups),
         "page": page,
         "policies": ToolPolicy.choices,
         "filters": filters.cleaned_data,
@@ -148,7 +173,8 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
         "tabs": tabs,
         "offered": offered,
         "missing": 0 if filters.is_narrow else page.paginator.count - offered,
-        "failures": [server.failure for server in refreshed if server.failure],
+        # What stands beside the server itself is not said once more.
+        "failures": [one.failure for pk, one in failed.items() if pk not in said],
         "changed": False,
     }
 
@@ -160,7 +186,10 @@ def _tabs(gateway: Any, chosen: Kind | None) -> list[Tab]:
     return [*tabs, Tab("all", "All", sum(numbers.values()), chosen is None)]
 
 
-def _grouped(assignments: list[Any], features: list[Feature], kind: Kind | None, *, with_empty: bool) -> list[Group]:
+def _grouped(
+    assignments: list[Any], features: list[Feature], kind: Kind | None, causes: Mapping[UUID, str], *, with_empty: bool
+) -> list[Group]:
+    """The servers of these features, `with_empty` those without any, too; `causes` says why some failed just now."""
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)
     for one in listings.filter(kind=kind) if kind else listings:
@@ -169,7 +198,11 @@ def _grouped(assignments: list[Any], features: list[Feature], kind: Kind | None,
     for feature in features:
         feature.assignment = by_id.get(feature.assignment_id, feature.assignment)
     groups = [
-        Group(a, [FeatureRow(one) for one in features if one.assignment_id == a.pk], Said.of(said.get(a.pk, [])))
+        Group(
+            a,
+            [FeatureRow(one) for one in features if one.assignment_id == a.pk],
+            Said.of(said.get(a.pk, []), a.server, causes.get(a.pk, "")),
+        )
         for a in assignments
     ]
     return [group for group in groups if group.rows or (with_empty and not group.assignment.tool_count)]

@@ -177,8 +177,10 @@ def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | 
     try:
         secret = cipher().open(bytes(identity.secret_ciphertext))
     except Unreadable:
-        raise AccessRefused(f"was not asked: no encryption key opens the identity “{identity.label}”") from None
+        reason = f"was not asked: no encryption key opens the identity “{identity.label}”"
+        raise AccessRefused(reason, "identity_unreadable") from None
     try:
         return header_of(server.auth_type, server.header_name, secret)
-    except Unsendable as reason:
-        raise AccessRefused(f"was not asked: the identity “{identity.label}” cannot be sent, {reason}") from None
+    except Unsendable as error:
+        reason = f"was not asked: the identity “{identity.label}” cannot be sent, {error}"
+        raise AccessRefused(reason, "identity_unreadable") from None

@@ -251,13 +251,13 @@ def _unknown(condition: Condition) -> str:
     if field.comparison is not Comparison.NAME or not lookups.knows(field.name) or uuid_of(text):
         return ""
     part = condition.operator == CONTAINS
-    if lookups.ids_named(field.name, text, part=part):
+    if lookups.stands_in_calls(field.name, text, part=part):
         return ""
     if part:
-        return f"No {field.name} has “{text}” in its name."
-    near = lookups.ids_named(field.name, text, part=True)
+        return f"No {field.name} of any call has “{text}” in its name."
+    near = lookups.stands_in_calls(field.name, text, part=True)
     hint = f" Some have it in their name: {field.name} contains {text}." if near else ""
-    return f"No {field.name} is called “{text}”.{hint}"
+    return f"No {field.name} of any call is called “{text}”.{hint}"
 
 
 def _form_field(field: LogField) -> forms.Field:

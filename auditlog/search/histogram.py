@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from django.db import connection
@@ -15,7 +16,8 @@ from django.utils import timezone
 from auditlog.models import ENDINGS, Call
 from auditlog.search.criteria import SEARCH_LIMIT, Search
 
-BARS = 30
+BARS = 30  # At most: the last one begins before the end of what is searched.
+MARKS = 5  # Moments below the bars, and the end.
 SLICES = 4  # Of a bar; of each the first rows are counted, and their number scaled to its length.
 SLICE_ROWS = 100
 
@@ -32,11 +34,9 @@ COUNT = """
 SELECT floor(extract(epoch FROM r.created_at - %s) / %s)::int, {kind}, count(*) FROM ({rows}) r GROUP BY 1, 2
 """
 SAMPLE = """
-SELECT n / {slices}, x.kind, x.number * CASE WHEN x.total < {most} THEN 1.0
+SELECT (s.n - 1) / {slices}, x.kind, x.number * CASE WHEN x.total < {most} THEN 1.0
     ELSE extract(epoch FROM s.until - s.since) / greatest(extract(epoch FROM x.last - s.since), 0.001) END
-FROM (
-    SELECT n, %s + n * %s AS since, %s + (n + 1) * %s AS until FROM generate_series(0, {bars} * {slices} - 1) n
-) s
+FROM unnest(%s::timestamptz[], %s::timestamptz[]) WITH ORDINALITY s (since, until, n)
 CROSS JOIN LATERAL (
     SELECT {kind} AS kind, count(*) AS number, sum(count(*)) OVER () AS total, max(max(r.created_at)) OVER () AS last
     FROM ({rows} AND "auditlog_call"."created_at" >= s.since AND "auditlog_call"."created_at" < s.until
@@ -88,10 +88,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """All bars; `sampled` when they are estimates."""
+    """All bars, `each` so long, but the last may be shorter; `sampled` when they are estimates."""
 
     bars: list[Bar]
     sampled: bool
+    each: timedelta
+    until: datetime
 
     @property
     def drawn(self) -> list[BarPath]:
@@ -111,9 +113,15 @@ class Histogram:
         return {kind: f"~{rounded(n):,}" if self.sampled and n else f"{n:,}" for kind, n in self.totals.items()}
 
     @property
+    def width(self) -> int:
+        """How wide the drawing is."""
+        return len(self.bars) * WIDTH
+
+    @property
     def marks(self) -> list[datetime]:
-        """The moments written below the bars."""
-        return [*(bar.since for bar in self.bars[:: BARS // 5]), self.bars[-1].until]
+        """The moments written below the bars, as far apart as there; none is in the future."""
+        shown = self.each * len(self.bars) / MARKS
+        return [*(self.bars[0].since + shown * n for n in range(MARKS)), self.until]
 
 
 def rounded(number: int) -> int:
@@ -137,21 +145,23 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
         since, sampled = floor or since, False
     else:
         rows = search.rows()
+    width, end = max(-((since - until) // BARS), timedelta(seconds=1)), until
     if until - since >= BARS * MINUTE:
-        # Bars begin at whole minutes: people read their times.
-        since = since.replace(second=0, microsecond=0)
-        width = -((since - until) // (BARS * MINUTE)) * MINUTE
-    else:
-        width = max((until - since) / BARS, timedelta(seconds=1))
+        # Bars begin at whole minutes: people read their times. The minute that has begun belongs to the last bar.
+        since, end = since.replace(second=0, microsecond=0), until.replace(second=0, microsecond=0)
+        width = -((since - end) // (BARS * MINUTE)) * MINUTE
+    # The last bar leads to calls that arrive in this minute, too.
+    to = until if search.until and until == search.until else until.replace(second=0, microsecond=0) + MINUTE
+    edges = [*(since + n * width for n in range(max(-((since - end) // width), 1))), to]
     parts = search.parts() if sampled else [rows]
     counted: dict[int, Counter[str]] = {}
     for part in parts:
-        for number, kind, count in (_sampled if sampled else _counted)(part, since, width):
+        for number, kind, count in _sampled(part, edges) if sampled else _counted(part, since, width):
             # Rows that arrived since belong to the last bar.
-            counted.setdefault(min(max(number, 0), BARS - 1), Counter())[kind] += round(count)
+            counted.setdefault(min(max(number, 0), len(edges) - 2), Counter())[kind] += round(count)
     highest = max((sum(kinds.values()) for kinds in counted.values()), default=1)
-    bars = [Bar(n, since + n * width, since + (n + 1) * width, counted.get(n, {}), highest) for n in range(BARS)]
-    return Histogram(bars, sampled)
+    bars = [Bar(n, *span, counted.get(n, {}), highest) for n, span in enumerate(pairwise(edges))]
+    return Histogram(bars, sampled, width, until)
 
 
 def _first() -> datetime | None:
@@ -166,11 +176,11 @@ def _counted(rows: QuerySet[Call], since: datetime, width: timedelta) -> Counts:
     return _asked(COUNT.format(rows=inner, kind=KIND), [since, width.total_seconds(), *parameters])
 
 
-def _sampled(rows: QuerySet[Call], since: datetime, width: timedelta) -> Counts:
-    inner, parameters = _sql(rows, since)
-    statement = SAMPLE.format(rows=inner, kind=KIND, bars=BARS, slices=SLICES, most=SLICE_ROWS)
-    length = width / SLICES
-    return _asked(statement, [since, length, since, length, *parameters])
+def _sampled(rows: QuerySet[Call], edges: Sequence[datetime]) -> Counts:
+    inner, parameters = _sql(rows, edges[0])
+    statement = SAMPLE.format(rows=inner, kind=KIND, slices=SLICES, most=SLICE_ROWS)
+    cuts = [since + (until - since) * n / SLICES for since, until in pairwise(edges) for n in range(SLICES)]
+    return _asked(statement, [cuts, [*cuts[1:], edges[-1]], *parameters])
 
 
 def _sql(rows: QuerySet[Call], since: datetime) -> tuple[str, tuple[Any, ...]]:

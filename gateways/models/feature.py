@@ -102,6 +102,10 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         """Remember that a server could not be asked, and why in a word; what is known of it stays."""
         self._learn(assignment, kind, identity, said=None, fault=fault)
 
+    def note_asking(self, assignment: Assignment, kind: str, identity: Identity | None = None) -> None:
+        """Remember that a server is asked just now; until it answers there is neither a fault nor a list."""
+        self._learn(assignment, kind, identity, said=None, fault="")
+
     def _learn(
         self, assignment: Assignment, kind: str, identity: Identity | None, *, said: Jsonb | None, fault: str
     ) -> None:
@@ -264,7 +268,7 @@ class Listing(models.Model):
     """When a server was last asked for a kind of features, as one identity, and how that went.
 
     `identity` is NULL where all connections are shown the same; `learnt_at` where it has never answered; `error` is the
-    reason it could not be asked, in the words of the log, empty when it answered.
+    reason it could not be asked, in the words of the log, empty when it answered, or while it is asked the first time.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

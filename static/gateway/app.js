@@ -113,9 +113,10 @@ document.addEventListener("close", giveBack, true);
 
 // What an ellipsis hides in a row is told by the one .tip, on hover and on focus.
 const tip = Object.assign(document.createElement("div"), { className: "tip", role: "tooltip", popover: "manual" });
+const isCut = (part) => part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).textOverflow === "ellipsis";
 function showTip({ target }) {
   const cell = target.closest?.(".table :is(td, th[scope=row])");
-  const cut = cell && [cell, ...all("*", cell)].find((part) => part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).textOverflow === "ellipsis");
+  const cut = cell && [target, cell, ...all("*", cell)].find(isCut);
   if (tip.matches(":popover-open")) tip.hidePopover();
   if (!cut) return;
   document.querySelector("main")?.append(tip);
@@ -124,8 +125,12 @@ function showTip({ target }) {
 }
 document.addEventListener("pointerover", (event) => event.pointerType === "mouse" && showTip(event));
 document.addEventListener("focusin", showTip);
+// A sentence that is cut takes the focus, for those who have no mouse to point with; one that is not would only be in the way.
+const letFocus = (within) => all(".table .clip", within).forEach((part) => isCut(part) ? (part.tabIndex = 0) : part.removeAttribute("tabindex"));
+addEventListener("resize", () => letFocus(document));
 
 function arm(within) {
+  letFocus(within);
   all("dialog:has([data-stored])", within).forEach(armShowOnce);
   all(".code [role=tablist]", within).forEach(armTabs);
   for (const dialog of all("dialog[data-open]", within)) { // Rendered open, so it shows without script; here it becomes modal.

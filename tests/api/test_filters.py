@@ -84,6 +84,66 @@ def test_nobody_learns_of_things_out_of_their_sight(boss: User) -> None:
     }
 
 
+SINGLE_ROWS = (
+    Capability.API_TOKENS_MANAGE,
+    Capability.MCP_CONNECTIONS_READ,
+    Capability.MCP_CONNECTIONS_REVOKE,
+    Capability.CONNECTIONS_TOGGLE,
+    Capability.IDENTITIES_MANAGE,
+    Capability.LOGS_READ,
+)
+
+
+@pytest.mark.parametrize("capability", SINGLE_ROWS)
+def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
+    capability: Capability, boss: User
+) -> None:
+    """Neither by id nor by name is told that it exists, to who sees rows that are not about it."""
+    things: dict[str, Any] = {
+        "user": make.user(email="zoe@zz.io"),
+        "gateway": make.gateway(name="Unknown gateway", slug="unknown", reach="teams"),
+        "host": make.agent(by=boss, name="Unknown bot"),
+        "server": make.server(name="Unknown server", slug="unseen"),
+    }
+    names = {"user": "zoe@zz.io", "gateway": "unknown", "host": "Unknown bot", "server": "unseen"}
+    readable = {  # Whose list shows it: who makes tokens chooses an agent, who sees identities sees servers.
+        Capability.API_TOKENS_MANAGE: {"host"},
+        Capability.IDENTITIES_MANAGE: {"server"},
+    }.get(capability, set())
+    rest = Rest.of(make.user(capability))
+
+    for path, filters in (
+        ("/connections", ("user", "host", "gateway")),
+        ("/tokens", ("user", "host", "gateway")),
+        ("/identities", ("user", "server")),
+        *([("/logs", tuple(things))] if capability is Capability.LOGS_READ else ()),
+    ):
+        for name in filters:
+            for text in (names[name], str(things[name].pk)):
+                answer = rest.get(path, **{name: text})
+                if name in readable:
+                    assert results(answer) == []
+                else:
+                    noun = "person" if name == "user" else name
+                    assert errors(answer) == {name: [f"There is no {noun} “{text}”."]}, (path, name)
+
+
+def test_the_log_is_filtered_by_all_that_calls_name(boss: User) -> None:
+    """Also by what no connection is left of, and by a token whose calls were all refused."""
+    gateway, server, host = make.gateway(slug="gone"), make.server(slug="gone-server"), make.agent(by=boss, name="Gone")
+    token = make.token(make.connection(host, gateway, boss), name="refused").token
+    one = call(
+        host_id=host.pk, gateway_id=gateway.pk, server_id=server.pk, user_id=boss.pk, token_id=token.pk,
+        connection_id=token.connection_id, outcome="denied",
+    )  # fmt: skip
+    named = {"host": "gone", "gateway": "gone", "server": "gone-server", "user": "boss@example.com"}
+    named |= {"token": "refused", "connection": str(token.connection_id)}
+    rest = Rest.of(make.user(Capability.LOGS_READ))
+
+    for name, text in named.items():
+        assert [row["id"] for row in results(rest.get("/logs", **{name: text}))] == [str(one.uid)], name
+
+
 def test_near_names_are_told_of_what_one_reads_in_lists_alone(boss: User) -> None:
     make.user(email="patricia@example.com")
     connected = make.user(email="patrick@example.com")

@@ -1,6 +1,8 @@
 """Searching, facets, bars, files and new calls of the Logs page; and what all of it may cost."""
 
+import re
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -158,15 +160,38 @@ def test_a_tokens_name_finds_its_calls(ana: User) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("user is carl", "No user is called “carl”."),
-        ("user is ana", "No user is called “ana”. Some have it in their name: user contains ana."),
-        ("host contains nothing-like-it", "No host has “nothing-like-it” in its name."),
-        ("gateway is x and error", "No gateway is called “x”."),
+        ("user is carl", "No user of any call is called “carl”."),
+        ("user is ana", "No user of any call is called “ana”. Some have it in their name: user contains ana."),
+        ("host contains nothing-like-it", "No host of any call has “nothing-like-it” in its name."),
+        ("gateway is x and error", "No gateway of any call is called “x”."),
         ("019362f0-0000-7000-8000-000000000001", "No call has this id"),
     ],
 )
 def test_a_subject_that_is_nobody_is_said_to_be_unknown(query: str, said: str, ana: User, sign_in: SignIn) -> None:
+    make.call(user_id=ana.pk, user_email=ana.email)
+
     assert said in text(sign_in(ana).get("/logs/", {"q": query}))
+
+
+def test_nobody_learns_from_the_log_of_what_has_not_called(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    asked = (
+        "user is boss@example.com",
+        "user is boss",
+        "host is Secret bot",
+        "host contains secret",
+        "token is hidden",
+    )
+
+    def said(query: str) -> list[str]:
+        return re.findall(r"No \w+ of any call [^<]+", text(client.get("/logs/", {"q": query})))
+
+    before = [said(query) for query in asked]
+    boss = make.user(email="boss@example.com")
+    make.token(make.connection(make.agent(by=boss, name="Secret bot"), make.gateway(), boss), name="hidden")
+
+    assert [said(query) for query in asked] == before
+    assert all(before)
 
 
 def test_a_search_that_does_not_parse_says_so_and_shows_nothing(
@@ -366,6 +391,23 @@ def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in
     for bar in drawn.bars:
         rows = client.get(f"/logs/?{bar.query}").context["page"].rows
         assert len(rows) == bar.total
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("minutes", [0.6, 7, 29, 31, 60, 61, 100, 24 * 60, 7 * 24 * 60 + 1])
+def test_bars_and_the_times_below_them_end_now(minutes: float, sampled: bool) -> None:
+    """Neither is a part of them empty because it is to come, whatever the length of the time."""
+    now = ago(minutes=0)
+    make.call(at=ago(seconds=1))
+
+    drawn = histogram(Search([], ago(minutes=minutes)), sampled=sampled)
+
+    gaps = {after - before for before, after in pairwise(drawn.marks[:-1])}
+    assert drawn.bars[-1].since <= drawn.marks[-1] <= ago(minutes=0)
+    assert drawn.marks[-1] >= now
+    assert max(gaps) - min(gaps) < timedelta(milliseconds=1)
+    assert BARS / 2 <= len(drawn.bars) <= BARS
+    assert drawn.bars[-1].total == 1
 
 
 @pytest.mark.parametrize("sampled", [False, True])

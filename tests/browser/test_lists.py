@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser.fixtures import Open
 from tests.sampling import seed, some
@@ -100,6 +100,56 @@ def test_no_name_hides_or_covers_a_control_of_its_row(
     ]
 
     assert not faults, "\n".join(faults)
+
+
+REASONS = """
+from datetime import timedelta
+from django.utils import timezone
+from accounts.models import User
+from servers.models import Identity
+from tests import make
+ana = User.objects.get(email="ana@example.com")
+server = make.server(by=ana, name="Refuses", slug="refuses", auth_type="bearer")
+identity = make.identity(server, ana, label="refused key")
+Identity.objects.filter(pk=identity.pk).update(last_error="{reason}")
+for day in (0, 1):
+    make.call(
+        at=timezone.now() - timedelta(days=day), method="tools/call", host_name="Nightly report",
+        user_email="ana@example.com", gateway_name="Work", server_name="GitHub", feature_type="tool",
+        feature_name="github__search_repositories", duration_ms=12345,
+    )
+"""
+CUT = "cell => [cell, ...cell.querySelectorAll('*')].some(one => one.scrollWidth > one.clientWidth && one.clientWidth)"
+
+
+def test_what_a_cell_cannot_hold_is_told_on_hover_and_focus_and_a_tool_has_room(
+    open_browser: Open, live: Serve, signed_in: Path
+) -> None:
+    reason = "answered 401: it refused the credential, which its owner has to replace"
+    live.manage("shell", "--verbosity", "0", "-c", REASONS.replace("{reason}", reason))
+    page = open_browser(storage_state=signed_in, reduced_motion="reduce").new_page()
+    tip = page.get_by_role("tooltip")
+
+    page.set_viewport_size({"width": 1200, "height": 900})
+    for path in ("/servers/refuses/identities/", "/settings/identities"):
+        page.goto(live.url + path)
+        cut = page.get_by_role("row", name="refused key").get_by_text(reason)
+        cut.hover()
+        expect(tip).to_have_text(reason)
+        page.mouse.move(1, 1)
+        expect(tip).to_be_hidden()
+        cut.focus()
+        expect(tip).to_have_text(reason)
+        page.set_viewport_size({"width": 380, "height": 900})
+        assert not cut.evaluate(CUT), "a phone has neither"
+        page.set_viewport_size({"width": 1200, "height": 900})
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(f"{live.url}/logs/?range=7d&tool=github__search_repositories")
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    for number, name in ((0, "Created at"), (5, "Method"), (6, "Tool"), (7, "Outcome"), (8, "Status"), (9, "Duration")):
+        cells = [row.locator("th, td").nth(number) for row in rows.all()]
+        assert not any(cell.evaluate(CUT) for cell in cells), name
 
 
 def faults_of(page: Page, url: str) -> list[tuple[int, str]]:
