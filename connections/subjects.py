@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.models import Q, QuerySet
 
@@ -118,6 +118,25 @@ def _tokens(view: Resource) -> QuerySet[Any]:
 
 def _connections(view: Resource) -> QuerySet[Any]:
     return _if_any(view, _ROWS, Connection.objects.all(), Q(user=view.me))
+
+
+class Reader(NamedTuple):
+    """Who asks, where a page asks as the API does."""
+
+    me: User
+
+
+def listed_host() -> Subject:
+    """One of the apps and agents whose names the reader sees in lists; any other is unknown."""
+    return Subject("app or agent", _listed_hosts, "name")
+
+
+def listed_gateway() -> Subject:
+    return Subject("gateway", _listed_gateways, "slug", "name")
+
+
+def listed_person() -> Subject:
+    return Subject("person", _listed_people, "email", "display_name")
 
 
 def by_host(**options: Any) -> Subject:
