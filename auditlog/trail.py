@@ -11,7 +11,7 @@ from auditlog.detail import NAMES
 from auditlog.reasons import Step
 from auditlog.remedies import Cause, cause, of_answer
 from auditlog.today import Answer, near_tools
-from tokens.models import Token
+from tokens.models import Token, TokenKind
 from tokens.visibility import SEES as SEES_TOKENS
 
 
@@ -127,7 +127,7 @@ def _token_text(answer: Answer, reader: User) -> str:
 
 def _notes(answer: Answer) -> Iterator[str]:
     came_with: Token | None = answer.question.token
-    if came_with is not None and answer.token != came_with:
+    if came_with is not None and came_with.kind == TokenKind.ACCESS and answer.token != came_with:
         yield "This is about the token that gets furthest; the one of the call gets less far."
     if answer.verdict.by_arguments:
         yield "Its server changed the definition; until that is accepted, the arguments have to fit both."

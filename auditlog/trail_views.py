@@ -29,7 +29,7 @@ from ui.subjects import Subject
 
 MOST_OFFERED = 100  # Names a picker suggests; any other can be typed.
 LONGEST_TOOL = 500
-NEEDED = {"host": "Choose an app or agent.", "user": "Choose a person.", "gateway": "Choose a gateway."}
+THINGS = ("host", "user", "gateway")
 
 
 class WhatIfQuery(Query):
@@ -42,10 +42,8 @@ class WhatIfQuery(Query):
     address = serializers.IPAddressField(required=False)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        problems = {name: text for name, text in NEEDED.items() if name not in attrs}
-        problems |= {name: _several(attrs[name]) for name in NEEDED if len(attrs.get(name, ())) > 1}
-        if problems:
-            raise serializers.ValidationError(problems)
+        if several := {name: _several(attrs[name]) for name in THINGS if len(attrs[name]) > 1}:
+            raise serializers.ValidationError(several)
         return attrs
 
 
@@ -55,7 +53,7 @@ def _several(pks: list[Any]) -> str:
 
 def asked(data: dict[str, Any]) -> Question:
     """The question that a query is, with what it names."""
-    host, user, gateway = (data[name][0] for name in NEEDED)
+    host, user, gateway = (data[name][0] for name in THINGS)
     feature = Named(TOOL, data["tool"]) if data.get("tool") else None
     return Question(
         Host.objects.get(pk=host),

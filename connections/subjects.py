@@ -127,16 +127,20 @@ class Reader(NamedTuple):
 
 
 def listed_host() -> Subject:
-    """One of the apps and agents whose names the reader sees in lists; any other is unknown."""
-    return Subject("app or agent", _listed_hosts, "name")
+    """One of the apps and agents whose names the reader sees in lists, which has to be given; others are unknown."""
+    return Subject("app or agent", _listed_hosts, "name", **_needed("Choose an app or agent."))
 
 
 def listed_gateway() -> Subject:
-    return Subject("gateway", _listed_gateways, "slug", "name")
+    return Subject("gateway", _listed_gateways, "slug", "name", **_needed("Choose a gateway."))
 
 
 def listed_person() -> Subject:
-    return Subject("person", _listed_people, "email", "display_name")
+    return Subject("person", _listed_people, "email", "display_name", **_needed("Choose a person."))
+
+
+def _needed(words: str) -> dict[str, Any]:
+    return {"required": True, "error_messages": {"required": words, "blank": words}}
 
 
 def by_host(**options: Any) -> Subject:

@@ -67,6 +67,7 @@ def build() -> World:
         addresses={
             "apikey": {"pk": key.pk},
             "call-detail": {"pk": call().uid},
+            "call-now": {"pk": call().uid},
             "event-detail": {"pk": event.uid},
             "host-approve": {"pk": waiting.pk},
             "role-detail": {"pk": lonely.pk},

@@ -1,12 +1,15 @@
 """A trail one can act on: who stopped a call, the act that ends it, whether it would work now, and what if."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
 from django.test import Client
+from django.utils import timezone
+from oauth2_provider.models import AccessToken, Application, RefreshToken
 
 from accounts.models import User
 from auditlog.actions import Action
@@ -17,6 +20,7 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Reach, ToolPolicy
 from hosts.models import Host
+from oauth.models import Binding
 from proxy import verdicts
 from proxy.catalog import Named
 from servers.models import AuthType, Identity, Server
@@ -24,6 +28,7 @@ from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
 from tokens.models import Token
+from wire import token_text
 
 pytestmark = pytest.mark.django_db
 
@@ -66,7 +71,7 @@ class Scene:
         return make.call(**(told | more))
 
     @property
-    def query(self) -> dict[str, Any]:
+    def query(self) -> dict[str, str]:
         return {"host": self.host.name, "user": self.owner.email, "gateway": "work", "tool": TOOL}
 
 
@@ -272,7 +277,7 @@ def test_what_if_shows_the_trail_of_its_address(scene: Scene, viv: User, sign_in
     client = sign_in(viv)
 
     shown = text(client.get("/logs/what-if/", scene.query))
-    by_id = {"host": scene.host.pk, "user": scene.owner.pk, "gateway": scene.gateway.pk, "tool": TOOL}
+    by_id = {"host": str(scene.host.pk), "user": str(scene.owner.pk), "gateway": str(scene.gateway.pk), "tool": TOOL}
 
     assert "No. It would stop at Tool." in shown
     assert "No. It would stop at Tool." in text(client.get("/logs/what-if/", by_id))
@@ -327,7 +332,7 @@ def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> No
     told = rest.get("/logs/what-if", **scene.query)
 
     assert "Give the id of one." in str(told.json()["errors"]["host"])
-    assert rest.get("/logs/what-if", **scene.query | {"host": scene.host.pk}).json()["works"] is True
+    assert rest.get("/logs/what-if", **scene.query | {"host": str(scene.host.pk)}).json()["works"] is True
 
 
 def test_what_one_may_not_read_answers_as_what_is_not_there(scene: Scene, sign_in: SignIn) -> None:
@@ -336,7 +341,9 @@ def test_what_one_may_not_read_answers_as_what_is_not_there(scene: Scene, sign_i
     rest = Rest.of(reader)
     Gateway.objects.update(reach=Reach.TEAMS)
 
-    hidden = rest.get("/logs/what-if", **scene.query | {"host": scene.host.pk, "user": scene.owner.pk}).json()["errors"]
+    hidden = rest.get(
+        "/logs/what-if", **scene.query | {"host": str(scene.host.pk), "user": str(scene.owner.pk)}
+    ).json()["errors"]
     assert set(hidden) == {"host", "user", "gateway"}
     shown = text(sign_in(reader).get("/logs/what-if/"))
     assert not any(name in shown for name in (scene.host.name, scene.owner.email, scene.gateway.slug))
@@ -412,3 +419,34 @@ def test_who_has_no_token_is_told_so_and_what_would_follow(ana: User) -> None:
     Host.objects.update(enabled=False)
     Server.objects.update(enabled=False)
     assert reasons() == ["host_disabled", "server_disabled"]
+
+
+@pytest.fixture
+def app_question(ana: User) -> Question:
+    """About an app that connected an hour ago: its access token has just ended."""
+    link = make.app_connection(ana, make.gateway(slug="apps"))
+    key = link.tokens.get()
+    application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")
+    told = {"user": ana, "application": application, "token": token_text.mint(token_text.OAUTH_ACCESS)}
+    access = AccessToken.objects.create(expires=timezone.now() - timedelta(seconds=1), scope="mcp", **told)
+    Binding.objects.create(connection=link, access_token=access, generation=key.generation)
+    return Question(link.host, ana, link.gateway)
+
+
+def test_an_app_whose_access_token_ended_has_to_connect_again(app_question: Question) -> None:
+    assert ask(app_question).verdict.reason == "expired"
+
+    AccessToken.objects.update(expires=timezone.now() + timedelta(hours=1))
+    assert ask(app_question).works is True
+
+
+def test_an_app_that_gets_another_access_token_by_itself_is_let_in(app_question: Question) -> None:
+    link, access = Connection.objects.get(), AccessToken.objects.get()
+    told = {"user": access.user, "application": access.application, "token": token_text.mint(token_text.OAUTH_REFRESH)}
+    Binding.objects.create(connection=link, refresh_token=RefreshToken.objects.create(**told))
+
+    assert ask(app_question).works is True
+    link.disable(by=None)
+    assert ask(app_question).verdict.reason == "connection_disabled"
+    RefreshToken.objects.update(revoked=timezone.now())
+    assert ask(app_question).verdict.reason == "expired"
