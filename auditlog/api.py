@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +11,7 @@ from django.http import Http404, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
-from rest_framework.exceptions import ValidationError
+from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -32,7 +31,7 @@ from capabilities import Capability
 from connections import subjects
 from connections.subjects import by_person
 from ui.operations import File, Query, operation
-from ui.rest import ApiError, Cause, Moment, Paging, Resource, link
+from ui.rest import Cause, Moment, Paging, Resource, link
 
 # The fields of a call that name a thing.
 SUBJECTS = {
@@ -267,7 +266,7 @@ class CallResource(Log):
         except Call.DoesNotExist as missing:
             raise Http404 from missing
         if question is None:
-            raise ApiError(HTTPStatus.CONFLICT, "not_asked", "The app, the person or the gateway of this call is gone.")
+            raise NotFound("The app, the person or the gateway of this call is gone.")
         return Response(TrailSerializer(trail_of(ask(question), self.me)).data)
 
     @action(detail=False, url_path="what-if")
