@@ -378,7 +378,7 @@ def test_near_tools_are_told_in_the_trail_and_in_what_if(scene: Scene, viv: User
     query = scene.query | {"tool": "docs__ecko"}
     client = sign_in(viv)
 
-    assert f"Near it: <code>{TOOL}</code>" in page(client, call)
+    assert f"near it: <code>{TOOL}</code>" in page(client, call)
     assert urlencode({"tool": TOOL}) in text(client.get("/logs/what-if/", query))
     answer = Rest.of(viv).get("/logs/what-if", **query).json()
     assert (answer["reason"], answer["near"]) == ("unknown_tool", [TOOL])
