@@ -291,6 +291,11 @@ def mend(reason: str, pk: Any, *, by: User) -> Model:
     return row
 
 
+def is_a_switch(reason: str) -> bool:
+    """Whether an act ends this refusal for everybody it meets."""
+    return reason in REMEDIES and REMEDIES[reason].verb != ""
+
+
 def _rows(subject: str) -> Any:
     """The things an act may be for: those that have not ended."""
     rows = MODELS[subject]._default_manager.all()

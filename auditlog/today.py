@@ -76,6 +76,11 @@ class Answer:
         return [(each, words_for(each.reason)) for each in self.verdict.obstacles]
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether no list of the gateway has had what was asked for."""
+        return self.verdict.unlisted or any(each.reason == "unknown_tool" for each in self.verdict.obstacles)
+
+    @property
     def stops_at(self) -> Step | None:
         """The check that would stop it."""
         return words_for(self.verdict.reason).step if self.verdict.obstacles else None

@@ -84,8 +84,7 @@ def trail_of(answer: Answer, reader: User) -> Trail:
 def _near(answer: Answer, reader: User) -> list[str]:
     """Tools that may have been meant, where the gateway knows none of this name."""
     feature = answer.question.feature
-    is_unknown = answer.verdict.unlisted or any(each.reason == "unknown_tool" for each in answer.verdict.obstacles)
-    if feature is None or feature.kind != "tool" or not is_unknown:
+    if feature is None or feature.kind != "tool" or not answer.is_unknown:
         return []
     return near_tools(reader, answer.question.gateway, feature.name)
 

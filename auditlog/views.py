@@ -19,7 +19,7 @@ from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import ENDINGS, Call, Event
-from auditlog.remedies import cause, of_call
+from auditlog.remedies import cause, is_a_switch, of_call
 from auditlog.search import filters, snapshot
 from auditlog.search.criteria import COUNT_LIMIT, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS, FILTERS
@@ -212,7 +212,7 @@ def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
     if is_judged and reason:
         still = answer is not None and reason in [each.reason for each in answer.verdict.obstacles]
         context["cause"] = cause(reason, of_call(row), request.user, before=row.created_at, still=still)
-        context["is_over"] = answer is not None and not still and reason != "rate_limited"
+        context["is_over"] = answer is not None and not still and is_a_switch(reason) and not answer.is_unknown
     if reason == "unknown_tool" and question and question.feature:
         context["near"] = near_tools(request.user, question.gateway, question.feature.name)
     if asks and answer is not None:

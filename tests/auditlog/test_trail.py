@@ -379,6 +379,9 @@ def test_near_tools_are_told_in_the_trail_and_in_what_if(scene: Scene, viv: User
     client = sign_in(viv)
 
     assert f"near it: <code>{TOOL}</code>" in page(client, call)
+    Assignment.objects.update(tool_policy=ToolPolicy.ALLOW_ALL)
+    assert "This is no longer so." not in page(client, call)  # Only the server knows.
+    Assignment.objects.update(tool_policy=ToolPolicy.SELECTED)
     assert urlencode({"tool": TOOL}) in text(client.get("/logs/what-if/", query))
     answer = Rest.of(viv).get("/logs/what-if", **query).json()
     assert (answer["reason"], answer["near"]) == ("unknown_tool", [TOOL])
