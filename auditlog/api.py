@@ -11,7 +11,7 @@ from django.http import Http404, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.decorators import action
-from rest_framework.exceptions import ValidationError
+from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -24,11 +24,14 @@ from auditlog.search.criteria import Search, parameter_criterion
 from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.search.keyset import BadCursor, Cursor, Page, page
 from auditlog.search.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse
+from auditlog.today import ask, question_of
+from auditlog.trail import Trail, trail_of
+from auditlog.trail_views import WhatIfQuery, asked
 from capabilities import Capability
 from connections import subjects
 from connections.subjects import by_person
 from ui.operations import File, Query, operation
-from ui.rest import Moment, Paging, Resource, link
+from ui.rest import Cause, Moment, Paging, Resource, link
 
 # The fields of a call that name a thing.
 SUBJECTS = {
@@ -160,6 +163,47 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     q = serializers.CharField(required=False)
 
 
+class StopSerializer(serializers.Serializer[Any]):
+    """What would stop a call, who brought that about, and what ends it.
+
+    `check` and `sentence` are those of the trail. `since` is when it began and `by` who began it, for `audit:read`.
+    `act` is what ends it, null where the reader cannot: `who` says then who can. `about` is the thing the act is for.
+    """
+
+    reason = serializers.CharField(source="cause.reason")
+    check = serializers.CharField(source="name")
+    sentence = serializers.CharField(source="text")
+    since = Moment(source="cause.since", allow_null=True)
+    by = Cause(source="cause.by")
+    act = Cause(source="cause.act")
+    about = Cause(source="cause.subject")
+    who = Cause(source="cause.who")
+
+
+class LineSerializer(serializers.Serializer[Any]):
+    """One check that was come to: passed, stopped, or open where only the server can tell."""
+
+    check = serializers.CharField(source="name")
+    result = serializers.ChoiceField([("pass", "pass"), ("stop", "stop"), ("open", "open")])
+    text = serializers.CharField()
+
+
+class TrailSerializer(serializers.Serializer[Trail]):
+    """What would be decided now. Nothing was sent to a server, and nothing was logged.
+
+    `works` is null where only the server knows whether there is such a tool. `obstacles` are all that stands in the
+    way, in the order of the checks; the first is what the call would be told. `near` are tools of nearly the name.
+    """
+
+    works = serializers.BooleanField(allow_null=True)
+    reason = Cause(source="answer.verdict.reason")
+    checks = LineSerializer(source="lines", many=True)
+    obstacles = StopSerializer(source="stops", many=True)
+    not_reached = serializers.ListField(child=serializers.CharField())
+    near = serializers.ListField(child=serializers.CharField())
+    notes = serializers.ListField(child=serializers.CharField())
+
+
 PLACING = ("cursor", "page_size", "format")
 
 
@@ -213,6 +257,22 @@ class CallResource(Log):
             return self.answer(Call.objects.find(pk))
         except Call.DoesNotExist as missing:
             raise Http404 from missing
+
+    @action(detail=True)
+    @operation(needs=Capability.LOGS_READ, answer=TrailSerializer)
+    def now(self, request: Request, pk: UUID) -> Response:
+        try:
+            question = question_of(Call.objects.find(pk))
+        except Call.DoesNotExist as missing:
+            raise Http404 from missing
+        if question is None:
+            raise NotFound("The app, the person or the gateway of this call is gone.")
+        return Response(TrailSerializer(trail_of(ask(question), self.me)).data)
+
+    @action(detail=False, url_path="what-if")
+    @operation(needs=Capability.LOGS_READ, query=WhatIfQuery, answer=TrailSerializer)
+    def what_if(self, request: Request) -> Response:
+        return Response(TrailSerializer(trail_of(ask(asked(self.query_data)), self.me)).data)
 
     @action(detail=False)
     @operation(

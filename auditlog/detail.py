@@ -13,7 +13,22 @@ from auditlog.name_lookups import lookups
 from auditlog.reasons import Reason, Step, reason_of
 from proxy.store.call_writer import COMMIT_SECONDS
 
+# The checks as a trail names them.
+NAMES = {
+    Step.TOKEN: "Token",
+    Step.USER: "User",
+    Step.ADDRESS: "Address",
+    Step.HOST: "Host",
+    Step.GATEWAY: "Gateway and connection",
+    Step.REACH: "Reach and limits",
+    Step.REQUEST: "Request",
+    Step.SERVER: "Server",
+    Step.TOOL: "Tool",
+    Step.IDENTITY: "Identity",
+    Step.UPSTREAM: "Upstream",
+}
 # Answered by the gateway itself.
+NOT_REACHED = "Not reached"
 GATEWAY_METHODS = frozenset({"initialize", "ping", "server/discover", "notifications/initialized"})
 CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"}}
 
@@ -88,33 +103,43 @@ class Detail:
         """The decision, check by check, and where it stopped."""
         stop = self.reason.step if self.reason else None
         lines = []
-        for step, name, text in self._steps():
+        for step, text in self._steps():
+            name = NAMES[step]
             if stop is None or step < stop:
                 lines.append(Check(name, "pass" if text else "skip", text or "Not needed"))
             elif step == stop and self.reason:
                 lines.append(Check(name, "stop", self.reason.sentence))
             else:
-                lines.append(Check(name, "skip", "Not reached"))
+                lines.append(Check(name, "skip", NOT_REACHED))
         return [*lines, Check("Recorded", "pass", "The row was committed before the answer left")]
 
-    def _steps(self) -> Iterator[tuple[Step, str, str]]:
+    @property
+    def reached(self) -> list[Check]:
+        """The checks that were come to, and that it was recorded."""
+        return [check for check in self.checks if check.text != NOT_REACHED]
+
+    @property
+    def not_reached(self) -> list[str]:
+        """The names of the others, in order."""
+        return [check.name for check in self.checks if check.text == NOT_REACHED]
+
+    def _steps(self) -> Iterator[tuple[Step, str]]:
         """Each check with what it found; empty when this call did not need it."""
         call = self.call
-        yield Step.TOKEN, "Token", f"{call.token_prefix or 'The token'} is known, not revoked, not expired"
-        yield Step.USER, "User", f"{call.user_email} is active"
+        yield Step.TOKEN, f"{call.token_prefix or 'The token'} is known, not revoked, not expired"
+        yield Step.USER, f"{call.user_email} is active"
         yield (
             Step.ADDRESS,
-            "Address",
             f"{call.client_ip or 'The caller'} may use the token, which is for {call.gateway_name}",
         )
-        yield Step.HOST, "Host", f"{call.host_name} is enabled"
-        yield Step.GATEWAY, "Gateway and connection", f"{call.gateway_name} and this connection are enabled"
-        yield Step.REACH, "Reach and limits", f"{call.user_email} reaches {call.gateway_name}, within all limits"
-        yield Step.REQUEST, "Request", f"One message: {call.method}" if call.method else ""
-        yield Step.SERVER, "Server", self._server()
-        yield Step.TOOL, "Tool", f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""
-        yield Step.IDENTITY, "Identity", f"“{call.identity_label}” was used" if call.identity_label else ""
-        yield Step.UPSTREAM, "Upstream", self._upstream()
+        yield Step.HOST, f"{call.host_name} is enabled"
+        yield Step.GATEWAY, f"{call.gateway_name} and this connection are enabled"
+        yield Step.REACH, f"{call.user_email} reaches {call.gateway_name}, within all limits"
+        yield Step.REQUEST, f"One message: {call.method}" if call.method else ""
+        yield Step.SERVER, self._server()
+        yield Step.TOOL, f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""
+        yield Step.IDENTITY, f"“{call.identity_label}” was used" if call.identity_label else ""
+        yield Step.UPSTREAM, self._upstream()
 
     def _server(self) -> str:
         if self.call.server_name:

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import event_views, views
+from auditlog import event_views, trail_views, views
 
 app_name = "auditlog"
 
@@ -9,7 +9,10 @@ urlpatterns = [
     path("logs/export/", views.export_calls, name="export_calls"),
     path("logs/live/", views.live, name="live"),
     path("logs/values/<slug:name>/", views.facet, name="facet"),
+    path("logs/what-if/", trail_views.what_if, name="what_if"),
+    path("logs/remedy/", trail_views.remedy, name="remedy"),
     path("logs/<uuid:uid>/", views.call, name="call"),
+    path("logs/<uuid:uid>/now/", views.now, name="now"),
     path("settings/admin-events/", event_views.listing, name="events"),
     path("settings/admin-events/export/", event_views.export_events, name="export_events"),
     path("settings/admin-events/<uuid:uid>/", event_views.detail, name="event"),

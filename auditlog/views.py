@@ -18,13 +18,17 @@ from accounts.models import WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
-from auditlog.models import Call, Event
+from auditlog.models import ENDINGS, Call, Event
+from auditlog.remedies import cause, is_a_switch, of_call
 from auditlog.search import filters, snapshot
 from auditlog.search.criteria import COUNT_LIMIT, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS, FILTERS
 from auditlog.search.filters import CallFilter, facet_values
 from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
+from auditlog.today import ask, near_tools, question_of
+from auditlog.trail import trail_of
+from auditlog.trail_views import what_if_url
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show, wants_fragment
@@ -78,6 +82,17 @@ def log_alone(kind: str, pk: UUID) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def call(request: AppRequest, uid: UUID) -> HttpResponse:
     """One call, as a drawer beside the list it was opened from."""
+    return _call(request, uid, asks=False)
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def now(request: AppRequest, uid: UUID) -> HttpResponse:
+    """The same call, and what would become of it now."""
+    return _call(request, uid, asks=True)
+
+
+def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
     try:
         row = Call.objects.find(uid)
     except Call.DoesNotExist as missing:
@@ -90,6 +105,7 @@ def call(request: AppRequest, uid: UUID) -> HttpResponse:
         "newer": _neighbour(row, call_filter, NEWER),
         "older": _neighbour(row, call_filter, OLDER),
         "detail": Detail(row),
+        **_trail(request, row, asks=asks),
         "curl": curl(row, payload=sees_payload),
         "payloads": payloads(row) if sees_payload else [],
         "same_request": _same_request(row),
@@ -185,6 +201,25 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "shown": len(result.page.rows),
         "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
     }
+
+
+def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
+    """What is known of the check that stopped a call, and what would be decided now: told only when it was asked."""
+    reason, question = row.deny_reason, question_of(row)
+    is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"
+    answer = ask(question) if question and (asks or is_judged) else None
+    context: dict[str, Any] = {"can_ask": question is not None}
+    if is_judged and reason:
+        still = answer is not None and reason in [each.reason for each in answer.verdict.obstacles]
+        context["cause"] = cause(reason, of_call(row), request.user, before=row.created_at, still=still)
+        context["is_over"] = answer is not None and not still and is_a_switch(reason) and not answer.is_unknown
+    if reason == "unknown_tool" and question and question.feature:
+        context["near"] = near_tools(request.user, question.gateway, question.feature.name)
+    if asks and answer is not None:
+        context["trail"] = trail = trail_of(answer, request.user)
+        context["near"] = [(name, "") for name in trail.near]
+        context["what_if"] = what_if_url(answer.question)
+    return context
 
 
 def _is_recording() -> bool:

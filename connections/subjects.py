@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
@@ -99,6 +99,29 @@ def _known(
         return named
 
     return things
+
+
+class Reader(NamedTuple):
+    """Who asks, where a page asks as the API does."""
+
+    me: User
+
+
+def listed_host() -> Subject:
+    """One of the apps and agents whose names the reader sees in lists, which has to be given; others are unknown."""
+    return Subject("app or agent", _listed_hosts, "name", **_needed("Choose an app or agent."))
+
+
+def listed_gateway() -> Subject:
+    return Subject("gateway", _listed_gateways, "slug", "name", **_needed("Choose a gateway."))
+
+
+def listed_person() -> Subject:
+    return Subject("person", _listed_people, "email", "display_name", **_needed("Choose a person."))
+
+
+def _needed(words: str) -> dict[str, Any]:
+    return {"required": True, "error_messages": {"required": words, "blank": words}}
 
 
 def by_host(**options: Any) -> Subject:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.access.decision import AssignedServer, Grant
-from wire import credential, jsonrpc
+from wire import credential, jsonrpc, stateless
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
@@ -254,6 +254,18 @@ def resolve(grant: Grant, feature: Named) -> Resolved | AssignedServer:
     resolved = resolve_name(grant.assignments, feature.name, feature.kind)
     if isinstance(resolved, Resolved) and grant.several_servers:
         return resolved._replace(alias=resolved.assigned.alias)
+    return resolved
+
+
+def resolve_call(grant: Grant, feature: Named) -> Resolved | AssignedServer:
+    """As `resolve`; a tool of which headers cannot repeat the arguments, as its schema asks, is unknown.
+
+    Raises OutOfScope, Refusal, AliasMissing or UnknownFeature.
+    """
+    resolved = resolve(grant, feature)
+    schema = resolved.schema if isinstance(resolved, Resolved) else None
+    if schema is not None and not stateless.has_sound_annotations(schema):
+        raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
     return resolved
 
 

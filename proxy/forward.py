@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import ServersNeeded, Wanted
 from proxy.catalog import (
-    TOOL,
     Named,
     OutOfScope,
     Refusal,
@@ -21,6 +20,7 @@ from proxy.catalog import (
     check_held,
     credential_of,
     resolve,
+    resolve_call,
     target,
 )
 from proxy.lists import Lists
@@ -32,7 +32,7 @@ from proxy.session_calls import SessionCall, SessionCalls
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
-from wire import jsonrpc, stateless, uris, versions
+from wire import jsonrpc, uris, versions
 from wire.causes import in_words
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -316,14 +316,10 @@ class Forwarder:
 
 def _resolve(request: McpRequest, grant: Grant, feature: Named) -> Resolved | AssignedServer:
     try:
-        resolved = resolve(grant, feature)
+        return resolve_call(grant, feature)
     except (OutOfScope, Refusal) as refused:
         request.set_server(refused.assigned)
         raise
-    schema = resolved.schema if isinstance(resolved, Resolved) else None
-    if schema is not None and not stateless.has_sound_annotations(schema):
-        raise UnknownFeature(TOOL, feature.name)  # Nor is it listed.
-    return resolved
 
 
 def _wants_input(answer: RpcResponse) -> bool:

@@ -34,7 +34,7 @@ class Subject(serializers.CharField):
         listed: Callable[[Resource], QuerySet[Any]] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(required=False, **options)
+        super().__init__(**{"required": False, **options})
         self.noun, self.things, self.names, self.ids = noun, things, names, ids
         self.listed = listed or things
 

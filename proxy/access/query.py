@@ -28,6 +28,13 @@ STATEMENTS = {
     b"decide": STATEMENT,
     b"decide_calls": re.sub(rb"/\* not for calls \*/.*?/\* end \*/", b"", STATEMENT, flags=re.DOTALL),
 }
+# The same about a host, a gateway and a person instead of a token.
+STATEMENT_OF_TRIPLE = re.sub(
+    rb"^/\* token \*/.*?/\* end token \*/",
+    lambda _: Path(__file__).with_name("query_of_triple.sql").read_bytes(),
+    STATEMENT,
+    flags=re.DOTALL | re.MULTILINE,
+)
 PARAMETERS = ("int[]", "bytea[]", "text[]", "text[]", "int[]", "text[]", "text[]", "bytea[]", "text[]")
 SETUP = (
     b"SET application_name = 'gateway access'",
@@ -137,7 +144,7 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
     async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
         # Calls of one client at the same time often need the same: that is sent once.
         numbers = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in batch))}
-        grants = _read(await self._connection.query_with_retry(statement_for(numbers), parameters([*numbers])))
+        grants = read_grants(await self._connection.query_with_retry(statement_for(numbers), parameters([*numbers])))
         for query, future in batch:
             grant = grants.get(numbers[query])
             if isinstance(grant, DatabaseUnavailable):
@@ -165,11 +172,11 @@ async def find_again(
     DatabaseUnavailable or StatementRejected.
     """
     numbers = {each: number for number, each in enumerate(dict.fromkeys(queries))}
-    grants = _read(await query(b"decide", parameters([*numbers])))
+    grants = read_grants(await query(b"decide", parameters([*numbers])))
     return [grants.get(numbers[each]) for each in queries]
 
 
-def _read(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:
+def read_grants(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:
     """The grants by the numbers of the queries. A row that cannot be read fails its own query only."""
     transformer = Transformer()
     transformer.set_pgresult(result)

@@ -7,6 +7,8 @@
 --
 -- What stands between `/* not for calls */` and `/* end */` is left out of the statement for tools and prompts that are
 -- called with API access tokens: most batches are, and each part of a statement is set up anew for each execution.
+-- What stands between `/* token */` and `/* end token */` finds the token and its connection; `query_of_triple.sql`
+-- takes its place where it is asked what would be decided with a token that nobody has.
 --
 -- $1 n         number of the query; repeated where keys are being rotated
 -- $2 digest    digest of its API access token, NULL for another kind
@@ -221,6 +223,7 @@ SELECT
     )
 FROM unnest($1::int[], $2::bytea[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::bytea[], $9::text[])
     AS q (n, digest, checksum, slug, servers, name, kind, session, declared)
+/* token */
 CROSS JOIN LATERAL (
     SELECT id, name, prefix, revoked_at, expires_at, allowed_ips, scope_all, connection_id,
         false AS by_oauth, false AS stale, calls_per_minute
@@ -248,6 +251,7 @@ CROSS JOIN LATERAL (
     /* end */
 ) t
 CROSS JOIN LATERAL (SELECT * FROM connections_connection WHERE id = t.connection_id OFFSET 0) c
+/* end token */
 CROSS JOIN LATERAL (SELECT * FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0) g
 CROSS JOIN LATERAL (SELECT * FROM hosts_host WHERE id = c.host_id OFFSET 0) h
 CROSS JOIN LATERAL (SELECT * FROM accounts_user WHERE id = c.user_id OFFSET 0) u

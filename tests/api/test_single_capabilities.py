@@ -100,6 +100,8 @@ OPENS: dict[str, set[Capability]] = {
     "GET call-list": {C.LOGS_READ},
     "GET call-export": {C.LOGS_READ},
     "GET call-detail": {C.LOGS_READ},
+    "GET call-now": {C.LOGS_READ},
+    "GET call-what-if": {C.LOGS_READ},
     "GET role-list": {C.PEOPLE_MANAGE},
     "POST role-list": {C.PEOPLE_MANAGE},
     "GET role-detail": {C.PEOPLE_MANAGE},

@@ -69,6 +69,7 @@ def build() -> World:
         addresses={
             "apikey": {"pk": key.pk},
             "call-detail": {"pk": call().uid},
+            "call-now": {"pk": call(host_id=bot.pk, user_id=owner.pk, gateway_id=link.gateway_id).uid},
             "event-detail": {"pk": event.uid},
             "host-approve": {"pk": waiting.pk},
             "role-detail": {"pk": lonely.pk},

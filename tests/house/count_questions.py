@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from accounts.models import ApiKey, Role, Team, User
 from auditlog.models import Call, Event
+from auditlog.reasons import REASONS, Step
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import Connection
@@ -326,6 +327,24 @@ def _same_request(ask: Ask) -> int:
     return model.objects.filter(correlation_id=one.correlation_id).count()
 
 
+def _refused_since(ask: Ask) -> str:
+    """What an event refused: the calls of its thing with that reason, from its second on."""
+    uid, _, reason = ask.pk.partition(":")
+    event = Event.objects.get(uid=uid)
+    named = {"feature": "feature_name", "assignment": "server_id"}.get(event.target_type, f"{event.target_type}_id")
+    of = event.target_label if event.target_type == "feature" else event.target_id
+    if event.target_type == "assignment":
+        of = str(Assignment.objects.get(pk=event.target_id).server_id)
+    since = event.created_at.replace(microsecond=0)
+    number = Call.objects.filter(deny_reason=reason, created_at__gte=since, **{named: of}).count()
+    return f"Refused {'once' if number == 1 else f'{number} times'} since"
+
+
+def _not_reached(ask: Ask) -> int:
+    """The checks behind the one that refused it, of the eleven."""
+    return sum(step > REASONS[_call(ask).deny_reason].step for step in Step)
+
+
 def _facet_calls(ask: Ask) -> int:
     return _calls(ask).filter(**{ask.kind: ask.pk}).count()
 
@@ -584,6 +603,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "call.parts": lambda ask: (_call(ask).duration_ms,),
     "call.size": lambda ask: (_call(ask).request_bytes, _call(ask).response_bytes),
     "call.same_request": _same_request,
+    "call.not_reached": _not_reached,
+    "cause.calls": _refused_since,
     "event.same_request": _same_request,
     "event.more": lambda ask: f"+{len(Event.objects.get(uid=ask.pk).changes) - 3}",
     "facet.calls": _facet_calls,

@@ -96,6 +96,7 @@ VERBS = [
     verb(
         "Host.approve",
         page("/hosts/{waiting}/approve/"),
+        page("/logs/remedy/", reason="host_pending", subject="{waiting}"),
         rest("POST /hosts/{waiting}/approve"),
         admin("hosts/host", "approve", "waiting"),
     ),
@@ -108,6 +109,7 @@ VERBS = [
     verb(
         "Host.enable",
         page("/hosts/{host}/enable/"),
+        page("/logs/remedy/", reason="host_disabled", subject="{host}"),
         rest("POST /hosts/{host}/enable"),
         admin("hosts/host", "enable", "host"),
         before=off(Host, "host"),
@@ -154,6 +156,7 @@ VERBS = [
     verb(
         "Connection.enable",
         page("/connections/{connection}/enable/"),
+        page("/logs/remedy/", reason="connection_disabled", subject="{connection}"),
         rest("POST /connections/{connection}/enable"),
         admin("connections/connection", "enable", "connection"),
         before=off(Connection, "connection"),
@@ -278,6 +281,7 @@ VERBS = [
     verb(
         "Gateway.enable",
         page("/gateways/closed/enable/"),
+        page("/logs/remedy/", reason="gateway_disabled", subject="{gateway}"),
         rest("POST /gateways/closed/enable"),
         admin("gateways/gateway", "enable", "gateway"),
         before=off(Gateway, "gateway"),
@@ -317,6 +321,7 @@ VERBS = [
     verb(
         "Assignment.enable",
         page("/assignments/{assignment}/enable/"),
+        page("/logs/remedy/", reason="assignment_disabled", subject="{assignment}"),
         rest("POST /gateways/closed/servers/docs/enable"),
         admin("gateways/assignment", "enable", "assignment"),
         before=off(Assignment, "assignment"),
@@ -348,6 +353,7 @@ VERBS = [
     verb(
         "Feature.enable",
         page("/tools/{tool}/enable/"),
+        page("/logs/remedy/", reason="tool_disabled", subject="{tool}"),
         rest("PATCH /gateways/closed/tools/{tool}", enabled=True),
         admin("gateways/feature", "enable", "tool"),
         before=off(Feature, "tool"),
@@ -385,6 +391,7 @@ VERBS = [
     verb(
         "Server.enable",
         page("/servers/docs/enable/"),
+        page("/logs/remedy/", reason="server_disabled", subject="{server}"),
         rest("POST /servers/docs/enable"),
         admin("servers/server", "enable", "server"),
         before=off(Server, "server"),
@@ -410,6 +417,7 @@ VERBS = [
     verb(
         "Identity.enable",
         page("/identities/{identity}/enable/"),
+        page("/logs/remedy/", reason="identity_disabled", subject="{identity}"),
         rest("POST /identities/{identity}/enable"),
         admin("servers/identity", "enable", "identity"),
         before=off(Identity, "identity"),

@@ -5,7 +5,8 @@ every gateway, for several tools and from several addresses, all in one statemen
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
@@ -18,13 +19,15 @@ from django.db.models import Model
 from django.utils import timezone
 
 from accounts.models import Team
+from auditlog import today
 from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from gatewayadmin.config import database
 from gateways.models import Assignment, Feature
 from proxy.access.decision import decide
 from proxy.access.query import Access, ServersNeeded, Wanted
-from proxy.catalog import OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
+from proxy.catalog import TOOL, Named, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
+from proxy.verdicts import Verdict
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder
@@ -250,7 +253,7 @@ class Plain:
     """What 4.4 says of a world, row by row."""
 
     def __init__(self, bones: Skeleton, drawn: dict[str, list[dict[str, Any]]]) -> None:
-        self.rows, self.drawn = bones.rows, drawn
+        self.bones, self.rows, self.drawn = bones, bones.rows, drawn
 
     def of(self, row: Model) -> dict[str, Any]:
         """What is true of this row."""
@@ -406,6 +409,76 @@ def test_the_decision_is_that_of_the_plain_model(transactional_db: None, rounds:
 
     assert reasons <= EVERY_REASON
     assert rounds < WORLDS or reasons == EVERY_REASON
+
+
+# --- The trail, beside both
+
+# What is to be changed in a world so that a check is passed: of the token, or of what the tool belongs to.
+MENDED: dict[str, Callable[[Plain, Token, int], None]] = {
+    "revoked": lambda world, token, _: world.of(token).update(revoked=False),
+    "connection_revoked": lambda world, token, _: world.of(token.connection).update(revoked=False),
+    "expired": lambda world, token, _: world.of(token).update(ends=None),
+    "user_inactive": lambda world, token, _: world.of(token.connection.user).update(is_active=True),
+    "ip": lambda world, token, _: world.of(token).update(ips=None),
+    "host_disabled": lambda world, token, _: world.of(token.connection.host).update(enabled=True, archived=False),
+    "host_pending": lambda world, token, _: world.of(token.connection.host).update(approved=True),
+    "gateway_disabled": lambda world, token, _: world.of(token.connection.gateway).update(enabled=True),
+    "connection_disabled": lambda world, token, _: world.of(token.connection).update(enabled=True),
+    "gateway_not_reachable": lambda world, token, _: world.of(token.connection.gateway).update(reach="everyone"),
+    "server_disabled": lambda world, _, number: world.drawn["Server"][number].update(enabled=True),
+    "assignment_disabled": lambda world, _, number: world.drawn["Assignment"][number].update(enabled=True),
+    "tool_disabled": lambda world, _, number: (
+        world.drawn["Assignment"][number].update(policy="selected"),
+        world.drawn["Tool"][number].update(enabled=True),
+    )[0],
+    "identity_missing": lambda world, _, number: world.drawn["Assignment"][number].update(scheme="none"),
+    "identity_withdrawn": lambda world, _, number: world.drawn["Assignment"][number].update(allowed=True),
+}
+# Nothing that was looked up says what would follow, or no row of the worlds can be changed so.
+LAST = {"wrong_gateway", "unknown_tool", "out_of_scope", "identity_disabled", "identity_unconfirmed"}
+
+
+def told(verdict: Verdict | None) -> str:
+    """What the trail says first, in the words of the model."""
+    if verdict is None:
+        return "unknown"
+    return verdict.reason or ("the server is asked" if verdict.unlisted else "allowed")
+
+
+@rounds(6, WORLDS)
+def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactional_db: None, rounds: int) -> None:
+    bones = skeleton()
+    painter = Painter(bones)
+    gateways = {gateway.slug: gateway for gateway in bones.rows["Gateway"]}
+    followed = 0
+
+    for number in range(rounds):
+        drawn = bones.world((seed() * rounds + number) % WORLDS)
+        painter.paint(drawn)
+        plain = Plain(bones, drawn)
+        for token, slug, tool, address in product(bones.rows["Token"], gateways, TOOLS, ADDRESSES):
+            link = token.connection
+            question = today.Question(link.host, link.user, gateways[slug], Named(TOOL, tool), address)
+            [verdict] = today.verdicts(question, [today.digests_of(token)])
+            expected = plain.decides(token, slug, tool, address)
+            assert told(verdict) == expected, (token, slug, tool, address)
+            followed += _follows(plain, token, slug, tool, address, verdict)
+
+    assert followed > rounds
+
+
+def _follows(plain: Plain, token: Token, slug: str, tool: str, address: str, verdict: Verdict | None) -> bool:
+    """Compare the second obstacle with what the model says once the first is out of the way; False when it is last."""
+    assert verdict is not None
+    number = next((n for n, one in enumerate(plain.rows["Assignment"]) if tool.startswith(f"{one.alias}__")), 0)
+    if verdict.reason not in MENDED:
+        assert not verdict.reason or verdict.reason in LAST
+        return False
+    mended = Plain(plain.bones, deepcopy(plain.drawn))
+    MENDED[verdict.reason](mended, token, number)
+    rest = verdict._replace(obstacles=verdict.obstacles[1:])
+    assert told(rest) == mended.decides(token, slug, tool, address), (verdict.obstacles, tool, address)
+    return True
 
 
 EVERY_REASON = {

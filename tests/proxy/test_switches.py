@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from accounts.models import User
+from auditlog.models import Call
+from auditlog.today import ask, question_of
 from gateways.models import Feature, IdentityScheme
 from servers.models import AuthType
 from tests import make, upstreams
@@ -127,3 +129,29 @@ def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
     sql("UPDATE gateways_feature SET enabled = true WHERE exposed_name = 'github__whoami'")
     assert "github__whoami" in world.bot.tools()
     assert outcome(world.bot.call("github__whoami")) == 200
+
+
+# From the last check to the first, so that what was told before is what comes next.
+LAYERS = {
+    "servers_identity": "identity_disabled",
+    "gateways_assignment": "assignment_disabled",
+    "servers_server": "server_disabled",
+    "connections_connection": "connection_disabled",
+    "gateways_gateway": "gateway_disabled",
+    "hosts_host": "host_disabled",
+}
+
+
+def test_what_would_be_decided_now_is_what_the_next_call_is_told(world: World) -> None:
+    """Each call is asked about again once it is logged: the reason is its own, and behind it stand those before."""
+    told: list[str] = []
+    for table, reason in LAYERS.items():
+        sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])
+        told.insert(0, reason)
+        world.bot.call("github__whoami")
+        call = Call.objects.latest("created_at", "id")
+        question = question_of(call)
+        assert question is not None
+
+        assert call.deny_reason == reason
+        assert [obstacle.reason for obstacle in ask(question).verdict.obstacles] == told

@@ -1,0 +1,392 @@
+"""What brought a refusal about, how often it has refused since, and the one act that ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from django.db.models import Model, Q
+from django.urls import reverse
+
+from accounts.models import Role, User, permissions_of
+from auditlog.actions import Action
+from auditlog.models import Call, Event
+from auditlog.search.filters import CallFilter
+from auditlog.search.histogram import stamp
+from auditlog.today import Answer, feature_of
+from capabilities import Capability, CapabilityRequired
+from connections.models import Connection
+from gateways.models import Assignment, Feature, Gateway
+from hosts.models import Host, NotPending
+from proxy.catalog import Named
+from proxy.verdicts import Obstacle
+from servers.models import HeldDisabled, Identity, Server
+from tokens.models import Token
+from ui.pages import first_names
+
+MOST_NAMED = 50
+
+MODELS: dict[str, type[Model]] = {
+    "host": Host,
+    "gateway": Gateway,
+    "connection": Connection,
+    "user": User,
+    "token": Token,
+    "server": Server,
+    "assignment": Assignment,
+    "feature": Feature,
+    "identity": Identity,
+}
+
+
+class CannotMend(Exception):
+    """The act does not end this any more; the message says why."""
+
+
+class Remedy(NamedTuple):
+    """What ends one kind of refusal: of which thing, by which act.
+
+    `began` are the events that bring it about, `needs` what the act takes. `verb` is the method of the model that ends
+    it; without one `page` leads to where a person decides. With neither only the person whose call it is can act.
+    """
+
+    subject: str
+    began: tuple[Action, ...] = ()
+    needs: Capability | None = None
+    label: str = ""
+    verb: str = ""
+    page: Callable[[Any], str] | None = None
+
+
+def _at(name: str, field: str = "pk") -> Callable[[Any], str]:
+    return lambda row: reverse(name, args=[getattr(row, field)])
+
+
+def _tools_of(feature: Feature) -> str:
+    return reverse("gateways:tools", args=[feature.assignment.gateway.slug])
+
+
+_TOOL_OFF = Remedy("feature", (Action.FEATURE_DISABLED,), Capability.GATEWAYS_MANAGE, "Enable", "enable", _tools_of)
+_ANOTHER = "Only {owner} can make another token."
+_OWN_IDENTITY = "Only {owner} can end this, at My identities."
+
+REMEDIES = {
+    "host_disabled": Remedy(
+        "host", (Action.HOST_DISABLED, Action.HOST_ARCHIVED), Capability.HOSTS_TOGGLE, "Enable host", "enable"
+    ),
+    "host_pending": Remedy("host", (Action.HOST_APPEARED,), Capability.HOSTS_TOGGLE, "Approve", "approve"),
+    "gateway_disabled": Remedy(
+        "gateway", (Action.GATEWAY_DISABLED,), Capability.GATEWAYS_TOGGLE, "Enable gateway", "enable"
+    ),
+    "connection_disabled": Remedy(
+        "connection", (Action.CONNECTION_DISABLED,), Capability.CONNECTIONS_TOGGLE, "Enable connection", "enable"
+    ),
+    "user_inactive": Remedy(
+        "user",
+        (Action.USER_DEACTIVATED,),
+        Capability.PEOPLE_MANAGE,
+        "Open the person",
+        page=_at("accounts:person"),
+    ),
+    "gateway_not_reachable": Remedy(
+        "gateway", (), Capability.GATEWAYS_MANAGE, "Choose who may use it", page=_at("gateways:reach", "slug")
+    ),
+    "rate_limited": Remedy(
+        "gateway", (), Capability.GATEWAYS_MANAGE, "Open the gateway's limit", page=_at("gateways:limit", "slug")
+    ),
+    "server_disabled": Remedy(
+        "server", (Action.SERVER_DISABLED,), Capability.SERVERS_TOGGLE, "Enable server", "enable"
+    ),
+    "assignment_disabled": Remedy(
+        "assignment", (Action.ASSIGNMENT_DISABLED,), Capability.GATEWAYS_TOGGLE, "Enable on this gateway", "enable"
+    ),
+    "tool_disabled": _TOOL_OFF._replace(label="Enable tool"),
+    "prompt_disabled": _TOOL_OFF._replace(label="Enable prompt"),
+    "resource_disabled": _TOOL_OFF._replace(label="Enable resource"),
+    "definition_held": Remedy(
+        "feature",
+        (Action.FEATURE_HELD, Action.FEATURE_CHANGED),
+        Capability.GATEWAYS_MANAGE,
+        "Look at the definition",
+        page=_at("gateways:feature"),
+    ),
+    "definition_quarantined": Remedy(
+        "feature",
+        (Action.FEATURE_QUARANTINED,),
+        Capability.GATEWAYS_MANAGE,
+        "Look at the definition",
+        page=_at("gateways:feature"),
+    ),
+    "identity_disabled": Remedy(
+        "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable identity", "enable"
+    ),
+    "identity_off": Remedy(
+        "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable identity", "enable"
+    ),
+    "identity_withdrawn": Remedy(
+        "identity",
+        (),
+        Capability.IDENTITIES_MANAGE,
+        "Choose its gateways",
+        page=_at("gateways:identity_gateways"),
+    ),
+    "identity_unconfirmed": Remedy("identity", label="Confirm", page=_at("servers:confirm_identity")),
+    "identity_missing": Remedy("connection"),
+    "identity_sign_in": Remedy("identity", (Action.IDENTITY_SIGN_IN_NEEDED,)),
+    "identity_scope": Remedy("identity"),
+    "revoked": Remedy("token", (Action.TOKEN_REVOKED,)),
+    "stale_generation": Remedy("connection", (Action.KEY_REGENERATED,)),
+    "connection_revoked": Remedy("connection", (Action.CONNECTION_REVOKED,)),
+    "expired": Remedy("token"),
+    "ip": Remedy(
+        "token", (Action.TOKEN_UPDATED,), Capability.API_TOKENS_MANAGE, "Edit the token", page=_at("tokens:edit")
+    ),
+    "out_of_scope": Remedy("token"),
+}
+# What only the person whose call it is can do.
+OWNERS = {
+    "identity_missing": _OWN_IDENTITY,
+    "identity_sign_in": _OWN_IDENTITY,
+    "identity_scope": _OWN_IDENTITY,
+    "identity_unconfirmed": _OWN_IDENTITY,
+    "revoked": _ANOTHER,
+    "stale_generation": "Only {owner} can connect the app again.",
+    "connection_revoked": "Only {owner} can connect again.",
+    "expired": _ANOTHER,
+    "out_of_scope": "The servers of a token stay as they were chosen. " + _ANOTHER,
+    "not_connected": "Only {owner} can connect it.",
+    "no_token": _ANOTHER,
+}
+OWN_PAGES = dict.fromkeys(
+    ("identity_missing", "identity_sign_in", "identity_scope"), ("connections:mine", "My identities")
+)
+
+# How an event is told in a trail.
+WORDS = {
+    Action.HOST_ARCHIVED: "Archived",
+    Action.HOST_APPEARED: "Appeared",
+    Action.USER_DEACTIVATED: "Deactivated",
+    Action.FEATURE_HELD: "Changed by its server",
+    Action.FEATURE_CHANGED: "Changed by its server",
+    Action.FEATURE_QUARANTINED: "Put in quarantine",
+    Action.IDENTITY_SIGN_IN_NEEDED: "Ended",
+    Action.TOKEN_REVOKED: "Revoked",
+    Action.TOKEN_UPDATED: "Changed",
+    Action.KEY_REGENERATED: "Regenerated",
+    Action.CONNECTION_REVOKED: "Revoked",
+}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What is known of one obstacle, as far as `reader` may know it.
+
+    `event` brought it about; `count` calls of the log were refused so since, which `calls` leads to. `act` is the label
+    of what ends it: a verb to send with `subject`, or the page `link`. `who` says who can, where the reader cannot.
+    """
+
+    reason: str
+    event: Event | None = None
+    words: str = ""
+    by: str = ""
+    count: str = ""
+    calls: str = ""
+    act: str = ""
+    subject: str = ""
+    link: str = ""
+    who: str = ""
+
+    @property
+    def since(self) -> datetime | None:
+        """When it began."""
+        return self.event.created_at if self.event else None
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The things an obstacle can be about."""
+
+    ids: dict[str, Any]
+    feature: Named | None
+    owner: User | None
+
+    def row(self, subject: str) -> Any:
+        """The thing; None when it is not there any more."""
+        if subject == "feature":
+            return self._feature()
+        if subject == "assignment" and not self.ids.get("assignment"):
+            return Assignment.objects.live().filter(gateway=self.ids["gateway"], server=self.ids["server"]).first()
+        pk = self.ids.get(subject)
+        return MODELS[subject]._default_manager.filter(pk=pk).first() if pk else None
+
+    def _feature(self) -> Feature | None:
+        assignment = self.row("assignment")
+        if assignment is None or self.feature is None:
+            return None
+        named = Q(exposed_name=self.feature.name)
+        name = self.feature.name.removeprefix(assignment.prefix)
+        rows = Feature.objects.filter(assignment=assignment, kind=self.feature.kind)
+        return rows.filter(named | Q(name=name)).select_related("assignment__gateway").first()
+
+
+def of_call(call: Call) -> Subjects:
+    """What a logged call was about."""
+    names = ("host", "gateway", "connection", "user", "token", "server", "identity")
+    ids = {name: getattr(call, f"{name}_id") for name in names}
+    return Subjects(ids, feature_of(call), User.objects.filter(pk=call.user_id).first() if call.user_id else None)
+
+
+def of_answer(answer: Answer, obstacle: Obstacle) -> Subjects:
+    """What an obstacle of today is about."""
+    question, at = answer.question, obstacle.assigned
+    ids = {
+        "host": question.host.pk,
+        "gateway": question.gateway.pk,
+        "user": question.user.pk,
+        "connection": answer.connection.pk
+        if answer.connection
+        else answer.token.connection_id
+        if answer.token
+        else None,
+        "token": answer.token.pk if answer.token else None,
+        "server": at.server_id if at else None,
+        "assignment": at.id if at else None,
+        "identity": at.identity_id if at else None,
+    }
+    return Subjects(ids, question.feature, question.user)
+
+
+def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, still: bool = True) -> Cause:
+    """What `reader` may know of this obstacle, and do about it; of a call's, what was so `before` it.
+
+    Without `still` it is over, and no act is offered.
+    """
+    remedy = REMEDIES.get(reason)
+    row = subjects.row(remedy.subject) if remedy else None
+    if remedy is None or row is None:
+        return Cause(reason, who=_owner_only(reason, subjects) if still else "")
+    told = _history(reason, remedy, row, subjects, reader, before)
+    act = _act(reason, remedy, row, subjects, reader) if still else {}
+    return Cause(reason, **told, **act)  # type: ignore[arg-type]  # The event is not of these.
+
+
+def mend(reason: str, pk: Any, *, by: User) -> Model:
+    """Do what ends it, by the verb of the thing itself; the thing.
+
+    Raises KeyError or Model.DoesNotExist for what is none, CapabilityRequired, or CannotMend.
+    """
+    remedy = REMEDIES[reason]
+    if not remedy.verb:
+        raise KeyError(reason)
+    row: Model = _rows(remedy.subject).get(pk=pk)
+    if (missing := _missing(remedy, row, by)) is not None:
+        raise CapabilityRequired(missing)
+    try:
+        getattr(row, remedy.verb)(by=by)
+    except (HeldDisabled, NotPending) as refused:
+        raise CannotMend(str(refused)) from None
+    return row
+
+
+def is_a_switch(reason: str) -> bool:
+    """Whether an act ends this refusal for everybody it meets."""
+    return reason in REMEDIES and REMEDIES[reason].verb != ""
+
+
+def _rows(subject: str) -> Any:
+    """The things an act may be for: those that have not ended."""
+    rows = MODELS[subject]._default_manager.all()
+    match subject:
+        case "host" | "gateway" | "server":
+            return rows.filter(archived_at=None)
+        case "connection" | "identity":
+            return rows.filter(revoked_at=None)
+        case "assignment":
+            return rows.filter(removed_at=None)
+    return rows.filter(assignment__removed_at=None)
+
+
+def _missing(remedy: Remedy, row: Any, reader: User) -> Capability | None:
+    """The capability that `reader` lacks for the act; None when they may."""
+    if isinstance(row, Identity) and remedy.verb:
+        return None if row.may_be_enabled_by(reader) else row.needed
+    return None if remedy.needs is None or reader.has_perm(remedy.needs) else remedy.needs
+
+
+def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User) -> dict[str, str]:
+    if isinstance(row, Identity) and reason == "identity_unconfirmed":
+        may, who = row.may_be_confirmed_by(reader), "" if row.is_shared else _owner_only(reason, subjects)
+        return _led(remedy, row) if may else {"who": who or _who(Capability.IDENTITIES_MANAGE, reader)}
+    if remedy.needs is None:
+        return _own_act(reason, subjects, reader)
+    if (missing := _missing(remedy, row, reader)) is not None:
+        return {"who": _who(missing, reader)}
+    if remedy.verb and not _rows(remedy.subject).filter(pk=row.pk).exists():
+        return {"who": "It has ended for good."}
+    if remedy.verb and not (isinstance(row, Feature) and row.enabled):
+        return {"act": remedy.label, "subject": str(row.pk)}
+    return _led(remedy._replace(label="Open its tools") if remedy.verb else remedy, row)
+
+
+def _led(remedy: Remedy, row: Any) -> dict[str, str]:
+    return {"act": remedy.label, "link": remedy.page(row)} if remedy.page else {}
+
+
+def _own_act(reason: str, subjects: Subjects, reader: User) -> dict[str, str]:
+    if subjects.owner == reader and reason in OWN_PAGES:
+        name, label = OWN_PAGES[reason]
+        return {"act": label, "link": reverse(name)}
+    return {"who": _owner_only(reason, subjects)}
+
+
+def _owner_only(reason: str, subjects: Subjects) -> str:
+    owner = subjects.owner.email if subjects.owner else "its owner"
+    return OWNERS.get(reason, "").format(owner=owner)
+
+
+def _who(needs: Capability, reader: User) -> str:
+    """Who can, as a sentence: people for who sees people, else the roles that hold the capability."""
+    granting = permissions_of([needs])
+    if any(map(reader.has_perm, (Capability.PEOPLE_MANAGE, Capability.AUDIT_READ))):
+        holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
+        names = list(holders.order_by("email").values_list("email", flat=True).distinct()[:MOST_NAMED])
+        return f"{first_names(names)} can." if names else "Nobody can at present."
+    roles = Role.objects.filter(permissions__in=granting).order_by("name").values_list("name", flat=True).distinct()
+    return f"It takes the capability “{needs.label}”, which these roles hold: {first_names(list(roles))}."
+
+
+def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
+    """The event that brought it about, by whom for who may read events, and the calls refused since."""
+    events = Event.objects.filter(target_type=row._meta.model_name, target_id=str(row.pk), action__in=remedy.began)
+    event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None
+    if event is None:
+        return {}
+    narrowed = dict(_narrowed(reason, remedy.subject, row, subjects)) | {"from": stamp(event.created_at)}
+    return {
+        "event": event,
+        "words": WORDS.get(Action(event.action), "Switched off"),
+        "by": event.actor_email if reader.has_perm(Capability.AUDIT_READ) else "",
+        "count": str(CallFilter(narrowed).search().count()),
+        "calls": f"{reverse('auditlog:calls')}?{urlencode(narrowed)}",
+    }
+
+
+def _narrowed(reason: str, subject: str, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:
+    """The calls this refuses, as the filters of the Logs page."""
+    yield "q", f"reason is {reason}"
+    match subject:
+        case "host" | "gateway" | "server" | "user" | "connection":
+            yield subject, str(row.pk)
+        case "token":
+            yield "connection", str(row.connection_id)
+        case "identity":
+            yield "server", str(row.server_id)
+        case "assignment" | "feature":
+            assignment = row if isinstance(row, Assignment) else row.assignment
+            yield "gateway", str(assignment.gateway_id)
+            yield from (("server", str(assignment.server_id)),)
+            if isinstance(row, Feature):
+                yield "tool", row.exposed_name

@@ -1,0 +1,224 @@
+"""What the gateway would decide now: a host, a person, a gateway and a tool are asked about, and nothing is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import psycopg
+from django.db import connection as database
+from django.db.models import F
+from django.utils import timezone
+from oauth2_provider.models import RefreshToken
+
+from accounts.models import User, WorkspaceSettings
+from auditlog.models import Call
+from auditlog.reasons import Reason, Step, reason_of
+from connections.models import Connection
+from gateways.models import Feature, Gateway
+from hosts.models import Host
+from oauth.models import Binding
+from proxy.access.decision import Grant
+from proxy.access.query import STATEMENT, STATEMENT_OF_TRIPLE, AccessQuery, TokenDigests, parameters, read_grants
+from proxy.catalog import PROMPT, RESOURCE, TOOL, Named
+from proxy.verdicts import Obstacle, Verdict, verdict, wanted_for
+from servers.models import cipher
+from tokens.models import Token, TokenKind
+
+MOST_TOKENS = 50  # Of one connection, the last used first.
+MOST_NAMED = 3
+MOST_COMPARED = 2000  # Names of tools among which near ones are looked for.
+CUT_NAME = 300  # A name of this length may be the beginning of a longer one.
+NO_TOKEN = TokenDigests((None,), (None,))
+
+
+class Credential(NamedTuple):
+    """What a request could come with: a token, of which the text is not needed, and as what the statement knows it."""
+
+    token: Token | None
+    digests: TokenDigests
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whether this person may do this with this host at this gateway; `token` is the one a call came with."""
+
+    host: Host
+    user: User
+    gateway: Gateway
+    feature: Named | None = None
+    address: str | None = None
+    token: Token | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What would be decided now, with the token that gets furthest; None when there is none to come with."""
+
+    question: Question
+    verdict: Verdict
+    token: Token | None
+    connection: Connection | None
+
+    @property
+    def works(self) -> bool | None:
+        """Whether the call would go to its server; None when only the server knows whether there is such a tool."""
+        if self.verdict.obstacles:
+            return False
+        return None if self.verdict.unlisted else True
+
+    @property
+    def obstacles(self) -> list[tuple[Obstacle, Reason]]:
+        """Everything in the way, in the order of the checks, each with its words."""
+        return [(each, words_for(each.reason)) for each in self.verdict.obstacles]
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether no list of the gateway has had what was asked for."""
+        return self.verdict.unlisted or any(each.reason == "unknown_tool" for each in self.verdict.obstacles)
+
+    @property
+    def stops_at(self) -> Step | None:
+        """The check that would stop it."""
+        return words_for(self.verdict.reason).step if self.verdict.obstacles else None
+
+
+# What stands in the way before there is a token to ask with.
+UNCONNECTED = {
+    "not_connected": Reason(Step.TOKEN, "This person has not connected this app or agent to the gateway."),
+    "no_token": Reason(Step.TOKEN, "The connection has no token that could be used."),
+}
+
+
+def words_for(reason: str) -> Reason:
+    """The check and the sentence of a reason."""
+    words = UNCONNECTED.get(reason) or reason_of("denied", reason)
+    assert words is not None  # Every reason of the proxy has its words.
+    return words
+
+
+def ask(question: Question) -> Answer:
+    """What would be decided now, by the statement and the checks that decide requests."""
+    live = Connection.objects.live().filter(host=question.host, gateway=question.gateway, user=question.user).first()
+    answers = list(_with_tokens(question, live))
+    if live is not None and _renews(live) and all(each.verdict.reason in ("expired", "") for each in answers):
+        # Its app fetches another access token by itself, before the next call.
+        answers = [each for each in answers if each.works] or [_without_token(question, live)]
+    if not answers:
+        missing = Obstacle("no_token" if live else "not_connected")
+        return _without_token(question, live, missing)
+    return max(answers, key=lambda answer: _reach(answer, question.token))
+
+
+def _reach(answer: Answer, preferred: Token | None) -> tuple[bool, int, bool]:
+    """How far a token gets; of those that get equally far, the one of the call counts."""
+    is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
+    return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred
+
+
+def _with_tokens(question: Question, live: Connection | None) -> Iterator[Answer]:
+    credentials = list(_credentials(question, live))
+    for credential, found in zip(credentials, verdicts(question, [each.digests for each in credentials]), strict=True):
+        if found is not None:
+            yield Answer(question, found, credential.token, live)
+
+
+def verdicts(question: Question, tokens: Sequence[TokenDigests]) -> list[Verdict | None]:
+    """What each of these tokens would be told; None of one that the database does not know."""
+    if not tokens:
+        return []
+    wanted = wanted_for(question.feature)
+    queries = [AccessQuery(digests, question.gateway.slug, wanted) for digests in tokens]
+    grants = _run(STATEMENT, parameters(queries), ())
+    found = (grants.get(number) for number in range(len(tokens)))
+    return [None if grant is None else _judge(grant, question) for grant in found]
+
+
+def _credentials(question: Question, live: Connection | None) -> Iterator[Credential]:
+    if question.token is not None and question.token.digest is not None:
+        yield Credential(question.token, digests_of(question.token))
+    if live is None:
+        return
+    for token in (
+        Token.objects.live()
+        .filter(connection=live, kind=TokenKind.ACCESS)
+        .exclude(digest=None)
+        .order_by(F("last_used_at").desc(nulls_last=True), "-created_at")[:MOST_TOKENS]
+    ):
+        if token != question.token:
+            yield Credential(token, digests_of(token))
+    bound = Binding.objects.filter(connection=live, access_token__isnull=False).order_by("-created_at")
+    for checksum in bound.values_list("access_token__token_checksum", flat=True)[:MOST_TOKENS]:
+        yield Credential(None, TokenDigests((None,), (checksum,)))
+
+
+def digests_of(token: Token) -> TokenDigests:
+    """As what the statement knows an API access token."""
+    return TokenDigests((bytes(token.digest or b""),), (None,))
+
+
+def _renews(live: Connection) -> bool:
+    """Whether the app of this connection holds what it gets another access token with."""
+    idle = timedelta(days=WorkspaceSettings.load().oauth_refresh_idle_days)
+    fresh = RefreshToken.objects.filter(revoked=None, created__gt=timezone.now() - idle)
+    return bool(fresh.filter(binding__connection=live, binding__superseded_at=None).exists())
+
+
+def _without_token(question: Question, live: Connection | None, *missing: Obstacle) -> Answer:
+    """What a new token of theirs would be told."""
+    triple = [str(each.pk) for each in (question.host, question.gateway, question.user)]
+    query = AccessQuery(NO_TOKEN, question.gateway.slug, wanted_for(question.feature))
+    grant = _run(STATEMENT_OF_TRIPLE, parameters([query]), triple)[0]
+    found = _judge(grant, question)
+    return Answer(question, found._replace(obstacles=(*missing, *found.obstacles)), None, live)
+
+
+def _judge(grant: Grant, question: Question) -> Verdict:
+    return verdict(grant, question.feature, question.address, cipher())
+
+
+def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> dict[int, Any]:
+    """The grants by the numbers of the queries, read over the connection of the page."""
+    with database.cursor() as cursor, psycopg.RawCursor(cursor.connection) as raw:
+        raw.execute(statement, [*(each.decode() for each in queried), *further])
+        assert raw.pgresult is not None
+        return read_grants(raw.pgresult)
+
+
+def question_of(call: Call) -> Question | None:
+    """The same again: what this call asked for, from where, with its token. None where its host or person is gone."""
+    if call.host_id is None or call.user_id is None or call.gateway_id is None:
+        return None
+    host = Host.objects.filter(pk=call.host_id).first()
+    user = User.objects.filter(pk=call.user_id).first()
+    gateway = Gateway.objects.filter(pk=call.gateway_id).first()
+    if host is None or user is None or gateway is None:
+        return None
+    token = Token.objects.filter(pk=call.token_id).first() if call.token_id else None
+    return Question(host, user, gateway, feature_of(call), call.client_ip, token)
+
+
+def feature_of(call: Call) -> Named | None:
+    """What a call was for; None when that is not known whole."""
+    if call.feature_type not in (TOOL, PROMPT, RESOURCE) or not 0 < len(call.feature_name) < CUT_NAME:
+        return None
+    return Named(call.feature_type, call.feature_name)
+
+
+def near_tools(reader: User, gateway: Gateway, name: str) -> list[str]:
+    """Tools of the gateway with nearly this name; none where `reader` may not see its tools."""
+    tools = Feature.objects.tools().offered().filter(assignment__gateway=gateway, assignment__removed_at=None)
+    shown = tools.filter(
+        assignment__server__archived_at=None, assignment__gateway__in=Gateway.objects.visible_to(reader)
+    )
+    names = shown.order_by("exposed_name").values_list("exposed_name", flat=True)[:MOST_COMPARED]
+    known = {each.lower(): each for each in names}
+    word = name.lower()
+    bare = word.rpartition("__")[2]
+    near = get_close_matches(word, known, MOST_NAMED)
+    near += [each for each in known if bare and bare in each]
+    near += [each for each in known if each.rpartition("__")[2] in get_close_matches(bare, [each.rpartition("__")[2]])]
+    return [known[each] for each in dict.fromkeys(near)][:MOST_NAMED]

@@ -1,0 +1,162 @@
+"""What if: the trail of an app or agent, a person, a gateway and a tool now; and the act that ends an obstacle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.http import Http404, HttpResponse
+from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.http import require_GET, require_POST
+from rest_framework import serializers
+
+from accounts.models import User
+from auditlog.remedies import CannotMend, mend
+from auditlog.today import Question, ask
+from auditlog.trail import Trail, trail_of
+from capabilities import Capability, requires
+from connections.subjects import Reader, listed_gateway, listed_host, listed_person
+from gateways.models import Feature, Gateway
+from hosts.models import Host
+from proxy.catalog import TOOL, Named
+from ui.operations import Query
+from ui.pages import AppRequest, leave, show
+from ui.subjects import Subject
+
+MOST_OFFERED = 100  # Names a picker suggests; any other can be typed.
+LONGEST_TOOL = 500
+THINGS = ("host", "user", "gateway")
+
+
+class WhatIfQuery(Query):
+    """A question: who would do what, with what, where. Without a tool it is whether they are let in at all."""
+
+    host = listed_host()
+    user = listed_person()
+    gateway = listed_gateway()
+    tool = serializers.CharField(required=False, allow_blank=True, max_length=LONGEST_TOOL)
+    address = serializers.IPAddressField(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if several := {name: _several(attrs[name]) for name in THINGS if len(attrs[name]) > 1}:
+            raise serializers.ValidationError(several)
+        return attrs
+
+
+def _several(pks: list[Any]) -> str:
+    return f"{len(pks)} have this name. Give the id of one."
+
+
+def asked(data: dict[str, Any]) -> Question:
+    """The question that a query is, with what it names."""
+    host, user, gateway = (data[name][0] for name in THINGS)
+    feature = Named(TOOL, data["tool"]) if data.get("tool") else None
+    return Question(
+        Host.objects.get(pk=host),
+        User.objects.get(pk=user),
+        Gateway.objects.get(pk=gateway),
+        feature,
+        data.get("address"),
+    )
+
+
+class Picker(NamedTuple):
+    """One field of the question."""
+
+    name: str
+    label: str
+    help: str = ""
+    optional: bool = False
+    value: str = ""
+    error: str = ""
+    offers: Sequence[str] = ()
+
+
+PICKERS = (
+    Picker("host", "App or agent"),
+    Picker("user", "Person"),
+    Picker("gateway", "Gateway"),
+    Picker("tool", "Tool", "As clients call it. Without one: whether they are let in.", optional=True),
+    Picker("address", "From address", "For tokens that may be used from some addresses only.", optional=True),
+)
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def what_if(request: AppRequest) -> HttpResponse:
+    """The trail as it would be now; the question is in the address of the page."""
+    values = {picker.name: text for picker in PICKERS if (text := request.GET.get(picker.name, "").strip())}
+    query = WhatIfQuery(data=values, context={"view": Reader(request.user)})
+    trail, errors = None, {}
+    if values and query.is_valid():
+        trail = trail_of(ask(asked(query.validated_data)), request.user)
+    elif values:
+        errors = {name: str(texts[0]) for name, texts in query.errors.items()}
+    shown, offers = values | _named(trail), _offers(Reader(request.user), trail)
+    context = {
+        "trail": trail,
+        "asked_wrongly": bool(errors),
+        "pickers": [
+            each._replace(
+                value=shown.get(each.name, ""), error=errors.get(each.name, ""), offers=offers.get(each.name, ())
+            )
+            for each in PICKERS
+        ],
+        "back": request.get_full_path(),
+        "near": [(name, f"?{urlencode(values | {'tool': name})}") for name in trail.near] if trail else [],
+    }
+    return show(request, "auditlog/what_if.html", context, status=HTTPStatus.UNPROCESSABLE_ENTITY if errors else 200)
+
+
+def what_if_url(question: Question) -> str:
+    """The page with this question."""
+    values = {"host": question.host.pk, "user": question.user.pk, "gateway": question.gateway.pk}
+    tool = {"tool": question.feature.name} if question.feature and question.feature.kind == TOOL else {}
+    address = {"address": question.address} if question.address else {}
+    return f"{reverse('auditlog:what_if')}?{urlencode(values | tool | address)}"
+
+
+def _named(trail: Trail | None) -> dict[str, str]:
+    """The names of what was given by id, where a name alone says which it is."""
+    if trail is None:
+        return {}
+    question = trail.answer.question
+    named = {"user": question.user.email, "gateway": question.gateway.slug}
+    is_alone = not Host.objects.filter(name__iexact=question.host.name).exclude(pk=question.host.pk).exists()
+    return named | {"host": question.host.name if is_alone else str(question.host.pk)}
+
+
+def _offers(reader: Reader, trail: Trail | None) -> dict[str, list[str]]:
+    """What the pickers suggest: the first of what this reader sees in lists."""
+    offers = {name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, Subject)}
+    gateway = trail.answer.question.gateway if trail else None
+    if gateway is not None and Gateway.objects.visible_to(reader.me).filter(pk=gateway.pk).exists():
+        tools = Feature.objects.tools().offered().filter(assignment__gateway=gateway, assignment__removed_at=None)
+        offers["tool"] = list(tools.order_by("exposed_name").values_list("exposed_name", flat=True)[:MOST_OFFERED])
+    return offers
+
+
+def _first(field: Subject, reader: Reader) -> list[str]:
+    name = field.names[0]
+    rows = field.listed(reader)  # type: ignore[arg-type]  # It asks for no more than who reads.
+    return list(rows.order_by(name).values_list(name, flat=True).distinct()[:MOST_OFFERED])
+
+
+@require_POST
+@requires(Capability.LOGS_READ)
+def remedy(request: AppRequest) -> HttpResponse:
+    """End one obstacle by the verb of the thing it is about, and go back to the trail."""
+    back = request.POST.get("back", "")
+    if not (back.startswith("/") and url_has_allowed_host_and_scheme(back, allowed_hosts=None)):
+        back = reverse("auditlog:calls")
+    try:
+        row = mend(request.POST.get("reason", ""), request.POST.get("subject", ""), by=request.user)
+    except CannotMend as refused:
+        return leave(request, back, str(refused))
+    except (KeyError, ValidationError, ObjectDoesNotExist, ValueError):
+        raise Http404 from None
+    return leave(request, back, f"{str(row._meta.verbose_name).capitalize()} switched on")

@@ -1,0 +1,152 @@
+"""What would become of a request now, asked without one: checks 4 to 10 and 13 to 15 of the decision order.
+
+Pages and REST ask here. The grant comes from the statement that decides requests, and the checks are those of requests:
+`decide`, `resolve_call`, `credential_of`. Nothing is sent to a server, nothing is logged, no limit counts it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from proxy.access.decision import AssignedServer, Grant, decide
+from proxy.access.query import NOTHING, ServersNeeded, Wanted
+from proxy.catalog import (
+    TOOL,
+    AliasMissing,
+    IdentityUnreadable,
+    Named,
+    OutOfScope,
+    Refusal,
+    Resolved,
+    UnknownFeature,
+    credential_of,
+    is_nameable,
+    lookup_key,
+    resolve_call,
+)
+from wire.cipher import Cipher
+
+
+class Obstacle(NamedTuple):
+    """A check that is not passed: its reason in the log, and the server it is about, if it is about one."""
+
+    reason: str
+    assigned: AssignedServer | None = None
+
+
+class Verdict(NamedTuple):
+    """All that stands between a request and its server, in the order of the checks; the first is what it is told.
+
+    Behind some obstacles nothing more can be told, such as the name of a tool that nobody knows. `assigned` is the
+    server it would go to. `unlisted`: no list of that server has the tool so far, so that only a call can tell whether
+    there is one. `by_arguments`: its definition is held back, and goes on only if the arguments fit the offered one.
+    """
+
+    obstacles: tuple[Obstacle, ...]
+    assigned: AssignedServer | None = None
+    unlisted: bool = False
+    by_arguments: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why it would be refused; empty when it would not."""
+        return self.obstacles[0].reason if self.obstacles else ""
+
+
+def wanted_for(feature: Named | None) -> Wanted:
+    """What the statement has to say for a verdict on this feature; None for a request that is for none."""
+    if feature is None or not is_nameable(feature):
+        return NOTHING
+    return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
+
+
+def verdict(grant: Grant, feature: Named | None, address: str | None, cipher: Cipher) -> Verdict:
+    """What the gateway would decide now; `address` None asks for an address that the token may be used from."""
+    grant = grant if address is not None else grant._replace(allowed_ips=None)
+    obstacles: list[Obstacle] = []
+    while denied := decide(grant, address or ""):
+        obstacles.append(Obstacle(denied.reason))
+        if denied.reason == "wrong_gateway":
+            return Verdict(tuple(obstacles))  # What is behind another gateway was not looked up.
+        grant = grant._replace(**_PASSED[denied.reason])
+    if feature is None:
+        return Verdict(tuple(obstacles))
+    return _of_feature(grant, feature, obstacles, cipher)
+
+
+def _of_feature(grant: Grant, feature: Named, obstacles: list[Obstacle], cipher: Cipher) -> Verdict:
+    if not is_nameable(feature):
+        return Verdict((*obstacles, Obstacle("unknown_tool")))
+    while True:
+        try:
+            resolved = resolve_call(grant, feature)
+        except (OutOfScope, Refusal) as refused:
+            reason = refused.reason if isinstance(refused, Refusal) else "out_of_scope"
+            obstacles.append(Obstacle(reason, refused.assigned))
+            passed = _PASSED_AT_SERVER[reason](refused.assigned)
+            grant = grant._replace(assignments=[passed if each.id == passed.id else each for each in grant.assignments])
+        except (UnknownFeature, AliasMissing) as unknown:
+            return Verdict((*obstacles, Obstacle(unknown.reason)))
+        else:
+            return _resolved(resolved, feature, obstacles, cipher)
+
+
+def _resolved(
+    resolved: Resolved | AssignedServer, feature: Named, obstacles: list[Obstacle], cipher: Cipher
+) -> Verdict:
+    if not isinstance(resolved, Resolved):
+        return Verdict(tuple(obstacles), resolved, unlisted=True)
+    try:
+        credential_of(resolved.assigned, cipher)
+    except IdentityUnreadable as unreadable:
+        obstacles.append(Obstacle(unreadable.reason, resolved.assigned))
+    is_held = feature.kind == TOOL and resolved.row is not None and resolved.row.approved is not None
+    return Verdict(tuple(obstacles), resolved.assigned, by_arguments=is_held)
+
+
+# What the statement would say if the obstacle were gone.
+_PASSED: dict[str, dict[str, Any]] = {
+    "revoked": {"token_revoked": False},
+    "stale_generation": {"token_stale": False},
+    "connection_revoked": {"connection_revoked": False},
+    "expired": {"token_expired": False},
+    "user_inactive": {"user_active": True},
+    "ip": {"allowed_ips": None},
+    "host_disabled": {"host_enabled": True},
+    "host_pending": {"host_pending": False},
+    "gateway_disabled": {"gateway_enabled": True},
+    "connection_disabled": {"connection_enabled": True},
+    "gateway_not_reachable": {"reaches": True},
+}
+
+_ENABLED, _STATE = 2, 4  # Where in the row of a feature: see AssignedServer.features.
+
+
+def _with_features(assigned: AssignedServer, place: int, value: object) -> AssignedServer:
+    rows = [[*row[:place], value, *row[place + 1 :]] for row in assigned.features or ()]
+    return assigned._replace(features=rows)
+
+
+def _allowed(assigned: AssignedServer) -> AssignedServer:
+    return _with_features(assigned._replace(policy="selected"), _ENABLED, value=True)
+
+
+def _approved(assigned: AssignedServer) -> AssignedServer:
+    return _with_features(assigned, _STATE, "approved")
+
+
+_PASSED_AT_SERVER: dict[str, Callable[[AssignedServer], AssignedServer]] = {
+    "out_of_scope": lambda assigned: assigned._replace(in_scope=True),
+    "server_disabled": lambda assigned: assigned._replace(server_enabled=True),
+    "assignment_disabled": lambda assigned: assigned._replace(enabled=True),
+    "tool_disabled": _allowed,
+    "prompt_disabled": _allowed,
+    "resource_disabled": _allowed,
+    "definition_held": _approved,
+    "definition_quarantined": _approved,
+    "identity_missing": lambda assigned: assigned._replace(scheme="none"),
+    "identity_withdrawn": lambda assigned: assigned._replace(identity_allowed=True),
+    "identity_disabled": lambda assigned: assigned._replace(identity_enabled=True),
+    "identity_off": lambda assigned: assigned._replace(identity_enabled=True),
+    "identity_unconfirmed": lambda assigned: assigned._replace(identity_unconfirmed=False),
+    "identity_sign_in": lambda assigned: assigned._replace(scheme="none"),
+}

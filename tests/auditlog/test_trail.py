@@ -1,0 +1,456 @@
+"""A trail one can act on: who stopped a call, the act that ends it, whether it would work now, and what if."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+from oauth2_provider.models import AccessToken, Application, RefreshToken
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Call, Event
+from auditlog.remedies import OWNERS, REMEDIES
+from auditlog.today import Question, ask, near_tools
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Reach, ToolPolicy
+from hosts.models import Host
+from oauth.models import Binding
+from proxy import verdicts
+from proxy.catalog import Named
+from servers.models import AuthType, Identity, Server
+from tests import make
+from tests.conftest import SignIn
+from tests.rest import Rest
+from tokens.models import Token
+from wire import token_text
+
+pytestmark = pytest.mark.django_db
+
+TOOL = "docs__echo"
+
+
+class Scene:
+    """Ana's connection of CI bot to Work, in front of docs, which has the tool echo."""
+
+    def __init__(self, ana: User) -> None:
+        self.owner = ana
+        self.server = make.server(slug="docs", auth_type=AuthType.BEARER)
+        self.gateway = make.gateway(slug="work", name="Work")
+        self.own = make.identity(self.server, ana)
+        self.assignment = make.assignment(self.gateway, self.server, identity_scheme=IdentityScheme.PER_USER)
+        self.tool = Feature.objects.create(assignment=self.assignment, name="echo", exposed_name=TOOL)
+        self.host = make.agent(by=ana, name="CI bot")
+        self.link = make.connection(self.host, self.gateway, ana, [self.own])
+        self.token = make.token(self.link, name="nightly").token
+
+    def call(self, reason: str = "", **more: Any) -> Call:
+        """A call of the log, refused for this reason."""
+        told: dict[str, Any] = {
+            "outcome": "denied" if reason else "ok",
+            "deny_reason": reason,
+            "feature_type": "tool",
+            "feature_name": TOOL,
+            "host_id": self.host.pk,
+            "host_name": self.host.name,
+            "gateway_id": self.gateway.pk,
+            "gateway_name": self.gateway.name,
+            "user_id": self.owner.pk,
+            "user_email": self.owner.email,
+            "connection_id": self.link.pk,
+            "token_id": self.token.pk,
+            "server_id": self.server.pk,
+            "identity_id": self.own.pk,
+            "client_ip": "10.1.2.3",
+        }
+        return make.call(**(told | more))
+
+    @property
+    def query(self) -> dict[str, str]:
+        return {"host": self.host.name, "user": self.owner.email, "gateway": "work", "tool": TOOL}
+
+
+@pytest.fixture
+def scene(ana: User) -> Scene:
+    return Scene(ana)
+
+
+def text(response: Any) -> str:
+    return " ".join(str(response.content.decode()).split())
+
+
+def page(client: Client, call: Call, *, now: bool = False) -> str:
+    return text(client.get(f"/logs/{call.uid}/{'now/' if now else ''}"))
+
+
+# What is switched off, by which verb, and what it takes to switch it on again.
+SWITCHES: list[tuple[str, Callable[[Scene], Any], Capability]] = [
+    ("host_disabled", lambda scene: scene.host, Capability.HOSTS_TOGGLE),
+    ("gateway_disabled", lambda scene: scene.gateway, Capability.GATEWAYS_TOGGLE),
+    ("connection_disabled", lambda scene: scene.link, Capability.CONNECTIONS_TOGGLE),
+    ("server_disabled", lambda scene: scene.server, Capability.SERVERS_TOGGLE),
+    ("assignment_disabled", lambda scene: scene.assignment, Capability.GATEWAYS_TOGGLE),
+    ("tool_disabled", lambda scene: scene.tool, Capability.GATEWAYS_MANAGE),
+    ("identity_disabled", lambda scene: scene.own, Capability.IDENTITIES_MANAGE),
+]
+
+
+@pytest.mark.parametrize(("reason", "thing", "needed"), SWITCHES, ids=[one[0] for one in SWITCHES])
+def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
+    reason: str, thing: Callable[[Scene], Any], needed: Capability, scene: Scene, sign_in: SignIn
+) -> None:
+    boss, judge = make.user(), make.user(Capability.LOGS_READ, Capability.AUDIT_READ, needed)
+    thing(scene).disable(by=boss)
+    refused = [scene.call(reason) for _ in range(3)]
+    client = sign_in(judge)
+
+    shown = page(client, refused[-1])
+    assert f"Switched off by {boss.email}" in shown
+    assert "Refused 3 times since" in shown
+    sent = {"reason": reason, "subject": str(thing(scene).pk), "back": f"/logs/{refused[-1].uid}/now/"}
+    assert f'name="subject" value="{sent["subject"]}"' in shown
+    answer = client.post("/logs/remedy/", sent)
+
+    assert (answer.status_code, answer["Location"]) == (302, sent["back"])
+    latest = Event.objects.first()
+    assert latest is not None
+    assert (latest.actor_id, latest.action.endswith(".enabled"), latest.target_id) == (judge.pk, True, sent["subject"])
+    assert "Yes, this would go to its server now." in page(client, refused[-1], now=True)
+    assert "This is no longer so." in page(client, refused[-1])
+
+
+@pytest.mark.parametrize(("reason", "thing", "needed"), SWITCHES, ids=[one[0] for one in SWITCHES])
+def test_who_may_not_end_it_is_told_who_can_and_cannot(
+    reason: str, thing: Callable[[Scene], Any], needed: Capability, scene: Scene, sign_in: SignIn
+) -> None:
+    thing(scene).disable(by=make.user())
+    call, holder = scene.call(reason), make.user(needed)
+    reader, auditor = make.user(Capability.LOGS_READ), make.user(Capability.LOGS_READ, Capability.AUDIT_READ)
+
+    shown = page(sign_in(reader), call)
+    assert "auditlog:remedy" not in shown
+    assert 'action="/logs/remedy/"' not in shown
+    assert needed.label in shown or needed.label.replace("&", "&amp;") in shown
+    assert "Switched off by" not in shown  # Who did it is an admin event.
+    assert holder.email not in shown
+    assert holder.email in page(sign_in(auditor), call)
+    sent = {"reason": reason, "subject": str(thing(scene).pk)}
+    assert sign_in(reader).post("/logs/remedy/", sent).status_code == 403
+    thing(scene).refresh_from_db()
+    assert thing(scene).enabled is False
+
+
+def test_an_app_that_waits_is_approved_from_its_refused_call(scene: Scene, sign_in: SignIn) -> None:
+    scene.host.needs_approval = True
+    scene.host.save()
+    judge = make.user(Capability.LOGS_READ, Capability.HOSTS_TOGGLE)
+    sent = {"reason": "host_pending", "subject": str(scene.host.pk), "back": "/logs/"}
+
+    assert "Approve" in page(sign_in(judge), scene.call("host_pending"))
+    assert sign_in(judge).post("/logs/remedy/", sent).status_code == 302
+    assert Event.objects.filter(action=Action.HOST_APPROVED, actor_id=judge.pk).exists()
+    assert sign_in(judge).post("/logs/remedy/", sent).status_code == 302  # Somebody was quicker.
+
+
+def test_an_owner_does_not_undo_what_an_administrator_did(scene: Scene, sign_in: SignIn) -> None:
+    scene.own.disable(by=make.user(Capability.IDENTITIES_MANAGE))
+    scene.owner.role = make.role(Capability.LOGS_READ)
+    scene.owner.save()
+    sent = {"reason": "identity_disabled", "subject": str(scene.own.pk)}
+
+    assert sign_in(scene.owner).post("/logs/remedy/", sent).status_code == 403
+    assert not Identity.objects.get(pk=scene.own.pk).enabled
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {},
+        {"reason": "no such reason", "subject": str(uuid4())},
+        {"reason": "host_disabled", "subject": str(uuid4())},
+        {"reason": "host_disabled", "subject": "no id"},
+        {"reason": "revoked", "subject": str(uuid4())},
+    ],
+    ids=["nothing", "reason", "thing", "id", "no act"],
+)
+def test_an_act_for_what_is_not_there_is_not_found(sent: dict[str, str], ana: User, sign_in: SignIn) -> None:
+    ana.role = make.role(*Capability)
+    ana.save()
+
+    assert sign_in(ana).post("/logs/remedy/", sent).status_code == 404
+
+
+@pytest.mark.parametrize("back", ["https://evil.example/", "//evil.example/", "javascript:alert(1)", ""])
+def test_an_act_leads_back_to_a_page_of_this_site_only(back: str, scene: Scene, sign_in: SignIn) -> None:
+    scene.host.disable(by=None)
+    sent = {"reason": "host_disabled", "subject": str(scene.host.pk), "back": back}
+    judge = make.user(Capability.LOGS_READ, Capability.HOSTS_TOGGLE)
+
+    assert sign_in(judge).post("/logs/remedy/", sent)["Location"] == "/logs/"
+
+
+def test_every_reason_a_verdict_can_give_says_what_ends_it() -> None:
+    lasting = {"wrong_gateway", "unknown_tool", "alias_missing", "identity_unreadable"}
+    given = {*verdicts._PASSED, *verdicts._PASSED_AT_SERVER, "not_connected", "no_token"}
+
+    assert given - set(REMEDIES) - set(OWNERS) == set()
+    assert lasting.isdisjoint(given)
+
+
+def test_checks_that_were_not_reached_are_one_line(scene: Scene, viv: User, sign_in: SignIn) -> None:
+    shown = page(sign_in(viv), scene.call("connection_disabled"))
+
+    assert "6 checks not reached" in shown
+    assert shown.count("<b>Tool</b>") == 0
+
+
+# --- Would it work now? -----------------------------------------------------------------------------------------------
+
+
+def test_asking_again_says_the_next_obstacle_too(scene: Scene, viv: User, sign_in: SignIn) -> None:
+    scene.link.disable(by=None)
+    scene.own.revoke(by=scene.owner)
+
+    shown = page(sign_in(viv), scene.call("connection_disabled"), now=True)
+
+    assert "No. It would stop at Gateway and connection." in shown
+    assert "The connection carries no identity for this server." in shown
+    assert f"Only {scene.owner.email} can end this, at My identities." in shown
+
+
+def test_asking_calls_nobody_and_logs_nothing(scene: Scene, viv: User, sign_in: SignIn) -> None:
+    call, events = scene.call("connection_disabled"), Event.objects.count()
+
+    page(sign_in(viv), call, now=True)
+    Rest.of(viv).get(f"/logs/{call.uid}/now")
+    Rest.of(viv).get("/logs/what-if", **scene.query)
+
+    assert (Call.objects.count(), Event.objects.count()) == (1, events)
+    assert Token.objects.get(pk=scene.token.pk).last_used_at is None
+
+
+def test_another_token_of_the_connection_answers_where_it_gets_further(scene: Scene, viv: User) -> None:
+    call = scene.call("revoked")
+    scene.token.revoke(by=scene.owner)
+    rest = Rest.of(viv)
+    assert rest.get(f"/logs/{call.uid}/now").json()["reason"] == "revoked"
+
+    make.token(scene.link, name="another")
+    answer = rest.get(f"/logs/{call.uid}/now").json()
+
+    assert (answer["works"], answer["reason"]) == (True, None)
+    assert any("gets furthest" in note for note in answer["notes"])
+
+
+def test_the_address_of_the_call_counts_and_any_other_can_be_asked_about(scene: Scene, viv: User) -> None:
+    scene.token.edit(allowed_ips=["192.0.2.0/24"], by=scene.owner)
+    rest = Rest.of(viv)
+
+    assert rest.get(f"/logs/{scene.call('ip').uid}/now").json()["reason"] == "ip"
+    assert rest.get("/logs/what-if", **scene.query).json()["works"] is True
+    assert rest.get("/logs/what-if", **scene.query, address="192.0.2.9").json()["works"] is True
+    assert rest.get("/logs/what-if", **scene.query, address="10.0.0.1").json()["reason"] == "ip"
+    assert rest.get("/logs/what-if", **scene.query, address="here").status_code == 400
+
+
+def test_a_call_of_somebody_who_is_gone_is_not_asked_about(viv: User, sign_in: SignIn) -> None:
+    call = make.call(
+        host_id=uuid4(), gateway_id=uuid4(), user_id=uuid4(), outcome="denied", deny_reason="host_disabled"
+    )
+
+    assert "Would it work now?" not in page(sign_in(viv), call)
+    assert page(sign_in(viv), call, now=True)
+    gone_too = Rest.of(viv).get(f"/logs/{call.uid}/now")
+    assert (gone_too.status_code, "is gone" in gone_too.json()["detail"]) == (404, True)
+    assert Rest.of(viv).get(f"/logs/{uuid4()}/now").status_code == 404
+
+
+# --- What if ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_if_shows_the_trail_of_its_address(scene: Scene, viv: User, sign_in: SignIn) -> None:
+    scene.tool.disable(by=None)
+    client = sign_in(viv)
+
+    shown = text(client.get("/logs/what-if/", scene.query))
+    by_id = {"host": str(scene.host.pk), "user": str(scene.owner.pk), "gateway": str(scene.gateway.pk), "tool": TOOL}
+
+    assert "No. It would stop at Tool." in shown
+    assert "No. It would stop at Tool." in text(client.get("/logs/what-if/", by_id))
+    assert 'value="CI bot"' in shown
+    assert "Ask" in text(client.get("/logs/what-if/"))
+
+
+def test_what_if_without_a_tool_is_whether_they_are_let_in(scene: Scene, viv: User) -> None:
+    query = {name: value for name, value in scene.query.items() if name != "tool"}
+    rest = Rest.of(viv)
+
+    assert rest.get("/logs/what-if", **query).json()["works"] is True
+    Gateway.objects.update(reach=Reach.TEAMS)
+    scene.owner.role = make.role()
+    scene.owner.save()
+    answer = rest.get("/logs/what-if", **query).json()
+    assert [one["reason"] for one in answer["obstacles"]] == ["gateway_not_reachable"]
+
+
+FORGED = [
+    ("host", lambda: str(uuid4()), "There is no app or agent"),
+    ("user", lambda: "nobody@example.com", "There is no person"),
+    ("gateway", lambda: "nowhere", "There is no gateway"),
+    ("host", lambda: "", "Choose an app or agent."),
+    ("user", lambda: "", "Choose a person."),
+    ("gateway", lambda: "", "Choose a gateway."),
+    ("host", lambda: "a\0b", "Null characters are not allowed."),
+    ("tool", lambda: "x" * 501, "no more than 500"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), FORGED)
+def test_each_picker_says_what_is_wrong_with_it(
+    name: str, value: Callable[[], str], words: str, scene: Scene, viv: User, sign_in: SignIn
+) -> None:
+    query = scene.query | {name: value()}
+
+    shown = sign_in(viv).get("/logs/what-if/", query)
+    told = Rest.of(viv).get("/logs/what-if", **{key: one for key, one in query.items() if one})
+
+    assert (shown.status_code, told.status_code) == (422, 400)
+    assert words in text(shown)
+    assert words in str(told.json()["errors"][name])
+    assert TOOL in text(shown) or name == "tool"  # What was typed elsewhere is kept.
+
+
+def test_several_of_one_name_are_told_apart_by_id(scene: Scene, viv: User) -> None:
+    make.app("ci BOT")
+    rest = Rest.of(viv)
+    make.user()
+
+    told = rest.get("/logs/what-if", **scene.query)
+
+    assert "Give the id of one." in str(told.json()["errors"]["host"])
+    assert rest.get("/logs/what-if", **scene.query | {"host": str(scene.host.pk)}).json()["works"] is True
+
+
+def test_what_one_may_not_read_answers_as_what_is_not_there(scene: Scene, sign_in: SignIn) -> None:
+    """Who reads the log alone sees whom and what it is about, and no others: theirs never called."""
+    reader = make.user(Capability.LOGS_READ)
+    rest = Rest.of(reader)
+    Gateway.objects.update(reach=Reach.TEAMS)
+
+    hidden = rest.get(
+        "/logs/what-if", **scene.query | {"host": str(scene.host.pk), "user": str(scene.owner.pk)}
+    ).json()["errors"]
+    assert set(hidden) == {"host", "user", "gateway"}
+    shown = text(sign_in(reader).get("/logs/what-if/"))
+    assert not any(name in shown for name in (scene.host.name, scene.owner.email, scene.gateway.slug))
+
+    Connection.objects.filter(pk=scene.link.pk).update(last_used_at=scene.link.connected_at)  # It called.
+    assert rest.get("/logs/what-if", **scene.query).json()["works"] is True
+
+
+def test_who_may_not_read_the_log_asks_nothing(scene: Scene, sign_in: SignIn) -> None:
+    stranger = make.user(*(set(Capability) - {Capability.LOGS_READ}))
+
+    assert sign_in(stranger).get("/logs/what-if/", scene.query).status_code == 403
+    assert Rest.of(stranger).get("/logs/what-if", **scene.query).status_code == 403
+    assert Rest.of(stranger).get(f"/logs/{scene.call().uid}/now").status_code == 403
+
+
+# --- Tools nobody knows -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [("docs__ecko", [TOOL]), ("echo", [TOOL]), ("dcos__echo", [TOOL]), ("docs__weather_of_mars", [])],
+)
+def test_tools_of_nearly_the_name_are_told(asked: str, near: list[str], scene: Scene, viv: User) -> None:
+    assert near_tools(viv, scene.gateway, asked) == near
+
+
+def test_near_tools_are_told_in_the_trail_and_in_what_if(scene: Scene, viv: User, sign_in: SignIn) -> None:
+    Assignment.objects.update(tool_policy=ToolPolicy.SELECTED)
+    call = scene.call("unknown_tool", feature_name="docs__ecko", outcome="rpc_error", server_id=None)
+    query = scene.query | {"tool": "docs__ecko"}
+    client = sign_in(viv)
+
+    assert f"near it: <code>{TOOL}</code>" in page(client, call)
+    Assignment.objects.update(tool_policy=ToolPolicy.ALLOW_ALL)
+    assert "This is no longer so." not in page(client, call)  # Only the server knows.
+    Assignment.objects.update(tool_policy=ToolPolicy.SELECTED)
+    assert urlencode({"tool": TOOL}) in text(client.get("/logs/what-if/", query))
+    answer = Rest.of(viv).get("/logs/what-if", **query).json()
+    assert (answer["reason"], answer["near"]) == ("unknown_tool", [TOOL])
+
+
+def test_a_tool_no_list_has_had_is_for_the_server_to_tell(scene: Scene, viv: User) -> None:
+    answer = Rest.of(viv).get("/logs/what-if", **scene.query | {"tool": "docs__ecko"}).json()
+
+    assert (answer["works"], answer["near"]) == (None, [TOOL])
+    assert [line["result"] for line in answer["checks"] if line["check"] == "Tool"] == ["open"]
+
+
+def test_near_tools_are_those_the_reader_may_see(scene: Scene) -> None:
+    reader = make.user(Capability.LOGS_READ)
+    Gateway.objects.update(reach=Reach.TEAMS)
+
+    assert near_tools(reader, scene.gateway, "docs__ecko") == []
+    Feature.objects.update(missing_since=scene.link.connected_at)
+    assert near_tools(make.user(Capability.GATEWAYS_READ), scene.gateway, "docs__ecko") == []
+
+
+# --- Tokens of apps ---------------------------------------------------------------------------------------------------
+
+
+def test_who_has_no_token_is_told_so_and_what_would_follow(ana: User) -> None:
+    server = make.server(slug="docs")
+    gateway, host = make.gateway(server, slug="work"), make.agent(by=ana)
+    question = Question(host, ana, gateway, Named("tool", TOOL))
+    Feature.objects.create(assignment=gateway.assignments.get(), name="echo", exposed_name=TOOL)
+
+    def reasons() -> list[str]:
+        return [obstacle.reason for obstacle in ask(question).verdict.obstacles]
+
+    assert reasons() == ["not_connected"]
+    link = make.connection(host, gateway, ana)
+    assert reasons() == ["no_token"]
+    make.token(link)
+    assert reasons() == []
+    Host.objects.update(enabled=False)
+    Server.objects.update(enabled=False)
+    assert reasons() == ["host_disabled", "server_disabled"]
+
+
+@pytest.fixture
+def app_question(ana: User) -> Question:
+    """About an app that connected an hour ago: its access token has just ended."""
+    link = make.app_connection(ana, make.gateway(slug="apps"))
+    key = link.tokens.get()
+    application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")
+    told = {"user": ana, "application": application, "token": token_text.mint(token_text.OAUTH_ACCESS)}
+    access = AccessToken.objects.create(expires=timezone.now() - timedelta(seconds=1), scope="mcp", **told)
+    Binding.objects.create(connection=link, access_token=access, generation=key.generation)
+    return Question(link.host, ana, link.gateway)
+
+
+def test_an_app_whose_access_token_ended_has_to_connect_again(app_question: Question) -> None:
+    assert ask(app_question).verdict.reason == "expired"
+
+    AccessToken.objects.update(expires=timezone.now() + timedelta(hours=1))
+    assert ask(app_question).works is True
+
+
+def test_an_app_that_gets_another_access_token_by_itself_is_let_in(app_question: Question) -> None:
+    link, access = Connection.objects.get(), AccessToken.objects.get()
+    told = {"user": access.user, "application": access.application, "token": token_text.mint(token_text.OAUTH_REFRESH)}
+    Binding.objects.create(connection=link, refresh_token=RefreshToken.objects.create(**told))
+
+    assert ask(app_question).works is True
+    link.disable(by=None)
+    assert ask(app_question).verdict.reason == "connection_disabled"
+    RefreshToken.objects.update(revoked=timezone.now())
+    assert ask(app_question).verdict.reason == "expired"
