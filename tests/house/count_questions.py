@@ -17,7 +17,7 @@ from django.utils import timezone
 from accounts.models import ApiKey, Role, Team, User
 from auditlog.models import Call, Event
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy
 from hosts.models import Host
@@ -227,6 +227,26 @@ def _listed_features(ask: Ask) -> int:
     if ask.query.get("enabled") == "off":
         return rows.filter(enabled=False).count()
     return rows.filter(missing_since=None).count()
+
+
+def _catalogue(ask: Ask) -> int:
+    """Tools of servers, each once, on the gateways the viewer may see."""
+    rows = _features(ask, missing_since=None, kind="tool", assignment__server__archived_at=None)
+    if not any(map(ask.viewer.has_perm, SEES_GATEWAYS)):
+        rows = rows.filter(assignment__gateway__reach="everyone")
+    if ask.query.get("show") == "changed":
+        rows = rows.filter(pk__in=[pk for pk in rows.values_list("pk", flat=True) if _is_undecided(ask, pk)])
+    return len({*rows.values_list("assignment__server", "name")})
+
+
+def _is_undecided(ask: Ask, pk: Any) -> bool:
+    return ask.world.states[str(pk)] in ("held", "new")
+
+
+def _catalogue_calls(ask: Ask) -> int:
+    tool = Feature.objects.get(pk=ask.pk)
+    rows = Call.objects.filter(_of_feature(tool)[1], method="tools/call")
+    return rows.filter(created_at__gte=timezone.now() - 30 * DAY).count()
 
 
 def _missing(ask: Ask) -> int:
@@ -629,6 +649,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "assignment.features.offered": lambda ask: _offered(ask, _asked_kind(ask), assignment=ask.pk),
     "assignment.features": _assignment_features,
     "assignment.asked_as": _asked_as,
+    "catalogue.listed": _catalogue,
+    "feature in Calls 30 d": _catalogue_calls,
     "server.gateways": _server_gateways,
     "server.identities": _identities,
     "server.limits": lambda ask: "{} s of silence, {} s a call".format(*_limits(ask)),
