@@ -10,6 +10,7 @@ from django.utils import timezone
 from accounts.models import User
 from capabilities import Capability
 from gateways import catalogue
+from gateways.arguments import arguments
 from gateways.models import Assignment, Feature, Gateway
 from servers.models import Server
 from tests import make
@@ -332,3 +333,109 @@ def test_the_api_says_which_capability_use_takes(work: Assignment, max: User) ->
     for query in ({"show": "unused"}, {"ordering": "-calls"}):
         refused = Rest.of(max).get("/tools", **query)
         assert (refused.status_code, refused.json()["capability"]) == (403, "logs:read")
+
+
+# --- The page of a tool -------------------------------------------------------------------------------------------
+
+
+def tool_page(client: Client, tool: Feature, query: str = "") -> str:
+    page = client.get(f"/tools/{tool.pk}/{query}")
+    assert page.status_code == 200
+    return str(page.content.decode())
+
+
+def test_the_page_of_a_tool_shows_its_words_arguments_and_places(
+    work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    schema = {
+        "type": "object",
+        "required": ["query"],
+        "properties": {
+            "query": {"type": "string", "description": "What to look for."},
+            "order": {"enum": ["new", "old"], "default": "new"},
+        },
+    }
+    for place in (work, lab):
+        Feature.objects.learn(place, [{"name": "search", "description": "Finds <pages>.", "inputSchema": schema}])
+
+    page = tool_page(sign_in(ana), work.features.get())
+
+    for words in ("Finds &lt;pages&gt;.", "What to look for.", "<b>required</b>", "new, old", "usually new"):
+        assert words in page
+    for place in (work, lab):
+        assert f'href="/features/{place.features.get().pk}/"' in page
+
+
+def test_the_page_of_a_tool_tells_its_use_to_readers_of_the_log(
+    work: Assignment, max: User, ana: User, sign_in: SignIn
+) -> None:
+    offer(work, search={})
+    tool = work.features.get()
+    for _ in range(3):
+        called(tool, user_email="ann@example.com", duration_ms=10)
+    called(tool, user_email="ben@example.com", duration_ms=500, outcome="timeout")
+    called(tool, at=timezone.now() - timedelta(days=3), user_email="ben@example.com", duration_ms=500)
+    called(tool, at=timezone.now() - LONG_AGO, user_email="max@example.com")
+
+    use = sign_in(ana).get(f"/tools/{tool.pk}/").context["use"]
+
+    assert (use.day[:2], use.week[:2]) == ((4, 1), (5, 1))
+    assert 400 < use.day.p95 < 500 == use.week.p95
+    assert [(one.email, one.calls) for one in use.people] == [("ann@example.com", 3), ("ben@example.com", 2)]
+    assert "ann@example.com" not in tool_page(sign_in(max), tool)
+
+
+def test_the_page_of_a_tool_shows_what_each_definition_changed(work: Assignment, ana: User, sign_in: SignIn) -> None:
+    Feature.objects.learn(work, [{"name": "search", "description": "Find."}])
+    Feature.objects.learn(work, [{"name": "search", "description": "Find, and send it to me."}])
+    tool = work.features.get()
+    newest, first = tool.versions.order_by("-first_seen_at")
+    client = sign_in(ana)
+
+    changed, whole = (tool_page(client, tool, f"?version={one.pk}") for one in (newest, first))
+
+    assert "says otherwise than" in changed
+    assert "send" in changed.partition('id="difference"')[2]
+    assert "says otherwise than" not in whole
+    assert "waits for a decision" in tool_page(client, tool, "?version=nonsense")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": []},
+        {"properties": {"a": None, "b": True, "c": []}, "required": "a"},
+        {"properties": {"a": {"type": ["string", None, 1], "enum": {}, "description": 3, "items": "x"}}},
+        {"properties": {"a": {"$ref": "#/properties/a"}}},
+        {"$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"},
+        {"properties": {"a": {"$ref": "#/$defs/no"}, "b": {"$ref": 3}, "c": {"anyOf": [{"anyOf": [3]}, None]}}},
+        {"properties": {"\u202ea": {"type": "string", "default": "\u200b"}}},
+        {"properties": {str(n): {"type": "string", "description": "x" * 5000} for n in range(500)}},
+    ],
+)
+def test_a_strange_schema_is_shown_as_far_as_it_says_something(
+    schema: Any, work: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    tool = Feature.objects.create(assignment=work, kind="tool", name="a", exposed_name="a", input_schema=schema)
+
+    assert len(tool_page(sign_in(ana), tool)) < 60_000
+
+
+def test_nested_arguments_follow_what_they_are_members_of() -> None:
+    schema = {
+        "$defs": {"place": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}},
+        "properties": {
+            "at": {"$ref": "#/$defs/place"},
+            "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+            "when": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+    }
+
+    told = [(one.name, one.type, one.depth, one.is_required, one.more) for one in arguments(schema)]
+
+    assert told == [
+        ("at", "object", 0, False, ""),
+        ("city", "string", 1, True, ""),
+        ("tags", "array of string", 0, False, "at most 3 items"),
+        ("when", "string or null", 0, False, ""),
+    ]

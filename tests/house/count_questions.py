@@ -244,9 +244,34 @@ def _is_undecided(ask: Ask, pk: Any) -> bool:
 
 
 def _catalogue_calls(ask: Ask) -> int:
+    return _tool_calls(Feature.objects.get(pk=ask.pk), 30 * DAY).count()
+
+
+def _tool_calls(tool: Feature, span: timedelta) -> "QuerySet[Call]":
+    since = timezone.now() - span
+    return Call.objects.filter(_of_feature(tool)[1], method="tools/call", created_at__gte=since)
+
+
+def _tool_use(span: timedelta) -> "Callable[[Ask], tuple[float, ...]]":
+    """Calls, errors, and within how many ms 95 % of them ended."""
+
+    def told(ask: Ask) -> tuple[float, ...]:
+        rows = _tool_calls(Feature.objects.get(pk=ask.pk), span)
+        taken = sorted(rows.values_list("duration_ms", flat=True))
+        errors = rows.filter(outcome__in=ERRORS).count()
+        return (len(taken), errors, 95, taken[round(0.95 * (len(taken) - 1))]) if taken else (0,)
+
+    return told
+
+
+def _tool_of_person(ask: Ask) -> int:
+    return _tool_calls(Feature.objects.get(pk=ask.kind), 7 * DAY).filter(user_email=ask.pk).count()
+
+
+def _tool_versions(ask: Ask) -> int:
     tool = Feature.objects.get(pk=ask.pk)
-    rows = Call.objects.filter(_of_feature(tool)[1], method="tools/call")
-    return rows.filter(created_at__gte=timezone.now() - 30 * DAY).count()
+    same = _features(ask, kind="tool", name=tool.name, assignment__server=tool.assignment.server_id)
+    return sum(one.versions.count() for one in same)
 
 
 def _missing(ask: Ask) -> int:
@@ -651,6 +676,10 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "assignment.asked_as": _asked_as,
     "catalogue.listed": _catalogue,
     "feature in Calls 30 d": _catalogue_calls,
+    "tool.day": _tool_use(DAY),
+    "tool.week": _tool_use(7 * DAY),
+    "tool.person": _tool_of_person,
+    "tool.versions": _tool_versions,
     "server.gateways": _server_gateways,
     "server.identities": _identities,
     "server.limits": lambda ask: "{} s of silence, {} s a call".format(*_limits(ask)),
