@@ -439,3 +439,15 @@ def test_nested_arguments_follow_what_they_are_members_of() -> None:
         ("tags", "array of string", 0, False, "at most 3 items"),
         ("when", "string or null", 0, False, ""),
     ]
+
+
+def test_the_page_of_a_feature_leads_to_its_tool_while_there_is_one(
+    work: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    offer(work, search={})
+    tool, client = work.features.get(), sign_in(ana)
+    link = f'href="/tools/{tool.pk}/"'
+
+    assert link in client.get(f"/features/{tool.pk}/").content.decode()
+    Feature.objects.learn(work, [])
+    assert link not in client.get(f"/features/{tool.pk}/").content.decode()
