@@ -58,7 +58,8 @@ OFFSET %s LIMIT %s
 COUNTED = """
 LEFT JOIN (
     SELECT c.gateway_id, c.server_id, c.feature_name, count(*) AS calls FROM auditlog_call c
-    WHERE c.created_at >= %s AND c.method = 'tools/call' AND c.feature_name <> '' AND c.server_id IS NOT NULL
+    WHERE c.created_at >= %s AND c.created_at < %s AND c.method = 'tools/call' AND c.feature_name <> ''
+        AND c.server_id IS NOT NULL
     GROUP BY c.gateway_id, c.server_id, c.feature_name
 ) u ON u.gateway_id = a.gateway_id AND u.server_id = a.server_id AND u.feature_name = left(f.exposed_name, 300)
 """
@@ -67,7 +68,7 @@ LAST = """
 LEFT JOIN LATERAL (
     SELECT c.created_at AS last_at FROM auditlog_call c
     WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
-        AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s
+        AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
 """
@@ -77,7 +78,7 @@ FROM unnest(%s::int[], %s::uuid[], %s::text[]) AS t (n, server_id, names)
 CROSS JOIN LATERAL (
     SELECT c.created_at FROM auditlog_call c
     WHERE c.feature_name = ANY(t.names::text[]) AND c.feature_name <> '' AND c.method = 'tools/call'
-        AND c.gateway_id = ANY(%s) AND c.server_id = t.server_id AND c.created_at >= %s
+        AND c.gateway_id = ANY(%s) AND c.server_id = t.server_id AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT %s
 ) c GROUP BY t.n
 """
@@ -103,6 +104,11 @@ class Period(NamedTuple):
     def to_look_up(cls, tools: int) -> Period:
         """The longest one in which the last call of so many tools is found in a moment."""
         return cls.of(SPAN if tools * PERIODS[SPAN].days <= MOST_LOOKED_UP else "7 d")
+
+    @property
+    def bounds(self) -> list[datetime]:
+        """From when to when calls are looked for: not in the partitions of days to come, whatever a clock says."""
+        return [self.since, self.since + PERIODS[self.label] + timedelta(hours=1)]
 
     @property
     def calls_expected(self) -> int:
@@ -245,11 +251,11 @@ class Catalogue:
         """Which entries these are, each by its first feature, and how often it was called where that sorts them."""
         chosen: Any = self._features.order_by()
         features, parameters = chosen.values_list("pk", "effect_claimed").query.sql_with_params()
-        used, since = "", []
+        used, bounds = "", list[datetime]()
         if self.looked_up:
-            used, since = LAST, [self.looked_up.since]
+            used, bounds = LAST, self.looked_up.bounds
         elif self._by == "calls" and self.period:
-            used, since = COUNTED, [self.period.since]
+            used, bounds = COUNTED, self.period.bounds
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
         statement = ENTRIES.format(
             features=features,
@@ -259,7 +265,7 @@ class Catalogue:
             order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
         )
         with connection.cursor() as cursor:
-            cursor.execute(statement, [*parameters, *since, start, most])
+            cursor.execute(statement, [*parameters, *bounds, start, most])
             return [(pk, calls) for pk, calls in cursor.fetchall()]
 
     def _entries(self, rows: list[tuple[UUID, int]]) -> list[Entry]:
@@ -292,7 +298,7 @@ class Catalogue:
         numbers = list(range(len(entries)))
         most = 1 if of_all else MOST_COUNTED + 1
         with connection.cursor() as cursor:
-            cursor.execute(USE, [numbers, servers, names, gateways, Period.of(SPAN).since, most])
+            cursor.execute(USE, [numbers, servers, names, gateways, *Period.of(SPAN).bounds, most])
             for n, calls, last in cursor.fetchall():
                 entries[n].last_used_at = last
                 if not of_all:

@@ -12,7 +12,7 @@ from django.utils import timezone
 from auditlog.models import ENDINGS
 from gateways.models import Feature
 
-DAY, WEEK = timedelta(days=1), timedelta(days=7)
+HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(days=7)
 MOST_READ = 10_000  # Calls of one tool; an index of the names gives the newest first.
 PEOPLE = 10
 
@@ -21,6 +21,7 @@ WITH c AS (
     SELECT created_at, outcome, duration_ms, user_email FROM auditlog_call
     WHERE feature_name = ANY(%(names)s) AND feature_name <> '' AND method = 'tools/call'
         AND gateway_id = ANY(%(gateways)s) AND server_id = %(server)s AND created_at >= %(week)s
+        AND created_at < %(until)s
     ORDER BY created_at DESC LIMIT %(most)s
 )
 SELECT grouping(user_email), user_email, max(created_at),
@@ -68,6 +69,7 @@ class Use(NamedTuple):
             "errors": list(ENDINGS["error"]),
             "day": now - DAY,
             "week": now - WEEK,
+            "until": now + HOUR,  # Not in the partitions of days to come, whatever a clock says.
             "most": MOST_READ,
             "people": PEOPLE + 1,
         }
