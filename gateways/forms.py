@@ -12,6 +12,7 @@ from accounts.models import Team
 from gateways.models import (
     AliasRequired,
     Assignment,
+    Effect,
     FeatureQuerySet,
     Gateway,
     GatewayQuerySet,
@@ -280,3 +281,19 @@ class FeatureFilter(forms.Form):
         if servers := values.get("server"):
             features = features.filter(assignment__in=servers)
         return features
+
+
+class CatalogueFilter(forms.Form):
+    """What the tools of all servers are narrowed to; a value nobody offers narrows nothing."""
+
+    SHOWS = (("new", "New"), ("changed", "Changed"), ("unused", "Unused"))
+
+    q = forms.CharField(required=False)
+    effect = forms.MultipleChoiceField(required=False, choices=[*Effect.choices])
+    show = forms.ChoiceField(required=False, choices=[*SHOWS])
+    server = forms.MultipleChoiceField(required=False)
+
+    def __init__(self, *args: Any, servers: list[Server], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fields["server"].choices = [(server.slug, server.name) for server in servers]  # type: ignore[attr-defined]
+        self.is_valid()

@@ -24,7 +24,8 @@ from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
 from gateways.forms import FeatureFilter, listed_kind
-from gateways.models import Feature, Gateway, Kind, Listing, ToolPolicy
+from gateways.models import Effect, Feature, Gateway, Kind, Listing, ToolPolicy
+from gateways.models.feature import FIRST_LIST
 from gateways.refresh import Refreshed, refresh
 from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
 from gateways.views import find as find_gateway
@@ -56,18 +57,14 @@ class FeatureRow:
     @property
     def effect(self) -> str:
         """What its server claims it does; a claim, nothing more."""
-        hints = self.feature.annotations
-        if hints.get("readOnlyHint") is True:
-            return "Read only"
-        if hints.get("destructiveHint") is True:
-            return "Destructive"
-        return "Writes" if hints.get("readOnlyHint") is False else ""
+        effect = self.feature.effect
+        return "" if effect == Effect.UNKNOWN else effect.label
 
     @property
     def is_new(self) -> bool:
         """Whether it came after its server was assigned, and lately."""
         since = self.feature.first_seen_at - self.feature.assignment.created_at
-        return since > timedelta(hours=1) and timezone.now() - self.feature.first_seen_at < NEW_FOR
+        return since > FIRST_LIST and timezone.now() - self.feature.first_seen_at < NEW_FOR
 
     @property
     def icon(self) -> str:

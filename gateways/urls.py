@@ -1,6 +1,6 @@
 from django.urls import path
 
-from gateways import assignment_views, feature_views, identity_gateways, team_views, tool_views, views
+from gateways import assignment_views, catalogue_views, feature_views, identity_gateways, team_views, tool_views, views
 
 app_name = "gateways"
 
@@ -39,6 +39,8 @@ urlpatterns = [
     path("features/<uuid:pk>/", feature_views.detail, name="feature"),
     path("features/<uuid:pk>/accept/", feature_views.accept, name="accept"),
     path("features/<uuid:pk>/quarantine/", feature_views.quarantine, name="quarantine"),
+    path("tools/", catalogue_views.listing, name="catalogue"),
+    path("tools/<uuid:pk>/", catalogue_views.detail, name="tool"),
     path("tools/<uuid:pk>/enable/", tool_views.enable, name="enable_tool"),
     path("tools/<uuid:pk>/disable/", tool_views.disable, name="disable_tool"),
 ]

@@ -272,14 +272,18 @@ class Resource(GenericViewSet[Any]):
                 response[name] = value
         return response
 
-    def _ordered(self, rows: Any) -> Any:
-        ordering = self.query_data.get("ordering")
-        if ordering is None:
-            return rows
+    @property
+    def ordering(self) -> str:
+        """What this request wants to sort by; empty when it does not say. Raises ValidationError."""
+        ordering = str(self.query_data.get("ordering") or "")
         known = self.operation.orderings
-        if ordering.removeprefix("-") not in known:
+        if ordering and ordering.removeprefix("-") not in known:
             raise ValidationError({"ordering": [f"Must be one of {', '.join(sorted(known))}."]})
-        return rows.order_by(ordering, "pk")
+        return ordering
+
+    def _ordered(self, rows: Any) -> Any:
+        ordering = self.ordering
+        return rows.order_by(ordering, "pk") if ordering else rows
 
 
 def _validated_query(request: Request, query: Query, view: Resource) -> dict[str, Any]:

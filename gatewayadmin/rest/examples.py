@@ -11,6 +11,7 @@ from gatewayadmin.rest.summaries import summary
 # Objects whose members mean what those of another one mean.
 SAME = {
     "CallDetail": "Call",
+    "CatalogueToolDetail": "CatalogueTool",
     "GatewayChanges": "Gateway",
     "HostChanges": "Host",
     "Invited": "User",

@@ -8,6 +8,7 @@ NOUNS = {
     "assignment": ("a server of a gateway", "the servers of a gateway"),
     "call": ("a call", "calls"),
     "capability": ("a capability", "the capabilities"),
+    "catalogue": ("a tool of a server", "the tools of all servers"),
     "connection": ("a connection", "connections"),
     "connection_identities": ("what a connection carries to servers", ""),
     "event": ("an admin event", "admin events"),

@@ -24,6 +24,7 @@ from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
 from gateways.api import GatewayResource, ServerArchive
 from gateways.assignment_api import AssignmentResource
+from gateways.catalogue_api import CatalogueResource
 from gateways.identity_gateways import IdentityPlaces
 from gateways.tool_api import FeatureResource, ToolResource
 from hosts.api import HostResource
@@ -80,6 +81,8 @@ _below = [
     at("me/confirm", "me-confirm", Confirm, post="confirm"),
     at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
     at("workspace/test-mail", "workspace-test-mail", Workspace, post="test_mail"),
+    at("tools", "catalogue-list", CatalogueResource, get="list"),
+    at("tools/<uuid:pk>", "catalogue-detail", CatalogueResource, get="retrieve"),
     at(f"{_gateway}/archive", "gateway-archive", Endings, post="gateway"),
     at(f"{_gateway}/connections", "gateway-connections", GatewayConnections, get="list"),
     at(f"{_gateway}/servers", "assignment-list", AssignmentResource, get="list", post="create"),

@@ -10,7 +10,16 @@ from gateways.models.assignment import (
     WrongIdentity,
     alias_validator,
 )
-from gateways.models.feature import Feature, FeatureQuerySet, FeatureVersion, Kind, Listing, NothingToAccept, State
+from gateways.models.feature import (
+    Effect,
+    Feature,
+    FeatureQuerySet,
+    FeatureVersion,
+    Kind,
+    Listing,
+    NothingToAccept,
+    State,
+)
 from gateways.models.gateway import (
     Gateway,
     GatewayError,
@@ -27,6 +36,7 @@ __all__ = [
     "AliasRequired",
     "Assignment",
     "AssignmentQuerySet",
+    "Effect",
     "Feature",
     "FeatureQuerySet",
     "FeatureVersion",

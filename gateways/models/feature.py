@@ -6,11 +6,12 @@ becomes of a list is decided in one place, the database's function `gateways_lea
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Any, Self
 from uuid import uuid4
 
 from django.db import connection, models, transaction
-from django.db.models import Q
+from django.db.models import Case, F, Q, Value, When
 from django.utils import timezone
 from psycopg.types.json import Jsonb
 
@@ -26,6 +27,7 @@ from wire import definitions
 from wire.definitions import Definition
 from wire.tool_names import LONGEST_URI
 
+FIRST_LIST = timedelta(hours=1)  # What a server offers so soon after it was assigned is not news.
 LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
 
 
@@ -51,6 +53,24 @@ class State(models.TextChoices):
     NEW = "new", "Waiting"  # Nothing of it has been approved.
 
 
+class Effect(models.TextChoices):
+    """What a server claims that a tool does, by the hints of its annotations; a claim, nothing more."""
+
+    READ_ONLY = "read_only", "Read only"
+    WRITES = "writes", "Writes"
+    DESTRUCTIVE = "destructive", "Destructive"
+    UNKNOWN = "unknown", "Not said"
+
+    @classmethod
+    def of(cls, annotations: Mapping[str, Any]) -> "Effect":
+        """What these annotations say; `FeatureQuerySet.with_effect` is the same in the database."""
+        if annotations.get("readOnlyHint") is True:
+            return cls.READ_ONLY
+        if annotations.get("destructiveHint") is True:
+            return cls.DESTRUCTIVE
+        return cls.WRITES if annotations.get("readOnlyHint") is False else cls.UNKNOWN
+
+
 class FeatureQuerySet(models.QuerySet["Feature"]):
     def tools(self) -> "FeatureQuerySet":
         """Those that are tools."""
@@ -66,6 +86,20 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         live = {"assignment__removed_at": None, "assignment__server__archived_at": None}
         usable = self.offered().filter(enabled=True, state__in=(State.APPROVED, State.HELD), **on, **live)
         return usable.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
+
+    def with_effect(self) -> "FeatureQuerySet":
+        """Features with `effect_claimed`, an Effect, to select and to sort by."""
+        claims = (
+            When(annotations__readOnlyHint=True, then=Value(Effect.READ_ONLY)),
+            When(annotations__destructiveHint=True, then=Value(Effect.DESTRUCTIVE)),
+            When(annotations__readOnlyHint=False, then=Value(Effect.WRITES)),
+        )
+        return self.annotate(effect_claimed=Case(*claims, default=Value(Effect.UNKNOWN)))
+
+    def new_since(self, moment: datetime) -> "FeatureQuerySet":
+        """Features that came after `moment`, and not with the first list after their server was assigned."""
+        late = self.filter(first_seen_at__gt=F("assignment__created_at") + FIRST_LIST)
+        return late.filter(first_seen_at__gt=moment)
 
     def needing_attention(self) -> "FeatureQuerySet":
         """Features whose offered definition waits for a decision."""
@@ -160,6 +194,11 @@ class Feature(Versioned, Switchable):
 
     def __str__(self) -> str:
         return self.exposed_name
+
+    @property
+    def effect(self) -> Effect:
+        """What its server claims it does."""
+        return Effect.of(self.annotations)
 
     @property
     def hidden_characters(self) -> list[str]:

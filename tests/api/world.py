@@ -74,6 +74,7 @@ def build() -> World:
             "host-approve": {"pk": waiting.pk},
             "role-detail": {"pk": lonely.pk},
             "team-detail": {"pk": team.pk},
+            "catalogue-detail": {"pk": tool.pk},
             "feature-accept": {**gateway, "pk": tool.pk},
             "feature-detail": {**gateway, "pk": tool.pk},
             "feature-list": gateway,

@@ -18,7 +18,7 @@ from accounts.models import ApiKey, Role, Team, User
 from auditlog.models import Call, Event
 from auditlog.reasons import REASONS, Step
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy
 from hosts.models import Host
@@ -228,6 +228,51 @@ def _listed_features(ask: Ask) -> int:
     if ask.query.get("enabled") == "off":
         return rows.filter(enabled=False).count()
     return rows.filter(missing_since=None).count()
+
+
+def _catalogue(ask: Ask) -> int:
+    """Tools of servers, each once, on the gateways the viewer may see."""
+    rows = _features(ask, missing_since=None, kind="tool", assignment__server__archived_at=None)
+    if not any(map(ask.viewer.has_perm, SEES_GATEWAYS)):
+        rows = rows.filter(assignment__gateway__reach="everyone")
+    if ask.query.get("show") == "changed":
+        rows = rows.filter(pk__in=[pk for pk in rows.values_list("pk", flat=True) if _is_undecided(ask, pk)])
+    return len({*rows.values_list("assignment__server", "name")})
+
+
+def _is_undecided(ask: Ask, pk: Any) -> bool:
+    return ask.world.states[str(pk)] in ("held", "new")
+
+
+def _catalogue_calls(ask: Ask) -> int:
+    return _tool_calls(Feature.objects.get(pk=ask.pk), 30 * DAY).count()
+
+
+def _tool_calls(tool: Feature, span: timedelta) -> "QuerySet[Call]":
+    since = timezone.now() - span
+    return Call.objects.filter(_of_feature(tool)[1], method="tools/call", created_at__gte=since)
+
+
+def _tool_use(span: timedelta) -> "Callable[[Ask], tuple[float, ...]]":
+    """Calls, errors, and within how many ms 95 % of them ended."""
+
+    def told(ask: Ask) -> tuple[float, ...]:
+        rows = _tool_calls(Feature.objects.get(pk=ask.pk), span)
+        taken = sorted(rows.values_list("duration_ms", flat=True))
+        errors = rows.filter(outcome__in=ERRORS).count()
+        return (len(taken), errors, 95, taken[round(0.95 * (len(taken) - 1))]) if taken else (0,)
+
+    return told
+
+
+def _tool_of_person(ask: Ask) -> int:
+    return _tool_calls(Feature.objects.get(pk=ask.kind), 7 * DAY).filter(user_email=ask.pk).count()
+
+
+def _tool_versions(ask: Ask) -> int:
+    tool = Feature.objects.get(pk=ask.pk)
+    same = _features(ask, kind="tool", name=tool.name, assignment__server=tool.assignment.server_id)
+    return sum(one.versions.count() for one in same)
 
 
 def _missing(ask: Ask) -> int:
@@ -650,6 +695,12 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "assignment.features.offered": lambda ask: _offered(ask, _asked_kind(ask), assignment=ask.pk),
     "assignment.features": _assignment_features,
     "assignment.asked_as": _asked_as,
+    "catalogue.listed": _catalogue,
+    "feature in Calls 30 d": _catalogue_calls,
+    "tool.day": _tool_use(DAY),
+    "tool.week": _tool_use(7 * DAY),
+    "tool.person": _tool_of_person,
+    "tool.versions": _tool_versions,
     "server.gateways": _server_gateways,
     "server.identities": _identities,
     "server.limits": lambda ask: "{} s of silence, {} s a call".format(*_limits(ask)),

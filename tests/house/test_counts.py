@@ -39,7 +39,7 @@ NOT_PAGES = re.compile(r"export|live|slug|find|authenticate|callback|confirm_ide
 OF_ALL = {
     *("accounts:person", "connections:for_gateway", "connections:for_host", "connections:enrolled", "gateways:detail"),
     *("gateways:feature", "gateways:servers", "gateways:tools", "gateways:team", "hosts:detail", "oauth:registered"),
-    *("servers:detail", "servers:gateways", "servers:identities"),
+    *("gateways:tool", "servers:detail", "servers:gateways", "servers:identities"),
 }
 QUERIES = {
     "connections:mcp": ("", "?type=all", "?type=agent", "?type=all&status=blocked", "?type=all&status=revoked"),
@@ -48,6 +48,7 @@ QUERIES = {
     "hosts:list": ("", "?status=pending", "?type=agent"),
     "servers:list": ("", "?health=down"),
     "gateways:tools": ("", "?kind=prompt", "?kind=all", "?kind=all&state=attention", "?enabled=off"),
+    "gateways:catalogue": ("", "?show=changed", "?effect=unknown&sort=-server"),
     "accounts:people": ("", "?status=invited", "?status=deactivated"),
     "tokens:list": ("", "?owner=all", "?owner=all&status=waiting", "?owner=all&care=expiring"),
     "tokens:api_keys": ("", "?owner=all", "?status=revoked"),

@@ -1,0 +1,311 @@
+"""The tools of all servers that somebody may see: one entry for each tool of a server, on whatever gateways it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import connection
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.models import Call
+from capabilities import Capability
+from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
+from gateways.tool_views import NEW_FOR, FeatureRow
+from servers.models import Server
+
+SPAN = "30 d"  # How far back calls are looked for, unless that takes too long.
+PERIODS = {
+    SPAN: timedelta(days=30),
+    "7 d": timedelta(days=7),
+    "24 h": timedelta(days=1),
+    "1 h": timedelta(hours=1),
+    "5 min": timedelta(minutes=5),
+}
+# There is no sum of calls by tool: each is read. What takes more than this is looked for over a shorter time.
+MOST_COUNTED = 1_000  # Calls of each tool of a page; more are "1,000+".
+MOST_CALLS = 60_000  # Calls to read to sort all tools by their number.
+MOST_LOOKED_UP = 60_000  # Places to look into for the last call of each tool: one for each day.
+
+# Each way to sort, as SQL; what was never used comes last, whichever way.
+SORTS = {
+    "tool": "lower(f.name) {way}",
+    "server": "lower(s.name) {way}",
+    "effect": "min(i.effect) {way}",
+    "gateways": "count(DISTINCT a.gateway_id) {way}",
+    "calls": "coalesce(sum(u.calls), 0) {way}",
+    "last": "max(u.last_at) {way} NULLS LAST",
+}
+BY_USE = ("calls", "last")
+
+ENTRIES = """
+SELECT (array_agg(f.id ORDER BY f.first_seen_at, f.id))[1], {calls}
+FROM ({features}) AS i (id, effect)
+JOIN gateways_feature f ON f.id = i.id
+JOIN gateways_assignment a ON a.id = f.assignment_id
+JOIN servers_server s ON s.id = a.server_id
+{used}
+GROUP BY a.server_id, s.name, f.name
+{having}
+ORDER BY {order}, lower(f.name), lower(s.name), a.server_id, f.name
+OFFSET %s LIMIT %s
+"""
+COUNTED = """
+LEFT JOIN (
+    SELECT c.gateway_id, c.server_id, c.feature_name, count(*) AS calls FROM auditlog_call c
+    WHERE c.created_at >= %s AND c.created_at < %s AND c.method = 'tools/call' AND c.feature_name <> ''
+        AND c.server_id IS NOT NULL
+    GROUP BY c.gateway_id, c.server_id, c.feature_name
+) u ON u.gateway_id = a.gateway_id AND u.server_id = a.server_id AND u.feature_name = left(f.exposed_name, 300)
+"""
+# In this order an index of the names gives the newest call, and none of a tool that was not called.
+LAST = """
+LEFT JOIN LATERAL (
+    SELECT c.created_at AS last_at FROM auditlog_call c
+    WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
+        AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s AND c.created_at < %s
+    ORDER BY c.created_at DESC LIMIT 1
+) u ON true
+"""
+USE = """
+SELECT t.n, count(c.created_at), max(c.created_at)
+FROM unnest(%s::int[], %s::uuid[], %s::text[]) AS t (n, server_id, names)
+CROSS JOIN LATERAL (
+    SELECT c.created_at FROM auditlog_call c
+    WHERE c.feature_name = ANY(t.names::text[]) AND c.feature_name <> '' AND c.method = 'tools/call'
+        AND c.gateway_id = ANY(%s) AND c.server_id = t.server_id AND c.created_at >= %s AND c.created_at < %s
+    ORDER BY c.created_at DESC LIMIT %s
+) c GROUP BY t.n
+"""
+
+
+class Period(NamedTuple):
+    """How far back calls are looked for, and how that is said."""
+
+    label: str
+    since: datetime
+
+    @classmethod
+    def of(cls, label: str) -> Period:
+        return cls(label, timezone.now() - PERIODS[label])
+
+    @classmethod
+    def to_count_all(cls) -> Period:
+        """The longest one of which all calls are counted in a moment."""
+        periods = map(cls.of, PERIODS)
+        return next((one for one in periods if one.calls_expected <= MOST_CALLS), cls.of("5 min"))
+
+    @classmethod
+    def to_look_up(cls, tools: int) -> Period:
+        """The longest one in which the last call of so many tools is found in a moment."""
+        return cls.of(SPAN if tools * PERIODS[SPAN].days <= MOST_LOOKED_UP else "7 d")
+
+    @property
+    def bounds(self) -> list[datetime]:
+        """From when to when calls are looked for: not in the partitions of days to come, whatever a clock says."""
+        return [self.since, self.since + PERIODS[self.label] + timedelta(hours=1)]
+
+    @property
+    def calls_expected(self) -> int:
+        """How many rows of the log PostgreSQL expects to read for it."""
+        plan = json.loads(Call.objects.filter(created_at__gte=self.since).order_by().explain(format="json"))
+        return int(plan[0]["Plan"]["Plan Rows"])
+
+
+@dataclass
+class Entry:
+    """One tool of a server. `feature` is what the first of its gateways learnt of it, `places` what each has."""
+
+    feature: Feature
+    calls: int = 0
+    are_more: bool = False
+    last_used_at: datetime | None = None
+    places: list[Feature] = field(default_factory=list)
+
+    @property
+    def server(self) -> Server:
+        return self.feature.assignment.server
+
+    @property
+    def effect(self) -> str:
+        """What its server claims it does; empty when it does not say."""
+        effect = self.feature.effect
+        return "" if effect == Effect.UNKNOWN else effect.label
+
+    @property
+    def gateways(self) -> list[Gateway]:
+        """The gateways that offer it: nothing between them and the server keeps it from being called."""
+        offering = {place.assignment.gateway.pk: place.assignment.gateway for place in self.places if is_offered(place)}
+        return list(offering.values())
+
+    @property
+    def undecided(self) -> Feature | None:
+        """Where its definition waits for a decision; None when it does nowhere."""
+        waiting = (place for place in self.places if place.offered_hash and place.state != State.QUARANTINED)
+        return next(waiting, None)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it came lately, and after its server was assigned."""
+        return FeatureRow(self.feature).is_new
+
+    @property
+    def quarantined(self) -> Feature | None:
+        return next((place for place in self.places if place.state == State.QUARANTINED), None)
+
+
+def is_offered(place: Feature) -> bool:
+    """Whether its gateway offers it to somebody."""
+    return place.assignment.gateway.enabled and place.enabled and not place.blocked
+
+
+def tools_seen_by(viewer: User) -> FeatureQuerySet:
+    """The tools that servers offer on the gateways whose pages `viewer` may open."""
+    seen = {"assignment__gateway__in": Gateway.objects.visible_to(viewer), "assignment__removed_at": None}
+    return Feature.objects.tools().offered().filter(**seen, assignment__server__archived_at=None)
+
+
+def servers_seen_by(viewer: User) -> list[Server]:
+    """The servers of these tools, by name."""
+    of_tools = tools_seen_by(viewer).order_by().values("assignment__server")
+    return list(Server.objects.filter(pk__in=of_tools).order_by("name"))
+
+
+class Catalogue:
+    """The tools `viewer` may see, narrowed and sorted; a sequence of entries of which slices are asked for.
+
+    How often and when a tool was called is told to who may read the log; for others that is neither a way to sort nor
+    to narrow, and `period` is None. It says over which time calls are counted, and `looked_up` for the last of each.
+    """
+
+    ordered = True
+
+    def __init__(self, viewer: User, values: dict[str, Any], sort: str = "") -> None:
+        self._viewer = viewer
+        self._features = self._narrowed(values)
+        self.tells_use = viewer.has_perm(Capability.LOGS_READ)
+        known = [name for name in SORTS if self.tells_use or name not in BY_USE]
+        self.sort = sort if sort.removeprefix("-") in known else "tool"
+        self.only_unused = self.tells_use and values.get("show") == "unused"
+        self.period = self._period() if self.tells_use else None
+        by_last = self.only_unused or self._by == "last"
+        self.looked_up = Period.to_look_up(self._features.count()) if by_last else None
+        self._unused: list[tuple[UUID, int]] | None = None
+        self._total: int | None = None
+
+    @property
+    def _by(self) -> str:
+        return self.sort.removeprefix("-")
+
+    def _period(self) -> Period:
+        return Period.to_count_all() if self._by == "calls" and not self.only_unused else Period.of(SPAN)
+
+    def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
+        tools: Any = tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
+        if effects := values.get("effect"):
+            tools = tools.filter(effect_claimed__in=effects)
+        if servers := values.get("server"):
+            tools = tools.filter(assignment__server__slug__in=servers)
+        if pks := values.get("server_ids"):
+            tools = tools.filter(assignment__server__in=pks)
+        match values.get("show"):
+            case "new":
+                tools = tools.new_since(timezone.now() - NEW_FOR)
+            case "changed":
+                tools = tools.needing_attention()
+        narrowed: FeatureQuerySet = tools
+        return narrowed
+
+    def count(self) -> int:
+        """How many entries there are."""
+        if self._total is None:
+            of_each = self._features.order_by().values("assignment__server", "name").distinct()
+            self._total = len(self._all_unused) if self.only_unused else of_each.count()
+        return self._total
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __getitem__(self, asked: slice) -> list[Entry]:
+        start, stop = asked.start or 0, self.count() if asked.stop is None else asked.stop
+        return self._entries(self._all_unused[start:stop] if self.only_unused else self._rows(start, stop - start))
+
+    def find(self, feature: Feature) -> Entry:
+        """The entry of the tool that this feature is of."""
+        same = {"assignment__server": feature.assignment.server_id, "name": feature.name}
+        self._features = self._features.filter(**same)
+        return self._entries(self._rows(0, 1))[0]
+
+    @property
+    def _all_unused(self) -> list[tuple[UUID, int]]:
+        if self._unused is None:
+            self._unused = self._rows(0, None)
+        return self._unused
+
+    def _rows(self, start: int, most: int | None) -> list[tuple[UUID, int]]:
+        """Which entries these are, each by its first feature, and how often it was called where that sorts them."""
+        chosen: Any = self._features.order_by()
+        features, parameters = chosen.values_list("pk", "effect_claimed").query.sql_with_params()
+        used, bounds = "", list[datetime]()
+        if self.looked_up:
+            used, bounds = LAST, self.looked_up.bounds
+        elif self._by == "calls" and self.period:
+            used, bounds = COUNTED, self.period.bounds
+        by = "tool" if self.only_unused and self._by in BY_USE else self._by
+        statement = ENTRIES.format(
+            features=features,
+            used=used,
+            calls="coalesce(sum(u.calls), 0)::bigint" if used == COUNTED else "0",
+            having="HAVING max(u.last_at) IS NULL" if self.only_unused else "",
+            order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
+        )
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [*parameters, *bounds, start, most])
+            return [(pk, calls) for pk, calls in cursor.fetchall()]
+
+    def _entries(self, rows: list[tuple[UUID, int]]) -> list[Entry]:
+        features = Feature.objects.select_related("assignment__server", "assignment__gateway")
+        firsts = features.in_bulk([pk for pk, _ in rows])
+        entries = [Entry(firsts[pk], calls) for pk, calls in rows if pk in firsts]
+        by_tool = {(one.feature.assignment.server_id, one.feature.name): one for one in entries}
+        for place in self._places(by_tool):
+            if entry := by_tool.get((place.assignment.server_id, place.name)):
+                entry.places.append(place)
+        if self.tells_use:
+            self._tell_use(entries)
+        return entries
+
+    def _places(self, tools: Iterable[tuple[UUID, str]]) -> Iterator[Feature]:
+        """These tools on each gateway, without the texts of their definitions."""
+        servers, names = {server for server, _ in tools}, {name for _, name in tools}
+        everywhere = tools_seen_by(self._viewer).filter(assignment__server__in=servers, name__in=names)
+        texts = ("description", "input_schema", "approved", "shown", "offered")
+        detailed = everywhere.select_related("assignment__server", "assignment__gateway").defer(*texts)
+        return iter(detailed.order_by("assignment__gateway__name", "assignment__alias"))
+
+    def _tell_use(self, entries: list[Entry]) -> None:
+        """How often each was called, and when the last time."""
+        of_all = self._by == "calls" and not self.only_unused  # They are counted already.
+        places = [place for entry in entries for place in entry.places]
+        gateways = list({place.assignment.gateway_id for place in places})
+        servers = [entry.server.pk for entry in entries]
+        names = [_array({place.exposed_name[:300] for place in entry.places}) for entry in entries]
+        numbers = list(range(len(entries)))
+        most = 1 if of_all else MOST_COUNTED + 1
+        with connection.cursor() as cursor:
+            cursor.execute(USE, [numbers, servers, names, gateways, *Period.of(SPAN).bounds, most])
+            for n, calls, last in cursor.fetchall():
+                entries[n].last_used_at = last
+                if not of_all:
+                    entries[n].calls, entries[n].are_more = min(calls, MOST_COUNTED), calls > MOST_COUNTED
+
+
+def _array(names: Iterable[str]) -> str:
+    """These names as PostgreSQL writes an array: arrays of arrays must all be equally long, texts need not."""
+    quoted = (name.replace("\\", "\\\\").replace('"', '\\"') for name in names)
+    return "{" + ",".join(f'"{name}"' for name in quoted) + "}"

@@ -1,0 +1,117 @@
+"""/api/tools: the tools of all servers on the gateways one may see, each tool once."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from capabilities.rest import must_hold
+from gateways.api import WITHIN_REACH, GatewayReference
+from gateways.catalogue import BY_USE, SORTS, Catalogue, Entry, is_offered, tools_seen_by
+from gateways.forms import CatalogueFilter
+from gateways.models import Effect, Feature, State
+from servers.api import ServerReference
+from servers.models import Server
+from ui.operations import ListQuery, operation
+from ui.rest import Moment, Resource
+from ui.subjects import Subject
+
+
+class PlaceSerializer(serializers.Serializer[Feature]):
+    """A tool on one gateway; `id` is that of the feature there."""
+
+    id = serializers.UUIDField()
+    gateway = GatewayReference(source="assignment.gateway")
+    exposed_name = serializers.CharField()
+    state = serializers.ChoiceField(State.choices)
+    offered = serializers.SerializerMethodField(
+        help_text="Whether nothing on the gateway keeps everybody from calling it."
+    )
+
+    def get_offered(self, place: Feature) -> bool:
+        return is_offered(place)
+
+
+class CatalogueToolSerializer(serializers.Serializer[Entry]):
+    """A tool of a server, on whatever gateways it is."""
+
+    id = serializers.UUIDField(
+        source="feature.pk", help_text="The id of the feature on the first gateway that learnt of it."
+    )
+    name = serializers.CharField(source="feature.name")
+    title = serializers.CharField(source="feature.title", allow_blank=True)
+    server = ServerReference()
+    effect = serializers.ChoiceField(Effect.choices, source="feature.effect")
+    places = PlaceSerializer(many=True)
+    calls = serializers.SerializerMethodField(
+        help_text="How often it was called since `counted_since`; null for who may not read the log."
+    )
+    last_used_at = Moment(allow_null=True)
+    counted_since = serializers.SerializerMethodField(
+        help_text="From when on calls are counted, 30 days at most, less in a busy log; null where none are."
+    )
+
+    def get_calls(self, entry: Entry) -> int | None:
+        return entry.calls if self.context["catalogue"].period else None
+
+    def get_counted_since(self, entry: Entry) -> str | None:
+        period = self.context["catalogue"].period
+        return Moment().to_representation(period.since) if period else None
+
+
+class CatalogueToolDetailSerializer(CatalogueToolSerializer):
+    """A tool of a server, with what clients are shown of it on the first gateway that learnt of it."""
+
+    description = serializers.CharField(source="feature.description", allow_blank=True)
+    input_schema = serializers.JSONField(source="feature.input_schema")
+    annotations = serializers.JSONField(source="feature.annotations")
+    first_seen_at = Moment(source="feature.first_seen_at")
+
+
+def _servers(view: Resource) -> QuerySet[Any]:
+    return Server.objects.filter(pk__in=tools_seen_by(view.me).order_by().values("assignment__server"))
+
+
+class CatalogueQuery(ListQuery):
+    """How the catalogue is narrowed."""
+
+    q = serializers.CharField(required=False)
+    effect = serializers.ListField(child=serializers.ChoiceField(Effect.choices), required=False)
+    show = serializers.ChoiceField(CatalogueFilter.SHOWS, required=False)
+    server = Subject("server", _servers, "slug", "name")
+
+
+class CatalogueResource(Resource):
+    """The tools of all servers, as far as their gateways are open to you."""
+
+    serializer_class = CatalogueToolSerializer
+
+    @operation(needs=WITHIN_REACH, query=CatalogueQuery, orderings=tuple(SORTS))
+    def list(self, request: Request) -> Response:
+        """To sort by `calls` or `last`, and to show what is `unused`, takes `logs:read` as well."""
+        values = {name: self.query_data.get(name) for name in ("q", "effect", "show")}
+        if values["show"] == "unused" or self.ordering.removeprefix("-") in BY_USE:
+            must_hold(self.me, Capability.LOGS_READ)
+        values = {name: value for name, value in values.items() if value}
+        values["server_ids"] = self.query_data.get("server")
+        self.catalogue = Catalogue(self.me, values, self.ordering)
+        page: Any = self.paginate_queryset(self.catalogue)  # type: ignore[arg-type]  # A sequence will do.
+        return self.get_paginated_response(self.serialize(page, many=True))
+
+    @operation(needs=WITHIN_REACH, answer=CatalogueToolDetailSerializer)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """By the id of any of its features that you may see."""
+        feature = get_object_or_404(tools_seen_by(self.me).select_related("assignment"), pk=pk)
+        self.catalogue = Catalogue(self.me, {})
+        entry = self.catalogue.find(feature)
+        return self.tagged(CatalogueToolDetailSerializer(entry, context=self.get_serializer_context()).data)
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {**super().get_serializer_context(), "catalogue": getattr(self, "catalogue", None)}

@@ -1,0 +1,80 @@
+"""How one tool was used lately: calls, errors, how long they took and who made them, from the newest of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from django.db import connection
+from django.utils import timezone
+
+from auditlog.models import ENDINGS
+from gateways.models import Feature
+
+HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(days=7)
+MOST_READ = 10_000  # Calls of one tool; an index of the names gives the newest first.
+PEOPLE = 10
+
+STATEMENT = """
+WITH c AS (
+    SELECT created_at, outcome, duration_ms, user_email FROM auditlog_call
+    WHERE feature_name = ANY(%(names)s) AND feature_name <> '' AND method = 'tools/call'
+        AND gateway_id = ANY(%(gateways)s) AND server_id = %(server)s AND created_at >= %(week)s
+        AND created_at < %(until)s
+    ORDER BY created_at DESC LIMIT %(most)s
+)
+SELECT grouping(user_email), user_email, max(created_at),
+    count(*), count(*) FILTER (WHERE outcome = ANY(%(errors)s)),
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms),
+    count(*) FILTER (WHERE created_at >= %(day)s),
+    count(*) FILTER (WHERE created_at >= %(day)s AND outcome = ANY(%(errors)s)),
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms) FILTER (WHERE created_at >= %(day)s)
+FROM c GROUP BY GROUPING SETS ((), (user_email)) ORDER BY 1 DESC, 4 DESC, 2 LIMIT %(people)s
+"""
+
+
+class Span(NamedTuple):
+    """The calls of some time: how many, how many of them failed, and within how many ms 95 % of them ended."""
+
+    calls: int = 0
+    errors: int = 0
+    p95: float | None = None
+
+
+class Caller(NamedTuple):
+    """Somebody who used a tool."""
+
+    email: str
+    calls: int
+    last: datetime
+
+
+class Use(NamedTuple):
+    """How a tool was used; `is_cut` when only the newest of its calls were read."""
+
+    day: Span
+    week: Span
+    people: Sequence[Caller]
+    is_cut: bool
+
+    @classmethod
+    def of(cls, places: Sequence[Feature]) -> Use:
+        """The use of the tool that these are, on the gateways where they are."""
+        now = timezone.now()
+        told: dict[str, Any] = {
+            "names": sorted({place.exposed_name[:300] for place in places}),
+            "gateways": [place.assignment.gateway_id for place in places],
+            "server": places[0].assignment.server_id,
+            "errors": list(ENDINGS["error"]),
+            "day": now - DAY,
+            "week": now - WEEK,
+            "until": now + HOUR,  # Not in the partitions of days to come, whatever a clock says.
+            "most": MOST_READ,
+            "people": PEOPLE + 1,
+        }
+        with connection.cursor() as cursor:
+            cursor.execute(STATEMENT, told)
+            (_, _, _, *numbers), *people = cursor.fetchall()
+        callers = [Caller(email or "Nobody known", calls, last) for _, email, last, calls, *_ in people]
+        return cls(Span(*numbers[3:]), Span(*numbers[:3]), callers, numbers[0] >= MOST_READ)

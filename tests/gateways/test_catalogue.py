@@ -1,0 +1,453 @@
+"""The page Tools and /api/tools: what all servers offer on the gateways one may see, each tool once."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import User
+from capabilities import Capability
+from gateways import catalogue
+from gateways.arguments import arguments
+from gateways.models import Assignment, Feature, Gateway
+from servers.models import Server
+from tests import make
+from tests.conftest import SignIn
+from tests.rest import Rest, results
+
+pytestmark = pytest.mark.django_db
+
+LONG_AGO = timedelta(days=40)
+
+
+@pytest.fixture
+def docs() -> Server:
+    return make.server(name="Docs", slug="docs")
+
+
+@pytest.fixture
+def work(docs: Server) -> Assignment:
+    return make.assignment(make.gateway(name="Work", slug="work"), docs)
+
+
+@pytest.fixture
+def lab(docs: Server) -> Assignment:
+    return make.assignment(make.gateway(name="Lab", slug="lab"), docs)
+
+
+def offer(*assignments: Assignment, **annotations: dict[str, Any]) -> None:
+    """Let the server of each say that it has these tools."""
+    tools = [{"name": name, "annotations": hints} for name, hints in annotations.items()]
+    for assignment in assignments:
+        Feature.objects.learn(assignment, tools)
+
+
+def called(tool: Feature, **fields: Any) -> None:
+    place = tool.assignment
+    told: dict[str, Any] = {
+        "gateway_id": place.gateway_id,
+        "server_id": place.server_id,
+        "feature_name": tool.exposed_name,
+    }
+    make.call(**(told | {"feature_type": "tool"} | fields))
+
+
+def listed(client: Client, query: str = "") -> list[str]:
+    """The names of the tools on the page, in its order."""
+    page = client.get(f"/tools/{query}")
+    assert page.status_code == 200
+    return [entry.feature.name for entry in page.context["page"]]
+
+
+def entry(client: Client, name: str) -> catalogue.Entry:
+    (found,) = (one for one in client.get("/tools/").context["page"] if one.feature.name == name)
+    assert isinstance(found, catalogue.Entry)
+    return found
+
+
+def names(gateways: list[Gateway]) -> list[str]:
+    return [gateway.name for gateway in gateways]
+
+
+def test_a_tool_on_several_gateways_is_one_entry_that_names_them(
+    work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    offer(work, lab, search={}, write={})
+    lab.features.get(name="write").disable(by=ana)
+    client = sign_in(ana)
+
+    assert listed(client) == ["search", "write"]
+    assert names(entry(client, "search").gateways) == ["Lab", "Work"]
+    assert names(entry(client, "write").gateways) == ["Work"]
+
+
+def test_tools_of_the_same_name_of_two_servers_are_two_entries(work: Assignment, ana: User, sign_in: SignIn) -> None:
+    other = make.assignment(work.gateway, make.server(name="Mail", slug="mail"))
+    offer(work, other, search={})
+
+    assert listed(sign_in(ana)) == ["search", "search"]
+    assert listed(sign_in(ana), "?server=mail") == ["search"]
+
+
+def test_what_is_on_gateways_out_of_reach_is_not_listed(
+    work: Assignment, docs: Server, max: User, ana: User, sign_in: SignIn
+) -> None:
+    closed = make.assignment(make.gateway(name="Closed", slug="closed", reach="teams"), docs)
+    offer(work, search={})
+    offer(closed, search={}, secret={})
+
+    assert listed(sign_in(max)) == ["search"]
+    assert names(entry(sign_in(max), "search").gateways) == ["Work"]
+    assert listed(sign_in(ana)) == ["search", "secret"]
+    hidden = closed.features.get(name="secret")
+    assert sign_in(max).get(f"/tools/{hidden.pk}/").status_code == 404
+    assert Rest.of(max).get(f"/tools/{hidden.pk}").status_code == 404
+
+
+def test_what_is_gone_removed_or_archived_is_not_listed(work: Assignment, lab: Assignment, ana: User) -> None:
+    offer(work, search={}, gone={})
+    offer(work, search={})
+    offer(lab, extra={})
+    lab.remove(by=ana)
+
+    assert [tool["name"] for tool in results(Rest.of(ana).get("/tools"))] == ["search"]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("?effect=read_only", ["read"]),
+        ("?effect=writes", ["write"]),
+        ("?effect=destructive", ["wipe"]),
+        ("?effect=unknown", ["silent"]),
+        ("?effect=read_only&effect=writes", ["read", "write"]),
+        ("?effect=nonsense", ["read", "silent", "wipe", "write"]),
+        ("?q=wip", ["wipe"]),
+    ],
+)
+def test_the_effect_a_server_claims_narrows_the_list(
+    query: str, found: list[str], work: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    offer(
+        work,
+        read={"readOnlyHint": True, "destructiveHint": True},
+        write={"readOnlyHint": False},
+        wipe={"readOnlyHint": False, "destructiveHint": True},
+        silent={"readOnlyHint": "yes"},
+    )
+
+    assert listed(sign_in(ana), query) == found
+
+
+def test_titles_and_descriptions_are_searched(work: Assignment, max: User, sign_in: SignIn) -> None:
+    Feature.objects.learn(work, [{"name": "a", "title": "Weather"}, {"name": "b", "description": "Rain and weather."}])
+
+    assert listed(sign_in(max), "?q=WEATHER") == ["a", "b"]
+
+
+def test_what_waits_for_a_decision_leads_to_the_page_that_asks_for_it(
+    work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    offer(work, lab, search={}, other={})
+    Feature.objects.learn(lab, [{"name": "search", "description": "And more."}, {"name": "other", "annotations": {}}])
+    client = sign_in(ana)
+
+    assert listed(client, "?show=changed") == ["search"]
+    held = lab.features.get(name="search")
+    assert f'href="/features/{held.pk}/"' in client.get("/tools/").content.decode()
+
+
+def test_what_came_after_the_first_list_is_new_for_a_week(work: Assignment, ana: User, sign_in: SignIn) -> None:
+    offer(work, first={}, late={}, old={})
+    Assignment.objects.update(created_at=timezone.now() - LONG_AGO)
+    Feature.objects.filter(name="first").update(first_seen_at=timezone.now() - LONG_AGO)
+    Feature.objects.filter(name="old").update(first_seen_at=timezone.now() - LONG_AGO + timedelta(days=1))
+
+    assert listed(sign_in(ana), "?show=new") == ["late"]
+
+
+def test_calls_are_those_of_the_tool_on_all_gateways_and_no_others(
+    work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    offer(work, lab, search={}, idle={})
+    mine, there = work.features.get(name="search"), lab.features.get(name="search")
+    called(mine)
+    called(mine, outcome="tool_error")
+    called(there)
+    called(mine, at=timezone.now() - LONG_AGO)
+    called(mine, server_id=make.server().pk)
+    called(mine, method="prompts/get")
+    client = sign_in(ana)
+
+    assert (entry(client, "search").calls, entry(client, "idle").calls) == (3, 0)
+    assert entry(client, "idle").last_used_at is None
+    assert listed(client, "?show=unused") == ["idle"]
+    assert listed(client, "?sort=-calls") == ["search", "idle"]
+    assert listed(client, "?sort=calls") == ["idle", "search"]
+    assert listed(client, "?sort=last") == ["search", "idle"]  # Never comes last, whichever way.
+
+
+def test_who_may_not_read_the_log_is_told_of_no_calls(work: Assignment, max: User, sign_in: SignIn) -> None:
+    offer(work, search={}, idle={})
+    called(work.features.get(name="search"))
+    client = sign_in(max)
+
+    assert listed(client, "?sort=-calls") == listed(client, "?show=unused") == ["idle", "search"]
+    page = client.get("/tools/").content.decode()
+    assert "Last use" not in page
+    assert "Unused" not in page
+    assert {tool["calls"] for tool in results(Rest.of(max).get("/tools"))} == {None}
+
+
+def test_what_takes_too_long_is_looked_for_over_a_shorter_time_and_it_is_said(
+    work: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(work, search={}, idle={})
+    called(work.features.get(name="search"), at=timezone.now() - timedelta(days=10))
+    client = sign_in(ana)
+    assert listed(client, "?show=unused") == ["idle"]
+
+    monkeypatch.setattr(catalogue, "MOST_CALLS", -1)
+    monkeypatch.setattr(catalogue, "MOST_LOOKED_UP", -1)
+
+    assert listed(client, "?show=unused") == ["idle", "search"]
+    unused, by_calls = (client.get(f"/tools/{query}").content.decode() for query in ("?show=unused", "?sort=-calls"))
+    assert "no call in 7 d" in unused
+    assert "the last use of each is looked for in 7 d." in unused
+    assert "all tools are compared by those of 5 min." in by_calls
+    assert "Calls 5 min" in by_calls
+
+
+def test_many_calls_of_a_tool_are_counted_to_a_thousand(
+    work: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(work, search={})
+    for _ in range(3):
+        called(work.features.get())
+    monkeypatch.setattr(catalogue, "MOST_COUNTED", 2)
+
+    found = entry(sign_in(ana), "search")
+
+    assert (found.calls, found.are_more) == (2, True)
+
+
+def test_a_tool_with_a_strange_name_is_counted_too(work: Assignment, ana: User, sign_in: SignIn) -> None:
+    strange = 'a"b\\c,{d} é'
+    Feature.objects.create(assignment=work, kind="tool", name=strange, exposed_name=f"docs__{strange}")
+    called(work.features.get())
+
+    assert entry(sign_in(ana), strange).calls == 1
+
+
+@pytest.mark.parametrize("sort", ["tool", "-tool", "server", "effect", "-gateways", "-last", "calls", "x", ";drop"])
+def test_every_way_to_sort_lists_every_tool_once_over_all_pages(
+    sort: str, work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    tools = [{"name": f"tool-{n:02}"} for n in range(45)]
+    for place in (work, lab):
+        Feature.objects.learn(place, tools)
+    client = sign_in(ana)
+
+    seen = [name for page in (1, 2) for name in listed(client, f"?sort={sort}&page={page}")]
+
+    assert sorted(seen) == [tool["name"] for tool in tools]
+    assert listed(client, f"?sort={sort}&page=nonsense") == seen[:40]
+
+
+def test_the_sorted_column_says_so_and_turns_round(work: Assignment, ana: User, sign_in: SignIn) -> None:
+    offer(work, search={})
+
+    page = sign_in(ana).get("/tools/?sort=-calls&q=sea").content.decode()
+
+    assert 'aria-sort="descending"' in page
+    assert "sort=calls&amp;q=sea" in page or "q=sea&amp;sort=calls" in page
+
+
+def test_htmx_gets_the_rows_alone(work: Assignment, ana: User, sign_in: SignIn) -> None:
+    offer(work, search={})
+
+    page = sign_in(ana).get("/tools/", headers={"HX-Request": "true"}).content.decode()
+
+    assert page.lstrip().startswith('<div class="stack" id="catalogue">')
+
+
+def test_an_empty_catalogue_says_what_to_do(ana: User, max: User, sign_in: SignIn) -> None:
+    assert "Assign a server to a gateway" in sign_in(ana).get("/tools/").content.decode()
+    assert "No gateway that is open to you offers a tool yet." in sign_in(max).get("/tools/").content.decode()
+    assert "No tool matches." in sign_in(max).get("/tools/?q=x").content.decode()
+
+
+def test_the_log_is_read_by_who_may_read_it_alone(work: Assignment, sign_in: SignIn) -> None:
+    offer(work, search={})
+    reader = make.user(Capability.LOGS_READ)
+
+    assert "Last use" in sign_in(reader).get("/tools/").content.decode()
+
+
+# --- /api/tools ---------------------------------------------------------------------------------------------------
+
+
+def test_the_api_lists_each_tool_with_its_places(work: Assignment, lab: Assignment, ana: User) -> None:
+    offer(work, lab, search={"readOnlyHint": True})
+    called(work.features.get())
+
+    (tool,) = results(Rest.of(ana).get("/tools", q="sea"))
+
+    assert (tool["name"], tool["server"]["slug"], tool["effect"], tool["calls"]) == ("search", "docs", "read_only", 1)
+    assert [(place["gateway"]["slug"], place["offered"]) for place in tool["places"]] == [("lab", True), ("work", True)]
+    assert tool["places"][1]["id"] == str(work.features.get().pk)
+
+
+def test_the_api_finds_a_tool_by_any_of_its_features(work: Assignment, lab: Assignment, ana: User) -> None:
+    schema = {"type": "object", "properties": {"q": {"type": "string"}}}
+    for place in (work, lab):
+        Feature.objects.learn(place, [{"name": "search", "description": "Find.", "inputSchema": schema}])
+    rest = Rest.of(ana)
+
+    found = [rest.get(f"/tools/{place.features.get().pk}").json() for place in (work, lab)]
+
+    assert found[0]["id"] == found[1]["id"]
+    assert (found[0]["description"], found[0]["input_schema"], len(found[0]["places"])) == ("Find.", schema, 2)
+
+
+def test_the_api_narrows_as_the_page_does(work: Assignment, ana: User) -> None:
+    other = make.assignment(work.gateway, make.server(name="Mail", slug="mail"))
+    offer(work, read={"readOnlyHint": True}, write={"readOnlyHint": False})
+    offer(other, send={})
+    called(other.features.get())
+    rest = Rest.of(ana)
+
+    def found(**query: Any) -> list[str]:
+        return [tool["name"] for tool in results(rest.get("/tools", **query))]
+
+    assert found(server="Mail") == ["send"]
+    assert found(effect=["read_only", "writes"]) == ["read", "write"]
+    assert found(show="unused") == ["read", "write"]
+    assert found(ordering="-calls")[0] == "send"
+    assert rest.get("/tools", ordering="x").status_code == rest.get("/tools", server="x").status_code == 400
+
+
+def test_the_api_says_which_capability_use_takes(work: Assignment, max: User) -> None:
+    for query in ({"show": "unused"}, {"ordering": "-calls"}):
+        refused = Rest.of(max).get("/tools", **query)
+        assert (refused.status_code, refused.json()["capability"]) == (403, "logs:read")
+
+
+# --- The page of a tool -------------------------------------------------------------------------------------------
+
+
+def tool_page(client: Client, tool: Feature, query: str = "") -> str:
+    page = client.get(f"/tools/{tool.pk}/{query}")
+    assert page.status_code == 200
+    return str(page.content.decode())
+
+
+def test_the_page_of_a_tool_shows_its_words_arguments_and_places(
+    work: Assignment, lab: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    schema = {
+        "type": "object",
+        "required": ["query"],
+        "properties": {
+            "query": {"type": "string", "description": "What to look for."},
+            "order": {"enum": ["new", "old"], "default": "new"},
+        },
+    }
+    for place in (work, lab):
+        Feature.objects.learn(place, [{"name": "search", "description": "Finds <pages>.", "inputSchema": schema}])
+
+    page = tool_page(sign_in(ana), work.features.get())
+
+    for words in ("Finds &lt;pages&gt;.", "What to look for.", "<b>required</b>", "new, old", "usually new"):
+        assert words in page
+    for place in (work, lab):
+        assert f'href="/features/{place.features.get().pk}/"' in page
+
+
+def test_the_page_of_a_tool_tells_its_use_to_readers_of_the_log(
+    work: Assignment, max: User, ana: User, sign_in: SignIn
+) -> None:
+    offer(work, search={})
+    tool = work.features.get()
+    for _ in range(3):
+        called(tool, user_email="ann@example.com", duration_ms=10)
+    called(tool, user_email="ben@example.com", duration_ms=500, outcome="timeout")
+    called(tool, at=timezone.now() - timedelta(days=3), user_email="ben@example.com", duration_ms=500)
+    called(tool, at=timezone.now() - LONG_AGO, user_email="max@example.com")
+
+    use = sign_in(ana).get(f"/tools/{tool.pk}/").context["use"]
+
+    assert (use.day[:2], use.week[:2]) == ((4, 1), (5, 1))
+    assert 400 < use.day.p95 < 500 == use.week.p95
+    assert [(one.email, one.calls) for one in use.people] == [("ann@example.com", 3), ("ben@example.com", 2)]
+    assert "ann@example.com" not in tool_page(sign_in(max), tool)
+
+
+def test_the_page_of_a_tool_shows_what_each_definition_changed(work: Assignment, ana: User, sign_in: SignIn) -> None:
+    Feature.objects.learn(work, [{"name": "search", "description": "Find."}])
+    Feature.objects.learn(work, [{"name": "search", "description": "Find, and send it to me."}])
+    tool = work.features.get()
+    newest, first = tool.versions.order_by("-first_seen_at")
+    client = sign_in(ana)
+
+    changed, whole = (tool_page(client, tool, f"?version={one.pk}") for one in (newest, first))
+
+    assert "says otherwise than" in changed
+    assert "send" in changed.partition('id="difference"')[2]
+    assert "says otherwise than" not in whole
+    assert "waits for a decision" in tool_page(client, tool, "?version=nonsense")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": []},
+        {"properties": {"a": None, "b": True, "c": []}, "required": "a"},
+        {"properties": {"a": {"type": ["string", None, 1], "enum": {}, "description": 3, "items": "x"}}},
+        {"properties": {"a": {"$ref": "#/properties/a"}}},
+        {"$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"},
+        {"properties": {"a": {"$ref": "#/$defs/no"}, "b": {"$ref": 3}, "c": {"anyOf": [{"anyOf": [3]}, None]}}},
+        {"properties": {"\u202ea": {"type": "string", "default": "\u200b"}}},
+        {"properties": {str(n): {"type": "string", "description": "x" * 5000} for n in range(500)}},
+    ],
+)
+def test_a_strange_schema_is_shown_as_far_as_it_says_something(
+    schema: Any, work: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    tool = Feature.objects.create(assignment=work, kind="tool", name="a", exposed_name="a", input_schema=schema)
+
+    assert len(tool_page(sign_in(ana), tool)) < 60_000
+
+
+def test_nested_arguments_follow_what_they_are_members_of() -> None:
+    schema = {
+        "$defs": {"place": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}},
+        "properties": {
+            "at": {"$ref": "#/$defs/place"},
+            "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+            "when": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+    }
+
+    told = [(one.name, one.type, one.depth, one.is_required, one.more) for one in arguments(schema)]
+
+    assert told == [
+        ("at", "object", 0, False, ""),
+        ("city", "string", 1, True, ""),
+        ("tags", "array of string", 0, False, "at most 3 items"),
+        ("when", "string or null", 0, False, ""),
+    ]
+
+
+def test_the_page_of_a_feature_leads_to_its_tool_while_there_is_one(
+    work: Assignment, ana: User, sign_in: SignIn
+) -> None:
+    offer(work, search={})
+    tool, client = work.features.get(), sign_in(ana)
+    link = f'href="/tools/{tool.pk}/"'
+
+    assert link in client.get(f"/features/{tool.pk}/").content.decode()
+    Feature.objects.learn(work, [])
+    assert link not in client.get(f"/features/{tool.pk}/").content.decode()
