@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wire.oauth_client import is_https, scopes_of
 
+
 class Unusable(ValueError):
     """This cannot be set; the message says why."""
 

@@ -103,7 +103,9 @@ def authorization(
     """A sign-in that has begun, and the address at the issuer of `server` where the person goes on.
 
     What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a
-    shared one. It is asked for without `refused_scope`, which the issuer has refused just now. Raises SignInRefused, or CapabilityRequired.
+    shared one. It is asked for without `refused_scope`, which the issuer has refused just now.
+
+    Raises SignInRefused, or CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)
