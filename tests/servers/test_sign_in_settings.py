@@ -333,7 +333,7 @@ def test_the_page_of_a_server_says_what_is_set(github: Github, boss: User) -> No
 
 # --- Which sign-ins a change ends -------------------------------------------------------------------------------------
 
-FITS = {
+FITS: dict[str, tuple[dict[str, Any], bool]] = {
     "the issuer is called as it was": ({"expected_issuer": "its origin"}, True),
     "the issuer is called otherwise": ({"expected_issuer": KNOWN_AS}, False),
     "nothing is said of the resource": ({"resource_sent": "omit"}, False),
