@@ -408,6 +408,7 @@ def target(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace 
         None if assigned.upstream_session is None else _session(assigned.upstream_session, cipher),
         log_level,
         assigned.total_s,
+        assigned.private,
     )
 
 

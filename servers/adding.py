@@ -17,8 +17,7 @@ from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind, 
 from servers.discovery import AccessRefused, Discovered, Failed, discover, note
 from servers.forms import SecretForm, ServerForm
 from servers.models import AuthType, Era, Health, Identity, Server
-from servers.oauth_client.discovery import Needs
-from servers.oauth_client.discovery import discover as needs_of
+from servers.oauth_client.discovery import Needs, needs_of
 from servers.upstream_guard import upstream_guard
 from wire.definitions import TOOL
 
@@ -204,7 +203,7 @@ def ask(values: dict[str, Any], secret: str) -> Asked:
     try:
         return Asked(discover(server, identity), identity is not None)
     except AccessRefused as refusal:
-        needs = needs_of(server.url) if identity is None and not is_own(server.url) else None
+        needs = needs_of(server) if identity is None and not is_own(server.url) else None
         return Asked(refusal, identity is not None, needs)
     except Failed as failure:
         return Asked(failure, identity is not None)

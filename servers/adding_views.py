@@ -86,6 +86,7 @@ def _asked(request: AppRequest) -> HttpResponse:
         "auth_type": auth_type,
         "header_name": checked.cleaned_data.get("header_name", ""),
     }
+    values |= {name: checked.cleaned_data.get(name, "") for name in ("expected_issuer", "fixed_scopes")}
     asked = ask_server(values, checked.cleaned_data.get("secret", ""))
     suggested = _suggested(request, posted | {"url": url}, asked)
     request.session[TESTED] = {"url": url, **asked.health}

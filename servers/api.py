@@ -19,7 +19,7 @@ from capabilities import Capability
 from capabilities.catalogue import SEES_SERVERS
 from servers.discovery import AccessRefused, Failed, probe
 from servers.forms import ServerForm
-from servers.models import AnotherPlace, AuthType, Health, Server
+from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
 from servers.views import counted, find
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
@@ -47,6 +47,11 @@ class ServerSerializer(serializers.Serializer[Server]):
     max_concurrent = serializers.IntegerField()
     lists_live = serializers.BooleanField()
     enabled = serializers.BooleanField()
+    expected_issuer = serializers.CharField()
+    resource_sent = serializers.CharField()
+    fixed_resource = serializers.CharField()
+    fixed_scopes = serializers.CharField()
+    private = serializers.BooleanField(allow_null=True)
     health = serializers.CharField()
     health_error = serializers.CharField()
     health_checked_at = Moment(allow_null=True)
@@ -89,6 +94,12 @@ class ServerChanges(Body):
     total_seconds = serializers.IntegerField(min_value=1, max_value=3600)
     max_concurrent = serializers.IntegerField(min_value=1, max_value=1000)
     lists_live = serializers.BooleanField()
+    expected_issuer = serializers.CharField(max_length=500, allow_blank=True)
+    resource_sent = serializers.ChoiceField(ResourceSent.choices)
+    fixed_resource = serializers.CharField(max_length=500, allow_blank=True)
+    fixed_scopes = serializers.CharField(max_length=1000, allow_blank=True)
+    private = serializers.BooleanField()
+    end_sign_ins = serializers.BooleanField()
 
 
 class NewServer(ServerChanges):
@@ -101,13 +112,20 @@ class NewServer(ServerChanges):
     total_seconds = serializers.IntegerField(min_value=1, max_value=3600, default=600)
     max_concurrent = serializers.IntegerField(min_value=1, max_value=1000, default=64)
     lists_live = serializers.BooleanField(default=False)
+    expected_issuer = serializers.CharField(max_length=500, allow_blank=True, default="")
+    resource_sent = serializers.ChoiceField(ResourceSent.choices, default=ResourceSent.SERVER)
+    fixed_resource = serializers.CharField(max_length=500, allow_blank=True, default="")
+    fixed_scopes = serializers.CharField(max_length=1000, allow_blank=True, default="")
+    private = None  # type: ignore[assignment]  # Where its URL leads says it.
+    end_sign_ins = None  # type: ignore[assignment]  # Nobody has signed in there.
 
 
 class ServerResource(Resource):
     """Upstream MCP servers. One is exposed to nobody until it is assigned to a gateway."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        AnotherPlace: Problem(HTTPStatus.BAD_REQUEST, "invalid", "url")
+        AnotherPlace: Problem(HTTPStatus.BAD_REQUEST, "invalid", "url"),
+        WouldEndSignIns: Problem(HTTPStatus.CONFLICT, "would_end_sign_ins"),
     }
     serializer_class = ServerSerializer
     versioned = True

@@ -142,7 +142,7 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str]) -> blo
             raise Failed("is part of the running gateway, which this command is not")
         transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
         return blocking.discover(_target(server, None), transport, seconds=DISCOVERY_SECONDS, kinds=kinds)
-    guard = upstream_guard()
+    guard = upstream_guard() if server.private is not False else upstream_guard().outside()
     if guard.own.has(server.url):
         raise AccessRefused("was not asked: its URL is an address of this gateway itself", "loop")
     try:
@@ -167,6 +167,7 @@ def _target(server: Server, identity: Identity | None) -> Target:
         credential=_credential(server, identity),
         generation="",
         total_s=server.total_seconds,
+        private=server.private is not False,
     )
 
 

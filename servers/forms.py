@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,8 +12,19 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.text import slugify
 
-from servers.models import AuthType, Health, Identity, Server, ServerQuerySet, slug_validator
-from servers.upstream_guard import upstream_guard
+from servers import sign_in_settings
+from servers.models import (
+    SIGN_IN_SETTINGS,
+    AuthType,
+    Health,
+    Identity,
+    ResourceSent,
+    Server,
+    ServerQuerySet,
+    WouldEndSignIns,
+    slug_validator,
+)
+from servers.upstream_guard import leads_inside, upstream_guard
 from wire.credential import fits_a_header, is_header_name, may_carry
 from wire.guard import UrlRefused
 
@@ -52,7 +64,34 @@ class SlugField(forms.CharField):
         return slug
 
 
-class ServerForm(forms.Form):
+class SignInSettings:
+    """The checks of how people sign in at a server, for a form that has these fields in this order."""
+
+    cleaned_data: dict[str, Any]
+
+    @property
+    def server_url(self) -> str:
+        """The address of the server it is about."""
+        return str(self.cleaned_data.get("url", ""))
+
+    def clean_expected_issuer(self) -> str:
+        return _usable(sign_in_settings.issuer, self.cleaned_data["expected_issuer"], url=self.server_url)
+
+    def clean_resource_sent(self) -> str:
+        return str(self.cleaned_data["resource_sent"] or ResourceSent.SERVER)
+
+    def clean_fixed_resource(self) -> str:
+        if self.cleaned_data.get("resource_sent") != ResourceSent.FIXED:
+            return ""
+        if not self.cleaned_data["fixed_resource"]:
+            raise ValidationError("Name the value that is sent, such as https://mcp.example.com/mcp.")
+        return _usable(sign_in_settings.resource, self.cleaned_data["fixed_resource"])
+
+    def clean_fixed_scopes(self) -> str:
+        return _usable(sign_in_settings.scopes, self.cleaned_data["fixed_scopes"])
+
+
+class ServerForm(SignInSettings, forms.Form):
     """What is known of an upstream server. `server` is the one being edited, None when one is added."""
 
     name = forms.CharField(max_length=80)
@@ -91,16 +130,64 @@ class ServerForm(forms.Form):
         help_text="For lists that differ by session: the server is asked for each one, which waits 3 seconds at most.",
     )
 
+    expected_issuer = forms.CharField(
+        label="Expected issuer",
+        required=False,
+        max_length=500,
+        widget=forms.TextInput(attrs={"inputmode": "url"}),
+        help_text="Only when signing in fails because the issuer names itself otherwise than it is found: the name it "
+        "gives, letter by letter, if you know that it is the right one. Empty: both have to be the same.",
+    )
+    resource_sent = forms.ChoiceField(
+        label="Resource",
+        required=False,
+        choices=ResourceSent.choices,
+        initial=ResourceSent.SERVER,
+        help_text="What the issuer is told that tokens are for (“resource”). Change it when the issuer refuses that, "
+        "with “invalid_target” or the like. Microsoft Entra is told nothing as it is.",
+    )
+    fixed_resource = forms.CharField(
+        label="Fixed resource",
+        required=False,
+        max_length=500,
+        widget=forms.TextInput(attrs={"inputmode": "url"}),
+        help_text="For “A fixed value” only: the address under which the issuer knows the server.",
+    )
+    fixed_scopes = forms.CharField(
+        label="Fixed scopes",
+        required=False,
+        max_length=1000,
+        help_text="Asked for instead of what the server asks for, with spaces between: when the issuer does not know "
+        "the server's scopes, or to let people grant less. Empty: as the server asks.",
+    )
+    private = forms.BooleanField(
+        label="At a private address",
+        required=False,
+        help_text="Its name may lead into the networks of GATEWAY_PRIVATE_UPSTREAMS. Found out when its URL was typed; "
+        "tick it when the server has moved there since.",
+    )
+    end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)
+
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.server = server
+        self.ends = 0  # How many sign-ins it would end, which has to be agreed to.
+        self._leads_inside: bool | None = None
         if server is None:
+            del self.fields["private"], self.fields["end_sign_ins"]
             return
         del self.fields["slug"]
         if server.is_built_in:
-            for name in ("url", "auth_type", "header_name"):
+            for name in ("url", "auth_type", "header_name", *SIGN_IN_SETTINGS, "private", "end_sign_ins"):
                 del self.fields[name]
-        self.initial = {name: getattr(server, name) for name in self.fields}
+        self.initial = {name: getattr(server, name) for name in self.fields if name != "end_sign_ins"}
+
+    @property
+    def shows_sign_in(self) -> bool:
+        """Whether the settings of how people sign in are unfolded: they are set, or need attention."""
+        return any(name in self.errors for name in SIGN_IN_SETTINGS) or any(
+            self[name].value() not in ("", None, ResourceSent.SERVER) for name in SIGN_IN_SETTINGS
+        )
 
     def clean_name(self) -> str:
         name = str(self.cleaned_data["name"])
@@ -112,7 +199,8 @@ class ServerForm(forms.Form):
         url = str(self.cleaned_data["url"])
         if self.server and url == self.server.url:
             return url
-        return _callable(url)
+        checked, self._leads_inside = _callable(url)
+        return checked
 
     def clean_total_seconds(self) -> int:
         given: int | None = self.cleaned_data["total_seconds"]
@@ -139,7 +227,22 @@ class ServerForm(forms.Form):
                 values["slug"] = self.fields["slug"].made_from(values["name"])  # type: ignore[attr-defined]
             except ValidationError as refusal:
                 self.add_error("slug", refusal)
+        if "url" in self.fields and "url" in values:
+            values["private"] = self._private(values)
         return values
+
+    def _private(self, values: dict[str, Any]) -> bool | None:
+        """Whether the server may be at a private address: as its URL said when it was typed, else as one says here."""
+        if self.server is None or values["url"] != self.server.url:
+            return self._leads_inside
+        if self.server.private is not None or values.get("private"):
+            return bool(values.get("private"))
+        return leads_inside(values["url"])
+
+    def refuse_end(self, refusal: WouldEndSignIns) -> None:
+        """Say how many sign-ins the changes end, which has to be agreed to."""
+        self.ends = refusal.count
+        self.add_error("end_sign_ins", str(refusal))
 
     def refuse(self) -> None:
         """Add the error of an edit conflict."""
@@ -185,20 +288,28 @@ def _is_command(text: str) -> bool:
     return "://" not in text.partition(" ")[0] and (first in PROGRAMS or text.startswith("{"))
 
 
-def _callable(url: str) -> str:
-    """`url` with its scheme in lower case. Raises ValidationError unless the gateway may call it."""
+def _usable(check: Callable[..., str], text: str, **context: Any) -> str:
+    try:
+        return check(text, **context)
+    except sign_in_settings.Unusable as refusal:
+        raise ValidationError(str(refusal)) from None
+
+
+def _callable(url: str) -> tuple[str, bool]:
+    """`url` with its scheme in lower case, and whether it leads to a private address. Raises ValidationError unless
+    the gateway may call it."""
     if _is_command(url):
         raise ValidationError(NO_COMMAND)
     if re.search(r"[\x00-\x20\x7f\\]", url):
         raise ValidationError("This is not a URL. One looks like https://mcp.example.com/mcp.")
     try:
-        upstream_guard().check_now(url)
+        inside = upstream_guard().check_now(url)
     except UrlRefused as refusal:
         raise ValidationError(str(refusal)) from None
     scheme, _, rest = url.partition(":")
     if urlsplit(url).fragment:
         raise ValidationError("Leave out the # and what follows it.")
-    return f"{scheme.lower()}:{rest}"
+    return f"{scheme.lower()}:{rest}", inside
 
 
 class SecretForm(forms.Form):

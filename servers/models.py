@@ -20,6 +20,7 @@ from capabilities import Capability, CapabilityRequired
 from wire import versions
 from wire.cipher import Cipher
 from wire.credential import place_in_words, place_of
+from wire.oauth_client import WITHOUT_RESOURCE, covers, host_of
 
 
 @cache
@@ -29,6 +30,7 @@ def cipher() -> Cipher:
 
 
 CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
+SIGN_IN_SETTINGS = ("expected_issuer", "resource_sent", "fixed_resource", "fixed_scopes")
 BUILT_IN_URL = "builtin:quickstart"
 HIDDEN = "***"
 
@@ -55,6 +57,25 @@ class LabelTaken(ServerError):
 
 class AnotherPlace(ServerError):
     """Credentials were given for one place, and would be sent to another."""
+
+
+class WouldEndSignIns(ServerError):
+    """These changes end sign-ins, which nobody has agreed to."""
+
+    def __init__(self, count: int) -> None:
+        these = "1 sign-in ends" if count == 1 else f"{count:,} sign-ins end"
+        super().__init__(
+            f"With this change {these}: whoever it is signs in again, and their calls are refused until then."
+        )
+        self.count = count
+
+
+class ResourceSent(models.TextChoices):
+    """What an issuer is told of the server that its tokens are for (RFC 8707)."""
+
+    SERVER = "server", "The address of the server"
+    OMIT = "omit", "Nothing"
+    FIXED = "fixed", "A fixed value"
 
 
 class AuthType(models.TextChoices):
@@ -109,6 +130,15 @@ class Server(Versioned, Switchable):
     max_concurrent = models.PositiveSmallIntegerField(default=64)
     # Its lists differ by session: it is asked for each one, and what is stored only says what may be shown.
     lists_live = models.BooleanField(default=False, db_default=False)
+    # How people sign in at its issuer, where that is not as the server and the issuer say themselves.
+    expected_issuer = models.CharField(max_length=500, blank=True, default="", db_default="")
+    resource_sent = models.CharField(
+        "resource", max_length=10, choices=ResourceSent, default=ResourceSent.SERVER, db_default="server"
+    )
+    fixed_resource = models.CharField(max_length=500, blank=True, default="", db_default="")
+    fixed_scopes = models.CharField(max_length=1000, blank=True, default="", db_default="")
+    # Whether its name led to a private address when it was registered, or somebody said so; null: not known yet.
+    private = models.BooleanField("at a private address", null=True, blank=True)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
     health_checked_at = models.DateTimeField(null=True, blank=True)
     health_error = models.CharField(max_length=300, blank=True)
@@ -140,6 +170,9 @@ class Server(Versioned, Switchable):
             models.CheckConstraint(
                 condition=~Q(auth_type=AuthType.HEADER) | ~Q(header_name=""), name="header_credential_names_its_header"
             ),
+            models.CheckConstraint(
+                condition=~Q(resource_sent=ResourceSent.FIXED) | ~Q(fixed_resource=""), name="fixed_resource_is_named"
+            ),
         )
 
     def __str__(self) -> str:
@@ -165,6 +198,8 @@ class Server(Versioned, Switchable):
             "max_concurrent",
             "lists_live",
             "enabled",
+            *SIGN_IN_SETTINGS,
+            "private",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -173,12 +208,46 @@ class Server(Versioned, Switchable):
         changes_target = any(name in fields and fields[name] != getattr(self, name) for name in CREDENTIAL_TARGET)
         return changes_target and self.identities.filter(revoked_at=None).exists()
 
-    def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
-        """Change name, URL, authentication or limits; records what changed.
+    @property
+    def sign_in_settings(self) -> list[str]:
+        """What is set of how people sign in at it."""
+        return [getattr(self, name) for name in SIGN_IN_SETTINGS]
+
+    @property
+    def sets_sign_in(self) -> bool:
+        """Whether anything of how people sign in at it is set otherwise than servers and issuers say."""
+        return self.sign_in_settings != ["", ResourceSent.SERVER, "", ""]
+
+    def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
+        """The identities whose sign-in these changes make invalid: it was made at an issuer of another name, for
+        another resource, or with scopes beyond those that are fixed now."""
+        then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
+        if list(then.values()) == self.sign_in_settings:
+            return self.identities.none()
+        signed_in = self.identities.live().exclude(issuer="").filter(sign_in_needed_since=None)
+        granted = signed_in.values_list("pk", "issuer", "grant__resource", "grant__scope")
+        ended = [pk for pk, *facts in granted if not self._fits(then, *(each or "" for each in facts))]
+        return signed_in.filter(pk__in=ended)
+
+    def _fits(self, then: Mapping[str, Any], issuer: str, resource: str, scope: str) -> bool:
+        """Whether what was granted like this is what would be granted with other settings."""
+        if (self.expected_issuer or issuer) != (then["expected_issuer"] or issuer):
+            return False
+        if (self.resource_sent, self.fixed_resource) != (then["resource_sent"], then["fixed_resource"]):
+            named = covers(resource, self.url) if resource else host_of(issuer) in WITHOUT_RESOURCE
+            means = {ResourceSent.OMIT: resource == "", ResourceSent.FIXED: resource == then["fixed_resource"]}
+            if not means.get(then["resource_sent"], named):
+                return False
+        fixed, granted = then["fixed_scopes"].split(), scope.split()
+        return self.fixed_scopes == then["fixed_scopes"] or not fixed or bool(granted and {*granted} <= {*fixed})
+
+    def edit(self, *, by: User, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
+        """Change name, URL, authentication, how people sign in, or limits; records what changed.
 
         Another path or header marks the identities of the server: each waits until who answers for it confirms it.
-        Raises AnotherPlace when the URL would take credentials to a place they were not given for, and
-        ChangedMeanwhile when the row is not what was `seen`.
+        Raises AnotherPlace when the URL would take credentials to a place they were not given for, WouldEndSignIns when
+        other settings of how people sign in end sign-ins without `end_sign_ins`, and ChangedMeanwhile when the row is
+        not what was `seen`.
         """
         with transaction.atomic():
             row = self.lock()
@@ -187,10 +256,15 @@ class Server(Versioned, Switchable):
             }
             row.must_be(seen, changes)
             redirects = row.would_redirect(fields)
+            outdated = row.sign_ins_ended_by(fields)
+            if (count := outdated.count()) and not (redirects or end_sign_ins):
+                raise WouldEndSignIns(count)
             if "url" in changes:
                 row.must_not_take_credentials_to(fields["url"])
                 # Another address may speak another wire.
                 fields |= {"protocol_era": Era.UNKNOWN, "health": Health.UNKNOWN, "health_error": ""}
+            if not redirects and (ended := outdated.need_sign_in(SignInNeeded.SETTINGS)):
+                changes["sign_ins_ended"] = [0, ended]
             for name, value in fields.items():
                 setattr(self, name, value)
             self.save(update_fields=[*fields, "updated_at"])
@@ -241,6 +315,7 @@ class SignInNeeded(models.TextChoices):
     CLIENT = "client", "The issuer does not know this gateway any more."
     MOVED = "moved", "The address or the issuer of the server was changed."
     TOKEN = "token", "The server does not accept the sign-in any more."
+    SETTINGS = "settings", "How one signs in at the server was changed."
     SCOPE = "scope", "The server asks for more rights than were granted."
 
 

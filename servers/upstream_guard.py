@@ -3,7 +3,7 @@
 from django.conf import settings
 
 from wire import builtin
-from wire.guard import Guard, OwnEndpoints
+from wire.guard import Guard, OwnEndpoints, UrlRefused
 
 
 def own_endpoints() -> OwnEndpoints:
@@ -16,3 +16,11 @@ def own_endpoints() -> OwnEndpoints:
 def upstream_guard() -> Guard:
     """The guard for every socket to a server."""
     return Guard(tuple(settings.PRIVATE_UPSTREAMS), own_endpoints())
+
+
+def leads_inside(url: str) -> bool | None:
+    """Whether this URL leads to private addresses now, which are allowed; None when it leads nowhere, or may not."""
+    try:
+        return upstream_guard().check_now(url)
+    except UrlRefused:
+        return None

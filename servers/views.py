@@ -23,7 +23,7 @@ from connections.impact import cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
-from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet
+from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -147,6 +147,8 @@ def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: A
         return False
     except AnotherPlace as refusal:
         form.add_error("url", str(refusal))
+    except WouldEndSignIns as refusal:
+        form.refuse_end(refusal)
     except IntegrityError:
         form.refuse()
     return not form.errors
@@ -167,8 +169,8 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
 
 def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
     """The same for a server that is being edited, with its identity unless that was stored for another place."""
-    stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name")}
-    values = stored | values
+    stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name", "private")}
+    values = stored | {name: value for name, value in values.items() if name != "end_sign_ins"}
     identity = identity_for(server, user)
     if identity is None or place_of(values["url"]) == place_of(server.url):
         return _test_result(values, identity)

@@ -8,7 +8,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import anyio
 import httpx
@@ -26,7 +26,7 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from starlette.applications import Starlette
 
 from tests import upstreams
-from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of
+from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, read
 
 PRM = "/.well-known/oauth-protected-resource"
 
@@ -47,6 +47,9 @@ class Issuer:
     gives_refresh: bool = True
     repeats_refresh: bool = True
     needs_scope: str = ""
+    refuses_scope: str = ""  # Who asks for it is refused, at this place: "authorize" or "token".
+    refuses_at: str = "authorize"
+    forms: list[dict[str, str]] = field(default_factory=list)  # What the token endpoint was sent.
     clients: dict[str, OAuthClientInformationFull] = field(default_factory=dict)
     codes: dict[str, AuthorizationCode] = field(default_factory=dict)
     access: dict[str, AccessToken] = field(default_factory=dict)
@@ -70,6 +73,9 @@ class Issuer:
 
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
         assert client.client_id
+        if self.refuses_at == "authorize" and self.refuses_scope in (params.scopes or []):
+            said = {"error": "invalid_scope", "error_description": "Unknown scope", "state": params.state}
+            return construct_redirect_uri(str(params.redirect_uri), **said)
         code = secrets.token_urlsafe(24)
         self.codes[code] = AuthorizationCode(
             code=code,
@@ -88,6 +94,8 @@ class Issuer:
 
     async def exchange_authorization_code(self, client: Any, authorization_code: AuthorizationCode) -> OAuthToken:
         del self.codes[authorization_code.code]
+        if self.refuses_at == "token" and self.refuses_scope in authorization_code.scopes:
+            raise TokenError("invalid_scope", "Unknown scope")
         return self.issue(authorization_code.client_id, authorization_code.scopes, authorization_code.resource)
 
     async def load_refresh_token(self, client: Any, refresh_token: str) -> RefreshToken | None:
@@ -146,6 +154,8 @@ class Issuer:
                 if await self._admits(origin, scope, send):
                     await protected(scope, receive, send)
                 return
+            if path == "/token":
+                receive = await self._noted(receive)
             if await self._answers_itself(origin, path, send):
                 return
             if origin not in routes:
@@ -153,6 +163,16 @@ class Issuer:
             await routes[origin](scope, receive, send)
 
         return door
+
+    async def _noted(self, receive: Receive) -> Receive:
+        """Note the form that comes, and have it come again."""
+        body = await read(receive)
+        self.forms.append(dict(parse_qsl(body.decode())))
+
+        async def again() -> Any:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return again
 
     async def _answers_itself(self, origin: str, path: str, send: Send) -> bool:
         """Whether this was not for the endpoints of the SDK."""

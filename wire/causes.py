@@ -22,6 +22,10 @@ SENTENCES: dict[type[errors.UpstreamError], str] = {
     errors.CertificateRefused: "has a TLS certificate that this gateway does not trust: {0.detail}",
     errors.NotTls: "does not speak TLS at this port; if it is inside your network, its URL begins with http://",
     errors.AddressBlocked: "has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it",
+    errors.AddressInside: (
+        "has a name that leads to a private address now, though it is registered as a public server; if that is meant, "
+        "say in its settings that it is at a private address"
+    ),
     errors.Loop: "has an address that leads back to this gateway itself",
     errors.TooLarge: "answered with {0.detail}",
     errors.AccessRefused: "answered {0.status}: it refused the credential",

@@ -439,7 +439,9 @@ class McpClient:
         try:
             with (
                 TimeLimit(OLD_SECONDS),
-                await self._transport.send("GET", target.server_name, target.url, headers, b"") as response,
+                await self._transport.send(
+                    "GET", target.server_name, target.url, headers, private=target.private
+                ) as response,
             ):
                 return response.media_type == "text/event-stream" and await _names_an_endpoint(response)
         except (UpstreamError, TimeoutError, sse.EventTooLarge, sse.TooManyEvents):

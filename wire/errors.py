@@ -179,6 +179,10 @@ class AddressBlocked(UpstreamError):
     sentence = 'Server "{server}" lives at an address the gateway may not call.'
 
 
+class AddressInside(AddressBlocked):
+    """The name of a server that is not registered as private leads to a private address."""
+
+
 class Loop(UpstreamError):
     reason = "loop"
     sentence = 'The address of server "{server}" is this gateway itself.'

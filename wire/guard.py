@@ -66,6 +66,10 @@ class AddressRefused(OSError):
     """The server's address is not one that the gateway may call."""
 
 
+class LeadsInside(AddressRefused):
+    """The server's name leads to a private address, but the server is not registered as private."""
+
+
 class LeadsBack(AddressRefused):
     """The server's address is this gateway's own."""
 
@@ -138,6 +142,8 @@ class Guard:
 
     allowed: tuple[Network, ...] = ()
     own: OwnEndpoints = NOWHERE
+    # Ranges that are allowed for others than what this guard is for; only to say so.
+    closed: tuple[Network, ...] = ()
 
     def admits(self, address: str, *, encrypted: bool = True) -> bool:
         """Whether a socket may go to this literal address; without TLS only inside the allowed ranges."""
@@ -158,14 +164,21 @@ class Guard:
         return any(target in network for network in self.allowed)
 
     def outside(self) -> Guard:
-        """The guard for what a public server names: no private address, also where servers may have one."""
-        return replace(self, allowed=())
+        """The guard for public servers and what they name: no private address, also where other servers may have one.
+
+        Who owns a public name decides where it leads, at any time: a range that is allowed for a server of one's own
+        must not be within reach of theirs (DNS rebinding).
+        """
+        return replace(self, allowed=(), closed=self.allowed)
 
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
-        """Raises AddressRefused unless the guard admits the address, LeadsBack when it is our own at this port."""
+        """Raises AddressRefused unless the guard admits the address, LeadsBack when it is our own at this port, and
+        LeadsInside when only private servers may be there."""
         if self.own.has_address(address, port):
             raise LeadsBack(LeadsBack.__doc__)
         if not self.admits(address, encrypted=encrypted):
+            if replace(self, allowed=self.closed).is_inside(address):
+                raise LeadsInside(LeadsInside.__doc__)
             raise AddressRefused(AddressRefused.__doc__)
 
     def check_url(self, url: str) -> None:
@@ -183,8 +196,11 @@ class Guard:
         elif parts.scheme == "http" and not self.allowed:
             raise UrlRefused(WITHOUT_TLS)
 
-    def check_now(self, url: str) -> None:
-        """`check_url`, and a look-up: refuse a name none of whose addresses may be called. Raises UrlRefused."""
+    def check_now(self, url: str) -> bool:
+        """`check_url`, and a look-up: refuse a name none of whose addresses may be called. Raises UrlRefused.
+
+        Whether it leads inside: each of its addresses is in one of the allowed ranges.
+        """
         self.check_url(url)
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -196,6 +212,7 @@ class Guard:
             raise UrlRefused(LEADS_BACK)
         if not any(self.admits(address, encrypted=parts.scheme == "https") for address in addresses):
             raise UrlRefused(f"{host} leads to an address that {_why_not(parts.scheme)}.")
+        return all(map(self.is_inside, addresses))
 
 
 WITHOUT_TLS = "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://."

@@ -101,6 +101,11 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def host_of(issuer: str) -> str:
+    """The host, and port if it has one, of an issuer."""
+    return issuer.partition("://")[2].partition("/")[0]
+
+
 def covers(resource: str, url: str) -> bool:
     """Whether metadata for `resource` speaks for the server at `url`: the same place, and the same path or above it."""
     if not resource.isprintable() or urlsplit(resource).fragment:

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 from wire import builtin, product
 from wire.errors import (
     AddressBlocked,
+    AddressInside,
     BadAnswer,
     BadUrl,
     CertificateRefused,
@@ -35,7 +36,7 @@ from wire.errors import (
     Unreachable,
     UpstreamError,
 )
-from wire.guard import AddressRefused, Guard, LeadsBack
+from wire.guard import AddressRefused, Guard, LeadsBack, LeadsInside
 from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.jsonrpc import LARGE
 from wire.resolver import Resolver
@@ -53,11 +54,15 @@ OWN = "builtin"
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port; a connection serves all requests to the same origin."""
+    """Scheme, host and port; a connection serves all requests to the same origin.
+
+    One that was opened for a server that may be at a private address serves no other server.
+    """
 
     scheme: str
     host: str
     port: int
+    private: bool = True
 
 
 class ParsedUrl(NamedTuple):
@@ -148,6 +153,7 @@ class HttpResponse:
 # What callers are told of a failure: the first of these it is.
 FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (LeadsBack, Loop),
+    (LeadsInside, AddressInside),
     (AddressRefused, AddressBlocked),
     (Oversized, TooLarge),
     (Stalled, TooSlow),
@@ -181,11 +187,12 @@ class Transport:
     """Connections to upstream servers, and to this process's own Quickstart server."""
 
     def __init__(self, guard: Guard, *, limit: int, listener: str = "", secret: str = "") -> None:
+        self._guards = {True: guard, False: guard.outside()}  # By whether a private address may be called.
         self._guard = guard
         self._listener = listener
         self._secret = secret
         self._idle: dict[Origin, deque[HttpConnection]] = {}
-        self._parsed_urls: dict[str, ParsedUrl] = {}
+        self._parsed_urls: dict[bool, dict[str, ParsedUrl]] = {True: {}, False: {}}
         self._tls = _tls()
         self._resolver = Resolver()
         self._turns = Turns()
@@ -207,13 +214,15 @@ class Transport:
         return sum(map(len, self._idle.values()))
 
     async def send(
-        self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b""
+        self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b"", *, private: bool = True
     ) -> HttpResponse:
         """Send one request to `url`; enter the response to use it. `server` is for the messages.
 
+        Without `private` only public addresses are called, whatever ranges are allowed.
+
         Raises Unreachable, AddressBlocked, TooLarge or TooSlow, and BadAnswer for a header that cannot be sent.
         """
-        parsed = self._parsed_urls.get(url) or self._parse_url(server, url)
+        parsed = self._parsed_urls[private].get(url) or self._parse_url(server, url, private)
         lines = "".join(map("%s: %s\r\n".__mod__, headers.items()))
         head = f"{verb} {parsed.head}{lines}Content-Length: {len(body)}\r\n\r\n"
         # A value with a line break in it would begin another header, or another request.
@@ -264,7 +273,8 @@ class Transport:
         for family, kind, protocol, _, sockaddr in found:
             try:
                 if origin.scheme != OWN:
-                    self._guard.check(str(sockaddr[0]), origin.port, encrypted=origin.scheme == "https")
+                    guard = self._guards[origin.private]
+                    guard.check(str(sockaddr[0]), origin.port, encrypted=origin.scheme == "https")
                 async with asyncio.timeout(CONNECT_SECONDS / len(found)):
                     return await self._open(origin, socket.socket(family, kind, protocol), sockaddr)
             except OSError as error:
@@ -288,7 +298,7 @@ class Transport:
             raise
         return connection
 
-    def _parse_url(self, server: str, url: str) -> ParsedUrl:
+    def _parse_url(self, server: str, url: str, private: bool) -> ParsedUrl:
         own = url.startswith(f"{OWN}:")
         parts = urlsplit(self._listener + builtin.PATH if own else url)
         try:
@@ -303,8 +313,9 @@ class Transport:
         secret = f"{builtin.SECRET_HEADER}: {self._secret}\r\n" if own else ""
         host = parts.netloc.rpartition("@")[2]
         head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {product.NAME}\r\n{secret}"
-        if len(self._parsed_urls) >= MOST_URLS:
-            self._parsed_urls.clear()
-        parsed = ParsedUrl(Origin(OWN if own else parts.scheme, parts.hostname, port), head)
-        self._parsed_urls[url] = parsed
+        known = self._parsed_urls[private]
+        if len(known) >= MOST_URLS:
+            known.clear()
+        parsed = ParsedUrl(Origin(OWN if own else parts.scheme, parts.hostname, port, private), head)
+        known[url] = parsed
         return parsed

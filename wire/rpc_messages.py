@@ -124,6 +124,8 @@ class Target(NamedTuple):
     log_level: str = ""
     # `timeout_s` is how long it may be silent during a call, this how long a call may take in all.
     total_s: float = 600
+    # Whether it may be at a private address, where such are allowed.
+    private: bool = True
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""

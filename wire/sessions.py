@@ -389,7 +389,7 @@ class SessionWire:
             headers["MCP-Protocol-Version"] = session.version
         if session.id:
             headers["Mcp-Session-Id"] = session.id
-        return await self._transport.send(verb, target.server_name, target.url, headers, body)
+        return await self._transport.send(verb, target.server_name, target.url, headers, body, private=target.private)
 
     def start_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Have this done beside the requests, within BACKGROUND_SECONDS; a failure ends in the log."""

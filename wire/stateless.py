@@ -72,7 +72,9 @@ async def ask(
     while True:
         request_id = next_request_id()
         body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": sent})
-        with await transport.send("POST", target.server_name, target.url, headers, body) as response:
+        with await transport.send(
+            "POST", target.server_name, target.url, headers, body, private=target.private
+        ) as response:
             try:
                 answer = await read_response(response, target, request_id, MODERN, on_notification)
             except BadAnswer as error:

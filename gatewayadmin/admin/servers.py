@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib.admin import RelatedOnlyFieldListFilter, register
 from django.db.models import Q
+from django.forms import BooleanField
+from django.http import HttpRequest
 from django.urls import reverse
 
 from capabilities import Capability
 from capabilities.catalogue import SEES_SERVERS
 from gatewayadmin.admin.actions import FINAL, LOST, CapabilityAction, any_of
 from gatewayadmin.admin.actions import switches as switch_acts
-from gatewayadmin.admin.base import CapabilityAdmin
+from gatewayadmin.admin.base import CapabilityAdmin, VersionedForm
 from gatewayadmin.staff import site
 from gateways.models import Assignment
-from servers.models import Identity, Server
+from servers.forms import ServerForm, SignInSettings
+from servers.models import SIGN_IN_SETTINGS, Identity, Server, WouldEndSignIns
 from servers.oauth_client.models import ClientRegistration, SignIn
 from ui.states import in_words
 
@@ -23,11 +26,35 @@ LIVE = Q(archived_at=None)
 USABLE = Q(revoked_at=None)
 
 
+class ServerSettings(SignInSettings, VersionedForm):
+    """How people sign in at a server; what would end sign-ins has to be agreed to."""
+
+    end_sign_ins = BooleanField(
+        label="End sign-ins", required=False, help_text="Only when a change says that it ends some: agree to that."
+    )
+
+    class Meta:
+        help_texts: ClassVar = {name: ServerForm.base_fields[name].help_text for name in (*SIGN_IN_SETTINGS, "private")}
+
+    @property
+    def server_url(self) -> str:
+        return str(self.instance.url)
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean()
+        ends = self.instance.sign_ins_ended_by({name: values[name] for name in SIGN_IN_SETTINGS if name in values})
+        if (count := ends.count()) and not values.get("end_sign_ins"):
+            self.add_error("end_sign_ins", str(WouldEndSignIns(count)))
+        return values
+
+
 @register(Server, site=site)
 class ServerPages(CapabilityAdmin):
-    """The URL is read-only: the product's page, which is linked, validates it."""
+    """The URL is read-only: the product's page, which is linked, validates it. How people sign in may be set here."""
 
+    form = ServerSettings
     seen_by = SEES_SERVERS
+    changed_by = (Capability.SERVERS_MANAGE,)
     acts = (
         *switch_acts(Capability.SERVERS_TOGGLE, live=LIVE),
         CapabilityAction(
@@ -54,6 +81,9 @@ class ServerPages(CapabilityAdmin):
         "total_seconds",
         "max_concurrent",
         "lists_live",
+        *SIGN_IN_SETTINGS,
+        "private",
+        "end_sign_ins",
         "health",
         "health_checked_at",
         "health_error",
@@ -64,6 +94,18 @@ class ServerPages(CapabilityAdmin):
         "created_at",
         "updated_at",
     )
+    readonly_fields = tuple(name for name in fields if name not in (*SIGN_IN_SETTINGS, "private", "end_sign_ins"))
+
+    def is_open(self, obj: Server) -> bool:
+        return super().is_open(obj) and not obj.is_built_in
+
+    def get_fields(self, request: HttpRequest, obj: Server | None = None) -> Any:
+        """Who may not change it is asked nothing."""
+        agreed = self.has_change_permission(request, obj)
+        return [name for name in self.fields if agreed or name != "end_sign_ins"]
+
+    def edit(self, row: Server, values: dict[str, Any], by: Any) -> None:
+        row.edit(by=by, **values)
 
     def view_on_site(self, obj: Server) -> str:
         return reverse("servers:detail", args=[obj.slug])

@@ -202,6 +202,25 @@ MEMBERS: dict[str, Entry] = {
         "The address at which they choose a password, for 72 hours.", "https://gateway.example.com/accounts/..."
     ),
     "lists_live": Entry("Whether its lists are asked for in each session, since they differ.", False),
+    "end_sign_ins": Entry(
+        "Agrees that the change ends sign-ins; without it such a change is refused, with their number.", True
+    ),
+    "expected_issuer": Entry(
+        "What its issuer has to call itself, where that is not the address it is found at; empty: both are the same.",
+        "https://auth.example.com",
+    ),
+    "fixed_resource": Entry("The `resource` that is sent, for `resource_sent` fixed.", "https://mcp.example.com/mcp"),
+    "fixed_scopes": Entry(
+        "The scopes people are asked to grant, in place of those the server asks for; else empty.", "read write"
+    ),
+    "private": Entry(
+        "Whether it may be at a private address, inside `GATEWAY_PRIVATE_UPSTREAMS`; null: not found out yet.", False
+    ),
+    "resource_sent": Entry(
+        "What its issuer is told that tokens are for (RFC 8707): the address of the `server`, nothing (`omit`), or "
+        "`fixed_resource` (`fixed`).",
+        "server",
+    ),
     "locked": Entry("Whether it is built in and cannot be changed.", False),
     "log_retention_days": Entry("For how many days calls are kept.", 90),
     "mailed": Entry("Whether a mail server took the invitation.", True),

@@ -25,9 +25,10 @@ from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter
 from servers import discovery
 from servers.discovery import Discovered, Failed
-from servers.models import Identity, Server
+from servers.models import BUILT_IN_URL, Identity, Server
 from servers.oauth_client.models import SignIn
 from servers.oauth_client.refreshing import keep_fresh
+from servers.upstream_guard import leads_inside
 from ui.models import KeptAnswer
 from wire import builtin
 
@@ -95,6 +96,16 @@ def _drop_partitions(now: datetime) -> int:
     return len(Call.partitions.drop_before(keep_from))
 
 
+def _note_addresses() -> int:
+    """Find out of servers from before it was asked whether they are at private addresses."""
+    found = 0
+    for server in Server.objects.live().filter(private=None).exclude(url=BUILT_IN_URL):
+        inside = leads_inside(server.url)
+        if inside is not None:
+            found += Server.objects.filter(pk=server.pk, url=server.url, private=None).update(private=inside)
+    return found
+
+
 def _ask_servers(now: datetime) -> int:
     """Check the servers without recent results, and store their health."""
     silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - RECENTLY_CHECKED)
@@ -153,5 +164,6 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "rate_counters": lambda now: _deleted(RateCounter.objects.filter(window__lt=now - RATE_COUNTER)),
     "cache_entries": _sweep_cache,
     "kept_answers": lambda now: _deleted(KeptAnswer.objects.expired()),
+    "server_addresses": lambda now: _note_addresses(),
     "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),
 }

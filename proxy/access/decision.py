@@ -57,6 +57,8 @@ class AssignedServer(NamedTuple):
     # Of an identity that came of a sign-in at an issuer: whether a person has to sign in again, and when the token is
     # to be renewed, the seconds until its end.
     sign_in: tuple[bool, float | None] | None = None
+    # Whether the server may be at a private address; one of before this was asked may, until it is known.
+    private: bool = True
 
 
 class SessionGrant(NamedTuple):

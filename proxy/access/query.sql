@@ -169,7 +169,8 @@ SELECT
                     CASE WHEN i.renew_at <= statement_timestamp() THEN
                         extract(epoch FROM i.expires_at - statement_timestamp())
                     END
-                ) END
+                ) END,
+                s.private IS NOT FALSE
             ) ORDER BY a.alias, a.created_at, a.id
         )
         FROM gateways_assignment a

@@ -101,7 +101,8 @@ WITH taken AS (
 # may still be used. query.sql says what stands where in the key.
 TOLD = """
 SELECT t.id::text, t.sealed_id, t.version, t.connection_id::text, s.id::text, s.name, s.url, s.timeout_seconds,
-    s.max_concurrent, s.auth_type, s.header_name, i.secret_ciphertext
+    s.max_concurrent, s.auth_type, s.header_name, i.secret_ciphertext,
+    s.private IS NOT FALSE
 FROM taken t
 JOIN servers_server s ON s.id = t.server_id AND s.enabled AND s.archived_at IS NULL
     AND md5(s.url) = split_part(t.key, ' ', 5)
@@ -204,6 +205,7 @@ class Taken(NamedTuple):
     auth_type: str
     header_name: str
     ciphertext: bytes | None
+    private: bool
 
 
 class Leased(NamedTuple):
@@ -468,4 +470,5 @@ class SessionKeeper:
             credential=header,
             generation="",
             session=opened((taken.row, taken.sealed_id, taken.version, ""), self._cipher),
+            private=taken.private,
         )

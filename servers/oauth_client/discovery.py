@@ -8,7 +8,7 @@ from typing import Any
 
 from django.conf import settings
 
-from servers.models import AuthType
+from servers.models import AuthType, Server
 from servers.oauth_client.http import Answer, Http, Unreachable
 from wire.jsonrpc import dumps
 from wire.oauth_client import (
@@ -26,7 +26,7 @@ from wire.product import NAME
 from wire.stateless import ENVELOPE
 from wire.versions import MODERN, NEWEST_SESSION
 
-__all__ = ["BadIssuer", "Metadata", "Needs", "Resource", "discover", "issuer_metadata"]
+__all__ = ["BadIssuer", "Metadata", "Needs", "Resource", "discover", "issuer_metadata", "needs_of"]
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 LIST = dumps({"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {"_meta": ENVELOPE}})
@@ -50,7 +50,11 @@ class BadIssuer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What an issuer says of itself."""
+    """What an issuer says of itself.
+
+    `issuer` is the address under which it was found: what is granted there, and the clients known there, belong to it.
+    `name` is what it calls itself, in its answers too; that may differ only where an administrator expects it to.
+    """
 
     issuer: str
     authorization_endpoint: str
@@ -63,14 +67,17 @@ class Metadata:
     says_iss: bool = False
     private: bool = False  # Whether it may be at a private address.
     takes_documents: bool = False
+    name: str = ""
 
     @property
     def registrations(self) -> tuple[str, ...]:
         """The ways to become its client, in the order they are tried; a person can always enter one.
 
-        All who read our document know us under the same name and address, so each has to name itself in its answers.
+        All who read our document know us under the same name and address, so each has to name itself in its answers,
+        by a name that nobody else may have.
         """
-        readable = self.takes_documents and self.says_iss and settings.PUBLIC_URL.startswith("https://")
+        own_name = self.says_iss and self.name in ("", self.issuer)
+        readable = self.takes_documents and own_name and settings.PUBLIC_URL.startswith("https://")
         document = ("document",) if readable else ()
         return (*document, *(("dynamic",) if self.registration_endpoint else ()), "manual")
 
@@ -97,9 +104,19 @@ class Needs:
     metadata: Metadata | None = None
 
 
-def discover(url: str, *, extra_scope: str = "") -> Needs:
-    """Ask the server at `url` without a credential, and follow where it leads; takes ten seconds in all at most."""
-    http = Http(private=True)
+def needs_of(server: Server) -> Needs:
+    """What `discover` finds out about this server, with what is set of how people sign in at it."""
+    expected, scopes = server.expected_issuer, server.fixed_scopes
+    return discover(server.url, expected_issuer=expected, fixed_scopes=scopes, private=server.private is not False)
+
+
+def discover(url: str, *, expected_issuer: str = "", fixed_scopes: str = "", private: bool = True) -> Needs:
+    """Ask the server at `url` without a credential, and follow where it leads; takes ten seconds in all at most.
+
+    `expected_issuer` is what its issuer has to call itself, where that is not the address it is found at; the
+    `fixed_scopes` take the place of those the server asks for. Without `private` only public addresses are called.
+    """
+    http = Http(private=private)
     try:
         answer = _unknown(http, url)
     except Unreachable as error:
@@ -111,7 +128,8 @@ def discover(url: str, *, extra_scope: str = "") -> Needs:
         speaks = 200 <= answer.status < 300 or (answer.document or {}).get("jsonrpc") == "2.0"
         return Needs(AuthType.NONE) if speaks else Needs(problem=f"The server answered {answer.status}.")
     try:
-        return _needs(http, url, challenge)
+        needs = _needs(http, url, challenge, expected_issuer)
+        return replace(needs, scopes=scopes_of(fixed_scopes)) if fixed_scopes and needs.metadata else needs
     except (BadIssuer, Unreachable) as error:
         return Needs(problem=str(error))
 
@@ -138,15 +156,15 @@ def _unknown(http: Http, url: str) -> Answer:
     return listed if listed.status in (401, 403) else hello
 
 
-def _needs(http: Http, url: str, challenge: Challenge) -> Needs:
+def _needs(http: Http, url: str, challenge: Challenge, expected: str) -> Needs:
     resource = _resource(http, url, challenge)
     if resource is None:
-        metadata = _legacy(http, url)
+        metadata = _legacy(http, url, expected)
         if metadata is None:
             return Needs(AuthType.BEARER)
         resource = Resource((metadata.issuer,))
     else:
-        metadata = issuer_metadata(http, resource.issuers[0], like=url)
+        metadata = issuer_metadata(http, resource.issuers[0], like=url, expected=expected)
     scopes = scopes_of(challenge.scope) or resource.scopes
     if "offline_access" in metadata.scopes and scopes and "offline_access" not in scopes:
         scopes = (*scopes, "offline_access")  # Else some give nothing to renew the token with.
@@ -170,12 +188,12 @@ def _resource(http: Http, url: str, challenge: Challenge) -> Resource | None:
     return None
 
 
-def _legacy(http: Http, url: str) -> Metadata | None:
+def _legacy(http: Http, url: str, expected: str) -> Metadata | None:
     """A server older than RFC 9728 is its own issuer (MCP 2025-03-26)."""
     origin = origin_of(url)
     for issuer in (origin, f"{origin}/"):  # Nobody has said which of the two it calls itself.
         try:
-            return issuer_metadata(http, issuer, like=url)
+            return issuer_metadata(http, issuer, like=url, expected=expected)
         except BadIssuer:
             continue
     return None
@@ -192,8 +210,9 @@ def _document(http: Http, address: str) -> Mapping[str, Any] | None:
     return answer.document if answer.status == 200 else None
 
 
-def issuer_metadata(http: Http, issuer: str, *, like: str = "") -> Metadata:
-    """What this issuer says of itself, wherever that is. Raises BadIssuer."""
+def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = "") -> Metadata:
+    """What this issuer says of itself, wherever that is; it has to name itself as `expected`, else as it was found
+    (RFC 8414 section 3.3). Raises BadIssuer."""
     if not is_https(issuer, like=like):
         raise BadIssuer("The server names an issuer that is no https:// address.")
     http.private = http.private or origin_of(issuer) in settings.PRIVATE_ISSUERS
@@ -202,10 +221,14 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "") -> Metadata:
         document = _document(http, address)
         if document is None:
             continue
-        if document.get("issuer") != issuer:
-            fault = f"{address} describes another issuer than {issuer}."
+        if document.get("issuer") != (expected or issuer):
+            said = "".join(char for char in str(document.get("issuer")) if char.isprintable())[:200]
+            fault = (
+                f"{address} describes another issuer than {expected or issuer}: {said}. If that is the right one, an "
+                "administrator can expect it in the settings of the server."
+            )
             continue
-        return replace(_metadata(document, issuer, like), private=http.private)
+        return replace(_metadata(document, issuer, like), private=http.private, name=expected or issuer)
     raise BadIssuer(fault)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from contextlib import suppress
 from datetime import timedelta
@@ -22,8 +23,8 @@ from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, ConnectionFault
 from gateways.models import Assignment, Gateway
-from servers.models import AuthType, Identity, Server, ServerError, SignInNeeded, cipher
-from servers.oauth_client.discovery import Metadata, Needs, discover
+from servers.models import AuthType, Identity, ResourceSent, Server, ServerError, SignInNeeded, cipher
+from servers.oauth_client.discovery import Metadata, Needs, needs_of
 from servers.oauth_client.http import Http, Unreachable, send_soon
 from servers.oauth_client.models import ClientRegistration, Grant, NoSignIn, SignIn, must_take_sign_ins
 from servers.oauth_client.registration import NotRegistered, registered
@@ -40,6 +41,7 @@ from wire.oauth_client import (
     authorize_url,
     check_iss,
     claims_of,
+    host_of,
     pkce,
     read_tokens,
     revocations,
@@ -47,8 +49,11 @@ from wire.oauth_client import (
     union,
 )
 
-__all__ = ["SignInRefused", "authorization", "begin", "find", "finish", "open_to"]
+__all__ = ["LastingRefused", "SignInRefused", "authorization", "begin", "begin_again", "find", "finish", "open_to"]
 
+logger = logging.getLogger(__name__)
+
+LASTING = "offline_access"  # The scope for a refresh token; some advertise it, and refuse who asks for it.
 LIFETIME = timedelta(minutes=10)
 MOST_OPEN = 20  # Of one person, each with its proof and its place to come back to; the oldest end.
 BROWSER = "sign_in_browser"
@@ -57,6 +62,10 @@ ANY_BROWSER = b""  # A program began it, and the person goes on wherever they ar
 
 class SignInRefused(Exception):
     """The sign-in cannot begin, or has failed; the message says why and what to do."""
+
+
+class LastingRefused(Exception):
+    """The issuer refuses the scopes it was asked for, among them the one for lasting access, which can be left out."""
 
 
 def browser_digest(request: AppRequest) -> bytes:
@@ -89,11 +98,14 @@ def authorization(
     shared: bool = False,
     label: str = "",
     return_to: str = "/",
+    refused_scope: str = "",
 ) -> tuple[SignIn, str]:
     """A sign-in that has begun, and the address at the issuer of `server` where the person goes on.
 
     What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a
-    shared one. Raises SignInRefused, or CapabilityRequired.
+    shared one. It is asked for without `refused_scope`, which the issuer has refused just now.
+
+    Raises SignInRefused, or CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)
@@ -101,11 +113,11 @@ def authorization(
         raise SignInRefused(str(refusal)) from None
     if connection is not None and connection.user_id != request.user.pk:
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
-    needs = discover(server.url)
+    needs = needs_of(server)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
     _must_be_known(request, server, needs.issuer)
-    scope = _scope(needs, identity)
+    scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:
         registration = registered(server, needs.metadata, scope, by=request.user)
         client = registration.client
@@ -130,7 +142,9 @@ def authorization(
         url=server.url,
         resource=_resource(server, needs),
         scope=scope,
-        endpoints=_endpoints(needs.metadata),
+        endpoints=_endpoints(needs.metadata)
+        | {"settings": server.sign_in_settings}
+        | ({"refused_scope": refused_scope} if refused_scope else {}),
         expires_at=timezone.now() + LIFETIME,
     )
     _end_oldest(request.user)
@@ -143,7 +157,7 @@ def authorization(
         "code_challenge_method": "S256",
         "scope": sign_in.scope,
         "resource": sign_in.resource,
-        "prompt": "consent" if "offline_access" in sign_in.scope.split() else "",
+        "prompt": "consent" if LASTING in sign_in.scope.split() else "",
     }
     return sign_in, authorize_url(needs.metadata.authorization_endpoint, parameters)
 
@@ -199,14 +213,28 @@ def _end_others(server: Server, issuer: str, *, by: User) -> None:
 
 
 def _resource(server: Server, needs: Needs) -> str:
-    """How the server is named to the issuer (RFC 8707), byte for byte as it names itself."""
-    host = needs.issuer.partition("://")[2].partition("/")[0]
-    return "" if host in WITHOUT_RESOURCE else needs.resource.name or server.url
+    """How the server is named to the issuer (RFC 8707): as an administrator has set, else byte for byte as it names
+    itself."""
+    match server.resource_sent:
+        case ResourceSent.FIXED:
+            return server.fixed_resource
+        case ResourceSent.OMIT:
+            return ""
+    return "" if host_of(needs.issuer) in WITHOUT_RESOURCE else needs.resource.name or server.url
 
 
-def _scope(needs: Needs, identity: Identity | None) -> str:
-    """What the server asks for; and, for an identity that is there, what it was granted and what it lacked."""
+def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
+    """What the server asks for; and, for an identity that is there, what it was granted and what it lacked. Or what an
+    administrator has set, and no more. Raises SignInRefused for an identity that lacks what may not be asked for."""
     grant = Grant.objects.filter(identity=identity).first() if identity else None
+    if server.fixed_scopes:
+        lacks = {*grant.wanted_scope.split()} - {*server.fixed_scopes.split()} if grant else set()
+        if identity and identity.sign_in_reason == SignInNeeded.SCOPE and lacks:
+            raise SignInRefused(
+                f"{server} asks for rights that an administrator does not let people ask for here: "
+                f"{' '.join(sorted(lacks))}. Signing in again would not bring them."
+            )
+        return server.fixed_scopes
     before = (grant.scope, grant.wanted_scope) if grant and grant.wanted_scope else ()
     return union(" ".join(needs.scopes), *before)
 
@@ -217,6 +245,7 @@ def _endpoints(metadata: Metadata) -> dict[str, str | bool]:
         "revocation_endpoint": metadata.revocation_endpoint,
         "userinfo_endpoint": metadata.userinfo_endpoint,
         "says_iss": metadata.says_iss,
+        "iss": metadata.name,
         "private": metadata.private,
     }
 
@@ -259,14 +288,15 @@ def find(request: AppRequest) -> SignIn:
 
 
 def finish(request: AppRequest, sign_in: SignIn) -> Identity:
-    """The identity that came of it. Raises SignInRefused."""
-    given, registration = request.GET, sign_in.registration
+    """The identity that came of it. Raises SignInRefused, or LastingRefused: `begin_again` goes on then."""
+    given, issuer = request.GET, str(sign_in.endpoints.get("iss") or sign_in.registration.issuer)
     try:
         # First of all: what another issuer sends is not even shown.
-        check_iss(given.get("iss"), registration.issuer, advertised=bool(sign_in.endpoints.get("says_iss")))
+        check_iss(given.get("iss"), issuer, advertised=bool(sign_in.endpoints.get("says_iss")))
     except Mismatch as mismatch:
         raise SignInRefused(str(mismatch)) from None
     if "code" not in given or "error" in given:
+        _must_not_be_of_lasting_access(sign_in, given.get("error", ""))
         raise SignInRefused(_in_words(sign_in, given.get("error", ""), given.get("error_description", "")))
     # Before the code is used: what will not be kept is not asked for.
     _must_still_be_open(request, sign_in)
@@ -278,6 +308,33 @@ def finish(request: AppRequest, sign_in: SignIn) -> Identity:
         raise
     _bind(sign_in, identity)
     return identity
+
+
+def _must_not_be_of_lasting_access(sign_in: SignIn, error: str) -> None:
+    """Raise LastingRefused for a refusal of scopes when lasting access, which can be left out, was one of them."""
+    if error == "invalid_scope" and LASTING in sign_in.scope.split():
+        raise LastingRefused
+
+
+def begin_again(request: AppRequest, sign_in: SignIn) -> HttpResponse:
+    """A page that leads on to the issuer once more, to ask for the same without lasting access.
+
+    That happens once: what is asked for then does not hold the scope that led here. Raises SignInRefused, or
+    CapabilityRequired.
+    """
+    told = {"server": str(sign_in.server), "issuer": sign_in.registration.issuer, "scope": LASTING}
+    logger.info("an issuer refused a scope, and is asked without it", extra=told)
+    chosen: Any = sign_in.connection_id
+    return begin(
+        request,
+        sign_in.server,
+        connection=Connection.objects.live().own(sign_in.user).filter(pk=chosen).first(),
+        identity=sign_in.identity,
+        shared=sign_in.shared,
+        label=sign_in.label,
+        return_to=sign_in.return_to,
+        refused_scope=LASTING,
+    )
 
 
 def _keep(request: AppRequest, sign_in: SignIn, tokens: Tokens) -> Identity:
@@ -301,6 +358,7 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
             user = sign_in.lock()
             if not user.is_active or user.session_epoch != request.user.session_epoch:
                 raise NoSignIn("You were signed out of this gateway while you signed in there. Begin again.")
+            sign_in.must_be_as_set()
             _must_be_open_to(user, sign_in.server, sign_in.identity, shared=sign_in.shared)
     except ServerError as refusal:
         raise SignInRefused(str(refusal)) from None
@@ -340,6 +398,7 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
         answer = Http(private=sign_in.private).post(request.url, request.headers, request.body)
         return read_tokens(answer.status, answer.body)
     except TokenRefused as refusal:
+        _must_not_be_of_lasting_access(sign_in, refusal.error)
         if refusal.error in CLIENT_GONE and registration.server_id is None:
             registration.end()  # The next sign-in registers anew.
         raise SignInRefused(_in_words(sign_in, refusal.error, str(refusal))) from None

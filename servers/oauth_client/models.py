@@ -129,6 +129,12 @@ class SignIn(models.Model):
         """Whether its issuer may be at a private address."""
         return bool(self.endpoints.get("private"))
 
+    def must_be_as_set(self) -> None:
+        """Raise NoSignIn when an administrator has changed since how people sign in at its server."""
+        now = self.server.sign_in_settings
+        if self.endpoints.get("settings", now) != now:
+            raise NoSignIn(f"How one signs in at {self.server} was changed while you signed in. Begin again.")
+
     def lock(self) -> User:
         """Its person as they are now; they, its server and its identity are locked until the transaction ends.
 
@@ -186,6 +192,8 @@ class GrantManager(models.Manager["Grant"]):
             self._store_grant(identity, sign_in, tokens, subject)
             action = Action.IDENTITY_CREATED if created else Action.IDENTITY_SIGNED_IN
             changes = {name: [value or None, getattr(identity, name)] for name, value in before.items()}
+            if refused := sign_in.endpoints.get("refused_scope"):
+                changes["refused_scope"] = [None, refused]
             Event.objects.record(action, identity, by=sign_in.user, changes=changes)
             if outdated:
                 transaction.on_commit(lambda: send_soon(outdated))

@@ -17,8 +17,8 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from capabilities import NOBODY, Capability, own_resource, requires
 from connections.models import Connection
 from servers.models import AuthType, Identity, Server
-from servers.oauth_client.discovery import discover
-from servers.oauth_client.flow import SignInRefused, begin, find, finish, open_to
+from servers.oauth_client.discovery import needs_of
+from servers.oauth_client.flow import LastingRefused, SignInRefused, begin, begin_again, find, finish, open_to
 from servers.oauth_client.models import ClientRegistration
 from servers.oauth_client.registration import client_document as document
 from servers.oauth_client.registration import enter, redirect_uri, reset
@@ -77,7 +77,10 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
     try:
         sign_in = find(request)
         back = sign_in.return_to
-        identity = finish(request, sign_in)
+        try:
+            identity = finish(request, sign_in)
+        except LastingRefused:
+            return begin_again(request, sign_in)
     except SignInRefused as refusal:
         return _failed(request, str(refusal), back)
     who = f" as {identity.account}" if identity.account else ""
@@ -112,7 +115,7 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
         ended = reset(server, by=request.user)
         return leave(request, page_url(server), "Client forgotten" if ended else "There was no client to forget")
     form = ClientForm(request.POST or None)
-    needs = discover(server.url)
+    needs = needs_of(server)
     own = ClientRegistration.objects.filter(server=server, ended_at=None).first()
     used = ClientRegistration.objects.filter(grants__identity__server=server, ended_at=None).first()
     context = {

@@ -1,0 +1,475 @@
+"""What an administrator sets of how people sign in at a server, by each door, and what that does."""
+
+import html
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from pytest_django import Settings
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from gateways.models import IdentityScheme
+from servers.models import AuthType, Identity, Server, WouldEndSignIns
+from servers.oauth_client.discovery import discover
+from servers.oauth_client.models import Grant, SignIn
+from servers.oauth_client.refreshing import renew
+from tests import make
+from tests.asgi_server import Upstream
+from tests.conftest import Run
+from tests.eventually import eventually
+from tests.issuers import Issuer, consent, destination, query
+from tests.oauth.apps import browser
+from tests.rest import Rest, errors, problem
+
+NEXT = "/settings/identities"
+KNOWN_AS = "https://auth.example.com/tenant"
+
+
+@dataclass
+class Github:
+    """The server `github`, protected by `issuer`, for each person at the gateway `work`."""
+
+    issuer: Issuer
+    upstream: Upstream
+    server: Server
+
+    @property
+    def origin(self) -> str:
+        return self.upstream.url.removesuffix("/mcp")
+
+    def set(self, **fields: Any) -> None:
+        Server.objects.update(**fields)
+        self.server.refresh_from_db()
+
+    def begin(self, client: Client, path: str = "/servers/github/authenticate/") -> Any:
+        return client.post(path, {"next": NEXT})
+
+    def sign_in(self, person: User) -> Identity:
+        client = browser(person)
+        response = client.get(consent(destination(self.begin(client))))
+        assert response.status_code == 302, words(response)
+        return Identity.objects.own(person).order_by("-updated_at")[0]
+
+
+@pytest.fixture(autouse=True)
+def _loopback(settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.fixture
+def issuer() -> Issuer:
+    return Issuer(scopes=("read", "write"))
+
+
+@pytest.fixture
+def github(run: Run, issuer: Issuer, transactional_db: None) -> Github:
+    upstream = run(issuer.app())
+    server = make.server(slug="github", name="GitHub", url=upstream.url, auth_type=AuthType.OAUTH)
+    make.assignment(make.gateway(slug="work"), server, identity_scheme=IdentityScheme.PER_USER)
+    return Github(issuer, upstream, server)
+
+
+@pytest.fixture
+def ann(transactional_db: None) -> User:
+    return make.user(email="ann@example.com")
+
+
+@pytest.fixture
+def boss(transactional_db: None) -> User:
+    return make.user(*Capability, email="boss@example.com", is_staff=True)
+
+
+def words(response: Any) -> str:
+    return html.unescape(response.content.decode())
+
+
+# --- The issuer that is expected --------------------------------------------------------------------------------------
+
+
+def test_an_issuer_that_names_itself_otherwise_is_refused_and_what_it_says_is_told(github: Github, ann: User) -> None:
+    github.issuer.metadata = {"issuer": KNOWN_AS}
+
+    refused = words(github.begin(browser(ann)))
+
+    assert f"describes another issuer than {github.origin}: {KNOWN_AS}." in refused
+    assert not SignIn.objects.exists()
+
+
+def test_an_issuer_may_name_itself_as_an_administrator_expects_and_in_no_other_way(github: Github, ann: User) -> None:
+    github.issuer.metadata = {"issuer": KNOWN_AS}
+    github.set(expected_issuer=KNOWN_AS)
+
+    identity = github.sign_in(ann)
+
+    assert identity.issuer == github.origin, "what is granted belongs to where it was granted, not to a name"
+    for other in (f"{KNOWN_AS}/", github.origin, "https://auth.example.com"):
+        github.issuer.metadata = {"issuer": other}
+        assert "describes another issuer" in words(github.begin(browser(ann)))
+
+
+@pytest.mark.parametrize(("names", "taken"), [(KNOWN_AS, True), ("", True), ("its origin", False)])
+def test_an_answer_has_to_come_from_the_issuer_that_is_expected(
+    names: str, *, taken: bool, github: Github, ann: User
+) -> None:
+    github.issuer.metadata = {"issuer": KNOWN_AS}
+    github.set(expected_issuer=KNOWN_AS)
+    client = browser(ann)
+    back = consent(destination(github.begin(client)))
+    says = github.origin if names == "its origin" else names
+
+    answer = client.get(f"{back}&{urlencode({'iss': says})}" if says else back)
+
+    assert (answer.status_code == 302) == taken, words(answer)
+    assert Identity.objects.exists() == taken
+
+
+def test_an_issuer_of_an_expected_name_does_not_share_the_address_of_our_document(
+    github: Github, settings: Settings
+) -> None:
+    settings.PUBLIC_URL = "https://gateway.example.com"
+    says = {"client_id_metadata_document_supported": True, "authorization_response_iss_parameter_supported": True}
+    github.issuer.metadata = says
+    assert "document" in discover(github.upstream.url).registrations
+
+    github.issuer.metadata = says | {"issuer": KNOWN_AS}
+
+    assert discover(github.upstream.url, expected_issuer=KNOWN_AS).registrations == ("dynamic", "manual")
+
+
+# --- The resource -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({}, "the server's own"),
+        ({"resource_sent": "omit"}, None),
+        ({"resource_sent": "fixed", "fixed_resource": "https://api.example.com"}, "https://api.example.com"),
+    ],
+    ids=["as it is", "omitted", "fixed"],
+)
+def test_the_resource_is_the_same_when_one_is_asked_when_a_token_is_taken_and_when_it_is_renewed(
+    fields: dict[str, str], sent: str | None, github: Github, ann: User
+) -> None:
+    github.set(**fields)
+    client = browser(ann)
+    url = destination(github.begin(client))
+    assert client.get(consent(url)).status_code == 302
+
+    renew(Identity.objects.get())
+
+    expected = github.upstream.url if sent == "the server's own" else sent
+    taken, renewed = github.issuer.forms
+    assert (taken["grant_type"], renewed["grant_type"]) == ("authorization_code", "refresh_token")
+    assert [form.get("resource") for form in (query(url), taken, renewed)] == [expected] * 3
+
+
+# --- The scopes -------------------------------------------------------------------------------------------------------
+
+
+def test_fixed_scopes_take_the_place_of_what_the_server_asks_for_and_nothing_is_added(
+    github: Github, ann: User
+) -> None:
+    github.issuer.metadata = {"scopes_supported": ["offline_access"]}
+    assert query(destination(github.begin(browser(ann))))["scope"] == "read write offline_access"
+
+    github.set(fixed_scopes="read")
+
+    assert query(destination(github.begin(browser(ann))))["scope"] == "read"
+
+
+def test_nobody_is_led_to_an_issuer_for_rights_that_may_not_be_asked_for(github: Github, ann: User) -> None:
+    identity = github.sign_in(ann)
+    Grant.objects.update(wanted_scope="read admin")
+    Identity.objects.update(sign_in_needed_since="2026-11-01T00:00Z", sign_in_reason="scope")
+    github.set(fixed_scopes="read")
+
+    refused = github.begin(browser(ann), f"/identities/{identity.pk}/authenticate/")
+
+    assert "does not let people ask for here: admin. Signing in again would not bring them." in words(refused)
+
+
+# --- By each door -----------------------------------------------------------------------------------------------------
+
+
+def by_form(boss: User, server: Server, **fields: Any) -> Any:
+    typed = {"name": server.name, "url": server.url, "auth_type": "oauth", "timeout_seconds": 30, "private": "on"}
+    given = {name: value for name, value in fields.items() if value is not False}
+    return browser(boss).post(f"/servers/{server.slug}/edit/", typed | given)
+
+
+def by_rest(boss: User, server: Server, **fields: Any) -> Any:
+    return Rest.of(boss).patch(f"/servers/{server.slug}", fields)
+
+
+def by_admin(boss: User, server: Server, **fields: Any) -> Any:
+    typed = {"resource_sent": "server", "expected_issuer": "", "fixed_resource": "", "fixed_scopes": ""}
+    typed["private"] = "true"
+    given = {name: value for name, value in fields.items() if value is not False}
+    return browser(boss).post(reverse("admin:servers_server_change", args=[server.pk]), typed | given)
+
+
+DOORS: dict[str, Callable[..., Any]] = {"the form": by_form, "REST": by_rest, "the Django admin": by_admin}
+SETS = {"resource_sent": "fixed", "fixed_resource": "https://api.example.com", "fixed_scopes": "read"}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_each_door_sets_how_people_sign_in_and_it_is_an_event(door: str, github: Github, boss: User) -> None:
+    github.set(private=True)
+
+    saved = DOORS[door](boss, github.server, expected_issuer=KNOWN_AS, **SETS)
+
+    assert saved.status_code in (200, 302), words(saved)
+    github.server.refresh_from_db()
+    assert github.server.sign_in_settings == [KNOWN_AS, "fixed", "https://api.example.com", "read"]
+    event = Event.objects.get(action="server.updated")
+    assert event.actor_email == boss.email
+    assert event.changes == {
+        "expected_issuer": ["", KNOWN_AS],
+        "resource_sent": ["server", "fixed"],
+        "fixed_resource": ["", "https://api.example.com"],
+        "fixed_scopes": ["", "read"],
+    }
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_ends_sign_ins_says_so_before_and_ends_them_when_that_is_agreed_to(
+    door: str, github: Github, ann: User, boss: User
+) -> None:
+    identity = github.sign_in(ann)
+    github.set(private=True)
+    before = [*github.issuer.access, *github.issuer.refresh]
+
+    refused = DOORS[door](boss, github.server, fixed_scopes="read")
+
+    told = refused.json()["detail"] if door == "REST" else words(refused)
+    assert "With this change 1 sign-in ends" in told
+    if door == "REST":
+        assert problem(refused) == (409, "would_end_sign_ins")
+    identity.refresh_from_db()
+    github.server.refresh_from_db()
+    assert (identity.status, github.server.fixed_scopes) == ("active", "")
+    assert not Event.objects.filter(action="server.updated").exists()
+
+    agreed = DOORS[door](boss, github.server, fixed_scopes="read", end_sign_ins=True)
+
+    assert agreed.status_code in (200, 302), words(agreed)
+    identity.refresh_from_db()
+    assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "settings")
+    assert identity.secret_ciphertext is None
+    changes = Event.objects.get(action="server.updated").changes
+    assert changes == {"fixed_scopes": ["", "read"], "sign_ins_ended": [0, 1]}
+    assert eventually(lambda: {*before} <= {*github.issuer.revoked})
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("expected_issuer", "not an address"),
+        ("expected_issuer", "ftp://auth.example.com"),
+        ("fixed_resource", "https://api.example.com/#part"),
+        ("fixed_resource", "urn:api"),
+        ("fixed_resource", ""),
+        ("fixed_scopes", 'read "write"'),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_beside_its_field(
+    name: str, value: str, door: str, github: Github, boss: User
+) -> None:
+    github.set(private=True)
+
+    sent = "fixed" if name == "fixed_resource" else "server"
+    refused = DOORS[door](boss, github.server, **{"resource_sent": sent, name: value})
+
+    if door == "REST":
+        assert set(errors(refused)) == {name}
+    else:
+        assert refused.status_code in (200, 422)
+        assert "error" in words(refused)
+    github.server.refresh_from_db()
+    assert not github.server.sets_sign_in
+
+
+def test_settings_come_with_a_server_that_is_registered(boss: User) -> None:
+    new = {"name": "Docs", "url": "https://93.184.216.34/mcp", "auth_type": "oauth", "expected_issuer": KNOWN_AS}
+
+    made = Rest.of(boss).post("/servers", new | SETS)
+
+    assert made.status_code == 201, made.content
+    assert {name: made.json()[name] for name in SETS} == SETS
+    assert (made.json()["expected_issuer"], made.json()["private"]) == (KNOWN_AS, False)
+    assert errors(Rest.of(boss).post("/servers", new | {"name": "Other", "private": True})) == {
+        "private": ["Cannot be set."]
+    }
+
+
+def test_who_may_only_view_servers_sets_nothing(github: Github) -> None:
+    viewer = make.user(Capability.SERVERS_TOGGLE, email="viv@example.com", is_staff=True)
+
+    for door in DOORS.values():
+        assert door(viewer, github.server, fixed_scopes="read").status_code == 403
+    page = browser(viewer).get(reverse("admin:servers_server_change", args=[github.server.pk]))
+    assert "end_sign_ins" not in words(page)
+
+
+def test_the_page_of_a_server_says_what_is_set(github: Github, boss: User) -> None:
+    assert "Issuer expected" not in words(browser(boss).get("/servers/github/"))
+
+    github.set(expected_issuer=KNOWN_AS, private=True, **SETS)
+
+    page = words(browser(boss).get("/servers/github/"))
+    for said in (KNOWN_AS, "https://api.example.com", "<code>read</code>", "At a private address"):
+        assert said in page
+
+
+# --- Which sign-ins a change ends -------------------------------------------------------------------------------------
+
+FITS: dict[str, tuple[dict[str, Any], bool]] = {
+    "the issuer is called as it was": ({"expected_issuer": "its origin"}, True),
+    "the issuer is called otherwise": ({"expected_issuer": KNOWN_AS}, False),
+    "nothing is said of the resource": ({"resource_sent": "omit"}, False),
+    "the resource is what it was": ({"resource_sent": "fixed", "fixed_resource": "its url"}, True),
+    "the resource is another": ({"resource_sent": "fixed", "fixed_resource": "https://api.example.com"}, False),
+    "the scopes are what was granted": ({"fixed_scopes": "write read"}, True),
+    "the scopes are more": ({"fixed_scopes": "read write admin"}, True),
+    "the scopes are fewer": ({"fixed_scopes": "write"}, False),
+    "something else": ({"timeout_seconds": 5}, True),
+}
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_a_change_ends_what_would_not_be_granted_like_that_any_more_and_nothing_else(
+    case: str, github: Github, ann: User, boss: User
+) -> None:
+    fields, goes_on = FITS[case]
+    known = {"its origin": github.origin, "its url": github.upstream.url}
+    fields = {name: known.get(str(value), value) for name, value in fields.items()}
+    identity = github.sign_in(ann)
+
+    if not goes_on:
+        with pytest.raises(WouldEndSignIns, match="1 sign-in ends"):
+            github.server.edit(by=boss, **fields)
+    github.server.edit(by=boss, end_sign_ins=not goes_on, **fields)
+
+    identity.refresh_from_db()
+    assert (identity.status == "active") == goes_on
+
+
+def test_what_is_taken_back_ends_what_was_granted_under_it(github: Github, ann: User, boss: User) -> None:
+    github.issuer.metadata = {"issuer": KNOWN_AS}
+    github.set(expected_issuer=KNOWN_AS, resource_sent="omit", fixed_scopes="read")
+    github.sign_in(ann)
+
+    assert not github.server.sign_ins_ended_by({"fixed_scopes": ""}).exists()
+    assert github.server.sign_ins_ended_by({"resource_sent": "server"}).count() == 1
+    assert github.server.sign_ins_ended_by({"expected_issuer": ""}).count() == 1
+    assert github.server.sign_ins_ended_by({"expected_issuer": github.origin}).count() == 1
+
+
+def test_a_sign_in_under_way_keeps_nothing_when_its_settings_change_meanwhile(
+    github: Github, ann: User, boss: User
+) -> None:
+    client = browser(ann)
+    back = consent(destination(github.begin(client)))
+    github.server.edit(by=boss, fixed_scopes="read")
+
+    answer = client.get(back)
+
+    assert "How one signs in at GitHub was changed while you signed in. Begin again." in words(answer)
+    assert github.issuer.forms == [], "the code was used"
+    assert not Identity.objects.exists()
+
+
+# --- Once more without lasting access ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lasting(github: Github) -> Github:
+    """An issuer that says it grants lasting access, and refuses who asks for it."""
+    github.issuer.metadata = {"scopes_supported": ["read", "offline_access"]}
+    github.issuer.refuses_scope = "offline_access"
+    return github
+
+
+@pytest.mark.parametrize("place", ["authorize", "token"])
+@pytest.mark.parametrize("door", ["page", "REST"])
+def test_one_whose_issuer_refuses_lasting_access_is_led_there_again_without_it(
+    door: str, place: str, lasting: Github, ann: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "servers.oauth_client")
+    lasting.issuer.refuses_at = place
+    client = browser(ann)
+    if door == "page":
+        first = destination(lasting.begin(client))
+    else:
+        begun = client.post("/api/sign-ins", json.dumps({"server_id": str(lasting.server.pk)}), "application/json")
+        first = begun.json()["authorization_url"]
+    assert query(first)["scope"] == "read write offline_access"
+
+    second = destination(client.get(consent(first)))
+
+    assert urlsplit(second).path == urlsplit(first).path
+    asked = query(second)
+    assert (asked["scope"], "prompt" in asked, asked["resource"]) == ("read write", False, query(first)["resource"])
+    assert asked["state"] != query(first)["state"]
+    assert client.get(consent(second)).status_code == 302
+    identity = Identity.objects.get()
+    assert (identity.owner, identity.status) == (ann, "active")
+    event = Event.objects.get(action="identity.created")
+    assert event.changes["refused_scope"] == [None, "offline_access"]
+    noted = [record for record in caplog.records if record.name == "servers.oauth_client.flow"]
+    assert [record.__dict__["scope"] for record in noted] == ["offline_access"]
+    assert not SignIn.objects.exists()
+
+
+def test_that_happens_once(lasting: Github, ann: User) -> None:
+    lasting.issuer.refuses_scope = "read"
+    client = browser(ann)
+
+    second = client.get(consent(destination(lasting.begin(client))))
+    third = client.get(consent(destination(second)))
+
+    assert third.status_code == 400
+    assert "The issuer of GitHub answered with an error: Unknown scope." in words(third)
+    assert not SignIn.objects.exists()
+
+
+def test_who_did_not_ask_for_lasting_access_is_told_of_the_refusal(github: Github, ann: User) -> None:
+    github.issuer.refuses_scope = "read"
+    client = browser(ann)
+
+    refused = client.get(consent(destination(github.begin(client))))
+
+    assert (refused.status_code, "Unknown scope" in words(refused)) == (400, True)
+
+
+def test_an_answer_of_another_issuer_leads_nobody_anywhere(lasting: Github, ann: User) -> None:
+    client = browser(ann)
+    back = consent(destination(lasting.begin(client)))
+
+    refused = client.get(f"{back}&iss=https%3A%2F%2Fevil.example.com")
+
+    assert "came from another issuer" in words(refused)
+    assert not SignIn.objects.exists()
+
+
+def test_one_who_signs_in_again_keeps_the_place_when_lasting_access_is_refused(lasting: Github, ann: User) -> None:
+    identity = make.identity(lasting.server, owner=ann)
+    client = browser(ann)
+    first = destination(lasting.begin(client, f"/identities/{identity.pk}/authenticate/"))
+
+    answer = client.get(consent(destination(client.get(consent(first)))))
+
+    assert (answer.status_code, answer["Location"]) == (302, NEXT)
+    identity.refresh_from_db()
+    assert identity.by_oauth
+    assert Identity.objects.count() == 1
