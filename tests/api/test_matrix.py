@@ -56,7 +56,8 @@ class Door:
 
     @property
     def is_of_one_thing(self) -> bool:
-        return ("list" not in self.name and self.name != "sign-in") or self.name.startswith(("assignment", "feature", "tool"))
+        of_many = "list" in self.name or self.name == "sign-in"
+        return not of_many or self.name.startswith(("assignment", "feature", "tool"))
 
     @property
     def template(self) -> str:
