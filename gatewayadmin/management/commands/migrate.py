@@ -1,6 +1,7 @@
 """Django's `migrate`, made safe while servers run: calls never wait long for a migration's locks."""
 
 import time
+from argparse import ArgumentParser
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +29,10 @@ class Command(migrate.Command):
 
     A migration that has to wait longer, as CREATE INDEX CONCURRENTLY does, sets its own `lock_timeout`.
     """
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.set_defaults(skip_checks=True)  # `make check` has judged the code; it takes longer than most commands.
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
