@@ -1,12 +1,11 @@
 """Django's `migrate`, made safe while servers run: calls never wait long for a migration's locks."""
 
 import time
-from argparse import ArgumentParser
 from contextlib import suppress
 from typing import Any
 
 from django.core.management import call_command
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, CommandParser
 from django.core.management.commands import migrate
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, OperationalError, ProgrammingError, connections
 from psycopg import errors
@@ -30,7 +29,7 @@ class Command(migrate.Command):
     A migration that has to wait longer, as CREATE INDEX CONCURRENTLY does, sets its own `lock_timeout`.
     """
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
+    def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.set_defaults(skip_checks=True)  # `make check` has judged the code; it takes longer than most commands.
 
