@@ -8,6 +8,7 @@ serves the control plane. Needs no Django.
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -342,11 +343,17 @@ class GuardedTransport(httpx.BaseTransport):
             transport.close()
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """How servers prove who they are. One for all: to read the authorities takes longer than most answers."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 def _transport(guard: Guard, deadline: Deadline, *, encrypted: bool) -> httpx.HTTPTransport:
-    transport = httpx.HTTPTransport(trust_env=False)
+    transport = httpx.HTTPTransport(verify=_tls(), trust_env=False)
     # httpx has no parameter for it; its transport is a thin wrapper of this pool.
     transport._pool = httpcore.ConnectionPool(  # noqa: SLF001  (as said above)
-        ssl_context=httpx.create_ssl_context(trust_env=False) if encrypted else None,
+        ssl_context=_tls() if encrypted else None,
         network_backend=_GuardedBackend(guard, deadline, encrypted=encrypted),
     )
     return transport

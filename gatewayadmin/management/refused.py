@@ -10,6 +10,7 @@ class RefusedCommand(BaseCommand):
     """Ends with `instead`, whatever it is given."""
 
     instead: str
+    requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("anything", nargs="*")

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 from django.conf import settings
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, get_commands, load_command_class
 from django.db import DatabaseError
 
 from accounts.models import WorkspaceSettings
@@ -195,3 +195,13 @@ def test_housekeeping_asks_the_servers_nobody_has_heard_of(run: Run, monkeypatch
 
     health = {server.pk: server.health for server in Server.objects.all()}
     assert health == {up.pk: Health.OK, down.pk: Health.DOWN, off.pk: Health.UNKNOWN, heard.pk: Health.OK}
+
+
+def test_no_command_judges_the_code_again() -> None:
+    """`make check` did; Django's checks load every page and took as long as all else that most commands do."""
+    names = [name for name, app in get_commands().items() if app == "gatewayadmin"]
+    commands = {name: load_command_class("gatewayadmin", name) for name in names}
+    parsers = {name: command.create_parser("manage.py", name) for name, command in commands.items()}
+
+    assert len(names) > 10
+    assert [n for n in names if commands[n].requires_system_checks and not parsers[n].get_default("skip_checks")] == []

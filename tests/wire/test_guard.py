@@ -1,5 +1,6 @@
 """Which addresses a server may live at."""
 
+import ssl
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpx
@@ -247,3 +248,13 @@ def test_a_name_that_leads_to_where_we_listen_is_refused_when_a_socket_is_opened
     with pytest.raises(LeadsBack):
         guard.check("127.0.0.1", 8000, encrypted=False)
     guard.check("127.0.0.1", 8001, encrypted=False)
+
+
+def test_the_authorities_of_the_machine_are_read_once_for_all_transports() -> None:
+    """It takes longer than most answers do, and a sign-in sends six requests."""
+    contexts = [GuardedTransport(Guard())._by_scheme["https"]._pool._ssl_context for _ in range(2)]
+
+    assert contexts[0] is not None
+    assert contexts[0] is contexts[1]
+    assert contexts[0].verify_mode is ssl.CERT_REQUIRED
+    assert contexts[0].check_hostname

@@ -16,6 +16,7 @@ from gateways.models import Gateway
 
 class Command(BaseCommand):
     help = "Go a client's way through OAuth to a gateway's tools, and say at which step it ends and why."
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--gateway", metavar="SLUG", help="default: the first one that is enabled")

@@ -13,6 +13,7 @@ from gatewayadmin.grants import Ungrantable
 
 class Command(BaseCommand):
     help = "Let a database role serve: read and add to the logs, change everything else, own nothing. Run as the owner."
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("role", help="a role that exists and can log in")

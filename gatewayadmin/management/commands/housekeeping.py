@@ -11,6 +11,7 @@ from gatewayadmin.serving import housekeeping
 
 class Command(BaseCommand):
     help = "Make log partitions ahead, apply retention, sweep what has expired. `serve` does it by itself."
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

@@ -11,6 +11,7 @@ from gatewayadmin.config.key_uses import KeyUses, key_uses
 
 class Command(BaseCommand):
     help = "List the ids of the token and encryption keys, and how much each one still holds."
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from django.core.management import call_command
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, CommandParser
 from django.core.management.commands import migrate
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, OperationalError, ProgrammingError, connections
 from psycopg import errors
@@ -28,6 +28,10 @@ class Command(migrate.Command):
 
     A migration that has to wait longer, as CREATE INDEX CONCURRENTLY does, sets its own `lock_timeout`.
     """
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.set_defaults(skip_checks=True)  # `make check` has judged the code; it takes longer than most commands.
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]

@@ -15,6 +15,7 @@ from gatewayadmin.config.public_url import public_url
 
 class Command(BaseCommand):
     help = "Print a link with which a person chooses a password. It works once. Recorded as an admin event."
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("email", metavar="EMAIL", help="the e-mail they sign in with")

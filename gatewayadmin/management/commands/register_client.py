@@ -15,6 +15,7 @@ from oauth.client_metadata import BadMetadata
 
 class Command(BaseCommand):
     help = "Register an app that wants a client_id typed in; one line of JSON. A secret is shown only here."
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--name", required=True, help="what people are shown")

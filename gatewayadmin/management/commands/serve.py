@@ -17,7 +17,7 @@ from gatewayadmin.serving.server import PortTaken, Server, cores, listen, metric
 
 class Command(BaseCommand):
     help = "Bring the database up to date, make what a first start needs, and serve."
-    requires_system_checks = ()  # The environment was judged on the way in.
+    requires_system_checks = ()  # `make check` has judged the code, and settings the environment on the way in.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
