@@ -14,7 +14,7 @@ from rest_framework.response import Response
 from capabilities import Capability
 from capabilities.rest import must_hold
 from gateways.api import WITHIN_REACH, GatewayReference
-from gateways.catalogue import BY_USE, SORTS, Catalogue, Entry, is_offered, tools_seen_by
+from gateways.catalogue import BY_USE, PERIODS, SORTS, Catalogue, Entry, is_offered, tools_seen_by
 from gateways.forms import CatalogueFilter
 from gateways.models import Effect, Feature, State
 from servers.api import ServerReference
@@ -51,19 +51,19 @@ class CatalogueToolSerializer(serializers.Serializer[Entry]):
     effect = serializers.ChoiceField(Effect.choices, source="feature.effect")
     places = PlaceSerializer(many=True)
     calls = serializers.SerializerMethodField(
-        help_text="How often it was called since `counted_since`; null for who may not read the log."
+        help_text="How often it was called in the last `counted_seconds`; null for who may not read the log."
     )
     last_used_at = Moment(allow_null=True)
-    counted_since = serializers.SerializerMethodField(
-        help_text="From when on calls are counted, 30 days at most, less in a busy log; null where none are."
+    counted_seconds = serializers.SerializerMethodField(
+        help_text="How long back calls are counted, 30 days at most, less in a busy log; null where none are."
     )
 
     def get_calls(self, entry: Entry) -> int | None:
         return entry.calls if self.context["catalogue"].period else None
 
-    def get_counted_since(self, entry: Entry) -> str | None:
+    def get_counted_seconds(self, entry: Entry) -> int | None:
         period = self.context["catalogue"].period
-        return Moment().to_representation(period.since) if period else None
+        return int(PERIODS[period.label].total_seconds()) if period else None
 
 
 class CatalogueToolDetailSerializer(CatalogueToolSerializer):

@@ -27,7 +27,7 @@ MEMBERS: dict[str, Entry] = {
     "Carried.state": Entry("Whether calls get through with it, and if not, why.", "active"),
     "CarriedAnswer.identities": Entry("What it carries, one entry for each server that asks for an identity."),
     "CatalogueTool.calls": Entry("How often it was called.", 42),
-    "CatalogueTool.counted_since": Entry("From when on calls are counted.", MOMENT),
+    "CatalogueTool.counted_seconds": Entry("How long back calls are counted.", 2592000),
     "CatalogueTool.effect": Entry("What its server claims it does, by the hints it gives.", "read_only"),
     "CatalogueTool.last_used_at": Entry("When it was called last since then; null: it was not.", MOMENT),
     "CatalogueTool.name": Entry("Its name at its server.", "search"),

@@ -60,6 +60,13 @@ class Door:
         return not of_many or self.name.startswith(("assignment", "feature", "tool"))
 
     @property
+    def let_in(self) -> set[int]:
+        """What they are told whom its rule names; who must ask for something is told so."""
+        query = self.operation.query
+        asks = query is not None and any(field.required for field in query().fields.values())
+        return LET_IN | {400} if asks else LET_IN
+
+    @property
     def template(self) -> str:
         """Its address as the description writes it."""
         route = re.sub(r"<\w+:(\w+)>", r"{\1}", self.route)
@@ -188,12 +195,12 @@ def sessions(door: Door, people: People) -> Expected:
     """What people in a browser are told, by what they hold."""
     own, open_to_all = isinstance(door.rule, Own), door.rule is None
     lists = open_to_all or (own and not door.is_of_one_thing)  # Everybody's, or one's own among others'.
-    refused = LET_IN if lists else HIDDEN if own else {403}
+    refused = door.let_in if lists else HIDDEN if own else {403}
     yield "no capability", people.holding(NONE), refused
     yield "every other capability", people.holding(ALL - capabilities_in(door.rule)), refused
-    yield "the owner", people.owning(), LET_IN if own or open_to_all else {403}
+    yield "the owner", people.owning(), door.let_in if own or open_to_all else {403}
     for enough in enough_for(door):
-        yield f"exactly {slugs(enough)}", people.holding(enough), LET_IN
+        yield f"exactly {slugs(enough)}", people.holding(enough), door.let_in
         for one in enough if len(enough) > 1 else ():
             yield f"{slugs(enough)} without {one.slug}", people.holding(enough - {one}), {403}
     if door.method != "get":
@@ -204,9 +211,9 @@ def programs(door: Door, world: World, people: People) -> Expected:
     """What programs are told: an API key does what it was made with, not even what is its owner's own besides."""
     for_people = not door.operation.api_keys
     for enough in enough_for(door):
-        yield f"a key for {slugs(enough)}", people.key(enough), {403} if for_people else LET_IN
+        yield f"a key for {slugs(enough)}", people.key(enough), {403} if for_people else door.let_in
     others = ALL - capabilities_in(door.rule)
-    yield "a key for everything else", people.key(others), LET_IN if door.rule is None else {403}
+    yield "a key for everything else", people.key(others), door.let_in if door.rule is None else {403}
     yield "a token of the data plane", Rest.bearing(world.secret), {200} if door.action == "rotate" else {403}
     yield "nobody", Rest.of(), {401}
 
@@ -229,7 +236,7 @@ def test_if_match_and_etag_are_described_where_they_are(route: str, world: World
                 headers = door.described["responses"][str(good.status_code)].get("headers", {})
                 assert ("ETag" in good.headers) == ("ETag" in headers), door.name
         named = {one["name"] for one in door.described.get("parameters", ()) if one["in"] == "header"}
-        assert statuses & {412, *LET_IN}, f"nobody got as far as the version of {door.name}"
+        assert statuses & {412, *door.let_in}, f"nobody got as far as the version of {door.name}"
         assert (412 in statuses) == ("412" in door.described["responses"]) == ("If-Match" in named), door.name
 
 

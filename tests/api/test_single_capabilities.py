@@ -69,6 +69,8 @@ OPENS: dict[str, set[Capability]] = {
     "DELETE assignment-detail": {C.GATEWAYS_MANAGE},
     "POST assignment-disable": {C.GATEWAYS_TOGGLE},
     "POST assignment-enable": {C.GATEWAYS_TOGGLE},
+    "GET catalogue-list": EVERYBODY,
+    "GET catalogue-detail": GATEWAYS,
     "GET tool-list": GATEWAYS,
     "POST tool-refresh": {C.GATEWAYS_MANAGE},
     "GET tool-detail": GATEWAYS,
@@ -156,6 +158,7 @@ OPENS: dict[str, set[Capability]] = {
 KEY_OPENS: dict[str, set[Capability]] = {
     "GET apikey-list": {C.PEOPLE_MANAGE},
     "GET connection-list": CONNECTIONS,
+    "GET catalogue-list": GATEWAYS,
     "GET gateway-list": GATEWAYS,
     "GET identity-list": IDENTITIES,
     "POST identity-list": {C.SERVERS_MANAGE},
