@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import event_views, views
+from auditlog import event_views, own_calls, views
 
 app_name = "auditlog"
 
@@ -10,6 +10,8 @@ urlpatterns = [
     path("logs/live/", views.live, name="live"),
     path("logs/values/<slug:name>/", views.facet, name="facet"),
     path("logs/<uuid:uid>/", views.call, name="call"),
+    path("settings/calls", own_calls.listing, name="own"),
+    path("settings/calls/wait", own_calls.waiting, name="wait"),
     path("settings/admin-events/", event_views.listing, name="events"),
     path("settings/admin-events/export/", event_views.export_events, name="export_events"),
     path("settings/admin-events/<uuid:uid>/", event_views.detail, name="event"),

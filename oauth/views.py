@@ -25,8 +25,7 @@ from oauth.models import AuthorizeRequest, Ending
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
 from tokens.snippets import once
-from ui.clients import client_of, clients, shown
-from ui.pages import AppRequest, posted, show
+from ui.pages import AppRequest, posted
 
 type Step = Callable[..., HttpResponse]
 
@@ -242,18 +241,3 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 
 def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     return render(request, "oauth/refused.html", {"flow": flow, "reason": reason}, status=403)
-
-
-@require_GET
-@own_resource("it names only gateways within reach")
-def how_to_connect(request: AppRequest) -> HttpResponse:
-    """The How to Connect dialog for the gateway `?gateway=` names, or the first one within reach."""
-    gateways = list(Gateway.objects.reachable_by(request.user))
-    slug = request.GET.get("gateway")
-    gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
-    context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}
-    if gateway:
-        client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
-        context |= {"clients": clients(), "client": client}
-        context |= {"browser": shown(client, "browser", **place), "token": shown(client, "token", **place)}
-    return show(request, "oauth/how_to_connect.html", context)
