@@ -40,9 +40,12 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 def connect(request: AppRequest) -> HttpResponse:
     """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand.
 
-    It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment.
+    It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment. Without
+    an agent, the page that asks for one follows.
     """
-    host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET.get("host", "")))
+    if "host" not in request.GET:
+        return redirect("tokens:create")
+    host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET["host"]))
     gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
     flow = flows.draft(request, host, gateway)
     if reason := flows.refusal(flow, request.user):

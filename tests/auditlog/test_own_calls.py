@@ -14,6 +14,7 @@ from capabilities import Capability
 from connections.models import Connection
 from tests import make
 from tests.conftest import SignIn
+from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
 
@@ -184,3 +185,30 @@ def test_what_is_no_moment_or_thing_is_waited_for_from_now_on(query: str, max: U
     assert page.status_code == 200
     assert "Waiting for your first call" in text(page)
     assert "<h1>" in text(page)
+
+
+def test_over_rest_one_s_own_calls_need_no_capability_and_say_why_in_words(
+    link: Connection, max: User, ann: User
+) -> None:
+    call_of(link, feature_name="older", at=datetime.now(UTC) - timedelta(minutes=2))
+    call_of(link, feature_name="refused", outcome="denied", deny_reason="host_disabled")
+    call_of(link, feature_name="anns", user_id=ann.pk)
+    rest = Rest.of(max)
+
+    rows = rest.get("/me/calls", connection=str(link.pk), page_size=1).json()
+
+    assert [(one["feature_name"], one["reason"]) for one in rows["results"]] == [
+        ("refused", "An administrator switched this app or agent off.")
+    ]
+    assert "request_payload" not in rows["results"][0]
+    older = Rest.of(max).get("/me/calls", cursor=rows["next"].partition("cursor=")[2].partition("&")[0]).json()
+    assert [(one["feature_name"], one["reason"]) for one in older["results"]] == [("older", None)]
+
+
+def test_a_key_reads_them_with_the_capability_for_the_log(link: Connection) -> None:
+    reader = make.user(Capability.LOGS_READ, Capability.OAUTH_CONNECT)
+
+    without = Rest.bearing(make.api_key(reader, Capability.OAUTH_CONNECT).secret).get("/me/calls")
+    holding = Rest.bearing(make.api_key(reader, Capability.LOGS_READ).secret).get("/me/calls")
+
+    assert (without.status_code, holding.status_code) == (403, 200)
