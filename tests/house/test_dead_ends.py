@@ -154,7 +154,7 @@ def test_no_page_of_an_empty_workspace_is_a_dead_end_for_somebody_new(who: str |
     WorkspaceSettings.load()
     held = capabilities_of(who)
     follower = Follower(browser(session_of(newcomer(held))))
-    faults = []
+    faults: list[str] = []
     for door in ALONE:
         if may_enter(door, held):
             response = follower.client.get(reverse(door.name))
