@@ -188,6 +188,7 @@ class WorkspaceChanges(Body):
     oauth_refresh_idle_days = serializers.IntegerField(min_value=1, max_value=365)
     calls_per_minute = Limit()
     token_calls_per_minute = Limit()
+    setup_steps = serializers.BooleanField()
 
 
 class WorkspaceSerializer(WorkspaceChanges):

@@ -22,7 +22,7 @@ from ui.limits import LimitField
 from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen, show
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Workspace": ("name", "new_app_policy"),
+    "Workspace": ("name", "new_app_policy", "setup_steps"),
     "Tokens": ("allow_non_expiring_tokens", "oauth_access_token_seconds", "oauth_refresh_idle_days"),
     "Logs": ("log_retention_days", "record_payloads", "payload_limit_bytes"),
     "Rate limits at /mcp": ("calls_per_minute", "token_calls_per_minute"),
@@ -39,6 +39,11 @@ class WorkspaceForm(forms.Form):
         widget=forms.RadioSelect,
         help_text="Whether an app that connects for the first time may go on, or waits on Apps & Agents for an "
         "administrator. Apps there are already stay as they are.",
+    )
+    setup_steps = forms.BooleanField(
+        label="Show the first steps",
+        required=False,
+        help_text="On the dashboard of those who set things up, until all are done.",
     )
     allow_non_expiring_tokens = forms.BooleanField(
         label="Allow tokens that never expire",

@@ -19,6 +19,7 @@ from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, file_response
 from auditlog.models import Call, Event
+from auditlog.own_calls import OwnCall, own_calls
 from auditlog.reasons import reason_of
 from auditlog.search.criteria import Search, parameter_criterion
 from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
@@ -27,7 +28,8 @@ from auditlog.search.query_language import MAX_LENGTH, Condition, Either, Search
 from auditlog.today import ask, question_of
 from auditlog.trail import Trail, trail_of
 from auditlog.trail_views import WhatIfQuery, asked
-from capabilities import Capability
+from capabilities import NOBODY, Capability
+from capabilities.rest import Own
 from connections import subjects
 from connections.subjects import by_person
 from ui.operations import File, Query, operation
@@ -286,6 +288,34 @@ class CallResource(Log):
         pieces = Export(call_search(self.query_data), kind, EXPORT_COLUMNS)
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=changes)
         return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
+
+
+class OwnCallSerializer(CallSerializer):
+    """One call of one's own with the reason in words, without its payload."""
+
+    reason = serializers.SerializerMethodField()
+
+    def get_reason(self, call: Call) -> str | None:
+        return OwnCall(call).cause or None
+
+
+class OwnCallQuery(TimeRangeQuery, CursorQuery):
+    """A page of one's own calls."""
+
+    connection = serializers.UUIDField(required=False)
+
+
+class OwnCalls(Log):
+    """What was called as oneself."""
+
+    serializer_class = OwnCallSerializer
+
+    @operation(needs=Own(NOBODY, by_key=Capability.LOGS_READ), query=OwnCallQuery)
+    def list(self, request: Request) -> Response:
+        asked = self.query_data
+        names = {"from": "created_at__gte", "to": "created_at__lt", "connection": "connection_id"}
+        rows = own_calls(self.me).filter(**{column: asked[name] for name, column in names.items() if name in asked})
+        return self.listed(page([rows], *self.place))
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):

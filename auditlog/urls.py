@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import event_views, trail_views, views
+from auditlog import event_views, own_calls, trail_views, views
 
 app_name = "auditlog"
 
@@ -13,6 +13,8 @@ urlpatterns = [
     path("logs/remedy/", trail_views.remedy, name="remedy"),
     path("logs/<uuid:uid>/", views.call, name="call"),
     path("logs/<uuid:uid>/now/", views.now, name="now"),
+    path("settings/calls", own_calls.listing, name="own"),
+    path("settings/calls/wait", own_calls.waiting, name="wait"),
     path("settings/admin-events/", event_views.listing, name="events"),
     path("settings/admin-events/export/", event_views.export_events, name="export_events"),
     path("settings/admin-events/<uuid:uid>/", event_views.detail, name="event"),

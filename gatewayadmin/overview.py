@@ -11,12 +11,14 @@ from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
+from auditlog.own_calls import OwnCall, own_calls
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
-from connections.carried import lacking
+from connections.carried import CarriedRow, OwnConnection, lacking, with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow
 from connections.rows import numbers as connection_numbers
+from gatewayadmin.setup import Setup
 from gatewayadmin.traffic import health, traffic
 from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, GatewayQuerySet
 from hosts.forms import STATUSES as HOST_STATES
@@ -49,9 +51,12 @@ def overview(request: AppRequest) -> HttpResponse:
         "waiting": partial(waiting_for, user),
         "lacking": partial(lacking, user),
         "to_try": partial(_gateway_to_try, user),
-        "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable),
+        "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable, user),
         "usable_count": 0 if user.has_perm(Capability.GATEWAYS_READ) else usable.count(),
         "enrolling": partial(_enrolling, user),
+        "setup": Setup.of(user),
+        "carried": _carried(user, links),
+        "own_calls": None if user.has_perm(Capability.LOGS_READ) else _last_calls(user),
         "own_rows": [ConnectionRow(connection, user) for connection in own_connections[:SHOWN]],
         "own_count": len(links),
         "token_rows": [TokenRow(token, user) for token in tokens],
@@ -65,12 +70,33 @@ def _usable(user: User) -> GatewayQuerySet:
     return Gateway.objects.reachable_by(user).filter(enabled=True)
 
 
-def _listed(gateways: GatewayQuerySet) -> list[Gateway]:
-    """The first of these gateways by name, each with its servers that are switched on."""
+def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
+    """The first of these gateways by name, each with its servers that are switched on, tools, and own connections."""
     on = Assignment.objects.live().filter(enabled=True, server__enabled=True)
     servers = on.select_related("server").order_by("server__name")
-    named = gateways.order_by(Lower("name")).prefetch_related(Prefetch("assignments", servers, to_attr="offered"))
-    return list(named[:GATEWAYS])
+    named = gateways.order_by(Lower("name")).prefetch_related(
+        Prefetch("assignments", servers, to_attr="offered"),
+        Prefetch("connections", Connection.objects.own(user).live(), to_attr="own_connections"),
+    )
+    listed: list[Any] = list(named[:GATEWAYS])
+    tools = Feature.objects.tools().callable().filter(assignment__gateway__in=listed).order_by()
+    counted = dict(tools.values_list("assignment__gateway").annotate(number=Count("pk")))
+    for gateway in listed:
+        gateway.usable_tools = counted.get(gateway.pk, 0)
+    return listed
+
+
+def _carried(user: User, links: list[Any]) -> list[CarriedRow]:
+    """What the newest of one's connections carry where a server asks for one's identity, what needs an act first."""
+    if not links:
+        return []
+    newest = Connection.objects.with_details().filter(pk__in=links).order_by("-connected_at", "pk")[:SHOWN]
+    rows = [row for one in with_carried(newest) for row in OwnConnection(one, user).carried]
+    return sorted(rows, key=lambda row: row.state in ("active", "blocked"))[:SHOWN]
+
+
+def _last_calls(user: User) -> list[OwnCall]:
+    return [OwnCall(row) for row in own_calls(user).order_by("-created_at", "-pk")[:SHOWN]]
 
 
 def _enrolling(user: User) -> list[Host]:

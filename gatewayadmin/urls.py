@@ -7,7 +7,7 @@ from django.views.generic import RedirectView
 
 from accounts import second_factor_views as second_factor
 from accounts.sign_in_limits import posts_from_one_address, posts_of_one_person
-from gatewayadmin import staff
+from gatewayadmin import setup, staff
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
 from gatewayadmin.password_reset import AskForReset, ChangePassword, SetPassword
@@ -66,6 +66,8 @@ _second_factor = [
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
+    path("setup/", setup.steps, name="setup"),
+    path("setup/dismiss/", setup.dismiss, name="dismiss_setup"),
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),
     path("settings/oauth-doctor/", doctor, name="doctor"),

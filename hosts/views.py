@@ -56,6 +56,13 @@ def find(viewer: User, pk: UUID) -> Host:
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 
 
+def _way_back(request: AppRequest, host: Host | None = None) -> str:
+    """The page of a host, or their list; the dashboard for who may act on hosts and not look at them."""
+    if not request.user.has_perm(Capability.HOSTS_READ):
+        return reverse("overview")
+    return reverse("hosts:detail", args=[host.pk]) if host else reverse("hosts:list")
+
+
 @require_GET
 @requires(Capability.HOSTS_READ)
 def listing(request: AppRequest) -> HttpResponse:
@@ -76,7 +83,7 @@ def listing(request: AppRequest) -> HttpResponse:
 def add(request: AppRequest) -> HttpResponse:
     form = NewAgentForm(posted(request))
     context = {"form": form, "heading": "Add API access token-based host", "submit": "Create"}
-    context["back"] = reverse("hosts:list") if request.user.has_perm(Capability.HOSTS_READ) else reverse("overview")
+    context["back"] = _way_back(request)
     if request.method == "GET":
         return show(request, "hosts/form.html", context)
     if form.is_valid():
@@ -115,7 +122,7 @@ def logs(request: AppRequest, pk: UUID) -> HttpResponse:
 def rename(request: AppRequest, pk: UUID) -> HttpResponse:
     host = get_object_or_404(Host.objects.live(), pk=pk)
     form = AgentForm(posted(request), initial={"name": host.name, "description": host.description})
-    back = reverse("hosts:detail", args=[host.pk])
+    back = _way_back(request, host)
     context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back, "version": host.version}
     if request.method == "GET":
         return show(request, "hosts/form.html", context)
@@ -160,7 +167,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             else None,
             kind="primary",
             target=_switch_target(request, host),
-            back=reverse("hosts:detail", args=[host.pk]),
+            back=_way_back(request, host),
         )
     host.disable(by=request.user)
     return switched(request, host, "Host disabled")
@@ -184,7 +191,7 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
             hidden={"revoke": "1"},
             typed=host.name,
             target=_switch_target(request, host),
-            back=reverse("hosts:detail", args=[host.pk]),
+            back=_way_back(request, host),
         )
     with transaction.atomic():
         host.disable(by=request.user)
@@ -199,14 +206,14 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
     """Its connections end with it, so that takes both capabilities."""
     host = find(request.user, pk)
-    page = reverse("hosts:detail", args=[host.pk])
+    page = _way_back(request, host)
     if request.method == "GET" or not (host.enabled or was_typed(request, str(host))):
         return confirm_archiving(request, host, more=archived_with(host), back=page)
     try:
         Connection.objects.archive_host(host, by=request.user)
     except StillEnabled as error:
         return leave(request, page, str(error))
-    return leave(request, reverse("hosts:list"), f"{host.name} archived")
+    return leave(request, _way_back(request), f"{host.name} archived")
 
 
 @require_POST
@@ -227,7 +234,7 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=pk)
     host.set_enrolment(allow, by=request.user)
     context = {"host": host, "link": enrolment_url(host)}
-    to = reverse("hosts:detail", args=[host.pk])
+    to = _way_back(request, host)
     return answer(
         request, "hosts/overview.html#enrolment", context, to=to, toast=f"Enrolment {'on' if allow else 'off'}"
     )
@@ -236,4 +243,4 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
 def switched(request: AppRequest, host: Host, toast: str) -> HttpResponse:
     """The part of the page that shows the switch: the head of the host's page, or its row."""
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
-    return answer(request, fragment, {"host": host}, to=reverse("hosts:detail", args=[host.pk]), toast=toast)
+    return answer(request, fragment, {"host": host}, to=_way_back(request, host), toast=toast)

@@ -25,8 +25,7 @@ from oauth.models import AuthorizeRequest, Ending
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
 from tokens.snippets import once
-from ui.clients import client_of, clients, shown
-from ui.pages import AppRequest, posted, show
+from ui.pages import AppRequest, posted
 
 type Step = Callable[..., HttpResponse]
 
@@ -41,9 +40,12 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 def connect(request: AppRequest) -> HttpResponse:
     """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand.
 
-    It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment.
+    It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment. Without
+    an agent, the page that asks for one follows.
     """
-    host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET.get("host", "")))
+    if "host" not in request.GET:
+        return redirect("tokens:create")
+    host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET["host"]))
     gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
     flow = flows.draft(request, host, gateway)
     if reason := flows.refusal(flow, request.user):
@@ -242,18 +244,3 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 
 def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     return render(request, "oauth/refused.html", {"flow": flow, "reason": reason}, status=403)
-
-
-@require_GET
-@own_resource("it names only gateways within reach")
-def how_to_connect(request: AppRequest) -> HttpResponse:
-    """The How to Connect dialog for the gateway `?gateway=` names, or the first one within reach."""
-    gateways = list(Gateway.objects.reachable_by(request.user))
-    slug = request.GET.get("gateway")
-    gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
-    context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}
-    if gateway:
-        client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
-        context |= {"clients": clients(), "client": client}
-        context |= {"browser": shown(client, "browser", **place), "token": shown(client, "token", **place)}
-    return show(request, "oauth/how_to_connect.html", context)

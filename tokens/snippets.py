@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.urls import reverse
 
+from auditlog.own_calls import Wait
 from gateways.models import Feature, Gateway
 from tokens.models import Issued
 from ui.clients import clients, shown
@@ -29,6 +30,7 @@ def once(new: Issued) -> dict[str, Any]:
             for client in clients()
             if (block := shown(client, "token", url=gateway.url, name=gateway.slug, token=new.secret))
         ],
+        "wait": Wait.begin(new.token.connection.user, connection=new.token.connection, apart=True),
         "rotate_url": settings.PUBLIC_URL + reverse("api:token-rotate", args=[new.token.pk]),
     }
 

@@ -49,6 +49,12 @@ class Client:
         """How it is connected this way, if it can be."""
         return next((block for block in self.blocks if block.way == way), None)
 
+    @property
+    def ways(self) -> str:
+        """How it can be connected, in two words."""
+        known = {block.way for block in self.blocks}
+        return "browser or token" if len(known) > 1 else "in the browser" if "browser" in known else "with a token"
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:

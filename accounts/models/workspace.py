@@ -32,6 +32,7 @@ class WorkspaceSettings(Versioned, models.Model):
     oauth_refresh_idle_days = models.PositiveIntegerField(default=30)
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     token_calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    setup_steps = models.BooleanField(default=True, db_default=True)
 
     class Meta:
         verbose_name_plural = "workspace settings"

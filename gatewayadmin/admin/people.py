@@ -221,6 +221,7 @@ class WorkspacePages(CapabilityAdmin):
         "log_retention_days",
         "oauth_access_token_seconds",
         "oauth_refresh_idle_days",
+        "setup_steps",
     )
 
     def view_on_site(self, obj: WorkspaceSettings) -> str:

@@ -21,6 +21,7 @@ SAME = {
     "NewIdentity": "Identity",
     "NewServer": "Server",
     "NewUser": "User",
+    "OwnCall": "Call",
     "RoleBody": "Role",
     "ServerChanges": "Server",
     "ServerReference": "Server",

@@ -272,6 +272,7 @@ MEMBERS: dict[str, Entry] = {
     "server_slug": Entry("The slug of the server.", "github"),
     "servers": Entry("How each server answered."),
     "servers_count": Entry("How many servers are behind it.", 3),
+    "setup_steps": Entry("Whether the dashboard shows the first steps that are left to do.", True),
     "shared": Entry("Whether it is everybody's service account instead of one person's.", False),
     "shared_identity": Entry("The service account everybody uses; null: none."),
     "shared_identity_id": Entry("The service account everybody uses, for `identity_scheme` shared.", UUID),

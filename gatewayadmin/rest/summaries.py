@@ -19,6 +19,7 @@ NOUNS = {
     "identity": ("an identity", "identities"),
     "identity_gateways": ("the gateways of a shared identity", ""),
     "me": ("who is asking", ""),
+    "own_calls": ("", "your own calls"),
     "role": ("a role", "roles"),
     "schema": ("this description", ""),
     "server": ("a server", "servers"),

@@ -16,7 +16,7 @@ from rest_framework.routers import SimpleRouter
 from accounts.api import CapabilityResource, Me, UserResource
 from accounts.confirm_api import Confirm
 from accounts.groups_api import RoleResource, TeamResource, Workspace
-from auditlog.api import CallResource, EventResource
+from auditlog.api import CallResource, EventResource, OwnCalls
 from capabilities import own_resource
 from connections.api import ConnectionResource, Endings, GatewayConnections
 from connections.identities_api import ConnectionIdentities
@@ -78,6 +78,7 @@ _below = [
     at("sign-ins", "sign-in", SignIns, post="create"),
     at("schema/", "schema", Schema, get="retrieve"),
     at("me", "me", Me, get="retrieve"),
+    at("me/calls", "own-call-list", OwnCalls, get="list"),
     at("me/confirm", "me-confirm", Confirm, post="confirm"),
     at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
     at("workspace/test-mail", "workspace-test-mail", Workspace, post="test_mail"),

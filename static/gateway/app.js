@@ -169,16 +169,19 @@ document.addEventListener("htmx:pushedIntoHistory", () => {
 // A switch shows the state the server knows: what was not swapped springs back. A dialog closes when its act is done.
 document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, requestConfig } }) => {
   if (elt.matches("[role=switch]")) elt.checked = elt.defaultChecked;
-  if (!successful || requestConfig.verb !== "get") elt.closest("dialog")?.close();
+  if ((!successful || requestConfig.verb !== "get") && !elt.matches("[data-wait]")) elt.closest("dialog")?.close();
   if (document.activeElement === document.body) giveBack();
 });
+// What asks by itself rests while nobody sees it, and keeps its faults to itself: it asks again.
+document.addEventListener("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-wait]") && event.preventDefault());
+const asksAgain = ({ detail }) => detail.elt.matches("[data-wait]");
 // New calls wait while somebody points at a row, reads another window, or selects a text.
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (!event.detail.elt.matches("[data-tail]")) return;
   if (document.hidden || document.querySelector("tbody tr:hover") || getSelection().toString()) event.preventDefault();
 });
-document.addEventListener("htmx:responseError", ({ detail: { xhr } }) => xhr.status !== 403 && announce("That did not work. Try again."));
-document.addEventListener("htmx:sendError", () => announce("The server does not answer. Try again."));
+document.addEventListener("htmx:responseError", (event) => event.detail.xhr.status !== 403 && !asksAgain(event) && announce("That did not work. Try again."));
+document.addEventListener("htmx:sendError", (event) => asksAgain(event) || announce("The server does not answer. Try again."));
 document.addEventListener("toast", (event) => announce(event.detail.value));
 document.addEventListener("htmx:load", (event) => arm(event.target));
 all(".palette").forEach(armPalette);

@@ -29,6 +29,7 @@ FORM = {
     "payload_limit_bytes": "4096",
     "calls_per_minute": "6000",
     "token_calls_per_minute": "600",
+    "setup_steps": "",
 }
 
 
@@ -72,6 +73,7 @@ def test_all_settings_are_saved_and_recorded_as_from_and_to(keeper: User, sign_i
     assert {name: str(getattr(saved, name)) for name in FORM} == FORM | {
         "allow_non_expiring_tokens": "True",
         "record_payloads": "True",
+        "setup_steps": "False",
     }
     changes = Event.objects.get(action="workspace.updated").changes
     assert set(changes) == set(FORM)

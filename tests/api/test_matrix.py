@@ -62,8 +62,7 @@ class Door:
     @property
     def let_in(self) -> set[int]:
         """What they are told whom its rule names; who must ask for something is told so."""
-        query = self.operation.query
-        asks = query is not None and any(field.required for field in query().fields.values())
+        asks = any(field.required for field in self.operation.query().fields.values())
         return LET_IN | {400} if asks else LET_IN
 
     @property

@@ -144,6 +144,7 @@ OPENS: dict[str, set[Capability]] = {
     "POST user-cut-off": NOBODY,
     "GET schema": EVERYBODY,
     "GET me": EVERYBODY,
+    "GET own-call-list": EVERYBODY,
     "POST me-confirm": EVERYBODY,
     "GET workspace": {C.WORKSPACE_MANAGE},
     "PATCH workspace": {C.WORKSPACE_MANAGE},
@@ -157,6 +158,7 @@ OPENS: dict[str, set[Capability]] = {
 # For an API key a list or an act that is free to people takes the capability that others' things take.
 KEY_OPENS: dict[str, set[Capability]] = {
     "GET apikey-list": {C.PEOPLE_MANAGE},
+    "GET own-call-list": {C.LOGS_READ},
     "GET connection-list": CONNECTIONS,
     "GET catalogue-list": GATEWAYS,
     "GET gateway-list": GATEWAYS,

@@ -609,6 +609,11 @@ def _hours(ask: Ask) -> tuple[float, ...]:
     return len(called - failed), len(failed)
 
 
+def _first_steps(ask: Ask) -> tuple[float, ...]:
+    """Of the world: servers on gateways, connections, calls and people are there; mail is not asked of a local one."""
+    return (5, 5)
+
+
 # ---- The table.
 
 QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
@@ -713,6 +718,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "gateway.consent": lambda ask: (_gateway_servers(ask), _usable(ask, "tool", assignment__gateway=ask.pk)),
     "own.connections.live": lambda ask: Connection.objects.filter(user=ask.viewer, **LIVE).count(),
     "own.gateways": lambda ask: Gateway.objects.filter(reach="everyone", enabled=True, **STILL).count(),
+    "own.gateway.tools": lambda ask: f"{_usable(ask, 'tool', assignment__gateway=ask.pk)} tools",
+    "setup.done": _first_steps,
     "own.identities": lambda ask: Identity.objects.filter(owner=ask.viewer).count(),
     "own.recovery_codes": lambda ask: "0 of 10 left",
     "own.sessions": lambda ask: UserSession.objects.filter(user=ask.viewer).count(),

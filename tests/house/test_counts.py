@@ -34,7 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
 # Files, redirects, and pages of a flow that is begun elsewhere.
-NOT_PAGES = re.compile(r"export|live|slug|find|authenticate|callback|confirm_identity|^oauth:(?!registered|help)")
+NOT_PAGES = re.compile(
+    r"export|live|slug|find|authenticate|callback|confirm_identity|^oauth:(?!registered|help|client)"
+)
 # Of everything that is there; of dialogs one or two are enough.
 OF_ALL = {
     *("accounts:person", "connections:for_gateway", "connections:for_host", "connections:enrolled", "gateways:detail"),
@@ -144,11 +146,16 @@ class Walk:
 
     def pages(self) -> Iterator[tuple[str, str, Page]]:
         yield from self.flow()
+        for view, address, html in self.open_pages():
+            yield view, address, Page.read(html)
+
+    def open_pages(self) -> Iterator[tuple[str, str, str]]:
+        """Every page but those of a flow, as it comes."""
         for door in filter(self.may_enter, PAGES):
             for address in self.addresses(door):
                 response = self.client.get(address)
                 if response.status_code == 200 and response["Content-Type"].startswith("text/html"):
-                    yield door.name, address, Page.read(response.content.decode())
+                    yield door.name, address, response.content.decode()
 
 
 def capabilities_of(who: str | Capability) -> frozenset[Capability]:

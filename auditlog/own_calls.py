@@ -1,0 +1,208 @@
+"""One's own calls, without any capability: the list of them, and waiting for the first after a client was set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+from django.http import HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET
+
+from accounts.models import User
+from auditlog.models import ENDINGS, Call, Outcome
+from auditlog.reasons import reason_of
+from auditlog.search.keyset import Cursor, page
+from capabilities import own_resource
+from connections.models import Connection
+from gateways.models import Gateway
+from ui.pages import AppRequest, show
+
+PATIENCE = timedelta(minutes=5)  # For so long a page asks for itself; then somebody has to say that they still wait.
+LOOKED_AT = timedelta(hours=1)  # A page that is open longer looks back no further.
+ROWS = 50
+# What clients send to introduce themselves, or to find out what is there: no call of anything yet.
+HELLOS = ("initialize", "ping", "server/discover")
+
+
+def own_calls(user: User) -> QuerySet[Call]:
+    """The calls that were made as `user`."""
+    return Call.objects.filter(user_id=user.pk)
+
+
+@dataclass(frozen=True)
+class OwnCall:
+    """One call as the person it was made as is told of it."""
+
+    call: Call
+
+    @property
+    def what(self) -> str:
+        """The tool, prompt or resource, or else the method."""
+        return self.call.feature_name or self.call.method
+
+    @property
+    def is_denied(self) -> bool:
+        return self.call.outcome in ENDINGS["denied"]
+
+    @property
+    def is_ok(self) -> bool:
+        return self.call.outcome in ENDINGS["ok"]
+
+    @property
+    def cause(self) -> str:
+        """What stopped it, as a sentence; empty when nothing did."""
+        reason = None if self.is_ok else reason_of(self.call.outcome, self.call.deny_reason)
+        return reason.sentence if reason else ""
+
+    @property
+    def is_hello(self) -> bool:
+        """Whether a client only introduced itself."""
+        if self.call.method in HELLOS or self.call.method.startswith("notifications/"):
+            return not self.is_denied
+        return self.call.outcome == Outcome.NOT_OFFERED
+
+    @property
+    def client(self) -> str:
+        """The program as it calls itself, or else the app or agent it is connected as."""
+        return self.call.client_name or self.call.host_name or "an app or agent"
+
+    @property
+    def identity_url(self) -> str:
+        """Where the person can bring what the call lacked; empty when that is not what stopped it."""
+        if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
+            return ""
+        return f"{reverse('connections:mine')}?connection={self.call.connection_id}"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Waiting for a call of one's own, on one gateway or connection or anywhere, since a moment.
+
+    It is over when a call got as far as a server or a list, whatever came of it there. What was denied is told, and
+    the wait goes on, for the next attempt.
+    """
+
+    user: User
+    since: datetime
+    until: datetime
+    gateway: Gateway | None = None
+    connection: Connection | None = None
+    apart: bool = False  # Whether its links lead to another tab, because something is shown here only once.
+
+    @classmethod
+    def begin(cls, user: User, since: datetime | None = None, **where: Any) -> Wait:
+        """Wait from now on for as long as PATIENCE, for what came since `since`, or comes."""
+        now = timezone.now()
+        return cls(user, min(max(since or now, now - LOOKED_AT), now), now + PATIENCE, **where)
+
+    @classmethod
+    def read(cls, request: AppRequest) -> Wait:
+        """The wait that a query string names; gateways and connections that are not one's own are not looked for."""
+        asked = request.GET
+        connection = own_connection(request.user, asked.get("connection", ""))
+        gateway = Gateway.objects.reachable_by(request.user).filter(slug=asked.get("gateway", "")).first()
+        since, until = moment(asked.get("since", "")), moment(asked.get("until", ""))
+        apart = "apart" in asked
+        wait = cls.begin(request.user, since, gateway=gateway, connection=connection, apart=apart)
+        return wait if until is None else replace(wait, until=min(until, wait.until))
+
+    @cached_property
+    def found(self) -> OwnCall | None:
+        """The call to tell of: the first that got through, else the last that was denied, else the last hello."""
+        rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
+        came = [OwnCall(row) for row in rows.order_by("created_at")[:ROWS]]
+        arrived = [one for one in came if not one.is_hello]
+        through = [one for one in arrived if not one.is_denied]
+        well = [one for one in through if one.is_ok]
+        return next(iter(well or through), None) or next(reversed(arrived or came), None)
+
+    @property
+    def _where(self) -> Q:
+        if self.connection:
+            return Q(connection_id=self.connection.pk)
+        return Q(gateway_id=self.gateway.pk) if self.gateway else Q()
+
+    @property
+    def state(self) -> str:
+        """`waiting`, `hello`, `denied`, `received` or `failed`: what is known of the call that is waited for."""
+        if (one := self.found) is None:
+            return "waiting"
+        if one.is_hello:
+            return "hello"
+        return "denied" if one.is_denied else "received" if one.is_ok else "failed"
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("received", "failed")
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether nobody asks any more until somebody says so."""
+        return not self.is_over and timezone.now() >= self.until
+
+    @property
+    def mark(self) -> str:
+        """What tells one picture of the wait from another."""
+        return f"{self.found.call.uid if self.found else ''}{'z' if self.is_asleep else ''}"
+
+    @property
+    def url(self) -> str:
+        """Where the page asks again: without an answer when nothing has changed."""
+        return self._url(until=self.until.isoformat(), seen=self.mark)
+
+    @property
+    def again_url(self) -> str:
+        """Where to say that one still waits."""
+        return self._url()
+
+    def _url(self, **more: str) -> str:
+        where = {"gateway": self.gateway.slug} if self.gateway else {}
+        where |= {"connection": str(self.connection.pk)} if self.connection else {}
+        where |= {"apart": "1"} if self.apart else {}
+        return f"{reverse('auditlog:wait')}?{urlencode({'since': self.since.isoformat(), **where, **more})}"
+
+
+def own_connection(user: User, pk: str) -> Connection | None:
+    """One's own live connection of this id, if there is one."""
+    try:
+        rows = Connection.objects.own(user).live().filter(pk=UUID(pk))
+    except ValueError:
+        return None
+    return rows.select_related("host", "gateway", "user").first()
+
+
+def moment(text: str) -> datetime | None:
+    """A moment with its zone from a query string; None when it is none."""
+    try:
+        at = parse_datetime(text)
+    except ValueError:
+        return None
+    return at if at and at.tzinfo else None
+
+
+@never_cache
+@require_GET
+@own_resource("one's own calls")
+def waiting(request: AppRequest) -> HttpResponse:
+    """What is known of the call that is waited for; 204 while that is what the page shows already."""
+    wait = Wait.read(request)
+    if request.htmx and request.GET.get("seen") == wait.mark and "until" in request.GET:
+        return HttpResponse(status=204)
+    return show(request, "auditlog/wait.html", {"wait": wait})
+
+
+@require_GET
+@own_resource("one's own calls")
+def listing(request: AppRequest) -> HttpResponse:
+    """My calls: what was called as oneself, newest first, each denial with its cause."""
+    found = page([own_calls(request.user)], Cursor.named(request.GET.get("cursor", "")), ROWS)
+    return show(request, "auditlog/own.html", {"page": found, "rows": [OwnCall(row) for row in found.rows]})

@@ -1,0 +1,181 @@
+"""The first steps of a workspace, each done when the thing has happened: read from the database, never stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from django.conf import settings
+from django.db.models import Exists
+from django.http import HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_POST
+
+from accounts.models import User, WorkspaceSettings
+from auditlog.models import ENDINGS, Call
+from auditlog.own_calls import PATIENCE, OwnCall, moment
+from capabilities import Capability, requires
+from connections.models import Connection
+from gateways.models import Assignment
+from servers.models import BUILT_IN_URL, Server
+from ui.pages import AppRequest, answer, show
+
+# Whoever may do one of the steps sees them all.
+SETS_UP = (
+    Capability.SERVERS_MANAGE,
+    Capability.GATEWAYS_MANAGE,
+    Capability.PEOPLE_MANAGE,
+    Capability.WORKSPACE_MANAGE,
+)
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: whether it is done, what it is, and where who may does it."""
+
+    name: str
+    title: str
+    text: str
+    done: bool
+    url: str = ""
+    act: str = ""
+    takes: Capability | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The steps as `viewer` sees them; none when all are done, or when they were dismissed."""
+
+    viewer: User
+    facts: WorkspaceSettings
+    until: datetime
+
+    @classmethod
+    def of(cls, viewer: User, until: datetime | None = None) -> Setup | None:
+        """The steps that are left; None for who does none of them, and when none is to be shown."""
+        if not any(map(viewer.has_perm, SETS_UP)):
+            return None
+        facts = WorkspaceSettings.objects.annotate(**_facts(viewer)).filter(pk=1, setup_steps=True).first()
+        latest = timezone.now() + PATIENCE
+        setup = cls(viewer, facts, min(until or latest, latest)) if facts else None
+        return setup if setup and not all(step.done for step in setup.steps) else None
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps, in the order in which they help each other."""
+        facts: Any = self.facts
+        mail = [] if _is_local() else [_mail_step()]
+        return [
+            Step(
+                "server", "Add a server", "GitHub, Notion, Linear, or any MCP server of your own.", facts.has_server,
+                reverse("servers:add"), "Add a server", Capability.SERVERS_MANAGE,
+            ),
+            Step(
+                "gateway", "Put it on a gateway", "A gateway is one address for its servers, open to whom you say.",
+                facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
+            ),
+            Step(
+                "connection", "Connect an app or agent", "Any MCP client, in the browser or with a token.",
+                facts.has_connection, reverse("oauth:client"), "Connect a client",
+            ),
+            Step(
+                "call", "Make the first call", "Ask the client something that needs a tool; the call appears here.",
+                facts.has_call, reverse("oauth:client"), "Wait for it",
+            ),
+            Step(
+                "people", "Invite others", "With a role and a team, so that they can connect at once.",
+                facts.has_others, reverse("accounts:invite"), "Invite", Capability.PEOPLE_MANAGE,
+            ),
+            *mail,
+        ]  # fmt: skip
+
+    @property
+    def rows(self) -> list[tuple[Step, bool, bool]]:
+        """Each step, whether it is the next one, and whether the viewer may do it."""
+        following = next((step for step in self.steps if not step.done), None)
+        return [
+            (step, step == following, step.takes is None or self.viewer.has_perm(step.takes)) for step in self.steps
+        ]
+
+    @property
+    def done_count(self) -> int:
+        return sum(step.done for step in self.steps)
+
+    def first_call(self) -> OwnCall | None:
+        """The oldest call that got through of which there is a row."""
+        row = _answered().order_by("created_at").first()
+        return OwnCall(row) if row else None
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether the page has stopped asking."""
+        return timezone.now() >= self.until
+
+    @property
+    def mark(self) -> str:
+        """What tells one picture of the steps from another."""
+        return f"{'.'.join(step.name for step in self.steps if step.done)}{'z' if self.is_asleep else ''}"
+
+    @property
+    def url(self) -> str:
+        """Where the page asks again."""
+        return f"{reverse('setup')}?{urlencode({'until': self.until.isoformat(), 'seen': self.mark})}"
+
+
+def _facts(viewer: User) -> dict[str, Exists]:
+    """What has happened, asked together with the settings in one statement."""
+    placed = Assignment.objects.live().filter(gateway__archived_at=None)
+    return {
+        "has_server": Exists(Server.objects.live().exclude(url=BUILT_IN_URL)),
+        "has_place": Exists(placed.filter(server__archived_at=None).exclude(server__url=BUILT_IN_URL)),
+        "has_connection": Exists(Connection.objects.order_by()),
+        "has_call": Exists(_answered().order_by()),
+        "has_others": Exists(User.objects.exclude(pk=viewer.pk)),
+    }
+
+
+def _answered() -> Any:
+    return Call.objects.exclude(outcome__in=ENDINGS["denied"])
+
+
+def _is_local() -> bool:
+    """Whether this is tried on somebody's own machine, where nobody waits for mail."""
+    return urlsplit(settings.PUBLIC_URL).hostname in LOCAL
+
+
+def _mail_step() -> Step:
+    return Step(
+        "mail", "Name a mail server", "Set GATEWAY_EMAIL_URL, so that invitations and password links are mailed.",
+        bool(settings.MAIL_SERVER), reverse("accounts:workspace"), "Workspace settings", Capability.WORKSPACE_MANAGE,
+    )  # fmt: skip
+
+
+@never_cache
+@require_GET
+@requires(*SETS_UP)
+def steps(request: AppRequest) -> HttpResponse:
+    """The steps as they are now, for the page that shows them; 204 while that is what it shows already."""
+    setup = Setup.of(request.user, moment(request.GET.get("until", "")))
+    if request.htmx and setup and request.GET.get("seen") == setup.mark:
+        return HttpResponse(status=204)
+    return show(request, "setup_steps.html", {"setup": setup})
+
+
+@require_POST
+@requires(Capability.WORKSPACE_MANAGE)
+def dismiss(request: AppRequest) -> HttpResponse:
+    """Hide the steps for everybody; the workspace settings show them again."""
+    WorkspaceSettings.edit(by=request.user, setup_steps=False)
+    toast = "First steps hidden. Workspace settings show them again."
+    return answer(
+        request,
+        "setup_steps.html",
+        {"setup": None, "dismissed": True, "fragment": True},
+        to=reverse("overview"),
+        toast=toast,
+    )

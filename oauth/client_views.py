@@ -1,0 +1,96 @@
+"""How to connect a client: the dialog, and the page of all clients; each waits for the first call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import Q
+from django.http import HttpResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET
+
+from auditlog.own_calls import Wait, moment, own_connection
+from capabilities import Capability, own_resource
+from connections.carried import OwnConnection, with_carried
+from connections.models import Connection
+from gateways.models import Gateway
+from hosts.models import Host, HostKind
+from tokens.snippets import example_call
+from ui.clients import client_of, clients, shown
+from ui.pages import AppRequest, show
+
+WAYS = ("browser", "token")
+
+
+@require_GET
+@own_resource("it names only gateways within reach")
+def how_to_connect(request: AppRequest) -> HttpResponse:
+    """The How to Connect dialog for the gateway `?gateway=` names, or the first one within reach."""
+    gateways = list(Gateway.objects.reachable_by(request.user))
+    slug = request.GET.get("gateway")
+    gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
+    context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}
+    if gateway:
+        client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
+        context |= {"clients": clients(), "client": client}
+        context |= {"browser": shown(client, "browser", **place), "token": shown(client, "token", **place)}
+        context["wait"] = Wait.begin(request.user, moment(request.GET.get("since", "")), gateway=gateway)
+    return show(request, "oauth/how_to_connect.html", context)
+
+
+@never_cache
+@require_GET
+@own_resource("it names only gateways within reach, and one's own connections")
+def client(request: AppRequest) -> HttpResponse:
+    """Connect a client: which one, to which gateway, in the browser or with a token, and whether its call arrived.
+
+    `?connection=` names one of one's own, to which the page then keeps.
+    """
+    asked = request.GET
+    connection = own_connection(request.user, asked.get("connection", ""))
+    gateways = [connection.gateway] if connection else _usable(request)
+    gateway = next((one for one in gateways if one.slug == asked.get("gateway")), next(iter(gateways), None))
+    context: dict[str, Any] = {"gateways": gateways, "gateway": gateway, "connection": connection}
+    if gateway:
+        agent = connection is not None and connection.host.kind == HostKind.TOKEN
+        context |= _instructions(request, gateway, asked.get("how", "") or ("token" if agent else ""))
+        context["lacks"] = _lacks(request, gateway, connection)
+        since = moment(asked.get("since", ""))
+        context["wait"] = Wait.begin(request.user, since, gateway=gateway, connection=connection)
+    return show(request, "oauth/client.html", context)
+
+
+def _usable(request: AppRequest) -> list[Gateway]:
+    """The gateways that are switched on and open to the person, by name."""
+    rows = Gateway.objects.reachable_by(request.user).filter(enabled=True)
+    return list(rows.order_by("name"))
+
+
+def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:
+    """What to paste where, for the chosen client in a way that client knows."""
+    chosen = client_of(request.GET.get("client", ""))
+    ways = [way for way in WAYS if chosen.by(way)]
+    how = how if how in ways else ways[0]
+    return {
+        "clients": clients(),
+        "client": chosen,
+        "ways": ways,
+        "how": how,
+        "snippet": shown(chosen, how, url=gateway.url, name=gateway.slug),
+        "call": example_call(gateway),
+        "may_make_token": _may_make_token(request),
+    }
+
+
+def _may_make_token(request: AppRequest) -> bool:
+    enrolling = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True, allow_enrolment=True)
+    return request.user.has_perm(Capability.API_TOKENS_MANAGE) or enrolling.exists()
+
+
+def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
+    """The servers of this gateway for which the person's connections there lack an identity."""
+    own = Connection.objects.own(request.user).live().filter(gateway=gateway)
+    if connection:
+        own = own.filter(pk=connection.pk)
+    rows = with_carried(own.with_details().filter(Q(needs_identity=True)))[:1]
+    return next((OwnConnection(row, request.user).servers_without for row in rows), "")

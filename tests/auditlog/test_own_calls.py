@@ -1,0 +1,214 @@
+"""My calls, and waiting for the first one after a client was set up."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import time_machine
+
+from accounts.models import User
+from auditlog.models import Call
+from auditlog.own_calls import ROWS
+from capabilities import Capability
+from connections.models import Connection
+from tests import make
+from tests.conftest import SignIn
+from tests.rest import Rest
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true"}
+WAIT = "/settings/calls/wait"
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+@pytest.fixture
+def link(max: User) -> Connection:
+    """A connection of max, who holds the capabilities of a member."""
+    return make.connection(make.agent(by=max, name="Codex"), make.gateway(slug="work", name="Work"), max)
+
+
+def call_of(link: Connection, **fields: Any) -> Call:
+    told: dict[str, Any] = {
+        "user_id": link.user_id, "connection_id": link.pk, "gateway_id": link.gateway_id, "host_id": link.host_id,
+        "host_name": link.host.name, "gateway_name": link.gateway.name, "feature_name": "echo",
+    }  # fmt: skip
+    return make.call(**(told | fields))
+
+
+def since(**ago: int) -> str:
+    return quote((datetime.now(UTC) - timedelta(**ago)).isoformat())
+
+
+def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
+    link: Connection, max: User, ann: User, sign_in: SignIn
+) -> None:
+    call_of(link, feature_name="good")
+    call_of(link, feature_name="bad", outcome="denied", deny_reason="host_disabled")
+    call_of(link, feature_name="lacking", outcome="denied", deny_reason="identity_missing")
+    call_of(link, feature_name="anns", user_id=ann.pk)
+
+    page = text(sign_in(max).get("/settings/calls"))
+
+    assert [name in page for name in ("good", "bad", "lacking", "anns")] == [True, True, True, False]
+    assert "An administrator switched this app or agent off." in page
+    assert f'/settings/identities?connection={link.pk}">Bring your identity' in page
+    assert "/logs/" not in page
+
+
+def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignIn) -> None:
+    for number in range(ROWS + 1):
+        call_of(link, feature_name=f"tool-{number:02}", at=datetime.now(UTC) - timedelta(seconds=number))
+    client = sign_in(max)
+
+    first = client.get("/settings/calls")
+    older = text(client.get(f"/settings/calls?cursor={first.context['page'].older}"))
+
+    assert f"tool-{ROWS}" not in text(first)
+    assert f"tool-{ROWS}" in older
+    assert "tool-00" not in older
+
+
+def test_without_calls_the_page_leads_to_connecting(max: User, sign_in: SignIn) -> None:
+    page = text(sign_in(max).get("/settings/calls"))
+
+    assert "Nothing has called as you yet." in page
+    assert 'href="/connect/client/"' in page
+
+
+def wait(client: Any, query: str = "") -> Any:
+    return client.get(f"{WAIT}?since={since(minutes=1)}{query}", headers=HTMX)
+
+
+def test_the_wait_names_the_call_that_arrived_and_ends(link: Connection, max: User, sign_in: SignIn) -> None:
+    client = sign_in(max)
+    before = text(wait(client, "&gateway=work"))
+    call_of(link, client_name="Codex CLI")
+    after = text(wait(client, "&gateway=work"))
+
+    assert "Waiting for your first call" in before
+    assert 'hx-trigger="every 2s"' in before
+    assert "Received: echo from Codex CLI" in after
+    assert "Codex on Work: ok" in after
+    assert "/settings/calls#call-" in after
+    assert "hx-trigger" not in after
+
+
+def test_a_denied_call_is_named_with_its_cause_and_waited_past(link: Connection, max: User, sign_in: SignIn) -> None:
+    client = sign_in(max)
+    call_of(link, outcome="denied", deny_reason="identity_missing")
+    denied = text(wait(client))
+    call_of(link)
+    received = text(wait(client))
+
+    assert "Denied: echo from Codex" in denied
+    assert "The connection carries no identity for this server." in denied
+    assert "Bring your identity" in denied
+    assert "every 2s" in denied
+    assert "Received: echo" in received
+
+
+def test_an_introduction_is_not_yet_a_call(link: Connection, max: User, sign_in: SignIn) -> None:
+    client = sign_in(max)
+    call_of(link, method="initialize", feature_name="", client_name="Codex CLI")
+    hello = text(wait(client))
+    call_of(link, method="tools/list", feature_name="")
+
+    assert "Codex CLI has connected" in hello
+    assert "every 2s" in hello
+    assert "Received: tools/list" in text(wait(client))
+
+
+def test_a_call_that_failed_at_its_server_has_arrived_and_says_why(
+    link: Connection, max: User, sign_in: SignIn
+) -> None:
+    call_of(link, outcome="upstream_error", deny_reason="unreachable")
+
+    page = text(wait(sign_in(max)))
+
+    assert 'data-state="failed"' in page
+    assert "The server could not be reached" in page
+
+
+@pytest.mark.parametrize("query", ["&gateway=other", "&connection={other}"])
+def test_the_wait_keeps_to_its_gateway_or_connection(query: str, link: Connection, max: User, sign_in: SignIn) -> None:
+    other = make.connection(link.host, make.gateway(slug="other"), max)
+    call_of(link)
+    client = sign_in(max)
+
+    assert "Waiting for your first call" in text(wait(client, query.format(other=other.pk)))
+    assert "Received" in text(wait(client, f"&connection={link.pk}"))
+
+
+def test_calls_of_others_and_calls_of_before_are_not_received(
+    link: Connection, ann: User, max: User, sign_in: SignIn
+) -> None:
+    call_of(link, at=datetime.now(UTC) - timedelta(minutes=2))
+    call_of(link)
+
+    assert "Waiting for your first call" in text(wait(sign_in(ann), f"&connection={link.pk}"))
+    Call.objects.filter(created_at__gt=datetime.now(UTC) - timedelta(minutes=1)).exists()
+    assert "Received" in text(wait(sign_in(max)))
+
+
+def test_nothing_new_is_no_answer_and_the_wait_ends_by_itself(link: Connection, max: User, sign_in: SignIn) -> None:
+    client = sign_in(max)
+    first = client.get(f"{WAIT}?since={since()}", headers=HTMX)
+    again = first.context["wait"].url
+
+    assert client.get(again, headers=HTMX).status_code == 204
+    with time_machine.travel(datetime.now(UTC) + timedelta(minutes=6)):
+        asleep = client.get(again, headers=HTMX)
+        assert "This page has stopped asking." in text(asleep)
+        assert "every 2s" not in text(asleep)
+        call_of(link, at=datetime.now(UTC) - timedelta(minutes=1))
+        woken = text(client.get(asleep.context["wait"].again_url, headers=HTMX))
+    assert ">Wait on</a>" in text(asleep)
+    assert "Received: echo" in woken
+
+
+def test_who_reads_the_logs_is_led_to_the_call_there(sign_in: SignIn) -> None:
+    reader = make.user(Capability.LOGS_READ)
+    call = call_of(make.connection(make.agent(by=reader), make.gateway(), reader))
+
+    assert f'href="/logs/{call.uid}/"' in text(wait(sign_in(reader)))
+
+
+@pytest.mark.parametrize("query", ["?since=x&until=y", "?connection=1&gateway=none", "?since=2026-99-99T00:00:00Z", ""])
+def test_what_is_no_moment_or_thing_is_waited_for_from_now_on(query: str, max: User, sign_in: SignIn) -> None:
+    page = sign_in(max).get(WAIT + query)
+
+    assert page.status_code == 200
+    assert "Waiting for your first call" in text(page)
+    assert "<h1>" in text(page)
+
+
+def test_over_rest_one_s_own_calls_need_no_capability_and_say_why_in_words(
+    link: Connection, max: User, ann: User
+) -> None:
+    call_of(link, feature_name="older", at=datetime.now(UTC) - timedelta(minutes=2))
+    call_of(link, feature_name="refused", outcome="denied", deny_reason="host_disabled")
+    call_of(link, feature_name="anns", user_id=ann.pk)
+    rest = Rest.of(max)
+
+    rows = rest.get("/me/calls", connection=str(link.pk), page_size=1).json()
+
+    assert [(one["feature_name"], one["reason"]) for one in rows["results"]] == [
+        ("refused", "An administrator switched this app or agent off.")
+    ]
+    assert "request_payload" not in rows["results"][0]
+    older = Rest.of(max).get("/me/calls", cursor=rows["next"].partition("cursor=")[2].partition("&")[0]).json()
+    assert [(one["feature_name"], one["reason"]) for one in older["results"]] == [("older", None)]
+
+
+def test_a_key_reads_them_with_the_capability_for_the_log(link: Connection) -> None:
+    reader = make.user(Capability.LOGS_READ, Capability.OAUTH_CONNECT)
+
+    without = Rest.bearing(make.api_key(reader, Capability.OAUTH_CONNECT).secret).get("/me/calls")
+    holding = Rest.bearing(make.api_key(reader, Capability.LOGS_READ).secret).get("/me/calls")
+
+    assert (without.status_code, holding.status_code) == (403, 200)

@@ -1,0 +1,178 @@
+"""Every page as each built-in and each single-capability role, in a full and in an empty workspace: no dead end.
+
+A page offers something to do, or says in a sentence why there is nothing. What it offers is open to who reads it: no
+link, no dialog and no form of a page leads to a refusal.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import pytest
+from django.db import transaction
+from django.test import Client
+from django.urls import Resolver404, resolve, reverse
+
+from accounts.models import Role, User, WorkspaceSettings
+from capabilities import Capability
+from tests import make
+from tests.house.doors import Door, browser, doors, session_of
+from tests.house.every_state import SET, World, built
+from tests.house.page_numbers import VOID
+from tests.house.test_counts import NOT_PAGES, VIEWERS, Walk, capabilities_of
+from tests.sampling import one_in
+
+pytestmark = pytest.mark.django_db
+
+SENTENCE = 6  # Words; less says that something is so, and not why or what to do.
+EACH = 1  # As many links to one kind of page are followed.
+# Files, and what signs out or begins something elsewhere.
+NOT_FOLLOWED = re.compile(r"^/(admin|static|api|accounts/logout)/|/export/")
+
+
+@dataclass
+class Offer(HTMLParser):
+    """What the main part of one page offers: where it leads, whether it has controls, and its sentences."""
+
+    links: list[str] = field(default_factory=list)
+    controls: int = 0
+    words: int = 0
+    open: list[tuple[str, str]] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+
+    @classmethod
+    def read(cls, html: str) -> "Offer":
+        offer = cls()
+        start = html.find("<main")
+        offer.feed(html[start : html.find('<dialog class="palette"')] if start >= 0 else html)
+        offer.close()
+        return offer
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = {name: value or "" for name, value in attrs}
+        if tag not in VOID:
+            self.open.append((tag, told.get("class", "")))
+        is_form = tag == "form" and told.get("method", "get").lower() == "get"
+        self.links += filter(None, [told.get("href"), told.get("hx-get"), told.get("action") if is_form else None])
+        hidden = told.get("type") == "hidden" or "disabled" in told
+        leads = tag == "a" and not any(one == "nav" for one, _ in self.open)
+        self.controls += leads or (tag in ("button", "input", "select", "textarea", "summary") and not hidden)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open:
+            closed, _ = self.open.pop()
+            if closed in ("p", "small", "li", "td", "dd") and self.text:
+                self.words = max(self.words, len(" ".join(self.text).split()))
+                self.text = []
+            if closed == tag:
+                break
+
+    def handle_data(self, data: str) -> None:
+        if any(tag in ("p", "small", "li", "td", "dd") for tag, _ in self.open):
+            self.text.append(data)
+
+    @property
+    def is_dead_end(self) -> bool:
+        return not self.controls and self.words < SENTENCE
+
+
+@dataclass
+class Follower:
+    """Somebody who follows what pages offer, of each kind a few."""
+
+    client: Client
+    followed: dict[str, int] = field(default_factory=dict)
+
+    def faults(self, address: str, html: str) -> Iterator[str]:
+        offer = Offer.read(html)
+        if offer.is_dead_end:
+            yield f"{address} offers nothing and explains nothing"
+        for link in offer.links:
+            target = urljoin(address, link)
+            if refused := self._refused(target):
+                yield f"{address} leads to {target}: {refused}"
+
+    def _refused(self, target: str) -> int:
+        """The status of a refusal, or 0."""
+        parts = urlsplit(target)
+        if parts.netloc or NOT_FOLLOWED.search(parts.path):
+            return 0
+        try:
+            name = resolve(parts.path).view_name
+        except Resolver404:
+            return 404
+        self.followed[name] = self.followed.get(name, 0) + 1
+        if self.followed[name] > EACH:
+            return 0
+        with transaction.atomic():
+            status = self.client.get(f"{parts.path}?{parts.query}").status_code
+            transaction.set_rollback(True)
+        return status if status in (403, 404, 405) else 0
+
+
+@pytest.fixture(scope="module")
+def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
+    with django_db_blocker.unblock(), transaction.atomic():
+        yield built()
+        transaction.set_rollback(True)
+
+
+@pytest.mark.parametrize("who", one_in(6, VIEWERS))
+def test_no_page_is_a_dead_end_for_who_may_open_it(who: str | Capability, world: World) -> None:
+    walk = Walk(world, capabilities_of(who))
+    follower = Follower(walk.client)
+
+    faults = [fault for _, address, html in walk.open_pages() for fault in follower.faults(address, html)]
+
+    assert follower.followed
+    assert "\n".join(faults) == ""
+
+
+ALONE = [door for door in doors() if door.method == "GET" and "<" not in door.path and not NOT_PAGES.search(door.name)]
+
+
+def newcomer(held: frozenset[Capability]) -> User:
+    person = make.user(*held)
+    person.password = SET
+    person.save()
+    return person
+
+
+def may_enter(door: Door, held: frozenset[Capability]) -> bool:
+    return all(held & one_of for one_of in door.wanted)
+
+
+@pytest.mark.parametrize("who", one_in(3, VIEWERS))
+def test_no_page_of_an_empty_workspace_is_a_dead_end_for_somebody_new(who: str | Capability) -> None:
+    Role.objects.make_built_in()
+    WorkspaceSettings.load()
+    held = capabilities_of(who)
+    follower = Follower(browser(session_of(newcomer(held))))
+    faults: list[str] = []
+    for door in ALONE:
+        if may_enter(door, held):
+            response = follower.client.get(reverse(door.name))
+            if response.status_code == 200 and response["Content-Type"].startswith("text/html"):
+                faults += follower.faults(reverse(door.name), response.content.decode())
+
+    assert "\n".join(faults) == ""
+
+
+@pytest.mark.parametrize(
+    ("html", "dead"),
+    [
+        ("<main><h1>Empty</h1><table><tr><td>none</td></tr></table></main>", True),
+        ('<main><nav><a href="/">Back</a></nav><p>Nothing here.</p></main>', True),
+        ("<main><button disabled>Add</button></main>", True),
+        ('<main><a href="/servers/add/">Add a server</a></main>', False),
+        ("<main><p>No gateway is open to you yet. Ask an administrator.</p></main>", False),
+    ],
+)
+def test_a_page_without_a_control_and_without_a_sentence_is_a_dead_end(html: str, dead: bool) -> None:
+    assert Offer.read(html + '<dialog class="palette"').is_dead_end is dead
