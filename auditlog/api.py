@@ -302,7 +302,7 @@ class OwnCallSerializer(CallSerializer):
 class OwnCallQuery(TimeRangeQuery, CursorQuery):
     """A page of one's own calls."""
 
-    connection = serializers.UUIDField(required=False)
+    connection = subjects.by_connection()
 
 
 class OwnCalls(Log):
@@ -313,7 +313,7 @@ class OwnCalls(Log):
     @operation(needs=Own(NOBODY, by_key=Capability.LOGS_READ), query=OwnCallQuery)
     def list(self, request: Request) -> Response:
         asked = self.query_data
-        names = {"from": "created_at__gte", "to": "created_at__lt", "connection": "connection_id"}
+        names = {"from": "created_at__gte", "to": "created_at__lt", "connection": "connection_id__in"}
         rows = own_calls(self.me).filter(**{column: asked[name] for name, column in names.items() if name in asked})
         return self.listed(page([rows], *self.place))
 

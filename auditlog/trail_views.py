@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
-from django.http import Http404, HttpResponse
+from django.http import HttpResponse
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_GET, require_POST
@@ -158,5 +158,5 @@ def remedy(request: AppRequest) -> HttpResponse:
     except CannotMend as refused:
         return leave(request, back, str(refused))
     except (KeyError, ValidationError, ObjectDoesNotExist, ValueError):
-        raise Http404 from None
+        return leave(request, back, "There is nothing like this to switch on")
     return leave(request, back, f"{str(row._meta.verbose_name).capitalize()} switched on")

@@ -134,10 +134,10 @@ AND EXISTS (
         AND a.tool_policy <> 'block_all'
 )
 UNION ALL
-SELECT h.owner_id::text, '', h.id::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT h.owner_id::text, '', h.id::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 FROM held h WHERE h.id = ANY(%(known)s::uuid[])
 UNION ALL
-SELECT '', '', u.id::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT '', '', u.id::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 FROM proxy_upstreamsession u
 WHERE u.owner_id = ANY(%(owners)s::uuid[]) AND u.sealed_id <> '' AND u.leased_by <> %(worker)s
     AND u.leased_until > now()

@@ -178,11 +178,15 @@ def test_an_owner_does_not_undo_what_an_administrator_did(scene: Scene, sign_in:
     ],
     ids=["nothing", "reason", "thing", "id", "no act"],
 )
-def test_an_act_for_what_is_not_there_is_not_found(sent: dict[str, str], ana: User, sign_in: SignIn) -> None:
+def test_an_act_for_what_is_not_there_does_nothing_and_says_so(sent: dict[str, str], ana: User, sign_in: SignIn) -> None:
     ana.role = make.role(*Capability)
     ana.save()
 
-    assert sign_in(ana).post("/logs/remedy/", sent).status_code == 404
+    answer = sign_in(ana).post("/logs/remedy/", sent, follow=True)
+
+    assert answer.redirect_chain == [("/logs/", 302)]
+    assert "There is nothing like this to switch on" in answer.content.decode()
+    assert not Event.objects.exists()
 
 
 @pytest.mark.parametrize("back", ["https://evil.example/", "//evil.example/", "javascript:alert(1)", ""])

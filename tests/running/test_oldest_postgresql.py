@@ -50,6 +50,9 @@ PROOFS = {
     "gateways/models/feature.py": "tests/proxy/test_lists.py",
     "servers/oauth_client/refreshing.py": "tests/proxy/test_sign_in.py",
     "ui/idempotency.py": "tests/api/test_idempotency.py",
+    "auditlog/today.py": "tests/auditlog/test_trail.py",
+    "gateways/catalogue.py": "tests/gateways/test_catalogue.py",
+    "gateways/use.py": "tests/gateways/test_catalogue.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
