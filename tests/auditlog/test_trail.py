@@ -178,7 +178,7 @@ def test_an_owner_does_not_undo_what_an_administrator_did(scene: Scene, sign_in:
     ],
     ids=["nothing", "reason", "thing", "id", "no act"],
 )
-def test_an_act_for_what_is_not_there_does_nothing_and_says_so(sent: dict[str, str], ana: User, sign_in: SignIn) -> None:
+def test_an_act_for_what_is_not_there_does_nothing(sent: dict[str, str], ana: User, sign_in: SignIn) -> None:
     ana.role = make.role(*Capability)
     ana.save()
 
