@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError
-from django.db.models import Count, OuterRef, Subquery
+from django.db.models import Count, Exists, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce, Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
@@ -28,6 +28,7 @@ from gateways.models import (
     FeatureQuerySet,
     Gateway,
     Kind,
+    Listing,
     WrongIdentity,
 )
 from gateways.refresh import first_list
@@ -52,13 +53,19 @@ from ui.pages import (
 def counted(assignments: AssignmentQuerySet, kind: Kind | None = Kind.TOOL) -> AssignmentQuerySet:
     """Live assignments with all a row shows: how many tools they offer, and how many of these may be called.
 
-    Counted are features of another `kind` where that is said, of all kinds for None.
+    Counted are features of another `kind` where that is said, of all kinds for None. `is_known` says whether the server
+    ever answered what it offers: before, there is no number.
     """
     features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
+    answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)
     return (
         assignments.live()
         .select_related("gateway", "server", "shared_identity")
-        .annotate(tool_count=_number(features.offered()), callable_count=_number(features.callable()))
+        .annotate(
+            tool_count=_number(features.offered()),
+            callable_count=_number(features.callable()),
+            is_known=Exists(answers.filter(kind=kind) if kind else answers) | Q(tool_count__gt=0),
+        )
         .order_by(Lower("server__name"), "alias")
     )
 

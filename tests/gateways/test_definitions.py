@@ -218,6 +218,20 @@ def test_a_credential_that_no_key_opens_is_told_as_the_cause(work: Gateway, clie
     assert REASONS["identity_unreadable"].sentence in text(client.get("/gateways/work/tools/"))
 
 
+def test_what_nobody_has_asked_for_yet_is_no_number(work: Gateway, client: Client) -> None:
+    """A server that answered with nothing has none; of one that never answered nothing is known."""
+    silent = make.assignment(work, make.server(slug="silent", name="Silent"), alias="silent")
+    empty = make.assignment(work, make.server(slug="empty", name="Empty"), alias="empty")
+    Listing.objects.create(assignment=empty, kind="tool", asked_at=timezone.now(), learnt_at=timezone.now())
+
+    servers, tools = text(client.get("/gateways/work/servers/")), text(client.get("/gateways/work/tools/"))
+
+    assert "The tools of Silent are not known yet" in servers
+    assert "0 of 0 tools of Empty" in servers
+    assert f'id="tools-{silent.pk}">Silent</h2>' in tools
+    assert 'Empty <span data-count="assignment.features" class="count">0 of 0</span></h2>' in tools
+
+
 @pytest.mark.django_db(transaction=True)
 def test_who_comes_back_while_a_new_assignment_is_asked_is_told_so(run: Run, work: Gateway, client: Client) -> None:
     """The page looks again by itself until the answer is there."""
@@ -240,6 +254,7 @@ def test_who_comes_back_while_a_new_assignment_is_asked_is_told_so(run: Run, wor
     after = text(client.get("/gateways/work/tools/"))
 
     assert "Being asked for tools." in seen[0]
+    assert "0 of 0" not in seen[0]
     assert 'hx-trigger="load delay' in seen[0]
     assert "Not asked" not in seen[0] + after
     assert "docs__echo" in after

@@ -210,7 +210,10 @@ def _assignment_features(ask: Ask) -> tuple[float, ...]:
 
 
 def _assignment_tools(ask: Ask) -> str:
-    return f"{_usable(ask, 'tool', assignment=ask.pk)}/{_offered(ask, 'tool', assignment=ask.pk)}"
+    offered = _offered(ask, "tool", assignment=ask.pk)
+    if not offered and not Listing.objects.filter(assignment=ask.pk, kind="tool", learnt_at__isnull=False).exists():
+        return "not yet"  # It has never said, so there is no number.
+    return f"{_usable(ask, 'tool', assignment=ask.pk)}/{offered}"
 
 
 def _waiting(ask: Ask, **of: Any) -> int:
