@@ -70,6 +70,12 @@ def _tools_of(feature: Feature) -> str:
 
 
 _TOOL_OFF = Remedy("feature", (Action.FEATURE_DISABLED,), Capability.GATEWAYS_MANAGE, "Enable", "enable", _tools_of)
+_DEFINITION = Remedy(
+    "feature", needs=Capability.GATEWAYS_MANAGE, label="Look at the definition", page=_at("gateways:feature")
+)
+_IDENTITY_OFF = Remedy(
+    "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable identity", "enable"
+)
 _ANOTHER = "Only {owner} can make another token."
 _OWN_IDENTITY = "Only {owner} can end this, at My identities."
 
@@ -106,26 +112,10 @@ REMEDIES = {
     "tool_disabled": _TOOL_OFF._replace(label="Enable tool"),
     "prompt_disabled": _TOOL_OFF._replace(label="Enable prompt"),
     "resource_disabled": _TOOL_OFF._replace(label="Enable resource"),
-    "definition_held": Remedy(
-        "feature",
-        (Action.FEATURE_HELD, Action.FEATURE_CHANGED),
-        Capability.GATEWAYS_MANAGE,
-        "Look at the definition",
-        page=_at("gateways:feature"),
-    ),
-    "definition_quarantined": Remedy(
-        "feature",
-        (Action.FEATURE_QUARANTINED,),
-        Capability.GATEWAYS_MANAGE,
-        "Look at the definition",
-        page=_at("gateways:feature"),
-    ),
-    "identity_disabled": Remedy(
-        "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable identity", "enable"
-    ),
-    "identity_off": Remedy(
-        "identity", (Action.IDENTITY_DISABLED,), Capability.IDENTITIES_MANAGE, "Enable identity", "enable"
-    ),
+    "definition_held": _DEFINITION._replace(began=(Action.FEATURE_HELD, Action.FEATURE_CHANGED)),
+    "definition_quarantined": _DEFINITION._replace(began=(Action.FEATURE_QUARANTINED,)),
+    "identity_disabled": _IDENTITY_OFF,
+    "identity_off": _IDENTITY_OFF,
     "identity_withdrawn": Remedy(
         "identity",
         (),
@@ -246,11 +236,7 @@ def of_answer(answer: Answer, obstacle: Obstacle) -> Subjects:
         "host": question.host.pk,
         "gateway": question.gateway.pk,
         "user": question.user.pk,
-        "connection": answer.connection.pk
-        if answer.connection
-        else answer.token.connection_id
-        if answer.token
-        else None,
+        "connection": answer.connection.pk if answer.connection else getattr(answer.token, "connection_id", None),
         "token": answer.token.pk if answer.token else None,
         "server": at.server_id if at else None,
         "assignment": at.id if at else None,
@@ -298,15 +284,8 @@ def is_a_switch(reason: str) -> bool:
 
 def _rows(subject: str) -> Any:
     """The things an act may be for: those that have not ended."""
-    rows = MODELS[subject]._default_manager.all()
-    match subject:
-        case "host" | "gateway" | "server":
-            return rows.filter(archived_at=None)
-        case "connection" | "identity":
-            return rows.filter(revoked_at=None)
-        case "assignment":
-            return rows.filter(removed_at=None)
-    return rows.filter(assignment__removed_at=None)
+    rows: Any = MODELS[subject]._default_manager
+    return rows.filter(assignment__removed_at=None) if subject == "feature" else rows.live()
 
 
 def _missing(remedy: Remedy, row: Any, reader: User) -> Capability | None:
@@ -387,6 +366,6 @@ def _narrowed(reason: str, subject: str, row: Any, subjects: Subjects) -> Iterat
         case "assignment" | "feature":
             assignment = row if isinstance(row, Assignment) else row.assignment
             yield "gateway", str(assignment.gateway_id)
-            yield from (("server", str(assignment.server_id)),)
+            yield "server", str(assignment.server_id)
             if isinstance(row, Feature):
                 yield "tool", row.exposed_name

@@ -210,10 +210,7 @@ def feature_of(call: Call) -> Named | None:
 
 def near_tools(reader: User, gateway: Gateway, name: str) -> list[str]:
     """Tools of the gateway with nearly this name; none where `reader` may not see its tools."""
-    tools = Feature.objects.tools().offered().filter(assignment__gateway=gateway, assignment__removed_at=None)
-    shown = tools.filter(
-        assignment__server__archived_at=None, assignment__gateway__in=Gateway.objects.visible_to(reader)
-    )
+    shown = Feature.objects.tools_seen_by(reader).filter(assignment__gateway=gateway)
     names = shown.order_by("exposed_name").values_list("exposed_name", flat=True)[:MOST_COMPARED]
     known = {each.lower(): each for each in names}
     word = name.lower()

@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.http import HttpResponse
 from django.urls import reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework import serializers
 
@@ -24,7 +23,7 @@ from gateways.models import Feature, Gateway
 from hosts.models import Host
 from proxy.catalog import TOOL, Named
 from ui.operations import Query
-from ui.pages import AppRequest, leave, show
+from ui.pages import AppRequest, leave, own_path, show
 from ui.subjects import Subject
 
 MOST_OFFERED = 100  # Names a picker suggests; any other can be typed.
@@ -133,9 +132,8 @@ def _named(trail: Trail | None) -> dict[str, str]:
 def _offers(reader: Reader, trail: Trail | None) -> dict[str, list[str]]:
     """What the pickers suggest: the first of what this reader sees in lists."""
     offers = {name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, Subject)}
-    gateway = trail.answer.question.gateway if trail else None
-    if gateway is not None and Gateway.objects.visible_to(reader.me).filter(pk=gateway.pk).exists():
-        tools = Feature.objects.tools().offered().filter(assignment__gateway=gateway, assignment__removed_at=None)
+    if trail is not None:
+        tools = Feature.objects.tools_seen_by(reader.me).filter(assignment__gateway=trail.answer.question.gateway)
         offers["tool"] = list(tools.order_by("exposed_name").values_list("exposed_name", flat=True)[:MOST_OFFERED])
     return offers
 
@@ -150,9 +148,7 @@ def _first(field: Subject, reader: Reader) -> list[str]:
 @requires(Capability.LOGS_READ)
 def remedy(request: AppRequest) -> HttpResponse:
     """End one obstacle by the verb of the thing it is about, and go back to the trail."""
-    back = request.POST.get("back", "")
-    if not (back.startswith("/") and url_has_allowed_host_and_scheme(back, allowed_hosts=None)):
-        back = reverse("auditlog:calls")
+    back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
     try:
         row = mend(request.POST.get("reason", ""), request.POST.get("subject", ""), by=request.user)
     except CannotMend as refused:

@@ -45,7 +45,7 @@ def overview(request: AppRequest) -> HttpResponse:
     own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
     with_links = Prefetch("connection", Connection.objects.with_reach().select_related("host", "gateway", "user"))
     tokens = own_tokens.prefetch_related(with_links)[:SHOWN]
-    usable = _usable(user)
+    usable = Gateway.objects.usable_by(user)
     context: dict[str, Any] = {
         "notices": partial(notices, user),
         "waiting": partial(waiting_for, user),
@@ -63,11 +63,6 @@ def overview(request: AppRequest) -> HttpResponse:
         "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
     }
     return show(request, "overview.html", context | _numbers(user))
-
-
-def _usable(user: User) -> GatewayQuerySet:
-    """The gateways a person may use."""
-    return Gateway.objects.reachable_by(user).filter(enabled=True)
 
 
 def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
@@ -107,7 +102,7 @@ def _enrolling(user: User) -> list[Host]:
 def _gateway_to_try(user: User) -> Gateway | None:
     """The gateway to begin with: the oldest that is open to `user`, before all one that has a server."""
     on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
-    gateways = Gateway.objects.reachable_by(user).filter(enabled=True).annotate(has_server=Exists(on))
+    gateways = Gateway.objects.usable_by(user).annotate(has_server=Exists(on))
     return gateways.order_by("-has_server", "created_at").first()
 
 

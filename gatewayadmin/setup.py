@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -21,6 +22,7 @@ from auditlog.own_calls import PATIENCE, OwnCall, moment
 from capabilities import Capability, requires
 from connections.models import Connection
 from gateways.models import Assignment
+from oauth.redirect_uris import LOOPBACK
 from servers.models import BUILT_IN_URL, Server
 from ui.pages import AppRequest, answer, show
 
@@ -31,7 +33,6 @@ SETS_UP = (
     Capability.PEOPLE_MANAGE,
     Capability.WORKSPACE_MANAGE,
 )
-LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Setup:
         setup = cls(viewer, facts, min(until or latest, latest)) if facts else None
         return setup if setup and not all(step.done for step in setup.steps) else None
 
-    @property
+    @cached_property
     def steps(self) -> list[Step]:
         """All steps, in the order in which they help each other."""
         facts: Any = self.facts
@@ -145,7 +146,7 @@ def _answered() -> Any:
 
 def _is_local() -> bool:
     """Whether this is tried on somebody's own machine, where nobody waits for mail."""
-    return urlsplit(settings.PUBLIC_URL).hostname in LOCAL
+    return urlsplit(settings.PUBLIC_URL).hostname in LOOPBACK
 
 
 def _mail_step() -> Step:

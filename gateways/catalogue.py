@@ -17,7 +17,7 @@ from auditlog.models import Call
 from capabilities import Capability
 from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
-from servers.models import Server
+from servers.models import Server, ServerQuerySet
 
 SPAN = "30 d"  # How far back calls are looked for, unless that takes too long.
 PERIODS = {
@@ -164,16 +164,10 @@ def is_offered(place: Feature) -> bool:
     return place.assignment.gateway.enabled and place.enabled and not place.blocked
 
 
-def tools_seen_by(viewer: User) -> FeatureQuerySet:
-    """The tools that servers offer on the gateways whose pages `viewer` may open."""
-    seen = {"assignment__gateway__in": Gateway.objects.visible_to(viewer), "assignment__removed_at": None}
-    return Feature.objects.tools().offered().filter(**seen, assignment__server__archived_at=None)
-
-
-def servers_seen_by(viewer: User) -> list[Server]:
+def servers_seen_by(viewer: User) -> ServerQuerySet:
     """The servers of these tools, by name."""
-    of_tools = tools_seen_by(viewer).order_by().values("assignment__server")
-    return list(Server.objects.filter(pk__in=of_tools).order_by("name"))
+    of_tools = Feature.objects.tools_seen_by(viewer).order_by().values("assignment__server")
+    return Server.objects.filter(pk__in=of_tools).order_by("name")
 
 
 class Catalogue:
@@ -206,7 +200,7 @@ class Catalogue:
         return Period.to_count_all() if self._by == "calls" and not self.only_unused else Period.of(SPAN)
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
-        tools: Any = tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
+        tools: Any = Feature.objects.tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
         if effects := values.get("effect"):
             tools = tools.filter(effect_claimed__in=effects)
         if servers := values.get("server"):
@@ -283,7 +277,7 @@ class Catalogue:
     def _places(self, tools: Iterable[tuple[UUID, str]]) -> Iterator[Feature]:
         """These tools on each gateway, without the texts of their definitions."""
         servers, names = {server for server, _ in tools}, {name for _, name in tools}
-        everywhere = tools_seen_by(self._viewer).filter(assignment__server__in=servers, name__in=names)
+        everywhere = Feature.objects.tools_seen_by(self._viewer).filter(assignment__server__in=servers, name__in=names)
         texts = ("description", "input_schema", "approved", "shown", "offered")
         detailed = everywhere.select_related("assignment__server", "assignment__gateway").defer(*texts)
         return iter(detailed.order_by("assignment__gateway__name", "assignment__alias"))

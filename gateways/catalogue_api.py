@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -14,11 +13,10 @@ from rest_framework.response import Response
 from capabilities import Capability
 from capabilities.rest import must_hold
 from gateways.api import WITHIN_REACH, GatewayReference
-from gateways.catalogue import BY_USE, PERIODS, SORTS, Catalogue, Entry, is_offered, tools_seen_by
+from gateways.catalogue import BY_USE, PERIODS, SORTS, Catalogue, Entry, is_offered, servers_seen_by
 from gateways.forms import CatalogueFilter
 from gateways.models import Effect, Feature, State
 from servers.api import ServerReference
-from servers.models import Server
 from ui.operations import ListQuery, operation
 from ui.rest import Moment, Resource
 from ui.subjects import Subject
@@ -75,17 +73,13 @@ class CatalogueToolDetailSerializer(CatalogueToolSerializer):
     first_seen_at = Moment(source="feature.first_seen_at")
 
 
-def _servers(view: Resource) -> QuerySet[Any]:
-    return Server.objects.filter(pk__in=tools_seen_by(view.me).order_by().values("assignment__server"))
-
-
 class CatalogueQuery(ListQuery):
     """How the catalogue is narrowed."""
 
     q = serializers.CharField(required=False)
     effect = serializers.ListField(child=serializers.ChoiceField(Effect.choices), required=False)
     show = serializers.ChoiceField(CatalogueFilter.SHOWS, required=False)
-    server = Subject("server", _servers, "slug", "name")
+    server = Subject("server", lambda view: servers_seen_by(view.me), "slug", "name")
 
 
 class CatalogueResource(Resource):
@@ -108,7 +102,7 @@ class CatalogueResource(Resource):
     @operation(needs=WITHIN_REACH, answer=CatalogueToolDetailSerializer)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """By the id of any of its features that you may see."""
-        feature = get_object_or_404(tools_seen_by(self.me).select_related("assignment"), pk=pk)
+        feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})
         entry = self.catalogue.find(feature)
         return self.tagged(CatalogueToolDetailSerializer(entry, context=self.get_serializer_context()).data)

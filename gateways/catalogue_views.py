@@ -14,10 +14,10 @@ from capabilities import Capability, own_resource
 from capabilities.catalogue import SEES_GATEWAYS
 from gateways.arguments import arguments
 from gateways.assignment_views import sees_servers
-from gateways.catalogue import Catalogue, Entry, is_offered, servers_seen_by, tools_seen_by
+from gateways.catalogue import Catalogue, Entry, is_offered, servers_seen_by
 from gateways.differences import difference, pages, whole
 from gateways.forms import CatalogueFilter
-from gateways.models import Effect, FeatureVersion
+from gateways.models import Effect, Feature, FeatureVersion
 from gateways.use import Use
 from gateways.views import WITHIN_REACH
 from ui.pages import AppRequest, show
@@ -40,7 +40,7 @@ class Column(NamedTuple):
 @require_GET
 @own_resource(WITHIN_REACH)
 def listing(request: AppRequest) -> HttpResponse:
-    servers = servers_seen_by(request.user)
+    servers = list(servers_seen_by(request.user))
     filters = CatalogueFilter(request.GET, servers=servers)
     tools = Catalogue(request.user, filters.cleaned_data, request.GET.get("sort", ""))
     rows: Any = tools  # A sequence will do.
@@ -89,7 +89,7 @@ def _column(sort: str, *, name: str, most_first: bool = False, **told: Any) -> C
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     """One tool, by the id of any of its features."""
-    asked = get_object_or_404(tools_seen_by(request.user).select_related("assignment"), pk=pk)
+    asked = get_object_or_404(Feature.objects.tools_seen_by(request.user).select_related("assignment"), pk=pk)
     tool = Catalogue(request.user, {}).find(asked)
     context = {
         "tool": tool,

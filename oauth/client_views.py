@@ -14,8 +14,9 @@ from capabilities import Capability, own_resource
 from connections.carried import OwnConnection, with_carried
 from connections.models import Connection
 from gateways.models import Gateway
-from hosts.models import Host, HostKind
+from hosts.models import HostKind
 from tokens.snippets import example_call
+from tokens.visibility import hosts_for
 from ui.clients import client_of, clients, shown
 from ui.pages import AppRequest, show
 
@@ -62,8 +63,7 @@ def client(request: AppRequest) -> HttpResponse:
 
 def _usable(request: AppRequest) -> list[Gateway]:
     """The gateways that are switched on and open to the person, by name."""
-    rows = Gateway.objects.reachable_by(request.user).filter(enabled=True)
-    return list(rows.order_by("name"))
+    return list(Gateway.objects.usable_by(request.user).order_by("name"))
 
 
 def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:
@@ -83,8 +83,7 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
 
 
 def _may_make_token(request: AppRequest) -> bool:
-    enrolling = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True, allow_enrolment=True)
-    return request.user.has_perm(Capability.API_TOKENS_MANAGE) or enrolling.exists()
+    return request.user.has_perm(Capability.API_TOKENS_MANAGE) or hosts_for(request.user).exists()
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:

@@ -125,7 +125,7 @@ def live_connection(flow: AuthorizeRequest) -> Connection | None:
 
 def choices(user: User) -> GatewayQuerySet:
     """The gateways `user` may choose: within reach and switched on, with the number of their servers."""
-    reachable = Gateway.objects.reachable_by(user).filter(enabled=True)
+    reachable = Gateway.objects.usable_by(user)
     return Gateway.objects.filter(pk__in=reachable.values("pk")).annotate(
         server_count=Count("assignments", filter=Q(assignments__removed_at=None))
     )

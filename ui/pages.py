@@ -11,6 +11,7 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.utils.cache import patch_vary_headers
+from django.utils.http import url_has_allowed_host_and_scheme
 from django_htmx.http import reswap, retarget, trigger_client_event
 from django_htmx.middleware import HtmxDetails
 
@@ -93,6 +94,11 @@ def answer(request: HttpRequest, template: str, context: dict[str, Any], *, to: 
         return leave(request, to, toast)
     response = render(request, template, {"changed": True, **context})
     return trigger_client_event(response, "toast", {"value": toast}) if toast else response
+
+
+def own_path(path: str, otherwise: str = "/") -> str:
+    """Where a request asks to go on, if that is a page of this site; else `otherwise`."""
+    return path if path.startswith("/") and url_has_allowed_host_and_scheme(path, allowed_hosts=None) else otherwise
 
 
 def leave(request: HttpRequest, to: str, toast: str = "") -> HttpResponse:

@@ -21,7 +21,7 @@ from auditlog.models import Event, Switchable
 from auditlog.reasons import in_short
 from auditlog.versions import Versioned
 from gateways.models.assignment import Assignment, ToolPolicy
-from gateways.models.gateway import GatewayError
+from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity
 from wire import definitions
 from wire.definitions import Definition
@@ -79,6 +79,11 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     def offered(self) -> "FeatureQuerySet":
         """Features their server still offers."""
         return self.filter(missing_since=None)
+
+    def tools_seen_by(self, viewer: User) -> "FeatureQuerySet":
+        """The tools that servers offer on the gateways whose pages `viewer` may open."""
+        seen = {"assignment__gateway__in": Gateway.objects.visible_to(viewer), "assignment__removed_at": None}
+        return self.tools().offered().filter(**seen, assignment__server__archived_at=None)
 
     def callable(self) -> "FeatureQuerySet":
         """Features that nothing between gateway and server forbids: offered, approved, allowed and switched on."""

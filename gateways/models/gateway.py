@@ -53,6 +53,10 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         open_to_user = Q(reach=Reach.EVERYONE) | Q(teams__in=user.teams.all())
         return self.live().filter(open_to_user).distinct()
 
+    def usable_by(self, user: User) -> "GatewayQuerySet":
+        """Gateways within reach of `user` that are switched on."""
+        return self.reachable_by(user).filter(enabled=True)
+
     def visible_to(self, user: User) -> "GatewayQuerySet":
         """Live gateways whose page `user` may open: those they may use, or all for users who manage gateways."""
         if any(user.has_perm(c) for c in (Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)):

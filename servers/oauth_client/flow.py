@@ -15,7 +15,6 @@ from django.db.models import QuerySet
 from django.http import HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
-from django.utils.http import url_has_allowed_host_and_scheme
 
 from accounts.models import User
 from auditlog.actions import Action
@@ -28,7 +27,7 @@ from servers.oauth_client.discovery import Metadata, Needs, needs_of
 from servers.oauth_client.http import Http, Unreachable, send_soon
 from servers.oauth_client.models import ClientRegistration, Grant, NoSignIn, SignIn, must_take_sign_ins
 from servers.oauth_client.registration import NotRegistered, registered
-from ui.pages import AppRequest
+from ui.pages import AppRequest, own_path
 from wire.cipher import Unreadable
 from wire.oauth_client import (
     CLIENT_GONE,
@@ -136,7 +135,7 @@ def authorization(
         shared=shared,
         label=label,
         connection_id=connection.pk if connection else None,
-        return_to=_safe(request, return_to),
+        return_to=own_path(return_to),
         registration=registration,
         verifier_ciphertext=cipher().seal(verifier),
         url=server.url,
@@ -248,10 +247,6 @@ def _endpoints(metadata: Metadata) -> dict[str, str | bool]:
         "iss": metadata.name,
         "private": metadata.private,
     }
-
-
-def _safe(request: AppRequest, path: str) -> str:
-    return path if url_has_allowed_host_and_scheme(path, allowed_hosts=None) and path.startswith("/") else "/"
 
 
 def _leads_on(request: AppRequest, server: Server, issuer: str, url: str) -> HttpResponse:

@@ -26,7 +26,7 @@ from tests.asgi_server import answer as send_answer
 from tests.conftest import Run
 from tests.issuers import PRM, Issuer, consent, destination, query
 from tests.oauth.apps import browser
-from tests.proxy.conftest import Proxy, sql
+from tests.proxy.conftest import Agent, Proxy, sql
 
 NEXT = "/settings/identities"
 HTML = "text/html"
@@ -51,6 +51,14 @@ def begin(app: App, run: Run, person: User) -> tuple[Client, Any]:
     make.assignment(make.gateway(slug="work"), server, identity_scheme=IdentityScheme.PER_USER)
     client = browser(person)
     return client, client.post("/servers/github/authenticate/", {"next": NEXT})
+
+
+def signed_in(issuer: Issuer, proxy: Proxy, run: Run, person: User) -> Agent:
+    """An agent of somebody who has signed in at this issuer."""
+    client, page = begin(issuer.app(), run, person)
+    agent = proxy.agent(make.connection(make.agent(by=person), Gateway.objects.get(), person))
+    assert client.get(consent(destination(page))).status_code == 302
+    return agent
 
 
 def words(page: Any) -> str:
@@ -280,9 +288,7 @@ def test_an_agent_is_told_what_became_of_a_renewal_and_the_log_says_it(
 ) -> None:
     answer, told, reason = AGENT_GETS[case]
     issuer = Issuer()
-    client, page = begin(issuer.app(), run, ann)
-    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann))
-    assert client.get(consent(destination(page))).status_code == 302
+    agent = signed_in(issuer, proxy, run, ann)
     sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
     issuer.answers["/token"] = answer
 
@@ -298,7 +304,7 @@ def test_an_agent_is_told_what_became_of_a_renewal_and_the_log_says_it(
         assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", reason)
         assert Event.objects.get(action="identity.sign_in_needed").changes["reason"] == [None, reason]
         assert (row.outcome, row.deny_reason) == ("denied", told)
-        assert identity.sign_in_words in html.unescape(client.get(NEXT).content.decode())
+        assert identity.sign_in_words in html.unescape(browser(ann).get(NEXT).content.decode())
     else:
         assert error["message"] == told
         assert identity.status == "active"
@@ -311,9 +317,7 @@ def test_an_agent_is_told_what_became_of_a_renewal_and_the_log_says_it(
 
 def test_a_no_in_the_wrong_words_counts_after_it_has_come_three_times(proxy: Proxy, run: Run, ann: User) -> None:
     issuer = Issuer()
-    client, page = begin(issuer.app(), run, ann)
-    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann))
-    client.get(consent(destination(page)))
+    agent = signed_in(issuer, proxy, run, ann)
     sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
     issuer.answers["/token"] = failed(400, "invalid_request")
 
@@ -407,9 +411,7 @@ def test_no_redirect_is_followed_to_another_place(path: str, run: Run, ann: User
 def test_a_renewal_follows_no_redirect(proxy: Proxy, run: Run, ann: User) -> None:
     trap = run(upstreams.docs())
     issuer = Issuer()
-    client, page = begin(issuer.app(), run, ann)
-    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann))
-    client.get(consent(destination(page)))
+    agent = signed_in(issuer, proxy, run, ann)
     sql("UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now()")
     issuer.answers["/token"] = (307, JSON, trap.url)
 
@@ -419,10 +421,7 @@ def test_a_renewal_follows_no_redirect(proxy: Proxy, run: Run, ann: User) -> Non
 
 def test_a_server_that_sends_callers_elsewhere_gets_no_token_there(proxy: Proxy, run: Run, ann: User) -> None:
     trap = run(upstreams.docs())
-    issuer = Issuer()
-    client, page = begin(issuer.app(), run, ann)
-    agent = proxy.agent(make.connection(make.agent(by=ann), Gateway.objects.get(), ann))
-    client.get(consent(destination(page)))
+    agent = signed_in(Issuer(), proxy, run, ann)
     moved = run(upstreams.redirecting(trap.url))
     sql("UPDATE servers_server SET url = %s", moved.url)
 
