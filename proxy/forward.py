@@ -237,22 +237,20 @@ class Forwarder:
             # It has no such method: whoever holds the client's stream listens to it.
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
         ask = self._sender(request, resolved, grant, message, stream, upstream)
-
-        def asking() -> Asking:
-            return Asking(request, grant, upstream, stream)
+        if request.modern and self._may_be_suspended(upstream, message):
+            return await self._ask_suspendably(Asking(request, grant, upstream, stream), message, ask)
 
         async def on_request(asked: Object, answer: Answer) -> None:
-            await self._requests.carry(asking(), asked, answer)
+            await self._requests.carry(Asking(request, grant, upstream, stream), asked, answer)
 
-        if request.modern and self._may_be_suspended(upstream, message):
-            return await self._ask_suspendably(asking(), message, ask)
         answer = await ask(on_request)
         if answer.error is not None and answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
             schema = await self._lists.schema_of(resolved.assigned, grant, resolved.name, upstream.trace)
             answer = await ask(on_request, schema=schema)
         if not request.modern and _wants_input(answer):
-            return await self._requests.give_input(asking(), answer, lambda more: ask(on_request, more))
+            asking = Asking(request, grant, upstream, stream)
+            return await self._requests.give_input(asking, answer, lambda more: ask(on_request, more))
         return answer
 
     def _sender(

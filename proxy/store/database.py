@@ -8,10 +8,11 @@ that each `execute` would pay for. Group commit: items that arrive together go t
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from types import coroutine
 
 import psycopg
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
@@ -524,7 +525,13 @@ class GroupCommit[Item, Answer]:
         for _ in range(LOOP_TURNS):
             if len(self._waiting) >= FULL_BATCH:
                 return
-            await asyncio.sleep(0)
+            await _next_turn()
+
+
+@coroutine
+def _next_turn() -> Generator[None]:
+    """What `asyncio.sleep(0)` comes to, in a fifth of its time: each call waits for six of them."""
+    yield
 
 
 def resolve[Answer](future: asyncio.Future[Answer], answer: Answer) -> None:
