@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
 from posixpath import normpath
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -344,16 +345,24 @@ class GuardedTransport(httpx.BaseTransport):
 
 
 @cache
-def _tls() -> ssl.SSLContext:
-    """How servers prove who they are. One for all: to read the authorities takes longer than most answers."""
-    return httpx.create_ssl_context(trust_env=False)
+def tls() -> ssl.SSLContext:
+    """How servers and issuers prove who they are: by an authority this machine trusts, or one of `SSL_CERT_FILE`.
+
+    A machine that has none, such as a small image, trusts those that come with httpx. One context for all: to read the
+    authorities takes longer than most answers.
+    """
+    places = ssl.get_default_verify_paths()
+    folder = Path(places.capath) if places.capath else None
+    if places.cafile is None and (folder is None or not any(folder.iterdir())):
+        return httpx.create_ssl_context(trust_env=False)
+    return ssl.create_default_context()
 
 
 def _transport(guard: Guard, deadline: Deadline, *, encrypted: bool) -> httpx.HTTPTransport:
-    transport = httpx.HTTPTransport(verify=_tls(), trust_env=False)
+    transport = httpx.HTTPTransport(verify=tls(), trust_env=False)
     # httpx has no parameter for it; its transport is a thin wrapper of this pool.
     transport._pool = httpcore.ConnectionPool(  # noqa: SLF001  (as said above)
-        ssl_context=_tls() if encrypted else None,
+        ssl_context=tls() if encrypted else None,
         network_backend=_GuardedBackend(guard, deadline, encrypted=encrypted),
     )
     return transport

@@ -12,7 +12,6 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import cache
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
@@ -36,7 +35,7 @@ from wire.errors import (
     Unreachable,
     UpstreamError,
 )
-from wire.guard import AddressRefused, Guard, LeadsBack, LeadsInside
+from wire.guard import AddressRefused, Guard, LeadsBack, LeadsInside, tls
 from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.jsonrpc import LARGE
 from wire.resolver import Resolver
@@ -177,12 +176,6 @@ def _upstream_error(error: Exception) -> type[UpstreamError]:
     return NoRoute if kind is NotConnected and getattr(error, "errno", None) in NO_ROUTE else kind
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    """How servers prove who they are; reading the authorities of the machine takes a while."""
-    return ssl.create_default_context()
-
-
 class Transport:
     """Connections to upstream servers, and to this process's own Quickstart server."""
 
@@ -193,7 +186,7 @@ class Transport:
         self._secret = secret
         self._idle: dict[Origin, deque[HttpConnection]] = {}
         self._parsed_urls: dict[bool, dict[str, ParsedUrl]] = {True: {}, False: {}}
-        self._tls = _tls()
+        self._tls = tls()
         self._resolver = Resolver()
         self._turns = Turns()
         self.limit = limit
