@@ -84,9 +84,8 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     assert flow.application
     questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
     identities = flows.chosen_identities(flow)
-    assignments = (
-        flow.gateway.assignments.live().filter(enabled=True, server__archived_at=None).select_related("server")
-    )
+    on = {"enabled": True, "server__enabled": True, "server__archived_at": None}
+    assignments = flow.gateway.assignments.live().filter(**on).select_related("server")
     document = flow.application.registration_source == Application.RegistrationSource.CIMD
     return {
         "flow": flow,
