@@ -734,7 +734,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "carried.others": _others,
     "identity.uses.more": lambda ask: Connection.objects.filter(identities__identity=ask.pk, **LIVE).count() - 3,
     "flow.step": lambda ask: (1, 1),  # Of the gateway of which one server asks for an identity.
-    "gateway.servers.offered": lambda ask: Assignment.objects.filter(gateway=ask.pk, removed_at=None).count(),
+    "gateway.servers.offered": _servers_on,
     "gateway.consent": lambda ask: (_servers_on(ask), _usable(ask, "tool", assignment__gateway=ask.pk)),
     "own.connections.live": lambda ask: Connection.objects.filter(user=ask.viewer, **LIVE).count(),
     "own.gateways": lambda ask: Gateway.objects.filter(reach="everyone", enabled=True, **STILL).count(),

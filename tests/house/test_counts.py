@@ -299,7 +299,7 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
 MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.")))}
 
 
-@pytest.mark.parametrize("who", one_in(6, VIEWERS))
+@pytest.mark.parametrize("who", one_in(12, VIEWERS))
 def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: str | Capability, world: World) -> None:
     seen, _, wrong = walked(world, capabilities_of(who))
 
