@@ -67,8 +67,7 @@ def overview(request: AppRequest) -> HttpResponse:
 
 def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
     """The first of these gateways by name, each with its servers that are switched on, tools, and own connections."""
-    on = Assignment.objects.live().filter(enabled=True, server__enabled=True)
-    servers = on.select_related("server").order_by("server__name")
+    servers = Assignment.objects.on().select_related("server").order_by("server__name")
     named = gateways.order_by(Lower("name")).prefetch_related(
         Prefetch("assignments", servers, to_attr="offered"),
         Prefetch("connections", Connection.objects.own(user).live(), to_attr="own_connections"),

@@ -84,9 +84,7 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     assert flow.application
     questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
     identities = flows.chosen_identities(flow)
-    assignments = (
-        flow.gateway.assignments.live().filter(enabled=True, server__archived_at=None).select_related("server")
-    )
+    assignments = flow.gateway.assignments.on().select_related("server")
     document = flow.application.registration_source == Application.RegistrationSource.CIMD
     return {
         "flow": flow,

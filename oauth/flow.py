@@ -124,11 +124,10 @@ def live_connection(flow: AuthorizeRequest) -> Connection | None:
 
 
 def choices(user: User) -> GatewayQuerySet:
-    """The gateways `user` may choose: within reach and switched on, with the number of their servers."""
+    """The gateways `user` may choose: within reach and switched on, with the number of their servers that are on."""
     reachable = Gateway.objects.usable_by(user)
-    return Gateway.objects.filter(pk__in=reachable.values("pk")).annotate(
-        server_count=Count("assignments", filter=Q(assignments__removed_at=None))
-    )
+    on = Count("assignments", filter=Q(assignments__in=Assignment.objects.on()))
+    return Gateway.objects.filter(pk__in=reachable.values("pk")).annotate(server_count=on)
 
 
 def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:

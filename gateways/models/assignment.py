@@ -50,6 +50,10 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
         """Assignments that have not been removed."""
         return self.filter(removed_at=None)
 
+    def on(self) -> "AssignmentQuerySet":
+        """Live assignments through which calls go: nothing of their own and nothing of their server is off."""
+        return self.live().filter(enabled=True, server__enabled=True, server__archived_at=None)
+
     def per_user(self) -> "AssignmentQuerySet":
         """Live assignments for which each person brings an identity of their own."""
         asking = self.live().filter(identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)

@@ -13,7 +13,7 @@ from auditlog.models import Call, Outcome
 from capabilities import Capability
 from gatewayadmin.overview import SHOWN
 from gateways.models import Feature, Reach
-from servers.models import Health
+from servers.models import Health, Server
 from tests import make
 from tests.conftest import SignIn
 
@@ -239,3 +239,13 @@ def test_nothing_of_ones_own_looks_as_if_it_worked_when_it_does_not(max: User, s
 
     assert sorted(of("connection")) == ["attention", "blocked"]
     assert sorted(of("token")) == ["active", "blocked"]
+
+
+def test_of_a_server_that_is_down_it_is_said_what_becomes_of_its_tools(ana: User, sign_in: SignIn) -> None:
+    """Its approved definitions are listed as ever; only calls need the server."""
+    server = make.server(name="Docs")
+    Server.objects.filter(pk=server.pk).update(health=Health.DOWN, health_error="refused the connection")
+
+    page = text(sign_in(ana).get("/"))
+
+    assert "Docs is down: refused the connection. Its tools stay listed; calls of them fail until it answers." in page

@@ -16,6 +16,9 @@ from django.utils import timezone
 from oauth2_provider.models import get_application_model
 
 from accounts.models import ApiKey, Team, User
+from auditlog.actions import Action
+from auditlog.event_context import EventContext, use_context
+from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, Kind, Listing, Reach, State, ToolPolicy
@@ -44,6 +47,8 @@ class World:
     states: dict[str, str] = field(default_factory=dict)
     searched: Any = None  # The feature that was called.
     own: Any = None  # One that a server offers to some people.
+    refused: Any = None  # A call that a switch refused, and one of several of the same request.
+    same_request: Any = None
     lacking: set[str] = field(default_factory=set)
     expiring: set[str] = field(default_factory=set)
 
@@ -82,6 +87,7 @@ def built() -> World:
     _identities(world)
     _api_keys(world)
     _calls(world)
+    _refusals(world)
     _registrations(world)
     return world
 
@@ -125,6 +131,7 @@ def _servers(world: World) -> None:
     for name in ("old", "older"):
         world.put(server(name), "disabled").disable(by=world.boss)
     server("unseen", Health.UNKNOWN)
+    server("issuing", auth_type="oauth")
     gone = server("gone")
     gone.disable(by=world.boss)
     Assignment.objects.archive_server(gone, by=world.boss)
@@ -194,6 +201,8 @@ def _features(world: World) -> None:
     features("off/docs", Kind.TOOL, State.APPROVED, 1)
     features("asking/crm", Kind.TOOL, State.APPROVED, 2)
     world.own = features("asking/mail", Kind.TOOL, State.APPROVED, 1)
+    for definition in ("a", "b", "c"):
+        world.searched.versions.create(hash=definition, definition="{}")
     Assignment.objects.filter(pk=world.assignments["closed/docs"].pk).update(tool_policy=ToolPolicy.BLOCK_ALL)
     now = timezone.now()
     Listing.objects.create(
@@ -214,6 +223,9 @@ def _hosts(world: World) -> None:
     for name in ("asker", "waiter", "newcomer"):
         host(name, make.app(name), "pending")
     host("past", make.agent(by=world.boss, name="past"), "archived")
+    for _ in range(8):
+        name = next(WORDS)
+        host(name, make.agent(by=world.boss, name=name))
 
 
 @dataclass(frozen=True)
@@ -282,6 +294,7 @@ def _tokens(world: World) -> None:
         "active": (1, {}),
         "expiring": (2, {"expires_at": soon, "last_used_at": now}),
         "unlimited": (3, {"expires_at": None, "last_used_at": now}),
+        "idle": (1, {"last_used_at": now - 100 * DAY}),
         "expired": (4, {"expires_at": now - DAY}),
         "waiting": (1, {}),
         "revoked": (2, {}),
@@ -295,7 +308,7 @@ def _tokens(world: World) -> None:
             if state == "revoked":
                 token.revoke(by=world.boss)
             world.expiring |= {str(token.pk)} if state == "expiring" else set()
-            world.put(token, "active" if state in ("expiring", "unlimited") else state)
+            world.put(token, "active" if state in ("expiring", "unlimited", "idle") else state)
 
 
 def _identities(world: World) -> None:
@@ -359,6 +372,26 @@ def _calls(world: World) -> None:
             make.call(at=now - timedelta(minutes=30), outcome=outcome, **(where | fields))
     for _ in range(7):
         make.call(at=now - 3 * DAY, **where)
+
+
+def _refusals(world: World) -> None:
+    """Calls that were refused for a switch which is off since, and changes and calls that belong to one request."""
+    halted = world.hosts["halted"]
+    row = halted.connections.get()
+    refused: dict[str, Any] = {
+        "host_id": halted.pk, "host_name": halted.name, "gateway_id": row.gateway_id, "gateway_name": row.gateway.name,
+        "connection_id": row.pk, "user_id": row.user_id, "user_email": row.user.email, "feature_name": "search",
+        "outcome": "denied", "deny_reason": "host_disabled", "http_status": 403,
+    }  # fmt: skip
+    for _ in range(3):
+        world.refused = make.call(**refused)
+    one_request = uuid4()
+    for _ in range(2):
+        world.same_request = make.call(correlation_id=one_request)
+    changes = {name: [None, "new"] for name in ("name", "slug", "description", "reach", "rule")}
+    with use_context(EventContext(correlation_id=one_request)):
+        for _ in range(4):
+            Event.objects.record(Action.GATEWAY_UPDATED, world.gateways["wide"], by=world.boss, changes=changes)
 
 
 def _registrations(world: World) -> None:

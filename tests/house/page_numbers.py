@@ -71,6 +71,11 @@ class Element:
     text: str = ""
 
 
+def _is_dialog(tag: str, attrs: dict[str, str]) -> bool:
+    """Whether a dialog of the page begins here; the palette is none."""
+    return tag == "dialog" and attrs.get("id") != "palette"
+
+
 def _led_to(address: str) -> str:
     """Whose page this is, as far as rows are named by it."""
     found = [(kind, leads.search(address.partition("?")[0])) for kind, leads in LEADS]
@@ -89,14 +94,15 @@ class Page(HTMLParser):
     open: list[Element] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     column: int = 0
+    is_part: bool = False
 
     def __post_init__(self) -> None:
         super().__init__(convert_charrefs=True)
 
     @classmethod
     def read(cls, html: str) -> "Page":
-        """The main part of a page and its dialogs; navigation counts nothing."""
-        page = cls()
+        """The main part of a page and its dialogs, navigation counts nothing; of a part of a page all."""
+        page = cls(is_part="<html" not in html)
         page.feed(html[html.index("<main") : html.find('<dialog class="palette"')] if "<main" in html else html)
         page.close()
         return page
@@ -112,7 +118,7 @@ class Page(HTMLParser):
             self.handle_data(" ")
         element = Element(
             tag, values, values.get("data-of") or self._row(tag, values) or around.of,
-            inside=around.inside or values.get("id") == "main" or (tag == "dialog" and values.get("id") != "palette"),
+            inside=self.is_part or around.inside or values.get("id") == "main" or _is_dialog(tag, values),
             quoted=around.quoted or tag in QUOTED or values.get("class") == "diff",
             data=around.data or values.get("data-label") in DATA or values.get("class") == "picker",
             key=values.get("data-count", ""),

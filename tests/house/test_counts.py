@@ -1,15 +1,23 @@
 """Every page as each built-in and each single-capability role: each number and state on it, against the database.
 
-A number without a key, and a key without a question, fail: see `page_numbers` for how pages say what they count.
+A number without a key, and a key without a question, fail: see `page_numbers` for how pages say what they count. So
+does a page that the walk does not reach, and a key that it does not meet.
 """
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
+from functools import cached_property
+from ipaddress import ip_network
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from allauth.mfa.models import Authenticator
 from django.db import transaction
+from django.test import override_settings
 from django.urls import reverse
 from django.utils import timezone
 
@@ -20,11 +28,12 @@ from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
 from gateways.models import Feature
 from servers.models import Identity
-from tests import make
+from tests import make, upstreams
 from tests.house.count_questions import ASKS, FIXED, NOT_STORED, QUESTIONS, STATES, SWITCHED_ON, Ask
 from tests.house.doors import PLACES, Door, browser, doors, session_of
 from tests.house.every_state import SET, World, built, ids
 from tests.house.page_numbers import NUMBER, Counted, Page, Shown, Switch
+from tests.oauth.apps import App, register
 from tests.sampling import one_in
 from tokens.models import Token
 
@@ -34,15 +43,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 VIEWERS = [*(role.name for role in BUILT_IN), *Capability]
 # Files, redirects, and pages of a flow that is begun elsewhere.
-NOT_PAGES = re.compile(
-    r"export|live|slug|find|authenticate|callback|confirm_identity|^oauth:(?!registered|help|client)"
-)
+NOT_PAGES = re.compile(r"export|live|slug|find|authenticate|callback|^oauth:(?!registered|help|client)")
 # Of everything that is there; of dialogs one or two are enough.
 OF_ALL = {
     *("accounts:person", "connections:for_gateway", "connections:for_host", "connections:enrolled", "gateways:detail"),
     *("gateways:feature", "gateways:servers", "gateways:tools", "gateways:team", "hosts:detail", "oauth:registered"),
-    *("gateways:tool", "servers:detail", "servers:gateways", "servers:identities"),
+    *("gateways:tool", "servers:client", "servers:detail", "servers:gateways", "servers:identities"),
+    *("auditlog:call", "auditlog:now", "auditlog:event", "tokens:collect"),
 }
+# What a query of QUERIES names of the walk stands in braces.
 QUERIES = {
     "connections:mcp": ("", "?type=all", "?type=agent", "?type=all&status=blocked", "?type=all&status=revoked"),
     "connections:for_gateway": ("", "?status=disabled"),
@@ -55,7 +64,20 @@ QUERIES = {
     "tokens:list": ("", "?owner=all", "?owner=all&status=waiting", "?owner=all&care=expiring"),
     "tokens:api_keys": ("", "?owner=all", "?status=revoked"),
     "auditlog:calls": ("", "?range=7d", "?q=error"),
+    "auditlog:facet": ("", "?range=7d", "?q=error", "?tab=host&host={bot}"),
+    "auditlog:wait": ("", "?gateway=wide&since={since}", "?connection={asking}&since={since}"),
+    "auditlog:what_if": (
+        "",
+        "?host={bot}&user={boss}&gateway=wide&tool=search",
+        "?host={halted}&user={boss}&gateway=shut",
+    ),
+    "setup": ("", "?until={since}"),
 }
+# Counts of what is cut because there is very much of it.
+NOT_MET = {"facet.newest", "feature.parts"}
+# Pages that an act leads to.
+BY_AN_ACT = {"oauth:gateway", "oauth:identity", "oauth:consent", "oauth:token"}
+ELSEWHERE = "https://gateway.example.com"  # Where mail is asked for, so that one of the first steps is left.
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +109,26 @@ class Walk:
         world.put(make.connection(world.hosts["idle"], world.gateways["asking"], self.viewer), "expired")
         world.lacking.add(str(self.asking.pk))
         world.put(make.token(self.asking, name="asking").token, "active")
+        for host in [host for name, host in world.hosts.items() if len(name) == 4 and name.isalpha()][-4:]:
+            carrying = make.connection(host, world.gateways["asking"], self.viewer, [self.identity])
+            world.put(carrying, "active")
+            world.put(make.token(carrying, name="carrying").token, "active")
+        self._called()
         self.client = browser(session_of(self.viewer))
         self.things = self._things()
+
+    def _called(self) -> None:
+        """Calls as this person: one that got through, and one that lacked an identity."""
+        said: dict[str, Any] = {"user_id": self.viewer.pk, "user_email": self.viewer.email, "host_name": "Bot"}
+        for connection, ended in (
+            (self.own, {"outcome": "ok"}),
+            (self.asking, {"outcome": "denied", "deny_reason": "identity_missing"}),
+        ):
+            gateway = connection.gateway
+            make.call(
+                connection_id=connection.pk, gateway_id=gateway.pk, gateway_name=gateway.name,
+                host_id=connection.host_id, **said, **ended,
+            )  # fmt: skip
 
     def _things(self) -> dict[str, list[Any]]:
         world = self.world
@@ -99,11 +139,13 @@ class Walk:
         people = [world.boss.pk, *world.teams["Platform"].users.values_list("pk", flat=True)[:1]]
 
         features = {row.state: row.pk for row in Feature.objects.filter(assignment=world.assignments["wide/docs"])}
+        refused, one_request = [world.refused.uid, world.same_request.uid], world.same_request.correlation_id
+        newest = Event.objects.order_by("-pk").values_list("uid", flat=True)[:1]
         return {
-            "gateway_slug": ["wide", "closed", "asking", "shut"],
+            "gateway_slug": ["wide", "closed", "asking", "shut", "empty"],
             "gateway": [],
             "host": ids([world.hosts["bot"], world.hosts["app"], world.hosts["asker"]]),
-            "server_slug": ["docs", "mail", "old", "crm"],
+            "server_slug": ["docs", "mail", "old", "crm", "issuing"],
             "server": [],
             "assignment": ids([world.assignments["wide/docs"], world.assignments["wide/old"]]),
             "tool": [features["approved"], features["held"], features["quarantined"], world.searched.pk, world.own.pk],
@@ -114,8 +156,8 @@ class Walk:
             "person": [*people, by_state["invited"], by_state["deactivated"]],
             "role": [world.boss.role_id],
             "team": ids(world.teams.values())[:2],
-            "call": list(Call.objects.order_by("-created_at").values_list("uid", flat=True)[:1]),
-            "event": list(Event.objects.order_by("-pk").values_list("uid", flat=True)[:1]),
+            "call": [*Call.objects.filter(outcome="ok").values_list("uid", flat=True)[:1], *refused],
+            "event": [*newest, *Event.objects.filter(correlation_id=one_request).values_list("uid", flat=True)[:1]],
             "api_key": ids(ApiKey.objects.filter(user=world.boss, revoked_at=None))[:1],
             "session": [],
             "flow": [],
@@ -135,18 +177,47 @@ class Walk:
                 values["pk"] = self.asking.pk
             taken = {name: value for name, value in values.items() if f":{name}>" in door.path}
             for query in QUERIES.get(door.name, ("",)):
-                yield reverse(door.name, kwargs=taken) + query
+                yield reverse(door.name, kwargs=taken) + query.format(**self.named)
 
-    def flow(self) -> Iterator[tuple[str, str, Page]]:
-        """The pages of making a token for an agent that takes enrolment."""
-        gateway = self.client.get(f"/connect/?host={self.world.hosts['idle'].pk}")["Location"]
-        yield "oauth:gateway", gateway, Page.read(self.client.get(gateway).content.decode())
+    @cached_property
+    def named(self) -> dict[str, Any]:
+        """What the queries of QUERIES name."""
+        hosts = {name: self.world.hosts[name].pk for name in ("bot", "halted")}
+        since = quote((timezone.now() - timedelta(minutes=10)).isoformat())
+        return {"boss": self.world.boss.pk, "asking": self.asking.pk, "since": since, **hosts}
+
+    def acts(self) -> Iterator[tuple[str, str, str]]:
+        """The pages that an act leads to: of a token for an agent that takes enrolment, of an app, of a new server."""
+        host = f"/connect/?host={self.world.hosts['idle'].pk}"
+        gateway = self.client.get(host)["Location"]
         identity = self.client.post(gateway, {"gateway": "asking"})["Location"]
-        yield "oauth:identity", identity, Page.read(self.client.get(identity).content.decode())
+        token = f"{self.client.get(f'{host}&gateway=wide')['Location']}token/"
+        led = [("oauth:gateway", gateway), ("oauth:identity", identity), ("oauth:token", token)]
+        if self.viewer.has_perm(Capability.OAUTH_CONNECT):
+            app = self.client.get(App(register(client_name="App").json()["client_id"]).question(None))["Location"]
+            led += [("oauth:gateway", app), ("oauth:consent", self.client.post(app, {"gateway": "wide"})["Location"])]
+        for view, address in led:
+            yield view, address, self.client.get(address).content.decode()
+        if self.viewer.has_perm(Capability.SERVERS_MANAGE):
+            yield "servers:add", "/servers/add/", self.checked()
+        with override_settings(PUBLIC_URL=ELSEWHERE, MAIL_SERVER=None):
+            yield "overview", "/", self.client.get("/").content.decode()
+
+    def checked(self) -> str:
+        """*Add a server* once the server has answered."""
+        loopback = [ip_network("127.0.0.0/8")]
+        with upstreams.running(upstreams.docs()) as server, override_settings(PRIVATE_UPSTREAMS=loopback):
+            page = self.client.post("/servers/add/", {"check": "1", "url": server.url})
+        return str(page.content.decode())
+
+    def without_factor(self) -> Iterator[tuple[str, str, str]]:
+        """What is shown of a second factor that is off."""
+        Authenticator.objects.filter(user=self.viewer).delete()
+        for view in ("mfa_index", "mfa_activate_totp"):
+            yield view, reverse(view), self.client.get(reverse(view)).content.decode()
 
     def pages(self) -> Iterator[tuple[str, str, Page]]:
-        yield from self.flow()
-        for view, address, html in self.open_pages():
+        for view, address, html in chain(self.acts(), self.open_pages(), self.without_factor()):
             yield view, address, Page.read(html)
 
     def open_pages(self) -> Iterator[tuple[str, str, str]]:
@@ -209,10 +280,14 @@ def wrong_state(shown: Shown | Switch, table: dict[str, Any], said: tuple[object
         yield f"{shown}, but {allowed}"
 
 
+def keys_of_templates() -> set[str]:
+    """What pages say they count, but for keys of which a part is made."""
+    pages = (path.read_text() for path in (ROOT / "templates").rglob("*.html"))
+    return {key for page in pages for key in re.findall(r'data-count="([^"{]+)"', page)}
+
+
 def test_every_key_has_a_question_and_every_question_a_key() -> None:
-    keys = set()
-    for path in (ROOT / "templates").rglob("*.html"):
-        keys |= set(re.findall(r'data-count="([^"{]+)"', path.read_text()))
+    keys = keys_of_templates()
 
     assert keys <= QUESTIONS.keys() | NOT_STORED | {"page.rows"}
     assert {key for key in QUESTIONS if " in " not in key} - keys <= MADE
@@ -222,13 +297,30 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
 MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.")))}
 
 
-@pytest.mark.parametrize("who", one_in(6, VIEWERS))
+@pytest.mark.parametrize("who", one_in(12, VIEWERS))
 def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: str | Capability, world: World) -> None:
-    walk = Walk(world, capabilities_of(who))
-    seen, wrong = set(), []
-    for view, address, page in walk.pages():
-        seen.add(view)
-        wrong += [f"{address}: {fault}" for fault in wrong_in(page, Ask(world, walk.viewer, address, view))]
+    seen, _, wrong = walked(world, capabilities_of(who))
 
     assert "overview" in seen
     assert wrong == []
+
+
+def walked(world: World, held: frozenset[Capability]) -> tuple[set[str], set[str], list[str]]:
+    """The pages that somebody who holds these capabilities gets to, the keys they meet, and what is wrong there."""
+    walk = Walk(world, held)
+    seen, met, wrong = set(), set(), []
+    for view, address, page in walk.pages():
+        seen.add(view)
+        met |= {one.key for one in page.counted}
+        wrong += [f"{address}: {fault}" for fault in wrong_in(page, Ask(world, walk.viewer, address, view))]
+    return seen, met, wrong
+
+
+def test_the_walks_reach_every_page_and_every_number(world: World) -> None:
+    """That of who may do everything, and, for what is shown to who may do little, of who only manages people."""
+    seen, met, wrong = walked(world, frozenset(Capability))
+    _, met_with_little, wrong_with_little = walked(world, frozenset({Capability.PEOPLE_MANAGE}))
+
+    assert seen == {door.name for door in PAGES} | BY_AN_ACT
+    assert keys_of_templates() - met - met_with_little == NOT_MET
+    assert wrong + wrong_with_little == []

@@ -309,6 +309,24 @@ def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, me
         assert words in page
 
 
+def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App, member: User) -> None:
+    """Nothing is called there, whichever of the two switches is off."""
+    off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
+    make.assignment(gateway, make.server(name="Wiki")).disable(by=member)
+    make.assignment(gateway, off)
+    off.disable(by=member)
+    client = browser(member)
+    begun = client.get(app.question(gateway))["Location"]
+
+    choice = client.get(begun).content.decode()
+    consent = client.get(client.post(begun, {"gateway": gateway.slug})["Location"]).content.decode()
+
+    assert ">1 server</span>" in choice
+    assert "1 server, 0 tools" in consent
+    for name in ("Archive", "Wiki"):
+        assert name not in consent
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
