@@ -51,9 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("few")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Leave most parameters of a test `one_in` so many to `make test-all`."""
-    sampling.leave_out(item)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave most cases of tests that have many to `make test-all`."""
+    sampling.leave_out(items)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Schedule:

@@ -5,7 +5,7 @@ the same variants again.
 """
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 SEED = "TEST_SEED"
+# Fixtures of tests that take tens of milliseconds for each case.
+ROWS = {"db", "transactional_db", "django_db_setup", "live", "live_alone"}
 
 
 def fix_seed() -> None:
@@ -42,16 +44,41 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
     return (lambda test: test) if seed() % of == number else pytest.mark.full
 
 
-_met: Counter[str] = Counter()
+MANY = 3  # Cases of a test, one after another with each seed.
 
 
-def leave_out(item: pytest.Item) -> None:
-    """Mark a test `full` unless it is among the parameters that its marker `one_in` chooses with this seed."""
-    if marker := item.get_closest_marker("one_in"):
-        function = item.nodeid.partition("[")[0]
-        if (_met[function] + seed()) % marker.args[0]:
-            item.add_marker(pytest.mark.full)
-        _met[function] += 1
+def leave_out(items: Iterable[pytest.Item]) -> None:
+    """Mark the cases of each test `full` that this seed does not choose.
+
+    One in so many is chosen as its marker `one_in` says, and one in `MANY` of more cases than that where each of them
+    needs the database. Whoever says with `some` what is chosen has said it all.
+    """
+    tests = defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    for cases in tests.values():
+        parts = min(parts_of(cases), len(cases))  # At least one is.
+        for number, case in enumerate(sorted(cases, key=place)):
+            if (number + seed()) % parts:
+                case.add_marker(pytest.mark.full)
+
+
+def parts_of(cases: list[pytest.Item]) -> int:
+    """One in how many of these is chosen."""
+    if marker := cases[0].get_closest_marker("one_in"):
+        return int(marker.args[0])
+    said = any(case.get_closest_marker("full") for case in cases)
+    return MANY if len(cases) > MANY and needs_rows(cases[0]) and not said else 1
+
+
+def needs_rows(case: pytest.Item) -> bool:
+    asked = ROWS.intersection(getattr(case, "fixturenames", ()))
+    return bool(asked or case.get_closest_marker("django_db"))
+
+
+def place(case: pytest.Item) -> tuple[int, ...]:
+    """Where a case stands among those of its test, in whatever order they run."""
+    return tuple(case.callspec.indices.values()) if hasattr(case, "callspec") else ()
 
 
 def full(value: Any) -> Any:

@@ -33,7 +33,7 @@ FLAGS = (
 )
 # On a busy machine Chromium gives up a transition between two pages, and complains of it on the console.
 STILL: dict[str, Any] = {"reduced_motion": "reduce"}
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 FAILED = pytest.StashKey[bool]()
 RESULTS = workspace.ROOT / "test-results"

@@ -34,7 +34,7 @@ from tests.house.doors import PLACES, Door, browser, doors, session_of
 from tests.house.every_state import SET, World, built, ids
 from tests.house.page_numbers import NUMBER, Counted, Page, Shown, Switch
 from tests.oauth.apps import App, register
-from tests.sampling import one_in
+from tests.sampling import some
 from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
@@ -297,7 +297,7 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
 MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.")))}
 
 
-@pytest.mark.parametrize("who", one_in(12, VIEWERS))
+@pytest.mark.parametrize("who", some(VIEWERS, 1))
 def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: str | Capability, world: World) -> None:
     seen, _, wrong = walked(world, capabilities_of(who))
 
@@ -316,6 +316,7 @@ def walked(world: World, held: frozenset[Capability]) -> tuple[set[str], set[str
     return seen, met, wrong
 
 
+@pytest.mark.full
 def test_the_walks_reach_every_page_and_every_number(world: World) -> None:
     """That of who may do everything, and, for what is shown to who may do little, of who only manages people."""
     seen, met, wrong = walked(world, frozenset(Capability))

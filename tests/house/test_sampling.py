@@ -1,0 +1,62 @@
+"""Each test keeps a case every day, and each case comes within as many days as one in so many are chosen."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests import sampling
+
+
+@dataclass
+class Case:
+    """What sampling asks of a case of a test: its marks, its fixtures and its place."""
+
+    number: int
+    marks: list[pytest.MarkDecorator]
+    fixturenames: tuple[str, ...] = ("db",)
+    nodeid: str = ""
+    callspec: Any = None
+    added: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.nodeid, self.callspec = f"test_it[{self.number}]", SimpleNamespace(indices={"case": self.number})
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return next((one.mark for one in self.marks if one.name == name), None)
+
+    def add_marker(self, mark: pytest.MarkDecorator) -> None:
+        self.added.add(mark.name)
+
+
+def kept(monkeypatch: pytest.MonkeyPatch, seed: int, cases: list[Case]) -> set[int]:
+    monkeypatch.setenv(sampling.SEED, str(seed))
+    sampling.leave_out(cast("list[pytest.Item]", cases))
+    return {one.number for one in cases if "full" not in one.added}
+
+
+@pytest.mark.parametrize(
+    ("count", "marks", "days"),
+    [
+        (3, [], 1),
+        (4, [], 3),
+        (20, [], 3),
+        (20, [pytest.mark.one_in(6)], 6),
+        (2, [pytest.mark.one_in(3)], 2),
+        (9, [pytest.mark.full], 1),
+    ],
+)
+def test_each_case_comes_within_so_many_days_and_one_at_least_each_day(
+    monkeypatch: pytest.MonkeyPatch, count: int, marks: list[pytest.MarkDecorator], days: int
+) -> None:
+    # In an order that differs each day, as pytest-randomly has it.
+    order = [list(range(count)), list(reversed(range(count)))]
+    each = [kept(monkeypatch, 7 + day, [Case(number, marks) for number in order[day % 2]]) for day in range(days)]
+
+    assert all(each)
+    assert sorted(number for one in each for number in one) == list(range(count))
+
+
+def test_a_table_that_needs_no_rows_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(kept(monkeypatch, 7, [Case(number, [], ()) for number in range(20)])) == 20
