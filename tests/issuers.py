@@ -3,7 +3,9 @@
 What it issues, refuses and counts is under the control of a test, which may change it while it runs.
 """
 
+import html
 import json
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -238,7 +240,11 @@ async def _json(send: Send, status: int, document: object) -> None:
 def destination(response: Any) -> str:
     """Where a page that leads on leads to."""
     assert response.status_code == 200, response.content.decode()
-    return str(response["Refresh"]).removeprefix("0; url=")
+    if "Refresh" in response:
+        return str(response["Refresh"]).removeprefix("0; url=")
+    found = re.search(r'data-kind="primary" href="([^"]+)"', response.content.decode())
+    assert found, response.content.decode()
+    return html.unescape(found[1])
 
 
 def consent(url: str) -> str:

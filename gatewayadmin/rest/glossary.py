@@ -209,6 +209,22 @@ MEMBERS: dict[str, Entry] = {
         "What its issuer has to call itself, where that is not the address it is found at; empty: both are the same.",
         "https://auth.example.com",
     ),
+    "assume_pkce": Entry(
+        "Whether people sign in although its issuer does not say that it supports PKCE; S256 is sent in any case.",
+        False,
+    ),
+    "authorization_endpoint": Entry(
+        "Where its issuer asks people, entered for one that does not describe itself; else empty.",
+        "https://auth.example.com/authorize",
+    ),
+    "revocation_endpoint": Entry(
+        "Where its issuer is told to end tokens (RFC 7009), for entered endpoints; else empty.",
+        "https://auth.example.com/revoke",
+    ),
+    "token_endpoint": Entry(
+        "Where its issuer gives and renews tokens, with `authorization_endpoint`; else empty.",
+        "https://auth.example.com/token",
+    ),
     "fixed_resource": Entry("The `resource` that is sent, for `resource_sent` fixed.", "https://mcp.example.com/mcp"),
     "fixed_scopes": Entry(
         "The scopes people are asked to grant, in place of those the server asks for; else empty.", "read write"
