@@ -52,6 +52,7 @@ class Issuer:
     refuses_scope: str = ""  # Who asks for it is refused, at this place: "authorize" or "token".
     refuses_at: str = "authorize"
     forms: list[dict[str, str]] = field(default_factory=list)  # What the token endpoint was sent.
+    registrations: list[dict[str, Any]] = field(default_factory=list)  # What the registration endpoint was sent.
     clients: dict[str, OAuthClientInformationFull] = field(default_factory=dict)
     codes: dict[str, AuthorizationCode] = field(default_factory=dict)
     access: dict[str, AccessToken] = field(default_factory=dict)
@@ -156,8 +157,8 @@ class Issuer:
                 if await self._admits(origin, scope, send):
                     await protected(scope, receive, send)
                 return
-            if path == "/token":
-                receive = await self._noted(receive)
+            if path in ("/token", "/register"):
+                receive = await self._noted(path, receive)
             if await self._answers_itself(origin, path, send):
                 return
             if origin not in routes:
@@ -166,10 +167,13 @@ class Issuer:
 
         return door
 
-    async def _noted(self, receive: Receive) -> Receive:
-        """Note the form that comes, and have it come again."""
+    async def _noted(self, path: str, receive: Receive) -> Receive:
+        """Note the form or document that comes, and have it come again."""
         body = await read(receive)
-        self.forms.append(dict(parse_qsl(body.decode())))
+        if path == "/token":
+            self.forms.append(dict(parse_qsl(body.decode())))
+        else:
+            self.registrations.append(json.loads(body))
 
         async def again() -> Any:
             return {"type": "http.request", "body": body, "more_body": False}

@@ -66,6 +66,11 @@ MEMBERS: dict[str, Entry] = {
     ),
     "SignIn.expires_at": Entry("Until when it can be finished.", MOMENT),
     "SignIn.issuer": Entry("Where the person signs in.", "https://issuer.example.com"),
+    "SignIn.unfinished": Entry(
+        "From how many sign-ins at this server in a row, before this one, nobody was sent back; from 3 on its issuer "
+        "may have forgotten this gateway.",
+        0,
+    ),
     "Identity.enabled": Entry("Whether calls may use it.", True),
     "Invalid.errors": Entry("What is wrong, by field or parameter.", {"name": ["This field is required."]}),
     "MailOutcome.detail": Entry("What the mail server said, in words.", "Sent to ana@example.com."),

@@ -338,10 +338,11 @@ def test_who_may_only_view_servers_sets_nothing(github: Github) -> None:
 def test_the_page_of_a_server_says_what_is_set(github: Github, boss: User) -> None:
     assert "Issuer expected" not in words(browser(boss).get("/servers/github/"))
 
-    github.set(expected_issuer=KNOWN_AS, private=True, **SETS)
+    github.set(expected_issuer=KNOWN_AS, private=True, assume_pkce=True, **SETS, **ENTERED)
 
     page = words(browser(boss).get("/servers/github/"))
-    for said in (KNOWN_AS, "https://api.example.com", "<code>read</code>", "At a private address"):
+    told = ("https://api.example.com", "<code>read</code>", "At a private address", "PKCE: assumed")
+    for said in (KNOWN_AS, *told, *ENTERED.values()):
         assert said in page
 
 
