@@ -19,7 +19,7 @@ from servers.adding import add as store
 from servers.adding import ask as ask_server
 from servers.discovery import AccessRefused
 from servers.forms import suggest
-from servers.models import AuthType, Server
+from servers.models import SIGN_IN_SETTINGS, AuthType, Server
 from servers.oauth_client.registration import redirect_uri
 from ui.pages import AppRequest, leave, show
 
@@ -86,7 +86,7 @@ def _asked(request: AppRequest) -> HttpResponse:
         "auth_type": auth_type,
         "header_name": checked.cleaned_data.get("header_name", ""),
     }
-    values |= {name: checked.cleaned_data.get(name, "") for name in ("expected_issuer", "fixed_scopes")}
+    values |= {name: checked.cleaned_data[name] for name in SIGN_IN_SETTINGS if name in checked.cleaned_data}
     asked = ask_server(values, checked.cleaned_data.get("secret", ""))
     suggested = _suggested(request, posted | {"url": url}, asked)
     request.session[TESTED] = {"url": url, **asked.health}

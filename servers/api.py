@@ -51,6 +51,10 @@ class ServerSerializer(serializers.Serializer[Server]):
     resource_sent = serializers.CharField()
     fixed_resource = serializers.CharField()
     fixed_scopes = serializers.CharField()
+    authorization_endpoint = serializers.CharField()
+    token_endpoint = serializers.CharField()
+    revocation_endpoint = serializers.CharField()
+    assume_pkce = serializers.BooleanField()
     private = serializers.BooleanField(allow_null=True)
     health = serializers.CharField()
     health_error = serializers.CharField()
@@ -98,6 +102,10 @@ class ServerChanges(Body):
     resource_sent = serializers.ChoiceField(ResourceSent.choices)
     fixed_resource = serializers.CharField(max_length=500, allow_blank=True)
     fixed_scopes = serializers.CharField(max_length=1000, allow_blank=True)
+    authorization_endpoint = serializers.CharField(max_length=500, allow_blank=True)
+    token_endpoint = serializers.CharField(max_length=500, allow_blank=True)
+    revocation_endpoint = serializers.CharField(max_length=500, allow_blank=True)
+    assume_pkce = serializers.BooleanField()
     private = serializers.BooleanField()
     end_sign_ins = serializers.BooleanField()
 
@@ -116,6 +124,10 @@ class NewServer(ServerChanges):
     resource_sent = serializers.ChoiceField(ResourceSent.choices, default=ResourceSent.SERVER)
     fixed_resource = serializers.CharField(max_length=500, allow_blank=True, default="")
     fixed_scopes = serializers.CharField(max_length=1000, allow_blank=True, default="")
+    authorization_endpoint = serializers.CharField(max_length=500, allow_blank=True, default="")
+    token_endpoint = serializers.CharField(max_length=500, allow_blank=True, default="")
+    revocation_endpoint = serializers.CharField(max_length=500, allow_blank=True, default="")
+    assume_pkce = serializers.BooleanField(default=False)
     private = None  # type: ignore[assignment]  # Where its URL leads says it.
     end_sign_ins = None  # type: ignore[assignment]  # Nobody has signed in there.
 

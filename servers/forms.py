@@ -90,6 +90,30 @@ class SignInSettings:
     def clean_fixed_scopes(self) -> str:
         return _usable(sign_in_settings.scopes, self.cleaned_data["fixed_scopes"])
 
+    def clean_authorization_endpoint(self) -> str:
+        return self._endpoint("authorization_endpoint")
+
+    def clean_token_endpoint(self) -> str:
+        token = self._endpoint("token_endpoint")
+        if bool(token) != bool(self.cleaned_data.get("authorization_endpoint", token)):
+            raise ValidationError("Enter the authorization endpoint and the token endpoint, or neither.")
+        return token
+
+    def clean_revocation_endpoint(self) -> str:
+        revocation = self._endpoint("revocation_endpoint")
+        if revocation and not self.cleaned_data.get("token_endpoint", revocation):
+            raise ValidationError("Enter the authorization endpoint and the token endpoint, too.")
+        return revocation
+
+    def _endpoint(self, name: str) -> str:
+        url = _usable(sign_in_settings.endpoint, self.cleaned_data[name], url=self.server_url)
+        try:
+            if url:
+                upstream_guard().check_url(url)
+        except UrlRefused as refusal:
+            raise ValidationError(str(refusal)) from None
+        return url
+
 
 class ServerForm(SignInSettings, forms.Form):
     """What is known of an upstream server. `server` is the one being edited, None when one is added."""
@@ -160,6 +184,34 @@ class ServerForm(SignInSettings, forms.Form):
         help_text="Asked for instead of what the server asks for, with spaces between: when the issuer does not know "
         "the server's scopes, or to let people grant less. Empty: as the server asks.",
     )
+    authorization_endpoint = forms.CharField(
+        label="Authorization endpoint",
+        required=False,
+        max_length=500,
+        widget=forms.TextInput(attrs={"inputmode": "url"}),
+        help_text="Only for an issuer that does not describe itself (no metadata), as some older ones: where it asks "
+        "people. What it says of itself is not read then, and its client is entered on the page of the server.",
+    )
+    token_endpoint = forms.CharField(
+        label="Token endpoint",
+        required=False,
+        max_length=500,
+        widget=forms.TextInput(attrs={"inputmode": "url"}),
+        help_text="Where it gives and renews tokens. Together with the authorization endpoint.",
+    )
+    revocation_endpoint = forms.CharField(
+        label="Revocation endpoint",
+        required=False,
+        max_length=500,
+        widget=forms.TextInput(attrs={"inputmode": "url"}),
+        help_text="Where it is told to end tokens (RFC 7009), if it has one.",
+    )
+    assume_pkce = forms.BooleanField(
+        label="Assume PKCE",
+        required=False,
+        help_text="Let people sign in although the issuer does not say that it supports PKCE, if you know that it "
+        "does, as Microsoft Entra and Amazon Cognito do. S256 is sent in any case.",
+    )
     private = forms.BooleanField(
         label="At a private address",
         required=False,
@@ -186,7 +238,7 @@ class ServerForm(SignInSettings, forms.Form):
     def shows_sign_in(self) -> bool:
         """Whether the settings of how people sign in are unfolded: they are set, or need attention."""
         return any(name in self.errors for name in SIGN_IN_SETTINGS) or any(
-            self[name].value() not in ("", None, ResourceSent.SERVER) for name in SIGN_IN_SETTINGS
+            self[name].value() not in ("", None, False, ResourceSent.SERVER) for name in SIGN_IN_SETTINGS
         )
 
     def clean_name(self) -> str:

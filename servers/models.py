@@ -30,7 +30,8 @@ def cipher() -> Cipher:
 
 
 CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
-SIGN_IN_SETTINGS = ("expected_issuer", "resource_sent", "fixed_resource", "fixed_scopes")
+ENDPOINTS = ("authorization_endpoint", "token_endpoint", "revocation_endpoint")  # Of an issuer without metadata.
+SIGN_IN_SETTINGS = ("expected_issuer", "resource_sent", "fixed_resource", "fixed_scopes", *ENDPOINTS, "assume_pkce")
 BUILT_IN_URL = "builtin:quickstart"
 HIDDEN = "***"
 
@@ -137,6 +138,14 @@ class Server(Versioned, Switchable):
     )
     fixed_resource = models.CharField(max_length=500, blank=True, default="", db_default="")
     fixed_scopes = models.CharField(max_length=1000, blank=True, default="", db_default="")
+    # Of an issuer that does not describe itself; where they are entered, nothing is asked of what it says of itself.
+    authorization_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
+    token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
+    revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
+    # Whether people sign in at an issuer whose metadata do not say that it supports PKCE, which is used all the same.
+    assume_pkce = models.BooleanField("assume PKCE", default=False, db_default=False)
+    # Since its issuer last sent somebody back.
+    sign_ins_begun = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     # Whether its name led to a private address when it was registered, or somebody said so; null: not known yet.
     private = models.BooleanField("at a private address", null=True, blank=True)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
@@ -172,6 +181,11 @@ class Server(Versioned, Switchable):
             ),
             models.CheckConstraint(
                 condition=~Q(resource_sent=ResourceSent.FIXED) | ~Q(fixed_resource=""), name="fixed_resource_is_named"
+            ),
+            models.CheckConstraint(
+                condition=Q(authorization_endpoint="", token_endpoint="", revocation_endpoint="")
+                | ~Q(authorization_endpoint="") & ~Q(token_endpoint=""),
+                name="entered_endpoints_are_complete",
             ),
         )
 
@@ -209,18 +223,23 @@ class Server(Versioned, Switchable):
         return changes_target and self.identities.filter(revoked_at=None).exists()
 
     @property
-    def sign_in_settings(self) -> list[str]:
+    def sign_in_settings(self) -> list[str | bool]:
         """What is set of how people sign in at it."""
         return [getattr(self, name) for name in SIGN_IN_SETTINGS]
 
     @property
     def sets_sign_in(self) -> bool:
         """Whether anything of how people sign in at it is set otherwise than servers and issuers say."""
-        return self.sign_in_settings != ["", ResourceSent.SERVER, "", ""]
+        return any(each not in ("", False, ResourceSent.SERVER) for each in self.sign_in_settings)
+
+    @property
+    def endpoints(self) -> tuple[str, str, str]:
+        """Where its issuer asks people, gives tokens and revokes them, as an administrator entered it; else empty."""
+        return self.authorization_endpoint, self.token_endpoint, self.revocation_endpoint
 
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
-        """The identities whose sign-in these changes make invalid: it was made at an issuer of another name, for
-        another resource, or with scopes beyond those that are fixed now."""
+        """The identities whose sign-in these changes make invalid: it was made at an issuer of another name or with
+        other endpoints, for another resource, or with scopes beyond those that are fixed now."""
         then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
         if list(then.values()) == self.sign_in_settings:
             return self.identities.none()
@@ -232,6 +251,8 @@ class Server(Versioned, Switchable):
     def _fits(self, then: Mapping[str, Any], issuer: str, resource: str, scope: str) -> bool:
         """Whether what was granted like this is what would be granted with other settings."""
         if (self.expected_issuer or issuer) != (then["expected_issuer"] or issuer):
+            return False
+        if self.endpoints[:2] != (then["authorization_endpoint"], then["token_endpoint"]):
             return False
         if (self.resource_sent, self.fixed_resource) != (then["resource_sent"], then["fixed_resource"]):
             named = covers(resource, self.url) if resource else host_of(issuer) in WITHOUT_RESOURCE

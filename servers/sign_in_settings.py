@@ -29,3 +29,10 @@ def scopes(text: str) -> str:
     if unusable := [each for each in text.split() if each not in found]:
         raise Unusable(f"“{unusable[0][:80]}” is no scope. Write scopes with spaces between them.")
     return " ".join(found)
+
+
+def endpoint(text: str, *, url: str) -> str:
+    """An endpoint of an issuer: a URI without a fragment (RFC 6749 sections 3.1 and 3.2). Raises Unusable."""
+    if text and (not is_https(text, like=url) or "#" in text):
+        raise Unusable("An endpoint is an address that begins with https://, without # and what follows it.")
+    return text

@@ -24,6 +24,7 @@ from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
+from servers.oauth_client.models import MANY_UNFINISHED, registration_of, unfinished_sign_ins
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -94,7 +95,11 @@ def slug(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(*SEES_SERVERS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
-    return show(request, "servers/overview.html", {"server": find(slug), "tab": "overview"})
+    server = find(slug)
+    context: dict[str, Any] = {"server": server, "tab": "overview"}
+    if unfinished_sign_ins(server) >= MANY_UNFINISHED:
+        context |= {"unfinished": True, "registration": registration_of(server)}
+    return show(request, "servers/overview.html", context)
 
 
 @require_GET

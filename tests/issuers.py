@@ -3,7 +3,9 @@
 What it issues, refuses and counts is under the control of a test, which may change it while it runs.
 """
 
+import html
 import json
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -50,6 +52,7 @@ class Issuer:
     refuses_scope: str = ""  # Who asks for it is refused, at this place: "authorize" or "token".
     refuses_at: str = "authorize"
     forms: list[dict[str, str]] = field(default_factory=list)  # What the token endpoint was sent.
+    registrations: list[dict[str, Any]] = field(default_factory=list)  # What the registration endpoint was sent.
     clients: dict[str, OAuthClientInformationFull] = field(default_factory=dict)
     codes: dict[str, AuthorizationCode] = field(default_factory=dict)
     access: dict[str, AccessToken] = field(default_factory=dict)
@@ -154,8 +157,8 @@ class Issuer:
                 if await self._admits(origin, scope, send):
                     await protected(scope, receive, send)
                 return
-            if path == "/token":
-                receive = await self._noted(receive)
+            if path in ("/token", "/register"):
+                receive = await self._noted(path, receive)
             if await self._answers_itself(origin, path, send):
                 return
             if origin not in routes:
@@ -164,10 +167,13 @@ class Issuer:
 
         return door
 
-    async def _noted(self, receive: Receive) -> Receive:
-        """Note the form that comes, and have it come again."""
+    async def _noted(self, path: str, receive: Receive) -> Receive:
+        """Note the form or document that comes, and have it come again."""
         body = await read(receive)
-        self.forms.append(dict(parse_qsl(body.decode())))
+        if path == "/token":
+            self.forms.append(dict(parse_qsl(body.decode())))
+        else:
+            self.registrations.append(json.loads(body))
 
         async def again() -> Any:
             return {"type": "http.request", "body": body, "more_body": False}
@@ -238,7 +244,11 @@ async def _json(send: Send, status: int, document: object) -> None:
 def destination(response: Any) -> str:
     """Where a page that leads on leads to."""
     assert response.status_code == 200, response.content.decode()
-    return str(response["Refresh"]).removeprefix("0; url=")
+    if "Refresh" in response:
+        return str(response["Refresh"]).removeprefix("0; url=")
+    found = re.search(r'data-kind="primary" href="([^"]+)"', response.content.decode())
+    assert found, response.content.decode()
+    return html.unescape(found[1])
 
 
 def consent(url: str) -> str:

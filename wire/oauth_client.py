@@ -186,8 +186,17 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
         if advertised:
             raise Mismatch("The answer does not say which issuer it is from, so it may be another issuer's.")
         return
-    if given != issuer:
+    if given != issuer and not _is_tenant(given, issuer):
         raise Mismatch("The answer came from another issuer than the one that was asked.")
+
+
+def _is_tenant(given: str, issuer: str) -> bool:
+    """Whether `issuer` is the name that Microsoft Entra gives all its tenants together, and `given` that of one.
+
+    Its metadata for several tenants name the issuer with `{tenantid}` in place of one; its answers name the one.
+    """
+    before, template, after = issuer.partition("{tenantid}")
+    return bool(template) and re.fullmatch(f"{re.escape(before)}[0-9A-Za-z.-]+{re.escape(after)}", given) is not None
 
 
 def token_request(
@@ -330,3 +339,14 @@ def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
         return "none"
     known = (way for way in advertised if way in AUTH_METHODS and way != "none")
     return next(known, DEFAULT_AUTH_METHOD)
+
+
+def other_auth_method(method: str, advertised: Sequence[str]) -> str:
+    """The other way in which a client with a secret may name itself to an issuer that takes these ways; "" for none.
+
+    One that does not say takes the first (RFC 8414 section 2).
+    """
+    ways = ("client_secret_basic", "client_secret_post")
+    if method not in ways:
+        return ""
+    return next((way for way in ways if way != method and way in (advertised or (DEFAULT_AUTH_METHOD,))), "")

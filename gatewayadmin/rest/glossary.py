@@ -66,6 +66,11 @@ MEMBERS: dict[str, Entry] = {
     ),
     "SignIn.expires_at": Entry("Until when it can be finished.", MOMENT),
     "SignIn.issuer": Entry("Where the person signs in.", "https://issuer.example.com"),
+    "SignIn.unfinished": Entry(
+        "From how many sign-ins at this server in a row, before this one, nobody was sent back; from 3 on its issuer "
+        "may have forgotten this gateway.",
+        0,
+    ),
     "Identity.enabled": Entry("Whether calls may use it.", True),
     "Invalid.errors": Entry("What is wrong, by field or parameter.", {"name": ["This field is required."]}),
     "MailOutcome.detail": Entry("What the mail server said, in words.", "Sent to ana@example.com."),
@@ -208,6 +213,22 @@ MEMBERS: dict[str, Entry] = {
     "expected_issuer": Entry(
         "What its issuer has to call itself, where that is not the address it is found at; empty: both are the same.",
         "https://auth.example.com",
+    ),
+    "assume_pkce": Entry(
+        "Whether people sign in although its issuer does not say that it supports PKCE; S256 is sent in any case.",
+        False,
+    ),
+    "authorization_endpoint": Entry(
+        "Where its issuer asks people, entered for one that does not describe itself; else empty.",
+        "https://auth.example.com/authorize",
+    ),
+    "revocation_endpoint": Entry(
+        "Where its issuer is told to end tokens (RFC 7009), for entered endpoints; else empty.",
+        "https://auth.example.com/revoke",
+    ),
+    "token_endpoint": Entry(
+        "Where its issuer gives and renews tokens, with `authorization_endpoint`; else empty.",
+        "https://auth.example.com/token",
     ),
     "fixed_resource": Entry("The `resource` that is sent, for `resource_sent` fixed.", "https://mcp.example.com/mcp"),
     "fixed_scopes": Entry(

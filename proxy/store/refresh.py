@@ -67,6 +67,8 @@ class Held(NamedTuple):
     client_id: str
     client_secret: str | None
     auth_method: str
+    other_auth_method: str
+    registration: str
     revocation_endpoint: str
     private: bool
 
@@ -114,25 +116,40 @@ def _now(rows: list[tuple[Any, ...]]) -> Now:
 
 def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
     try:
-        request = _request(held, cipher)
-        tokens = yield from _ask(request)
+        tokens, taken = yield from _ask_in_either_way(held, cipher)
     except (TokenRefused, Unreadable) as refusal:
-        if isinstance(refusal, TokenRefused) and not refusal.final:
-            yield from _count_refusal(parameters, refusal)
-        client_gone = isinstance(refusal, TokenRefused) and refusal.error in CLIENT_GONE
-        yield from _refused(parameters, "client" if client_gone else "refused", str(refusal))
-        raise NotRenewed("identity_sign_in", str(refusal)) from None
+        return (yield from _after_refusal(refusal, parameters))
     except TokenUnavailable as fault:
         yield Statement(STATEMENTS["wait"], parameters)
         raise NotRenewed("identity_unavailable", str(fault)) from None
     access = cipher.seal(tokens.access)
     stored = yield Statement(STATEMENTS["store"], parameters | _columns(tokens, access, cipher))
+    if taken != held.auth_method:
+        way = {"registration": held.registration, "refused": held.auth_method}
+        yield Statement(STATEMENTS["other_auth_method"], way)
     now = _now((yield Statement(STATEMENTS["look"], {"identity": parameters["identity"]})))
     if now.refusal:  # It was switched off or ended meanwhile; what is only switched off has kept its new tokens.
         raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
     if now.ciphertext is None:
         raise NotRenewed("identity_unavailable")
     return now.ciphertext  # Another one than this, if the person has signed in again meanwhile.
+
+
+def _after_refusal(refusal: TokenRefused | Unreadable, parameters: dict[str, Any]) -> Renewal:
+    """Note that a person has to sign in again; or, if that is not so any more, what there is instead.
+
+    A process that was late loses its lease: then another one has renewed the token, or is about to, and what it stores
+    stays.
+    """
+    if isinstance(refusal, TokenRefused) and not refusal.final:
+        yield from _count_refusal(parameters, refusal)
+    client_gone = isinstance(refusal, TokenRefused) and refusal.error in CLIENT_GONE
+    yield from _refused(parameters, "client" if client_gone else "refused", str(refusal))
+    now = _now((yield Statement(STATEMENTS["look"], {"identity": parameters["identity"]})))
+    if now.ciphertext not in (None, parameters["ciphertext"]) and not now.refusal:
+        return str(now.ciphertext)
+    is_renewed_elsewhere = now.is_leased and not now.refusal
+    raise NotRenewed("identity_unavailable" if is_renewed_elsewhere else "identity_sign_in", str(refusal)) from None
 
 
 def _revocations(held: Held, tokens: Tokens, cipher: Cipher) -> list[TokenRequest]:
@@ -166,6 +183,17 @@ def _request(held: Held, cipher: Cipher) -> TokenRequest:
     }
     client = Client(held.client_id, _secret(held, cipher), held.auth_method)
     return token_request(held.endpoint, client, form, private=held.private)
+
+
+def _ask_in_either_way(held: Held, cipher: Cipher) -> Generator[Step, Any, tuple[Tokens, str]]:
+    """The tokens, and the way in which the client named itself: once in the other way if this one is refused."""
+    try:
+        return (yield from _ask(_request(held, cipher))), held.auth_method
+    except TokenRefused as refusal:
+        if refusal.error != "invalid_client" or not held.other_auth_method:
+            raise
+    other = held.other_auth_method
+    return (yield from _ask(_request(held._replace(auth_method=other), cipher))), other
 
 
 def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:

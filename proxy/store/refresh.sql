@@ -17,7 +17,8 @@ UPDATE upstream_oauth_grant g SET lease = %(lease)s::uuid, leased_until = statem
 FROM due, upstream_oauth_clientregistration r
 WHERE g.identity_id = due.id AND r.id = g.registration_id
 RETURNING g.token_endpoint, encode(g.refresh_ciphertext, 'escape'), g.resource, g.scope, r.client_id,
-    encode(r.secret_ciphertext, 'escape'), r.auth_method, g.revocation_endpoint, g.private
+    encode(r.secret_ciphertext, 'escape'), r.auth_method, r.other_auth_method, r.id::text, g.revocation_endpoint,
+    g.private
 
 -- name: look
 SELECT encode(i.secret_ciphertext, 'escape'),
@@ -52,6 +53,12 @@ UPDATE upstream_oauth_grant g SET
     scope = CASE %(scope)s::text WHEN '' THEN g.scope ELSE %(scope)s::text END,
     lease = NULL, leased_until = NULL, failures = 0, retry_at = NULL, refreshed_at = statement_timestamp()
 FROM mine WHERE g.identity_id = mine.id
+RETURNING true
+
+-- name: other_auth_method
+-- The issuer has refused one way in which a client names itself, and taken the other.
+UPDATE upstream_oauth_clientregistration SET auth_method = other_auth_method, other_auth_method = ''
+WHERE id = %(registration)s::uuid AND auth_method = %(refused)s::text AND other_auth_method <> ''
 RETURNING true
 
 -- name: wait

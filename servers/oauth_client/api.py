@@ -19,6 +19,7 @@ from connections.models import Connection
 from servers.api import ServerReference
 from servers.models import Identity, Server
 from servers.oauth_client.flow import SignInRefused, authorization, open_to
+from servers.oauth_client.models import unfinished_sign_ins
 from ui.operations import Body, operation
 from ui.rest import Moment, Problem, Resource
 
@@ -30,6 +31,7 @@ class Begun(NamedTuple):
     issuer: str
     expires_at: datetime
     authorization_url: str
+    unfinished: int
 
 
 class SignInSerializer(serializers.Serializer[Begun]):
@@ -39,6 +41,7 @@ class SignInSerializer(serializers.Serializer[Begun]):
     issuer = serializers.CharField()
     expires_at = Moment()
     authorization_url = serializers.CharField()
+    unfinished = serializers.IntegerField()
 
 
 class NewSignIn(Body):
@@ -75,7 +78,10 @@ class SignIns(Resource):
             identity=identity,
             return_to="/settings/identities",
         )
-        return self.answer(Begun(server, sign_in.registration.issuer, sign_in.expires_at, url), HTTPStatus.CREATED)
+        return self.answer(
+            Begun(server, sign_in.registration.issuer, sign_in.expires_at, url, unfinished_sign_ins(server)),
+            HTTPStatus.CREATED,
+        )
 
     def _server(self, pk: UUID) -> Server:
         server = open_to(self.me).filter(pk=pk).first()

@@ -65,6 +65,7 @@ class Metadata:
     scopes: tuple[str, ...] = ()
     auth_methods: tuple[str, ...] = ()
     says_iss: bool = False
+    says_pkce: bool = False  # That it supports the proof with S256.
     private: bool = False  # Whether it may be at a private address.
     takes_documents: bool = False
     name: str = ""
@@ -106,15 +107,31 @@ class Needs:
 
 def needs_of(server: Server) -> Needs:
     """What `discover` finds out about this server, with what is set of how people sign in at it."""
-    expected, scopes = server.expected_issuer, server.fixed_scopes
-    return discover(server.url, expected_issuer=expected, fixed_scopes=scopes, private=server.private is not False)
+    return discover(
+        server.url,
+        expected_issuer=server.expected_issuer,
+        fixed_scopes=server.fixed_scopes,
+        endpoints=server.endpoints,
+        assume_pkce=server.assume_pkce,
+        private=server.private is not False,
+    )
 
 
-def discover(url: str, *, expected_issuer: str = "", fixed_scopes: str = "", private: bool = True) -> Needs:
+def discover(
+    url: str,
+    *,
+    expected_issuer: str = "",
+    fixed_scopes: str = "",
+    endpoints: tuple[str, str, str] = ("", "", ""),
+    assume_pkce: bool = False,
+    private: bool = True,
+) -> Needs:
     """Ask the server at `url` without a credential, and follow where it leads; takes ten seconds in all at most.
 
     `expected_issuer` is what its issuer has to call itself, where that is not the address it is found at; the
-    `fixed_scopes` take the place of those the server asks for. Without `private` only public addresses are called.
+    `fixed_scopes` take the place of those the server asks for. `endpoints` are where it asks people, gives tokens and
+    revokes them, if it does not describe itself; else it has to say that it supports PKCE, unless that is assumed
+    (`assume_pkce`). Without `private` only public addresses are called.
     """
     http = Http(private=private)
     try:
@@ -123,12 +140,16 @@ def discover(url: str, *, expected_issuer: str = "", fixed_scopes: str = "", pri
         return Needs(problem=f"The server {error}.")
     http.private = answer.inside
     challenge = read_challenge(answer.challenges)
-    if answer.status not in (401, 403) or (answer.status == 403 and not challenge.resource_metadata):
+    closed = answer.status == 401 or (answer.status == 403 and challenge.resource_metadata)
+    if not closed and not endpoints[0]:
         # A server that refuses the message by its content has no question about who asks.
         speaks = 200 <= answer.status < 300 or (answer.document or {}).get("jsonrpc") == "2.0"
         return Needs(AuthType.NONE) if speaks else Needs(problem=f"The server answered {answer.status}.")
     try:
-        needs = _needs(http, url, challenge, expected_issuer)
+        if endpoints[0]:
+            needs = _entered(http, url, challenge, endpoints, expected_issuer)
+        else:
+            needs = _needs(http, url, challenge, expected_issuer, assume_pkce=assume_pkce)
         return replace(needs, scopes=scopes_of(fixed_scopes)) if fixed_scopes and needs.metadata else needs
     except (BadIssuer, Unreachable) as error:
         return Needs(problem=str(error))
@@ -156,7 +177,28 @@ def _unknown(http: Http, url: str) -> Answer:
     return listed if listed.status in (401, 403) else hello
 
 
-def _needs(http: Http, url: str, challenge: Challenge, expected: str) -> Needs:
+def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
+    """What a sign-in takes where an administrator entered the endpoints of an issuer that does not describe itself.
+
+    Where it asks people is its name: nobody else has that address, so the one it sends them back to is its own, too.
+    """
+    authorization, token, revocation = endpoints
+    resource = _resource(http, url, challenge, issuers_needed=False) or Resource()
+    named = all(origin_of(each) in settings.PRIVATE_ISSUERS for each in (token, revocation) if each)
+    metadata = Metadata(
+        issuer=authorization,
+        authorization_endpoint=authorization,
+        token_endpoint=token,
+        revocation_endpoint=revocation,
+        auth_methods=("client_secret_basic", "client_secret_post"),  # It does not say: one, and if refused the other.
+        private=http.private or named,
+        name=expected or authorization,
+    )
+    scopes = scopes_of(challenge.scope) or resource.scopes
+    return Needs(AuthType.OAUTH, authorization, scopes, metadata.registrations, "", resource, metadata)
+
+
+def _needs(http: Http, url: str, challenge: Challenge, expected: str, *, assume_pkce: bool) -> Needs:
     resource = _resource(http, url, challenge)
     if resource is None:
         metadata = _legacy(http, url, expected)
@@ -165,13 +207,19 @@ def _needs(http: Http, url: str, challenge: Challenge, expected: str) -> Needs:
         resource = Resource((metadata.issuer,))
     else:
         metadata = issuer_metadata(http, resource.issuers[0], like=url, expected=expected)
+    if not (metadata.says_pkce or assume_pkce):
+        raise BadIssuer(
+            f"The issuer {metadata.issuer} does not say that it supports PKCE with S256 "
+            "(code_challenge_methods_supported). An administrator who knows that it does can assume it in the settings "
+            "of the server."
+        )
     scopes = scopes_of(challenge.scope) or resource.scopes
     if "offline_access" in metadata.scopes and scopes and "offline_access" not in scopes:
         scopes = (*scopes, "offline_access")  # Else some give nothing to renew the token with.
     return Needs(AuthType.OAUTH, metadata.issuer, scopes, metadata.registrations, "", resource, metadata)
 
 
-def _resource(http: Http, url: str, challenge: Challenge) -> Resource | None:
+def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: bool = True) -> Resource | None:
     """The metadata of the server (RFC 9728); None when it has none. Raises BadIssuer."""
     for address in resource_metadata_urls(url, challenge):
         if not is_https(address, like=url):
@@ -182,7 +230,7 @@ def _resource(http: Http, url: str, challenge: Challenge) -> Resource | None:
         name, issuers = document.get("resource"), as_list(document.get("authorization_servers"))
         if not isinstance(name, str) or not covers(name, url):
             raise BadIssuer("The server's description of itself is for another address, so it is not trusted.")
-        if not issuers:
+        if not issuers and issuers_needed:
             continue
         return Resource(issuers, name, scopes_of(document.get("scopes_supported")))
     return None
@@ -253,6 +301,7 @@ def _metadata(document: Mapping[str, Any], issuer: str, like: str) -> Metadata:
         userinfo_endpoint=endpoint("userinfo"),
         scopes=scopes_of(document.get("scopes_supported")),
         auth_methods=as_list(document.get("token_endpoint_auth_methods_supported")),
+        says_pkce=methods is not None,
         says_iss=document.get("authorization_response_iss_parameter_supported") is True,
         takes_documents=document.get("client_id_metadata_document_supported") is True,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 from django.http import HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
@@ -25,13 +26,22 @@ from gateways.models import Assignment, Gateway
 from servers.models import AuthType, Identity, ResourceSent, Server, ServerError, SignInNeeded, cipher
 from servers.oauth_client.discovery import Metadata, Needs, needs_of
 from servers.oauth_client.http import Http, Unreachable, send_soon
-from servers.oauth_client.models import ClientRegistration, Grant, NoSignIn, SignIn, must_take_sign_ins
+from servers.oauth_client.models import (
+    MANY_UNFINISHED,
+    ClientRegistration,
+    Grant,
+    NoSignIn,
+    SignIn,
+    must_take_sign_ins,
+    unfinished_sign_ins,
+)
 from servers.oauth_client.registration import NotRegistered, registered
 from ui.pages import AppRequest, own_path
 from wire.cipher import Unreadable
 from wire.oauth_client import (
     CLIENT_GONE,
     WITHOUT_RESOURCE,
+    Client,
     Mismatch,
     TokenRefused,
     Tokens,
@@ -85,7 +95,7 @@ def begin(request: AppRequest, server: Server, **chosen: Any) -> HttpResponse:
     Raises SignInRefused, or CapabilityRequired.
     """
     sign_in, url = authorization(request, server, **chosen)
-    return _leads_on(request, server, sign_in.registration.issuer, url)
+    return _leads_on(request, sign_in, url)
 
 
 def authorization(
@@ -115,7 +125,8 @@ def authorization(
     needs = needs_of(server)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
-    _must_be_known(request, server, needs.issuer)
+    if not server.authorization_endpoint:  # Else an administrator entered it.
+        _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:
         registration = registered(server, needs.metadata, scope, by=request.user)
@@ -147,6 +158,7 @@ def authorization(
         expires_at=timezone.now() + LIFETIME,
     )
     _end_oldest(request.user)
+    Server.objects.filter(pk=server.pk).update(sign_ins_begun=F("sign_ins_begun") + 1)
     parameters = {
         "response_type": "code",
         "client_id": client.client_id,
@@ -249,10 +261,16 @@ def _endpoints(metadata: Metadata) -> dict[str, str | bool]:
     }
 
 
-def _leads_on(request: AppRequest, server: Server, issuer: str, url: str) -> HttpResponse:
-    """A page that leads on by itself: a redirect out of a form would be stopped by our own policy."""
-    response = render(request, "servers/sign_in_leads_on.html", {"server": server, "issuer": issuer, "url": url})
-    response["Refresh"] = f"0; url={url}"
+def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
+    """A page that leads on by itself: a redirect out of a form would be stopped by our own policy.
+
+    After several sign-ins in a row from which nobody came back it says what that may mean, and waits.
+    """
+    waits = unfinished_sign_ins(sign_in.server) >= MANY_UNFINISHED
+    context = {"server": sign_in.server, "registration": sign_in.registration, "url": url, "waits": waits}
+    response = render(request, "servers/sign_in_leads_on.html", context)
+    if not waits:
+        response["Refresh"] = f"0; url={url}"
     response["Referrer-Policy"] = "no-referrer"
     response["Cache-Control"] = "no-store"
     return response
@@ -275,6 +293,7 @@ def find(request: AppRequest) -> SignIn:
                 "Begin it again."
             )
         SignIn.objects.filter(pk=sign_in.pk).delete()
+        Server.objects.filter(pk=sign_in.server_id).update(sign_ins_begun=0)
     if sign_in.expires_at <= timezone.now():
         raise SignInRefused("This sign-in took too long. Begin it again.")
     if sign_in.registration.redirect_uri != settings.PUBLIC_URL + request.path:
@@ -389,9 +408,14 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
             "code_verifier": cipher().open(bytes(sign_in.verifier_ciphertext)),
             "resource": sign_in.resource,
         }
-        request = token_request(sign_in.endpoints["token_endpoint"], registration.client, form)
-        answer = Http(private=sign_in.private).post(request.url, request.headers, request.body)
-        return read_tokens(answer.status, answer.body)
+        try:
+            return _tokens(sign_in, registration.client, form)
+        except TokenRefused as refusal:
+            if refusal.error != "invalid_client" or not registration.other_auth_method:
+                raise
+        tokens = _tokens(sign_in, registration.client._replace(auth_method=registration.other_auth_method), form)
+        registration.use_other_auth_method()
+        return tokens
     except TokenRefused as refusal:
         _must_not_be_of_lasting_access(sign_in, refusal.error)
         if refusal.error in CLIENT_GONE and registration.server_id is None:
@@ -401,6 +425,13 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
         raise SignInRefused(f"The issuer of {sign_in.server} gave no token: {fault}. Begin again.") from None
     except Unreadable:
         raise SignInRefused("The encryption key was changed meanwhile. Begin again.") from None
+
+
+def _tokens(sign_in: SignIn, client: Client, form: Mapping[str, str]) -> Tokens:
+    """What the token endpoint gives to this client. Raises TokenRefused, TokenUnavailable or Unreachable."""
+    request = token_request(sign_in.endpoints["token_endpoint"], client, form)
+    answer = Http(private=sign_in.private).post(request.url, request.headers, request.body)
+    return read_tokens(answer.status, answer.body)
 
 
 def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:

@@ -59,6 +59,8 @@ class ClientRegistration(models.Model):
     # What it may ask for, where it had to say so; empty: whatever the issuer grants.
     scope = models.TextField(blank=True, default="")
     auth_method = models.CharField(max_length=30, choices=[(name, name) for name in AUTH_METHODS])
+    # The other way that its issuer takes, tried once when this one is refused; empty: there is none, or it was tried.
+    other_auth_method = models.CharField(max_length=30, blank=True, default="", db_default="", editable=False)
     secret_expires_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -82,6 +84,12 @@ class ClientRegistration(models.Model):
         """What is said to the issuer. Raises wire.cipher.Unreadable."""
         sealed = self.secret_ciphertext
         return Client(self.client_id, cipher().open(bytes(sealed)) if sealed else "", self.auth_method)
+
+    def use_other_auth_method(self) -> None:
+        """Name ourselves in the other way from now on: the issuer has refused this one, and taken that."""
+        before, self.auth_method, self.other_auth_method = self.auth_method, self.other_auth_method, ""
+        rows = type(self).objects.filter(pk=self.pk, auth_method=before)
+        rows.update(auth_method=self.auth_method, other_auth_method="")
 
     def seal(self, secret: str) -> None:
         """Hold the client's secret encrypted; an empty one is none."""
@@ -147,6 +155,38 @@ class SignIn(models.Model):
             rows = Identity.objects.select_for_update(of=("self",), no_key=True)
             self.identity = rows.get(pk=self.identity_id)
         return user
+
+
+def registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
+    """How this gateway is known for this server: the client entered for it, else what its issuer knows.
+
+    Without the `issuer` it is seen by what people granted, or are asked for now.
+    """
+    return live_registrations(server, issuer).order_by("server", "-created_at").first()
+
+
+def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[ClientRegistration]:
+    """Those in use for this server: its own, and the one it shares with other servers of its issuer."""
+    granted = Grant.objects.filter(identity__server=server).values("registration")
+    asked = SignIn.objects.filter(server=server).values("registration")
+    known = Q(pk__in=granted) | Q(pk__in=asked) | (Q(issuer=issuer) if issuer else Q(pk=None))
+    return ClientRegistration.objects.filter(Q(server=server) | Q(server=None) & known, ended_at=None)
+
+
+MANY_UNFINISHED = 3  # In a row; from then on it is said that the issuer may have forgotten this gateway.
+
+
+def unfinished_sign_ins(server: Server) -> int:
+    """How many sign-ins at this server, one after the other, came to no end: its issuer sent nobody back.
+
+    Some issuers forget their clients, and show an error to the person instead of an answer to us. The newest sign-in of
+    each person may still be under way, and does not count.
+    """
+    begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
+    if begun < MANY_UNFINISHED:
+        return 0
+    under_way = SignIn.objects.filter(server=server, expires_at__gt=timezone.now()).values("user").distinct()
+    return max(begun - under_way.count(), 0)
 
 
 def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:

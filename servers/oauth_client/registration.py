@@ -19,9 +19,9 @@ from auditlog.models import Event
 from servers.models import Server
 from servers.oauth_client.discovery import Metadata
 from servers.oauth_client.http import Http, Unreachable
-from servers.oauth_client.models import ClientRegistration, Kind
+from servers.oauth_client.models import ClientRegistration, Grant, Kind, live_registrations
 from wire.credential import place_in_words, place_of
-from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method, union
+from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method, other_auth_method, union
 
 __all__ = ["NotRegistered", "client_document", "common_redirect_uri", "enter", "redirect_uri", "registered", "reset"]
 
@@ -174,6 +174,7 @@ def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> Client
     if method not in AUTH_METHODS or (method != "none" and not secret):
         raise NotRegistered(f"{metadata.issuer} registered this gateway in a way it cannot use ({str(method)[:40]}).")
     row.kind, row.client_id, row.auth_method = Kind.DYNAMIC, client_id[:1000], method
+    row.other_auth_method = other_auth_method(method, methods)
     row.seal(secret if isinstance(secret, str) else "")
     if isinstance(expires, int) and expires > 0:
         row.secret_expires_at = datetime.fromtimestamp(min(expires, 32_503_680_000), UTC)
@@ -202,21 +203,25 @@ def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by
             client_id=client_id,
             auth_method=auth_method(metadata.auth_methods, secret=bool(secret)),
         )
+        row.other_auth_method = other_auth_method(row.auth_method, metadata.auth_methods)
         row.seal(secret)
         row.save(force_insert=True)
+        # The same client with another secret: what was granted to it is renewed with that.
+        same = ClientRegistration.objects.filter(server=server, issuer=row.issuer, client_id=client_id)
+        Grant.objects.filter(registration__in=same.exclude(pk=row.pk)).update(registration=row)
         Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes=_told(row))
     return row
 
 
-def reset(server: Server, *, by: User | None) -> int:
+def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
     """Forget how this gateway is known for this server; the next sign-in makes it known anew. How many that ended.
 
-    What was granted before is renewed with the client it was granted to.
+    The `issuer` of the server is where nobody has come back from yet. What was granted before is renewed with the
+    client it was granted to.
     """
-    used = Q(server=server) | Q(server=None, grants__identity__server=server)
     with transaction.atomic():
-        rows = ClientRegistration.objects.filter(used, ended_at=None).values("pk")
-        ended = ClientRegistration.objects.filter(pk__in=rows).update(ended_at=timezone.now())
+        ended = live_registrations(server, issuer).update(ended_at=timezone.now())
+        Server.objects.filter(pk=server.pk).update(sign_ins_begun=0)
         if ended and by is not None:
             Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes={"ended": [0, ended]})
     return int(ended)

@@ -19,7 +19,7 @@ from connections.models import Connection
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.flow import LastingRefused, SignInRefused, begin, begin_again, find, finish, open_to
-from servers.oauth_client.models import ClientRegistration
+from servers.oauth_client.models import registration_of
 from servers.oauth_client.registration import client_document as document
 from servers.oauth_client.registration import enter, redirect_uri, reset
 from servers.views import find as find_server
@@ -87,6 +87,7 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
     return leave(request, back, f"Signed in to {identity.server.name}{who}")
 
 
+FORGOTTEN = "Client forgotten. The next sign-in makes this gateway known anew"
 NOTHING_STORED = "Nothing was stored. If that is where the client was registered, enter it again."
 
 
@@ -111,17 +112,15 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
     if server.auth_type != AuthType.OAUTH:
         raise Http404
-    if "reset" in request.POST:
-        ended = reset(server, by=request.user)
-        return leave(request, page_url(server), "Client forgotten" if ended else "There was no client to forget")
-    form = ClientForm(request.POST or None)
     needs = needs_of(server)
-    own = ClientRegistration.objects.filter(server=server, ended_at=None).first()
-    used = ClientRegistration.objects.filter(grants__identity__server=server, ended_at=None).first()
+    if "reset" in request.POST:
+        ended = reset(server, by=request.user, issuer=needs.issuer)
+        return leave(request, page_url(server), FORGOTTEN if ended else "There was no client to forget")
+    form = ClientForm(request.POST or None)
     context = {
         "form": form,
         "server": server,
-        "registration": own or used,
+        "registration": registration_of(server, needs.issuer),
         "issuer": needs.issuer,
         "problem": "" if needs.metadata else needs.problem or "The server names no issuer.",
         "redirect_uri": redirect_uri(needs.issuer),

@@ -13,16 +13,18 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
-from servers.models import AuthType, Identity, cipher
+from servers.models import ENDPOINTS, AuthType, Identity, Server, cipher
 from servers.oauth_client.models import Grant
 from servers.oauth_client.registration import redirect_uri
 from tests import make
+from tests.asgi_server import App, Receive, Scope, Send, answer
 from tests.clients.fixtures import Npm
 from tests.clients.issuers import PROGRAMS, SECRET, NoWayBack, RealIssuer, Visitor, running
 from tests.conftest import Run
 from tests.issuers import destination
 from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, eventually, sql
+from wire.oauth_client import issuer_metadata_urls
 
 NEXT = "/settings/identities"
 
@@ -175,6 +177,54 @@ def test_a_client_that_was_registered_by_hand_signs_in_renews_and_revokes(place:
     after = tokens(identity)
     Identity.objects.get(pk=identity.pk).revoke(by=ann)
     eventually(lambda: is_refused(place, after["access_token"]))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_issuer_that_nobody_describes_is_signed_in_to_by_the_endpoints_that_were_entered(
+    name: str, npm: Npm, proxy: Proxy, run: Run, settings: Settings, ann: User
+) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+    ana = make.user(*Capability, email="ana@example.com")
+
+    def comes_back(issuer: str) -> str:
+        paths = ("/authorize", "/authorize/", "/auth", "/o/authorize/")
+        return " ".join(redirect_uri(issuer.rstrip("/") + path) for path in paths)
+
+    with running(name, npm, comes_back) as issuer:
+        known = next(
+            found.json()
+            for url in issuer_metadata_urls(issuer.name)
+            if (found := httpx.get(url, trust_env=False)).status_code == 200
+        )
+        place = Place(issuer, proxy, run(without_metadata(issuer.app())).url)
+        endpoints = {each: known[each] for each in ENDPOINTS}
+        Server.objects.get().edit(**endpoints, by=ana)
+        asked = {"issuer": known["authorization_endpoint"], "client_id": "entered", "secret": SECRET}
+        assert browser(ana).post("/servers/github/client/", asked).status_code == 302
+        agent = place.agent(ann)
+
+        identity = place.sign_in(ann)
+
+        assert identity.issuer == known["authorization_endpoint"]
+        assert heard(agent) == f"Bearer {tokens(identity)['access_token']}"
+        expire(identity)
+        assert heard(agent) == f"Bearer {tokens(identity)['access_token']}"
+        last = tokens(identity)["access_token"]
+        Identity.objects.get(pk=identity.pk).revoke(by=ann)
+        eventually(lambda: is_refused(place, last))
+
+
+def without_metadata(app: App) -> App:
+    """The same server, which says nothing of who issues tokens for it."""
+
+    async def door(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "well-known" in scope["path"]:
+            await answer(send, 404, b"")
+        else:
+            await app(scope, receive, send)
+
+    return door
 
 
 @pytest.mark.full

@@ -212,6 +212,7 @@ def by_rest(boss: User, server: Server, **fields: Any) -> Any:
 
 def by_admin(boss: User, server: Server, **fields: Any) -> Any:
     typed = {"resource_sent": "server", "expected_issuer": "", "fixed_resource": "", "fixed_scopes": ""}
+    typed |= dict.fromkeys(ENTERED, "")
     typed["private"] = "true"
     given = {name: value for name, value in fields.items() if value is not False}
     return browser(boss).post(reverse("admin:servers_server_change", args=[server.pk]), typed | given)
@@ -219,17 +220,22 @@ def by_admin(boss: User, server: Server, **fields: Any) -> Any:
 
 DOORS: dict[str, Callable[..., Any]] = {"the form": by_form, "REST": by_rest, "the Django admin": by_admin}
 SETS = {"resource_sent": "fixed", "fixed_resource": "https://api.example.com", "fixed_scopes": "read"}
+ENTERED = {
+    "authorization_endpoint": "https://auth.example.com/authorize",
+    "token_endpoint": "https://auth.example.com/token",
+    "revocation_endpoint": "https://auth.example.com/revoke",
+}
 
 
 @pytest.mark.parametrize("door", DOORS)
 def test_each_door_sets_how_people_sign_in_and_it_is_an_event(door: str, github: Github, boss: User) -> None:
     github.set(private=True)
 
-    saved = DOORS[door](boss, github.server, expected_issuer=KNOWN_AS, **SETS)
+    saved = DOORS[door](boss, github.server, expected_issuer=KNOWN_AS, assume_pkce=True, **SETS, **ENTERED)
 
     assert saved.status_code in (200, 302), words(saved)
     github.server.refresh_from_db()
-    assert github.server.sign_in_settings == [KNOWN_AS, "fixed", "https://api.example.com", "read"]
+    assert github.server.sign_in_settings == [KNOWN_AS, *SETS.values(), *ENTERED.values(), True]
     event = Event.objects.get(action="server.updated")
     assert event.actor_email == boss.email
     assert event.changes == {
@@ -237,6 +243,8 @@ def test_each_door_sets_how_people_sign_in_and_it_is_an_event(door: str, github:
         "resource_sent": ["server", "fixed"],
         "fixed_resource": ["", "https://api.example.com"],
         "fixed_scopes": ["", "read"],
+        "assume_pkce": [False, True],
+        **{name: ["", value] for name, value in ENTERED.items()},
     }
 
 
@@ -280,6 +288,12 @@ def test_what_ends_sign_ins_says_so_before_and_ends_them_when_that_is_agreed_to(
         ("fixed_resource", "urn:api"),
         ("fixed_resource", ""),
         ("fixed_scopes", 'read "write"'),
+        ("token_endpoint", "https://auth.example.com/token"),
+        ("token_endpoint", "https://auth.example.com/token#part"),
+        ("token_endpoint", "https://169.254.169.254/token"),
+        ("revocation_endpoint", "https://auth.example.com/revoke"),
+        ("authorization_endpoint", "javascript:alert(1)"),
+        ("authorization_endpoint", "https://10.0.0.5/authorize"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_beside_its_field(
@@ -324,10 +338,11 @@ def test_who_may_only_view_servers_sets_nothing(github: Github) -> None:
 def test_the_page_of_a_server_says_what_is_set(github: Github, boss: User) -> None:
     assert "Issuer expected" not in words(browser(boss).get("/servers/github/"))
 
-    github.set(expected_issuer=KNOWN_AS, private=True, **SETS)
+    github.set(expected_issuer=KNOWN_AS, private=True, assume_pkce=True, **SETS, **ENTERED)
 
     page = words(browser(boss).get("/servers/github/"))
-    for said in (KNOWN_AS, "https://api.example.com", "<code>read</code>", "At a private address"):
+    told = ("https://api.example.com", "<code>read</code>", "At a private address", "PKCE: assumed")
+    for said in (KNOWN_AS, *told, *ENTERED.values()):
         assert said in page
 
 
@@ -342,6 +357,11 @@ FITS: dict[str, tuple[dict[str, Any], bool]] = {
     "the scopes are what was granted": ({"fixed_scopes": "write read"}, True),
     "the scopes are more": ({"fixed_scopes": "read write admin"}, True),
     "the scopes are fewer": ({"fixed_scopes": "write"}, False),
+    "the endpoints are entered": (
+        {"authorization_endpoint": "https://auth.example.com/a", "token_endpoint": "https://auth.example.com/t"},
+        False,
+    ),
+    "PKCE is assumed": ({"assume_pkce": True}, True),
     "something else": ({"timeout_seconds": 5}, True),
 }
 
