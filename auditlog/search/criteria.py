@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from auditlog.models import COMMON, Call, moment_of
 from auditlog.name_lookups import MAX_IDS, lookups
+from auditlog.rollups.reading import known
 from auditlog.search import keyset, query_language
 from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
@@ -234,6 +235,10 @@ class Search:
         for alternatives in self._indexed:
             rows = rows.filter(_any(alternatives))
         return rows.filter(*self._row_tests)
+
+    def equalities(self) -> dict[str, list[Any]] | None:
+        """Its conditions as values of columns, when the roll-ups can tell of it; else None."""
+        return known([*self._indexed, *([test] for test in self._row_tests)])
 
     def parts(self) -> list[QuerySet[Call]]:
         """The same as several queries without a row in common, each with an index of its own. For a direct one."""
