@@ -117,9 +117,11 @@ class Book:
     ) -> dict[Key, Numbers] | None:
         """The numbers of the calls between two moments, by the values of some columns and the number of the bar.
 
-        None when more of the log would have to be read for it than a page may. Without `timed` it tells nothing of
-        durations, which takes less.
+        None when more of the log would have to be read for it than a page may, and as long as nothing was counted.
+        Without `timed` it tells nothing of durations, which takes less.
         """
+        if self._state is None:
+            return None
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, bars)
         found: dict[Key, Numbers] = defaultdict(Numbers)
         left = MOST_FROM_LOG
@@ -132,14 +134,12 @@ class Book:
                 self._read_rollups(found, piece, where, by, bars, timed=timed)
         return dict(found)
 
-    def total(self, where: Where, since: datetime, until: datetime) -> Numbers | None:
+    def total(self, where: Where, since: datetime, until: datetime, *, timed: bool = True) -> Numbers | None:
         """The numbers of all these calls; None as of `read`."""
-        found = self.read(where, since, until)
+        found = self.read(where, since, until, timed=timed)
         return None if found is None else found.get((), Numbers())
 
     def _pieces(self, dimensions: set[str], since: datetime, until: datetime, bars: Bars | None) -> list[Piece]:
-        if self._state is None or since >= until:
-            return [Piece(since, until)] if since < until else []
         grains = [
             grain
             for grain in (DAYS, HOURS, MINUTES)

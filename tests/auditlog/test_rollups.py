@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from threading import Thread
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -25,7 +25,8 @@ from tests import sampling
 from tests.calls import call, uid_at
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-IDS = {name: [uuid4() for _ in range(3)] for name in ("host_id", "user_id", "gateway_id", "server_id")}
+NAMES = ("host_id", "user_id", "gateway_id", "server_id")
+IDS = {name: [UUID(int=10 * n + number) for number in (1, 2, 3)] for n, name in enumerate(NAMES, 1)}
 REASONS = {Outcome.DENIED: ("host_disabled", "tool_disabled")}
 INSERT = """
 INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason,
