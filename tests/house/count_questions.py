@@ -365,6 +365,17 @@ def _events(ask: Ask) -> tuple[float, ...]:
     return (Event.objects.filter(created_at__gte=timezone.now() - 30 * DAY).count(),)
 
 
+def _group(ask: Ask) -> "QuerySet[Call]":
+    """Those of the page that are of one thing; a group of the page names it by what tells its calls apart."""
+    columns = {"user": "user_id", "gateway": "gateway_id", "server": "server_id", "tool": "feature_name"}
+    column = columns.get(ask.query.get("by", "host"), "deny_reason" if ask.query.get("by") == "reason" else "host_id")
+    return _calls(ask).filter(**{column: ask.of.partition(":")[2]})
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if part else "0 %"
+
+
 def _listed_calls(ask: Ask) -> tuple[float, ...]:
     return (_calls(ask).count(),)
 
@@ -648,6 +659,9 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "calls.denied": _ended("denied"),
     "calls.cancelled": _ended("cancelled"),
     "calls.outcomes": _outcomes,
+    "calls.group": lambda ask: _group(ask).count(),
+    "calls.group.denied": lambda ask: _group(ask).filter(outcome__in=ENDINGS["denied"]).count(),
+    "calls.group.errors": lambda ask: _percent(_group(ask).filter(outcome__in=ERRORS).count(), _group(ask).count()),
     "calls.day": lambda ask: _calls(ask).count(),
     "calls.day.errors": lambda ask: f"{_ended('error')(ask)} with errors",
     "calls.day.denied": _ended("denied"),
@@ -753,7 +767,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
 
 
 # What a server said just now, and parts of pages of which no rows are counted.
-NOT_STORED = {"probe.tools", "calls.of_bar", "facet.newest", "feature.parts"}
+NOT_STORED = {"calls.group.took", "probe.tools", "calls.of_bar", "facet.newest", "feature.parts"}
 
 # Sentences of the product that hold a number of their own: limits, times and codes, which count nothing.
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"

@@ -55,6 +55,7 @@ QUERIES = {
     "tokens:list": ("", "?owner=all", "?owner=all&status=waiting", "?owner=all&care=expiring"),
     "tokens:api_keys": ("", "?owner=all", "?status=revoked"),
     "auditlog:calls": ("", "?range=7d", "?q=error"),
+    "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
 }
 
 
