@@ -15,6 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from accounts.reauthentication import ask_again, must_ask_again
+from auditlog.instruments import Instruments
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
@@ -94,7 +95,16 @@ def slug(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(*SEES_SERVERS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
-    return show(request, "servers/overview.html", {"server": find(slug), "tab": "overview"})
+    server = find(slug)
+    context: dict[str, Any] = {"server": server, "tab": "overview"}
+    if request.user.has_perm(Capability.LOGS_READ):
+        context["instruments"] = Instruments(
+            {"server_id": [server.pk]},
+            {"server": str(server.pk)},
+            request.GET.get("range"),
+            tops=("tool", "gateway"),
+        )
+    return show(request, "servers/overview.html", context)
 
 
 @require_GET

@@ -72,6 +72,14 @@ class Numbers:
         """The part of the calls that failed: 0 to 1."""
         return self.errors / self.calls if self.calls else 0.0
 
+    @property
+    def p50(self) -> float | None:
+        return self.quantile(0.5)
+
+    @property
+    def p95(self) -> float | None:
+        return self.quantile(0.95)
+
     def quantile(self, part: float) -> float | None:
         """Within how many milliseconds this part of them ended, right to within a tenth."""
         return quantile(self.classes, part)

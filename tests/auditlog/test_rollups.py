@@ -136,6 +136,7 @@ def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
     now = timezone.now()
     write(writers[0], [row(chance, moments(chance, now, 44)) for _ in range(150)])
     writers[0].commit()
+    keeping.keep_up(0)
     for n in range(60):
         one = chance.choice(writers)
         acts: list[Callable[[], object]] = [
