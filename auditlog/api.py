@@ -157,7 +157,7 @@ class ExportQuery(CallFilters):
 class GroupQuery(CallFilters):
     """The calls by what they are of."""
 
-    by = serializers.ChoiceField([(name, one.label) for name, one in BY.items()])
+    by = serializers.ChoiceField([(name, one.label) for name, one in BY.items()], default="host")
     sort = serializers.ChoiceField([each for one in SORTS for each in (one, f"-{one}")], default="-calls")
 
 

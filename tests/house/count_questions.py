@@ -372,6 +372,29 @@ def _group(ask: Ask) -> "QuerySet[Call]":
     return _calls(ask).filter(**{column: ask.of.partition(":")[2]})
 
 
+def _plotted(ask: Ask) -> "QuerySet[Call]":
+    """Those of what a page is about, in the time of its plots."""
+    rows = Call.objects.filter(created_at__gte=timezone.now() - SPANS[ask.query.get("range", "24h")])
+    match ask.path:
+        case ["gateways", slug]:
+            return rows.filter(gateway_id=Gateway.objects.get(slug=slug).pk)
+        case ["servers", slug]:
+            return rows.filter(server_id=Server.objects.get(slug=slug).pk)
+        case ["hosts", pk]:
+            return rows.filter(host_id=pk)
+        case ["people", pk]:
+            return rows.filter(user_id=pk)
+        case ["tools", pk]:
+            tool = Feature.objects.select_related("assignment").get(pk=pk)
+            return rows.filter(server_id=tool.assignment.server_id, feature_name=tool.exposed_name)
+    return rows
+
+
+def _busiest(ask: Ask) -> "QuerySet[Call]":
+    columns = {"tool": "feature_name", "reason": "deny_reason"}
+    return _plotted(ask).filter(**{columns.get(ask.kind, f"{ask.kind}_id"): ask.of.partition(":")[2]})
+
+
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if part else "0 %"
 
@@ -659,6 +682,10 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "calls.denied": _ended("denied"),
     "calls.cancelled": _ended("cancelled"),
     "calls.outcomes": _outcomes,
+    "plots.calls": lambda ask: _plotted(ask).count(),
+    "plots.errors": lambda ask: _plotted(ask).filter(outcome__in=ERRORS).count(),
+    "plots.denied": lambda ask: _plotted(ask).filter(outcome__in=DENIED).count(),
+    "plots.top": lambda ask: _busiest(ask).count(),
     "calls.group": lambda ask: _group(ask).count(),
     "calls.group.denied": lambda ask: _group(ask).filter(outcome__in=ENDINGS["denied"]).count(),
     "calls.group.errors": lambda ask: _percent(_group(ask).filter(outcome__in=ERRORS).count(), _group(ask).count()),
@@ -767,7 +794,15 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
 
 
 # What a server said just now, and parts of pages of which no rows are counted.
-NOT_STORED = {"calls.group.took", "probe.tools", "calls.of_bar", "facet.newest", "feature.parts"}
+NOT_STORED = {
+    "calls.group.took",
+    "plots.took",
+    "plots.change",
+    "probe.tools",
+    "calls.of_bar",
+    "facet.newest",
+    "feature.parts",
+}
 
 # Sentences of the product that hold a number of their own: limits, times and codes, which count nothing.
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"

@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from accounts.models import ApiKey
 from auditlog.models import Call, Event
+from auditlog.rollups import keeping
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
@@ -62,7 +63,9 @@ QUERIES = {
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
     with django_db_blocker.unblock(), transaction.atomic():
-        yield built()
+        world = built()
+        keeping.keep_up(30)
+        yield world
         transaction.set_rollback(True)
 
 
