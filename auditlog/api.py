@@ -178,7 +178,7 @@ class CallGroupSerializer(serializers.Serializer[Any]):
 
 
 class CallGroupsSerializer(serializers.Serializer[Any]):
-    """The groups with the most calls, a hundred at most; `more` when there are others.
+    """The groups with the most calls, a thousand at most; `more` when there are others.
 
     `counted_since` is null when all calls that match were counted: the filters are host, gateway, server, user, method,
     outcome, reason, and tools by their name in `q`. With others only the newest 10,000 calls are, from then on.

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_GET
 
 from auditlog.actions import Action
 from auditlog.export import TYPES, as_csv
-from auditlog.groups import BY, MOST, SORTS, Group, as_rows, groups
+from auditlog.groups import BY, LISTED, SORTS, Group, as_rows, groups
 from auditlog.models import Event
 from auditlog.search.filters import RANGES, CallFilter
 from auditlog.search.query_language import Either
@@ -36,7 +36,7 @@ COLUMNS = (
 def grouped(request: AppRequest) -> HttpResponse:
     """The calls as the page of calls narrows them, by what they are of."""
     call_filter, by, sort = _asked(request)
-    found = None if call_filter.error else groups(call_filter.search(), BY[by])
+    found = None if call_filter.error else groups(call_filter.search(), BY[by], LISTED)
     rows = found.sorted(sort) if found else []
     highest = max((row.calls for row in rows), default=1)
     context: dict[str, Any] = {
@@ -45,7 +45,7 @@ def grouped(request: AppRequest) -> HttpResponse:
         "label": BY[by].label,
         "sort": sort,
         "found": found,
-        "most": MOST,
+        "most": LISTED,
         "rows": [(row, _query(call_filter, by, row), round(100 * row.calls / highest, 1)) for row in rows],
         "query": call_filter.query,
         "choices": [(name, one.label, _with(call_filter, by=name)) for name, one in BY.items()],

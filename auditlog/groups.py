@@ -15,7 +15,8 @@ from auditlog.rollups.reading import Book, Numbers, Where, book
 from auditlog.search.criteria import AHEAD, SEARCH_LIMIT, Search
 from auditlog.search.keyset import EPOCH
 
-MOST = 100  # Groups that are listed: those with the most calls.
+LISTED = 50  # Groups on a page: those with the most calls,
+MOST = 1_000  # and those that programs and files get.
 PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 OF_ROWS = """
@@ -96,41 +97,41 @@ class Groups:
 SORTS = ("name", "calls", "errors", "error_rate", "denied", *PARTS)
 
 
-def groups(search: Search, by: By) -> Groups:
-    """The calls of a search by what they are of.
+def groups(search: Search, by: By, most: int = MOST) -> Groups:
+    """The calls of a search by what they are of, `most` groups.
 
     All of them where the roll-ups can tell; else the newest SEARCH_LIMIT, as a search without an index looks at.
     """
     where = search.equalities()
-    found = None if where is None else _of_rollups(where, search, by)
-    return _of_rows(search, by) if found is None else found
+    found = None if where is None else _of_rollups(where, search, by, most)
+    return _of_rows(search, by, most) if found is None else found
 
 
 def _between(search: Search) -> tuple[datetime, datetime]:
     return search.since or EPOCH, search.until or timezone.now() + AHEAD
 
 
-def _of_rollups(where: Where, search: Search, by: By) -> Groups | None:
+def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | None:
     since, until = _between(search)
     with book() as opened:
         counted = opened.read(where, since, until, by=(by.column,), timed=False)
         if counted is None:
             return None
         numbers = {key: one.calls for (key,), one in counted.items() if key and one.calls}
-        most = sorted(numbers, key=lambda key: (-numbers[key], str(key)))[:MOST]
-        found = opened.read({**where, by.column: most}, since, until, by=(by.column,)) if most else {}
+        listed = sorted(numbers, key=lambda key: (-numbers[key], str(key)))[:most]
+        found = opened.read({**where, by.column: listed}, since, until, by=(by.column,)) if listed else {}
     if found is None:
         return None
-    names = _names(by, most, since, until)
-    rows = [_group(key, names, found[key,]) for key in most if (key,) in found]
-    return Groups(rows, len(numbers) > len(most))
+    names = names_of(by, listed, since, until)
+    rows = [_group(key, names, found[key,]) for key in listed if (key,) in found]
+    return Groups(rows, len(numbers) > len(listed))
 
 
 def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> list[Group]:
     """The groups with the most calls, without their durations; none where the roll-ups cannot tell."""
     found = opened.read(where, since, until, by=(by.column,), timed=False) or {}
     busiest = sorted((key for (key,) in found if key and found[key,].calls), key=lambda key: -found[key,].calls)[:most]
-    names = _names(by, busiest, since, until)
+    names = names_of(by, busiest, since, until)
     return [_group(key, names, found[key,]) for key in busiest]
 
 
@@ -139,20 +140,20 @@ def _group(key: Any, names: dict[Any, str], numbers: Numbers) -> Group:
     return Group(str(key), names.get(key) or str(key), numbers.calls, numbers.errors, numbers.denied, *percentiles)
 
 
-def _of_rows(search: Search, by: By) -> Groups:
+def _of_rows(search: Search, by: By, most: int) -> Groups:
     rows, floor = search.recent(SEARCH_LIMIT)
     columns = {by.column, "outcome", "duration_ms"}
     inner, parameters = rows.order_by().values(*columns).query.sql_with_params()
     with connection.cursor() as cursor:
         statement = OF_ROWS.format(column=by.column, rows=inner)
-        cursor.execute(statement, [list(ENDINGS["error"]), list(ENDINGS["denied"]), *parameters, MOST + 1])
+        cursor.execute(statement, [list(ENDINGS["error"]), list(ENDINGS["denied"]), *parameters, most + 1])
         found = cursor.fetchall()
-    names = _names(by, [row[0] for row in found], *_between(search))
-    listed = [Group(str(key), names.get(key) or str(key), *told, *parts) for key, *told, parts in found[:MOST]]
-    return Groups(listed, len(found) > MOST, floor)
+    names = names_of(by, [row[0] for row in found], *_between(search))
+    listed = [Group(str(key), names.get(key) or str(key), *told, *parts) for key, *told, parts in found[:most]]
+    return Groups(listed, len(found) > most, floor)
 
 
-def _names(by: By, keys: Sequence[Any], since: datetime, until: datetime) -> dict[Any, str]:
+def names_of(by: By, keys: Sequence[Any], since: datetime, until: datetime) -> dict[Any, str]:
     """What the newest call of each says it is called."""
     if not by.is_named or not keys:
         return {}

@@ -207,6 +207,7 @@ class Rollup(models.Model):
                 condition=models.Q((f"{name}__isnull", False)),
             )
             for name in DIMENSIONS
+            if name != "method"  # Of which there are few, and a cube of their own.
         )
 
     def __str__(self) -> str:

@@ -132,6 +132,7 @@ def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
     """Rows of any time, written by several who commit in any order, between steps of counting and dropped days."""
     monkeypatch.setattr(keeping, "WRITERS_S", 0)
     monkeypatch.setattr(keeping, "STEP", 25)
+    monkeypatch.setattr(keeping, "OLD_STEP", 25)
     partitions(44)
     now = timezone.now()
     write(writers[0], [row(chance, moments(chance, now, 44)) for _ in range(150)])
@@ -228,7 +229,7 @@ def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monke
 def test_counting_an_old_log_goes_on_where_it_was_stopped(
     db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "STEP", 10)
+    monkeypatch.setattr(keeping, "OLD_STEP", 10)
     now = timezone.now()
     for n in range(60):
         call(now - timedelta(hours=2 * n))

@@ -395,6 +395,24 @@ def _busiest(ask: Ask) -> "QuerySet[Call]":
     return _plotted(ask).filter(**{columns.get(ask.kind, f"{ask.kind}_id"): ask.of.partition(":")[2]})
 
 
+def _used(ask: Ask) -> "QuerySet[Call]":
+    """The calls of tools of the page's gateway, of somebody known; of one person, or of one with one tool, too."""
+    since = timezone.now() - SPANS[ask.query.get("range", "30d")]
+    gateway = Gateway.objects.get(slug=ask.path[1])
+    rows = Call.objects.filter(gateway_id=gateway.pk, method="tools/call", created_at__gte=since)
+    rows = rows.exclude(feature_name="").exclude(user_id=None)
+    kind, _, rest = ask.of.partition(":")
+    person, _, tool = rest.partition(":")
+    if kind in ("user", "used"):
+        rows = rows.filter(user_id=person)
+    return rows.filter(feature_name=tool) if kind == "used" else rows
+
+
+def _names_usable(ask: Ask) -> set[str]:
+    tools = Feature.objects.tools().callable().filter(assignment__gateway__slug=ask.path[1])
+    return set(tools.values_list("exposed_name", flat=True))
+
+
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if part else "0 %"
 
@@ -682,6 +700,12 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "calls.denied": _ended("denied"),
     "calls.cancelled": _ended("cancelled"),
     "calls.outcomes": _outcomes,
+    "usage.cell": lambda ask: _used(ask).count(),
+    "usage.calls": lambda ask: _used(ask).count(),
+    "usage.tools": lambda ask: _used(ask).values("feature_name").distinct().count(),
+    "usage.people": lambda ask: _used(ask).values("user_id").distinct().count(),
+    "usage.offered": lambda ask: len(_names_usable(ask)),
+    "usage.unused": lambda ask: len(_names_usable(ask) - set(_used(ask).values_list("feature_name", flat=True))),
     "plots.calls": lambda ask: _plotted(ask).count(),
     "plots.errors": lambda ask: _plotted(ask).filter(outcome__in=ERRORS).count(),
     "plots.denied": lambda ask: _plotted(ask).filter(outcome__in=DENIED).count(),

@@ -51,6 +51,7 @@ QUERIES = {
     "hosts:list": ("", "?status=pending", "?type=agent"),
     "servers:list": ("", "?health=down"),
     "gateways:tools": ("", "?kind=prompt", "?kind=all", "?kind=all&state=attention", "?enabled=off"),
+    "gateways:usage": ("", "?range=24h"),
     "gateways:catalogue": ("", "?show=changed", "?effect=unknown&sort=-server"),
     "accounts:people": ("", "?status=invited", "?status=deactivated"),
     "tokens:list": ("", "?owner=all", "?owner=all&status=waiting", "?owner=all&care=expiring"),
@@ -223,7 +224,7 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
 
 
 # Keys of which a part is made by the page: of a kind of feature, of a list of tokens or keys, of a question.
-MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.")))}
+MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.", "plots.")))}
 
 
 @pytest.mark.parametrize("who", one_in(6, VIEWERS))
