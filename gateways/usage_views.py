@@ -19,7 +19,7 @@ from gateways.models import Feature, Gateway
 from gateways.views import find
 from ui.pages import AppRequest, show
 
-PEOPLE, TOOLS = 15, 12  # More would make the page too heavy; those with the most calls.
+PEOPLE, TOOLS = 12, 12  # More would make the page too heavy; those with the most calls.
 RANGES = {"24h": ("24 h", 1), "7d": ("7 d", 7), "30d": ("30 d", 30)}
 DEFAULT = "30d"
 LEVELS = 4
